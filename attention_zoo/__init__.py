@@ -1,0 +1,1 @@
+"""Interchangeable attention mechanisms and positional encodings behind one contract."""

@@ -1,0 +1,13 @@
+"""Errors that a user can mend. The command line prints them as one line, without a traceback."""
+
+
+class UserError(ValueError):
+    """Something the user asked for cannot be done; the message says the rule, the value, the remedy."""
+
+
+class Unsupported(UserError):
+    """A combination that a card does not declare."""
+
+
+class BadInput(UserError):
+    """A file or a text that cannot be used as it is."""

@@ -1,0 +1,1 @@
+"""The Lightning side of the zoo: tasks, data, callbacks and the command line's verbs."""
