@@ -1,1 +1,60 @@
-"""Interchangeable attention mechanisms and positional encodings behind one contract."""
+"""Interchangeable attention mechanisms and positional encodings behind one contract.
+
+>>> import attention_zoo
+>>> attention_zoo.card("alibi").acts
+'scores'
+"""
+
+from attention_zoo.errors import BadInput, Unsupported, UserError
+from attention_zoo.zoo import ATTENTION, POSITION, AttentionCard, Card, PositionCard
+
+__all__ = [
+    "ATTENTION",
+    "POSITION",
+    "AttentionCard",
+    "BadInput",
+    "Card",
+    "Mask",
+    "PositionCard",
+    "Unsupported",
+    "UserError",
+    "card",
+    "create_attention",
+    "create_position",
+    "list_attention",
+    "list_position",
+]
+
+
+def list_attention() -> list[str]:
+    """The names of all attention mechanisms."""
+    return list(ATTENTION)
+
+
+def list_position() -> list[str]:
+    """The names of all positional encodings."""
+    return list(POSITION)
+
+
+def card(name: str) -> Card:
+    """The card of an attention mechanism or a positional encoding.
+
+    Raises:
+        Unsupported: an unknown name.
+    """
+    if name in list(POSITION):
+        return POSITION.card(name)
+    return ATTENTION.card(name)
+
+
+def __getattr__(name: str) -> object:
+    # These need torch, whose import takes over a second: the command line's light verbs do without.
+    if name in ("create_attention", "create_position"):
+        from attention_zoo import factory
+
+        return getattr(factory, name)
+    if name == "Mask":
+        from attention_zoo.masks import Mask
+
+        return Mask
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,171 @@
+"""The contract that every attention mechanism keeps."""
+
+from typing import ClassVar
+
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+
+from attention_zoo.caches import Cache
+from attention_zoo.errors import Unsupported, UserError
+from attention_zoo.masks import Mask
+from attention_zoo.position.base import PositionalEncoding
+from attention_zoo.zoo import AttentionCard, Role, check_pair, listed
+
+
+class Attention(nn.Module):
+    """Queries look up values by keys: projections to and from heads, and the contract.
+
+    Args:
+        dim: width of the inputs and of the output.
+        role: `causal` or `global` self-attention, or `cross`.
+        heads: number of query heads.
+        kv_heads: number of key/value heads, each shared by heads / kv_heads queries; all, if not given.
+        head_dim: width of a head; dim / heads, if not given.
+        bias: whether the projections have one.
+
+    Raises:
+        Unsupported: a role that the card does not declare.
+        UserError: sizes that do not fit together.
+    """
+
+    card: ClassVar[AttentionCard]
+
+    def __init__(
+        self,
+        *,
+        dim: int,
+        role: Role,
+        heads: int,
+        kv_heads: int | None = None,
+        head_dim: int | None = None,
+        bias: bool = False,
+    ) -> None:
+        super().__init__()
+        check_pair(self.card, role)
+        kv_heads = heads if kv_heads is None else kv_heads
+        if min(heads, kv_heads) < 1 or heads % kv_heads:
+            raise UserError(
+                f"heads must be a multiple of kv_heads, got heads={heads}, kv_heads={kv_heads}."
+            )
+        if head_dim is None and dim % heads:
+            raise UserError(f"dim must be a multiple of heads, got dim={dim}, heads={heads}.")
+        self.dim = dim
+        self.role = role
+        self.heads = heads
+        self.kv_heads = kv_heads
+        self.head_dim = dim // heads if head_dim is None else head_dim
+        self.query = nn.Linear(dim, self.heads * self.head_dim, bias=bias)
+        self.key = nn.Linear(dim, self.kv_heads * self.head_dim, bias=bias)
+        self.value = nn.Linear(dim, self.kv_heads * self.head_dim, bias=bias)
+        self.output = nn.Linear(self.heads * self.head_dim, dim, bias=bias)
+        self.position: PositionalEncoding
+        self.use(PositionalEncoding())
+
+    def use(self, position: PositionalEncoding) -> None:
+        """Let this encoding act on heads and scores.
+
+        It stays its owner's: a model shares one over its layers, so it is held here without being
+        registered as a submodule.
+
+        Raises:
+            Unsupported: the card does not take it.
+        """
+        check_pair(self.card, self.role, position.card)
+        object.__setattr__(self, "position", position)
+
+    def forward(
+        self,
+        x: Tensor,
+        context: Tensor | None = None,
+        *,
+        mask: Mask = Mask(),
+        positions: Tensor | None = None,
+        cache: Cache | None = None,
+    ) -> Tensor:
+        """Attend.
+
+        Args:
+            x: [b q d], where the queries come from; the keys too, if there is no context.
+            context: [b k d], what cross-attention looks at. With a cache, it is read the first time only.
+            mask: who may attend to whom, over all keys, those in the cache included. The role `causal`
+                adds its own part.
+            positions: [b|1 q] places of the queries; counted on from the cache, if not given.
+            cache: from `new_cache`; holds the tokens before x, and takes x in.
+
+        Returns:
+            [b q d]; zeros, before the output projection, for a query that may attend to nothing.
+
+        Raises:
+            Unsupported: a mask that the card does not honour.
+        """
+        raise NotImplementedError
+
+    def attention_map(
+        self,
+        x: Tensor,
+        context: Tensor | None = None,
+        *,
+        mask: Mask = Mask(),
+        positions: Tensor | None = None,
+    ) -> Tensor:
+        """The weights [b h q k] that `forward` gives, or implies, to the values."""
+        raise NotImplementedError
+
+    def naive(
+        self,
+        x: Tensor,
+        context: Tensor | None = None,
+        *,
+        visible: Tensor,
+        positions: Tensor | None = None,
+    ) -> Tensor:
+        """`forward` as the paper writes it, plain and slow, for the tests. `visible` is [b q k]."""
+        raise NotImplementedError
+
+    def new_cache(self) -> Cache:
+        """An empty cache for decoding.
+
+        Raises:
+            Unsupported: the mechanism has no cached decoding.
+        """
+        raise Unsupported(f"{self.card.name} has no cached decoding.")
+
+    def honoured(self, mask: Mask, context: Tensor | None) -> Mask:
+        """The mask with the role's own part, if the card honours all of it."""
+        if (context is not None) != (self.role == "cross"):
+            needs = "needs a context" if self.role == "cross" else "takes no context"
+            raise UserError(f"{self.role} attention {needs}.")
+        mask = mask.narrowed(causal=self.role == "causal")
+        refused = [name for name in mask.names if name not in self.card.masks]
+        if self.role == "cross":
+            refused += [name for name in ("causal", "window") if name in mask.names]
+        if refused:
+            raise Unsupported(
+                f"{self.card.name} as {self.role} attention cannot honour the mask {listed(tuple(refused))}; "
+                f"it honours: {', '.join(self.card.masks)}."
+            )
+        return mask
+
+    def project_query(self, x: Tensor) -> Tensor:
+        """[b q d] -> [b h q c]."""
+        return rearrange(self.query(x), "b q (h c) -> b h q c", h=self.heads)
+
+    def project_key_value(self, source: Tensor) -> tuple[Tensor, Tensor]:
+        """[b k d] -> [b g k c], [b g k c]."""
+        return (
+            rearrange(self.key(source), "b k (g c) -> b g k c", g=self.kv_heads),
+            rearrange(self.value(source), "b k (g c) -> b g k c", g=self.kv_heads),
+        )
+
+    def project_output(self, heads: Tensor) -> Tensor:
+        """[b h q c] -> [b q d]."""
+        return self.output(rearrange(heads, "b h q c -> b q (h c)"))
+
+
+def places(x: Tensor, positions: Tensor | None, cache: Cache | None) -> Tensor:
+    """[b|1 q]: the given positions, or those that follow the cache's tokens."""
+    if positions is not None:
+        return positions
+    start = 0 if cache is None else cache.length
+    return torch.arange(start, start + x.shape[1], device=x.device)[None, :]

@@ -1,0 +1,1 @@
+"""Every query is compared with every key."""

@@ -1,0 +1,94 @@
+"""Additive attention (Bahdanau et al. 2015)."""
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from attention_zoo.attention.softmax import SoftmaxAttention
+from attention_zoo.backends.reference import masked_softmax
+from attention_zoo.masks import Mask
+from attention_zoo.zoo import ATTENTION, AttentionCard, Role
+
+BLOCK = 32  # queries scored at once
+
+
+@ATTENTION.register(
+    AttentionCard(
+        name="additive",
+        paper="Bahdanau et al. 2015, arXiv 1409.0473, appendix A.1.2",
+        equation="softmax(vᵀ tanh(W q + U k)) V",
+        reference="closed form",
+        deviations="several heads, and projected values, as in multi-head attention",
+        roles=("causal", "global", "cross"),
+        masks=("causal", "window", "padding", "segments", "query_segments"),
+        positions=("embeddings", "scores"),
+        cache="projected keys and values",
+        decode_state="2·t·h·c",
+    )
+)
+class AdditiveAttention(SoftmaxAttention):
+    """A small network compares query and key:
+
+        a_ij = softmax_j(vᵀ tanh(W q_i + U k_j)),   out_i = Σ_j a_ij V_j
+
+    The scores need [b h q k c] numbers. They are made for a block of queries at a time, and made again
+    in the backward pass.
+    """
+
+    def __init__(
+        self,
+        *,
+        dim: int,
+        role: Role,
+        heads: int,
+        head_dim: int | None = None,
+        bias: bool = False,
+        dropout: float = 0.0,
+    ) -> None:
+        super().__init__(
+            dim=dim,
+            role=role,
+            heads=heads,
+            head_dim=head_dim,
+            bias=bias,
+            dropout=dropout,
+            backend="reference",
+        )
+        # So that scores start with about the variance that scaled dot products have.
+        self.energy = nn.Parameter(torch.randn(self.heads, self.head_dim) * self.head_dim**-0.5)
+
+    def attend(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        mask: Mask,
+        last: int,
+        q_positions: Tensor,
+        k_positions: Tensor,
+    ) -> Tensor:
+        queries, keys = q.shape[2], k.shape[2]
+        visible = mask.visible(
+            range(last - queries, last), range(last - keys, last), device=q.device
+        )
+        weights = self.weights(q, k, visible, self.position.bias(q_positions, k_positions))
+        weights = torch.dropout(weights, self.dropout, train=self.training)
+        return weights @ v
+
+    def weights(self, q: Tensor, k: Tensor, visible: Tensor | None, bias: Tensor | None) -> Tensor:
+        blocks = [
+            checkpoint(additive_scores, part, k, self.energy, use_reentrant=False)
+            for part in q.split(BLOCK, dim=2)
+        ]
+        scores = torch.cat(blocks, dim=2)
+        return masked_softmax(scores if bias is None else scores + bias, visible)
+
+    def naive_scores(self, head: int, query: Tensor, keys: Tensor) -> Tensor:
+        return torch.tanh(query + keys) @ self.energy[head]
+
+
+def additive_scores(q: Tensor, k: Tensor, energy: Tensor) -> Tensor:
+    """vᵀ tanh(q + k) for q [b h q c], k [b h k c], v [h c]: [b h q k]."""
+    return torch.einsum(
+        "b h q k c, h c -> b h q k", torch.tanh(q[:, :, :, None] + k[:, :, None]), energy
+    )

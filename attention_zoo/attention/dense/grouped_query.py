@@ -1,0 +1,48 @@
+"""Grouped-query attention (Ainslie et al. 2023)."""
+
+from attention_zoo.attention.softmax import SoftmaxAttention
+from attention_zoo.zoo import ATTENTION, AttentionCard, Role
+
+
+@ATTENTION.register(
+    AttentionCard(
+        name="grouped_query",
+        paper="Ainslie et al. 2023, arXiv 2305.13245",
+        equation="softmax(Q_i K_jᵀ/√c) V_j, j = ⌊i·g/h⌋",
+        reference="transformers LlamaAttention",
+        roles=("causal", "global", "cross"),
+        masks=("causal", "window", "padding", "segments", "query_segments"),
+        positions=("embeddings", "heads", "scores"),
+        cache="keys and values of g heads",
+        decode_state="2·t·g·c",
+    )
+)
+class GroupedQueryAttention(SoftmaxAttention):
+    """Neighbouring query heads share a key/value head, so the cache is h / g times smaller.
+
+    Args:
+        kv_heads: number g of key/value heads; h makes it multi-head, 1 makes it multi-query attention.
+    """
+
+    def __init__(
+        self,
+        *,
+        dim: int,
+        role: Role,
+        heads: int,
+        kv_heads: int,
+        head_dim: int | None = None,
+        bias: bool = False,
+        dropout: float = 0.0,
+        backend: str = "auto",
+    ) -> None:
+        super().__init__(
+            dim=dim,
+            role=role,
+            heads=heads,
+            kv_heads=kv_heads,
+            head_dim=head_dim,
+            bias=bias,
+            dropout=dropout,
+            backend=backend,
+        )

@@ -1,0 +1,24 @@
+"""Multi-head attention (Vaswani et al. 2017)."""
+
+from attention_zoo.attention.softmax import SoftmaxAttention
+from attention_zoo.zoo import ATTENTION, AttentionCard
+
+
+@ATTENTION.register(
+    AttentionCard(
+        name="multi_head",
+        paper="Vaswani et al. 2017, arXiv 1706.03762, §3.2.2",
+        equation="softmax(QKᵀ/√c) V per head, joined and projected",
+        reference="torch.nn.MultiheadAttention",
+        roles=("causal", "global", "cross"),
+        masks=("causal", "window", "padding", "segments", "query_segments"),
+        positions=("embeddings", "heads", "scores"),
+        cache="keys and values",
+        decode_state="2·t·h·c",
+    )
+)
+class MultiHeadAttention(SoftmaxAttention):
+    """Heads attend side by side, each in a projection of its own:
+
+    head_i = softmax(Q_i K_iᵀ/√c) V_i,   out = [head_1 … head_h] W_O
+    """

@@ -1,0 +1,32 @@
+"""Scaled dot-product attention with a single head (Vaswani et al. 2017)."""
+
+from attention_zoo.attention.softmax import SoftmaxAttention
+from attention_zoo.zoo import ATTENTION, AttentionCard, Role
+
+
+@ATTENTION.register(
+    AttentionCard(
+        name="single_head",
+        paper="Vaswani et al. 2017, arXiv 1706.03762, eq. 1",
+        equation="softmax(QKᵀ/√d) V",
+        reference="torch.nn.functional.scaled_dot_product_attention",
+        roles=("causal", "global", "cross"),
+        masks=("causal", "window", "padding", "segments", "query_segments"),
+        positions=("embeddings", "heads", "scores"),
+        cache="keys and values",
+        decode_state="2·t·d",
+    )
+)
+class SingleHeadAttention(SoftmaxAttention):
+    """One head as wide as the model: softmax(QKᵀ/√d) V. Options as of `SoftmaxAttention`."""
+
+    def __init__(
+        self,
+        *,
+        dim: int,
+        role: Role,
+        bias: bool = False,
+        dropout: float = 0.0,
+        backend: str = "auto",
+    ) -> None:
+        super().__init__(dim=dim, role=role, heads=1, bias=bias, dropout=dropout, backend=backend)

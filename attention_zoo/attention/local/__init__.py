@@ -1,0 +1,1 @@
+"""Queries are compared with the keys near them."""

@@ -1,0 +1,1 @@
+"""Keys and values are summed into a state of constant size."""

@@ -1,0 +1,62 @@
+"""The oracle: softmax attention as the paper writes it, in full."""
+
+import torch
+from torch import Tensor
+
+
+def attend(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    visible: Tensor | None,
+    causal: bool = False,
+    bias: Tensor | None = None,
+    scale: float,
+    dropout: float = 0.0,
+) -> Tensor:
+    """softmax(QKᵀ·scale + bias, masked) V.
+
+    Args:
+        q: [b h q c]. k, v: [b g k c], each repeated over h / g neighbouring heads.
+        visible: [b|1 1|h q k] bool, True = may attend; None = everything.
+        causal: the same as a square lower triangle in `visible`; needs q = k.
+        bias: [b|1 h q k], added to the scaled scores.
+
+    Returns:
+        [b h q c]; a query that may attend to nothing gets zeros.
+    """
+    weights = attention_weights(q, k, visible=visible, causal=causal, bias=bias, scale=scale)
+    weights = torch.dropout(weights, dropout, train=True)
+    return weights @ repeat_heads(v, q.shape[1])
+
+
+def attention_weights(
+    q: Tensor,
+    k: Tensor,
+    *,
+    visible: Tensor | None,
+    causal: bool = False,
+    bias: Tensor | None = None,
+    scale: float,
+) -> Tensor:
+    """[b h q k]; every row sums to 1, or is zero where nothing is visible."""
+    scores = q @ repeat_heads(k, q.shape[1]).transpose(-2, -1) * scale
+    if bias is not None:
+        scores = scores + bias
+    if causal:
+        visible = torch.ones(q.shape[2], k.shape[2], dtype=torch.bool, device=q.device).tril()
+    return masked_softmax(scores, visible)
+
+
+def masked_softmax(scores: Tensor, visible: Tensor | None) -> Tensor:
+    """Softmax over the visible keys, zeros elsewhere, and finite gradients in rows without any."""
+    if visible is None:
+        return scores.softmax(dim=-1)
+    lowest = torch.finfo(scores.dtype).min
+    return scores.masked_fill(~visible, lowest).softmax(dim=-1).masked_fill(~visible, 0.0)
+
+
+def repeat_heads(x: Tensor, heads: int) -> Tensor:
+    """[b g k c] -> [b h k c], each key/value head beside its copies, as in grouped-query attention."""
+    return x if x.shape[1] == heads else x.repeat_interleave(heads // x.shape[1], dim=1)

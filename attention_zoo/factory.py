@@ -1,0 +1,69 @@
+"""Entries of the zoo by name."""
+
+import inspect
+from typing import Any
+
+from attention_zoo.attention.base import Attention
+from attention_zoo.errors import UserError
+from attention_zoo.position.base import PositionalEncoding
+from attention_zoo.zoo import ATTENTION, POSITION, Role
+
+
+def create_attention(
+    name: str, *, dim: int, role: Role, position: str | None = None, **options: Any
+) -> Attention:
+    """Build an attention mechanism.
+
+    Args:
+        name: a registered name; see `list_attention`.
+        dim: width of inputs and output.
+        role: `causal`, `global` or `cross`.
+        position: name of an encoding for it alone. A model gives one encoding to all its layers
+            instead, by `Attention.use`.
+        options: of the mechanism; `attention_zoo.ATTENTION[name]` documents them.
+
+    Raises:
+        Unsupported: an unknown name, or a combination that the cards do not declare.
+        UserError: an option that the mechanism does not have, or a value it cannot take.
+
+    >>> create_attention("grouped_query", dim=256, heads=8, kv_heads=2, role="causal").head_dim
+    32
+    """
+    attention = construct(ATTENTION[name], name, dim=dim, role=role, **options)
+    if position is not None:
+        attention.encoding = create_position(
+            position, dim=dim, heads=attention.heads, head_dim=attention.head_dim, role=role
+        )
+        attention.use(attention.encoding)
+    return attention
+
+
+def create_position(
+    name: str, *, dim: int, heads: int, head_dim: int, role: Role, **options: Any
+) -> PositionalEncoding:
+    """Build a positional encoding for a stack of layers.
+
+    Args:
+        name: a registered name; see `list_position`.
+        dim: width of the embeddings. heads, head_dim: number and width of the attention's heads.
+        role: of the attention that it serves.
+        options: of the encoding; `attention_zoo.POSITION[name]` documents them.
+    """
+    return construct(
+        POSITION[name], name, dim=dim, heads=heads, head_dim=head_dim, role=role, **options
+    )
+
+
+def construct(entry: type, name: str, **options: Any) -> Any:
+    """`entry(**options)`, refusing options that it does not have."""
+    legal = inspect.signature(entry).parameters
+    strange = [option for option in options if option not in legal]
+    missing = [
+        option
+        for option, parameter in legal.items()
+        if parameter.default is parameter.empty and option not in options
+    ]
+    if strange or missing:
+        fault = f"has no option {strange[0]!r}" if strange else f"needs the option {missing[0]!r}"
+        raise UserError(f"{name} {fault}. Its options: {', '.join(legal)}.")
+    return entry(**options)

@@ -1,0 +1,83 @@
+"""Who may attend to whom, described once, as data; each backend renders it its own way."""
+
+from dataclasses import dataclass, fields, replace
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mask:
+    """Which keys a query may attend to: the intersection of all that is set. True = may attend.
+
+    The last query is aligned with the last key: with q queries and k keys, query i stands at key
+    k - q + i. So decoding with a cache needs no case of its own.
+
+    Args:
+        causal: no key after the query's own place.
+        window: W keys, oneself included. Causal: the W - 1 before and oneself; else W // 2 before and
+            (W - 1) // 2 after.
+        padding: [b k] bool, True at real keys.
+        segments: [b k] numbers of the packed sequences; attention stays within one. Each sequence is
+            contiguous.
+        query_segments: [b q] the same for the queries, where they are not the last of the keys
+            (cross-attention).
+    """
+
+    causal: bool = False
+    window: int | None = None
+    padding: Tensor | None = None
+    segments: Tensor | None = None
+    query_segments: Tensor | None = None
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The fields that are set."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        return tuple(
+            name for name, value in values.items() if value is not None and value is not False
+        )
+
+    def narrowed(self, *, causal: bool = False, window: int | None = None) -> "Mask":
+        """This mask, and causal or windowed besides."""
+        windows = [w for w in (self.window, window) if w is not None]
+        return replace(self, causal=self.causal or causal, window=min(windows) if windows else None)
+
+    def visible(self, rows: range, columns: range, *, device: torch.device) -> Tensor | None:
+        """The mask of some queries and keys.
+
+        Args:
+            rows: places of the queries, in the count of the keys (query i of q stands at k - q + i).
+            columns: places of the keys.
+
+        Returns:
+            [b|1 1 q k] bool, or None where every query may attend to every key.
+        """
+        i = torch.arange(rows.start, rows.stop, device=device)[:, None]
+        j = torch.arange(columns.start, columns.stop, device=device)[None, :]
+        parts: list[Tensor] = []
+        if self.causal and columns.stop - 1 > rows.start:
+            parts.append((j <= i)[None, None])
+        if self.window is not None:
+            before = self.window - 1 if self.causal else self.window // 2
+            after = 0 if self.causal else (self.window - 1) // 2
+            if rows.stop - 1 - columns.start > before or columns.stop - 1 - rows.start > after:
+                parts.append(((i - j <= before) & (j - i <= after))[None, None])
+        if self.padding is not None:
+            parts.append(self.padding[:, None, None, columns.start : columns.stop])
+        if self.segments is not None:
+            queries = self._query_segments(rows)[:, None, :, None]
+            parts.append(queries == self.segments[:, None, None, columns.start : columns.stop])
+        if not parts:
+            return None
+        result = parts[0]
+        for part in parts[1:]:
+            result = result & part
+        return result
+
+    def _query_segments(self, rows: range) -> Tensor:
+        assert self.segments is not None
+        if self.query_segments is None:
+            return self.segments[:, rows.start : rows.stop]
+        shift = self.segments.shape[1] - self.query_segments.shape[1]
+        return self.query_segments[:, rows.start - shift : rows.stop - shift]

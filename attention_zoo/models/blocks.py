@@ -1,0 +1,159 @@
+"""The sublayers of a Transformer, each with its residual connection and norm."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import ClassVar, Literal, get_args
+
+import torch
+from torch import Tensor, nn
+
+from attention_zoo.attention.base import Attention
+from attention_zoo.caches import Cache
+from attention_zoo.errors import UserError
+from attention_zoo.masks import Mask
+from attention_zoo.zoo import Role
+
+AttentionFactory = Callable[..., Attention]
+Norm = Literal["layer", "rms"]
+NormOrder = Literal["pre", "post"]
+Activation = Literal["relu", "relu_squared", "gelu", "swiglu"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class BlockOptions:
+    """What all sublayers of a model share.
+
+    Args:
+        dim: width of the residual stream.
+        hidden: width of the feed-forward's middle.
+        activation: of the feed-forward: `relu` (Vaswani et al. 2017), `gelu` (Hendrycks and Gimpel
+            2016), `relu_squared` (So et al. 2021), `swiglu` (Shazeer 2020).
+        norm: `layer` (Ba et al. 2016) or `rms` (Zhang and Sennrich 2019).
+        norm_order: `pre`, x + f(norm(x)), or `post`, norm(x + f(x)).
+        dropout: on every sublayer's output and on the embeddings.
+    """
+
+    dim: int
+    hidden: int
+    activation: Activation = "gelu"
+    norm: Norm = "layer"
+    norm_order: NormOrder = "pre"
+    dropout: float = 0.1
+
+    def __post_init__(self) -> None:
+        for name, choices in (
+            ("activation", Activation),
+            ("norm", Norm),
+            ("norm_order", NormOrder),
+        ):
+            if getattr(self, name) not in get_args(choices):
+                raise UserError(
+                    f"{name} must be one of {', '.join(get_args(choices))}, got {getattr(self, name)!r}."
+                )
+        if not 0.0 <= self.dropout < 1.0:
+            raise UserError(f"dropout must be at least 0 and below 1, got {self.dropout}.")
+        if min(self.dim, self.hidden) < 1:
+            raise UserError(f"dim and hidden must be positive, got {self.dim} and {self.hidden}.")
+
+    def new_norm(self) -> nn.Module:
+        return nn.LayerNorm(self.dim) if self.norm == "layer" else nn.RMSNorm(self.dim, eps=1e-6)
+
+    def final_norm(self) -> nn.Module:
+        """What closes a stack: pre-norm leaves the sum of all sublayers to be normed."""
+        return self.new_norm() if self.norm_order == "pre" else nn.Identity()
+
+
+class Sublayer(nn.Module):
+    """x + dropout(f(norm(x))), or norm(x + dropout(f(x)))."""
+
+    def __init__(self, options: BlockOptions) -> None:
+        super().__init__()
+        self.pre_norm = options.norm_order == "pre"
+        self.norm = options.new_norm()
+        self.dropout = nn.Dropout(options.dropout)
+
+    def residual(self, x: Tensor, f: Callable[[Tensor], Tensor]) -> Tensor:
+        if self.pre_norm:
+            return x + self.dropout(f(self.norm(x)))
+        return self.norm(x + self.dropout(f(x)))
+
+
+class AttentionSublayer(Sublayer):
+    """Any mechanism of the zoo in one role, with residual and norm."""
+
+    role: ClassVar[Role]
+
+    def __init__(self, attention: AttentionFactory, options: BlockOptions) -> None:
+        super().__init__(options)
+        self.attention = attention(dim=options.dim, role=self.role)
+
+    def forward(
+        self,
+        x: Tensor,
+        context: Tensor | None = None,
+        *,
+        mask: Mask = Mask(),
+        positions: Tensor | None = None,
+        cache: Cache | None = None,
+    ) -> Tensor:
+        """As `Attention.forward`, [b q d] -> [b q d]."""
+        return self.residual(
+            x,
+            lambda y: self.attention(y, context, mask=mask, positions=positions, cache=cache),
+        )
+
+    def attention_map(
+        self,
+        x: Tensor,
+        context: Tensor | None = None,
+        *,
+        mask: Mask = Mask(),
+        positions: Tensor | None = None,
+    ) -> Tensor:
+        """The weights [b h q k] for the same arguments as `forward`."""
+        x = self.norm(x) if self.pre_norm else x
+        return self.attention.attention_map(x, context, mask=mask, positions=positions)
+
+
+class CausalSelfAttention(AttentionSublayer):
+    """Each token looks at itself and those before: in decoders and language models."""
+
+    role = "causal"
+
+
+class GlobalSelfAttention(AttentionSublayer):
+    """Each token looks at all others: in encoders."""
+
+    role = "global"
+
+
+class CrossAttention(AttentionSublayer):
+    """Each token looks at another sequence: where the decoder meets the encoder."""
+
+    role = "cross"
+
+
+class FeedForward(Sublayer):
+    """W₂ σ(W₁ x), or W₂ (silu(W₁ x) ⊙ W₃ x) for `swiglu`, with residual and norm."""
+
+    def __init__(self, options: BlockOptions) -> None:
+        super().__init__(options)
+        self.activation = options.activation
+        gated = options.activation == "swiglu"
+        self.expand = nn.Linear(options.dim, options.hidden * (2 if gated else 1))
+        self.contract = nn.Linear(options.hidden, options.dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.residual(x, lambda y: self.contract(self._activate(self.expand(y))))
+
+    def _activate(self, x: Tensor) -> Tensor:
+        match self.activation:
+            case "relu":
+                return torch.relu(x)
+            case "relu_squared":
+                return torch.relu(x).square()
+            case "gelu":
+                return nn.functional.gelu(x)
+            case "swiglu":
+                gate, x = x.chunk(2, dim=-1)
+                return nn.functional.silu(gate) * x

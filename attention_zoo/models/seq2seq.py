@@ -1,0 +1,132 @@
+"""The encoder-decoder Transformer (Vaswani et al. 2017)."""
+
+import torch
+from torch import Tensor, nn
+
+from attention_zoo.caches import LayeredCache
+from attention_zoo.masks import Mask
+from attention_zoo.models.blocks import Activation, AttentionFactory, BlockOptions, Norm, NormOrder
+from attention_zoo.models.embedding import TokenEmbedding, output_head
+from attention_zoo.models.stacks import Decoder, Encoder, Maps, PositionFactory
+
+
+class Seq2Seq(nn.Module):
+    """Reads a source sequence, and writes a target sequence token by token.
+
+    Args:
+        vocabulary_size: v, shared by source and target.
+        pad_id: the token that fills up shorter rows, at their end.
+        dim, hidden, activation, norm, norm_order, dropout: as `BlockOptions` says.
+        layers: of encoder and decoder each, unless `encoder_layers` or `decoder_layers` say otherwise.
+        encoder_attention, decoder_attention, cross_attention: factories, called with `dim` and `role`.
+        position: factory of the positional encoding; encoder and decoder get one each.
+        tie_embeddings: one table for source, target and output (Vaswani et al. 2017, §3.4).
+    """
+
+    def __init__(
+        self,
+        *,
+        vocabulary_size: int,
+        pad_id: int,
+        dim: int,
+        hidden: int,
+        layers: int,
+        encoder_attention: AttentionFactory,
+        decoder_attention: AttentionFactory,
+        cross_attention: AttentionFactory,
+        position: PositionFactory,
+        encoder_layers: int | None = None,
+        decoder_layers: int | None = None,
+        activation: Activation = "gelu",
+        norm: Norm = "layer",
+        norm_order: NormOrder = "pre",
+        dropout: float = 0.1,
+        tie_embeddings: bool = True,
+    ) -> None:
+        super().__init__()
+        options = BlockOptions(
+            dim=dim,
+            hidden=hidden,
+            activation=activation,
+            norm=norm,
+            norm_order=norm_order,
+            dropout=dropout,
+        )
+        self.pad_id = pad_id
+        self.source_embedding = TokenEmbedding(vocabulary_size, dim)
+        self.target_embedding = (
+            self.source_embedding if tie_embeddings else TokenEmbedding(vocabulary_size, dim)
+        )
+        self.encoder = Encoder(
+            layers=layers if encoder_layers is None else encoder_layers,
+            attention=encoder_attention,
+            position=position,
+            options=options,
+        )
+        self.decoder = Decoder(
+            layers=layers if decoder_layers is None else decoder_layers,
+            attention=decoder_attention,
+            cross_attention=cross_attention,
+            position=position,
+            options=options,
+        )
+        self.head = output_head(self.target_embedding, tied=tie_embeddings)
+
+    @property
+    def max_length(self) -> int | None:
+        """The longest sequence that the encoding can number, if it has a limit."""
+        return self.decoder.position.max_length
+
+    def forward(self, source: Tensor, target: Tensor) -> Tensor:
+        """Teacher forcing: logits [b t v] for the tokens after each of `target` [b t]."""
+        padding = source != self.pad_id
+        return self.decode(target, self.encode(source, padding), padding)
+
+    def encode(self, source: Tensor, padding: Tensor, *, maps: Maps | None = None) -> Tensor:
+        """Source tokens [b s], with True at the real ones in `padding` -> memory [b s d]."""
+        positions = torch.arange(source.shape[1], device=source.device)[None, :]
+        x = self.source_embedding(source)
+        return self.encoder(x, mask=Mask(padding=padding), positions=positions, maps=maps)
+
+    def decode(
+        self,
+        target: Tensor,
+        memory: Tensor,
+        padding: Tensor,
+        *,
+        cache: LayeredCache | None = None,
+        maps: Maps | None = None,
+    ) -> Tensor:
+        """Logits [b t v] for the tokens after each of `target` [b t].
+
+        Args:
+            target: with a cache, only the tokens that it has not seen. Filled up at the end: padding
+                there lies in every real token's future.
+            memory: [b s d] from `encode`. padding: [b s], True at real source tokens.
+        """
+        start = 0 if cache is None else cache.length
+        positions = torch.arange(start, start + target.shape[1], device=target.device)[None, :]
+        x = self.decoder(
+            self.target_embedding(target),
+            memory,
+            context_mask=Mask(padding=padding),
+            positions=positions,
+            cache=cache,
+            maps=maps,
+        )
+        return self.head(x)
+
+    def new_cache(self) -> LayeredCache:
+        """For decoding token by token.
+
+        Raises:
+            Unsupported: an attention without cached decoding.
+        """
+        return self.decoder.new_cache()
+
+    def attention_maps(self, source: Tensor, target: Tensor) -> Maps:
+        """Weights [b h q k] of every layer, by role: `encoder`, `decoder`, `cross`."""
+        maps: Maps = {"encoder": [], "decoder": [], "cross": []}
+        padding = source != self.pad_id
+        self.decode(target, self.encode(source, padding, maps=maps), padding, maps=maps)
+        return maps

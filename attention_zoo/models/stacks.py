@@ -1,0 +1,201 @@
+"""Encoder and decoder: N layers, with the one positional encoding that they share."""
+
+from collections.abc import Callable, Sequence
+
+from torch import Tensor, nn
+
+from attention_zoo.caches import Cache, LayeredCache
+from attention_zoo.errors import UserError
+from attention_zoo.masks import Mask
+from attention_zoo.models.blocks import (
+    AttentionFactory,
+    AttentionSublayer,
+    BlockOptions,
+    CausalSelfAttention,
+    CrossAttention,
+    FeedForward,
+    GlobalSelfAttention,
+)
+from attention_zoo.position.base import PositionalEncoding
+
+PositionFactory = Callable[..., PositionalEncoding]
+Maps = dict[str, list[Tensor]]
+
+
+class EncoderLayer(nn.Module):
+    """Global self-attention, then feed-forward."""
+
+    def __init__(self, attention: AttentionFactory, options: BlockOptions) -> None:
+        super().__init__()
+        self.self_attention = GlobalSelfAttention(attention, options)
+        self.feed_forward = FeedForward(options)
+
+    def forward(
+        self, x: Tensor, *, mask: Mask, positions: Tensor, maps: Maps | None = None
+    ) -> Tensor:
+        if maps is not None:
+            weights = self.self_attention.attention_map(x, mask=mask, positions=positions)
+            maps["encoder"].append(weights)
+        return self.feed_forward(self.self_attention(x, mask=mask, positions=positions))
+
+
+class Encoder(nn.Module):
+    """Layers of global self-attention and feed-forward over embedded tokens.
+
+    Args:
+        layers: their number.
+        attention: factory of the mechanism, called with `dim` and `role` for every layer.
+        position: factory of the encoding, called once.
+        options: of the blocks.
+    """
+
+    def __init__(
+        self,
+        *,
+        layers: int,
+        attention: AttentionFactory,
+        position: PositionFactory,
+        options: BlockOptions,
+    ) -> None:
+        super().__init__()
+        check_layers(layers)
+        self.layers = nn.ModuleList(EncoderLayer(attention, options) for _ in range(layers))
+        self.position = shared_position([layer.self_attention for layer in self.layers], position)
+        self.dropout = nn.Dropout(options.dropout)
+        self.norm = options.final_norm()
+
+    def forward(
+        self, x: Tensor, *, mask: Mask, positions: Tensor, maps: Maps | None = None
+    ) -> Tensor:
+        """[b s d] -> [b s d]. Attention maps are put into `maps`, where given."""
+        x = self.dropout(self.position.embed(x, positions))
+        for layer in self.layers:
+            x = layer(x, mask=mask, positions=positions, maps=maps)
+        return self.norm(x)
+
+
+class DecoderLayer(nn.Module):
+    """Causal self-attention, cross-attention where there is something to look at, feed-forward."""
+
+    def __init__(
+        self,
+        attention: AttentionFactory,
+        cross_attention: AttentionFactory | None,
+        options: BlockOptions,
+    ) -> None:
+        super().__init__()
+        self.self_attention = CausalSelfAttention(attention, options)
+        self.cross_attention = (
+            None if cross_attention is None else CrossAttention(cross_attention, options)
+        )
+        self.feed_forward = FeedForward(options)
+
+    def new_caches(self) -> list[Cache | None]:
+        """Of the self-attention and, where there is one, of the cross-attention."""
+        sublayers = [self.self_attention, self.cross_attention]
+        return [None if part is None else part.attention.new_cache() for part in sublayers]
+
+    def forward(
+        self,
+        x: Tensor,
+        context: Tensor | None,
+        *,
+        mask: Mask,
+        context_mask: Mask,
+        positions: Tensor,
+        caches: Sequence[Cache | None] = (None, None),
+        maps: Maps | None = None,
+    ) -> Tensor:
+        own, other = caches
+        if maps is not None:
+            weights = self.self_attention.attention_map(x, mask=mask, positions=positions)
+            maps["decoder"].append(weights)
+        x = self.self_attention(x, mask=mask, positions=positions, cache=own)
+        if self.cross_attention is not None:
+            if maps is not None:
+                weights = self.cross_attention.attention_map(x, context, mask=context_mask)
+                maps["cross"].append(weights)
+            x = self.cross_attention(x, context, mask=context_mask, cache=other)
+        return self.feed_forward(x)
+
+
+class Decoder(nn.Module):
+    """Layers of causal self-attention, cross-attention (optional) and feed-forward.
+
+    Args:
+        layers: their number.
+        attention: factory of the self-attention, called with `dim` and `role` for every layer.
+        cross_attention: factory of the cross-attention; None for a language model.
+        position: factory of the encoding, called once. It acts on self-attention; cross-attention
+            compares two sequences that share no positions.
+        options: of the blocks.
+    """
+
+    def __init__(
+        self,
+        *,
+        layers: int,
+        attention: AttentionFactory,
+        cross_attention: AttentionFactory | None,
+        position: PositionFactory,
+        options: BlockOptions,
+    ) -> None:
+        super().__init__()
+        check_layers(layers)
+        self.layers = nn.ModuleList(
+            DecoderLayer(attention, cross_attention, options) for _ in range(layers)
+        )
+        self.position = shared_position([layer.self_attention for layer in self.layers], position)
+        self.dropout = nn.Dropout(options.dropout)
+        self.norm = options.final_norm()
+
+    def new_cache(self) -> LayeredCache:
+        return LayeredCache([layer.new_caches() for layer in self.layers])
+
+    def forward(
+        self,
+        x: Tensor,
+        context: Tensor | None = None,
+        *,
+        mask: Mask = Mask(),
+        context_mask: Mask = Mask(),
+        positions: Tensor,
+        cache: LayeredCache | None = None,
+        maps: Maps | None = None,
+    ) -> Tensor:
+        """[b t d], looking at the context [b s d] -> [b t d].
+
+        Attention maps are put into `maps`, where given.
+        """
+        x = self.dropout(self.position.embed(x, positions))
+        for index, layer in enumerate(self.layers):
+            x = layer(
+                x,
+                context,
+                mask=mask,
+                context_mask=context_mask,
+                positions=positions,
+                caches=(None, None) if cache is None else cache.layers[index],
+                maps=maps,
+            )
+        if cache is not None:
+            cache.length += x.shape[1]
+        return self.norm(x)
+
+
+def shared_position(
+    layers: list[AttentionSublayer], factory: PositionFactory
+) -> PositionalEncoding:
+    """One encoding for all the layers' attention, made for their heads."""
+    attention = layers[0].attention
+    position = factory(
+        dim=attention.dim, heads=attention.heads, head_dim=attention.head_dim, role=attention.role
+    )
+    for layer in layers:
+        layer.attention.use(position)
+    return position
+
+
+def check_layers(layers: int) -> None:
+    if layers < 1:
+        raise UserError(f"a stack needs at least 1 layer, got {layers}.")

@@ -1,0 +1,1 @@
+"""The positional encodings, one file each, by where they act."""

@@ -1,0 +1,48 @@
+"""Learned absolute positions (Gehring et al. 2017)."""
+
+import torch
+from torch import Tensor, nn
+
+from attention_zoo.errors import UserError
+from attention_zoo.position.base import PositionalEncoding
+from attention_zoo.zoo import POSITION, PositionCard, Role
+
+
+@POSITION.register(
+    PositionCard(
+        name="learned",
+        paper="Gehring et al. 2017, arXiv 1705.03122, §3.1; Vaswani et al. 2017, §3.5",
+        equation="x_t + P_t",
+        reference="transformers GPT2Model",
+        acts="embeddings",
+    )
+)
+class LearnedEncoding(PositionalEncoding):
+    """x_t + P_t with a table P of `max_length` rows, and no row beyond.
+
+    Args:
+        max_length: the longest sequence, in tokens. A longer one is refused.
+    """
+
+    def __init__(self, *, dim: int, heads: int, head_dim: int, role: Role, max_length: int) -> None:
+        super().__init__()
+        self.max_length = max_length
+        self.table = nn.Embedding(max_length, dim)
+        # Half the embeddings' own deviation, the proportion of GPT-2 (0.01 beside 0.02).
+        nn.init.normal_(self.table.weight, std=0.5)
+
+    def embed(self, x: Tensor, positions: Tensor) -> Tensor:
+        check_length(self.max_length, positions)
+        return x + self.table(positions)
+
+
+def check_length(max_length: int, positions: Tensor) -> None:
+    """Raises: UserError, if a position lies outside the table."""
+    if torch.compiler.is_compiling():
+        return
+    last = int(positions.max())
+    if last >= max_length:
+        raise UserError(
+            f"position=learned has max_length={max_length}, got a sequence of {last + 1} tokens. "
+            "Train with a larger position.max_length, or choose an encoding without a limit."
+        )

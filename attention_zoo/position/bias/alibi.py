@@ -1,0 +1,45 @@
+"""Attention with linear biases (Press et al. 2022)."""
+
+import math
+
+import torch
+from torch import Tensor
+
+from attention_zoo.position.base import PositionalEncoding
+from attention_zoo.zoo import POSITION, PositionCard, Role
+
+
+@POSITION.register(
+    PositionCard(
+        name="alibi",
+        paper="Press et al. 2022, arXiv 2108.12409, §3",
+        equation="q_t·k_s/√c − m_h·|t − s|",
+        reference="transformers build_alibi_tensor (bloom)",
+        acts="scores",
+        deviations="without causality the distance is symmetric, |t − s|",
+    )
+)
+class AlibiEncoding(PositionalEncoding):
+    """Lowers the score of a key by its distance times a slope of the head: − m_h·|t − s|.
+
+    For h heads, a power of two, the slopes are 2^(−8i/h), i = 1 … h. For another number, those of the
+    next lower power of two, then every second one of the next higher, as in the authors' code.
+    """
+
+    slopes: Tensor
+
+    def __init__(self, *, dim: int, heads: int, head_dim: int, role: Role) -> None:
+        super().__init__()
+        self.register_buffer("slopes", torch.tensor(alibi_slopes(heads)), persistent=False)
+
+    def bias(self, q_positions: Tensor, k_positions: Tensor) -> Tensor:
+        distance = (q_positions[:, :, None] - k_positions[:, None, :]).abs()
+        return -self.slopes[:, None, None] * distance[:, None]
+
+
+def alibi_slopes(heads: int) -> list[float]:
+    """The slope of each head."""
+    power = 2 ** math.floor(math.log2(heads))
+    slopes = [2.0 ** (-8.0 * i / power) for i in range(1, power + 1)]
+    between = [2.0 ** (-4.0 * i / power) for i in range(1, 2 * power + 1, 2)]
+    return slopes + between[: heads - power]

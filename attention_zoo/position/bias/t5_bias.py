@@ -1,0 +1,76 @@
+"""Bucketed relative biases of T5 (Raffel et al. 2020)."""
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from attention_zoo.errors import UserError
+from attention_zoo.position.base import PositionalEncoding
+from attention_zoo.zoo import POSITION, PositionCard, Role
+
+
+@POSITION.register(
+    PositionCard(
+        name="t5_bias",
+        paper="Raffel et al. 2020, arXiv 1910.10683, §2.1",
+        equation="q_t·k_s/√c + B_h[bucket(s − t)]",
+        reference="transformers T5Attention",
+        acts="scores",
+        deviations="scores are scaled by 1/√c, which T5 folds into its initialisation",
+    )
+)
+class T5BiasEncoding(PositionalEncoding):
+    """Adds a learned number for each head and bucket of distances; one table for all layers.
+
+    Half of the buckets are for single distances, half grow logarithmically up to `max_distance`; all
+    beyond share the last. Causal: all buckets are for the past. Else: half of them for each direction.
+
+    Args:
+        buckets: their number.
+        max_distance: in tokens.
+    """
+
+    def __init__(
+        self,
+        *,
+        dim: int,
+        heads: int,
+        head_dim: int,
+        role: Role,
+        buckets: int = 32,
+        max_distance: int = 128,
+    ) -> None:
+        super().__init__()
+        self.bidirectional = role != "causal"
+        exact = buckets // (4 if self.bidirectional else 2)
+        if exact < 1 or max_distance <= exact:
+            raise UserError(
+                f"position=t5_bias needs at least {4 if self.bidirectional else 2} buckets and a "
+                f"max_distance above {exact}, got buckets={buckets}, max_distance={max_distance}."
+            )
+        self.buckets = buckets
+        self.max_distance = max_distance
+        self.table = nn.Embedding(buckets, heads)
+        nn.init.normal_(self.table.weight, std=dim**-0.5)
+
+    def bias(self, q_positions: Tensor, k_positions: Tensor) -> Tensor:
+        relative = k_positions[:, None, :] - q_positions[:, :, None]
+        return self.table(self.bucket(relative)).movedim(-1, 1)
+
+    def bucket(self, relative: Tensor) -> Tensor:
+        """The bucket of each distance s − t (key minus query)."""
+        if self.bidirectional:
+            count = self.buckets // 2
+            side = count * (relative > 0)
+            distance = relative.abs()
+        else:
+            count = self.buckets
+            side = torch.zeros_like(relative)
+            distance = (-relative).clamp(min=0)
+        exact = count // 2
+        growth = torch.log(distance.clamp(min=1).float() / exact) / math.log(
+            self.max_distance / exact
+        )
+        far = exact + (growth * (count - exact)).long()
+        return side + torch.where(distance < exact, distance, far.clamp(max=count - 1))

@@ -1,0 +1,73 @@
+"""Rotary positions (Su et al. 2021)."""
+
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+from attention_zoo.errors import UserError
+from attention_zoo.position.base import PositionalEncoding
+from attention_zoo.zoo import POSITION, PositionCard, Role
+
+Layout = Literal["half_split", "interleaved"]
+
+
+@POSITION.register(
+    PositionCard(
+        name="rotary",
+        paper="Su et al. 2021, arXiv 2104.09864, eq. 34",
+        equation="q_t R_t, k_s R_s: their product depends on t − s",
+        reference="transformers LlamaRotaryEmbedding (half_split); x-transformers (interleaved)",
+        acts="heads",
+    )
+)
+class RotaryEncoding(PositionalEncoding):
+    """Turns pairs of channels of queries and keys by angles t·ω_i, with ω_i = base^(−2i/c).
+
+    A product of a query at t and a key at s then depends on t − s only. Values are not turned. Angles
+    are computed in float32 at least.
+
+    Args:
+        base: the wavelengths run from 2π to base·2π tokens.
+        layout: which channels make pair i. `half_split`: i and i + c/2, as in Llama; `interleaved`: 2i
+            and 2i + 1, as in the paper. They differ by a permutation of the channels.
+    """
+
+    def __init__(
+        self,
+        *,
+        dim: int,
+        heads: int,
+        head_dim: int,
+        role: Role,
+        base: float = 10000.0,
+        layout: Layout = "half_split",
+    ) -> None:
+        super().__init__()
+        if head_dim % 2:
+            raise UserError(
+                f"position=rotary turns pairs of channels: it needs an even head width, got {head_dim}."
+            )
+        if layout not in get_args(Layout):
+            raise UserError(f"layout must be one of {', '.join(get_args(Layout))}, got {layout!r}.")
+        self.head_dim = head_dim
+        self.base = base
+        self.layout = layout
+
+    def rotate(self, q: Tensor, k: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
+        wide = torch.promote_types(q.dtype, torch.float32)
+        steps = torch.arange(0, self.head_dim, 2, device=q.device, dtype=wide)
+        angles = positions[:, None, :, None].to(wide) * self.base ** (-steps / self.head_dim)
+        cos, sin = angles.cos(), angles.sin()
+        return self._turn(q, cos, sin), self._turn(k, cos, sin)
+
+    def _turn(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        """x [b h t c], cos and sin [b|1 1 t c/2]."""
+        if self.layout == "half_split":
+            first, second = x.chunk(2, dim=-1)
+        else:
+            first, second = x[..., 0::2], x[..., 1::2]
+        turned = first * cos - second * sin, second * cos + first * sin
+        if self.layout == "half_split":
+            return torch.cat(turned, dim=-1).to(x.dtype)
+        return torch.stack(turned, dim=-1).flatten(-2).to(x.dtype)

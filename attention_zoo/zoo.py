@@ -1,0 +1,164 @@
+"""The registries: what the zoo holds, and what each entry declares of itself.
+
+An entry is a class with a card, registered under the card's name. The card is the only list there is:
+the command line, the tests, the tables and every refusal read it.
+"""
+
+import importlib
+import pkgutil
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from difflib import get_close_matches
+from functools import cache
+from importlib.metadata import entry_points
+from typing import Generic, Literal, TypeVar, get_args
+
+from attention_zoo.errors import Unsupported
+
+Role = Literal["causal", "global", "cross"]
+Site = Literal["embeddings", "heads", "scores", "nowhere"]
+ROLES: tuple[Role, ...] = get_args(Role)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Card:
+    """What every entry says of itself.
+
+    `deviations` says where the entry differs from its paper, and why.
+    """
+
+    name: str
+    paper: str
+    equation: str
+    reference: str
+    deviations: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttentionCard(Card):
+    """Of an attention mechanism.
+
+    `roles` it can play; `masks`, the fields of `Mask` it honours; `positions`, where an encoding may
+    act on it; `cache`, what decoding keeps (empty: no cached decoding), with `decode_state`, its
+    numbers for one sequence and layer (b batch, t tokens, h heads, g key/value heads, c head width).
+    """
+
+    roles: tuple[Role, ...]
+    masks: tuple[str, ...]
+    positions: tuple[Site, ...]
+    cache: str = ""
+    decode_state: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PositionCard(Card):
+    """Of a positional encoding: where it `acts`, and in which self-attention `roles` it makes sense."""
+
+    acts: Site
+    roles: tuple[Role, ...] = ("causal", "global")
+
+
+C = TypeVar("C", bound=Card)
+T = TypeVar("T")
+
+
+class Registry(Generic[C]):
+    """Classes by the name on their cards."""
+
+    def __init__(self, kind: str) -> None:
+        self.kind = kind
+        self._entries: dict[str, type] = {}
+
+    def register(self, card: C) -> Callable[[type[T]], type[T]]:
+        """Class decorator: gives the class its card and enters it.
+
+        Raises:
+            ValueError: the name is taken by another class.
+        """
+
+        def enter(entry: type[T]) -> type[T]:
+            taken = self._entries.get(card.name)
+            if taken is not None and taken.__qualname__ != entry.__qualname__:
+                raise ValueError(f"{self.kind} {card.name!r} is registered already, by {taken}.")
+            entry.card = card  # type: ignore[attr-defined]
+            self._entries[card.name] = entry
+            return entry
+
+        return enter
+
+    def __getitem__(self, name: str) -> type:
+        discover()
+        if name not in self._entries:
+            raise Unsupported(unknown(self.kind, name, list(self)))
+        return self._entries[name]
+
+    def __iter__(self) -> Iterator[str]:
+        discover()
+        return iter(sorted(self._entries))
+
+    def card(self, name: str) -> C:
+        return self[name].card  # type: ignore[attr-defined]
+
+
+ATTENTION: Registry[AttentionCard] = Registry("attention")
+POSITION: Registry[PositionCard] = Registry("position")
+
+
+@cache
+def discover() -> None:
+    """Import every module that registers entries: our own, and those of installed plugins.
+
+    A plugin names its module under the entry point group `attention_zoo`.
+    """
+    for package in ("attention_zoo.attention", "attention_zoo.position"):
+        path = importlib.import_module(package).__path__
+        for module in pkgutil.walk_packages(path, prefix=f"{package}."):
+            importlib.import_module(module.name)
+    for plugin in entry_points(group="attention_zoo"):
+        plugin.load()
+
+
+def unknown(kind: str, name: str, legal: list[str]) -> str:
+    """The sentence for a name that is not there: the nearest ones, then all."""
+    near = get_close_matches(name, legal, n=3, cutoff=0.5)
+    hint = f" Did you mean {' or '.join(near)}?" if near else ""
+    return f"There is no {kind} {name!r}.{hint} Choices: {', '.join(legal)}."
+
+
+def check_pair(attention: AttentionCard, role: Role, position: PositionCard | None = None) -> None:
+    """Refuse a combination that the cards do not declare.
+
+    Raises:
+        Unsupported: with the rule, the value and the legal choices.
+    """
+    if role not in attention.roles:
+        able = [name for name in ATTENTION if role in ATTENTION.card(name).roles]
+        raise Unsupported(
+            f"{attention.name} cannot be {role} attention; it can be {listed(attention.roles)}. "
+            f"For {role} attention choose from: {', '.join(able)}."
+        )
+    if position is None or position.acts in ("nowhere", "embeddings"):
+        return
+    if role == "cross":
+        raise Unsupported(
+            f"{position.name} acts on {position.acts} by the distance between positions, which the "
+            "two sides of cross-attention do not share. Leave its position out."
+        )
+    if role not in position.roles:
+        raise Unsupported(
+            f"{position.name} cannot serve {role} attention; it serves {listed(position.roles)}."
+        )
+    if position.acts not in attention.positions:
+        legal = [
+            name
+            for name in POSITION
+            if POSITION.card(name).acts in ("nowhere", *attention.positions)
+        ]
+        raise Unsupported(
+            f"{attention.name} cannot take position={position.name}, which acts on "
+            f"{position.acts}. Positions it can take: {', '.join(legal)}."
+        )
+
+
+def listed(words: tuple[str, ...]) -> str:
+    return " or ".join(words) if words else "nothing"
