@@ -4,7 +4,7 @@ import inspect
 from typing import Any
 
 from attention_zoo.attention.base import Attention
-from attention_zoo.errors import UserError
+from attention_zoo.errors import Unsupported, UserError
 from attention_zoo.position.base import PositionalEncoding
 from attention_zoo.zoo import ATTENTION, POSITION, Role
 
@@ -31,6 +31,12 @@ def create_attention(
     """
     attention = construct(ATTENTION[name], name, dim=dim, role=role, **options)
     if position is not None:
+        acts = POSITION.card(position).acts
+        if acts == "embeddings":
+            raise Unsupported(
+                f"{position} acts on {acts}, which a model adds before its layers; "
+                "attention alone takes an encoding that acts on heads or scores."
+            )
         attention.encoding = create_position(
             position, dim=dim, heads=attention.heads, head_dim=attention.head_dim, role=role
         )
