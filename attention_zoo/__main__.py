@@ -1,0 +1,6 @@
+"""`python -m attention_zoo`: the command line."""
+
+from attention_zoo.tasks.cli import main
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,153 @@
+"""What the tasks share: optimisation, losses per target token, whole checkpoints."""
+
+from collections.abc import Callable
+from importlib.metadata import version
+from typing import Any
+
+import torch
+from lightning import LightningModule
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from attention_zoo.tasks.build import build_task
+from attention_zoo.tasks.data.tokenizers import Tokenizer, tokenizer_from_state
+from attention_zoo.tasks.metrics import BitsPerByte, Perplexity, TokenLoss
+
+IGNORED = -100  # a target that is not predicted
+
+
+class Task(LightningModule):
+    """A model in training. Subclasses say what a batch is.
+
+    Args:
+        model: of the zoo, or anything with its interface.
+        tokenizer: between text and tokens.
+        optimizer: called with the model.
+        schedule: called with the optimiser and `total_steps`.
+        decoding: how text is written: `Greedy`, `Beam` or `Sample`.
+        label_smoothing: share of the target's probability spread over the vocabulary (Szegedy et al.
+            2016); for training only, losses that are reported for evaluation are without.
+        config: what the whole was composed from, in plain containers. Kept in checkpoints.
+    """
+
+    def __init__(
+        self,
+        *,
+        model: nn.Module,
+        tokenizer: Tokenizer,
+        optimizer: Callable[..., torch.optim.Optimizer],
+        schedule: Callable[..., Any],
+        decoding: Callable[..., Any],
+        label_smoothing: float = 0.0,
+        config: dict[str, Any],
+    ) -> None:
+        super().__init__()
+        self.model = model
+        self.tokenizer = tokenizer
+        self.new_optimizer = optimizer
+        self.new_schedule = schedule
+        self.decoding = decoding
+        self.label_smoothing = label_smoothing
+        self.config = config
+        self.evaluated = "test"
+        self.loss = TokenLoss()
+        self.perplexity = Perplexity()
+        self.bits_per_byte = BitsPerByte()
+        self.register_buffer(
+            "token_bytes", torch.tensor(tokenizer.token_bytes), persistent=False
+        )
+        # Target tokens of the step so far; loss and tokens since the last log.
+        self.step_tokens: Tensor
+        self.since_log: Tensor
+        self.register_buffer("step_tokens", torch.zeros(()), persistent=False)
+        self.register_buffer("since_log", torch.zeros(2), persistent=False)
+
+    def predict_batch(self, batch: Any) -> tuple[Tensor, Tensor]:
+        """Logits [b t v] by teacher forcing and targets [b t], `IGNORED` where there are none."""
+        raise NotImplementedError
+
+    def respond(self, lines: list[str]) -> list[str]:
+        """What the model writes for each line: its translation, or its continuation."""
+        raise NotImplementedError
+
+    def configure_optimizers(self) -> dict[str, Any]:
+        optimizer = self.new_optimizer(self.model)
+        schedule = self.new_schedule(
+            optimizer, total_steps=self.trainer.estimated_stepping_batches
+        )
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": schedule, "interval": "step"},
+        }
+
+    def training_step(self, batch: Any, _: int) -> dict[str, Any]:
+        """The loss summed over the batch's tokens. `on_before_optimizer_step` makes it a mean."""
+        logits, targets = self.predict_batch(batch)
+        loss = cross_entropy(
+            logits.flatten(0, 1),
+            targets.flatten(),
+            ignore_index=IGNORED,
+            label_smoothing=self.label_smoothing,
+            reduction="sum",
+        )
+        tokens = (targets != IGNORED).sum()
+        self.step_tokens += tokens
+        self.since_log += torch.stack([loss.detach(), tokens])
+        return {"loss": loss, "tokens": tokens}
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Divide the gradients by the target tokens of the whole step.
+
+        Over all ranks and micro-batches together: so a step is the same however it is divided. DDP
+        has averaged over ranks, and Lightning over micro-batches; both are undone here.
+        """
+        parts = self.trainer.world_size * self.trainer.accumulate_grad_batches
+        scale = parts / self.reduced(self.step_tokens)
+        for parameter in self.model.parameters():
+            if parameter.grad is not None:
+                parameter.grad.mul_(scale)
+        self.step_tokens.zero_()
+        every = self.trainer.log_every_n_steps
+        if every and (self.trainer.global_step + 1) % every == 0:
+            loss, tokens = self.reduced(self.since_log)
+            self.log("train/loss", loss / tokens)
+            self.since_log.zero_()
+
+    def reduced(self, tensor: Tensor) -> Tensor:
+        """The sum over all ranks."""
+        return self.trainer.strategy.reduce(tensor.clone(), reduce_op="sum")
+
+    def validation_step(self, batch: Any, _: int) -> None:
+        self.score(batch, "val")
+
+    def test_step(self, batch: Any, _: int) -> None:
+        self.score(batch, self.evaluated)
+
+    def score(self, batch: Any, split: str) -> None:
+        """Losses by teacher forcing, without label smoothing."""
+        logits, targets = self.predict_batch(batch)
+        real = targets != IGNORED
+        nll = cross_entropy(
+            logits.flatten(0, 1).float(), targets.flatten(), ignore_index=IGNORED, reduction="sum"
+        )
+        tokens = real.sum()
+        self.loss.update(nll, tokens)
+        self.perplexity.update(nll, tokens)
+        self.bits_per_byte.update(nll, self.token_bytes[targets[real]].sum())
+        for name in ("loss", "perplexity", "bits_per_byte"):
+            self.log(f"{split}/{name}", getattr(self, name), on_epoch=True, on_step=False)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """All that it takes to use the model: the config and the tokenizer, in plain containers."""
+        checkpoint["attention_zoo"] = {
+            "version": version("attention-zoo"),
+            "config": self.config,
+            "tokenizer": self.tokenizer.state(),
+        }
+
+
+def load_task(checkpoint: dict[str, Any], config: dict[str, Any]) -> Task:
+    """The task in a checkpoint, under a config that may differ from the one it was trained with."""
+    task = build_task(config, tokenizer_from_state(checkpoint["attention_zoo"]["tokenizer"]))
+    task.load_state_dict(checkpoint["state_dict"])
+    return task.eval()

@@ -1,0 +1,126 @@
+"""From a composed config to objects."""
+
+import logging
+from collections.abc import Iterator
+from importlib.metadata import entry_points
+from typing import Any
+
+from hydra.utils import instantiate as hydra_instantiate
+from torch import nn
+
+from attention_zoo.errors import Unsupported, UserError
+from attention_zoo.zoo import ATTENTION, POSITION, Role, check_pair
+
+log = logging.getLogger(__name__)
+
+TRUSTED = ("attention_zoo", "torch", "lightning", "torchmetrics")
+ROLE_NODES: dict[str, dict[str, Role]] = {
+    "translation": {
+        "encoder_attention": "global",
+        "decoder_attention": "causal",
+        "cross_attention": "cross",
+    },
+    "language_modeling": {"attention": "causal"},
+}
+
+
+def instantiate(node: Any, *args: Any, **kwargs: Any) -> Any:
+    """`hydra.utils.instantiate`, for targets of this project, its plugins and its frameworks only.
+
+    Raises:
+        Unsupported: another target.
+    """
+    plugins = [plugin.module.split(".")[0] for plugin in entry_points(group="attention_zoo")]
+    trusted = (*TRUSTED, *plugins)
+    for target in targets(node):
+        if target.split(".")[0] not in trusted:
+            raise Unsupported(
+                f"A config may build things of {', '.join(trusted)} only, got _target_: {target}."
+            )
+    return hydra_instantiate(node, *args, **kwargs)
+
+
+def targets(node: Any) -> Iterator[str]:
+    """Every `_target_` in a config."""
+    if isinstance(node, dict):
+        if isinstance(node.get("_target_"), str):
+            yield node["_target_"]
+        for value in node.values():
+            yield from targets(value)
+    elif isinstance(node, list):
+        for value in node:
+            yield from targets(value)
+
+
+def attention_by_role(config: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """The node of each attention that the task's model has: a role's own, or `attention`."""
+    roles = ROLE_NODES[config["task"]["name"]]
+    return {node: config[node] or config["attention"] for node in roles}
+
+
+def check(config: dict[str, Any]) -> None:
+    """Refuse a config whose attention, roles and position do not go together.
+
+    Raises:
+        Unsupported: with the rule, the value and the legal choices.
+    """
+    position = POSITION.card(config["position"]["name"])
+    for node, chosen in attention_by_role(config).items():
+        role = ROLE_NODES[config["task"]["name"]][node]
+        card = ATTENTION.card(chosen["name"])
+        try:
+            # The encoding acts on self-attention only; cross-attention goes without.
+            check_pair(card, role, None if role == "cross" else position)
+        except Unsupported as refusal:
+            raise Unsupported(f"{node}={card.name}: {refusal}") from None
+
+
+def build_model(config: dict[str, Any], **sizes: Any) -> nn.Module:
+    """The model of a config.
+
+    Args:
+        config: as composed, in plain containers.
+        sizes: what the data decide: `vocabulary_size`, and `pad_id` for translation.
+    """
+    # `heads` is a size of the model, but it is the attention's configs that take it.
+    options = {key: value for key, value in config["model"].items() if key != "heads"}
+    factories = {node: instantiate(chosen) for node, chosen in attention_by_role(config).items()}
+    return instantiate(options, **sizes, **factories, position=instantiate(config["position"]))
+
+
+def build_task(config: dict[str, Any], tokenizer: Any) -> Any:
+    """The LightningModule of a config, around a new model."""
+    check(config)
+    options = {key: value for key, value in config["task"].items() if key != "name"}
+    sizes = {"vocabulary_size": tokenizer.vocabulary_size}
+    if config["task"]["name"] == "translation":
+        sizes["pad_id"] = tokenizer.pad_id
+    return instantiate(
+        options,
+        model=build_model(config, **sizes),
+        tokenizer=tokenizer,
+        optimizer=instantiate(config["optimizer"]),
+        schedule=instantiate(config["schedule"]),
+        decoding=instantiate(config["decoding"]),
+        config=config,
+    )
+
+
+def parameter_counts(model: nn.Module) -> dict[str, int]:
+    """Numbers of parameters: in total, in attention, in the positional encoding."""
+    from attention_zoo.attention.base import Attention
+    from attention_zoo.position.base import PositionalEncoding
+
+    def count(*kinds: type[nn.Module]) -> int:
+        parts = [module for module in model.modules() if isinstance(module, kinds)]
+        distinct = {id(p): p.numel() for part in parts for p in part.parameters()}
+        return sum(distinct.values())
+
+    return {
+        "parameters": count(nn.Module),
+        "parameters/attention": count(Attention),
+        "parameters/position": count(PositionalEncoding),
+    }
+
+
+__all__ = ["UserError", "attention_by_role", "build_model", "build_task", "check", "instantiate"]

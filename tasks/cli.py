@@ -1,0 +1,97 @@
+"""The command line: `attention-zoo VERB [overrides]`.
+
+What a verb needs is imported when the verb runs, so that help and composition answer at once.
+"""
+
+import os
+import sys
+from importlib import import_module
+from typing import Any
+
+from attention_zoo.errors import Unsupported, UserError
+from attention_zoo.tasks.exits import FAILED, REFUSED
+
+# Verb, what it does. Each is a module of `attention_zoo.tasks.verbs`.
+COMPOSED = {
+    "train": "train a model, and score it on the test split",
+    "evaluate": "score a checkpoint on a split: ckpt=FILE split=test",
+    "translate": "translate lines with a checkpoint: ckpt=FILE 'A sentence.'",
+    "generate": "go on from a prompt with a checkpoint: ckpt=FILE 'Once'",
+}
+PLAIN = {
+    "list": "the zoo as a table",
+    "show": "the card of an entry: show rotary",
+}
+
+
+
+def main() -> None:
+    """The program."""
+    verb, arguments = (sys.argv[1] if len(sys.argv) > 1 else "--help"), sys.argv[2:]
+    if verb in ("--help", "-h"):
+        print(usage())
+        return
+    try:
+        if verb in PLAIN:
+            import_module(f"attention_zoo.tasks.verbs.{verb}").run(arguments)
+        elif verb in COMPOSED:
+            run_composed(verb, arguments)
+        else:
+            from attention_zoo.zoo import unknown
+
+            raise UserError(unknown("verb", verb, [*COMPOSED, *PLAIN]))
+    except UserError as error:
+        sys.exit(report(error))
+
+
+def report(error: UserError) -> int:
+    """Print what is wrong on one line; return the exit code that says which kind it is."""
+    refused = isinstance(error, Unsupported)
+    if os.environ.get("LOCAL_RANK", "0") == "0":
+        print(f"{'refused' if refused else 'error'}: {error}", file=sys.stderr)
+    return REFUSED if refused else FAILED
+
+
+def usage() -> str:
+    verbs = "\n".join(f"  {verb:<10} {does}" for verb, does in (COMPOSED | PLAIN).items())
+    return f"""attention-zoo VERB [overrides]
+
+{verbs}
+
+Overrides are Hydra's: attention=linear position=rotary model.dim=256 trainer.max_steps=500
+  attention-zoo train --help        the groups and their choices
+  attention-zoo train --cfg job     the composed config
+  attention-zoo train -m attention=multi_head,linear position=sinusoidal,rotary"""
+
+
+def run_composed(verb: str, arguments: list[str]) -> None:
+    """Run a verb whose arguments are Hydra's."""
+    import hydra
+    from omegaconf import DictConfig, OmegaConf
+
+    from attention_zoo.tasks.composition import explained, group_choices, prepare
+
+    given = sys.argv
+    call = prepare(verb, arguments)
+    # Hydra reads sys.argv. Lightning starts its other processes with it, and they need the verb.
+    sys.argv = [given[0], *call.overrides]
+
+    @hydra.main(
+        config_path="pkg://attention_zoo.conf", config_name=call.config_name, version_base="1.3"
+    )
+    def job(config: DictConfig) -> Any:
+        sys.argv = given
+        try:
+            plain = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+            plain["choices"] = group_choices()
+            return import_module(f"attention_zoo.tasks.verbs.{verb}").run(plain, call)
+        except UserError as error:
+            sys.exit(report(error))
+
+    if "HYDRA_FULL_ERROR" in os.environ:
+        return job()
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # Let Hydra raise; `explained` says it on one line.
+    try:
+        job()
+    except Exception as error:
+        raise explained(error) from None

@@ -1,0 +1,128 @@
+"""How a command line becomes a config: plugins, checkpoints as configs, errors said on one line."""
+
+import re
+from dataclasses import dataclass, field
+from difflib import get_close_matches
+from importlib.metadata import entry_points
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from hydra.core.config_search_path import ConfigSearchPath
+from hydra.core.config_store import ConfigStore
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.plugins import Plugins
+from hydra.errors import HydraException, MissingConfigException
+from hydra.plugins.search_path_plugin import SearchPathPlugin
+from omegaconf.errors import OmegaConfBaseException
+
+from attention_zoo.errors import UserError
+from attention_zoo.tasks.launcher import register_launcher
+from attention_zoo.zoo import unknown
+
+OVERRIDE = re.compile(r"^(\+{0,2}|~)[\w/@.:$-]+=|^~[\w/@.:-]+$", re.ASCII)
+VALUED_FLAGS = (
+    "--cfg", "-c", "--package", "-p", "--info", "-i", "--config-path", "-cp", "--config-name", "-cn",
+    "--config-dir", "-cd", "--experimental-rerun",
+)  # fmt: skip
+# Groups whose nodes are kept of a checkpoint; the others are of training only.
+KEPT = ("task", "model", "tokenizer", "data", "position", "attention", "decoding", "trainer", "paths")
+
+
+class PluginConfigs(SearchPathPlugin):
+    """Adds the `conf` package of every installed plugin of the zoo to Hydra's search path."""
+
+    def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
+        for plugin in entry_points(group="attention_zoo"):
+            package = f"{plugin.module.split('.')[0]}.conf"
+            if find_spec(package) is not None:
+                search_path.append(provider=plugin.name, path=f"pkg://{package}")
+
+
+@dataclass(frozen=True)
+class Call:
+    """A command line, read: what Hydra is to compose, and what it has no part in."""
+
+    verb: str
+    config_name: str
+    overrides: list[str]
+    lines: list[str] = field(default_factory=list)
+    checkpoint: dict[str, Any] | None = None
+
+
+def prepare(verb: str, arguments: list[str]) -> Call:
+    """Read a verb's arguments, and make ready what Hydra composes from.
+
+    Verbs that use a checkpoint compose from the config inside it, so that any override of Hydra's works
+    on it as it did in training.
+
+    Raises:
+        UserError: an argument that is neither an override nor, where the verb takes them, a line.
+    """
+    Plugins.instance().register(PluginConfigs)
+    register_launcher(verb)
+    overrides, lines = split(arguments)
+    if lines and verb in ("train", "evaluate"):
+        raise UserError(f"{verb} takes overrides of the form name=value, got {lines[0]!r}.")
+    path = next((x.removeprefix("ckpt=") for x in overrides if x.startswith("ckpt=")), None)
+    if verb == "train" or path is None:
+        return Call(verb, verb, overrides, lines)
+
+    from attention_zoo.tasks.checkpoints import read_checkpoint
+
+    checkpoint = read_checkpoint(Path(path))
+    store_config(verb, checkpoint["attention_zoo"], overrides)
+    return Call(verb, f"{verb}_checkpoint", overrides, lines, checkpoint)
+
+
+def split(arguments: list[str]) -> tuple[list[str], list[str]]:
+    """What is Hydra's, flags and overrides, and what is text. All behind `--` is text."""
+    overrides: list[str] = []
+    lines: list[str] = []
+    rest = iter(arguments)
+    for argument in rest:
+        if argument == "--":
+            lines.extend(rest)
+        elif argument in VALUED_FLAGS:
+            overrides.extend([argument, next(rest, "")])
+        elif argument.startswith("-") or OVERRIDE.match(argument):
+            overrides.append(argument)
+        else:
+            lines.append(argument)
+    return overrides, lines
+
+
+def store_config(verb: str, whole: dict[str, Any], overrides: list[str]) -> None:
+    """Enter a primary config made of a checkpoint's, with the groups it was composed of.
+
+    A group that is chosen anew loses the checkpoint's values, so that the two do not mix.
+    """
+    chosen = {x.lstrip("+").split("=")[0] for x in overrides}
+    config = {
+        key: value
+        for key, value in whole["config"].items()
+        if key not in chosen and key not in ("optimizer", "schedule", "callbacks", "logger")
+    }
+    groups = [
+        {group: choice}
+        for group, choice in whole["config"]["choices"].items()
+        if group in KEPT and group != "task"
+    ]
+    config["defaults"] = [{"hydra": "default"}, verb, *groups, "_self_"]
+    ConfigStore.instance().store(name=f"{verb}_checkpoint", node=config)
+
+
+def group_choices() -> dict[str, str | None]:
+    """Which config was chosen of each group, in the job that is running."""
+    choices = HydraConfig.get().runtime.choices
+    return {str(group): choices[group] for group in choices if not str(group).startswith("hydra")}
+
+
+def explained(error: Exception) -> Exception:
+    """What the user can mend in an error of composition, as a `UserError`; another error as it is."""
+    if isinstance(error, MissingConfigException) and error.missing_cfg_file and error.options:
+        group, _, name = error.missing_cfg_file.rpartition("/")
+        return UserError(unknown(group, name, list(error.options)))
+    if isinstance(error, HydraException | OmegaConfBaseException):
+        return UserError(" ".join(str(error).split()))
+    return error

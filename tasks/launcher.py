@@ -1,0 +1,122 @@
+"""`hydra/launcher=processes`: every job of a sweep is a process of its own.
+
+One process for all jobs would let loggers, random states and process groups leak from one into the
+next, and a distributed job inside a sweep would start the sweep again.
+"""
+
+import json
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from hydra.core.config_store import ConfigStore
+from hydra.core.plugins import Plugins
+from hydra.core.utils import JobReturn, JobStatus, filter_overrides, setup_globals
+from hydra.plugins.launcher import Launcher
+from hydra.types import HydraContext, TaskFunction
+from omegaconf import DictConfig, open_dict
+
+from attention_zoo.errors import UserError
+from attention_zoo.tasks.exits import REFUSED
+
+
+class ProcessesLauncher(Launcher):
+    """Runs the jobs one after the other, and says at the end how each one went.
+
+    A job that is refused or that fails does not keep the others from running.
+    """
+
+    def __init__(self, command: list[str]) -> None:
+        self.command = command
+
+    def setup(
+        self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig
+    ) -> None:
+        self.config = config
+
+    def launch(
+        self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int
+    ) -> Sequence[JobReturn]:
+        from rich.console import Console
+
+        setup_globals()
+        console = Console()
+        jobs = [
+            self.run_job(console, number, overrides)
+            for number, overrides in enumerate(job_overrides, start=initial_job_idx)
+        ]
+        console.print(summary(jobs))
+        console.print(f"Sweep: {self.config.hydra.sweep.dir}", soft_wrap=True)
+        return [returned(job) for job in jobs]
+
+    def run_job(self, console: Any, number: int, overrides: Sequence[str]) -> dict[str, Any]:
+        """Run a job to its end: its number, words, exit code, last line of errors and metrics."""
+        with open_dict(self.config):
+            self.config.hydra.job.num = number
+        run = Path(self.config.hydra.sweep.dir) / str(self.config.hydra.sweep.subdir)
+        words = " ".join(filter_overrides(overrides))
+        console.rule(f"job {number}: {words}", align="left")
+        # Quoted, since the grammar of overrides gives commas and blanks a meaning.
+        places = ["hydra.mode=RUN", f"hydra.run.dir='{run}'"]
+        process = subprocess.Popen(
+            [*self.command, *overrides, *places], stderr=subprocess.PIPE, text=True
+        )
+        assert process.stderr is not None
+        last = ""
+        for line in process.stderr:
+            sys.stderr.write(line)
+            last = line.strip() or last
+        results = run / "results.json"
+        metrics = json.loads(results.read_text())["metrics"] if results.exists() else {}
+        return {
+            "number": number,
+            "overrides": overrides,
+            "words": words,
+            "code": process.wait(),
+            "last": last,
+            "metrics": metrics,
+        }
+
+
+def summary(jobs: list[dict[str, Any]]) -> Any:
+    """A table of the jobs: what each was, and its losses or why it has none."""
+    from rich.table import Table
+
+    table = Table("job", "overrides", "outcome", "val/loss", "test/loss")
+    for job in jobs:
+        outcome = {0: "trained", REFUSED: job["last"]}.get(
+            job["code"], f"failed ({job['code']}): {job['last']}"
+        )
+        losses = [job["metrics"].get(name) for name in ("val/loss", "test/loss")]
+        texts = ["" if loss is None else f"{loss:.3f}" for loss in losses]
+        table.add_row(str(job["number"]), job["words"].replace(" ", "\n"), outcome, *texts)
+    return table
+
+
+def returned(job: dict[str, Any]) -> JobReturn:
+    """What Hydra's sweepers ask of a job. Its value is what an optimiser would minimise."""
+    result = JobReturn(overrides=job["overrides"])
+    if job["code"] in (0, REFUSED):
+        result.status = JobStatus.COMPLETED
+        result.return_value = job["metrics"].get("val/loss")
+    else:
+        result.status = JobStatus.FAILED
+        result.return_value = UserError(f"job {job['number']} failed: {job['last']}")
+    return result
+
+
+# Hydra instantiates launchers of the module `hydra_plugins` only. A real module of that name would
+# be imported by every Hydra program of the environment; ours is registered when our program runs.
+ProcessesLauncher.__module__ = "hydra_plugins.attention_zoo"
+
+
+def register_launcher(verb: str) -> None:
+    """Make `hydra/launcher=processes` known, for jobs of a verb."""
+    Plugins.instance().register(ProcessesLauncher)
+    node = {
+        "_target_": f"{ProcessesLauncher.__module__}.{ProcessesLauncher.__name__}",
+        "command": [sys.executable, "-m", "attention_zoo", verb],
+    }
+    ConfigStore.instance().store(group="hydra/launcher", name="processes", node=node)

@@ -1,0 +1,79 @@
+"""Translation: an encoder-decoder writes the target, token by token, looking at the source."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from attention_zoo.decoding.base import Hypothesis
+from attention_zoo.tasks.base import IGNORED, Task
+from attention_zoo.tasks.data.batches import TranslationBatch
+from attention_zoo.tasks.figures import AttentionReading
+from attention_zoo.tasks.metrics import ChrF, ExactMatch, SacreBleu
+
+
+class TranslationTask(Task):
+    """Learns by teacher forcing, and is scored by what it writes: BLEU, chrF, exact match."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self.bleu = SacreBleu()
+        self.chrf = ChrF()
+        self.exact_match = ExactMatch()
+
+    def predict_batch(self, batch: TranslationBatch) -> tuple[Tensor, Tensor]:
+        targets = batch.target[:, 1:]
+        logits = self.model(batch.source, batch.target[:, :-1])
+        return logits, targets.masked_fill(targets == self.tokenizer.pad_id, IGNORED)
+
+    def test_step(self, batch: TranslationBatch, index: int) -> None:
+        super().test_step(batch, index)
+        written = [hypotheses[0].tokens for hypotheses in self.decode(batch.source)]
+        hypotheses = [self.tokenizer.decode(tokens) for tokens in written]
+        references = [self.tokenizer.decode(tokens) for tokens in batch.target.tolist()]
+        for name in ("bleu", "chrf", "exact_match"):
+            metric = getattr(self, name)
+            metric.update(hypotheses, references, batch.index)
+            self.log(f"{self.evaluated}/{name}", metric, on_epoch=True, on_step=False)
+
+    def decode(self, source: Tensor) -> list[list[Hypothesis]]:
+        """The hypotheses for each row of source tokens [b s], best first."""
+        return self.decoding(
+            self.model,
+            source,
+            source != self.tokenizer.pad_id,
+            bos_id=self.tokenizer.bos_id,
+            eos_id=self.tokenizer.eos_id,
+            pad_id=self.tokenizer.pad_id,
+        )
+
+    def source_tokens(self, lines: list[str]) -> Tensor:
+        """[b s], each line closed by eos and filled up."""
+        rows = [torch.tensor([*self.tokenizer.encode(x), self.tokenizer.eos_id]) for x in lines]
+        source = pad_sequence(rows, batch_first=True, padding_value=self.tokenizer.pad_id)
+        return source.to(self.device)
+
+    def hypotheses(self, lines: list[str]) -> list[list[tuple[str, float]]]:
+        """Texts and scores for each line, best first."""
+        return [
+            [(self.tokenizer.decode(one.tokens), one.score) for one in hypotheses]
+            for hypotheses in self.decode(self.source_tokens(lines))
+        ]
+
+    def respond(self, lines: list[str]) -> list[str]:
+        return [hypotheses[0][0] for hypotheses in self.hypotheses(lines)]
+
+    @torch.inference_mode()
+    def attend(self, line: str) -> AttentionReading:
+        """The attention over a line and its translation."""
+        source = self.source_tokens([line])
+        written = self.decode(source)[0][0].tokens
+        target = torch.tensor([[self.tokenizer.bos_id, *written]], device=self.device)
+        maps = self.model.attention_maps(source, target)
+        return AttentionReading(
+            source_tokens=[*self.tokenizer.tokens(source[0, :-1].tolist()), "<eos>"],
+            # Row i shows where the decoder looked when it wrote token i.
+            target_tokens=[*self.tokenizer.tokens(written), "<eos>"],
+            maps={role: [layer[0].float().cpu() for layer in maps[role]] for role in maps},
+        )

@@ -1,0 +1,62 @@
+"""`attention-zoo list`: the zoo as a table, or as the README's Markdown."""
+
+import argparse
+from collections.abc import Iterable
+
+from attention_zoo.zoo import ATTENTION, POSITION
+
+ATTENTION_COLUMNS = ("attention", "paper", "roles", "masks", "positions act on", "decode state")
+POSITION_COLUMNS = ("position", "paper", "acts on", "roles")
+
+
+def run(arguments: list[str]) -> None:
+    parser = argparse.ArgumentParser(prog="attention-zoo list", description=__doc__)
+    parser.add_argument("--markdown", action="store_true", help="print the README's tables")
+    if parser.parse_args(arguments).markdown:
+        print(markdown(ATTENTION_COLUMNS, attention_rows()))
+        print()
+        print(markdown(POSITION_COLUMNS, position_rows()))
+        return
+
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console()
+    for columns, rows in (
+        (ATTENTION_COLUMNS, attention_rows()),
+        (POSITION_COLUMNS, position_rows()),
+    ):
+        table = Table(*columns)
+        for row in rows:
+            table.add_row(*row)
+        console.print(table)
+    console.print("attention-zoo show NAME prints a card.")
+
+
+def attention_rows() -> list[tuple[str, ...]]:
+    cards = map(ATTENTION.card, ATTENTION)
+    return [
+        (
+            card.name,
+            card.paper,
+            ", ".join(card.roles),
+            ", ".join(card.masks),
+            ", ".join(card.positions),
+            card.decode_state or "no cached decoding",
+        )
+        for card in cards
+    ]
+
+
+def position_rows() -> list[tuple[str, ...]]:
+    cards = map(POSITION.card, POSITION)
+    return [(card.name, card.paper, card.acts, ", ".join(card.roles)) for card in cards]
+
+
+def markdown(columns: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
+    """A Markdown table; names in the first column as code."""
+    columns = list(columns)
+    lines = [f"| {' | '.join(columns)} |", f"|{'---|' * len(columns)}"]
+    for name, *rest in rows:
+        lines.append(f"| {' | '.join([f'`{name}`', *rest])} |")
+    return "\n".join(lines)

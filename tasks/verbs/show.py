@@ -1,0 +1,32 @@
+"""`attention-zoo show NAME`: the card of an entry, and its options."""
+
+import argparse
+import inspect
+from dataclasses import asdict
+
+from attention_zoo import card
+from attention_zoo.zoo import ATTENTION, POSITION
+
+
+def run(arguments: list[str]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    parser = argparse.ArgumentParser(prog="attention-zoo show", description=__doc__)
+    parser.add_argument("name", help="of an attention mechanism or a positional encoding")
+    name = parser.parse_args(arguments).name
+    shown = card(name)
+    entry = POSITION[name] if name in list(POSITION) else ATTENTION[name]
+    table = Table(show_header=False, box=None)
+    for key, value in asdict(shown).items():
+        text = ", ".join(value) if isinstance(value, tuple) else value
+        table.add_row(key.replace("_", " "), text or "none")
+    options = ", ".join(
+        key if option.default is option.empty else f"{key}={option.default}"
+        for key, option in inspect.signature(entry).parameters.items()
+    )
+    table.add_row("options", options)
+    console = Console()
+    console.print(table)
+    console.print()
+    console.print(inspect.getdoc(entry), markup=False, highlight=False)
