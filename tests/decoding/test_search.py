@@ -135,10 +135,10 @@ def test_greedy_takes_the_likeliest_token(seed, cached):
     same(found, [plain_greedy(model, row, len(row) + 3) for row in SENTENCES])
 
 
-@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("cached", [True, False])
 @pytest.mark.parametrize("width, n_best", [(1, 1), (2, 1), (3, 3), (5, 2), (40, 5)])
-@pytest.mark.parametrize("penalty", [0.0, 0.6, 1.0, 3.0])
+@pytest.mark.parametrize("penalty", [0.0, 0.6, 3.0])
 def test_beam_is_the_plain_beam(seed, cached, width, n_best, penalty):
     model = Toy(seed=seed, cached=cached)
     found = search(
