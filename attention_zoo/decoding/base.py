@@ -128,7 +128,7 @@ class Stepper:
         said = target.shape[1] - 1
         may_end_only = (self.limits <= said)[:, None]
         is_eos = torch.arange(scores.shape[1], device=scores.device) == self.eos_id
-        return scores.masked_fill(may_end_only & ~is_eos, -torch.inf)
+        return scores.masked_fill_(may_end_only & ~is_eos, -torch.inf)
 
     def reorder(self, rows: Tensor) -> None:
         """Go on with these rows [n], each of which has the same source as the row in its place."""
