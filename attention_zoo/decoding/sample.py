@@ -1,0 +1,149 @@
+"""Tokens drawn at random, as likely as the model holds them to be."""
+
+import math
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from attention_zoo.decoding.base import check_finite, check_mode, open_cache
+from attention_zoo.errors import UserError
+
+
+class Sample:
+    """Ancestral sampling from a language model: y_t ~ p(y | y_<t).
+
+    p = softmax(logits / temperature), cut to the top_k likeliest tokens, then to the smallest set
+    of likeliest tokens with mass >= top_p (nucleus sampling, Holtzman et al. 2020,
+    arXiv:1904.09751), each time scaled back to a sum of 1. A row ends at eos, or at bos, which
+    begins the next document. pad is never drawn. A model with a `max_length` sees the last
+    max_length tokens.
+
+    Args:
+        temperature: 0 takes the likeliest token (greedy), 1 the model's own distribution.
+        top_k: number of tokens to draw from; None for all.
+        top_p: mass to draw from, in (0, 1]; None for all.
+        max_tokens: new tokens for each prompt, at most.
+        seed: the same seed, prompts and device give the same text; None draws from torch's global
+            generator.
+
+    Raises:
+        UserError: an option out of its range, an empty prompt, a model in training mode or with
+            NaN logits.
+    """
+
+    def __init__(
+        self,
+        *,
+        temperature: float = 1.0,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        max_tokens: int = 200,
+        seed: int | None = None,
+    ) -> None:
+        if not 0 <= temperature < math.inf:
+            raise UserError(
+                f"temperature must be 0 or more, and finite, got {temperature=}; "
+                "0 takes the likeliest token, 1 the model's own distribution."
+            )
+        if top_k is not None and top_k < 1:
+            raise UserError(f"top_k must be at least 1, or null for all tokens, got {top_k=}.")
+        if top_p is not None and not 0 < top_p <= 1:
+            raise UserError(
+                f"top_p must be above 0 and at most 1, or null for all tokens, got {top_p=}."
+            )
+        if max_tokens < 1:
+            raise UserError(f"max_tokens must be at least 1, got {max_tokens=}.")
+        self.temperature = temperature
+        self.top_k = top_k
+        self.top_p = top_p
+        self.max_tokens = max_tokens
+        self.seed = seed
+
+    def __call__(
+        self,
+        model: nn.Module,
+        prompts: Sequence[Sequence[int]],
+        *,
+        bos_id: int,
+        eos_id: int,
+        pad_id: int,
+    ) -> list[list[int]]:
+        """Go on after each prompt: the new tokens, without the prompt and without eos.
+
+        Args:
+            prompts: token ids, b lists of any lengths but 0; begin them with bos where the model
+                was trained to see one.
+        """
+        steps = list(self.stream(model, prompts, bos_id=bos_id, eos_id=eos_id, pad_id=pad_id))
+        rows = torch.stack(steps, 1).tolist() if steps else [[] for _ in prompts]
+        return [[token for token in row if token != pad_id] for row in rows]
+
+    @torch.inference_mode()
+    def stream(
+        self,
+        model: nn.Module,
+        prompts: Sequence[Sequence[int]],
+        *,
+        bos_id: int,
+        eos_id: int,
+        pad_id: int,
+    ) -> Iterator[Tensor]:
+        """As calling it does, token by token: each [b] as soon as it is drawn, pad_id in the rows
+        that have ended, until all have."""
+        check_mode(model)
+        if not prompts or not all(map(len, prompts)):
+            raise UserError(
+                "every prompt must have at least one token, and there must be one; "
+                "begin with bos to let the model begin."
+            )
+        device = next(model.parameters()).device
+        tokens, padding = _left_padded(prompts, pad_id, device)
+        generator = None
+        if self.seed is not None:
+            generator = torch.Generator(device).manual_seed(self.seed)
+        max_length = getattr(model, "max_length", None)
+        cache = open_cache(model)
+        ended = torch.zeros(len(prompts), dtype=torch.bool, device=device)
+        for count in range(self.max_tokens):
+            if max_length is not None and tokens.shape[1] > max_length:
+                # What a cache holds of the tokens that fall out would still be seen.
+                tokens, padding = tokens[:, -max_length:], padding[:, -max_length:]
+                cache = open_cache(model)
+            seen = 0 if cache is None else cache.length
+            # Without padding the model may take a faster path.
+            mask = None if padding.all() else padding
+            logits = model(tokens[:, seen:], padding=mask, cache=cache)[:, -1].float()
+            logits[:, pad_id] = -torch.inf
+            check_finite(logits.amax(-1), count + 1)
+            drawn = self._draw(logits, generator)
+            ended = ended | (drawn == eos_id) | (drawn == bos_id)
+            if ended.all():
+                return
+            drawn = drawn.masked_fill(ended, pad_id)
+            yield drawn
+            tokens = torch.cat([tokens, drawn[:, None]], 1)
+            padding = torch.cat([padding, padding.new_ones(len(prompts), 1)], 1)
+
+    def _draw(self, logits: Tensor, generator: torch.Generator | None) -> Tensor:
+        """One token id for each row of logits [b v]: [b]."""
+        if self.temperature == 0:
+            return logits.argmax(-1)
+        vocabulary = logits.shape[1]
+        values, ids = logits.topk(min(self.top_k or vocabulary, vocabulary))
+        mass = torch.softmax(values / self.temperature, -1)
+        # At 1, rounding in the sum must not cut the rarest tokens off.
+        if self.top_p is not None and self.top_p < 1:
+            before = mass.cumsum(-1) - mass
+            mass = mass.masked_fill(before >= self.top_p, 0)
+        return ids.gather(1, torch.multinomial(mass, 1, generator=generator)).squeeze(1)
+
+
+def _left_padded(
+    prompts: Sequence[Sequence[int]], pad_id: int, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """The prompts as token ids [b t] that end together, and where they are real [b t]."""
+    longest = max(map(len, prompts))
+    rows = [[pad_id] * (longest - len(prompt)) + list(prompt) for prompt in prompts]
+    real = [[False] * (longest - len(prompt)) + [True] * len(prompt) for prompt in prompts]
+    return torch.tensor(rows, device=device), torch.tensor(real, device=device)
