@@ -168,7 +168,8 @@ def _decay_groups(
         id(parameter)
         for parameter in _owned_by(model, nn.Embedding, nn.LayerNorm, nn.RMSNorm, nn.GroupNorm)
     }
-    decayed, undecayed = [], []
+    decayed: list[nn.Parameter] = []
+    undecayed: list[nn.Parameter] = []
     for parameter in parameters:
         decays = _is_matrix(parameter) and id(parameter) not in spared
         (decayed if decays else undecayed).append(parameter)

@@ -35,7 +35,7 @@ def inverse_square_root(optimizer: Optimizer, *, warmup_steps: int, total_steps:
     """min(n / warmup_steps, sqrt(warmup_steps / n)).
 
     Vaswani et al. 2017, arXiv:1706.03762, eq. 3, is d^-0.5 min(n^-0.5, n warmup_steps^-1.5); this
-    is that value over its peak, (d warmup_steps)^-0.5, so that the optimiser's own rate is the peak.
+    is that value over its peak, (d warmup_steps)^-0.5, so that the optimiser.s rate is the peak.
 
     Args:
         optimizer: its learning rates are the peaks.
@@ -59,8 +59,8 @@ def linear(
 ) -> LambdaLR:
     """Linear rise, then floor + (1 - floor) (1 - p).
 
-    p = (n - 1 - warmup_steps) / (total_steps - warmup_steps): the first step after warm-up still has
-    the peak, and the floor is what the step after the last would have.
+    p = (n - 1 - warmup_steps) / (total_steps - warmup_steps): the first step after warm-up has
+    the peak too, and the floor is what the step after the last would have.
 
     Args:
         optimizer: its learning rates are the peaks.
