@@ -145,14 +145,14 @@ class _Labels:
         self.rotation = 0 if widest_key < cell else 90
 
     def draw(self, axis: "Axes", *, with_keys: bool, with_queries: bool) -> None:
-        kwargs = {"fontsize": self.size, "family": self.family, "parse_math": False}
         keys = self.keys[:: self.stride] if with_keys else []
         queries = self.queries[:: self.stride] if with_queries else []
-        axis.set_xticks(
-            range(0, len(keys) * self.stride, self.stride), keys, rotation=self.rotation, **kwargs
-        )
-        axis.set_yticks(range(0, len(queries) * self.stride, self.stride), queries, **kwargs)
-        axis.tick_params(length=2)
+        axis.set_xticks(range(0, len(keys) * self.stride, self.stride), keys)
+        axis.set_yticks(range(0, len(queries) * self.stride, self.stride), queries)
+        axis.tick_params(length=2, labelsize=self.size, labelfontfamily=self.family)
+        axis.tick_params(axis="x", labelrotation=self.rotation)
+        for label in [*axis.get_xticklabels(), *axis.get_yticklabels()]:
+            label.set_parse_math(False)  # "$5 or $6" is no formula
 
 
 def _families() -> list[str]:
