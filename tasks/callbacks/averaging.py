@@ -8,6 +8,8 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
+from attention_zoo.errors import UserError
+
 
 class CheckpointAveraging(Callback):
     """Ends training with theta = (theta_1 + ... + theta_K) / K, the mean of the last K validations.
@@ -24,10 +26,15 @@ class CheckpointAveraging(Callback):
         dirpath: folder of `averaged.ckpt`.
         last: K, the number of validations to average.
 
+    Raises:
+        UserError: `last` is below 1.
+
     Source: Vaswani et al. 2017, arXiv:1706.03762 §6.1, which averages the last 5 or 20 checkpoints.
     """
 
     def __init__(self, *, dirpath: str | Path, last: int = 5) -> None:
+        if last < 1:
+            raise UserError(f"last must be at least 1 validation, got {last}.")
         self.path = Path(dirpath) / "averaged.ckpt"
         self.snapshots: deque[dict[str, Tensor]] = deque(maxlen=last)
 
@@ -52,7 +59,7 @@ class CheckpointAveraging(Callback):
             return
         with torch.no_grad():
             for name, parameter in pl_module.named_parameters():
-                # Summed in double precision: the mean of equal weights is those weights.
-                total = sum(snapshot[name].double() for snapshot in self.snapshots)
-                parameter.copy_(total / len(self.snapshots))
+                # In double precision, so that rounding does not depend on how many there are.
+                history = torch.stack([snapshot[name].double() for snapshot in self.snapshots])
+                parameter.copy_(history.mean(0))
         trainer.save_checkpoint(self.path, weights_only=True)

@@ -9,8 +9,8 @@ from lightning.pytorch.callbacks import Checkpoint
 class LastCheckpoint(Checkpoint):
     """Writes `last.ckpt` after every validation and every epoch.
 
-    `ModelCheckpoint(save_last=True)` writes its last one only where the best one improves. This is a
-    `Checkpoint` for Lightning's sake, which runs those after all other callbacks.
+    `ModelCheckpoint(save_last=True)` writes its last one only where the best one improves. This is
+    a `Checkpoint` because Lightning runs those after all other callbacks.
 
     Args:
         dirpath: folder of `last.ckpt`.
@@ -28,6 +28,6 @@ class LastCheckpoint(Checkpoint):
         self._save(trainer)
 
     def _save(self, trainer: Trainer) -> None:
-        if trainer.global_step != self._saved_step and not trainer.fast_dev_run:
+        if trainer.global_step != self._saved_step and not trainer.fast_dev_run:  # type: ignore[attr-defined]
             trainer.save_checkpoint(self.path)
             self._saved_step = trainer.global_step

@@ -119,15 +119,15 @@ class Progress(ProgressBar):
         rate = self._tokens * ranks / max(now - self._window_start, 1e-9)
         pace = (now - self._start) / (step - self._first_step)
         status = f"loss {loss:.4f}  {rate:,.0f} tokens/s"
+        steps = f"{step}"
         if self._total < float("inf"):
+            steps = f"{step}/{self._total}"
             status += f"  {timedelta(seconds=round(pace * (self._total - step)))} left"
         if self._bars is not None:
             self._bars.update(self._task, completed=step, status=status)
             self._bars.refresh()
         else:
-            self.console.print(
-                f"step {step}/{self._total}  {status}", highlight=False, soft_wrap=True
-            )
+            self.console.print(f"step {steps}  {status}", highlight=False, soft_wrap=True)
         self._drawn_at, self._drawn_step = now, step
         self._window_start, self._tokens = now, 0
 

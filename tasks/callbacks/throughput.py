@@ -58,7 +58,8 @@ class Throughput(Callback):
     ) -> None:
         self._pending += outputs["tokens"]
         step = trainer.global_step
-        if step == self._logged_step or step % trainer.log_every_n_steps:
+        every: int = trainer.log_every_n_steps  # type: ignore[attr-defined]
+        if step == self._logged_step or step % every:
             return
         self._logged_step = step
         self._reduce(trainer)
