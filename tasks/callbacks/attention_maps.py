@@ -61,9 +61,8 @@ class AttentionMaps(Callback):
                 reading = task.attend(line)
                 role = "cross" if "cross" in reading.maps else "decoder"
                 for layer in range(len(reading.maps[role])):
-                    figure = attention_figure(reading, role, layer)
                     path = self.folder / f"probe-{number}-{role}-layer-{layer + 1}.png"
-                    figure.savefig(path)
+                    attention_figure(reading, role, layer).savefig(path)
                     key = f"attention/probe-{number}/{role}/layer-{layer + 1}"
-                    log_image(trainer.loggers, key, figure, trainer.global_step)
+                    log_image(trainer.loggers, key, path, trainer.global_step)
                     self.paths.append(path)

@@ -98,7 +98,8 @@ class Loggers(types.ModuleType):
         super().__init__("attention_zoo.tasks.loggers")
         self.images, self.tables = [], []
 
-    def log_image(self, loggers, key, figure, step):
+    def log_image(self, loggers, key, image, step):
+        assert image.is_file()
         self.images.append((key, step))
 
     def log_table(self, loggers, key, columns, rows, step):
