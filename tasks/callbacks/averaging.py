@@ -1,0 +1,65 @@
+"""Checkpoint averaging: the mean of the weights at the last validations."""
+
+from collections import deque
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor
+
+from attention_zoo.errors import UserError
+
+
+class CheckpointAveraging(Callback):
+    """Ends training with theta = (theta_1 + ... + theta_K) / K, the mean of the last K validations.
+
+    At each validation the weights are copied to host memory, K copies at most, which checkpoints
+    hold too, so that a resumed run averages the same. When training ends the mean replaces the
+    weights, and is saved as `averaged.ckpt`, which loads like any other checkpoint but holds no
+    optimiser state. Best and last checkpoints keep the weights that were trained.
+
+    Lightning's `WeightAveraging` keeps a mean over the whole run or an exponential one, and
+    validates with it all along; the window of the last K is what the paper describes.
+
+    Args:
+        dirpath: folder of `averaged.ckpt`.
+        last: K, the number of validations to average.
+
+    Raises:
+        UserError: `last` is below 1.
+
+    Source: Vaswani et al. 2017, arXiv:1706.03762 §6.1, which averages the last 5 or 20 checkpoints.
+    """
+
+    def __init__(self, *, dirpath: str | Path, last: int = 5) -> None:
+        if last < 1:
+            raise UserError(f"last must be at least 1 validation, got {last}.")
+        self.path = Path(dirpath) / "averaged.ckpt"
+        self.snapshots: deque[dict[str, Tensor]] = deque(maxlen=last)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"snapshots": list(self.snapshots)}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.snapshots.clear()
+        self.snapshots.extend(state_dict["snapshots"])
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.state.fn == "fit" and not trainer.sanity_checking:
+            self.snapshots.append(
+                {
+                    name: parameter.detach().to("cpu", copy=True)
+                    for name, parameter in pl_module.named_parameters()
+                }
+            )
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if not self.snapshots:
+            return
+        with torch.no_grad():
+            for name, parameter in pl_module.named_parameters():
+                # In double precision, so that rounding does not depend on how many there are.
+                history = torch.stack([snapshot[name].double() for snapshot in self.snapshots])
+                parameter.copy_(history.mean(0))
+        trainer.save_checkpoint(self.path, weights_only=True)

@@ -1,0 +1,178 @@
+"""Pictures of attention: who looks at whom, in every head of a layer."""
+
+import math
+from typing import TYPE_CHECKING, NamedTuple
+
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+# role -> title, which tokens attend, which tokens are attended to
+_ROLES = {
+    "encoder": ("Encoder self-attention", "source", "source"),
+    "decoder": ("Decoder self-attention", "target", "target"),
+    "cross": ("Cross-attention", "target", "source"),
+}
+# Asian scripts need a font that matplotlib does not bring along; these are used where installed.
+_FALLBACK_FONTS = ("Noto Sans CJK SC", "Noto Sans CJK JP", "PingFang SC", "Microsoft YaHei")
+_LONGEST_LABEL = 14  # characters
+_UNKNOWN = "\N{WHITE SQUARE}"
+_DPI = 100
+
+
+class AttentionReading(NamedTuple):
+    """What a model looked at while it read one line.
+
+    Args:
+        source_tokens: legible pieces on the source side; empty for a language model.
+        target_tokens: legible pieces on the target side, those that query.
+        maps: by role "encoder", "decoder" or "cross", one tensor [h q k] a layer.
+    """
+
+    source_tokens: list[str]
+    target_tokens: list[str]
+    maps: dict[str, list[Tensor]]
+
+
+def attention_figure(reading: AttentionReading, role: str, layer: int) -> "Figure":
+    """Heat maps of one layer: the mean of its heads, then every head, on one colour scale.
+
+    Keys run along x and queries down y. Nothing of pyplot is used: the figure belongs to the caller
+    alone, and may be made in any thread.
+
+    Args:
+        reading: tokens and maps of one line.
+        role: "encoder", "decoder" or "cross".
+        layer: index of the layer, from 0.
+
+    Raises:
+        ValueError: the reading has no such role or layer, or a map does not fit its tokens.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    weights = _layer_map(reading, role, layer)
+    title, queries_side, keys_side = _ROLES[role]
+    tokens = {"source": reading.source_tokens, "target": reading.target_tokens}
+    labels = _Labels(tokens[keys_side], tokens[queries_side])
+    heads = len(weights)
+    # The mean of a single head is that head.
+    panels = [weights.mean(0), *weights] if heads > 1 else [weights[0]]
+    names = ["mean of heads", *(f"head {head + 1}" for head in range(heads))][-len(panels) :]
+
+    columns = _columns(len(panels), labels.width / labels.height)
+    rows = math.ceil(len(panels) / columns)
+    figure = Figure(
+        figsize=(
+            columns * (labels.width + 0.25) + labels.margin + 1.4,
+            rows * (labels.height + 0.4) + labels.margin + 1.0,
+        ),
+        dpi=_DPI,
+        layout="constrained",
+    )
+    FigureCanvasAgg(figure)
+    axes = figure.subplots(rows, columns, squeeze=False).flatten()
+    low, high = min(0.0, weights.min().item()), weights.max().item()
+    for index, (axis, panel, name) in enumerate(zip(axes, panels, names, strict=False)):
+        image = axis.imshow(
+            panel.numpy(), cmap="cividis", vmin=low, vmax=high, aspect="auto", interpolation="none"
+        )
+        axis.set_title(name, fontsize=11, fontweight="bold" if name.startswith("mean") else None)
+        labels.draw(
+            axis, with_keys=index + columns >= len(panels), with_queries=index % columns == 0
+        )
+    for axis in axes[len(panels) :]:
+        axis.remove()
+    figure.suptitle(f"{title}, layer {layer + 1} of {len(reading.maps[role])}", fontsize=14)
+    figure.supxlabel(f"{keys_side} tokens (keys)", fontsize=12)
+    figure.supylabel(f"{queries_side} tokens (queries)", fontsize=12)
+    # A bar as long as the figure is tall would outweigh a tall grid.
+    figure.colorbar(
+        image, ax=list(axes[: len(panels)]), label="attention weight", aspect=20 * rows, pad=0.01
+    )
+    return figure
+
+
+def _layer_map(reading: AttentionReading, role: str, layer: int) -> Tensor:
+    if role not in reading.maps:
+        raise ValueError(f"role must be one of {', '.join(reading.maps)}, got {role!r}.")
+    layers = reading.maps[role]
+    if not 0 <= layer < len(layers):
+        raise ValueError(f"layer must lie between 0 and {len(layers) - 1}, got {layer}.")
+    weights = layers[layer].detach().cpu().float()
+    _, queries_side, keys_side = _ROLES[role]
+    sizes = {"source": len(reading.source_tokens), "target": len(reading.target_tokens)}
+    expected = (sizes[queries_side], sizes[keys_side])
+    if weights.ndim != 3 or tuple(weights.shape[1:]) != expected:
+        raise ValueError(
+            f"the {role} map of layer {layer} must be [heads {expected[0]} {expected[1]}] to fit "
+            f"its tokens, got {list(weights.shape)}."
+        )
+    return weights
+
+
+def _columns(panels: int, aspect: float) -> int:
+    """Columns of the grid, about 6:5 and with few empty places."""
+
+    def cost(columns: int) -> tuple[float, int]:
+        rows = math.ceil(panels / columns)
+        shape = abs(math.log(columns * aspect / rows / 1.2))
+        return shape + (rows * columns - panels) / panels, columns
+
+    return min(range(1, panels + 1), key=cost)
+
+
+class _Labels:
+    """Token labels of a panel, and the panel's size in inches, which they decide."""
+
+    def __init__(self, keys: list[str], queries: list[str]) -> None:
+        longest = max(len(keys), len(queries))
+        # Square cells: roomy for a few tokens, and a panel of at most 7 inches for many.
+        cell = min(0.36, 7.0 / longest)
+        self.width = max(1.2, cell * len(keys))
+        self.height = max(1.2, cell * len(queries))
+        self.size = min(10.0, max(5.0, 0.72 * 72 * cell))  # points
+        # Where even the smallest letters are taller than a cell, every second label or so is drawn.
+        self.stride = math.ceil(1.1 * self.size / 72 / cell)
+        self.keys = [_legible(token) for token in keys]
+        self.queries = [_legible(token) for token in queries]
+        self.family = _families()
+        characters = max((len(label) for label in [*self.keys, *self.queries]), default=0)
+        self.margin = 0.6 * self.size / 72 * characters
+        widest_key = 0.6 * self.size / 72 * max(len(label) for label in self.keys)
+        self.rotation = 0 if widest_key < cell else 90
+
+    def draw(self, axis: "Axes", *, with_keys: bool, with_queries: bool) -> None:
+        keys = self.keys[:: self.stride] if with_keys else []
+        queries = self.queries[:: self.stride] if with_queries else []
+        axis.set_xticks(range(0, len(keys) * self.stride, self.stride), keys)
+        axis.set_yticks(range(0, len(queries) * self.stride, self.stride), queries)
+        axis.tick_params(length=2, labelsize=self.size, labelfontfamily=self.family)
+        axis.tick_params(axis="x", labelrotation=self.rotation)
+        for label in [*axis.get_xticklabels(), *axis.get_yticklabels()]:
+            label.set_parse_math(False)  # "$5 or $6" is no formula
+
+
+def _families() -> list[str]:
+    from matplotlib.font_manager import fontManager
+
+    installed = set(fontManager.get_font_names())
+    return ["DejaVu Sans", *(name for name in _FALLBACK_FONTS if name in installed)]
+
+
+def _legible(token: str) -> str:
+    """At most `_LONGEST_LABEL` characters, each of which the fonts can show."""
+    from matplotlib.font_manager import FontProperties, findfont, get_font
+
+    fonts = [get_font(findfont(FontProperties(family=name))) for name in _families()]
+    shown = "".join(
+        character
+        if character.isprintable() and any(font.get_char_index(ord(character)) for font in fonts)
+        else repr(character)[1:-1].replace(character, _UNKNOWN)
+        for character in token
+    )
+    if len(shown) > _LONGEST_LABEL:
+        return shown[: _LONGEST_LABEL - 1] + "…"
+    return shown.strip() or shown

@@ -1,0 +1,124 @@
+import io
+import itertools
+
+import pytest
+import torch
+
+from attention_zoo.tasks.figures import AttentionReading, attention_figure
+
+SOURCE = ["Wed", "nesday", ",", " March", " 4", ",", " 2026", "⟨eos⟩"]
+TARGET = ["⟨bos⟩", "quarta", "-feira", ",", " 4", " de", " mar", "ço", " de", " 2026"]
+
+
+def reading(heads=4, source=SOURCE, target=TARGET, layers=2):
+    torch.manual_seed(0)
+    q, k = len(target), len(source)
+    return AttentionReading(
+        source,
+        target,
+        {
+            "cross": [torch.randn(heads, q, k).softmax(-1) for _ in range(layers)],
+            "decoder": [torch.randn(heads, q, q).softmax(-1) for _ in range(layers)],
+        },
+    )
+
+
+def panels(figure):
+    return [axis for axis in figure.axes if axis.images]
+
+
+def shown(axis):
+    return axis.images[0].get_array()
+
+
+@pytest.mark.parametrize("heads", [1, 2, 4, 8])
+def test_the_mean_comes_first_and_every_head_follows(heads):
+    it = reading(heads)
+    axes = panels(attention_figure(it, "cross", 1))
+    weights = it.maps["cross"][1]
+    expected = [weights.mean(0), *weights] if heads > 1 else list(weights)
+    assert len(axes) == len(expected)
+    for axis, panel in zip(axes, expected, strict=True):
+        assert torch.equal(torch.tensor(shown(axis)), panel)
+
+
+def test_all_panels_share_one_scale():
+    axes = panels(attention_figure(reading(), "cross", 0))
+    assert len({axis.images[0].get_clim() for axis in axes}) == 1
+
+
+def test_keys_run_along_x_and_queries_down_y():
+    figure = attention_figure(reading(), "cross", 0)
+    first = panels(figure)[0]
+    assert [label.get_text() for label in first.get_yticklabels()] == [t.strip() for t in TARGET]
+    last = panels(figure)[-1]
+    assert [label.get_text() for label in last.get_xticklabels()] == [t.strip() for t in SOURCE]
+    assert "source" in figure.get_supxlabel()
+    assert "target" in figure.get_supylabel()
+    assert figure.get_suptitle() == "Cross-attention, layer 1 of 2"
+
+
+def test_a_language_model_attends_to_itself():
+    figure = attention_figure(reading(source=[]), "decoder", 0)
+    assert "target" in figure.get_supxlabel()
+
+
+@pytest.mark.parametrize("count", [5, 12, 40, 150])
+def test_no_text_is_cut_and_no_two_labels_overlap(count):
+    words = [f"{'çãœжэльюшкы'[i % 9 :]}{i}" for i in range(count)]
+    figure = attention_figure(reading(3, words, words), "cross", 0)
+    figure.canvas.draw()
+    page = figure.bbox
+    for axis in panels(figure):
+        for labels in (axis.get_xticklabels(), axis.get_yticklabels()):
+            boxes = [label.get_window_extent() for label in labels if label.get_text()]
+            for box in boxes:
+                assert page.x0 <= box.x0 and box.x1 <= page.x1
+                assert page.y0 <= box.y0 and box.y1 <= page.y1
+            for one, other in itertools.pairwise(boxes):
+                assert not one.overlaps(other)
+    for text in (figure._suptitle, figure._supxlabel, figure._supylabel):
+        box = text.get_window_extent()
+        assert page.x0 <= box.x0 and box.x1 <= page.x1
+        assert page.y0 <= box.y0 and box.y1 <= page.y1
+
+
+@pytest.mark.parametrize(
+    ("token", "label"),
+    [
+        (" de", "de"),
+        ("quarta-feira-à-noite", "quarta-feira-…"),
+        ("$5$", "$5$"),
+        ("\n", "\\n"),
+        (" ", " "),
+        ("среда", "среда"),
+        ("\U0001f99c", "\N{WHITE SQUARE}"),
+    ],
+)
+def test_labels_are_short_and_can_be_shown(token, label):
+    tokens = [token, "a"]
+    figure = attention_figure(reading(1, tokens, tokens), "cross", 0)
+    figure.savefig(io.BytesIO(), format="png")  # a missing glyph would warn
+    assert panels(figure)[0].get_yticklabels()[0].get_text() == label
+
+
+def test_figures_leave_no_global_state():
+    import matplotlib._pylab_helpers
+
+    attention_figure(reading(), "cross", 0)
+    assert not matplotlib._pylab_helpers.Gcf.figs
+
+
+@pytest.mark.parametrize(
+    ("role", "layer", "message"),
+    [("encoder", 0, "cross, decoder"), ("cross", 2, "between 0 and 1"), ("cross", -1, "got -1")],
+)
+def test_unknown_roles_and_layers_are_refused(role, layer, message):
+    with pytest.raises(ValueError, match=message):
+        attention_figure(reading(), role, layer)
+
+
+def test_a_map_that_does_not_fit_its_tokens_is_refused():
+    it = reading()._replace(source_tokens=SOURCE[:-1])
+    with pytest.raises(ValueError, match=r"\[heads 10 7\].*\[4, 10, 8\]"):
+        attention_figure(it, "cross", 0)
