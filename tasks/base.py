@@ -49,7 +49,6 @@ class Task(LightningModule):
         self.decoding = decoding
         self.label_smoothing = label_smoothing
         self.config = config
-        self.evaluated = "test"
         self.loss = TokenLoss()
         self.perplexity = Perplexity()
         self.bits_per_byte = BitsPerByte()
@@ -121,7 +120,7 @@ class Task(LightningModule):
         self.score(batch, "val")
 
     def test_step(self, batch: Any, _: int) -> None:
-        self.score(batch, self.evaluated)
+        self.score(batch, "test")
 
     def score(self, batch: Any, split: str) -> None:
         """Losses by teacher forcing, without label smoothing."""
@@ -136,6 +135,10 @@ class Task(LightningModule):
         self.bits_per_byte.update(nll, self.token_bytes[targets[real]].sum())
         for name in ("loss", "perplexity", "bits_per_byte"):
             self.log(f"{split}/{name}", getattr(self, name), on_epoch=True, on_step=False)
+
+    def manifest(self) -> dict[str, Any]:
+        """What to know of the metrics' making, for `results.json`."""
+        return {}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """All that it takes to use the model: the config and the tokenizer, in plain containers."""

@@ -41,3 +41,18 @@ def newest_checkpoint(logs: Path, task: str) -> Path:
     if newest is None:
         raise UserError(f"ckpt_path=last: there is no checkpoint under {logs / task / 'runs'} yet.")
     return newest
+
+
+def required(checkpoint: dict[str, Any] | None, verb: str) -> dict[str, Any]:
+    """Raises: UserError, if no checkpoint was named."""
+    if checkpoint is None:
+        raise UserError(f"{verb} needs a checkpoint: ckpt=logs/…/checkpoints/best.ckpt")
+    return checkpoint
+
+
+def require_task(config: dict[str, Any], task: str, other: str) -> None:
+    """Raises: UserError, if the checkpoint is of another task, which has another verb."""
+    if config["task"]["name"] != task:
+        raise UserError(
+            f"This checkpoint is of task={config['task']['name']}: use attention-zoo {other}."
+        )

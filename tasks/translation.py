@@ -3,6 +3,7 @@
 from typing import Any
 
 import torch
+from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
@@ -27,15 +28,28 @@ class TranslationTask(Task):
         logits = self.model(batch.source, batch.target[:, :-1])
         return logits, targets.masked_fill(targets == self.tokenizer.pad_id, IGNORED)
 
+    def validation_step(self, batch: TranslationBatch, index: int) -> None:
+        super().validation_step(batch, index)
+        # While training, the loss is enough: writing takes many times as long.
+        if self.trainer.state.fn == TrainerFn.VALIDATING:
+            self.score_text(batch, "val")
+
     def test_step(self, batch: TranslationBatch, index: int) -> None:
         super().test_step(batch, index)
+        self.score_text(batch, "test")
+
+    def score_text(self, batch: TranslationBatch, split: str) -> None:
+        """Scores of the translations that the model writes by itself."""
         written = [hypotheses[0].tokens for hypotheses in self.decode(batch.source)]
         hypotheses = [self.tokenizer.decode(tokens) for tokens in written]
         references = [self.tokenizer.decode(tokens) for tokens in batch.target.tolist()]
         for name in ("bleu", "chrf", "exact_match"):
             metric = getattr(self, name)
             metric.update(hypotheses, references, batch.index)
-            self.log(f"{self.evaluated}/{name}", metric, on_epoch=True, on_step=False)
+            self.log(f"{split}/{name}", metric, on_epoch=True, on_step=False)
+
+    def manifest(self) -> dict[str, Any]:
+        return {"bleu_signature": self.bleu.signature, "chrf_signature": self.chrf.signature}
 
     def decode(self, source: Tensor) -> list[list[Hypothesis]]:
         """The hypotheses for each row of source tokens [b s], best first."""
