@@ -7,7 +7,7 @@ taken once.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -57,13 +57,15 @@ class Ragged(NamedTuple):
     starts: np.ndarray
 
     @classmethod
-    def of(cls, rows: Sequence[Sequence[int]]) -> "Ragged":
-        lengths = np.fromiter(map(len, rows), dtype=np.int64, count=len(rows))
-        starts = np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths)])
-        values = np.fromiter(
-            (token for row in rows for token in row), dtype=np.int32, count=int(starts[-1])
-        )
+    def of(cls, rows: Iterable[Sequence[int] | np.ndarray]) -> "Ragged":
+        arrays = [np.asarray(row, dtype=np.int32) for row in rows]
+        values = np.concatenate([np.zeros(0, np.int32), *arrays])
+        starts = np.cumsum([0, *map(len, arrays)], dtype=np.int64)
         return cls(values, starts)
+
+    def take(self, rows: np.ndarray) -> "Ragged":
+        """These rows, in this order."""
+        return Ragged.of(self.values[self.starts[row] : self.starts[row + 1]] for row in rows)
 
     def lengths(self) -> np.ndarray:
         return np.diff(self.starts)
@@ -170,15 +172,17 @@ class EpochBatches(Sampler[list[int]], ABC):
 def divide(batches: list[np.ndarray], world_size: int) -> list[np.ndarray]:
     """Halves the largest batches until their number is a multiple of world_size.
 
-    The halves follow each other. Fewer samples than ranks cannot be divided; then the number is
-    not a multiple.
+    The halves follow each other. Raises UserError where there are fewer samples than ranks.
     """
     missing = -len(batches) % world_size
     while missing:
         place = max(range(len(batches)), key=lambda i: len(batches[i]))
         batch = batches[place]
         if len(batch) < 2:
-            return batches
+            raise UserError(
+                f"a split must have a sample for each process, got {len(batches)} for "
+                f"{world_size} processes; lower trainer.devices."
+            )
         half = (len(batch) + 1) // 2
         batches = [*batches[:place], batch[:half], batch[half:], *batches[place + 1 :]]
         missing -= 1
@@ -246,8 +250,7 @@ class OrderedTokenBudgetBatches(EpochBatches):
 
 
 def budget_ends(lengths: np.ndarray, tokens_per_batch: int) -> list[int]:
-    """Where batches end in rows sorted by length, so that rows x longest row <=
-    tokens_per_batch."""
+    """Where batches of rows sorted by length end: rows x longest row <= tokens_per_batch."""
     ends: list[int] = []
     start = 0
     for place, length in enumerate(lengths.tolist()):

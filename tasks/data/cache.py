@@ -13,6 +13,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -83,8 +84,9 @@ def fetch(folder: Path, key: Mapping[str, Any], build: Callable[[], Values]) -> 
             made = Path(temporary) / "entry"
             write(made, key, values)
             entry = read(made, note=note)
-            if note is not None and place.exists():
-                os.replace(place, Path(temporary) / "damaged")
+            if note is not None:
+                with suppress(FileNotFoundError):  # another process may have done so
+                    os.replace(place, Path(temporary) / "damaged")
             install(made, place)
     except OSError as error:
         raise UserError(
@@ -95,8 +97,7 @@ def fetch(folder: Path, key: Mapping[str, Any], build: Callable[[], Values]) -> 
 
 
 def install(made: Path, place: Path) -> None:
-    """Moves a written entry to its place; another process's entry, made from the same key, may
-    stay."""
+    """Moves a written entry to its place, unless another process has put the same there."""
     try:
         os.replace(made, place)
     except OSError:

@@ -1,5 +1,6 @@
 """The data module of language modelling."""
 
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,8 @@ from .batches import Blocks, EpochBatches, OrderedBlocks, ResumableLoader, Shuff
 from .module import PreparedData, TokenizerFactory
 from .sources.base import SPLITS, Source
 from .tokenizers import Tokenizer, check_ids
+
+LINE_ENDS = re.compile(r"(?<=\S\n)(?=\S)")
 
 
 class LanguageData(PreparedData):
@@ -134,11 +137,19 @@ class LanguageData(PreparedData):
 
 
 def stream_of(tokenizer: Tokenizer, texts: list[str]) -> np.ndarray:
-    """Token ids of the documents, each bos … eos, one after the other."""
-    parts = [
-        np.asarray([tokenizer.bos_id, *ids, tokenizer.eos_id], dtype=np.int32)
-        for ids in map(tokenizer.encode, texts)
-    ]
+    """Token ids of the documents, each bos … eos, one after the other.
+
+    Encoded a line at a time, cut where no token of any tokenizer reaches across: after a line end
+    between characters that are not white space.
+    """
+    parts: list[np.ndarray] = []
+    for text in texts:
+        lines = LINE_ENDS.split(text)
+        parts.append(np.array([tokenizer.bos_id], dtype=np.int32))
+        for start in range(0, len(lines), 10_000):
+            rows = tokenizer.encode_lines(lines[start : start + 10_000])
+            parts += [np.asarray(row, dtype=np.int32) for row in rows]
+        parts.append(np.array([tokenizer.eos_id], dtype=np.int32))
     return np.concatenate(parts)
 
 

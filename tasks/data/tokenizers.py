@@ -8,6 +8,8 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from typing import Any, Self
 
+import numpy as np
+
 from attention_zoo.errors import BadInput, UserError
 
 PAD, BOS, EOS, UNK = 0, 1, 2, 3
@@ -16,15 +18,15 @@ REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 VISIBLE = {" ": "␣", "\n": "⏎", "\t": "⇥"}
 
 
-def check_ids(ids: Iterable[int], vocabulary_size: int, *, place: str) -> None:
+def check_ids(ids: Sequence[int] | np.ndarray, vocabulary_size: int, *, place: str) -> None:
     """Raises BadInput for the first id outside 0 … vocabulary_size - 1."""
-    for token in ids:
-        if not 0 <= token < vocabulary_size:
-            raise BadInput(
-                f"token id {token} in {place} is out of range: the tokenizer has "
-                f"{vocabulary_size} ids (0 to {vocabulary_size - 1}); use the tokenizer "
-                "that the ids were made with."
-            )
+    values = np.asarray(ids)
+    wrong = values[(values < 0) | (values >= vocabulary_size)]
+    if wrong.size:
+        raise BadInput(
+            f"token id {wrong[0]} in {place} is out of range: the tokenizer has {vocabulary_size} "
+            f"ids (0 to {vocabulary_size - 1}); use the tokenizer that the ids were made with."
+        )
 
 
 class Tokenizer(ABC):
@@ -48,8 +50,10 @@ class Tokenizer(ABC):
 
     @abstractmethod
     def encode(self, text: str) -> list[int]:
-        """Token ids of `text`, without special tokens. Raises BadInput for text that is not
-        Unicode."""
+        """Token ids of `text`, without special tokens.
+
+        Raises BadInput for text that is not Unicode.
+        """
 
     @abstractmethod
     def state(self) -> dict[str, Any]:
@@ -60,8 +64,11 @@ class Tokenizer(ABC):
         return [self.encode(line) for line in lines]
 
     def decode(self, ids: Iterable[int]) -> str:
-        """The text of `ids`: `<pad>`, `<bos>` and `<eos>` are dropped; `<unk>` and bytes that
-        make no character become U+FFFD. Raises BadInput for an id out of range."""
+        """The text of `ids`, without `<pad>`, `<bos>` and `<eos>`.
+
+        `<unk>`, and bytes that make no character, become U+FFFD. Raises BadInput for an id out of
+        range.
+        """
         ids = list(ids)
         check_ids(ids, self.vocabulary_size, place="the text to decode")
         unknown = REPLACEMENT.encode()
@@ -99,9 +106,9 @@ def check_unicode(text: str) -> None:
 
 
 class BytePairTokenizer(Tokenizer):
-    """Byte-level byte-pair encoding (Sennrich et al. 2016, arXiv 1508.07909; the byte alphabet
-    and the word pattern of GPT-2, Radford et al. 2019), by Hugging Face `tokenizers`.
+    """Byte-level byte-pair encoding, by Hugging Face `tokenizers`.
 
+    Sennrich et al. 2016, arXiv 1508.07909; alphabet and word pattern of GPT-2, Radford et al. 2019.
     Every text can be written and comes back exactly: there is no normalisation and no `<unk>`.
     Digits are tokens of their own, so that numbers are copied digit by digit.
     """
@@ -173,8 +180,10 @@ class BytePairTokenizer(Tokenizer):
 
 
 def byte_letters() -> dict[str, int]:
-    """GPT-2's letters for the 256 bytes: printable Latin-1 stands for itself, the others are
-    moved to U+0100 and above in order."""
+    """GPT-2's letters for the 256 bytes.
+
+    Printable Latin-1 stands for itself, the others are moved to U+0100 and above, in order.
+    """
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = [byte for byte in range(256) if byte not in printable]
     moved = {chr(256 + place): byte for place, byte in enumerate(others)}

@@ -86,14 +86,14 @@ class TranslationData(PreparedData):
             pairs = splits[split]
             if not pairs:
                 raise BadInput(f"the {split} split holds no line; give it at least one.")
-            source, target = encoded(tokenizer, pairs)
+            source = encode([source for source, _ in pairs], tokenizer, first=[])
+            target = encode([target for _, target in pairs], tokenizer, first=[tokenizer.bos_id])
             limit = self.max_tokens if split == "train" else None
             kept, report[split] = select(pairs, source, target, limit=limit)
             values[f"{split}_lines"] = pairs
-            values[f"{split}_index"] = np.asarray(kept, dtype=np.int64)
+            values[f"{split}_index"] = kept
             for side, rows in (("source", source), ("target", target)):
-                ragged = Ragged.of([rows[place] for place in kept])
-                values[f"{split}_{side}"], values[f"{split}_{side}_starts"] = ragged
+                values[f"{split}_{side}"], values[f"{split}_{side}_starts"] = rows.take(kept)
         return values
 
     def unpack(self, values: dict[str, Any]) -> None:
@@ -153,11 +153,6 @@ class TranslationData(PreparedData):
             seed=self.seed,
             **self.share(),
         )
-        if len(pairs) < sampler.world_size:
-            raise UserError(
-                f"the train split must have a line for each process, got {len(pairs)} lines and "
-                f"{sampler.world_size} processes; lower trainer.devices."
-            )
         return ResumableLoader(pairs, sampler, workers=self.workers)
 
     def val_dataloader(self) -> ResumableLoader:
@@ -177,44 +172,35 @@ class TranslationData(PreparedData):
         return ResumableLoader(pairs, sampler, workers=self.workers)
 
 
-def encoded(tokenizer: Tokenizer, pairs: list[Pair]) -> tuple[list[list[int]], list[list[int]]]:
-    """Token ids of both sides: the source ends with eos, the target is bos … eos."""
-    sources, targets = (
-        tokenizer.encode_lines(side) for side in map(list, zip(*pairs, strict=True))
-    )
-    return (
-        [[*ids, tokenizer.eos_id] for ids in sources],
-        [[tokenizer.bos_id, *ids, tokenizer.eos_id] for ids in targets],
-    )
+def encode(lines: list[str], tokenizer: Tokenizer, *, first: list[int]) -> Ragged:
+    """Token ids of lines: `first`, the line, eos. A part at a time, as lists take much memory."""
+    parts = (lines[start : start + 10_000] for start in range(0, len(lines), 10_000))
+    last = tokenizer.eos_id
+    return Ragged.of([*first, *ids, last] for part in parts for ids in tokenizer.encode_lines(part))
 
 
 def select(
-    pairs: list[Pair], source: list[list[int]], target: list[list[int]], *, limit: int | None
-) -> tuple[list[int], dict[str, int]]:
+    pairs: list[Pair], source: Ragged, target: Ragged, *, limit: int | None
+) -> tuple[np.ndarray, dict[str, int]]:
     """The places to keep, and what to report: with a limit, empty and longer lines are left out.
 
     Raises BadInput where nothing is left.
     """
-    empty = {place for place, pair in enumerate(pairs) if not (pair[0].strip() and pair[1].strip())}
-    lengths = [max(len(a), len(b)) for a, b in zip(source, target, strict=True)]
-    over_long = {
-        place
-        for place, length in enumerate(lengths)
-        if limit is not None and length > limit and place not in empty
-    }
-    left_out = empty | over_long if limit is not None else set()
-    kept = [place for place in range(len(pairs)) if place not in left_out]
-    if not kept:
+    empty = np.array([not (source.strip() and target.strip()) for source, target in pairs])
+    lengths = np.maximum(source.lengths(), target.lengths())
+    over_long = np.zeros_like(empty) if limit is None else (lengths > limit) & ~empty
+    kept = np.arange(len(pairs)) if limit is None else np.flatnonzero(~empty & ~over_long)
+    if not len(kept):
         raise BadInput(
-            f"no train line is left: of {len(pairs)}, {len(empty)} are empty on a side and "
-            f"{len(over_long)} have more than data.max_tokens={limit} tokens; raise that."
+            f"no train line is left: of {len(pairs)}, {empty.sum()} are empty on a side and "
+            f"{over_long.sum()} have more than data.max_tokens={limit} tokens; raise that."
         )
     return kept, {
         "lines": len(pairs),
-        "empty": len(empty),
-        "over_long": len(over_long),
+        "empty": int(empty.sum()),
+        "over_long": int(over_long.sum()),
         "kept": len(kept),
-        "source_tokens": sum(len(source[place]) for place in kept),
-        "target_tokens": sum(len(target[place]) for place in kept),
-        "longest": max(lengths[place] for place in kept),
+        "source_tokens": int(source.lengths()[kept].sum()),
+        "target_tokens": int(target.lengths()[kept].sum()),
+        "longest": int(lengths[kept].max()),
     }

@@ -52,7 +52,11 @@ def find(path: Path, *, remedy: str) -> Path:
     for candidate in (path, path.with_name(path.name + ".gz")):
         if candidate.is_file():
             return candidate
-    raise BadInput(f"there is no file {path} (nor {path.name}.gz); {remedy}")
+    held = "there is no such folder"
+    if path.parent.is_dir():
+        names = sorted(entry.name for entry in path.parent.iterdir())
+        held = "the folder holds " + (", ".join(names[:8]) or "nothing") + ", …" * (len(names) > 8)
+    raise BadInput(f"there is no file {path} (nor {path.name}.gz): {held}; {remedy}.")
 
 
 def read_bytes(path: Path) -> bytes:
@@ -82,8 +86,11 @@ def read_text(path: Path) -> str:
 
 
 def read_lines(path: Path) -> list[str]:
-    """A file's lines, split on "\\n" only (a "\\r" before it goes too): other line separators of
-    Unicode are part of real text, and splitting there would misalign the two sides."""
+    r"""A file's lines, split on "\n" only; a "\r" before it goes too.
+
+    Other line separators of Unicode are part of real text: splitting there would misalign the
+    two sides.
+    """
     lines = read_text(path).split("\n")
     if lines[-1] == "":
         lines.pop()

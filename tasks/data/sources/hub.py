@@ -1,6 +1,7 @@
 """Corpora of the Hugging Face hub, each of which can be read from a folder of files instead."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,18 @@ def load(path: str, config: str | None, revision: str | None, *, expected: str) 
     except Exception as error:  # the package raises dozens of types, its dependencies' among them
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise BadInput(f"the Hugging Face hub did not give {path} ({reason}); {remedy}.") from error
+
+
+@contextmanager
+def unknown_names_refused(path: str) -> Iterator[None]:
+    """Raises BadInput where the data set lacks a split, column or language that is asked for."""
+    try:
+        yield
+    except KeyError as error:
+        raise BadInput(
+            f"{path} of the Hugging Face hub has no {error}; name its splits and columns in "
+            "data.source."
+        ) from error
 
 
 class HubPairs(Source[Pair]):
@@ -71,7 +84,8 @@ class HubPairs(Source[Pair]):
             f"the files {names} in {' and '.join(self.pair)}, such as train.{self.pair[0]}[.gz]"
         )
         corpus = load(self.path, self.config, self.revision, expected=expected)
-        return {split: self._pairs(corpus[self.names[split]]) for split in SPLITS}
+        with unknown_names_refused(self.path):
+            return {split: self._pairs(corpus[self.names[split]]) for split in SPLITS}
 
     def _pairs(self, rows: Any) -> list[Pair]:
         if self.column is not None:
@@ -127,13 +141,16 @@ class HubTexts(Source[str]):
         names = [self.files["file"]] if "file" in self.files else [self.files[s] for s in SPLITS]
         expected = f"the files {', '.join(map(str, names))} (plain or .gz)"
         corpus = load(self.path, self.config, self.revision, expected=expected)
-        if isinstance(self.names, str):
+        with unknown_names_refused(self.path):
+            if not isinstance(self.names, str):
+                return {
+                    split: ["".join(corpus[self.names[split]][self.column])] for split in SPLITS
+                }
             content = "".join(corpus[self.names][self.column]).encode()
-            parts = [part.decode() for part in cut(content, self.files["shares"])]
-            self.notes = ["the text is cut in two: the test split is the valid split"]
-            self.notes = self.notes if len(parts) == 2 else []
-            return dict(zip(SPLITS, ([parts[0]], [parts[1]], [parts[-1]]), strict=True))
-        return {split: ["".join(corpus[self.names[split]][self.column])] for split in SPLITS}
+        parts = [part.decode() for part in cut(content, self.files["shares"])]
+        note = "the text is cut in two: the test split is the valid split"
+        self.notes = [note] if len(parts) == 2 else []
+        return dict(zip(SPLITS, ([parts[0]], [parts[1]], [parts[-1]]), strict=True))
 
     def key(self) -> dict[str, Any]:
         return {

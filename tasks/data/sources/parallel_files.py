@@ -66,7 +66,7 @@ class ParallelFiles(Source[Pair]):
 
     def paths(self, split: str) -> list[tuple[Path, Path]]:
         """The files of a split. Raises BadInput where one is missing."""
-        remedy = f"check data.root={self.root} and the names of the {split} files (data.source)"
+        remedy = f"check data.root and the names of the {split} files in data.source"
         return [
             (find(self.root / source, remedy=remedy), find(self.root / target, remedy=remedy))
             for source, target in self.files[split]

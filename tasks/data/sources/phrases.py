@@ -38,8 +38,8 @@ LANGUAGES = (
 UNITS = (
     "length-kilometer length-meter length-centimeter length-mile mass-kilogram mass-gram "
     "mass-pound volume-liter volume-milliliter volume-cup temperature-celsius "
-    "temperature-fahrenheit speed-kilometer-per-hour area-hectare area-square-meter digital-megabyte "
-    "energy-kilocalorie power-watt electric-volt angle-degree"
+    "temperature-fahrenheit speed-kilometer-per-hour area-hectare area-square-meter "
+    "digital-megabyte energy-kilocalorie power-watt electric-volt angle-degree"
 )
 CURRENCIES = ("USD", "EUR", "GBP", "JPY", "BRL", "MXN", "INR", "CNY", "CHF", "CAD")
 STEPS = {"minute": 60, "hour": 3600, "day": 86400, "week": 7 * 86400, "year": 365 * 86400}

@@ -40,10 +40,7 @@ class TextFiles(Source[str]):
 
     def paths(self, split: str) -> list[Path]:
         """The files of a split. Raises BadInput where one is missing."""
-        remedy = (
-            f"check data.root={self.root}, or name the {split} files yourself: "
-            "data=text_files data.source.train=[…] data.source.valid=[…] data.source.test=[…]"
-        )
+        remedy = f"check data.root and the names of the {split} files in data.source"
         return [find(self.root / name, remedy=remedy) for name in self.files[split]]
 
     def splits(self) -> dict[str, list[str]]:
@@ -92,8 +89,9 @@ class OneTextFile(Source[str]):
 
     def path(self) -> Path:
         """The file. Raises BadInput where it is missing."""
-        remedy = f"check data.root={self.root}, or name the file: data.source.files.file=NAME"
-        return find(self.root / self.file, remedy=remedy)
+        return find(
+            self.root / self.file, remedy="check data.root, or name the file in data.source"
+        )
 
     def splits(self) -> dict[str, list[str]]:
         path = self.path()
