@@ -25,6 +25,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from ..errors import UserError
+from .results import choice_of
 
 if TYPE_CHECKING:
     from wandb import Run
@@ -74,7 +75,7 @@ def create_wandb_logger(
     job_type: str | None = None,
     tags: Sequence[str] = (),
     mode: str = "auto",
-    init_timeout: float = 10.0,
+    init_timeout: float = 8.0,
     finish_timeout: float = 15.0,
     log_model: Literal["all"] | bool = False,
 ) -> WandbLogger:
@@ -103,23 +104,21 @@ def create_wandb_logger(
     """
     if mode not in MODES:
         raise UserError(f"logger mode must be one of {', '.join(MODES)}, got {mode!r}.")
-    run = None
-    if rank_zero_only.rank == 0:
-        Path(save_dir).mkdir(parents=True, exist_ok=True)
-        run = _start_run(
-            mode,
-            init_timeout=init_timeout,
-            finish_timeout=finish_timeout,
-            project=project,
-            dir=os.fspath(save_dir),
-            name=name,
-            group=group,
-            job_type=job_type,
-            tags=list(tags),
-        )
+    run = _start_run(
+        mode,
+        init_timeout=init_timeout,
+        finish_timeout=finish_timeout,
+        project=project,
+        dir=os.fspath(save_dir),
+        name=name,
+        group=group,
+        job_type=job_type,
+        tags=list(tags),
+    )
     return WandbLogger(project=project, save_dir=save_dir, log_model=log_model, experiment=run)
 
 
+@rank_zero_only
 def _start_run(mode: str, *, init_timeout: float, finish_timeout: float, **identity: Any) -> Run:
     # wandb's own telemetry waits for the server too, even in offline runs: behind a network that
     # swallows packets it held the end of the process for 10 to 20 s. wandb reads this once, when
@@ -127,6 +126,8 @@ def _start_run(mode: str, *, init_timeout: float, finish_timeout: float, **ident
     os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
     import wandb
 
+    # wandb goes to the system's folder for temporary files where this one is missing.
+    Path(identity["dir"]).mkdir(parents=True, exist_ok=True)
     settings = wandb.Settings(
         silent=True,  # we say the one line that matters
         init_timeout=init_timeout,
@@ -134,7 +135,7 @@ def _start_run(mode: str, *, init_timeout: float, finish_timeout: float, **ident
         finish_timeout_raises=True,
     )
 
-    def start(mode: str, id: str) -> Run:
+    def start(mode: Any, id: str) -> Run:
         # "create_new", because the default joins a run that an earlier job left open.
         return wandb.init(mode=mode, id=id, reinit="create_new", settings=settings, **identity)
 
@@ -344,7 +345,7 @@ def flat_config(
         parameters: number of parameters by part. "total" becomes the key `parameters`, any other
             part `parameters/<part>`.
     """
-    flat = {}
+    flat: dict[str, Any] = {}
     for group, node in config.items():
         if group not in ("logger", "paths"):
             role, _, attention = group.rpartition("_")
@@ -359,8 +360,7 @@ def _leaves(label: str, node: Any) -> Iterator[tuple[str, Any]]:
     if not isinstance(node, Mapping):
         yield label, node
         return
-    choice = node.get("name") or str(node.get("_target_", "")).rpartition(".")[2]
-    if choice:
+    if choice := choice_of(node):
         yield label, choice
     for key, value in node.items():
         if key != "name" and not (key.startswith("_") and key.endswith("_")):
