@@ -1,0 +1,254 @@
+"""What a run ends with: `results.json`, and the same told on the console.
+
+Light on purpose: nothing here imports Lightning.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+from rich.tree import Tree
+
+PACKAGES = (
+    "attention-zoo",
+    "torch",
+    "lightning",
+    "hydra-core",
+    "omegaconf",
+    "torchmetrics",
+    "tokenizers",
+    "sacrebleu",
+    "babel",
+    "num2words",
+    "datasets",
+    "wandb",
+)
+
+
+def collect_manifest(
+    *,
+    parameters: int,
+    tokens_seen: int,
+    seconds: float,
+    seed: int | None,
+    data_hash: str,
+    precision: str,
+) -> dict[str, Any]:
+    """How a result was obtained: what the caller knows, and what this machine can tell.
+
+    Args:
+        parameters: trainable parameters of the model.
+        tokens_seen: target tokens trained on, over all ranks.
+        seconds: wall-clock seconds of the training.
+        seed: seed of the run, None where there is none.
+        data_hash: the data module's `fingerprint`.
+        precision: the Trainer's word, for instance "bf16-mixed".
+
+    Returns:
+        The arguments, and `versions` (of Python and of the packages that are installed),
+        `git_commit` (of the code; ends in "-dirty" where tracked files were changed; None where
+        the code is not in a repository) and `hardware`.
+    """
+    return {
+        "parameters": parameters,
+        "tokens_seen": tokens_seen,
+        "seconds": round(seconds, 3),
+        "seed": seed,
+        "data_hash": data_hash,
+        "precision": precision,
+        "git_commit": _git_commit(Path(__file__).resolve()),
+        "versions": {"python": platform.python_version(), **dict(_versions())},
+        "hardware": _hardware(),
+    }
+
+
+def write_results(
+    path: str | Path, metrics: Mapping[str, Any], manifest: Mapping[str, Any]
+) -> None:
+    """Write `results.json`: one flat object, the metrics first, then the manifest's entries.
+
+    Metrics stand under the names they are logged by (`test/bleu`). JSON has no word for NaN and
+    infinity: such a metric is null, and `not_finite` says which it was: `{"val/loss": "nan"}`.
+    The file is replaced in one step, so a reader never sees half of it.
+
+    Args:
+        path: the file; its folder must exist.
+        metrics: name to number or zero-dimensional tensor.
+        manifest: what `collect_manifest` gives.
+
+    Raises:
+        ValueError: if a metric has the name of a manifest entry.
+    """
+    if both := {*metrics} & {*manifest, "not_finite"}:
+        raise ValueError(f"metrics and manifest must not share names, got {sorted(both)} in both.")
+    numbers = {name: _number(value) for name, value in metrics.items()}
+    broken = {name: str(value) for name, value in numbers.items() if not math.isfinite(value)}
+    results: dict[str, Any] = {
+        name: None if name in broken else value for name, value in numbers.items()
+    }
+    results |= manifest
+    if broken:
+        results["not_finite"] = broken
+    text = json.dumps(results, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+
+    path = Path(path)
+    draft = path.with_name(f".{path.name}.{os.getpid()}")
+    draft.write_text(text, encoding="utf-8")
+    os.replace(draft, path)
+
+
+def print_results(
+    console: Console,
+    metrics: Mapping[str, Any],
+    manifest: Mapping[str, Any],
+    paths: Mapping[str, str | Path],
+    next_commands: Sequence[str],
+) -> None:
+    """Tell how a run ended: figures, how they were obtained, where things are, what to try next.
+
+    Paths and commands stand on lines of their own and are never wrapped, to be copied.
+
+    Args:
+        console: where to.
+        metrics: name to number or zero-dimensional tensor.
+        manifest: what `collect_manifest` gives.
+        paths: word ("checkpoint") to path, in the order to show them.
+        next_commands: complete shell commands.
+    """
+    table = Table(title="Results", title_justify="left", title_style="bold")
+    table.add_column("metric")
+    table.add_column("value", justify="right")
+    for name, value in metrics.items():
+        table.add_row(Text(name), Text(_legible(_number(value))))
+    console.print(table)
+
+    minutes, seconds = divmod(round(manifest["seconds"]), 60)
+    facts = (
+        f"{manifest['parameters']:,} parameters",
+        f"{manifest['tokens_seen']:,} tokens seen",
+        f"{minutes} min {seconds} s" if minutes else f"{seconds} s",
+        f"seed {manifest['seed']}",
+        str(manifest["precision"]),
+    )
+    console.print(", ".join(facts), highlight=False, markup=False)
+
+    console.print()
+    width = max(map(len, paths), default=0)
+    for word, path in paths.items():
+        _print_line(console, Text.assemble((f"{word:<{width}}", "bold"), "  ", str(path)))
+    if next_commands:
+        console.print()
+        console.print(Text("Next, try", style="bold"))
+        for command in next_commands:
+            _print_line(console, Text(f"  {command}", style="cyan"))
+
+
+def print_config_tree(console: Console, config: Mapping[str, Any]) -> None:
+    """Print a resolved config, a branch a group: what was chosen, then its values.
+
+    Args:
+        console: where to.
+        config: plain dicts and lists, all interpolations resolved.
+    """
+    console.print(_branch(Tree(Text("config", style="bold"), guide_style="dim"), config))
+
+
+def choice_of(node: Mapping[str, Any]) -> str:
+    """The word for what a config node chose: its `name`, else the last word of its `_target_`."""
+    return str(node.get("name") or str(node.get("_target_", "")).rpartition(".")[2])
+
+
+def _branch(tree: Tree, node: Mapping[str, Any]) -> Tree:
+    # name and _target_ are in the branch's title already; _partial_ and the like are grammar.
+    values = Text()
+    for key, value in node.items():
+        if not isinstance(value, Mapping) and key != "name" and not key.startswith("_"):
+            values.append(" " if values else "").append(f"{key}=", "dim").append(_plain(value))
+    if values:
+        tree.add(values)
+    for key, value in node.items():
+        if isinstance(value, Mapping):
+            title = Text(key, style="bold")
+            if choice := choice_of(value):
+                title.append(f" {choice}", style="cyan")
+            _branch(tree.add(title), value)
+    return tree
+
+
+def _plain(value: Any) -> str:
+    """A value as it is written in an override."""
+    if isinstance(value, list):
+        return f"[{','.join(map(_plain, value))}]"
+    if value is None or isinstance(value, bool):
+        return json.dumps(value)
+    text = str(value)
+    return repr(text) if set(text) & set(" ,") else text
+
+
+def _print_line(console: Console, text: Text) -> None:
+    # soft_wrap leaves a long line to the terminal, so that it is copied as one line.
+    console.print(text, soft_wrap=True, highlight=False)
+
+
+def _number(value: Any) -> float:
+    return value.item() if hasattr(value, "item") else value
+
+
+def _legible(value: float) -> str:
+    if isinstance(value, int):
+        return f"{value:,}"
+    if value and abs(value) < 0.001:
+        return f"{value:.3g}"
+    return f"{value:.4f}" if abs(value) < 10 else f"{value:,.2f}"
+
+
+def _versions() -> Iterator[tuple[str, str]]:
+    for package in PACKAGES:
+        try:
+            yield package, version(package)
+        except PackageNotFoundError:
+            continue
+
+
+def _git_commit(file: Path) -> str | None:
+    def git(*arguments: str) -> str | None:
+        try:
+            command = ["git", "-C", str(file.parent), *arguments]
+            return subprocess.run(
+                command, capture_output=True, text=True, check=True, timeout=10
+            ).stdout.strip()
+        except (OSError, subprocess.SubprocessError):
+            return None
+
+    # A virtual environment often lies inside some other project's repository: its commit says
+    # nothing about this code, which git does not track there.
+    if git("ls-files", "--error-unmatch", str(file)) is None:
+        return None
+    return git("describe", "--always", "--dirty", "--abbrev=40", "--exclude=*")
+
+
+def _hardware() -> dict[str, Any]:
+    import torch
+
+    gpus = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
+    return {"cpu": _cpu_model(), "threads": torch.get_num_threads(), "gpus": gpus}
+
+
+def _cpu_model() -> str:
+    if sys.platform == "linux":
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()

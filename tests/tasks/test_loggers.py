@@ -1,0 +1,436 @@
+"""Every run is written down as asked, read back here, and never costs the training."""
+
+import json
+import os
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import lightning
+import pytest
+import torch
+from hydra import compose, initialize_config_module
+from hydra.core.config_store import ConfigStore
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger, WandbLogger
+from matplotlib.figure import Figure
+from omegaconf import OmegaConf
+from torch import nn
+
+from attention_zoo.errors import UserError
+from attention_zoo.tasks import loggers as module
+from attention_zoo.tasks.loggers import (
+    create_loggers,
+    create_wandb_logger,
+    finish,
+    flat_config,
+    log_image,
+    log_summary,
+    log_table,
+)
+
+ROOT = Path(__file__).parents[2]
+KEY = "0123456789abcdef0123456789abcdef01234567"
+
+
+def inspect(run: Path, *flags: str) -> str:
+    command = [sys.executable, "-m", "wandb", "leet", "inspect", "--json", *flags, str(run)]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+
+def summary(run: Path) -> dict:
+    return json.loads(inspect(run, "--summary"))
+
+
+def history(run: Path) -> list[dict]:
+    records = [json.loads(line) for line in inspect(run).splitlines()]
+    return [record["history"]["item"] for record in records if record["type"] == "history"]
+
+
+def runs(folder: Path) -> list[Path]:
+    return sorted(path for path in (folder / "wandb").glob("*run-*") if not path.is_symlink())
+
+
+def figure() -> Figure:
+    drawing = Figure(figsize=(2, 1), dpi=50)
+    drawing.add_subplot().imshow([[0, 1], [1, 0]])
+    return drawing
+
+
+class Line(lightning.LightningModule):
+    """The smallest task that trains."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(1, 1)
+
+    def training_step(self, batch, index):
+        loss = self.layer(batch).square().mean()
+        self.log("train/loss", loss)
+        return loss
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+def fit(loggers, folder):
+    trainer = lightning.Trainer(
+        accelerator="cpu",
+        max_steps=2,
+        log_every_n_steps=1,
+        logger=loggers,
+        default_root_dir=folder,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    trainer.fit(Line(), torch.utils.data.DataLoader(torch.ones(2, 1)))
+    return trainer
+
+
+quiet_fit = pytest.mark.filterwarnings(
+    "ignore:The 'train_dataloader' does not have many workers",
+    "ignore:`isinstance.treespec, LeafSpec.` is deprecated",
+)
+
+
+@quiet_fit
+def test_offline_run_holds_config_history_summary_image_and_table(tmp_path):
+    logger = create_wandb_logger(
+        project="zoo", save_dir=tmp_path, name="first", group="g", tags=["linear"], mode="offline"
+    )
+    config = {"attention": {"name": "linear", "heads": 2}, "position": {"name": "rotary"}}
+    logger.log_hyperparams(flat_config(config, parameters={"total": 2, "attention": 1}))
+    trainer = fit([logger], tmp_path)
+    log_image(trainer.loggers, "attention/cross", figure(), trainer.global_step)
+    log_table(trainer.loggers, "samples", ["source", "output"], [["uma", "one"]], step=2)
+    log_summary(trainer.loggers, {"test/bleu": 33.25})
+    finish(trainer.loggers, 0)
+
+    [run] = runs(tmp_path)
+    read = summary(run)
+    assert read["state"] == "finished"
+    assert (read["name"], read["project"], read["tags"]) == ("first", "zoo", ["linear"])
+    assert read["config"] == {
+        "attention": "linear",
+        "attention/heads": 2,
+        "position": "rotary",
+        "parameters": 2,
+        "parameters/attention": 1,
+    }
+    assert read["summary"]["test/bleu"] == 33.25
+    losses = [item for item in history(run) if "train/loss" in item]
+    assert [item["trainer/global_step"] for item in losses] == [0, 1]
+    assert losses[0]["train/loss"] > losses[1]["train/loss"]
+    [image] = read["summary"]["attention/cross"]["filenames"]
+    assert (run / "files" / image).read_bytes().startswith(b"\x89PNG")
+    table = json.loads((run / "files" / read["summary"]["samples"]["path"]).read_text())
+    assert table == {"columns": ["source", "output"], "data": [["uma", "one"]]}
+
+
+def test_two_jobs_in_one_process_are_two_runs_and_the_crashed_one_reads_as_failed(tmp_path):
+    before = dict(os.environ)
+    for job, code in enumerate((1, 0)):
+        logger = create_wandb_logger(project="zoo", save_dir=tmp_path / str(job), mode="offline")
+        logger.log_metrics({"val/loss": job}, step=5)
+        finish([logger], code)
+    changed = {name for name in os.environ if os.environ[name] != before.get(name)}
+    assert changed <= {"WANDB_ERROR_REPORTING", "WANDB_SERVICE"}
+    first, second = (summary(runs(tmp_path / job)[0]) for job in "01")
+    assert (first["state"], first["exit_code"], first["summary"]["val/loss"]) == ("failed", 1, 0)
+    assert (second["state"], second["summary"]["val/loss"]) == ("finished", 1)
+    assert first["run_id"] != second["run_id"]
+
+
+def test_a_job_does_not_join_a_run_that_was_left_open(tmp_path):
+    left_open = create_wandb_logger(project="zoo", save_dir=tmp_path, mode="offline")
+    logger = create_wandb_logger(project="zoo", save_dir=tmp_path, mode="offline")
+    assert logger.version != left_open.version
+    finish([left_open, logger], 0)
+
+
+def test_disabled_takes_everything_and_writes_nothing(tmp_path):
+    logger = create_wandb_logger(project="zoo", save_dir=tmp_path, mode="disabled")
+    logger.log_hyperparams({"attention": "linear"})
+    log_image([logger], "picture", figure(), 0)
+    log_table([logger], "samples", ["a"], [["b"]], 0)
+    log_summary([logger], {"test/loss": 1.0})
+    finish([logger], 0)
+    assert not list(tmp_path.rglob("*"))
+
+
+def test_other_ranks_start_no_run(tmp_path, monkeypatch):
+    monkeypatch.setattr(module.rank_zero_only, "rank", 1)
+    logger = create_wandb_logger(project="zoo", save_dir=tmp_path, mode="offline")
+    logger.log_hyperparams({"attention": "linear"})
+    log_summary([logger], {"test/loss": 1.0})
+    finish([logger], 0)
+    assert not list(tmp_path.rglob("*"))
+
+
+def test_checkpoints_may_be_kept_for_the_upload_offline(tmp_path):
+    logger = create_wandb_logger(project="zoo", save_dir=tmp_path, mode="offline", log_model="all")
+    finish([logger], 0)
+
+
+def test_an_unknown_mode_is_refused(tmp_path):
+    with pytest.raises(UserError, match=r"one of auto, online, offline, disabled, got 'of'"):
+        create_wandb_logger(project="zoo", save_dir=tmp_path, mode="of")
+
+
+class Refusal(BaseHTTPRequestHandler):
+    """A W&B server that knows no key."""
+
+    def do_POST(self):
+        answer = b'{"errors":[{"message":"permission denied"}]}'
+        self.send_response(401)
+        self.send_header("content-length", str(len(answer)))
+        self.end_headers()
+        self.wfile.write(answer)
+
+    def log_message(self, *args):
+        pass
+
+
+class Silence(Refusal):
+    """A network that swallows everything."""
+
+    def do_POST(self):
+        time.sleep(60)
+
+
+@pytest.fixture
+def server(request):
+    server = ThreadingHTTPServer(("127.0.0.1", 0), request.param)
+    server.daemon_threads = True
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    server.server_close()
+
+
+def run_and_time(folder: Path, **environment: str) -> tuple[str, float]:
+    """A process that makes the logger and logs; its stderr, and the seconds that W&B cost it."""
+    script = """
+        import time
+        from attention_zoo.tasks.loggers import create_wandb_logger, finish
+        start = time.monotonic()
+        logger = create_wandb_logger(project="zoo", save_dir=FOLDER, mode="auto")
+        logger.log_metrics({"val/loss": 1.5}, step=1)
+        finish([logger], 0)
+        print(time.time() - (time.monotonic() - start))
+    """
+    script = textwrap.dedent(script).replace("FOLDER", repr(str(folder)))
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("WANDB_")}
+    result = subprocess.run(
+        [sys.executable, "-c", script],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=ROOT,
+        env=clean | {"HOME": str(folder)} | environment,
+        stdin=subprocess.DEVNULL,
+    )
+    # From the logger's making to the very end of the process: wandb may wait there as well.
+    return result.stderr, time.time() - float(result.stdout)
+
+
+def assert_goes_on_offline(folder: Path, stderr: str, reason: str) -> None:
+    [line] = stderr.splitlines()
+    assert line.startswith("W&B: offline, ") and reason in line
+    [run] = runs(folder)
+    assert run.name.startswith("offline-run-")
+    assert f"`wandb leet {run}`" in line and f"`wandb sync {run}`" in line
+    assert summary(run)["summary"]["val/loss"] == 1.5
+
+
+def test_without_a_key_the_run_is_offline_and_one_line_says_so(tmp_path):
+    stderr, _ = run_and_time(tmp_path)
+    assert_goes_on_offline(tmp_path, stderr, "no API key is configured")
+
+
+def test_a_key_in_netrc_is_found_and_a_malformed_one_costs_nothing(tmp_path):
+    netrc = tmp_path / ".netrc"
+    netrc.write_text("machine api.wandb.ai login user password short\n")
+    netrc.chmod(0o600)
+    stderr, _ = run_and_time(tmp_path)
+    assert_goes_on_offline(tmp_path, stderr, "API key must have")
+
+
+@pytest.mark.parametrize("server", [Refusal], indirect=True)
+def test_a_wrong_key_makes_the_run_go_on_offline(tmp_path, server):
+    stderr, _ = run_and_time(tmp_path, WANDB_API_KEY=KEY, WANDB_BASE_URL=server)
+    assert_goes_on_offline(tmp_path, stderr, "permission denied")
+
+
+# These two look at the clock: the limit is the promise itself, and the waiting is wandb's own
+# (init_timeout), so that a slow machine changes little.
+@pytest.mark.slow
+@pytest.mark.parametrize("server", [Silence], indirect=True)
+def test_a_network_that_swallows_everything_costs_at_most_15_seconds(tmp_path, server):
+    stderr, seconds = run_and_time(tmp_path, WANDB_API_KEY=KEY, WANDB_BASE_URL=server)
+    assert_goes_on_offline(tmp_path, stderr, "Timed out")
+    assert seconds < 15
+
+
+@pytest.mark.slow
+def test_no_network_costs_at_most_15_seconds(tmp_path):
+    address = "http://127.0.0.1:9"  # the discard port: nobody listens
+    stderr, seconds = run_and_time(tmp_path, WANDB_API_KEY=KEY, WANDB_BASE_URL=address)
+    assert_goes_on_offline(tmp_path, stderr, "Timed out")
+    assert seconds < 15
+
+
+def test_the_environment_variable_decides_where_the_mode_is_auto(tmp_path, monkeypatch):
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+    finish([create_wandb_logger(project="zoo", save_dir=tmp_path)], 0)
+    assert not list(tmp_path.rglob("*"))
+
+
+def test_nothing_is_asked_on_a_terminal(tmp_path):
+    pty = pytest.importorskip("pty", reason="no pseudo-terminals on this system")
+    leader, follower = pty.openpty()
+    code = (
+        "from attention_zoo.tasks.loggers import *; "
+        f"logger = create_wandb_logger(project='zoo', save_dir={str(tmp_path)!r}, mode='online'); "
+        "finish([logger], 0)"
+    )
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("WANDB_")}
+    streams = {"stdin": follower, "stdout": follower, "stderr": follower}
+    child = subprocess.Popen(
+        [sys.executable, "-c", code], cwd=ROOT, env=clean | {"HOME": str(tmp_path)}, **streams
+    )
+    try:
+        assert child.wait(timeout=60) == 0
+    finally:
+        child.kill()
+        os.close(follower)
+        os.close(leader)
+    [run] = runs(tmp_path)
+    assert run.name.startswith("offline-run-")
+
+
+def composed(folder: Path, *overrides: str) -> dict:
+    base = {
+        "defaults": ["_self_", {"logger": "wandb"}],
+        "paths": {"run": str(folder)},
+        "task": {"name": "translation"},
+        "attention": {"name": "linear"},
+        "position": {"name": "rotary"},
+        "seed": 7,
+    }
+    ConfigStore.instance().store(name="logger_test", node=base)
+    with initialize_config_module("attention_zoo.conf", version_base="1.3"):
+        config = compose("logger_test", overrides=list(overrides))
+    return OmegaConf.to_container(config, resolve=True)
+
+
+def test_wandb_by_config(tmp_path):
+    config = composed(tmp_path, "logger.wandb.mode=offline")
+    [logger] = create_loggers(config["logger"])
+    finish([logger], 0)
+    read = summary(runs(tmp_path)[0])
+    assert (read["name"], read["tags"]) == (
+        "linear-rotary-7",
+        ["translation", "linear", "rotary"],
+    )
+
+
+@quiet_fit
+def test_csv_by_config(tmp_path):
+    loggers = create_loggers(composed(tmp_path, "logger=csv")["logger"])
+    assert [type(logger) for logger in loggers] == [CSVLogger]
+    loggers[0].log_hyperparams({"attention": "linear"})
+    trainer = fit(loggers, tmp_path)
+    log_image(trainer.loggers, "picture", figure(), 2)
+    log_table(trainer.loggers, "samples", ["a"], [["b"]], 2)
+    log_summary(trainer.loggers, {"test/loss": 1.0})
+    finish(trainer.loggers, 0)
+    header, *lines = (tmp_path / "csv" / "metrics.csv").read_text().splitlines()
+    assert "train/loss" in header.split(",") and len(lines) == 2
+    assert "linear" in (tmp_path / "csv" / "hparams.yaml").read_text()
+
+
+@quiet_fit
+def test_tensorboard_by_config(tmp_path):
+    events = pytest.importorskip(
+        "tensorboard.backend.event_processing.event_accumulator",
+        reason="the extra tensorboard is not installed",
+    )
+    loggers = create_loggers(composed(tmp_path, "logger=tensorboard")["logger"])
+    assert [type(logger) for logger in loggers] == [TensorBoardLogger]
+    loggers[0].log_hyperparams({"attention": "linear", "data/splits": [1, 2], "group": None})
+    trainer = fit(loggers, tmp_path)
+    log_image(trainer.loggers, "picture", figure(), 2)
+    log_table(trainer.loggers, "samples", ["a", "b"], [["x|y", "two\nlines"]], 2)
+    log_summary(trainer.loggers, {"test/loss": 1.0})
+    finish(trainer.loggers, 0)
+    read = events.EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    assert [event.step for event in read.Scalars("train/loss")] == [0, 1]
+    [image] = read.Images("picture")
+    assert (image.step, image.width, image.height) == (2, 100, 50)
+    [text] = read.Tensors("samples/text_summary")
+    assert b"| x\\|y | two lines |" in text.tensor_proto.string_val[0]
+
+
+def test_a_picture_may_be_a_file(tmp_path):
+    figure().savefig(tmp_path / "map.png")
+    logger = create_wandb_logger(project="zoo", save_dir=tmp_path, mode="offline")
+    log_image([logger], "map", tmp_path / "map.png", 0)
+    finish([logger], 0)
+    [run] = runs(tmp_path)
+    assert summary(run)["summary"]["map"]["count"] == 1
+
+
+def test_no_logger_by_config(tmp_path):
+    config = composed(tmp_path, "logger=none")
+    assert config["logger"] is None
+    assert create_loggers(config["logger"]) == []
+
+
+def test_two_loggers_by_config(tmp_path):
+    config = composed(tmp_path, "logger=[wandb,csv]", "logger.wandb.mode=offline")
+    loggers = create_loggers(config["logger"])
+    finish(loggers, 0)
+    assert [type(logger) for logger in loggers] == [WandbLogger, CSVLogger]
+
+
+def test_a_missing_package_is_one_line_with_the_remedy(tmp_path, monkeypatch):
+    monkeypatch.setattr("lightning.fabric.loggers.tensorboard._TENSORBOARD_AVAILABLE", False)
+    monkeypatch.setattr("lightning.fabric.loggers.tensorboard._TENSORBOARDX_AVAILABLE", False)
+    with pytest.raises(UserError, match=r"pip install 'attention-zoo\[tensorboard\]'"):
+        create_loggers(composed(tmp_path, "logger=tensorboard")["logger"])
+
+
+def test_a_wrong_mode_by_config_is_one_line(tmp_path):
+    with pytest.raises(UserError, match="one of auto"):
+        create_loggers(composed(tmp_path, "logger.wandb.mode=of")["logger"])
+
+
+def test_flat_config_names_the_choices():
+    config = {
+        "seed": 3,
+        "attention": {"name": "grouped_query", "kv_heads": 2, "_partial_": True, "_target_": "a.B"},
+        "cross_attention": {"name": "additive"},
+        "optimizer": {"_target_": "attention_zoo.tasks.optimizers.muon", "lr": 0.02},
+        "data": {"source": {"_target_": "x.Phrases", "pair": ["en", "pt"]}},
+        "logger": {"wandb": {"mode": "auto"}},
+        "paths": {"run": "logs"},
+        "ckpt_path": None,
+    }
+    assert flat_config(config, parameters={"total": 9, "embedding": 4}) == {
+        "seed": 3,
+        "attention": "grouped_query",
+        "attention/kv_heads": 2,
+        "attention/cross": "additive",
+        "optimizer": "muon",
+        "optimizer/lr": 0.02,
+        "data/source": "Phrases",
+        "data/source/pair": ["en", "pt"],
+        "ckpt_path": None,
+        "parameters": 9,
+        "parameters/embedding": 4,
+    }
