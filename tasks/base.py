@@ -27,7 +27,7 @@ class Task(LightningModule):
         decoding: how text is written: `Greedy`, `Beam` or `Sample`.
         label_smoothing: share of the target's probability spread over the vocabulary (Szegedy et al.
             2016); for training only, losses that are reported for evaluation are without.
-        config: what the whole was composed from, in plain containers. Kept in checkpoints.
+        composed: the config that all of this is from, in plain containers. Kept in checkpoints.
     """
 
     def __init__(
@@ -39,7 +39,7 @@ class Task(LightningModule):
         schedule: Callable[..., Any],
         decoding: Callable[..., Any],
         label_smoothing: float = 0.0,
-        config: dict[str, Any],
+        composed: dict[str, Any],
     ) -> None:
         super().__init__()
         self.model = model
@@ -48,7 +48,7 @@ class Task(LightningModule):
         self.new_schedule = schedule
         self.decoding = decoding
         self.label_smoothing = label_smoothing
-        self.config = config
+        self.composed = composed
         self.loss = TokenLoss()
         self.perplexity = Perplexity()
         self.bits_per_byte = BitsPerByte()
@@ -144,7 +144,7 @@ class Task(LightningModule):
         """All that it takes to use the model: the config and the tokenizer, in plain containers."""
         checkpoint["attention_zoo"] = {
             "version": version("attention-zoo"),
-            "config": self.config,
+            "config": self.composed,
             "tokenizer": self.tokenizer.state(),
         }
 

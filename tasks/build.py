@@ -95,14 +95,14 @@ def build_task(config: dict[str, Any], tokenizer: Any) -> Any:
     sizes = {"vocabulary_size": tokenizer.vocabulary_size}
     if config["task"]["name"] == "translation":
         sizes["pad_id"] = tokenizer.pad_id
-    return instantiate(
-        options,
+    # Called by us, not by Hydra, which would build what it finds in `composed` as well.
+    return instantiate({**options, "_partial_": True})(
         model=build_model(config, **sizes),
         tokenizer=tokenizer,
         optimizer=instantiate(config["optimizer"]),
         schedule=instantiate(config["schedule"]),
         decoding=instantiate(config["decoding"]),
-        config=config,
+        composed=config,
     )
 
 

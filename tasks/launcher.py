@@ -69,7 +69,7 @@ class ProcessesLauncher(Launcher):
             sys.stderr.write(line)
             last = line.strip() or last
         results = run / "results.json"
-        metrics = json.loads(results.read_text())["metrics"] if results.exists() else {}
+        metrics = json.loads(results.read_text()) if results.exists() else {}
         return {
             "number": number,
             "overrides": overrides,

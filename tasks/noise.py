@@ -5,20 +5,13 @@ import warnings
 
 
 def quiet() -> None:
-    """Silence them. Everything that a user could act on still shows."""
+    """Silence them. Whatever a user could act on still shows."""
     for name in ("lightning.pytorch", "lightning.fabric"):
-        logging.getLogger(name).addFilter(_is_news)
-    # Lightning's own use of torch's pytree, and its advice on settings that are this program's choice.
+        # At this level: which devices there are, that a limit set by the user was reached, and tips.
+        logging.getLogger(name).setLevel(logging.WARNING)
     for message in (
-        r".*isinstance\(treespec, LeafSpec\).*",
-        r".*does not have many workers which may be a bottleneck.*",
-        r".*Checkpoint directory .* exists and is not empty.*",
-        r".*Consider setting `persistent_workers=True`.*",
+        r".*isinstance\(treespec, LeafSpec\).*",  # Lightning's own use of torch's pytree
+        r".*does not have many workers which may be a bottleneck.*",  # it is none for text
+        r".*Checkpoint directory .* exists and is not empty.*",  # so it is when a run is resumed
     ):
         warnings.filterwarnings("ignore", message=message)
-
-
-def _is_news(record: logging.LogRecord) -> bool:
-    text = record.getMessage()
-    boring = ("Tip:", "GPU available:", "TPU available:", "HPU available:", "💡")
-    return not text.lstrip().startswith(boring) and "`Trainer.fit` stopped" not in text

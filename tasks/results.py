@@ -127,13 +127,7 @@ def print_results(
         paths: word ("checkpoint") to path, in the order to show them.
         next_commands: complete shell commands.
     """
-    table = Table(title="Results", title_justify="left", title_style="bold")
-    table.add_column("metric")
-    table.add_column("value", justify="right")
-    for name, value in metrics.items():
-        table.add_row(Text(name), Text(_legible(_number(value))))
-    console.print(table)
-
+    print_metrics(console, metrics)
     minutes, seconds = divmod(round(manifest["seconds"]), 60)
     facts = (
         f"{manifest['parameters']:,} parameters",
@@ -153,6 +147,34 @@ def print_results(
         console.print(Text("Next, try", style="bold"))
         for command in next_commands:
             _print_line(console, Text(f"  {command}", style="cyan"))
+
+
+def print_metrics(console: Console, metrics: Mapping[str, Any]) -> None:
+    """A table of names and figures."""
+    table = Table(title="Results", title_justify="left", title_style="bold")
+    table.add_column("metric")
+    table.add_column("value", justify="right")
+    for name, value in metrics.items():
+        table.add_row(Text(name), Text(_legible(_number(value))))
+    console.print(table)
+
+
+def print_samples(console: Console, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """A table of what the model wrote."""
+    table = Table(*columns, title="Samples", title_justify="left", title_style="bold")
+    for row in rows:
+        table.add_row(*map(Text, row))
+    console.print(table)
+
+
+def print_report(console: Console, report: Mapping[str, Any]) -> None:
+    """What the data module read and dropped: a line a split, then its notes."""
+    for split, counts in report.items():
+        if isinstance(counts, Mapping) and split != "source":
+            facts = ", ".join(f"{word.replace('_', ' ')} {n:,}" for word, n in counts.items())
+            console.print(f"{split:<6} {facts}", highlight=False, markup=False)
+    for note in report["notes"]:
+        console.print(f"note   {note}", highlight=False, markup=False)
 
 
 def print_config_tree(console: Console, config: Mapping[str, Any]) -> None:

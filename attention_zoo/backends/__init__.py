@@ -7,6 +7,7 @@ Each backend is a module with one function,
 
 import logging
 from collections.abc import Callable
+from functools import cache
 
 from torch import Tensor
 
@@ -22,8 +23,9 @@ BACKENDS: dict[str, Callable[..., Tensor]] = {
 }
 
 
+@cache
 def resolve(name: str) -> str:
-    """The backend that a name stands for; `auto` is decided here, once, and logged.
+    """The backend that a name stands for; `auto` is decided here, and logged once.
 
     Raises:
         Unsupported: no such backend.

@@ -73,7 +73,7 @@ class Progress(ProgressBar):
         now, step = time.perf_counter(), trainer.global_step
         if self._is_due(now, step):
             # Lightning divides the loss by the number of accumulated batches.
-            loss = float(outputs["loss"]) * trainer.accumulate_grad_batches
+            loss = float(outputs["loss"]) * trainer.accumulate_grad_batches / outputs["tokens"]
             self._draw(now, step, loss, trainer.world_size)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -31,7 +31,7 @@ class Throughput(Callback):
     @property
     def tokens(self) -> int:
         """Target tokens trained on, by all ranks; between two reductions the ranks count alike."""
-        return self._total + self._pending * self._ranks
+        return int(self._total + self._pending * self._ranks)
 
     def state_dict(self) -> dict[str, Any]:
         return {"tokens": self.tokens}

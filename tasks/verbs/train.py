@@ -38,7 +38,7 @@ def run(config: dict[str, Any], call: Call) -> float | None:
     check(config)
     quiet()
     console = Console(quiet=rank_zero_only.rank != 0)
-    print_config_tree(console, config)
+    print_config_tree(console, {k: v for k, v in config.items() if k != "choices"})
     seed_everything(config["seed"], workers=True, verbose=False)
     data = instantiate(config["data"])
     with console.status("preparing the data"):
