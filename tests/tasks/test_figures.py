@@ -99,7 +99,9 @@ def test_labels_are_short_and_can_be_shown(token, label):
     tokens = [token, "a"]
     figure = attention_figure(reading(1, tokens, tokens), "cross", 0)
     figure.savefig(io.BytesIO(), format="png")  # a missing glyph would warn
-    assert panels(figure)[0].get_yticklabels()[0].get_text() == label
+    shown_label = panels(figure)[0].get_yticklabels()[0]
+    assert shown_label.get_text() == label
+    assert not shown_label.get_parse_math()  # dollars are not formulas
 
 
 def test_figures_leave_no_global_state():
