@@ -52,9 +52,7 @@ class Task(LightningModule):
         self.loss = TokenLoss()
         self.perplexity = Perplexity()
         self.bits_per_byte = BitsPerByte()
-        self.register_buffer(
-            "token_bytes", torch.tensor(tokenizer.token_bytes), persistent=False
-        )
+        self.register_buffer("token_bytes", torch.tensor(tokenizer.token_bytes), persistent=False)
         # Target tokens of the step so far; loss and tokens since the last log.
         self.step_tokens: Tensor
         self.since_log: Tensor
@@ -71,9 +69,7 @@ class Task(LightningModule):
 
     def configure_optimizers(self) -> dict[str, Any]:
         optimizer = self.new_optimizer(self.model)
-        schedule = self.new_schedule(
-            optimizer, total_steps=self.trainer.estimated_stepping_batches
-        )
+        schedule = self.new_schedule(optimizer, total_steps=self.trainer.estimated_stepping_batches)
         return {
             "optimizer": optimizer,
             "lr_scheduler": {"scheduler": schedule, "interval": "step"},

@@ -1,17 +1,16 @@
 """From a composed config to objects."""
 
-import logging
 from collections.abc import Iterator
 from importlib.metadata import entry_points
 from typing import Any
 
+import torch
+from hydra.errors import InstantiationException
 from hydra.utils import instantiate as hydra_instantiate
 from torch import nn
 
 from attention_zoo.errors import Unsupported, UserError
 from attention_zoo.zoo import ATTENTION, POSITION, Role, check_pair
-
-log = logging.getLogger(__name__)
 
 TRUSTED = ("attention_zoo", "torch", "lightning", "torchmetrics")
 ROLE_NODES: dict[str, dict[str, Role]] = {
@@ -37,7 +36,12 @@ def instantiate(node: Any, *args: Any, **kwargs: Any) -> Any:
             raise Unsupported(
                 f"A config may build things of {', '.join(trusted)} only, got _target_: {target}."
             )
-    return hydra_instantiate(node, *args, **kwargs)
+    try:
+        return hydra_instantiate(node, *args, **kwargs)
+    except InstantiationException as error:
+        if isinstance(error.__cause__, UserError):
+            raise error.__cause__ from None
+        raise
 
 
 def targets(node: Any) -> Iterator[str]:
@@ -59,10 +63,10 @@ def attention_by_role(config: dict[str, Any]) -> dict[str, dict[str, Any]]:
 
 
 def check(config: dict[str, Any]) -> None:
-    """Refuse a config whose attention, roles and position do not go together.
+    """Refuse a config whose attention, roles, position and sizes do not go together.
 
     Raises:
-        Unsupported: with the rule, the value and the legal choices.
+        Unsupported: with the rule, the value and the legal choices. UserError: an impossible size.
     """
     position = POSITION.card(config["position"]["name"])
     for node, chosen in attention_by_role(config).items():
@@ -73,15 +77,16 @@ def check(config: dict[str, Any]) -> None:
             check_pair(card, role, None if role == "cross" else position)
         except Unsupported as refusal:
             raise Unsupported(f"{node}={card.name}: {refusal}") from None
+    # Sizes that do not fit show when the model is built. On this device it costs nothing.
+    with torch.device("meta"):
+        build_model(config, vocabulary_size=1, pad_id=0)
 
 
-def build_model(config: dict[str, Any], **sizes: Any) -> nn.Module:
-    """The model of a config.
-
-    Args:
-        config: as composed, in plain containers.
-        sizes: what the data decide: `vocabulary_size`, and `pad_id` for translation.
-    """
+def build_model(config: dict[str, Any], *, vocabulary_size: int, pad_id: int) -> nn.Module:
+    """The model of a config in plain containers, for what the data decide."""
+    sizes = {"vocabulary_size": vocabulary_size}
+    if config["task"]["name"] == "translation":
+        sizes["pad_id"] = pad_id
     # `heads` is a size of the model, but it is the attention's configs that take it.
     options = {key: value for key, value in config["model"].items() if key != "heads"}
     factories = {node: instantiate(chosen) for node, chosen in attention_by_role(config).items()}
@@ -92,12 +97,11 @@ def build_task(config: dict[str, Any], tokenizer: Any) -> Any:
     """The LightningModule of a config, around a new model."""
     check(config)
     options = {key: value for key, value in config["task"].items() if key != "name"}
-    sizes = {"vocabulary_size": tokenizer.vocabulary_size}
-    if config["task"]["name"] == "translation":
-        sizes["pad_id"] = tokenizer.pad_id
     # Called by us, not by Hydra, which would build what it finds in `composed` as well.
     return instantiate({**options, "_partial_": True})(
-        model=build_model(config, **sizes),
+        model=build_model(
+            config, vocabulary_size=tokenizer.vocabulary_size, pad_id=tokenizer.pad_id
+        ),
         tokenizer=tokenizer,
         optimizer=instantiate(config["optimizer"]),
         schedule=instantiate(config["schedule"]),
@@ -121,6 +125,3 @@ def parameter_counts(model: nn.Module) -> dict[str, int]:
         "parameters/attention": count(Attention),
         "parameters/position": count(PositionalEncoding),
     }
-
-
-__all__ = ["UserError", "attention_by_role", "build_model", "build_task", "check", "instantiate"]

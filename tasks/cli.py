@@ -24,7 +24,6 @@ PLAIN = {
 }
 
 
-
 def main() -> None:
     """The program."""
     verb, arguments = (sys.argv[1] if len(sys.argv) > 1 else "--help"), sys.argv[2:]
@@ -94,4 +93,4 @@ def run_composed(verb: str, arguments: list[str]) -> None:
     try:
         job()
     except Exception as error:
-        raise explained(error) from None
+        raise explained(error, call) from None

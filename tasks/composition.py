@@ -2,18 +2,19 @@
 
 import re
 from dataclasses import dataclass, field
-from difflib import get_close_matches
 from importlib.metadata import entry_points
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from hydra import compose, initialize_config_module
 from hydra.core.config_search_path import ConfigSearchPath
 from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.plugins import Plugins
-from hydra.errors import HydraException, MissingConfigException
+from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException
 from hydra.plugins.search_path_plugin import SearchPathPlugin
+from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from attention_zoo.errors import UserError
@@ -25,8 +26,8 @@ VALUED_FLAGS = (
     "--cfg", "-c", "--package", "-p", "--info", "-i", "--config-path", "-cp", "--config-name", "-cn",
     "--config-dir", "-cd", "--experimental-rerun",
 )  # fmt: skip
-# Groups whose nodes are kept of a checkpoint; the others are of training only.
-KEPT = ("task", "model", "tokenizer", "data", "position", "attention", "decoding", "trainer", "paths")
+# Groups that have no part in using a checkpoint.
+OF_TRAINING = ("callbacks", "logger", "experiment", "debug", "hparams_search")
 
 
 class PluginConfigs(SearchPathPlugin):
@@ -101,12 +102,12 @@ def store_config(verb: str, whole: dict[str, Any], overrides: list[str]) -> None
     config = {
         key: value
         for key, value in whole["config"].items()
-        if key not in chosen and key not in ("optimizer", "schedule", "callbacks", "logger")
+        if key not in chosen and key not in (*OF_TRAINING, "choices")
     }
     groups = [
         {group: choice}
         for group, choice in whole["config"]["choices"].items()
-        if group in KEPT and group != "task"
+        if group not in OF_TRAINING and group != "task"
     ]
     config["defaults"] = [{"hydra": "default"}, verb, *groups, "_self_"]
     ConfigStore.instance().store(name=f"{verb}_checkpoint", node=config)
@@ -118,11 +119,28 @@ def group_choices() -> dict[str, str | None]:
     return {str(group): choices[group] for group in choices if not str(group).startswith("hydra")}
 
 
-def explained(error: Exception) -> Exception:
+def explained(error: Exception, call: Call) -> Exception:
     """What the user can mend in an error of composition, as a `UserError`; another error as it is."""
     if isinstance(error, MissingConfigException) and error.missing_cfg_file and error.options:
         group, _, name = error.missing_cfg_file.rpartition("/")
         return UserError(unknown(group, name, list(error.options)))
+    stray = re.search(r"Could not override '([\w.]+)\.(\w+)'", str(error))
+    if isinstance(error, ConfigCompositionException) and stray:
+        return UserError(
+            unknown("option", f"{stray[1]}.{stray[2]}", options_of(stray[1], stray[2], call))
+        )
     if isinstance(error, HydraException | OmegaConfBaseException):
         return UserError(" ".join(str(error).split()))
     return error
+
+
+def options_of(node: str, option: str, call: Call) -> list[str]:
+    """What `node.option=` could have been, in the config that the other overrides compose."""
+    others = [
+        x for x in call.overrides if OVERRIDE.match(x) and not x.startswith(f"{node}.{option}=")
+    ]
+    with initialize_config_module("attention_zoo.conf", version_base="1.3"):
+        composed = compose(call.config_name, overrides=[x for x in others if "hydra." not in x])
+    chosen = OmegaConf.select(composed, node)
+    keys = [key for key in chosen if not str(key).startswith("_")] if chosen is not None else []
+    return [f"{node}.{key}" for key in keys] or [str(key) for key in composed]

@@ -168,13 +168,13 @@ def print_samples(console: Console, columns: Sequence[str], rows: Sequence[Seque
 
 
 def print_report(console: Console, report: Mapping[str, Any]) -> None:
-    """What the data module read and dropped: a line a split, then its notes."""
-    for split, counts in report.items():
-        if isinstance(counts, Mapping) and split != "source":
-            facts = ", ".join(f"{word.replace('_', ' ')} {n:,}" for word, n in counts.items())
-            console.print(f"{split:<6} {facts}", highlight=False, markup=False)
+    """What the data module read and left out: a line a split, then its notes."""
+    for split in ("train", "valid", "test"):
+        counts = report[split]
+        facts = ", ".join(f"{word.replace('_', ' ')} {n:,}" for word, n in counts.items() if n)
+        _print_line(console, Text(f"{split:<5}  {facts}"))
     for note in report["notes"]:
-        console.print(f"note   {note}", highlight=False, markup=False)
+        _print_line(console, Text(f"note   {note}"))
 
 
 def print_config_tree(console: Console, config: Mapping[str, Any]) -> None:

@@ -5,42 +5,40 @@ from collections.abc import Iterable
 
 from attention_zoo.zoo import ATTENTION, POSITION
 
-ATTENTION_COLUMNS = ("attention", "paper", "roles", "masks", "positions act on", "decode state")
+ATTENTION_COLUMNS = ("attention", "paper", "roles", "positions act on", "decode state")
 POSITION_COLUMNS = ("position", "paper", "acts on", "roles")
 
 
 def run(arguments: list[str]) -> None:
     parser = argparse.ArgumentParser(prog="attention-zoo list", description=__doc__)
     parser.add_argument("--markdown", action="store_true", help="print the README's tables")
+    tables = ((ATTENTION_COLUMNS, attention_rows()), (POSITION_COLUMNS, position_rows()))
     if parser.parse_args(arguments).markdown:
-        print(markdown(ATTENTION_COLUMNS, attention_rows()))
-        print()
-        print(markdown(POSITION_COLUMNS, position_rows()))
+        print("\n\n".join(markdown(columns, rows) for columns, rows in tables))
         return
 
     from rich.console import Console
     from rich.table import Table
 
     console = Console()
-    for columns, rows in (
-        (ATTENTION_COLUMNS, attention_rows()),
-        (POSITION_COLUMNS, position_rows()),
-    ):
+    for columns, rows in tables:
         table = Table(*columns)
-        for row in rows:
-            table.add_row(*row)
+        table.columns[0].no_wrap = True
+        for name, paper, *rest in rows:
+            # The paper's number and section are on the card.
+            table.add_row(name, paper.split(", arXiv")[0], *rest)
         console.print(table)
     console.print("attention-zoo show NAME prints a card.")
 
 
 def attention_rows() -> list[tuple[str, ...]]:
+    """Name, paper, roles, where an encoding may act, decode state, of each mechanism."""
     cards = map(ATTENTION.card, ATTENTION)
     return [
         (
             card.name,
             card.paper,
             ", ".join(card.roles),
-            ", ".join(card.masks),
             ", ".join(card.positions),
             card.decode_state or "no cached decoding",
         )
@@ -49,6 +47,7 @@ def attention_rows() -> list[tuple[str, ...]]:
 
 
 def position_rows() -> list[tuple[str, ...]]:
+    """Name, paper, where it acts, roles, of each encoding."""
     cards = map(POSITION.card, POSITION)
     return [(card.name, card.paper, card.acts, ", ".join(card.roles)) for card in cards]
 

@@ -29,4 +29,4 @@ def run(arguments: list[str]) -> None:
     console = Console()
     console.print(table)
     console.print()
-    console.print(inspect.getdoc(entry), markup=False, highlight=False)
+    console.print(inspect.getdoc(entry), markup=False, highlight=False, soft_wrap=True)

@@ -109,7 +109,7 @@ def fit(
     metrics = logged(trainer, "val/")
     if config["test"]:
         metrics |= test_best(trainer, task, data)
-    run = Path(config["paths"]["run"])
+    run = shortest(Path(config["paths"]["run"]))
     throughput = next(c for c in callbacks if isinstance(c, Throughput))
     manifest = collect_manifest(
         parameters=counts["parameters"],
@@ -135,12 +135,16 @@ def fit(
     return metrics
 
 
+def shortest(path: Path) -> Path:
+    """The path from where the program was started, if it leads there: shorter to read and copy."""
+    here = Path.cwd()
+    return path.relative_to(here) if path.is_relative_to(here) else path
+
+
 def test_best(trainer: Trainer, task: Task, data: Any) -> dict[str, Any]:
     """Scores of the best weights on the test split: those of lowest validation loss."""
     best = trainer.checkpoint_callback.best_model_path if trainer.checkpoint_callback else ""
-    trainer.test(
-        task, datamodule=data, ckpt_path=best or None, verbose=False, weights_only=True
-    )
+    trainer.test(task, datamodule=data, ckpt_path=best or None, verbose=False, weights_only=True)
     return logged(trainer, "test/")
 
 
