@@ -16,6 +16,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import singledispatch
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
+from weakref import WeakSet
 
 import numpy as np
 from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
@@ -31,6 +32,9 @@ if TYPE_CHECKING:
     from wandb import Run
 
 log = logging.getLogger(__name__)
+
+# The W&B loggers whose server has failed to take a table.
+_without_tables: WeakSet[WandbLogger] = WeakSet()
 
 MODES = ("auto", "online", "offline", "disabled")
 
@@ -288,7 +292,18 @@ def _(logger: WandbLogger, key: str, picture: Image.Image, step: int) -> None:
 def _(
     logger: WandbLogger, key: str, columns: Sequence[str], rows: Sequence[Sequence[Any]], step: int
 ) -> None:
-    logger.log_table(key, list(columns), [list(row) for row in rows], step=step)
+    import wandb
+
+    table = wandb.Table(columns=list(columns), data=[list(row) for row in rows])
+    if logger in _without_tables:
+        return
+    try:
+        logger.log_metrics({key: table}, step)  # type: ignore[dict-item]
+    except Exception as error:
+        # Unlike the rest, wandb sends a table's first part from this thread: where the network
+        # has gone it waits, then raises errors of many kinds. Once is enough.
+        _without_tables.add(logger)
+        log.warning("W&B: no more tables in this run: %s", str(error).partition("\n")[0])
 
 
 @_put_summary.register
