@@ -4,6 +4,8 @@ Steps are counted from 1 here: step n is the n-th update, so that the first upda
 on a rate of zero and warm-up ends with the factor 1 at n = warmup_steps. A schedule's shape belongs
 to the configuration and its position to the checkpoint: a run resumed with another `total_steps`
 follows the new shape from the step where it stands.
+
+`warmup_steps` below 1 is a share of the run, so that one config serves runs of any length.
 """
 
 import math
@@ -16,7 +18,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from attention_zoo.errors import UserError
 
 
-def constant(optimizer: Optimizer, *, warmup_steps: int, total_steps: float) -> LambdaLR:
+def constant(optimizer: Optimizer, *, warmup_steps: float, total_steps: float) -> LambdaLR:
     """min(1, n / warmup_steps).
 
     Args:
@@ -27,15 +29,15 @@ def constant(optimizer: Optimizer, *, warmup_steps: int, total_steps: float) -> 
     Raises:
         UserError: warm-up is negative or longer than the run.
     """
-    _check_warmup(warmup_steps, total_steps)
+    warmup_steps = _in_steps(warmup_steps, total_steps)
     return LambdaLR(optimizer, partial(_rise, warmup_steps=warmup_steps))
 
 
-def inverse_square_root(optimizer: Optimizer, *, warmup_steps: int, total_steps: float) -> LambdaLR:
+def inverse_square_root(optimizer: Optimizer, *, warmup_steps: float, total_steps: float) -> LambdaLR:
     """min(n / warmup_steps, sqrt(warmup_steps / n)).
 
     Vaswani et al. 2017, arXiv:1706.03762, eq. 3, is d^-0.5 min(n^-0.5, n warmup_steps^-1.5); this
-    is that value over its peak, (d warmup_steps)^-0.5, so that the optimiser.s rate is the peak.
+    is that value over its peak, (d warmup_steps)^-0.5, so that the optimiser's rate is the peak.
 
     Args:
         optimizer: its learning rates are the peaks.
@@ -45,17 +47,17 @@ def inverse_square_root(optimizer: Optimizer, *, warmup_steps: int, total_steps:
     Raises:
         UserError: warm-up is below 1 or longer than the run.
     """
+    warmup_steps = _in_steps(warmup_steps, total_steps)
     if warmup_steps < 1:
         raise UserError(
             f"inverse_square_root needs warmup_steps of at least 1, got {warmup_steps}: "
             "they set the pace of its fall."
         )
-    _check_warmup(warmup_steps, total_steps)
     return LambdaLR(optimizer, partial(_inverse_square_root, warmup_steps=warmup_steps))
 
 
 def linear(
-    optimizer: Optimizer, *, warmup_steps: int, total_steps: float, floor: float = 0.0
+    optimizer: Optimizer, *, warmup_steps: float, total_steps: float, floor: float = 0.0
 ) -> LambdaLR:
     """Linear rise, then floor + (1 - floor) (1 - p).
 
@@ -76,7 +78,7 @@ def linear(
 
 
 def cosine(
-    optimizer: Optimizer, *, warmup_steps: int, total_steps: float, floor: float = 0.1
+    optimizer: Optimizer, *, warmup_steps: float, total_steps: float, floor: float = 0.1
 ) -> LambdaLR:
     """Linear rise, then floor + (1 - floor) (1 + cos(pi p)) / 2, with p as in `linear`.
 
@@ -98,7 +100,7 @@ def cosine(
 def warmup_stable_decay(
     optimizer: Optimizer,
     *,
-    warmup_steps: int,
+    warmup_steps: float,
     total_steps: float,
     decay_fraction: float = 0.2,
     decay: str = "sqrt",
@@ -130,7 +132,7 @@ def warmup_stable_decay(
     if not 0 < decay_fraction <= 1:
         raise UserError(f"decay_fraction must lie in (0, 1], got {decay_fraction}.")
     _check_end(total_steps)
-    _check_warmup(warmup_steps, total_steps)
+    warmup_steps = _in_steps(warmup_steps, total_steps)
     fall_start = total_steps - max(1, round(decay_fraction * total_steps))
     if fall_start < warmup_steps:
         raise UserError(
@@ -143,13 +145,13 @@ def warmup_stable_decay(
 def _falling(
     fall: Callable[[float], float],
     optimizer: Optimizer,
-    warmup_steps: int,
+    warmup_steps: float,
     total_steps: float,
     floor: float,
     fall_start: float | None = None,
 ) -> LambdaLR:
     _check_end(total_steps)
-    _check_warmup(warmup_steps, total_steps)
+    warmup_steps = _in_steps(warmup_steps, total_steps)
     if not 0 <= floor <= 1:
         raise UserError(f"floor must lie in [0, 1], as a factor of the peak rate, got {floor}.")
     factor = partial(
@@ -202,12 +204,17 @@ def _cosine_fall(progress: float) -> float:
     return (1 + math.cos(math.pi * progress)) / 2
 
 
-def _check_warmup(warmup_steps: int, total_steps: float) -> None:
-    if not 0 <= warmup_steps <= total_steps:
+def _in_steps(warmup_steps: float, total_steps: float) -> int:
+    """Warm-up in steps; below 1 it is a share of the run."""
+    if 0 < warmup_steps < 1 and total_steps < math.inf:
+        return max(1, round(warmup_steps * total_steps))
+    if not 0 <= warmup_steps <= total_steps or warmup_steps != int(warmup_steps):
         raise UserError(
             f"warmup_steps must lie between 0 and the steps of the run, got warmup_steps="
-            f"{warmup_steps}, total_steps={total_steps}; set schedule.warmup_steps or train longer."
+            f"{warmup_steps}, total_steps={total_steps}; set schedule.warmup_steps, where a number "
+            "below 1 is a share of the run, or train longer."
         )
+    return int(warmup_steps)
 
 
 def _check_end(total_steps: float) -> None:
