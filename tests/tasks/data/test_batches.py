@@ -108,14 +108,18 @@ def test_pairs_are_padded_on_the_right() -> None:
     assert batch.source.dtype == batch.target.dtype == batch.index.dtype == torch.long
 
 
-STREAM = np.array([1, *range(10, 40), 2, 1, *range(50, 55), 2, 1, *range(60, 90), 2], dtype=np.int32)
+STREAM = np.array(
+    [1, *range(10, 40), 2, 1, *range(50, 55), 2, 1, *range(60, 90), 2], dtype=np.int32
+)
 
 
 @pytest.mark.parametrize("context", [1, 7, 16, 65, 200])
 @pytest.mark.parametrize("world_size", WORLDS)
 def test_an_evaluation_predicts_every_token_once(context: int, world_size: int) -> None:
-    if context > len(STREAM) // world_size:
-        pytest.skip("fewer blocks than processes are refused, and tested so")
+    if -(-(len(STREAM) - 1) // context) < world_size:
+        with pytest.raises(UserError, match="sample for each process"):
+            list(OrderedBlocks(len(STREAM), context=context, batch_size=2, world_size=world_size))
+        return
     blocks = Blocks(STREAM, context=context)
     targets: list[int] = []
     steps = set()
@@ -151,8 +155,10 @@ def test_segments_number_the_documents_of_a_block() -> None:
 @pytest.mark.parametrize("tokens", [17, 33, 1000])
 @pytest.mark.parametrize("world_size", WORLDS)
 def test_train_blocks_are_whole_and_as_many_on_every_rank(sampling, tokens, world_size) -> None:
-    if tokens < 17 + 16 * world_size:
-        pytest.skip("fewer blocks than processes are refused, and tested so")
+    if max(1, tokens // 16 - 1) < world_size:
+        with pytest.raises(UserError, match="sample for each process"):
+            list(sampling(tokens, context=16, batch_size=3, world_size=world_size))
+        return
     counts = set()
     for rank in range(world_size):
         sampler = sampling(

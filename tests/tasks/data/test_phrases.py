@@ -85,7 +85,7 @@ def test_probes_are_in_no_split(default) -> None:
     ("source", "target", "pair"),
     [
         ("en", "de", ("Wednesday, March 4, 2026", "Mittwoch, 4. März 2026")),
-        ("fr", "ru", ("mercredi 4 mars 2026", "среда, 4 марта 2026 г.")),
+        ("fr", "ru", ("mercredi 4 mars 2026", "среда, 4 марта 2026 г.")),  # noqa: RUF001
         ("pt", "ja", ("quarta-feira, 4 de março de 2026", "2026年3月4日水曜日")),
     ],
 )
@@ -129,7 +129,7 @@ def test_every_process_draws_the_same_lines() -> None:
 
 
 def test_impossible_requests_are_refused() -> None:
-    with pytest.raises(UserError, match="does not know the locale 'pt_BRR'; try .*pt_BR"):
+    with pytest.raises(UserError, match=r"does not know the locale 'pt_BRR'; try .*pt_BR"):
         Phrases(target="pt_BRR")
     with pytest.raises(UserError, match="valid split must have at least 1 line, got 0"):
         Phrases(valid=0)

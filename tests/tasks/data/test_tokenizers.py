@@ -143,19 +143,22 @@ def test_half_a_surrogate_pair_is_refused(kind: str) -> None:
 
 
 def test_impossible_vocabulary_sizes_and_states_are_refused() -> None:
-    with pytest.raises(UserError, match="at least 260 .* got 100"):
+    with pytest.raises(UserError, match=r"at least 260 .* got 100"):
         BytePairTokenizer.train(["a"], vocabulary_size=100)
     with pytest.raises(BadInput, match="bpe, characters, bytes, got 'words'"):
         tokenizer_from_state({"kind": "words"})
 
 
 def test_merges_are_the_same_in_every_process() -> None:
-    script = (
-        "from attention_zoo.tasks.data.tokenizers import BytePairTokenizer as B;"
-        "import hashlib, random; r = random.Random(1);"
-        "lines = [' '.join(r.choices(['um','dois','tres','cat','dog','mat'], k=6)) for _ in range(99)];"
-        "print(hashlib.sha256(B.train(lines, vocabulary_size=330).state()['json'].encode()).hexdigest())"
-    )
+    script = """
+import hashlib, random
+from attention_zoo.tasks.data.tokenizers import BytePairTokenizer
+words = ["um", "dois", "tres", "cat", "dog", "mat"]
+generator = random.Random(1)
+lines = [" ".join(generator.choices(words, k=6)) for _ in range(99)]
+state = BytePairTokenizer.train(lines, vocabulary_size=330).state()
+print(hashlib.sha256(state["json"].encode()).hexdigest())
+"""
     digests = {
         subprocess.run(
             [sys.executable, "-c", script],
