@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning import Trainer, seed_everything
+from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
 from rich.console import Console
@@ -37,7 +38,7 @@ def run(config: dict[str, Any], call: Call) -> float | None:
     """
     check(config)
     quiet()
-    console = Console(quiet=rank_zero_only.rank != 0)
+    console = Console(quiet=rank_zero_only.rank != 0)  # type: ignore[attr-defined]
     print_config_tree(console, {k: v for k, v in config.items() if k != "choices"})
     seed_everything(config["seed"], workers=True, verbose=False)
     data = instantiate(config["data"])
@@ -143,7 +144,8 @@ def shortest(path: Path) -> Path:
 
 def test_best(trainer: Trainer, task: Task, data: Any) -> dict[str, Any]:
     """Scores of the best weights on the test split: those of lowest validation loss."""
-    best = trainer.checkpoint_callback.best_model_path if trainer.checkpoint_callback else ""
+    kept = trainer.checkpoint_callback
+    best = kept.best_model_path if isinstance(kept, ModelCheckpoint) else ""
     trainer.test(task, datamodule=data, ckpt_path=best or None, verbose=False, weights_only=True)
     return logged(trainer, "test/")
 
