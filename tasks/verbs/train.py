@@ -2,10 +2,11 @@
 
 import math
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from lightning import Trainer, seed_everything
+from lightning import Callback, Trainer, seed_everything
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
@@ -14,6 +15,7 @@ from rich.console import Console
 from attention_zoo.errors import UserError
 from attention_zoo.tasks.base import Task
 from attention_zoo.tasks.build import build_task, check, instantiate, parameter_counts
+from attention_zoo.tasks.callbacks.averaging import CheckpointAveraging
 from attention_zoo.tasks.callbacks.samples import Samples
 from attention_zoo.tasks.callbacks.throughput import Throughput
 from attention_zoo.tasks.checkpoints import newest_checkpoint, read_checkpoint
@@ -107,9 +109,10 @@ def fit(
     if trainer.interrupted:
         raise KeyboardInterrupt
 
-    metrics = logged(trainer, "val/")
+    chosen = chosen_checkpoint(trainer, callbacks)
+    metrics = score(trainer.validate, task, data, chosen, "val/")
     if config["test"]:
-        metrics |= test_best(trainer, task, data)
+        metrics |= score(trainer.test, task, data, chosen, "test/")
     run = shortest(Path(config["paths"]["run"]))
     throughput = next(c for c in callbacks if isinstance(c, Throughput))
     manifest = collect_manifest(
@@ -126,9 +129,9 @@ def fit(
         log_summary(loggers, metrics)
         for samples in (c for c in callbacks if isinstance(c, Samples)):
             print_samples(console, samples.columns, samples.rows)
-        best = run / "checkpoints" / "best.ckpt"
-        paths = {"run": run, "checkpoint": best, "figures": run / "figures"}
-        print_results(console, metrics, manifest, paths, next_commands(config, best))
+        checkpoint = run / "checkpoints" / (chosen.name if chosen else "last.ckpt")
+        paths = {"run": run, "checkpoint": checkpoint, "figures": run / "figures"}
+        print_results(console, metrics, manifest, paths, next_commands(config, checkpoint))
     if not math.isfinite(metrics.get("val/loss", 0.0)):
         raise UserError(
             f"training diverged: val/loss is {metrics['val/loss']}. Try a lower optimizer.lr."
@@ -142,12 +145,22 @@ def shortest(path: Path) -> Path:
     return path.relative_to(here) if path.is_relative_to(here) else path
 
 
-def test_best(trainer: Trainer, task: Task, data: Any) -> dict[str, Any]:
-    """Scores of the best weights on the test split: those of lowest validation loss."""
+def chosen_checkpoint(trainer: Trainer, callbacks: list[Callback]) -> Path | None:
+    """The weights a run stands for: the averaged ones, or those of lowest validation loss."""
+    for callback in callbacks:
+        if isinstance(callback, CheckpointAveraging):
+            return callback.path
     kept = trainer.checkpoint_callback
     best = kept.best_model_path if isinstance(kept, ModelCheckpoint) else ""
-    trainer.test(task, datamodule=data, ckpt_path=best or None, verbose=False, weights_only=True)
-    return logged(trainer, "test/")
+    return Path(best) if best else None
+
+
+def score(
+    evaluate: Callable[..., Any], task: Task, data: Any, checkpoint: Path | None, prefix: str
+) -> dict[str, Any]:
+    """Metrics of a split, by the Trainer's `validate` or `test`, with a checkpoint's weights."""
+    evaluate(task, datamodule=data, ckpt_path=checkpoint, verbose=False, weights_only=True)
+    return logged(task.trainer, prefix)
 
 
 def logged(trainer: Trainer, prefix: str) -> dict[str, Any]:
