@@ -1,7 +1,7 @@
 """The registries: what the zoo holds, and what each entry declares of itself.
 
-An entry is a class with a card, registered under the card's name. The card is the only list there is:
-the command line, the tests, the tables and every refusal read it.
+An entry is a class with a card, registered under the card's name. The card is the only list there
+is: the command line, the tests, the tables and every refusal read it.
 """
 
 import importlib
@@ -38,9 +38,10 @@ class Card:
 class AttentionCard(Card):
     """Of an attention mechanism.
 
-    `roles` it can play; `masks`, the fields of `Mask` it honours; `positions`, where an encoding may
-    act on it; `cache`, what decoding keeps (empty: no cached decoding), with `decode_state`, its
-    numbers for one sequence and layer (b batch, t tokens, h heads, g key/value heads, c head width).
+    `roles` it can play; `masks`, the fields of `Mask` it honours; `positions`, where an encoding
+    may act on it; `cache`, what decoding keeps (empty: no cached decoding), with `decode_state`,
+    its numbers for one sequence and layer (b batch, t tokens, h heads, g key/value heads, c head
+    width).
     """
 
     roles: tuple[Role, ...]
@@ -52,7 +53,7 @@ class AttentionCard(Card):
 
 @dataclass(frozen=True, kw_only=True)
 class PositionCard(Card):
-    """Of a positional encoding: where it `acts`, and in which self-attention `roles` it makes sense."""
+    """Of a positional encoding: where it `acts`, in which self-attention `roles` it makes sense."""
 
     acts: Site
     roles: tuple[Role, ...] = ("causal", "global")

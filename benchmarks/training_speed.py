@@ -1,8 +1,8 @@
 """Tokens per second of `attention-zoo train` beside a bare PyTorch loop.
 
 Both train the same model, from the same weights, on the same batches, with the same optimiser and
-gradient clipping; the one with the Trainer, its callbacks and a logger, the other with none of them.
-They take turns in one process, and the median of the rounds' ratios is reported.
+gradient clipping; the one with the Trainer, its callbacks and a logger, the other with none of
+them. They take turns in one process, and the median of the rounds' ratios is reported.
 
     python benchmarks/training_speed.py [--rounds 9] [--steps 60] [overrides of train …]
 """

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from attention_zoo.models.language_model import LanguageModel
 from attention_zoo.tasks.base import Task
 from attention_zoo.tasks.data.batches import LanguageBatch
 from attention_zoo.tasks.figures import AttentionReading
@@ -10,6 +11,8 @@ from attention_zoo.tasks.figures import AttentionReading
 
 class LanguageModelingTask(Task):
     """Learns next tokens; scored by loss, perplexity and bits per byte."""
+
+    model: LanguageModel
 
     def predict_batch(self, batch: LanguageBatch) -> tuple[Tensor, Tensor]:
         return self.model(batch.inputs, segments=batch.segments), batch.targets

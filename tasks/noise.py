@@ -7,7 +7,7 @@ import warnings
 def quiet() -> None:
     """Silence them. Whatever a user could act on still shows."""
     for name in ("lightning.pytorch", "lightning.fabric"):
-        # At this level: which devices there are, that a limit set by the user was reached, and tips.
+        # At this level: which devices there are, that a limit of the user was reached, and tips.
         logging.getLogger(name).setLevel(logging.WARNING)
     for message in (
         r".*isinstance\(treespec, LeafSpec\).*",  # Lightning's own use of torch's pytree

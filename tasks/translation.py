@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from attention_zoo.decoding.base import Hypothesis
+from attention_zoo.models.seq2seq import Seq2Seq
 from attention_zoo.tasks.base import IGNORED, Task
 from attention_zoo.tasks.data.batches import TranslationBatch
 from attention_zoo.tasks.figures import AttentionReading
@@ -16,6 +17,8 @@ from attention_zoo.tasks.metrics import ChrF, ExactMatch, SacreBleu
 
 class TranslationTask(Task):
     """Learns by teacher forcing, and is scored by what it writes: BLEU, chrF, exact match."""
+
+    model: Seq2Seq
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)

@@ -75,8 +75,8 @@ class LanguageModel(nn.Module):
         Args:
             tokens: with a cache, only those that it has not seen.
             padding: [b k], True at real tokens, over all tokens, those in the cache included.
-            segments: [b k], likewise; numbers of the documents packed in a row. Attention stays within
-                each, and its positions start from zero.
+            segments: [b k], likewise; numbers of the documents packed in a row. Attention stays
+                within each, and its positions start from zero.
         """
         start = 0 if cache is None else cache.length
         stop = start + tokens.shape[1]

@@ -34,7 +34,7 @@ class PreparedData(LightningDataModule):
     def __init__(
         self,
         *,
-        source: Source,
+        source: Source[Any],
         tokenizer: TokenizerFactory,
         cache_dir: str | Path,
         root: str | Path | None,

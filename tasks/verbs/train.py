@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning import Callback, Trainer, seed_everything
+from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
 from rich.console import Console
@@ -39,7 +40,7 @@ def run(config: dict[str, Any], call: Call) -> float | None:
     """
     check(config)
     quiet()
-    console = Console(quiet=rank_zero_only.rank != 0)
+    console = Console(quiet=rank_zero_only.rank != 0)  # type: ignore[attr-defined]
     print_config_tree(console, {k: v for k, v in config.items() if k != "choices"})
     seed_everything(config["seed"], workers=True, verbose=False)
     data = instantiate(config["data"])
@@ -145,18 +146,19 @@ def shortest(path: Path) -> Path:
 
 
 def chosen_checkpoint(trainer: Trainer, callbacks: list[Callback]) -> Path | None:
-    """The weights that the run stands for: the averaged ones, or those of lowest validation loss."""
+    """The weights a run stands for: the averaged ones, or those of lowest validation loss."""
     for callback in callbacks:
         if isinstance(callback, CheckpointAveraging):
             return callback.path
-    best = trainer.checkpoint_callback.best_model_path if trainer.checkpoint_callback else ""
+    kept = trainer.checkpoint_callback
+    best = kept.best_model_path if isinstance(kept, ModelCheckpoint) else ""
     return Path(best) if best else None
 
 
 def score(
     evaluate: Callable[..., Any], task: Task, data: Any, checkpoint: Path | None, prefix: str
 ) -> dict[str, Any]:
-    """Metrics of a split, by the Trainer's `validate` or `test`, with the weights of a checkpoint."""
+    """Metrics of a split, by the Trainer's `validate` or `test`, with a checkpoint's weights."""
     evaluate(task, datamodule=data, ckpt_path=checkpoint, verbose=False, weights_only=True)
     return logged(task.trainer, prefix)
 

@@ -24,6 +24,8 @@ class LearnedEncoding(PositionalEncoding):
         max_length: the longest sequence, in tokens. A longer one is refused.
     """
 
+    max_length: int
+
     def __init__(self, *, dim: int, heads: int, head_dim: int, role: Role, max_length: int) -> None:
         super().__init__()
         self.max_length = max_length
