@@ -30,6 +30,8 @@ class Attention(nn.Module):
     """
 
     card: ClassVar[AttentionCard]
+    # Of the mechanism's own, in keys; it narrows every mask.
+    window: int | None = None
 
     def __init__(
         self,
@@ -132,11 +134,11 @@ class Attention(nn.Module):
         raise Unsupported(f"{self.card.name} has no cached decoding.")
 
     def honoured(self, mask: Mask, context: Tensor | None) -> Mask:
-        """The mask with the role's own part, if the card honours all of it."""
+        """The mask with the role's and the mechanism's own part, if the card honours all of it."""
         if (context is not None) != (self.role == "cross"):
             needs = "needs a context" if self.role == "cross" else "takes no context"
             raise UserError(f"{self.role} attention {needs}.")
-        mask = mask.narrowed(causal=self.role == "causal")
+        mask = mask.narrowed(causal=self.role == "causal", window=self.window)
         refused = [name for name in mask.names if name not in self.card.masks]
         if self.role == "cross":
             refused += [name for name in ("causal", "window") if name in mask.names]
