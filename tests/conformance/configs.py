@@ -14,7 +14,7 @@ GROUPS = {"attention": ATTENTION, "position": POSITION}
 
 
 def config_folder(group: str, entry: type) -> Path:
-    """Where the entry's package keeps the yaml files of a group: ours in `conf/`, a plugin likewise."""
+    """Where the entry's package, ours or a plugin's, keeps the yaml files of a group."""
     package = importlib.import_module(entry.__module__.partition(".")[0])
     assert package.__file__ is not None
     return Path(package.__file__).parent / "conf" / group

@@ -1,12 +1,12 @@
-"""Who sees whom, by the words of `Mask`'s docstring, in plain loops: the library's own is not used."""
+"""Who sees whom, by the words of `Mask`, in plain loops: the library's own rendering is unused."""
 
 from itertools import product
 
 import torch
 from torch import Tensor
 
-from attention_zoo import Mask
 from attention_zoo.attention.base import Attention
+from attention_zoo.masks import Mask
 
 
 def visible(attention: Attention, mask: Mask, batch: int, queries: int, keys: int) -> Tensor:

@@ -20,12 +20,12 @@ def default_dtype(name: str) -> Iterator[None]:
 def values_and_gradients(
     function: Callable[..., Tensor], module: nn.Module, *inputs: Tensor
 ) -> list[Tensor]:
-    """function(*inputs), and the gradients of a sum of it, weighted unevenly, by inputs and parameters."""
+    """function(*inputs); the gradients of its weighted sum by inputs and parameters."""
     leaves = [x.detach().clone().requires_grad_() for x in inputs]
     out = function(*leaves)
-    weights = torch.arange(1.0, out.numel() + 1, dtype=out.dtype).sin().view_as(out)
+    weights = torch.arange(1.0, out.numel() + 1, dtype=torch.float64).sin().view_as(out)
     gradients = torch.autograd.grad(
-        (out * weights).sum(),
+        (out * weights.to(out.dtype)).sum(),
         [*leaves, *module.parameters()],
         allow_unused=True,
         materialize_grads=True,

@@ -4,9 +4,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from attention_zoo import Mask, Unsupported
+from attention_zoo import Unsupported
 from attention_zoo.attention.base import Attention
 from attention_zoo.caches import Cache
+from attention_zoo.masks import Mask
 from tests.conformance.cases import DIM, Case, over, plain_cases, positioned_cases
 from tests.conformance.definition import packed, padding
 from tests.conformance.numbers import assert_same

@@ -5,7 +5,8 @@ from dataclasses import fields
 import pytest
 import torch
 
-from attention_zoo import Mask, UserError
+from attention_zoo import UserError
+from attention_zoo.masks import Mask
 from tests.conformance.cases import Case, backends, over, plain_cases, positioned_cases
 from tests.conformance.definition import packed, padding
 from tests.conformance.numbers import values_and_gradients

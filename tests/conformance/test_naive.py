@@ -2,7 +2,7 @@
 
 import pytest
 
-from attention_zoo import Mask
+from attention_zoo.masks import Mask
 from tests.conformance.cases import Case, backends, over, plain_cases, positioned_cases
 from tests.conformance.definition import visible
 from tests.conformance.numbers import assert_same, values_and_gradients

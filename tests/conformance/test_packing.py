@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from attention_zoo import Mask
+from attention_zoo.masks import Mask
 from tests.conformance.cases import Case, over, positioned_cases
 from tests.conformance.definition import packed
 from tests.conformance.numbers import assert_same
