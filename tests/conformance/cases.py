@@ -20,6 +20,12 @@ WINDOW = 4
 ON_ATTENTION = ("heads", "scores")
 
 
+def small_options(name: str) -> dict[str, Any]:
+    """Of an attention: those of its yaml, but for the window."""
+    chosen = options("attention", name)
+    return chosen | {"window": WINDOW} if "window" in chosen else chosen
+
+
 @dataclass(frozen=True)
 class Case:
     """An entry in a role, with an encoding where one is named."""
@@ -41,11 +47,12 @@ class Case:
         return bool(self.card.cache) and self.role != "global"
 
     def attention(self, **changes: Any) -> Attention:
-        chosen = options("attention", self.name)
-        if "window" in chosen:
-            chosen["window"] = WINDOW
         return create_attention(
-            self.name, dim=DIM, role=self.role, position=self.position, **chosen | changes
+            self.name,
+            dim=DIM,
+            role=self.role,
+            position=self.position,
+            **small_options(self.name) | changes,
         )
 
     def inputs(self, queries: int, keys: int | None = None, *, batch: int = 2) -> list[Tensor]:

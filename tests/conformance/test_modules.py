@@ -8,7 +8,9 @@ import torch
 from torch import nn
 
 from attention_zoo.masks import Mask
+from attention_zoo.zoo import ATTENTION
 from tests.conformance.cases import Case, backends, over, plain_cases, positioned_cases
+from tests.conformance.configs import parameters
 from tests.conformance.definition import padding
 from tests.conformance.numbers import assert_same, default_dtype, values_and_gradients
 
@@ -75,7 +77,7 @@ def test_dropout_only_drops_in_training(case: Case) -> None:
     attention = case.attention().eval()
     inputs = case.inputs(9)
     assert_same(attention(*inputs), attention(*inputs))
-    if hasattr(attention, "dropout"):
+    if "dropout" in parameters(ATTENTION[case.name]):
         attention = case.attention(dropout=0.5)
         assert not torch.equal(attention(*inputs), attention(*inputs))
         attention.eval()
