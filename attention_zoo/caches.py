@@ -1,7 +1,7 @@
 """What decoding remembers of the tokens it has seen.
 
-Every cache counts them (`length`), and can be reordered along its batch, as beam search needs; an index
-that repeats rows also multiplies them.
+Every cache counts them (`length`), and can be reordered along its batch, as beam search needs; an
+index that repeats rows also multiplies them.
 """
 
 from typing import Protocol

@@ -17,11 +17,11 @@ class Mask:
 
     Args:
         causal: no key after the query's own place.
-        window: W keys, oneself included. Causal: the W - 1 before and oneself; else W // 2 before and
-            (W - 1) // 2 after.
+        window: W keys, oneself included. Causal: the W - 1 before and oneself; else W // 2 before
+            and (W - 1) // 2 after.
         padding: [b k] bool, True at real keys.
-        segments: [b k] numbers of the packed sequences; attention stays within one. Each sequence is
-            contiguous.
+        segments: [b k] numbers of the packed sequences; attention stays within one. Each sequence
+            is contiguous.
         query_segments: [b q] the same for the queries, where they are not the last of the keys
             (cross-attention).
 
@@ -58,7 +58,7 @@ class Mask:
         """The mask of some queries and keys.
 
         Args:
-            rows: places of the queries, in the count of the keys (query i of q stands at k - q + i).
+            rows: places of the queries among the keys (query i of q stands at k - q + i).
             columns: places of the keys.
 
         Returns:

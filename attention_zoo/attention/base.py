@@ -20,7 +20,8 @@ class Attention(nn.Module):
         dim: width of the inputs and of the output.
         role: `causal` or `global` self-attention, or `cross`.
         heads: number of query heads.
-        kv_heads: number of key/value heads, each shared by heads / kv_heads queries; all, if not given.
+        kv_heads: number of key/value heads, each shared by heads / kv_heads queries; all, if not
+            given.
         head_dim: width of a head; dim / heads, if not given.
         bias: whether the projections have one.
 
@@ -89,9 +90,10 @@ class Attention(nn.Module):
 
         Args:
             x: [b q d], where the queries come from; the keys too, if there is no context.
-            context: [b k d], what cross-attention looks at. With a cache, it is read the first time only.
-            mask: who may attend to whom, over all keys, those in the cache included. The role `causal`
-                adds its own part.
+            context: [b k d], what cross-attention looks at. With a cache, it is read the first time
+                only.
+            mask: who may attend to whom, over all keys, those in the cache included. The role
+                `causal` adds its own part.
             positions: [b|1 q] places of the queries; counted on from the cache, if not given.
             cache: from `new_cache`; holds the tokens before x, and takes x in.
 

@@ -19,8 +19,8 @@ class SoftmaxAttention(Attention):
     """softmax(QKᵀ/√c + bias, masked) V, by a backend.
 
     Args:
-        dropout: probability of dropping a weight in training. Above 0 the fused CPU kernel cannot be
-            used; dropout on residuals and in the feed-forward regularises at less cost.
+        dropout: probability of dropping a weight in training. Above 0 the fused CPU kernel cannot
+            be used; dropout on residuals and in the feed-forward regularises at less cost.
         backend: `sdpa`, `reference`, or `auto`, which is decided at construction.
     """
 

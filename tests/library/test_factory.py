@@ -12,7 +12,7 @@ SIZES = {"dim": 16, "heads": 4, "head_dim": 4}
     ("name", "options", "message"),
     [
         ("multi_head", {}, "needs the option 'heads'"),
-        ("multi_head", {"heads": 4, "headz": 4}, "has no option 'headz'. Its options: .*kv_heads"),
+        ("multi_head", {"heads": 4, "headz": 4}, "has no option 'headz'. Its options: .*head_dim"),
         ("multi_head", {"heads": 3}, "dim must be a multiple of heads, got dim=16, heads=3"),
         ("multi_head", {"heads": 0}, "heads must be"),
         ("multi_head", {"heads": 4, "dropout": 1.0}, "dropout must be .* got 1.0"),

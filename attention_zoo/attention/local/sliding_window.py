@@ -80,7 +80,7 @@ class SlidingWindowAttention(SoftmaxAttention):
         q_positions: Tensor,
         k_positions: Tensor,
     ) -> Tensor:
-        """As the base's, a block of queries at a time, with only the keys that the block can see."""
+        """As the base's, a block of queries at a time, with only the keys that it can see."""
         queries, keys = q.shape[2], k.shape[2]
         first_query, first_key = last - queries, last - keys
         before = self.window - 1 if mask.causal else self.window // 2
