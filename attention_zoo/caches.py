@@ -35,7 +35,7 @@ class KeyValueCache:
         """Take in new tokens; return the kept ones with the new ones behind them."""
         self.length += keys.shape[-2]
         positions = positions.expand(keys.shape[0], -1)
-        if self.keys is not None:
+        if self.keys is not None and self.values is not None and self.positions is not None:
             keys = torch.cat([self.keys, keys], dim=-2)
             values = torch.cat([self.values, values], dim=-2)
             positions = torch.cat([self.positions, positions], dim=-1)
@@ -48,7 +48,7 @@ class KeyValueCache:
         return keys, values, positions
 
     def reorder(self, index: Tensor) -> None:
-        if self.keys is not None:
+        if self.keys is not None and self.values is not None and self.positions is not None:
             self.keys = self.keys.index_select(0, index)
             self.values = self.values.index_select(0, index)
             self.positions = self.positions.index_select(0, index)
