@@ -39,9 +39,12 @@ class KeyValueCache:
             keys = torch.cat([self.keys, keys], dim=-2)
             values = torch.cat([self.values, values], dim=-2)
             positions = torch.cat([self.positions, positions], dim=-1)
-        first = 0 if self.window is None else -self.window
-        self.keys, self.values = keys[..., first:, :], values[..., first:, :]
-        self.positions = positions[:, first:]
+        self.keys, self.values, self.positions = keys, values, positions
+        if self.window is not None and keys.shape[-2] > self.window:
+            # Copies: a slice would hold on to all of a long prompt.
+            self.keys = keys[..., -self.window :, :].clone()
+            self.values = values[..., -self.window :, :].clone()
+            self.positions = positions[:, -self.window :].clone()
         return keys, values, positions
 
     def reorder(self, index: Tensor) -> None:

@@ -5,6 +5,8 @@ from dataclasses import dataclass, fields, replace
 import torch
 from torch import Tensor
 
+from attention_zoo.errors import UserError
+
 
 @dataclass(frozen=True, kw_only=True)
 class Mask:
@@ -22,6 +24,9 @@ class Mask:
             contiguous.
         query_segments: [b q] the same for the queries, where they are not the last of the keys
             (cross-attention).
+
+    Raises:
+        UserError: a window below 1, or segments of the queries without those of the keys.
     """
 
     causal: bool = False
@@ -29,6 +34,12 @@ class Mask:
     padding: Tensor | None = None
     segments: Tensor | None = None
     query_segments: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        if self.window is not None and self.window < 1:
+            raise UserError(f"window must be at least 1 (oneself), got {self.window}.")
+        if self.query_segments is not None and self.segments is None:
+            raise UserError("query_segments are compared with segments: give both.")
 
     @property
     def names(self) -> tuple[str, ...]:

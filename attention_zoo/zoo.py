@@ -79,7 +79,7 @@ class Registry(Generic[C]):
 
         def enter(entry: type[T]) -> type[T]:
             taken = self._entries.get(card.name)
-            if taken is not None and taken.__qualname__ != entry.__qualname__:
+            if taken is not None and origin(taken) != origin(entry):
                 raise ValueError(f"{self.kind} {card.name!r} is registered already, by {taken}.")
             entry.card = card  # type: ignore[attr-defined]
             self._entries[card.name] = entry
@@ -119,6 +119,11 @@ def discover() -> None:
         plugin.load()
 
 
+def origin(entry: type) -> tuple[str, str]:
+    """Where a class is written: a module that is imported anew may register it again."""
+    return entry.__module__, entry.__qualname__
+
+
 def unknown(kind: str, name: str, legal: list[str]) -> str:
     """The sentence for a name that is not there: the nearest ones, then all."""
     near = get_close_matches(name, legal, n=3, cutoff=0.5)
@@ -138,9 +143,11 @@ def check_pair(attention: AttentionCard, role: Role, position: PositionCard | No
             f"{attention.name} cannot be {role} attention; it can be {listed(attention.roles)}. "
             f"For {role} attention choose from: {', '.join(able)}."
         )
-    if position is None or position.acts in ("nowhere", "embeddings"):
+    if position is None or position.acts == "nowhere":
         return
     if role == "cross":
+        if position.acts == "embeddings":
+            return
         raise Unsupported(
             f"{position.name} acts on {position.acts} by the distance between positions, which the "
             "two sides of cross-attention do not share. Leave its position out."

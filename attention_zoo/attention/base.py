@@ -30,6 +30,8 @@ class Attention(nn.Module):
     """
 
     card: ClassVar[AttentionCard]
+    # Of the mechanism's own, in keys; it narrows every mask.
+    window: int | None = None
 
     def __init__(
         self,
@@ -98,6 +100,7 @@ class Attention(nn.Module):
 
         Raises:
             Unsupported: a mask that the card does not honour.
+            UserError: a context too many or too few, or a mask of another length.
         """
         raise NotImplementedError
 
@@ -131,20 +134,33 @@ class Attention(nn.Module):
         """
         raise Unsupported(f"{self.card.name} has no cached decoding.")
 
-    def honoured(self, mask: Mask, context: Tensor | None) -> Mask:
-        """The mask with the role's own part, if the card honours all of it."""
-        if (context is not None) != (self.role == "cross"):
-            needs = "needs a context" if self.role == "cross" else "takes no context"
-            raise UserError(f"{self.role} attention {needs}.")
-        mask = mask.narrowed(causal=self.role == "causal")
-        refused = [name for name in mask.names if name not in self.card.masks]
-        if self.role == "cross":
-            refused += [name for name in ("causal", "window") if name in mask.names]
+    def honoured(
+        self, mask: Mask, x: Tensor, context: Tensor | None, cache: Cache | None = None
+    ) -> Mask:
+        """The mask with the role's and the mechanism's own part, if all of it can be honoured."""
+        cross = self.role == "cross"
+        if (context is not None) != cross:
+            raise UserError(f"{self.role} attention {'needs a' if cross else 'takes no'} context.")
+        mask = mask.narrowed(causal=self.role == "causal", window=self.window)
+        strange = ("causal", "window") if cross else ("query_segments",)
+        legal = [name for name in self.card.masks if name not in strange]
+        refused = tuple(name for name in mask.names if name not in legal)
         if refused:
             raise Unsupported(
-                f"{self.card.name} as {self.role} attention cannot honour the mask {listed(tuple(refused))}; "
-                f"it honours: {', '.join(self.card.masks)}."
+                f"{self.card.name} as {self.role} attention cannot honour the mask "
+                f"{listed(refused)}; it honours: {', '.join(legal)}."
             )
+        if cross and mask.segments is not None and mask.query_segments is None:
+            raise UserError("segments in cross attention need query_segments beside them.")
+        held = 0 if cache is None else cache.length
+        keys = held + x.shape[1] if context is None else held or context.shape[1]
+        for name, length in (("padding", keys), ("segments", keys), ("query_segments", x.shape[1])):
+            part = getattr(mask, name)
+            if part is not None and part.shape[1] != length:
+                raise UserError(
+                    f"the mask's {name} must have a column for each of {length} tokens, "
+                    f"got {part.shape[1]}."
+                )
         return mask
 
     def project_query(self, x: Tensor) -> Tensor:

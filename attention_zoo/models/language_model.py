@@ -110,11 +110,14 @@ def places_in_row(
 ) -> Tensor:
     """[b|1 length]: places counted over real tokens only, and from zero in each segment."""
     places = torch.arange(length, device=device)[None, :]
+    before = places
     if padding is not None:
+        before = padding.cumsum(dim=1) - padding.long()
         places = (padding.cumsum(dim=1) - 1).clamp(min=0)
     if segments is not None:
-        places = places.expand(segments.shape[0], -1)
         starts = torch.ones_like(segments, dtype=torch.bool)
         starts[:, 1:] = segments[:, 1:] != segments[:, :-1]
-        places = places - torch.where(starts, places, 0).cummax(dim=1).values
+        # What stands before a segment: its first token, if padded, has the place of the last real one.
+        before = torch.where(starts, before, 0).cummax(dim=1).values
+        places = (places - before).clamp(min=0)
     return places

@@ -35,6 +35,8 @@ class SlidingWindowAttention(SoftmaxAttention):
         window: W, the number of keys that a query sees, itself included.
     """
 
+    window: int
+
     def __init__(
         self,
         *,
@@ -67,9 +69,6 @@ class SlidingWindowAttention(SoftmaxAttention):
         assert isinstance(cache, KeyValueCache)
         cache.window = self.window
         return cache
-
-    def honoured(self, mask: Mask, context: Tensor | None) -> Mask:
-        return super().honoured(mask, context).narrowed(window=self.window)
 
     def attend(
         self,

@@ -58,7 +58,7 @@ class LinearAttention(Attention):
         cache: Cache | None = None,
     ) -> Tensor:
         assert cache is None or isinstance(cache, StateCache)
-        mask = self.honoured(mask, context)
+        mask = self.honoured(mask, x, context, cache)
         if context is not None and cache is not None and cache.state is not None:
             numerator, denominator = cache.state
             q = features(self.project_query(x))
@@ -93,7 +93,7 @@ class LinearAttention(Attention):
         positions: Tensor | None = None,
     ) -> Tensor:
         """φ(q_i)·φ(k_j) / Σ_j φ(q_i)·φ(k_j): the weights that the sums imply, made with length² work."""
-        return self.weights(x, context, self.honoured(mask, context), positions)
+        return self.weights(x, context, self.honoured(mask, x, context), positions)
 
     def new_cache(self) -> Cache:
         if self.role == "global":
