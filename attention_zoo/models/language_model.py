@@ -117,8 +117,7 @@ def places_in_row(
     if segments is not None:
         starts = torch.ones_like(segments, dtype=torch.bool)
         starts[:, 1:] = segments[:, 1:] != segments[:, :-1]
-        # What stands before a segment: its first token, if padded, has the place of the last real
-        # one.
+        # What stands before a segment: its first token, if padded, has the last real one's place.
         before = torch.where(starts, before, 0).cummax(dim=1).values
         places = (places - before).clamp(min=0)
     return places
