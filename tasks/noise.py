@@ -12,6 +12,8 @@ def quiet() -> None:
     for message in (
         r".*isinstance\(treespec, LeafSpec\).*",  # Lightning's own use of torch's pytree
         r".*does not have many workers which may be a bottleneck.*",  # it is none for text
+        # The interval counts steps of the run, in which an epoch may have few.
+        r".*The number of training batches .* is smaller than the logging interval.*",
         r".*Checkpoint directory .* exists and is not empty.*",  # so it is when a run is resumed
     ):
         warnings.filterwarnings("ignore", message=message)
