@@ -25,8 +25,8 @@ class Task(LightningModule):
         optimizer: called with the model.
         schedule: called with the optimiser and `total_steps`.
         decoding: how text is written: `Greedy`, `Beam` or `Sample`.
-        label_smoothing: share of the target's probability spread over the vocabulary (Szegedy et al.
-            2016); for training only, losses that are reported for evaluation are without.
+        label_smoothing: share of the target's probability spread over the vocabulary (Szegedy et
+            al. 2016); for training only, losses that are reported for evaluation are without.
         composed: the config that all of this is from, in plain containers. Kept in checkpoints.
     """
 

@@ -24,8 +24,8 @@ from attention_zoo.zoo import unknown
 
 OVERRIDE = re.compile(r"^(\+{0,2}|~)[\w/@.:$-]+=|^~[\w/@.:-]+$", re.ASCII)
 VALUED_FLAGS = (
-    "--cfg", "-c", "--package", "-p", "--info", "-i", "--config-path", "-cp", "--config-name", "-cn",
-    "--config-dir", "-cd", "--experimental-rerun",
+    "--cfg", "-c", "--package", "-p", "--info", "-i", "--config-path", "-cp", "--config-name",
+    "-cn", "--config-dir", "-cd", "--experimental-rerun",
 )  # fmt: skip
 # Groups that have no part in using a checkpoint.
 OF_TRAINING = ("callbacks", "logger", "experiment", "debug", "hparams_search")
@@ -55,8 +55,8 @@ class Call:
 def prepare(verb: str, arguments: list[str]) -> Call:
     """Read a verb's arguments, and make ready what Hydra composes from.
 
-    Verbs that use a checkpoint compose from the config inside it, so that any override of Hydra's works
-    on it as it did in training.
+    Verbs that use a checkpoint compose from the config inside it, so that any override of Hydra's
+    works on it as it did in training.
 
     Raises:
         UserError: an argument that is neither an override nor, where the verb takes them, a line.
@@ -123,7 +123,7 @@ def group_choices() -> dict[str, str | None]:
 
 
 def explained(error: Exception, call: Call) -> Exception:
-    """What the user can mend in an error of composition, as a `UserError`; another error as it is."""
+    """What the user can mend in an error of composition as a `UserError`, another error as it is."""
     if isinstance(error, MissingConfigException) and error.missing_cfg_file and error.options:
         group, _, name = error.missing_cfg_file.rpartition("/")
         return UserError(unknown(group, name, list(error.options)))

@@ -75,14 +75,12 @@ def run(config: dict[str, Any], call: Call) -> float | None:
 
 def named(config: dict[str, Any]) -> dict[str, Any]:
     """The config to show: each group by the word that chose it on the command line."""
-    choices = config["choices"]
     shown = {key: value for key, value in config.items() if key != "choices"}
-    return {
-        key: {**value, "name": choices[key]}
-        if isinstance(value, dict) and key in choices
-        else value
-        for key, value in shown.items()
-    }
+    for group, choice in config["choices"].items():
+        if isinstance(shown.get(group), dict):
+            shown[group] = {**shown[group], "name": choice}
+    del shown["data"]["tokenizer"]  # It is the group of that name, shown already.
+    return shown
 
 
 def checkpoint_to_resume(config: dict[str, Any]) -> Path | None:
@@ -92,13 +90,20 @@ def checkpoint_to_resume(config: dict[str, Any]) -> Path | None:
     path = Path(config["ckpt_path"])
     if config["ckpt_path"] == "last":
         path = newest_checkpoint(Path(config["paths"]["logs"]), config["task"]["name"])
-    before = read_checkpoint(path)["attention_zoo"]["config"]
+    checkpoint = read_checkpoint(path)
+    before = checkpoint["attention_zoo"]["config"]
     for group in ("model", "attention", "position", "tokenizer"):
         if before[group] != config[group]:
             raise UserError(
                 f"{path} was trained with {group}={before[group]}, which is not what is composed "
                 f"now. Resume with the overrides it was started with."
             )
+    steps, limit = checkpoint["global_step"], config["trainer"]["max_steps"]
+    if 0 <= limit <= steps:
+        raise UserError(
+            f"{path} has been trained for {steps} steps already; set trainer.max_steps above that, "
+            f"got {limit}."
+        )
     return path
 
 

@@ -15,8 +15,8 @@ BATCH = 64  # lines translated at once
 def run(config: dict[str, Any], call: Call) -> None:
     """Translate the lines of the command line, of `input=FILE`, or of standard input.
 
-    Prints a line for each. With `decoding.n_best` above 1, that many lines of score and translation,
-    and an empty one between.
+    Prints a line for each. With `decoding.n_best` above 1, that many lines of score and
+    translation, and an empty one between.
     """
     checkpoint = required(call.checkpoint, call.verb)
     require_task(config, "translation", "generate")
