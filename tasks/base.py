@@ -61,6 +61,10 @@ class Task(LightningModule):
         self.register_buffer("step_tokens", torch.zeros(()), persistent=False)
         self.register_buffer("since_log", torch.zeros(2), persistent=False)
 
+    # Whether a validation scores what the model writes too. It takes many times as long: not in
+    # training, where the loss is enough.
+    writes_at_validation = False
+
     def predict_batch(self, batch: Any) -> tuple[Tensor, Tensor]:
         """Logits [b t v] by teacher forcing and targets [b t], `IGNORED` where there are none."""
         raise NotImplementedError
@@ -109,6 +113,11 @@ class Task(LightningModule):
             loss, tokens = self.reduced(self.since_log)
             self.log("train/loss", loss / tokens)
             self.since_log.zero_()
+
+    def on_train_batch_end(self, *_: Any) -> None:
+        """End with a validation, whatever the length of the run."""
+        if self.trainer.global_step >= self.trainer.estimated_stepping_batches:
+            self.trainer.should_stop = True
 
     def reduced(self, tensor: Tensor) -> Tensor:
         """The sum over all ranks."""

@@ -6,10 +6,12 @@ What a verb needs is imported when the verb runs, so that help and composition a
 import os
 import sys
 from importlib import import_module
+from importlib.resources import files
+from pathlib import Path
 from typing import Any
 
 from attention_zoo.errors import Unsupported, UserError
-from attention_zoo.tasks.exits import FAILED, REFUSED
+from attention_zoo.tasks.exits import FAILED, INTERRUPTED, REFUSED
 
 # Verb, what it does. Each is a module of `attention_zoo.tasks.verbs`.
 COMPOSED = {
@@ -30,6 +32,9 @@ def main() -> None:
     if verb in ("--help", "-h"):
         print(usage())
         return
+    if verb in ("-sc", "--shell-completion"):
+        complete(arguments)
+        return
     try:
         if verb in PLAIN:
             import_module(f"attention_zoo.tasks.verbs.{verb}").run(arguments)
@@ -41,6 +46,8 @@ def main() -> None:
             raise UserError(unknown("verb", verb, [*COMPOSED, *PLAIN]))
     except UserError as error:
         sys.exit(report(error))
+    except KeyboardInterrupt:
+        sys.exit(INTERRUPTED)
 
 
 def report(error: UserError) -> int:
@@ -63,6 +70,28 @@ Overrides are Hydra's: attention=linear position=rotary model.dim=256 trainer.ma
   attention-zoo train -m attention=multi_head,linear position=sinusoidal,rotary"""
 
 
+def complete(arguments: list[str]) -> None:
+    """Hydra's shell completion, which calls the program without its verb.
+
+    `attention-zoo -sc install=bash` prints the shell's part of it (likewise zsh, fish); what the
+    shell then asks is answered here: verbs, names to show, and behind the other verbs by Hydra.
+    """
+    if any(x.startswith("query=") for x in arguments):
+        program, *words = os.environ["COMP_LINE"].split(" ")
+        if len(words) < 2:
+            print(" ".join(verb for verb in (*COMPOSED, *PLAIN) if verb.startswith("".join(words))))
+            return
+        if words[0] == "show":
+            # The files are named as the entries are, and reading them takes no torch.
+            groups = (files("attention_zoo.conf") / group for group in ("attention", "position"))
+            print(" ".join(sorted(Path(x.name).stem for group in groups for x in group.iterdir())))
+        if words[0] in COMPOSED:
+            os.environ["COMP_LINE"] = " ".join([program, *words[1:]])
+            run_composed(words[0], ["-sc", *arguments])
+        return
+    run_composed("train", ["-sc", *arguments])
+
+
 def run_composed(verb: str, arguments: list[str]) -> None:
     """Run a verb whose arguments are Hydra's."""
     import hydra
@@ -75,6 +104,8 @@ def run_composed(verb: str, arguments: list[str]) -> None:
     # Hydra reads sys.argv. Lightning starts its other processes with it, and they need the verb.
     sys.argv = [given[0], *call.overrides]
 
+    failures: list[Exception] = []
+
     @hydra.main(
         config_path="pkg://attention_zoo.conf", config_name=call.config_name, version_base="1.3"
     )
@@ -84,13 +115,17 @@ def run_composed(verb: str, arguments: list[str]) -> None:
             plain: Any = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
             plain["choices"] = group_choices()
             return import_module(f"attention_zoo.tasks.verbs.{verb}").run(plain, call)
-        except UserError as error:
-            sys.exit(report(error))
+        except Exception as error:
+            failures.append(error)  # Hydra would add a line of its own to what is printed.
 
-    if "HYDRA_FULL_ERROR" in os.environ:
-        return job()
+    shown_in_full = "HYDRA_FULL_ERROR" in os.environ
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Let Hydra raise; `explained` says it on one line.
     try:
         job()
+        if failures:
+            raise failures[0]
     except Exception as error:
-        raise explained(error, call) from None
+        told = error if shown_in_full else explained(error, call)
+        if told is error:
+            raise
+        raise told from None

@@ -11,11 +11,12 @@ from hydra import compose, initialize_config_module
 from hydra.core.config_search_path import ConfigSearchPath
 from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.plugins import Plugins
 from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException
 from hydra.plugins.search_path_plugin import SearchPathPlugin
 from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from attention_zoo.errors import UserError
 from attention_zoo.tasks.launcher import register_launcher
@@ -23,8 +24,8 @@ from attention_zoo.zoo import unknown
 
 OVERRIDE = re.compile(r"^(\+{0,2}|~)[\w/@.:$-]+=|^~[\w/@.:-]+$", re.ASCII)
 VALUED_FLAGS = (
-    "--cfg", "-c", "--package", "-p", "--info", "-i", "--config-path", "-cp",
-    "--config-name", "-cn", "--config-dir", "-cd", "--experimental-rerun",
+    "--cfg", "-c", "--package", "-p", "--info", "-i", "--config-path", "-cp", "--config-name",
+    "-cn", "--config-dir", "-cd", "--experimental-rerun",
 )  # fmt: skip
 # Groups that have no part in using a checkpoint.
 OF_TRAINING = ("callbacks", "logger", "experiment", "debug", "hparams_search")
@@ -60,25 +61,22 @@ def prepare(verb: str, arguments: list[str]) -> Call:
     Raises:
         UserError: an argument that is neither an override nor, where the verb takes them, a line.
     """
-    register_plugins(verb)
+    Plugins.instance().register(PluginConfigs)
+    register_launcher(verb)
     overrides, lines = split(arguments)
     if lines and verb in ("train", "evaluate"):
         raise UserError(f"{verb} takes overrides of the form name=value, got {lines[0]!r}.")
-    path = next((x.removeprefix("ckpt=") for x in overrides if x.startswith("ckpt=")), None)
-    if verb == "train" or path is None:
+    named = next((x for x in overrides if x.startswith("ckpt=")), None)
+    if verb == "train" or named is None:
         return Call(verb, verb, overrides, lines)
 
     from attention_zoo.tasks.checkpoints import read_checkpoint
 
-    checkpoint = read_checkpoint(Path(path))
+    # By Hydra's grammar: a name with blanks or brackets is quoted.
+    path = OverridesParser.create().parse_override(named).value()
+    checkpoint = read_checkpoint(Path(str(path)))
     store_config(verb, checkpoint["attention_zoo"], overrides)
     return Call(verb, f"{verb}_checkpoint", overrides, lines, checkpoint)
-
-
-def register_plugins(verb: str = "train") -> None:
-    """Make Hydra know the configs of the zoo's plugins, and our launcher."""
-    Plugins.instance().register(PluginConfigs)
-    register_launcher(verb)
 
 
 def split(arguments: list[str]) -> tuple[list[str], list[str]]:
@@ -125,27 +123,33 @@ def group_choices() -> dict[str, str | None]:
 
 
 def explained(error: Exception, call: Call) -> Exception:
-    """What the user can mend in an error of composition, as a `UserError`; other errors as is."""
+    """What the user can mend in an error of composition as a `UserError`, another error as it is."""
     if isinstance(error, MissingConfigException) and error.missing_cfg_file and error.options:
         group, _, name = error.missing_cfg_file.rpartition("/")
         return UserError(unknown(group, name, list(error.options)))
-    stray = re.search(r"Could not override '([\w.]+)\.(\w+)'", str(error))
+    stray = re.search(r"Could not override '(?:([\w.]+)\.)?([\w@]+)'", str(error))
     if isinstance(error, ConfigCompositionException) and stray:
-        return UserError(
-            unknown("option", f"{stray[1]}.{stray[2]}", options_of(stray[1], stray[2], call))
-        )
+        return UserError(stray_option(stray[1], stray[2], call))
+    if isinstance(error, MissingMandatoryValue) and error.full_key:
+        return UserError(f"{error.full_key} has no default; give it: {error.full_key}=VALUE")
     if isinstance(error, HydraException | OmegaConfBaseException):
         return UserError(" ".join(str(error).split()))
     return error
 
 
-def options_of(node: str, option: str, call: Call) -> list[str]:
-    """What `node.option=` could have been, in the config that the other overrides compose."""
+def stray_option(node: str | None, option: str, call: Call) -> str:
+    """The sentence for an override of what is not there, with what could have been overridden."""
+    given = option if node is None else f"{node}.{option}"
     others = [
-        x for x in call.overrides if OVERRIDE.match(x) and not x.startswith(f"{node}.{option}=")
+        x for x in call.overrides if OVERRIDE.match(x) and x.lstrip("+~").split("=")[0] != given
     ]
     with initialize_config_module("attention_zoo.conf", version_base="1.3"):
         composed = compose(call.config_name, overrides=[x for x in others if "hydra." not in x])
+    if node is None:
+        return unknown("option", given, [str(key) for key in composed])
     chosen = OmegaConf.select(composed, node)
+    if chosen is None and node.endswith("_attention") and node in composed:
+        return f"{node} has no options until it is chosen: attention@{node}=NAME {given}=VALUE"
     keys = [key for key in chosen if not str(key).startswith("_")] if chosen is not None else []
-    return [f"{node}.{key}" for key in keys] or [str(key) for key in composed]
+    options = [f"{node}.{key}" for key in keys] or [str(key) for key in composed]
+    return unknown("option", given, options)

@@ -2,3 +2,4 @@
 
 FAILED = 2  # something that the user can mend
 REFUSED = 3  # a combination that cannot be
+INTERRUPTED = 130  # by Ctrl-C; 128 + SIGINT, as shells have it

@@ -5,11 +5,12 @@ next, and a distributed job inside a sweep would start the sweep again.
 """
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from hydra.core.config_store import ConfigStore
 from hydra.core.plugins import Plugins
@@ -27,6 +28,8 @@ class ProcessesLauncher(Launcher):
 
     A job that is refused or that fails does not keep the others from running.
     """
+
+    environment: ClassVar[dict[str, str]] = {}  # as the user set it
 
     def __init__(self, command: list[str]) -> None:
         self.command = command
@@ -61,13 +64,20 @@ class ProcessesLauncher(Launcher):
         # Quoted, since the grammar of overrides gives commas and blanks a meaning.
         places = ["hydra.mode=RUN", f"hydra.run.dir='{run}'"]
         process = subprocess.Popen(
-            [*self.command, *overrides, *places], stderr=subprocess.PIPE, text=True
+            [*self.command, *overrides, *places],
+            stderr=subprocess.PIPE,
+            text=True,
+            env=self.environment,
         )
         assert process.stderr is not None
         last = ""
-        for line in process.stderr:
-            sys.stderr.write(line)
-            last = line.strip() or last
+        try:
+            for line in process.stderr:
+                sys.stderr.write(line)
+                last = line.strip() or last
+        except KeyboardInterrupt:
+            process.wait()  # The job has had the signal too, and saves what it can.
+            raise
         results = run / "results.json"
         metrics = json.loads(results.read_text()) if results.exists() else {}
         return {
@@ -115,6 +125,7 @@ ProcessesLauncher.__module__ = "hydra_plugins.attention_zoo"
 def register_launcher(verb: str) -> None:
     """Make `hydra/launcher=processes` known, for jobs of a verb."""
     Plugins.instance().register(ProcessesLauncher)
+    ProcessesLauncher.environment = dict(os.environ)
     node = {
         "_target_": f"{ProcessesLauncher.__module__}.{ProcessesLauncher.__name__}",
         "command": [sys.executable, "-m", "attention_zoo", verb],

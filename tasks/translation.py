@@ -3,7 +3,6 @@
 from typing import Any
 
 import torch
-from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
@@ -33,8 +32,7 @@ class TranslationTask(Task):
 
     def validation_step(self, batch: TranslationBatch, index: int) -> None:
         super().validation_step(batch, index)
-        # While training, the loss is enough: writing takes many times as long.
-        if self.trainer.state.fn == TrainerFn.VALIDATING:
+        if self.writes_at_validation:
             self.score_text(batch, "val")
 
     def test_step(self, batch: TranslationBatch, index: int) -> None:

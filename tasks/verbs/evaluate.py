@@ -26,6 +26,7 @@ def run(config: dict[str, Any], call: Call) -> None:
     quiet()
     seed_everything(config["seed"], workers=True, verbose=False)
     task = load_task(checkpoint, config)
+    task.writes_at_validation = True
     state = checkpoint["attention_zoo"]["tokenizer"]
     data = instantiate(config["data"], tokenizer=partial(given, state=state))
     data.prepare_data()

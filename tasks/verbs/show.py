@@ -5,7 +5,8 @@ import inspect
 from dataclasses import asdict
 
 from attention_zoo import card
-from attention_zoo.zoo import ATTENTION, POSITION
+from attention_zoo.errors import UserError
+from attention_zoo.zoo import ATTENTION, POSITION, unknown
 
 
 def run(arguments: list[str]) -> None:
@@ -15,6 +16,9 @@ def run(arguments: list[str]) -> None:
     parser = argparse.ArgumentParser(prog="attention-zoo show", description=__doc__)
     parser.add_argument("name", help="of an attention mechanism or a positional encoding")
     name = parser.parse_args(arguments).name
+    names = sorted([*ATTENTION, *POSITION])
+    if name not in names:
+        raise UserError(unknown("entry", name, names))
     shown = card(name)
     entry = POSITION[name] if name in list(POSITION) else ATTENTION[name]
     table = Table(show_header=False, box=None)

@@ -2,14 +2,14 @@
 
 import math
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from lightning import Callback, Trainer, seed_everything
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning import Trainer, seed_everything
+from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint, ProgressBar
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
+from omegaconf import OmegaConf
 from rich.console import Console
 
 from attention_zoo.errors import UserError
@@ -41,7 +41,9 @@ def run(config: dict[str, Any], call: Call) -> float | None:
     check(config)
     quiet()
     console = Console(quiet=rank_zero_only.rank != 0)  # type: ignore[attr-defined]
-    print_config_tree(console, {k: v for k, v in config.items() if k != "choices"})
+    print_config_tree(console, named(config))
+    if rank_zero_only.rank == 0:
+        OmegaConf.save(config, Path(config["paths"]["run"]) / "config.yaml")
     seed_everything(config["seed"], workers=True, verbose=False)
     data = instantiate(config["data"])
     with console.status("preparing the data"):
@@ -52,7 +54,8 @@ def run(config: dict[str, Any], call: Call) -> float | None:
     if task.model.max_length is not None:
         data.refuse_longer_than(task.model.max_length)
     if config["compile"]:
-        task.model.compile()
+        options = config["compile"] if isinstance(config["compile"], dict) else {}
+        task.model.compile(**options)
     resumed = checkpoint_to_resume(config)
 
     loggers = create_loggers(config["logger"])
@@ -60,9 +63,24 @@ def run(config: dict[str, Any], call: Call) -> float | None:
     try:
         metrics = fit(config, task, data, loggers, resumed, console)
         exit_code = 0
+    except KeyboardInterrupt:
+        last = shortest(Path(config["paths"]["run"])) / "checkpoints" / "last.ckpt"
+        if last.exists():
+            console.print(f"Interrupted. Go on with ckpt_path={last}", soft_wrap=True)
+        raise
     finally:
         finish(loggers, exit_code)
     return metrics.get("val/loss")
+
+
+def named(config: dict[str, Any]) -> dict[str, Any]:
+    """The config to show: each group by the word that chose it on the command line."""
+    shown = {key: value for key, value in config.items() if key != "choices"}
+    for group, choice in config["choices"].items():
+        if isinstance(shown.get(group), dict):
+            shown[group] = {**shown[group], "name": choice}
+    del shown["data"]["tokenizer"]  # It is the group of that name, shown already.
+    return shown
 
 
 def checkpoint_to_resume(config: dict[str, Any]) -> Path | None:
@@ -72,13 +90,20 @@ def checkpoint_to_resume(config: dict[str, Any]) -> Path | None:
     path = Path(config["ckpt_path"])
     if config["ckpt_path"] == "last":
         path = newest_checkpoint(Path(config["paths"]["logs"]), config["task"]["name"])
-    before = read_checkpoint(path)["attention_zoo"]["config"]
+    checkpoint = read_checkpoint(path)
+    before = checkpoint["attention_zoo"]["config"]
     for group in ("model", "attention", "position", "tokenizer"):
         if before[group] != config[group]:
             raise UserError(
                 f"{path} was trained with {group}={before[group]}, which is not what is composed "
                 f"now. Resume with the overrides it was started with."
             )
+    steps, limit = checkpoint["global_step"], config["trainer"]["max_steps"]
+    if 0 <= limit <= steps:
+        raise UserError(
+            f"{path} has been trained for {steps} steps already; set trainer.max_steps above that, "
+            f"got {limit}."
+        )
     return path
 
 
@@ -93,28 +118,35 @@ def fit(
     """Train, score, write `results.json`, and tell what came of it."""
     counts = parameter_counts(task.model)
     for logger in loggers:
-        logger.log_hyperparams(flat_config(config) | counts)
-    callbacks = [instantiate(node) for node in config["callbacks"].values()]
+        logger.log_hyperparams(flat_config(named(config)) | counts)
+    callbacks = [instantiate(node) for node in (config["callbacks"] or {}).values()]
+    throughput = next((c for c in callbacks if isinstance(c, Throughput)), None)
+    if throughput is None:
+        # Whatever the callbacks: results.json says how many tokens were seen.
+        throughput = Throughput()
+        callbacks.append(throughput)
+    options = config["trainer"]
+    if 0 < options["max_steps"] < options["log_every_n_steps"]:
+        # A run shorter than the interval logs once, at its end.
+        options = {**options, "log_every_n_steps": options["max_steps"]}
     trainer: Trainer = instantiate(
-        config["trainer"],
+        options,
         logger=loggers,
         callbacks=callbacks,
         default_root_dir=config["paths"]["run"],
-        enable_progress_bar=bool(callbacks),
-        enable_checkpointing=bool(callbacks),
+        enable_progress_bar=any(isinstance(c, ProgressBar) for c in callbacks),
+        enable_checkpointing=any(isinstance(c, Checkpoint) for c in callbacks),
     )
     started = time.perf_counter()
-    trainer.fit(task, datamodule=data, ckpt_path=resumed, weights_only=True)
+    try:
+        trainer.fit(task, datamodule=data, ckpt_path=resumed, weights_only=True)
+    except SystemExit:  # What Lightning makes of Ctrl-C.
+        raise KeyboardInterrupt from None
     seconds = time.perf_counter() - started
-    if trainer.interrupted:
-        raise KeyboardInterrupt
 
-    chosen = chosen_checkpoint(trainer, callbacks)
-    metrics = score(trainer.validate, task, data, chosen, "val/")
-    if config["test"]:
-        metrics |= score(trainer.test, task, data, chosen, "test/")
     run = shortest(Path(config["paths"]["run"]))
-    throughput = next(c for c in callbacks if isinstance(c, Throughput))
+    checkpoint = checkpoint_to_keep(trainer)
+    metrics = scores(trainer, task, data, checkpoint, test=config["test"])
     manifest = collect_manifest(
         parameters=counts["parameters"],
         tokens_seen=throughput.tokens,
@@ -129,9 +161,13 @@ def fit(
         log_summary(loggers, metrics)
         for samples in (c for c in callbacks if isinstance(c, Samples)):
             print_samples(console, samples.columns, samples.rows)
-        checkpoint = run / "checkpoints" / (chosen.name if chosen else "last.ckpt")
-        paths = {"run": run, "checkpoint": checkpoint, "figures": run / "figures"}
-        print_results(console, metrics, manifest, paths, next_commands(config, checkpoint))
+        paths = {"run": run, "figures": run / "figures"}
+        commands = []
+        if checkpoint is not None:
+            paths["checkpoint"] = shortest(checkpoint)
+            commands = next_commands(config, paths["checkpoint"])
+        there = {word: path for word, path in paths.items() if path.exists()}
+        print_results(console, metrics, manifest, there, commands)
     if not math.isfinite(metrics.get("val/loss", 0.0)):
         raise UserError(
             f"training diverged: val/loss is {metrics['val/loss']}. Try a lower optimizer.lr."
@@ -145,22 +181,30 @@ def shortest(path: Path) -> Path:
     return path.relative_to(here) if path.is_relative_to(here) else path
 
 
-def chosen_checkpoint(trainer: Trainer, callbacks: list[Callback]) -> Path | None:
-    """The weights a run stands for: the averaged ones, or those of lowest validation loss."""
-    for callback in callbacks:
-        if isinstance(callback, CheckpointAveraging):
+def checkpoint_to_keep(trainer: Trainer) -> Path | None:
+    """The weights that a run is about: the averaged ones, else those of lowest validation loss.
+
+    None where the run keeps no checkpoint: then it is about the weights it ended with.
+    """
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        if isinstance(callback, CheckpointAveraging) and callback.path.exists():
             return callback.path
     kept = trainer.checkpoint_callback
-    best = kept.best_model_path if isinstance(kept, ModelCheckpoint) else ""
-    return Path(best) if best else None
+    path = kept.best_model_path if isinstance(kept, ModelCheckpoint) else ""
+    return Path(path) if path else None
 
 
-def score(
-    evaluate: Callable[..., Any], task: Task, data: Any, checkpoint: Path | None, prefix: str
+def scores(
+    trainer: Trainer, task: Task, data: Any, checkpoint: Path | None, *, test: bool
 ) -> dict[str, Any]:
-    """Metrics of a split, by the Trainer's `validate` or `test`, with a checkpoint's weights."""
-    evaluate(task, datamodule=data, ckpt_path=checkpoint, verbose=False, weights_only=True)
-    return logged(task.trainer, prefix)
+    """Losses on the valid split, and all scores on the test split, of the same weights."""
+    options = {"datamodule": data, "ckpt_path": checkpoint, "verbose": False, "weights_only": True}
+    trainer.validate(task, **options)
+    metrics = logged(trainer, "val/")
+    if test:
+        trainer.test(task, **options)
+        metrics |= logged(trainer, "test/")
+    return metrics
 
 
 def logged(trainer: Trainer, prefix: str) -> dict[str, Any]:

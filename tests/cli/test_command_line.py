@@ -1,0 +1,133 @@
+"""Help, composition, wrong words and completion: what answers without a training."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from .conftest import ROOT, SMALL, TEXT
+
+ASK = "import sys; sys.argv = ['attention-zoo', *sys.argv[1:]]; from attention_zoo.tasks.cli import"
+
+
+def test_composition_needs_no_torch(program):
+    code = (
+        f"{ASK} main\ntry:\n    main()\nexcept SystemExit:\n    pass\n"
+        "heavy = {'torch', 'lightning', 'wandb', 'torchmetrics'} & set(sys.modules)\n"
+        "assert not heavy, heavy"
+    )
+    for arguments in (["train", "--cfg", "job"], ["train", "--help"], ["--help"], ["evaluate"]):
+        done = subprocess.run(
+            [sys.executable, "-c", code, *arguments],
+            cwd=program.folder,
+            env=program.environment(),
+            capture_output=True,
+            text=True,
+        )
+        assert "AssertionError" not in done.stderr, (arguments, done.stderr)
+
+
+@pytest.mark.parametrize(
+    "arguments, code, reason",
+    [
+        (["trian"], 2, "Did you mean train"),
+        (["train", "attention=multihed"], 2, "Did you mean multi_head"),
+        (["train", "model.dimm=3"], 2, "Did you mean model.dim"),
+        (["train", "sed=3"], 2, "Did you mean seed"),
+        (["train", "hello"], 2, "overrides of the form name=value, got 'hello'"),
+        (["train", "model.dim=[1,"], 2, "[1,"),
+        (["train", "cross_attention.heads=2"], 2, "attention@cross_attention=NAME"),
+        (["train", "task=language_modeling", "attention@cross_attention=linear"], 2, "attention"),
+        (["train", "data=parallel_files"], 2, "data.source.train has no default"),
+        (["train", "model.dim=100", "model.heads=8"], 2, "dim=100, heads=8"),
+        (["train", "attention=linear", "position=alibi"], 3, "position=alibi"),
+        (["train", "attention@cross_attention=sliding_window"], 3, "cross"),
+        (["train", "+callbacks.x._target_=os.getcwd"], 3, "got _target_: os.getcwd"),
+        (["train", "ckpt_path=last"], 2, "there is no checkpoint"),
+        (["train", "-m", "attention=multi_head,multihed"], 2, "Did you mean multi_head"),
+        (["train", "seed=abc"], 2, "seed"),
+        (["train", "data=multi30k", "data.root=nowhere"], 2, "nowhere"),
+        (["show", "rotari"], 2, "Did you mean rotary"),
+    ],
+)
+def test_what_is_wrong_gets_one_line(refuses, tmp_path, arguments, code, reason):
+    arguments = [*arguments, *(["logger=none"] if arguments[0] == "train" else [])]
+    assert reason in refuses(*arguments, folder=tmp_path, code=code)
+
+
+def test_the_process_exits_with_the_code(program):
+    assert "Choices" in program.refuses("train", "model.dimm=3")
+    assert "linear" in program.refuses("train", "attention=linear", "position=alibi", code=3)
+    assert program("show", "rotary").stdout.startswith("name")
+    assert "multi_head" in program("list").stdout
+    assert "| `multi_head` |" in program("list", "--markdown").stdout
+
+
+def complete(program, line):
+    words = {"COMP_LINE": line, "COMP_POINT": str(len(line))}
+    return program("-sc", "query=bash", **words).stdout.split()
+
+
+def test_the_shell_completes_behind_the_verb(program):
+    assert "complete" in program("-sc", "install=bash").stdout
+    assert complete(program, "attention-zoo tr") == ["train", "translate"]
+    assert complete(program, "attention-zoo train position=ro") == ["position=rotary"]
+    assert "attention=" in complete(program, "attention-zoo train att")
+    assert "rotary" in complete(program, "attention-zoo show rot")
+
+
+def test_bash_completes(program, tmp_path):
+    """As in a terminal, with the program under its name."""
+    name = tmp_path / "attention-zoo"
+    name.write_text(f"#!{sys.executable}\n{ASK} main\nmain()\n")
+    name.chmod(0o755)
+    script = (
+        'eval "$(attention-zoo -sc install=bash)"\n'
+        "COMP_LINE='attention-zoo train position=si' COMP_POINT=31 COMP_CWORD=2\n"
+        'hydra_bash_completion; echo "${COMPREPLY[@]}"'
+    )
+    env = program.environment({"PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}"})
+    done = subprocess.run(["bash", "-c", script], env=env, capture_output=True, text=True)
+    assert done.stdout.strip() == "position=sinusoidal", done.stderr
+
+
+def test_a_language_model_goes_on_from_a_prompt(program):
+    program("train", *TEXT, "trainer.max_steps=2", "logger=csv", "callbacks=minimal")
+    (run,) = program.runs("language_modeling")
+    assert (run / "csv" / "metrics.csv").read_text().count("\n") > 1
+    ckpt = f"ckpt={run / 'checkpoints' / 'best.ckpt'}"
+    short = ["generate", ckpt, "decoding.max_tokens=20"]
+    first = program(*short, "decoding.seed=1", "The ", "a=b: ", input="").stdout
+    assert first.startswith("The ")
+    hot = program(*short, "decoding.seed=2", "decoding.temperature=2", "The ").stdout
+    assert hot != first
+    again = program(*short, "decoding.seed=1", "The ", "a=b: ").stdout
+    assert first == again
+    greedy = [
+        program(*short, *options, "The ").stdout
+        for options in (["decoding.temperature=0"], ["decoding.top_k=1"], ["decoding.top_p=1e-9"])
+    ]
+    assert len(set(greedy)) == 1
+
+
+@pytest.mark.slow
+def test_a_sweep_goes_on_after_a_refusal(program):
+    lines = ["data.source.size=60", "data.source.valid=8", "data.source.test=8"]
+    options = [*SMALL, *lines, "trainer.max_steps=1", "callbacks=minimal", "logger=none"]
+    done = program(
+        "train", "-m", "attention=multi_head,linear", "position=sinusoidal,alibi", *options
+    )
+    (sweep,) = (program.folder / "logs" / "translation" / "multiruns").iterdir()
+    trained = {path.parent.name for path in sweep.glob("*/results.json")}
+    assert trained == {"0", "1", "2"}
+    table = " ".join(done.stdout[done.stdout.rindex("outcome") :].split())
+    assert table.count("trained") == 3
+    assert "refused" in table and "alibi" in table
+
+
+def test_a_failing_job_fails_the_sweep(program):
+    done = program("train", "-m", "model.heads=3,5", "model.dim=16", "logger=none", code=2)
+    assert done.stdout.count("failed (2)") == 2
+    assert done.stderr.splitlines()[-1].startswith("error: job 0 failed")
+    assert ROOT.name not in done.stdout

@@ -1,0 +1,146 @@
+"""One trained translation model, and everything that one does with it."""
+
+import gzip
+import json
+
+import pytest
+import torch
+from omegaconf import OmegaConf
+
+from .conftest import LINES, SMALL, Program
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    program = Program(tmp_path_factory.mktemp("trained"))
+    options = [*SMALL, *LINES, "trainer.max_steps=3", "trainer.val_check_interval=2"]
+    program.done = program("train", *options)
+    (program.run,) = program.runs()
+    program.best = program.run / "checkpoints" / "best.ckpt"
+    return program
+
+
+def test_a_run_folder_holds_what_was_done_and_how(trained):
+    results = json.loads((trained.run / "results.json").read_text())
+    scores = {"loss", "bleu", "chrf", "exact_match", "perplexity", "bits_per_byte"}
+    assert {f"test/{name}" for name in scores} | {"val/loss"} <= set(results)
+    how = {"parameters", "tokens_seen", "seconds", "seed", "versions", "git_commit", "data_hash"}
+    assert how <= set(results)
+    assert results["tokens_seen"] > 0
+    config = OmegaConf.load(trained.run / "config.yaml")
+    assert OmegaConf.to_container(config, resolve=False) == OmegaConf.to_container(
+        config, resolve=True
+    )
+    assert config.model.dim == 16
+    assert (trained.run / "checkpoints" / "last.ckpt").exists()
+    assert list((trained.run / "figures").glob("probe-1-cross-layer-1.png"))
+
+
+def test_the_terminal_shows_the_run_and_no_noise(trained):
+    out, err = trained.done.stdout, trained.done.stderr
+    assert err == ""
+    assert "tokenizer characters" in out
+    assert "Results" in out and "test/bleu" in out and "Samples" in out
+    relative = trained.best.relative_to(trained.folder)
+    assert f"attention-zoo translate ckpt={relative} " in out
+    assert out.count("backend=auto is") == 1
+    assert out.count("W&B:") == 1
+    for noise in ("Warning", "warning", "Tip", "TPU", "Lightning", "rank_zero"):
+        assert noise not in out
+
+
+def test_evaluate_gives_the_figures_of_training(trained):
+    results = json.loads((trained.run / "results.json").read_text())
+    out = trained("evaluate", f"ckpt={trained.best}").stdout
+    shown = {line.split()[1]: line.split()[3] for line in out.splitlines() if "test/" in line}
+    expected = {name: results[name] for name in shown}
+    assert shown == {k: f"{v:.4f}" if v < 10 else f"{v:.2f}" for k, v in expected.items()}
+    assert len(shown) == 6
+
+
+def test_evaluate_takes_another_split_and_another_source(trained):
+    out = trained("evaluate", f"ckpt={trained.best}", "split=valid", "data.source.valid=4").stdout
+    assert "val/bleu" in out and "val/loss" in out
+    (trained.folder / "a.en").write_text("Brazil\nJapan\n")
+    (trained.folder / "a.pt").write_text("Brasil\nJapão\n")
+    out = trained(
+        "evaluate",
+        f"ckpt={trained.best}",
+        "data=parallel_files",
+        "data.source.train=[[a.en,a.pt]]",
+        "data.source.valid=[[a.en,a.pt]]",
+    ).stdout
+    assert "test/chrf" in out
+
+
+def test_a_checkpoint_is_whole(trained, tmp_path):
+    checkpoint = torch.load(trained.best, weights_only=True)
+    assert checkpoint["attention_zoo"]["config"]["model"]["dim"] == 16
+    alone = Program(tmp_path)
+    (tmp_path / "a copy.ckpt").write_bytes(trained.best.read_bytes())
+    here = alone("translate", "ckpt='a copy.ckpt'", "Brazil").stdout
+    assert here == trained("translate", f"ckpt={trained.best}", "Brazil").stdout
+    assert here.count("\n") == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["a copy.ckpt"]
+
+
+def test_lines_come_from_anywhere(trained):
+    lines = ["Brazil", "", "a=b and c"]
+    text = "\n".join(lines) + "\n"
+    arguments = trained("translate", f"ckpt={trained.best}", "--", *lines).stdout
+    assert arguments.count("\n") == 3
+    (trained.folder / "lines.txt").write_text(text)
+    (trained.folder / "lines.txt.gz").write_bytes(gzip.compress(text.encode()))
+    ckpt = f"ckpt={trained.best}"
+    assert trained("translate", ckpt, "input=lines.txt.gz").stdout == arguments
+    assert trained("translate", ckpt, input=text).stdout == arguments
+
+
+def test_beam_search_gives_n_best(trained):
+    done = trained(
+        "translate", f"ckpt={trained.best}", "decoding=beam", "decoding.n_best=3", "Brazil", "Japan"
+    )
+    first, second, rest = done.stdout.split("\n\n")
+    assert rest == ""
+    for part in (first, second):
+        scores = [float(line.split("\t")[0]) for line in part.split("\n")]
+        assert len(scores) == 3 and scores == sorted(scores, reverse=True)
+
+
+def test_wrong_checkpoints_and_texts_get_one_line(trained, refuses):
+    ckpt = f"ckpt={trained.best}"
+    whole = trained.best.read_bytes()
+    (trained.folder / "corrupt.ckpt").write_bytes(whole[: len(whole) // 2])
+    (trained.folder / "empty.ckpt").write_bytes(b"")
+    torch.save({"state_dict": {}}, trained.folder / "other.ckpt")
+    (trained.folder / "latin1.txt").write_bytes(b"fine\nA\xe7ores\n")
+    (trained.folder / "no.gz").write_bytes(b"not compressed")
+    folder = trained.run / "checkpoints"
+    wrong = {
+        ("translate", f"ckpt={folder}", "x"): "is a folder",
+        ("translate", "ckpt=nowhere.ckpt", "x"): "There is no checkpoint nowhere.ckpt",
+        ("translate", "x"): "translate needs a checkpoint",
+        ("translate", "ckpt=corrupt.ckpt", "x"): "corrupt.ckpt cannot be read",
+        ("evaluate", "ckpt=empty.ckpt"): "empty.ckpt cannot be read",
+        ("translate", "ckpt=other.ckpt", "x"): "no checkpoint of attention-zoo",
+        ("generate", ckpt, "x"): "use attention-zoo translate",
+        ("translate", ckpt, "input=missing.txt"): "missing.txt",
+        ("translate", ckpt, "input=no.gz"): "no.gz cannot be read",
+        ("translate", ckpt, "input=latin1.txt"): "line 2: invalid UTF-8",
+        ("translate", ckpt, "input=latin1.txt", "x"): "not from both",
+        ("evaluate", ckpt, "split=train"): "split must be",
+        ("translate", ckpt, "decoding=beam", "decoding.widht=2", "x"): "decoding.width",
+        ("translate", ckpt, "decoding=bean", "x"): "beam",
+    }
+    for arguments, reason in wrong.items():
+        assert reason in refuses(*arguments, folder=trained.folder), arguments
+    told = refuses("translate", ckpt, folder=trained.folder, input=b"\xff\n")
+    assert "standard input, line 1: invalid UTF-8" in told
+
+
+def test_what_cannot_be_resumed_is_refused(trained, refuses):
+    last = trained.run / "checkpoints" / "last.ckpt"
+    options = ["train", *SMALL, *LINES, "logger=none", f"ckpt_path={last}"]
+    here = trained.folder
+    assert "was trained with model=" in refuses(*options, "model.hidden=48", folder=here)
+    assert "for 3 steps already" in refuses(*options, "trainer.max_steps=3", folder=here)
