@@ -126,7 +126,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=60)
     arguments, overrides = parser.parse_known_args()
     quiet()
-    register_plugins()
+    register_plugins("train")
     table = Table("case", "tokens/s, ours over bare", "rounds from … to")
     for label, case in CASES.items():
         ratios = measure([*case, *overrides], arguments.rounds, arguments.steps, label)

@@ -26,7 +26,7 @@ def test_tables_are_those_of_the_cards(tmp_path: Path) -> None:
 def test_training_commands_compose(command: str) -> None:
     overrides, lines = split(shlex.split(command, comments=True)[2:])
     assert not lines
-    register_plugins()
+    register_plugins("train")
     single = [x.split(",")[0] for x in overrides if "=" in x and "[" not in x]
     with initialize_config_module("attention_zoo.conf", version_base="1.3"):
         assert compose("train", overrides=single)
