@@ -1,11 +1,47 @@
-"""What all tests share: one thread, and the same numbers every time."""
+"""What all tests share: one thread, the same numbers every time, the program, real text."""
+
+import os
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 import torch
 
 torch.set_num_threads(1)
+DATA = Path(os.environ.get("ATTENTION_ZOO_DATA", Path(__file__).parents[2] / "shared" / "data"))
 
 
 @pytest.fixture(autouse=True)
 def seeded() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def train(monkeypatch, tmp_path) -> Iterator[Callable[..., Path]]:
+    """`attention-zoo train` in this process, in an empty folder; gives the run's folder."""
+    from attention_zoo.tasks.cli import main
+
+    def call(*overrides: str) -> Path:
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setenv("ATTENTION_ZOO_CACHE", str(tmp_path / "cache"))
+        monkeypatch.setenv("WANDB_MODE", "offline")
+        monkeypatch.delenv("HYDRA_FULL_ERROR", raising=False)
+        monkeypatch.setattr(sys, "argv", ["attention-zoo", "train", *overrides])
+        main()
+        return max(tmp_path.glob("logs/*/runs/*"), key=lambda path: path.name)
+
+    yield call
+    os.environ.pop("HYDRA_FULL_ERROR", None)
+
+
+@pytest.fixture
+def real() -> Callable[[str], Path]:
+    """A file or folder of real text; the test is skipped where it is missing."""
+
+    def find(name: str) -> Path:
+        if not (DATA / name).exists():
+            pytest.skip(f"There is no {DATA / name}; set ATTENTION_ZOO_DATA to its parent.")
+        return DATA / name
+
+    return find

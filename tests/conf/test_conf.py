@@ -1,0 +1,135 @@
+"""Every config composes, names what exists, and builds what it names."""
+
+import json
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_module
+from hydra.core.hydra_config import HydraConfig
+from hydra.utils import get_class, get_method
+from omegaconf import OmegaConf
+
+import attention_zoo
+from attention_zoo.errors import Unsupported
+from attention_zoo.tasks.build import build_model, check, instantiate, targets
+from attention_zoo.tasks.launcher import register_launcher
+from attention_zoo.zoo import ATTENTION, POSITION
+
+CONF = Path(attention_zoo.__file__).parent / "conf"
+FILES = sorted(path.relative_to(CONF) for path in CONF.rglob("*.yaml"))
+CHOICES = sorted(
+    (str(path.parent), path.stem)
+    for path in FILES
+    if len(path.parts) == 2 and "hydra" not in path.parts
+)
+# What a choice of a group needs of the others.
+FITTING = {
+    ("data", "parallel_files"): ["data.source.train=[[a,b]]", "data.source.valid=[[a,b]]"],
+    ("data", "text_files"): ["data.source.train=[a]", "data.source.valid=[a]"],
+    # An encoder and cross-attention cannot be of this kind.
+    ("attention", "sliding_window"): ["task=language_modeling"],
+    ("attention", "linear"): ["task=language_modeling"],
+}
+LANGUAGE = ("enwik8", "python_docs", "text_files", "tinyshakespeare", "wikitext103", "wikitext2")
+
+
+def composed(*overrides):
+    register_launcher("train")
+    with initialize_config_module("attention_zoo.conf", version_base="1.3"):
+        config = compose("train", overrides=list(overrides), return_hydra_config=True)
+        HydraConfig.instance().set_config(config)
+        # A composition has no output folder: that is made when the job runs.
+        OmegaConf.update(config, "hydra.runtime.output_dir", "run", force_add=True)
+        plain = OmegaConf.to_container(config, resolve=False)
+        del plain["hydra"]
+        return OmegaConf.to_container(OmegaConf.create(plain), resolve=True)
+
+
+def overrides_of(group, choice):
+    task = ["task=language_modeling"] if group == "data" and choice in LANGUAGE else []
+    return [*task, *FITTING.get((group, choice), []), f"{group}={choice}"]
+
+
+@pytest.mark.parametrize("group, choice", CHOICES)
+def test_every_choice_composes_and_its_targets_exist(group, choice):
+    config = composed(*overrides_of(group, choice))
+    check(config)
+    found = list(targets(config))
+    assert found
+    for target in found:
+        last = target.rpartition(".")[2]
+        (get_class if last[0].isupper() else get_method)(target)
+
+
+@pytest.mark.parametrize("group, choice", CHOICES)
+def test_every_choice_builds(group, choice, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    config = composed(*overrides_of(group, choice), "trainer.accelerator=cpu")
+    if group in ("attention", "position", "model", "task", "experiment", "debug"):
+        build_model(config, vocabulary_size=5, pad_id=0)
+    elif group == "callbacks":
+        assert all(instantiate(node) for node in config["callbacks"].values())
+    elif group == "logger":
+        assert config["logger"] is None or all(
+            node["_target_"] for node in config["logger"].values()
+        )
+    elif group in ("data", "optimizer", "schedule", "decoding", "tokenizer"):
+        assert instantiate(config[group]) is not None
+    elif group == "trainer" and choice != "gpu":
+        instantiate(config["trainer"], logger=False, enable_checkpointing=False)
+
+
+def test_words_are_names_and_all_of_them():
+    for group, registry in (("attention", ATTENTION), ("position", POSITION)):
+        assert [choice for each, choice in CHOICES if each == group] == list(registry)
+        for name in registry:
+            assert OmegaConf.load(CONF / group / f"{name}.yaml").name == name
+
+
+def test_one_word_for_all_roles_and_one_override_for_one():
+    config = composed("attention=linear", "attention@cross_attention=additive", "model.heads=2")
+    assert config["attention"]["name"] == "linear"
+    assert config["encoder_attention"] is None
+    assert config["cross_attention"]["name"] == "additive"
+    # Nothing of the one choice leaks into the other.
+    assert set(config["cross_attention"]) == set(OmegaConf.load(CONF / "attention/additive.yaml"))
+    other = composed("attention@cross_attention=multi_head", "cross_attention.heads=1")
+    assert (other["cross_attention"]["heads"], other["attention"]["heads"]) == (1, 4)
+
+
+@pytest.mark.parametrize("target", ["os.system", "builtins.eval", "subprocess.run", "numpy.load"])
+def test_only_what_is_trusted_is_built(target):
+    with pytest.raises(Unsupported, match=f"got _target_: {target}"):
+        instantiate({"inside": [{"_target_": target}]})
+
+
+EXPERIMENTS = [(group, choice) for group, choice in CHOICES if group in ("experiment", "debug")]
+FOLDERS = {"multi30k": "multi30k/raw", "tinyshakespeare": "tinyshakespeare"}
+
+
+@pytest.mark.parametrize("group, choice", EXPERIMENTS)
+def test_every_experiment_trains_two_steps(group, choice, train, real):
+    config = composed(f"{group}={choice}")
+    overrides = [f"{group}={choice}", "trainer.max_steps=2", "logger=none", "test=false"]
+    overrides += ["trainer.accelerator=cpu", "trainer.precision=32-true", "trainer.devices=1"]
+    overrides += ["++trainer.limit_val_batches=1", "callbacks=minimal"]
+    source = config["data"]["source"]
+    if source["_target_"].endswith("Phrases"):
+        overrides += ["data.source.size=100", "data.source.valid=8", "data.source.test=8"]
+    elif "hub" in source["_target_"]:
+        name = next(name for name in FOLDERS if name in source["path"].replace("_", ""))
+        overrides += [f"data.root={real(FOLDERS[name])}"]
+    run = train(*overrides)
+    assert json.loads((run / "results.json").read_text())["val/loss"] > 0
+
+
+def test_debugging_can_learn_a_batch_by_heart(train):
+    lines = ["data.source.size=8", "data.source.valid=8", "data.source.test=8"]
+    run = train(
+        "debug=overfit", *lines, "trainer.max_steps=40", "optimizer.lr=0.01", "logger=csv",
+        "trainer.log_every_n_steps=10", "callbacks=minimal",
+    )  # fmt: skip
+    lines = (run / "csv" / "metrics.csv").read_text().splitlines()
+    place = lines[0].split(",").index("train/loss")
+    losses = [float(line.split(",")[place]) for line in lines[1:] if line.split(",")[place]]
+    assert losses[-1] < 0.5 * losses[0]

@@ -1,0 +1,111 @@
+"""Two processes are one: the same batches give the same losses, weights and scores."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).parents[2]
+OPTIONS = [
+    "model=tiny",
+    "model.dim=16",
+    "model.heads=2",
+    "model.layers=1",
+    "model.hidden=32",
+    "model.dropout=0",
+    "tokenizer=characters",
+    "data.source.size=61",
+    "data.source.valid=7",
+    "data.source.test=7",
+    "data.tokens_per_batch=512",
+    "decoding.max_extra=5",
+    "decoding.max_ratio=0.5",
+    "trainer.accelerator=cpu",
+    "trainer.max_steps=3",
+    "trainer.log_every_n_steps=1",
+]
+
+
+def train(folder, *arguments):
+    keep = {k: v for k, v in os.environ.items() if not k.startswith(("WANDB", "HYDRA", "MASTER"))}
+    more = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "WANDB_MODE": "offline"}
+    done = subprocess.run(
+        [sys.executable, "-m", "attention_zoo", "train", *OPTIONS, *arguments],
+        cwd=folder,
+        env=keep | more | {"ATTENTION_ZOO_CACHE": str(folder / "cache")},
+        capture_output=True,
+        text=True,
+        timeout=250,
+    )
+    assert done.returncode == 0, (done.stdout, done.stderr)
+    return done
+
+
+def results(run):
+    return json.loads((run / "results.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("distributed")
+    loggers = "logger=[csv,wandb]"
+    # Batches 0 and 1 are the two ranks' first ones, and the first two of one process.
+    train(folder, loggers, "trainer.accumulate_grad_batches=2")
+    done = train(folder, loggers, "trainer=ddp")
+    runs = sorted((folder / "logs" / "translation" / "runs").iterdir())
+    return runs, done
+
+
+def test_there_is_one_run(pair):
+    runs, done = pair
+    assert len(runs) == 2
+    assert len(list((runs[1] / "wandb").glob("offline-run-*"))) == 1
+    for once in ("config\n", "W&B:", "step 3/3", "Results"):
+        assert done.stdout.count(once) == 1, once
+    assert done.stderr == ""
+
+
+def test_losses_and_weights_are_those_of_one_process(pair):
+    (one, two), _ = pair
+    ours, theirs = (
+        torch.load(run / "checkpoints" / "last.ckpt", weights_only=True) for run in (one, two)
+    )
+    assert ours["global_step"] == theirs["global_step"] == 3
+    for name, weight in ours["state_dict"].items():
+        torch.testing.assert_close(theirs["state_dict"][name], weight, rtol=1e-3, atol=1e-5)
+    ours, theirs = (losses(run) for run in (one, two))
+    assert len(ours) == 3
+    assert theirs == pytest.approx(ours, rel=1e-5)
+    assert results(one)["tokens_seen"] == results(two)["tokens_seen"]
+
+
+def losses(run):
+    lines = (run / "csv" / "metrics.csv").read_text().splitlines()
+    place = lines[0].split(",").index("train/loss")
+    return [float(line.split(",")[place]) for line in lines[1:] if line.split(",")[place]]
+
+
+def test_evaluation_counts_every_sample_once(pair):
+    (one, two), _ = pair
+    ours, theirs = results(one), results(two)
+    scores = [name for name in ours if name.startswith(("val/", "test/"))]
+    assert len(scores) == 9
+    for name in scores:
+        assert theirs[name] == pytest.approx(ours[name], rel=1e-4), name
+
+
+@pytest.mark.slow
+def test_every_job_of_a_sweep_has_both_processes(tmp_path):
+    train(tmp_path, "-m", "trainer=ddp", "seed=1,2", "logger=none", "callbacks=minimal")
+    (sweep,) = (tmp_path / "logs" / "translation" / "multiruns").iterdir()
+    jobs = sorted(path for path in sweep.iterdir() if path.is_dir())
+    assert [path.name for path in jobs] == ["0", "1"]
+    for job in jobs:
+        checkpoint = torch.load(job / "checkpoints" / "last.ckpt", weights_only=True)
+        state = checkpoint["loops"]["fit_loop"]["state_dict"]["combined_loader"][0]
+        assert state["world_size"] == 2
+        assert checkpoint["global_step"] == 3
