@@ -49,7 +49,8 @@ def inverse_square_root(
     Raises:
         UserError: warm-up is below 1 or longer than the run.
     """
-    warmup_steps = _in_steps(warmup_steps, total_steps)
+    share = 0 < warmup_steps < 1
+    warmup_steps = max(_in_steps(warmup_steps, total_steps), int(share))
     if warmup_steps < 1:
         raise UserError(
             f"inverse_square_root needs warmup_steps of at least 1, got {warmup_steps}: "
@@ -209,7 +210,7 @@ def _cosine_fall(progress: float) -> float:
 def _in_steps(warmup_steps: float, total_steps: float) -> int:
     """Warm-up in steps; below 1 it is a share of the run."""
     if 0 < warmup_steps < 1 and total_steps < math.inf:
-        return max(1, round(warmup_steps * total_steps))
+        return round(warmup_steps * total_steps)
     if not 0 <= warmup_steps <= total_steps or warmup_steps != int(warmup_steps):
         raise UserError(
             f"warmup_steps must lie between 0 and the steps of the run, got warmup_steps="
