@@ -6,7 +6,9 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from attention_zoo.decoding import Beam, Greedy
 from attention_zoo.decoding.base import Hypothesis
+from attention_zoo.errors import UserError
 from attention_zoo.tasks.base import IGNORED, Task
 from attention_zoo.tasks.data.batches import TranslationBatch
 from attention_zoo.tasks.figures import AttentionReading
@@ -18,6 +20,11 @@ class TranslationTask(Task):
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
+        if not isinstance(self.decoding, Greedy | Beam):
+            raise UserError(
+                "a translation is written with decoding=greedy or decoding=beam, got "
+                f"{type(self.decoding).__name__}."
+            )
         self.bleu = SacreBleu()
         self.chrf = ChrF()
         self.exact_match = ExactMatch()
