@@ -6,7 +6,7 @@
 """
 
 from attention_zoo.errors import BadInput, Unsupported, UserError
-from attention_zoo.zoo import ATTENTION, POSITION, AttentionCard, Card, PositionCard
+from attention_zoo.zoo import ATTENTION, POSITION, AttentionCard, Card, PositionCard, unknown
 
 __all__ = [
     "ATTENTION",
@@ -42,9 +42,11 @@ def card(name: str) -> Card:
     Raises:
         Unsupported: an unknown name.
     """
+    if name in list(ATTENTION):
+        return ATTENTION.card(name)
     if name in list(POSITION):
         return POSITION.card(name)
-    return ATTENTION.card(name)
+    raise Unsupported(unknown("entry", name, [*ATTENTION, *POSITION]))
 
 
 def __getattr__(name: str) -> object:

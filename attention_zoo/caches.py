@@ -1,7 +1,7 @@
 """What decoding remembers of the tokens it has seen.
 
-Every cache counts them (`length`), and can be reordered along its batch, as beam search needs; an index
-that repeats rows also multiplies them.
+Every cache counts them (`length`), and can be reordered along its batch, as beam search needs; an
+index that repeats rows also multiplies them.
 """
 
 from typing import Protocol
@@ -35,17 +35,20 @@ class KeyValueCache:
         """Take in new tokens; return the kept ones with the new ones behind them."""
         self.length += keys.shape[-2]
         positions = positions.expand(keys.shape[0], -1)
-        if self.keys is not None:
+        if self.keys is not None and self.values is not None and self.positions is not None:
             keys = torch.cat([self.keys, keys], dim=-2)
             values = torch.cat([self.values, values], dim=-2)
             positions = torch.cat([self.positions, positions], dim=-1)
-        first = 0 if self.window is None else -self.window
-        self.keys, self.values = keys[..., first:, :], values[..., first:, :]
-        self.positions = positions[:, first:]
+        self.keys, self.values, self.positions = keys, values, positions
+        if self.window is not None and keys.shape[-2] > self.window:
+            # Copies: a slice would hold on to all of a long prompt.
+            self.keys = keys[..., -self.window :, :].clone()
+            self.values = values[..., -self.window :, :].clone()
+            self.positions = positions[:, -self.window :].clone()
         return keys, values, positions
 
     def reorder(self, index: Tensor) -> None:
-        if self.keys is not None:
+        if self.keys is not None and self.values is not None and self.positions is not None:
             self.keys = self.keys.index_select(0, index)
             self.values = self.values.index_select(0, index)
             self.positions = self.positions.index_select(0, index)

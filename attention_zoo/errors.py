@@ -2,7 +2,7 @@
 
 
 class UserError(ValueError):
-    """Something the user asked for cannot be done; the message says the rule, the value, the remedy."""
+    """Something asked for cannot be done; the message says the rule, the value, the remedy."""
 
 
 class Unsupported(UserError):

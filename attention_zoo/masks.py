@@ -5,6 +5,8 @@ from dataclasses import dataclass, fields, replace
 import torch
 from torch import Tensor
 
+from attention_zoo.errors import UserError
+
 
 @dataclass(frozen=True, kw_only=True)
 class Mask:
@@ -15,13 +17,16 @@ class Mask:
 
     Args:
         causal: no key after the query's own place.
-        window: W keys, oneself included. Causal: the W - 1 before and oneself; else W // 2 before and
-            (W - 1) // 2 after.
+        window: W keys, oneself included. Causal: the W - 1 before and oneself; else W // 2 before
+            and (W - 1) // 2 after.
         padding: [b k] bool, True at real keys.
-        segments: [b k] numbers of the packed sequences; attention stays within one. Each sequence is
-            contiguous.
+        segments: [b k] numbers of the packed sequences; attention stays within one. Each sequence
+            is contiguous.
         query_segments: [b q] the same for the queries, where they are not the last of the keys
             (cross-attention).
+
+    Raises:
+        UserError: a window below 1, or segments of the queries without those of the keys.
     """
 
     causal: bool = False
@@ -29,6 +34,12 @@ class Mask:
     padding: Tensor | None = None
     segments: Tensor | None = None
     query_segments: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        if self.window is not None and self.window < 1:
+            raise UserError(f"window must be at least 1 (oneself), got {self.window}.")
+        if self.query_segments is not None and self.segments is None:
+            raise UserError("query_segments are compared with segments: give both.")
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -47,7 +58,7 @@ class Mask:
         """The mask of some queries and keys.
 
         Args:
-            rows: places of the queries, in the count of the keys (query i of q stands at k - q + i).
+            rows: places of the queries among the keys (query i of q stands at k - q + i).
             columns: places of the keys.
 
         Returns:

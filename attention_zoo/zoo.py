@@ -1,7 +1,7 @@
 """The registries: what the zoo holds, and what each entry declares of itself.
 
-An entry is a class with a card, registered under the card's name. The card is the only list there is:
-the command line, the tests, the tables and every refusal read it.
+An entry is a class with a card, registered under the card's name. The card is the only list there
+is: the command line, the tests, the tables and every refusal read it.
 """
 
 import importlib
@@ -38,9 +38,10 @@ class Card:
 class AttentionCard(Card):
     """Of an attention mechanism.
 
-    `roles` it can play; `masks`, the fields of `Mask` it honours; `positions`, where an encoding may
-    act on it; `cache`, what decoding keeps (empty: no cached decoding), with `decode_state`, its
-    numbers for one sequence and layer (b batch, t tokens, h heads, g key/value heads, c head width).
+    `roles` it can play; `masks`, the fields of `Mask` it honours; `positions`, where an encoding
+    may act on it; `cache`, what decoding keeps (empty: no cached decoding), with `decode_state`,
+    its numbers for one sequence and layer (b batch, t tokens, h heads, g key/value heads, c head
+    width).
     """
 
     roles: tuple[Role, ...]
@@ -52,7 +53,7 @@ class AttentionCard(Card):
 
 @dataclass(frozen=True, kw_only=True)
 class PositionCard(Card):
-    """Of a positional encoding: where it `acts`, and in which self-attention `roles` it makes sense."""
+    """Of a positional encoding: where it `acts`, in which self-attention `roles` it makes sense."""
 
     acts: Site
     roles: tuple[Role, ...] = ("causal", "global")
@@ -78,7 +79,7 @@ class Registry(Generic[C]):
 
         def enter(entry: type[T]) -> type[T]:
             taken = self._entries.get(card.name)
-            if taken is not None and taken.__qualname__ != entry.__qualname__:
+            if taken is not None and origin(taken) != origin(entry):
                 raise ValueError(f"{self.kind} {card.name!r} is registered already, by {taken}.")
             entry.card = card  # type: ignore[attr-defined]
             self._entries[card.name] = entry
@@ -118,6 +119,11 @@ def discover() -> None:
         plugin.load()
 
 
+def origin(entry: type) -> tuple[str, str]:
+    """Where a class is written: a module that is imported anew may register it again."""
+    return entry.__module__, entry.__qualname__
+
+
 def unknown(kind: str, name: str, legal: list[str]) -> str:
     """The sentence for a name that is not there: the nearest ones, then all."""
     near = get_close_matches(name, legal, n=3, cutoff=0.5)
@@ -137,9 +143,11 @@ def check_pair(attention: AttentionCard, role: Role, position: PositionCard | No
             f"{attention.name} cannot be {role} attention; it can be {listed(attention.roles)}. "
             f"For {role} attention choose from: {', '.join(able)}."
         )
-    if position is None or position.acts in ("nowhere", "embeddings"):
+    if position is None or position.acts == "nowhere":
         return
     if role == "cross":
+        if position.acts == "embeddings":
+            return
         raise Unsupported(
             f"{position.name} acts on {position.acts} by the distance between positions, which the "
             "two sides of cross-attention do not share. Leave its position out."

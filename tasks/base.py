@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from lightning import LightningModule
+from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
@@ -52,6 +53,7 @@ class Task(LightningModule):
         self.loss = TokenLoss()
         self.perplexity = Perplexity()
         self.bits_per_byte = BitsPerByte()
+        self.token_bytes: Tensor
         self.register_buffer("token_bytes", torch.tensor(tokenizer.token_bytes), persistent=False)
         # Target tokens of the step so far; loss and tokens since the last log.
         self.step_tokens: Tensor
@@ -71,7 +73,7 @@ class Task(LightningModule):
         """What the model writes for each line: its translation, or its continuation."""
         raise NotImplementedError
 
-    def configure_optimizers(self) -> dict[str, Any]:
+    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         optimizer = self.new_optimizer(self.model)
         schedule = self.new_schedule(optimizer, total_steps=self.trainer.estimated_stepping_batches)
         return {
@@ -106,7 +108,7 @@ class Task(LightningModule):
             if parameter.grad is not None:
                 parameter.grad.mul_(scale)
         self.step_tokens.zero_()
-        every = self.trainer.log_every_n_steps
+        every = self.trainer.log_every_n_steps  # type: ignore[attr-defined]  # set by a connector
         if every and (self.trainer.global_step + 1) % every == 0:
             loss, tokens = self.reduced(self.since_log)
             self.log("train/loss", loss / tokens)
@@ -154,8 +156,8 @@ class Task(LightningModule):
         }
 
 
-def load_task(checkpoint: dict[str, Any], config: dict[str, Any]) -> Task:
-    """The task in a checkpoint, under a config that may differ from the one it was trained with."""
+def load_task(checkpoint: dict[str, Any], config: dict[str, Any]) -> Any:
+    """The `Task` in a checkpoint, under a config that may differ from that of its training."""
     task = build_task(config, tokenizer_from_state(checkpoint["attention_zoo"]["tokenizer"]))
     task.load_state_dict(checkpoint["state_dict"])
     return task.eval()

@@ -112,7 +112,7 @@ def run_composed(verb: str, arguments: list[str]) -> None:
     def job(config: DictConfig) -> Any:
         sys.argv = given
         try:
-            plain = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+            plain: Any = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
             plain["choices"] = group_choices()
             return import_module(f"attention_zoo.tasks.verbs.{verb}").run(plain, call)
         except Exception as error:

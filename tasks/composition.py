@@ -61,8 +61,7 @@ def prepare(verb: str, arguments: list[str]) -> Call:
     Raises:
         UserError: an argument that is neither an override nor, where the verb takes them, a line.
     """
-    Plugins.instance().register(PluginConfigs)
-    register_launcher(verb)
+    register_plugins(verb)
     overrides, lines = split(arguments)
     if lines and verb in ("train", "evaluate"):
         raise UserError(f"{verb} takes overrides of the form name=value, got {lines[0]!r}.")
@@ -77,6 +76,12 @@ def prepare(verb: str, arguments: list[str]) -> Call:
     checkpoint = read_checkpoint(Path(str(path)))
     store_config(verb, checkpoint["attention_zoo"], overrides)
     return Call(verb, f"{verb}_checkpoint", overrides, lines, checkpoint)
+
+
+def register_plugins(verb: str) -> None:
+    """Make Hydra know the configs of the zoo's plugins, and our launcher for jobs of a verb."""
+    Plugins.instance().register(PluginConfigs)
+    register_launcher(verb)
 
 
 def split(arguments: list[str]) -> tuple[list[str], list[str]]:
@@ -123,7 +128,11 @@ def group_choices() -> dict[str, str | None]:
 
 
 def explained(error: Exception, call: Call) -> Exception:
+<<<<<<< HEAD
     """What the user can mend in an error of composition as a `UserError`, others as they are."""
+=======
+    """What the user can mend in an error of composition, as a `UserError`; other errors as is."""
+>>>>>>> main
     if isinstance(error, MissingConfigException) and error.missing_cfg_file and error.options:
         group, _, name = error.missing_cfg_file.rpartition("/")
         return UserError(unknown(group, name, list(error.options)))

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from attention_zoo.decoding import Sample
 from attention_zoo.errors import UserError
+from attention_zoo.models.language_model import LanguageModel
 from attention_zoo.tasks.base import Task
 from attention_zoo.tasks.data.batches import LanguageBatch
 from attention_zoo.tasks.figures import AttentionReading
@@ -15,6 +16,8 @@ from attention_zoo.tasks.figures import AttentionReading
 
 class LanguageModelingTask(Task):
     """Learns next tokens; scored by loss, perplexity and bits per byte."""
+
+    model: LanguageModel
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)

@@ -126,7 +126,7 @@ class MuonWithAdamW(torch.optim.Optimizer):
         self._share()
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Step both parts; `closure` computes the loss and its gradients, and is called once."""
         loss = None
         if closure is not None:
@@ -209,5 +209,5 @@ def _adamw(
     )
     # The fused kernel offers to unscale gradients itself, whereupon Lightning refuses to clip them
     # under mixed precision, bf16 included. Left to the gradient scaler, both work.
-    optimizer._step_supports_amp_scaling = False  # type: ignore[attr-defined]
+    optimizer._step_supports_amp_scaling = False
     return optimizer

@@ -33,7 +33,9 @@ def constant(optimizer: Optimizer, *, warmup_steps: float, total_steps: float) -
     return LambdaLR(optimizer, partial(_rise, warmup_steps=warmup_steps))
 
 
-def inverse_square_root(optimizer: Optimizer, *, warmup_steps: float, total_steps: float) -> LambdaLR:
+def inverse_square_root(
+    optimizer: Optimizer, *, warmup_steps: float, total_steps: float
+) -> LambdaLR:
     """min(n / warmup_steps, sqrt(warmup_steps / n)).
 
     Vaswani et al. 2017, arXiv:1706.03762, eq. 3, is d^-0.5 min(n^-0.5, n warmup_steps^-1.5); this

@@ -9,6 +9,7 @@ from torch.nn.utils.rnn import pad_sequence
 from attention_zoo.decoding import Beam, Greedy
 from attention_zoo.decoding.base import Hypothesis
 from attention_zoo.errors import UserError
+from attention_zoo.models.seq2seq import Seq2Seq
 from attention_zoo.tasks.base import IGNORED, Task
 from attention_zoo.tasks.data.batches import TranslationBatch
 from attention_zoo.tasks.figures import AttentionReading
@@ -17,6 +18,8 @@ from attention_zoo.tasks.metrics import ChrF, ExactMatch, SacreBleu
 
 class TranslationTask(Task):
     """Learns by teacher forcing, and is scored by what it writes: BLEU, chrF, exact match."""
+
+    model: Seq2Seq
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
@@ -47,7 +50,9 @@ class TranslationTask(Task):
         """Scores of the translations that the model writes by itself."""
         written = [hypotheses[0].tokens for hypotheses in self.decode(batch.source)]
         hypotheses = [self.tokenizer.decode(tokens) for tokens in written]
-        references = [self.tokenizer.decode(tokens) for tokens in batch.target.tolist()]
+        # The lines as they are: tokens may have lost what the tokenizer does not know.
+        lines = getattr(self.trainer.datamodule, {"val": "valid"}.get(split, split))  # type: ignore[attr-defined]
+        references = [lines[index][1] for index in batch.index.tolist()]
         for name in ("bleu", "chrf", "exact_match"):
             metric = getattr(self, name)
             metric.update(hypotheses, references, batch.index)

@@ -1,4 +1,4 @@
-"""What several folders of tests use."""
+"""What all tests share: one thread, the same numbers every time, the program, real text."""
 
 import os
 import sys
@@ -6,8 +6,15 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
+torch.set_num_threads(1)
 DATA = Path(os.environ.get("ATTENTION_ZOO_DATA", Path(__file__).parents[2] / "shared" / "data"))
+
+
+@pytest.fixture(autouse=True)
+def seeded() -> None:
+    torch.manual_seed(0)
 
 
 @pytest.fixture
@@ -30,11 +37,11 @@ def train(monkeypatch, tmp_path) -> Iterator[Callable[..., Path]]:
 
 @pytest.fixture
 def real() -> Callable[[str], Path]:
-    """A folder of real text; the test is skipped where it is missing."""
+    """A file or folder of real text; the test is skipped where it is missing."""
 
     def find(name: str) -> Path:
-        if not (DATA / name).is_dir():
-            pytest.skip(f"There is no folder {DATA / name}; set ATTENTION_ZOO_DATA to its parent.")
+        if not (DATA / name).exists():
+            pytest.skip(f"There is no {DATA / name}; set ATTENTION_ZOO_DATA to its parent.")
         return DATA / name
 
     return find

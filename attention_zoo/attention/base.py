@@ -20,7 +20,8 @@ class Attention(nn.Module):
         dim: width of the inputs and of the output.
         role: `causal` or `global` self-attention, or `cross`.
         heads: number of query heads.
-        kv_heads: number of key/value heads, each shared by heads / kv_heads queries; all, if not given.
+        kv_heads: number of key/value heads, each shared by heads / kv_heads queries; all, if not
+            given.
         head_dim: width of a head; dim / heads, if not given.
         bias: whether the projections have one.
 
@@ -30,6 +31,8 @@ class Attention(nn.Module):
     """
 
     card: ClassVar[AttentionCard]
+    # Of the mechanism's own, in keys; it narrows every mask.
+    window: int | None = None
 
     def __init__(
         self,
@@ -87,9 +90,10 @@ class Attention(nn.Module):
 
         Args:
             x: [b q d], where the queries come from; the keys too, if there is no context.
-            context: [b k d], what cross-attention looks at. With a cache, it is read the first time only.
-            mask: who may attend to whom, over all keys, those in the cache included. The role `causal`
-                adds its own part.
+            context: [b k d], what cross-attention looks at. With a cache, it is read the first time
+                only.
+            mask: who may attend to whom, over all keys, those in the cache included. The role
+                `causal` adds its own part.
             positions: [b|1 q] places of the queries; counted on from the cache, if not given.
             cache: from `new_cache`; holds the tokens before x, and takes x in.
 
@@ -98,6 +102,7 @@ class Attention(nn.Module):
 
         Raises:
             Unsupported: a mask that the card does not honour.
+            UserError: a context too many or too few, or a mask of another length.
         """
         raise NotImplementedError
 
@@ -131,20 +136,33 @@ class Attention(nn.Module):
         """
         raise Unsupported(f"{self.card.name} has no cached decoding.")
 
-    def honoured(self, mask: Mask, context: Tensor | None) -> Mask:
-        """The mask with the role's own part, if the card honours all of it."""
-        if (context is not None) != (self.role == "cross"):
-            needs = "needs a context" if self.role == "cross" else "takes no context"
-            raise UserError(f"{self.role} attention {needs}.")
-        mask = mask.narrowed(causal=self.role == "causal")
-        refused = [name for name in mask.names if name not in self.card.masks]
-        if self.role == "cross":
-            refused += [name for name in ("causal", "window") if name in mask.names]
+    def honoured(
+        self, mask: Mask, x: Tensor, context: Tensor | None, cache: Cache | None = None
+    ) -> Mask:
+        """The mask with the role's and the mechanism's own part, if all of it can be honoured."""
+        cross = self.role == "cross"
+        if (context is not None) != cross:
+            raise UserError(f"{self.role} attention {'needs a' if cross else 'takes no'} context.")
+        mask = mask.narrowed(causal=self.role == "causal", window=self.window)
+        strange = ("causal", "window") if cross else ("query_segments",)
+        legal = [name for name in self.card.masks if name not in strange]
+        refused = tuple(name for name in mask.names if name not in legal)
         if refused:
             raise Unsupported(
-                f"{self.card.name} as {self.role} attention cannot honour the mask {listed(tuple(refused))}; "
-                f"it honours: {', '.join(self.card.masks)}."
+                f"{self.card.name} as {self.role} attention cannot honour the mask "
+                f"{listed(refused)}; it honours: {', '.join(legal)}."
             )
+        if cross and mask.segments is not None and mask.query_segments is None:
+            raise UserError("segments in cross attention need query_segments beside them.")
+        held = 0 if cache is None else cache.length
+        keys = held + x.shape[1] if context is None else held or context.shape[1]
+        for name, length in (("padding", keys), ("segments", keys), ("query_segments", x.shape[1])):
+            part = getattr(mask, name)
+            if part is not None and part.shape[1] != length:
+                raise UserError(
+                    f"the mask's {name} must have a column for each of {length} tokens, "
+                    f"got {part.shape[1]}."
+                )
         return mask
 
     def project_query(self, x: Tensor) -> Tensor:

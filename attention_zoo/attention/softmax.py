@@ -19,8 +19,8 @@ class SoftmaxAttention(Attention):
     """softmax(QKᵀ/√c + bias, masked) V, by a backend.
 
     Args:
-        dropout: probability of dropping a weight in training. Above 0 the fused CPU kernel cannot be
-            used; dropout on residuals and in the feed-forward regularises at less cost.
+        dropout: probability of dropping a weight in training. Above 0 the fused CPU kernel cannot
+            be used; dropout on residuals and in the feed-forward regularises at less cost.
         backend: `sdpa`, `reference`, or `auto`, which is decided at construction.
     """
 
@@ -55,7 +55,7 @@ class SoftmaxAttention(Attention):
         cache: Cache | None = None,
     ) -> Tensor:
         assert cache is None or isinstance(cache, KeyValueCache)
-        mask = self.honoured(mask, context)
+        mask = self.honoured(mask, x, context, cache)
         q, k, v, q_positions, k_positions = self.heads_of(x, context, positions, cache)
         last = k.shape[2] if cache is None or self.role == "cross" else cache.length
         return self.project_output(self.attend(q, k, v, mask, last, q_positions, k_positions))
@@ -68,7 +68,7 @@ class SoftmaxAttention(Attention):
         mask: Mask = Mask(),
         positions: Tensor | None = None,
     ) -> Tensor:
-        mask = self.honoured(mask, context)
+        mask = self.honoured(mask, x, context)
         q, k, _, q_positions, k_positions = self.heads_of(x, context, positions, None)
         queries, keys = q.shape[2], k.shape[2]
         return self.weights(

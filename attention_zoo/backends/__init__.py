@@ -1,8 +1,8 @@
 """Ways to compute softmax attention, alike in meaning: softmax(QKᵀ·scale + bias, masked) V.
 
 Each backend is a module with one function,
-`attend(q, k, v, *, visible, bias, scale, dropout) -> [b h q c]`, which a test holds against the others.
-`reference` is the plain one, and also gives the weights.
+`attend(q, k, v, *, visible, bias, scale, dropout) -> [b h q c]`, which a test holds against the
+others. `reference` is the plain one, and also gives the weights.
 """
 
 import logging

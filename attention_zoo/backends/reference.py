@@ -58,5 +58,5 @@ def masked_softmax(scores: Tensor, visible: Tensor | None) -> Tensor:
 
 
 def repeat_heads(x: Tensor, heads: int) -> Tensor:
-    """[b g k c] -> [b h k c], each key/value head beside its copies, as in grouped-query attention."""
+    """[b g k c] -> [b h k c], with each key/value head beside its copies."""
     return x if x.shape[1] == heads else x.repeat_interleave(heads // x.shape[1], dim=1)

@@ -1,4 +1,4 @@
-"""`torch.nn.functional.scaled_dot_product_attention`, which picks the fastest kernel of the device."""
+"""`torch.nn.functional.scaled_dot_product_attention`: the fastest kernel that the device has."""
 
 import torch
 from torch import Tensor
@@ -19,14 +19,14 @@ def attend(
     """As `reference.attend`, whose docstring holds."""
     mask = visible
     if bias is not None:
-        # A mask beside `is_causal` is combined by some kernels and refused by others: merge it here.
+        # A mask beside `is_causal` is combined by some kernels and refused by others.
         if causal:
             visible = torch.ones(q.shape[2], k.shape[2], dtype=torch.bool, device=q.device).tril()
             causal = False
         mask = bias.to(q.dtype)
         if visible is not None:
             mask = mask.masked_fill(~visible, float("-inf"))
-    out = scaled_dot_product_attention(
+    return scaled_dot_product_attention(
         q,
         k,
         v,
@@ -36,4 +36,3 @@ def attend(
         scale=scale,
         enable_gqa=k.shape[1] != q.shape[1],
     )
-    return out

@@ -46,10 +46,9 @@ class BlockOptions:
             ("norm", Norm),
             ("norm_order", NormOrder),
         ):
-            if getattr(self, name) not in get_args(choices):
-                raise UserError(
-                    f"{name} must be one of {', '.join(get_args(choices))}, got {getattr(self, name)!r}."
-                )
+            value, legal = getattr(self, name), get_args(choices)
+            if value not in legal:
+                raise UserError(f"{name} must be one of {', '.join(legal)}, got {value!r}.")
         if not 0.0 <= self.dropout < 1.0:
             raise UserError(f"dropout must be at least 0 and below 1, got {self.dropout}.")
         if min(self.dim, self.hidden) < 1:

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 class TokenEmbedding(nn.Embedding):
     """E[token]·√d, as in Vaswani et al. 2017, §3.4. Entries start with deviation 1/√d.
 
-    So embeddings start at the size of sinusoidal positions, and logits from a tied table at order 1.
+    So embeddings start at the size of sinusoidal positions, and logits from a tied table around 1.
     """
 
     def __init__(self, vocabulary_size: int, dim: int) -> None:

@@ -75,8 +75,8 @@ class LanguageModel(nn.Module):
         Args:
             tokens: with a cache, only those that it has not seen.
             padding: [b k], True at real tokens, over all tokens, those in the cache included.
-            segments: [b k], likewise; numbers of the documents packed in a row. Attention stays within
-                each, and its positions start from zero.
+            segments: [b k], likewise; numbers of the documents packed in a row. Attention stays
+                within each, and its positions start from zero.
         """
         start = 0 if cache is None else cache.length
         stop = start + tokens.shape[1]
@@ -110,11 +110,14 @@ def places_in_row(
 ) -> Tensor:
     """[b|1 length]: places counted over real tokens only, and from zero in each segment."""
     places = torch.arange(length, device=device)[None, :]
+    before = places
     if padding is not None:
+        before = padding.cumsum(dim=1) - padding.long()
         places = (padding.cumsum(dim=1) - 1).clamp(min=0)
     if segments is not None:
-        places = places.expand(segments.shape[0], -1)
         starts = torch.ones_like(segments, dtype=torch.bool)
         starts[:, 1:] = segments[:, 1:] != segments[:, :-1]
-        places = places - torch.where(starts, places, 0).cummax(dim=1).values
+        # What stands before a segment: its first token, if padded, has the last real one's place.
+        before = torch.where(starts, before, 0).cummax(dim=1).values
+        places = (places - before).clamp(min=0)
     return places

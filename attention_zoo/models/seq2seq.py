@@ -17,8 +17,10 @@ class Seq2Seq(nn.Module):
         vocabulary_size: v, shared by source and target.
         pad_id: the token that fills up shorter rows, at their end.
         dim, hidden, activation, norm, norm_order, dropout: as `BlockOptions` says.
-        layers: of encoder and decoder each, unless `encoder_layers` or `decoder_layers` say otherwise.
-        encoder_attention, decoder_attention, cross_attention: factories, called with `dim` and `role`.
+        layers: of encoder and decoder each, unless `encoder_layers` or `decoder_layers` say
+            otherwise.
+        encoder_attention, decoder_attention, cross_attention: factories, called with `dim` and
+            `role`.
         position: factory of the positional encoding; encoder and decoder get one each.
         tie_embeddings: one table for source, target and output (Vaswani et al. 2017, §3.4).
     """
@@ -100,8 +102,8 @@ class Seq2Seq(nn.Module):
         """Logits [b t v] for the tokens after each of `target` [b t].
 
         Args:
-            target: with a cache, only the tokens that it has not seen. Filled up at the end: padding
-                there lies in every real token's future.
+            target: with a cache, only the tokens that it has not seen. Filled up at the end:
+                padding there lies in every real token's future.
             memory: [b s d] from `encode`. padding: [b s], True at real source tokens.
         """
         start = 0 if cache is None else cache.length

@@ -1,6 +1,7 @@
 """Encoder and decoder: N layers, with the one positional encoding that they share."""
 
 from collections.abc import Callable, Sequence
+from typing import cast
 
 from torch import Tensor, nn
 
@@ -59,8 +60,9 @@ class Encoder(nn.Module):
     ) -> None:
         super().__init__()
         check_layers(layers)
-        self.layers = nn.ModuleList(EncoderLayer(attention, options) for _ in range(layers))
-        self.position = shared_position([layer.self_attention for layer in self.layers], position)
+        stack = [EncoderLayer(attention, options) for _ in range(layers)]
+        self.layers = nn.ModuleList(stack)
+        self.position = shared_position([layer.self_attention for layer in stack], position)
         self.dropout = nn.Dropout(options.dropout)
         self.norm = options.final_norm()
 
@@ -142,15 +144,14 @@ class Decoder(nn.Module):
     ) -> None:
         super().__init__()
         check_layers(layers)
-        self.layers = nn.ModuleList(
-            DecoderLayer(attention, cross_attention, options) for _ in range(layers)
-        )
-        self.position = shared_position([layer.self_attention for layer in self.layers], position)
+        stack = [DecoderLayer(attention, cross_attention, options) for _ in range(layers)]
+        self.layers = nn.ModuleList(stack)
+        self.position = shared_position([layer.self_attention for layer in stack], position)
         self.dropout = nn.Dropout(options.dropout)
         self.norm = options.final_norm()
 
     def new_cache(self) -> LayeredCache:
-        return LayeredCache([layer.new_caches() for layer in self.layers])
+        return LayeredCache([cast(DecoderLayer, layer).new_caches() for layer in self.layers])
 
     def forward(
         self,

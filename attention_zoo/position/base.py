@@ -1,4 +1,4 @@
-"""The contract of positional encodings: three hooks, each neutral unless an encoding overrides it."""
+"""The contract of positional encodings: three hooks, neutral unless an encoding overrides them."""
 
 from typing import ClassVar
 

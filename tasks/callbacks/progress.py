@@ -14,8 +14,9 @@ from rich.progress import Progress as Bars
 class Progress(ProgressBar):
     """Step, loss, tokens per second and time left, of the whole run.
 
-    The loss is fetched from the device only when something is drawn; drawing happens in the
-    training thread, so its share of the time is what `refresh_seconds` allows.
+    The loss is that of the step, per target token: `training_step` returns the sum, and `tokens`.
+    It is fetched from the device only when something is drawn; drawing happens in the training
+    thread, so its share of the time is what `refresh_seconds` allows.
 
     Args:
         refresh_seconds: seconds between two drawings in a terminal.

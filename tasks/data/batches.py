@@ -76,7 +76,7 @@ class Ragged(NamedTuple):
         return torch.from_numpy(values.astype(np.int64))
 
 
-class Pairs(Dataset):
+class Pairs(Dataset[TranslationBatch]):
     """Encoded sentence pairs; a list of places gives a batch.
 
     Args:
@@ -100,7 +100,7 @@ class Pairs(Dataset):
         return TranslationBatch(source, target, self.index[rows])
 
 
-class Blocks(Dataset):
+class Blocks(Dataset[LanguageBatch]):
     """A stream of tokens; a list of starts gives a batch of blocks.
 
     Nothing is to be predicted after the end of a document (its successor's bos), nor after the
@@ -323,7 +323,7 @@ def in_batches(samples: np.ndarray, batch_size: int) -> list[np.ndarray]:
     return [samples[start : start + batch_size] for start in range(0, len(samples), batch_size)]
 
 
-class ResumableLoader(DataLoader):
+class ResumableLoader(DataLoader[Any]):
     """A loader that goes on in the middle of an epoch: Lightning keeps its state in the checkpoint.
 
     The state counts the batches given to the trainer, not those that workers prepared ahead. It
@@ -335,7 +335,7 @@ class ResumableLoader(DataLoader):
         workers: processes that prepare batches; 0 prepares them in the training process.
     """
 
-    def __init__(self, dataset: Dataset, sampler: EpochBatches, *, workers: int = 0) -> None:
+    def __init__(self, dataset: Dataset[Any], sampler: EpochBatches, *, workers: int = 0) -> None:
         super().__init__(
             dataset,
             sampler=sampler,

@@ -111,6 +111,13 @@ class LanguageData(PreparedData):
         )
         self.probe_references = None
 
+    def refuse_longer_than(self, limit: int) -> None:
+        if self.context > limit:
+            raise UserError(
+                f"data.context must be at most the model's longest length, got {self.context} and "
+                f"{limit}; lower data.context."
+            )
+
     def train_dataloader(self) -> ResumableLoader:
         blocks = self.blocks["train"]
         sampler = self.sampling(

@@ -34,7 +34,7 @@ class PreparedData(LightningDataModule):
     def __init__(
         self,
         *,
-        source: Source,
+        source: Source[Any],
         tokenizer: TokenizerFactory,
         cache_dir: str | Path,
         root: str | Path | None,
@@ -71,7 +71,13 @@ class PreparedData(LightningDataModule):
             "code": sha256_of_code(Path(__file__).parent),
         }
 
+    @abstractmethod
+    def refuse_longer_than(self, limit: int) -> None:
+        """Raises UserError where a model of at most `limit` positions cannot take these data."""
+
     def prepare_data(self) -> None:
+        if self._entry is not None or hasattr(self, "fingerprint"):
+            return
         self._entry = fetch(self.cache_dir / "data", self.key(), self.build)
 
     def setup(self, stage: str | None = None) -> None:

@@ -2,8 +2,12 @@
 
 import argparse
 from collections.abc import Iterable
+from pathlib import Path
 
+from attention_zoo.errors import BadInput
 from attention_zoo.zoo import ATTENTION, POSITION
+
+BEGIN, END = "<!-- zoo: begin -->\n", "\n<!-- zoo: end -->"
 
 ATTENTION_COLUMNS = ("attention", "paper", "roles", "positions act on", "decode state")
 POSITION_COLUMNS = ("position", "paper", "acts on", "roles")
@@ -12,9 +16,15 @@ POSITION_COLUMNS = ("position", "paper", "acts on", "roles")
 def run(arguments: list[str]) -> None:
     parser = argparse.ArgumentParser(prog="attention-zoo list", description=__doc__)
     parser.add_argument("--markdown", action="store_true", help="print the README's tables")
+    parser.add_argument("--into", type=Path, help="put the Markdown between this file's marks")
     tables = ((ATTENTION_COLUMNS, attention_rows()), (POSITION_COLUMNS, position_rows()))
-    if parser.parse_args(arguments).markdown:
-        print("\n\n".join(markdown(columns, rows) for columns, rows in tables))
+    parsed = parser.parse_args(arguments)
+    text = "\n\n".join(markdown(columns, rows) for columns, rows in tables)
+    if parsed.into is not None:
+        parsed.into.write_text(marked(parsed.into.read_text(), text))
+        return
+    if parsed.markdown:
+        print(text)
         return
 
     from rich.console import Console
@@ -59,3 +69,12 @@ def markdown(columns: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
     for name, *rest in rows:
         lines.append(f"| {' | '.join([f'`{name}`', *rest])} |")
     return "\n".join(lines)
+
+
+def marked(document: str, text: str) -> str:
+    """The document with the text between its two marks."""
+    before, begin, rest = document.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not begin or not end:
+        raise BadInput(f"The file has no {BEGIN.strip()} and {END.strip()} to write between.")
+    return f"{before}{begin}{text}{end}{after}"

@@ -14,7 +14,7 @@ from rich.console import Console
 
 from attention_zoo.errors import UserError
 from attention_zoo.tasks.base import Task
-from attention_zoo.tasks.build import build_task, check, instantiate, parameter_counts
+from attention_zoo.tasks.build import ROLE_NODES, build_task, check, instantiate, parameter_counts
 from attention_zoo.tasks.callbacks.averaging import CheckpointAveraging
 from attention_zoo.tasks.callbacks.samples import Samples
 from attention_zoo.tasks.callbacks.throughput import Throughput
@@ -40,9 +40,10 @@ def run(config: dict[str, Any], call: Call) -> float | None:
     """
     check(config)
     quiet()
-    console = Console(quiet=rank_zero_only.rank != 0)
+    first = rank_zero_only.rank == 0  # type: ignore[attr-defined]
+    console = Console(quiet=not first)
     print_config_tree(console, named(config))
-    if rank_zero_only.rank == 0:
+    if first:
         OmegaConf.save(config, Path(config["paths"]["run"]) / "config.yaml")
     seed_everything(config["seed"], workers=True, verbose=False)
     data = instantiate(config["data"])
@@ -92,11 +93,18 @@ def checkpoint_to_resume(config: dict[str, Any]) -> Path | None:
         path = newest_checkpoint(Path(config["paths"]["logs"]), config["task"]["name"])
     checkpoint = read_checkpoint(path)
     before = checkpoint["attention_zoo"]["config"]
-    for group in ("model", "attention", "position", "tokenizer"):
-        if before[group] != config[group]:
+    for group in (
+        "task",
+        "model",
+        "attention",
+        *ROLE_NODES["translation"],
+        "position",
+        "tokenizer",
+    ):
+        if before.get(group) != config.get(group):
             raise UserError(
-                f"{path} was trained with {group}={before[group]}, which is not what is composed "
-                f"now. Resume with the overrides it was started with."
+                f"{path} was trained with {group}={before.get(group)}, which is not what is "
+                f"composed now. Resume with the overrides it was started with."
             )
     steps, limit = checkpoint["global_step"], config["trainer"]["max_steps"]
     if 0 <= limit <= steps:

@@ -50,7 +50,7 @@ class Task(LightningModule):
 
     def training_step(self, batch, index):
         self.seen.append(batch[0, 0].item())
-        return {"loss": self.model(batch).square().mean(), "tokens": batch.numel()}
+        return {"loss": self.model(batch).square().sum(), "tokens": batch.numel()}
 
     def validation_step(self, batch, index):
         self.log("val/loss", self.model(batch).square().mean())
@@ -190,7 +190,7 @@ def test_the_loss_shown_is_that_of_the_step():
     class Spied(Task):
         def training_step(self, batch, index):
             output = super().training_step(batch, index)
-            losses.append(output["loss"].item())
+            losses.append(output["loss"].item() / output["tokens"])
             return output
 
     console = screen(terminal=False)

@@ -31,8 +31,8 @@ class AdditiveAttention(SoftmaxAttention):
 
         a_ij = softmax_j(vᵀ tanh(W q_i + U k_j)),   out_i = Σ_j a_ij V_j
 
-    The scores need [b h q k c] numbers. They are made for a block of queries at a time, and made again
-    in the backward pass.
+    The scores need [b h q k c] numbers. They are made for a block of queries at a time, and made
+    again in the backward pass.
     """
 
     def __init__(

@@ -21,7 +21,8 @@ class GroupedQueryAttention(SoftmaxAttention):
     """Neighbouring query heads share a key/value head, so the cache is h / g times smaller.
 
     Args:
-        kv_heads: number g of key/value heads; h makes it multi-head, 1 makes it multi-query attention.
+        kv_heads: number g of key/value heads; h makes it multi-head, 1 makes it multi-query
+            attention.
     """
 
     def __init__(

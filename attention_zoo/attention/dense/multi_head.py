@@ -1,7 +1,7 @@
 """Multi-head attention (Vaswani et al. 2017)."""
 
 from attention_zoo.attention.softmax import SoftmaxAttention
-from attention_zoo.zoo import ATTENTION, AttentionCard
+from attention_zoo.zoo import ATTENTION, AttentionCard, Role
 
 
 @ATTENTION.register(
@@ -22,3 +22,24 @@ class MultiHeadAttention(SoftmaxAttention):
 
     head_i = softmax(Q_i K_iᵀ/√c) V_i,   out = [head_1 … head_h] W_O
     """
+
+    def __init__(
+        self,
+        *,
+        dim: int,
+        role: Role,
+        heads: int,
+        head_dim: int | None = None,
+        bias: bool = False,
+        dropout: float = 0.0,
+        backend: str = "auto",
+    ) -> None:
+        super().__init__(
+            dim=dim,
+            role=role,
+            heads=heads,
+            head_dim=head_dim,
+            bias=bias,
+            dropout=dropout,
+            backend=backend,
+        )

@@ -35,6 +35,8 @@ class SlidingWindowAttention(SoftmaxAttention):
         window: W, the number of keys that a query sees, itself included.
     """
 
+    window: int
+
     def __init__(
         self,
         *,
@@ -68,9 +70,6 @@ class SlidingWindowAttention(SoftmaxAttention):
         cache.window = self.window
         return cache
 
-    def honoured(self, mask: Mask, context: Tensor | None) -> Mask:
-        return super().honoured(mask, context).narrowed(window=self.window)
-
     def attend(
         self,
         q: Tensor,
@@ -81,7 +80,7 @@ class SlidingWindowAttention(SoftmaxAttention):
         q_positions: Tensor,
         k_positions: Tensor,
     ) -> Tensor:
-        """As the base's, a block of queries at a time, with only the keys that the block can see."""
+        """As the base's, a block of queries at a time, with only the keys that it can see."""
         queries, keys = q.shape[2], k.shape[2]
         first_query, first_key = last - queries, last - keys
         before = self.window - 1 if mask.causal else self.window // 2

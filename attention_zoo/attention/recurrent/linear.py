@@ -33,8 +33,8 @@ class LinearAttention(Attention):
 
         out_i = φ(q_i) S / φ(q_i) z,   S = Σ_j φ(k_j)ᵀ v_j,   z = Σ_j φ(k_j)
 
-    Training runs over chunks: inside one as a masked product, before it by the state (S, z). Decoding is
-    the same with chunks as they come. Sums are kept in float32 at least.
+    Training runs over chunks: inside one as a masked product, before it by the state (S, z).
+    Decoding is the same with chunks as they come. Sums are kept in float32 at least.
     """
 
     def __init__(
@@ -58,15 +58,33 @@ class LinearAttention(Attention):
         cache: Cache | None = None,
     ) -> Tensor:
         assert cache is None or isinstance(cache, StateCache)
-        mask = self.honoured(mask, context)
+        mask = self.honoured(mask, x, context, cache)
+        # Sums of many terms lose too much in half precision.
+        exact = torch.autocast(x.device.type, enabled=False)
         if context is not None and cache is not None and cache.state is not None:
-            numerator, denominator = cache.state
             q = features(self.project_query(x))
-            out = divided(q @ numerator, q @ denominator)
+            with exact:
+                out = divided(q @ cache.state[0], q @ cache.state[1])
             return self.project_output(out.to(x.dtype))
 
         start = 0 if cache is None or context is not None else cache.length
-        q, k, turned_q, turned_k, v = self.heads_of(x, context, mask, positions, start)
+        heads = self.heads_of(x, context, mask, positions, start)
+        with exact:
+            out = self.attend(*heads, mask, cache, start)
+        return self.project_output(out.to(x.dtype))
+
+    def attend(
+        self,
+        q: Tensor,
+        k: Tensor,
+        turned_q: Tensor,
+        turned_k: Tensor,
+        v: Tensor,
+        mask: Mask,
+        cache: StateCache | None,
+        start: int,
+    ) -> Tensor:
+        """[b h q c], of keys that begin at the place `start`; the cache takes in their sums."""
         ones = torch.ones_like(v[..., :1])
         if mask.causal:
             before = (None, None) if cache is None or cache.state is None else cache.state
@@ -74,7 +92,7 @@ class LinearAttention(Attention):
             above, numerator = causal_product(turned_q, turned_k, v, before[0], segments)
             below, denominator = causal_product(q, k, ones, before[1], segments)
         elif mask.segments is not None:
-            return self.project_output((self.weights(x, context, mask, positions) @ v).to(x.dtype))
+            return self.weights(q, k, turned_q, turned_k, mask) @ v
         else:
             numerator = turned_k.transpose(-2, -1) @ v
             denominator = k.transpose(-2, -1) @ ones
@@ -82,7 +100,7 @@ class LinearAttention(Attention):
         if cache is not None:
             cache.state = numerator, denominator
             cache.length += k.shape[2]
-        return self.project_output(divided(above, below).to(x.dtype))
+        return divided(above, below)
 
     def attention_map(
         self,
@@ -92,8 +110,10 @@ class LinearAttention(Attention):
         mask: Mask = Mask(),
         positions: Tensor | None = None,
     ) -> Tensor:
-        """φ(q_i)·φ(k_j) / Σ_j φ(q_i)·φ(k_j): the weights that the sums imply, made with length² work."""
-        return self.weights(x, context, self.honoured(mask, context), positions)
+        """φ(q_i)·φ(k_j) / Σ_j φ(q_i)·φ(k_j), what the sums imply, with length² work."""
+        mask = self.honoured(mask, x, context)
+        q, k, turned_q, turned_k, _ = self.heads_of(x, context, mask, positions, 0)
+        return self.weights(q, k, turned_q, turned_k, mask)
 
     def new_cache(self) -> Cache:
         if self.role == "global":
@@ -124,13 +144,12 @@ class LinearAttention(Attention):
         return q, k, turned_q, turned_k, v
 
     def weights(
-        self, x: Tensor, context: Tensor | None, mask: Mask, positions: Tensor | None
+        self, q: Tensor, k: Tensor, turned_q: Tensor, turned_k: Tensor, mask: Mask
     ) -> Tensor:
         """[b h q k]."""
-        q, k, turned_q, turned_k, _ = self.heads_of(x, context, mask, positions, 0)
         queries, keys = q.shape[2], k.shape[2]
         above, below = turned_q @ turned_k.transpose(-2, -1), q @ k.transpose(-2, -1)
-        visible = mask.visible(range(keys - queries, keys), range(keys), device=x.device)
+        visible = mask.visible(range(keys - queries, keys), range(keys), device=q.device)
         if visible is not None:
             above, below = above.masked_fill(~visible, 0.0), below.masked_fill(~visible, 0.0)
         return divided(above, below.sum(dim=-1, keepdim=True))
@@ -176,8 +195,8 @@ def causal_product(
     Args:
         q, k: [b h t c]. v: [b h t e].
         state: [b h c e], Σ k_jᵀ v_j of what came before; None for nothing.
-        segments: [b t], or [b 1+t] with the last number before t in front, where there is a state: only
-            keys of the query's own segment count.
+        segments: [b t], or [b 1+t] with the last number before t in front, where there is a state:
+            only keys of the query's own segment count.
 
     Returns:
         The sums [b h t e], and the state behind the last token.

@@ -24,8 +24,12 @@ class LearnedEncoding(PositionalEncoding):
         max_length: the longest sequence, in tokens. A longer one is refused.
     """
 
+    max_length: int
+
     def __init__(self, *, dim: int, heads: int, head_dim: int, role: Role, max_length: int) -> None:
         super().__init__()
+        if max_length < 1:
+            raise UserError(f"max_length must be at least 1, got {max_length}.")
         self.max_length = max_length
         self.table = nn.Embedding(max_length, dim)
         # Half the embeddings' own deviation, the proportion of GPT-2 (0.01 beside 0.02).

@@ -22,8 +22,9 @@ from attention_zoo.zoo import POSITION, PositionCard, Role
 class AlibiEncoding(PositionalEncoding):
     """Lowers the score of a key by its distance times a slope of the head: − m_h·|t − s|.
 
-    For h heads, a power of two, the slopes are 2^(−8i/h), i = 1 … h. For another number, those of the
-    next lower power of two, then every second one of the next higher, as in the authors' code.
+    For h heads, a power of two, the slopes are 2^(−8i/h), i = 1 … h. For another number, those
+    of the next lower power of two, then every second one of the next higher, as in the authors'
+    code.
     """
 
     slopes: Tensor

@@ -23,8 +23,9 @@ from attention_zoo.zoo import POSITION, PositionCard, Role
 class T5BiasEncoding(PositionalEncoding):
     """Adds a learned number for each head and bucket of distances; one table for all layers.
 
-    Half of the buckets are for single distances, half grow logarithmically up to `max_distance`; all
-    beyond share the last. Causal: all buckets are for the past. Else: half of them for each direction.
+    Half of the buckets are for single distances, half grow logarithmically up to `max_distance`;
+    all beyond share the last. Causal: all buckets are for the past. Else: half of them for each
+    direction.
 
     Args:
         buckets: their number.

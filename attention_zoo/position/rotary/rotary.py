@@ -24,13 +24,13 @@ Layout = Literal["half_split", "interleaved"]
 class RotaryEncoding(PositionalEncoding):
     """Turns pairs of channels of queries and keys by angles t·ω_i, with ω_i = base^(−2i/c).
 
-    A product of a query at t and a key at s then depends on t − s only. Values are not turned. Angles
-    are computed in float32 at least.
+    A product of a query at t and a key at s then depends on t − s only. Values are not turned.
+    Angles are computed in float32 at least.
 
     Args:
         base: the wavelengths run from 2π to base·2π tokens.
-        layout: which channels make pair i. `half_split`: i and i + c/2, as in Llama; `interleaved`: 2i
-            and 2i + 1, as in the paper. They differ by a permutation of the channels.
+        layout: which channels make pair i. `half_split`: i and i + c/2, as in Llama; `interleaved`:
+            2i and 2i + 1, as in the paper. They differ by a permutation of the channels.
     """
 
     def __init__(
@@ -46,7 +46,8 @@ class RotaryEncoding(PositionalEncoding):
         super().__init__()
         if head_dim % 2:
             raise UserError(
-                f"position=rotary turns pairs of channels: it needs an even head width, got {head_dim}."
+                "position=rotary turns pairs of channels: it needs an even head width, "
+                f"got {head_dim}."
             )
         if layout not in get_args(Layout):
             raise UserError(f"layout must be one of {', '.join(get_args(Layout))}, got {layout!r}.")

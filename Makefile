@@ -1,0 +1,30 @@
+# `make help` lists the targets. Each one makes .venv first where it is missing.
+
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: help demo test lint types
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-6s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+demo: .venv/installed ## train the default translation model, score it, show what it does
+	$(BIN)/attention-zoo train
+
+test: .venv/installed ## run the whole test suite
+	$(BIN)/python -m pytest
+
+lint: .venv/installed ## check style and format
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: .venv/installed ## check types
+	$(BIN)/mypy
+
+# Made anew when what is to be installed changes.
+.venv/installed: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "attention-zoo needs Python 3.11 or newer, got $$($(PYTHON) --version). Remedy: make PYTHON=python3.12" >&2; exit 1; }
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@

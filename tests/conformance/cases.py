@@ -1,0 +1,117 @@
+"""Every entry, in every role that its card declares, with every encoding that it takes."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from attention_zoo import create_attention
+from attention_zoo.attention.base import Attention
+from attention_zoo.backends import BACKENDS
+from attention_zoo.zoo import ATTENTION, POSITION, AttentionCard, PositionCard, Role
+from tests.conformance.configs import options, parameters
+
+DIM = 16
+# Small, so that short sequences leave it, and even, so that it is lopsided around a query.
+WINDOW = 4
+ON_ATTENTION = ("heads", "scores")
+
+
+def small_options(name: str) -> dict[str, Any]:
+    """Of an attention: those of its yaml, but for the window."""
+    chosen = options("attention", name)
+    return chosen | {"window": WINDOW} if "window" in chosen else chosen
+
+
+@dataclass(frozen=True)
+class Case:
+    """An entry in a role, with an encoding where one is named."""
+
+    name: str
+    role: Role
+    position: str | None = None
+
+    def __str__(self) -> str:
+        return "-".join(part for part in (self.name, self.role, self.position) if part)
+
+    @property
+    def card(self) -> AttentionCard:
+        return ATTENTION.card(self.name)
+
+    @property
+    def decodes(self) -> bool:
+        """Whether it must have a cache: one that sees the future has nothing to keep."""
+        return bool(self.card.cache) and self.role != "global"
+
+    def attention(self, **changes: Any) -> Attention:
+        return create_attention(
+            self.name,
+            dim=DIM,
+            role=self.role,
+            position=self.position,
+            **small_options(self.name) | changes,
+        )
+
+    def inputs(self, queries: int, keys: int | None = None, *, batch: int = 2) -> list[Tensor]:
+        """x, and for cross-attention the context. Self-attention has as many keys as queries."""
+        x = torch.randn(batch, queries, DIM)
+        if self.role != "cross":
+            return [x]
+        return [x, torch.randn(batch, queries if keys is None else keys, DIM)]
+
+    def honours(self, field: str) -> bool:
+        """Whether a field of `Mask` must be obeyed; else it must be refused."""
+        legal = {
+            "causal": self.role != "cross",
+            "window": self.role != "cross",
+            "query_segments": self.role == "cross",
+        }
+        return field in self.card.masks and legal.get(field, True)
+
+    @property
+    def packs(self) -> bool:
+        """Whether several sequences may share a row."""
+        return self.honours("segments") and (self.role != "cross" or self.honours("query_segments"))
+
+
+def fits(card: AttentionCard, role: Role, position: PositionCard) -> bool:
+    """Whether the cards declare the pair for self-attention of this role."""
+    if position.acts == "nowhere":
+        return True
+    return role in position.roles and position.acts in card.positions
+
+
+def plain_cases() -> Iterator[Case]:
+    """Every entry in every role of its own."""
+    for name in ATTENTION:
+        for role in ATTENTION.card(name).roles:
+            yield Case(name, role)
+
+
+def positioned_cases() -> Iterator[Case]:
+    """The same, and with every encoding that acts inside attention and that the card takes."""
+    for case in plain_cases():
+        yield case
+        for name in POSITION:
+            position = POSITION.card(name)
+            if (
+                case.role != "cross"
+                and position.acts in ON_ATTENTION
+                and fits(case.card, case.role, position)
+            ):
+                yield Case(case.name, case.role, name)
+
+
+def over(cases: Iterator[Case]) -> pytest.MarkDecorator:
+    """Run a property on these cases."""
+    return pytest.mark.parametrize("case", list(cases), ids=str)
+
+
+def backends(name: str) -> list[dict[str, str]]:
+    """Options that choose each backend in turn, where an entry has a choice."""
+    if "backend" not in parameters(ATTENTION[name]):
+        return [{}]
+    return [{"backend": backend} for backend in BACKENDS]

@@ -1,0 +1,43 @@
+"""The weights that are shown are the weights that are used."""
+
+import pytest
+import torch
+
+from attention_zoo.attention.softmax import SoftmaxAttention
+from attention_zoo.backends.reference import repeat_heads
+from attention_zoo.masks import Mask
+from tests.conformance.cases import Case, over, positioned_cases
+from tests.conformance.definition import padding, visible
+from tests.conformance.numbers import assert_same
+
+
+@pytest.mark.parametrize("masked", [False, True], ids=["open", "padded"])
+@over(positioned_cases())
+def test_the_map_times_values_is_the_output(case: Case, masked: bool) -> None:
+    attention = case.attention()
+    queries, keys = (5, 9) if case.role == "cross" else (9, 9)
+    inputs = case.inputs(queries, keys)
+    masked = masked and case.honours("padding")
+    mask = Mask(padding=padding("left", 2, keys)) if masked else Mask()
+    weights = attention.attention_map(*inputs, mask=mask)
+    assert weights.shape == (2, attention.heads, queries, keys)
+    sees = visible(attention, mask, 2, queries, keys)[:, None].expand_as(weights)
+    assert (weights[~sees] == 0).all()
+    _, values = attention.project_key_value(inputs[-1])
+    out = attention.project_output(weights @ repeat_heads(values, attention.heads))
+    assert_same(out, attention(*inputs, mask=mask))
+    if isinstance(attention, SoftmaxAttention):
+        assert (weights >= 0).all()
+        assert_same(weights.sum(dim=-1), sees.any(dim=-1).to(weights.dtype))
+
+
+@over(case for case in positioned_cases() if case.role != "cross")
+def test_the_map_takes_the_positions_it_is_given(case: Case) -> None:
+    """Reversed, and spread out: what matters is that the output takes them too."""
+    attention = case.attention()
+    (x,) = case.inputs(9)
+    positions = torch.arange(0, 27, 3).flip(0)[None]
+    weights = attention.attention_map(x, positions=positions)
+    _, values = attention.project_key_value(x)
+    out = attention.project_output(weights @ repeat_heads(values, attention.heads))
+    assert_same(out, attention(x, positions=positions))

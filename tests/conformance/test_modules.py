@@ -1,0 +1,116 @@
+"""Entries are modules like any other: saved, copied, compiled, in mixed precision."""
+
+import copy
+import io
+
+import pytest
+import torch
+from torch import nn
+
+from attention_zoo.masks import Mask
+from attention_zoo.zoo import ATTENTION
+from tests.conformance.cases import Case, backends, over, plain_cases, positioned_cases
+from tests.conformance.configs import parameters
+from tests.conformance.definition import padding
+from tests.conformance.numbers import assert_same, default_dtype, values_and_gradients
+
+
+def addresses(module: nn.Module) -> set[int]:
+    return {parameter.data_ptr() for parameter in module.parameters()}
+
+
+def padded(case: Case, length: int) -> Mask:
+    return Mask(padding=padding("left", 2, length)) if case.honours("padding") else Mask()
+
+
+@over(positioned_cases())
+def test_state_dict_round_trip(case: Case) -> None:
+    ours, theirs = case.attention(), case.attention()
+    inputs = case.inputs(7)
+    file = io.BytesIO()
+    torch.save(ours.state_dict(), file)
+    file.seek(0)
+    theirs.load_state_dict(torch.load(file, weights_only=True))
+    assert_same(theirs(*inputs), ours(*inputs))
+
+
+@over(positioned_cases())
+def test_a_copy_is_equal_and_apart(case: Case) -> None:
+    ours = case.attention()
+    theirs = copy.deepcopy(ours)
+    inputs = case.inputs(7)
+    out = ours(*inputs)
+    assert_same(theirs(*inputs), out)
+    assert addresses(ours).isdisjoint(addresses(theirs))
+    with torch.no_grad():
+        for parameter in theirs.parameters():
+            parameter.add_(1.0)
+    assert_same(ours(*inputs), out)
+    assert not torch.equal(theirs(*inputs), out)
+
+
+@over(plain_cases())
+def test_two_of_one_kind_share_nothing(case: Case) -> None:
+    assert addresses(case.attention()).isdisjoint(addresses(case.attention()))
+
+
+@pytest.mark.parametrize("masked", [False, True], ids=["open", "padded"])
+@over(case for case in positioned_cases() if len(backends(case.name)) > 1)
+def test_backends_agree(case: Case, masked: bool) -> None:
+    inputs = case.inputs(9)
+    mask = padded(case, 9) if masked else Mask()
+    reference, *others = [case.attention(**backend) for backend in backends(case.name)]
+    results = []
+    for attention in (reference, *others):
+        attention.load_state_dict(reference.state_dict())
+        results.append(
+            values_and_gradients(
+                lambda *args, attention=attention: attention(*args, mask=mask), attention, *inputs
+            )
+        )
+    for other in results[1:]:
+        assert_same(other, results[0])
+
+
+@over(positioned_cases())
+def test_dropout_only_drops_in_training(case: Case) -> None:
+    attention = case.attention().eval()
+    inputs = case.inputs(9)
+    assert_same(attention(*inputs), attention(*inputs))
+    if "dropout" in parameters(ATTENTION[case.name]):
+        attention = case.attention(dropout=0.5)
+        assert not torch.equal(attention(*inputs), attention(*inputs))
+        attention.eval()
+        assert_same(attention(*inputs), attention(*inputs))
+
+
+@over(plain_cases())
+def test_the_whole_graph_compiles(case: Case) -> None:
+    torch.compiler.reset()
+    attention = case.attention()
+    inputs = case.inputs(9)
+    mask = padded(case, 9)
+    compiled = torch.compile(attention, fullgraph=True, backend="eager")
+    assert_same(
+        values_and_gradients(lambda *args: compiled(*args, mask=mask), attention, *inputs),
+        values_and_gradients(lambda *args: attention(*args, mask=mask), attention, *inputs),
+    )
+
+
+@over(positioned_cases())
+def test_bfloat16_stays_near_float32(case: Case) -> None:
+    """The output errs by about bfloat16's own 2⁻⁸, also over a long sequence; gradients by some."""
+    with default_dtype("float32"):
+        attention = case.attention()
+        inputs = case.inputs(257)
+        mask = padded(case, 257)
+        expected = values_and_gradients(
+            lambda *args: attention(*args, mask=mask), attention, *inputs
+        )
+        with torch.autocast("cpu", torch.bfloat16):
+            ours = values_and_gradients(
+                lambda *args: attention(*args, mask=mask), attention, *inputs
+            )
+    for index, (a, b) in enumerate(zip(ours, expected, strict=True)):
+        error = (a.float() - b).norm() / b.norm()
+        assert error < (1e-2 if index == 0 else 4e-2)

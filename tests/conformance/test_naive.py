@@ -1,0 +1,43 @@
+"""The fast form is the paper's equation, in values and in gradients."""
+
+import pytest
+
+from attention_zoo.masks import Mask
+from tests.conformance.cases import Case, backends, over, plain_cases, positioned_cases
+from tests.conformance.definition import visible
+from tests.conformance.numbers import assert_same, values_and_gradients
+
+
+def hold_against_naive(case: Case, queries: int, keys: int, mask: Mask = Mask()) -> None:
+    """With every backend that the entry can choose."""
+    inputs = case.inputs(queries, keys)
+    for backend in backends(case.name):
+        attention = case.attention(**backend)
+        sees = visible(attention, mask, len(inputs[0]), queries, keys)
+        assert_same(
+            values_and_gradients(
+                lambda *args, attention=attention: attention(*args, mask=mask), attention, *inputs
+            ),
+            values_and_gradients(
+                lambda *args, attention=attention, sees=sees: attention.naive(*args, visible=sees),
+                attention,
+                *inputs,
+            ),
+        )
+
+
+@pytest.mark.parametrize("length", [1, 7, 65])
+@over(plain_cases())
+def test_forward_is_the_equation(case: Case, length: int) -> None:
+    hold_against_naive(case, length, length)
+
+
+@over(case for case in positioned_cases() if case.position)
+def test_forward_is_the_equation_with_an_encoding(case: Case) -> None:
+    hold_against_naive(case, 7, 7)
+
+
+@pytest.mark.parametrize(("queries", "keys"), [(7, 1), (1, 7), (7, 65), (65, 7)])
+@over(case for case in plain_cases() if case.role == "cross")
+def test_cross_attention_of_unequal_lengths(case: Case, queries: int, keys: int) -> None:
+    hold_against_naive(case, queries, keys)

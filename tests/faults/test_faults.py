@@ -1,0 +1,576 @@
+"""Each planted fault turns the named property red, which is green without it."""
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial, partialmethod, wraps
+from typing import Any
+
+import pytest
+import torch
+import torch._dynamo
+from torch import Tensor
+
+from attention_zoo.attention import softmax
+from attention_zoo.attention.base import Attention
+from attention_zoo.attention.dense import additive
+from attention_zoo.attention.recurrent import linear
+from attention_zoo.attention.softmax import SoftmaxAttention
+from attention_zoo.backends import BACKENDS, reference
+from attention_zoo.caches import KeyValueCache, StateCache
+from attention_zoo.masks import Mask
+from attention_zoo.models import language_model
+from attention_zoo.position.absolute import learned, sinusoidal
+from attention_zoo.position.bias.alibi import AlibiEncoding
+from attention_zoo.position.bias.t5_bias import T5BiasEncoding
+from attention_zoo.position.rotary.rotary import RotaryEncoding
+from tests.conformance import (
+    test_caches,
+    test_leaks,
+    test_maps,
+    test_masks,
+    test_models,
+    test_modules,
+    test_naive,
+    test_packing,
+    test_padding,
+    test_pairs,
+)
+from tests.conformance.cases import Case
+from tests.library import test_positions
+from tests.parity import test_torch
+
+Plant = Callable[[pytest.MonkeyPatch], None]
+FAULTS: list[Any] = []
+
+
+def caught_by(prop: Callable[..., None], *args: object) -> Callable[[Plant], Plant]:
+    """Enters a fault, with the property that must notice it."""
+
+    def enter(plant: Plant) -> Plant:
+        name = f"{plant.__name__}-{prop.__name__}"
+        FAULTS.append(pytest.param(plant, partial(prop, *args), id=name))
+        return plant
+
+    return enter
+
+
+def plain(name: str, role: str = "causal", position: str | None = None) -> Case:
+    return Case(name, role, position)  # type: ignore[arg-type]
+
+
+def rendering(patch: pytest.MonkeyPatch, change: Callable[[Mask], Mask]) -> None:
+    """Masks are rendered as if they were others."""
+    visible = Mask.visible
+    patch.setattr(
+        Mask, "visible", lambda mask, *args, **options: visible(change(mask), *args, **options)
+    )
+
+
+def computing(patch: pytest.MonkeyPatch, name: str, change: Callable[..., dict[str, Any]]) -> None:
+    """A backend gets other arguments."""
+    attend = BACKENDS[name]
+
+    def wrong(q: Tensor, k: Tensor, v: Tensor, **options: Any) -> Tensor:
+        return attend(**{"q": q, "k": k, "v": v} | options | change(q=q, k=k, v=v, **options))
+
+    patch.setitem(BACKENDS, name, wrong)
+
+
+ALIBI, T5, ROTARY = (
+    Case("multi_head", "causal", position) for position in ("alibi", "t5_bias", "rotary")
+)
+
+HALVES = [(0, 3), (1, 4), (2, 5)]
+
+# Leaks.
+
+
+@caught_by(test_leaks.test_no_gradient_reaches_the_future, plain("additive"), 7, range(7))
+@caught_by(test_leaks.test_a_prefix_gives_the_prefix_of_the_output, plain("additive"), 7)
+@caught_by(test_naive.test_forward_is_the_equation, plain("sliding_window"), 7)
+@caught_by(test_masks.test_all_fields_at_once, plain("multi_head"), 8)
+def causal_mask_shifted_by_one(patch: pytest.MonkeyPatch) -> None:
+    visible = Mask.visible
+
+    def shifted(mask: Mask, rows: range, columns: range, *, device: torch.device) -> Any:
+        rows = range(rows.start + mask.causal, rows.stop + mask.causal)
+        mask = replace(mask, segments=None, query_segments=None)
+        return visible(mask, rows, columns, device=device)
+
+    patch.setattr(Mask, "visible", shifted)
+
+
+@caught_by(test_leaks.test_no_gradient_reaches_the_future, plain("multi_head"), 7, range(7))
+@caught_by(test_leaks.test_a_prefix_gives_the_prefix_of_the_output, plain("multi_head"), 7)
+@caught_by(test_modules.test_backends_agree, plain("multi_head"), False)
+@caught_by(test_models.test_language_model_does_not_see_the_future, "multi_head", "rotary")
+@caught_by(test_torch.test_multi_head_attention, "causal", False)
+def triangle_forgotten(patch: pytest.MonkeyPatch) -> None:
+    computing(patch, "sdpa", lambda **_: {"causal": False})
+
+
+@caught_by(test_caches.test_chunks_are_one_pass, plain("multi_head"), [5, 1, 1, 4])
+def mask_aligned_at_the_top_left(patch: pytest.MonkeyPatch) -> None:
+    """As SDPA's own `is_causal`: query i sees the first i keys, also behind a cache."""
+    visible = Mask.visible
+
+    def aligned(mask: Mask, rows: range, columns: range, *, device: torch.device) -> Any:
+        return visible(mask, range(len(rows)), columns, device=device)
+
+    patch.setattr(Mask, "visible", aligned)
+
+
+@caught_by(test_leaks.test_no_gradient_reaches_the_future, plain("linear"), 65, [0, 63, 64])
+@caught_by(test_naive.test_forward_is_the_equation, plain("linear"), 7)
+def next_token_in_the_state(patch: pytest.MonkeyPatch) -> None:
+    product = linear.causal_product
+    patch.setattr(
+        linear,
+        "causal_product",
+        lambda q, k, v, *rest: product(q, k.roll(-1, dims=2), v.roll(-1, dims=2), *rest),
+    )
+
+
+# Masks.
+
+
+@caught_by(test_naive.test_forward_is_the_equation, plain("sliding_window"), 7)
+@caught_by(test_naive.test_forward_is_the_equation, plain("sliding_window", "global"), 65)
+@caught_by(test_masks.test_windows_of_every_size, plain("multi_head", "global"), 3)
+def window_one_too_wide(patch: pytest.MonkeyPatch) -> None:
+    rendering(patch, lambda mask: replace(mask, window=mask.window and mask.window + 1))
+
+
+@caught_by(test_naive.test_forward_is_the_equation, plain("sliding_window"), 7)
+@caught_by(test_masks.test_windows_of_every_size, plain("additive"), 3)
+def window_one_too_narrow(patch: pytest.MonkeyPatch) -> None:
+    narrowed = Mask.narrowed
+
+    def narrower(mask: Mask, **options: Any) -> Mask:
+        mask = narrowed(mask, **options)
+        return replace(mask, window=mask.window and max(mask.window - 1, 1))
+
+    patch.setattr(Mask, "narrowed", narrower)
+
+
+@caught_by(test_naive.test_forward_is_the_equation, plain("sliding_window", "global"), 7)
+@caught_by(test_masks.test_windows_of_every_size, plain("multi_head", "global"), 2)
+def window_with_its_sides_exchanged(patch: pytest.MonkeyPatch) -> None:
+    def mirrored(mask: Mask, rows: range, columns: range, *, device: torch.device) -> Tensor:
+        i = torch.arange(rows.start, rows.stop)[:, None]
+        j = torch.arange(columns.start, columns.stop)
+        assert mask.window is not None
+        return ((i - j <= (mask.window - 1) // 2) & (j - i <= mask.window // 2))[None, None]
+
+    patch.setattr(Mask, "visible", mirrored)
+
+
+@caught_by(test_padding.test_content_of_padding_is_irrelevant, plain("multi_head"), "left", 7)
+@caught_by(
+    test_padding.test_content_of_padding_is_irrelevant, plain("grouped_query", "cross"), "right", 7
+)
+@caught_by(test_masks.test_a_field_is_obeyed_or_refused, plain("additive", "global"), "padding")
+@caught_by(test_masks.test_a_query_that_sees_nothing_gives_zeros, plain("multi_head", "cross"))
+@caught_by(test_maps.test_the_map_times_values_is_the_output, plain("multi_head", "global"), True)
+@caught_by(test_models.test_language_model_ignores_padding, "multi_head", "none")
+@caught_by(test_models.test_seq2seq_ignores_padding_and_the_future, "multi_head", "none")
+def padding_ignored(patch: pytest.MonkeyPatch) -> None:
+    rendering(patch, lambda mask: replace(mask, padding=None))
+
+
+@caught_by(test_padding.test_content_of_padding_is_irrelevant, plain("linear"), "interior", 7)
+@caught_by(test_padding.test_content_of_padding_is_irrelevant, plain("linear", "cross"), "left", 65)
+@caught_by(test_masks.test_a_query_that_sees_nothing_gives_zeros, plain("linear", "global"))
+def padding_ignored_in_the_sums(patch: pytest.MonkeyPatch) -> None:
+    heads_of = linear.LinearAttention.heads_of
+
+    def careless(self: Any, x: Tensor, context: Any, mask: Mask, *rest: Any) -> Any:
+        return heads_of(self, x, context, Mask(), *rest)
+
+    patch.setattr(linear.LinearAttention, "heads_of", careless)
+
+
+@caught_by(test_masks.test_a_field_is_obeyed_or_refused, plain("multi_head", "cross"), "padding")
+@caught_by(test_torch.test_multi_head_attention, "global", True)
+def padding_upside_down(patch: pytest.MonkeyPatch) -> None:
+    """True = block, as `nn.MultiheadAttention` has it."""
+    rendering(
+        patch,
+        lambda mask: mask if mask.padding is None else replace(mask, padding=~mask.padding),
+    )
+
+
+@caught_by(test_packing.test_packed_is_separate, plain("multi_head"), [3, 1, 5])
+@caught_by(test_packing.test_packed_is_separate, plain("additive", "cross"), [3, 1, 5])
+@caught_by(test_models.test_language_model_keeps_packed_documents_apart, "grouped_query", "rotary")
+def segments_ignored(patch: pytest.MonkeyPatch) -> None:
+    rendering(patch, lambda mask: replace(mask, segments=None, query_segments=None))
+
+
+@caught_by(test_packing.test_packed_is_separate, plain("linear"), [40, 30, 2])
+def segments_ignored_in_the_state(patch: pytest.MonkeyPatch) -> None:
+    product = linear.causal_product
+    patch.setattr(linear, "causal_product", lambda *args: product(*args[:4], None))
+
+
+@caught_by(test_masks.test_a_query_that_sees_nothing_gives_zeros, plain("additive", "cross"))
+@caught_by(test_masks.test_a_query_that_sees_nothing_gives_zeros, plain("multi_head", "global"))
+def softmax_of_nothing(patch: pytest.MonkeyPatch) -> None:
+    def naive(scores: Tensor, visible: Tensor | None) -> Tensor:
+        if visible is not None:
+            scores = scores.masked_fill(~visible, float("-inf"))
+        return scores.softmax(dim=-1)
+
+    patch.setattr(reference, "masked_softmax", naive)
+    patch.setattr(additive, "masked_softmax", naive)
+
+
+@caught_by(test_masks.test_a_field_is_obeyed_or_refused, plain("linear"), "window")
+@caught_by(test_masks.test_a_field_is_obeyed_or_refused, plain("multi_head", "cross"), "causal")
+def masks_swallowed(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(
+        Attention,
+        "honoured",
+        lambda self, mask, *_: mask.narrowed(causal=self.role == "causal", window=self.window),
+    )
+
+
+# Caches.
+
+
+@caught_by(test_caches.test_chunks_are_one_pass, plain("multi_head", position="rotary"), [2, 9])
+@caught_by(test_caches.test_chunks_are_one_pass, plain("additive", position="alibi"), [1] * 11)
+def positions_not_advanced(patch: pytest.MonkeyPatch) -> None:
+    places = softmax.places
+    patch.setattr(softmax, "places", lambda x, positions, cache: places(x, positions, None))
+
+
+@caught_by(test_models.test_language_model_ignores_padding, "multi_head", "sinusoidal")
+@caught_by(test_models.test_language_model_ignores_padding, "linear", "learned")
+def places_count_padding(patch: pytest.MonkeyPatch) -> None:
+    places = language_model.places_in_row
+    patch.setattr(language_model, "places_in_row", lambda _, *rest: places(None, *rest))
+
+
+@caught_by(test_models.test_language_model_keeps_packed_documents_apart, "multi_head", "sinusoidal")
+def places_run_on_over_documents(patch: pytest.MonkeyPatch) -> None:
+    places = language_model.places_in_row
+    patch.setattr(
+        language_model, "places_in_row", lambda padding, _, *rest: places(padding, None, *rest)
+    )
+
+
+@caught_by(test_caches.test_chunks_are_one_pass, plain("multi_head"), [5, 1, 1, 4])
+@caught_by(test_caches.test_the_cache_is_as_large_as_the_card_says, plain("grouped_query"))
+@caught_by(test_models.test_seq2seq_decodes_in_chunks, "single_head", "none")
+def later_keys_not_kept(patch: pytest.MonkeyPatch) -> None:
+    append = KeyValueCache.append
+
+    def forgetful(self: KeyValueCache, *tokens: Tensor) -> Any:
+        before = self.keys, self.values, self.positions
+        result = append(self, *tokens)
+        if before[0] is not None:
+            self.keys, self.values, self.positions = before
+        return result
+
+    patch.setattr(KeyValueCache, "append", forgetful)
+
+
+@caught_by(test_caches.test_context_is_read_once, plain("multi_head", "cross"))
+def context_read_again(patch: pytest.MonkeyPatch) -> None:
+    append = KeyValueCache.append
+
+    def forgetful(self: KeyValueCache, *tokens: Tensor) -> Any:
+        result = append(self, *tokens)
+        self.keys, self.length = None, tokens[0].shape[-2]
+        return result
+
+    patch.setattr(KeyValueCache, "append", forgetful)
+
+
+@caught_by(test_caches.test_chunks_are_one_pass, plain("linear"), [5, 1, 1, 4])
+@caught_by(test_caches.test_reordering_continues_other_rows, plain("linear"), [1, 1])
+def state_not_carried_on(patch: pytest.MonkeyPatch) -> None:
+    product = linear.causal_product
+    patch.setattr(linear, "causal_product", lambda q, k, v, _, __: product(q, k, v, None, None))
+
+
+@caught_by(test_caches.test_reordering_continues_other_rows, plain("multi_head"), [1, 0])
+@caught_by(test_caches.test_reordering_continues_other_rows, plain("linear"), [1, 1])
+@caught_by(test_caches.test_reordering_the_context, plain("additive", "cross"), [1, 0])
+@caught_by(test_models.test_seq2seq_decodes_in_chunks, "multi_head", "none")
+def reordering_ignored(patch: pytest.MonkeyPatch) -> None:
+    def as_many(kept: Tensor, index: Tensor) -> Tensor:
+        return kept[torch.arange(len(index)) % len(kept)]
+
+    def keys(self: KeyValueCache, index: Tensor) -> None:
+        if self.keys is not None and self.values is not None and self.positions is not None:
+            self.keys, self.values = as_many(self.keys, index), as_many(self.values, index)
+            self.positions = as_many(self.positions, index)
+
+    def states(self: StateCache, index: Tensor) -> None:
+        if self.state is not None:
+            self.state = tuple(as_many(part, index) for part in self.state)
+
+    patch.setattr(KeyValueCache, "reorder", keys)
+    patch.setattr(StateCache, "reorder", states)
+
+
+@caught_by(test_models.test_language_model_decodes_in_chunks, "multi_head", "alibi")
+def reordering_forgets_positions(patch: pytest.MonkeyPatch) -> None:
+    reorder = KeyValueCache.reorder
+
+    def forgetful(self: KeyValueCache, index: Tensor) -> None:
+        positions = self.positions
+        reorder(self, index)
+        if positions is not None:
+            self.positions = positions[torch.arange(len(index)) % len(positions)]
+
+    patch.setattr(KeyValueCache, "reorder", forgetful)
+
+
+@caught_by(test_caches.test_chunks_are_one_pass, plain("sliding_window"), [5, 1, 1, 4])
+@caught_by(test_caches.test_the_cache_is_as_large_as_the_card_says, plain("sliding_window"))
+def windowed_cache_too_short(patch: pytest.MonkeyPatch) -> None:
+    append = KeyValueCache.append
+
+    def short(self: KeyValueCache, *tokens: Tensor) -> Any:
+        result = append(self, *tokens)
+        if self.keys is not None and self.values is not None and self.positions is not None:
+            self.keys, self.values = self.keys[:, :, -2:], self.values[:, :, -2:]
+            self.positions = self.positions[:, -2:]
+        return result
+
+    patch.setattr(KeyValueCache, "append", short)
+
+
+@caught_by(test_caches.test_the_cache_is_as_large_as_the_card_says, plain("sliding_window"))
+def windowed_cache_keeps_everything(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(KeyValueCache, "__init__", partialmethod(KeyValueCache.__init__, None))
+    patch.setattr(KeyValueCache, "window", property(lambda _: None, lambda *_: None), raising=False)
+
+
+# Arithmetic.
+
+
+@caught_by(test_naive.test_forward_is_the_equation, plain("multi_head"), 7)
+@caught_by(test_modules.test_backends_agree, plain("single_head"), False)
+@caught_by(test_maps.test_the_map_times_values_is_the_output, plain("multi_query"), False)
+@caught_by(test_torch.test_single_head_attention, "causal", "sdpa")
+def wrong_scale(patch: pytest.MonkeyPatch) -> None:
+    computing(patch, "sdpa", lambda scale, **_: {"scale": scale**2})
+
+
+@caught_by(test_naive.test_forward_is_the_equation, plain("multi_head"), 7)
+@caught_by(test_torch.test_encoder_layer, "post", "relu")
+def wrong_scale_everywhere(patch: pytest.MonkeyPatch) -> None:
+    """By the width of the model, not of the head."""
+    init = SoftmaxAttention.__init__
+
+    @wraps(init)
+    def wide(self: SoftmaxAttention, **options: Any) -> None:
+        init(self, **options)
+        self.scale = self.dim**-0.5
+
+    patch.setattr(SoftmaxAttention, "__init__", wide)
+
+
+@caught_by(test_naive.test_forward_is_the_equation, plain("grouped_query", "global"), 7)
+@caught_by(test_modules.test_backends_agree, plain("grouped_query"), True)
+@caught_by(test_torch.test_grouped_heads_stand_beside_each_other)
+def heads_tiled(patch: pytest.MonkeyPatch) -> None:
+    """In the order 0 1 0 1 where it should be 0 0 1 1."""
+    patch.setattr(
+        reference, "repeat_heads", lambda x, heads: x.repeat(1, heads // x.shape[1], 1, 1)
+    )
+
+
+@caught_by(test_naive.test_forward_is_the_equation, plain("multi_head"), 7)
+def keys_without_gradient(patch: pytest.MonkeyPatch) -> None:
+    """The values are right, and only the gradients are not."""
+    computing(patch, "sdpa", lambda k, **_: {"k": k.detach()})
+
+
+@caught_by(test_naive.test_forward_is_the_equation, plain("linear", "cross"), 7)
+def sums_not_normalised(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(linear, "divided", lambda above, below: above)
+
+
+# Encodings.
+
+
+@caught_by(test_naive.test_forward_is_the_equation_with_an_encoding, ALIBI)
+@caught_by(test_modules.test_backends_agree, T5, True)
+@caught_by(test_maps.test_the_map_times_values_is_the_output, ALIBI, False)
+def bias_of_another_head(patch: pytest.MonkeyPatch) -> None:
+    computing(patch, "sdpa", lambda bias, **_: {"bias": None if bias is None else bias.roll(1, 1)})
+
+
+@caught_by(
+    test_naive.test_forward_is_the_equation_with_an_encoding,
+    T5,
+)
+def bias_forgotten(patch: pytest.MonkeyPatch) -> None:
+    computing(patch, "sdpa", lambda **_: {"bias": None})
+
+
+@caught_by(test_positions.test_alibi_of_eight_heads)
+@caught_by(test_positions.test_alibi_lowers_scores_by_the_slopes_of_the_paper, 6, "causal")
+def alibi_raises_scores(patch: pytest.MonkeyPatch) -> None:
+    bias = AlibiEncoding.bias
+    patch.setattr(AlibiEncoding, "bias", lambda *args: -bias(*args))
+
+
+@caught_by(test_positions.test_alibi_lowers_scores_by_the_slopes_of_the_paper, 8, "global")
+def alibi_of_one_direction(patch: pytest.MonkeyPatch) -> None:
+    def signed(self: AlibiEncoding, q_positions: Tensor, k_positions: Tensor) -> Tensor:
+        distance = q_positions[:, :, None] - k_positions[:, None, :]
+        return -self.slopes[:, None, None] * distance[:, None]
+
+    patch.setattr(AlibiEncoding, "bias", signed)
+
+
+@caught_by(test_positions.test_values_are_not_rotated, "multi_head")
+@caught_by(test_pairs.test_an_encoding_sees_distances_only, ROTARY)
+def rotary_turns_values(patch: pytest.MonkeyPatch) -> None:
+    heads_of = SoftmaxAttention.heads_of
+
+    def turning(self: SoftmaxAttention, *args: Any) -> Any:
+        q, k, v, q_positions, k_positions = heads_of(self, *args)
+        return q, k, self.position.rotate(v, v, k_positions)[0], q_positions, k_positions
+
+    patch.setattr(SoftmaxAttention, "heads_of", turning)
+
+
+@caught_by(
+    test_positions.test_rotary_turns_the_pairs_of_its_layout, "half_split", [(0, 3), (1, 4), (2, 5)]
+)
+@caught_by(test_positions.test_rotary_products_depend_on_the_distance, "half_split")
+@caught_by(test_pairs.test_an_encoding_sees_distances_only, ROTARY)
+def rotary_turns_keys_backwards(patch: pytest.MonkeyPatch) -> None:
+    rotate = RotaryEncoding.rotate
+    patch.setattr(
+        RotaryEncoding,
+        "rotate",
+        lambda self, q, k, places: (rotate(self, q, k, places)[0], rotate(self, q, k, -places)[1]),
+    )
+
+
+@caught_by(test_positions.test_rotary_angles_are_not_rounded_to_bfloat16)
+def angles_in_bfloat16(patch: pytest.MonkeyPatch) -> None:
+    rotate = RotaryEncoding.rotate
+    patch.setattr(
+        RotaryEncoding,
+        "rotate",
+        lambda self, q, k, places: rotate(self, q, k, places.to(torch.bfloat16)),
+    )
+
+
+@caught_by(test_positions.test_sinusoids_are_those_of_the_paper)
+def sines_before_cosines(patch: pytest.MonkeyPatch) -> None:
+    sinusoids = sinusoidal.sinusoids
+
+    def halves(*args: Any) -> Tensor:
+        woven = sinusoids(*args)
+        return torch.cat([woven[..., 0::2], woven[..., 1::2]], dim=-1)
+
+    patch.setattr(sinusoidal, "sinusoids", halves)
+
+
+@caught_by(test_positions.test_t5_boundaries)
+@caught_by(test_positions.test_t5_buckets_are_those_of_the_paper, "global", 32, 128)
+def buckets_of_the_other_role(patch: pytest.MonkeyPatch) -> None:
+    init = T5BiasEncoding.__init__
+
+    @wraps(init)
+    def other(self: T5BiasEncoding, **options: Any) -> None:
+        init(self, **options)
+        self.bidirectional = not self.bidirectional
+
+    patch.setattr(T5BiasEncoding, "__init__", other)
+
+
+@caught_by(test_positions.test_t5_boundaries)
+def logarithm_one_off(patch: pytest.MonkeyPatch) -> None:
+    log = math.log
+    patch.setattr("attention_zoo.position.bias.t5_bias.math.log", lambda x: log(x + 0.5))
+
+
+@caught_by(test_positions.test_learned_positions_end_at_max_length)
+def long_input_cut_silently(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(learned, "check_length", lambda *_: None)
+    patch.setattr(
+        learned.LearnedEncoding,
+        "embed",
+        lambda self, x, places: x + self.table(places.clamp(max=self.max_length - 1)),
+    )
+
+
+@caught_by(test_pairs.test_an_encoding_changes_the_output, plain("linear", "causal", "rotary"))
+@caught_by(test_pairs.test_an_encoding_changes_the_output, plain("additive", "global", "t5_bias"))
+@caught_by(test_models.test_layers_share_nothing_but_the_encoding, "multi_head", "rotary")
+def encoding_taken_and_not_used(patch: pytest.MonkeyPatch) -> None:
+    use = Attention.use
+
+    def first_only(self: Attention, position: Any) -> None:
+        if "position" not in vars(self):
+            use(self, position)
+
+    patch.setattr(Attention, "use", first_only)
+
+
+@caught_by(test_pairs.test_a_pair_is_declared_or_refused, "linear", "alibi", "causal")
+@caught_by(test_pairs.test_a_pair_is_declared_or_refused, "multi_head", "rotary", "cross")
+def every_pair_let_through(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(test_pairs, "check_pair", lambda *_: None)
+
+
+# Modules and models.
+
+
+@caught_by(test_models.test_layers_share_nothing_but_the_encoding, "multi_head", "t5_bias")
+def encoding_owned_by_every_layer(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Attention, "use", lambda self, position: setattr(self, "position", position))
+
+
+@caught_by(test_models.test_layers_share_nothing_but_the_encoding, "multi_head", "none")
+def one_instance_in_all_layers(patch: pytest.MonkeyPatch) -> None:
+    factory = test_models.attention_factory
+
+    def shared(name: str) -> Callable[..., Attention]:
+        built: dict[str, Attention] = {}
+        return lambda dim, role: built.setdefault(role, factory(name)(dim=dim, role=role))
+
+    patch.setattr(test_models, "attention_factory", shared)
+
+
+@caught_by(test_modules.test_dropout_only_drops_in_training, plain("multi_head"))
+def dropout_never_ends(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(
+        SoftmaxAttention, "training", property(lambda _: True, lambda *_: None), raising=False
+    )
+
+
+@caught_by(test_maps.test_the_map_times_values_is_the_output, plain("multi_head"), False)
+def map_without_its_mask(patch: pytest.MonkeyPatch) -> None:
+    weights = SoftmaxAttention.weights
+    patch.setattr(
+        SoftmaxAttention, "weights", lambda self, q, k, _, bias: weights(self, q, k, None, bias)
+    )
+
+
+@caught_by(test_modules.test_the_whole_graph_compiles, plain("multi_head"))
+def graph_broken(patch: pytest.MonkeyPatch) -> None:
+    """By a branch on a value."""
+    computing(patch, "sdpa", lambda scale, q, **_: {"scale": scale if q.sum() > 0 else 1.0})
+
+
+@pytest.mark.parametrize(("plant", "prop"), FAULTS)
+def test_a_fault_is_noticed(
+    plant: Plant, prop: Callable[[], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prop()
+    plant(monkeypatch)
+    with pytest.raises((AssertionError, pytest.fail.Exception, torch._dynamo.exc.Unsupported)):
+        prop()

@@ -1,0 +1,158 @@
+"""The parts of models against their formulas, and what they refuse."""
+
+from functools import partial
+
+import pytest
+import torch
+
+from attention_zoo import UserError, create_attention, create_position
+from attention_zoo.masks import Mask
+from attention_zoo.models import LanguageModel, Seq2Seq
+from attention_zoo.models.blocks import (
+    BlockOptions,
+    CausalSelfAttention,
+    CrossAttention,
+    FeedForward,
+)
+from attention_zoo.models.language_model import places_in_row
+from tests.conformance.numbers import assert_same
+
+PLAIN = partial(create_attention, "multi_head", heads=2)
+SIZES = {"vocabulary_size": 7, "dim": 8, "hidden": 16, "layers": 1}
+
+
+@pytest.mark.parametrize("order", ["pre", "post"])
+@pytest.mark.parametrize("norm", ["layer", "rms"])
+@pytest.mark.parametrize("activation", ["relu", "gelu", "relu_squared", "swiglu"])
+def test_feed_forward(activation: str, norm: str, order: str) -> None:
+    options = BlockOptions(
+        dim=8, hidden=16, activation=activation, norm=norm, norm_order=order, dropout=0.0
+    )
+    block = FeedForward(options)
+    x = torch.randn(2, 3, 8)
+
+    def normed(y: torch.Tensor) -> torch.Tensor:
+        if norm == "rms":
+            return y / (y.square().mean(-1, keepdim=True) + 1e-6).sqrt()
+        return (y - y.mean(-1, keepdim=True)) / (
+            y.var(-1, correction=0, keepdim=True) + 1e-5
+        ).sqrt()
+
+    middle = block.expand(normed(x) if order == "pre" else x)
+    if activation == "swiglu":
+        gate, middle = middle[..., :16], middle[..., 16:]
+        middle = gate / (1 + torch.exp(-gate)) * middle
+    elif activation == "gelu":
+        middle = middle * (1 + torch.erf(middle / 2**0.5)) / 2
+    else:
+        middle = middle.clamp(min=0) ** (2 if activation == "relu_squared" else 1)
+    out = x + block.contract(middle)
+    assert_same(block(x), out if order == "pre" else normed(out))
+
+
+@pytest.mark.parametrize("order", ["pre", "post"])
+def test_residual_and_norm_stand_around_attention(order: str) -> None:
+    options = BlockOptions(dim=8, hidden=16, norm_order=order, dropout=0.0)
+    x, context = torch.randn(2, 3, 8), torch.randn(2, 5, 8)
+    for block, other in (
+        (CausalSelfAttention(PLAIN, options), ()),
+        (CrossAttention(PLAIN, options), (context,)),
+    ):
+        if order == "pre":
+            expected = x + block.attention(block.norm(x), *other)
+        else:
+            expected = block.norm(x + block.attention(x, *other))
+        assert_same(block(x, *other), expected)
+
+
+@pytest.mark.parametrize("order", ["pre", "post"])
+def test_a_stack_ends_normed(order: str) -> None:
+    model = LanguageModel(
+        attention=PLAIN,
+        position=partial(create_position, "none"),
+        norm_order=order,
+        **SIZES | {"layers": 3},
+    )
+    model.head = torch.nn.Identity()
+    out = model(torch.randint(7, (2, 9)))
+    assert_same(out.mean(-1), torch.zeros(2, 9))
+    assert ((out.var(-1, correction=0) - 1).abs() < 1e-3).all()
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"activation": "mish"}, "activation must be one of relu, .*, got 'mish'"),
+        ({"norm": "batch"}, "norm must be one of layer, rms, got 'batch'"),
+        ({"norm_order": "both"}, "norm_order must be one of pre, post, got 'both'"),
+        ({"dropout": 1.0}, "dropout must be at least 0 and below 1, got 1.0"),
+        ({"hidden": 0}, "dim and hidden must be positive, got 8 and 0"),
+        ({"layers": 0}, "at least 1 layer, got 0"),
+    ],
+)
+def test_wrong_sizes_are_refused(wrong: dict[str, object], message: str) -> None:
+    position = partial(create_position, "none")
+    with pytest.raises(UserError, match=message):
+        LanguageModel(attention=PLAIN, position=position, **SIZES | wrong)
+    roles = ("encoder_attention", "decoder_attention", "cross_attention")
+    with pytest.raises(UserError, match=message):
+        Seq2Seq(pad_id=0, position=position, **dict.fromkeys(roles, PLAIN), **SIZES | wrong)
+
+
+def test_encoder_and_decoder_can_differ_in_depth() -> None:
+    roles = ("encoder_attention", "decoder_attention", "cross_attention")
+    model = Seq2Seq(
+        pad_id=0,
+        position=partial(create_position, "none"),
+        encoder_layers=3,
+        decoder_layers=2,
+        **dict.fromkeys(roles, PLAIN),
+        **SIZES,
+    )
+    assert (len(model.encoder.layers), len(model.decoder.layers)) == (3, 2)
+
+
+def test_dropout_acts_in_training_only() -> None:
+    model = LanguageModel(
+        attention=PLAIN, position=partial(create_position, "none"), dropout=0.5, **SIZES
+    )
+    tokens = torch.randint(7, (2, 9))
+    assert not torch.equal(model(tokens), model(tokens))
+    model.eval()
+    assert torch.equal(model(tokens), model(tokens))
+
+
+def test_places_are_counted_over_real_tokens_of_a_document() -> None:
+    real = torch.tensor([[0, 0, 1, 1, 0, 1], [1, 1, 1, 0, 0, 0]], dtype=torch.bool)
+    segments = torch.tensor([[0, 0, 0, 1, 1, 1], [0, 1, 1, 2, 2, 2]])
+    cpu = torch.device("cpu")
+    assert places_in_row(None, None, 3, cpu).tolist() == [[0, 1, 2]]
+    ours = places_in_row(real, None, 6, cpu)
+    assert ours[real].tolist() == [0, 1, 2, 0, 1, 2]
+    assert places_in_row(None, segments, 6, cpu).tolist() == [
+        [0, 1, 2, 0, 1, 2],
+        [0, 0, 1, 0, 1, 2],
+    ]
+    ours = places_in_row(real, segments, 6, cpu)
+    assert ours[real].tolist() == [0, 0, 1, 0, 0, 1]
+    assert (ours >= 0).all()
+
+
+@pytest.mark.parametrize("role", ["causal", "cross"])
+def test_a_context_is_for_cross_attention(role: str) -> None:
+    attention = PLAIN(dim=8, role=role)
+    x = torch.randn(2, 3, 8)
+    with pytest.raises(UserError, match="context"):
+        attention(x, None if role == "cross" else x)
+
+
+@pytest.mark.parametrize("field", ["padding", "segments"])
+def test_a_mask_of_another_length_is_refused(field: str) -> None:
+    """Also one that would broadcast, as that of the newest token alone."""
+    attention = PLAIN(dim=8, role="causal")
+    cache = attention.new_cache()
+    attention(torch.randn(2, 3, 8), cache=cache)
+    for width in (1, 3, 5):
+        part = torch.ones(2, width, dtype=torch.bool)
+        with pytest.raises(UserError, match=f"{field} must have .* 4 tokens, got {width}"):
+            attention(torch.randn(2, 1, 8), mask=Mask(**{field: part}), cache=cache)

@@ -1,0 +1,99 @@
+"""The registry: names, cards, plugins, and refusals that say what to do."""
+
+import sys
+from importlib.metadata import EntryPoint
+from types import ModuleType
+
+import pytest
+
+import attention_zoo
+from attention_zoo import Unsupported, UserError, zoo
+from attention_zoo.zoo import ATTENTION, POSITION, AttentionCard, PositionCard, Registry, check_pair
+
+CARD = AttentionCard(
+    name="mine",
+    paper="mine",
+    equation="x",
+    reference="closed form",
+    roles=("causal",),
+    masks=("causal",),
+    positions=("heads",),
+)
+
+
+def test_names_are_sorted_and_have_cards() -> None:
+    for names in (attention_zoo.list_attention(), attention_zoo.list_position()):
+        assert names == sorted(names)
+        assert [attention_zoo.card(name).name for name in names] == names
+
+
+@pytest.mark.parametrize(
+    ("wrong", "right"), [("multihed", "multi_head"), ("rotery", "rotary"), ("alibbi", "alibi")]
+)
+def test_an_unknown_name_gets_the_nearest(wrong: str, right: str) -> None:
+    with pytest.raises(Unsupported, match=f"Did you mean .*{right}") as error:
+        attention_zoo.card(wrong)
+    assert "linear" in str(error.value) and "learned" in str(error.value)
+
+
+def test_an_unknown_name_gets_the_names_of_its_kind() -> None:
+    with pytest.raises(Unsupported, match=r"no attention 'rotary'.*multi_head") as error:
+        ATTENTION["rotary"]
+    assert "alibi" not in str(error.value)
+    with pytest.raises(Unsupported, match=r"no position 'linear'"):
+        POSITION["linear"]
+
+
+def test_a_name_is_registered_once() -> None:
+    registry: Registry[AttentionCard] = Registry("attention")
+
+    @registry.register(CARD)
+    class Mine:
+        pass
+
+    # As when a module is imported anew.
+    registry.register(CARD)(Mine)
+    namesake = type("Mine", (), {"__module__": "elsewhere", "__qualname__": Mine.__qualname__})
+    for other in (namesake, type("Other", (), {})):
+        with pytest.raises(ValueError, match=r"'mine' is registered already"):
+            registry.register(CARD)(other)
+
+
+def test_a_plugin_is_found_by_its_entry_point(monkeypatch: pytest.MonkeyPatch) -> None:
+    plugin = ModuleType("a_plugin")
+    monkeypatch.setitem(sys.modules, "a_plugin", plugin)
+    point = EntryPoint(name="mine", value="a_plugin", group="attention_zoo")
+    loaded: list[str] = []
+    monkeypatch.setattr(zoo, "entry_points", lambda group: loaded.append(group) or [point])
+    zoo.discover.cache_clear()
+    try:
+        assert "multi_head" in list(ATTENTION)
+    finally:
+        monkeypatch.undo()
+        zoo.discover.cache_clear()
+    assert loaded == ["attention_zoo"]
+
+
+def test_a_role_that_is_not_declared_is_refused_with_those_that_can() -> None:
+    with pytest.raises(Unsupported, match=r"mine cannot be cross attention; it can be causal\."):
+        check_pair(CARD, "cross")
+
+
+@pytest.mark.parametrize("acts", ["embeddings", "scores"])
+def test_an_encoding_that_is_not_declared_is_refused_with_those_that_are(acts: str) -> None:
+    position = PositionCard(name="other", paper="", equation="", reference="", acts=acts)
+    with pytest.raises(Unsupported, match=r"mine cannot take position=other.*rotary") as error:
+        check_pair(CARD, "causal", position)
+    assert "alibi" not in str(error.value)
+
+
+def test_an_encoding_refuses_a_role_that_it_does_not_serve() -> None:
+    position = PositionCard(
+        name="other", paper="", equation="", reference="", acts="heads", roles=("global",)
+    )
+    with pytest.raises(Unsupported, match=r"other cannot serve causal attention; it serves global"):
+        check_pair(CARD, "causal", position)
+
+
+def test_refusals_are_errors_of_the_user() -> None:
+    assert issubclass(Unsupported, UserError) and issubclass(UserError, ValueError)

@@ -1,0 +1,1 @@
+"""Ours and theirs: the same weights give the same numbers."""

@@ -1,0 +1,238 @@
+import numpy as np
+import pytest
+import torch
+
+from attention_zoo.errors import UserError
+from attention_zoo.tasks.data.batches import (
+    Blocks,
+    OrderedBlocks,
+    OrderedTokenBudgetBatches,
+    Pairs,
+    Ragged,
+    RandomBlocks,
+    ResumableLoader,
+    ShuffledBlocks,
+    TokenBudgetBatches,
+    divide,
+)
+
+GENERATOR = np.random.default_rng(0)
+SOURCE = GENERATOR.integers(2, 40, size=997)
+TARGET = np.clip(SOURCE + GENERATOR.integers(-4, 5, size=997), 3, None)
+WORLDS = [1, 2, 3]
+
+
+def budget(**arguments) -> TokenBudgetBatches:
+    return TokenBudgetBatches(SOURCE, TARGET, tokens_per_batch=256, **arguments)
+
+
+def ordered_budget(**arguments) -> OrderedTokenBudgetBatches:
+    return OrderedTokenBudgetBatches(SOURCE, TARGET, tokens_per_batch=256, **arguments)
+
+
+@pytest.mark.parametrize("world_size", WORLDS)
+@pytest.mark.parametrize("make", [budget, ordered_budget])
+@pytest.mark.parametrize("epoch", [0, 3])
+def test_ranks_take_every_pair_once_in_as_many_steps(make, world_size: int, epoch: int) -> None:
+    ranks = [make(rank=rank, world_size=world_size) for rank in range(world_size)]
+    for rank in ranks:
+        rank.set_epoch(epoch)
+    batches = [list(rank) for rank in ranks]
+    assert len({len(taken) for taken in batches}) == 1
+    assert len(ranks[0]) == len(batches[0])
+    places = [place for taken in batches for batch in taken for place in batch]
+    assert sorted(places) == list(range(997))
+
+
+@pytest.mark.parametrize("make", [budget, ordered_budget])
+def test_the_budget_holds_on_both_sides(make) -> None:
+    sampler = make()
+    for batch in sampler:
+        assert len(batch) * SOURCE[batch].max() <= 256
+        assert len(batch) * TARGET[batch].max() <= 256
+
+
+def test_batches_hold_pairs_of_like_length() -> None:
+    real = SOURCE.sum() + TARGET.sum()
+    padded = sum(len(b) * (SOURCE[b].max() + TARGET[b].max()) for b in budget())
+    assert 1 - real / padded < 0.12
+
+
+def test_orders_depend_on_seed_and_epoch_alone() -> None:
+    first, again, other = budget(seed=1), budget(seed=1), budget(seed=2)
+    assert list(first) == list(again)
+    assert list(first) != list(other)
+    orders = []
+    for epoch in range(4):
+        first.set_epoch(epoch)
+        orders.append(list(first))
+    assert len({len(order) for order in orders}) == 1
+    members = [frozenset(map(frozenset, order)) for order in orders]
+    assert len(set(members)) == 4
+    again.set_epoch(3)
+    assert list(again) == orders[3]
+
+
+def test_ranks_together_take_the_batches_of_one() -> None:
+    one = budget().batches()
+    two = [budget(rank=rank, world_size=2).batches() for rank in range(2)]
+    interleaved = [batch for step in zip(*two, strict=True) for batch in step]
+    if len(one) % 2 == 0:
+        assert [b.tolist() for b in interleaved] == [b.tolist() for b in one]
+    assert np.concatenate(interleaved).tolist() == np.concatenate(one).tolist()
+
+
+def test_a_pair_beyond_the_budget_is_a_batch_of_its_own() -> None:
+    lengths = np.array([3, 500, 4])
+    batches = OrderedTokenBudgetBatches(lengths, lengths, tokens_per_batch=100)
+    assert list(batches) == [[0, 2], [1]]
+
+
+def test_fewer_samples_than_ranks_are_refused() -> None:
+    with pytest.raises(UserError, match="got 2 for 3 processes"):
+        divide([np.array([0, 1])], 3)
+
+
+def ragged(*rows: list[int]) -> Ragged:
+    return Ragged.of(rows)
+
+
+def test_pairs_are_padded_on_the_right() -> None:
+    pairs = Pairs(
+        ragged([7, 2], [8, 9, 2]), ragged([1, 5, 6, 2], [1, 2]), np.array([4, 11], dtype=np.int64)
+    )
+    batch = pairs[[1, 0]]
+    assert batch.source.tolist() == [[8, 9, 2], [7, 2, 0]]
+    assert batch.target.tolist() == [[1, 2, 0, 0], [1, 5, 6, 2]]
+    assert batch.index.tolist() == [11, 4]
+    assert batch.source.dtype == batch.target.dtype == batch.index.dtype == torch.long
+
+
+STREAM = np.array(
+    [1, *range(10, 40), 2, 1, *range(50, 55), 2, 1, *range(60, 90), 2], dtype=np.int32
+)
+
+
+@pytest.mark.parametrize("context", [1, 7, 16, 65, 200])
+@pytest.mark.parametrize("world_size", WORLDS)
+def test_an_evaluation_predicts_every_token_once(context: int, world_size: int) -> None:
+    if -(-(len(STREAM) - 1) // context) < world_size:
+        with pytest.raises(UserError, match="sample for each process"):
+            list(OrderedBlocks(len(STREAM), context=context, batch_size=2, world_size=world_size))
+        return
+    blocks = Blocks(STREAM, context=context)
+    targets: list[int] = []
+    steps = set()
+    for rank in range(world_size):
+        sampler = OrderedBlocks(
+            len(STREAM), context=context, batch_size=2, rank=rank, world_size=world_size
+        )
+        steps.add(len(list(sampler)))
+        for starts in sampler:
+            batch = blocks[starts]
+            assert batch.inputs.shape == batch.targets.shape == (len(starts), context)
+            targets += batch.targets[batch.targets != -100].tolist()
+    assert len(steps) == 1
+    assert sorted(targets) == sorted(token for token in STREAM.tolist() if token != 1)
+
+
+def test_targets_are_the_next_inputs_and_never_a_beginning() -> None:
+    batch = Blocks(STREAM, context=16)[[25]]
+    window = STREAM[25:42].tolist()
+    assert batch.inputs.tolist() == [window[:-1]]
+    assert batch.targets.tolist() == [[-100 if token == 1 else token for token in window[1:]]]
+    assert batch.segments is None
+
+
+def test_segments_number_the_documents_of_a_block() -> None:
+    batch = Blocks(STREAM, context=16, documents=True)[[28]]
+    assert batch.inputs.tolist()[0] == STREAM[28:44].tolist()
+    assert batch.segments is not None
+    assert batch.segments.tolist() == [[0] * 4 + [1] * 7 + [2] * 5]
+
+
+@pytest.mark.parametrize("sampling", [ShuffledBlocks, RandomBlocks])
+@pytest.mark.parametrize("tokens", [17, 33, 1000])
+@pytest.mark.parametrize("world_size", WORLDS)
+def test_train_blocks_are_whole_and_as_many_on_every_rank(sampling, tokens, world_size) -> None:
+    if max(1, tokens // 16 - 1) < world_size:
+        with pytest.raises(UserError, match="sample for each process"):
+            list(sampling(tokens, context=16, batch_size=3, world_size=world_size))
+        return
+    counts = set()
+    for rank in range(world_size):
+        sampler = sampling(
+            tokens, context=16, batch_size=3, rank=rank, world_size=world_size, seed=1
+        )
+        for epoch in range(5):
+            sampler.set_epoch(epoch)
+            batches = list(sampler)
+            counts.add(len(batches))
+            for starts in batches:
+                assert 1 <= len(starts) <= 3
+                assert min(starts) >= 0 and max(starts) + 16 < tokens
+    assert len(counts) == 1
+
+
+def test_shuffled_blocks_do_not_overlap_and_move_with_the_epoch() -> None:
+    sampler = ShuffledBlocks(1000, context=16, batch_size=4)
+    offsets = set()
+    for epoch in range(8):
+        sampler.set_epoch(epoch)
+        starts = np.sort(np.concatenate(list(sampler)))
+        assert (np.diff(starts) == 16).all()
+        offsets.add(int(starts[0]))
+    assert len(offsets) > 3
+
+
+def test_random_blocks_come_from_everywhere_and_may_repeat() -> None:
+    sampler = RandomBlocks(1000, context=16, batch_size=4)
+    starts: list[int] = []
+    for epoch in range(200):
+        sampler.set_epoch(epoch)
+        starts += [start for batch in sampler for start in batch]
+    assert min(starts) == 0 and max(starts) == 1000 - 17
+    assert len({start % 16 for start in starts}) == 16
+
+
+def test_too_little_text_is_refused() -> None:
+    with pytest.raises(UserError, match=r"got 16 tokens and data\.context=16; lower"):
+        ShuffledBlocks(16, context=16, batch_size=1)
+
+
+def loader(**arguments) -> ResumableLoader:
+    rows = ragged(*([5] * length for length in SOURCE))
+    return ResumableLoader(
+        Pairs(rows, ragged(*([6] * length for length in TARGET)), np.arange(997)),
+        budget(**arguments),
+    )
+
+
+def test_a_loader_goes_on_where_its_state_was_taken() -> None:
+    whole = loader(seed=3)
+    whole.sampler.set_epoch(2)
+    expected = [batch.index.tolist() for batch in whole]
+
+    stopped = loader(seed=3)
+    stopped.sampler.set_epoch(2)
+    iterator = iter(stopped)
+    seen = [next(iterator).index.tolist() for _ in range(5)]
+    resumed = loader(seed=3)
+    resumed.load_state_dict(stopped.state_dict())
+    resumed.sampler.set_epoch(2)
+    assert seen + [batch.index.tolist() for batch in resumed] == expected
+    assert len(list(resumed)) == len(expected)
+
+
+def test_the_state_of_a_finished_epoch_starts_the_next_one_whole() -> None:
+    finished = loader()
+    count = len(list(finished))
+    resumed = loader()
+    resumed.load_state_dict(finished.state_dict())
+    assert len(list(resumed)) == count
+
+
+def test_the_state_of_other_processes_is_refused() -> None:
+    state = loader(world_size=2).state_dict()
+    with pytest.raises(UserError, match="epoch of 2 processes, got 1"):
+        loader().load_state_dict(state)

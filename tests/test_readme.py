@@ -1,0 +1,32 @@
+"""The README says what is true: its tables are the cards', its commands compose."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_module
+
+from attention_zoo.tasks.composition import register_plugins, split
+from attention_zoo.tasks.verbs.list import BEGIN, END, run
+
+README = Path(__file__).parents[1] / "README.md"
+COMMANDS = re.findall(r"^attention-zoo train .*$", README.read_text(), flags=re.MULTILINE)
+
+
+def test_tables_are_those_of_the_cards(tmp_path: Path) -> None:
+    copy = tmp_path / "README.md"
+    copy.write_text(README.read_text())
+    run(["--into", str(copy)])
+    assert BEGIN in copy.read_text() and END in copy.read_text()
+    assert copy.read_text() == README.read_text(), "run: attention-zoo list --into README.md"
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_training_commands_compose(command: str) -> None:
+    overrides, lines = split(shlex.split(command, comments=True)[2:])
+    assert not lines
+    register_plugins("train")
+    single = [x.split(",")[0] for x in overrides if "=" in x and "[" not in x]
+    with initialize_config_module("attention_zoo.conf", version_base="1.3"):
+        assert compose("train", overrides=single)
