@@ -105,7 +105,8 @@ def test_a_step_is_the_mean_over_target_tokens_however_divided(label_smoothing, 
         label_smoothing=label_smoothing,
     )
     names = [name for name, _ in task.model.named_parameters()]
-    by_hand = dict(zip(names, torch.autograd.grad(loss, list(task.model.parameters())), strict=True))
+    gradients = torch.autograd.grad(loss, list(task.model.parameters()))
+    by_hand = dict(zip(names, gradients, strict=True))
 
     padded = rows(3, 9, 5, 6, 4, width=width)
     parts = [TranslationBatch(*(side[rows] for side in padded)) for rows in ([0, 1, 2], [3], [4])]
