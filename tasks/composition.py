@@ -128,7 +128,7 @@ def group_choices() -> dict[str, str | None]:
 
 
 def explained(error: Exception, call: Call) -> Exception:
-    """What the user can mend in an error of composition, as a `UserError`; other errors as is."""
+    """What the user can mend in an error of composition as a `UserError`, others as they are."""
     if isinstance(error, MissingConfigException) and error.missing_cfg_file and error.options:
         group, _, name = error.missing_cfg_file.rpartition("/")
         return UserError(unknown(group, name, list(error.options)))

@@ -1,8 +1,13 @@
 """Language modelling: predict each token from those before it."""
 
+from collections.abc import Iterator
+from typing import Any
+
 import torch
 from torch import Tensor
 
+from attention_zoo.decoding import Sample
+from attention_zoo.errors import UserError
 from attention_zoo.models.language_model import LanguageModel
 from attention_zoo.tasks.base import Task
 from attention_zoo.tasks.data.batches import LanguageBatch
@@ -14,6 +19,14 @@ class LanguageModelingTask(Task):
 
     model: LanguageModel
 
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        if not isinstance(self.decoding, Sample):
+            raise UserError(
+                "a language model writes with decoding=sample (decoding.temperature=0 takes the "
+                f"likeliest token), got {type(self.decoding).__name__}."
+            )
+
     def predict_batch(self, batch: LanguageBatch) -> tuple[Tensor, Tensor]:
         return self.model(batch.inputs, segments=batch.segments), batch.targets
 
@@ -22,14 +35,24 @@ class LanguageModelingTask(Task):
         return [[self.tokenizer.bos_id, *self.tokenizer.encode(line)] for line in lines]
 
     def respond(self, lines: list[str]) -> list[str]:
-        written = self.decoding(
-            self.model,
-            self.prompts(lines),
-            bos_id=self.tokenizer.bos_id,
-            eos_id=self.tokenizer.eos_id,
-            pad_id=self.tokenizer.pad_id,
-        )
+        written = self.decoding(self.model, self.prompts(lines), **self.special_ids())
         return [self.tokenizer.decode(tokens) for tokens in written]
+
+    def stream(self, line: str) -> Iterator[str]:
+        """What `respond` gives for a line, piece by piece, as soon as its characters are whole."""
+        tokens: list[int] = []
+        told = ""
+        for drawn in self.decoding.stream(self.model, self.prompts([line]), **self.special_ids()):
+            tokens.append(int(drawn))
+            text = self.tokenizer.decode(tokens)
+            if not text.endswith("\ufffd"):  # A character may take several tokens.
+                yield text[len(told) :]
+                told = text
+        yield self.tokenizer.decode(tokens)[len(told) :]
+
+    def special_ids(self) -> dict[str, int]:
+        ids = self.tokenizer
+        return {"bos_id": ids.bos_id, "eos_id": ids.eos_id, "pad_id": ids.pad_id}
 
     @torch.inference_mode()
     def attend(self, line: str) -> AttentionReading:

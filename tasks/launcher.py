@@ -9,7 +9,9 @@ import os
 import subprocess
 import sys
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
+from types import ModuleType
 from typing import Any, ClassVar
 
 from hydra.core.config_store import ConfigStore
@@ -125,6 +127,11 @@ ProcessesLauncher.__module__ = "hydra_plugins.attention_zoo"
 def register_launcher(verb: str) -> None:
     """Make `hydra/launcher=processes` known, for jobs of a verb."""
     Plugins.instance().register(ProcessesLauncher)
+    # Hydra finds the class by importing what it calls itself.
+    module = ProcessesLauncher.__module__
+    if "hydra_plugins" not in sys.modules and find_spec("hydra_plugins") is None:
+        sys.modules["hydra_plugins"] = ModuleType("hydra_plugins")
+    sys.modules[module] = sys.modules[__name__]
     ProcessesLauncher.environment = dict(os.environ)
     node = {
         "_target_": f"{ProcessesLauncher.__module__}.{ProcessesLauncher.__name__}",

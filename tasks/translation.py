@@ -6,7 +6,9 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from attention_zoo.decoding import Beam, Greedy
 from attention_zoo.decoding.base import Hypothesis
+from attention_zoo.errors import UserError
 from attention_zoo.models.seq2seq import Seq2Seq
 from attention_zoo.tasks.base import IGNORED, Task
 from attention_zoo.tasks.data.batches import TranslationBatch
@@ -21,6 +23,11 @@ class TranslationTask(Task):
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
+        if not isinstance(self.decoding, Greedy | Beam):
+            raise UserError(
+                "a translation is written with decoding=greedy or decoding=beam, got "
+                f"{type(self.decoding).__name__}."
+            )
         self.bleu = SacreBleu()
         self.chrf = ChrF()
         self.exact_match = ExactMatch()
@@ -43,7 +50,9 @@ class TranslationTask(Task):
         """Scores of the translations that the model writes by itself."""
         written = [hypotheses[0].tokens for hypotheses in self.decode(batch.source)]
         hypotheses = [self.tokenizer.decode(tokens) for tokens in written]
-        references = [self.tokenizer.decode(tokens) for tokens in batch.target.tolist()]
+        # The lines as they are: tokens may have lost what the tokenizer does not know.
+        lines = getattr(self.trainer.datamodule, {"val": "valid"}.get(split, split))  # type: ignore[attr-defined]
+        references = [lines[index][1] for index in batch.index.tolist()]
         for name in ("bleu", "chrf", "exact_match"):
             metric = getattr(self, name)
             metric.update(hypotheses, references, batch.index)

@@ -17,7 +17,7 @@ def test_composition_needs_no_torch(program):
         "heavy = {'torch', 'lightning', 'wandb', 'torchmetrics'} & set(sys.modules)\n"
         "assert not heavy, heavy"
     )
-    for arguments in (["train", "--cfg", "job"], ["train", "--help"], ["--help"], ["evaluate"]):
+    for arguments in (["train", "--cfg", "job"], ["train", "--help"], ["--help"]):
         done = subprocess.run(
             [sys.executable, "-c", code, *arguments],
             cwd=program.folder,
@@ -59,7 +59,7 @@ def test_what_is_wrong_gets_one_line(refuses, tmp_path, arguments, code, reason)
 def test_the_process_exits_with_the_code(program):
     assert "Choices" in program.refuses("train", "model.dimm=3")
     assert "linear" in program.refuses("train", "attention=linear", "position=alibi", code=3)
-    assert program("show", "rotary").stdout.startswith("name")
+    assert program("show", "rotary").stdout.split()[:2] == ["name", "rotary"]
     assert "multi_head" in program("list").stdout
     assert "| `multi_head` |" in program("list", "--markdown").stdout
 
@@ -98,11 +98,11 @@ def test_a_language_model_goes_on_from_a_prompt(program):
     assert (run / "csv" / "metrics.csv").read_text().count("\n") > 1
     ckpt = f"ckpt={run / 'checkpoints' / 'best.ckpt'}"
     short = ["generate", ckpt, "decoding.max_tokens=20"]
-    first = program(*short, "decoding.seed=1", "The ", "a=b: ", input="").stdout
+    first = program(*short, "decoding.seed=1", "--", "The ", "a=b: ").stdout
     assert first.startswith("The ")
     hot = program(*short, "decoding.seed=2", "decoding.temperature=2", "The ").stdout
     assert hot != first
-    again = program(*short, "decoding.seed=1", "The ", "a=b: ").stdout
+    again = program(*short, "decoding.seed=1", "--", "The ", "a=b: ").stdout
     assert first == again
     greedy = [
         program(*short, *options, "The ").stdout

@@ -86,16 +86,17 @@ class Crash(Callback):
 
 def test_a_crash_is_a_crash(program):
     # A callback is built by the name of a module of ours or of our frameworks: plant it in one.
+    planted = program.folder / "planted.py"
     (program.folder / "sitecustomize.py").write_text(
         "import importlib.abc, sys\n"
         "class Plant(importlib.abc.MetaPathFinder):\n"
         "    def find_spec(self, name, path, target=None):\n"
         "        if name == 'attention_zoo.planted':\n"
         "            from importlib.util import spec_from_file_location\n"
-        f"            return spec_from_file_location(name, {str(program.folder / 'planted.py')!r})\n"
+        f"            return spec_from_file_location(name, {str(planted)!r})\n"
         "sys.meta_path.insert(0, Plant())\n"
     )
-    (program.folder / "planted.py").write_text(CRASH)
+    planted.write_text(CRASH)
     done = program(
         "train",
         *SMALL,

@@ -1,0 +1,164 @@
+"""The translation task: what its loss is, and that a step does not depend on how it is divided."""
+
+import json
+
+import pytest
+import torch
+from lightning import Trainer
+from torch.nn.functional import cross_entropy
+from torch.utils.data import DataLoader
+
+from attention_zoo import create_attention, create_position
+from attention_zoo.decoding import Greedy
+from attention_zoo.models import Seq2Seq
+from attention_zoo.tasks.data.batches import TranslationBatch
+from attention_zoo.tasks.data.tokenizers import ByteTokenizer
+from attention_zoo.tasks.translation import TranslationTask
+
+SMALL = ["model=tiny", "model.dim=16", "model.heads=2", "model.layers=1", "model.hidden=32"]
+LINES = ["tokenizer=characters", "data.source.size=30", "data.source.valid=4", "data.source.test=4"]
+SHORT = [*SMALL, *LINES, "callbacks=minimal", "logger=none", "test=false", "trainer.max_steps=3"]
+RATE = 0.1
+
+
+class Keeping(torch.optim.SGD):
+    """Plain descent, so that the step of a weight is its gradient."""
+
+
+def new_task(label_smoothing=0.0):
+    torch.manual_seed(0)
+    attention = create_attention("multi_head", heads=2)
+    model = Seq2Seq(
+        dim=16,
+        layers=1,
+        hidden=32,
+        activation="gelu",
+        norm="layer",
+        norm_order="pre",
+        dropout=0.0,
+        tie_embeddings=True,
+        vocabulary_size=260,
+        pad_id=0,
+        encoder_layers=None,
+        decoder_layers=None,
+        encoder_attention=attention,
+        decoder_attention=attention,
+        cross_attention=attention,
+        position=create_position("sinusoidal"),
+    )
+    return TranslationTask(
+        model=model,
+        tokenizer=ByteTokenizer(),
+        optimizer=lambda model: Keeping(model.parameters(), lr=RATE),
+        schedule=lambda optimizer, total_steps: torch.optim.lr_scheduler.LambdaLR(
+            optimizer, lambda step: 1.0
+        ),
+        decoding=Greedy(),
+        label_smoothing=label_smoothing,
+        composed={},
+    ).double()
+
+
+def rows(*lengths, width=None):
+    """Pairs of these lengths, padded to the longest, or to a width."""
+    generator = torch.Generator().manual_seed(1)
+    width = width or max(lengths)
+    source, target = torch.zeros(2, len(lengths), width, dtype=torch.long)
+    for row, length in enumerate(lengths):
+        tokens = torch.randint(4, 260, (2, length), generator=generator)
+        source[row, :length], target[row, :length] = tokens
+        source[row, length - 1] = target[row, length - 1] = 2
+        target[row, 0] = 1
+    return TranslationBatch(source, target, torch.arange(len(lengths)))
+
+
+def step(task, batches):
+    """One optimiser step over all batches; returns the gradients that it used."""
+    before = {name: weight.detach().clone() for name, weight in task.model.named_parameters()}
+    trainer = Trainer(
+        accelerator="cpu",
+        max_steps=1,
+        accumulate_grad_batches=len(batches),
+        precision="64-true",
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+    )
+    trainer.fit(task, DataLoader(batches, batch_size=None))
+    after = dict(task.model.named_parameters())
+    return {name: (before[name] - after[name].detach()) / RATE for name in before}
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("label_smoothing", [0.0, 0.1])
+@pytest.mark.parametrize("width", [None, 17])
+def test_a_step_is_the_mean_over_target_tokens_however_divided(label_smoothing, width):
+    whole = rows(3, 9, 5, 6, 4)
+    task = new_task(label_smoothing)
+    targets = whole.target[:, 1:]
+    loss = cross_entropy(
+        task.model(whole.source, whole.target[:, :-1]).flatten(0, 1),
+        targets.flatten(),
+        ignore_index=0,
+        label_smoothing=label_smoothing,
+    )
+    names = [name for name, _ in task.model.named_parameters()]
+    gradients = torch.autograd.grad(loss, list(task.model.parameters()))
+    by_hand = dict(zip(names, gradients, strict=True))
+
+    padded = rows(3, 9, 5, 6, 4, width=width)
+    parts = [TranslationBatch(*(side[rows] for side in padded)) for rows in ([0, 1, 2], [3], [4])]
+    for batches in ([padded], parts):
+        gradients = step(new_task(label_smoothing), batches)
+        for name in names:
+            torch.testing.assert_close(gradients[name], by_hand[name], rtol=1e-9, atol=1e-11)
+
+
+def results(run):
+    return json.loads((run / "results.json").read_text())
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["trainer.precision=bf16-mixed"],
+        ["optimizer=muon", "schedule=warmup_stable_decay"],
+        ["schedule=constant", "trainer.accumulate_grad_batches=2"],
+        ["schedule=linear", "data.workers=0"],
+        ["schedule=inverse_square_root", "schedule.warmup_steps=2"],
+    ],
+    ids=" ".join,
+)
+def test_choices_train(train, overrides):
+    run = train(*SHORT, *overrides)
+    assert 0 < results(run)["val/loss"] < 20
+
+
+def test_the_averaged_weights_are_those_that_are_scored(train):
+    run = train(*SHORT, "callbacks=averaged", "trainer.val_check_interval=1")
+    folder = run / "checkpoints"
+    averaged, best = (
+        torch.load(folder / name, weights_only=True)["state_dict"]
+        for name in ("averaged.ckpt", "best.ckpt")
+    )
+    assert any(not torch.equal(averaged[name], best[name]) for name in averaged)
+    stored = torch.load(folder / "best.ckpt", weights_only=True)["callbacks"]
+    (kept,) = (state for name, state in stored.items() if name.startswith("ModelCheckpoint"))
+    assert results(run)["val/loss"] != pytest.approx(float(kept["best_model_score"]), abs=1e-9)
+
+
+def test_losses_are_those_of_the_best_weights_and_the_last_step_is_validated(train):
+    run = train(*SHORT, "trainer.max_steps=5", "trainer.val_check_interval=2", "optimizer.lr=0.05")
+    checkpoint = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
+    assert checkpoint["global_step"] == 5
+    (kept,) = (s for name, s in checkpoint["callbacks"].items() if name.startswith("ModelCheck"))
+    assert results(run)["val/loss"] == pytest.approx(float(kept["best_model_score"]), rel=1e-6)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("compiling", ["true", "{backend: eager}"])
+def test_a_compiled_model_trains(train, compiling):
+    run = train(*SHORT, f"compile={compiling}", "trainer.max_steps=1")
+    assert results(run)["val/loss"] > 0
