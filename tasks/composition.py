@@ -85,7 +85,11 @@ def register_plugins(verb: str) -> None:
 
 
 def split(arguments: list[str]) -> tuple[list[str], list[str]]:
-    """What is Hydra's, flags and overrides, and what is text. All behind `--` is text."""
+    """What is Hydra's, flags and overrides, and what is text. All behind `--` is text.
+
+    Flags come first, as Hydra's parser does not take any between overrides.
+    """
+    flags: list[str] = []
     overrides: list[str] = []
     lines: list[str] = []
     rest = iter(arguments)
@@ -93,12 +97,14 @@ def split(arguments: list[str]) -> tuple[list[str], list[str]]:
         if argument == "--":
             lines.extend(rest)
         elif argument in VALUED_FLAGS:
-            overrides.extend([argument, next(rest, "")])
-        elif argument.startswith("-") or OVERRIDE.match(argument):
+            flags.extend([argument, next(rest, "")])
+        elif argument.startswith("-"):
+            flags.append(argument)
+        elif OVERRIDE.match(argument):
             overrides.append(argument)
         else:
             lines.append(argument)
-    return overrides, lines
+    return [*flags, *overrides], lines
 
 
 def store_config(verb: str, whole: dict[str, Any], overrides: list[str]) -> None:

@@ -90,7 +90,7 @@ class Throughput(Callback):
     def _reduce(self, trainer: Trainer) -> None:
         tokens = self._pending
         if trainer.world_size > 1:
-            count = torch.tensor(tokens, device=trainer.strategy.root_device)
+            count = torch.as_tensor(tokens, device=trainer.strategy.root_device).clone()
             # Every rank takes the same number of steps, so all of them come by here.
             tokens = int(trainer.strategy.reduce(count, reduce_op="sum"))
         self._total += tokens

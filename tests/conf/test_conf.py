@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pytest
 from hydra import compose, initialize_config_module
-from hydra.core.hydra_config import HydraConfig
 from hydra.utils import get_class, get_method
 from omegaconf import OmegaConf
 
@@ -36,13 +35,9 @@ LANGUAGE = ("enwik8", "python_docs", "text_files", "tinyshakespeare", "wikitext1
 def composed(*overrides):
     register_launcher("train")
     with initialize_config_module("attention_zoo.conf", version_base="1.3"):
-        config = compose("train", overrides=list(overrides), return_hydra_config=True)
-        HydraConfig.instance().set_config(config)
         # A composition has no output folder: that is made when the job runs.
-        OmegaConf.update(config, "hydra.runtime.output_dir", "run", force_add=True)
-        plain = OmegaConf.to_container(config, resolve=False)
-        del plain["hydra"]
-        return OmegaConf.to_container(OmegaConf.create(plain), resolve=True)
+        config = compose("train", overrides=[*overrides, "paths.run=run"])
+        return OmegaConf.to_container(config, resolve=True)
 
 
 def overrides_of(group, choice):

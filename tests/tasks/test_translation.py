@@ -1,6 +1,7 @@
 """The translation task: what its loss is, and that a step does not depend on how it is divided."""
 
 import json
+from functools import partial
 
 import pytest
 import torch
@@ -27,7 +28,7 @@ class Keeping(torch.optim.SGD):
 
 def new_task(label_smoothing=0.0):
     torch.manual_seed(0)
-    attention = create_attention("multi_head", heads=2)
+    attention = partial(create_attention, "multi_head", heads=2)
     model = Seq2Seq(
         dim=16,
         layers=1,
@@ -44,7 +45,7 @@ def new_task(label_smoothing=0.0):
         encoder_attention=attention,
         decoder_attention=attention,
         cross_attention=attention,
-        position=create_position("sinusoidal"),
+        position=partial(create_position, "sinusoidal"),
     )
     return TranslationTask(
         model=model,
@@ -91,7 +92,15 @@ def step(task, batches):
     return {name: (before[name] - after[name].detach()) / RATE for name in before}
 
 
+@pytest.fixture
+def double():
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)
+
+
 @pytest.mark.filterwarnings("ignore")
+@pytest.mark.usefixtures("double")
 @pytest.mark.parametrize("label_smoothing", [0.0, 0.1])
 @pytest.mark.parametrize("width", [None, 17])
 def test_a_step_is_the_mean_over_target_tokens_however_divided(label_smoothing, width):
