@@ -49,13 +49,7 @@ def inverse_square_root(
     Raises:
         UserError: warm-up is below 1 or longer than the run.
     """
-<<<<<<< HEAD
-    share = 0 < warmup_steps < 1
-    warmup_steps = max(_in_steps(warmup_steps, total_steps), int(share))
-    if warmup_steps < 1:
-=======
     if warmup_steps == 0:
->>>>>>> program
         raise UserError(
             f"inverse_square_root needs warmup_steps of at least 1, got {warmup_steps}: "
             "they set the pace of its fall."
@@ -215,11 +209,7 @@ def _cosine_fall(progress: float) -> float:
 def _in_steps(warmup_steps: float, total_steps: float) -> int:
     """Warm-up in steps; below 1 it is a share of the run."""
     if 0 < warmup_steps < 1 and total_steps < math.inf:
-<<<<<<< HEAD
-        return round(warmup_steps * total_steps)
-=======
         return int(warmup_steps * total_steps)
->>>>>>> program
     if not 0 <= warmup_steps <= total_steps or warmup_steps != int(warmup_steps):
         raise UserError(
             f"warmup_steps must lie between 0 and the steps of the run, got warmup_steps="
