@@ -18,6 +18,7 @@ class LanguageModelingTask(Task):
     """Learns next tokens; scored by loss, perplexity and bits per byte."""
 
     model: LanguageModel
+    decoding: Sample
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)

@@ -61,8 +61,8 @@ class ProcessesLauncher(Launcher):
         with open_dict(self.config):
             self.config.hydra.job.num = number
         run = Path(self.config.hydra.sweep.dir) / str(self.config.hydra.sweep.subdir)
-        words = " ".join(filter_overrides(overrides))
-        console.rule(f"job {number}: {words}", align="left")
+        words = filter_overrides(overrides)
+        console.rule(f"job {number}: {' '.join(words)}", align="left")
         # Quoted, since the grammar of overrides gives commas and blanks a meaning.
         places = ["hydra.mode=RUN", f"hydra.run.dir='{run}'"]
         process = subprocess.Popen(
@@ -93,9 +93,11 @@ class ProcessesLauncher(Launcher):
 
 
 def summary(jobs: list[dict[str, Any]]) -> Any:
-    """A table of the jobs: what each was, and its losses or why it has none."""
+    """A table of the jobs: what sets each apart, and its losses or why it has none."""
     from rich.table import Table
+    from rich.text import Text
 
+    shared = set.intersection(*(set(job["words"]) for job in jobs)) if len(jobs) > 1 else set()
     table = Table("job", "overrides", "outcome", "val/loss", "test/loss")
     for job in jobs:
         outcome = {0: "trained", REFUSED: job["last"]}.get(
@@ -103,7 +105,10 @@ def summary(jobs: list[dict[str, Any]]) -> Any:
         )
         losses = [job["metrics"].get(name) for name in ("val/loss", "test/loss")]
         texts = ["" if loss is None else f"{loss:.3f}" for loss in losses]
-        table.add_row(str(job["number"]), job["words"].replace(" ", "\n"), outcome, *texts)
+        words = "\n".join(word for word in job["words"] if word not in shared)
+        # As they are: a bracket in an override is no markup.
+        cells = [Text(cell, overflow="fold") for cell in (words, outcome, *texts)]
+        table.add_row(str(job["number"]), *cells)
     return table
 
 
