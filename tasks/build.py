@@ -68,6 +68,8 @@ def check(config: dict[str, Any]) -> None:
     Raises:
         Unsupported: with the rule, the value and the legal choices. UserError: an impossible size.
     """
+    if not isinstance(config["seed"], int):
+        raise UserError(f"seed must be a whole number, got {config['seed']!r}.")
     position = POSITION.card(config["position"]["name"])
     for node, chosen in attention_by_role(config).items():
         role = ROLE_NODES[config["task"]["name"]][node]
