@@ -100,15 +100,12 @@ def test_a_language_model_goes_on_from_a_prompt(program):
     short = ["generate", ckpt, "decoding.max_tokens=20"]
     first = program(*short, "decoding.seed=1", "--", "The ", "a=b: ").stdout
     assert first.startswith("The ")
-    hot = program(*short, "decoding.seed=2", "decoding.temperature=2", "The ").stdout
+    hot = program(
+        *short, "decoding.temperature=2", "decoding.top_k=50", "decoding.top_p=0.9", "The "
+    ).stdout
     assert hot != first
     again = program(*short, "decoding.seed=1", "--", "The ", "a=b: ").stdout
     assert first == again
-    greedy = [
-        program(*short, *options, "The ").stdout
-        for options in (["decoding.temperature=0"], ["decoding.top_k=1"], ["decoding.top_p=1e-9"])
-    ]
-    assert len(set(greedy)) == 1
 
 
 @pytest.mark.slow

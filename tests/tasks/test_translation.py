@@ -168,7 +168,9 @@ def test_losses_are_those_of_the_best_weights_and_the_last_step_is_validated(tra
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # inductor's own use of torch.jit
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")  # dynamo's own look at it
 @pytest.mark.parametrize("compiling", ["true", "{backend: eager}"])
 def test_a_compiled_model_trains(train, compiling):
+    torch.compiler.reset()
     run = train(*SHORT, f"compile={compiling}", "trainer.max_steps=1")
     assert results(run)["val/loss"] > 0
