@@ -2,6 +2,8 @@
 
 from collections.abc import Iterator
 from importlib.metadata import entry_points
+from importlib.resources import files
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,6 +22,10 @@ ROLE_NODES: dict[str, dict[str, Role]] = {
         "cross_attention": "cross",
     },
     "language_modeling": {"attention": "causal"},
+}
+DATA_MODULES = {
+    "translation": "attention_zoo.tasks.data.translation.TranslationData",
+    "language_modeling": "attention_zoo.tasks.data.language.LanguageData",
 }
 
 
@@ -63,13 +69,14 @@ def attention_by_role(config: dict[str, Any]) -> dict[str, dict[str, Any]]:
 
 
 def check(config: dict[str, Any]) -> None:
-    """Refuse a config whose attention, roles, position and sizes do not go together.
+    """Refuse a config whose task, data, attention, roles, position, sizes do not go together.
 
     Raises:
         Unsupported: with the rule, the value and the legal choices. UserError: an impossible size.
     """
     if not isinstance(config["seed"], int):
         raise UserError(f"seed must be a whole number, got {config['seed']!r}.")
+    check_data(config)
     position = POSITION.card(config["position"]["name"])
     for node, chosen in attention_by_role(config).items():
         role = ROLE_NODES[config["task"]["name"]][node]
@@ -82,6 +89,18 @@ def check(config: dict[str, Any]) -> None:
     # Sizes that do not fit show when the model is built. On this device it costs nothing.
     with torch.device("meta"):
         build_model(config, vocabulary_size=1, pad_id=0)
+
+
+def check_data(config: dict[str, Any]) -> None:
+    """Refuse text for the task of pairs, and pairs for that of text."""
+    task, given = config["task"]["name"], config["data"]["_target_"]
+    if given in DATA_MODULES.values() and given != DATA_MODULES[task]:
+        configs = sorted(files("attention_zoo.conf").joinpath("data").iterdir(), key=str)
+        legal = [Path(x.name).stem for x in configs if DATA_MODULES[task] in x.read_text()]
+        raise Unsupported(
+            f"task={task} cannot be trained on data={config['choices']['data']}. "
+            f"Data for it: {', '.join(legal)}."
+        )
 
 
 def build_model(config: dict[str, Any], *, vocabulary_size: int, pad_id: int) -> nn.Module:

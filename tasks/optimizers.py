@@ -138,6 +138,9 @@ class MuonWithAdamW(torch.optim.Optimizer):
 
 
 def _check(lr: float, weight_decay: float, betas: tuple[float, float]) -> None:
+    for name, value in (("lr", lr), ("weight_decay", weight_decay)):
+        if not isinstance(value, int | float):
+            raise UserError(f"{name} must be a number, got {value!r}.")
     if not lr > 0:
         raise UserError(f"lr must be above 0, got {lr}.")
     if not weight_decay >= 0:

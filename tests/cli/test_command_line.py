@@ -47,6 +47,8 @@ def test_composition_needs_no_torch(program):
         (["train", "ckpt_path=last"], 2, "there is no checkpoint"),
         (["train", "-m", "attention=multi_head,multihed"], 2, "Did you mean multi_head"),
         (["train", "seed=abc"], 2, "seed"),
+        (["train", "data=python_docs"], 3, "Data for it: iwslt14, multi30k"),
+        (["train", "data.source.size=50", "optimizer.lr=abc"], 2, "lr must be a number"),
         (["train", "data=multi30k", "data.root=nowhere"], 2, "nowhere"),
         (["show", "rotari"], 2, "Did you mean rotary"),
     ],
