@@ -86,9 +86,10 @@ def check(config: dict[str, Any]) -> None:
             check_pair(card, role, None if role == "cross" else position)
         except Unsupported as refusal:
             raise Unsupported(f"{node}={card.name}: {refusal}") from None
-    # Sizes that do not fit show when the model is built. On this device it costs nothing.
+    # What does not fit shows when model and optimiser are built. On this device it costs nothing.
     with torch.device("meta"):
-        build_model(config, vocabulary_size=1, pad_id=0)
+        model = build_model(config, vocabulary_size=1, pad_id=0)
+    instantiate(config["optimizer"])(model)
 
 
 def check_data(config: dict[str, Any]) -> None:
