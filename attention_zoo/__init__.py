@@ -2,7 +2,7 @@
 
 >>> import attention_zoo
 >>> attention_zoo.card("alibi").acts
-'scores'
+('scores',)
 """
 
 from attention_zoo.errors import BadInput, Unsupported, UserError

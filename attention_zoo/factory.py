@@ -6,7 +6,7 @@ from typing import Any
 from attention_zoo.attention.base import Attention
 from attention_zoo.errors import Unsupported, UserError
 from attention_zoo.position.base import PositionalEncoding
-from attention_zoo.zoo import ATTENTION, POSITION, Role
+from attention_zoo.zoo import ATTENTION, BEFORE_ATTENTION, POSITION, Role, listed
 
 
 def create_attention(
@@ -31,33 +31,37 @@ def create_attention(
     """
     attention = construct(ATTENTION[name], name, dim=dim, role=role, **options)
     if position is not None:
-        acts = POSITION.card(position).acts
-        if acts == "embeddings":
+        before = [site for site in POSITION.card(position).acts if site in BEFORE_ATTENTION]
+        if before:
             raise Unsupported(
-                f"{position} acts on {acts}, which a model adds before its layers; "
-                "attention alone takes an encoding that acts on heads or scores."
+                f"{position} acts on {listed(tuple(before))}, before a model's layers; attention "
+                "alone takes an encoding that acts inside it only."
             )
-        attention.encoding = create_position(
-            position, dim=dim, heads=attention.heads, head_dim=attention.encoded_dim, role=role
-        )
-        attention.use(attention.encoding)
+        attention.use_own(create_position(position, **attention.encoded_sizes))
     return attention
 
 
 def create_position(
-    name: str, *, dim: int, heads: int, head_dim: int, role: Role, **options: Any
+    name: str,
+    *,
+    dim: int,
+    heads: int,
+    head_dim: int,
+    role: Role,
+    layer: int = 0,
+    **options: Any,
 ) -> PositionalEncoding:
-    """Build a positional encoding for a stack of layers.
+    """Build a positional encoding, for a stack of layers or, as its card says, for one of them.
 
     Args:
         name: a registered name; see `list_position`.
         dim: width of the embeddings. heads, head_dim: number and width of the attention's heads.
         role: of the attention that it serves.
+        layer: place of the layer in the stack, from 0.
         options: of the encoding; `attention_zoo.POSITION[name]` documents them.
     """
-    return construct(
-        POSITION[name], name, dim=dim, heads=heads, head_dim=head_dim, role=role, **options
-    )
+    sizes = {"dim": dim, "heads": heads, "head_dim": head_dim, "role": role, "layer": layer}
+    return construct(POSITION[name], name, **sizes, **options)
 
 
 def construct(entry: type, name: str, **options: Any) -> Any:

@@ -16,10 +16,23 @@ from typing import Generic, Literal, TypeVar, get_args
 from attention_zoo.errors import Unsupported
 
 Role = Literal["causal", "global", "cross"]
-Site = Literal["embeddings", "heads", "scores", "nowhere"]
+Site = Literal["positions", "embeddings", "heads", "width", "length", "scores", "content", "values"]
 Weights = Literal["distribution", "nonnegative", "signed"]
 Cost = Literal["t", "t log t", "t²"]
 ROLES: tuple[Role, ...] = get_args(Role)
+# Where an encoding may act, as a refusal says it.
+SITES: dict[Site, str] = {
+    "positions": "positions",
+    "embeddings": "embeddings",
+    "heads": "queries and keys",
+    "width": "queries and keys, which it makes wider",
+    "length": "cached keys, anew as the sequence grows",
+    "scores": "scores, by the places of query and key",
+    "content": "scores, by what queries and keys hold",
+    "values": "values, by the places of query and key",
+}
+# What a model does before its layers: attention need not know of it.
+BEFORE_ATTENTION: tuple[Site, ...] = ("positions", "embeddings")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,10 +73,17 @@ class AttentionCard(Card):
 
 @dataclass(frozen=True, kw_only=True)
 class PositionCard(Card):
-    """Of a positional encoding: where it `acts`, in which self-attention `roles` it makes sense."""
+    """Of a positional encoding.
 
-    acts: Site
+    Where it `acts`: nowhere, or on some of `SITES`; in which self-attention `roles` it makes sense;
+    whether each layer has one of its own (`per_layer`), or all share one; whether inside attention
+    it knows distances only (`relative`), so that shifted positions change nothing.
+    """
+
+    acts: tuple[Site, ...] = ()
     roles: tuple[Role, ...] = ("causal", "global")
+    per_layer: bool = False
+    relative: bool = True
 
 
 C = TypeVar("C", bound=Card)
@@ -150,29 +170,36 @@ def check_pair(attention: AttentionCard, role: Role, position: PositionCard | No
             f"{attention.name} cannot be {role} attention; it can be {listed(attention.roles)}. "
             f"For {role} attention choose from: {', '.join(able)}."
         )
-    if position is None or position.acts == "nowhere":
+    if position is None or not position.acts:
         return
     if role == "cross":
-        if position.acts == "embeddings":
+        if set(position.acts) <= set(BEFORE_ATTENTION):
             return
         raise Unsupported(
-            f"{position.name} acts on {position.acts} by the distance between positions, which the "
-            "two sides of cross-attention do not share. Leave its position out."
+            f"{position.name} acts by the distance between positions, which the two sides of "
+            "cross-attention do not share. Leave its position out."
         )
     if role not in position.roles:
         raise Unsupported(
             f"{position.name} cannot serve {role} attention; it serves {listed(position.roles)}."
         )
-    if position.acts not in attention.positions:
-        legal = [
+    if not takes(attention, position):
+        allowed = ("positions", *attention.positions)
+        missing = [SITES[site] for site in position.acts if site not in allowed]
+        fitting = [
             name
             for name in POSITION
-            if POSITION.card(name).acts in ("nowhere", *attention.positions)
+            if takes(attention, POSITION.card(name)) and role in POSITION.card(name).roles
         ]
         raise Unsupported(
             f"{attention.name} cannot take position={position.name}, which acts on "
-            f"{position.acts}. Positions it can take: {', '.join(legal)}."
+            f"{' and on '.join(missing)}. Positions it can take: {', '.join(fitting)}."
         )
+
+
+def takes(attention: AttentionCard, position: PositionCard) -> bool:
+    """Whether the mechanism lets an encoding act on all that it acts on."""
+    return set(position.acts) <= {"positions", *attention.positions}
 
 
 def listed(words: tuple[str, ...]) -> str:

@@ -174,13 +174,14 @@ def parameter_counts(model: nn.Module) -> dict[str, int]:
     from attention_zoo.attention.base import Attention
     from attention_zoo.position.base import PositionalEncoding
 
-    def count(*kinds: type[nn.Module]) -> int:
-        parts = [module for module in model.modules() if isinstance(module, kinds)]
-        distinct = {id(p): p.numel() for part in parts for p in part.parameters()}
-        return sum(distinct.values())
+    def count(kind: type[nn.Module]) -> dict[int, int]:
+        parts = [module for module in model.modules() if isinstance(module, kind)]
+        return {id(p): p.numel() for part in parts for p in part.parameters()}
 
+    # An encoding of a layer's own is a part of the layer's attention.
+    position, attention = count(PositionalEncoding), count(Attention)
     return {
-        "parameters": count(nn.Module),
-        "parameters/attention": count(Attention),
-        "parameters/position": count(PositionalEncoding),
+        "parameters": sum(count(nn.Module).values()),
+        "parameters/attention": sum(n for p, n in attention.items() if p not in position),
+        "parameters/position": sum(position.values()),
     }

@@ -72,7 +72,7 @@ class Attention(nn.Module):
         self.layer = layer
         self.add_projections(bias)
         self.position: PositionalEncoding
-        self.use(PositionalEncoding())
+        self.use(PositionalEncoding(dim=dim, heads=heads, head_dim=self.head_dim, role=role))
 
     def add_projections(self, bias: bool) -> None:
         """Make the projections; a mechanism that has others, or none, overrides this."""
@@ -84,6 +84,17 @@ class Attention(nn.Module):
     def __getstate__(self) -> dict[str, Any]:
         """Without the loss: it belongs to a pass, and its graph can be neither copied nor saved."""
         return {name: part for name, part in vars(self).items() if name != "auxiliary_loss"}
+
+    @property
+    def encoded_sizes(self) -> dict[str, Any]:
+        """What an encoding of this attention must know to be built."""
+        return {
+            "dim": self.dim,
+            "heads": self.heads,
+            "head_dim": self.encoded_dim,
+            "role": self.role,
+            "layer": self.layer,
+        }
 
     @property
     def encoded_dim(self) -> int:
@@ -115,6 +126,11 @@ class Attention(nn.Module):
         """
         check_pair(self.card, self.role, position.card)
         object.__setattr__(self, "position", position)
+
+    def use_own(self, encoding: PositionalEncoding) -> None:
+        """Use an encoding that is this attention's own: it becomes a part of it."""
+        self.use(encoding)
+        self.encoding = encoding
 
     def forward(
         self,
@@ -156,6 +172,8 @@ class Attention(nn.Module):
         """The weights [b h q k] that `forward` gives, or implies, to the values:
 
         forward(x) = finish(attention_map(x) @ values(x), x)
+
+        An encoding that acts on values adds to the product what it gives to the weights.
         """
         raise NotImplementedError
 

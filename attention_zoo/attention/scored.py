@@ -24,10 +24,10 @@ class ScoredAttention(SoftmaxAttention):
     def attend(self, heads: Heads, mask: Mask, last: int) -> Tensor:
         weights = self.weights(heads, visible_to(heads, mask, last))
         weights = torch.dropout(weights, self.dropout, train=self.training)
-        return weights @ repeat_heads(heads.v, self.heads)
+        return self.weighted(weights, heads)
 
     def weights(self, heads: Heads, visible: Tensor | None) -> Tensor:
-        scores, bias = self.scores(heads.q, heads.k), self.bias(heads)
+        scores, bias = self.scores(heads.q, heads.k), self.bias(heads, visible)
         return self.normalise(scores if bias is None else scores + bias, visible)
 
     def scores(self, q: Tensor, k: Tensor) -> Tensor:

@@ -1,18 +1,26 @@
 """Softmax attention over projected heads: what most of the zoo varies."""
 
 import math
+from collections.abc import Iterator
 from itertools import product
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from attention_zoo.attention.base import Attention, places
 from attention_zoo.backends import BACKENDS, resolve
-from attention_zoo.backends.reference import attention_weights
+from attention_zoo.backends.reference import attention_weights, repeat_heads
 from attention_zoo.caches import Cache, TokenCache
 from attention_zoo.errors import UserError
 from attention_zoo.masks import Mask
+from attention_zoo.zoo import Site
+
+# Where an encoding may act, on attention that keeps the heads and the way to weights as they are.
+SITES_OF_SOFTMAX: tuple[Site, ...] = (
+    *("embeddings", "heads", "width", "length", "scores", "content", "values"),
+)
 
 
 class Heads(NamedTuple):
@@ -57,7 +65,8 @@ class SoftmaxAttention(Attention):
         mask = self.honoured(mask, x, context, cache)
         heads = self.heads_of(x, context, positions, cache)
         last = heads.k.shape[2] if cache is None or self.role == "cross" else cache.length
-        return self.finish(self.attend(heads, mask, last), x)
+        attended = [self.attended(run, mask, stop) for run, stop in self.turned(heads, last)]
+        return self.finish(attended[0] if len(attended) == 1 else torch.cat(attended, dim=2), x)
 
     def attention_map(
         self,
@@ -69,7 +78,12 @@ class SoftmaxAttention(Attention):
     ) -> Tensor:
         mask = self.honoured(mask, x, context)
         heads = self.heads_of(x, context, positions, None)
-        return self.weights(heads, visible_to(heads, mask, heads.k.shape[2]))
+        keys = heads.k.shape[2]
+        maps = [
+            pad(self.weights(run, visible_to(run, mask, stop)), (0, keys - stop))
+            for run, stop in self.turned(heads, keys)
+        ]
+        return maps[0] if len(maps) == 1 else torch.cat(maps, dim=2)
 
     def naive(
         self,
@@ -84,19 +98,24 @@ class SoftmaxAttention(Attention):
         To read, and for the tests to hold `forward` against.
         """
         heads = self.heads_of(x, context, positions, None)
-        q, k, v = heads[:3]
-        bias = self.bias(heads)
-        out = q.new_zeros(*q.shape[:3], v.shape[3])
-        for b, h, i in product(*map(range, q.shape[:3])):
-            seen = visible[b, i].nonzero()[:, 0]
-            if len(seen) == 0:
-                continue
-            group = h * k.shape[1] // self.heads
-            scores = self.naive_scores(h, q[b, h, i], k[b, group, seen])
-            if bias is not None:
-                scores = scores + bias[b % bias.shape[0], h, i, seen]
-            out[b, h, i] = self.naive_weights(h, scores) @ v[b, group, seen]
-        return self.finish(out, x)
+        outputs, start = [], 0
+        for run, stop in self.turned(heads, heads.k.shape[2]):
+            q, k = run.q, run.k
+            rows = visible[:, start : start + q.shape[2], :stop]
+            bias = self.bias(run, rows[:, None])
+            weights = q.new_zeros(*q.shape[:3], k.shape[2])
+            for b, h, i in product(*map(range, q.shape[:3])):
+                seen = rows[b, i].nonzero()[:, 0]
+                if len(seen) == 0:
+                    continue
+                group = h * k.shape[1] // self.heads
+                scores = self.naive_scores(h, q[b, h, i], k[b, group, seen])
+                if bias is not None:
+                    scores = scores + bias[b % bias.shape[0], h, i, seen]
+                weights[b, h, i, seen] = self.naive_weights(h, scores)
+            outputs.append(self.weighted(weights, run))
+            start += q.shape[2]
+        return self.finish(torch.cat(outputs, dim=2), x)
 
     def naive_scores(self, head: int, query: Tensor, keys: Tensor) -> Tensor:
         """Of one query [c] and the keys [k c] that it sees: [k]."""
@@ -130,7 +149,8 @@ class SoftmaxAttention(Attention):
         k, v = self.project_key_value(source)
         if not cross:
             q, k = self.rotate(q, k, q_positions)
-        kept = {"keys": k, "values": v, **self.more_of(source)}
+        more = {**self.more_of(source), **self.position.keep(source)}
+        kept = {"keys": k, "values": v, **more}
         if cache is None:
             return with_kept(q, q_positions, {**kept, "positions": k_positions[..., None]})
         k_positions = k_positions.expand(len(source), -1)[..., None]
@@ -144,28 +164,74 @@ class SoftmaxAttention(Attention):
         """What the mechanism keeps of every token [b k d] beside keys and values, [b … k c]."""
         return {}
 
-    def bias(self, heads: Heads) -> Tensor | None:
-        """What is added to the scores, [b|1 h q k]."""
-        return self.position.bias(heads.q_positions, heads.k_positions)
+    def turned(self, heads: Heads, last: int) -> Iterator[tuple[Heads, int]]:
+        """The heads, and `last`, the number of tokens up to their last query.
+
+        All at once, unless the encoding turns the keys anew as the sequence grows: then one run of
+        queries after the other, each with the keys up to its last one.
+        """
+        position = self.position
+        if "length" not in position.card.acts:
+            yield heads, last
+            return
+        q, k, v, q_positions, k_positions, more = heads
+        assert not more, "what is kept beside keys and values cannot be cut to the keys of a run"
+        queries, keys = q.shape[2], k.shape[2]
+        for run in position.runs(q_positions):
+            behind = queries - run.stop
+            stop = keys - behind
+            places = q_positions[:, run], k_positions[:, :stop]
+            turned = position.turn(q[:, :, run], k[:, :, :stop], *places)
+            yield Heads(*turned, v[:, :, :stop], *places, {}), last - behind
+
+    def bias(self, heads: Heads, visible: Tensor | None) -> Tensor | None:
+        """What is added to the scores, [b|1 h q k], where a query sees a key, [b|1 1 q k]."""
+        position = self.position
+        if "content" not in position.card.acts:
+            return position.bias(heads.q_positions, heads.k_positions)
+        return position.read(
+            heads.q,
+            repeat_heads(heads.k, heads.q.shape[1]),
+            heads.q_positions,
+            heads.k_positions,
+            visible=visible,
+            scale=self.scale,
+            kept=heads.more,
+        )
+
+    def attended(self, heads: Heads, mask: Mask, last: int) -> Tensor:
+        """`attend`, or the same by way of the weights, where the encoding acts on values."""
+        if "values" not in self.position.card.acts:
+            return self.attend(heads, mask, last)
+        weights = self.weights(heads, visible_to(heads, mask, last))
+        return self.weighted(torch.dropout(weights, self.dropout, train=self.training), heads)
+
+    def weighted(self, weights: Tensor, heads: Heads) -> Tensor:
+        """What weights [b h q k] come to, [b h q c]."""
+        out = weights @ repeat_heads(heads.v, self.heads)
+        more = self.position.give(weights, heads.q_positions, heads.k_positions)
+        return out if more is None else out + more
 
     def attend(self, heads: Heads, mask: Mask, last: int) -> Tensor:
         """[b h q c]. The keys, and the queries, are the last ones of `last` tokens."""
         # A plain triangle is left to the kernel, which then skips the half that is not visible.
         triangle = mask.names == ("causal",) and heads.q.shape[2] == heads.k.shape[2]
+        visible = None
+        if not triangle or "content" in self.position.card.acts:
+            visible = visible_to(heads, mask, last)
         return BACKENDS[self.backend](
             *heads[:3],
-            visible=None if triangle else visible_to(heads, mask, last),
-            causal=triangle,
-            bias=self.bias(heads),
+            visible=visible,
+            causal=triangle and visible is None,
+            bias=self.bias(heads, visible),
             scale=self.scale,
             dropout=self.dropout if self.training else 0.0,
         )
 
     def weights(self, heads: Heads, visible: Tensor | None) -> Tensor:
         """[b h q k]."""
-        return attention_weights(
-            heads.q, heads.k, visible=visible, bias=self.bias(heads), scale=self.scale
-        )
+        bias = self.bias(heads, visible)
+        return attention_weights(heads.q, heads.k, visible=visible, bias=bias, scale=self.scale)
 
 
 def with_kept(q: Tensor, q_positions: Tensor, kept: dict[str, Tensor]) -> Heads:

@@ -49,7 +49,7 @@ class Encoder(nn.Module):
     Args:
         layers: their number.
         attention: factory of the mechanism, called with `dim`, `role` and `layer` for every layer.
-        position: factory of the encoding, called once.
+        position: factory of the encoding, called once, or for each layer, as its card says.
         options: of the blocks.
     """
 
@@ -65,7 +65,7 @@ class Encoder(nn.Module):
         check_layers(layers)
         stack = [EncoderLayer(attention, options, layer=index) for index in range(layers)]
         self.layers = nn.ModuleList(stack)
-        self.position = shared_position([layer.self_attention for layer in stack], position)
+        self.position = give_positions([layer.self_attention for layer in stack], position)
         self.dropout = nn.Dropout(options.dropout)
         self.norm = options.final_norm()
 
@@ -78,6 +78,7 @@ class Encoder(nn.Module):
         self, x: Tensor, *, mask: Mask, positions: Tensor, maps: Maps | None = None
     ) -> Tensor:
         """[b s d] -> [b s d]. Attention maps are put into `maps`, where given."""
+        positions = self.position.place(positions)
         x = self.dropout(self.position.embed(x, positions))
         for layer in self.layers:
             x = layer(x, mask=mask, positions=positions, maps=maps)
@@ -140,8 +141,8 @@ class Decoder(nn.Module):
         layers: their number.
         attention: factory of the self-attention, called with `dim`, `role` and `layer` for each.
         cross_attention: factory of the cross-attention; None for a language model.
-        position: factory of the encoding, called once. It acts on self-attention; cross-attention
-            compares two sequences that share no positions.
+        position: factory of the encoding, called once, or for each layer, as its card says. It
+            acts on self-attention; cross-attention compares two sequences that share no positions.
         options: of the blocks.
     """
 
@@ -161,7 +162,7 @@ class Decoder(nn.Module):
             for index in range(layers)
         ]
         self.layers = nn.ModuleList(stack)
-        self.position = shared_position([layer.self_attention for layer in stack], position)
+        self.position = give_positions([layer.self_attention for layer in stack], position)
         self.dropout = nn.Dropout(options.dropout)
         self.norm = options.final_norm()
 
@@ -188,6 +189,7 @@ class Decoder(nn.Module):
 
         Attention maps are put into `maps`, where given.
         """
+        positions = self.position.place(positions)
         x = self.dropout(self.position.embed(x, positions))
         for index, layer in enumerate(self.layers):
             x = layer(
@@ -204,20 +206,22 @@ class Decoder(nn.Module):
         return self.norm(x)
 
 
-def shared_position(
-    layers: list[AttentionSublayer], factory: PositionFactory
-) -> PositionalEncoding:
-    """One encoding for all the layers' attention, made for their heads."""
-    attention = layers[0].attention
-    position = factory(
-        dim=attention.dim,
-        heads=attention.heads,
-        head_dim=attention.encoded_dim,
-        role=attention.role,
-    )
-    for layer in layers:
-        layer.attention.use(position)
-    return position
+def give_positions(layers: list[AttentionSublayer], factory: PositionFactory) -> PositionalEncoding:
+    """One encoding for all the layers' attention, or an encoding for each, as its card says.
+
+    Returns:
+        What acts before the layers.
+    """
+    first = layers[0].attention
+    position = factory(**first.encoded_sizes)
+    if not position.card.per_layer:
+        for layer in layers:
+            layer.attention.use(position)
+        return position
+    first.use_own(position)
+    for layer in layers[1:]:
+        layer.attention.use_own(factory(**layer.attention.encoded_sizes))
+    return PositionalEncoding(**first.encoded_sizes)
 
 
 def longest_of_attention(stack: nn.Module) -> list[int | None]:

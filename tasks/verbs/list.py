@@ -27,11 +27,21 @@ LONG = {"paper": 26, "cache": 40}
 DIM, HEADS, TOKENS, BYTES = 512, 8, 1024, 4
 ROLE_LETTERS = {"causal": "C", "global": "G", "cross": "X"}
 MASK_LETTERS = {"padding": "p", "segments": "s", "window": "w"}
-POSITION_LETTERS = {"embeddings": "E", "heads": "H", "scores": "S"}
+POSITION_LETTERS = {
+    "positions": "P",
+    "embeddings": "E",
+    "heads": "H",
+    "width": "W",
+    "length": "L",
+    "scores": "S",
+    "content": "C",
+    "values": "V",
+}
 LEGEND = (
     "Roles: C causal self-attention, G global self-attention, X cross-attention. "
     "Masks, beside that of the role: p padding, s segments, w window. "
-    "Positions act on: E embeddings, H heads, S scores. "
+    "Positions act on: P positions, E embeddings, H queries and keys, W their width, L them by the "
+    "length so far, S scores, C scores by content, V values. "
     "Time: how that of training grows with t tokens. "
     "What decoding keeps of each token and of a sequence, in bytes: of one layer in float32, with "
     f"width {DIM}, {HEADS} heads, {TOKENS:,} tokens, and the options of the mechanism's config."
@@ -138,8 +148,15 @@ def in_bytes(number: float) -> str:
 
 def position_rows() -> list[tuple[str, ...]]:
     """Name, paper, where it acts, roles, of each encoding."""
-    cards = map(POSITION.card, POSITION)
-    return [(card.name, card.paper, card.acts, letters(card.roles, ROLE_LETTERS)) for card in cards]
+    return [
+        (
+            card.name,
+            card.paper,
+            letters(card.acts, POSITION_LETTERS),
+            letters(card.roles, ROLE_LETTERS),
+        )
+        for card in map(POSITION.card, POSITION)
+    ]
 
 
 def markdown(columns: Iterable[str], rows: Iterable[Iterable[str]]) -> str:

@@ -11,14 +11,20 @@ from torch import Tensor
 from attention_zoo import create_attention
 from attention_zoo.attention.base import Attention
 from attention_zoo.backends import BACKENDS
-from attention_zoo.zoo import ATTENTION, POSITION, AttentionCard, PositionCard, Role
+from attention_zoo.zoo import (
+    ATTENTION,
+    BEFORE_ATTENTION,
+    POSITION,
+    AttentionCard,
+    PositionCard,
+    Role,
+)
 from tests.conformance.configs import options, parameters
 
 DIM = 16
 # Of options that count tokens: small, so that short sequences go beyond them. The window is even,
 # so that it is lopsided around a query.
 SMALL = {"window": 4, "block": 4, "stride": 3, "dilation": 3, "landmarks": 4, "top_k": 5}
-ON_ATTENTION = ("heads", "scores")
 
 
 def small_options(name: str) -> dict[str, Any]:
@@ -87,9 +93,13 @@ class Case:
 
 def fits(card: AttentionCard, role: Role, position: PositionCard) -> bool:
     """Whether the cards declare the pair for self-attention of this role."""
-    if position.acts == "nowhere":
-        return True
-    return role in position.roles and position.acts in card.positions
+    acts = set(position.acts)
+    return not acts or (role in position.roles and acts <= {"positions", *card.positions})
+
+
+def inside(position: PositionCard) -> bool:
+    """Whether the encoding acts inside attention."""
+    return bool(position.acts) and not set(position.acts) & set(BEFORE_ATTENTION)
 
 
 def plain_cases() -> Iterator[Case]:
@@ -104,16 +114,12 @@ def pairs() -> Iterator[Case]:
     for case in plain_cases():
         for name in POSITION:
             position = POSITION.card(name)
-            if (
-                case.role != "cross"
-                and position.acts in ON_ATTENTION
-                and fits(case.card, case.role, position)
-            ):
+            if case.role != "cross" and inside(position) and fits(case.card, case.role, position):
                 yield Case(case.name, case.role, name)
 
 
 def positioned_cases() -> Iterator[Case]:
-    """Every entry, alone and with one encoding for each place where one may act on it."""
+    """Every entry, alone and with one encoding for all that act on the same."""
     yield from plain_cases()
     seen = set()
     for case in pairs():

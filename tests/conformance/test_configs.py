@@ -23,7 +23,9 @@ def test_the_yaml_builds_the_entry(group: str, name: str) -> None:
     assert chosen["_partial_"] is True, "layers are built from a factory"
     assert chosen["_convert_"] == "all"
     assert chosen["name"] == name
-    given = {"dim", "role"} if group == "attention" else {"dim", "role", "heads", "head_dim"}
+    given = (
+        {"dim", "role"} if group == "attention" else {"dim", "role", "heads", "head_dim", "layer"}
+    )
     assert set(options(group, name)) <= parameters(GROUPS[group][name]) - given
 
 

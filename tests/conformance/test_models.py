@@ -57,9 +57,10 @@ def position_factory(name: str) -> PositionFactory:
 
 
 def language_model(name: str, position: str) -> LanguageModel:
-    return LanguageModel(
+    model = LanguageModel(
         attention=attention_factory(name), position=position_factory(position), **SIZES
     )
+    return model.eval()
 
 
 def seq2seq(name: str, position: str) -> Seq2Seq:
@@ -75,7 +76,7 @@ def seq2seq(name: str, position: str) -> Seq2Seq:
         cross_attention=playing("cross"),
         position=position_factory(position),
         **SIZES,
-    )
+    ).eval()
 
 
 def tokens(batch: int, length: int) -> Tensor:
@@ -100,7 +101,7 @@ def assert_every_parameter_is_used(model: nn.Module, logits: Tensor) -> None:
 @pairs("causal")
 def test_language_model_uses_every_parameter(name: str, position: str) -> None:
     model = language_model(name, position)
-    logits = model(tokens(2, 9))
+    logits = model.train()(tokens(2, 9))
     assert logits.shape == (2, 9, VOCABULARY)
     assert_every_parameter_is_used(model, logits)
 
@@ -189,7 +190,7 @@ def test_language_model_shows_its_attention(name: str, position: str) -> None:
 @pairs("causal", "global", "cross")
 def test_seq2seq_uses_every_parameter(name: str, position: str) -> None:
     model = seq2seq(name, position)
-    logits = model(*source_and_target())
+    logits = model.train()(*source_and_target())
     assert logits.shape == (2, 8, VOCABULARY)
     assert_every_parameter_is_used(model, logits)
 

@@ -9,9 +9,9 @@ from attention_zoo import Unsupported, create_attention, create_position
 from attention_zoo.zoo import ATTENTION, POSITION, ROLES, Role, check_pair
 from tests.conformance.cases import (
     DIM,
-    ON_ATTENTION,
     Case,
     fits,
+    inside,
     over,
     pairs,
     small_options,
@@ -28,7 +28,7 @@ def test_a_pair_is_declared_or_refused(name: str, position: str, role: Role) -> 
     if role not in card.roles:
         with pytest.raises(Unsupported, match=f"{name} cannot be {role} attention; it can be"):
             check_pair(card, role, other)
-    elif role == "cross" and other.acts in ON_ATTENTION:
+    elif role == "cross" and inside(other):
         with pytest.raises(Unsupported, match=position):
             check_pair(card, role, other)
     elif role == "cross" or fits(card, role, other):
@@ -43,8 +43,7 @@ def test_an_attention_alone_takes_what_acts_on_it(name: str, position: str, role
     """`create_attention(position=…)` runs, or refuses what would have no effect."""
     card, other = ATTENTION.card(name), POSITION.card(position)
     legal = role in card.roles and (
-        other.acts == "nowhere"
-        or (role != "cross" and other.acts in ON_ATTENTION and fits(card, role, other))
+        not other.acts or (role != "cross" and inside(other) and fits(card, role, other))
     )
     if legal:
         create_attention(name, dim=DIM, role=role, position=position, **small_options(name))
@@ -63,7 +62,7 @@ def test_an_encoding_changes_the_output(case: Case) -> None:
     assert not torch.allclose(attention(*inputs), plain(*inputs))
 
 
-@over(pairs())
+@over(case for case in pairs() if POSITION.card(str(case.position)).relative)
 def test_an_encoding_sees_distances_only(case: Case) -> None:
     attention = case.attention()
     (x,) = case.inputs(9)
@@ -79,17 +78,46 @@ def test_an_encoding_sees_distances_only(case: Case) -> None:
 
 @pytest.mark.parametrize("name", list(POSITION))
 def test_an_encoding_acts_where_its_card_says(name: str) -> None:
+    """Each hook of the contract is neutral, or the card names where it acts."""
     card = POSITION.card(name)
+    width, length = 4, 70  # longer than what models are trained at by default
     for role in card.roles:
         position = create_position(
-            name, dim=DIM, heads=HEADS, head_dim=4, role=role, **options("position", name)
+            name, dim=DIM, heads=HEADS, head_dim=width, role=role, **options("position", name)
         )
-        places = torch.arange(5)[None]
-        x, q, k = torch.randn(2, 5, DIM), torch.randn(2, HEADS, 5, 4), torch.randn(2, 2, 5, 4)
-        turned_q, turned_k = position.rotate(q, k, places)
-        assert torch.equal(position.embed(x, places), x) is (card.acts != "embeddings")
-        assert (torch.equal(turned_q, q) and torch.equal(turned_k, k)) is (card.acts != "heads")
+        with torch.no_grad():
+            for parameter in position.parameters():
+                parameter.add_(0.1 * torch.randn_like(parameter))
+        places = torch.arange(length)[None]
+        x = torch.randn(2, length, DIM)
+        q, k = torch.randn(2, HEADS, length, width), torch.randn(2, HEADS, length, width)
+        placed = position.place(places)
+        embedded = position.embed(x, places)
+        rotated = position.rotate(q, k, places)
+        turned = position.turn(q, k, places, places)
         bias = position.bias(places, places)
-        assert (bias is None) is (card.acts != "scores")
-        assert turned_q.shape == q.shape and turned_k.shape == k.shape
-        assert bias is None or bias.shape in ((1, HEADS, 5, 5), (2, HEADS, 5, 5))
+        triangle = torch.ones(1, 1, length, length, dtype=torch.bool).tril()
+        read = position.read(
+            *rotated,
+            places,
+            places,
+            visible=triangle if role == "causal" else None,
+            scale=width**-0.5,
+            kept=position.keep(x),
+        )
+        given = position.give(torch.rand(2, HEADS, length, length), places, places)
+        assert torch.equal(placed, places) is ("positions" not in card.acts)
+        assert torch.equal(embedded, x) is ("embeddings" not in card.acts)
+        same = all(map(torch.equal, rotated, (q, k)))
+        assert same is ("heads" not in card.acts and "width" not in card.acts)
+        assert (rotated[0].shape == q.shape) is ("width" not in card.acts)
+        assert all(map(torch.equal, turned, (q, k))) is ("length" not in card.acts)
+        assert (bias is None) is ("scores" not in card.acts)
+        assert (read is None) is ("content" not in card.acts)
+        assert (given is None) is ("values" not in card.acts)
+        assert bias is None or bias.shape in (
+            (1, HEADS, length, length),
+            (2, HEADS, length, length),
+        )
+        assert read is None or read.shape == (2, HEADS, length, length)
+        assert given is None or given.shape == q.shape

@@ -8,7 +8,15 @@ import pytest
 
 import attention_zoo
 from attention_zoo import Unsupported, UserError, zoo
-from attention_zoo.zoo import ATTENTION, POSITION, AttentionCard, PositionCard, Registry, check_pair
+from attention_zoo.zoo import (
+    ATTENTION,
+    POSITION,
+    AttentionCard,
+    PositionCard,
+    Registry,
+    Site,
+    check_pair,
+)
 
 CARD = AttentionCard(
     name="mine",
@@ -79,8 +87,10 @@ def test_a_role_that_is_not_declared_is_refused_with_those_that_can() -> None:
         check_pair(CARD, "cross")
 
 
-@pytest.mark.parametrize("acts", ["embeddings", "scores"])
-def test_an_encoding_that_is_not_declared_is_refused_with_those_that_are(acts: str) -> None:
+@pytest.mark.parametrize("acts", [("embeddings",), ("scores",), ("heads", "length")])
+def test_an_encoding_that_is_not_declared_is_refused_with_those_that_are(
+    acts: tuple[Site, ...],
+) -> None:
     position = PositionCard(name="other", paper="", equation="", reference="", acts=acts)
     with pytest.raises(Unsupported, match=r"mine cannot take position=other.*rotary") as error:
         check_pair(CARD, "causal", position)
@@ -89,7 +99,7 @@ def test_an_encoding_that_is_not_declared_is_refused_with_those_that_are(acts: s
 
 def test_an_encoding_refuses_a_role_that_it_does_not_serve() -> None:
     position = PositionCard(
-        name="other", paper="", equation="", reference="", acts="heads", roles=("global",)
+        name="other", paper="", equation="", reference="", acts=("heads",), roles=("global",)
     )
     with pytest.raises(Unsupported, match=r"other cannot serve causal attention; it serves global"):
         check_pair(CARD, "causal", position)

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from attention_zoo.attention.dense.norms import unit
 from attention_zoo.attention.precision import exactly, widened
-from attention_zoo.attention.softmax import Heads, SoftmaxAttention
+from attention_zoo.attention.softmax import SITES_OF_SOFTMAX, Heads, SoftmaxAttention
 from attention_zoo.masks import Mask
 from attention_zoo.zoo import ATTENTION, AttentionCard
 
@@ -24,7 +24,7 @@ FLOOR = 0.01  # of τ
         deviations="the bias is that of the chosen position, if any, in place of a network's",
         roles=("causal", "global", "cross"),
         masks=("causal", "window", "padding", "segments", "query_segments"),
-        positions=("embeddings", "heads", "scores"),
+        positions=SITES_OF_SOFTMAX,
         cache="keys of length one, and values",
         decode_state="2·t·g·c",
     )

@@ -105,7 +105,7 @@ class DifferentialAttention(SoftmaxAttention):
         """The paper's equation, with both maps in full. `visible` is [b q k]."""
         heads = self.heads_of(x, context, positions, None)
         groups = torch.arange(self.heads) * self.kv_heads // self.heads
-        bias = self.bias(heads)
+        bias = self.bias(heads, visible[:, None])
         maps = []
         for half in (0, 1):
             q, k = heads.q[:, half::2], heads.k[:, half::2][:, groups]

@@ -23,7 +23,7 @@ from attention_zoo.zoo import ATTENTION, AttentionCard
         "keys and values of the block that the paper calls Pro",
         roles=("causal",),
         masks=("causal", "window", "padding", "segments"),
-        positions=("embeddings", "heads", "scores"),
+        positions=("embeddings", "heads", "width", "scores", "content"),
         cache="keys, values and forget gates",
         decode_state="t·(2·g·c + h)",
     )
@@ -60,11 +60,11 @@ class ForgettingAttention(SoftmaxAttention):
         gates = self.forget(source).transpose(1, 2)[..., None]
         return {"gates": logsigmoid(widened(gates))}
 
-    def bias(self, heads: Heads) -> Tensor:
+    def bias(self, heads: Heads, visible: Tensor | None) -> Tensor:
         # The sum over what lies between is the difference of two sums from the start.
         sums = heads.more["gates"].cumsum(dim=2)
         fading = (sums[:, :, -heads.q.shape[2] :] - sums.transpose(2, 3)).to(heads.q.dtype)
-        encoding = super().bias(heads)
+        encoding = super().bias(heads, visible)
         return fading if encoding is None else fading + encoding
 
     def naive(
@@ -78,7 +78,7 @@ class ForgettingAttention(SoftmaxAttention):
         """With each sum of gates made for itself. A token is real where it sees itself."""
         heads = self.heads_of(x, context, positions, None)
         k, v = heads_in_full(heads)
-        encoding = self.position.bias(heads.q_positions, heads.k_positions)
+        encoding = super().bias(heads, visible[:, None])
         scores = scores_by_definition(heads.q, k, encoding)
         places = torch.arange(x.shape[1])
         query, key, between = places[:, None, None], places[:, None], places

@@ -6,7 +6,7 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from attention_zoo.attention.softmax import SoftmaxAttention
+from attention_zoo.attention.softmax import SITES_OF_SOFTMAX, SoftmaxAttention
 from attention_zoo.zoo import ATTENTION, AttentionCard
 
 
@@ -18,7 +18,7 @@ from attention_zoo.zoo import ATTENTION, AttentionCard
         reference="transformers Qwen3NextAttention",
         roles=("causal", "global", "cross"),
         masks=("causal", "window", "padding", "segments", "query_segments"),
-        positions=("embeddings", "heads", "scores"),
+        positions=SITES_OF_SOFTMAX,
         cache="keys and values",
         decode_state="2·t·g·c",
     )

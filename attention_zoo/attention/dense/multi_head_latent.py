@@ -169,7 +169,7 @@ class MultiHeadLatentAttention(SoftmaxAttention):
         """The paper's equations, one query of one head at a time. `visible` is [b q k]."""
         heads = self.heads_of(x, context, positions, None)
         latent, shared = heads.v[:, 0], heads.k[:, 0]
-        bias = self.bias(heads)
+        bias = self.bias(heads, visible[:, None])
         out = heads.q.new_zeros(*heads.q.shape[:3], self.head_dim)
         for b, h, i in product(*map(range, out.shape[:3])):
             seen = visible[b, i].nonzero()[:, 0]

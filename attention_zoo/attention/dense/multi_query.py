@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from attention_zoo.attention.softmax import SoftmaxAttention
+from attention_zoo.attention.softmax import SITES_OF_SOFTMAX, SoftmaxAttention
 from attention_zoo.zoo import ATTENTION, AttentionCard
 
 
@@ -14,7 +14,7 @@ from attention_zoo.zoo import ATTENTION, AttentionCard
         reference="closed form",
         roles=("causal", "global", "cross"),
         masks=("causal", "window", "padding", "segments", "query_segments"),
-        positions=("embeddings", "heads", "scores"),
+        positions=SITES_OF_SOFTMAX,
         cache="keys and values of one head",
         decode_state="2·t·c",
     )

@@ -6,7 +6,7 @@ from typing import Any, Literal, get_args
 from torch import Tensor, nn
 
 from attention_zoo.attention.dense.norms import L2Norm, RMSNorm, ScaledL2Norm
-from attention_zoo.attention.softmax import SoftmaxAttention
+from attention_zoo.attention.softmax import SITES_OF_SOFTMAX, SoftmaxAttention
 from attention_zoo.errors import UserError
 from attention_zoo.zoo import ATTENTION, AttentionCard
 
@@ -24,7 +24,7 @@ LENGTH = 1024  # tokens, for which the scale of `l2` starts
         "starts at log2(L² − L) with L = 1024, where Henry et al. take L from the training data",
         roles=("causal", "global", "cross"),
         masks=("causal", "window", "padding", "segments", "query_segments"),
-        positions=("embeddings", "heads", "scores"),
+        positions=SITES_OF_SOFTMAX,
         cache="normed keys, and values",
         decode_state="2·t·g·c",
     )

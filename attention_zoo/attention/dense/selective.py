@@ -23,7 +23,7 @@ from attention_zoo.zoo import ATTENTION, AttentionCard
         "first token, which none may mask, is that of the own packed sequence, behind padding",
         roles=("causal",),
         masks=("causal", "window", "padding", "segments"),
-        positions=("embeddings", "heads", "scores"),
+        positions=("embeddings", "heads", "width", "scores", "content"),
         cache="keys, values, and how much each key is masked",
         decode_state="t·(2·g·c + 1)",
     )
@@ -61,7 +61,7 @@ class SelectiveAttention(ScoredAttention):
 
     def selected(self, heads: Heads, visible: Tensor | None) -> tuple[Tensor, Tensor]:
         """The weights [b h q k], and F [b 1+q k]."""
-        scores, bias = self.scores(heads.q, heads.k), self.bias(heads)
+        scores, bias = self.scores(heads.q, heads.k), self.bias(heads, visible)
         if bias is not None:
             scores = scores + bias
         masked = masking(scores[:, 0], visible, heads.more["masked"])
@@ -84,7 +84,7 @@ class SelectiveAttention(ScoredAttention):
         """One query after the other."""
         heads = self.heads_of(x, context, positions, None)
         k, v = heads_in_full(heads)
-        scores = scores_by_definition(heads.q, k, self.bias(heads))
+        scores = scores_by_definition(heads.q, k, self.bias(heads, visible[:, None]))
         masked, rows = scores.new_zeros(x.shape[:2]), []
         places = torch.arange(x.shape[1])
         for i, (row, seen) in enumerate(zip(scores.unbind(2), visible.unbind(1), strict=True)):

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from attention_zoo.attention.scored import ScoredAttention
+from attention_zoo.attention.softmax import SITES_OF_SOFTMAX
 from attention_zoo.errors import UserError
 from attention_zoo.zoo import ATTENTION, AttentionCard
 
@@ -19,7 +20,7 @@ from attention_zoo.zoo import ATTENTION, AttentionCard
         deviations="a bias of the position is added behind the cap: the cap is for contents",
         roles=("causal", "global", "cross"),
         masks=("causal", "window", "padding", "segments", "query_segments"),
-        positions=("embeddings", "heads", "scores"),
+        positions=SITES_OF_SOFTMAX,
         cache="keys and values",
         decode_state="2·t·g·c",
     )

@@ -22,7 +22,7 @@ from attention_zoo.zoo import ATTENTION, AttentionCard
         "of the scores and the softmax",
         roles=("causal", "global", "cross"),
         masks=("causal", "window", "padding", "segments", "query_segments"),
-        positions=("embeddings", "heads", "scores"),
+        positions=("embeddings", "heads", "width", "scores", "content"),
         cache="keys and values",
         decode_state="2·t·g·c",
         weights="signed",
@@ -64,7 +64,7 @@ class TalkingHeadsAttention(ScoredAttention):
             for h, group in enumerate(groups)
         ]
         scores = [sum(p * s for p, s in zip(mix, apart, strict=True)) for mix in self.score_mix.T]
-        bias = self.bias(heads)
+        bias = self.bias(heads, visible[:, None])
         joined = torch.stack(scores, dim=1)
         weights = weights_by_definition(joined if bias is None else joined + bias, visible)
         out = [

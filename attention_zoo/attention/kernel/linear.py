@@ -213,7 +213,7 @@ class LinearAttention(Attention):
         """Σ_j κ(q_i, k_j) v_j / Σ_j κ(q_i, k_j) over the visible keys. `visible` is [b q k]."""
         q, k, v, at = self.prepared(x, context, positions, 0)
         above = below = self.feature_map.kernel(q, k, at) * visible[:, None]
-        if self.position.card.acts == "heads" and not self.feature_map.of_products:
+        if "heads" in self.position.card.acts and not self.feature_map.of_products:
             q, k, turned_q, turned_k, _ = self.heads_of(x, context, Mask(), positions, 0)
             above = torch.einsum("bhqf, bhkf, bqk -> bhqk", turned_q, turned_k, visible.to(q.dtype))
             below = torch.einsum("bhqf, bhkf, bqk -> bhqk", q, k, visible.to(q.dtype))

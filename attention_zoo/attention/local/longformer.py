@@ -39,7 +39,7 @@ from attention_zoo.zoo import ATTENTION, AttentionCard
         "cut off the global tokens; no cached decoding",
         roles=("causal", "global"),
         masks=("causal", "padding", "segments"),
-        positions=("embeddings", "heads", "scores"),
+        positions=("embeddings", "heads", "width", "scores"),
         cost="t",
     )
 )
@@ -215,7 +215,7 @@ class LongformerAttention(BlockAttention):
         for q, k, v, *_ in (heads, by_global_projections(heads)):
             k, v = repeat_heads(k, self.heads), repeat_heads(v, self.heads)
             scores = torch.einsum("bhqc,bhkc->bhqk", q, k) / self.head_dim**0.5
-            bias = self.bias(heads)
+            bias = self.bias(heads, visible[:, None])
             scores = scores if bias is None else scores + bias
             outputs.append(masked_softmax(scores, visible[:, None]) @ v)
         first = visible.int().argmax(dim=-1)

@@ -18,7 +18,7 @@ class WindowAttention(SoftmaxAttention):
 
     def attend_window(self, heads: Heads, mask: Mask, last: int) -> Tensor:
         """As `SoftmaxAttention.attend`: [b h q c]."""
-        q, k, v, q_positions, k_positions, _ = heads
+        q, k, v, q_positions, k_positions, more = heads
         queries, keys = q.shape[2], k.shape[2]
         first_query, first_key = last - queries, last - keys
         assert mask.window is not None
@@ -30,13 +30,20 @@ class WindowAttention(SoftmaxAttention):
             columns = range(max(rows.start - before, first_key), min(rows.stop + after, last))
             own = slice(rows.start - first_query, rows.stop - first_query)
             seen = slice(columns.start - first_key, columns.stop - first_key)
+            near = Heads(
+                q[:, :, own],
+                k[:, :, seen],
+                v[:, :, seen],
+                q_positions[:, own],
+                k_positions[:, seen],
+                {name: part[..., seen, :] for name, part in more.items()},
+            )
+            visible = mask.visible(rows, columns, device=q.device)
             outputs.append(
                 BACKENDS[self.backend](
-                    q[:, :, own],
-                    k[:, :, seen],
-                    v[:, :, seen],
-                    visible=mask.visible(rows, columns, device=q.device),
-                    bias=self.position.bias(q_positions[:, own], k_positions[:, seen]),
+                    *near[:3],
+                    visible=visible,
+                    bias=self.bias(near, visible),
                     scale=self.scale,
                     dropout=self.dropout if self.training else 0.0,
                 )

@@ -78,7 +78,7 @@ class SynthesizerAttention(ScoredAttention):
     def scores(self, q: Tensor, k: Tensor) -> Tensor:
         return q.relu() @ k.transpose(-2, -1)
 
-    def bias(self, heads: Heads) -> Tensor:
+    def bias(self, heads: Heads, visible: Tensor | None) -> Tensor:
         bias = self.place_bias[heads.k_positions].transpose(1, 2)[:, :, None]
         return bias.expand(-1, -1, heads.q.shape[2], -1)
 

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn.functional import pad
 
 from attention_zoo.attention.normalised.off_by_one import OffByOneAttention
-from attention_zoo.attention.softmax import Heads
+from attention_zoo.attention.softmax import SITES_OF_SOFTMAX, Heads
 from attention_zoo.zoo import ATTENTION, AttentionCard
 
 CHANNELS = 8  # added to a head for the sink's score; kernels want widths that are multiples of it
@@ -22,7 +22,7 @@ CHANNELS = 8  # added to a head for the sink's score; kernels want widths that a
         deviations="s starts at 0, where gpt-oss draws it at random",
         roles=("causal", "global", "cross"),
         masks=("causal", "window", "padding", "segments", "query_segments"),
-        positions=("embeddings", "heads", "scores"),
+        positions=SITES_OF_SOFTMAX,
         cache="keys and values",
         decode_state="2·t·g·c",
         weights="nonnegative",

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from attention_zoo.attention.normalised.sparse import SparseAttention, entmax, shifted
+from attention_zoo.attention.softmax import SITES_OF_SOFTMAX
 from attention_zoo.zoo import ATTENTION, AttentionCard
 
 
@@ -15,7 +16,7 @@ from attention_zoo.zoo import ATTENTION, AttentionCard
         reference="entmax entmax15",
         roles=("causal", "global", "cross"),
         masks=("causal", "window", "padding", "segments", "query_segments"),
-        positions=("embeddings", "heads", "scores"),
+        positions=SITES_OF_SOFTMAX,
         cache="keys and values",
         decode_state="2·t·g·c",
     )

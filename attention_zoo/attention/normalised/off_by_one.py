@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from attention_zoo.attention.softmax import Heads, SoftmaxAttention, visible_to
+from attention_zoo.attention.softmax import SITES_OF_SOFTMAX, Heads, SoftmaxAttention, visible_to
 from attention_zoo.backends import BACKENDS
 from attention_zoo.backends.reference import attention_weights
 from attention_zoo.masks import Mask
@@ -19,7 +19,7 @@ from attention_zoo.zoo import ATTENTION, AttentionCard
         reference="torch.nn.MultiheadAttention with add_zero_attn",
         roles=("causal", "global", "cross"),
         masks=("causal", "window", "padding", "segments", "query_segments"),
-        positions=("embeddings", "heads", "scores"),
+        positions=SITES_OF_SOFTMAX,
         cache="keys and values",
         decode_state="2·t·g·c",
         weights="nonnegative",
@@ -35,10 +35,11 @@ class OffByOneAttention(SoftmaxAttention):
     """
 
     def attend(self, heads: Heads, mask: Mask, last: int) -> Tensor:
+        visible = visible_to(heads, mask, last)
         out = BACKENDS[self.backend](
             *self.with_sink(heads),
-            visible=beside_sink(visible_to(heads, mask, last), True),
-            bias=beside_sink(self.bias(heads), 0.0),
+            visible=beside_sink(visible, True),
+            bias=beside_sink(self.bias(heads, visible), 0.0),
             scale=self.scale,
             dropout=self.dropout if self.training else 0.0,
         )
@@ -50,7 +51,7 @@ class OffByOneAttention(SoftmaxAttention):
             q,
             k,
             visible=beside_sink(visible, True),
-            bias=beside_sink(self.bias(heads), 0.0),
+            bias=beside_sink(self.bias(heads, visible), 0.0),
             scale=self.scale,
         )[..., 1:]
 

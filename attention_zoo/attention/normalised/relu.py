@@ -3,6 +3,7 @@
 from torch import Tensor
 
 from attention_zoo.attention.scored import ScoredAttention
+from attention_zoo.attention.softmax import SITES_OF_SOFTMAX
 from attention_zoo.zoo import ATTENTION, AttentionCard
 
 
@@ -16,7 +17,7 @@ from attention_zoo.zoo import ATTENTION, AttentionCard
         "the length",
         roles=("causal", "global", "cross"),
         masks=("causal", "window", "padding", "segments", "query_segments"),
-        positions=("embeddings", "heads", "scores"),
+        positions=SITES_OF_SOFTMAX,
         cache="keys and values",
         decode_state="2·t·g·c",
         weights="nonnegative",

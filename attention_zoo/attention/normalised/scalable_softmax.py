@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from attention_zoo.attention.softmax import Heads, SoftmaxAttention, visible_to
+from attention_zoo.attention.softmax import SITES_OF_SOFTMAX, Heads, SoftmaxAttention, visible_to
 from attention_zoo.backends import BACKENDS
 from attention_zoo.backends.reference import attention_weights
 from attention_zoo.masks import Mask
@@ -21,7 +21,7 @@ from attention_zoo.zoo import ATTENTION, AttentionCard
         reference="closed form",
         roles=("causal", "global", "cross"),
         masks=("causal", "window", "padding", "segments", "query_segments"),
-        positions=("embeddings", "heads", "scores"),
+        positions=SITES_OF_SOFTMAX,
         cache="keys and values",
         decode_state="2·t·g·c",
     )
@@ -62,7 +62,7 @@ class ScalableSoftmaxAttention(SoftmaxAttention):
         if visible is not None:
             seen = visible.sum(dim=-1, keepdim=True).clamp(min=1)
         growth = self.sharpness[:, None, None] * seen.log()
-        bias = self.bias(heads)
+        bias = self.bias(heads, visible)
         return heads.q * growth.to(heads.q.dtype), None if bias is None else bias * growth
 
     def naive_weights(self, head: int, scores: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from attention_zoo.attention.precision import widened
 from attention_zoo.attention.scored import ScoredAttention
+from attention_zoo.attention.softmax import SITES_OF_SOFTMAX
 from attention_zoo.errors import UserError
 from attention_zoo.zoo import ATTENTION, AttentionCard
 
@@ -21,7 +22,7 @@ from attention_zoo.zoo import ATTENTION, AttentionCard
         "changes the weights; the bias is not learned; none of the norms that the paper adds",
         roles=("causal", "global", "cross"),
         masks=("causal", "window", "padding", "segments", "query_segments"),
-        positions=("embeddings", "heads", "scores"),
+        positions=SITES_OF_SOFTMAX,
         cache="keys and values",
         decode_state="2·t·g·c",
         weights="nonnegative",

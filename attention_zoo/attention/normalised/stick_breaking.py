@@ -6,6 +6,7 @@ from torch.nn.functional import logsigmoid
 
 from attention_zoo.attention.precision import widened
 from attention_zoo.attention.scored import ScoredAttention
+from attention_zoo.attention.softmax import SITES_OF_SOFTMAX
 from attention_zoo.zoo import ATTENTION, AttentionCard
 
 
@@ -19,7 +20,7 @@ from attention_zoo.zoo import ATTENTION, AttentionCard
         "one sees any; what is left of the stick goes nowhere",
         roles=("causal",),
         masks=("causal", "window", "padding", "segments"),
-        positions=("embeddings", "heads", "scores"),
+        positions=SITES_OF_SOFTMAX,
         cache="keys and values",
         decode_state="2·t·g·c",
         weights="nonnegative",

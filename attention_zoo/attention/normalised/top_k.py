@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from attention_zoo.attention.scored import ScoredAttention
+from attention_zoo.attention.softmax import SITES_OF_SOFTMAX
 from attention_zoo.backends.reference import masked_softmax
 from attention_zoo.errors import UserError
 from attention_zoo.zoo import ATTENTION, AttentionCard
@@ -20,7 +21,7 @@ from attention_zoo.zoo import ATTENTION, AttentionCard
         deviations="of keys that tie at the k-th place only as many as fit; the paper keeps all",
         roles=("causal", "global", "cross"),
         masks=("causal", "window", "padding", "segments", "query_segments"),
-        positions=("embeddings", "heads", "scores"),
+        positions=SITES_OF_SOFTMAX,
         cache="keys and values",
         decode_state="2·t·g·c",
         chooses="keys",

@@ -1,11 +1,13 @@
 """Learned absolute positions (Gehring et al. 2017)."""
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
 from attention_zoo.errors import UserError
 from attention_zoo.position.base import PositionalEncoding
-from attention_zoo.zoo import POSITION, PositionCard, Role
+from attention_zoo.zoo import POSITION, PositionCard
 
 
 @POSITION.register(
@@ -14,7 +16,7 @@ from attention_zoo.zoo import POSITION, PositionCard, Role
         paper="Gehring et al. 2017, arXiv 1705.03122, §3.1; Vaswani et al. 2017, §3.5",
         equation="x_t + P_t",
         reference="transformers GPT2Model",
-        acts="embeddings",
+        acts=("embeddings",),
     )
 )
 class LearnedEncoding(PositionalEncoding):
@@ -26,12 +28,12 @@ class LearnedEncoding(PositionalEncoding):
 
     max_length: int
 
-    def __init__(self, *, dim: int, heads: int, head_dim: int, role: Role, max_length: int) -> None:
-        super().__init__()
+    def __init__(self, *, max_length: int, **sizes: Any) -> None:
+        super().__init__(**sizes)
         if max_length < 1:
             raise UserError(f"max_length must be at least 1, got {max_length}.")
         self.max_length = max_length
-        self.table = nn.Embedding(max_length, dim)
+        self.table = nn.Embedding(max_length, self.dim)
         # Half the embeddings' own deviation, the proportion of GPT-2 (0.01 beside 0.02).
         nn.init.normal_(self.table.weight, std=0.5)
 

@@ -1,7 +1,7 @@
 """No positional encoding (Haviv et al. 2022, Kazemnejad et al. 2023)."""
 
 from attention_zoo.position.base import PositionalEncoding
-from attention_zoo.zoo import POSITION, PositionCard, Role
+from attention_zoo.zoo import POSITION, PositionCard
 
 
 @POSITION.register(
@@ -10,12 +10,8 @@ from attention_zoo.zoo import POSITION, PositionCard, Role
         paper="Haviv et al. 2022, arXiv 2203.16634; Kazemnejad et al. 2023, arXiv 2305.19466",
         equation="x",
         reference="closed form",
-        acts="nowhere",
         deviations="causal attention can count its keys; global attention becomes a bag of words",
     )
 )
 class NoEncoding(PositionalEncoding):
     """Tokens carry no position. A causal model can still learn order from what is masked."""
-
-    def __init__(self, *, dim: int, heads: int, head_dim: int, role: Role) -> None:
-        super().__init__()

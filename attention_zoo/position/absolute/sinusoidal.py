@@ -1,11 +1,13 @@
 """Sinusoidal absolute positions (Vaswani et al. 2017)."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from attention_zoo.errors import UserError
 from attention_zoo.position.base import PositionalEncoding
-from attention_zoo.zoo import POSITION, PositionCard, Role
+from attention_zoo.zoo import POSITION, PositionCard
 
 
 @POSITION.register(
@@ -14,7 +16,7 @@ from attention_zoo.zoo import POSITION, PositionCard, Role
         paper="Vaswani et al. 2017, arXiv 1706.03762, §3.5",
         equation="x_t + (…, sin(t·ω_i), cos(t·ω_i), …), ω_i = base^(−2i/d)",
         reference="closed form",
-        acts="embeddings",
+        acts=("embeddings",),
     )
 )
 class SinusoidalEncoding(PositionalEncoding):
@@ -26,13 +28,10 @@ class SinusoidalEncoding(PositionalEncoding):
         base: the wavelengths run from 2π to base·2π tokens.
     """
 
-    def __init__(
-        self, *, dim: int, heads: int, head_dim: int, role: Role, base: float = 10000.0
-    ) -> None:
-        super().__init__()
-        if dim % 2:
-            raise UserError(f"position=sinusoidal needs an even dim, got {dim}.")
-        self.dim = dim
+    def __init__(self, *, base: float = 10000.0, **sizes: Any) -> None:
+        super().__init__(**sizes)
+        if self.dim % 2:
+            raise UserError(f"position=sinusoidal needs an even dim, got {self.dim}.")
         self.base = base
 
     def embed(self, x: Tensor, positions: Tensor) -> Tensor:

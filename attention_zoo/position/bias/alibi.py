@@ -1,12 +1,13 @@
 """Attention with linear biases (Press et al. 2022)."""
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from attention_zoo.position.base import PositionalEncoding
-from attention_zoo.zoo import POSITION, PositionCard, Role
+from attention_zoo.zoo import POSITION, PositionCard
 
 
 @POSITION.register(
@@ -15,7 +16,7 @@ from attention_zoo.zoo import POSITION, PositionCard, Role
         paper="Press et al. 2022, arXiv 2108.12409, §3",
         equation="q_t·k_s/√c − m_h·|t − s|",
         reference="transformers build_alibi_tensor (bloom)",
-        acts="scores",
+        acts=("scores",),
         deviations="without causality the distance is symmetric, |t − s|",
     )
 )
@@ -29,9 +30,9 @@ class AlibiEncoding(PositionalEncoding):
 
     slopes: Tensor
 
-    def __init__(self, *, dim: int, heads: int, head_dim: int, role: Role) -> None:
-        super().__init__()
-        self.register_buffer("slopes", torch.tensor(alibi_slopes(heads)), persistent=False)
+    def __init__(self, **sizes: Any) -> None:
+        super().__init__(**sizes)
+        self.register_buffer("slopes", torch.tensor(alibi_slopes(self.heads)), persistent=False)
 
     def bias(self, q_positions: Tensor, k_positions: Tensor) -> Tensor:
         distance = (q_positions[:, :, None] - k_positions[:, None, :]).abs()

@@ -1,13 +1,14 @@
 """Bucketed relative biases of T5 (Raffel et al. 2020)."""
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from attention_zoo.errors import UserError
 from attention_zoo.position.base import PositionalEncoding
-from attention_zoo.zoo import POSITION, PositionCard, Role
+from attention_zoo.zoo import POSITION, PositionCard
 
 
 @POSITION.register(
@@ -16,7 +17,7 @@ from attention_zoo.zoo import POSITION, PositionCard, Role
         paper="Raffel et al. 2020, arXiv 1910.10683, §2.1",
         equation="q_t·k_s/√c + B_h[bucket(s − t)]",
         reference="transformers T5Attention",
-        acts="scores",
+        acts=("scores",),
         deviations="scores are scaled by 1/√c, which T5 folds into its initialisation",
     )
 )
@@ -32,18 +33,9 @@ class T5BiasEncoding(PositionalEncoding):
         max_distance: in tokens.
     """
 
-    def __init__(
-        self,
-        *,
-        dim: int,
-        heads: int,
-        head_dim: int,
-        role: Role,
-        buckets: int = 32,
-        max_distance: int = 128,
-    ) -> None:
-        super().__init__()
-        self.bidirectional = role != "causal"
+    def __init__(self, *, buckets: int = 32, max_distance: int = 128, **sizes: Any) -> None:
+        super().__init__(**sizes)
+        self.bidirectional = self.role != "causal"
         exact = buckets // (4 if self.bidirectional else 2)
         if exact < 1 or max_distance <= exact:
             raise UserError(
@@ -52,8 +44,8 @@ class T5BiasEncoding(PositionalEncoding):
             )
         self.buckets = buckets
         self.max_distance = max_distance
-        self.table = nn.Embedding(buckets, heads)
-        nn.init.normal_(self.table.weight, std=dim**-0.5)
+        self.table = nn.Embedding(buckets, self.heads)
+        nn.init.normal_(self.table.weight, std=self.dim**-0.5)
 
     def bias(self, q_positions: Tensor, k_positions: Tensor) -> Tensor:
         relative = k_positions[:, None, :] - q_positions[:, :, None]

@@ -1,13 +1,13 @@
 """Rotary positions (Su et al. 2021)."""
 
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
 
 from attention_zoo.errors import UserError
 from attention_zoo.position.base import PositionalEncoding
-from attention_zoo.zoo import POSITION, PositionCard, Role
+from attention_zoo.zoo import POSITION, PositionCard
 
 Layout = Literal["half_split", "interleaved"]
 
@@ -18,7 +18,7 @@ Layout = Literal["half_split", "interleaved"]
         paper="Su et al. 2021, arXiv 2104.09864, eq. 34",
         equation="q_t R_t, k_s R_s: their product depends on t − s",
         reference="transformers LlamaRotaryEmbedding (half_split); x-transformers (interleaved)",
-        acts="heads",
+        acts=("heads",),
     )
 )
 class RotaryEncoding(PositionalEncoding):
@@ -36,22 +36,18 @@ class RotaryEncoding(PositionalEncoding):
     def __init__(
         self,
         *,
-        dim: int,
-        heads: int,
-        head_dim: int,
-        role: Role,
         base: float = 10000.0,
         layout: Layout = "half_split",
+        **sizes: Any,
     ) -> None:
-        super().__init__()
-        if head_dim % 2:
+        super().__init__(**sizes)
+        if self.head_dim % 2:
             raise UserError(
-                "position=rotary turns pairs of channels: it needs an even head width, "
-                f"got {head_dim}."
+                f"position={self.card.name} turns pairs of channels: it needs an even head width, "
+                f"got {self.head_dim}."
             )
         if layout not in get_args(Layout):
             raise UserError(f"layout must be one of {', '.join(get_args(Layout))}, got {layout!r}.")
-        self.head_dim = head_dim
         self.base = base
         self.layout = layout
 
