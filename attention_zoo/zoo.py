@@ -25,11 +25,11 @@ SITES: dict[Site, str] = {
     "positions": "positions",
     "embeddings": "embeddings",
     "heads": "queries and keys",
-    "width": "queries and keys, which it makes wider",
+    "width": "the width of queries and keys",
     "length": "cached keys, anew as the sequence grows",
-    "scores": "scores, by the places of query and key",
-    "content": "scores, by what queries and keys hold",
-    "values": "values, by the places of query and key",
+    "scores": "scores by the places of query and key",
+    "content": "scores by what queries and keys hold",
+    "values": "values by the places of query and key",
 }
 # What a model does before its layers: attention need not know of it.
 BEFORE_ATTENTION: tuple[Site, ...] = ("positions", "embeddings")

@@ -1,6 +1,7 @@
 """Whole models of every entry and every encoding that it takes."""
 
 import copy
+from collections.abc import Iterable
 from functools import partial
 from itertools import pairwise
 
@@ -13,9 +14,8 @@ from attention_zoo.attention.base import take_auxiliary_loss
 from attention_zoo.models import LanguageModel, Seq2Seq
 from attention_zoo.models.blocks import AttentionFactory
 from attention_zoo.models.stacks import PositionFactory
-from attention_zoo.zoo import ATTENTION, POSITION
+from attention_zoo.zoo import ATTENTION, POSITION, Role
 from tests.conformance.cases import DIM, fits, small_options
-from tests.conformance.configs import options
 from tests.conformance.definition import packed, padding
 from tests.conformance.numbers import assert_same
 
@@ -53,7 +53,7 @@ def attention_factory(name: str) -> AttentionFactory:
 
 
 def position_factory(name: str) -> PositionFactory:
-    return partial(create_position, name, **options("position", name))
+    return partial(create_position, name, **small_options(name, "position"))
 
 
 def language_model(name: str, position: str) -> LanguageModel:
@@ -63,11 +63,12 @@ def language_model(name: str, position: str) -> LanguageModel:
     return model.eval()
 
 
-def seq2seq(name: str, position: str) -> Seq2Seq:
-    """With the entry in every role that it can play, and plain attention in the others."""
+def seq2seq(name: str, position: str, roles: Iterable[Role] | None = None) -> Seq2Seq:
+    """With the entry in some roles, or in all that it can play; plain attention in the others."""
+    played = ATTENTION.card(name).roles if roles is None else roles
 
-    def playing(role: str) -> AttentionFactory:
-        return attention_factory(name if role in ATTENTION.card(name).roles else "multi_head")
+    def playing(role: Role) -> AttentionFactory:
+        return attention_factory(name if role in played else "multi_head")
 
     return Seq2Seq(
         pad_id=PAD,
