@@ -4,11 +4,11 @@ One process for all jobs would let loggers, random states and process groups lea
 next, and a distributed job inside a sweep would start the sweep again.
 """
 
+import hashlib
 import json
 import os
-import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
@@ -17,28 +17,44 @@ from typing import Any, ClassVar
 from hydra.core.config_store import ConfigStore
 from hydra.core.plugins import Plugins
 from hydra.core.utils import JobReturn, JobStatus, filter_overrides, setup_globals
+from hydra.errors import HydraException
 from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
-from omegaconf import DictConfig, open_dict
+from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf.errors import OmegaConfBaseException
 
 from attention_zoo.errors import UserError
-from attention_zoo.tasks.exits import REFUSED
+from attention_zoo.tasks.sweeps import Job, Pool, run_jobs, summary
+
+# What a job may be run again with: it does not change what the job is.
+OF_THE_LAUNCH = ("hydra", "paths", "logger", "ckpt_path", "jobs", "fail_fast")
 
 
 class ProcessesLauncher(Launcher):
-    """Runs the jobs one after the other, and says at the end how each one went.
+    """Runs the jobs as devices allow, and says at the end how each one went.
 
-    A job that is refused or that fails does not keep the others from running.
+    A job that is refused or that fails does not keep the others from running, unless `fail_fast`.
+    Launched again over the same folder, it runs what has no result yet, from its last checkpoint.
+
+    Args:
+        command: what runs a job, followed by its overrides.
+        jobs: how many run at a time on the CPU, each with its share of the threads.
+        fail_fast: end the sweep with the first job that fails.
     """
 
     environment: ClassVar[dict[str, str]] = {}  # as the user set it
 
-    def __init__(self, command: list[str]) -> None:
+    def __init__(self, command: list[str], jobs: int = 1, fail_fast: bool = False) -> None:
+        if jobs < 1:
+            raise UserError(f"jobs must be at least 1, got {jobs}.")
         self.command = command
+        self.slots = jobs
+        self.fail_fast = fail_fast
 
     def setup(
         self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig
     ) -> None:
+        self.loader = hydra_context.config_loader
         self.config = config
 
     def launch(
@@ -48,84 +64,96 @@ class ProcessesLauncher(Launcher):
 
         setup_globals()
         console = Console()
+        words = [filter_overrides(overrides) for overrides in job_overrides]
+        shared = set.intersection(*map(set, words)) if len(words) > 1 else set()
         jobs = [
-            self.run_job(console, number, overrides)
-            for number, overrides in enumerate(job_overrides, start=initial_job_idx)
+            Job(
+                number=number,
+                overrides=overrides,
+                words=own,
+                label=" ".join(word for word in own if word not in shared),
+                run=self.folder(number),
+            )
+            for number, (overrides, own) in enumerate(
+                zip(job_overrides, words, strict=True), start=initial_job_idx
+            )
         ]
-        console.print(summary(jobs))
-        console.print(f"Sweep: {self.config.hydra.sweep.dir}", soft_wrap=True)
+        self.recall(jobs, console)
+        try:
+            run_jobs(
+                self.composed(job for job in jobs if not job.finished),
+                command=self.command,
+                environment=self.environment,
+                pool=Pool(self.slots),
+                fail_fast=self.fail_fast,
+                console=console,
+            )
+        finally:
+            for job in jobs:
+                if job.outcome == "waiting":
+                    job.outcome = "not run"
+            console.print(summary(jobs))
+            console.print(f"Sweep: {self.config.hydra.sweep.dir}", soft_wrap=True)
         return [returned(job) for job in jobs]
 
-    def run_job(self, console: Any, number: int, overrides: Sequence[str]) -> dict[str, Any]:
-        """Run a job to its end: its number, words, exit code, last line of errors and metrics."""
+    def folder(self, number: int) -> Path:
         with open_dict(self.config):
             self.config.hydra.job.num = number
-        run = Path(self.config.hydra.sweep.dir) / str(self.config.hydra.sweep.subdir)
-        words = filter_overrides(overrides)
-        console.rule(f"job {number}: {' '.join(words)}", align="left")
-        # Quoted, since the grammar of overrides gives commas and blanks a meaning.
-        places = ["hydra.mode=RUN", f"hydra.run.dir='{run}'"]
-        process = subprocess.Popen(
-            [*self.command, *overrides, *places],
-            stderr=subprocess.PIPE,
-            text=True,
-            env=self.environment,
-        )
-        assert process.stderr is not None
-        last = ""
-        try:
-            for line in process.stderr:
-                sys.stderr.write(line)
-                last = line.strip() or last
-        except KeyboardInterrupt:
-            process.wait()  # The job has had the signal too, and saves what it can.
-            raise
-        results = run / "results.json"
-        metrics = json.loads(results.read_text()) if results.exists() else {}
-        return {
-            "number": number,
-            "overrides": overrides,
-            "words": words,
-            "code": process.wait(),
-            "last": last,
-            "metrics": metrics,
-        }
+        return Path(self.config.hydra.sweep.dir) / str(self.config.hydra.sweep.subdir)
+
+    def recall(self, jobs: Sequence[Job], console: Any) -> None:
+        """Take up what an earlier launch over the same folder came to.
+
+        Raises:
+            UserError: its jobs were composed from something else.
+        """
+        earlier = [job for job in jobs if job.record]
+        for job in self.composed(earlier):
+            before = job.record
+            if job.fingerprint != before["config"]:
+                then, now = before["overrides"], job.words
+                raise UserError(
+                    f"{job.run} was composed from something else: it had "
+                    f"{' '.join(x for x in then if x not in now) or 'the same overrides'}, and "
+                    f"now {' '.join(x for x in now if x not in then) or 'other values behind them'}"
+                    ". Go on with the command that began the sweep, or choose another "
+                    "hydra.sweep.dir."
+                )
+            job.recall()
+        done = sum(job.finished for job in earlier)
+        if earlier:
+            console.print(
+                f"{done} of {len(jobs)} jobs have their result already; the others run.",
+                highlight=False,
+            )
+
+    def composed(self, jobs: Iterator[Job] | Sequence[Job]) -> Iterator[Job]:
+        """Each job, once it is known what it is composed of and which devices it wants."""
+        for job in jobs:
+            try:
+                config = self.loader.load_sweep_config(self.config, list(job.overrides))
+                plain: Any = OmegaConf.to_container(config, resolve=False)
+                trainer = OmegaConf.select(config, "trainer") or {}
+            except (HydraException, OmegaConfBaseException):
+                yield job  # Its process will say what is wrong.
+                continue
+            content = {key: value for key, value in plain.items() if key not in OF_THE_LAUNCH}
+            text = json.dumps(content, sort_keys=True)
+            job.fingerprint = hashlib.sha256(text.encode()).hexdigest()
+            job.accelerator = trainer.get("accelerator", "cpu")
+            job.devices = trainer.get("devices", 1)
+            yield job
 
 
-def summary(jobs: list[dict[str, Any]]) -> Any:
-    """A table of the jobs: what sets each apart, and its scores or why it has none."""
-    from rich.table import Table
-    from rich.text import Text
-
-    shared = set.intersection(*(set(job["words"]) for job in jobs)) if len(jobs) > 1 else set()
-    scores = ["val/loss", "test/loss"]
-    if any("test/accuracy" in job["metrics"] for job in jobs):
-        scores.append("test/accuracy")
-    table = Table("job", "overrides", "outcome", *scores)
-    for job in jobs:
-        # The sentences behind the reason, such as all legal choices, were printed by the job.
-        reason = job["last"].split(". ")[0]
-        outcome = {0: "trained", REFUSED: reason}.get(
-            job["code"], f"failed ({job['code']}): {reason}"
-        )
-        figures = [job["metrics"].get(name) for name in scores]
-        texts = ["" if figure is None else f"{figure:.3f}" for figure in figures]
-        words = "\n".join(word for word in job["words"] if word not in shared)
-        # As they are: a bracket in an override is no markup.
-        cells = [Text(cell, overflow="fold") for cell in (words, outcome, *texts)]
-        table.add_row(str(job["number"]), *cells)
-    return table
-
-
-def returned(job: dict[str, Any]) -> JobReturn:
+def returned(job: Job) -> JobReturn:
     """What Hydra's sweepers ask of a job. Its value is what an optimiser would minimise."""
-    result = JobReturn(overrides=job["overrides"])
-    if job["code"] in (0, REFUSED):
+    result = JobReturn(overrides=job.overrides)
+    if job.outcome in ("trained", "refused"):
         result.status = JobStatus.COMPLETED
-        result.return_value = job["metrics"].get("val/loss")
+        result.return_value = job.metrics.get("val/loss")
     else:
         result.status = JobStatus.FAILED
-        result.return_value = UserError(f"job {job['number']} failed: {job['last']}")
+        result.return_value = UserError(f"job {job.number} {job.outcome}: {job.reason}")
     return result
 
 
@@ -146,5 +174,7 @@ def register_launcher(verb: str) -> None:
     node = {
         "_target_": f"{ProcessesLauncher.__module__}.{ProcessesLauncher.__name__}",
         "command": [sys.executable, "-m", "attention_zoo", verb],
+        "jobs": "${oc.select:jobs,1}",
+        "fail_fast": "${oc.select:fail_fast,false}",
     }
     ConfigStore.instance().store(group="hydra/launcher", name="processes", node=node)

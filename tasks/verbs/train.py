@@ -174,7 +174,7 @@ def fit(
             print_samples(console, samples.columns, samples.rows)
         paths = {"run": run, "figures": run / "figures"}
         commands = []
-        if checkpoint is not None:
+        if checkpoint is not None and math.isfinite(metrics.get("val/loss", 0.0)):
             paths["checkpoint"] = shortest(checkpoint)
             commands = next_commands(config, paths["checkpoint"], data.probes)
         there = {word: path for word, path in paths.items() if path.exists()}
@@ -212,7 +212,8 @@ def scores(
     options = {"datamodule": data, "ckpt_path": checkpoint, "verbose": False, "weights_only": True}
     trainer.validate(task, **options)
     metrics = logged(trainer, "val/")
-    if test:
+    # What diverged cannot write: its losses tell all that there is to know.
+    if test and math.isfinite(metrics.get("val/loss", 0.0)):
         trainer.test(task, **options)
         metrics |= logged(trainer, "test/")
     return metrics
