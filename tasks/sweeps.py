@@ -115,7 +115,7 @@ class Job:
         assert self.process is not None
         stream = self.process.stderr if live else self.process.stdout
         assert stream is not None
-        with (self.run / LOG).open("a") as log:
+        with stream, (self.run / LOG).open("a") as log:
             for line in stream:
                 log.write(line)
                 log.flush()

@@ -10,7 +10,7 @@ import pytest
 from rich.console import Console
 
 from attention_zoo.tasks.composition import prepare
-from attention_zoo.tasks.launcher import summary
+from attention_zoo.tasks.sweeps import Job, summary
 
 from .conftest import ROOT, SMALL, TEXT
 
@@ -186,12 +186,13 @@ def test_a_failing_job_fails_the_sweep(program):
     assert ROOT.name not in done.stdout
 
 
-def test_a_sweep_over_a_diagnostic_shows_how_much_is_right():
+def test_a_sweep_over_a_diagnostic_shows_how_much_is_right(tmp_path):
     def told(*metrics):
-        jobs = [
-            {"number": number, "words": [f"seed={number}"], "code": 0, "last": "", "metrics": each}
-            for number, each in enumerate(metrics)
-        ]
+        jobs = []
+        for number, each in enumerate(metrics):
+            jobs.append(Job(number, [], [], f"seed={number}", tmp_path / str(number)))
+            jobs[-1].run.mkdir(exist_ok=True)
+            (jobs[-1].run / "results.json").write_text(json.dumps(each))
         out = io.StringIO()
         Console(file=out, width=100).print(summary(jobs))
         return out.getvalue()
