@@ -15,6 +15,7 @@ from attention_zoo.attention.base import take_auxiliary_loss
 from attention_zoo.tasks.build import build_task
 from attention_zoo.tasks.data.tokenizers import Tokenizer, tokenizer_from_state
 from attention_zoo.tasks.metrics import BitsPerByte, Perplexity, TokenLoss
+from attention_zoo.tasks.ranks import require_equal_ranks
 
 IGNORED = -100  # a target that is not predicted
 
@@ -76,6 +77,10 @@ class Task(LightningModule):
     def respond(self, lines: list[str]) -> list[str]:
         """What the model writes for each line: its translation, or its continuation."""
         raise NotImplementedError
+
+    def setup(self, stage: str) -> None:
+        """Before anything is computed: all processes must do the same."""
+        require_equal_ranks(self.trainer, self.composed)
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         optimizer = self.new_optimizer(self.model)

@@ -109,3 +109,31 @@ def test_every_job_of_a_sweep_has_both_processes(tmp_path):
         state = checkpoint["loops"]["fit_loop"]["state_dict"]["combined_loader"][0]
         assert state["world_size"] == 2
         assert checkpoint["global_step"] == 3
+
+
+def test_ranks_that_composed_something_else_are_found_out(tmp_path):
+    """Each draws a learning rate of its own."""
+    drawn = "optimizer.lr=${zoo_draw:}"
+    starter = tmp_path / "starter.py"
+    starter.write_text(
+        "import os\n"
+        "from omegaconf import OmegaConf\n"
+        "OmegaConf.register_new_resolver("
+        "'zoo_draw', lambda: 0.01 * (1 + int(os.environ.get('LOCAL_RANK', 0))))\n"
+        "from attention_zoo.tasks.cli import main\n"
+        "main()\n"
+    )
+    keep = {k: v for k, v in os.environ.items() if not k.startswith(("WANDB", "HYDRA", "MASTER"))}
+    more = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    cache = {"ATTENTION_ZOO_CACHE": str(tmp_path / "cache")}
+    done = subprocess.run(
+        [sys.executable, str(starter), "train", *OPTIONS, "trainer=ddp", "logger=none", drawn],
+        cwd=tmp_path,
+        env=keep | more | cache,
+        capture_output=True,
+        text=True,
+        timeout=250,
+    )
+    assert done.returncode == 2
+    assert "1 of 2 processes composed another config than the first" in done.stderr
+    assert not list(tmp_path.glob("logs/**/results.json"))
