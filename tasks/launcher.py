@@ -53,6 +53,7 @@ class ProcessesLauncher(Launcher):
             for number, overrides in enumerate(job_overrides, start=initial_job_idx)
         ]
         console.print(summary(jobs))
+        report_lengths(console, jobs, Path(self.config.hydra.sweep.dir))
         console.print(f"Sweep: {self.config.hydra.sweep.dir}", soft_wrap=True)
         return [returned(job) for job in jobs]
 
@@ -97,7 +98,7 @@ def summary(jobs: list[dict[str, Any]]) -> Any:
     from rich.table import Table
     from rich.text import Text
 
-    shared = set.intersection(*(set(job["words"]) for job in jobs)) if len(jobs) > 1 else set()
+    apart = set_apart(jobs)
     scores = ["val/loss", "test/loss"]
     if any("test/accuracy" in job["metrics"] for job in jobs):
         scores.append("test/accuracy")
@@ -110,11 +111,31 @@ def summary(jobs: list[dict[str, Any]]) -> Any:
         )
         figures = [job["metrics"].get(name) for name in scores]
         texts = ["" if figure is None else f"{figure:.3f}" for figure in figures]
-        words = "\n".join(word for word in job["words"] if word not in shared)
+        words = "\n".join(apart[job["number"]])
         # As they are: a bracket in an override is no markup.
         cells = [Text(cell, overflow="fold") for cell in (words, outcome, *texts)]
         table.add_row(str(job["number"]), *cells)
     return table
+
+
+def set_apart(jobs: list[dict[str, Any]]) -> dict[int, list[str]]:
+    """By the jobs' numbers, the words that not all of them have."""
+    shared = set.intersection(*(set(job["words"]) for job in jobs)) if len(jobs) > 1 else set()
+    return {job["number"]: [word for word in job["words"] if word not in shared] for job in jobs}
+
+
+def report_lengths(console: Any, jobs: list[dict[str, Any]], folder: Path) -> None:
+    """Where jobs were scored at several lengths: a table, and a picture in the sweep's folder."""
+    apart = set_apart(jobs)
+    scored = {
+        " ".join(apart[job["number"]]) or f"job {job['number']}": job["metrics"]
+        for job in jobs
+        if "lengths" in job["metrics"]
+    }
+    if scored:
+        from attention_zoo.tasks.length_report import report_sweep
+
+        report_sweep(console, scored, folder)
 
 
 def returned(job: dict[str, Any]) -> JobReturn:
