@@ -16,7 +16,7 @@ from attention_zoo.zoo import POSITION, PositionCard
         name="longrope",
         paper="Ding et al. 2024, arXiv 2402.13753",
         equation="rotary with ω_i/λ_i, λ of short or of long sequences, times √(1 + ln s/ln L)",
-        reference="transformers Phi3Attention(rope_type=longrope)",
+        reference="transformers LlamaAttention(rope_type=longrope)",
         deviations="the factors λ are options; the paper searches them by evolution on a trained "
         "model, and leaves its first tokens as they are, which the authors' models do not. Not "
         "given, the long ones are those of NTK, a point of the search space. A query decides by "
