@@ -79,7 +79,7 @@ class ForgettingAttention(SoftmaxAttention):
         heads = self.heads_of(x, context, positions, None)
         k, v = heads_in_full(heads)
         encoding = super().bias(heads, visible[:, None])
-        scores = scores_by_definition(heads.q, k, encoding)
+        scores = scores_by_definition(heads.q, k, encoding, width=self.head_dim)
         places = torch.arange(x.shape[1])
         query, key, between = places[:, None, None], places[:, None], places
         inside = ((key < between) & (between <= query)).to(scores.dtype)

@@ -112,5 +112,6 @@ class LaserAttention(SoftmaxAttention):
         """log(A exp(V)) as it stands. `visible` is [b q k]."""
         heads = self.heads_of(x, context, positions, None)
         k, v = heads_in_full(heads)
-        scores = scores_by_definition(heads.q, k, self.bias(heads, visible[:, None]))
+        bias = self.bias(heads, visible[:, None])
+        scores = scores_by_definition(heads.q, k, bias, width=self.head_dim)
         return self.finish(weights_by_definition(scores, visible) @ v.exp(), x)

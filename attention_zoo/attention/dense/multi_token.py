@@ -166,7 +166,8 @@ class MultiTokenAttention(ScoredAttention):
         """A sum over the places of the kernel, each with the scores shifted there."""
         heads = self.heads_of(x, context, positions, None)
         k, v = heads_in_full(heads)
-        scores = scores_by_definition(heads.q, k, self.bias(heads, visible[:, None]))
+        bias = self.bias(heads, visible[:, None])
+        scores = scores_by_definition(heads.q, k, bias, width=self.head_dim)
         scores = scores * visible[:, None]
         length, width = x.shape[1], self.kernel.shape[2]
         total = torch.zeros_like(scores)
