@@ -13,7 +13,7 @@ from attention_zoo import Unsupported, create_attention, create_position
 from attention_zoo.attention.base import take_auxiliary_loss
 from attention_zoo.models import LanguageModel, Seq2Seq
 from attention_zoo.models.blocks import AttentionFactory
-from attention_zoo.models.stacks import PositionFactory
+from attention_zoo.models.stacks import Decoder, Encoder, PositionFactory
 from attention_zoo.zoo import ATTENTION, POSITION, Role
 from tests.conformance.cases import DIM, fits, small_options
 from tests.conformance.definition import packed, padding
@@ -32,15 +32,21 @@ SIZES = {
 def pairs(*roles: str) -> pytest.MarkDecorator:
     """Every attention that plays one of the roles, and every encoding, each in a model.
 
-    The pairs themselves are tested in attention.
+    The pairs themselves are tested in attention. An encoding serves all of a model's
+    self-attention.
     """
-    found = [("multi_head", position) for position in POSITION]
+    serving = [
+        position
+        for position in POSITION
+        if {*roles} - {"cross"} <= {*POSITION.card(position).roles}
+    ]
+    found = [("multi_head", position) for position in serving]
     for name in ATTENTION:
         card = ATTENTION.card(name)
         played = [role for role in card.roles if role in roles]
         fitting = [
             position
-            for position in POSITION
+            for position in serving
             if all(fits(card, role, POSITION.card(position)) for role in played)
         ]
         if played and (name, fitting[-1]) not in found:
@@ -250,17 +256,28 @@ def test_seq2seq_shows_its_attention(name: str, position: str) -> None:
 @pairs("causal", "global", "cross")
 def test_layers_share_nothing_but_the_encoding(name: str, position: str) -> None:
     model = seq2seq(name, position)
-    encodings = [model.encoder.position, model.decoder.position]
-    for stack, encoding in zip((model.encoder, model.decoder), encodings, strict=True):
+    stacks = {"encoder": model.encoder, "decoder": model.decoder}
+    for stack in stacks.values():
         addresses = [p.data_ptr() for layer in stack.layers for p in layer.parameters()]
         assert len(addresses) == len(set(addresses))
-        assert all(layer.self_attention.attention.position is encoding for layer in stack.layers)
+        assert_encodings_are_where_the_card_says(stack, position)
     kept = [key for key in model.state_dict() if "position" in key]
     assert kept == [
-        f"{stack}.position.{key}"
-        for stack, encoding in zip(("encoder", "decoder"), encodings, strict=True)
-        for key in encoding.state_dict()
+        f"{name}.position.{key}"
+        for name, stack in stacks.items()
+        for key in stack.position.state_dict()
     ]
+
+
+def assert_encodings_are_where_the_card_says(stack: Encoder | Decoder, position: str) -> None:
+    """One for the stack, or one for each layer, a part of its attention."""
+    layers = [layer.self_attention.attention for layer in stack.layers]
+    used = [attention.position for attention in layers]
+    if POSITION.card(position).per_layer:
+        assert all(attention.encoding is attention.position for attention in layers)
+        assert len({id(encoding) for encoding in used}) == LAYERS
+    else:
+        assert all(encoding is stack.position for encoding in used)
 
 
 @pairs("causal", "global", "cross")
@@ -276,10 +293,7 @@ def test_a_model_can_be_saved_and_copied(name: str, position: str) -> None:
         for parameter in twin.parameters():
             parameter.add_(1.0)
     assert_same(ours(*batch), out)
-    assert all(
-        layer.self_attention.attention.position is twin.encoder.position
-        for layer in twin.encoder.layers
-    )
+    assert_encodings_are_where_the_card_says(twin.encoder, position)
 
 
 @pytest.mark.parametrize("position", list(POSITION))
