@@ -32,6 +32,8 @@ SMALL = {
     "landmarks": 4,
     "top_k": 5,
     "original_length": 6,
+    "clip": 3,
+    "max_position": 3,
 }
 
 
