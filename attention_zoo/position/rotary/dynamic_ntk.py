@@ -28,7 +28,8 @@ class DynamicNtkScaling(GrowingRotary):
     decoding does.
 
     Args:
-        factor: how fast the base grows: of twice the length, the factor is as much plus 1.
+        factor: how fast the base grows beyond L. Of 1, the factor of `ntk` is n/L, as Peng et al.
+            have it; of more, it grows that much faster.
         original_length: L, the length of sequences in training, in tokens.
     """
 

@@ -17,11 +17,11 @@ from attention_zoo.zoo import POSITION, PositionCard
         paper="Ding et al. 2024, arXiv 2402.13753",
         equation="rotary with ω_i/λ_i, λ of short or of long sequences, times √(1 + ln s/ln L)",
         reference="transformers LlamaAttention(rope_type=longrope)",
-        deviations="the factors λ are options; the paper searches them by evolution on a trained "
-        "model, and leaves its first tokens as they are, which the authors' models do not. Not "
-        "given, the long ones are those of NTK, a point of the search space. A query decides by "
-        "its own place whether the sequence is long, and has its keys turned accordingly: "
-        "transformers lets the whole sequence decide for all queries",
+        deviations="the factors λ are options, which the paper searches on a trained model; not "
+        "given, the long ones are those of NTK, a point of the search space. The first tokens are "
+        "no exception, as they may be in the paper. A query decides by its own place whether the "
+        "sequence is long, and has its keys turned accordingly: in transformers the whole sequence "
+        "decides for all queries",
         acts=("length",),
         roles=("causal",),
         relative=False,
