@@ -105,7 +105,7 @@ class Case:
 def fits(card: AttentionCard, role: Role, position: PositionCard) -> bool:
     """Whether the cards declare the pair for self-attention of this role."""
     acts = set(position.acts)
-    return not acts or (role in position.roles and acts <= {"positions", *card.positions})
+    return not acts or (role in position.roles and acts <= set(card.positions))
 
 
 def inside(position: PositionCard) -> bool:

@@ -30,7 +30,7 @@ from attention_zoo.zoo import ATTENTION, AttentionCard
         "the norm has no weight, which the output projection would take in",
         roles=("causal", "global", "cross"),
         masks=("causal", "window", "padding", "segments", "query_segments"),
-        positions=("embeddings", "heads", "scores"),
+        positions=("positions", "embeddings", "heads", "scores"),
         cache="keys and values",
         decode_state="2·t·g·c",
         weights="signed",

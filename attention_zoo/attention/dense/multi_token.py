@@ -54,7 +54,7 @@ class QueryCache(TokenCache):
         "sequences, only queries at tokens that the query sees enter the convolution",
         roles=("causal",),
         masks=("causal", "window", "padding", "segments"),
-        positions=("embeddings", "heads", "width", "scores", "content"),
+        positions=("positions", "embeddings", "heads", "width", "scores", "content"),
         cache="keys and values, and the last C − 1 queries",
         decode_state="2·t·g·c + min(t, C - 1)·h·c",
         weights="signed",
