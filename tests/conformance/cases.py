@@ -2,11 +2,11 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from attention_zoo import create_attention, create_position
 from attention_zoo.attention.base import Attention
@@ -20,6 +20,8 @@ from attention_zoo.zoo import (
     Role,
 )
 from tests.conformance.configs import options, parameters
+
+M = TypeVar("M", bound=nn.Module)
 
 DIM = 16
 # Of options that count tokens: small, so that short sequences go beyond them. The window is even,
@@ -43,6 +45,17 @@ def small_options(name: str, group: str = "attention") -> dict[str, Any]:
     return chosen | {option: value for option, value in SMALL.items() if option in chosen}
 
 
+def moved(module: M) -> M:
+    """A module whose parameters are not those that training starts with.
+
+    What is zero there, or the identity, would hide what it does.
+    """
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    return module
+
+
 @dataclass(frozen=True)
 class Case:
     """An entry in a role, with an encoding where one is named."""
@@ -64,19 +77,13 @@ class Case:
         return bool(self.card.cache) and self.role != "global"
 
     def attention(self, **changes: Any) -> Attention:
-        """With parameters moved from where training starts.
-
-        What is zero there, or the identity, would hide what it does.
-        """
+        """With parameters moved from where training starts."""
         sizes = {"dim": DIM} | small_options(self.name)
         attention = create_attention(self.name, role=self.role, **sizes | changes)
         if self.position is not None:
             chosen = small_options(self.position, "position")
             attention.use_own(create_position(self.position, **attention.encoded_sizes, **chosen))
-        with torch.no_grad():
-            for parameter in attention.parameters():
-                parameter.add_(0.1 * torch.randn_like(parameter))
-        return attention
+        return moved(attention)
 
     def inputs(
         self, queries: int, keys: int | None = None, *, batch: int = 2, dim: int = DIM

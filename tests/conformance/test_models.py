@@ -15,7 +15,7 @@ from attention_zoo.models import LanguageModel, Seq2Seq
 from attention_zoo.models.blocks import AttentionFactory
 from attention_zoo.models.stacks import Decoder, Encoder, PositionFactory
 from attention_zoo.zoo import ATTENTION, POSITION, Role
-from tests.conformance.cases import DIM, fits, small_options
+from tests.conformance.cases import DIM, fits, moved, small_options
 from tests.conformance.definition import packed, padding
 from tests.conformance.numbers import assert_same
 
@@ -63,6 +63,7 @@ def position_factory(name: str) -> PositionFactory:
 
 
 def language_model(name: str, position: str) -> LanguageModel:
+    """As training starts it."""
     model = LanguageModel(
         attention=attention_factory(name), position=position_factory(position), **SIZES
     )
@@ -115,7 +116,7 @@ def test_language_model_uses_every_parameter(name: str, position: str) -> None:
 
 @pairs("causal")
 def test_language_model_does_not_see_the_future(name: str, position: str) -> None:
-    model = language_model(name, position)
+    model = moved(language_model(name, position))
     x = tokens(2, 67)
     whole = model(x)
     for prefix in (1, 7, 65):
@@ -125,7 +126,7 @@ def test_language_model_does_not_see_the_future(name: str, position: str) -> Non
 @pairs("causal")
 def test_language_model_ignores_padding(name: str, position: str) -> None:
     """A row with padding at an end gives what its real tokens give alone."""
-    model = language_model(name, position)
+    model = moved(language_model(name, position))
     x = tokens(2, 9)
     if "padding" not in ATTENTION.card(name).masks:
         with pytest.raises(Unsupported, match="padding"):
@@ -142,7 +143,7 @@ def test_language_model_ignores_padding(name: str, position: str) -> None:
 @pairs("causal")
 def test_language_model_decodes_in_chunks(name: str, position: str) -> None:
     """Of prompts padded at the left, and with rows exchanged on the way."""
-    model = language_model(name, position)
+    model = moved(language_model(name, position))
     if not ATTENTION.card(name).cache:
         with pytest.raises(Unsupported, match="cached"):
             model.new_cache()
@@ -167,7 +168,7 @@ def test_language_model_decodes_in_chunks(name: str, position: str) -> None:
 
 @pairs("causal")
 def test_language_model_keeps_packed_documents_apart(name: str, position: str) -> None:
-    model = language_model(name, position)
+    model = moved(language_model(name, position))
     x, segments = tokens(2, 9), packed([3, 1, 5], 2)
     if "segments" not in ATTENTION.card(name).masks:
         with pytest.raises(Unsupported, match="segments"):
@@ -204,7 +205,7 @@ def test_seq2seq_uses_every_parameter(name: str, position: str) -> None:
 
 @pairs("causal", "global", "cross")
 def test_seq2seq_ignores_padding_and_the_future(name: str, position: str) -> None:
-    model = seq2seq(name, position)
+    model = moved(seq2seq(name, position))
     source, target = source_and_target()
     whole = model(source, target)
     short = source[1:, source[1] != PAD]
@@ -215,7 +216,7 @@ def test_seq2seq_ignores_padding_and_the_future(name: str, position: str) -> Non
 @pairs("causal", "global", "cross")
 def test_seq2seq_decodes_in_chunks(name: str, position: str) -> None:
     """With rows exchanged and repeated on the way."""
-    model = seq2seq(name, position)
+    model = moved(seq2seq(name, position))
     card = ATTENTION.card(name)
     if not card.cache and set(card.roles) != {"global"}:
         with pytest.raises(Unsupported, match="cached"):
@@ -255,7 +256,7 @@ def test_seq2seq_shows_its_attention(name: str, position: str) -> None:
 
 @pairs("causal", "global", "cross")
 def test_layers_share_nothing_but_the_encoding(name: str, position: str) -> None:
-    model = seq2seq(name, position)
+    model = moved(seq2seq(name, position))
     stacks = {"encoder": model.encoder, "decoder": model.decoder}
     for stack in stacks.values():
         addresses = [p.data_ptr() for layer in stack.layers for p in layer.parameters()]

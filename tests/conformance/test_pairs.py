@@ -15,6 +15,7 @@ from tests.conformance.cases import (
     Case,
     fits,
     inside,
+    moved,
     over,
     representative_pairs,
     small_options,
@@ -56,8 +57,8 @@ def test_a_model_trains_and_decodes_with_every_encoding_or_refuses_it(
 def model_of(name: str, position: str, role: Role) -> LanguageModel | Seq2Seq:
     """A model with the attention in this role, and plain attention in the others."""
     if role == "causal":
-        return language_model(name, position)
-    return seq2seq(name, position, roles=(role,))
+        return moved(language_model(name, position))
+    return moved(seq2seq(name, position, roles=(role,)))
 
 
 def batch_of(role: Role) -> tuple[Tensor, ...]:

@@ -40,13 +40,21 @@ class FireEncoding(PositionalEncoding):
         hidden: width of the MLP.
         log_scale: where c starts.
         threshold: where L starts, in tokens. In shorter sequences the place of the query does not
-            matter yet.
+            matter yet. A quarter of `original_length`, if not given: the paper's 512 of 2,048.
+        original_length: the length of sequences in training, in tokens.
     """
 
     def __init__(
-        self, *, hidden: int = 32, log_scale: float = 0.1, threshold: float = 512.0, **sizes: Any
+        self,
+        *,
+        hidden: int = 32,
+        log_scale: float = 0.1,
+        threshold: float | None = None,
+        original_length: int = 512,
+        **sizes: Any,
     ) -> None:
         super().__init__(**sizes)
+        threshold = original_length / 4 if threshold is None else threshold
         for name, value in (("hidden", hidden), ("log_scale", log_scale), ("threshold", threshold)):
             if value <= 0:
                 raise UserError(f"position=fire needs a {name} above 0, got {value}.")
