@@ -3,7 +3,7 @@
 import math
 from collections.abc import Iterator
 from itertools import product
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 import torch
 from torch import Tensor
@@ -18,9 +18,7 @@ from attention_zoo.masks import Mask
 from attention_zoo.zoo import Site
 
 # Where an encoding may act, on attention that keeps the heads and the way to weights as they are.
-SITES_OF_SOFTMAX: tuple[Site, ...] = (
-    *("embeddings", "heads", "width", "length", "scores", "content", "values"),
-)
+SITES_OF_SOFTMAX: tuple[Site, ...] = get_args(Site)
 
 
 class Heads(NamedTuple):

@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from attention_zoo.errors import BadInput
+from attention_zoo.tasks.verbs.pairs import print_matrix, print_reasons
 from attention_zoo.zoo import ATTENTION, POSITION, AttentionCard
 
 ATTENTION_COLUMNS = (
@@ -52,7 +53,17 @@ def run(arguments: list[str]) -> None:
     parser = argparse.ArgumentParser(prog="attention-zoo list", description=__doc__)
     parser.add_argument("--markdown", action="store_true", help="print the README's tables")
     parser.add_argument("--into", type=Path, help="put the Markdown between this file's marks")
+    parser.add_argument(
+        "--pairs",
+        nargs="?",
+        const="",
+        metavar="NAME",
+        help="print which attention takes which encoding; with a NAME, and why not",
+    )
     parsed = parser.parse_args(arguments)
+    if parsed.pairs is not None:
+        print_reasons(parsed.pairs) if parsed.pairs else print_matrix()
+        return
     tables = ((ATTENTION_COLUMNS, attention_rows()), (POSITION_COLUMNS, position_rows()))
     text = "\n\n".join([LEGEND, *(markdown(columns, rows) for columns, rows in tables)])
     if parsed.into is not None:

@@ -2,13 +2,13 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from attention_zoo import create_attention
+from attention_zoo import create_attention, create_position
 from attention_zoo.attention.base import Attention
 from attention_zoo.backends import BACKENDS
 from attention_zoo.zoo import (
@@ -21,16 +21,39 @@ from attention_zoo.zoo import (
 )
 from tests.conformance.configs import options, parameters
 
+M = TypeVar("M", bound=nn.Module)
+
 DIM = 16
 # Of options that count tokens: small, so that short sequences go beyond them. The window is even,
 # so that it is lopsided around a query.
-SMALL = {"window": 4, "block": 4, "stride": 3, "dilation": 3, "landmarks": 4, "top_k": 5}
+SMALL = {
+    "window": 4,
+    "block": 4,
+    "stride": 3,
+    "dilation": 3,
+    "landmarks": 4,
+    "top_k": 5,
+    "original_length": 6,
+    "clip": 3,
+    "max_position": 3,
+}
 
 
-def small_options(name: str) -> dict[str, Any]:
-    """Of an attention: those of its yaml, but for those that count tokens."""
-    chosen = options("attention", name)
+def small_options(name: str, group: str = "attention") -> dict[str, Any]:
+    """Of an entry: those of its yaml, but for those that count tokens."""
+    chosen = options(group, name)
     return chosen | {option: value for option, value in SMALL.items() if option in chosen}
+
+
+def moved(module: M) -> M:
+    """A module whose parameters are not those that training starts with.
+
+    What is zero there, or the identity, would hide what it does.
+    """
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    return module
 
 
 @dataclass(frozen=True)
@@ -54,18 +77,13 @@ class Case:
         return bool(self.card.cache) and self.role != "global"
 
     def attention(self, **changes: Any) -> Attention:
-        """With parameters moved from where training starts.
-
-        What is zero there, or the identity, would hide what it does.
-        """
+        """With parameters moved from where training starts."""
         sizes = {"dim": DIM} | small_options(self.name)
-        attention = create_attention(
-            self.name, role=self.role, position=self.position, **sizes | changes
-        )
-        with torch.no_grad():
-            for parameter in attention.parameters():
-                parameter.add_(0.1 * torch.randn_like(parameter))
-        return attention
+        attention = create_attention(self.name, role=self.role, **sizes | changes)
+        if self.position is not None:
+            chosen = small_options(self.position, "position")
+            attention.use_own(create_position(self.position, **attention.encoded_sizes, **chosen))
+        return moved(attention)
 
     def inputs(
         self, queries: int, keys: int | None = None, *, batch: int = 2, dim: int = DIM
@@ -94,7 +112,7 @@ class Case:
 def fits(card: AttentionCard, role: Role, position: PositionCard) -> bool:
     """Whether the cards declare the pair for self-attention of this role."""
     acts = set(position.acts)
-    return not acts or (role in position.roles and acts <= {"positions", *card.positions})
+    return not acts or (role in position.roles and acts <= set(card.positions))
 
 
 def inside(position: PositionCard) -> bool:
@@ -118,16 +136,21 @@ def pairs() -> Iterator[Case]:
                 yield Case(case.name, case.role, name)
 
 
-def positioned_cases() -> Iterator[Case]:
-    """Every entry, alone and with one encoding for all that act on the same."""
-    yield from plain_cases()
+def representative_pairs() -> Iterator[Case]:
+    """Of each entry, one encoding for all that act on the same; and all with `multi_head`."""
     seen = set()
     for case in pairs():
         assert case.position is not None
         place = case.name, case.role, POSITION.card(case.position).acts
-        if place not in seen:
-            seen.add(place)
+        if case.name == "multi_head" or place not in seen:
             yield case
+        seen.add(place)
+
+
+def positioned_cases() -> Iterator[Case]:
+    """Every entry, alone and with encodings."""
+    yield from plain_cases()
+    yield from representative_pairs()
 
 
 def over(cases: Iterator[Case]) -> pytest.MarkDecorator:

@@ -3,7 +3,7 @@
 import pytest
 
 from attention_zoo.masks import Mask
-from tests.conformance.cases import Case, backends, over, pairs, plain_cases
+from tests.conformance.cases import Case, backends, over, plain_cases, representative_pairs
 from tests.conformance.definition import visible
 from tests.conformance.numbers import assert_same, values_and_gradients
 
@@ -32,7 +32,7 @@ def test_forward_is_the_equation(case: Case, length: int) -> None:
     hold_against_naive(case, length, length)
 
 
-@over(pairs())
+@over(representative_pairs())
 def test_forward_is_the_equation_with_an_encoding(case: Case) -> None:
     hold_against_naive(case, 7, 7)
 

@@ -1,68 +1,161 @@
-"""Every attention × encoding × role is declared by the cards, or refused with the choices."""
-
-from itertools import product
+"""Every attention × encoding × role runs, or is refused with its reason and the choices."""
 
 import pytest
 import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy
 
 from attention_zoo import Unsupported, create_attention, create_position
+from attention_zoo.attention.base import take_auxiliary_loss
+from attention_zoo.models import LanguageModel, Seq2Seq
+from attention_zoo.tasks.verbs.pairs import pairs as listed_pairs
 from attention_zoo.zoo import ATTENTION, POSITION, ROLES, Role, check_pair
 from tests.conformance.cases import (
     DIM,
     Case,
     fits,
     inside,
+    moved,
     over,
-    pairs,
+    representative_pairs,
     small_options,
 )
 from tests.conformance.configs import HEADS, options
 from tests.conformance.numbers import assert_same, values_and_gradients
+from tests.conformance.test_models import PAD, language_model, seq2seq, tokens
 
-TRIPLES = list(product(ATTENTION, POSITION, ROLES))
+SOURCE, TARGET = 9, 13  # beyond the lengths that encodings are told they were trained at
+PLAYED = [(name, role) for name in ATTENTION for role in ROLES]
 
 
-@pytest.mark.parametrize(("name", "position", "role"), TRIPLES)
-def test_a_pair_is_declared_or_refused(name: str, position: str, role: Role) -> None:
+def runs(name: str, position: str, role: Role) -> bool:
+    """By the cards. Cross-attention has no encoding, but an encoder beside it that has."""
     card, other = ATTENTION.card(name), POSITION.card(position)
-    if role not in card.roles:
-        with pytest.raises(Unsupported, match=f"{name} cannot be {role} attention; it can be"):
-            check_pair(card, role, other)
-    elif role == "cross" and inside(other):
-        with pytest.raises(Unsupported, match=position):
-            check_pair(card, role, other)
-    elif role == "cross" or fits(card, role, other):
-        check_pair(card, role, other)
-    else:
-        with pytest.raises(Unsupported, match=f"(?s){position}|{name}"):
-            check_pair(card, role, other)
+    fitting = "global" in other.roles if role == "cross" else fits(card, role, other)
+    return role in card.roles and fitting
 
 
-@pytest.mark.parametrize(("name", "position", "role"), TRIPLES)
-def test_an_attention_alone_takes_what_acts_on_it(name: str, position: str, role: Role) -> None:
-    """`create_attention(position=…)` runs, or refuses what would have no effect."""
-    card, other = ATTENTION.card(name), POSITION.card(position)
-    legal = role in card.roles and (
-        not other.acts or (role != "cross" and inside(other) and fits(card, role, other))
-    )
-    if legal:
+@pytest.mark.parametrize(("name", "role"), PLAYED)
+def test_a_model_trains_and_decodes_with_every_encoding_or_refuses_it(
+    name: str, role: Role
+) -> None:
+    """The whole matrix: a step of training, and decoding in chunks, of every pair that is legal."""
+    for position in POSITION:
+        if runs(name, position, role):
+            model = model_of(name, position, role)
+            batch = batch_of(role)
+            learn(model, batch)
+            if role != "global" and ATTENTION.card(name).cache:
+                assert_decodes(model, batch)
+        else:
+            with pytest.raises(Unsupported) as refused:
+                model_of(name, position, role)
+            said = str(refused.value)
+            assert (name in said or position in said) and len(said) > 40
+
+
+def model_of(name: str, position: str, role: Role) -> LanguageModel | Seq2Seq:
+    """A model with the attention in this role, and plain attention in the others."""
+    if role == "causal":
+        return moved(language_model(name, position))
+    return moved(seq2seq(name, position, roles=(role,)))
+
+
+def batch_of(role: Role) -> tuple[Tensor, ...]:
+    return (tokens(2, TARGET),) if role == "causal" else (tokens(2, SOURCE), tokens(2, TARGET))
+
+
+def learn(model: LanguageModel | Seq2Seq, batch: tuple[Tensor, ...]) -> None:
+    """A step down the gradient, which lowers the loss."""
+    targets = batch[-1].roll(-1, dims=1)
+    model.train()
+    losses = []
+    for rate in (1e-3, 0.0):
+        torch.manual_seed(0)  # The draws of an encoding, or of a mechanism, are the same in both.
+        auxiliary = take_auxiliary_loss(model)
+        loss = cross_entropy(model(*batch).flatten(0, 1), targets.flatten())
+        auxiliary = take_auxiliary_loss(model)
+        whole = loss if auxiliary is None else loss + auxiliary
+        losses.append(whole.item())
+        model.zero_grad()
+        whole.backward()
+        with torch.no_grad():
+            for parameter in model.parameters():
+                assert parameter.grad is not None and parameter.grad.isfinite().all()
+                parameter.sub_(rate * parameter.grad)
+    assert losses[1] < losses[0]
+
+
+@torch.no_grad()
+def assert_decodes(model: LanguageModel | Seq2Seq, batch: tuple[Tensor, ...]) -> None:
+    """In chunks, with a cache, as in one pass."""
+    model.eval()
+    *sources, target = batch
+    whole, cache, outputs = model(*batch), model.new_cache(), []
+    for chunk in target.split([5, 1, 1, TARGET - 7], dim=1):
+        if isinstance(model, Seq2Seq):
+            padding = sources[0] != PAD
+            memory = model.encode(sources[0], padding)
+            outputs.append(model.decode(chunk, memory, padding, cache=cache))
+        else:
+            outputs.append(model(chunk, cache=cache))
+    assert_same(torch.cat(outputs, dim=1), whole)
+
+
+def test_the_listed_pairs_are_those_that_run(capsys: pytest.CaptureFixture[str]) -> None:
+    """`attention-zoo list --pairs` tells what the test above walks."""
+    found = list(listed_pairs())
+    assert [(p.attention, p.position, p.role) for p in found] == [
+        (name, position, role) for name in ATTENTION for position in POSITION for role in ROLES
+    ]
+    run = 0
+    for pair in found:
+        assert (pair.refusal is None) is runs(pair.attention, pair.position, pair.role)
+        run += pair.refusal is None
+    with capsys.disabled():
+        print(f"\nattention × position × role: {run} pairs run, {len(found) - run} are refused")
+
+
+@pytest.mark.parametrize(("name", "role"), PLAYED)
+def test_a_refusal_names_the_choices(name: str, role: Role) -> None:
+    card = ATTENTION.card(name)
+    for position in POSITION:
+        other = POSITION.card(position)
+        if role not in card.roles:
+            with pytest.raises(Unsupported, match=f"{name} cannot be {role} attention; it can be"):
+                check_pair(card, role, other)
+        elif role == "cross" and inside(other):
+            with pytest.raises(Unsupported, match=position):
+                check_pair(card, role, other)
+        elif role != "cross" and not fits(card, role, other):
+            with pytest.raises(Unsupported, match=f"(?s){position}|{name}") as refused:
+                check_pair(card, role, other)
+            assert "none" in str(refused.value) or "it serves" in str(refused.value)
+
+
+@pytest.mark.parametrize(("name", "role"), PLAYED)
+def test_an_attention_alone_takes_what_acts_on_it(name: str, role: Role) -> None:
+    """`create_attention(position=…)` runs and heeds it, or refuses what would have no effect."""
+    card = ATTENTION.card(name)
+    for position in POSITION:
+        other = POSITION.card(position)
+        legal = role in card.roles and (
+            not other.acts or (role != "cross" and inside(other) and fits(card, role, other))
+        )
+        if not legal:
+            with pytest.raises(Unsupported):
+                create_attention(name, dim=DIM, role=role, position=position, **small_options(name))
+            continue
         create_attention(name, dim=DIM, role=role, position=position, **small_options(name))
-    else:
-        with pytest.raises(Unsupported):
-            create_attention(name, dim=DIM, role=role, position=position, **small_options(name))
+        if other.acts:
+            case = Case(name, role, position)
+            attention, plain = case.attention(), Case(name, role).attention()
+            plain.load_state_dict(attention.state_dict(), strict=False)
+            inputs = case.inputs(9)
+            assert not torch.allclose(attention(*inputs), plain(*inputs)), position
 
 
-@over(pairs())
-def test_an_encoding_changes_the_output(case: Case) -> None:
-    """It is not taken in and then ignored."""
-    attention = case.attention()
-    plain = Case(case.name, case.role).attention()
-    plain.load_state_dict(attention.state_dict(), strict=False)
-    inputs = case.inputs(9)
-    assert not torch.allclose(attention(*inputs), plain(*inputs))
-
-
-@over(case for case in pairs() if POSITION.card(str(case.position)).relative)
+@over(case for case in representative_pairs() if POSITION.card(str(case.position)).relative)
 def test_an_encoding_sees_distances_only(case: Case) -> None:
     attention = case.attention()
     (x,) = case.inputs(9)

@@ -33,7 +33,7 @@ from attention_zoo.zoo import ATTENTION, AttentionCard
         "which sees the past of its blocks and draws among past ones, is ours; no cached decoding",
         roles=("causal", "global"),
         masks=("causal", "window", "padding", "segments"),
-        positions=("embeddings", "heads", "width", "scores"),
+        positions=("positions", "embeddings", "heads", "width", "scores"),
         cost="t",
     )
 )

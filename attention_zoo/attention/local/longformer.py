@@ -39,7 +39,7 @@ from attention_zoo.zoo import ATTENTION, AttentionCard
         "cut off the global tokens; no cached decoding",
         roles=("causal", "global"),
         masks=("causal", "padding", "segments"),
-        positions=("embeddings", "heads", "width", "scores"),
+        positions=("positions", "embeddings", "heads", "width", "scores"),
         cost="t",
     )
 )

@@ -25,7 +25,7 @@ from attention_zoo.zoo import ATTENTION, AttentionCard
         "norm comes last; without their short convolutions, which gated_delta has",
         roles=("causal",),
         masks=("causal", "padding", "segments"),
-        positions=("embeddings",),
+        positions=("positions", "embeddings"),
         cache="one matrix for each head",
         decode_state="h·c·c",
         weights="signed",

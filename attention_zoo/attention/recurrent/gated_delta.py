@@ -27,7 +27,7 @@ from attention_zoo.zoo import ATTENTION, AttentionCard
         deviations="values are as wide as keys, and all heads have keys of their own",
         roles=("causal",),
         masks=("causal", "padding", "segments"),
-        positions=("embeddings",),
+        positions=("positions", "embeddings"),
         cache="one matrix for each head, and the tokens that the convolutions look back at",
         decode_state="h·c·c + 3·(K - 1)·h·c",
         weights="signed",

@@ -32,7 +32,7 @@ from attention_zoo.zoo import ATTENTION, AttentionCard
         "count real tokens of the own segment; cost grows with length·log(length)",
         roles=("causal",),
         masks=("causal", "padding", "segments"),
-        positions=("embeddings", "heads"),
+        positions=("positions", "embeddings", "heads"),
         cache="a state for each bucket, and the last tokens of the convolution",
         decode_state="h·c·e·ceil(log2(t + 1)) + (w - 1)·(h·e + 2·g·c)",
         cost="t log t",

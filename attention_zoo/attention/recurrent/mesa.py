@@ -38,7 +38,7 @@ LEAST_RIDGE = 0.25
         "that c of them give the exact solution; f starts near 1, differently from head to head",
         roles=("causal",),
         masks=("causal", "padding", "segments"),
-        positions=("embeddings",),
+        positions=("positions", "embeddings"),
         cache="two matrices for each head, and the tokens that the convolutions look back at",
         decode_state="2·h·c·c + 2·(K - 1)·h·c",
         weights="signed",

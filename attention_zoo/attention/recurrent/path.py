@@ -34,7 +34,7 @@ from attention_zoo.zoo import ATTENTION, AttentionCard
         "embeddings, as it is one",
         roles=("causal",),
         masks=("causal", "padding", "segments"),
-        positions=("embeddings",),
+        positions=("positions", "embeddings"),
         cache="keys, turned by every token that comes, values, and the last convolution inputs",
         decode_state="2·t·h·c + (K - 1)·h·c",
     )

@@ -33,7 +33,7 @@ STRONGEST = -math.exp(-0.5)  # log of the strongest decay
         "first layer, as layers do not know each other; one rank for all projections of low rank",
         roles=("causal",),
         masks=("causal", "padding", "segments"),
-        positions=("embeddings",),
+        positions=("positions", "embeddings"),
         cache="one matrix for each head, and the last token",
         decode_state="h·c·c + d",
         weights="signed",
