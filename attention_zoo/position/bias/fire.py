@@ -50,11 +50,17 @@ class FireEncoding(PositionalEncoding):
         hidden: int = 32,
         log_scale: float = 0.1,
         threshold: float | None = None,
-        original_length: int = 512,
+        original_length: int | None = 512,
         **sizes: Any,
     ) -> None:
         super().__init__(**sizes)
-        threshold = original_length / 4 if threshold is None else threshold
+        if threshold is None:
+            if original_length is None:
+                raise UserError(
+                    "position=fire needs a threshold, or original_length: the length in tokens "
+                    "that the model is trained at."
+                )
+            threshold = original_length / 4
         for name, value in (("hidden", hidden), ("log_scale", log_scale), ("threshold", threshold)):
             if value <= 0:
                 raise UserError(f"position=fire needs a {name} above 0, got {value}.")
