@@ -88,7 +88,8 @@ def test_fire_is_its_network_of_the_normalised_distance(role: Role, threshold: f
 
 
 def test_fire_starts_where_the_authors_do() -> None:
-    fire = encoding("fire")
+    """They train at 2,048 tokens."""
+    fire = encoding("fire", original_length=2048)
     assert fire.log_scale.item() == 0.1
     assert fire.threshold_factor.item() * fire.threshold == 512.0
     assert fire.expand.weight.shape == (32, 1)
