@@ -8,6 +8,7 @@ others. `reference` is the plain one, and also gives the weights.
 import logging
 from collections.abc import Callable
 from functools import cache
+from typing import NamedTuple
 
 from torch import Tensor
 
@@ -17,22 +18,29 @@ from attention_zoo.zoo import unknown
 
 log = logging.getLogger(__name__)
 
-BACKENDS: dict[str, Callable[..., Tensor]] = {
-    "reference": reference.attend,
-    "sdpa": sdpa.attend,
+
+class Backend(NamedTuple):
+    """A way to attend, and what it is good for."""
+
+    attend: Callable[..., Tensor]
+
+
+BACKENDS = {
+    "reference": Backend(reference.attend),
+    "sdpa": Backend(sdpa.attend),
 }
 
 
 @cache
-def resolve(name: str) -> str:
-    """The backend that a name stands for; `auto` is decided here, and logged once.
+def resolve(name: str, choices: tuple[str, ...]) -> str:
+    """The backend that a name stands for: `auto` is the first of the choices, and is logged once.
 
     Raises:
-        Unsupported: no such backend.
+        Unsupported: it is not among them.
     """
     if name == "auto":
-        log.info("backend=auto is sdpa")
-        return "sdpa"
-    if name not in BACKENDS:
-        raise Unsupported(unknown("backend", name, ["auto", *BACKENDS]))
+        log.info("backend=auto is %s", choices[0])
+        return choices[0]
+    if name not in choices:
+        raise Unsupported(unknown("backend", name, ["auto", *choices]))
     return name

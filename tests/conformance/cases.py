@@ -10,7 +10,6 @@ from torch import Tensor
 
 from attention_zoo import create_attention
 from attention_zoo.attention.base import Attention
-from attention_zoo.backends import BACKENDS
 from attention_zoo.zoo import (
     ATTENTION,
     BEFORE_ATTENTION,
@@ -139,4 +138,4 @@ def backends(name: str) -> list[dict[str, str]]:
     """Options that choose each backend in turn, where an entry has a choice."""
     if "backend" not in parameters(ATTENTION[name]):
         return [{}]
-    return [{"backend": backend} for backend in BACKENDS]
+    return [{"backend": backend} for backend in ATTENTION[name].backends]

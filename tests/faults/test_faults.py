@@ -68,12 +68,12 @@ def rendering(patch: pytest.MonkeyPatch, change: Callable[[Mask], Mask]) -> None
 
 def computing(patch: pytest.MonkeyPatch, name: str, change: Callable[..., dict[str, Any]]) -> None:
     """A backend gets other arguments."""
-    attend = BACKENDS[name]
+    attend = BACKENDS[name].attend
 
     def wrong(q: Tensor, k: Tensor, v: Tensor, **options: Any) -> Tensor:
         return attend(**{"q": q, "k": k, "v": v} | options | change(q=q, k=k, v=v, **options))
 
-    patch.setitem(BACKENDS, name, wrong)
+    patch.setitem(BACKENDS, name, BACKENDS[name]._replace(attend=wrong))
 
 
 ALIBI, T5, ROTARY = (
@@ -106,7 +106,7 @@ def causal_mask_shifted_by_one(patch: pytest.MonkeyPatch) -> None:
 @caught_by(test_models.test_language_model_does_not_see_the_future, "multi_head", "rotary")
 @caught_by(test_torch.test_multi_head_attention, "causal", False)
 def triangle_forgotten(patch: pytest.MonkeyPatch) -> None:
-    computing(patch, "sdpa", lambda **_: {"causal": False})
+    computing(patch, "sdpa", lambda visible, **_: {"visible": replace(visible, mask=Mask())})
 
 
 @caught_by(test_caches.test_chunks_are_one_pass, plain("multi_head"), [5, 1, 1, 4])

@@ -4,8 +4,7 @@ import torch
 from torch import Tensor
 
 from attention_zoo.attention.softmax import Heads, SoftmaxAttention
-from attention_zoo.backends import BACKENDS
-from attention_zoo.masks import Mask, reach
+from attention_zoo.masks import Mask, Visible, reach
 
 MIN_BLOCK = 64  # queries; smaller blocks cost more in calls than they save in work
 
@@ -38,14 +37,6 @@ class WindowAttention(SoftmaxAttention):
                 k_positions[:, seen],
                 {name: part[..., seen, :] for name, part in more.items()},
             )
-            visible = mask.visible(rows, columns, device=q.device)
-            outputs.append(
-                BACKENDS[self.backend](
-                    *near[:3],
-                    visible=visible,
-                    bias=self.bias(near, visible),
-                    scale=self.scale,
-                    dropout=self.dropout if self.training else 0.0,
-                )
-            )
+            visible = Visible(mask=mask, rows=rows, columns=columns)
+            outputs.append(self.attend_visible(near, visible))
         return torch.cat(outputs, dim=2)
