@@ -13,7 +13,7 @@ from attention_zoo.attention.base import Attention, places
 from attention_zoo.backends import BACKENDS, resolve
 from attention_zoo.backends.reference import attention_weights, repeat_heads
 from attention_zoo.caches import Cache, TokenCache
-from attention_zoo.errors import UserError
+from attention_zoo.errors import Unsupported, UserError
 from attention_zoo.masks import Mask, Pattern, Visible
 from attention_zoo.zoo import Site
 
@@ -45,7 +45,7 @@ class SoftmaxAttention(Attention):
     """
 
     # Of the mechanism's own.
-    backends: ClassVar[tuple[str, ...]] = ("sdpa", "reference")
+    backends: ClassVar[tuple[str, ...]] = ("sdpa", "reference", "flex")
 
     def __init__(self, *, dropout: float = 0.0, backend: str = "auto", **options: Any) -> None:
         super().__init__(**options)
@@ -54,6 +54,11 @@ class SoftmaxAttention(Attention):
         self.dropout = dropout
         self.scale = self.head_dim**-0.5
         self.backend = resolve(backend, self.backends)
+        if dropout and self.backend in BACKENDS and not BACKENDS[self.backend].dropout:
+            raise Unsupported(
+                f"backend={self.backend} cannot drop weights, got dropout={dropout}. "
+                "Set dropout=0.0, or choose another backend."
+            )
 
     def forward(
         self,

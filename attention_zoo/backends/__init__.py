@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from attention_zoo.backends import reference, sdpa
+from attention_zoo.backends import flex, reference, sdpa
 from attention_zoo.errors import Unsupported
 from attention_zoo.zoo import unknown
 
@@ -20,14 +20,19 @@ log = logging.getLogger(__name__)
 
 
 class Backend(NamedTuple):
-    """A way to attend, and what it is good for."""
+    """A way to attend, and what it can do."""
 
     attend: Callable[..., Tensor]
+    # It computes only the blocks of queries and keys that see each other, so that whole rows may be
+    # handed to it at once.
+    sparse: bool = False
+    dropout: bool = True
 
 
 BACKENDS = {
     "reference": Backend(reference.attend),
     "sdpa": Backend(sdpa.attend),
+    "flex": Backend(flex.attend, sparse=True, dropout=False),
 }
 
 

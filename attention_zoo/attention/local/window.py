@@ -3,7 +3,8 @@
 import torch
 from torch import Tensor
 
-from attention_zoo.attention.softmax import Heads, SoftmaxAttention
+from attention_zoo.attention.softmax import Heads, SoftmaxAttention, seen_by
+from attention_zoo.backends import BACKENDS
 from attention_zoo.masks import Mask, Visible, reach
 
 MIN_BLOCK = 64  # queries; smaller blocks cost more in calls than they save in work
@@ -17,6 +18,10 @@ class WindowAttention(SoftmaxAttention):
 
     def attend_window(self, heads: Heads, mask: Mask, last: int) -> Tensor:
         """As `SoftmaxAttention.attend`: [b h q c]."""
+        # What an encoding adds to scores is made for the slices only.
+        biased = {"scores", "content"} & set(self.position.card.acts)
+        if BACKENDS[self.backend].sparse and not biased:
+            return self.attend_visible(heads, seen_by(heads, mask, last))
         q, k, v, q_positions, k_positions, more = heads
         queries, keys = q.shape[2], k.shape[2]
         first_query, first_key = last - queries, last - keys
