@@ -15,7 +15,7 @@ from attention_zoo.attention import scored, softmax
 from attention_zoo.attention.base import Attention
 from attention_zoo.attention.kernel import linear
 from attention_zoo.attention.softmax import SoftmaxAttention
-from attention_zoo.backends import BACKENDS, reference
+from attention_zoo.backends import BACKENDS, flex, reference
 from attention_zoo.caches import StateCache, TokenCache
 from attention_zoo.masks import Mask
 from attention_zoo.models import language_model
@@ -118,6 +118,16 @@ def mask_aligned_at_the_top_left(patch: pytest.MonkeyPatch) -> None:
         return visible(mask, range(len(rows)), columns, device=device)
 
     patch.setattr(Mask, "visible", aligned)
+
+
+@caught_by(test_caches.test_every_backend_decodes, plain("multi_head"))
+def places_forgotten_by_flex(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(flex, "place", lambda number, device: 0)
+
+
+@caught_by(test_naive.test_forward_is_the_equation, plain("big_bird"), 65)
+def patterns_forgotten_by_flex(patch: pytest.MonkeyPatch) -> None:
+    computing(patch, "flex", lambda visible, **_: {"visible": replace(visible, pattern=None)})
 
 
 @caught_by(test_leaks.test_no_gradient_reaches_the_future, plain("linear"), 65, [0, 63, 64])
