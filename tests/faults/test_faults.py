@@ -15,7 +15,7 @@ from attention_zoo.attention import scored, softmax
 from attention_zoo.attention.base import Attention
 from attention_zoo.attention.kernel import linear
 from attention_zoo.attention.softmax import SoftmaxAttention
-from attention_zoo.backends import BACKENDS, reference
+from attention_zoo.backends import BACKENDS, flex, reference
 from attention_zoo.caches import StateCache, TokenCache
 from attention_zoo.masks import Mask
 from attention_zoo.models import language_model
@@ -70,12 +70,12 @@ def rendering(patch: pytest.MonkeyPatch, change: Callable[[Mask], Mask]) -> None
 
 def computing(patch: pytest.MonkeyPatch, name: str, change: Callable[..., dict[str, Any]]) -> None:
     """A backend gets other arguments."""
-    attend = BACKENDS[name]
+    attend = BACKENDS[name].attend
 
     def wrong(q: Tensor, k: Tensor, v: Tensor, **options: Any) -> Tensor:
         return attend(**{"q": q, "k": k, "v": v} | options | change(q=q, k=k, v=v, **options))
 
-    patch.setitem(BACKENDS, name, wrong)
+    patch.setitem(BACKENDS, name, BACKENDS[name]._replace(attend=wrong))
 
 
 ALIBI, T5, ROTARY = (
@@ -108,7 +108,7 @@ def causal_mask_shifted_by_one(patch: pytest.MonkeyPatch) -> None:
 @caught_by(test_models.test_language_model_does_not_see_the_future, "multi_head", "rotary")
 @caught_by(test_torch.test_multi_head_attention, "causal", False)
 def triangle_forgotten(patch: pytest.MonkeyPatch) -> None:
-    computing(patch, "sdpa", lambda **_: {"causal": False})
+    computing(patch, "sdpa", lambda visible, **_: {"visible": replace(visible, mask=Mask())})
 
 
 @caught_by(test_caches.test_chunks_are_one_pass, plain("multi_head"), [5, 1, 1, 4])
@@ -120,6 +120,16 @@ def mask_aligned_at_the_top_left(patch: pytest.MonkeyPatch) -> None:
         return visible(mask, range(len(rows)), columns, device=device)
 
     patch.setattr(Mask, "visible", aligned)
+
+
+@caught_by(test_caches.test_every_backend_decodes, plain("multi_head"))
+def places_forgotten_by_flex(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(flex, "place", lambda number, device: 0)
+
+
+@caught_by(test_naive.test_forward_is_the_equation, plain("big_bird"), 65)
+def patterns_forgotten_by_flex(patch: pytest.MonkeyPatch) -> None:
+    computing(patch, "flex", lambda visible, **_: {"visible": replace(visible, pattern=None)})
 
 
 @caught_by(test_leaks.test_no_gradient_reaches_the_future, plain("linear"), 65, [0, 63, 64])

@@ -50,7 +50,7 @@ class DeltaAttention(DeltaRuleAttention):
         k = unit(silu(self.heads_of(self.key(x))))
         v = self.heads_of(self.value(x))
         beta = widened(self.rate(x)).sigmoid().transpose(1, 2)[..., None]
-        return Steps(q * self.head_dim**-0.5, beta * k, v, erase=k)
+        return Steps(q * self.head_dim**-0.5, beta * k, v, erase=k, rate=beta)
 
     def finish(self, attended: Tensor, x: Tensor) -> Tensor:
         return self.project_output(self.norm(attended).to(x.dtype))

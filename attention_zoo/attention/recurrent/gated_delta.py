@@ -70,7 +70,7 @@ class GatedDeltaAttention(DeltaRuleAttention):
         v = silu(self.heads_of(mix(self.value_convolution, self.value(x))))
         q, k = unit(q) * self.head_dim**-0.5, unit(k)
         beta = widened(self.rate(x)).sigmoid().transpose(1, 2)[..., None]
-        return Steps(q, beta * k, v, erase=k, decay=self.log_decay(x))
+        return Steps(q, beta * k, v, erase=k, decay=self.log_decay(x), rate=beta)
 
     def log_decay(self, x: Tensor) -> Tensor:
         """g, [b h t 1]."""

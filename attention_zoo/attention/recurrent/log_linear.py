@@ -53,10 +53,11 @@ class LogLinearAttention(StateSpaceDualAttention):
         max_length: the most tokens of a sequence, which decides how many levels there are.
     """
 
+    fixed = ("backend",)
     max_length: int
 
     def __init__(self, *, max_length: int = 16384, **options: Any) -> None:
-        super().__init__(**options)
+        super().__init__(backend="torch", **options)
         if max_length < 1:
             raise UserError(f"max_length must be at least 1, got {max_length}.")
         self.max_length = max_length

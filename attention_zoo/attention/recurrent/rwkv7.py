@@ -55,8 +55,10 @@ class RWKV7Attention(DeltaRuleAttention):
         rank: of the projections to d, a and g.
     """
 
+    fixed = ("backend",)
+
     def __init__(self, *, rank: int = 32, **options: Any) -> None:
-        super().__init__(**options)
+        super().__init__(backend="torch", **options)
         if rank < 1:
             raise UserError(f"rank must be at least 1, got {rank}.")
         width = self.heads * self.head_dim
