@@ -1,11 +1,16 @@
 """Who may attend to whom, described once, as data; each backend renders it its own way."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from attention_zoo.errors import UserError
+
+# Whether a query sees a key: of a row of the batch and of their columns, elementwise.
+Pattern = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,7 +81,7 @@ class Mask:
         if self.padding is not None:
             parts.append(self.padding[:, None, None, columns.start : columns.stop])
         if self.segments is not None:
-            queries = self._query_segments(rows)[:, None, :, None]
+            queries = self.segments_of(rows)[:, None, :, None]
             parts.append(queries == self.segments[:, None, None, columns.start : columns.stop])
         if not parts:
             return None
@@ -110,12 +115,58 @@ class Mask:
             visible = visible & (own == at(self.segments, keys)[..., None, :])
         return visible.expand(*visible.shape[:-2], queries.shape[-1], -1)
 
-    def _query_segments(self, rows: range) -> Tensor:
+    def segments_of(self, rows: range) -> Tensor:
+        """[b q], those of the queries at these places."""
         assert self.segments is not None
         if self.query_segments is None:
             return self.segments[:, rows.start : rows.stop]
         shift = self.segments.shape[1] - self.query_segments.shape[1]
         return self.query_segments[:, rows.start - shift : rows.stop - shift]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Visible:
+    """Who sees whom among some queries and keys, for a backend to render its own way.
+
+    Args:
+        mask: over whole rows.
+        rows: places of the queries among the keys. columns: those of the keys. As of
+            `Mask.visible`.
+        pattern: what else must hold for a query to see a key.
+        sinks: so many more keys stand before the others, and every query sees them.
+    """
+
+    mask: Mask
+    rows: range
+    columns: range
+    pattern: Pattern | None = None
+    sinks: int = 0
+
+    @property
+    def triangle(self) -> bool:
+        """Whether it is the lower triangle of a square, and nothing else."""
+        square = self.rows.start == self.columns.start and self.rows.stop == self.columns.stop
+        plain = self.pattern is None and not self.sinks
+        return plain and square and self.mask.names == ("causal",)
+
+    @property
+    def batch(self) -> int | None:
+        """How many rows of the batch differ; None where none does."""
+        parts = (self.mask.padding, self.mask.segments, self.mask.query_segments)
+        return max((len(part) for part in parts if part is not None), default=None)
+
+    def dense(self, device: torch.device) -> Tensor | None:
+        """[b|1 1 q k] bool, or None where every query sees every key."""
+        visible = self.mask.visible(self.rows, self.columns, device=device)
+        if self.pattern is not None:
+            b = torch.arange(self.batch or 1, device=device)[:, None, None]
+            i = torch.arange(self.rows.start, self.rows.stop, device=device)[:, None]
+            j = torch.arange(self.columns.start, self.columns.stop, device=device)
+            seen = self.pattern(b, i, j).expand(len(b), len(i), len(j))[:, None]
+            visible = seen if visible is None else visible & seen
+        if visible is None or not self.sinks:
+            return visible
+        return pad(visible, (self.sinks, 0), value=True)
 
 
 def reach(window: int, causal: bool) -> tuple[int, int]:

@@ -31,7 +31,7 @@ SITES: dict[Site, str] = {
     "content": "scores by what queries and keys hold",
     "values": "values by the places of query and key",
 }
-# What a model does before its layers: attention need not know of it.
+# What a model does before its layers, not attention.
 BEFORE_ATTENTION: tuple[Site, ...] = ("positions", "embeddings")
 
 
@@ -184,8 +184,7 @@ def check_pair(attention: AttentionCard, role: Role, position: PositionCard | No
             f"{position.name} cannot serve {role} attention; it serves {listed(position.roles)}."
         )
     if not takes(attention, position):
-        allowed = ("positions", *attention.positions)
-        missing = [SITES[site] for site in position.acts if site not in allowed]
+        missing = [SITES[site] for site in position.acts if site not in attention.positions]
         fitting = [
             name
             for name in POSITION
@@ -199,7 +198,7 @@ def check_pair(attention: AttentionCard, role: Role, position: PositionCard | No
 
 def takes(attention: AttentionCard, position: PositionCard) -> bool:
     """Whether the mechanism lets an encoding act on all that it acts on."""
-    return set(position.acts) <= {"positions", *attention.positions}
+    return set(position.acts) <= set(attention.positions)
 
 
 def listed(words: tuple[str, ...]) -> str:

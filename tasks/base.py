@@ -5,7 +5,7 @@ from importlib.metadata import version
 from typing import Any, cast
 
 import torch
-from lightning import LightningModule
+from lightning import LightningModule, Trainer
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
@@ -150,11 +150,15 @@ class Task(LightningModule):
     def score(self, batch: Any, split: str) -> None:
         """Losses by teacher forcing, without label smoothing."""
         logits, targets = self.predict_batch(batch)
-        nll, tokens = summed_loss(logits, targets)
-        self.tally(TokenLoss, f"{split}/loss", nll, tokens)
-        self.tally(Perplexity, f"{split}/perplexity", nll, tokens)
-        spelled = self.token_bytes[targets[targets != IGNORED]].sum()
-        self.tally(BitsPerByte, f"{split}/bits_per_byte", nll, spelled)
+        self.tally_losses(token_losses(logits, targets), targets, split)
+
+    def tally_losses(self, losses: Tensor, targets: Tensor, split: str) -> None:
+        """Loss, perplexity and bits per byte of targets [b t], by their losses [b t]."""
+        nll, counted = losses.sum(), targets != IGNORED
+        self.tally(TokenLoss, metric_name("loss", split), nll, counted.sum())
+        self.tally(Perplexity, metric_name("perplexity", split), nll, counted.sum())
+        spelled = self.token_bytes[targets[counted]].sum()
+        self.tally(BitsPerByte, metric_name("bits_per_byte", split), nll, spelled)
 
     def tally(self, kind: Callable[[], Metric], name: str, *counted: Any) -> None:
         """Add to the metric of this name, which is logged once the split is through."""
@@ -184,12 +188,30 @@ class Task(LightningModule):
         }
 
 
-def summed_loss(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-    """The negative log-likelihood of targets [b t], summed, and their number."""
-    nll = cross_entropy(
-        logits.flatten(0, 1).float(), targets.flatten(), ignore_index=IGNORED, reduction="sum"
+def token_losses(logits: Tensor, targets: Tensor) -> Tensor:
+    """The negative log-likelihood of targets [b t], zero where there are none."""
+    losses = cross_entropy(
+        logits.flatten(0, 1).float(), targets.flatten(), ignore_index=IGNORED, reduction="none"
     )
-    return nll, (targets != IGNORED).sum()
+    return losses.view_as(targets)
+
+
+def metric_name(metric: str, split: str) -> str:
+    """`test/loss` of `test`, `test/loss@128` of `test@128`, and `test/sliding_loss@128` of
+    `test@128 sliding`.
+    """
+    split, at, rest = split.partition("@")
+    length, _, how = rest.partition(" ")
+    return f"{split}/{how}{'_' if how else ''}{metric}{at}{length}"
+
+
+def logged(trainer: Trainer, prefix: str) -> dict[str, Any]:
+    """The metrics of a split, as last logged."""
+    return {
+        name: value.item()
+        for name, value in sorted(trainer.callback_metrics.items())
+        if name.startswith(prefix)
+    }
 
 
 def load_task(checkpoint: dict[str, Any], config: dict[str, Any]) -> Any:

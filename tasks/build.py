@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate as hydra_instantiate
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 from attention_zoo.errors import Unsupported, UserError
@@ -73,14 +73,32 @@ def attention_by_role(config: Mapping[str, Any]) -> dict[str, Any]:
     return {node: config[node] or config["attention"] for node in roles}
 
 
-def settle(config: DictConfig) -> dict[str, str]:
-    """Give a composed config a positional encoding that all its attention takes, if it has none.
+def settle(config: DictConfig, trained: Mapping[str, Any] | None = None) -> dict[str, str]:
+    """Give a composed config what depends on its other parts, where it was not chosen.
+
+    A positional encoding that all attention takes; and the `original_length` of an encoding that
+    has one, null in its yaml: the length that the model is trained at, or was, if it is from a
+    checkpoint.
+
+    Args:
+        config: to be completed in place.
+        trained: the config in the checkpoint.
 
     Returns:
         What was chosen, by group.
     """
-    if "position" not in config or config["position"] is not None:
+    if "position" not in config:
         return {}
+    chosen = {} if config["position"] is not None else settle_position(config)
+    position = config["position"]
+    if "original_length" in position and position["original_length"] is None:
+        data = trained["data"] if trained else OmegaConf.to_container(config["data"], resolve=True)
+        position["original_length"] = trained_tokens(data)
+    return chosen
+
+
+def settle_position(config: DictConfig) -> dict[str, str]:
+    """Rotary positions, or sinusoidal ones where an attention of the model cannot take those."""
     roles = ROLE_NODES[config["task"]["name"]]
     sites = [
         ATTENTION.card(chosen["name"]).positions
@@ -90,6 +108,16 @@ def settle(config: DictConfig) -> dict[str, str]:
     name = "rotary" if all("heads" in places for places in sites) else "sinusoidal"
     config["position"] = entry_config("position", name, heads=config["model"]["heads"])
     return {"position": name}
+
+
+def trained_tokens(data: Any) -> int | None:
+    """The longest sequences that data are trained on, in tokens; None where they do not tell.
+
+    Of text, its windows; of diagnostics, their sequences; of pairs, the longest line that is kept.
+    """
+    if data["_target_"] == DIAGNOSTICS:
+        return instantiate(data["source"]).tokens
+    return data.get("context") or data.get("max_tokens")
 
 
 def check(config: dict[str, Any]) -> None:

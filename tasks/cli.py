@@ -97,7 +97,7 @@ def run_composed(verb: str, arguments: list[str]) -> None:
     import hydra
     from omegaconf import DictConfig, OmegaConf
 
-    from attention_zoo.tasks.composition import explained, group_choices, prepare
+    from attention_zoo.tasks.composition import explained, group_choices, prepare, settle_folder
 
     given = sys.argv
     call = prepare(verb, arguments)
@@ -114,7 +114,9 @@ def run_composed(verb: str, arguments: list[str]) -> None:
         try:
             from attention_zoo.tasks.build import settle
 
-            settled = settle(config)
+            trained = call.checkpoint and call.checkpoint["attention_zoo"]["config"]
+            settled = settle(config, trained)
+            settle_folder(config)
             plain: Any = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
             plain["choices"] = group_choices() | settled
             return import_module(f"attention_zoo.tasks.verbs.{verb}").run(plain, call)

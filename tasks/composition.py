@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import dataclass, field
+from datetime import datetime
 from importlib.metadata import entry_points
 from importlib.resources import files
 from importlib.util import find_spec
@@ -16,7 +17,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.plugins import Plugins
 from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException
 from hydra.plugins.search_path_plugin import SearchPathPlugin
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from attention_zoo.errors import UserError
@@ -29,8 +30,8 @@ VALUED_FLAGS = (
     "--cfg", "-c", "--package", "-p", "--info", "-i", "--config-path", "-cp", "--config-name",
     "-cn", "--config-dir", "-cd", "--experimental-rerun",
 )  # fmt: skip
-# Groups that have no part in using a checkpoint.
-OF_TRAINING = ("callbacks", "logger", "experiment", "debug", "hparams_search")
+# Groups and options that have no part in using a checkpoint.
+OF_TRAINING = ("callbacks", "logger", "experiment", "debug", "hparams_search", "lengths", "stride")
 
 
 class PluginConfigs(SearchPathPlugin):
@@ -154,8 +155,20 @@ def store_config(verb: str, whole: dict[str, Any], overrides: list[str]) -> None
         for group in sorted(choices, key=lambda group: group == "data")
         if group not in OF_TRAINING and group != "task"
     ]
+    if verb == "evaluate":
+        config["paths"] = {**config["paths"], "run": "${into}"}
     config["defaults"] = [{"hydra": "default"}, verb, *groups, "_self_"]
     ConfigStore.instance().store(name=f"{verb}_checkpoint", node=config)
+
+
+def settle_folder(config: DictConfig) -> None:
+    """Give an evaluation that leaves something behind a folder beside its checkpoint's run."""
+    if "into" not in config or not config.ckpt or config.into is not None:
+        return
+    if config.lengths or config.logger:
+        folder = Path(str(config.ckpt)).parent
+        run = folder.parent if folder.name == "checkpoints" else folder
+        config.into = str(run / "evaluations" / f"{datetime.now():%Y-%m-%d_%H-%M-%S-%f}")
 
 
 def group_choices() -> dict[str, str | None]:

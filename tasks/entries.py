@@ -8,6 +8,9 @@ from omegaconf import OmegaConf
 
 from attention_zoo.zoo import ATTENTION, POSITION
 
+# What stands for the training length, in tokens, where there is no training.
+TRAINED_LENGTH = 512
+
 
 def entry_of(group: str, name: str) -> type:
     return ATTENTION[name] if group == "attention" else POSITION[name]
@@ -21,12 +24,14 @@ def config_folder(group: str, entry: type) -> Path:
 
 
 def entry_config(group: str, name: str, *, heads: int) -> dict[str, Any]:
-    """The entry's yaml, for a model of so many heads."""
+    """The entry's yaml, for a model of so many heads, trained at `TRAINED_LENGTH`."""
     file = config_folder(group, entry_of(group, name)) / f"{name}.yaml"
     assert file.is_file(), f"{name} has no {file}"
     whole = OmegaConf.create({"model": {"heads": heads}, "entry": OmegaConf.load(file)})
     config = OmegaConf.to_container(whole.entry, resolve=True)
     assert isinstance(config, dict)
+    if config.get("original_length", ...) is None:
+        config["original_length"] = TRAINED_LENGTH
     return {str(key): value for key, value in config.items()}
 
 

@@ -9,10 +9,10 @@ from torch import Tensor
 from attention_zoo.decoding import Sample
 from attention_zoo.errors import UserError
 from attention_zoo.models.language_model import LanguageModel
-from attention_zoo.tasks.base import IGNORED, Task, summed_loss
+from attention_zoo.tasks.base import IGNORED, Task, metric_name, token_losses
 from attention_zoo.tasks.data.batches import LanguageBatch
 from attention_zoo.tasks.figures import AttentionReading
-from attention_zoo.tasks.metrics import Share, TokenLoss
+from attention_zoo.tasks.metrics import LossByPlace, Share, TokenLoss
 
 
 class LanguageModelingTask(Task):
@@ -28,6 +28,9 @@ class LanguageModelingTask(Task):
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
+        self.counters: dict[int, LossByPlace] = {}
+        # Of the last test, by the length of its windows: see `LossByPlace`.
+        self.by_place: dict[int, Tensor] = {}
         if not isinstance(self.decoding, Sample):
             raise UserError(
                 "a language model writes with decoding=sample (decoding.temperature=0 takes the "
@@ -42,17 +45,30 @@ class LanguageModelingTask(Task):
         self.score(batch, self.trainer.datamodule.test_names[dataloader_idx])  # type: ignore[attr-defined]
 
     def score(self, batch: LanguageBatch, split: str) -> None:
+        logits, targets = self.predict_batch(batch)
+        losses, predicted = token_losses(logits, targets), targets != IGNORED
         if batch.places is None:
-            super().score(batch, split)
+            self.tally_losses(losses, targets, split)
+            length = split.partition("@")[2]
+            if length.isdecimal():  # not sliding
+                self.count_places(int(length), losses, predicted)
             return
-        # The test at another length is called `test@128`, and its loss `test/loss@128`.
-        split, at, length = split.partition("@")
-        logits, answers = self.predict_batch(batch)
-        asked = answers != IGNORED
-        right = logits.argmax(-1) == answers
-        self.tally(TokenLoss, f"{split}/loss{at}{length}", *summed_loss(logits, answers))
-        self.tally(Share, f"{split}/accuracy{at}{length}", right[asked])
-        self.tally(Share, f"{split}/exact_match{at}{length}", (right == asked).all(-1))
+        right = logits.argmax(-1) == targets
+        self.tally(TokenLoss, metric_name("loss", split), losses.sum(), predicted.sum())
+        self.tally(Share, metric_name("accuracy", split), right[predicted])
+        self.tally(Share, metric_name("exact_match", split), (right == predicted).all(-1))
+
+    def count_places(self, length: int, losses: Tensor, predicted: Tensor) -> None:
+        """Add windows of a length, losses [b t] of what is predicted [b t], to `by_place`."""
+        if length not in self.counters:
+            self.counters[length] = LossByPlace(length).to(self.device)
+        self.counters[length].update(losses, predicted)
+
+    def on_test_epoch_start(self) -> None:
+        self.counters = {}
+
+    def on_test_epoch_end(self) -> None:
+        self.by_place = {length: counter.compute() for length, counter in self.counters.items()}
 
     def prompts(self, lines: list[str]) -> list[list[int]]:
         """Each line as a document's beginning."""

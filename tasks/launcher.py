@@ -93,6 +93,7 @@ class ProcessesLauncher(Launcher):
                 if job.outcome == "waiting":
                     job.outcome = "not run"
             console.print(summary(jobs))
+            report_lengths(console, jobs, Path(self.config.hydra.sweep.dir))
             console.print(f"Sweep: {self.config.hydra.sweep.dir}", soft_wrap=True)
         return [returned(job) for job in jobs]
 
@@ -143,6 +144,16 @@ class ProcessesLauncher(Launcher):
             job.accelerator = trainer.get("accelerator", "cpu")
             job.devices = trainer.get("devices", 1)
             yield job
+
+
+def report_lengths(console: Any, jobs: Sequence[Job], folder: Path) -> None:
+    """Where jobs were scored at several lengths: a table, and a picture in the sweep's folder."""
+    metrics = {job.label or f"job {job.number}": job.metrics for job in jobs}
+    scored = {label: found for label, found in metrics.items() if "lengths" in found}
+    if scored:
+        from attention_zoo.tasks.length_report import report_sweep
+
+        report_sweep(console, scored, folder)
 
 
 def returned(job: Job) -> JobReturn:

@@ -37,13 +37,16 @@ log = logging.getLogger(__name__)
 _without_tables: WeakSet[WandbLogger] = WeakSet()
 
 MODES = ("auto", "online", "offline", "disabled")
+# Where a run's folder says what W&B calls the run.
+RUN_ID = Path("wandb", "run-id.txt")
 
 
-def create_loggers(config: Mapping[str, Any] | None) -> list[Logger]:
+def create_loggers(config: Mapping[str, Any] | None, resumed: Path | None = None) -> list[Logger]:
     """Build the loggers of the config group `logger`.
 
     Args:
         config: one node a logger (name to `_target_` and arguments), or None for no logger.
+        resumed: the checkpoint of a run that goes on; so does the run that W&B shows of it.
 
     Returns:
         What `Trainer(logger=…)` takes. An empty list means no logger at all.
@@ -55,9 +58,12 @@ def create_loggers(config: Mapping[str, Any] | None) -> list[Logger]:
     from hydra.utils import instantiate
 
     loggers = []
+    before = run_id(resumed.parent.parent) if resumed is not None else None
     for name, node in (config or {}).items():
+        of_wandb = node["_target_"].endswith(create_wandb_logger.__name__)
+        more = {"id": before} if before is not None and of_wandb else {}
         try:
-            loggers.append(instantiate(node, _convert_="all"))
+            loggers.append(instantiate(node, **more, _convert_="all"))
         except InstantiationException as error:
             if isinstance(error.__cause__, UserError):
                 raise error.__cause__ from None
@@ -70,10 +76,17 @@ def create_loggers(config: Mapping[str, Any] | None) -> list[Logger]:
     return loggers
 
 
+def run_id(folder: Path) -> str | None:
+    """What W&B calls the run of a folder, if it has one."""
+    path = folder / RUN_ID
+    return path.read_text().strip() if path.exists() else None
+
+
 def create_wandb_logger(
     *,
     project: str,
     save_dir: str | Path,
+    id: str | None = None,
     name: str | None = None,
     group: str | None = None,
     job_type: str | None = None,
@@ -92,6 +105,7 @@ def create_wandb_logger(
     Args:
         project: the project that the run belongs to.
         save_dir: folder that gets the `wandb/` folder; made where it is missing.
+        id: of a run that goes on; a new one, if not given.
         name: shown name of the run; W&B invents one where it is None.
         group: runs with the same group are shown together.
         job_type: for instance "train" or "evaluate".
@@ -114,6 +128,7 @@ def create_wandb_logger(
         finish_timeout=finish_timeout,
         project=project,
         dir=os.fspath(save_dir),
+        resumed=id,
         name=name,
         group=group,
         job_type=job_type,
@@ -123,7 +138,14 @@ def create_wandb_logger(
 
 
 @rank_zero_only
-def _start_run(mode: str, *, init_timeout: float, finish_timeout: float, **identity: Any) -> Run:
+def _start_run(
+    mode: str,
+    *,
+    resumed: str | None,
+    init_timeout: float,
+    finish_timeout: float,
+    **identity: Any,
+) -> Run:
     # wandb's own telemetry waits for the server too, even in offline runs: behind a network that
     # swallows packets it held the end of the process for 10 to 20 s. wandb reads this once, when
     # its service starts, so it cannot differ between the jobs of one process.
@@ -141,14 +163,22 @@ def _start_run(mode: str, *, init_timeout: float, finish_timeout: float, **ident
 
     def start(mode: Any, id: str) -> Run:
         # "create_new", because the default joins a run that an earlier job left open.
-        return wandb.init(mode=mode, id=id, reinit="create_new", settings=settings, **identity)
+        resume: Any = None if resumed is None else "allow"
+        return wandb.init(
+            mode=mode, id=id, resume=resume, reinit="create_new", settings=settings, **identity
+        )
 
     if mode == "auto":
         mode = os.environ.get("WANDB_MODE") or wandb.setup().settings.mode
     reason = None
     run = None
     if mode == "online":
-        id = secrets.token_hex(4)
+        id = resumed or secrets.token_hex(4)
+
+        def found() -> Iterator[Path]:
+            return Path(identity["dir"], "wandb").glob(f"run-*-{id}")
+
+        before = {*found()}
         try:
             if _has_key():
                 run = start("online", id)
@@ -157,9 +187,11 @@ def _start_run(mode: str, *, init_timeout: float, finish_timeout: float, **ident
         except wandb.Error as error:
             reason = str(error).partition("\n")[0]
             # The attempt leaves a folder without data, which `wandb leet` would list as a run.
-            for folder in Path(identity["dir"], "wandb").glob(f"run-*-{id}"):
+            for folder in {*found()} - before:
                 shutil.rmtree(folder, ignore_errors=True)
-    run = run or start("offline" if mode == "online" else mode, secrets.token_hex(4))
+    run = run or start("offline" if mode == "online" else mode, resumed or secrets.token_hex(4))
+    if not run.disabled:
+        Path(identity["dir"], RUN_ID).write_text(f"{run.id}\n")
 
     if run.offline:
         log.log(

@@ -296,6 +296,35 @@ class TokenLoss(Metric):
         return float(dim_zero_cat(self.nll).cpu().double().sum()) / int(self.count)
 
 
+class LossByPlace(Metric):
+    """Negative log-likelihood of the targets at each place of a window, and their numbers.
+
+    Args:
+        places: of a window.
+    """
+
+    full_state_update = False
+    is_differentiable = False
+    higher_is_better = False
+    nll: list[Tensor]
+    count: Tensor
+
+    def __init__(self, places: int) -> None:
+        super().__init__()
+        # The sum of every batch, as in TokenLoss.
+        self.add_state("nll", default=[], dist_reduce_fx="cat")
+        self.add_state("count", default=torch.zeros(places, dtype=torch.long), dist_reduce_fx="sum")
+
+    def update(self, nll: Tensor, counted: Tensor) -> None:
+        """Add a batch: -log p of targets [b t], zero where `counted` [b t] is False."""
+        self.nll.append(nll.detach().float().sum(0, keepdim=True))
+        self.count += counted.sum(0)
+
+    def compute(self) -> Tensor:
+        """Sums of -log p, in nats, and numbers of targets: [2 t] in float64."""
+        return torch.stack([dim_zero_cat(self.nll).cpu().double().sum(0), self.count.cpu()])
+
+
 class Perplexity(TokenLoss):
     """exp(sum nll / number of tokens): updated as TokenLoss is.
 

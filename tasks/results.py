@@ -68,6 +68,13 @@ def collect_manifest(
         "seed": seed,
         "data_hash": data_hash,
         "precision": precision,
+        **collect_surroundings(),
+    }
+
+
+def collect_surroundings() -> dict[str, Any]:
+    """What this machine can tell: `git_commit`, `versions` and `hardware`."""
+    return {
         "git_commit": _git_commit(Path(__file__).resolve()),
         "versions": {"python": platform.python_version(), **dict(_versions())},
         "hardware": _hardware(),
@@ -138,15 +145,28 @@ def print_results(
     )
     console.print(", ".join(facts), highlight=False, markup=False)
 
-    console.print()
-    width = max(map(len, paths), default=0)
-    for word, path in paths.items():
-        _print_line(console, Text.assemble((f"{word:<{width}}", "bold"), "  ", str(path)))
+    print_paths(console, paths)
     if next_commands:
         console.print()
         console.print(Text("Next, try", style="bold"))
         for command in next_commands:
             _print_line(console, Text(f"  {command}", style="cyan"))
+
+
+def named(config: dict[str, Any]) -> dict[str, Any]:
+    """The config to show: each group by the word that chose it on the command line."""
+    shown = {key: value for key, value in config.items() if key != "choices"}
+    for group, choice in config["choices"].items():
+        if isinstance(shown.get(group), dict):
+            shown[group] = {**shown[group], "name": choice}
+    del shown["data"]["tokenizer"]  # It is the group of that name, shown already.
+    return shown
+
+
+def shortest(path: Path) -> Path:
+    """The path from where the program was started, if it leads there: shorter to read and copy."""
+    here = Path.cwd()
+    return path.relative_to(here) if path.is_relative_to(here) else path
 
 
 def print_metrics(console: Console, metrics: Mapping[str, Any]) -> None:
@@ -157,6 +177,14 @@ def print_metrics(console: Console, metrics: Mapping[str, Any]) -> None:
     for name, value in metrics.items():
         table.add_row(Text(name), Text(_legible(_number(value))))
     console.print(table)
+
+
+def print_paths(console: Console, paths: Mapping[str, str | Path]) -> None:
+    """Where things are: a word and a path a line, which is never wrapped, to be copied."""
+    console.print()
+    width = max(map(len, paths), default=0)
+    for word, path in paths.items():
+        _print_line(console, Text.assemble((f"{word:<{width}}", "bold"), "  ", str(path)))
 
 
 def print_samples(console: Console, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Iterator
 from itertools import product
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple, get_args
 
 import torch
 from torch import Tensor
@@ -13,14 +13,12 @@ from attention_zoo.attention.base import Attention, places
 from attention_zoo.backends import BACKENDS, resolve
 from attention_zoo.backends.reference import attention_weights, repeat_heads
 from attention_zoo.caches import Cache, TokenCache
-from attention_zoo.errors import UserError
-from attention_zoo.masks import Mask
+from attention_zoo.errors import Unsupported, UserError
+from attention_zoo.masks import Mask, Pattern, Visible
 from attention_zoo.zoo import Site
 
 # Where an encoding may act, on attention that keeps the heads and the way to weights as they are.
-SITES_OF_SOFTMAX: tuple[Site, ...] = (
-    *("embeddings", "heads", "width", "length", "scores", "content", "values"),
-)
+SITES_OF_SOFTMAX: tuple[Site, ...] = get_args(Site)
 
 
 class Heads(NamedTuple):
@@ -41,8 +39,11 @@ class SoftmaxAttention(Attention):
     Args:
         dropout: probability of dropping a weight in training. Above 0 the fused CPU kernel cannot
             be used; dropout on residuals and in the feed-forward regularises at less cost.
-        backend: `sdpa`, `reference`, or `auto`, which is decided at construction.
+        backend: one of `backends`, or `auto`, the first of them, which is decided at construction.
     """
+
+    # Of the mechanism's own.
+    backends: ClassVar[tuple[str, ...]] = ("sdpa", "reference", "flex")
 
     def __init__(self, *, dropout: float = 0.0, backend: str = "auto", **options: Any) -> None:
         super().__init__(**options)
@@ -50,7 +51,12 @@ class SoftmaxAttention(Attention):
             raise UserError(f"dropout must be at least 0 and below 1, got {dropout}.")
         self.dropout = dropout
         self.scale = self.head_dim**-0.5
-        self.backend = resolve(backend)
+        self.backend = resolve(backend, self.backends)
+        if dropout and self.backend in BACKENDS and not BACKENDS[self.backend].dropout:
+            raise Unsupported(
+                f"backend={self.backend} cannot drop weights, got dropout={dropout}. "
+                "Set dropout=0.0, or choose another backend."
+            )
 
     def forward(
         self,
@@ -214,16 +220,27 @@ class SoftmaxAttention(Attention):
 
     def attend(self, heads: Heads, mask: Mask, last: int) -> Tensor:
         """[b h q c]. The keys, and the queries, are the last ones of `last` tokens."""
-        # A plain triangle is left to the kernel, which then skips the half that is not visible.
-        triangle = mask.names == ("causal",) and heads.q.shape[2] == heads.k.shape[2]
-        visible = None
-        if not triangle or "content" in self.position.card.acts:
-            visible = visible_to(heads, mask, last)
-        return BACKENDS[self.backend](
-            *heads[:3],
+        return self.attend_visible(heads, seen_by(heads, mask, last))
+
+    def attend_visible(self, heads: Heads, visible: Visible) -> Tensor:
+        """[b h q c], by the backend."""
+        return self.computed(*heads[:3], visible, self.bias_under(heads, visible))
+
+    def bias_under(self, heads: Heads, visible: Visible) -> Tensor | None:
+        """`bias`; who sees whom is rendered only for an encoding that asks for it."""
+        asked = "content" in self.position.card.acts
+        return self.bias(heads, visible.dense(heads.q.device) if asked else None)
+
+    def computed(
+        self, q: Tensor, k: Tensor, v: Tensor, visible: Visible, bias: Tensor | None
+    ) -> Tensor:
+        """What the backend makes of them."""
+        return BACKENDS[self.backend].attend(
+            q,
+            k,
+            v,
             visible=visible,
-            causal=triangle and visible is None,
-            bias=self.bias(heads, visible),
+            bias=bias,
             scale=self.scale,
             dropout=self.dropout if self.training else 0.0,
         )
@@ -241,9 +258,13 @@ def with_kept(q: Tensor, q_positions: Tensor, kept: dict[str, Tensor]) -> Heads:
     return Heads(q, kept["keys"], kept["values"], q_positions, positions, more)
 
 
-def visible_to(heads: Heads, mask: Mask, last: int) -> Tensor | None:
-    """The mask [b|1 1 q k], where queries and keys are the last ones of `last` tokens."""
+def seen_by(heads: Heads, mask: Mask, last: int, pattern: Pattern | None = None) -> Visible:
+    """Who sees whom, where queries and keys are the last ones of `last` tokens."""
     queries, keys = heads.q.shape[2], heads.k.shape[2]
-    return mask.visible(
-        range(last - queries, last), range(last - keys, last), device=heads.q.device
-    )
+    rows, columns = range(last - queries, last), range(last - keys, last)
+    return Visible(mask=mask, rows=rows, columns=columns, pattern=pattern)
+
+
+def visible_to(heads: Heads, mask: Mask, last: int) -> Tensor | None:
+    """The same, [b|1 1 q k], or None where every query sees every key."""
+    return seen_by(heads, mask, last).dense(heads.q.device)

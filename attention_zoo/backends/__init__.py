@@ -8,31 +8,44 @@ others. `reference` is the plain one, and also gives the weights.
 import logging
 from collections.abc import Callable
 from functools import cache
+from typing import NamedTuple
 
 from torch import Tensor
 
-from attention_zoo.backends import reference, sdpa
+from attention_zoo.backends import flex, reference, sdpa
 from attention_zoo.errors import Unsupported
 from attention_zoo.zoo import unknown
 
 log = logging.getLogger(__name__)
 
-BACKENDS: dict[str, Callable[..., Tensor]] = {
-    "reference": reference.attend,
-    "sdpa": sdpa.attend,
+
+class Backend(NamedTuple):
+    """A way to attend, and what it can do."""
+
+    attend: Callable[..., Tensor]
+    # It computes only the blocks of queries and keys that see each other, so that whole rows may be
+    # handed to it at once.
+    sparse: bool = False
+    dropout: bool = True
+
+
+BACKENDS = {
+    "reference": Backend(reference.attend),
+    "sdpa": Backend(sdpa.attend),
+    "flex": Backend(flex.attend, sparse=True, dropout=False),
 }
 
 
 @cache
-def resolve(name: str) -> str:
-    """The backend that a name stands for; `auto` is decided here, and logged once.
+def resolve(name: str, choices: tuple[str, ...]) -> str:
+    """The backend that a name stands for: `auto` is the first of the choices, and is logged once.
 
     Raises:
-        Unsupported: no such backend.
+        Unsupported: it is not among them.
     """
     if name == "auto":
-        log.info("backend=auto is sdpa")
-        return "sdpa"
-    if name not in BACKENDS:
-        raise Unsupported(unknown("backend", name, ["auto", *BACKENDS]))
+        log.info("backend=auto is %s", choices[0])
+        return choices[0]
+    if name not in choices:
+        raise Unsupported(unknown("backend", name, ["auto", *choices]))
     return name

@@ -3,14 +3,15 @@
 import torch
 from torch import Tensor
 
+from attention_zoo.masks import Visible
+
 
 def attend(
     q: Tensor,
     k: Tensor,
     v: Tensor,
     *,
-    visible: Tensor | None,
-    causal: bool = False,
+    visible: Visible,
     bias: Tensor | None = None,
     scale: float,
     dropout: float = 0.0,
@@ -19,14 +20,14 @@ def attend(
 
     Args:
         q: [b h q c]. k, v: [b g k c], each repeated over h / g neighbouring heads.
-        visible: [b|1 1|h q k] bool, True = may attend; None = everything.
-        causal: the same as a square lower triangle in `visible`; needs q = k.
+        visible: which of the q queries see which of the k keys.
         bias: [b|1 h q k], added to the scaled scores.
 
     Returns:
         [b h q c]; a query that may attend to nothing gets zeros.
     """
-    weights = attention_weights(q, k, visible=visible, causal=causal, bias=bias, scale=scale)
+    seen = visible.dense(q.device)
+    weights = attention_weights(q, k, visible=seen, bias=bias, scale=scale)
     weights = torch.dropout(weights, dropout, train=True)
     return weights @ repeat_heads(v, q.shape[1])
 
@@ -36,16 +37,13 @@ def attention_weights(
     k: Tensor,
     *,
     visible: Tensor | None,
-    causal: bool = False,
     bias: Tensor | None = None,
     scale: float,
 ) -> Tensor:
-    """[b h q k]; every row sums to 1, or is zero where nothing is visible."""
+    """[b h q k]; every row sums to 1, or is zero where nothing is visible [b|1 1|h q k]."""
     scores = q @ repeat_heads(k, q.shape[1]).transpose(-2, -1) * scale
     if bias is not None:
         scores = scores + bias
-    if causal:
-        visible = torch.ones(q.shape[2], k.shape[2], dtype=torch.bool, device=q.device).tril()
     return masked_softmax(scores, visible)
 
 

@@ -1,7 +1,6 @@
 """The contract of positional encodings: hooks, neutral unless an encoding overrides them."""
 
 from collections.abc import Mapping
-from typing import ClassVar
 
 from torch import Tensor, nn
 
@@ -25,7 +24,8 @@ class PositionalEncoding(nn.Module):
         layer: place of the layer in the stack, from 0, for an encoding of its own.
     """
 
-    card: ClassVar[PositionCard] = PositionCard(name="none", paper="", equation="", reference="")
+    # The class's; an instance that hands its work on to another encoding has a card of its own.
+    card: PositionCard = PositionCard(name="none", paper="", equation="", reference="")
     # The most tokens that it can take, if it has a limit.
     max_length: int | None = None
 

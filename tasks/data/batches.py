@@ -134,6 +134,26 @@ class Blocks(Dataset[LanguageBatch]):
         return LanguageBatch(inputs.contiguous(), targets, segments)
 
 
+class SlidingBlocks(Blocks):
+    """Blocks of which the last `stride` tokens are to be predicted, and in the first one all.
+
+    From starts 0, stride, 2 · stride, … every token after the first is a target once, and one that
+    is not in the first block has at least context + 1 - stride tokens before it in its block.
+    """
+
+    def __init__(
+        self, stream: np.ndarray, *, context: int, stride: int, documents: bool = False
+    ) -> None:
+        super().__init__(stream, context=context, documents=documents)
+        self.stride = stride
+
+    def __getitem__(self, starts: list[int]) -> LanguageBatch:
+        batch = super().__getitem__(starts)
+        later = torch.tensor(starts)[:, None] > 0
+        batch.targets[later & (torch.arange(self.context) < self.context - self.stride)] = IGNORED
+        return batch
+
+
 class EpochBatches(Sampler[list[int]], ABC):
     """Batches of places in a data set, in the order of an epoch.
 

@@ -126,6 +126,24 @@ class DiagnosticData(PreparedData):
                     f"{tokens} tokens and {limit}; lower {option}."
                 )
 
+    def tokens_at(self, length: int, split: str) -> int:
+        return self._at(length).tokens
+
+    def tests_at(
+        self, length: int, split: str, *, stride: int, rank: int, world_size: int
+    ) -> dict[str, ResumableLoader]:
+        """The questions of sequences of that length. Nothing slides."""
+        source = self._at(length)
+        rows = AskedRows(source.questions(split))
+        batch_size = max(1, self.batch_size * self.source.tokens // source.tokens)
+        sampler = OrderedRows(
+            len(rows), batch_size=batch_size, seed=self.seed, rank=rank, world_size=world_size
+        )
+        return {"": ResumableLoader(rows, sampler, workers=self.workers)}
+
+    def _at(self, length: int) -> Diagnostic:
+        return self.source if length == self.source.length else self.source.at(length)
+
     def train_dataloader(self) -> ResumableLoader:
         return self._loader("train", ShuffledRows)
 

@@ -9,7 +9,14 @@ import numpy as np
 
 from attention_zoo.errors import BadInput, UserError
 
-from .batches import Blocks, EpochBatches, OrderedBlocks, ResumableLoader, ShuffledBlocks
+from .batches import (
+    Blocks,
+    EpochBatches,
+    OrderedBlocks,
+    ResumableLoader,
+    ShuffledBlocks,
+    SlidingBlocks,
+)
 from .module import PreparedData, TokenizerFactory
 from .sources.base import SPLITS, Source
 from .tokenizers import Tokenizer, check_ids
@@ -117,6 +124,45 @@ class LanguageData(PreparedData):
                 f"data.context must be at most the model's longest length, got {self.context} and "
                 f"{limit}; lower data.context."
             )
+
+    def tokens_at(self, length: int, split: str) -> int:
+        predicted = len(self.blocks[split].stream) - 1
+        if length > predicted:
+            raise UserError(
+                f"the {split} split is shorter: {predicted:,} tokens can be predicted in it."
+            )
+        return length
+
+    def tests_at(
+        self, length: int, split: str, *, stride: int, rank: int, world_size: int
+    ) -> dict[str, ResumableLoader]:
+        """By windows that do not overlap, and by `sliding` ones; both predict the same tokens.
+
+        A window begins with the token that the one before it predicted last, so the first of its
+        targets has one token before it. The last window is as long as the text is. A batch has as
+        many tokens at every length, as long as that is at least a window.
+        """
+        stream = self.blocks[split].stream
+        rows = max(1, self.batch_size * self.context // length)
+        plain = Blocks(stream, context=length, documents=self.documents)
+        sliding = SlidingBlocks(stream, context=length, stride=stride, documents=self.documents)
+        # A window is needed if one of the tokens it scores is there.
+        tokens = {"": len(stream), "sliding": len(stream) - (length - stride)}
+        steps = {"": length, "sliding": stride}
+        return {
+            how: ResumableLoader(
+                blocks,
+                OrderedBlocks(
+                    tokens[how],
+                    context=steps[how],
+                    batch_size=rows,
+                    rank=rank,
+                    world_size=world_size,
+                ),
+                workers=self.workers,
+            )
+            for how, blocks in (("", plain), ("sliding", sliding))
+        }
 
     def train_dataloader(self) -> ResumableLoader:
         blocks = self.blocks["train"]

@@ -8,8 +8,9 @@ from typing import Any
 
 from lightning import LightningDataModule
 
-from attention_zoo.errors import UserError
+from attention_zoo.errors import Unsupported, UserError
 
+from .batches import ResumableLoader
 from .cache import Entry, fetch, sha256_of_code
 from .diagnostics.base import Diagnostic
 from .sources.base import Source
@@ -76,6 +77,26 @@ class PreparedData(LightningDataModule):
     @abstractmethod
     def refuse_longer_than(self, limit: int) -> None:
         """Raises UserError where a model of at most `limit` positions cannot take these data."""
+
+    def tokens_at(self, length: int, split: str) -> int:
+        """Tokens of a sequence at a length that is not that of training.
+
+        Raises:
+            Unsupported: data whose sequences are as long as they are. UserError: a length that
+                the split cannot be had at.
+        """
+        raise Unsupported(
+            f"lengths needs text or a diagnostic, which can be had at any length, got "
+            f"data of {type(self).__name__}."
+        )
+
+    def tests_at(
+        self, length: int, split: str, *, stride: int, rank: int, world_size: int
+    ) -> dict[str, ResumableLoader]:
+        """A split at a length that `tokens_at` knows, by the way that it is cut; \"\" is the plain
+        one. `stride` is that of windows that slide.
+        """
+        raise NotImplementedError
 
     def prepare_data(self) -> None:
         if self._entry is not None or hasattr(self, "fingerprint"):

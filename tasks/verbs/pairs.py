@@ -31,9 +31,12 @@ def pairs() -> Iterator[Pair]:
 
 def refusal(attention: str, position: str, role: Role) -> str | None:
     """As it would be refused when a config is composed."""
-    acting = None if role == "cross" else POSITION.card(position)
+    card = POSITION.card(position)
     try:
-        check_pair(ATTENTION.card(attention), role, acting)
+        check_pair(ATTENTION.card(attention), role, None if role == "cross" else card)
+        if role == "cross":
+            # A model that has it has an encoder beside it, of plain attention here.
+            check_pair(ATTENTION.card("multi_head"), "global", card)
     except Unsupported as reason:
         return str(reason)
     return None

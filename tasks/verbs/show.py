@@ -25,6 +25,8 @@ def run(arguments: list[str]) -> None:
     entry = POSITION[name] if name in list(POSITION) else ATTENTION[name]
     table = Table(show_header=False, box=None)
     for key, value in asdict(shown).items():
+        if isinstance(value, bool):
+            value = "yes" if value else "no"
         text = ", ".join(value) if isinstance(value, tuple) else value
         table.add_row(key.replace("_", " "), text or "none")
     options = ", ".join(

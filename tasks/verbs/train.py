@@ -4,7 +4,7 @@ import math
 import shlex
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from lightning import Trainer, seed_everything
 from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint, ProgressBar
@@ -14,21 +14,31 @@ from omegaconf import OmegaConf
 from rich.console import Console
 
 from attention_zoo.errors import UserError
-from attention_zoo.tasks.base import Task
+from attention_zoo.tasks.base import Task, logged
 from attention_zoo.tasks.build import ROLE_NODES, build_task, check, instantiate, parameter_counts
 from attention_zoo.tasks.callbacks.averaging import CheckpointAveraging
 from attention_zoo.tasks.callbacks.samples import Samples
 from attention_zoo.tasks.callbacks.throughput import Throughput
 from attention_zoo.tasks.checkpoints import newest_checkpoint, read_checkpoint
 from attention_zoo.tasks.composition import Call
+from attention_zoo.tasks.length_report import PREFIX
+from attention_zoo.tasks.lengths import (
+    AtLengths,
+    check_lengths,
+    report_lengths,
+    score_lengths,
+    trained_at,
+)
 from attention_zoo.tasks.loggers import create_loggers, finish, flat_config, log_summary
 from attention_zoo.tasks.noise import quiet
 from attention_zoo.tasks.results import (
     collect_manifest,
+    named,
     print_config_tree,
     print_report,
     print_results,
     print_samples,
+    shortest,
     write_results,
 )
 
@@ -40,6 +50,7 @@ def run(config: dict[str, Any], call: Call) -> float | None:
         The validation loss, for sweepers that minimise it.
     """
     check(config)
+    check_lengths(config)
     quiet()
     first = rank_zero_only.rank == 0  # type: ignore[attr-defined]
     console = Console(quiet=not first)
@@ -57,15 +68,16 @@ def run(config: dict[str, Any], call: Call) -> float | None:
     task = build_task(config, data.tokenizer)
     if task.model.max_length is not None:
         data.refuse_longer_than(task.model.max_length)
+    tests = lengths_to_test(config, task, data)
     if config["compile"]:
         options = config["compile"] if isinstance(config["compile"], dict) else {}
         task.model.compile(**options)
     resumed = checkpoint_to_resume(config)
 
-    loggers = create_loggers(config["logger"])
+    loggers = create_loggers(config["logger"], resumed)
     exit_code = 1
     try:
-        metrics = fit(config, task, data, loggers, resumed, console)
+        metrics = fit(config, task, data, tests, loggers, resumed, console)
         exit_code = 0
     except KeyboardInterrupt:
         last = shortest(Path(config["paths"]["run"])) / "checkpoints" / "last.ckpt"
@@ -75,16 +87,6 @@ def run(config: dict[str, Any], call: Call) -> float | None:
     finally:
         finish(loggers, exit_code)
     return metrics.get("val/loss")
-
-
-def named(config: dict[str, Any]) -> dict[str, Any]:
-    """The config to show: each group by the word that chose it on the command line."""
-    shown = {key: value for key, value in config.items() if key != "choices"}
-    for group, choice in config["choices"].items():
-        if isinstance(shown.get(group), dict):
-            shown[group] = {**shown[group], "name": choice}
-    del shown["data"]["tokenizer"]  # It is the group of that name, shown already.
-    return shown
 
 
 def checkpoint_to_resume(config: dict[str, Any]) -> Path | None:
@@ -110,10 +112,10 @@ def checkpoint_to_resume(config: dict[str, Any]) -> Path | None:
                 f"composed now. Resume with the overrides it was started with."
             )
     steps, limit = checkpoint["global_step"], config["trainer"]["max_steps"]
-    if 0 <= limit <= steps:
+    if 0 <= limit < steps:
         raise UserError(
-            f"{path} has been trained for {steps} steps already; set trainer.max_steps above that, "
-            f"got {limit}."
+            f"{path} has been trained for {steps} steps already; set trainer.max_steps to that or "
+            f"more, got {limit}."
         )
     return path
 
@@ -122,6 +124,7 @@ def fit(
     config: dict[str, Any],
     task: Task,
     data: Any,
+    tests: AtLengths | None,
     loggers: list[Logger],
     resumed: Path | None,
     console: Console,
@@ -167,6 +170,12 @@ def fit(
         precision=config["trainer"]["precision"],
     )
     manifest |= task.manifest()
+    shown = metrics
+    if tests is not None and not diverged(metrics):
+        manifest["lengths"] = score_lengths(
+            trainer, task, tests, ckpt_path=checkpoint, weights_only=True
+        )
+        metrics = metrics | logged(trainer, PREFIX[tests.split])
     if trainer.is_global_zero:
         write_results(run / "results.json", metrics, manifest)
         log_summary(loggers, metrics)
@@ -174,22 +183,38 @@ def fit(
             print_samples(console, samples.columns, samples.rows)
         paths = {"run": run, "figures": run / "figures"}
         commands = []
-        if checkpoint is not None and math.isfinite(metrics.get("val/loss", 0.0)):
+        if checkpoint is not None and not diverged(metrics):
             paths["checkpoint"] = shortest(checkpoint)
             commands = next_commands(config, paths["checkpoint"], data.probes)
         there = {word: path for word, path in paths.items() if path.exists()}
-        print_results(console, metrics, manifest, there, commands)
-    if not math.isfinite(metrics.get("val/loss", 0.0)):
+        if "lengths" in manifest:
+            figures = paths["figures"]
+            there |= report_lengths(
+                console, metrics | manifest, figures, loggers, trainer.global_step
+            )
+        print_results(console, shown, manifest, there, commands)
+    if diverged(metrics):
         raise UserError(
             f"training diverged: val/loss is {metrics['val/loss']}. Try a lower optimizer.lr."
         )
     return metrics
 
 
-def shortest(path: Path) -> Path:
-    """The path from where the program was started, if it leads there: shorter to read and copy."""
-    here = Path.cwd()
-    return path.relative_to(here) if path.is_relative_to(here) else path
+def diverged(metrics: dict[str, Any]) -> bool:
+    return not math.isfinite(metrics.get("val/loss", 0.0))
+
+
+def lengths_to_test(config: dict[str, Any], task: Task, data: Any) -> AtLengths | None:
+    """The tests at `lengths`, of the test split, or where that is left alone of the valid split."""
+    if not config["lengths"]:
+        return None
+    return AtLengths(
+        config,
+        data,
+        split="test" if config["test"] else "valid",
+        limit=cast("int | None", task.model.max_length),
+        trained_at=trained_at(config["data"]),
+    )
 
 
 def checkpoint_to_keep(trainer: Trainer) -> Path | None:
@@ -213,19 +238,10 @@ def scores(
     trainer.validate(task, **options)
     metrics = logged(trainer, "val/")
     # What diverged cannot write: its losses tell all that there is to know.
-    if test and math.isfinite(metrics.get("val/loss", 0.0)):
+    if test and not diverged(metrics):
         trainer.test(task, **options)
         metrics |= logged(trainer, "test/")
     return metrics
-
-
-def logged(trainer: Trainer, prefix: str) -> dict[str, Any]:
-    """The metrics of a split, as last logged."""
-    return {
-        name: value.item()
-        for name, value in sorted(trainer.callback_metrics.items())
-        if name.startswith(prefix)
-    }
 
 
 def next_commands(config: dict[str, Any], checkpoint: Path, probes: list[str]) -> list[str]:

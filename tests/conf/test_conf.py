@@ -46,6 +46,8 @@ def overrides_of(group, choice):
             return ["task=language_modeling", f"attention={choice}"]
         return [f"attention@encoder_attention={choice}"]
     task = [f"task={task_of(choice)}"] if group == "data" else []
+    if group == "position" and "global" not in POSITION.card(choice).roles:
+        task = ["task=language_modeling"]
     if target_of(group, choice) == SYMBOLS:
         task = ["task=language_modeling", "data=recall"]
     return [*task, *FITTING.get((group, choice), []), f"{group}={choice}"]
@@ -173,6 +175,7 @@ def test_every_experiment_has_its_way(group, choice):
     config = OmegaConf.create(composed(f"{group}={choice}"))
     own = OmegaConf.load(CONF / group / f"{choice}.yaml")
     del own["defaults"]
+    own.pop("hydra", None)  # No part of a job's config; a sweep shows it.
     assert OmegaConf.merge(config, own) == config
 
 

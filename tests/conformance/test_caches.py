@@ -8,7 +8,7 @@ from attention_zoo import Unsupported
 from attention_zoo.attention.base import Attention
 from attention_zoo.caches import Cache
 from attention_zoo.masks import Mask
-from tests.conformance.cases import DIM, Case, over, plain_cases, positioned_cases
+from tests.conformance.cases import DIM, Case, backends, over, plain_cases, positioned_cases
 from tests.conformance.definition import packed, padding
 from tests.conformance.numbers import assert_same
 
@@ -85,6 +85,22 @@ def test_chunks_are_one_pass_under_a_mask(case: Case, chunks: list[int], name: s
     else:
         with pytest.raises(Unsupported, match=name):
             outputs()
+
+
+@over(case for case in plain_cases() if case.decodes and len(backends(case.name)) > 1)
+def test_every_backend_decodes(case: Case) -> None:
+    x, *context = case.inputs(11)
+    real = padding("left", 2, 11) if case.honours("padding") else None
+    mask = Mask(window=3 if case.honours("window") else None, padding=real)
+    for backend in backends(case.name):
+        attention = case.attention(**backend)
+        cache = attention.new_cache()
+        if context:
+            parts = [attention(part, *context, mask=mask, cache=cache) for part in x.split(4, 1)]
+            out = torch.cat(parts, dim=1)
+        else:
+            out = decode(attention, cache, x, [5, 1, 1, 4], mask=mask)
+        assert_same(out, attention(x, *context, mask=mask))
 
 
 @pytest.mark.parametrize("index", [[1, 0], [1, 1], [0, 0, 1, 1]], ids=str)

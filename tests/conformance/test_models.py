@@ -13,9 +13,9 @@ from attention_zoo import Unsupported, create_attention, create_position
 from attention_zoo.attention.base import take_auxiliary_loss
 from attention_zoo.models import LanguageModel, Seq2Seq
 from attention_zoo.models.blocks import AttentionFactory
-from attention_zoo.models.stacks import PositionFactory
+from attention_zoo.models.stacks import Decoder, Encoder, PositionFactory
 from attention_zoo.zoo import ATTENTION, POSITION, Role
-from tests.conformance.cases import DIM, fits, small_options
+from tests.conformance.cases import DIM, fits, moved, small_options
 from tests.conformance.definition import packed, padding
 from tests.conformance.numbers import assert_same
 
@@ -32,15 +32,21 @@ SIZES = {
 def pairs(*roles: str) -> pytest.MarkDecorator:
     """Every attention that plays one of the roles, and every encoding, each in a model.
 
-    The pairs themselves are tested in attention.
+    The pairs themselves are tested in attention. An encoding serves all of a model's
+    self-attention.
     """
-    found = [("multi_head", position) for position in POSITION]
+    serving = [
+        position
+        for position in POSITION
+        if {*roles} - {"cross"} <= {*POSITION.card(position).roles}
+    ]
+    found = [("multi_head", position) for position in serving]
     for name in ATTENTION:
         card = ATTENTION.card(name)
         played = [role for role in card.roles if role in roles]
         fitting = [
             position
-            for position in POSITION
+            for position in serving
             if all(fits(card, role, POSITION.card(position)) for role in played)
         ]
         if played and (name, fitting[-1]) not in found:
@@ -57,6 +63,7 @@ def position_factory(name: str) -> PositionFactory:
 
 
 def language_model(name: str, position: str) -> LanguageModel:
+    """As training starts it."""
     model = LanguageModel(
         attention=attention_factory(name), position=position_factory(position), **SIZES
     )
@@ -109,7 +116,7 @@ def test_language_model_uses_every_parameter(name: str, position: str) -> None:
 
 @pairs("causal")
 def test_language_model_does_not_see_the_future(name: str, position: str) -> None:
-    model = language_model(name, position)
+    model = moved(language_model(name, position))
     x = tokens(2, 67)
     whole = model(x)
     for prefix in (1, 7, 65):
@@ -119,7 +126,7 @@ def test_language_model_does_not_see_the_future(name: str, position: str) -> Non
 @pairs("causal")
 def test_language_model_ignores_padding(name: str, position: str) -> None:
     """A row with padding at an end gives what its real tokens give alone."""
-    model = language_model(name, position)
+    model = moved(language_model(name, position))
     x = tokens(2, 9)
     if "padding" not in ATTENTION.card(name).masks:
         with pytest.raises(Unsupported, match="padding"):
@@ -136,7 +143,7 @@ def test_language_model_ignores_padding(name: str, position: str) -> None:
 @pairs("causal")
 def test_language_model_decodes_in_chunks(name: str, position: str) -> None:
     """Of prompts padded at the left, and with rows exchanged on the way."""
-    model = language_model(name, position)
+    model = moved(language_model(name, position))
     if not ATTENTION.card(name).cache:
         with pytest.raises(Unsupported, match="cached"):
             model.new_cache()
@@ -161,7 +168,7 @@ def test_language_model_decodes_in_chunks(name: str, position: str) -> None:
 
 @pairs("causal")
 def test_language_model_keeps_packed_documents_apart(name: str, position: str) -> None:
-    model = language_model(name, position)
+    model = moved(language_model(name, position))
     x, segments = tokens(2, 9), packed([3, 1, 5], 2)
     if "segments" not in ATTENTION.card(name).masks:
         with pytest.raises(Unsupported, match="segments"):
@@ -198,7 +205,7 @@ def test_seq2seq_uses_every_parameter(name: str, position: str) -> None:
 
 @pairs("causal", "global", "cross")
 def test_seq2seq_ignores_padding_and_the_future(name: str, position: str) -> None:
-    model = seq2seq(name, position)
+    model = moved(seq2seq(name, position))
     source, target = source_and_target()
     whole = model(source, target)
     short = source[1:, source[1] != PAD]
@@ -209,7 +216,7 @@ def test_seq2seq_ignores_padding_and_the_future(name: str, position: str) -> Non
 @pairs("causal", "global", "cross")
 def test_seq2seq_decodes_in_chunks(name: str, position: str) -> None:
     """With rows exchanged and repeated on the way."""
-    model = seq2seq(name, position)
+    model = moved(seq2seq(name, position))
     card = ATTENTION.card(name)
     if not card.cache and set(card.roles) != {"global"}:
         with pytest.raises(Unsupported, match="cached"):
@@ -249,18 +256,29 @@ def test_seq2seq_shows_its_attention(name: str, position: str) -> None:
 
 @pairs("causal", "global", "cross")
 def test_layers_share_nothing_but_the_encoding(name: str, position: str) -> None:
-    model = seq2seq(name, position)
-    encodings = [model.encoder.position, model.decoder.position]
-    for stack, encoding in zip((model.encoder, model.decoder), encodings, strict=True):
+    model = moved(seq2seq(name, position))
+    stacks = {"encoder": model.encoder, "decoder": model.decoder}
+    for stack in stacks.values():
         addresses = [p.data_ptr() for layer in stack.layers for p in layer.parameters()]
         assert len(addresses) == len(set(addresses))
-        assert all(layer.self_attention.attention.position is encoding for layer in stack.layers)
+        assert_encodings_are_where_the_card_says(stack, position)
     kept = [key for key in model.state_dict() if "position" in key]
     assert kept == [
-        f"{stack}.position.{key}"
-        for stack, encoding in zip(("encoder", "decoder"), encodings, strict=True)
-        for key in encoding.state_dict()
+        f"{name}.position.{key}"
+        for name, stack in stacks.items()
+        for key in stack.position.state_dict()
     ]
+
+
+def assert_encodings_are_where_the_card_says(stack: Encoder | Decoder, position: str) -> None:
+    """One for the stack, or one for each layer, a part of its attention."""
+    layers = [layer.self_attention.attention for layer in stack.layers]
+    used = [attention.position for attention in layers]
+    if POSITION.card(position).per_layer:
+        assert all(attention.encoding is attention.position for attention in layers)
+        assert len({id(encoding) for encoding in used}) == LAYERS
+    else:
+        assert all(encoding is stack.position for encoding in used)
 
 
 @pairs("causal", "global", "cross")
@@ -276,10 +294,7 @@ def test_a_model_can_be_saved_and_copied(name: str, position: str) -> None:
         for parameter in twin.parameters():
             parameter.add_(1.0)
     assert_same(ours(*batch), out)
-    assert all(
-        layer.self_attention.attention.position is twin.encoder.position
-        for layer in twin.encoder.layers
-    )
+    assert_encodings_are_where_the_card_says(twin.encoder, position)
 
 
 @pytest.mark.parametrize("position", list(POSITION))

@@ -15,14 +15,16 @@ from attention_zoo.attention import scored, softmax
 from attention_zoo.attention.base import Attention
 from attention_zoo.attention.kernel import linear
 from attention_zoo.attention.softmax import SoftmaxAttention
-from attention_zoo.backends import BACKENDS, reference
+from attention_zoo.backends import BACKENDS, flex, reference
 from attention_zoo.caches import StateCache, TokenCache
 from attention_zoo.masks import Mask
 from attention_zoo.models import language_model
 from attention_zoo.position.absolute import learned, sinusoidal
+from attention_zoo.position.base import PositionalEncoding
 from attention_zoo.position.bias.alibi import AlibiEncoding
 from attention_zoo.position.bias.t5_bias import T5BiasEncoding
 from attention_zoo.position.rotary.rotary import RotaryEncoding
+from attention_zoo.position.rotary.scaled import GrowingRotary
 from tests.conformance import (
     test_caches,
     test_leaks,
@@ -68,12 +70,12 @@ def rendering(patch: pytest.MonkeyPatch, change: Callable[[Mask], Mask]) -> None
 
 def computing(patch: pytest.MonkeyPatch, name: str, change: Callable[..., dict[str, Any]]) -> None:
     """A backend gets other arguments."""
-    attend = BACKENDS[name]
+    attend = BACKENDS[name].attend
 
     def wrong(q: Tensor, k: Tensor, v: Tensor, **options: Any) -> Tensor:
         return attend(**{"q": q, "k": k, "v": v} | options | change(q=q, k=k, v=v, **options))
 
-    patch.setitem(BACKENDS, name, wrong)
+    patch.setitem(BACKENDS, name, BACKENDS[name]._replace(attend=wrong))
 
 
 ALIBI, T5, ROTARY = (
@@ -106,7 +108,7 @@ def causal_mask_shifted_by_one(patch: pytest.MonkeyPatch) -> None:
 @caught_by(test_models.test_language_model_does_not_see_the_future, "multi_head", "rotary")
 @caught_by(test_torch.test_multi_head_attention, "causal", False)
 def triangle_forgotten(patch: pytest.MonkeyPatch) -> None:
-    computing(patch, "sdpa", lambda **_: {"causal": False})
+    computing(patch, "sdpa", lambda visible, **_: {"visible": replace(visible, mask=Mask())})
 
 
 @caught_by(test_caches.test_chunks_are_one_pass, plain("multi_head"), [5, 1, 1, 4])
@@ -118,6 +120,16 @@ def mask_aligned_at_the_top_left(patch: pytest.MonkeyPatch) -> None:
         return visible(mask, range(len(rows)), columns, device=device)
 
     patch.setattr(Mask, "visible", aligned)
+
+
+@caught_by(test_caches.test_every_backend_decodes, plain("multi_head"))
+def places_forgotten_by_flex(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(flex, "place", lambda number, device: 0)
+
+
+@caught_by(test_naive.test_forward_is_the_equation, plain("big_bird"), 65)
+def patterns_forgotten_by_flex(patch: pytest.MonkeyPatch) -> None:
+    computing(patch, "flex", lambda visible, **_: {"visible": replace(visible, pattern=None)})
 
 
 @caught_by(test_leaks.test_no_gradient_reaches_the_future, plain("linear"), 65, [0, 63, 64])
@@ -499,8 +511,8 @@ def long_input_cut_silently(patch: pytest.MonkeyPatch) -> None:
     )
 
 
-@caught_by(test_pairs.test_an_encoding_changes_the_output, plain("linear", "causal", "rotary"))
-@caught_by(test_pairs.test_an_encoding_changes_the_output, plain("additive", "global", "t5_bias"))
+@caught_by(test_pairs.test_an_attention_alone_takes_what_acts_on_it, "linear", "causal")
+@caught_by(test_pairs.test_an_attention_alone_takes_what_acts_on_it, "additive", "global")
 @caught_by(test_models.test_layers_share_nothing_but_the_encoding, "multi_head", "rotary")
 def encoding_taken_and_not_used(patch: pytest.MonkeyPatch) -> None:
     use = Attention.use
@@ -512,10 +524,46 @@ def encoding_taken_and_not_used(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Attention, "use", first_only)
 
 
-@caught_by(test_pairs.test_a_pair_is_declared_or_refused, "linear", "alibi", "causal")
-@caught_by(test_pairs.test_a_pair_is_declared_or_refused, "multi_head", "rotary", "cross")
+@caught_by(test_pairs.test_a_refusal_names_the_choices, "linear", "causal")
+@caught_by(test_pairs.test_a_refusal_names_the_choices, "multi_head", "cross")
 def every_pair_let_through(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(test_pairs, "check_pair", lambda *_: None)
+
+
+@caught_by(
+    test_maps.test_the_map_times_values_is_the_output, plain("multi_head", "causal", "shaw"), False
+)
+def nothing_given_to_values(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(
+        SoftmaxAttention,
+        "weighted",
+        lambda self, weights, heads: weights @ reference.repeat_heads(heads.v, self.heads),
+    )
+
+
+@caught_by(test_models.test_language_model_does_not_see_the_future, "multi_head", "contextual")
+@caught_by(test_models.test_language_model_ignores_padding, "multi_head", "dynamic_bias")
+def content_read_where_it_is_masked(patch: pytest.MonkeyPatch) -> None:
+    bias = SoftmaxAttention.bias
+    patch.setattr(SoftmaxAttention, "bias", lambda self, heads, _: bias(self, heads, None))
+
+
+@caught_by(test_models.test_language_model_does_not_see_the_future, "multi_head", "dynamic_ntk")
+@caught_by(test_models.test_language_model_decodes_in_chunks, "multi_head", "longrope")
+def the_whole_length_for_all_queries(patch: pytest.MonkeyPatch) -> None:
+    everything = PositionalEncoding.runs
+    patch.setattr(GrowingRotary, "runs", everything)
+
+
+@caught_by(test_models.test_layers_share_nothing_but_the_encoding, "multi_head", "shaw")
+def one_encoding_where_each_layer_has_its_own(patch: pytest.MonkeyPatch) -> None:
+    own = Attention.use_own
+
+    def first_of_all(self: Attention, encoding: PositionalEncoding) -> None:
+        own(self, first.setdefault(encoding.role, encoding))
+
+    first: dict[str, PositionalEncoding] = {}
+    patch.setattr(Attention, "use_own", first_of_all)
 
 
 # Modules and models.

@@ -9,10 +9,13 @@ import importlib.util
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import ModuleType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+
+from attention_zoo import create_position
+from attention_zoo.attention.base import Attention
 
 Outcome = list[Tensor]  # the output, then its gradients
 
@@ -52,6 +55,12 @@ def parity(entry: str, reference: str) -> Callable[..., Callable[[], tuple[Outco
         return compute
 
     return enter
+
+
+def encoded(attention: Attention, name: str, **options: Any) -> Attention:
+    """The attention, with an encoding of its own that has these options."""
+    attention.use_own(create_position(name, **attention.encoded_sizes, **options))
+    return attention
 
 
 def outcome(output: Tensor, leaves: Sequence[Tensor]) -> Outcome:

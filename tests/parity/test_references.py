@@ -2,7 +2,7 @@
 
 import pytest
 
-from attention_zoo.zoo import ATTENTION
+from attention_zoo.zoo import ATTENTION, POSITION
 from tests.conformance.numbers import default_dtype
 from tests.parity.compared import Case, discover, errors
 
@@ -17,6 +17,6 @@ def test_ours_is_theirs(case: Case) -> None:
 
 def test_every_named_reference_is_compared_with() -> None:
     compared = {(case.entry, case.reference) for case in discover()}
-    cards = [ATTENTION.card(name) for name in ATTENTION]
+    cards = [registry.card(name) for registry in (ATTENTION, POSITION) for name in registry]
     named = {(card.name, card.reference) for card in cards if card.reference != "closed form"}
     assert not named - compared

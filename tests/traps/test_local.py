@@ -13,6 +13,7 @@ from attention_zoo.attention.local.big_bird import BigBirdAttention
 from attention_zoo.attention.local.pattern import PatternMap
 from attention_zoo.attention.parts import merged, softmax_part
 from attention_zoo.attention.selected.reformer import ReformerAttention
+from attention_zoo.backends import flex
 from attention_zoo.backends.reference import masked_softmax
 from attention_zoo.caches import TokenCache
 from attention_zoo.masks import Mask
@@ -94,6 +95,38 @@ def test_no_square_of_the_length_is_built(name: str, role: str, kind: str) -> No
     sizes = {"window": 128, "stride": 128, "dilation": 3, "block": 64}
     chosen |= {option: size for option, size in sizes.items() if option in chosen}
     assert is_sparse(LONG, masks.get(kind, Mask()), name, role, position=position, **chosen)
+
+
+@pytest.mark.parametrize("role", ["causal", "global"])
+@pytest.mark.parametrize(
+    ("name", "chosen", "calls"),
+    [
+        ("sliding_window", {"window": 128}, [96]),
+        ("dilated", {"window": 128, "dilation": 3}, [33]),
+        ("longformer", {"window": 128, "global_tokens": 2}, [128, 32]),
+        (
+            "big_bird",
+            {"block": 64, "global_blocks": 1, "random_blocks": 2, "seed": 0},
+            [32 + 32 * 8],
+        ),
+    ],
+)
+def test_block_masks_hold_the_visible_blocks(
+    name: str, role: str, chosen: dict[str, int], calls: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of 32 × 32 blocks of 128, or of 11 × 11 where three classes of tokens stand apart.
+
+    A window is seen from 3 blocks at most, 2 where it is causal; a global token, from all.
+    """
+    counts = []
+
+    def counting(q: Tensor, k: Tensor, v: Tensor, *, block_mask: Any, **options: Any) -> Tensor:
+        counts.append((block_mask.kv_num_blocks + block_mask.full_kv_num_blocks)[0].sum().item())
+        return q
+
+    monkeypatch.setattr(flex, "plain", counting)
+    build(name, role, backend="flex", **chosen)(torch.randn(1, 4096, DIM))
+    assert all(0 < count <= most for count, most in zip(counts, calls, strict=True))
 
 
 def test_the_square_of_a_dense_attention_is_noticed() -> None:

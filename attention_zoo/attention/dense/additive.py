@@ -21,7 +21,7 @@ BLOCK = 32  # queries scored at once
         deviations="several heads, and projected values, as in multi-head attention",
         roles=("causal", "global", "cross"),
         masks=("causal", "window", "padding", "segments", "query_segments"),
-        positions=("embeddings", "scores"),
+        positions=("positions", "embeddings", "scores"),
         cache="projected keys and values",
         decode_state="2·t·h·c",
     )

@@ -51,10 +51,20 @@ class CosineAttention(SoftmaxAttention):
         return unit(widened(k)).to(k.dtype), v
 
     def attend(self, heads: Heads, mask: Mask, last: int) -> Tensor:
-        # Scores go up to 1/τ = 100: factors rounded to bfloat16 would make errors of some tenths.
-        wide = heads._replace(q=widened(heads.q), k=widened(heads.k), v=widened(heads.v))
         with exactly(heads.v):
-            return super().attend(wide, mask, last).to(heads.v.dtype)
+            return super().attend(wide(heads), mask, last).to(heads.v.dtype)
+
+    def weights(self, heads: Heads, visible: Tensor | None) -> Tensor:
+        with exactly(heads.v):
+            return super().weights(wide(heads), visible).to(heads.v.dtype)
 
     def naive_scores(self, head: int, query: Tensor, keys: Tensor) -> Tensor:
         return (query * keys).sum(-1)
+
+
+def wide(heads: Heads) -> Heads:
+    """In float32 at least.
+
+    Scores go up to 1/τ = 100: factors rounded to bfloat16 would make errors of some tenths.
+    """
+    return heads._replace(q=widened(heads.q), k=widened(heads.k), v=widened(heads.v))

@@ -12,9 +12,12 @@ def heads_in_full(heads: Heads) -> tuple[Tensor, Tensor]:
     return heads.k.repeat_interleave(shared, dim=1), heads.v.repeat_interleave(shared, dim=1)
 
 
-def scores_by_definition(q: Tensor, k: Tensor, bias: Tensor | None) -> Tensor:
-    """q_i·k_j/√c and a bias, for [b h q c] and [b h k c]: [b h q k]."""
-    scores = torch.einsum("b h q c, b h k c -> b h q k", q, k) / q.shape[-1] ** 0.5
+def scores_by_definition(q: Tensor, k: Tensor, bias: Tensor | None, *, width: int) -> Tensor:
+    """q_i·k_j/√c and a bias, for [b h q c] and [b h k c]: [b h q k].
+
+    `width` is c before an encoding made heads wider.
+    """
+    scores = torch.einsum("b h q c, b h k c -> b h q k", q, k) / width**0.5
     return scores if bias is None else scores + bias
 
 

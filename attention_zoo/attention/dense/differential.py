@@ -30,7 +30,7 @@ from attention_zoo.zoo import ATTENTION, AttentionCard
         "the norm has no weight, which the output projection would take in",
         roles=("causal", "global", "cross"),
         masks=("causal", "window", "padding", "segments", "query_segments"),
-        positions=("embeddings", "heads", "scores"),
+        positions=("positions", "embeddings", "heads", "scores"),
         cache="keys and values",
         decode_state="2·t·g·c",
         weights="signed",
@@ -109,7 +109,8 @@ class DifferentialAttention(SoftmaxAttention):
         maps = []
         for half in (0, 1):
             q, k = heads.q[:, half::2], heads.k[:, half::2][:, groups]
-            maps.append(weights_by_definition(scores_by_definition(q, k, bias), visible))
+            scores = scores_by_definition(q, k, bias, width=self.encoded_dim)
+            maps.append(weights_by_definition(scores, visible))
         (q1, q2), (k1, k2) = self.query_mix, self.key_mix
         mix = torch.exp(q1 @ k1) - torch.exp(q2 @ k2) + self.start
         out = (maps[0] - mix * maps[1]) @ heads.v[:, groups]

@@ -23,7 +23,7 @@ from attention_zoo.zoo import ATTENTION, AttentionCard
         "keys and values of the block that the paper calls Pro",
         roles=("causal",),
         masks=("causal", "window", "padding", "segments"),
-        positions=("embeddings", "heads", "width", "scores", "content"),
+        positions=("positions", "embeddings", "heads", "width", "scores", "content"),
         cache="keys, values and forget gates",
         decode_state="t·(2·g·c + h)",
     )
@@ -79,7 +79,7 @@ class ForgettingAttention(SoftmaxAttention):
         heads = self.heads_of(x, context, positions, None)
         k, v = heads_in_full(heads)
         encoding = super().bias(heads, visible[:, None])
-        scores = scores_by_definition(heads.q, k, encoding)
+        scores = scores_by_definition(heads.q, k, encoding, width=self.head_dim)
         places = torch.arange(x.shape[1])
         query, key, between = places[:, None, None], places[:, None], places
         inside = ((key < between) & (between <= query)).to(scores.dtype)

@@ -19,7 +19,7 @@ from attention_zoo.zoo import ATTENTION, AttentionCard
         "in place of the states themselves and a tanh layer",
         roles=("causal", "global", "cross"),
         masks=("causal", "window", "padding", "segments", "query_segments"),
-        positions=("embeddings", "heads", "width", "length", "scores", "content"),
+        positions=("positions", "embeddings", "heads", "width", "length", "scores", "content"),
         cache="the tokens themselves, which are the keys of all heads, and values",
         decode_state="t·(d + h·c)",
     )

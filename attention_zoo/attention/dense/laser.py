@@ -29,7 +29,7 @@ from attention_zoo.zoo import ATTENTION, AttentionCard
         "x-transformers bounds values by a tanh instead",
         roles=("causal", "global", "cross"),
         masks=("causal", "window", "padding", "segments", "query_segments"),
-        positions=("embeddings", "heads", "width", "scores", "content"),
+        positions=("positions", "embeddings", "heads", "width", "scores", "content"),
         cache="keys and values",
         decode_state="2·t·g·c",
     )
@@ -112,5 +112,6 @@ class LaserAttention(SoftmaxAttention):
         """log(A exp(V)) as it stands. `visible` is [b q k]."""
         heads = self.heads_of(x, context, positions, None)
         k, v = heads_in_full(heads)
-        scores = scores_by_definition(heads.q, k, self.bias(heads, visible[:, None]))
+        bias = self.bias(heads, visible[:, None])
+        scores = scores_by_definition(heads.q, k, bias, width=self.head_dim)
         return self.finish(weights_by_definition(scores, visible) @ v.exp(), x)

@@ -25,7 +25,7 @@ from attention_zoo.zoo import ATTENTION, AttentionCard
         "encoding that does not rotate leaves it as a part of the keys that the heads share",
         roles=("causal", "global", "cross"),
         masks=("causal", "window", "padding", "segments", "query_segments"),
-        positions=("embeddings", "heads", "scores"),
+        positions=("positions", "embeddings", "heads", "scores"),
         cache="latents, and one rotary key for all heads",
         decode_state="t·(l + r)",
     )

@@ -54,7 +54,7 @@ class QueryCache(TokenCache):
         "sequences, only queries at tokens that the query sees enter the convolution",
         roles=("causal",),
         masks=("causal", "window", "padding", "segments"),
-        positions=("embeddings", "heads", "width", "scores", "content"),
+        positions=("positions", "embeddings", "heads", "width", "scores", "content"),
         cache="keys and values, and the last C − 1 queries",
         decode_state="2·t·g·c + min(t, C - 1)·h·c",
         weights="signed",
@@ -166,7 +166,8 @@ class MultiTokenAttention(ScoredAttention):
         """A sum over the places of the kernel, each with the scores shifted there."""
         heads = self.heads_of(x, context, positions, None)
         k, v = heads_in_full(heads)
-        scores = scores_by_definition(heads.q, k, self.bias(heads, visible[:, None]))
+        bias = self.bias(heads, visible[:, None])
+        scores = scores_by_definition(heads.q, k, bias, width=self.head_dim)
         scores = scores * visible[:, None]
         length, width = x.shape[1], self.kernel.shape[2]
         total = torch.zeros_like(scores)

@@ -23,7 +23,7 @@ from attention_zoo.zoo import ATTENTION, AttentionCard
         "first token, which none may mask, is that of the own packed sequence, behind padding",
         roles=("causal",),
         masks=("causal", "window", "padding", "segments"),
-        positions=("embeddings", "heads", "width", "scores", "content"),
+        positions=("positions", "embeddings", "heads", "width", "scores", "content"),
         cache="keys, values, and how much each key is masked",
         decode_state="t·(2·g·c + 1)",
     )
@@ -84,7 +84,8 @@ class SelectiveAttention(ScoredAttention):
         """One query after the other."""
         heads = self.heads_of(x, context, positions, None)
         k, v = heads_in_full(heads)
-        scores = scores_by_definition(heads.q, k, self.bias(heads, visible[:, None]))
+        bias = self.bias(heads, visible[:, None])
+        scores = scores_by_definition(heads.q, k, bias, width=self.head_dim)
         masked, rows = scores.new_zeros(x.shape[:2]), []
         places = torch.arange(x.shape[1])
         for i, (row, seen) in enumerate(zip(scores.unbind(2), visible.unbind(1), strict=True)):

@@ -22,7 +22,7 @@ from attention_zoo.zoo import ATTENTION, AttentionCard
         "of the scores and the softmax",
         roles=("causal", "global", "cross"),
         masks=("causal", "window", "padding", "segments", "query_segments"),
-        positions=("embeddings", "heads", "width", "scores", "content"),
+        positions=("positions", "embeddings", "heads", "width", "scores", "content"),
         cache="keys and values",
         decode_state="2·t·g·c",
         weights="signed",

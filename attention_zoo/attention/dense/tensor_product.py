@@ -23,7 +23,7 @@ from attention_zoo.zoo import ATTENTION, AttentionCard
         "authors' later kernel contracts the factors",
         roles=("causal", "global", "cross"),
         masks=("causal", "window", "padding", "segments", "query_segments"),
-        positions=("embeddings", "heads", "scores", "content"),
+        positions=("positions", "embeddings", "heads", "scores", "content"),
         cache="factors of keys and values",
         decode_state="t·(R_K + R_V)·(h + c)",
     )

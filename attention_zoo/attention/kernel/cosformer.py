@@ -20,7 +20,7 @@ from attention_zoo.zoo import ATTENTION, AttentionCard
         "linear",
         roles=("causal", "global", "cross"),
         masks=("causal", "padding", "segments", "query_segments"),
-        positions=("embeddings", "heads"),
+        positions=("positions", "embeddings", "heads"),
         cache="sums of φ(k)ᵀv and φ(k)",
         decode_state="h·f·(c + 1)",
         cost="t",

@@ -26,7 +26,7 @@ CHUNK = 64  # tokens computed in parallel between two updates of the state
         "arXiv 2104.09864, eq. 19); packed sequences in cross-attention cost length²",
         roles=("causal", "global", "cross"),
         masks=("causal", "padding", "segments", "query_segments"),
-        positions=("embeddings", "heads"),
+        positions=("positions", "embeddings", "heads"),
         cache="sums of φ(k)ᵀv and φ(k)",
         decode_state="h·f·(c + 1)",
         cost="t",

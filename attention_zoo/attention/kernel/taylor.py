@@ -18,7 +18,7 @@ from attention_zoo.zoo import ATTENTION, AttentionCard
         "of its other layers; no ε in the denominator, as 1 + s + s²/2 is at least 1/2",
         roles=("causal", "global", "cross"),
         masks=("causal", "padding", "segments", "query_segments"),
-        positions=("embeddings", "heads"),
+        positions=("positions", "embeddings", "heads"),
         cache="sums of φ(k)ᵀv and φ(k)",
         decode_state="h·f·(c + 1)",
         cost="t",

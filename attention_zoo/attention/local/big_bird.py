@@ -16,7 +16,7 @@ from attention_zoo.attention.parts import (
     merged,
     scattered,
 )
-from attention_zoo.attention.softmax import Heads
+from attention_zoo.attention.softmax import Heads, seen_by
 from attention_zoo.errors import UserError
 from attention_zoo.masks import Mask, at
 from attention_zoo.zoo import ATTENTION, AttentionCard
@@ -33,7 +33,7 @@ from attention_zoo.zoo import ATTENTION, AttentionCard
         "which sees the past of its blocks and draws among past ones, is ours; no cached decoding",
         roles=("causal", "global"),
         masks=("causal", "window", "padding", "segments"),
-        positions=("embeddings", "heads", "width", "scores"),
+        positions=("positions", "embeddings", "heads", "width", "scores"),
         cost="t",
     )
 )
@@ -74,12 +74,16 @@ class BigBirdAttention(BlockAttention):
         self.seed = seed
 
     def sees(self, query: Any, key: Any, length: Any) -> Any:
+        return self.joins(query, key, self.drawn(query // self.block, -(-length // self.block)))
+
+    def joins(self, query: Any, key: Any, drawn: list[Any]) -> Any:
+        """Whether a query sees a key, by the random blocks that were drawn for it."""
         own, other = query // self.block, key // self.block
         seen = (abs(own - other) <= 1) | (other < self.global_blocks)
         if self.role == "global":
             seen = seen | (own < self.global_blocks)
-        for drawn in self.drawn(own, -(-length // self.block)):
-            seen = seen | (other == drawn)
+        for number in drawn:
+            seen = seen | (other == number)
         return seen & (query >= 0)
 
     def drawn(self, own: Any, blocks: Any) -> list[Any]:
@@ -110,7 +114,21 @@ class BigBirdAttention(BlockAttention):
             for n in found
         ]
 
-    def attend(self, heads: Heads, mask: Mask, last: int) -> Tensor:
+    def by_pattern(self, heads: Heads, mask: Mask, last: int) -> Tensor:
+        """With the draw of each query made before: a kernel would make it for each pair."""
+        columns = torch.arange(last, device=heads.q.device)
+        starts, lengths = (
+            part.expand(len(heads.q), -1) for part in sequences(mask, last, columns.device)
+        )
+        drawn = self.drawn((columns - starts) // self.block, -(-lengths // self.block))
+
+        def pattern(b: Tensor, i: Tensor, j: Tensor) -> Tensor:
+            start = starts[b, i]
+            return self.joins(i - start, j - start, [number[b, i] for number in drawn])
+
+        return self.attend_visible(heads, seen_by(heads, mask, last, pattern))
+
+    def by_blocks(self, heads: Heads, mask: Mask, last: int) -> Tensor:
         rows = sequences(mask, last, heads.q.device)
         columns = torch.arange(last, device=heads.q.device)
         parts = [self.attend_blocks(heads, self.of_queries(mask, rows, columns), last)]

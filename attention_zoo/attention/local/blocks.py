@@ -1,14 +1,14 @@
 """Attention of blocks of queries to the keys gathered for each: no work but for what is visible."""
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from torch import Tensor
 
-from attention_zoo.attention.local.pattern import PatternMap
+from attention_zoo.attention.local.pattern import PatternMap, Sees, placed
 from attention_zoo.attention.parts import Part, gathered, softmax_part
-from attention_zoo.attention.softmax import Heads
+from attention_zoo.attention.softmax import Heads, seen_by
 from attention_zoo.backends.reference import repeat_heads
-from attention_zoo.masks import at
+from attention_zoo.masks import Mask, at
 
 
 class Blocks(NamedTuple):
@@ -23,12 +23,30 @@ class Blocks(NamedTuple):
 
 
 class BlockAttention(PatternMap):
-    """Softmax attention over gathered blocks of keys."""
+    """Softmax attention over gathered blocks of keys, or by a backend that skips what is unseen.
 
-    fixed = ("backend",)
+    FlexAttention skips blocks of 128 neighbouring keys: a pattern with a key in each saves nothing.
+    What an encoding adds to scores is there made for all queries and keys, by length² memory.
+    """
 
-    def __init__(self, **options: Any) -> None:
-        super().__init__(backend="reference", **options)
+    backends = ("blocks", "flex")
+
+    def attend(self, heads: Heads, mask: Mask, last: int) -> Tensor:
+        if self.backend == "blocks":
+            return self.by_blocks(heads, mask, last)
+        return self.by_pattern(heads, mask, last)
+
+    def by_blocks(self, heads: Heads, mask: Mask, last: int) -> Tensor:
+        """Over keys that are gathered for blocks of queries: [b h q c]."""
+        raise NotImplementedError
+
+    def by_pattern(self, heads: Heads, mask: Mask, last: int) -> Tensor:
+        """By the backend, which is told who sees whom: [b h q c]."""
+        return self.attend_pattern(heads, mask, last, self.sees)
+
+    def attend_pattern(self, heads: Heads, mask: Mask, last: int, sees: Sees) -> Tensor:
+        pattern = placed(sees, mask, len(heads.q), last, heads.q.device)
+        return self.attend_visible(heads, seen_by(heads, mask, last, pattern))
 
     def attend_blocks(self, heads: Heads, blocks: Blocks, last: int) -> Part:
         """[b h q …], in the order of the queries, which are the last ones of `last` tokens."""

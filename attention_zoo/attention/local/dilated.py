@@ -24,7 +24,7 @@ from attention_zoo.zoo import ATTENTION, AttentionCard
         "W // 2 keys before and (W - 1) // 2 after",
         roles=("causal", "global"),
         masks=("causal", "window", "padding", "segments"),
-        positions=("embeddings", "heads", "width", "scores"),
+        positions=("positions", "embeddings", "heads", "width", "scores"),
         cache="keys and values of the tokens that the window spans",
         decode_state="2·min(t, (W - 1)·r + 1)·g·c",
         cost="t",

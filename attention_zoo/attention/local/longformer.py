@@ -39,7 +39,7 @@ from attention_zoo.zoo import ATTENTION, AttentionCard
         "cut off the global tokens; no cached decoding",
         roles=("causal", "global"),
         masks=("causal", "padding", "segments"),
-        positions=("embeddings", "heads", "width", "scores"),
+        positions=("positions", "embeddings", "heads", "width", "scores"),
         cost="t",
     )
 )
@@ -94,7 +94,7 @@ class LongformerAttention(BlockAttention):
         q, k = self.position.rotate(q, k, heads.q_positions)
         return heads._replace(more={"query": q, "key": k, "value": v})
 
-    def attend(self, heads: Heads, mask: Mask, last: int) -> Tensor:
+    def by_blocks(self, heads: Heads, mask: Mask, last: int) -> Tensor:
         starts = sequences(mask, last, heads.q.device).starts
         columns = torch.arange(last, device=heads.q.device)
         out = merged([self.attend_blocks(heads, self.ordinary(mask, starts, columns), last)])
@@ -102,6 +102,18 @@ class LongformerAttention(BlockAttention):
         everything = merged([self.of_global_tokens(heads, mask, starts, columns)])
         out = torch.where(self.is_global(places), everything, out)
         return out.masked_fill(places < 0, 0.0).to(heads.v.dtype)
+
+    def by_pattern(self, heads: Heads, mask: Mask, last: int) -> Tensor:
+        """By each set of projections what its own queries see; the others get zeros."""
+
+        def ordinary(query: Any, key: Any, length: Any) -> Any:
+            return self.sees(query, key, length) & ~self.is_global(query)
+
+        def everything(query: Any, key: Any, length: Any) -> Any:
+            return self.is_global(query)
+
+        out = self.attend_pattern(heads, mask, last, ordinary)
+        return out + self.attend_pattern(by_global_projections(heads), mask, last, everything)
 
     def is_global(self, places: Any) -> Any:
         return (places >= 0) & (places < self.global_tokens)

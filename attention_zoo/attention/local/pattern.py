@@ -1,12 +1,16 @@
 """Sequences within rows, and the pattern of an attention over them."""
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from attention_zoo.attention.softmax import SoftmaxAttention
-from attention_zoo.masks import Mask
+from attention_zoo.masks import Mask, Pattern, Visible
+
+# Of a query's and a key's place in a sequence, and of its length; of integers or tensors.
+Sees = Callable[[Any, Any, Any], Any]
 
 
 class Sequences(NamedTuple):
@@ -70,7 +74,17 @@ class PatternMap(SoftmaxAttention):
 
     def pattern(self, mask: Mask, length: int, device: torch.device) -> Tensor:
         """[b|1 1 q k]: who sees whom in whole rows, by the mask and the mechanism."""
-        starts, lengths = (part[:, :, None] for part in sequences(mask, length, device))
-        columns = torch.arange(length, device=device)
-        seen = self.sees(columns[:, None] - starts, columns - starts, lengths)
-        return mask.gathered(columns[None, None], columns[None, None], length) & seen[:, None]
+        whole, pattern = range(length), placed(self.sees, mask, 1, length, device)
+        seen = Visible(mask=mask, rows=whole, columns=whole, pattern=pattern).dense(device)
+        assert seen is not None
+        return seen
+
+
+def placed(sees: Sees, mask: Mask, batch: int, length: int, device: torch.device) -> Pattern:
+    """What is said of places in a sequence, as said of columns of rows that are so long."""
+    if mask.padding is None and mask.segments is None:
+        return lambda b, i, j: sees(i, j, length)
+    starts, lengths = sequences(mask, length, device)
+    if len(starts) == 1:
+        starts, lengths = starts.expand(batch, -1), lengths.expand(batch, -1)
+    return lambda b, i, j: sees(i - starts[b, i], j - starts[b, i], lengths[b, i])

@@ -22,7 +22,7 @@ from attention_zoo.zoo import ATTENTION, AttentionCard
         "(W - 1) // 2 after",
         roles=("causal", "global"),
         masks=("causal", "window", "padding", "segments"),
-        positions=("embeddings", "heads", "width", "scores", "content"),
+        positions=("positions", "embeddings", "heads", "width", "scores", "content"),
         cache="keys and values of the last W tokens",
         decode_state="2·min(t, W)·g·c",
         cost="t",

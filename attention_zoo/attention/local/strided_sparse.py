@@ -23,7 +23,7 @@ from attention_zoo.zoo import ATTENTION, AttentionCard
         "causality the distance is |i − j|, which the paper does not have; no layout for images",
         roles=("causal", "global"),
         masks=("causal", "window", "padding", "segments"),
-        positions=("embeddings", "heads", "width", "scores"),
+        positions=("positions", "embeddings", "heads", "width", "scores"),
         cache="keys and values",
         decode_state="2·t·g·c",
     )
@@ -49,7 +49,7 @@ class StridedSparseAttention(BlockAttention):
         distance = abs(query - key)
         return (distance < self.stride) | (distance % self.stride == 0)
 
-    def attend(self, heads: Heads, mask: Mask, last: int) -> Tensor:
+    def by_blocks(self, heads: Heads, mask: Mask, last: int) -> Tensor:
         columns = torch.arange(last - heads.q.shape[2], last, device=heads.q.device)
         near = self.attend_blocks(heads, self.near(mask, columns, last), last)
         far = self.attend_blocks(heads, self.far(mask, columns, last), last)

@@ -3,9 +3,9 @@
 import torch
 from torch import Tensor
 
-from attention_zoo.attention.softmax import Heads, SoftmaxAttention
+from attention_zoo.attention.softmax import Heads, SoftmaxAttention, seen_by
 from attention_zoo.backends import BACKENDS
-from attention_zoo.masks import Mask, reach
+from attention_zoo.masks import Mask, Visible, reach
 
 MIN_BLOCK = 64  # queries; smaller blocks cost more in calls than they save in work
 
@@ -18,6 +18,10 @@ class WindowAttention(SoftmaxAttention):
 
     def attend_window(self, heads: Heads, mask: Mask, last: int) -> Tensor:
         """As `SoftmaxAttention.attend`: [b h q c]."""
+        # What an encoding adds to scores is made for the slices only.
+        biased = {"scores", "content"} & set(self.position.card.acts)
+        if BACKENDS[self.backend].sparse and not biased:
+            return self.attend_visible(heads, seen_by(heads, mask, last))
         q, k, v, q_positions, k_positions, more = heads
         queries, keys = q.shape[2], k.shape[2]
         first_query, first_key = last - queries, last - keys
@@ -38,14 +42,6 @@ class WindowAttention(SoftmaxAttention):
                 k_positions[:, seen],
                 {name: part[..., seen, :] for name, part in more.items()},
             )
-            visible = mask.visible(rows, columns, device=q.device)
-            outputs.append(
-                BACKENDS[self.backend](
-                    *near[:3],
-                    visible=visible,
-                    bias=self.bias(near, visible),
-                    scale=self.scale,
-                    dropout=self.dropout if self.training else 0.0,
-                )
-            )
+            visible = Visible(mask=mask, rows=rows, columns=columns)
+            outputs.append(self.attend_visible(near, visible))
         return torch.cat(outputs, dim=2)

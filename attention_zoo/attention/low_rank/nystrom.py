@@ -29,7 +29,7 @@ ITERATIONS = 6  # of the inverse, as in the paper
         "sequences are refused, as each would need landmarks of its own",
         roles=("global",),
         masks=("padding",),
-        positions=("embeddings", "heads"),
+        positions=("positions", "embeddings", "heads"),
         weights="signed",
         cost="t",
     )

@@ -23,7 +23,7 @@ from attention_zoo.zoo import ATTENTION, AttentionCard
         "takes padding in, and then costs length²; padded places get zeros",
         roles=("global",),
         masks=("padding", "segments"),
-        positions=("embeddings",),
+        positions=("positions", "embeddings"),
         weights="signed",
         cost="t log t",
     )

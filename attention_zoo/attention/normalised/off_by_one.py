@@ -1,11 +1,12 @@
 """Softmax that is off by one (Miller 2023)."""
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from attention_zoo.attention.softmax import SITES_OF_SOFTMAX, Heads, SoftmaxAttention, visible_to
-from attention_zoo.backends import BACKENDS
+from attention_zoo.attention.softmax import SITES_OF_SOFTMAX, Heads, SoftmaxAttention, seen_by
 from attention_zoo.backends.reference import attention_weights
 from attention_zoo.masks import Mask
 from attention_zoo.zoo import ATTENTION, AttentionCard
@@ -35,14 +36,9 @@ class OffByOneAttention(SoftmaxAttention):
     """
 
     def attend(self, heads: Heads, mask: Mask, last: int) -> Tensor:
-        visible = visible_to(heads, mask, last)
-        out = BACKENDS[self.backend](
-            *self.with_sink(heads),
-            visible=beside_sink(visible, True),
-            bias=beside_sink(self.bias(heads, visible), 0.0),
-            scale=self.scale,
-            dropout=self.dropout if self.training else 0.0,
-        )
+        visible = seen_by(heads, mask, last)
+        bias = beside_sink(self.bias_under(heads, visible), 0.0)
+        out = self.computed(*self.with_sink(heads), replace(visible, sinks=1), bias)
         return out[..., : self.head_dim]
 
     def weights(self, heads: Heads, visible: Tensor | None) -> Tensor:

@@ -6,8 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from attention_zoo.attention.softmax import SITES_OF_SOFTMAX, Heads, SoftmaxAttention, visible_to
-from attention_zoo.backends import BACKENDS
+from attention_zoo.attention.softmax import SITES_OF_SOFTMAX, Heads, SoftmaxAttention, seen_by
 from attention_zoo.backends.reference import attention_weights
 from attention_zoo.masks import Mask
 from attention_zoo.zoo import ATTENTION, AttentionCard
@@ -40,17 +39,9 @@ class ScalableSoftmaxAttention(SoftmaxAttention):
         self.sharpness = nn.Parameter(torch.full((self.heads,), 1 / math.log(10)))
 
     def attend(self, heads: Heads, mask: Mask, last: int) -> Tensor:
-        visible = visible_to(heads, mask, last)
-        q, bias = self.sharpened(heads, visible)
-        return BACKENDS[self.backend](
-            q,
-            heads.k,
-            heads.v,
-            visible=visible,
-            bias=bias,
-            scale=self.scale,
-            dropout=self.dropout if self.training else 0.0,
-        )
+        visible = seen_by(heads, mask, last)
+        q, bias = self.sharpened(heads, visible.dense(heads.q.device))
+        return self.computed(q, heads.k, heads.v, visible, bias)
 
     def weights(self, heads: Heads, visible: Tensor | None) -> Tensor:
         q, bias = self.sharpened(heads, visible)

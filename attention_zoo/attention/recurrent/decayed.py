@@ -1,6 +1,6 @@
 """Attention by a state that decays: what its variants share."""
 
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from einops import rearrange
@@ -9,6 +9,7 @@ from torch.nn.functional import layer_norm, silu
 
 from attention_zoo.attention.base import Attention, places
 from attention_zoo.attention.precision import exactly, widened
+from attention_zoo.attention.recurrent import kernels
 from attention_zoo.attention.recurrent.recurrence import decayed_product, unrolled_weights
 from attention_zoo.caches import Cache, StateCache
 from attention_zoo.masks import Mask
@@ -58,13 +59,18 @@ class DecayedAttention(Attention):
 
     with a norm for each head. Training runs over chunks; decoding is the same with chunks as they
     come. States and sums are kept in float32 at least. Subclasses give the heads, and the decay.
+
+    Args:
+        backend: `torch`; `fla`, the kernels of flash-linear-attention; or `auto`, which is `torch`.
     """
 
     fixed = ("kv_heads",)
+    backends: ClassVar[tuple[str, ...]] = kernels.CHOICES
     value_dim: int
 
-    def __init__(self, **options: Any) -> None:
+    def __init__(self, *, backend: str = "auto", **options: Any) -> None:
         super().__init__(kv_heads=None, **options)
+        self.backend = kernels.chosen(backend)
         self.set_value_dim(self.head_dim)
 
     def set_value_dim(self, width: int) -> None:
@@ -90,6 +96,7 @@ class DecayedAttention(Attention):
     ) -> Tensor:
         assert cache is None or isinstance(cache, StateCache)
         mask = self.honoured(mask, x, context, cache)
+        kernels.check(self.backend, mask, x)
         start, state = (0, None) if cache is None else (cache.length, cache.state)
         attended, state = self.attend(
             x, places(x, positions, cache), span_of(mask, start), start, state
@@ -161,8 +168,9 @@ class DecayedAttention(Attention):
     ) -> tuple[Tensor, State]:
         """The recurrence alone: q_t S_t [b h t e], and the state behind the last token."""
         # Sums of many terms lose too much in half precision.
+        product = kernels.decayed_product if self.backend == "fla" else decayed_product
         with exactly(x):
-            out, last = decayed_product(*span.skip(heads), None if state is None else state[0])
+            out, last = product(*span.skip(heads), None if state is None else state[0])
         return out, (last,)
 
     def recurrent_weights(self, heads: Heads, x: Tensor, visible: Tensor) -> Tensor:

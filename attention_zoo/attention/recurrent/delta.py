@@ -25,7 +25,7 @@ from attention_zoo.zoo import ATTENTION, AttentionCard
         "norm comes last; without their short convolutions, which gated_delta has",
         roles=("causal",),
         masks=("causal", "padding", "segments"),
-        positions=("embeddings",),
+        positions=("positions", "embeddings"),
         cache="one matrix for each head",
         decode_state="h·c·c",
         weights="signed",
@@ -50,7 +50,7 @@ class DeltaAttention(DeltaRuleAttention):
         k = unit(silu(self.heads_of(self.key(x))))
         v = self.heads_of(self.value(x))
         beta = widened(self.rate(x)).sigmoid().transpose(1, 2)[..., None]
-        return Steps(q * self.head_dim**-0.5, beta * k, v, erase=k)
+        return Steps(q * self.head_dim**-0.5, beta * k, v, erase=k, rate=beta)
 
     def finish(self, attended: Tensor, x: Tensor) -> Tensor:
         return self.project_output(self.norm(attended).to(x.dtype))

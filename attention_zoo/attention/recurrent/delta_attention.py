@@ -1,7 +1,7 @@
 """Attention by a state that the delta rule updates: what its variants share."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from einops import rearrange
@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from attention_zoo.attention.base import Attention
 from attention_zoo.attention.precision import exactly, widened
+from attention_zoo.attention.recurrent import kernels
 from attention_zoo.attention.recurrent.convolution import ShortConvolution
 from attention_zoo.attention.recurrent.delta_rule import Steps, masked, one_hot, recurrence
 from attention_zoo.caches import Cache, StateCache
@@ -47,12 +48,17 @@ class DeltaRuleAttention(Attention):
 
     A variant says what its steps are. Training runs over chunks, decoding is the same with chunks
     as they come. The state, and all that leads to it, is float32 at least.
+
+    Args:
+        backend: `torch`; `fla`, the kernels of flash-linear-attention; or `auto`, which is `torch`.
     """
 
     fixed = ("kv_heads",)
+    backends: ClassVar[tuple[str, ...]] = kernels.CHOICES
 
-    def __init__(self, **options: Any) -> None:
+    def __init__(self, *, backend: str = "auto", **options: Any) -> None:
         super().__init__(kv_heads=None, **options)
+        self.backend = kernels.chosen(backend)
 
     def steps(self, x: Tensor, mix: Mix) -> Steps:
         """Of tokens [b t d], without a mask."""
@@ -69,6 +75,7 @@ class DeltaRuleAttention(Attention):
     ) -> Tensor:
         assert cache is None or isinstance(cache, StateCache)
         mask = self.honoured(mask, x, context, cache)
+        kernels.check(self.backend, mask, x)
         state, *before = (None,) if cache is None or cache.state is None else cache.state
         mix = mixing(mask, 0 if cache is None else cache.length, tuple(before))
         steps = masked(self.steps(x, mix), mix.real, mix.segments)
@@ -82,7 +89,7 @@ class DeltaRuleAttention(Attention):
 
     def recur(self, steps: Steps, state: Tensor | None) -> tuple[Tensor, Tensor]:
         """What the tokens read [b h t e], and the last state."""
-        return recurrence(steps, state)
+        return (kernels.recurrence if self.backend == "fla" else recurrence)(steps, state)
 
     def attention_map(
         self,
@@ -125,7 +132,7 @@ class DeltaRuleAttention(Attention):
 
     def naive_reading(self, steps: Steps, visible: Tensor) -> Tensor:
         """[b h t e]. `visible` is [b t t]."""
-        q, k, v, erase, write, decay = steps
+        q, k, v, erase, write, decay, _ = steps
         write = k if write is None else write
         identity = torch.eye(q.shape[-1], dtype=q.dtype, device=q.device)
         real, fresh = visible.diagonal(dim1=1, dim2=2), ~visible.tril(-1).any(dim=-1)

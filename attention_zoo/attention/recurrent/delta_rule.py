@@ -19,7 +19,7 @@ class Steps(NamedTuple):
 
         S_t = S' + k_t (v_t − S'ᵀ e_t)ᵀ,   S' = Diag(exp g_t) S_{t−1}.
 
-    DeltaNet's k is β k̂, and its e is k̂, with a unit vector k̂.
+    DeltaNet's k is β k̂, and its e is k̂, with a unit vector k̂. Kernels want such a β beside it.
     """
 
     q: Tensor  # [b h t c]
@@ -28,6 +28,7 @@ class Steps(NamedTuple):
     erase: Tensor  # [b h t c]
     write: Tensor | None = None  # [b h t c]
     decay: Tensor | None = None  # log, [b|1 h|1 t c|1], at most 0; −inf forgets everything
+    rate: Tensor | None = None  # β, [b h t 1], where k is β e and there is no other write
 
 
 def recurrence(steps: Steps, state: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -55,18 +56,19 @@ def masked(steps: Steps, real: Tensor | None, segments: Tensor | None) -> Steps:
         real: [b t] bool, False at padding, which leaves the state as it is.
         segments: [b t], or [b 1+t] with the last number before t in front.
     """
-    q, k, v, erase, write, decay = steps
+    q, k, v, erase, write, decay, rate = steps
     length = q.shape[2]
     if real is not None:
         kept = real[:, None, :, None]
         k = k * kept
         write = None if write is None else write * kept
         decay = None if decay is None else decay * kept
+        rate = None if rate is None else rate * kept
     if segments is not None:
         decay = q.new_zeros(len(q), 1, length, 1) if decay is None else decay
         starts = pad(segments[:, 1:] != segments[:, :-1], (length - segments.shape[1] + 1, 0))
         decay = decay.masked_fill(starts[:, None, :, None], float("-inf"))
-    return Steps(q, k, v, erase, write, decay)
+    return Steps(q, k, v, erase, write, decay, rate)
 
 
 def chunked(steps: Steps, state: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -99,7 +101,7 @@ def chunked(steps: Steps, state: Tensor | None) -> tuple[Tensor, Tensor]:
 
 def in_two(steps: Steps) -> Steps:
     """Each step as two: one that only takes away, then one that only adds."""
-    q, k, v, erase, write, decay = steps
+    q, k, v, erase, write, decay, _ = steps
     assert write is not None
     nothing = torch.zeros_like(k)
     if decay is not None:

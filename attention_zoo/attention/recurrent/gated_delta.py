@@ -27,7 +27,7 @@ from attention_zoo.zoo import ATTENTION, AttentionCard
         deviations="values are as wide as keys, and all heads have keys of their own",
         roles=("causal",),
         masks=("causal", "padding", "segments"),
-        positions=("embeddings",),
+        positions=("positions", "embeddings"),
         cache="one matrix for each head, and the tokens that the convolutions look back at",
         decode_state="h·c·c + 3·(K - 1)·h·c",
         weights="signed",
@@ -70,7 +70,7 @@ class GatedDeltaAttention(DeltaRuleAttention):
         v = silu(self.heads_of(mix(self.value_convolution, self.value(x))))
         q, k = unit(q) * self.head_dim**-0.5, unit(k)
         beta = widened(self.rate(x)).sigmoid().transpose(1, 2)[..., None]
-        return Steps(q, beta * k, v, erase=k, decay=self.log_decay(x))
+        return Steps(q, beta * k, v, erase=k, decay=self.log_decay(x), rate=beta)
 
     def log_decay(self, x: Tensor) -> Tensor:
         """g, [b h t 1]."""

@@ -23,7 +23,7 @@ from attention_zoo.zoo import ATTENTION, AttentionCard
         "without losing that weights depend on distance",
         roles=("causal",),
         masks=("causal", "padding", "segments"),
-        positions=("embeddings",),
+        positions=("positions", "embeddings"),
         cache="the state",
         decode_state="h·c·e",
         cost="t",

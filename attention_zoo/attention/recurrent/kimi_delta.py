@@ -20,7 +20,7 @@ from attention_zoo.zoo import ATTENTION, AttentionCard
         reference="flash-linear-attention naive_recurrent_kda",
         roles=("causal",),
         masks=("causal", "padding", "segments"),
-        positions=("embeddings",),
+        positions=("positions", "embeddings"),
         cache="one matrix for each head, and the tokens that the convolutions look back at",
         decode_state="h·c·c + 3·(K - 1)·h·c",
         weights="signed",

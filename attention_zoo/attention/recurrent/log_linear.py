@@ -32,7 +32,7 @@ from attention_zoo.zoo import ATTENTION, AttentionCard
         "count real tokens of the own segment; cost grows with length·log(length)",
         roles=("causal",),
         masks=("causal", "padding", "segments"),
-        positions=("embeddings", "heads"),
+        positions=("positions", "embeddings", "heads"),
         cache="a state for each bucket, and the last tokens of the convolution",
         decode_state="h·c·e·ceil(log2(t + 1)) + (w - 1)·(h·e + 2·g·c)",
         cost="t log t",
@@ -53,10 +53,11 @@ class LogLinearAttention(StateSpaceDualAttention):
         max_length: the most tokens of a sequence, which decides how many levels there are.
     """
 
+    fixed = ("backend",)
     max_length: int
 
     def __init__(self, *, max_length: int = 16384, **options: Any) -> None:
-        super().__init__(**options)
+        super().__init__(backend="torch", **options)
         if max_length < 1:
             raise UserError(f"max_length must be at least 1, got {max_length}.")
         self.max_length = max_length

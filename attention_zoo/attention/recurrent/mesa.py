@@ -38,7 +38,7 @@ LEAST_RIDGE = 0.25
         "that c of them give the exact solution; f starts near 1, differently from head to head",
         roles=("causal",),
         masks=("causal", "padding", "segments"),
-        positions=("embeddings",),
+        positions=("positions", "embeddings"),
         cache="two matrices for each head, and the tokens that the convolutions look back at",
         decode_state="2·h·c·c + 2·(K - 1)·h·c",
         weights="signed",
@@ -60,8 +60,10 @@ class MesaAttention(DeltaRuleAttention):
         iterations: of conjugate gradients.
     """
 
+    fixed = ("backend",)
+
     def __init__(self, *, kernel_size: int = 4, iterations: int = 30, **options: Any) -> None:
-        super().__init__(**options)
+        super().__init__(backend="torch", **options)
         if iterations < 1:
             raise UserError(f"iterations must be at least 1, got {iterations}.")
         self.iterations = iterations
@@ -118,7 +120,7 @@ class MesaAttention(DeltaRuleAttention):
 
     def naive_reading(self, steps: Steps, visible: Tensor) -> Tensor:
         """With exact solutions."""
-        q, weighted, v, k, _, decay = steps
+        q, weighted, v, k, _, decay, _ = steps
         assert decay is not None
         real, fresh = visible.diagonal(dim1=1, dim2=2), ~visible.tril(-1).any(dim=-1)
         moments, cross = (k.new_zeros(*k[:, :, 0].shape, x.shape[-1]) for x in (k, v))

@@ -34,7 +34,7 @@ from attention_zoo.zoo import ATTENTION, AttentionCard
         "embeddings, as it is one",
         roles=("causal",),
         masks=("causal", "padding", "segments"),
-        positions=("embeddings",),
+        positions=("positions", "embeddings"),
         cache="keys, turned by every token that comes, values, and the last convolution inputs",
         decode_state="2·t·h·c + (K - 1)·h·c",
     )
@@ -54,10 +54,12 @@ class PathAttention(DeltaRuleAttention):
         dropout: probability of dropping a weight in training.
     """
 
+    fixed = ("backend",)
+
     def __init__(
         self, *, kernel_size: int = 3, rank: int = 32, dropout: float = 0.0, **options: Any
     ) -> None:
-        super().__init__(**options)
+        super().__init__(backend="torch", **options)
         if not 0.0 <= dropout < 1.0:
             raise UserError(f"dropout must be at least 0 and below 1, got {dropout}.")
         if rank < 1:

@@ -21,7 +21,7 @@ from attention_zoo.zoo import ATTENTION, AttentionCard
         "each head undoes but for its ε",
         roles=("causal",),
         masks=("causal", "padding", "segments"),
-        positions=("embeddings", "heads"),
+        positions=("positions", "embeddings", "heads"),
         cache="the state Σ a^(t−j) k_jᵀv_j",
         decode_state="h·c·e",
         cost="t",

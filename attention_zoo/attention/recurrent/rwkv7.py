@@ -33,7 +33,7 @@ STRONGEST = -math.exp(-0.5)  # log of the strongest decay
         "first layer, as layers do not know each other; one rank for all projections of low rank",
         roles=("causal",),
         masks=("causal", "padding", "segments"),
-        positions=("embeddings",),
+        positions=("positions", "embeddings"),
         cache="one matrix for each head, and the last token",
         decode_state="h·c·c + d",
         weights="signed",
@@ -55,8 +55,10 @@ class RWKV7Attention(DeltaRuleAttention):
         rank: of the projections to d, a and g.
     """
 
+    fixed = ("backend",)
+
     def __init__(self, *, rank: int = 32, **options: Any) -> None:
-        super().__init__(**options)
+        super().__init__(backend="torch", **options)
         if rank < 1:
             raise UserError(f"rank must be at least 1, got {rank}.")
         width = self.heads * self.head_dim

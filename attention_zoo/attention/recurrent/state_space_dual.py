@@ -26,7 +26,7 @@ from attention_zoo.zoo import ATTENTION, AttentionCard
         "one; padded tokens leave the state as it is, and count as zeros in the convolution",
         roles=("causal",),
         masks=("causal", "padding", "segments"),
-        positions=("embeddings", "heads"),
+        positions=("positions", "embeddings", "heads"),
         cache="the state, and the last tokens of the convolution",
         decode_state="h·c·e + (w - 1)·(h·e + 2·g·c)",
         cost="t",

@@ -26,7 +26,7 @@ from attention_zoo.zoo import ATTENTION, AttentionCard
         "not know of; decoding makes the means of blocks anew from the cached keys",
         roles=("causal",),
         masks=("causal", "padding", "segments"),
-        positions=("embeddings", "heads"),
+        positions=("positions", "embeddings", "heads"),
         cache="keys and values",
         decode_state="2·t·g·c",
         chooses="blocks of keys",

@@ -39,7 +39,7 @@ from attention_zoo.zoo import ATTENTION, AttentionCard
         "not know of",
         roles=("causal",),
         masks=("causal", "window", "padding", "segments"),
-        positions=("embeddings", "heads"),
+        positions=("positions", "embeddings", "heads"),
         cache="keys, values, and a key of the indexer",
         decode_state="(2·g + 1)·t·c",
         chooses="keys",

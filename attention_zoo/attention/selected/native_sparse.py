@@ -28,7 +28,7 @@ from attention_zoo.zoo import ATTENTION, AttentionCard
         "decoding makes the means of blocks anew from the cached keys and values",
         roles=("causal",),
         masks=("causal", "padding", "segments"),
-        positions=("embeddings", "heads"),
+        positions=("positions", "embeddings", "heads"),
         cache="keys and values",
         decode_state="2·t·g·c",
         weights="nonnegative",

@@ -43,7 +43,7 @@ class Buckets(NamedTuple):
         "are not reversible; no cached decoding",
         roles=("causal", "global"),
         masks=("causal", "window", "padding", "segments"),
-        positions=("embeddings", "heads"),
+        positions=("positions", "embeddings", "heads"),
         chooses="buckets",
         cost="t log t",
     )

@@ -38,17 +38,18 @@ class LearnedEncoding(PositionalEncoding):
         nn.init.normal_(self.table.weight, std=0.5)
 
     def embed(self, x: Tensor, positions: Tensor) -> Tensor:
-        check_length(self.max_length, positions)
+        check_length(self, positions)
         return x + self.table(positions)
 
 
-def check_length(max_length: int, positions: Tensor) -> None:
-    """Raises: UserError, if a position lies outside the table."""
+def check_length(encoding: PositionalEncoding, positions: Tensor) -> None:
+    """Raises: UserError, if a position lies beyond the encoding's longest sequence."""
     if torch.compiler.is_compiling():
         return
     last = int(positions.max())
-    if last >= max_length:
+    if encoding.max_length is not None and last >= encoding.max_length:
         raise UserError(
-            f"position=learned has max_length={max_length}, got a sequence of {last + 1} tokens. "
-            "Train with a larger position.max_length, or choose an encoding without a limit."
+            f"position={encoding.card.name} has max_length={encoding.max_length}, got a sequence "
+            f"of {last + 1} tokens. Train with a larger position.max_length, or choose an encoding "
+            "without a limit."
         )

@@ -15,7 +15,7 @@ from attention_zoo.zoo import POSITION, PositionCard
         name="alibi",
         paper="Press et al. 2022, arXiv 2108.12409, §3",
         equation="q_t·k_s/√c − m_h·|t − s|",
-        reference="transformers build_alibi_tensor (bloom)",
+        reference="transformers BloomAttention",
         acts=("scores",),
         deviations="without causality the distance is symmetric, |t − s|",
     )

@@ -17,7 +17,7 @@ Layout = Literal["half_split", "interleaved"]
         name="rotary",
         paper="Su et al. 2021, arXiv 2104.09864, eq. 34",
         equation="q_t R_t, k_s R_s: their product depends on t − s",
-        reference="transformers LlamaRotaryEmbedding (half_split); x-transformers (interleaved)",
+        reference="transformers LlamaAttention",
         acts=("heads",),
     )
 )
@@ -27,11 +27,16 @@ class RotaryEncoding(PositionalEncoding):
     A product of a query at t and a key at s then depends on t − s only. Values are not turned.
     Angles are computed in float32 at least.
 
+    A variant overrides the frequencies, the magnitude, or how wide the turned part of a head is.
+
     Args:
         base: the wavelengths run from 2π to base·2π tokens.
         layout: which channels make pair i. `half_split`: i and i + c/2, as in Llama; `interleaved`:
             2i and 2i + 1, as in the paper. They differ by a permutation of the channels.
     """
+
+    # Multiplies cosines and sines, so that scores get its square.
+    magnitude: float = 1.0
 
     def __init__(
         self,
@@ -41,22 +46,40 @@ class RotaryEncoding(PositionalEncoding):
         **sizes: Any,
     ) -> None:
         super().__init__(**sizes)
-        if self.head_dim % 2:
+        if layout not in get_args(Layout):
+            raise UserError(f"layout must be one of {', '.join(get_args(Layout))}, got {layout!r}.")
+        if base <= 1:
+            raise UserError(f"base must be above 1, got {base}.")
+        self.base = base
+        self.layout = layout
+        if self.width % 2:
             raise UserError(
                 f"position={self.card.name} turns pairs of channels: it needs an even head width, "
                 f"got {self.head_dim}."
             )
-        if layout not in get_args(Layout):
-            raise UserError(f"layout must be one of {', '.join(get_args(Layout))}, got {layout!r}.")
-        self.base = base
-        self.layout = layout
+
+    @property
+    def width(self) -> int:
+        """How many channels of a head are turned."""
+        return self.head_dim
 
     def rotate(self, q: Tensor, k: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
-        wide = torch.promote_types(q.dtype, torch.float32)
-        steps = torch.arange(0, self.head_dim, 2, device=q.device, dtype=wide)
-        angles = positions[:, None, :, None].to(wide) * self.base ** (-steps / self.head_dim)
-        cos, sin = angles.cos(), angles.sin()
-        return self._turn(q, cos, sin), self._turn(k, cos, sin)
+        waves = self.waves(positions, self.frequencies(q))
+        return self._turn(q, *waves), self._turn(k, *waves)
+
+    def exponents(self, x: Tensor) -> Tensor:
+        """2i/c of every pair, [c/2], where x is, in float32 at least."""
+        wide = torch.promote_types(x.dtype, torch.float32)
+        return torch.arange(0, self.width, 2, device=x.device, dtype=wide) / self.width
+
+    def frequencies(self, x: Tensor) -> Tensor:
+        """ω_i of every pair, [c/2], where x is, in float32 at least."""
+        return self.base ** -self.exponents(x)
+
+    def waves(self, positions: Tensor, frequencies: Tensor) -> tuple[Tensor, Tensor]:
+        """Cosines and sines of places [b|1 t] times frequencies [… c/2]: [b|1 1 t c/2]."""
+        angles = angles_of(positions, frequencies)
+        return self.magnitude * angles.cos(), self.magnitude * angles.sin()
 
     def _turn(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         """x [b h t c], cos and sin [b|1 1 t c/2]."""
@@ -68,3 +91,8 @@ class RotaryEncoding(PositionalEncoding):
         if self.layout == "half_split":
             return torch.cat(turned, dim=-1).to(x.dtype)
         return torch.stack(turned, dim=-1).flatten(-2).to(x.dtype)
+
+
+def angles_of(positions: Tensor, frequencies: Tensor) -> Tensor:
+    """Places [b|1 t] times frequencies [… f], in their precision: [b|1 1 t f]."""
+    return positions[:, None, :, None].to(frequencies.dtype) * frequencies

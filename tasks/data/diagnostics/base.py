@@ -61,6 +61,11 @@ class Diagnostic(ABC):
     def draw(self, generator: np.random.Generator, rows: int) -> Questions:
         """Sequences of any split."""
 
+    @property
+    def tokens(self) -> int:
+        """Of a sequence, with all that comes with what `length` counts."""
+        return self.draw(np.random.default_rng(0), 1).inputs.shape[1]
+
     def at(self, length: int) -> Self:
         """The same kind at another length."""
         return replace(self, length=length)

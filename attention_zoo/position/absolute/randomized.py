@@ -1,0 +1,133 @@
+"""Randomized positions (Ruoss et al. 2023)."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from inspect import signature
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from attention_zoo.errors import Unsupported, UserError
+from attention_zoo.position.absolute.learned import check_length
+from attention_zoo.position.base import PositionalEncoding
+from attention_zoo.zoo import POSITION, PositionCard
+
+
+@POSITION.register(
+    PositionCard(
+        name="randomized",
+        paper="Ruoss et al. 2023, arXiv 2305.16843",
+        equation="E(x, i_t), with i_1 < … < i_n drawn from {0, …, L − 1} without replacement",
+        reference="closed form",
+        acts=("positions", "embeddings"),
+        deviations="places are drawn in training alone, where the authors' code draws them when "
+        "evaluating too; then they are spread evenly over the longest sequence, not over the "
+        "present one, so that no token moves as others come: a short sequence stands denser than "
+        "in training",
+    )
+)
+class RandomizedEncoding(PositionalEncoding):
+    """Gives tokens places of a far longer sequence, in order, to any encoding that takes places.
+
+    In training the t-th token stands at the t-th smallest of n places, drawn from all L without
+    replacement, anew for each pass and alike in all rows; n is the number of columns. So places
+    that are as large as those of long sequences are trained on short ones. When evaluating, token
+    t stands at t·⌊L / max_length⌋.
+
+    Args:
+        encoding: name of the encoding that takes the places, with its default options.
+        places: L, from how many is drawn; at least `max_length`.
+        max_length: the longest sequence, in tokens. A longer one is refused.
+    """
+
+    max_length: int
+
+    def __init__(
+        self,
+        *,
+        encoding: str = "sinusoidal",
+        places: int = 2048,
+        max_length: int = 512,
+        **sizes: Any,
+    ) -> None:
+        super().__init__(**sizes)
+        if not 1 <= max_length <= places:
+            raise UserError(
+                "position=randomized needs a max_length of at least 1 and at most as many as there "
+                f"are places, got max_length={max_length}, places={places}."
+            )
+        inner = POSITION[encoding]
+        if not takes_places(POSITION.card(encoding)):
+            legal = [name for name in POSITION if takes_places(POSITION.card(name))]
+            raise Unsupported(
+                "position=randomized needs an encoding that takes places from without, one for all "
+                f"layers, got encoding={encoding}. Choices: {', '.join(legal)}."
+            )
+        # What has a longest sequence of its own must have room for all places.
+        limit = {"max_length": places} if "max_length" in signature(inner).parameters else {}
+        self.inner: PositionalEncoding = inner(**sizes, **limit)
+        self.places = places
+        self.max_length = max_length
+        own = self.inner.card
+        card = replace(
+            self.card, acts=("positions", *own.acts), roles=own.roles, relative=own.relative
+        )
+        if card != self.card:
+            self.card = card
+
+    def place(self, positions: Tensor) -> Tensor:
+        check_length(self, positions)
+        if not self.training:
+            return positions * (self.places // self.max_length)
+        columns = positions.shape[1]
+        if not torch.compiler.is_compiling() and int(positions.max()) >= columns:
+            raise UserError(
+                "position=randomized draws places anew for each pass in training, got tokens that "
+                "follow others of an earlier pass. Decode after model.eval()."
+            )
+        drawn = torch.randperm(self.places, device=positions.device)[:columns]
+        return drawn.sort().values[positions]
+
+    def embed(self, x: Tensor, positions: Tensor) -> Tensor:
+        return self.inner.embed(x, positions)
+
+    def rotate(self, q: Tensor, k: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
+        return self.inner.rotate(q, k, positions)
+
+    def runs(self, q_positions: Tensor) -> list[slice]:
+        return self.inner.runs(q_positions)
+
+    def turn(
+        self, q: Tensor, k: Tensor, q_positions: Tensor, k_positions: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        return self.inner.turn(q, k, q_positions, k_positions)
+
+    def bias(self, q_positions: Tensor, k_positions: Tensor) -> Tensor | None:
+        return self.inner.bias(q_positions, k_positions)
+
+    def keep(self, x: Tensor) -> dict[str, Tensor]:
+        return self.inner.keep(x)
+
+    def read(
+        self,
+        q: Tensor,
+        k: Tensor,
+        q_positions: Tensor,
+        k_positions: Tensor,
+        *,
+        visible: Tensor | None,
+        scale: float,
+        kept: Mapping[str, Tensor],
+    ) -> Tensor | None:
+        return self.inner.read(
+            q, k, q_positions, k_positions, visible=visible, scale=scale, kept=kept
+        )
+
+    def give(self, weights: Tensor, q_positions: Tensor, k_positions: Tensor) -> Tensor | None:
+        return self.inner.give(weights, q_positions, k_positions)
+
+
+def takes_places(card: PositionCard) -> bool:
+    """Whether an encoding acts by places that are given to it, once for all layers."""
+    return bool(card.acts) and "positions" not in card.acts and not card.per_layer

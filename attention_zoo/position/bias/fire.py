@@ -1,0 +1,89 @@
+"""Functional interpolation for relative positions (Li et al. 2023)."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import linear
+
+from attention_zoo.errors import UserError
+from attention_zoo.position.base import PositionalEncoding
+from attention_zoo.zoo import POSITION, PositionCard
+
+# Keeps the quotient finite, should the threshold be learned to be 0.
+SMALL = 1e-6
+
+
+@POSITION.register(
+    PositionCard(
+        name="fire",
+        paper="Li et al. 2023, arXiv 2310.04418",
+        equation="q_t·k_s/√c + MLP_h(ψ(t − s)/ψ(max(L, t))), ψ(x) = log(c|x| + 1)",
+        reference="closed form",
+        acts=("scores",),
+        per_layer=True,
+        relative=False,
+        deviations="the MLP's output has no bias, which would add the same to all scores of a "
+        "head; without causality the distance is symmetric, and its normaliser max(L, t, s)",
+    )
+)
+class FireEncoding(PositionalEncoding):
+    """Adds a learned function of the distance's share in the query's place:
+
+        MLP(ψ(t − s)/ψ(max(L, t))),   ψ(x) = log(|c·x| + 1)
+
+    The share is between 0 and 1, however long the sequence is. The MLP has a layer of ReLUs and an
+    output for each head. c and L, the threshold below which the place of the query does not
+    matter, are learned too; each layer has its own.
+
+    Args:
+        hidden: width of the MLP.
+        log_scale: where c starts.
+        threshold: where L starts, in tokens. In shorter sequences the place of the query does not
+            matter yet. A quarter of `original_length`, if not given: the paper's 512 of 2,048.
+        original_length: the length of sequences in training, in tokens.
+    """
+
+    def __init__(
+        self,
+        *,
+        hidden: int = 32,
+        log_scale: float = 0.1,
+        threshold: float | None = None,
+        original_length: int | None = 512,
+        **sizes: Any,
+    ) -> None:
+        super().__init__(**sizes)
+        if threshold is None:
+            if original_length is None:
+                raise UserError(
+                    "position=fire needs a threshold, or original_length: the length in tokens "
+                    "that the model is trained at."
+                )
+            threshold = original_length / 4
+        for name, value in (("hidden", hidden), ("log_scale", log_scale), ("threshold", threshold)):
+            if value <= 0:
+                raise UserError(f"position=fire needs a {name} above 0, got {value}.")
+        self.threshold = threshold
+        self.log_scale = nn.Parameter(torch.tensor(float(log_scale)))
+        # A multiple of what it starts from, so that a step of an optimiser moves it by a share.
+        self.threshold_factor = nn.Parameter(torch.tensor(1.0))
+        self.expand = nn.Linear(1, hidden)
+        self.contract = nn.Linear(hidden, self.heads, bias=False)
+
+    def bias(self, q_positions: Tensor, k_positions: Tensor) -> Tensor:
+        wide = torch.promote_types(self.log_scale.dtype, torch.float32)
+        i, j = q_positions[:, :, None], k_positions[:, None, :]
+        last = i if self.role == "causal" else torch.maximum(i, j)
+        threshold = (self.threshold_factor * self.threshold).abs()
+        normaliser = self.compressed(torch.maximum(last.to(wide), threshold)) + SMALL
+        share = self.compressed((i - j).to(wide)) / normaliser
+        # In half precision neighbouring distances would be one.
+        with torch.autocast(share.device.type, enabled=False):
+            first = self.expand.weight.to(wide), self.expand.bias.to(wide)
+            hidden = linear(share[..., None], *first).relu()
+            return linear(hidden, self.contract.weight.to(wide)).movedim(-1, 1)
+
+    def compressed(self, x: Tensor) -> Tensor:
+        """ψ."""
+        return torch.log1p((self.log_scale * x).abs())

@@ -1,0 +1,1 @@
+"""Encodings that read queries and keys."""

@@ -1,0 +1,75 @@
+"""Contextual positions, CoPE (Golovneva et al. 2024)."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from attention_zoo.errors import UserError
+from attention_zoo.position.base import PositionalEncoding
+from attention_zoo.zoo import POSITION, PositionCard
+
+
+@POSITION.register(
+    PositionCard(
+        name="contextual",
+        paper="Golovneva et al. 2024, arXiv 2405.18719",
+        equation="q_t·k_s/√c + q_t·e[p_ts], p_ts = Σ_{s≤l≤t} σ(q_t·k_l/√c)",
+        reference="x-transformers CoPE",
+        deviations="what does not see a key does not count it: neither padding, nor what is packed "
+        "beside, nor what a window leaves out",
+        acts=("content",),
+        roles=("causal",),
+        per_layer=True,
+    )
+)
+class ContextualEncoding(PositionalEncoding):
+    """Counts, for a query, those tokens back to a key that its gates let through:
+
+        s_ts = q_t·k_s/√c + q_t·e[p_ts],   p_ts = Σ_{s ≤ l ≤ t} g_tl,   g_tl = σ(q_t·k_l/√c)
+
+    over the keys l that the query sees. Between whole numbers e is interpolated; from
+    `max_position` on it stays. The heads of a layer share the table e, which starts at zero. The
+    places of tokens do not matter, only their order. Sums are in float32 at least.
+
+    Args:
+        max_position: the last row of e; its first is that of 0.
+    """
+
+    def __init__(self, *, max_position: int = 64, **sizes: Any) -> None:
+        super().__init__(**sizes)
+        if max_position < 1:
+            raise UserError(
+                f"position=contextual needs a max_position of at least 1, got {max_position}."
+            )
+        self.max_position = max_position
+        self.table = nn.Parameter(torch.zeros(max_position + 1, self.head_dim))
+
+    def read(
+        self,
+        q: Tensor,
+        k: Tensor,
+        q_positions: Tensor,
+        k_positions: Tensor,
+        *,
+        visible: Tensor | None,
+        scale: float,
+        kept: Mapping[str, Tensor],
+    ) -> Tensor:
+        gates = torch.sigmoid(q @ k.transpose(-2, -1) * scale)
+        counted = self.counted(gates, visible)
+        products = q @ self.table.T
+        below, above = counted.floor(), counted.ceil()
+        part = (counted - below).to(products.dtype)
+        low, high = (products.gather(-1, row.long()) for row in (below, above))
+        return torch.lerp(low, high, part)
+
+    def counted(self, gates: Tensor, visible: Tensor | None) -> Tensor:
+        """p, of the gates [b h q k] of every key."""
+        wide = gates.to(torch.promote_types(gates.dtype, torch.float32))
+        if visible is not None:
+            wide = wide.masked_fill(~visible, 0.0)
+        # From the query back: a difference of sums from the start would lose the near ones' digits.
+        back = wide.flip(-1).cumsum(dim=-1).flip(-1)
+        return back.clamp(max=self.max_position)

@@ -1,0 +1,83 @@
+"""Disentangled attention of DeBERTa (He et al. 2020)."""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+
+from attention_zoo.errors import UserError
+from attention_zoo.position.base import PositionalEncoding
+from attention_zoo.position.relative.tables import looked_up
+from attention_zoo.zoo import POSITION, PositionCard
+
+TERMS = 3  # of a score
+
+
+@POSITION.register(
+    PositionCard(
+        name="disentangled",
+        paper="He et al. 2020 (DeBERTa), arXiv 2006.03654, §3.1",
+        equation="(q_t·k_s + q_t·P_{δ(t,s)} W_K + k_s·P_{δ(s,t)} W_Q)/√(3c), δ = t − s, clipped",
+        reference="transformers DisentangledSelfAttention (deberta_v2)",
+        deviations="each layer has a table of its own, which the paper's layers share, beside its "
+        "own projections; causal attention too; k_s meets the row of s − t, as the paper says, "
+        "where transformers takes that of t − s",
+        acts=("heads", "content"),
+        per_layer=True,
+    )
+)
+class DisentangledEncoding(PositionalEncoding):
+    """Beside contents, queries meet the place of the key, and keys that of the query:
+
+        s_ts = (q_t·k_s + q_t·(P_{δ(t,s)} W_K) + k_s·(P_{δ(s,t)} W_Q))/√(3c)
+
+    δ(t, s) is the row of the distance t − s, from −k to k − 1, clipped, in a table P [2k d]. Its
+    projections W_K and W_Q, d -> h·c, are not those of contents. √3 is for the three terms: queries
+    are divided by it before attention scores them.
+
+    Args:
+        clip: k, in tokens.
+    """
+
+    def __init__(self, *, clip: int = 128, **sizes: Any) -> None:
+        super().__init__(**sizes)
+        if clip < 1:
+            raise UserError(f"position=disentangled needs a clip of at least 1 token, got {clip}.")
+        self.clip = clip
+        # Of variance one, like the normed tokens, so that the three terms start alike.
+        self.table = nn.Parameter(torch.randn(2 * clip, self.dim))
+        # Without a bias: the softmax takes no notice of what is the same for all keys.
+        self.key = nn.Linear(self.dim, self.heads * self.head_dim, bias=False)
+        self.query = nn.Linear(self.dim, self.heads * self.head_dim, bias=False)
+
+    def rotate(self, q: Tensor, k: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
+        return q / math.sqrt(TERMS), k
+
+    def read(
+        self,
+        q: Tensor,
+        k: Tensor,
+        q_positions: Tensor,
+        k_positions: Tensor,
+        *,
+        visible: Tensor | None,
+        scale: float,
+        kept: Mapping[str, Tensor],
+    ) -> Tensor:
+        distance = q_positions[:, :, None] - k_positions[:, None, :]
+        asked = looked_up(q @ self.projected(self.key), self.row(distance))
+        # The queries come divided, as `rotate` left them; the keys do not.
+        k = k / math.sqrt(TERMS)
+        answered = looked_up(k @ self.projected(self.query), self.row(-distance.transpose(1, 2)))
+        return (asked + answered.transpose(-2, -1)) * scale
+
+    def projected(self, projection: nn.Module) -> Tensor:
+        """All rows of the table, for every head: [h c 2k]."""
+        return rearrange(projection(self.table), "r (h c) -> h c r", h=self.heads)
+
+    def row(self, distance: Tensor) -> Tensor:
+        """δ of a distance."""
+        return distance.clamp(-self.clip, self.clip - 1) + self.clip

@@ -1,0 +1,63 @@
+"""Context-aware biases, CABLE (Veisi et al. 2025)."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import pad, softplus
+
+from attention_zoo.position.base import PositionalEncoding
+from attention_zoo.zoo import POSITION, PositionCard
+
+
+@POSITION.register(
+    PositionCard(
+        name="dynamic_bias",
+        paper="Veisi et al. 2025, arXiv 2503.08067",
+        equation="q_t·k_s/√c − Σ_{s<l≤t} softplus(w_h·x_l + β_h)",
+        reference="closed form",
+        acts=("content",),
+        roles=("causal",),
+        per_layer=True,
+        deviations="causal only, not the paper's form for encoders; scores are scaled by 1/√c, "
+        "which the authors' code leaves out; a token that the query does not see, such as padding, "
+        "adds nothing to the sum",
+    )
+)
+class DynamicBiasEncoding(PositionalEncoding):
+    """Lowers the score of a key by what the tokens behind it, up to the query, make of themselves:
+
+        b_ts = Σ_{s < l ≤ t} −softplus(w_h·x_l + β_h)
+
+    So every token says, for each head, how far it moves all before it away. A distance counts the
+    tokens that the query sees, whatever their positions are.
+    """
+
+    def __init__(self, **sizes: Any) -> None:
+        super().__init__(**sizes)
+        self.step = nn.Linear(self.dim, self.heads)
+
+    def keep(self, x: Tensor) -> dict[str, Tensor]:
+        steps = self.step(x)
+        steps = softplus(steps.to(torch.promote_types(steps.dtype, torch.float32)))
+        return {"context_bias": -steps.transpose(1, 2)[..., None]}
+
+    def read(
+        self,
+        q: Tensor,
+        k: Tensor,
+        q_positions: Tensor,
+        k_positions: Tensor,
+        *,
+        visible: Tensor | None,
+        scale: float,
+        kept: Mapping[str, Tensor],
+    ) -> Tensor:
+        # From the query backwards: a difference of sums from the start would lose the digits of
+        # what is near.
+        steps = kept["context_bias"].flip(-2).transpose(-2, -1).expand(-1, -1, q.shape[2], -1)
+        if visible is not None:
+            steps = steps.masked_fill(~visible.flip(-1), 0.0)
+        behind = steps.cumsum(dim=-1)[..., :-1].flip(-1)
+        return pad(behind, (0, 1))

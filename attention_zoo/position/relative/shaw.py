@@ -1,0 +1,76 @@
+"""Relative position representations (Shaw et al. 2018)."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from attention_zoo.errors import UserError
+from attention_zoo.position.base import PositionalEncoding
+from attention_zoo.position.relative.tables import looked_up
+from attention_zoo.zoo import POSITION, PositionCard
+
+
+@POSITION.register(
+    PositionCard(
+        name="shaw",
+        paper="Shaw et al. 2018, arXiv 1803.02155, eqs. 3 and 4",
+        equation="q_t·(k_s + a^K_{s−t})/√c, Σ_s w_ts (v_s + a^V_{s−t}), s − t clipped to ±k",
+        reference="closed form",
+        deviations="causal attention has no rows for keys behind the query, which it never sees",
+        acts=("content", "values"),
+        per_layer=True,
+    )
+)
+class ShawEncoding(PositionalEncoding):
+    """Adds to every key and to every value a learned vector of its distance from the query:
+
+        s_ts = q_t·(k_s + a^K_{clip(s − t)})/√c,   out_t = Σ_s w_ts (v_s + a^V_{clip(s − t)})
+
+    The heads of a layer share the tables a^K and a^V, of 2k + 1 rows; causal: of k + 1. Neither
+    keys nor values are made anew for every query: a query meets each row once, and weights are
+    summed by their distance before they meet it.
+
+    Args:
+        clip: k, in tokens; all distances beyond share a row.
+    """
+
+    def __init__(self, *, clip: int = 16, **sizes: Any) -> None:
+        super().__init__(**sizes)
+        if clip < 1:
+            raise UserError(f"position=shaw needs a clip of at least 1 token, got {clip}.")
+        self.clip = clip
+        self.ahead = 0 if self.role == "causal" else clip
+        rows = clip + self.ahead + 1
+        self.key_table = nn.Parameter(torch.empty(rows, self.head_dim))
+        self.value_table = nn.Parameter(torch.empty(rows, self.head_dim))
+        for table in (self.key_table, self.value_table):
+            nn.init.normal_(table, std=self.head_dim**-0.5)
+
+    def read(
+        self,
+        q: Tensor,
+        k: Tensor,
+        q_positions: Tensor,
+        k_positions: Tensor,
+        *,
+        visible: Tensor | None,
+        scale: float,
+        kept: Mapping[str, Tensor],
+    ) -> Tensor:
+        rows = self.rows(q_positions, k_positions)
+        return looked_up(q @ self.key_table.T, rows) * scale
+
+    def give(self, weights: Tensor, q_positions: Tensor, k_positions: Tensor) -> Tensor:
+        rows = self.rows(q_positions, k_positions)
+        # In float32 at least: the last row has the sum of many small weights.
+        wide = weights.to(torch.promote_types(weights.dtype, torch.float32))
+        sums = wide.new_zeros(*weights.shape[:3], len(self.value_table))
+        sums = sums.scatter_add(-1, rows[:, None].expand_as(weights), wide)
+        return sums.to(weights.dtype) @ self.value_table
+
+    def rows(self, q_positions: Tensor, k_positions: Tensor) -> Tensor:
+        """Which row stands for the distance s − t of each pair, [b|1 q k]."""
+        distance = k_positions[:, None, :] - q_positions[:, :, None]
+        return distance.clamp(-self.clip, self.ahead) + self.clip

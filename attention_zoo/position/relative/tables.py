@@ -1,0 +1,8 @@
+"""Tables with a row for each distance, which a query meets once."""
+
+from torch import Tensor
+
+
+def looked_up(products: Tensor, rows: Tensor) -> Tensor:
+    """Of the products [b h m r] with all rows, those with the rows [b|1 m n]: [b h m n]."""
+    return products.gather(-1, rows[:, None].expand(*products.shape[:3], -1))

@@ -1,0 +1,79 @@
+"""Relative positions of Transformer-XL (Dai et al. 2019)."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from attention_zoo.errors import UserError
+from attention_zoo.position.absolute.sinusoidal import sinusoids
+from attention_zoo.position.base import PositionalEncoding
+from attention_zoo.zoo import POSITION, PositionCard
+
+
+@POSITION.register(
+    PositionCard(
+        name="transformer_xl",
+        paper="Dai et al. 2019, arXiv 1901.02860, §3.3",
+        equation="((q_t + u)·k_s + (q_t + v)·W_R R_{t−s})/√c, R sinusoids of the distance",
+        reference="transformers XLNetRelativeAttention",
+        deviations="sines and cosines of R are interleaved: an order of the columns of W_R; its "
+        "shift of scores is replaced by the addition theorem, so that places may be any numbers; "
+        "u and v are each layer's own, as in XLNet",
+        acts=("content",),
+        per_layer=True,
+    )
+)
+class TransformerXLEncoding(PositionalEncoding):
+    """Scores of contents and of distances, with a bias of each head in the place of the query's:
+
+        s_ts = ((q_t + u)·k_s + (q_t + v)·W_R R_{t−s})/√c
+
+    R has channels sin(n·ω_i) and cos(n·ω_i) for a distance of n tokens, ω_i = base^(−2i/d); u and
+    v, [h c], are learned, and W_R, d -> h·c.
+
+    No R_{t−s} is made. By the addition theorem sin((t − s)ω) and cos((t − s)ω) are products of
+    what t has and of what s has: queries meet W_R, are turned by their places, [b h q d], and meet
+    the sinusoids of keys. A pair and head then take d products, where the paper's shift takes c.
+    Angles are computed in float32 at least.
+
+    Args:
+        base: the wavelengths run from 2π to base·2π tokens.
+    """
+
+    def __init__(self, *, base: float = 10000.0, **sizes: Any) -> None:
+        super().__init__(**sizes)
+        if self.dim % 2:
+            raise UserError(f"position=transformer_xl needs an even dim, got {self.dim}.")
+        self.base = base
+        self.content_bias = nn.Parameter(torch.empty(self.heads, self.head_dim))
+        self.place_bias = nn.Parameter(torch.empty(self.heads, self.head_dim))
+        for bias in (self.content_bias, self.place_bias):
+            nn.init.normal_(bias, std=0.02)
+        self.distance = nn.Linear(self.dim, self.heads * self.head_dim, bias=False)
+
+    def read(
+        self,
+        q: Tensor,
+        k: Tensor,
+        q_positions: Tensor,
+        k_positions: Tensor,
+        *,
+        visible: Tensor | None,
+        scale: float,
+        kept: Mapping[str, Tensor],
+    ) -> Tensor:
+        of_key = self.content_bias[:, None] @ k.transpose(-2, -1)
+        by_head = self.distance.weight.unflatten(0, (self.heads, self.head_dim))
+        asked = self.turned((q + self.place_bias[:, None]) @ by_head, q_positions).to(q.dtype)
+        waves = sinusoids(k_positions, self.dim, self.base).to(q.dtype)[:, None]
+        return (of_key + asked @ waves.transpose(-2, -1)) * scale
+
+    def turned(self, asked: Tensor, positions: Tensor) -> Tensor:
+        """What meets the sinusoids of s as `asked` [b h q d] meets those of t − s."""
+        waves = sinusoids(positions, self.dim, self.base)[:, None]
+        sin, cos = waves[..., 0::2], waves[..., 1::2]
+        of_sin, of_cos = asked[..., 0::2], asked[..., 1::2]
+        pairs = of_cos * sin - of_sin * cos, of_sin * sin + of_cos * cos
+        return torch.stack(pairs, dim=-1).flatten(-2)

@@ -1,0 +1,29 @@
+"""Positional interpolation (Chen et al. 2023)."""
+
+from torch import Tensor
+
+from attention_zoo.position.rotary.scaled import ScaledRotary
+from attention_zoo.zoo import POSITION, PositionCard
+
+
+@POSITION.register(
+    PositionCard(
+        name="linear_interpolation",
+        paper="Chen et al. 2023, arXiv 2306.15595",
+        equation="rotary with ω_i/factor",
+        reference="transformers LlamaAttention(rope_type=linear)",
+        acts=("heads",),
+    )
+)
+class LinearInterpolation(ScaledRotary):
+    """Rotary positions at t/factor: longer sequences are pressed into the places of training.
+
+    All frequencies slow down alike, so that neighbours become harder to tell apart: after some
+    training at the new length models do well.
+
+    Args:
+        factor: by which the length of sequences grows.
+    """
+
+    def frequencies(self, x: Tensor) -> Tensor:
+        return super().frequencies(x) / self.factor

@@ -1,0 +1,54 @@
+"""The rescaling of Llama 3.1 (Grattafiori et al. 2024)."""
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from attention_zoo.errors import UserError
+from attention_zoo.position.rotary.scaled import LengthScaledRotary
+from attention_zoo.zoo import POSITION, PositionCard
+
+
+@POSITION.register(
+    PositionCard(
+        name="llama3",
+        paper="Grattafiori et al. 2024, arXiv 2407.21783, and the authors' code",
+        equation="rotary with (1 − m_i)·ω_i/s + m_i·ω_i, m linear in the turns L·ω_i/2π",
+        reference="transformers LlamaAttention(rope_type=llama3)",
+        deviations="the paper does not say it: it is in the code of Llama 3.1, whose factor is 8 "
+        "and whose base is 500,000",
+        acts=("heads",),
+    )
+)
+class Llama3Scaling(LengthScaledRotary):
+    """Slows down, by the factor s, the pairs that hardly turn round in training, and those only.
+
+    A pair that turns round r = L·ω_i/2π times within L, the length in training, gets ω_i/s up to
+    `low_freq_factor` turns (m = 0), and ω_i from `high_freq_factor` turns on (m = 1); between,
+    m = (r − low)/(high − low). Unlike with `yarn`, scores are not sharpened.
+
+    Args:
+        factor: s, by which the length of sequences grows.
+        original_length: L, the length of sequences in training, in tokens.
+        low_freq_factor, high_freq_factor: in turns.
+    """
+
+    def __init__(
+        self, *, low_freq_factor: float = 1.0, high_freq_factor: float = 4.0, **options: Any
+    ) -> None:
+        super().__init__(**options)
+        if not high_freq_factor > low_freq_factor > 0:
+            raise UserError(
+                "high_freq_factor must be above low_freq_factor, and both above 0, got "
+                f"high_freq_factor={high_freq_factor}, low_freq_factor={low_freq_factor}."
+            )
+        self.low_freq_factor = low_freq_factor
+        self.high_freq_factor = high_freq_factor
+
+    def frequencies(self, x: Tensor) -> Tensor:
+        plain = super().frequencies(x)
+        turns = self.original_length * plain / (2 * math.pi)
+        kept = (turns - self.low_freq_factor) / (self.high_freq_factor - self.low_freq_factor)
+        return torch.lerp(plain / self.factor, plain, kept.clamp(0.0, 1.0))

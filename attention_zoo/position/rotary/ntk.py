@@ -1,0 +1,30 @@
+"""NTK-aware scaling of rotary positions (bloc97 2023)."""
+
+from torch import Tensor
+
+from attention_zoo.position.rotary.scaled import ScaledRotary
+from attention_zoo.zoo import POSITION, PositionCard
+
+
+@POSITION.register(
+    PositionCard(
+        name="ntk",
+        paper="bloc97 2023 (r/LocalLLaMA), as told by Peng et al. 2023, arXiv 2309.00071, §3.1",
+        equation="rotary with base·factor^(c/(c−2))",
+        reference="x-transformers Attention(RotaryEmbedding(base_rescale_factor))",
+        acts=("heads",),
+    )
+)
+class NtkScaling(ScaledRotary):
+    """Rotary positions with the base times factor^(c/(c−2)).
+
+    The slowest pair slows down by the whole factor, as with `linear_interpolation`; the fastest,
+    which tells neighbours apart, not at all. So it also serves without further training. Sequences
+    reach somewhat less far than the factor says, as the pairs between turn further than in it.
+
+    Args:
+        factor: by which the length of sequences grows.
+    """
+
+    def frequencies(self, x: Tensor) -> Tensor:
+        return super().frequencies(x) / self.stretch(x, self.factor)

@@ -1,0 +1,45 @@
+"""Rotary positions on a part of each head (Black et al. 2022)."""
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from attention_zoo.errors import UserError
+from attention_zoo.position.rotary.rotary import RotaryEncoding
+from attention_zoo.zoo import POSITION, PositionCard
+
+
+@POSITION.register(
+    PositionCard(
+        name="partial_rotary",
+        paper="Su et al. 2021, arXiv 2104.09864, eq. 34; Black et al. 2022, arXiv 2204.06745",
+        equation="the first r channels of q_t and k_s turned as by rotary, ω_i = base^(−2i/r)",
+        reference="transformers PhiAttention",
+        acts=("heads",),
+    )
+)
+class PartialRotaryEncoding(RotaryEncoding):
+    """Turns the first r of a head's c channels, as `rotary` would in a head of that width.
+
+    The others carry no position. The frequencies run over the r turned channels, not over all c.
+
+    Args:
+        fraction: of the channels; r is the largest even number up to fraction·c, and 2 at least.
+    """
+
+    def __init__(self, *, fraction: float = 0.5, **options: Any) -> None:
+        if not 0.0 < fraction <= 1.0:
+            raise UserError(f"fraction must be above 0 and at most 1, got {fraction}.")
+        self.fraction = fraction  # Before the base asks for the width.
+        super().__init__(**options)
+
+    @property
+    def width(self) -> int:
+        # A little more, as 0.29·200 is 57.99….
+        return max(2, 2 * math.floor(self.fraction * self.head_dim / 2 + 1e-9))
+
+    def _turn(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        turned, plain = x.split([self.width, x.shape[-1] - self.width], dim=-1)
+        return torch.cat([super()._turn(turned, cos, sin), plain], dim=-1)

@@ -1,0 +1,55 @@
+"""Polar coordinate positions, PoPE (Gopalakrishnan et al. 2025)."""
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import softplus
+
+from attention_zoo.position.rotary.rotary import RotaryEncoding, angles_of
+from attention_zoo.zoo import POSITION, PositionCard
+
+
+@POSITION.register(
+    PositionCard(
+        name="polar",
+        paper="Gopalakrishnan et al. 2025, arXiv 2509.10534",
+        equation="Σ_i softplus(q_ti)·softplus(k_si)·cos((s − t)·ω_i + δ_i)",
+        reference="x-transformers Attention(PolarEmbedding)",
+        deviations="δ is taken from the phase of queries, not added to that of keys, which gives "
+        "the same scores, and each query head its own δ where several share a key",
+        acts=("width",),
+        per_layer=True,
+    )
+)
+class PolarEncoding(RotaryEncoding):
+    """What a token is decides on magnitudes only, where it stands on phases only:
+
+        s_ts = Σ_i μ_ti·μ_si·cos((s − t)·ω_i + δ_i),  μ = softplus of the channel
+
+    Each of the c channels is a pair of its own, with a frequency of its own, ω_i = base^(−i/c), so
+    that heads become 2c wide. Scores keep the scale 1/√c. Each head of a layer learns phases δ,
+    between −2π and 0; they start from 0, the same as none.
+    """
+
+    fixed = ("layout",)
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self.phase = nn.Parameter(torch.zeros(self.heads, 1, self.head_dim))
+
+    @property
+    def width(self) -> int:
+        return 2 * self.head_dim
+
+    def rotate(self, q: Tensor, k: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
+        angles = angles_of(positions, self.frequencies(q))
+        phase = self.phase.clamp(-2 * math.pi, 0.0)
+        return cartesian(q, angles - phase), cartesian(k, angles)
+
+
+def cartesian(x: Tensor, angles: Tensor) -> Tensor:
+    """Heads [b h t c] by the angles of their channels [b|1 h|1 t c]: [b h t 2c]."""
+    magnitudes = softplus(x.to(angles.dtype))
+    return torch.cat([magnitudes * angles.cos(), magnitudes * angles.sin()], dim=-1).to(x.dtype)

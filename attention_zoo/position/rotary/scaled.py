@@ -1,0 +1,98 @@
+"""Rotary positions for sequences longer than those in training: what the rescalings share."""
+
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from attention_zoo.errors import UserError
+from attention_zoo.position.rotary.rotary import RotaryEncoding
+
+
+class ScaledRotary(RotaryEncoding):
+    """Rotary positions that reach `factor` times as far.
+
+    They have no parameters of their own, so a model that was trained with `rotary` can be run with
+    them, or trained on.
+
+    Args:
+        factor: by which the length of sequences grows.
+    """
+
+    def __init__(self, *, factor: float = 4.0, **options: Any) -> None:
+        super().__init__(**options)
+        if factor < 1.0:
+            raise UserError(
+                f"factor must be at least 1, got {factor}: it is the length to reach, divided by "
+                "the length in training."
+            )
+        self.factor = factor
+
+    def stretch(self, x: Tensor, factor: float | Tensor) -> Tensor:
+        """factor^(2i/(c−2)) of every pair, [… c/2]: from 1 of the fastest to the whole factor.
+
+        Frequencies divided by it are those of the base times factor^(c/(c−2)).
+        """
+        # A single pair is the fastest.
+        return factor ** (self.exponents(x) * (self.width / max(self.width - 2, 1)))
+
+
+class LengthScaledRotary(ScaledRotary):
+    """A rescaling that asks how long sequences were in training.
+
+    Args:
+        original_length: that length, in tokens.
+    """
+
+    def __init__(self, *, original_length: int | None = 512, **options: Any) -> None:
+        super().__init__(**options)
+        if original_length is None:
+            raise UserError(
+                f"position={self.card.name} needs original_length: the length in tokens that the "
+                "model was trained at."
+            )
+        if original_length < 2:
+            raise UserError(f"original_length must be at least 2 tokens, got {original_length}.")
+        self.original_length = original_length
+
+
+class GrowingRotary(LengthScaledRotary):
+    """A rescaling that depends on n, the length so far: keys are turned anew as it changes.
+
+    The query at place t has n = t + 1, which is what decoding token by token gives it. So one pass
+    over a sequence equals decoding, and no query sees how long the sequence will become.
+    """
+
+    def rotate(self, q: Tensor, k: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
+        """Nothing: a cache keeps the keys as they are, for `turn`."""
+        return q, k
+
+    def runs(self, q_positions: Tensor) -> list[slice]:
+        count = q_positions.shape[1]
+        if torch.compiler.is_compiling():
+            # What depends on places cannot be looked at: each query makes a run of its own.
+            starts = list(range(count))
+        else:
+            stages = self.stage(q_positions + 1)
+            changes = (stages[:, 1:] != stages[:, :-1]).any(dim=0)
+            starts = [0, *(changes.nonzero()[:, 0] + 1).tolist()]
+        return [slice(*ends) for ends in pairwise([*starts, count])]
+
+    def turn(
+        self, q: Tensor, k: Tensor, q_positions: Tensor, k_positions: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        stage = self.stage(q_positions[:, -1:] + 1)
+        frequencies = self.frequencies_at(stage[:, :, None, None], q)
+        return (
+            self._turn(q, *self.waves(q_positions, frequencies)),
+            self._turn(k, *self.waves(k_positions, frequencies)),
+        )
+
+    def stage(self, lengths: Tensor) -> Tensor:
+        """What of the lengths n [b|1 q] the frequencies depend on, of the same shape."""
+        raise NotImplementedError
+
+    def frequencies_at(self, stage: Tensor, x: Tensor) -> Tensor:
+        """Those of each row, for its stage [b|1 1 1 1]: [b|1 1 1 c/2]."""
+        raise NotImplementedError

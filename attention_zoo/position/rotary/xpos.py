@@ -1,0 +1,73 @@
+"""Extrapolatable positions, xPos (Sun et al. 2022)."""
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from attention_zoo.errors import UserError
+from attention_zoo.position.rotary.rotary import RotaryEncoding
+from attention_zoo.zoo import POSITION, PositionCard
+
+SHIFT = 0.4  # gamma of the paper
+
+
+@POSITION.register(
+    PositionCard(
+        name="xpos",
+        paper="Sun et al. 2022, arXiv 2212.10554",
+        equation="(q_t R_t ζ^t)·(k_s R_s ζ^(−s)): each pair decays by ζ_i^(t − s)",
+        reference="x-transformers Attention(RotaryEmbedding(use_xpos))",
+        deviations="powers of ζ count from place 0, where torchscale and x-transformers count from "
+        "the middle of the sequence so far: products are the same, and keys in a cache stay right. "
+        "Growing as they do, they end at max_length. The paper's blockwise attention is a "
+        "mechanism's matter",
+        acts=("heads",),
+        roles=("causal",),
+    )
+)
+class Xpos(RotaryEncoding):
+    """Rotary positions that fade with the distance, the faster a pair turns the more:
+
+        q_t·ζ_i^(t/B),  k_s·ζ_i^(−s/B),  ζ_i = (2i/c + 0.4)/1.4
+
+    after the rotation, so that the product has ζ_i^((t − s)/B). For a key behind its query this
+    would grow: attention must be causal. The scales are powers of the place, and leave the numbers
+    that a type can hold: half of its exponents are left to queries and keys themselves, so that the
+    places end at `max_length`, in float32 and bfloat16 about 35·B, in float16 about 4·B.
+
+    Args:
+        scale_base: B, in tokens.
+    """
+
+    def __init__(self, *, scale_base: float = 512.0, **options: Any) -> None:
+        super().__init__(**options)
+        if scale_base <= 0:
+            raise UserError(f"scale_base must be above 0 tokens, got {scale_base}.")
+        self.scale_base = scale_base
+        self.max_length = self.longest(torch.float32)
+
+    def rotate(self, q: Tensor, k: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
+        self.check_length(q.dtype, positions)
+        cos, sin = self.waves(positions, self.frequencies(q))
+        decay = (self.exponents(q) + SHIFT) / (1 + SHIFT)
+        scale = decay ** (positions[:, None, :, None].to(decay.dtype) / self.scale_base)
+        return self._turn(q, scale * cos, scale * sin), self._turn(k, cos / scale, sin / scale)
+
+    def longest(self, dtype: torch.dtype) -> int:
+        """How many tokens a type has numbers for."""
+        fastest = SHIFT / (1 + SHIFT)
+        return int(self.scale_base * math.log(torch.finfo(dtype).tiny) / 2 / math.log(fastest))
+
+    def check_length(self, dtype: torch.dtype, positions: Tensor) -> None:
+        """Raises: UserError, if a scale leaves what a type can hold."""
+        if torch.compiler.is_compiling():
+            return
+        last, longest = int(positions.max()), self.longest(dtype)
+        if last >= longest:
+            raise UserError(
+                f"position=xpos has max_length={longest} in {dtype}, got a sequence of {last + 1} "
+                f"tokens: its scales grow by the place. Train with a scale_base above "
+                f"{self.scale_base}, or choose another encoding."
+            )

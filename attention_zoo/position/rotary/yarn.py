@@ -1,0 +1,79 @@
+"""YaRN (Peng et al. 2023)."""
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from attention_zoo.errors import UserError
+from attention_zoo.position.rotary.scaled import LengthScaledRotary
+from attention_zoo.zoo import POSITION, PositionCard
+
+
+@POSITION.register(
+    PositionCard(
+        name="yarn",
+        paper="Peng et al. 2023, arXiv 2309.00071, §3.2 and §3.4",
+        equation="rotary with (1 − m_i)·ω_i/s + m_i·ω_i, times 0.1·ln s + 1",
+        reference="transformers LlamaAttention(rope_type=yarn)",
+        deviations="m falls linearly with the number of the pair, as in the authors' code; in the "
+        "paper it does so with the number of turns",
+        acts=("heads",),
+    )
+)
+class Yarn(LengthScaledRotary):
+    """Slows down, by the factor s, the pairs that hardly turn round in training, and those only.
+
+    A pair that turns round `beta_fast` times or more within L, the length in training, keeps its
+    frequency (m = 1), one of `beta_slow` turns or fewer gets ω_i/s (m = 0); between, m falls
+    linearly from pair to pair. Cosines and sines are multiplied by 0.1·ln s + 1, so that scores
+    get its square: attention stays as sharp as it was in shorter sequences.
+
+    Args:
+        factor: s, by which the length of sequences grows.
+        original_length: L, the length of sequences in training, in tokens.
+        beta_fast, beta_slow: in turns.
+        attention_factor: in place of 0.1·ln s + 1.
+        truncate: whether the ends of the ramp are moved outward, to the next whole pair.
+    """
+
+    def __init__(
+        self,
+        *,
+        beta_fast: float = 32.0,
+        beta_slow: float = 1.0,
+        attention_factor: float | None = None,
+        truncate: bool = True,
+        **options: Any,
+    ) -> None:
+        super().__init__(**options)
+        if not beta_fast > beta_slow > 0:
+            raise UserError(
+                "beta_fast must be above beta_slow, and both above 0, got "
+                f"beta_fast={beta_fast}, beta_slow={beta_slow}."
+            )
+        if attention_factor is not None and attention_factor <= 0:
+            raise UserError(f"attention_factor must be above 0, got {attention_factor}.")
+        self.beta_fast = beta_fast
+        self.beta_slow = beta_slow
+        self.truncate = truncate
+        self.magnitude = (
+            0.1 * math.log(self.factor) + 1.0 if attention_factor is None else attention_factor
+        )
+
+    def frequencies(self, x: Tensor) -> Tensor:
+        plain = super().frequencies(x)
+        first, last = self.pair_of(self.beta_fast), self.pair_of(self.beta_slow)
+        if self.truncate:
+            first, last = math.floor(first), math.ceil(last)
+        first, last = max(first, 0.0), min(last, self.width - 1.0)
+        pairs = torch.arange(len(plain), device=x.device, dtype=plain.dtype)
+        # In short training a ramp may have no length: 0.001 makes it a step.
+        slowed = ((pairs - first) / max(last - first, 0.001)).clamp(0.0, 1.0)
+        return plain / self.factor * slowed + plain * (1.0 - slowed)
+
+    def pair_of(self, turns: float) -> float:
+        """The number, with a fraction, of the pair that turns round so often in training."""
+        wavelength = self.original_length / turns
+        return self.width / 2 * math.log(wavelength / (2 * math.pi)) / math.log(self.base)

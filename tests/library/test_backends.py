@@ -1,0 +1,119 @@
+"""What backends share, and what they refuse."""
+
+import shutil
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from attention_zoo import Unsupported, create_attention
+from attention_zoo.backends import BACKENDS, flex
+from attention_zoo.masks import Mask, Visible
+from tests.conformance.definition import packed, padding
+from tests.conformance.numbers import assert_same
+
+CPU = torch.device("cpu")
+
+
+def build(name: str = "multi_head", **options: Any) -> Any:
+    return create_attention(name, dim=16, heads=4, role="causal", **options)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "backend"),
+    [
+        ("multi_head", {}, "sdpa"),
+        ("sliding_window", {"window": 3}, "sdpa"),
+        ("strided_sparse", {"stride": 3}, "blocks"),
+    ],
+)
+def test_auto_is_what_serves_everywhere(name: str, options: dict[str, Any], backend: str) -> None:
+    assert build(name, **options).backend == backend
+
+
+def test_a_backend_that_cannot_serve_is_refused() -> None:
+    with pytest.raises(Unsupported, match=r"backend 'sdpa'.* Choices: auto, blocks, flex"):
+        build("strided_sparse", stride=3, backend="sdpa")
+
+
+def test_flex_refuses_to_drop_weights() -> None:
+    with pytest.raises(Unsupported, match=r"backend=flex cannot drop weights, got dropout=0\.1"):
+        build(backend="flex", dropout=0.1)
+
+
+def test_flex_refuses_gradients_where_it_has_none() -> None:
+    attention, x = build(backend="flex"), torch.randn(2, 5, 16)
+    with pytest.raises(Unsupported, match=r"no gradients on cpu.*Train with backend=auto"):
+        attention(x)
+    other = build()
+    other.load_state_dict(attention.state_dict())
+    with torch.no_grad():
+        assert_same(attention(x), other(x))
+
+
+def odd_pairs(b: Tensor, i: Tensor, j: Tensor) -> Tensor:
+    return (i + j + b) % 2 == 1
+
+
+MASKS = {
+    "causal": Mask(causal=True),
+    "window": Mask(window=4),
+    "past": Mask(causal=True, window=4),
+    "padding": Mask(padding=padding("interior", 2, 9)),
+    "segments": Mask(segments=packed([4, 2, 3], 2)),
+    "pairs": Mask(segments=packed([4, 2, 3], 2), query_segments=packed([1, 2, 3], 2)),
+}
+
+
+@pytest.mark.parametrize("sinks", [0, 1, 2])
+@pytest.mark.parametrize("pattern", [None, odd_pairs])
+@pytest.mark.parametrize("mask", MASKS.values(), ids=MASKS)
+def test_a_rule_is_the_mask(mask: Mask, pattern: Any, sinks: int) -> None:
+    """Of the 32-bit numbers that kernels have, for any part of a mask."""
+    if pattern is not None and mask.padding is None and mask.segments is None:
+        mask = Mask(causal=mask.causal, window=mask.window, padding=torch.ones(2, 9).bool())
+    for rows, columns in ((range(3, 9), range(9)), (range(3, 9), range(2, 9))):
+        visible = Visible(mask=mask, rows=rows, columns=columns, pattern=pattern, sinks=sinks)
+        sees, dense = flex.rule(visible, 2, CPU), visible.dense(CPU)
+        assert sees is not None and dense is not None
+        b, i, j = (torch.arange(n, dtype=torch.int32) for n in (2, 6, len(columns) + sinks))
+        b, i = b[:, None, None], i[:, None]
+        assert torch.equal(sees(b, b, i, j).expand(2, -1, -1), dense[:, 0].expand(2, -1, -1))
+
+
+def test_no_rule_is_made_where_everything_is_visible() -> None:
+    assert flex.rule(Visible(mask=Mask(), rows=range(4), columns=range(4)), 2, CPU) is None
+    last = Visible(mask=Mask(causal=True), rows=range(3, 4), columns=range(4))
+    assert flex.rule(last, 2, CPU) is None
+
+
+@pytest.mark.parametrize("name", BACKENDS)
+def test_a_mask_that_all_rows_share_may_have_one(name: str) -> None:
+    """[1 k], also where a pattern is counted from what is padded."""
+    shared, whole = (Mask(padding=padding("left", 2, 9)[1:].expand(n, -1)) for n in (1, 2))
+    x = torch.randn(2, 9, 16)
+    attention = build(backend=name)
+    big_bird = build("big_bird", block=2, global_blocks=1, random_blocks=1, seed=0, backend="flex")
+    with torch.no_grad():
+        for part in (attention, big_bird):
+            assert_same(part(x, mask=shared), part(x, mask=whole))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="There is no g++, which compiles for a CPU")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # inductor's own use of torch.jit
+def test_what_a_gpu_compiles_can_be_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The mask's function and the bias's, by the compiler's other half: C++ in place of Triton."""
+    monkeypatch.setattr(flex, "compiles", lambda device: True)
+    torch.compiler.reset()
+    length = 150
+    mask = Mask(window=50, padding=padding("left", 2, length), segments=packed([40, 30, 80], 2))
+    ours, theirs = (
+        build("grouped_query", kv_heads=2, position="alibi", backend=name).float()
+        for name in ("flex", "sdpa")
+    )
+    ours.load_state_dict(theirs.state_dict())
+    x = torch.randn(2, length, 16, dtype=torch.float32)
+    with torch.no_grad():
+        torch.testing.assert_close(ours(x, mask=mask), theirs(x, mask=mask))
