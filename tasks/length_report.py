@@ -200,6 +200,7 @@ def extrapolation_figure(jobs: Mapping[str, Mapping[str, Any]]) -> Figure:
             panels[0].yaxis.set_major_formatter(ScalarFormatter())
         panels[0].set_ylabel(f"{split} perplexity")
         positions(panels[1], lengths[-1], trained)
+        panels[1].set_title("in the longest windows", fontsize="medium")
         panels[1].set_ylabel(f"{split} loss in nats per token")
     else:
         panels[0].set_ylabel(f"{split} exact match")
