@@ -157,13 +157,14 @@ def fit(
     except SystemExit:  # What Lightning makes of Ctrl-C.
         raise KeyboardInterrupt from None
     seconds = time.perf_counter() - started
+    tokens_seen = throughput.tokens  # Scoring a checkpoint brings back what it was at that time.
 
     run = shortest(Path(config["paths"]["run"]))
     checkpoint = checkpoint_to_keep(trainer)
     metrics = scores(trainer, task, data, checkpoint, test=config["test"])
     manifest = collect_manifest(
         parameters=counts["parameters"],
-        tokens_seen=throughput.tokens,
+        tokens_seen=tokens_seen,
         seconds=seconds,
         seed=config["seed"],
         data_hash=data.fingerprint,

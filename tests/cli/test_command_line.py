@@ -177,6 +177,18 @@ def test_a_sweep_goes_on_after_a_refusal(program):
     table = " ".join(done.stdout[done.stdout.rindex("outcome") :].split())
     assert table.count("trained") == 3
     assert "refused" in table and "alibi" in table
+    # Again, over the same folder: what has no result yet runs, from its last checkpoint.
+    (sweep / "1" / "results.json").unlink()
+    record = json.loads((sweep / "1" / "job.json").read_text())
+    (sweep / "1" / "job.json").write_text(json.dumps(record | {"outcome": "killed"}))
+    before = {path: path.stat().st_mtime_ns for path in sweep.glob("*/results.json")}
+    again = ["train", "-m", "attention=multi_head,linear", *options, f"hydra.sweep.dir={sweep}"]
+    done = program(*again, "position=sinusoidal,alibi")
+    assert "3 of 4 jobs have their result already" in done.stdout
+    assert "ckpt_path=" in done.stdout and (sweep / "1" / "results.json").exists()
+    assert all(path.stat().st_mtime_ns == time for path, time in before.items())
+    told = program.refuses(*again, "position=sinusoidal,rotary")
+    assert "had position=alibi, and now position=rotary" in told
 
 
 def test_a_failing_job_fails_the_sweep(program):

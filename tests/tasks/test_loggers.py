@@ -389,6 +389,23 @@ def test_wandb_by_config(tmp_path):
 
 
 @quiet_fit
+def test_what_is_resumed_is_the_same_run(tmp_path):
+    """Also from another folder: that of the checkpoint says which run it was."""
+    checkpoint = tmp_path / "checkpoints" / "last.ckpt"
+    config = composed(tmp_path, "logger=wandb", "logger.wandb.mode=offline")["logger"]
+    ids = []
+    for folder, resumed in ((tmp_path, None), (tmp_path, checkpoint), (tmp_path / "b", checkpoint)):
+        config["wandb"]["save_dir"] = str(folder)
+        (logger,) = create_loggers(config, resumed)
+        ids.append(logger.experiment.id)
+        finish([logger], 0)
+    assert len(set(ids)) == 1
+    assert len(runs(tmp_path)) == 2 and len(runs(tmp_path / "b")) == 1
+    (logger,) = create_loggers(config)
+    assert logger.experiment.id != ids[0]
+    finish([logger], 0)
+
+
 def test_csv_by_config(tmp_path):
     loggers = create_loggers(composed(tmp_path, "logger=csv")["logger"])
     assert [type(logger) for logger in loggers] == [CSVLogger]
