@@ -38,7 +38,7 @@ _without_tables: WeakSet[WandbLogger] = WeakSet()
 
 MODES = ("auto", "online", "offline", "disabled")
 # Where a run's folder says what W&B calls the run.
-RUN_ID = Path("wandb", "run-id.txt")
+RUN_ID = Path("wandb", "id.txt")
 
 
 def create_loggers(config: Mapping[str, Any] | None, resumed: Path | None = None) -> list[Logger]:

@@ -388,7 +388,6 @@ def test_wandb_by_config(tmp_path):
     )
 
 
-@quiet_fit
 def test_what_is_resumed_is_the_same_run(tmp_path):
     """Also from another folder: that of the checkpoint says which run it was."""
     checkpoint = tmp_path / "checkpoints" / "last.ckpt"
@@ -406,6 +405,7 @@ def test_what_is_resumed_is_the_same_run(tmp_path):
     finish([logger], 0)
 
 
+@quiet_fit
 def test_csv_by_config(tmp_path):
     loggers = create_loggers(composed(tmp_path, "logger=csv")["logger"])
     assert [type(logger) for logger in loggers] == [CSVLogger]
