@@ -17,6 +17,7 @@ from attention_zoo.zoo import (
     AttentionCard,
     PositionCard,
     Role,
+    Site,
 )
 from tests.conformance.configs import options, parameters
 
@@ -69,6 +70,11 @@ class Case:
     @property
     def card(self) -> AttentionCard:
         return ATTENTION.card(self.name)
+
+    @property
+    def acts(self) -> tuple[Site, ...]:
+        """Where its encoding acts."""
+        return POSITION.card(self.position).acts if self.position else ()
 
     @property
     def decodes(self) -> bool:
@@ -136,14 +142,14 @@ def pairs() -> Iterator[Case]:
 
 
 def representative_pairs() -> Iterator[Case]:
-    """Of each entry, one encoding for all that act on the same; and all with `multi_head`."""
-    seen = set()
-    for case in pairs():
-        assert case.position is not None
-        place = case.name, case.role, POSITION.card(case.position).acts
-        if case.name == "multi_head" or place not in seen:
+    """Of each entry, encodings that together act wherever any may; and all with `multi_head`."""
+    covered: dict[tuple[str, Role], set[Site]] = {}
+    # Those that act on most come first, so that few are needed.
+    for case in sorted(pairs(), key=lambda case: -len(case.acts)):
+        seen = covered.setdefault((case.name, case.role), set())
+        if case.name == "multi_head" or not set(case.acts) <= seen:
             yield case
-        seen.add(place)
+        seen.update(case.acts)
 
 
 def positioned_cases() -> Iterator[Case]:

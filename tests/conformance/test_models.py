@@ -62,15 +62,17 @@ def position_factory(name: str) -> PositionFactory:
     return partial(create_position, name, **small_options(name, "position"))
 
 
-def language_model(name: str, position: str) -> LanguageModel:
+def language_model(name: str, position: str, **changes: int) -> LanguageModel:
     """As training starts it."""
     model = LanguageModel(
-        attention=attention_factory(name), position=position_factory(position), **SIZES
+        attention=attention_factory(name), position=position_factory(position), **SIZES | changes
     )
     return model.eval()
 
 
-def seq2seq(name: str, position: str, roles: Iterable[Role] | None = None) -> Seq2Seq:
+def seq2seq(
+    name: str, position: str, roles: Iterable[Role] | None = None, **changes: int
+) -> Seq2Seq:
     """With the entry in some roles, or in all that it can play; plain attention in the others."""
     played = ATTENTION.card(name).roles if roles is None else roles
 
@@ -83,7 +85,7 @@ def seq2seq(name: str, position: str, roles: Iterable[Role] | None = None) -> Se
         decoder_attention=playing("causal"),
         cross_attention=playing("cross"),
         position=position_factory(position),
-        **SIZES,
+        **SIZES | changes,
     ).eval()
 
 

@@ -55,10 +55,10 @@ def test_a_model_trains_and_decodes_with_every_encoding_or_refuses_it(
 
 
 def model_of(name: str, position: str, role: Role) -> LanguageModel | Seq2Seq:
-    """A model with the attention in this role, and plain attention in the others."""
+    """A model of one layer with the attention in this role, plain attention in the others."""
     if role == "causal":
-        return moved(language_model(name, position))
-    return moved(seq2seq(name, position, roles=(role,)))
+        return moved(language_model(name, position, layers=1))
+    return moved(seq2seq(name, position, roles=(role,), layers=1))
 
 
 def batch_of(role: Role) -> tuple[Tensor, ...]:
