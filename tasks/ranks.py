@@ -25,7 +25,7 @@ def require_equal_ranks(trainer: Trainer, config: dict[str, Any]) -> None:
     Ranks are started by the same command line, which need not mean the same thing twice: a value
     may be drawn while composing, or a launcher hand on only some of the overrides.
     """
-    options = config["trainer"]
+    options = config.get("trainer", {})
     wanted = options.get("devices", 1)
     if isinstance(wanted, int) and wanted > 0:
         wanted *= options.get("num_nodes", 1)

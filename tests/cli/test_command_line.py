@@ -85,7 +85,8 @@ def complete(program, line):
 def test_the_shell_completes_behind_the_verb(program):
     assert "complete" in program("-sc", "install=bash").stdout
     assert complete(program, "attention-zoo tr") == ["train", "translate"]
-    assert complete(program, "attention-zoo train position=ro") == ["position=rotary"]
+    rotary = ["position=rotary", "position=rotary_every"]
+    assert complete(program, "attention-zoo train position=ro") == rotary
     assert "attention=" in complete(program, "attention-zoo train att")
     assert "rotary" in complete(program, "attention-zoo show rot")
 
@@ -193,7 +194,9 @@ def test_a_sweep_goes_on_after_a_refusal(program):
 
 def test_a_failing_job_fails_the_sweep(program):
     done = program("train", "-m", "model.heads=3,5", "model.dim=16", "logger=none", code=2)
-    assert done.stdout.count("failed (2)") == 2
+    table = done.stdout[done.stdout.rindex("outcome") :]
+    assert table.count("failed (2)") == 2
+    assert done.stdout.count("log: ") == 2
     assert done.stderr.splitlines()[-1].startswith("error: job 0 failed")
     assert ROOT.name not in done.stdout
 
