@@ -12,6 +12,7 @@ from torch.nn.functional import cross_entropy
 from torchmetrics import Metric
 
 from attention_zoo.attention.base import take_auxiliary_loss
+from attention_zoo.errors import UserError
 from attention_zoo.tasks.build import build_task
 from attention_zoo.tasks.data.tokenizers import Tokenizer, tokenizer_from_state
 from attention_zoo.tasks.metrics import BitsPerByte, Perplexity, TokenLoss
@@ -215,7 +216,29 @@ def logged(trainer: Trainer, prefix: str) -> dict[str, Any]:
 
 
 def load_task(checkpoint: dict[str, Any], config: dict[str, Any]) -> Any:
-    """The `Task` in a checkpoint, under a config that may differ from that of its training."""
+    """The `Task` in a checkpoint, under a config that may differ from that of its training.
+
+    Raises:
+        UserError: the config's model has other weights than the checkpoint.
+    """
     task = build_task(config, tokenizer_from_state(checkpoint["attention_zoo"]["tokenizer"]))
-    task.load_state_dict(checkpoint["state_dict"])
+    theirs, ours = checkpoint["state_dict"], task.state_dict()
+    fault = next(
+        (
+            f"{name} is {described(theirs.get(name))} there, and {described(ours.get(name))} here"
+            for name in (*ours, *theirs)
+            if described(theirs.get(name)) != described(ours.get(name))
+        ),
+        None,
+    )
+    if fault is not None:
+        raise UserError(
+            f"the checkpoint's weights are not those of the model that is composed: {fault}. Only "
+            "what has no weights of its own can be chosen anew, such as position=yarn for rotary."
+        )
+    task.load_state_dict(theirs)
     return task.eval()
+
+
+def described(weights: Tensor | None) -> str:
+    return "missing" if weights is None else str(list(weights.shape))
