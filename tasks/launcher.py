@@ -4,8 +4,6 @@ One process for all jobs would let loggers, random states and process groups lea
 next, and a distributed job inside a sweep would start the sweep again.
 """
 
-import hashlib
-import json
 import os
 import sys
 from collections.abc import Iterator, Sequence
@@ -24,6 +22,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from attention_zoo.errors import UserError
+from attention_zoo.tasks.results import fingerprint
 from attention_zoo.tasks.sweeps import Job, Pool, run_jobs, summary
 
 # What a job may be run again with: it does not change what the job is.
@@ -138,9 +137,7 @@ class ProcessesLauncher(Launcher):
             except (HydraException, OmegaConfBaseException):
                 yield job  # Its process will say what is wrong.
                 continue
-            content = {key: value for key, value in plain.items() if key not in OF_THE_LAUNCH}
-            text = json.dumps(content, sort_keys=True)
-            job.fingerprint = hashlib.sha256(text.encode()).hexdigest()
+            job.fingerprint = fingerprint(plain, without=OF_THE_LAUNCH)
             job.accelerator = trainer.get("accelerator", "cpu")
             job.devices = trainer.get("devices", 1)
             yield job

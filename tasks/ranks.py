@@ -1,22 +1,15 @@
 """Whether all processes of a run do the same."""
 
-import hashlib
-import json
 from typing import Any
 
 import torch
 from lightning import Trainer
 
 from attention_zoo.errors import UserError
+from attention_zoo.tasks.results import fingerprint
 
 # Where things are written differs from rank to rank, and means nothing.
 LOCAL = ("paths", "logger", "callbacks")
-
-
-def fingerprint(config: dict[str, Any]) -> str:
-    """The sha256 of a resolved config, without the places that it names."""
-    content = {key: value for key, value in config.items() if key not in LOCAL}
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def require_equal_ranks(trainer: Trainer, config: dict[str, Any]) -> None:
@@ -36,7 +29,7 @@ def require_equal_ranks(trainer: Trainer, config: dict[str, Any]) -> None:
             )
     if trainer.world_size == 1:
         return
-    ours = fingerprint(config)
+    ours = fingerprint(config, without=LOCAL)
     strategy = trainer.strategy
     first = strategy.broadcast(ours, src=0)
     differ = torch.tensor(float(ours != first), device=strategy.root_device)

@@ -5,6 +5,7 @@ Light on purpose: nothing here imports Lightning.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
@@ -35,6 +36,12 @@ PACKAGES = (
     "datasets",
     "wandb",
 )
+
+
+def fingerprint(config: Mapping[str, Any], *, without: Sequence[str]) -> str:
+    """The sha256 of a config in plain containers, but for some of its keys."""
+    content = {key: value for key, value in config.items() if key not in without}
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def collect_manifest(

@@ -67,12 +67,23 @@ class SoftmaxAttention(Attention):
         positions: Tensor | None = None,
         cache: Cache | None = None,
     ) -> Tensor:
+        return self.finish(self.looked_up(x, context, mask, positions, cache), x)
+
+    def looked_up(
+        self,
+        x: Tensor,
+        context: Tensor | None,
+        mask: Mask,
+        positions: Tensor | None,
+        cache: Cache | None,
+    ) -> Tensor:
+        """What each query gets of the values, [b h q c]."""
         assert cache is None or isinstance(cache, TokenCache)
         mask = self.honoured(mask, x, context, cache)
         heads = self.heads_of(x, context, positions, cache)
         last = heads.k.shape[2] if cache is None or self.role == "cross" else cache.length
         attended = [self.attended(run, mask, stop) for run, stop in self.turned(heads, last)]
-        return self.finish(attended[0] if len(attended) == 1 else torch.cat(attended, dim=2), x)
+        return attended[0] if len(attended) == 1 else torch.cat(attended, dim=2)
 
     def attention_map(
         self,

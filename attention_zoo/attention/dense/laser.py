@@ -13,7 +13,7 @@ from attention_zoo.attention.dense.definition import (
 from attention_zoo.attention.precision import exactly, widened
 from attention_zoo.attention.softmax import Heads, SoftmaxAttention, visible_to
 from attention_zoo.backends.reference import repeat_heads
-from attention_zoo.caches import Cache, TokenCache
+from attention_zoo.caches import Cache
 from attention_zoo.masks import Mask
 from attention_zoo.zoo import ATTENTION, AttentionCard
 
@@ -57,11 +57,7 @@ class LaserAttention(SoftmaxAttention):
         cache: Cache | None = None,
     ) -> Tensor:
         """As the base's, but what `attend` gives is the logarithm already."""
-        assert cache is None or isinstance(cache, TokenCache)
-        mask = self.honoured(mask, x, context, cache)
-        heads = self.heads_of(x, context, positions, cache)
-        last = heads.k.shape[2] if cache is None or self.role == "cross" else cache.length
-        return self.project_output(self.attend(heads, mask, last))
+        return self.project_output(self.looked_up(x, context, mask, positions, cache))
 
     def attend(self, heads: Heads, mask: Mask, last: int) -> Tensor:
         """log(A exp(V)). What is a relative error of the sum is an absolute one of its logarithm,
