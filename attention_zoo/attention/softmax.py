@@ -15,6 +15,7 @@ from attention_zoo.backends.reference import attention_weights, repeat_heads
 from attention_zoo.caches import Cache, TokenCache
 from attention_zoo.errors import Unsupported, UserError
 from attention_zoo.masks import Mask, Pattern, Visible
+from attention_zoo.position.base import Compared
 from attention_zoo.zoo import Site
 
 # Where an encoding may act, on attention that keeps the heads and the way to weights as they are.
@@ -207,13 +208,15 @@ class SoftmaxAttention(Attention):
         if "content" not in position.card.acts:
             return position.bias(heads.q_positions, heads.k_positions)
         return position.read(
-            heads.q,
-            repeat_heads(heads.k, heads.q.shape[1]),
-            heads.q_positions,
-            heads.k_positions,
-            visible=visible,
-            scale=self.scale,
-            kept=heads.more,
+            Compared(
+                heads.q,
+                repeat_heads(heads.k, heads.q.shape[1]),
+                heads.q_positions,
+                heads.k_positions,
+                visible=visible,
+                scale=self.scale,
+                kept=heads.more,
+            )
         )
 
     def attended(self, heads: Heads, mask: Mask, last: int) -> Tensor:

@@ -1,10 +1,23 @@
 """The contract of positional encodings: hooks, neutral unless an encoding overrides them."""
 
 from collections.abc import Mapping
+from typing import NamedTuple
 
 from torch import Tensor, nn
 
 from attention_zoo.zoo import PositionCard, Role
+
+
+class Compared(NamedTuple):
+    """Queries, and the keys that they are compared with."""
+
+    q: Tensor  # [b h q c], with all that `rotate` did to them
+    k: Tensor  # [b h k c], likewise
+    q_positions: Tensor  # [b|1 q]
+    k_positions: Tensor  # [b|1 k]
+    visible: Tensor | None  # [b|1 1 q k], True where a query sees a key; None where all is visible
+    scale: float  # of the attention's scores, q·k·scale
+    kept: Mapping[str, Tensor]  # of every key, what `keep` gave
 
 
 class PositionalEncoding(nn.Module):
@@ -70,28 +83,8 @@ class PositionalEncoding(nn.Module):
         """What `read` needs of every token x [b k d], beside its key: [b … k c] under names."""
         return {}
 
-    def read(
-        self,
-        q: Tensor,
-        k: Tensor,
-        q_positions: Tensor,
-        k_positions: Tensor,
-        *,
-        visible: Tensor | None,
-        scale: float,
-        kept: Mapping[str, Tensor],
-    ) -> Tensor | None:
-        """On scores, by content: what to add to q·k·scale, or None.
-
-        Args:
-            q, k: [b h q c], [b h k c], with all that `rotate` did to them.
-            visible: [b|1 1 q k], True where a query sees a key; None where all is visible.
-            scale: of the attention's scores.
-            kept: of every key, what `keep` gave.
-
-        Returns:
-            [b h q k].
-        """
+    def read(self, pairs: Compared) -> Tensor | None:
+        """On scores, by content: what to add to q·k·scale, [b h q k], or None."""
         return None
 
     def give(self, weights: Tensor, q_positions: Tensor, k_positions: Tensor) -> Tensor | None:

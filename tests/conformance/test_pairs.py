@@ -8,6 +8,7 @@ from torch.nn.functional import cross_entropy
 from attention_zoo import Unsupported, create_attention, create_position
 from attention_zoo.attention.base import take_auxiliary_loss
 from attention_zoo.models import LanguageModel, Seq2Seq
+from attention_zoo.position.base import Compared
 from attention_zoo.tasks.verbs.pairs import pairs as listed_pairs
 from attention_zoo.zoo import ATTENTION, POSITION, ROLES, Role, check_pair
 from tests.conformance.cases import (
@@ -190,13 +191,9 @@ def test_an_encoding_acts_where_its_card_says(name: str) -> None:
         turned = position.turn(q, k, places, places)
         bias = position.bias(places, places)
         triangle = torch.ones(1, 1, length, length, dtype=torch.bool).tril()
+        seen = triangle if role == "causal" else None
         read = position.read(
-            *rotated,
-            places,
-            places,
-            visible=triangle if role == "causal" else None,
-            scale=width**-0.5,
-            kept=position.keep(x),
+            Compared(*rotated, places, places, seen, scale=width**-0.5, kept=position.keep(x))
         )
         given = position.give(torch.rand(2, HEADS, length, length), places, places)
         assert torch.equal(placed, places) is ("positions" not in card.acts)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from attention_zoo import UserError, create_position
-from attention_zoo.position.base import PositionalEncoding
+from attention_zoo.position.base import Compared, PositionalEncoding
 from attention_zoo.zoo import Role
 from tests.conformance.numbers import assert_same
 
@@ -42,7 +42,7 @@ def pairs(q: Tensor, k: Tensor) -> list[tuple[int, ...]]:
 def read(
     encoding: PositionalEncoding, q: Tensor, k: Tensor, visible: Tensor | None = None
 ) -> Tensor:
-    found = encoding.read(q, k, ASKING, ASKED, visible=visible, scale=SCALE, kept={})
+    found = encoding.read(Compared(q, k, ASKING, ASKED, visible, SCALE, {}))
     assert found is not None and found.shape == (*q.shape[:3], k.shape[2])
     return found
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from attention_zoo.position.base import PositionalEncoding
+from attention_zoo.position.base import Compared, PositionalEncoding
 from attention_zoo.zoo import Role
 from tests.conformance.cases import DIM
 from tests.conformance.numbers import assert_same
@@ -106,10 +106,7 @@ def test_dynamic_bias_sums_the_steps_behind_a_key() -> None:
     # The queries are the last three tokens, as in decoding with a cache.
     q, k, places = torch.randn(2, HEADS, 3, 6), torch.randn(2, HEADS, 7, 6), torch.arange(7)[None]
     ours = cable.read(
-        *(q, k, places[:, 4:], places),
-        visible=visible[:, :, 4:],
-        scale=1.0,
-        kept=cable.keep(x),
+        Compared(q, k, places[:, 4:], places, visible[:, :, 4:], scale=1.0, kept=cable.keep(x))
     )
     assert ours is not None
     expected = torch.zeros(2, HEADS, 3, 7)

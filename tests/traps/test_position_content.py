@@ -10,7 +10,7 @@ from torch import Tensor
 from attention_zoo import create_attention, create_position
 from attention_zoo.attention.base import Attention
 from attention_zoo.masks import Mask
-from attention_zoo.position.base import PositionalEncoding
+from attention_zoo.position.base import Compared, PositionalEncoding
 from attention_zoo.zoo import POSITION, Role
 from tests.conformance.cases import Case
 from tests.conformance.definition import packed, padding
@@ -51,7 +51,7 @@ def read(
     k_places: Tensor,
     visible: Tensor | None = None,
 ) -> Tensor:
-    found = encoding.read(q, k, q_places, k_places, visible=visible, scale=0.5, kept={})
+    found = encoding.read(Compared(q, k, q_places, k_places, visible, 0.5, {}))
     assert found is not None
     return found
 

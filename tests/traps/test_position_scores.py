@@ -11,7 +11,7 @@ from attention_zoo import Unsupported, UserError, create_attention, create_posit
 from attention_zoo.masks import Mask
 from attention_zoo.models import LanguageModel
 from attention_zoo.position.absolute.randomized import takes_places
-from attention_zoo.position.base import PositionalEncoding
+from attention_zoo.position.base import Compared, PositionalEncoding
 from attention_zoo.zoo import POSITION
 from tests.conformance.configs import parameters
 from tests.conformance.definition import padding
@@ -211,7 +211,7 @@ def read(position: PositionalEncoding, x: Tensor) -> Tensor:
     q, places = torch.zeros(len(x), HEADS, length, 4, dtype=dtype), torch.arange(length)[None]
     visible = torch.ones(1, 1, length, length, dtype=torch.bool).tril()
     kept = position.keep(x)
-    return position.read(q, q, places, places, visible=visible, scale=0.5, kept=kept)
+    return position.read(Compared(q, q, places, places, visible, 0.5, kept))
 
 
 @pytest.mark.parametrize("side", ["left", "interior", "right"])

@@ -1,6 +1,5 @@
 """Randomized positions (Ruoss et al. 2023)."""
 
-from collections.abc import Mapping
 from dataclasses import replace
 from inspect import signature
 from typing import Any
@@ -10,7 +9,7 @@ from torch import Tensor
 
 from attention_zoo.errors import Unsupported, UserError
 from attention_zoo.position.absolute.learned import check_length
-from attention_zoo.position.base import PositionalEncoding
+from attention_zoo.position.base import Compared, PositionalEncoding
 from attention_zoo.zoo import POSITION, PositionCard
 
 
@@ -109,20 +108,8 @@ class RandomizedEncoding(PositionalEncoding):
     def keep(self, x: Tensor) -> dict[str, Tensor]:
         return self.inner.keep(x)
 
-    def read(
-        self,
-        q: Tensor,
-        k: Tensor,
-        q_positions: Tensor,
-        k_positions: Tensor,
-        *,
-        visible: Tensor | None,
-        scale: float,
-        kept: Mapping[str, Tensor],
-    ) -> Tensor | None:
-        return self.inner.read(
-            q, k, q_positions, k_positions, visible=visible, scale=scale, kept=kept
-        )
+    def read(self, pairs: Compared) -> Tensor | None:
+        return self.inner.read(pairs)
 
     def give(self, weights: Tensor, q_positions: Tensor, k_positions: Tensor) -> Tensor | None:
         return self.inner.give(weights, q_positions, k_positions)

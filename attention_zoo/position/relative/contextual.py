@@ -1,13 +1,12 @@
 """Contextual positions, CoPE (Golovneva et al. 2024)."""
 
-from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from attention_zoo.errors import UserError
-from attention_zoo.position.base import PositionalEncoding
+from attention_zoo.position.base import Compared, PositionalEncoding
 from attention_zoo.zoo import POSITION, PositionCard
 
 
@@ -46,20 +45,10 @@ class ContextualEncoding(PositionalEncoding):
         self.max_position = max_position
         self.table = nn.Parameter(torch.zeros(max_position + 1, self.head_dim))
 
-    def read(
-        self,
-        q: Tensor,
-        k: Tensor,
-        q_positions: Tensor,
-        k_positions: Tensor,
-        *,
-        visible: Tensor | None,
-        scale: float,
-        kept: Mapping[str, Tensor],
-    ) -> Tensor:
-        gates = torch.sigmoid(q @ k.transpose(-2, -1) * scale)
-        counted = self.counted(gates, visible)
-        products = q @ self.table.T
+    def read(self, pairs: Compared) -> Tensor:
+        gates = torch.sigmoid(pairs.q @ pairs.k.transpose(-2, -1) * pairs.scale)
+        counted = self.counted(gates, pairs.visible)
+        products = pairs.q @ self.table.T
         below, above = counted.floor(), counted.ceil()
         part = (counted - below).to(products.dtype)
         low, high = (products.gather(-1, row.long()) for row in (below, above))

@@ -1,7 +1,6 @@
 """Disentangled attention of DeBERTa (He et al. 2020)."""
 
 import math
-from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -9,7 +8,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from attention_zoo.errors import UserError
-from attention_zoo.position.base import PositionalEncoding
+from attention_zoo.position.base import Compared, PositionalEncoding
 from attention_zoo.position.relative.tables import looked_up
 from attention_zoo.zoo import POSITION, PositionCard
 
@@ -56,23 +55,15 @@ class DisentangledEncoding(PositionalEncoding):
     def rotate(self, q: Tensor, k: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
         return q / math.sqrt(TERMS), k
 
-    def read(
-        self,
-        q: Tensor,
-        k: Tensor,
-        q_positions: Tensor,
-        k_positions: Tensor,
-        *,
-        visible: Tensor | None,
-        scale: float,
-        kept: Mapping[str, Tensor],
-    ) -> Tensor:
-        distance = q_positions[:, :, None] - k_positions[:, None, :]
-        asked = looked_up(q @ self.projected(self.key), self.row(distance))
+    def read(self, pairs: Compared) -> Tensor:
+        distance = pairs.q_positions[:, :, None] - pairs.k_positions[:, None, :]
+        asked = looked_up(pairs.q @ self.projected(self.key), self.row(distance))
         # The queries come divided, as `rotate` left them; the keys do not.
-        k = k / math.sqrt(TERMS)
-        answered = looked_up(k @ self.projected(self.query), self.row(-distance.transpose(1, 2)))
-        return (asked + answered.transpose(-2, -1)) * scale
+        divided = pairs.k / math.sqrt(TERMS)
+        answered = looked_up(
+            divided @ self.projected(self.query), self.row(-distance.transpose(1, 2))
+        )
+        return (asked + answered.transpose(-2, -1)) * pairs.scale
 
     def projected(self, projection: nn.Module) -> Tensor:
         """All rows of the table, for every head: [h c 2k]."""

@@ -1,13 +1,12 @@
 """Context-aware biases, CABLE (Veisi et al. 2025)."""
 
-from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad, softplus
 
-from attention_zoo.position.base import PositionalEncoding
+from attention_zoo.position.base import Compared, PositionalEncoding
 from attention_zoo.zoo import POSITION, PositionCard
 
 
@@ -43,21 +42,12 @@ class DynamicBiasEncoding(PositionalEncoding):
         steps = softplus(steps.to(torch.promote_types(steps.dtype, torch.float32)))
         return {"context_bias": -steps.transpose(1, 2)[..., None]}
 
-    def read(
-        self,
-        q: Tensor,
-        k: Tensor,
-        q_positions: Tensor,
-        k_positions: Tensor,
-        *,
-        visible: Tensor | None,
-        scale: float,
-        kept: Mapping[str, Tensor],
-    ) -> Tensor:
+    def read(self, pairs: Compared) -> Tensor:
         # From the query backwards: a difference of sums from the start would lose the digits of
         # what is near.
-        steps = kept["context_bias"].flip(-2).transpose(-2, -1).expand(-1, -1, q.shape[2], -1)
-        if visible is not None:
-            steps = steps.masked_fill(~visible.flip(-1), 0.0)
+        steps = pairs.kept["context_bias"].flip(-2).transpose(-2, -1)
+        steps = steps.expand(-1, -1, pairs.q.shape[2], -1)
+        if pairs.visible is not None:
+            steps = steps.masked_fill(~pairs.visible.flip(-1), 0.0)
         behind = steps.cumsum(dim=-1)[..., :-1].flip(-1)
         return pad(behind, (0, 1))

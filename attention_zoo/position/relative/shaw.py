@@ -1,13 +1,12 @@
 """Relative position representations (Shaw et al. 2018)."""
 
-from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from attention_zoo.errors import UserError
-from attention_zoo.position.base import PositionalEncoding
+from attention_zoo.position.base import Compared, PositionalEncoding
 from attention_zoo.position.relative.tables import looked_up
 from attention_zoo.zoo import POSITION, PositionCard
 
@@ -48,19 +47,9 @@ class ShawEncoding(PositionalEncoding):
         for table in (self.key_table, self.value_table):
             nn.init.normal_(table, std=self.head_dim**-0.5)
 
-    def read(
-        self,
-        q: Tensor,
-        k: Tensor,
-        q_positions: Tensor,
-        k_positions: Tensor,
-        *,
-        visible: Tensor | None,
-        scale: float,
-        kept: Mapping[str, Tensor],
-    ) -> Tensor:
-        rows = self.rows(q_positions, k_positions)
-        return looked_up(q @ self.key_table.T, rows) * scale
+    def read(self, pairs: Compared) -> Tensor:
+        rows = self.rows(pairs.q_positions, pairs.k_positions)
+        return looked_up(pairs.q @ self.key_table.T, rows) * pairs.scale
 
     def give(self, weights: Tensor, q_positions: Tensor, k_positions: Tensor) -> Tensor:
         rows = self.rows(q_positions, k_positions)

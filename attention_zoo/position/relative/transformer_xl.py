@@ -1,6 +1,5 @@
 """Relative positions of Transformer-XL (Dai et al. 2019)."""
 
-from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -8,7 +7,7 @@ from torch import Tensor, nn
 
 from attention_zoo.errors import UserError
 from attention_zoo.position.absolute.sinusoidal import sinusoids
-from attention_zoo.position.base import PositionalEncoding
+from attention_zoo.position.base import Compared, PositionalEncoding
 from attention_zoo.zoo import POSITION, PositionCard
 
 
@@ -53,22 +52,13 @@ class TransformerXLEncoding(PositionalEncoding):
             nn.init.normal_(bias, std=0.02)
         self.distance = nn.Linear(self.dim, self.heads * self.head_dim, bias=False)
 
-    def read(
-        self,
-        q: Tensor,
-        k: Tensor,
-        q_positions: Tensor,
-        k_positions: Tensor,
-        *,
-        visible: Tensor | None,
-        scale: float,
-        kept: Mapping[str, Tensor],
-    ) -> Tensor:
-        of_key = self.content_bias[:, None] @ k.transpose(-2, -1)
+    def read(self, pairs: Compared) -> Tensor:
+        of_key = self.content_bias[:, None] @ pairs.k.transpose(-2, -1)
         by_head = self.distance.weight.unflatten(0, (self.heads, self.head_dim))
-        asked = self.turned((q + self.place_bias[:, None]) @ by_head, q_positions).to(q.dtype)
-        waves = sinusoids(k_positions, self.dim, self.base).to(q.dtype)[:, None]
-        return (of_key + asked @ waves.transpose(-2, -1)) * scale
+        asked = self.turned((pairs.q + self.place_bias[:, None]) @ by_head, pairs.q_positions)
+        waves = sinusoids(pairs.k_positions, self.dim, self.base)[:, None].transpose(-2, -1)
+        of_place = asked.to(pairs.q.dtype) @ waves.to(pairs.q.dtype)
+        return (of_key + of_place) * pairs.scale
 
     def turned(self, asked: Tensor, positions: Tensor) -> Tensor:
         """What meets the sinusoids of s as `asked` [b h q d] meets those of t − s."""
