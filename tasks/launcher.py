@@ -44,8 +44,6 @@ class ProcessesLauncher(Launcher):
     environment: ClassVar[dict[str, str]] = {}  # as the user set it
 
     def __init__(self, command: list[str], jobs: int = 1, fail_fast: bool = False) -> None:
-        if jobs < 1:
-            raise UserError(f"jobs must be at least 1, got {jobs}.")
         self.command = command
         self.slots = jobs
         self.fail_fast = fail_fast
@@ -61,6 +59,9 @@ class ProcessesLauncher(Launcher):
     ) -> Sequence[JobReturn]:
         from rich.console import Console
 
+        # Not in the constructor: Hydra would make an error of its own of it.
+        if not isinstance(self.slots, int) or self.slots < 1:
+            raise UserError(f"jobs must be a whole number of at least 1, got {self.slots!r}.")
         setup_globals()
         console = Console()
         words = [filter_overrides(overrides) for overrides in job_overrides]

@@ -52,6 +52,7 @@ def test_composition_needs_no_torch(program):
         (["train", "+callbacks.x._target_=os.getcwd"], 3, "got _target_: os.getcwd"),
         (["train", "ckpt_path=last"], 2, "there is no checkpoint"),
         (["train", "-m", "attention=multi_head,multihed"], 2, "Did you mean multi_head"),
+        (["train", "-m", "seed=1,2", "jobs=0"], 2, "jobs must be a whole number of at least 1"),
         (["train", "seed=abc"], 2, "seed"),
         (["train", "task=translation", "data=python_docs"], 3, "Data for it: iwslt14, multi30k"),
         (["train", "task=translation", "data=recall"], 3, "Data for it: iwslt14, multi30k"),

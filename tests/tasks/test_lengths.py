@@ -4,6 +4,7 @@ import json
 import math
 import os
 import sys
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -378,7 +379,12 @@ def test_wandb_gets_the_numbers_the_table_and_the_picture(trained) -> None:
     assert told["columns"][:2] == ["length", "perplexity"]
     perplexity = trained.results["test/perplexity@32"]
     assert told["data"][1][:2] == ["32", f"{perplexity:.3f}"]
-    assert b"test/sliding_loss@32" in next(written.glob("*.wandb")).read_bytes()
+    (record,) = written.glob("*.wandb")
+    # wandb's service closes the file a moment after `finish` has returned.
+    until = time.monotonic() + 30
+    while b"test/sliding_loss@32" not in record.read_bytes():
+        assert time.monotonic() < until, "the numbers never reached the file"
+        time.sleep(0.05)
 
 
 def test_diagnostics_are_scored_by_their_answers(train) -> None:
