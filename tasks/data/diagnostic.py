@@ -117,6 +117,7 @@ class DiagnosticData(PreparedData):
         return prompts, references
 
     def example(self) -> LanguageBatch:
+        """As wide as all batches, with as many questions as a row has in the mean."""
         inputs, _, answers = self.questions["train"]
         questions = round((answers != IGNORED).sum(1).mean())
         tokens = torch.full((1, inputs.shape[1]), self.tokenizer.eos_id)

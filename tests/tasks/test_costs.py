@@ -22,11 +22,11 @@ LENGTH, SOURCE, TARGET = 24, 9, 13
 VOCABULARY = ByteTokenizer().vocabulary_size
 
 
-def composed(*overrides):
+def composed(*overrides, sizes=SIZES):
     """The resolved config of a training."""
     register_launcher("train")
     with initialize_config_module("attention_zoo.conf", version_base="1.3"):
-        config = compose("train", overrides=[*SIZES, *overrides, "paths.run=run"])
+        config = compose("train", overrides=[*sizes, *overrides, "paths.run=run"])
     choices = settle(config)
     plain = OmegaConf.to_container(config, resolve=True)
     return plain | {"choices": {"data": None} | choices}
