@@ -32,6 +32,7 @@ from attention_zoo.tasks.lengths import (
     trained_at,
 )
 from attention_zoo.tasks.loggers import create_loggers, finish, flat_config, log_summary
+from attention_zoo.tasks.matching import check_match, match_baseline
 from attention_zoo.tasks.memory import peak_bytes, reset_peak
 from attention_zoo.tasks.noise import quiet
 from attention_zoo.tasks.results import (
@@ -55,6 +56,12 @@ def run(config: dict[str, Any], call: Call) -> float | None:
     """
     check(config)
     check_lengths(config)
+    check_match(config)
+    if config["seeds"] is not None:
+        raise UserError(
+            f"seeds={config['seeds']} repeats the jobs of a sweep: give it on the command line, "
+            "beside -m. A single run has a seed, such as seed=1."
+        )
     quiet()
     console = Console(quiet=rank_zero_only.rank != 0)  # type: ignore[attr-defined]
     if call.implied:
@@ -67,6 +74,10 @@ def run(config: dict[str, Any], call: Call) -> float | None:
         data.prepare_data()
         data.setup()
     print_report(console, data.report)
+    matched = None
+    if config["match"] is not None:
+        matched = match_baseline(config, data, console)
+        save(config)
     task = build_task(config, data.tokenizer)
     if task.model.max_length is not None:
         data.refuse_longer_than(task.model.max_length)
@@ -79,7 +90,7 @@ def run(config: dict[str, Any], call: Call) -> float | None:
     loggers = create_loggers(config["logger"], resumed)
     exit_code = 1
     try:
-        metrics = fit(config, task, data, tests, loggers, resumed, console)
+        metrics = fit(config, task, data, tests, matched, loggers, resumed, console)
         exit_code = 0
     except KeyboardInterrupt:
         last = shortest(Path(config["paths"]["run"])) / "checkpoints" / "last.ckpt"
@@ -133,6 +144,7 @@ def fit(
     task: Task,
     data: Any,
     tests: AtLengths | None,
+    matched: dict[str, Any] | None,
     loggers: list[Logger],
     resumed: Path | None,
     console: Console,
@@ -182,6 +194,7 @@ def fit(
         data_hash=data.fingerprint,
         data_order=data.train_dataloader().order(),
         precision=config["trainer"]["precision"],
+        matched=matched,
         history=history.curves(),
     )
     run = shortest(Path(config["paths"]["run"]))
