@@ -116,5 +116,6 @@ def in_plain_form(config: Mapping[str, Any]) -> dict[str, Any]:
     chosen = attention_by_role(config)
     for node, options in chosen.items():
         if options.get("backend") in OF_GPUS:
-            chosen[node] = {**options, "backend": ATTENTION[options["name"]].backends[0]}
+            plain = ATTENTION[options["name"]].backends[0]  # type: ignore[attr-defined]
+            chosen[node] = {**options, "backend": plain}
     return chosen
