@@ -82,7 +82,8 @@ class ProcessesLauncher(Launcher):
         try:
             run_jobs(
                 self.composed(job for job in jobs if not job.finished),
-                command=self.command,
+                # So that a job knows the sweep that it is of.
+                command=[*self.command, f"hydra.sweep.dir='{self.config.hydra.sweep.dir}'"],
                 environment=self.environment,
                 pool=Pool(self.slots),
                 fail_fast=self.fail_fast,
