@@ -437,12 +437,26 @@ def _(
     if logger in _without_tables:
         return
     try:
-        logger.log_metrics({key: table}, step)  # type: ignore[dict-item]
+        with staged_in(Path(logger.experiment.dir).parent):
+            logger.log_metrics({key: table}, step)  # type: ignore[dict-item]
     except Exception as error:
         # Unlike the rest, wandb sends a table's first part from this thread: where the network
         # has gone it waits, then raises errors of many kinds. Once is enough.
         _without_tables.add(logger)
         log.warning("W&B: no more tables in this run: %s", str(error).partition("\n")[0])
+
+
+@contextlib.contextmanager
+def staged_in(folder: Path) -> Iterator[None]:
+    """wandb copies a table that waits for its upload to the user's home; here, to this folder."""
+    before = os.environ.get("WANDB_DATA_DIR")
+    os.environ["WANDB_DATA_DIR"] = os.fspath(folder)
+    try:
+        yield
+    finally:
+        del os.environ["WANDB_DATA_DIR"]
+        if before is not None:
+            os.environ["WANDB_DATA_DIR"] = before
 
 
 @_put_summary.register
