@@ -106,7 +106,7 @@ def identity(
     Raises:
         UserError: artifacts of what leaves none.
     """
-    if node["artifacts"] and job_type != "train":
+    if node.get("artifacts") and job_type != "train":
         raise UserError(
             f"{job_type} leaves nothing to keep as an artifact, got "
             f"artifacts={list(node['artifacts'])}; ask for them in the training."
@@ -117,11 +117,11 @@ def identity(
     own = {role: name for role, name in by_role.items() if name != shared}
     attention = [shared] if len(own) < len(by_role) else []
     attention += [f"{role.removesuffix('_attention')}={name}" for role, name in own.items()]
-    words = [task, config["choices"]["data"], *by_role.values(), position, *node["tags"]]
+    words = [task, config["choices"]["data"], *by_role.values(), position, *node.get("tags", [])]
     return {
-        "name": node["name"] or "-".join([task, *attention, position, str(config["seed"])]),
-        "group": node["group"] or sweep_of(Path(config["paths"]["run"])),
-        "job_type": node["job_type"] or job_type,
+        "name": node.get("name") or "-".join([task, *attention, position, str(config["seed"])]),
+        "group": node.get("group") or sweep_of(Path(config["paths"]["run"])),
+        "job_type": node.get("job_type") or job_type,
         "tags": list(dict.fromkeys(words)),
     }
 
