@@ -257,6 +257,11 @@ def _start_run(
             # The attempt leaves a folder without data, which `wandb leet` would list as a run.
             for folder in {*found()} - before:
                 shutil.rmtree(folder, ignore_errors=True)
+            # wandb's service holds the id until its end.
+            if wandb.setup().most_recent_active_run is None:
+                wandb.teardown()
+            else:
+                id = secrets.token_hex(4)
     run = run or start("offline" if mode == "online" else mode, id)
     if not run.disabled:
         Path(identity["dir"], RUN_ID).write_text(f"{run.id}\n")

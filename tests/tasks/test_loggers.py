@@ -313,7 +313,8 @@ class Acceptance(Refusal):
             body = gzip.decompress(body)
         self.received.append(body.decode())
         project = {"id": "p", "name": "zoo", "entity": {"id": "e", "name": "me"}}
-        run = {"id": "r", "name": "x", "displayName": "x", "config": "{}", "project": project}
+        id = json.loads(body).get("variables", {}).get("name", "x")
+        run = {"id": "r", "name": id, "displayName": id, "config": "{}", "project": project}
         files = {"runID": "r", "uploadHeaders": [], "files": []}
         data = {}
         if b"mutation UpsertBucket" in body:

@@ -28,7 +28,12 @@ TASKS = {
     "translation": ["data.source.size=60", "data.source.valid=8", "data.source.test=8"],
     "language_modeling": ["data=python_docs", "data.batch_size=4", "data.context=16"],
     "documents": ["data=python_docs", "data.batch_size=4", "data.context=16"],
-    "diagnostic": ["data=copy", "data.source.length=6", "data.source.train=40"],
+    "diagnostic": [
+        "data=copy",
+        "data.source.length=6",
+        "data.source.shortest=3",
+        "data.source.size=99",
+    ],
 }
 
 
@@ -124,7 +129,8 @@ def test_norms_are_those_of_the_mean_loss_before_it_is_clipped(made, tmp_path, c
 def test_norms_are_logged_at_the_log_interval(made, tmp_path):
     task, data = made("language_modeling")
     rows = fit(task, data, tmp_path, GradientNorms(), max_steps=5, log_every_n_steps=2)
-    assert len([row for row in rows if row.get("gradients/all")]) == 2
+    # Lightning repeats what was logged last at the end.
+    assert len({row["gradients/all"] for row in rows if row["gradients/all"]}) == 2
 
 
 # Attention
