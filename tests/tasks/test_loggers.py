@@ -400,8 +400,10 @@ def test_a_key_in_netrc_is_found_and_a_malformed_one_costs_nothing(tmp_path):
 
 @pytest.mark.parametrize("server", [Refusal], indirect=True)
 def test_a_wrong_key_makes_the_run_go_on_offline(tmp_path, server):
-    stderr, _ = run_and_time(tmp_path, WANDB_API_KEY=KEY, WANDB_BASE_URL=server)
+    known = {"WANDB_RUN_ID": "mine1"}  # wandb's service must not hold it against the second start
+    stderr, _ = run_and_time(tmp_path, WANDB_API_KEY=KEY, WANDB_BASE_URL=server, **known)
     assert_goes_on_offline(tmp_path, stderr, "permission denied")
+    assert summary(runs(tmp_path)[0])["run_id"] == "mine1"
 
 
 @pytest.mark.parametrize("server", [Acceptance], indirect=True)
