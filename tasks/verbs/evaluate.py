@@ -33,6 +33,7 @@ from attention_zoo.tasks.results import (
     print_metrics,
     print_paths,
     shortest,
+    write_outputs,
     write_results,
 )
 
@@ -63,7 +64,7 @@ def run(config: dict[str, Any], call: Call) -> None:
     elif task.model.max_length is not None:
         data.refuse_longer_than(task.model.max_length)
     folder = None if config["into"] is None else made(Path(config["into"]))
-    loggers = create_loggers(config["logger"])
+    loggers = create_loggers(config, job_type=call.verb)
     exit_code = 1
     try:
         score(config, call, task, data, tests, folder, loggers)
@@ -131,6 +132,9 @@ def score(
     if folder is not None:
         paths["results"] = shortest(folder) / "results.json"
         write_results(paths["results"], metrics, results)
+        if task.outputs:
+            paths["outputs"] = shortest(folder) / f"{config['split']}_outputs.jsonl"
+            write_outputs(paths["outputs"], getattr(data, config["split"]), task.outputs)
     if tests is None:
         print_metrics(console, metrics)
     else:
