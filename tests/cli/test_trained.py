@@ -156,6 +156,7 @@ def test_wrong_checkpoints_and_texts_get_one_line(trained, refuses):
         ("translate", ckpt, "input=latin1.txt"): "line 2: invalid UTF-8",
         ("translate", ckpt, "input=latin1.txt", "x"): "not from both",
         ("evaluate", ckpt, "split=train"): "split must be",
+        ("evaluate", ckpt, "match=flops"): "There is no option 'match'",
         ("evaluate", ckpt, "position=learned"): "position.table.weight is missing there",
         ("evaluate", ckpt, "model.hidden=48"): "[32, 16] there, and [48, 16] here",
         ("translate", ckpt, "decoding=beam", "decoding.widht=2", "x"): "decoding.width",
