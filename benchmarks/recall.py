@@ -10,15 +10,9 @@ import argparse
 import json
 import subprocess
 import sys
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor
-
-from attention_zoo.errors import Unsupported
-from attention_zoo.tasks.base import load_task
 from attention_zoo.tasks.checkpoints import read_checkpoint
 from attention_zoo.tasks.verbs.list import markdown, marked
 
@@ -43,36 +37,13 @@ def row_of(name: str, run: Path) -> tuple[str, ...]:
     """A line of the table: the scores of a run, and what its model keeps to decode."""
     results = read_results(run)
     scores = [f"{results[f'test/{score}']:.3f}" for score in ("accuracy", "exact_match")]
-    return (name, *scores, f"{results['seconds']:.0f}", decode_state(run))
+    kept = results["decode_state_bytes"]
+    state = "no cached decoding" if kept is None else f"{kept:,}"
+    return (name, *scores, f"{results['seconds']:.0f}", state)
 
 
 def read_results(run: Path) -> dict[str, Any]:
     return json.loads((run / "results.json").read_text())
-
-
-@torch.inference_mode()
-def decode_state(run: Path) -> str:
-    """Bytes that the run's model keeps for one sequence, all layers, when it has read it."""
-    checkpoint = read_checkpoint(run / "checkpoints" / "best.ckpt")
-    config = checkpoint["attention_zoo"]["config"]
-    model = load_task(checkpoint, config).model
-    try:
-        cache = model.new_cache()
-    except Unsupported:
-        return "no cached decoding"
-    model(torch.ones(1, config["data"]["source"]["length"], dtype=torch.long), cache=cache)
-    return f"{bytes_in(cache):,}"
-
-
-def bytes_in(kept: Any) -> int:
-    """Of all real numbers in a cache, however it is built; positions are whole numbers."""
-    if isinstance(kept, Tensor):
-        return kept.nbytes if kept.is_floating_point() else 0
-    if isinstance(kept, Mapping):
-        return sum(map(bytes_in, kept.values()))
-    if isinstance(kept, list | tuple):
-        return sum(map(bytes_in, kept))
-    return bytes_in(vars(kept)) if hasattr(kept, "__dict__") else 0
 
 
 def caption(run: Path) -> str:

@@ -62,6 +62,9 @@ class Task(LightningModule):
         self.since_log: Tensor
         self.register_buffer("step_tokens", torch.zeros(()), persistent=False)
         self.register_buffer("since_log", torch.zeros(3), persistent=False)
+        # What the model wrote for the split that was scored last, by the number of the line; empty
+        # where its text is not scored.
+        self.outputs: dict[int, str] = {}
         # Whether the model's attention has a loss of its own.
         self.has_auxiliary_loss = False
 

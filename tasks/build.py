@@ -97,7 +97,7 @@ def settle(config: DictConfig, trained: Mapping[str, Any] | None = None) -> dict
     return chosen
 
 
-def settle_position(config: DictConfig) -> dict[str, str]:
+def settle_position(config: DictConfig | dict[str, Any]) -> dict[str, str]:
     """Rotary positions, or sinusoidal ones where an attention of the model cannot take those."""
     roles = ROLE_NODES[config["task"]["name"]]
     sites = [

@@ -31,7 +31,10 @@ VALUED_FLAGS = (
     "-cn", "--config-dir", "-cd", "--experimental-rerun",
 )  # fmt: skip
 # Groups and options that have no part in using a checkpoint.
-OF_TRAINING = ("callbacks", "logger", "experiment", "debug", "hparams_search", "lengths", "stride")
+OF_TRAINING = (
+    "callbacks", "logger", "experiment", "debug", "hparams_search", "lengths", "stride", "match",
+    "baseline", "seeds",
+)  # fmt: skip
 
 
 class PluginConfigs(SearchPathPlugin):
@@ -73,6 +76,7 @@ def prepare(verb: str, arguments: list[str]) -> Call:
     if lines and verb in ("train", "evaluate"):
         raise UserError(f"{verb} takes overrides of the form name=value, got {lines[0]!r}.")
     if verb == "train":
+        overrides = with_seeds(overrides)
         implied = implied_task(overrides)
         return Call(verb, verb, [*overrides, *([implied] if implied else [])], implied=implied)
     named = next((x for x in overrides if x.startswith("ckpt=")), None)
@@ -102,10 +106,44 @@ def implied_task(overrides: list[str]) -> str | None:
     return f"task={tasks.pop()}"
 
 
+def with_seeds(overrides: list[str]) -> list[str]:
+    """`seeds=3` of a sweep as the seeds to sweep over: `seed=1,2,3`, from `seed` on.
+
+    Raises:
+        UserError: no whole number, no one seed to start from, or a search among the jobs.
+    """
+    values = dict(x.lstrip("+").split("=", 1) for x in overrides if "=" in x)
+    count = values.get("seeds", "null")
+    sweep = {"-m", "--multirun"} & {*overrides} or values.get("hydra.mode") == "MULTIRUN"
+    if count == "null" or not sweep:
+        return overrides  # A run that is no sweep refuses them itself.
+    if not re.fullmatch(r"[1-9][0-9]*", count):
+        raise UserError(f"seeds must be a whole number of at least 1, such as 3, got {count}.")
+    first = values.get("hydra.sweeper.params.seed", values.get("seed", str(primary().seed)))
+    if not first.isdecimal():
+        raise UserError(
+            f"seeds={count} counts on from one seed, got seed={first}; give either the seeds to "
+            "sweep over, such as seed=1,2,3, or their number."
+        )
+    for group, harmless in (("hparams_search", "null"), ("hydra/sweeper", "basic")):
+        if values.get(group, harmless) != harmless:
+            raise UserError(
+                f"seeds={count} repeats all jobs, and {group}={values[group]} would search for the "
+                "best seed. Search without it, and repeat what was found with other seeds."
+            )
+    seeds = ",".join(str(int(first) + offset) for offset in range(int(count)))
+    others = [x for x in overrides if x.lstrip("+").split("=")[0] not in ("seed", "seeds")]
+    return [*others, f"seed={seeds}"]
+
+
 def default_task() -> str:
     """The task that is trained when none is chosen."""
-    primary = OmegaConf.create(files("attention_zoo.conf").joinpath("train.yaml").read_text())
-    return next(group["task"] for group in primary.defaults if "task" in group)
+    return next(group["task"] for group in primary().defaults if "task" in group)
+
+
+def primary() -> Any:
+    """The config that trainings are composed from, before anything is chosen."""
+    return OmegaConf.create(files("attention_zoo.conf").joinpath("train.yaml").read_text())
 
 
 def register_plugins(verb: str) -> None:

@@ -1,4 +1,4 @@
-"""Whether all processes of a run do the same."""
+"""What the processes of a run do together: whether they do the same, and what each has."""
 
 from typing import Any
 
@@ -40,3 +40,12 @@ def require_equal_ranks(trainer: Trainer, config: dict[str, Any]) -> None:
             f"{ours[:12]} and {first[:12]} by their hashes here. Give values, not draws, to a run "
             "on several devices."
         )
+
+
+def gathered(trainer: Trainer, part: dict[int, str]) -> dict[int, str]:
+    """The parts of all ranks as one, on every rank."""
+    if trainer.world_size == 1:
+        return part
+    parts: list[Any] = [None] * trainer.world_size
+    torch.distributed.all_gather_object(parts, part)
+    return {key: value for each in parts for key, value in each.items()}

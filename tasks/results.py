@@ -46,22 +46,40 @@ def fingerprint(config: Mapping[str, Any], *, without: Sequence[str]) -> str:
 
 def collect_manifest(
     *,
-    parameters: int,
+    parameters: Mapping[str, int],
+    training_flops_per_token: float,
+    decode_state_bytes: int | None,
     tokens_seen: int,
+    tokens_per_second: float,
     seconds: float,
+    peak_memory_bytes: int,
     seed: int | None,
     data_hash: str,
+    data_order: str,
     precision: str,
+    matched: Mapping[str, Any] | None = None,
+    history: Mapping[str, Any],
 ) -> dict[str, Any]:
     """How a result was obtained: what the caller knows, and what this machine can tell.
 
     Args:
-        parameters: trainable parameters of the model.
+        parameters: trainable parameters of the model: in total, in attention and in the positional
+            encoding, as `parameter_counts` names them.
+        training_flops_per_token: of a forward and a backward pass; see `costs`.
+        decode_state_bytes: that decoding keeps of a sequence, None where it has no cache; see
+            `costs`.
         tokens_seen: target tokens trained on, over all ranks.
-        seconds: wall-clock seconds of the training.
+        tokens_per_second: the same by the seconds of training proper, without validation. Of the
+            whole run, if it was resumed.
+        seconds: wall-clock seconds of the training, validation included. Of this process, if the
+            run was resumed.
+        peak_memory_bytes: that the training took on a rank, at most; see `memory`.
         seed: seed of the run, None where there is none.
         data_hash: the data module's `fingerprint`.
+        data_order: of the training batches; see `ResumableLoader.order`.
         precision: the Trainer's word, for instance "bf16-mixed".
+        matched: what was made to agree with the baseline, where something was; see `matching`.
+        history: the curves of the losses; see `History`.
 
     Returns:
         The arguments, and `versions` (of Python and of the packages that are installed),
@@ -69,13 +87,20 @@ def collect_manifest(
         the code is not in a repository) and `hardware`.
     """
     return {
-        "parameters": parameters,
+        **parameters,
+        "training_flops_per_token": training_flops_per_token,
+        "decode_state_bytes": decode_state_bytes,
         "tokens_seen": tokens_seen,
+        "tokens_per_second": round(tokens_per_second, 3),
         "seconds": round(seconds, 3),
+        "peak_memory_bytes": peak_memory_bytes,
         "seed": seed,
         "data_hash": data_hash,
+        "data_order": data_order,
         "precision": precision,
         **collect_surroundings(),
+        **({} if matched is None else {"matched": matched}),
+        "history": history,
     }
 
 
@@ -91,7 +116,8 @@ def collect_surroundings() -> dict[str, Any]:
 def write_results(
     path: str | Path, metrics: Mapping[str, Any], manifest: Mapping[str, Any]
 ) -> None:
-    """Write `results.json`: one flat object, the metrics first, then the manifest's entries.
+    """Write `results.json`: one flat object, the metrics first, then the manifest's entries, each
+    on a line.
 
     Metrics stand under the names they are logged by (`test/bleu`). JSON has no word for NaN and
     infinity: such a metric is null, and `not_finite` says which it was: `{"val/loss": "nan"}`.
@@ -115,12 +141,27 @@ def write_results(
     results |= manifest
     if broken:
         results["not_finite"] = broken
-    text = json.dumps(results, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    entries = [f"  {_json(name)}: {_json(value)}" for name, value in results.items()]
+    _replace(Path(path), "{\n" + ",\n".join(entries) + "\n}\n")
 
-    path = Path(path)
-    draft = path.with_name(f".{path.name}.{os.getpid()}")
-    draft.write_text(text, encoding="utf-8")
-    os.replace(draft, path)
+
+def write_outputs(
+    path: str | Path, lines: Sequence[tuple[str, str]], outputs: Mapping[int, str]
+) -> None:
+    """Write what a model wrote for a split, a line of JSON for each of its lines, in their order.
+
+    `{"source": …, "reference": …, "output": …}`. Line ends are "\\n" alone: a text may hold others.
+
+    Args:
+        path: the file; its folder must exist.
+        lines: of the split: source and reference.
+        outputs: by the number of the line; lines that have none are left out.
+    """
+    written = [
+        _json({"source": lines[place][0], "reference": lines[place][1], "output": outputs[place]})
+        for place in sorted(outputs)
+    ]
+    _replace(Path(path), "".join(f"{line}\n" for line in written))
 
 
 def print_results(
@@ -260,6 +301,17 @@ def _plain(value: Any) -> str:
 def _print_line(console: Console, text: Text) -> None:
     # soft_wrap leaves a long line to the terminal, so that it is copied as one line.
     console.print(text, soft_wrap=True, highlight=False)
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False, allow_nan=False)
+
+
+def _replace(path: Path, text: str) -> None:
+    """Write a file in one step, so that a reader sees all of it or what was there before."""
+    draft = path.with_name(f".{path.name}.{os.getpid()}")
+    draft.write_text(text, encoding="utf-8", newline="\n")
+    os.replace(draft, path)
 
 
 def _number(value: Any) -> float:

@@ -14,6 +14,7 @@ from attention_zoo.tasks.base import IGNORED, Task
 from attention_zoo.tasks.data.batches import TranslationBatch
 from attention_zoo.tasks.figures import AttentionReading
 from attention_zoo.tasks.metrics import ChrF, ExactMatch, SacreBleu
+from attention_zoo.tasks.ranks import gathered
 
 
 class TranslationTask(Task):
@@ -38,6 +39,19 @@ class TranslationTask(Task):
         logits = self.model(batch.source, batch.target[:, :-1])
         return logits, targets.masked_fill(targets == self.tokenizer.pad_id, IGNORED)
 
+    def on_validation_epoch_start(self) -> None:
+        self.outputs = {}
+
+    def on_test_epoch_start(self) -> None:
+        self.outputs = {}
+
+    def on_validation_epoch_end(self) -> None:
+        if self.writes_at_validation:
+            self.outputs = gathered(self.trainer, self.outputs)
+
+    def on_test_epoch_end(self) -> None:
+        self.outputs = gathered(self.trainer, self.outputs)
+
     def validation_step(self, batch: TranslationBatch, index: int) -> None:
         super().validation_step(batch, index)
         if self.writes_at_validation:
@@ -53,14 +67,18 @@ class TranslationTask(Task):
         hypotheses = [self.tokenizer.decode(tokens) for tokens in written]
         # The lines as they are: tokens may have lost what the tokenizer does not know.
         lines = getattr(self.trainer.datamodule, {"val": "valid"}.get(split, split))  # type: ignore[attr-defined]
-        references = [lines[index][1] for index in batch.index.tolist()]
+        places = batch.index.tolist()
+        references = [lines[place][1] for place in places]
+        self.outputs.update(zip(places, hypotheses, strict=True))
         for name in ("bleu", "chrf", "exact_match"):
             metric = getattr(self, name)
             metric.update(hypotheses, references, batch.index)
             self.log(f"{split}/{name}", metric, on_epoch=True, on_step=False)
 
     def manifest(self) -> dict[str, Any]:
-        return {"bleu_signature": self.bleu.signature, "chrf_signature": self.chrf.signature}
+        if not self.outputs:
+            return {}
+        return {"sacrebleu_signature": self.bleu.signature, "chrf_signature": self.chrf.signature}
 
     def decode(self, source: Tensor) -> list[list[Hypothesis]]:
         """The hypotheses for each row of source tokens [b s], best first."""

@@ -1,12 +1,14 @@
 """Where half precision would lose too much: sums of many terms, exponents, inverses."""
 
+from contextlib import AbstractContextManager, nullcontext
+
 import torch
 from torch import Tensor
 
 
-def exactly(x: Tensor) -> torch.autocast:
-    """A context without autocast, for the device of x."""
-    return torch.autocast(x.device.type, enabled=False)
+def exactly(x: Tensor) -> AbstractContextManager[object]:
+    """A context without autocast, for the device of x; the meta device has no autocast at all."""
+    return nullcontext() if x.is_meta else torch.autocast(x.device.type, enabled=False)
 
 
 def widened(x: Tensor) -> Tensor:

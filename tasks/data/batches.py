@@ -6,6 +6,7 @@ batches are split in two until it is, so that all ranks take as many steps and e
 taken once.
 """
 
+import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
@@ -172,10 +173,14 @@ class EpochBatches(Sampler[list[int]], ABC):
     def all_batches(self, generator: np.random.Generator) -> list[np.ndarray]:
         """The batches of an epoch; as many of the same sizes for every generator."""
 
+    def divided(self, epoch: int) -> list[np.ndarray]:
+        """The batches of an epoch, of all ranks."""
+        generator = np.random.default_rng([self.seed, epoch])
+        return divide(self.all_batches(generator), self.world_size)
+
     def batches(self) -> list[np.ndarray]:
         """This rank's batches of the present epoch."""
-        generator = np.random.default_rng([self.seed, self.epoch])
-        return divide(self.all_batches(generator), self.world_size)[self.rank :: self.world_size]
+        return self.divided(self.epoch)[self.rank :: self.world_size]
 
     def set_epoch(self, epoch: int) -> None:
         """Called by Lightning before each epoch."""
@@ -377,6 +382,25 @@ class ResumableLoader(DataLoader[Any]):
         for batch in super().__iter__():
             self.given += 1
             yield batch
+
+    def order(self) -> str:
+        """A sha256 that is equal where the same batches come in the same order.
+
+        It is of the seed, of what draws the batches, of the places of all samples of the first
+        epoch, batch by batch, and of the tokens of its first batch. So beside an equal fingerprint
+        of the data it proves that the first epoch's batches are the same, in the same order; and
+        since every order is a function of seed and epoch alone, so are those of any epoch. It does
+        not depend on the rank, nor on where a run was resumed; on the number of ranks only where
+        they divide batches; and it does not say how many batches make a step.
+        """
+        digest = hashlib.sha256(f"{type(self.batches).__name__} {self.batches.seed}".encode())
+        batches = self.batches.divided(epoch=0)
+        for batch in batches:
+            digest.update(len(batch).to_bytes(8) + batch.astype("<i8").tobytes())
+        for part in self.dataset[batches[0].tolist()]:
+            if part is not None:
+                digest.update(part.numpy().tobytes())
+        return digest.hexdigest()
 
     def state_dict(self) -> dict[str, int]:
         return {"given": self.given, "world_size": self.batches.world_size}

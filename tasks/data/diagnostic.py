@@ -116,6 +116,14 @@ class DiagnosticData(PreparedData):
             references.append(self.tokenizer.decode(run).strip())
         return prompts, references
 
+    def example(self) -> LanguageBatch:
+        """As wide as all batches, with as many questions as a row has in the mean."""
+        inputs, _, answers = self.questions["train"]
+        questions = round((answers != IGNORED).sum(1).mean())
+        tokens = torch.full((1, inputs.shape[1]), self.tokenizer.eos_id)
+        places = torch.arange(questions)[None]
+        return LanguageBatch(tokens, tokens[:, :questions], places=places)
+
     def refuse_longer_than(self, limit: int) -> None:
         for name, questions in self.questions.items():
             tokens = questions.inputs.shape[1]

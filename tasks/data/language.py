@@ -6,12 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from attention_zoo.errors import BadInput, UserError
 
 from .batches import (
     Blocks,
     EpochBatches,
+    LanguageBatch,
     OrderedBlocks,
     ResumableLoader,
     ShuffledBlocks,
@@ -117,6 +119,10 @@ class LanguageData(PreparedData):
             self._chosen_probes or [beginning(text.strip()) for text in self.valid[:3]]
         )
         self.probe_references = None
+
+    def example(self) -> LanguageBatch:
+        tokens = torch.full((1, self.context), self.tokenizer.eos_id)
+        return LanguageBatch(tokens, tokens, torch.zeros_like(tokens) if self.documents else None)
 
     def refuse_longer_than(self, limit: int) -> None:
         if self.context > limit:

@@ -75,6 +75,13 @@ class PreparedData(LightningDataModule):
         }
 
     @abstractmethod
+    def example(self) -> Any:
+        """A batch of one sample, as long as the train split's are in the mean, without padding.
+
+        Its tokens mean nothing: it is for what depends on sizes alone.
+        """
+
+    @abstractmethod
     def refuse_longer_than(self, limit: int) -> None:
         """Raises UserError where a model of at most `limit` positions cannot take these data."""
 

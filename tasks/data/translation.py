@@ -5,10 +5,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from attention_zoo.errors import BadInput, UserError
 
-from .batches import OrderedTokenBudgetBatches, Pairs, Ragged, ResumableLoader, TokenBudgetBatches
+from .batches import (
+    OrderedTokenBudgetBatches,
+    Pairs,
+    Ragged,
+    ResumableLoader,
+    TokenBudgetBatches,
+    TranslationBatch,
+)
 from .module import PreparedData, TokenizerFactory
 from .sources.base import SPLITS, Pair, Source
 from .tokenizers import Tokenizer, check_ids
@@ -120,6 +128,14 @@ class TranslationData(PreparedData):
         self.probe_references = None
         if all(probe in known for probe in self.probes):
             self.probe_references = [known[probe] for probe in self.probes]
+
+    def example(self) -> TranslationBatch:
+        pairs = self.pairs["train"]
+        source, target = (
+            torch.full((1, round(side.lengths().mean())), self.tokenizer.eos_id)
+            for side in (pairs.source, pairs.target)
+        )
+        return TranslationBatch(source, target, torch.zeros(1, dtype=torch.long))
 
     def refuse_longer_than(self, limit: int) -> None:
         """For a model of at most `limit` positions on each side, special tokens included.

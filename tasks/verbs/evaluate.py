@@ -33,6 +33,7 @@ from attention_zoo.tasks.results import (
     print_metrics,
     print_paths,
     shortest,
+    write_outputs,
     write_results,
 )
 
@@ -131,6 +132,9 @@ def score(
     if folder is not None:
         paths["results"] = shortest(folder) / "results.json"
         write_results(paths["results"], metrics, results)
+        if task.outputs:
+            paths["outputs"] = shortest(folder) / f"{config['split']}_outputs.jsonl"
+            write_outputs(paths["outputs"], getattr(data, config["split"]), task.outputs)
     if tests is None:
         print_metrics(console, metrics)
     else:

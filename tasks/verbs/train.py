@@ -17,10 +17,12 @@ from attention_zoo.errors import UserError
 from attention_zoo.tasks.base import Task, logged
 from attention_zoo.tasks.build import ROLE_NODES, build_task, check, instantiate, parameter_counts
 from attention_zoo.tasks.callbacks.averaging import CheckpointAveraging
+from attention_zoo.tasks.callbacks.history import History
 from attention_zoo.tasks.callbacks.samples import Samples
 from attention_zoo.tasks.callbacks.throughput import Throughput
 from attention_zoo.tasks.checkpoints import newest_checkpoint, read_checkpoint
 from attention_zoo.tasks.composition import Call
+from attention_zoo.tasks.costs import decode_state_bytes, training_flops_per_token
 from attention_zoo.tasks.length_report import PREFIX
 from attention_zoo.tasks.lengths import (
     AtLengths,
@@ -30,6 +32,8 @@ from attention_zoo.tasks.lengths import (
     trained_at,
 )
 from attention_zoo.tasks.loggers import create_loggers, finish, flat_config, log_summary
+from attention_zoo.tasks.matching import check_match, match_baseline
+from attention_zoo.tasks.memory import peak_bytes, reset_peak
 from attention_zoo.tasks.noise import quiet
 from attention_zoo.tasks.results import (
     collect_manifest,
@@ -39,6 +43,7 @@ from attention_zoo.tasks.results import (
     print_results,
     print_samples,
     shortest,
+    write_outputs,
     write_results,
 )
 
@@ -51,20 +56,28 @@ def run(config: dict[str, Any], call: Call) -> float | None:
     """
     check(config)
     check_lengths(config)
+    check_match(config)
+    if config["seeds"] is not None:
+        raise UserError(
+            f"seeds={config['seeds']} repeats the jobs of a sweep: give it on the command line, "
+            "beside -m. A single run has a seed, such as seed=1."
+        )
     quiet()
-    first = rank_zero_only.rank == 0  # type: ignore[attr-defined]
-    console = Console(quiet=not first)
+    console = Console(quiet=rank_zero_only.rank != 0)  # type: ignore[attr-defined]
     if call.implied:
         console.print(f"data={config['choices']['data']}: {call.implied}", highlight=False)
     print_config_tree(console, named(config))
-    if first:
-        OmegaConf.save(config, Path(config["paths"]["run"]) / "config.yaml")
+    save(config)
     seed_everything(config["seed"], workers=True, verbose=False)
     data = instantiate(config["data"])
     with console.status("preparing the data"):
         data.prepare_data()
         data.setup()
     print_report(console, data.report)
+    matched = None
+    if config["match"] is not None:
+        matched = match_baseline(config, data, console)
+        save(config)
     task = build_task(config, data.tokenizer)
     if task.model.max_length is not None:
         data.refuse_longer_than(task.model.max_length)
@@ -77,7 +90,7 @@ def run(config: dict[str, Any], call: Call) -> float | None:
     loggers = create_loggers(config["logger"], resumed)
     exit_code = 1
     try:
-        metrics = fit(config, task, data, tests, loggers, resumed, console)
+        metrics = fit(config, task, data, tests, matched, loggers, resumed, console)
         exit_code = 0
     except KeyboardInterrupt:
         last = shortest(Path(config["paths"]["run"])) / "checkpoints" / "last.ckpt"
@@ -87,6 +100,12 @@ def run(config: dict[str, Any], call: Call) -> float | None:
     finally:
         finish(loggers, exit_code)
     return metrics.get("val/loss")
+
+
+@rank_zero_only
+def save(config: dict[str, Any]) -> None:
+    """Leave the resolved config in the run's folder."""
+    OmegaConf.save(config, Path(config["paths"]["run"]) / "config.yaml")
 
 
 def checkpoint_to_resume(config: dict[str, Any]) -> Path | None:
@@ -125,12 +144,14 @@ def fit(
     task: Task,
     data: Any,
     tests: AtLengths | None,
+    matched: dict[str, Any] | None,
     loggers: list[Logger],
     resumed: Path | None,
     console: Console,
 ) -> dict[str, Any]:
     """Train, score, write `results.json`, and tell what came of it."""
     counts = parameter_counts(task.model)
+    flops, state = training_flops_per_token(config, data), decode_state_bytes(config, data)
     for logger in loggers:
         logger.log_hyperparams(flat_config(named(config)) | counts)
     callbacks = [instantiate(node) for node in (config["callbacks"] or {}).values()]
@@ -139,6 +160,8 @@ def fit(
         # Whatever the callbacks: results.json says how many tokens were seen.
         throughput = Throughput()
         callbacks.append(throughput)
+    history = History(throughput)
+    callbacks.append(history)
     options = config["trainer"]
     if 0 < options["max_steps"] < options["log_every_n_steps"]:
         # A run shorter than the interval logs once, at its end.
@@ -151,25 +174,32 @@ def fit(
         enable_progress_bar=any(isinstance(c, ProgressBar) for c in callbacks),
         enable_checkpointing=any(isinstance(c, Checkpoint) for c in callbacks),
     )
+    reset_peak(trainer.strategy.root_device)
     started = time.perf_counter()
     try:
         trainer.fit(task, datamodule=data, ckpt_path=resumed, weights_only=True)
     except SystemExit:  # What Lightning makes of Ctrl-C.
         raise KeyboardInterrupt from None
     seconds = time.perf_counter() - started
-    tokens_seen = throughput.tokens  # Scoring a checkpoint brings back what it was at that time.
-
+    # Before anything is scored: loading a checkpoint brings back what the callbacks were by then.
+    manifest = collect_manifest(
+        parameters=counts,
+        training_flops_per_token=flops,
+        decode_state_bytes=state,
+        tokens_seen=throughput.tokens,
+        tokens_per_second=throughput.tokens_per_second,
+        seconds=seconds,
+        peak_memory_bytes=peak_bytes(trainer),
+        seed=config["seed"],
+        data_hash=data.fingerprint,
+        data_order=data.train_dataloader().order(),
+        precision=config["trainer"]["precision"],
+        matched=matched,
+        history=history.curves(),
+    )
     run = shortest(Path(config["paths"]["run"]))
     checkpoint = checkpoint_to_keep(trainer)
     metrics = scores(trainer, task, data, checkpoint, test=config["test"])
-    manifest = collect_manifest(
-        parameters=counts["parameters"],
-        tokens_seen=tokens_seen,
-        seconds=seconds,
-        seed=config["seed"],
-        data_hash=data.fingerprint,
-        precision=config["trainer"]["precision"],
-    )
     manifest |= task.manifest()
     shown = metrics
     if tests is not None and not diverged(metrics):
@@ -179,6 +209,8 @@ def fit(
         metrics = metrics | logged(trainer, PREFIX[tests.split])
     if trainer.is_global_zero:
         write_results(run / "results.json", metrics, manifest)
+        if task.outputs:
+            write_outputs(run / "test_outputs.jsonl", data.test, task.outputs)
         log_summary(loggers, metrics)
         for samples in (c for c in callbacks if isinstance(c, Samples)):
             print_samples(console, samples.columns, samples.rows)

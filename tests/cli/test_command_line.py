@@ -3,12 +3,14 @@
 import io
 import json
 import os
+import re
 import subprocess
 import sys
 
 import pytest
 from rich.console import Console
 
+from attention_zoo.errors import UserError
 from attention_zoo.tasks.composition import prepare
 from attention_zoo.tasks.sweeps import Job, summary
 
@@ -54,6 +56,15 @@ def test_composition_needs_no_torch(program):
         (["train", "-m", "attention=multi_head,multihed"], 2, "Did you mean multi_head"),
         (["train", "-m", "seed=1,2", "jobs=0"], 2, "jobs must be a whole number of at least 1"),
         (["train", "seed=abc"], 2, "seed"),
+        (["train", "seeds=3"], 2, "beside -m"),
+        (["train", "match=size"], 2, "match must be null, parameters or flops, got 'size'"),
+        (["train", "baseline.attention=linear"], 2, "match=parameters or match=flops"),
+        (["train", "match=flops", "baseline.attention=multihed"], 3, "Did you mean multi_head"),
+        (
+            ["train", "match=flops", "baseline.attention=linear", "baseline.position=alibi"],
+            3,
+            "the baseline of match=flops: encoder_attention=linear: linear cannot take",
+        ),
         (["train", "task=translation", "data=python_docs"], 3, "Data for it: iwslt14, multi30k"),
         (["train", "task=translation", "data=recall"], 3, "Data for it: iwslt14, multi30k"),
         (["train", "task=language_modeling", "data=phrases"], 3, "copy, enwik8, flip_flop"),
@@ -126,6 +137,37 @@ def test_data_imply_the_task_that_they_fit(overrides, implied):
     assert call.overrides == overrides + ([implied] if implied else [])
 
 
+@pytest.mark.parametrize(
+    "overrides, swept",
+    [
+        (["seeds=3"], "seed=1,2,3"),
+        (["seed=7", "seeds=2", "attention=linear,additive"], "seed=7,8"),
+        (["+seeds=1", "hydra/sweeper=basic", "hparams_search=null"], "seed=1"),
+    ],
+)
+def test_a_number_of_seeds_is_a_sweep_over_them(overrides, swept):
+    others = [x for x in overrides if "seed" not in x]
+    assert prepare("train", ["-m", *overrides]).overrides == ["-m", *others, swept]
+
+
+@pytest.mark.parametrize(
+    "overrides, reason",
+    [
+        (["seeds=0"], "whole number of at least 1, such as 3, got 0"),
+        (["seeds=2,3"], "whole number"),
+        (["seeds=1.5"], "whole number"),
+        (["seeds=2", "seed=1,2"], "counts on from one seed, got seed=1,2"),
+        (["seeds=2", "seed=range(3)"], "got seed=range"),
+        (["seeds=2", "hydra.sweeper.params.seed='1,2'"], "counts on from one seed"),
+        (["seeds=2", "hparams_search=optuna"], "would search for the best seed"),
+        (["seeds=2", "hydra/sweeper=optuna"], "would search for the best seed"),
+    ],
+)
+def test_a_number_of_seeds_that_makes_no_sense_is_refused(overrides, reason):
+    with pytest.raises(UserError, match=re.escape(reason)):
+        prepare("train", ["-m", *overrides])
+
+
 def test_a_diagnostic_is_trained_scored_and_asked(program):
     small = [*SMALL[:-1], "data.source.size=64", "data.source.valid=8", "data.source.test=8"]
     tiny = [*small, "data.source.length=16", "data.source.vocabulary=8", "data.test_lengths=[12]"]
@@ -138,7 +180,7 @@ def test_a_diagnostic_is_trained_scored_and_asked(program):
         f"test/{name}{at}" for name in ("loss", "accuracy", "exact_match") for at in ("", "@12")
     }
     names |= {f"val/{name}" for name in ("loss", "accuracy", "exact_match")}
-    assert {name for name in results if "/" in name} == names
+    assert {name for name in results if name.startswith(("test/", "val/"))} == names
     assert list((run / "figures").glob("*.png"))
     ckpt = f"ckpt={run / 'checkpoints' / 'best.ckpt'}"
     assert "test/exact_match@12" in program("evaluate", ckpt).stdout

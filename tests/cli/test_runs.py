@@ -39,8 +39,17 @@ def test_a_resumed_run_is_the_run_that_never_stopped(program):
     assert not same(first["state_dict"], whole["state_dict"])
     for part in ("state_dict", "optimizer_states", "lr_schedulers"):
         assert same(resumed[part], whole[part]), part
-    seen = [json.loads((run / "results.json").read_text())["tokens_seen"] for run in program.runs()]
+    told = [json.loads((run / "results.json").read_text()) for run in program.runs()]
+    seen = [results["tokens_seen"] for results in told]
     assert seen[0] < seen[1] == seen[2]
+    assert told[1]["data_order"] == told[2]["data_order"]
+    # The first run logged, and was validated, at its own end too.
+    for loss, steps in (("train/loss", [2, 4]), ("val/loss", [2, 4])):
+        curves = [results["history"][loss] for results in told]
+        assert [step for step, _, _ in curves[1]] == steps
+        assert curves[1][0] == curves[0][-1]
+        assert curves[1][-1][:2] == curves[2][-1][:2] == [4, seen[2]]
+    assert told[1]["history"]["val/loss"][-1] == told[2]["history"]["val/loss"][-1]
 
 
 def wait_for(process, word):

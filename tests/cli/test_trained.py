@@ -24,9 +24,19 @@ def test_a_run_folder_holds_what_was_done_and_how(trained):
     results = json.loads((trained.run / "results.json").read_text())
     scores = {"loss", "bleu", "chrf", "exact_match", "perplexity", "bits_per_byte"}
     assert {f"test/{name}" for name in scores} | {"val/loss"} <= set(results)
-    how = {"parameters", "tokens_seen", "seconds", "seed", "versions", "git_commit", "data_hash"}
-    assert how <= set(results)
-    assert results["tokens_seen"] > 0
+    how = {"parameters", "parameters/attention", "parameters/position", "seconds", "seed"}
+    how |= {"versions", "git_commit", "hardware", "precision", "data_hash", "data_order"}
+    assert how | {"sacrebleu_signature", "chrf_signature"} <= set(results)
+    assert "matched" not in results
+    for amount in ("tokens_seen", "tokens_per_second", "training_flops_per_token"):
+        assert results[amount] > 0
+    assert 10**7 < results["peak_memory_bytes"] < 10**11
+    # Keys and values of a layer: of the source, and of what was written.
+    assert results["decode_state_bytes"] % (2 * 16 * 4) == 0 < results["decode_state_bytes"]
+    history = results["history"]
+    assert [step for step, _, _ in history["train/loss"]] == [3]
+    assert [step for step, _, _ in history["val/loss"]] == [2, 3]
+    assert history["val/loss"][-1][1] == results["tokens_seen"]
     config = OmegaConf.load(trained.run / "config.yaml")
     assert OmegaConf.to_container(config, resolve=False) == OmegaConf.to_container(
         config, resolve=True
@@ -34,6 +44,23 @@ def test_a_run_folder_holds_what_was_done_and_how(trained):
     assert config.model.dim == 16
     assert (trained.run / "checkpoints" / "last.ckpt").exists()
     assert list((trained.run / "figures").glob("probe-1-cross-layer-1.png"))
+
+
+def outputs(path):
+    return [json.loads(line) for line in path.read_text().split("\n") if line]
+
+
+def test_what_the_model_wrote_can_be_read_line_by_line(trained, tmp_path):
+    lines = outputs(trained.run / "test_outputs.jsonl")
+    assert len(lines) == 8
+    assert all(line.keys() == {"source", "reference", "output"} for line in lines)
+    ckpt, texts = f"ckpt={trained.best}", [line["source"] for line in lines]
+    written = trained("translate", ckpt, input="\n".join(texts) + "\n").stdout.split("\n")
+    assert written[:-1] == [line["output"] for line in lines]
+    trained("evaluate", ckpt, f"into={tmp_path / 'of'}")
+    assert outputs(tmp_path / "of" / "test_outputs.jsonl") == lines
+    trained("evaluate", ckpt, f"into={tmp_path / 'of'}", "split=valid")
+    assert len(outputs(tmp_path / "of" / "valid_outputs.jsonl")) == 8
 
 
 def test_the_terminal_shows_the_run_and_no_noise(trained):
@@ -129,6 +156,7 @@ def test_wrong_checkpoints_and_texts_get_one_line(trained, refuses):
         ("translate", ckpt, "input=latin1.txt"): "line 2: invalid UTF-8",
         ("translate", ckpt, "input=latin1.txt", "x"): "not from both",
         ("evaluate", ckpt, "split=train"): "split must be",
+        ("evaluate", ckpt, "match=flops"): "There is no option 'match'",
         ("evaluate", ckpt, "position=learned"): "position.table.weight is missing there",
         ("evaluate", ckpt, "model.hidden=48"): "[32, 16] there, and [48, 16] here",
         ("translate", ckpt, "decoding=beam", "decoding.widht=2", "x"): "decoding.width",

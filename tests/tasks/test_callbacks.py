@@ -1,9 +1,11 @@
 import io
 import json
+import math
 import os
 import subprocess
 import sys
 import types
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -20,6 +22,7 @@ from torch.utils.data import DataLoader
 from attention_zoo.errors import UserError
 from attention_zoo.tasks.callbacks.attention_maps import AttentionMaps
 from attention_zoo.tasks.callbacks.averaging import CheckpointAveraging
+from attention_zoo.tasks.callbacks.history import History
 from attention_zoo.tasks.callbacks.last_checkpoint import LastCheckpoint
 from attention_zoo.tasks.callbacks.looking import undisturbed
 from attention_zoo.tasks.callbacks.progress import Progress
@@ -293,6 +296,84 @@ def test_a_resumed_run_goes_on_counting(tmp_path):
     throughput = Throughput()
     fit(throughput, max_epochs=3, ckpt_path=tmp_path / "last.ckpt")
     assert throughput.tokens == 3 * 4 * 32
+
+
+def test_the_rate_is_that_of_training_proper_and_of_the_whole_run(monkeypatch, tmp_path):
+    clock = types.SimpleNamespace(now=0.0)
+    monkeypatch.setattr(
+        "attention_zoo.tasks.callbacks.throughput.time",
+        types.SimpleNamespace(perf_counter=lambda: clock.now),
+    )
+
+    class Clock(Callback):
+        def __init__(self, seconds):
+            self.seconds = seconds
+
+        def on_train_batch_end(self, *args):
+            clock.now += self.seconds
+
+        def on_validation_batch_end(self, *args):
+            clock.now += 100.0
+
+        def on_train_end(self, *args):
+            clock.now += 100.0
+
+    first, second = Throughput(), Throughput()
+    options = {"num_sanity_val_steps": 0}
+    fit(Clock(1.0), first, LastCheckpoint(dirpath=tmp_path), max_epochs=1, **options)
+    assert first.seconds == 4.0 and first.tokens_per_second == 32.0
+    checkpoint = tmp_path / "last.ckpt"
+    fit(Clock(3.0), second, max_epochs=2, ckpt_path=checkpoint, **options)
+    assert second.seconds == 16.0 and second.tokens_per_second == 16.0
+
+
+# History
+
+
+def history(**options):
+    """Of a run, whole, with the points that were logged."""
+    spy, throughput = Spy(), Throughput()
+    kept = History(throughput)
+
+    class Logged(Task):
+        def training_step(self, batch, index):
+            output = super().training_step(batch, index)
+            self.log("train/loss", output["task_loss"])
+            return output
+
+    torch.manual_seed(0)
+    task = Logged()
+    task.model.dropout.p = 0.0
+    fit(throughput, kept, spy, *options.pop("callbacks", []), task=task, **options)
+    return kept, spy
+
+
+def test_the_curve_has_a_point_where_losses_are_logged():
+    kept, spy = history(max_epochs=2)
+    logged = {step: metrics["train/loss"].item() for step, metrics in spy.logged}
+    expected = [(step, 32 * step, logged[step]) for step in (2, 4, 6, 8)]
+    assert kept.points["train/loss"] == expected
+    assert [point[:2] for point in kept.points["val/loss"]] == [(4, 128), (8, 256)]
+
+
+def test_a_resumed_run_has_the_whole_curve(tmp_path):
+    whole, _ = history(max_epochs=3)
+    history(callbacks=[LastCheckpoint(dirpath=tmp_path), StopAfterTwoEpochs()])
+    resumed, _ = history(max_epochs=3, ckpt_path=tmp_path / "last.ckpt")
+    assert len(whole.points["train/loss"]) == 6
+    assert resumed.points == whole.points
+
+
+def test_a_long_curve_is_thinned_and_ends_where_the_run_ends():
+    kept = History(Throughput())
+    kept.points["train/loss"] = [(step, 10 * step, 1 / step) for step in range(1, 1002)]
+    kept.points["val/loss"] = [(1, 10, math.nan), (2, 20, math.inf), (3, 30, 0.5)]
+    curves = kept.curves(most=400)
+    train = curves["train/loss"]
+    assert 300 < len(train) <= 400 and train[-1] == [1001, 10010, 1 / 1001]
+    assert {later[0] - sooner[0] for sooner, later in pairwise(train)} == {3}
+    assert curves["val/loss"] == [[1, 10, None], [2, 20, None], [3, 30, 0.5]]
+    assert History(Throughput()).curves() == {"train/loss": [], "val/loss": []}
 
 
 # Checkpoints and averaging

@@ -83,6 +83,25 @@ def test_losses_and_weights_are_those_of_one_process(pair):
     assert results(one)["tokens_seen"] == results(two)["tokens_seen"]
 
 
+def test_what_was_done_is_told_as_of_one_process(pair):
+    (one, two), _ = pair
+    ours, theirs = results(one), results(two)
+    for same in ("training_flops_per_token", "decode_state_bytes", "parameters"):
+        assert theirs[same] == ours[same]
+    # Their batches are odd in number: two processes divide one of them.
+    assert theirs["data_order"] != ours["data_order"]
+    for loss, curve in ours["history"].items():
+        places = [point[:2] for point in theirs["history"][loss]]
+        assert places == [point[:2] for point in curve] != []
+    assert theirs["peak_memory_bytes"] > 10**7
+
+
+def test_what_was_written_stands_in_the_order_of_the_split(pair):
+    ours, theirs = ((run / "test_outputs.jsonl").read_text() for run in pair[0])
+    assert ours.count("\n") == 7
+    assert theirs == ours
+
+
 def losses(run):
     lines = (run / "csv" / "metrics.csv").read_text().splitlines()
     place = lines[0].split(",").index("train/loss")

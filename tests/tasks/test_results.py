@@ -17,6 +17,7 @@ from attention_zoo.tasks.results import (
     collect_manifest,
     print_config_tree,
     print_results,
+    write_outputs,
     write_results,
 )
 
@@ -26,12 +27,18 @@ METRICS = {"val/loss": 1.23456, "test/bleu": 33.25, "test/perplexity": 5123.4}
 @pytest.fixture(scope="module")
 def manifest():
     return collect_manifest(
-        parameters=3_312_345,
+        parameters={"parameters": 3_312_345, "parameters/attention": 1_000_000},
+        training_flops_per_token=20_000_000.5,
+        decode_state_bytes=None,
         tokens_seen=12_345_678,
+        tokens_per_second=43_000.1234,
         seconds=287.4004,
+        peak_memory_bytes=2**30,
         seed=1,
         data_hash="ab" * 32,
+        data_order="cd" * 32,
         precision="bf16-mixed",
+        history={"train/loss": [[20, 4096, 5.5], [40, 8192, None]], "val/loss": []},
     )
 
 
@@ -45,7 +52,9 @@ def test_the_file_holds_metrics_by_name_and_how_they_were_obtained(tmp_path, man
     write_results(tmp_path / "results.json", METRICS, manifest)
     results = json.loads((tmp_path / "results.json").read_text())
     assert results == METRICS | manifest
-    assert results["parameters"] == 3_312_345
+    assert results["parameters"] == 3_312_345 and results["parameters/attention"] == 1_000_000
+    assert results["decode_state_bytes"] is None
+    assert "matched" not in results
     assert results["seconds"] == 287.4
     assert results["versions"]["python"] == "{}.{}.{}".format(*sys.version_info)
     assert results["versions"]["torch"] == torch.__version__
@@ -68,6 +77,17 @@ def test_what_json_cannot_say_is_null_with_a_note(tmp_path):
         "test/bleu": 0.0,
         "not_finite": {"val/loss": "nan", "test/perplexity": "inf"},
     }
+
+
+def test_outputs_stand_in_the_order_of_the_split(tmp_path):
+    lines = [("a", "b"), ("c\u2028", "ç"), ("d", 'e"')]
+    write_outputs(tmp_path / "test_outputs.jsonl", lines, {2: "f\nf", 1: "ç"})
+    written = (tmp_path / "test_outputs.jsonl").read_text().split("\n")
+    assert written[-1] == ""
+    assert [json.loads(line) for line in written[:-1]] == [
+        {"source": "c\u2028", "reference": "ç", "output": "ç"},
+        {"source": "d", "reference": 'e"', "output": "f\nf"},
+    ]
 
 
 def test_a_shared_name_is_refused(tmp_path):

@@ -236,3 +236,42 @@ def test_the_state_of_other_processes_is_refused() -> None:
     state = loader(world_size=2).state_dict()
     with pytest.raises(UserError, match="epoch of 2 processes, got 1"):
         loader().load_state_dict(state)
+
+
+def order(**arguments) -> str:
+    stream = np.arange(2000) % 90 + 4
+    context = arguments.pop("context", 16)
+    sampler = ShuffledBlocks(
+        len(stream), context=context, **{"batch_size": 2, "seed": 1, **arguments}
+    )
+    return ResumableLoader(Blocks(stream, context=context), sampler).order()
+
+
+@pytest.mark.parametrize("other", [{"seed": 2}, {"batch_size": 4}, {"context": 15}])
+def test_another_order_has_another_hash(other: dict[str, int]) -> None:
+    assert order() == order()
+    assert order(**other) != order()
+
+
+def test_the_hash_of_an_order_is_that_of_all_ranks_and_epochs() -> None:
+    # 62 batches, which two ranks share.
+    assert order(rank=0, world_size=2) == order(rank=1, world_size=2) == order()
+    # Four ranks need 64, so two are divided.
+    assert order(world_size=4) != order()
+    resumed = loader()
+    whole = resumed.order()
+    resumed.batches.set_epoch(3)
+    resumed.batches.skip = 2
+    assert resumed.order() == whole
+    assert next(iter(resumed)) is not None
+
+
+def test_other_tokens_have_another_hash() -> None:
+    streams = [np.arange(100) % 50 + start for start in (4, 5)]
+    hashes = {
+        ResumableLoader(
+            Blocks(stream, context=8), ShuffledBlocks(100, context=8, batch_size=2)
+        ).order()
+        for stream in streams
+    }
+    assert len(hashes) == 2

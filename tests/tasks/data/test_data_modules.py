@@ -109,6 +109,20 @@ def test_the_order_is_reproducible_and_follows_the_seed(tmp_path: Path) -> None:
         for seed in (1, 1, 2)
     ]
     assert orders[0] == orders[1] != orders[2]
+    hashes = [phrases(tmp_path, seed=seed).train_dataloader().order() for seed in (1, 1, 2)]
+    assert hashes[0] == hashes[1] != hashes[2]
+
+
+def test_an_example_is_as_long_as_what_is_trained_on_in_the_mean(tmp_path: Path) -> None:
+    data = phrases(tmp_path, tokens_per_batch=512)
+    lengths = [part.ne(0).sum(1) for batch in data.train_dataloader() for part in batch[:2]]
+    source, target = (torch.cat(lengths[side::2]).float().mean() for side in (0, 1))
+    example = data.example()
+    assert example.source.shape == (1, round(source.item()))
+    assert example.target.shape == (1, round(target.item()))
+    assert example.source.ne(0).all() and example.target.ne(0).all()
+    text = language(tmp_path, documents=True).example()
+    assert text.inputs.shape == text.targets.shape == text.segments.shape == (1, 16)
 
 
 def test_workers_give_the_same_batches(tmp_path: Path) -> None:

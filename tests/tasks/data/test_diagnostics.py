@@ -251,6 +251,15 @@ def test_the_order_follows_seed_and_epoch(tmp_path: Path) -> None:
     assert torch.cat([batch.inputs for batch in loader]).tolist() == order(1, 0)[30 * 16 :]
 
 
+def test_an_example_asks_as_much_as_a_row_does_in_the_mean(tmp_path: Path) -> None:
+    data = diagnostic(tmp_path, "flip_flop")
+    example, batch = data.example(), next(iter(data.train_dataloader()))
+    asked = (data.questions["train"].answers >= 0).sum(1)
+    assert example.inputs.shape == (1, batch.inputs.shape[1])
+    assert example.targets.shape == example.places.shape == (1, round(asked.mean()))
+    assert min(asked) < example.targets.shape[1] < max(asked)
+
+
 def test_report_fingerprint_and_cache(tmp_path: Path) -> None:
     data = diagnostic(tmp_path, test_lengths=[64])
     assert data.report["train"] == {"sequences": 600, "tokens": 600 * 32, "questions": 2400}

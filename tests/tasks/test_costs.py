@@ -1,0 +1,169 @@
+"""What a model costs: the figures are those of the equations, and counting leaves no trace."""
+
+import math
+from types import SimpleNamespace
+
+import pytest
+import torch
+from hydra import compose, initialize_config_module
+from omegaconf import OmegaConf
+
+from attention_zoo.tasks.build import settle
+from attention_zoo.tasks.costs import decode_state_bytes, training_flops_per_token
+from attention_zoo.tasks.data.batches import LanguageBatch, TranslationBatch
+from attention_zoo.tasks.data.tokenizers import ByteTokenizer
+from attention_zoo.tasks.launcher import register_launcher
+from attention_zoo.zoo import ATTENTION
+
+DIM, HIDDEN, LAYERS, HEADS = 16, 32, 2, 2
+SIZES = ["model=tiny", f"model.dim={DIM}", f"model.hidden={HIDDEN}", f"model.heads={HEADS}"]
+SIZES += [f"model.layers={LAYERS}", "tokenizer=bytes"]
+LENGTH, SOURCE, TARGET = 24, 9, 13
+VOCABULARY = ByteTokenizer().vocabulary_size
+
+
+def composed(*overrides, sizes=SIZES):
+    """The resolved config of a training."""
+    register_launcher("train")
+    with initialize_config_module("attention_zoo.conf", version_base="1.3"):
+        config = compose("train", overrides=[*sizes, *overrides, "paths.run=run"])
+    choices = settle(config)
+    plain = OmegaConf.to_container(config, resolve=True)
+    return plain | {"choices": {"data": None} | choices}
+
+
+def text():
+    """Stands in for data of language modelling."""
+    tokens = torch.full((1, LENGTH), 5)
+    return LanguageBatch(tokens, tokens)
+
+
+def pair():
+    """Stands in for data of translation."""
+    source, target = torch.full((1, SOURCE), 5), torch.full((1, TARGET), 5)
+    return TranslationBatch(source, target, torch.zeros(1, dtype=torch.long))
+
+
+def data(example):
+    return SimpleNamespace(tokenizer=ByteTokenizer(), example=example)
+
+
+def language(*overrides):
+    return composed("task=language_modeling", *overrides), data(text)
+
+
+def of(attention):
+    """A model of a mechanism, in a role that it can play."""
+    if "causal" in ATTENTION.card(attention).roles:
+        return language(f"attention={attention}", "position=sinusoidal")
+    chosen = f"attention@encoder_attention={attention}"
+    return composed(chosen, "position=sinusoidal"), data(pair)
+
+
+@pytest.mark.parametrize("attention", list(ATTENTION))
+def test_every_mechanism_has_its_costs(attention):
+    config, example = of(attention)
+    flops = training_flops_per_token(config, example)
+    # Feed-forward and head alone come to this.
+    assert flops > 3 * 2 * DIM * (LAYERS * 2 * HIDDEN + VOCABULARY) and math.isfinite(flops)
+    state = decode_state_bytes(config, example)
+    has_cache = bool(ATTENTION.card(attention).cache)
+    if "causal" in ATTENTION.card(attention).roles:
+        assert (state is not None) == has_cache
+        assert state is None or state > 0
+
+
+def test_the_flops_of_a_language_model_are_those_of_its_products():
+    config, example = language("attention=multi_head", "position=rotary")
+    projections, scores_and_sums = 4 * DIM * DIM, 2 * LENGTH * DIM
+    layer = projections + scores_and_sums + 2 * DIM * HIDDEN
+    forward = 2 * (LAYERS * layer + DIM * VOCABULARY)
+    # A product's gradients are two products of the same size.
+    assert training_flops_per_token(config, example) == 3 * forward
+
+
+def test_the_flops_of_a_translation_are_by_its_target_tokens():
+    config, example = composed("attention=multi_head"), data(pair)
+    # The target's first token is given, and its last one is not read.
+    read, written = SOURCE, TARGET - 1
+
+    def attention(queries, keys):
+        return (2 * queries + 2 * keys) * DIM * DIM + 2 * queries * keys * DIM
+
+    encoder = attention(read, read) + 2 * read * DIM * HIDDEN
+    decoder = attention(written, written) + attention(written, read) + 2 * written * DIM * HIDDEN
+    forward = 2 * (LAYERS * (encoder + decoder) + written * DIM * VOCABULARY)
+    assert training_flops_per_token(config, example) == 3 * forward / written
+
+
+def test_what_has_to_be_computed_costs_what_is_only_counted():
+    """Learned positions read their numbers, so that the model is run on the CPU."""
+    counted = [
+        count(*language(f"position={position}"))
+        for position in ("learned", "sinusoidal")
+        for count in (training_flops_per_token, decode_state_bytes)
+    ]
+    assert counted[:2] == counted[2:]
+
+
+@pytest.mark.parametrize("attention", ["multi_head", "sliding_window"])
+def test_a_backend_of_gpus_is_counted_in_its_plain_form(attention):
+    plain, flex = (
+        training_flops_per_token(*language(f"attention={attention}", f"attention.backend={name}"))
+        for name in ("auto", "flex")
+    )
+    assert flex == plain
+
+
+def test_a_loss_of_the_attentions_own_is_counted():
+    config, example = of("lightning_indexer")
+    parts = training_flops_per_token(config, example)
+    assert parts > training_flops_per_token(*language("attention=multi_head"))
+
+
+@pytest.mark.parametrize(
+    ("attention", "numbers"),
+    [
+        ("multi_head", 2 * LENGTH * DIM),
+        ("linear", HEADS * (DIM // HEADS) * (DIM // HEADS + 1)),
+        ("sliding_window", 2 * 8 * DIM),
+    ],
+)
+def test_the_decode_state_is_what_the_layers_keep(attention, numbers):
+    options = ["attention.window=8"] if attention == "sliding_window" else []
+    config, example = language(f"attention={attention}", "position=none", *options)
+    assert decode_state_bytes(config, example) == LAYERS * numbers * 4
+
+
+def test_a_translation_keeps_its_source_too():
+    state = decode_state_bytes(composed("attention=multi_head"), data(pair))
+    assert state == LAYERS * 2 * (SOURCE + TARGET - 1) * DIM * 4
+
+
+@pytest.mark.parametrize("position", ["rotary", "learned"])
+def test_counting_leaves_the_random_state_alone(position):
+    state = torch.get_rng_state()
+    config, example = language(f"position={position}", "model.dropout=0.5")
+    training_flops_per_token(config, example)
+    decode_state_bytes(config, example)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_a_training_is_the_same_to_the_bit_without_counting(train, monkeypatch):
+    options = [*SIZES[:-1], "tokenizer=characters", "model.dropout=0.5", "position=learned"]
+    options += ["data.source.size=60", "data.source.valid=8", "data.source.test=8"]
+    options += ["callbacks=minimal", "logger=none", "test=false", "trainer.max_steps=3"]
+    options += ["trainer.log_every_n_steps=1", "trainer.accelerator=cpu"]
+
+    def trained():
+        run = train(*options)
+        state = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
+        points = state["callbacks"]["History"]["points"]
+        return points, state["state_dict"]
+
+    losses, weights = trained()
+    for name in ("training_flops_per_token", "decode_state_bytes"):
+        monkeypatch.setattr(f"attention_zoo.tasks.verbs.train.{name}", lambda *_: 1)
+    bare_losses, bare_weights = trained()
+    assert len(losses["train/loss"]) == 3 and losses == bare_losses
+    assert all(torch.equal(weights[name], bare_weights[name]) for name in weights)

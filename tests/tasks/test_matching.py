@@ -1,0 +1,122 @@
+"""A model resized to its baseline agrees with it, and is a model like any other."""
+
+import io
+import json
+
+import pytest
+from rich.console import Console
+from test_costs import SIZES, composed, data, pair, text
+
+from attention_zoo.errors import Unsupported
+from attention_zoo.tasks.base import load_task
+from attention_zoo.tasks.build import parameter_counts
+from attention_zoo.tasks.checkpoints import read_checkpoint
+from attention_zoo.tasks.matching import baseline, cost, match_baseline
+
+WIDE = ["model.dim=32", "model.heads=4", "model.hidden=128"]
+
+
+def matched(by, *overrides):
+    """The config, resized; what was told and printed; and its baseline's cost."""
+    config = composed(*WIDE, f"match={by}", *overrides)
+    example = data(pair if config["task"]["name"] == "translation" else text)
+    target = cost(baseline(config), example)
+    out = io.StringIO()
+    told = match_baseline(config, example, Console(file=out, width=200))
+    return config, told, out.getvalue(), target, cost(config, example)
+
+
+@pytest.mark.parametrize("by", ["parameters", "flops"])
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["attention=gated"],
+        ["attention=multi_query"],
+        ["attention=tensor_product", "task=language_modeling"],
+        ["attention=state_space_dual", "task=language_modeling", "model.hidden=512"],
+        ["attention=linear", "model.activation=swiglu"],
+        ["attention@cross_attention=additive", "position=learned", "position.max_length=64"],
+        ["model.norm=layer", "model.tie_embeddings=false", "attention=multi_head_latent"],
+    ],
+)
+def test_the_model_agrees_with_its_baseline(by, overrides):
+    config, told, _, target, come_to = matched(by, *overrides)
+    assert abs(come_to - target) <= 0.01 * target
+    assert told == {"by": by, "target": target, "ff_dim": config["model"]["hidden"]}
+
+
+@pytest.mark.parametrize("size", ["tiny", "small", "medium", "base"])
+@pytest.mark.parametrize("task", ["translation", "language_modeling"])
+def test_every_size_of_model_can_be_matched(size, task):
+    config = composed(
+        f"task={task}", "attention=multi_query", "match=parameters", sizes=[f"model={size}"]
+    )
+    before, target = config["model"]["hidden"], cost(baseline(config), data(text))
+    match_baseline(config, data(text), Console(file=io.StringIO()))
+    assert config["model"]["hidden"] > before
+    assert abs(cost(config, data(text)) - target) <= 0.01 * target
+
+
+def test_a_lighter_attention_gives_to_the_feed_forward_and_a_heavier_one_takes():
+    lighter, _, line, target, parameters = matched("parameters", "attention=multi_query")
+    assert lighter["model"]["hidden"] > 128
+    assert line == (
+        f"match=parameters: feed-forward 128 → {lighter['model']['hidden']}, {parameters:,} "
+        f"parameters, the baseline has {target:,}\n"
+    )
+    heavier, *_ = matched("parameters", "attention=gated")
+    assert heavier["model"]["hidden"] < 128
+
+
+def test_what_agrees_is_left_alone():
+    config, told, line, *_ = matched("parameters", "attention=multi_head", "position=alibi")
+    assert config["model"]["hidden"] == told["ff_dim"] == 128
+    assert "feed-forward stays 128" in line
+
+
+def test_a_round_width_is_taken_where_it_is_near_enough():
+    config, *_ = matched("parameters", "attention=multi_query", "model.dim=64")
+    assert config["model"]["hidden"] % 8 == 0
+
+
+def test_the_baseline_can_be_another():
+    config, _, _, target, come_to = matched(
+        "parameters", "baseline.attention=multi_query", "baseline.position=none"
+    )
+    assert baseline(config)["attention"]["name"] == "multi_query"
+    assert config["model"]["hidden"] < 128
+    assert abs(come_to - target) <= 0.01 * target
+
+
+@pytest.mark.parametrize(
+    ("attention", "position"), [("multi_head", "rotary"), ("additive", "sinusoidal")]
+)
+def test_the_baselines_encoding_is_the_default_of_its_attention(attention, position):
+    config = composed("match=parameters", f"baseline.attention={attention}", "position=alibi")
+    assert baseline(config)["position"]["name"] == position
+
+
+def test_what_no_feed_forward_makes_up_for_is_refused_with_the_figures():
+    with pytest.raises(
+        Unsupported, match=r"match=parameters finds no .* with a width of 8, .*Raise"
+    ):
+        matched("parameters", "position=learned", "position.max_length=4096", "model.hidden=40")
+
+
+def test_a_matched_run_is_as_any_other(train):
+    options = [*SIZES[:-1], "tokenizer=characters", "match=parameters", "attention=gated"]
+    options += ["data.source.size=60", "data.source.valid=8", "data.source.test=8"]
+    options += ["callbacks=minimal", "logger=none", "test=false", "trainer.accelerator=cpu"]
+    run = train(*options, "trainer.max_steps=1")
+    results = json.loads((run / "results.json").read_text())
+    width, target = results["matched"]["ff_dim"], results["matched"]["target"]
+    assert width < 32 and abs(results["parameters"] - target) <= 0.01 * target
+    assert f"hidden: {width}\n" in (run / "config.yaml").read_text()
+    checkpoint = read_checkpoint(run / "checkpoints" / "last.ckpt")
+    config = checkpoint["attention_zoo"]["config"]
+    assert config["model"]["hidden"] == width
+    model = load_task(checkpoint, config).model
+    assert parameter_counts(model)["parameters"] == results["parameters"]
+    last = run / "checkpoints" / "last.ckpt"
+    resumed = train(*options, "trainer.max_steps=2", f"ckpt_path={last}")
+    assert json.loads((resumed / "results.json").read_text())["matched"] == results["matched"]
