@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 from attention_zoo.tasks.report.comparison import Comparison, Row, verdicts
 from attention_zoo.tasks.report.conditions import conditions
-from attention_zoo.tasks.report.measures import QUALITY, Measure
+from attention_zoo.tasks.report.measures import Measure
 from attention_zoo.tasks.report.runs import Run
 from attention_zoo.tasks.report.significance import LEVEL, RESAMPLES
 
@@ -112,11 +112,10 @@ def cheaper(comparison: Comparison) -> Iterator[str]:
 def how_tested(comparison: Comparison) -> Iterator[str]:
     """Test, correction and level."""
     keys = comparison.differences
-    titles = {x.key: x.title for x in QUALITY}
-    by = {"bootstrap": [], "welch": []}  # type: dict[str, list[str]]
+    by: dict[str, list[str]] = {"bootstrap": [], "welch": []}
     for measure in comparison.quality:
         if measure.test is not None and measure.key in keys:
-            by[measure.test].append(titles[measure.key])
+            by[measure.test].append(measure.title)
     chosen = "as asked" if comparison.chosen else "the best row"
     yield f"Differences are from `{comparison.reference.label}`, {chosen}."
     if by["bootstrap"]:
@@ -125,8 +124,8 @@ def how_tested(comparison: Comparison) -> Iterator[str]:
         }
         yield (
             f"{' and '.join(by['bootstrap'])}: paired bootstrap resampling of the test sentences, "
-            f"{RESAMPLES:,} times, by sacrebleu, the outputs of all seeds together; it says whether "
-            "other sentences would show the difference, not other seeds"
+            f"{RESAMPLES:,} times, by sacrebleu, the outputs of all seeds together; it says "
+            "whether other sentences would show the difference, not other seeds"
             + (f" ({'; '.join(sorted(signatures))})." if signatures else ".")
         )
     if by["welch"]:

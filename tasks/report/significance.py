@@ -48,9 +48,9 @@ class Difference:
 def welch(ours: Sequence[float], theirs: Sequence[float]) -> Difference:
     """Welch's t-test over seeds, for two samples of unequal variances, two-sided.
 
-        t = (m₁ − m₂) / √(s₁²/n₁ + s₂²/n₂),  p = I_{ν/(ν + t²)}(ν/2, ½)
+        t = (m₁ − m₂) / √(s₁²/n₁ + s₂²/n₂),  p = I_{f/(f + t²)}(f/2, ½)
 
-    ν of Welch and Satterthwaite, I the regularised incomplete beta function.
+    f of Welch and Satterthwaite, I the regularised incomplete beta function.
     """
     if not ours or not theirs:
         return Difference(None, lacking="no figure")
