@@ -14,6 +14,7 @@ from attention_zoo.tasks.report.significance import LEVEL, RESAMPLES
 
 NAMED = 6  # rows that a sentence names, before the rest is counted
 OUTCOMES = ("trained", "refused", "diverged", "failed", "killed", "not run", "unfinished")
+TOLD = ("tokens_per_second", "peak_memory_bytes", "parameters", "decode_state_bytes", "seconds")
 CHEAPER = {
     "tokens_per_second": "trains fastest",
     "peak_memory_bytes": "takes the least memory",
@@ -37,7 +38,11 @@ def answer(comparison: Comparison) -> Iterator[str]:
         yield f"The reference is `{reference.label}`, with {spread(reference, first)}."
     if len(comparison.rows) > 1:
         yield from certainty(comparison)
-    cost = [f"{x.text(best.mean(x.key))} {x.title}" for x in comparison.cost if best.values(x.key)]
+    cost = [
+        f"{x.text(best.mean(x.key))} {x.title}"
+        for x in comparison.cost
+        if x.key in TOLD and best.values(x.key)
+    ]
     if cost:
         yield f"What `{best.label}` costs: {', '.join(cost)}."
     yield from cheaper(comparison)
@@ -73,9 +78,13 @@ def certainty(comparison: Comparison) -> Iterator[str]:
     if found["open"]:
         shown = listed(found["open"], lambda row: f"`{row.label}` ({told(comparison, row)})")
         yield f"Not shown to differ from {name}: {shown}."
-    if found["untested"]:
-        shown = listed(found["untested"], lambda row: f"`{row.label}` ({told(comparison, row)})")
-        yield f"Differences that may be chance: {shown}."
+    reasons: dict[str, list[Row]] = {}
+    for row in found["untested"]:
+        reasons.setdefault(told(comparison, row), []).append(row)
+    for reason, rows in reasons.items():
+        every = len(rows) == len(comparison.rows) - 1
+        shown = "the others" if every else listed(rows, lambda row: f"`{row.label}`")
+        yield f"No test of {shown} against {name} ({reason}): differences may be chance."
 
 
 def told(comparison: Comparison, row: Row) -> str:
@@ -91,22 +100,23 @@ def listed(rows: Sequence[Row], name: Callable[[Row], str]) -> str:
 
 
 def cheaper(comparison: Comparison) -> Iterator[str]:
-    """Which of the rows that are not shown to differ from the best costs less."""
-    if comparison.reference is not comparison.best:
+    """Which of the rows that are not shown to differ from the best cost less."""
+    best = comparison.best
+    if comparison.reference is not best or len(comparison.rows) < 2:
         return
-    peers = dict(verdicts(comparison))["open"] if len(comparison.rows) > 1 else []
+    peers = [best, *dict(verdicts(comparison))["open"]]
+    found = []
     for measure in (x for x in comparison.cost if x.key in CHEAPER):
-        known = [row for row in (comparison.best, *peers) if row.values(measure.key)]
-        sign = 1 if measure.better == "lower" else -1
-        least = min(known, key=lambda row: sign * (row.mean(measure.key) or 0), default=None)
-        base = comparison.best.mean(measure.key)
-        if least is not None and least is not comparison.best and base:
-            times = (least.mean(measure.key) or 0) / base
-            if sign * (times - 1) < -0.01:
-                yield (
-                    f"Of those not shown to differ, `{least.label}` {CHEAPER[measure.key]}: "
-                    f"{times:.2g} × the {measure.title} of `{comparison.best.label}`."
-                )
+        costs = {row.label: x for row in peers if (x := row.mean(measure.key)) is not None}
+        base = costs.get(best.label)
+        if not base:
+            continue
+        least = (max if measure.better == "higher" else min)(costs, key=lambda name: costs[name])
+        times = costs[least] / base
+        if abs(times - 1) > 0.01:
+            found.append(f"`{least}` {CHEAPER[measure.key]} ({times:.2g} × {measure.title})")
+    if found:
+        yield f"Of those not shown to differ from `{best.label}`, {', '.join(found)}."
 
 
 def how_tested(comparison: Comparison) -> Iterator[str]:

@@ -174,7 +174,7 @@ def label_rows(rows: Sequence[Row], swept: Sequence[str]) -> list[str]:
             for key in chosen
         ]
         # A backtick would end the label where it is quoted.
-        row.label = ", ".join(parts).replace("`", "'") or "the run"
+        row.label = " ".join(parts).replace("`", "'") or "the run"
     return chosen
 
 

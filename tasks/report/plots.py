@@ -45,6 +45,7 @@ class Axis:
     text: Callable[[float], str]
     logarithmic: bool = False
     ticks: Sequence[float] | None = None
+    base: float = 10.0  # of round numbers: 1024 for bytes
 
     def share(self, value: float) -> float:
         """Where a value lies, from 0 to 1."""
@@ -57,12 +58,15 @@ class Axis:
         if self.ticks is not None:
             return list(self.ticks)
         if self.logarithmic:
-            first, last = (math.floor(math.log10(x)) for x in (self.low, self.high))
-            figures = [k * 10.0**n for n in range(first, last + 1) for k in (1, 2, 5)]
+            first, last = (math.floor(math.log(x, self.base)) for x in (self.low, self.high))
+            between = (1, 2, 5) if self.base == 10 else (1, 4, 16, 64, 256)
+            figures = [k * self.base**n for n in range(first, last + 1) for k in between]
             return [x for x in figures if self.low <= x <= self.high]
-        raw = (self.high - self.low) / 4
+        # Round in the unit that the figures are written in.
+        unit = self.base ** math.floor(math.log(self.high, self.base)) if self.base != 10 else 1.0
+        raw = (self.high - self.low) / unit / 6
         size = 10.0 ** math.floor(math.log10(raw))
-        step = next(k * size for k in (1, 2, 5, 10) if k * size >= raw * 0.9)
+        step = unit * next(k * size for k in (1, 2, 5, 10) if k * size >= raw)
         first, last = math.ceil(self.low / step - 1e-9), math.floor(self.high / step + 1e-9)
         return [n * step for n in range(first, last + 1)]
 
@@ -162,8 +166,8 @@ def loss_panels(comparison: Comparison, name: str) -> Iterator[str]:
         heights = [y for points in curves.values() for _, y, _ in points]
         last = max(x for points in curves.values() for x, _, _ in points)
         first = min(x for points in curves.values() for x, _, _ in points)
-        # Losses fall steeply at first: what is higher than all curves after a tenth runs out.
-        later = [y for points in curves.values() for x, y, _ in points if x >= last / 10]
+        # Losses fall steeply at first: what is higher than all curves after a quarter runs out.
+        later = [y for points in curves.values() for x, y, _ in points if x >= last / 4]
         low, high = margins(min(heights), max(later or heights))
         panel = Panel(
             f"{title}, nats per token",
@@ -227,7 +231,7 @@ def cost_panels(comparison: Comparison, name: str) -> Iterator[str]:
             continue
         spreads = {place: spread(comparison.rows[place], first) for place in points}
         y_axis = quality_axis(first, points.values(), spreads.values())
-        logarithmic = 0 < min(costs) and max(costs) / min(costs) > WIDE
+        logarithmic = min(costs) > 0 and max(costs) / min(costs) > WIDE
         low, high = margins(min(costs), max(costs), logarithmic=logarithmic)
         better = "right" if cost.better == "higher" else "left"
         upward = "up" if first.better == "higher" else "down"
@@ -235,7 +239,14 @@ def cost_panels(comparison: Comparison, name: str) -> Iterator[str]:
         low = max(low, 0) if min(costs) >= 0 else low
         panel = Panel(
             f"{first.title} by {cost.title}",
-            Axis(f"{cost.title} (better: {better}, and {upward})", low, high, cost.text, logarithmic),
+            Axis(
+                f"{cost.title} (better: {better}, and {upward})",
+                low,
+                high,
+                cost.text,
+                logarithmic,
+                base=1024.0 if cost.style == "bytes" else 10.0,
+            ),
             y_axis,
         )
         drawn = []
@@ -402,7 +413,9 @@ def strip(comparison: Comparison, place: int) -> str:
         dots += f'<path class="mean" d="M{at(middle):.1f},3V17"/>'
     reference = comparison.reference.mean(first.key)
     line = "" if reference is None else f'<path class="grid" d="M{at(reference):.1f},0V20"/>'
-    told = ", ".join(f"seed {run.seed}: {first.text(run.results.get(first.key))}" for run in row.runs)
+    told = ", ".join(
+        f"seed {run.seed}: {first.text(run.results.get(first.key))}" for run in row.runs
+    )
     content = group(place, f"{row.label}: {told}", f'<path class="hit" d="M0,0H140V20H0Z"/>{dots}')
     return f'<svg class="strip" viewBox="0 0 140 20" aria-hidden="true">{line}{content}</svg>'
 
