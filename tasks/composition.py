@@ -1,6 +1,7 @@
 """How a command line becomes a config: plugins, checkpoints as configs, errors said on one line."""
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from importlib.metadata import entry_points
@@ -26,10 +27,11 @@ from attention_zoo.tasks.launcher import register_launcher
 from attention_zoo.zoo import unknown
 
 OVERRIDE = re.compile(r"^(\+{0,2}|~)[\w/@.:$-]+=|^~[\w/@.:-]+$", re.ASCII)
+SOURCE_FLAGS = ("--config-path", "-cp", "--config-name", "-cn", "--config-dir", "-cd")
 VALUED_FLAGS = (
-    "--cfg", "-c", "--package", "-p", "--info", "-i", "--config-path", "-cp", "--config-name",
-    "-cn", "--config-dir", "-cd", "--experimental-rerun",
-)  # fmt: skip
+    *SOURCE_FLAGS,
+    *("--cfg", "-c", "--package", "-p", "--info", "-i", "--experimental-rerun"),
+)
 # Groups and options that have no part in using a checkpoint.
 OF_TRAINING = (
     "callbacks", "logger", "experiment", "debug", "hparams_search", "lengths", "stride", "match",
@@ -71,8 +73,8 @@ def prepare(verb: str, arguments: list[str]) -> Call:
     Raises:
         UserError: an argument that is neither an override nor, where the verb takes them, a line.
     """
-    register_plugins(verb)
     overrides, lines = split(arguments)
+    register_plugins(verb, source_flags(overrides))
     if lines and verb in ("train", "evaluate"):
         raise UserError(f"{verb} takes overrides of the form name=value, got {lines[0]!r}.")
     if verb == "train":
@@ -146,10 +148,10 @@ def primary() -> Any:
     return OmegaConf.create(files("attention_zoo.conf").joinpath("train.yaml").read_text())
 
 
-def register_plugins(verb: str) -> None:
+def register_plugins(verb: str, flags: Sequence[str] = ()) -> None:
     """Make Hydra know the configs of the zoo's plugins, and our launcher for jobs of a verb."""
     Plugins.instance().register(PluginConfigs)
-    register_launcher(verb)
+    register_launcher(verb, flags)
 
 
 def split(arguments: list[str]) -> tuple[list[str], list[str]]:
@@ -173,6 +175,17 @@ def split(arguments: list[str]) -> tuple[list[str], list[str]]:
         else:
             lines.append(argument)
     return [*flags, *overrides], lines
+
+
+def source_flags(arguments: list[str]) -> list[str]:
+    """The flags that say where configs are, with their values."""
+    flags = []
+    for argument, following in zip(arguments, [*arguments[1:], ""], strict=True):
+        if argument in SOURCE_FLAGS:
+            flags += [argument, following]
+        elif argument.partition("=")[0] in SOURCE_FLAGS:
+            flags.append(argument)
+    return flags
 
 
 def store_config(verb: str, whole: dict[str, Any], overrides: list[str]) -> None:

@@ -82,7 +82,8 @@ class ProcessesLauncher(Launcher):
         try:
             run_jobs(
                 self.composed(job for job in jobs if not job.finished),
-                command=self.command,
+                # What was said of Hydra itself, such as a search path, holds for the jobs too.
+                command=[*self.command, *self.config.hydra.overrides.hydra],
                 environment=self.environment,
                 pool=Pool(self.slots),
                 fail_fast=self.fail_fast,
@@ -171,8 +172,12 @@ def returned(job: Job) -> JobReturn:
 ProcessesLauncher.__module__ = "hydra_plugins.attention_zoo"
 
 
-def register_launcher(verb: str) -> None:
-    """Make `hydra/launcher=processes` known, for jobs of a verb."""
+def register_launcher(verb: str, flags: Sequence[str] = ()) -> None:
+    """Make `hydra/launcher=processes` known, for jobs of a verb.
+
+    Args:
+        flags: those of Hydra's that say where configs are.
+    """
     Plugins.instance().register(ProcessesLauncher)
     # Hydra finds the class by importing what it calls itself.
     module = ProcessesLauncher.__module__
@@ -182,7 +187,7 @@ def register_launcher(verb: str) -> None:
     ProcessesLauncher.environment = dict(os.environ)
     node = {
         "_target_": f"{ProcessesLauncher.__module__}.{ProcessesLauncher.__name__}",
-        "command": [sys.executable, "-m", "attention_zoo", verb],
+        "command": [sys.executable, "-m", "attention_zoo", verb, *flags],
         "jobs": "${oc.select:jobs,1}",
         "fail_fast": "${oc.select:fail_fast,false}",
     }

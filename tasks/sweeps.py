@@ -11,6 +11,8 @@ from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import cached_property
+from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
 
@@ -188,33 +190,27 @@ class Pool:
     def __init__(self, slots: int) -> None:
         self.slots = slots
         self.free_slots = slots
-        self._gpus: list[str] | None = None
         self.taken: dict[int, list[str]] = {}
 
-    @property
+    @cached_property
     def gpus(self) -> list[str]:
-        """Those that nobody has taken."""
-        if self._gpus is None:
-            self._gpus = visible_gpus()
-            self.all_gpus = len(self._gpus)
-        return self._gpus
+        """All that there are. To ask costs the import of torch, which no job on the CPU needs."""
+        return visible_gpus()
 
     def trains_on_gpus(self, job: Job) -> bool:
         if job.accelerator == "cpu":
             return False
-        # To ask costs the import of torch, which no job on the CPU needs.
-        free = self.gpus
-        return job.accelerator in ("gpu", "cuda") or (job.accelerator == "auto" and bool(free))
+        return job.accelerator in ("gpu", "cuda") or (job.accelerator == "auto" and bool(self.gpus))
 
     def take(self, job: Job) -> dict[str, str] | None:
         """The environment that gives a job its devices; None, if it has to wait."""
         if self.trains_on_gpus(job):
-            wanted = job.devices if isinstance(job.devices, int) and job.devices > 0 else None
-            count = self.all_gpus if wanted is None else min(wanted, self.all_gpus)
-            if len(self.gpus) < count:
+            free = [gpu for gpu in self.gpus if gpu not in chain(*self.taken.values())]
+            count = self.gpus_for(job)
+            if len(free) < count:
                 return None
-            self.taken[job.number] = [self.gpus.pop(0) for _ in range(count)]
-            return {"CUDA_VISIBLE_DEVICES": ",".join(self.taken[job.number])}
+            self.taken[job.number] = free[:count]
+            return {"CUDA_VISIBLE_DEVICES": ",".join(free[:count])}
         if self.free_slots == 0:
             return None
         self.free_slots -= 1
@@ -222,17 +218,21 @@ class Pool:
             return {}
         return {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // self.slots))}
 
+    def gpus_for(self, job: Job) -> int:
+        """As many as its Trainer asks for; all, where it asks for `auto` or -1."""
+        there = len(self.gpus)
+        asked = isinstance(job.devices, int) and job.devices > 0
+        return min(int(job.devices), there) if asked else there
+
     def give_back(self, job: Job) -> None:
-        if job.number in self.taken:
-            self.gpus.extend(self.taken.pop(job.number))
-        else:
+        if self.taken.pop(job.number, None) is None:
             self.free_slots += 1
 
     def is_for_one(self, job: Job) -> bool:
         """Whether no other job can run beside this one."""
         if not self.trains_on_gpus(job):
             return self.slots == 1
-        return self.all_gpus < 2 or job.devices in ("auto", -1, self.all_gpus)
+        return self.gpus_for(job) == len(self.gpus)
 
 
 def visible_gpus() -> list[str]:

@@ -1,7 +1,10 @@
 """`torch.nn.functional.scaled_dot_product_attention`: the fastest kernel that the device has."""
 
+from dataclasses import replace
+
+import torch
 from torch import Tensor
-from torch.nn.functional import scaled_dot_product_attention
+from torch.nn.functional import pad, scaled_dot_product_attention
 
 from attention_zoo.masks import Visible
 
@@ -17,6 +20,8 @@ def attend(
     dropout: float = 0.0,
 ) -> Tensor:
     """As `reference.attend`, whose docstring holds."""
+    if bias is not None and len(bias) == 1 and differs_by_padding_only(visible):
+        return attend_padded(q, k, v, visible=visible, bias=bias, scale=scale, dropout=dropout)
     # A plain triangle is left to the kernel, which then skips the half that is not visible. A mask
     # beside `is_causal` is combined by some kernels and refused by others.
     triangle = visible.triangle and bias is None
@@ -34,3 +39,47 @@ def attend(
         scale=scale,
         enable_gqa=k.shape[1] != q.shape[1],
     )
+
+
+def differs_by_padding_only(visible: Visible) -> bool:
+    """Whether the rows of a batch see alike, but for their padding."""
+    plain = visible.pattern is None and visible.mask.segments is None
+    return plain and visible.mask.padding is not None
+
+
+def attend_padded(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    visible: Visible,
+    bias: Tensor,
+    scale: float,
+    dropout: float,
+) -> Tensor:
+    """With a bias [1 h q k] and padding that differs from row to row.
+
+    The kernel takes one mask, and both in one would be [b h q k]. So the padding comes as one more
+    channel of the heads, which lowers the scores of padded keys until their weights are zero.
+    """
+    low = (torch.finfo(q.dtype).max / 4) ** 0.5
+    assert visible.mask.padding is not None
+    columns = slice(visible.columns.start, visible.columns.stop)
+    real = pad(visible.mask.padding[:, columns], (visible.sinks, 0), value=True)
+    channel = torch.zeros_like(k[..., :1]).masked_fill(~real[:, None, :, None], -low)
+    # GPU kernels want widths of whole eights, and those of queries, keys and values to be equal.
+    width = q.shape[-1]
+    rest = -(width + 1) % 8
+    shared = replace(visible, mask=replace(visible.mask, padding=None))
+    out = attend(
+        torch.cat([q, torch.full_like(q[..., :1], low), q.new_zeros(*q.shape[:-1], rest)], dim=-1),
+        torch.cat([k, channel, k.new_zeros(*k.shape[:-1], rest)], dim=-1),
+        pad(v, (0, 1 + rest)),
+        visible=shared,
+        bias=bias,
+        scale=scale,
+        dropout=dropout,
+    )
+    seen = visible.dense(q.device)
+    assert seen is not None
+    return out[..., :width].masked_fill(~seen.any(-1, keepdim=True), 0.0)

@@ -8,10 +8,12 @@ import torch
 from torch import Tensor
 
 from attention_zoo import Unsupported, create_attention
-from attention_zoo.backends import BACKENDS, flex
+from attention_zoo.backends import BACKENDS, flex, reference, sdpa
 from attention_zoo.masks import Mask, Visible
+from attention_zoo.zoo import Role
 from tests.conformance.definition import packed, padding
 from tests.conformance.numbers import assert_same
+from tests.traps.memory import memory_of
 
 CPU = torch.device("cpu")
 
@@ -117,3 +119,38 @@ def test_what_a_gpu_compiles_can_be_compiled(monkeypatch: pytest.MonkeyPatch) ->
     x = torch.randn(2, length, 16, dtype=torch.float32)
     with torch.no_grad():
         torch.testing.assert_close(ours(x, mask=mask), theirs(x, mask=mask))
+
+
+@pytest.mark.parametrize("position", ["alibi", "sandwich"])
+@pytest.mark.parametrize("role", ["causal", "global"])
+def test_a_bias_that_rows_share_is_not_repeated_for_padding(position: str, role: Role) -> None:
+    batch, heads, length = 8, 4, 64
+    attention = create_attention(
+        "multi_head", dim=32, heads=heads, role=role, position=position, backend="sdpa"
+    )
+    real = torch.arange(length) >= torch.arange(batch)[:, None] * 5
+    x = torch.randn(batch, length, 32)
+    memory = memory_of(lambda: attention(x, mask=Mask(padding=real)))
+    assert memory.largest < batch * heads * length * length * x.itemsize
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32", "bfloat16", "float16"])
+def test_padding_beside_a_bias_is_exact(dtype: str) -> None:
+    kind = getattr(torch, dtype)
+    q, k, v = torch.randn(3, 3, 4, 7, 5, dtype=kind).unbind()
+    bias = torch.randn(1, 4, 7, 7, dtype=kind)
+    real = torch.tensor([[False] * 3 + [True] * 4, [True] * 7, [False] * 7])
+    visible = Visible(mask=Mask(causal=True, padding=real), rows=range(7), columns=range(7))
+    seen = {"visible": visible, "bias": bias, "scale": 0.5}
+    got = sdpa.attend(q, k, v, **seen)
+    # What stands at padded keys makes no difference, not even in the last digit.
+    others = (
+        torch.where(real[:, None, :, None], k, 100 * k),
+        v.masked_fill(~real[:, None, :, None], 9),
+    )
+    assert torch.equal(got, sdpa.attend(q, *others, **seen))
+    assert (got[0, :, :3] == 0).all() and (got[2] == 0).all()
+    wide = [part.double() for part in (q, k, v)]
+    expected = reference.attend(*wide, **seen | {"bias": bias.double()})
+    error = (got.double() - expected).abs().max()
+    assert error < 20 * torch.finfo(kind).eps

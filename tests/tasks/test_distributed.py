@@ -118,16 +118,23 @@ def test_evaluation_counts_every_sample_once(pair):
 
 
 @pytest.mark.slow
-def test_every_job_of_a_sweep_has_both_processes(tmp_path):
-    train(tmp_path, "-m", "trainer=ddp", "seed=1,2", "logger=none", "callbacks=minimal")
+def test_every_job_of_a_sweep_has_both_processes_and_a_rate_of_its_own(tmp_path):
+    rates = [0.001, 0.003, 0.01]
+    swept = f"optimizer.lr={','.join(map(str, rates))}"
+    devices = ["trainer=ddp", "trainer.devices=2", "trainer.accelerator=cpu"]
+    train(tmp_path, "-m", *devices, swept, "logger=[csv,wandb]", "callbacks=minimal", "test=false")
     (sweep,) = (tmp_path / "logs" / "translation" / "multiruns").iterdir()
     jobs = sorted(path for path in sweep.iterdir() if path.is_dir())
-    assert [path.name for path in jobs] == ["0", "1"]
-    for job in jobs:
+    assert [path.name for path in jobs] == ["0", "1", "2"]
+    for job, rate in zip(jobs, rates, strict=True):
         checkpoint = torch.load(job / "checkpoints" / "last.ckpt", weights_only=True)
         state = checkpoint["loops"]["fit_loop"]["state_dict"]["combined_loader"][0]
         assert state["world_size"] == 2
         assert checkpoint["global_step"] == 3
+        # Ranks of another rate would have been refused (see below).
+        assert checkpoint["attention_zoo"]["config"]["optimizer"]["lr"] == rate
+        assert len(list((job / "wandb").glob("offline-run-*"))) == 1
+    assert len({losses(job)[-1] for job in jobs}) == 3
 
 
 def test_ranks_that_composed_something_else_are_found_out(tmp_path):

@@ -121,10 +121,11 @@ def test_places_on_the_cpu_share_its_threads(tmp_path, monkeypatch):
 
 def test_jobs_get_gpus_of_their_own(tmp_path, monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5,6")
-    wanted = [1, 2, "auto", 8]
+    # The third waits for GPUs: there are some, though others have them.
+    wanted = [("gpu", 1), ("cuda", 2), ("auto", "auto"), ("gpu", 8)]
     jobs = [
-        job(tmp_path, number, "do=train", "seconds=0.3", accelerator="gpu", devices=count)
-        for number, count in enumerate(wanted)
+        job(tmp_path, number, "do=train", "seconds=0.3", accelerator=kind, devices=count)
+        for number, (kind, count) in enumerate(wanted)
     ]
     launch(jobs, slots=1)
     given = [seen(one)["gpus"].split(",") for one in jobs]
