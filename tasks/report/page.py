@@ -30,7 +30,8 @@ def page(title: str, comparisons: Sequence[Comparison], runs: Sequence[Run]) -> 
         title,
         f"<header><h1>{escape(title)}</h1><p class='soft'>{escape(counted(runs))}. "
         f"Made {datetime.now():%Y-%m-%d %H:%M} by attention-zoo report.</p></header>"
-        f"<main>{body}<h2>Jobs without a result</h2>{told}</main>",
+        f"<main>{body}<h2>Jobs without a result</h2>{told}"
+        f"<details><summary>All {len(runs)} jobs</summary>{jobs_table(runs)}</details></main>",
     )
 
 
@@ -227,7 +228,7 @@ def jobs_table(runs: Sequence[Run]) -> str:
     )
     return scroll(
         f"<table class='sortable'><thead><tr>{heads}</tr></thead><tbody>{lines}</tbody></table>",
-        "Jobs without a result",
+        "Jobs",
     )
 
 

@@ -12,6 +12,7 @@ from attention_zoo.tasks.report.runs import Run, find_runs
 from attention_zoo.tasks.report.text import comparison_table, csv_of, markdown, show
 
 LOGGERS = ("wandb", "none")
+PROJECT = "attention-zoo"  # in W&B, where the runs were not written down there
 
 
 def run(arguments: list[str]) -> None:
@@ -33,9 +34,9 @@ def run(arguments: list[str]) -> None:
     console = Console()
     runs = find_runs(folders)
     comparisons = compare(runs, parsed.baseline)
+    into = parsed.into or folders[0]
     test(comparisons, console)
     title = f"Report on {', '.join(folder.resolve().name for folder in folders)}"
-    into = parsed.into or folders[0]
     html = page(title, comparisons, runs)
     paths = write(
         into,
@@ -49,7 +50,7 @@ def run(arguments: list[str]) -> None:
     for path in paths:
         console.print(str(path), soft_wrap=True, highlight=False, markup=False)
     if "wandb" in loggers:
-        log(title, html, comparisons, runs, into)
+        log(title, html, comparisons, runs, folders[0], into)
 
 
 def test(comparisons: Sequence[Comparison], console: Any) -> None:
@@ -76,9 +77,14 @@ def write(folder: Path, texts: dict[str, str]) -> list[Path]:
 
 
 def log(
-    title: str, html: str, comparisons: Sequence[Comparison], runs: Sequence[Run], folder: Path
+    title: str,
+    html: str,
+    comparisons: Sequence[Comparison],
+    runs: Sequence[Run],
+    sweep: Path,
+    folder: Path,
 ) -> None:
-    """The report as a run of W&B, in the project of the runs."""
+    """The report as a run of W&B, in the project and group of the runs."""
     from attention_zoo.tasks.loggers import (
         create_wandb_logger,
         finish,
@@ -87,12 +93,13 @@ def log(
         log_table,
     )
 
-    used = [run.config["logger"]["wandb"] for run in runs if wandb_of(run)]
-    first = used[0] if used else {}
+    nodes = [(run.config.get("logger") or {}).get("wandb") for run in runs]
+    node = next((node for node in nodes if node), {"project": PROJECT})
     logger = create_wandb_logger(
-        project=first.get("project", "attention-zoo"),
-        group=first.get("group"),
-        save_dir=folder,
+        **{key: node[key] for key in ("project", "entity") if node.get(key)},
+        group=node.get("group") or sweep.resolve().name,
+        # A folder of its own: the run in W&B of a run's folder is that of its training.
+        save_dir=folder / "report",
         name=title,
         job_type="report",
         tags=["report"],
@@ -114,7 +121,3 @@ def log(
         exit_code = 0
     finally:
         finish([logger], exit_code)
-
-
-def wandb_of(run: Run) -> bool:
-    return "wandb" in (run.config.get("logger") or {})
