@@ -24,7 +24,7 @@ def run(arguments: list[str]) -> None:
     )
     parser.add_argument("--baseline", metavar="LABEL", help="the row to test against: not the best")
     parser.add_argument("--into", type=Path, metavar="FOLDER", help="for the files: not the first")
-    parsed = parser.parse_args(arguments)
+    parsed = parser.parse_intermixed_args(arguments)
     loggers = [x.removeprefix("logger=") for x in parsed.folders if x.startswith("logger=")]
     folders = [Path(x) for x in parsed.folders if not x.startswith("logger=")]
     if unknown := [name for name in loggers if name not in LOGGERS]:
