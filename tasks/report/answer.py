@@ -6,11 +6,11 @@ Labels stand in backticks, as in Markdown.
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 
-from attention_zoo.tasks.report.comparison import Comparison, Row, verdicts
+from attention_zoo.tasks.report.comparison import Comparison, Row, resamples, verdicts
 from attention_zoo.tasks.report.conditions import conditions
 from attention_zoo.tasks.report.measures import Measure
 from attention_zoo.tasks.report.runs import Run
-from attention_zoo.tasks.report.significance import LEVEL, RESAMPLES
+from attention_zoo.tasks.report.significance import LEVEL
 
 NAMED = 6  # rows that a sentence names, before the rest is counted
 OUTCOMES = ("trained", "refused", "diverged", "failed", "killed", "not run", "unfinished")
@@ -134,7 +134,7 @@ def how_tested(comparison: Comparison) -> Iterator[str]:
         }
         yield (
             f"{' and '.join(by['bootstrap'])}: paired bootstrap resampling of the test sentences, "
-            f"{RESAMPLES:,} times, by sacrebleu, the outputs of all seeds together; it says "
+            f"{resamples(len(comparison.rows)):,} times, by sacrebleu, the outputs of all seeds together; it says "
             "whether other sentences would show the difference, not other seeds"
             + (f" ({'; '.join(sorted(signatures))})." if signatures else ".")
         )

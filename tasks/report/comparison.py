@@ -268,9 +268,16 @@ def paired(key: str, row: Row, reference: Row, outputs: Mapping[int, Any]) -> Di
     signature = told_by.pop()
     if signature is None:
         return Difference(ours - theirs, lacking="no sacreBLEU signature: no test")
-    found = bootstrap(key, signature, outputs[id(row)], outputs[id(reference)])
+    found = bootstrap(
+        key, signature, outputs[id(row)], outputs[id(reference)], resamples=resamples(len(outputs))
+    )
     # The amount shown is that of the table's means; the test's is of all seeds scored together.
     return Difference(ours - theirs, found.p, None, found.lacking, found.signature)
+
+
+def resamples(rows: int) -> int:
+    """Of a bootstrap: as many as make the lowest p significant after correction over the rows."""
+    return max(1000, 100 * rows)
 
 
 def verdicts(comparison: Comparison) -> Iterator[tuple[str, list[Row]]]:

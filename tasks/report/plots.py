@@ -5,13 +5,13 @@ others are grey, and named by pointing at them.
 """
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 
 from attention_zoo.tasks.length_report import asked, measure, score
 from attention_zoo.tasks.report.comparison import Comparison, Row
-from attention_zoo.tasks.report.measures import Measure, deviation, mean, scaled
+from attention_zoo.tasks.report.measures import SCALES, Measure, deviation, mean, scaled
 
 COLOURS = 7  # rows with a style of their own
 DASHES = ("", "7 3", "2 3", "9 3 2 3", "", "7 3", "2 3")
@@ -171,7 +171,7 @@ def loss_panels(comparison: Comparison, name: str) -> Iterator[str]:
         low, high = margins(min(heights), max(later or heights))
         panel = Panel(
             f"{title}, nats per token",
-            Axis("target tokens seen", first, last, lambda x: scaled(x, "count")),
+            Axis("target tokens seen", first, last, rounded("count", first, last)),
             Axis("", low, high, decimals(low, high)),
         )
         drawn = []
@@ -230,7 +230,7 @@ def cost_panels(comparison: Comparison, name: str) -> Iterator[str]:
         if len({*costs}) < 2:
             continue
         spreads = {place: spread(comparison.rows[place], first) for place in points}
-        y_axis = quality_axis(first, points.values(), spreads.values())
+        y_axis = quality_axis(first, points, spreads)
         logarithmic = min(costs) > 0 and max(costs) / min(costs) > WIDE
         low, high = margins(min(costs), max(costs), logarithmic=logarithmic)
         better = "right" if cost.better == "higher" else "left"
@@ -243,7 +243,7 @@ def cost_panels(comparison: Comparison, name: str) -> Iterator[str]:
                 f"{cost.title} (better: {better}, and {upward})",
                 low,
                 high,
-                cost.text,
+                cost.text if logarithmic else rounded(cost.style, low, high),
                 logarithmic,
                 base=1024.0 if cost.style == "bytes" else 10.0,
             ),
@@ -271,13 +271,9 @@ def spread(row: Row, measure: Measure) -> float:
 
 
 def quality_axis(
-    measure: Measure, points: Iterator[tuple[float, float]] | Sequence, spreads: Sequence
+    measure: Measure, points: Mapping[int, tuple[float, float]], spreads: Mapping[int, float]
 ) -> Axis:
-    ends = [
-        y + sign * around
-        for (_, y), around in zip(points, spreads, strict=True)
-        for sign in (-1, 1)
-    ]
+    ends = [y + sign * spreads[place] for place, (_, y) in points.items() for sign in (-1, 1)]
     low, high = margins(min(ends), max(ends))
     return Axis(measure.title, low, high, decimals(low, high))
 
@@ -431,5 +427,13 @@ def margins(low: float, high: float, *, logarithmic: bool = False) -> tuple[floa
 
 def decimals(low: float, high: float) -> Callable[[float], str]:
     """Writes numbers of a range with as many decimals as tell its ticks apart."""
-    digits = max(0, -math.floor(math.log10((high - low) / 4)))
+    digits = max(0, -math.floor(math.log10((high - low) / 6)))
     return lambda value: f"{value:,.{digits}f}".replace("-", "−")
+
+
+def rounded(style: int | str, low: float, high: float) -> Callable[[float], str]:
+    """The same, in the unit of the range's high end."""
+    base, units = SCALES.get(str(style), (1, ("",)))
+    power = min(len(units) - 1, int(math.log(high, base))) if base > 1 and high >= 1 else 0
+    number = decimals(low / base**power, high / base**power)
+    return lambda value: f"{number(value / base**power)} {units[power]}".rstrip()

@@ -11,7 +11,6 @@ if TYPE_CHECKING:
     from sacrebleu.metrics.base import Metric
 
 LEVEL = 0.05
-RESAMPLES = 1000
 
 
 @dataclass(frozen=True)
@@ -74,7 +73,9 @@ def welch(ours: Sequence[float], theirs: Sequence[float]) -> Difference:
 Outputs = dict[int | None, list[dict[str, str]]]  # of the test sentences, by seed
 
 
-def bootstrap(key: str, signature: str, ours: Outputs, theirs: Outputs) -> Difference:
+def bootstrap(
+    key: str, signature: str, ours: Outputs, theirs: Outputs, *, resamples: int = 1000
+) -> Difference:
     """Paired bootstrap resampling of the test sentences (Koehn 2004), sacrebleu's, two-sided.
 
     The outputs of all seeds that both have are scored together. A sentence is drawn with its
@@ -83,6 +84,7 @@ def bootstrap(key: str, signature: str, ours: Outputs, theirs: Outputs) -> Diffe
     Args:
         key: test/bleu or test/chrf.
         signature: sacrebleu's of the runs, whose settings are used.
+        resamples: how often the sentences are drawn; no p is lower than 1 / (resamples + 1).
     """
     if not ours or not theirs:
         return Difference(None, lacking="no test_outputs.jsonl: no test")
@@ -106,7 +108,7 @@ def bootstrap(key: str, signature: str, ours: Outputs, theirs: Outputs) -> Diffe
     ]
     references = [[reference for _, reference in sentences[0]]]
     signatures, scores = PairedTest(
-        systems, {key: metric}, references, test_type="bs", n_samples=RESAMPLES
+        systems, {key: metric}, references, test_type="bs", n_samples=resamples
     )()
     (name,) = signatures
     reference, row = scores[name]
@@ -123,11 +125,12 @@ def metric_over_seeds(key: str, signature: str) -> "Metric | None":
     None, where the signature says other settings than these two.
     """
     import numpy as np
-    from sacrebleu.metrics import BLEU, CHRF
+    from sacrebleu.metrics.bleu import BLEU
+    from sacrebleu.metrics.chrf import CHRF
 
     said = dict(part.split(":", 1) for part in signature.split("|"))
     lowercase = said.get("case") == "lc"
-    metric: BLEU | CHRF
+    metric: Any
     if key == "test/bleu":
         metric = BLEU(lowercase=lowercase, tokenize=said.get("tok"))
     else:
@@ -143,9 +146,9 @@ def metric_over_seeds(key: str, signature: str) -> "Metric | None":
             np.asarray(of_one(list(each), references)) for each in zip(*hypotheses, strict=True)
         )
 
-    metric._extract_corpus_statistics = of_all  # type: ignore[method-assign]
-    metric._aggregate_and_compute = (  # type: ignore[method-assign]
-        lambda stats: metric._compute_score_from_stats(np.sum(stats, axis=0).tolist())
+    metric._extract_corpus_statistics = of_all
+    metric._aggregate_and_compute = lambda stats: metric._compute_score_from_stats(
+        np.sum(stats, axis=0).tolist()
     )
     return metric
 

@@ -94,9 +94,10 @@ def log(
     )
 
     nodes = [(run.config.get("logger") or {}).get("wandb") for run in runs]
-    node = next((node for node in nodes if node), {"project": PROJECT})
+    node: dict[str, Any] = next((node for node in nodes if node), {"project": PROJECT})
+    place: dict[str, Any] = {key: node[key] for key in ("project", "entity") if node.get(key)}
     logger = create_wandb_logger(
-        **{key: node[key] for key in ("project", "entity") if node.get(key)},
+        **place,
         group=node.get("group") or sweep.resolve().name,
         # A folder of its own: the run in W&B of a run's folder is that of its training.
         save_dir=folder / "report",
