@@ -132,14 +132,15 @@ def how_tested(comparison: Comparison) -> Iterator[str]:
         signatures = {
             x.signature for found in keys.values() for x in found if x is not None and x.signature
         }
+        times = resamples(len(comparison.rows))
         yield (
             f"{' and '.join(by['bootstrap'])}: paired bootstrap resampling of the test sentences, "
-            f"{resamples(len(comparison.rows)):,} times, by sacrebleu, the outputs of all seeds together; it says "
-            "whether other sentences would show the difference, not other seeds"
+            f"{times:,} times, by sacrebleu, the outputs of all seeds together; it says whether "
+            "other sentences would show the difference, not other seeds"
             + (f" ({'; '.join(sorted(signatures))})." if signatures else ".")
         )
     if by["welch"]:
-        yield f"{', '.join(by['welch'])}: Welch's t-test over seeds; one seed gives no test."
+        yield f"{', '.join(by['welch']).capitalize()}: Welch's t-test over seeds; one seed gives no test."
     yield (
         f"All tests are two-sided, at the {100 * LEVEL:.0f} % level, corrected over the rows of a "
         "measure by Holm's method. n.s. means not significant: the figures do not decide, which is "
