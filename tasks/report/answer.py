@@ -140,7 +140,8 @@ def how_tested(comparison: Comparison) -> Iterator[str]:
             + (f" ({'; '.join(sorted(signatures))})." if signatures else ".")
         )
     if by["welch"]:
-        yield f"{', '.join(by['welch']).capitalize()}: Welch's t-test over seeds; one seed gives no test."
+        titles = ", ".join(by["welch"]).capitalize()
+        yield f"{titles}: Welch's t-test over seeds; one seed gives no test."
     yield (
         f"All tests are two-sided, at the {100 * LEVEL:.0f} % level, corrected over the rows of a "
         "measure by Holm's method. n.s. means not significant: the figures do not decide, which is "

@@ -27,7 +27,7 @@ def conditions(comparison: Comparison) -> Iterator[Condition]:
     yield seeds(rows)
     yield sizes("parameters", rows, "parameters")
     yield from matched(rows)
-    yield sizes("tokens seen", rows, "tokens_seen")
+    yield tokens(rows)
     yield values("data", rows, "data_hash")
     yield data_order(rows)
     yield values("precision", rows, "precision")
@@ -88,17 +88,34 @@ def values(name: str, rows: list[Row], key: str) -> Condition:
     return Condition(name, len(found) == 1, by_value(found, len(rows)))
 
 
+def tokens(rows: list[Row]) -> Condition:
+    """Batches of a seed may hold other numbers of tokens than those of another."""
+    found = sizes("tokens seen", rows, "tokens_seen")
+    if found.equal is False and not unequal_seeds(rows, "tokens_seen"):
+        low, high = (f(x for row in rows for x in row.values("tokens_seen")) for f in (min, max))
+        return Condition(found.name, True, f"{low:,.0f} to {high:,.0f}, seed by seed the same")
+    return found
+
+
 def data_order(rows: list[Row]) -> Condition:
     """Whether the runs of a seed saw the same batches in the same order."""
     if lacks(rows, "data_order"):
         return unknown("data order", rows, "data_order")
-    by_seed: dict[Any, set[str]] = {}
-    for run in every(rows):
-        by_seed.setdefault(run.seed, set()).add(run.results["data_order"])
-    unequal = [str(seed) for seed, orders in by_seed.items() if len(orders) > 1]
-    if unequal:
-        return Condition("data order", False, f"other batches under seed {', '.join(unequal)}")
+    if unequal := unequal_seeds(rows, "data_order"):
+        return Condition("data order", False, unequal)
     return Condition("data order", True, "the same batches in the same order, seed by seed")
+
+
+def unequal_seeds(rows: list[Row], key: str) -> str:
+    """Under which seeds rows differ from the first, or what keeps them from being compared."""
+    first = {run.seed: run.results[key] for run in rows[0].runs}
+    unequal: set[str] = set()
+    for row in rows[1:]:
+        both = [run for run in row.runs if run.seed in first]
+        if not both:
+            return f"`{row.label}` has no seed in common with `{rows[0].label}`"
+        unequal |= {str(run.seed) for run in both if run.results[key] != first[run.seed]}
+    return f"other batches under seed {', '.join(sorted(unequal))}" if unequal else ""
 
 
 def versions(rows: list[Row]) -> Condition:

@@ -11,7 +11,7 @@ from attention_zoo.tasks.report.comparison import Comparison
 from attention_zoo.tasks.report.conditions import conditions
 from attention_zoo.tasks.report.measures import Measure
 from attention_zoo.tasks.report.plots import cost_panels, length_panels, loss_panels, strip, swatch
-from attention_zoo.tasks.report.runs import Run
+from attention_zoo.tasks.report.runs import Run, job_names
 from attention_zoo.tasks.report.significance import Difference
 
 STATES = {True: ("equal", "equal"), False: ("unequal", "≠ not equal"), None: ("soft", "? unknown")}
@@ -24,14 +24,15 @@ def page(title: str, comparisons: Sequence[Comparison], runs: Sequence[Run]) -> 
         section(comparison, f"s{number}", heading=several)
         for number, comparison in enumerate(comparisons)
     )
-    lost = [run for run in runs if run.outcome != "trained"]
+    named = list(zip(runs, job_names(runs), strict=True))
+    lost = [(run, name) for run, name in named if run.outcome != "trained"]
     told = jobs_table(lost) if lost else "<p>There are none: all were trained.</p>"
     return document(
         title,
         f"<header><h1>{escape(title)}</h1><p class='soft'>{escape(counted(runs))}. "
         f"Made {datetime.now():%Y-%m-%d %H:%M} by attention-zoo report.</p></header>"
         f"<main>{body}<h2>Jobs without a result</h2>{told}"
-        f"<details><summary>All {len(runs)} jobs</summary>{jobs_table(runs)}</details></main>",
+        f"<details><summary>All {len(runs)} jobs</summary>{jobs_table(named)}</details></main>",
     )
 
 
@@ -206,15 +207,15 @@ def panels(comparison: Comparison, name: str) -> Iterator[tuple[str, str]]:
             yield kind, svg
 
 
-def jobs_table(runs: Sequence[Run]) -> str:
+def jobs_table(jobs: Sequence[tuple[Run, str]]) -> str:
     """Jobs as they ended, with their reasons."""
     lines = "".join(
-        f"<tr><th scope='row'>{escape(job_name(run))}</th>"
+        f"<tr><th scope='row'>{escape(name)}</th>"
         f"<td class='text'><span class='state'>{escape(run.outcome)}</span></td>"
         f"<td class='prose'>{escape(run.reason) or '–'}</td>"
         f"{figure_cell(run.seconds, '–' if run.seconds is None else f'{run.seconds:,.0f}')}"
         f"<td class='text'>{escape(str(run.folder))}</td></tr>"
-        for run in runs
+        for run, name in jobs
     )
     heads = "".join(
         f"<th class='{style}' scope='col'><button type='button'>{head}</button></th>"
@@ -230,12 +231,3 @@ def jobs_table(runs: Sequence[Run]) -> str:
         f"<table class='sortable'><thead><tr>{heads}</tr></thead><tbody>{lines}</tbody></table>",
         "Jobs",
     )
-
-
-def job_name(run: Run) -> str:
-    """What its sweep gave it, else what it chose."""
-    if run.words:
-        return " ".join(run.words)
-    choices = run.config.get("choices", {})
-    chosen = [f"{key}={choices[key]}" for key in ("attention", "position") if key in choices]
-    return " ".join([*chosen, f"seed={run.seed}"]) if chosen else run.folder.name

@@ -69,6 +69,22 @@ class Run:
         return [json.loads(line) for line in lines if line]
 
 
+def job_names(runs: Sequence[Run]) -> list[str]:
+    """What their sweeps gave to some and not to all of them; else what they chose."""
+    given = [{*run.words} for run in runs if run.words]
+    shared = set.intersection(*given) if len(given) > 1 else set()
+    names = []
+    for run in runs:
+        choices = run.config.get("choices", {})
+        chosen = [f"{key}={choices[key]}" for key in ("attention", "position") if key in choices]
+        words = [word for word in run.words if word not in shared] or [
+            *chosen,
+            *([] if run.seed is None else [f"seed={run.seed}"]),
+        ]
+        names.append(" ".join(words) or run.folder.name)
+    return names
+
+
 def find_runs(folders: Sequence[Path]) -> list[Run]:
     """All runs in the folders of sweeps or runs, however deep, each once.
 
@@ -97,7 +113,8 @@ def walk(folder: Path) -> Iterator[Path]:
         yield folder
         return
     for name in sorted(names, key=by_numbers):
-        if names[name].is_dir(follow_symlinks=False):
+        # Hydra's own record of a job, .hydra, has a config.yaml too.
+        if names[name].is_dir(follow_symlinks=False) and not name.startswith("."):
             yield from walk(folder / name)
 
 

@@ -14,8 +14,8 @@ from rich.text import Text
 from attention_zoo.tasks.report.answer import answer, counted, how_tested
 from attention_zoo.tasks.report.comparison import Comparison, differing_keys, rows_of
 from attention_zoo.tasks.report.conditions import conditions
-from attention_zoo.tasks.report.page import job_name, signed, verdict
-from attention_zoo.tasks.report.runs import Run, flat
+from attention_zoo.tasks.report.page import signed, verdict
+from attention_zoo.tasks.report.runs import Run, flat, job_names
 
 STATES = {True: "equal", False: "**not equal**", None: "unknown"}
 # Of results.json, what is no scalar and would fill a cell with pages.
@@ -60,11 +60,17 @@ def markdown(title: str, comparisons: Sequence[Comparison], runs: Sequence[Run])
             parts.append(" ".join(map(escaped, how_tested(comparison))))
         told = [[x.name, STATES[x.equal], x.text] for x in conditions(comparison)]
         parts += ["### Conditions", markdown_table(["condition", "", "between the rows"], told)]
-    lost = [[job_name(x), x.outcome, x.reason] for x in runs if x.outcome != "trained"]
+    lost = lost_jobs(runs)
     if lost:
         parts += ["## Jobs without a result"]
         parts.append(markdown_table(["job", "outcome", "reason"], lost))
     return "\n\n".join(parts) + "\n"
+
+
+def lost_jobs(runs: Sequence[Run]) -> list[list[str]]:
+    """Name, outcome and reason of those that have no result."""
+    named = zip(runs, job_names(runs), strict=True)
+    return [[name, run.outcome, run.reason] for run, name in named if run.outcome != "trained"]
 
 
 def markdown_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -151,12 +157,11 @@ def show(console: Console, comparisons: Sequence[Comparison], runs: Sequence[Run
             if condition.equal is False:
                 console.print(Text(f"  {condition.name}: {condition.text}".replace("`", "")))
         console.print()
-    lost = [run for run in runs if run.outcome != "trained"]
+    lost = lost_jobs(runs)
     if lost:
         table = Table("job", "outcome", "reason", title="Jobs without a result")
         table.title_justify, table.title_style = "left", "bold"
-        for run in lost:
-            cells = (job_name(run), run.outcome, run.reason)
+        for cells in lost:
             table.add_row(*(Text(cell, overflow="fold") for cell in cells))
         console.print(table)
     console.print(f"{counted(runs)}.", highlight=False)

@@ -157,6 +157,23 @@ def test_equal_conditions_are_stated_too(tmp_path: Path) -> None:
     assert found["data order"].text == "the same batches in the same order, seed by seed"
 
 
+def test_seeds_may_see_other_numbers_of_tokens(tmp_path: Path) -> None:
+    for number, name in enumerate(("linear", "multi_head")):
+        for seed in (1, 2):
+            folder = tmp_path / f"{number}{seed}"
+            write_run(folder, attention=name, seed=seed, figures={"tokens_seen": 1000 + seed})
+    found = by_name(compared(tmp_path))["tokens seen"]
+    assert found.equal and found.text == "1,001 to 1,002, seed by seed the same"
+
+
+def test_without_a_seed_in_common_no_order_is_called_equal(tmp_path: Path) -> None:
+    write_run(tmp_path / "0", seed=1, skill=0.8)
+    write_run(tmp_path / "1", attention="linear", seed=2)
+    found = by_name(compared(tmp_path))["data order"]
+    assert found.equal is False
+    assert found.text == "`linear` has no seed in common with `multi_head`"
+
+
 def test_what_is_not_on_record_is_not_assumed(tmp_path: Path) -> None:
     write_run(tmp_path / "0")
     write_run(tmp_path / "1", attention="linear", figures={"data_order": None, "hardware": None})

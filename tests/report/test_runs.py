@@ -7,7 +7,7 @@ import pytest
 
 from attention_zoo.errors import BadInput, UserError
 from attention_zoo.tasks.report.answer import counted
-from attention_zoo.tasks.report.runs import find_runs
+from attention_zoo.tasks.report.runs import find_runs, job_names
 
 from .folders import drop, write_job, write_run
 
@@ -71,3 +71,20 @@ def test_outputs_are_split_at_line_feeds_only(tmp_path: Path) -> None:
     assert find_runs([run])[0].outputs() == [line]
     drop(run, "test_outputs.jsonl")
     assert find_runs([run])[0].outputs() is None
+
+
+def test_jobs_are_named_by_what_not_all_were_given(tmp_path: Path) -> None:
+    for number, name in enumerate(("linear", "gated")):
+        write_job(tmp_path / str(number), f"attention={name}", "model=tiny", outcome="failed")
+    write_run(tmp_path / "2", seed=3)
+    runs = find_runs([tmp_path])
+    names = ["attention=linear", "attention=gated", "attention=multi_head position=rotary seed=3"]
+    assert job_names(runs) == names
+
+
+def test_hidden_folders_hold_no_runs(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "sweep" / "0")
+    hidden = tmp_path / "sweep" / ".hydra"
+    hidden.mkdir()
+    (hidden / "config.yaml").write_text("seed: 1\n")
+    assert [each.folder for each in find_runs([tmp_path])] == [run]
