@@ -23,6 +23,7 @@ COMPOSED = {
 PLAIN = {
     "list": "the zoo as a table",
     "show": "the card of an entry: show rotary",
+    "report": "compare runs and sweeps: report DIR…",
 }
 
 

@@ -344,6 +344,20 @@ def log_table(
 
 
 @rank_zero_only
+def log_html(loggers: Iterable[Logger], key: str, html: str, step: int) -> None:
+    """Show a page that needs nothing beside it in every logger that takes pages.
+
+    Args:
+        loggers: `trainer.loggers`.
+        key: the page's name, for instance "report".
+        html: the whole document.
+        step: the trainer's global step.
+    """
+    for logger in loggers:
+        _put_html(logger, key, html, step)
+
+
+@rank_zero_only
 def log_summary(loggers: Iterable[Logger], metrics: Mapping[str, Any]) -> None:
     """Put final figures where a logger keeps one value a run (W&B's summary).
 
@@ -413,6 +427,11 @@ def _put_table(
 
 
 @singledispatch
+def _put_html(logger: Logger, key: str, html: str, step: int) -> None:
+    """A logger that takes no pages."""
+
+
+@singledispatch
 def _put_summary(logger: Logger, metrics: Mapping[str, Any]) -> None:
     """A logger without a summary."""
 
@@ -462,6 +481,14 @@ def staged_in(folder: Path) -> Iterator[None]:
         del os.environ["WANDB_DATA_DIR"]
         if before is not None:
             os.environ["WANDB_DATA_DIR"] = before
+
+
+@_put_html.register
+def _(logger: WandbLogger, key: str, html: str, step: int) -> None:
+    import wandb
+
+    page = wandb.Html(html, inject=False)
+    logger.log_metrics({key: page}, step)  # type: ignore[dict-item]
 
 
 @_put_summary.register

@@ -11,6 +11,7 @@ def quiet() -> None:
         logging.getLogger(name).setLevel(logging.WARNING)
     for message in (
         r".*isinstance\(treespec, LeafSpec\).*",  # Lightning's own use of torch's pytree
+        r"The `srun` command is available.*",  # a machine with SLURM need not be used by it
         r".*does not have many workers which may be a bottleneck.*",  # it is none for text
         # The interval counts steps of the run, in which an epoch may have few.
         r".*The number of training batches .* is smaller than the logging interval.*",

@@ -1,0 +1,197 @@
+"""`report.html` in a browser, as its readers have it."""
+
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from attention_zoo.tasks.verbs.report import run
+
+CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
+FLAGS = (
+    *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
+    *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
+)
+
+pytestmark = [
+    pytest.mark.skipif(
+        not (CHROMIUM and DRIVER),
+        reason="There is no Chromium to look with: apt-get install chromium chromium-driver.",
+    ),
+    # selenium leaves its connection to the driver to the garbage collector.
+    pytest.mark.filterwarnings("ignore::ResourceWarning"),
+]
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    from selenium import webdriver
+    from selenium.webdriver.chrome.service import Service
+
+    options = webdriver.ChromeOptions()
+    options.binary_location = str(CHROMIUM)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
+    for flag in (*FLAGS, f"--user-data-dir={tmp_path_factory.mktemp('profile')}"):
+        options.add_argument(flag)
+    driver = webdriver.Chrome(options=options, service=Service(str(DRIVER)))
+    yield driver
+    driver.quit()
+
+
+@pytest.fixture(scope="module")
+def written(sweep: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
+    folder = tmp_path_factory.mktemp("report")
+    run([str(sweep), "--into", str(folder)])
+    return (folder / "report.html").as_uri()
+
+
+def look(browser: Any, address: str, *, width: int = 1280, scheme: str = "light") -> None:
+    """Open a page anew, with nothing in the logs but its own."""
+    browser.get("about:blank")
+    size = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 500}
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+    features = [{"name": "prefers-color-scheme", "value": scheme}]
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": features})
+    for name in ("browser", "performance"):
+        browser.get_log(name)
+    browser.get(address)
+
+
+def texts(browser: Any, selector: str) -> list[str]:
+    script = "return [...document.querySelectorAll(arguments[0])].map((x) => x.textContent)"
+    return browser.execute_script(script, selector)
+
+
+def test_the_console_is_quiet_and_no_host_is_asked(browser: Any, written: str) -> None:
+    look(browser, written)
+    assert browser.get_log("browser") == []
+    events = [json.loads(each["message"])["message"] for each in browser.get_log("performance")]
+    asked = [
+        event["params"]["request"]["url"]
+        for event in events
+        if event["method"] == "Network.requestWillBeSent"
+    ]
+    assert written in asked
+    assert {address.partition(":")[0] for address in asked} <= {"file", "data"}
+    assert [address for address in asked if address.startswith("file:")] == [written]
+    resources = "return performance.getEntriesByType('resource').map((x) => x.name)"
+    assert all(name.startswith("data:") for name in browser.execute_script(resources))
+
+
+def test_an_error_would_be_seen(browser: Any, tmp_path: Path) -> None:
+    page = tmp_path / "page.html"
+    page.write_text("<script>nowhere()</script><img src='http://localhost:9/a.png'>")
+    look(browser, page.as_uri())
+    told = " ".join(each["message"] for each in browser.get_log("browser"))
+    assert "nowhere is not defined" in told and "localhost" in told
+
+
+def test_the_answer_comes_first_and_jobs_without_a_result_last(browser: Any, written: str) -> None:
+    look(browser, written)
+    assert texts(browser, "h1, h3, h2") == [
+        next(iter(texts(browser, "h1"))),
+        "Quality and cost",
+        "Differences from gated rotary",
+        "Conditions",
+        "Pictures",
+        "Jobs without a result",
+    ]
+    assert texts(browser, ".answer p")[0].startswith("gated rotary has the highest BLEU")
+    assert sorted(texts(browser, "main > .scroll .state")) == [
+        *("diverged", "failed", "killed", "refused")
+    ]
+    assert len(texts(browser, "details tbody tr")) == 29
+
+
+def column(browser: Any, number: int) -> list[str]:
+    return texts(browser, f"section table.sortable tbody tr > :nth-child({number})")
+
+
+def test_the_table_sorts_numbers_as_numbers(browser: Any, written: str) -> None:
+    look(browser, written)
+    number = texts(browser, "section table.sortable thead th").index("tokens/s") + 1
+    press = "document.querySelector(arguments[0]).click()"
+    button = f"section table.sortable thead th:nth-child({number}) button"
+    browser.execute_script(press, button)
+    values = [float(text.split()[0].replace(",", "")) for text in column(browser, number)]
+    # 9,846 is less than 11,118, which text would have before it.
+    assert values == sorted(values) and values[0] == 9846
+    sorts = "return [...document.querySelectorAll('section .sortable th')].map((x) => x.ariaSort)"
+    assert [x for x in browser.execute_script(sorts) if x] == ["ascending"]
+    browser.execute_script(press, button)
+    assert [text.split()[0] for text in column(browser, number)] == [
+        f"{x:,.0f}" for x in reversed(values)
+    ]
+    assert [x for x in browser.execute_script(sorts) if x] == ["descending"]
+
+
+def test_the_table_sorts_by_keyboard(browser: Any, written: str) -> None:
+    from selenium.webdriver.common.keys import Keys
+
+    look(browser, written)
+    button = browser.find_element("css selector", "section table.sortable thead th button")
+    button.send_keys(Keys.ENTER)
+    labels = column(browser, 1)
+    assert labels == sorted(labels) and labels[0].startswith("delta")
+
+
+def test_pictures_are_there_and_tell_by_pointing(browser: Any, written: str) -> None:
+    from selenium.webdriver import ActionChains
+
+    look(browser, written)
+    titles = texts(browser, "figure svg .title")
+    assert titles[:2] == ["Validation loss, nats per token", "Training loss, nats per token"]
+    for cost in ("tokens/s", "peak memory", "parameters", "decode state"):
+        assert f"BLEU by {cost}" in titles
+    assert len(texts(browser, "figure:first-child .line:not(.hit)")) == 9
+    mark = browser.find_element("css selector", "figure:nth-child(3) .row[data-row='0'] .hit")
+    browser.execute_script("arguments[0].scrollIntoView({block: 'center'})", mark)
+    ActionChains(browser).move_to_element(mark).perform()
+    tip = browser.find_element("id", "tip")
+    assert tip.is_displayed() and tip.text.startswith("gated rotary: 34.")
+    assert "tokens/s" in tip.text
+    picked = "return document.querySelectorAll('figure:first-child .row.on').length"
+    assert browser.execute_script(picked) == 1
+
+
+def test_a_name_in_the_legend_picks_its_row(browser: Any, written: str) -> None:
+    look(browser, written)
+    browser.execute_script("document.querySelectorAll('.legend button')[8].click()")
+    state = "return document.querySelectorAll('.legend button')[8].ariaPressed"
+    assert browser.execute_script(state) == "true"
+    assert len(set(texts(browser, "figure .row.on"))) > 0
+    shown = "return getComputedStyle(document.querySelector('figure .row:not(.on)')).opacity"
+    assert float(browser.execute_script(shown)) < 0.5
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_text_stands_out_in_both_schemes(browser: Any, written: str, scheme: str) -> None:
+    look(browser, written, scheme=scheme)
+    script = """
+        const style = (x) => getComputedStyle(document.querySelector(x));
+        return [style("body").backgroundColor, style("body").color, style(".soft").color]
+    """
+    page, *inks = map(luminance, browser.execute_script(script))
+    assert (page > 0.5) is (scheme == "light")
+    for ink in inks:
+        # What the WCAG ask of text.
+        assert (max(page, ink) + 0.05) / (min(page, ink) + 0.05) > 4.5
+
+
+def luminance(colour: str) -> float:
+    parts = [int(x) / 255 for x in colour.partition("(")[2].rstrip(")").split(",")[:3]]
+    red, green, blue = (x / 12.92 if x <= 0.04045 else ((x + 0.055) / 1.055) ** 2.4 for x in parts)
+    return 0.2126 * red + 0.7152 * green + 0.0722 * blue
+
+
+def test_a_phone_scrolls_tables_and_not_the_page(browser: Any, written: str) -> None:
+    look(browser, written, width=390)
+    assert browser.execute_script("return innerWidth") == 390
+    assert browser.execute_script("return document.documentElement.scrollWidth") <= 390
+    wide = "return [...document.querySelectorAll('.scroll')].some((x) => x.scrollWidth > 390)"
+    assert browser.execute_script(wide)
+    widths = "return [...document.querySelectorAll('figure')].map((x) => x.offsetWidth)"
+    assert min(browser.execute_script(widths)) > 300
