@@ -7,6 +7,7 @@ from datetime import datetime
 from importlib.metadata import entry_points
 from importlib.resources import files
 from importlib.util import find_spec
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -180,7 +181,7 @@ def split(arguments: list[str]) -> tuple[list[str], list[str]]:
 def source_flags(arguments: list[str]) -> list[str]:
     """The flags that say where configs are, with their values."""
     flags = []
-    for argument, following in zip(arguments, [*arguments[1:], ""], strict=True):
+    for argument, following in pairwise([*arguments, ""]):
         if argument in SOURCE_FLAGS:
             flags += [argument, following]
         elif argument.partition("=")[0] in SOURCE_FLAGS:

@@ -55,7 +55,7 @@ def test_a_sweep_outlives_its_jobs_and_goes_on(program):
     assert "killed: signal 9 (SIGKILL)" in " ".join(told.split())
 
     times = {path: path.stat().st_mtime_ns for path in sweep.glob("*/job.json")}
-    done = program(*command)
+    done = program(*command, code=2)  # One has diverged, as before.
     assert "11 of 12 jobs have their result already" in done.stdout
     assert "killed (" not in done.stdout
     renewed = {path.parent for path in times if path.stat().st_mtime_ns != times[path]}
@@ -64,6 +64,11 @@ def test_a_sweep_outlives_its_jobs_and_goes_on(program):
     assert resumed is not None
     first, second = sorted((victim / "wandb").glob("offline-run-*"))
     assert first.name.rpartition("-")[2] == second.name.rpartition("-")[2]
+
+    told = program("report", str(sweep)).stdout
+    assert "12 jobs: 10 trained, 1 refused, 1 diverged" in " ".join(told.split())
+    lines = (sweep / "results.csv").read_text().splitlines()
+    assert len(lines) == 1 + len(TRIALS)
 
 
 def kill_after(sign: Path, sweep: subprocess.Popen) -> None:
