@@ -91,7 +91,7 @@ def bare_seconds(task: Task, data: Any, config: dict[str, Any], steps: int) -> f
 def trained_seconds(task: Task, data: Any, config: dict[str, Any]) -> float:
     """What `attention-zoo train` does after building: the Trainer with its callbacks and logger."""
     stopwatch = Stopwatch()
-    loggers = create_loggers(config["logger"])
+    loggers = create_loggers(config, job_type="train")
     callbacks = [instantiate(node) for node in config["callbacks"].values()]
     trainer = instantiate(config["trainer"], logger=loggers, callbacks=[*callbacks, stopwatch])
     trainer.fit(task, datamodule=data)

@@ -1,6 +1,6 @@
 """What the tasks share: optimisation, losses per target token, whole checkpoints."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from importlib.metadata import version
 from typing import Any, cast
 
@@ -13,6 +13,7 @@ from torchmetrics import Metric
 
 from attention_zoo.attention.base import take_auxiliary_loss
 from attention_zoo.errors import UserError
+from attention_zoo.models.stacks import Maps
 from attention_zoo.tasks.build import build_task
 from attention_zoo.tasks.data.tokenizers import Tokenizer, tokenizer_from_state
 from attention_zoo.tasks.metrics import BitsPerByte, Perplexity, TokenLoss
@@ -82,6 +83,10 @@ class Task(LightningModule):
         """What the model writes for each line: its translation, or its continuation."""
         raise NotImplementedError
 
+    def attention_maps(self, batch: Any) -> Iterator[Maps]:
+        """The weights [1 h q k] over each row of a batch, by role and layer: without padding."""
+        raise NotImplementedError
+
     def setup(self, stage: str) -> None:
         """Before anything is computed: all processes must do the same."""
         require_equal_ranks(self.trainer, self.composed)
@@ -122,8 +127,7 @@ class Task(LightningModule):
         Over all ranks and micro-batches together: so a step is the same however it is divided. DDP
         has averaged over ranks, and Lightning over micro-batches; both are undone here.
         """
-        parts = self.trainer.world_size * self.trainer.accumulate_grad_batches
-        scale = parts / self.reduced(self.step_tokens)
+        scale = self.gradient_scale()
         for parameter in self.model.parameters():
             if parameter.grad is not None:
                 parameter.grad.mul_(scale)
@@ -135,6 +139,11 @@ class Task(LightningModule):
             if self.has_auxiliary_loss:
                 self.log("train/auxiliary_loss", auxiliary / tokens)
             self.since_log.zero_()
+
+    def gradient_scale(self) -> Tensor:
+        """What makes the gradients of the step that is due those of a mean over its tokens."""
+        parts = self.trainer.world_size * self.trainer.accumulate_grad_batches
+        return parts / self.reduced(self.step_tokens)
 
     def on_train_batch_end(self, *_: Any) -> None:
         """End with a validation, whatever the length of the run."""

@@ -9,6 +9,7 @@ from torch import Tensor
 from attention_zoo.decoding import Sample
 from attention_zoo.errors import UserError
 from attention_zoo.models.language_model import LanguageModel
+from attention_zoo.models.stacks import Maps
 from attention_zoo.tasks.base import IGNORED, Task, metric_name, token_losses
 from attention_zoo.tasks.data.batches import LanguageBatch
 from attention_zoo.tasks.figures import AttentionReading
@@ -93,6 +94,14 @@ class LanguageModelingTask(Task):
     def special_ids(self) -> dict[str, int]:
         ids = self.tokenizer
         return {"bos_id": ids.bos_id, "eos_id": ids.eos_id, "pad_id": ids.pad_id}
+
+    def attention_maps(self, batch: LanguageBatch) -> Iterator[Maps]:
+        for row, tokens in enumerate(batch.inputs):
+            real = tokens != self.tokenizer.pad_id
+            segments = None if batch.segments is None else batch.segments[row][real][None]
+            maps: Maps = {"decoder": []}
+            self.model(tokens[real][None], segments=segments, maps=maps)
+            yield maps
 
     @torch.inference_mode()
     def attend(self, line: str) -> AttentionReading:

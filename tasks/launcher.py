@@ -82,8 +82,13 @@ class ProcessesLauncher(Launcher):
         try:
             run_jobs(
                 self.composed(job for job in jobs if not job.finished),
-                # What was said of Hydra itself, such as a search path, holds for the jobs too.
-                command=[*self.command, *self.config.hydra.overrides.hydra],
+                # What was said of Hydra itself, such as a search path, holds for the jobs too, and
+                # so that a job knows the sweep that it is of, the folder.
+                command=[
+                    *self.command,
+                    *self.config.hydra.overrides.hydra,
+                    f"hydra.sweep.dir='{self.config.hydra.sweep.dir}'",
+                ],
                 environment=self.environment,
                 pool=Pool(self.slots),
                 fail_fast=self.fail_fast,

@@ -1,7 +1,7 @@
 """Where a run is written down: W&B, TensorBoard, CSV, several of them, or nowhere.
 
 Only this module knows the loggers apart. The rest of the code hands `trainer.loggers` to
-`log_image`, `log_table`, `log_summary` and `finish`.
+`log_image`, `log_table`, `log_summary`, `log_artifact` and `finish`.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import singledispatch
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 from weakref import WeakSet
 
 import numpy as np
@@ -26,6 +26,8 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from ..errors import UserError
+from .build import attention_by_role
+from .exits import INTERRUPTED
 from .results import choice_of
 
 if TYPE_CHECKING:
@@ -37,15 +39,30 @@ log = logging.getLogger(__name__)
 _without_tables: WeakSet[WandbLogger] = WeakSet()
 
 MODES = ("auto", "online", "offline", "disabled")
+ARTIFACTS = ("config", "checkpoint")
 # Where a run's folder says what W&B calls the run.
 RUN_ID = Path("wandb", "id.txt")
+# wandb's exit code for Ctrl-C.
+STOPPED = 255
 
 
-def create_loggers(config: Mapping[str, Any] | None, resumed: Path | None = None) -> list[Logger]:
+class RunLogger(WandbLogger):
+    """W&B's logger, and which artifacts its run keeps: some of `ARTIFACTS`."""
+
+    def __init__(self, *, artifacts: Sequence[str], **options: Any) -> None:
+        super().__init__(**options)
+        self.artifacts = artifacts
+
+
+def create_loggers(
+    config: Mapping[str, Any], *, job_type: str, resumed: Path | None = None
+) -> list[Logger]:
     """Build the loggers of the config group `logger`.
 
     Args:
-        config: one node a logger (name to `_target_` and arguments), or None for no logger.
+        config: the whole of it, in plain containers. `logger` has one node a logger (name to
+            `_target_` and arguments), or is None for no logger.
+        job_type: the verb.
         resumed: the checkpoint of a run that goes on; so does the run that W&B shows of it.
 
     Returns:
@@ -58,10 +75,11 @@ def create_loggers(config: Mapping[str, Any] | None, resumed: Path | None = None
     from hydra.utils import instantiate
 
     loggers = []
-    before = run_id(resumed.parent.parent) if resumed is not None else None
-    for name, node in (config or {}).items():
-        of_wandb = node["_target_"].endswith(create_wandb_logger.__name__)
-        more = {"id": before} if before is not None and of_wandb else {}
+    for name, node in (config["logger"] or {}).items():
+        more: dict[str, Any] = {}
+        if node["_target_"].endswith(create_wandb_logger.__name__):
+            before = run_id(resumed.parent.parent) if resumed is not None else None
+            more = identity(config, node, job_type) | ({"id": before} if before else {})
         try:
             loggers.append(instantiate(node, **more, _convert_="all"))
         except InstantiationException as error:
@@ -76,6 +94,48 @@ def create_loggers(config: Mapping[str, Any] | None, resumed: Path | None = None
     return loggers
 
 
+def identity(
+    config: Mapping[str, Any], node: Mapping[str, Any], job_type: str
+) -> dict[str, str | list[str] | None]:
+    """What tells a run from others, where its logger's node leaves that open.
+
+    The name is `translation-linear-rotary-1`: task, attention, position and seed. A role that has
+    an attention of its own says so: `translation-linear-cross=additive-rotary-1`. The group is the
+    sweep, by the name of its folder; of a single run there is none.
+
+    Raises:
+        UserError: artifacts of what leaves none.
+    """
+    if node.get("artifacts") and job_type != "train":
+        raise UserError(
+            f"{job_type} leaves nothing to keep as an artifact, got "
+            f"artifacts={list(node['artifacts'])}; ask for them in the training."
+        )
+    task, position = config["task"]["name"], config["position"]["name"]
+    shared = config["attention"]["name"]
+    by_role = {role: chosen["name"] for role, chosen in attention_by_role(config).items()}
+    own = {role: name for role, name in by_role.items() if name != shared}
+    attention = [shared] if len(own) < len(by_role) else []
+    attention += [f"{role.removesuffix('_attention')}={name}" for role, name in own.items()]
+    words = [task, config["choices"]["data"], *by_role.values(), position, *node.get("tags", [])]
+    return {
+        "name": node.get("name") or "-".join([task, *attention, position, str(config["seed"])]),
+        "group": node.get("group") or sweep_of(Path(config["paths"]["run"])),
+        "job_type": node.get("job_type") or job_type,
+        "tags": list(dict.fromkeys(words)),
+    }
+
+
+def sweep_of(run: Path) -> str | None:
+    """The name of the sweep's folder that a run's folder lies in; None of a single run."""
+    from hydra.core.hydra_config import HydraConfig
+
+    if not HydraConfig.initialized():
+        return None
+    sweep = Path(HydraConfig.get().sweep.dir).absolute()
+    return sweep.name if run.absolute().is_relative_to(sweep) else None
+
+
 def run_id(folder: Path) -> str | None:
     """What W&B calls the run of a folder, if it has one."""
     path = folder / RUN_ID
@@ -85,17 +145,18 @@ def run_id(folder: Path) -> str | None:
 def create_wandb_logger(
     *,
     project: str,
+    entity: str | None = None,
     save_dir: str | Path,
     id: str | None = None,
     name: str | None = None,
     group: str | None = None,
     job_type: str | None = None,
     tags: Sequence[str] = (),
+    artifacts: Sequence[str] = (),
     mode: str = "auto",
     init_timeout: float = 8.0,
     finish_timeout: float = 15.0,
-    log_model: Literal["all"] | bool = False,
-) -> WandbLogger:
+) -> RunLogger:
     """Start a W&B run and return its Lightning logger.
 
     The run is started here, on rank zero only, so that a missing key, a wrong key or a missing
@@ -104,29 +165,34 @@ def create_wandb_logger(
 
     Args:
         project: the project that the run belongs to.
+        entity: the user or team that the project belongs to; that of the key, if not given.
         save_dir: folder that gets the `wandb/` folder; made where it is missing.
-        id: of a run that goes on; a new one, if not given.
+        id: of a run that goes on; `WANDB_RUN_ID`, as `wandb agent` sets it, or a new one, if not
+            given.
         name: shown name of the run; W&B invents one where it is None.
         group: runs with the same group are shown together.
         job_type: for instance "train" or "evaluate".
         tags: words to filter runs by.
+        artifacts: what of that which `log_artifact` is handed becomes one: "config", "checkpoint".
         mode: "online", "offline", "disabled", or "auto": what `WANDB_MODE` or `wandb offline`
             says, else online where a key is configured, else offline.
         init_timeout: seconds to wait for the server at the start, before going on offline.
         finish_timeout: seconds to wait at the end for the upload; what is left stays on disk.
-        log_model: as in `WandbLogger`: upload checkpoints at the end (True) or as they are made
-            ("all"). Offline, they are kept for the upload.
 
     Raises:
-        UserError: if `mode` is none of the above.
+        UserError: if `mode` or one of `artifacts` is none of the above.
     """
     if mode not in MODES:
         raise UserError(f"logger mode must be one of {', '.join(MODES)}, got {mode!r}.")
+    for kind in artifacts:
+        if kind not in ARTIFACTS:
+            raise UserError(f"logger artifacts must be of {', '.join(ARTIFACTS)}, got {kind!r}.")
     run = _start_run(
         mode,
         init_timeout=init_timeout,
         finish_timeout=finish_timeout,
         project=project,
+        entity=entity,
         dir=os.fspath(save_dir),
         resumed=id,
         name=name,
@@ -134,7 +200,7 @@ def create_wandb_logger(
         job_type=job_type,
         tags=list(tags),
     )
-    return WandbLogger(project=project, save_dir=save_dir, log_model=log_model, experiment=run)
+    return RunLogger(artifacts=artifacts, project=project, save_dir=save_dir, experiment=run)
 
 
 @rank_zero_only
@@ -159,6 +225,8 @@ def _start_run(
         init_timeout=init_timeout,
         finish_timeout=finish_timeout,
         finish_timeout_raises=True,
+        # A process that is killed loses what was not written yet; the default is 15 s.
+        x_transaction_log_flush_interval=1.0,
     )
 
     def start(mode: Any, id: str) -> Run:
@@ -172,8 +240,8 @@ def _start_run(
         mode = os.environ.get("WANDB_MODE") or wandb.setup().settings.mode
     reason = None
     run = None
+    id = resumed or os.environ.get("WANDB_RUN_ID") or secrets.token_hex(4)
     if mode == "online":
-        id = resumed or secrets.token_hex(4)
 
         def found() -> Iterator[Path]:
             return Path(identity["dir"], "wandb").glob(f"run-*-{id}")
@@ -189,7 +257,12 @@ def _start_run(
             # The attempt leaves a folder without data, which `wandb leet` would list as a run.
             for folder in {*found()} - before:
                 shutil.rmtree(folder, ignore_errors=True)
-    run = run or start("offline" if mode == "online" else mode, resumed or secrets.token_hex(4))
+            # wandb's service holds the id until its end.
+            if wandb.setup().most_recent_active_run is None:
+                wandb.teardown()
+            else:
+                id = secrets.token_hex(4)
+    run = run or start("offline" if mode == "online" else mode, id)
     if not run.disabled:
         Path(identity["dir"], RUN_ID).write_text(f"{run.id}\n")
 
@@ -295,12 +368,46 @@ def log_summary(loggers: Iterable[Logger], metrics: Mapping[str, Any]) -> None:
 
 
 @rank_zero_only
+def log_artifact(loggers: Iterable[Logger], kind: str, path: Path | None) -> None:
+    """Keep a file as an artifact, where a logger was asked to keep files of this kind.
+
+    Args:
+        loggers: `trainer.loggers`.
+        kind: "config" or "checkpoint".
+        path: the file, which must stay as it is until it is uploaded; None where there is none.
+    """
+    for logger in loggers:
+        _put_artifact(logger, kind, path)
+
+
+def final_figures(
+    results: Mapping[str, Any], val_losses: Sequence[float]
+) -> dict[str, int | float | str]:
+    """What a run came to, for `log_summary`: numbers and words under simple keys.
+
+    The metrics are those of the weights that are kept. How training went before is told by
+    `val/best_loss`, the least of its validation losses, and `val/last_loss`, the last of them.
+
+    Args:
+        results: what `results.json` holds; nested entries, such as versions, are left out.
+        val_losses: of the validations during training.
+    """
+    figures = {
+        name: value for name, value in results.items() if isinstance(value, int | float | str)
+    }
+    if val_losses:
+        figures |= {"val/best_loss": min(val_losses), "val/last_loss": val_losses[-1]}
+    return figures
+
+
+@rank_zero_only
 def finish(loggers: Iterable[Logger], exit_code: int) -> None:
     """Close the loggers, so that the next job of this process starts its own run.
 
     Args:
         loggers: `trainer.loggers`, or what `create_loggers` gave if there is no trainer yet.
-        exit_code: 0 for success. Anything else makes W&B show the run as failed.
+        exit_code: 0 for success. Anything else makes W&B show the run as failed, but for that of
+            Ctrl-C, by which it was stopped. A run that never comes here has crashed.
     """
     for logger in loggers:
         logger.finalize("success" if exit_code == 0 else "failed")
@@ -330,6 +437,11 @@ def _put_summary(logger: Logger, metrics: Mapping[str, Any]) -> None:
 
 
 @singledispatch
+def _put_artifact(logger: Logger, kind: str, path: Path | None) -> None:
+    """A logger that keeps no files."""
+
+
+@singledispatch
 def _close(logger: Logger, exit_code: int) -> None:
     """A logger that `finalize` has closed."""
 
@@ -349,12 +461,26 @@ def _(
     if logger in _without_tables:
         return
     try:
-        logger.log_metrics({key: table}, step)  # type: ignore[dict-item]
+        with staged_in(Path(logger.experiment.dir).parent):
+            logger.log_metrics({key: table}, step)  # type: ignore[dict-item]
     except Exception as error:
         # Unlike the rest, wandb sends a table's first part from this thread: where the network
         # has gone it waits, then raises errors of many kinds. Once is enough.
         _without_tables.add(logger)
         log.warning("W&B: no more tables in this run: %s", str(error).partition("\n")[0])
+
+
+@contextlib.contextmanager
+def staged_in(folder: Path) -> Iterator[None]:
+    """wandb copies a table that waits for its upload to the user's home; here, to this folder."""
+    before = os.environ.get("WANDB_DATA_DIR")
+    os.environ["WANDB_DATA_DIR"] = os.fspath(folder)
+    try:
+        yield
+    finally:
+        del os.environ["WANDB_DATA_DIR"]
+        if before is not None:
+            os.environ["WANDB_DATA_DIR"] = before
 
 
 @_put_html.register
@@ -370,16 +496,37 @@ def _(logger: WandbLogger, metrics: Mapping[str, Any]) -> None:
     logger.experiment.summary.update(dict(metrics))
 
 
+@_put_artifact.register
+def _(logger: RunLogger, kind: str, path: Path | None) -> None:
+    import wandb
+
+    if kind not in logger.artifacts:
+        return
+    if path is None:
+        log.warning("W&B: this run leaves no %s to keep as an artifact.", kind)
+        return
+    run = logger.experiment
+    artifact = wandb.Artifact(f"{kind}-{run.id}", type={"checkpoint": "model"}.get(kind, kind))
+    # The file itself, in the run's folder: else wandb copies it to the user's home.
+    artifact.add_file(os.fspath(path.absolute()), policy="immutable", skip_cache=True)
+    run.log_artifact(artifact)
+
+
 @_close.register
 def _(logger: WandbLogger, exit_code: int) -> None:
+    import wandb
+
     run = logger.experiment
     try:
-        run.finish(exit_code=exit_code)
+        run.finish(exit_code=STOPPED if exit_code == INTERRUPTED else exit_code)
     except TimeoutError:
         log.warning(
             "W&B: not everything was uploaded in time; send the rest with `wandb sync %s`.",
             _folder(run),
         )
+    # `finish` does not wait until the run's file is closed; the end of wandb's service does.
+    if not run.disabled and wandb.setup().most_recent_active_run is None:
+        wandb.teardown(exit_code)
 
 
 @_put_image.register

@@ -1,5 +1,6 @@
 """Translation: an encoder-decoder writes the target, token by token, looking at the source."""
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ from attention_zoo.decoding import Beam, Greedy
 from attention_zoo.decoding.base import Hypothesis
 from attention_zoo.errors import UserError
 from attention_zoo.models.seq2seq import Seq2Seq
+from attention_zoo.models.stacks import Maps
 from attention_zoo.tasks.base import IGNORED, Task
 from attention_zoo.tasks.data.batches import TranslationBatch
 from attention_zoo.tasks.figures import AttentionReading
@@ -106,6 +108,12 @@ class TranslationTask(Task):
 
     def respond(self, lines: list[str]) -> list[str]:
         return [hypotheses[0][0] for hypotheses in self.hypotheses(lines)]
+
+    def attention_maps(self, batch: TranslationBatch) -> Iterator[Maps]:
+        pad = self.tokenizer.pad_id
+        for source, target in zip(batch.source, batch.target, strict=True):
+            real = target[target != pad]
+            yield self.model.attention_maps(source[source != pad][None], real[None, :-1])
 
     @torch.inference_mode()
     def attend(self, line: str) -> AttentionReading:

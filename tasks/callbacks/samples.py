@@ -2,13 +2,12 @@
 
 from typing import Any
 
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import Trainer
 
-from attention_zoo.errors import UserError
-from attention_zoo.tasks.callbacks.looking import due, undisturbed
+from attention_zoo.tasks.callbacks.looking import Look
 
 
-class Samples(Callback):
+class Samples(Look):
     """Logs a table of translations, or continuations of prompts, as `samples`.
 
     Rank zero answers, at validations and at the end of training; `rows` holds the newest answers,
@@ -23,34 +22,18 @@ class Samples(Callback):
     """
 
     def __init__(self, *, every_n_validations: int = 1, probes: int = 8) -> None:
-        if every_n_validations < 1:
-            raise UserError(f"every_n_validations must be at least 1, got {every_n_validations}.")
-        self.every_n_validations = every_n_validations
+        super().__init__(every_n_validations=every_n_validations)
         self.probes = probes
         self.columns: list[str] = []
         self.rows: list[list[str]] = []
-        self._validations = 0
 
-    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if trainer.state.fn != "fit" or trainer.sanity_checking:
-            return
-        self._validations += 1
-        if due(trainer, self._validations, self.every_n_validations):
-            self.answer(trainer, pl_module)
-
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.answer(trainer, pl_module)
-
-    def answer(self, trainer: Trainer, task: Any) -> None:
-        """Answer all probes with the weights as they are, into `rows` and every logger."""
-        if not trainer.is_global_zero:
-            return
+    def look(self, trainer: Trainer, task: Any) -> None:
+        """Answer all probes, into `rows` and every logger."""
         from attention_zoo.tasks.loggers import log_table
 
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
         probes = data.probes[: self.probes]
-        with undisturbed(task):
-            answers = task.respond(probes)
+        answers = task.respond(probes)
         given, written = task.words
         if data.probe_references is None:
             self.columns = [given, written]

@@ -64,7 +64,7 @@ def run(config: dict[str, Any], call: Call) -> None:
     elif task.model.max_length is not None:
         data.refuse_longer_than(task.model.max_length)
     folder = None if config["into"] is None else made(Path(config["into"]))
-    loggers = create_loggers(config["logger"])
+    loggers = create_loggers(config, job_type=call.verb)
     exit_code = 1
     try:
         score(config, call, task, data, tests, folder, loggers)

@@ -23,6 +23,7 @@ from attention_zoo.tasks.callbacks.throughput import Throughput
 from attention_zoo.tasks.checkpoints import newest_checkpoint, read_checkpoint
 from attention_zoo.tasks.composition import Call
 from attention_zoo.tasks.costs import decode_state_bytes, training_flops_per_token
+from attention_zoo.tasks.exits import INTERRUPTED
 from attention_zoo.tasks.length_report import PREFIX
 from attention_zoo.tasks.lengths import (
     AtLengths,
@@ -31,7 +32,14 @@ from attention_zoo.tasks.lengths import (
     score_lengths,
     trained_at,
 )
-from attention_zoo.tasks.loggers import create_loggers, finish, flat_config, log_summary
+from attention_zoo.tasks.loggers import (
+    create_loggers,
+    final_figures,
+    finish,
+    flat_config,
+    log_artifact,
+    log_summary,
+)
 from attention_zoo.tasks.matching import check_match, match_baseline
 from attention_zoo.tasks.memory import peak_bytes, reset_peak
 from attention_zoo.tasks.noise import quiet
@@ -87,12 +95,13 @@ def run(config: dict[str, Any], call: Call) -> float | None:
         task.model.compile(**options)
     resumed = checkpoint_to_resume(config)
 
-    loggers = create_loggers(config["logger"], resumed)
+    loggers = create_loggers(config, job_type=call.verb, resumed=resumed)
     exit_code = 1
     try:
         metrics = fit(config, task, data, tests, matched, loggers, resumed, console)
         exit_code = 0
     except KeyboardInterrupt:
+        exit_code = INTERRUPTED
         last = shortest(Path(config["paths"]["run"])) / "checkpoints" / "last.ckpt"
         if last.exists():
             console.print(f"Interrupted. Go on with ckpt_path={last}", soft_wrap=True)
@@ -154,6 +163,7 @@ def fit(
     flops, state = training_flops_per_token(config, data), decode_state_bytes(config, data)
     for logger in loggers:
         logger.log_hyperparams(flat_config(named(config)) | counts)
+    log_artifact(loggers, "config", Path(config["paths"]["run"]) / "config.yaml")
     callbacks = [instantiate(node) for node in (config["callbacks"] or {}).values()]
     throughput = next((c for c in callbacks if isinstance(c, Throughput)), None)
     if throughput is None:
@@ -197,6 +207,7 @@ def fit(
         matched=matched,
         history=history.curves(),
     )
+    val_losses = [value for _, _, value in history.points["val/loss"]]
     run = shortest(Path(config["paths"]["run"]))
     checkpoint = checkpoint_to_keep(trainer)
     metrics = scores(trainer, task, data, checkpoint, test=config["test"])
@@ -211,7 +222,8 @@ def fit(
         write_results(run / "results.json", metrics, manifest)
         if task.outputs:
             write_outputs(run / "test_outputs.jsonl", data.test, task.outputs)
-        log_summary(loggers, metrics)
+        log_summary(loggers, final_figures(metrics | manifest, val_losses))
+        log_artifact(loggers, "checkpoint", checkpoint)
         for samples in (c for c in callbacks if isinstance(c, Samples)):
             print_samples(console, samples.columns, samples.rows)
         paths = {"run": run, "figures": run / "figures"}
@@ -268,7 +280,10 @@ def scores(
 ) -> dict[str, Any]:
     """Losses on the valid split, and all scores on the test split, of the same weights."""
     options = {"datamodule": data, "ckpt_path": checkpoint, "verbose": False, "weights_only": True}
+    # Not a point of the curve: the loggers' losses are those during training.
+    loggers, trainer.loggers = trainer.loggers, []
     trainer.validate(task, **options)
+    trainer.loggers = loggers
     metrics = logged(trainer, "val/")
     # What diverged cannot write: its losses tell all that there is to know.
     if test and not diverged(metrics):

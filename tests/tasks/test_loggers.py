@@ -17,18 +17,23 @@ import pytest
 import torch
 from hydra import compose, initialize_config_module
 from hydra.core.config_store import ConfigStore
-from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger, WandbLogger
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from matplotlib.figure import Figure
 from omegaconf import OmegaConf
 from torch import nn
 
 from attention_zoo.errors import UserError
 from attention_zoo.tasks import loggers as module
+from attention_zoo.tasks.exits import INTERRUPTED
 from attention_zoo.tasks.loggers import (
+    RunLogger,
     create_loggers,
     create_wandb_logger,
+    final_figures,
     finish,
     flat_config,
+    identity,
+    log_artifact,
     log_image,
     log_summary,
     log_table,
@@ -140,7 +145,7 @@ def test_two_jobs_in_one_process_are_two_runs_and_the_crashed_one_reads_as_faile
         logger.log_metrics({"val/loss": job}, step=5)
         finish([logger], code)
     changed = {name for name in os.environ if os.environ[name] != before.get(name)}
-    assert changed <= {"WANDB_ERROR_REPORTING", "WANDB_SERVICE"}
+    assert changed <= {"WANDB_ERROR_REPORTING"}
     first, second = (summary(runs(tmp_path / job)[0]) for job in "01")
     assert (first["state"], first["exit_code"], first["summary"]["val/loss"]) == ("failed", 1, 0)
     assert (second["state"], second["summary"]["val/loss"]) == ("finished", 1)
@@ -173,9 +178,109 @@ def test_other_ranks_start_no_run(tmp_path, monkeypatch):
     assert not list(tmp_path.rglob("*"))
 
 
-def test_checkpoints_may_be_kept_for_the_upload_offline(tmp_path):
-    logger = create_wandb_logger(project="zoo", save_dir=tmp_path, mode="offline", log_model="all")
+def kept(run: Path) -> dict[str, list[str]]:
+    """The files of each artifact of a run, by its type."""
+    records = [json.loads(line) for line in inspect(run).splitlines()]
+    artifacts = [record["artifact"] for record in records if record["type"] == "artifact"]
+    return {
+        artifact["type"]: [entry["local_path"] for entry in artifact["manifest"]["contents"]]
+        for artifact in artifacts
+    }
+
+
+def test_artifacts_are_those_that_were_asked_for(tmp_path):
+    files = {kind: tmp_path / kind for kind in ("config", "checkpoint")}
+    for path in files.values():
+        path.write_text("something")
+    for number, asked in enumerate(([], ["config"], ["config", "checkpoint"])):
+        folder = tmp_path / str(number)
+        logger = create_wandb_logger(
+            project="zoo", save_dir=folder, mode="offline", artifacts=asked
+        )
+        for kind, path in files.items():
+            log_artifact([logger], kind, path)
+        finish([logger], 0)
+        [run] = runs(folder)
+        types = {"config": "config", "checkpoint": "model"}
+        assert kept(run) == {types[kind]: [str(files[kind])] for kind in asked}
+
+
+def test_an_artifact_that_is_not_there_is_missed_aloud(tmp_path, caplog):
+    logger = create_wandb_logger(
+        project="zoo", save_dir=tmp_path, mode="offline", artifacts=["checkpoint"]
+    )
+    log_artifact([logger], "checkpoint", None)
     finish([logger], 0)
+    assert "this run leaves no checkpoint" in caplog.text
+
+
+def test_a_strange_artifact_is_refused(tmp_path):
+    with pytest.raises(UserError, match="of config, checkpoint, got 'model'"):
+        create_wandb_logger(project="zoo", save_dir=tmp_path, artifacts=["model"])
+
+
+def test_a_table_waits_for_its_upload_in_the_folder_of_its_run(tmp_path):
+    logger = create_wandb_logger(project="zoo", save_dir=tmp_path, mode="offline")
+    log_table([logger], "samples", ["a"], [["b"]], 0)
+    finish([logger], 0)
+    [run] = runs(tmp_path)
+    ((table,),) = kept(run).values()
+    assert Path(table).is_relative_to(run) and "b" in Path(table).read_text()
+    assert "WANDB_DATA_DIR" not in os.environ
+
+
+def test_all_is_on_disk_when_finish_returns(tmp_path):
+    """wandb's own `finish` leaves a header of 7 bytes, and the rest for a moment later."""
+    for number in range(5):
+        logger = create_wandb_logger(project="zoo", save_dir=tmp_path / str(number), mode="offline")
+        log_summary([logger], {"test/loss": 1.0})
+        finish([logger], 0)
+        [record] = (tmp_path / str(number)).glob("wandb/offline-run-*/*.wandb")
+        assert b"test/loss" in record.read_bytes()
+
+
+def test_a_run_that_is_killed_reads_as_crashed(tmp_path):
+    script = """
+        import os, signal, time
+        from attention_zoo.tasks.loggers import create_wandb_logger
+        logger = create_wandb_logger(project="zoo", save_dir=FOLDER, mode="offline")
+        logger.log_metrics({"val/loss": 1.5}, step=1)
+        time.sleep(3)  # wandb writes every second
+        os.kill(os.getpid(), signal.SIGKILL)
+    """
+    script = textwrap.dedent(script).replace("FOLDER", repr(str(tmp_path)))
+    environment = {name: x for name, x in os.environ.items() if not name.startswith("WANDB_")}
+    subprocess.run([sys.executable, "-c", script], cwd=ROOT, env=environment)
+    [run] = runs(tmp_path)
+    [record] = run.glob("*.wandb")
+    # Of a file without an end that was just written to, wandb says that the run goes on.
+    long_ago = record.stat().st_mtime - 3600
+    os.utime(record, (long_ago, long_ago))
+    read = summary(run)
+    assert (read["state"], read["exit_code"], read["summary"]["val/loss"]) == ("crashed", None, 1.5)
+
+
+def test_ctrl_c_has_the_exit_code_that_wandb_gives_it(tmp_path):
+    logger = create_wandb_logger(project="zoo", save_dir=tmp_path, mode="offline")
+    finish([logger], INTERRUPTED)
+    assert summary(runs(tmp_path)[0])["exit_code"] == 255
+
+
+def test_an_id_from_the_environment_is_the_run_s(tmp_path, monkeypatch):
+    """As `wandb agent` gives it."""
+    monkeypatch.setenv("WANDB_RUN_ID", "agents1")
+    logger = create_wandb_logger(project="zoo", save_dir=tmp_path, mode="offline")
+    finish([logger], 0)
+    assert summary(runs(tmp_path)[0])["run_id"] == "agents1"
+
+
+def test_final_figures_are_scalars_with_the_best_and_the_last_loss():
+    results = {"val/loss": 1.5, "seed": 3, "bleu_signature": "nrefs:1", "versions": {"torch": "2"}}
+    results |= {"git_commit": None, "lengths": [1]}
+    plain = {"val/loss": 1.5, "seed": 3, "bleu_signature": "nrefs:1"}
+    assert final_figures(results, []) == plain
+    told = {"val/best_loss": 1.5, "val/last_loss": 1.75}
+    assert final_figures(results, [2.0, 1.5, 1.75]) == plain | told
 
 
 def test_an_unknown_mode_is_refused(tmp_path):
@@ -208,7 +313,8 @@ class Acceptance(Refusal):
             body = gzip.decompress(body)
         self.received.append(body.decode())
         project = {"id": "p", "name": "zoo", "entity": {"id": "e", "name": "me"}}
-        run = {"id": "r", "name": "x", "displayName": "x", "config": "{}", "project": project}
+        id = json.loads(body).get("variables", {}).get("name", "x")
+        run = {"id": "r", "name": id, "displayName": id, "config": "{}", "project": project}
         files = {"runID": "r", "uploadHeaders": [], "files": []}
         data = {}
         if b"mutation UpsertBucket" in body:
@@ -294,8 +400,10 @@ def test_a_key_in_netrc_is_found_and_a_malformed_one_costs_nothing(tmp_path):
 
 @pytest.mark.parametrize("server", [Refusal], indirect=True)
 def test_a_wrong_key_makes_the_run_go_on_offline(tmp_path, server):
-    stderr, _ = run_and_time(tmp_path, WANDB_API_KEY=KEY, WANDB_BASE_URL=server)
+    known = {"WANDB_RUN_ID": "mine1"}  # wandb's service must not hold it against the second start
+    stderr, _ = run_and_time(tmp_path, WANDB_API_KEY=KEY, WANDB_BASE_URL=server, **known)
     assert_goes_on_offline(tmp_path, stderr, "permission denied")
+    assert summary(runs(tmp_path)[0])["run_id"] == "mine1"
 
 
 @pytest.mark.parametrize("server", [Acceptance], indirect=True)
@@ -366,8 +474,12 @@ def composed(folder: Path, *overrides: str) -> dict:
     base = {
         "defaults": ["_self_", {"logger": "wandb"}],
         "paths": {"run": str(folder)},
+        "choices": {"data": "phrases"},
         "task": {"name": "translation"},
         "attention": {"name": "linear"},
+        "encoder_attention": None,
+        "decoder_attention": None,
+        "cross_attention": None,
         "position": {"name": "rotary"},
         "seed": 7,
     }
@@ -379,35 +491,82 @@ def composed(folder: Path, *overrides: str) -> dict:
 
 def test_wandb_by_config(tmp_path):
     config = composed(tmp_path, "logger.wandb.mode=offline")
-    [logger] = create_loggers(config["logger"])
+    [logger] = create_loggers(config, job_type="train")
     finish([logger], 0)
     read = summary(runs(tmp_path)[0])
-    assert (read["name"], read["tags"]) == (
-        "linear-rotary-7",
-        ["translation", "linear", "rotary"],
+    assert read["name"] == "translation-linear-rotary-7"
+    assert read["tags"] == ["translation", "phrases", "linear", "rotary"]
+
+
+def identified(folder, *overrides, roles=(), job_type="train"):
+    config = composed(folder, *overrides) | dict(roles)
+    return identity(config, config["logger"]["wandb"], job_type)
+
+
+@pytest.mark.parametrize(
+    "roles, words",
+    [
+        ({}, ["linear"]),
+        ({"cross_attention": "additive"}, ["linear", "cross=additive"]),
+        ({"cross_attention": "linear"}, ["linear"]),
+        (
+            {"encoder_attention": "fourier", "decoder_attention": "delta"},
+            ["linear", "encoder=fourier", "decoder=delta"],
+        ),
+        (
+            dict.fromkeys(("encoder_attention", "decoder_attention", "cross_attention"), "gated"),
+            ["encoder=gated", "decoder=gated", "cross=gated"],
+        ),
+    ],
+)
+def test_a_role_with_an_attention_of_its_own_stands_in_the_name(tmp_path, roles, words):
+    told = identified(tmp_path, roles={role: {"name": name} for role, name in roles.items()})
+    assert told["name"] == f"translation-{'-'.join(words)}-rotary-7"
+    assert {word.rpartition("=")[2] for word in words} <= set(told["tags"])
+    assert len(told["tags"]) == len(set(told["tags"]))
+
+
+def test_what_the_user_says_of_a_run_holds(tmp_path, monkeypatch):
+    monkeypatch.setenv("WANDB_RUN_GROUP", "theirs")
+    monkeypatch.setenv("WANDB_PROJECT", "elsewhere")
+    told = identified(
+        tmp_path, "logger.wandb.name=mine", "logger.wandb.job_type=try", "logger.wandb.tags=[paper]"
     )
+    assert (told["name"], told["group"], told["job_type"]) == ("mine", "theirs", "try")
+    assert "paper" in told["tags"] and "linear" in told["tags"]
+    assert composed(tmp_path)["logger"]["wandb"]["project"] == "elsewhere"
+
+
+def test_a_single_run_has_no_group_and_the_verb_s_job_type(tmp_path):
+    told = identified(tmp_path, job_type="evaluate")
+    assert (told["group"], told["job_type"]) == (None, "evaluate")
+
+
+def test_an_evaluation_keeps_no_artifacts(tmp_path):
+    with pytest.raises(UserError, match=r"evaluate leaves nothing.*\['config'\]"):
+        identified(tmp_path, "logger.wandb.artifacts=[config]", job_type="evaluate")
 
 
 def test_what_is_resumed_is_the_same_run(tmp_path):
     """Also from another folder: that of the checkpoint says which run it was."""
     checkpoint = tmp_path / "checkpoints" / "last.ckpt"
-    config = composed(tmp_path, "logger=wandb", "logger.wandb.mode=offline")["logger"]
+    config = composed(tmp_path, "logger=wandb", "logger.wandb.mode=offline")
     ids = []
     for folder, resumed in ((tmp_path, None), (tmp_path, checkpoint), (tmp_path / "b", checkpoint)):
-        config["wandb"]["save_dir"] = str(folder)
-        (logger,) = create_loggers(config, resumed)
+        config["logger"]["wandb"]["save_dir"] = str(folder)
+        (logger,) = create_loggers(config, job_type="train", resumed=resumed)
         ids.append(logger.experiment.id)
         finish([logger], 0)
     assert len(set(ids)) == 1
     assert len(runs(tmp_path)) == 2 and len(runs(tmp_path / "b")) == 1
-    (logger,) = create_loggers(config)
+    (logger,) = create_loggers(config, job_type="train")
     assert logger.experiment.id != ids[0]
     finish([logger], 0)
 
 
 @quiet_fit
 def test_csv_by_config(tmp_path):
-    loggers = create_loggers(composed(tmp_path, "logger=csv")["logger"])
+    loggers = create_loggers(composed(tmp_path, "logger=csv"), job_type="train")
     assert [type(logger) for logger in loggers] == [CSVLogger]
     loggers[0].log_hyperparams({"attention": "linear"})
     trainer = fit(loggers, tmp_path)
@@ -426,7 +585,7 @@ def test_tensorboard_by_config(tmp_path):
         "tensorboard.backend.event_processing.event_accumulator",
         reason="the extra tensorboard is not installed",
     )
-    loggers = create_loggers(composed(tmp_path, "logger=tensorboard")["logger"])
+    loggers = create_loggers(composed(tmp_path, "logger=tensorboard"), job_type="train")
     assert [type(logger) for logger in loggers] == [TensorBoardLogger]
     loggers[0].log_hyperparams({"attention": "linear", "data/splits": [1, 2], "group": None})
     trainer = fit(loggers, tmp_path)
@@ -454,26 +613,26 @@ def test_a_picture_may_be_a_file(tmp_path):
 def test_no_logger_by_config(tmp_path):
     config = composed(tmp_path, "logger=none")
     assert config["logger"] is None
-    assert create_loggers(config["logger"]) == []
+    assert create_loggers(config, job_type="train") == []
 
 
 def test_two_loggers_by_config(tmp_path):
     config = composed(tmp_path, "logger=[wandb,csv]", "logger.wandb.mode=offline")
-    loggers = create_loggers(config["logger"])
+    loggers = create_loggers(config, job_type="train")
     finish(loggers, 0)
-    assert [type(logger) for logger in loggers] == [WandbLogger, CSVLogger]
+    assert [type(logger) for logger in loggers] == [RunLogger, CSVLogger]
 
 
 def test_a_missing_package_is_one_line_with_the_remedy(tmp_path, monkeypatch):
     monkeypatch.setattr("lightning.fabric.loggers.tensorboard._TENSORBOARD_AVAILABLE", False)
     monkeypatch.setattr("lightning.fabric.loggers.tensorboard._TENSORBOARDX_AVAILABLE", False)
     with pytest.raises(UserError, match=r"pip install 'attention-zoo\[tensorboard\]'"):
-        create_loggers(composed(tmp_path, "logger=tensorboard")["logger"])
+        create_loggers(composed(tmp_path, "logger=tensorboard"), job_type="train")
 
 
 def test_a_wrong_mode_by_config_is_one_line(tmp_path):
     with pytest.raises(UserError, match="one of auto"):
-        create_loggers(composed(tmp_path, "logger.wandb.mode=of")["logger"])
+        create_loggers(composed(tmp_path, "logger.wandb.mode=of"), job_type="train")
 
 
 def test_flat_config_names_the_choices():

@@ -1,0 +1,50 @@
+"""How large the gradients of each part of a model are."""
+
+from itertools import accumulate
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor, nn
+from torch.nn.utils import get_total_norm
+
+from attention_zoo.models.blocks import Sublayer
+
+
+class GradientNorms(Callback):
+    """Logs ‖∇L‖₂ of each part of the model as `gradients/decoder.layers.0.cross_attention` and so
+    on, and that of all of them as `gradients/all`, every `trainer.log_every_n_steps` steps.
+
+    L is the mean over the target tokens of a step, and the norms are those before
+    `trainer.gradient_clip_val` cuts them. A part is a sublayer, or a module outside of all
+    sublayers that has parameters of its own, by its name in the model.
+    """
+
+    def on_before_optimizer_step(
+        self, trainer: Trainer, pl_module: LightningModule, optimizer: torch.optim.Optimizer
+    ) -> None:
+        task: Any = pl_module
+        every: int = trainer.log_every_n_steps  # type: ignore[attr-defined]
+        if not every or (trainer.global_step + 1) % every:
+            return
+        # The task divides the gradients after its callbacks have seen them.
+        scale = task.gradient_scale()
+        norms = {
+            name: get_total_norm(gradients) * scale
+            for name, gradients in gradients_by_part(task.model).items()
+        }
+        norms["all"] = get_total_norm(list(norms.values()))
+        task.log_dict({f"gradients/{name}": norm for name, norm in norms.items()})
+
+
+def gradients_by_part(model: nn.Module) -> dict[str, list[Tensor]]:
+    """The gradients that there are, by the name of the part that they belong to."""
+    modules = dict(model.named_modules())
+    parts: dict[str, list[Tensor]] = {}
+    for name, parameter in model.named_parameters():
+        if parameter.grad is None:
+            continue
+        owners = list(accumulate(name.split(".")[:-1], "{}.{}".format))
+        part = next((x for x in owners if isinstance(modules[x], Sublayer)), owners[-1])
+        parts.setdefault(part, []).append(parameter.grad)
+    return parts

@@ -1,0 +1,229 @@
+"""What looks into a model in training tells the truth: norms of gradients, entropy of attention."""
+
+import csv
+import math
+
+import pytest
+import torch
+from hydra import compose, initialize_config_module
+from lightning import Callback, Trainer
+from lightning.pytorch.loggers import CSVLogger
+from omegaconf import OmegaConf
+from torch.nn.functional import cross_entropy
+
+from attention_zoo.errors import UserError
+from attention_zoo.tasks.base import IGNORED
+from attention_zoo.tasks.build import build_task, instantiate, settle
+from attention_zoo.tasks.callbacks.attention_entropy import AttentionEntropy, entropy_of_rows
+from attention_zoo.tasks.callbacks.gradient_norms import GradientNorms, gradients_by_part
+from attention_zoo.tasks.launcher import register_launcher
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.*does not have many workers"),
+    pytest.mark.filterwarnings("ignore:.*LeafSpec.*is deprecated"),
+]
+SIZES = ["model=tiny", "model.dim=16", "model.heads=2", "model.layers=2", "model.hidden=32"]
+SIZES += ["model.dropout=0", "task.label_smoothing=0", "tokenizer=characters"]
+TASKS = {
+    "translation": ["data.source.size=60", "data.source.valid=8", "data.source.test=8"],
+    "language_modeling": ["data=python_docs", "data.batch_size=4", "data.context=16"],
+    "documents": ["data=python_docs", "data.batch_size=4", "data.context=16"],
+    "diagnostic": [
+        "data=copy",
+        "data.source.length=6",
+        "data.source.shortest=3",
+        "data.source.size=99",
+    ],
+}
+
+
+@pytest.fixture
+def made(tmp_path):
+    """A task and its data, by the words of a command line."""
+    register_launcher("train")
+
+    def make(kind, *overrides):
+        words = [*SIZES, *TASKS[kind], *overrides, "paths.run=run", f"paths.cache={tmp_path}"]
+        if kind != "translation":
+            words.append("task=language_modeling")
+        if kind == "documents":
+            words.append("data.documents=true")
+        if kind == "diagnostic":
+            words.remove("tokenizer=characters")
+        with initialize_config_module("attention_zoo.conf", version_base="1.3"):
+            config = compose("train", overrides=words)
+        choices = settle(config)
+        plain = OmegaConf.to_container(config, resolve=True)
+        plain["choices"] = {"data": kind} | choices
+        data = instantiate(plain["data"])
+        data.prepare_data()
+        data.setup()
+        return build_task(plain, data.tokenizer), data
+
+    return make
+
+
+def fit(task, data, folder, callback, **options):
+    """Train for some steps; the rows of what was logged."""
+    logger = CSVLogger(folder, name="csv", version="")
+    defaults = {"max_steps": 2, "log_every_n_steps": 1, "val_check_interval": 1}
+    trainer = Trainer(
+        **(defaults | options),
+        accelerator="cpu",
+        logger=logger,
+        callbacks=[callback],
+        check_val_every_n_epoch=None,
+        num_sanity_val_steps=0,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    trainer.fit(task, datamodule=data)
+    logger.save()
+    with (folder / "csv" / "metrics.csv").open() as file:
+        return list(csv.DictReader(file))
+
+
+def told(rows, prefix):
+    """The figures of the first row that has some."""
+    found = [{k: float(v) for k, v in row.items() if k.startswith(prefix) and v} for row in rows]
+    return next(figures for figures in found if figures)
+
+
+# Gradients
+
+
+@pytest.mark.parametrize("clip, parts", [(1e-6, 1), (None, 2)])
+def test_norms_are_those_of_the_mean_loss_before_it_is_clipped(made, tmp_path, clip, parts):
+    task, data = made("translation", "data.tokens_per_batch=512")
+    batches = [batch for batch, _ in zip(data.train_dataloader(), range(parts), strict=False)]
+    losses, tokens = torch.zeros(()), 0
+    for batch in batches:
+        logits, targets = task.predict_batch(batch)
+        wanted = targets != IGNORED
+        losses = losses + cross_entropy(logits[wanted], targets[wanted], reduction="sum")
+        tokens += int(wanted.sum())
+    (losses / tokens).backward()
+    by_hand = {
+        name: math.sqrt(sum(float(gradient.square().sum()) for gradient in gradients))
+        for name, gradients in gradients_by_part(task.model).items()
+    }
+    everything = [parameter.grad for parameter in task.model.parameters()]
+    by_hand["all"] = math.sqrt(sum(float(gradient.square().sum()) for gradient in everything))
+    task.zero_grad()
+    rows = fit(
+        task,
+        data,
+        tmp_path,
+        GradientNorms(),
+        max_steps=1,
+        gradient_clip_val=clip,
+        accumulate_grad_batches=parts,
+        val_check_interval=parts,
+    )
+    norms = {name.removeprefix("gradients/"): x for name, x in told(rows, "gradients/").items()}
+    assert norms == pytest.approx(by_hand, rel=1e-4)
+    assert {"decoder.layers.1.cross_attention", "encoder.norm", "source_embedding"} <= {*norms}
+
+
+def test_norms_are_logged_at_the_log_interval(made, tmp_path):
+    task, data = made("language_modeling")
+    rows = fit(task, data, tmp_path, GradientNorms(), max_steps=5, log_every_n_steps=2)
+    # Lightning repeats what was logged last at the end.
+    assert len({row["gradients/all"] for row in rows if row["gradients/all"]}) == 2
+
+
+# Attention
+
+
+def test_entropy_by_hand():
+    one, alike, none = [1.0, 0, 0, 0], [0.25] * 4, [0.0] * 4
+    maps = torch.tensor([[[one, alike], [alike, none]]])
+    sums, rows = entropy_of_rows(maps)
+    assert rows.tolist() == [2, 1]
+    assert sums.tolist() == pytest.approx([math.log(4), math.log(4)])
+
+
+def test_weights_count_by_their_share():
+    """With signs, and whatever they sum to."""
+    share = torch.tensor([0.5, 0.3, 0.2]).view(1, 1, 1, 3)
+    plain, _ = entropy_of_rows(share)
+    signed, _ = entropy_of_rows(7 * share * torch.tensor([1, -1, 1]))
+    torch.testing.assert_close(signed, plain)
+
+
+@pytest.mark.parametrize("kind", TASKS)
+def test_entropy_is_that_of_the_maps(made, kind):
+    """Of every layer, role and head, over the keys that a query sees."""
+    roles = ["encoder", "decoder", "cross"] if kind == "translation" else ["decoder"]
+    task, data = made(kind)
+    with torch.no_grad():
+        for name, parameter in task.model.named_parameters():
+            if name.endswith("attention.query.weight"):
+                parameter.zero_()  # All keys alike: ln k for k keys.
+    callback = AttentionEntropy(samples=3)
+    trainer = Trainer(accelerator="cpu", logger=False, enable_checkpointing=False)
+    trainer.datamodule = data
+    kept = Kept()
+    trainer.loggers = [kept]
+    with torch.no_grad():
+        callback.look(trainer, task)
+    names = {
+        f"attention_entropy/{role}/layer-{layer}/head-{head}"
+        for role in roles
+        for layer in (1, 2)
+        for head in (1, 2)
+    }
+    assert kept.metrics.keys() == names
+    batch = callback._batch(trainer, task)
+    expected = {role: [] for role in roles}
+    pad = task.tokenizer.pad_id
+    if kind == "translation":
+        for source, target in zip(batch.source, batch.target, strict=True):
+            keys, queries = int((source != pad).sum()), int((target != pad).sum()) - 1
+            expected["encoder"] += [math.log(keys)] * keys
+            expected["cross"] += [math.log(keys)] * queries
+            expected["decoder"] += [math.log(place + 1) for place in range(queries)]
+    else:
+        for row, tokens in enumerate(batch.inputs):
+            length = int((tokens != pad).sum())
+            segments = batch.segments[row] if batch.segments is not None else torch.zeros(length)
+            for place in range(length):
+                seen = int((segments[: place + 1] == segments[place]).sum())
+                expected["decoder"].append(math.log(seen))
+    for name, entropy in kept.metrics.items():
+        values = expected[name.split("/")[1]]
+        assert entropy == pytest.approx(sum(values) / len(values), abs=1e-5), name
+
+
+class Kept:
+    """A logger that remembers."""
+
+    def log_metrics(self, metrics, step):
+        self.metrics = metrics
+
+
+@pytest.mark.parametrize("attention", ["multi_head", "differential", "relu", "retention", "linear"])
+def test_entropy_of_every_kind_of_weights_is_finite(made, tmp_path, attention):
+    task, data = made("language_modeling", f"attention={attention}", "position=sinusoidal")
+    rows = fit(task, data, tmp_path, AttentionEntropy())
+    entropies = told(rows, "attention_entropy/")
+    assert len(entropies) == 4
+    assert all(0 <= entropy <= math.log(16) for entropy in entropies.values())
+
+
+def test_looking_changes_no_weight(made, tmp_path):
+    weights = []
+    for number, callback in enumerate((Callback(), AttentionEntropy(), GradientNorms())):
+        torch.manual_seed(0)
+        task, data = made("translation", "model.dropout=0.1")
+        fit(task, data, tmp_path / str(number), callback, max_steps=3)
+        weights.append(task.state_dict())
+    for other in weights[1:]:
+        assert all(torch.equal(other[name], value) for name, value in weights[0].items())
+
+
+@pytest.mark.parametrize("option", ["every_n_validations", "samples"])
+def test_nothing_to_look_at_is_refused(option):
+    with pytest.raises(UserError, match=f"{option} must be at least 1, got 0"):
+        AttentionEntropy(**{option: 0})
