@@ -215,7 +215,7 @@ def explained(error: Exception, call: Call) -> Exception:
 
 
 def of_submitit(error: Exception) -> bool:
-    """Whether it says what SLURM has not done; where there is no SLURM it has no type of its own."""
+    """Whether it says what SLURM has not done, or that there is none (by a plain RuntimeError)."""
     return type(error).__module__.startswith("submitit") or "Could not detect" in str(error)
 
 

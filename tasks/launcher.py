@@ -251,12 +251,12 @@ def run_alone(
     if environment.get("SLURM_NTASKS") == "1":
         # Lightning takes each task of SLURM's for a rank, and would start no other.
         environment = {k: v for k, v in environment.items() if k != "SLURM_NTASKS"}
-    if environment.get("SLURM_PROCID", "0") != "0":
-        subprocess.run(job.command_line(command), env=environment, check=False)
-        return None
     console = Console()
     if job.finished:
         say(console, f"job {job.number} has its result already")
+    elif environment.get("SLURM_PROCID", "0") != "0":
+        subprocess.run(job.command_line(command), env=environment, check=False)
+        return None
     else:
         run_jobs(
             iter([job]),

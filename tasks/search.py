@@ -43,8 +43,8 @@ class TrialsSweeper(Sweeper):
             that the same command goes on with the same study.
         n_trials: how many the study has when the search ends, those of earlier launches among them.
         params: name of an option to what to try, in Hydra's grammar: `interval(0, 1)`,
-            `tag(log, interval(1e-4, 1e-2))`, `choice(a, b)`. Overrides on the command line add to
-            them, and replace them.
+            `tag(log, interval(1e-4, 1e-2))`, `int(interval(1, 8))`, `choice(a, b)`. Overrides on
+            the command line add to them, and replace them.
     """
 
     def __init__(
