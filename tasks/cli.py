@@ -98,13 +98,22 @@ def run_composed(verb: str, arguments: list[str]) -> None:
     import hydra
     from omegaconf import DictConfig, OmegaConf
 
-    from attention_zoo.tasks.composition import explained, group_choices, prepare, settle_folder
+    from attention_zoo.tasks.composition import (
+        explained,
+        group_choices,
+        prepare,
+        settle_folder,
+        source_flags,
+    )
+    from attention_zoo.tasks.launcher import command_of, launched_by_others, run_alone
 
     given = sys.argv
     call = prepare(verb, arguments)
     # Hydra reads sys.argv. Lightning starts its other processes with it, and they need the verb.
     sys.argv = [given[0], *call.overrides]
 
+    command = command_of(verb, source_flags(call.overrides))
+    shown_in_full = "HYDRA_FULL_ERROR" in os.environ
     failures: list[Exception] = []
 
     @hydra.main(
@@ -113,6 +122,12 @@ def run_composed(verb: str, arguments: list[str]) -> None:
     def job(config: DictConfig) -> Any:
         sys.argv = given
         try:
+            if verb == "train" and launched_by_others():
+                environment = dict(os.environ)
+                if not shown_in_full:
+                    del environment["HYDRA_FULL_ERROR"]  # It is ours, see below.
+                return run_alone(config, command=command, environment=environment)
+
             from attention_zoo.tasks.build import settle
 
             trained = call.checkpoint and call.checkpoint["attention_zoo"]["config"]
@@ -122,9 +137,10 @@ def run_composed(verb: str, arguments: list[str]) -> None:
             plain["choices"] = group_choices() | settled
             return import_module(f"attention_zoo.tasks.verbs.{verb}").run(plain, call)
         except Exception as error:
+            if launched_by_others():
+                raise  # Perhaps in another process; Hydra says which job it was.
             failures.append(error)  # Hydra would add a line of its own to what is printed.
 
-    shown_in_full = "HYDRA_FULL_ERROR" in os.environ
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Let Hydra raise; `explained` says it on one line.
     try:
         job()

@@ -24,7 +24,8 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from attention_zoo.errors import UserError
 from attention_zoo.tasks.data.fitting import task_of
-from attention_zoo.tasks.launcher import register_launcher
+from attention_zoo.tasks.launcher import register, register_launcher
+from attention_zoo.tasks.search import TrialsSweeper
 from attention_zoo.zoo import unknown
 
 OVERRIDE = re.compile(r"^(\+{0,2}|~)[\w/@.:$-]+=|^~[\w/@.:-]+$", re.ASCII)
@@ -33,6 +34,8 @@ VALUED_FLAGS = (
     *SOURCE_FLAGS,
     *("--cfg", "-c", "--package", "-p", "--info", "-i", "--experimental-rerun"),
 )
+# Launchers that come with an extra of ours.
+EXTRAS = {"joblib": "joblib", "submitit_slurm": "slurm", "submitit_local": "slurm"}
 # Groups and options that have no part in using a checkpoint.
 OF_TRAINING = (
     "callbacks", "logger", "experiment", "debug", "hparams_search", "lengths", "stride", "match",
@@ -150,9 +153,10 @@ def primary() -> Any:
 
 
 def register_plugins(verb: str, flags: Sequence[str] = ()) -> None:
-    """Make Hydra know the configs of the zoo's plugins, and our launcher for jobs of a verb."""
+    """Make Hydra know the configs of the zoo's plugins, our launcher for a verb, our search."""
     Plugins.instance().register(PluginConfigs)
     register_launcher(verb, flags)
+    register(TrialsSweeper, "hydra/sweeper", "trials")
 
 
 def split(arguments: list[str]) -> tuple[list[str], list[str]]:
@@ -233,15 +237,25 @@ def explained(error: Exception, call: Call) -> Exception:
     """What the user can mend in an error of composition as a `UserError`, others as they are."""
     if isinstance(error, MissingConfigException) and error.missing_cfg_file and error.options:
         group, _, name = error.missing_cfg_file.rpartition("/")
+        if group == "hydra/launcher" and name in EXTRAS:
+            return UserError(
+                f"{group}={name} needs a package that is not installed; "
+                f"pip install 'attention-zoo[{EXTRAS[name]}]'."
+            )
         return UserError(unknown(group, name, list(error.options)))
     stray = re.search(r"Could not override '(?:([\w.]+)\.)?([\w@]+)'", str(error))
     if isinstance(error, ConfigCompositionException) and stray:
         return UserError(stray_option(stray[1], stray[2], call))
     if isinstance(error, MissingMandatoryValue) and error.full_key:
         return UserError(f"{error.full_key} has no default; give it: {error.full_key}=VALUE")
-    if isinstance(error, HydraException | OmegaConfBaseException):
+    if isinstance(error, HydraException | OmegaConfBaseException) or of_submitit(error):
         return UserError(" ".join(str(error).split()))
     return error
+
+
+def of_submitit(error: Exception) -> bool:
+    """Whether it says what SLURM has not done, or that there is none (by a plain RuntimeError)."""
+    return type(error).__module__.startswith("submitit") or "Could not detect" in str(error)
 
 
 def stray_option(node: str | None, option: str, call: Call) -> str:

@@ -11,10 +11,11 @@ def quiet() -> None:
         logging.getLogger(name).setLevel(logging.WARNING)
     for message in (
         r".*isinstance\(treespec, LeafSpec\).*",  # Lightning's own use of torch's pytree
-        r"The `srun` command is available.*",  # a machine with SLURM need not be used by it
         r".*does not have many workers which may be a bottleneck.*",  # it is none for text
         # The interval counts steps of the run, in which an epoch may have few.
         r".*The number of training batches .* is smaller than the logging interval.*",
+        # On a cluster it starts its processes itself, where each job of SLURM's has one task.
+        r".*The `srun` command is available on your system but is not used.*",
         r".*The dirpath has changed from .*",  # a resumed run has a folder, and a best, of its own
         r".*Checkpoint directory .* exists and is not empty.*",  # so it is when a run is resumed
     ):

@@ -92,14 +92,9 @@ class Job:
         """
         self.run.mkdir(parents=True, exist_ok=True)
         self.write_record()
-        # Quoted, since the grammar of overrides gives commas and blanks a meaning.
-        places = ["hydra.mode=RUN", f"hydra.run.dir='{self.run}'"]
-        checkpoint = self.run / "checkpoints" / "last.ckpt"
-        if checkpoint.exists():
-            places.append(f"ckpt_path='{checkpoint.absolute()}'")
         self.started = time.monotonic()
         self.process = subprocess.Popen(
-            [*command, *self.overrides, *places],
+            self.command_line(command),
             # A progress bar wants the terminal itself.
             stdout=None if live else subprocess.PIPE,
             stderr=subprocess.PIPE if live else subprocess.STDOUT,
@@ -111,6 +106,15 @@ class Job:
         )
         self.reader = threading.Thread(target=self.read, args=(live,), daemon=True)
         self.reader.start()
+
+    def command_line(self, command: Sequence[str]) -> list[str]:
+        """What to call, for a run in the job's folder."""
+        # Quoted, since the grammar of overrides gives commas and blanks a meaning.
+        places = ["hydra.mode=RUN", f"hydra.run.dir='{self.run}'"]
+        checkpoint = self.run / "checkpoints" / "last.ckpt"
+        if checkpoint.exists():
+            places.append(f"ckpt_path='{checkpoint.absolute()}'")
+        return [*command, *self.overrides, *places]
 
     def read(self, live: bool) -> None:
         """Keep what the process writes, and show it."""
@@ -235,6 +239,19 @@ class Pool:
         return self.gpus_for(job) == len(self.gpus)
 
 
+class WholeMachine(Pool):
+    """All that there is, for the one job that another launcher has put here."""
+
+    def __init__(self) -> None:
+        super().__init__(slots=1)
+
+    def trains_on_gpus(self, job: Job) -> bool:
+        return False  # Nothing is to be shared out.
+
+    def is_for_one(self, job: Job) -> bool:
+        return False  # The terminal, if there is one, is for others too.
+
+
 def visible_gpus() -> list[str]:
     import torch
 
@@ -281,7 +298,7 @@ def run_jobs(
                     if fail_fast and job.failed:
                         end(running, console)
                         return
-        except KeyboardInterrupt:
+        except BaseException:  # A cluster's scheduler ends us by errors of its own.
             end(running, console)
             raise
 

@@ -11,8 +11,8 @@ from omegaconf import OmegaConf
 import attention_zoo
 from attention_zoo.errors import Unsupported
 from attention_zoo.tasks.build import build_model, check, instantiate, settle, targets
+from attention_zoo.tasks.composition import register_plugins
 from attention_zoo.tasks.data.fitting import SYMBOLS, target_of, task_of
-from attention_zoo.tasks.launcher import register_launcher
 from attention_zoo.zoo import ATTENTION, POSITION
 
 CONF = Path(attention_zoo.__file__).parent / "conf"
@@ -30,7 +30,7 @@ FITTING = {
 
 
 def composed(*overrides):
-    register_launcher("train")
+    register_plugins("train")
     with initialize_config_module("attention_zoo.conf", version_base="1.3"):
         # A composition has no output folder: that is made when the job runs.
         config = compose("train", overrides=[*overrides, "paths.run=run"])
