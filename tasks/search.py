@@ -13,6 +13,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.core.plugins import Plugins
 from hydra.core.utils import JobReturn, JobStatus
+from hydra.plugins.launcher import Launcher
 from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf, open_dict
@@ -46,6 +47,9 @@ class TrialsSweeper(Sweeper):
             `tag(log, interval(1e-4, 1e-2))`, `int(interval(1, 8))`, `choice(a, b)`. Overrides on
             the command line add to them, and replace them.
     """
+
+    config: DictConfig
+    launcher: Launcher
 
     def __init__(
         self, storage: str, study_name: str | None, n_trials: int, params: Mapping[str, Any] | None
