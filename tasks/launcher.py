@@ -174,7 +174,7 @@ def require_count(name: str, value: Any) -> None:
         raise UserError(f"{name} must be a whole number of at least 1, got {value!r}.")
 
 
-def said_of_hydra(hydra: DictConfig) -> list[str]:
+def said_of_hydra(hydra: Any) -> list[str]:
     """What was said of Hydra itself and holds for the jobs too; and the sweep that they are of."""
     return [*hydra.overrides.hydra, f"hydra.sweep.dir='{hydra.sweep.dir}'"]
 

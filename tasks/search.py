@@ -13,6 +13,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.core.plugins import Plugins
 from hydra.core.utils import JobReturn, JobStatus
+from hydra.plugins.launcher import Launcher
 from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf, open_dict
@@ -93,10 +94,12 @@ class TrialsSweeper(Sweeper):
             with open_dict(config):
                 config.hydra.sweeper.study_name = self.study_name
                 config.hydra.overrides.hydra.append(f"hydra.sweeper.study_name={self.study_name}")
-        self.config = config
-        self.launcher = Plugins.instance().instantiate_launcher(
+        self.launcher: Launcher = Plugins.instance().instantiate_launcher(
             hydra_context=hydra_context, task_function=task_function, config=config
         )
+        self.jobs: int = config.jobs
+        self.fail_fast: bool = config.fail_fast
+        self.folder = str(config.hydra.sweep.dir)
 
     def sweep(self, arguments: list[str]) -> Any:
         """Run trials until there are `n_trials`; what was cut off first.
@@ -114,11 +117,11 @@ class TrialsSweeper(Sweeper):
         for numbers in self.batches(study):
             overrides = [self.overrides(study, number) for number in numbers]
             returns = self.launcher.launch(overrides, initial_job_idx=numbers[0])
-            tell(study, numbers, returns, fail_fast=self.config.fail_fast)
+            tell(study, numbers, returns, fail_fast=self.fail_fast)
         if not any(trial.value is not None for trial in study.trials):
             raise UserError(
                 f"none of the {len(study.trials)} trials has a val/loss; their job.log, in "
-                f"{self.config.hydra.sweep.dir}, say why."
+                f"{self.folder}, say why."
             )
         best = study.best_trial
         words = " ".join(f"{name}={value}" for name, value in best.params.items())
@@ -155,7 +158,7 @@ class TrialsSweeper(Sweeper):
             if not trial.state.is_finished():
                 yield [trial.number]
         while (missing := self.n_trials - len(study.trials)) > 0:
-            slots = min(self.config.jobs, missing)
+            slots = min(self.jobs, missing)
             yield [study.ask(self.space).number for _ in range(slots)]
 
     def overrides(self, study: "Study", number: int) -> list[str]:
