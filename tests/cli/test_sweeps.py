@@ -36,6 +36,7 @@ TRIALS = {
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)  # Fourteen trainings, each with its imports.
 def test_a_sweep_outlives_its_jobs_and_goes_on(program):
     trials = program.folder / "own" / "experiment"
     trials.mkdir(parents=True)
@@ -47,7 +48,7 @@ def test_a_sweep_outlives_its_jobs_and_goes_on(program):
     process = program.start(*command)
     victim = sweep / str(list(TRIALS).index("killed"))
     kill_after(victim / "checkpoints" / "last.ckpt", process)
-    told, _ = process.communicate(timeout=280)
+    told, _ = process.communicate(timeout=400)
     assert process.returncode == 2, told
     outcomes = {name: record(sweep / str(n))["outcome"] for n, name in enumerate(TRIALS)}
     other = {"cannot": "refused", "bursts": "diverged", "killed": "killed"}
