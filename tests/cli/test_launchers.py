@@ -92,7 +92,7 @@ def test_a_search_goes_on_where_it_was_killed(program):
         time.sleep(0.05)
     killed = last[0].parents[1]
     kill_all(search.pid)
-    search.wait()
+    search.communicate()  # Closes its pipes too.
     first = (killed.parent / "0" / "job.json").stat().st_mtime_ns
     done = program(*command)
     assert "1 trials are done" in done.stdout and "Best of 2 trials" in done.stdout
