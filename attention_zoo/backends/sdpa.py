@@ -68,8 +68,7 @@ def attend_padded(
     real = pad(visible.mask.padding[:, columns], (visible.sinks, 0), value=True)
     channel = torch.zeros_like(k[..., :1]).masked_fill(~real[:, None, :, None], -low)
     # GPU kernels want widths of whole eights, and those of queries, keys and values to be equal.
-    width = q.shape[-1]
-    rest = -(width + 1) % 8
+    rest = -(q.shape[-1] + 1) % 8
     shared = replace(visible, mask=replace(visible.mask, padding=None))
     out = attend(
         torch.cat([q, torch.full_like(q[..., :1], low), q.new_zeros(*q.shape[:-1], rest)], dim=-1),
@@ -82,4 +81,4 @@ def attend_padded(
     )
     seen = visible.dense(q.device)
     assert seen is not None
-    return out[..., :width].masked_fill(~seen.any(-1, keepdim=True), 0.0)
+    return out[..., : v.shape[-1]].masked_fill(~seen.any(-1, keepdim=True), 0.0)
