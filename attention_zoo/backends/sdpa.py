@@ -62,7 +62,11 @@ def attend_padded(
     The kernel takes one mask, and both in one would be [b h q k]. So the padding comes as one more
     channel of the heads, which lowers the scores of padded keys until their weights are zero.
     """
-    low = (torch.finfo(q.dtype).max / 4) ** 0.5
+    # Autocast would take the kernel's inputs to a type in which more than its largest is infinite.
+    kinds = [q.dtype]
+    if torch.is_autocast_enabled(q.device.type):
+        kinds.append(torch.get_autocast_dtype(q.device.type))
+    low = (min(torch.finfo(kind).max for kind in kinds) / 4) ** 0.5
     assert visible.mask.padding is not None
     columns = slice(visible.columns.start, visible.columns.stop)
     real = pad(visible.mask.padding[:, columns], (visible.sinks, 0), value=True)

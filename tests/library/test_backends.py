@@ -154,3 +154,15 @@ def test_padding_beside_a_bias_is_exact(dtype: str) -> None:
     expected = reference.attend(*wide, **seen | {"bias": bias.double()})
     error = (got.double() - expected).abs().max()
     assert error < 20 * torch.finfo(kind).eps
+
+
+def test_padding_beside_a_bias_stays_finite_where_autocast_takes_it_to_half() -> None:
+    q, k, v = torch.randn(3, 2, 4, 7, 5, dtype=torch.float32).unbind()
+    bias = torch.randn(1, 4, 7, 7)
+    real = torch.tensor([[True] * 4 + [False] * 3, [True] * 7])
+    visible = Visible(mask=Mask(padding=real), rows=range(7), columns=range(7))
+    seen = {"visible": visible, "bias": bias.float(), "scale": 0.5}
+    with torch.autocast("cpu", torch.float16):
+        got = sdpa.attend(q, k, v, **seen)
+    expected = reference.attend(q, k, v, **seen)
+    assert (got.float() - expected).abs().max() < 20 * torch.finfo(torch.float16).eps
