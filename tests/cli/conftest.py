@@ -28,6 +28,17 @@ LINES = [
     "decoding.max_extra=5",
     "decoding.max_ratio=0.5",
 ]
+# A training of seconds, for what is about many of them.
+QUICK = [
+    *SMALL,
+    "data.source.size=60",
+    "data.source.valid=8",
+    "data.source.test=8",
+    "data.tokens_per_batch=512",
+    "decoding.max_extra=2",
+    "decoding.max_ratio=0.1",
+    "callbacks=minimal",
+]
 TEXT = ["task=language_modeling", *SMALL, "data.batch_size=4", "data.context=16"]
 
 

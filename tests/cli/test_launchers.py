@@ -15,21 +15,10 @@ from wandb import wandb_agent
 
 from attention_zoo.tasks.composition import Call, explained
 
-from .conftest import ROOT, SMALL
+from .conftest import QUICK, ROOT
 from .slurm import Slurm
 
-TINY = [
-    *SMALL,
-    "data.source.size=60",
-    "data.source.valid=8",
-    "data.source.test=8",
-    "data.tokens_per_batch=512",
-    "decoding.max_extra=2",
-    "decoding.max_ratio=0.1",
-    "callbacks=minimal",
-    "logger=none",
-    "trainer.max_steps=2",
-]
+TINY = [*QUICK, "logger=none", "trainer.max_steps=2"]
 
 
 def results(run: Path) -> dict:

@@ -10,18 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from .conftest import SMALL
+from .conftest import QUICK
 
-OPTIONS = [
-    *SMALL,
-    "data.source.size=60",
-    "data.source.valid=8",
-    "data.source.test=8",
-    "data.tokens_per_batch=512",
-    "decoding.max_extra=2",
-    "decoding.max_ratio=0.1",
-    "callbacks=minimal",
-]
 # A folder of experiments of the user's own: nine that train, and one for each way not to.
 TRIALS = {
     **{
@@ -42,7 +32,7 @@ def test_a_sweep_outlives_its_jobs_and_goes_on(program):
     trials.mkdir(parents=True)
     for name, settings in TRIALS.items():
         (trials / f"{name}.yaml").write_text(f"# @package _global_\n{settings}\n")
-    command = ["train", "-m", "--config-dir", "own", f"experiment={','.join(TRIALS)}", *OPTIONS]
+    command = ["train", "-m", "--config-dir", "own", f"experiment={','.join(TRIALS)}", *QUICK]
     sweep = program.folder / "sweep"
     command += [f"hydra.sweep.dir={sweep}", "jobs=2", "schedule=constant", "logger=wandb"]
     process = program.start(*command)
@@ -98,7 +88,7 @@ def test_two_launches_give_the_same_losses_to_the_bit(program):
     found = []
     for folder in ("one", "two"):
         program(
-            *["train", "-m", "optimizer.lr=0.001,0.01", *OPTIONS, "trainer.max_steps=3"],
+            *["train", "-m", "optimizer.lr=0.001,0.01", *QUICK, "trainer.max_steps=3"],
             *[f"hydra.sweep.dir={program.folder / folder}", "logger=none", "jobs=2"],
         )
         results = [program.folder / folder / job / "results.json" for job in "01"]
