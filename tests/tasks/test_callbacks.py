@@ -572,9 +572,9 @@ def test_optimizer_and_schedule_configurations_build(name, schedule):
 DDP = """
 import json, sys
 from pathlib import Path
-sys.path[:0] = [sys.argv[1], str(Path(sys.argv[1], "tests", "tasks"))]
+sys.path.insert(0, sys.argv[1])
 import torch
-import test_callbacks as t
+from tests.tasks import test_callbacks as t
 folder = Path(sys.argv[2])
 
 class Uneven(t.Task):

@@ -5,13 +5,13 @@ import json
 
 import pytest
 from rich.console import Console
-from test_costs import SIZES, composed, data, pair, text
 
 from attention_zoo.errors import Unsupported
 from attention_zoo.tasks.base import load_task
 from attention_zoo.tasks.build import parameter_counts
 from attention_zoo.tasks.checkpoints import read_checkpoint
 from attention_zoo.tasks.matching import baseline, cost, match_baseline
+from tests.tasks.test_costs import SIZES, composed, data, pair, text
 
 WIDE = ["model.dim=32", "model.heads=4", "model.hidden=128"]
 
