@@ -12,8 +12,8 @@ from attention_zoo.models.language_model import LanguageModel
 from attention_zoo.models.stacks import Maps
 from attention_zoo.tasks.base import IGNORED, Task, metric_name, token_losses
 from attention_zoo.tasks.data.batches import LanguageBatch
-from attention_zoo.tasks.figures import AttentionReading
 from attention_zoo.tasks.metrics import LossByPlace, Share, TokenLoss
+from attention_zoo.tasks.reading import AttentionReading
 
 
 class LanguageModelingTask(Task):

@@ -14,9 +14,9 @@ from attention_zoo.models.seq2seq import Seq2Seq
 from attention_zoo.models.stacks import Maps
 from attention_zoo.tasks.base import IGNORED, Task
 from attention_zoo.tasks.data.batches import TranslationBatch
-from attention_zoo.tasks.figures import AttentionReading
 from attention_zoo.tasks.metrics import ChrF, ExactMatch, SacreBleu
 from attention_zoo.tasks.ranks import gathered
+from attention_zoo.tasks.reading import AttentionReading
 
 
 class TranslationTask(Task):

@@ -4,9 +4,12 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+
+from tests.browser import started
 
 torch.set_num_threads(1)
 DATA = Path(os.environ.get("ATTENTION_ZOO_DATA", Path(__file__).parents[2] / "shared" / "data"))
@@ -45,3 +48,10 @@ def real() -> Callable[[str], Path]:
         return DATA / name
 
     return find
+
+
+@pytest.fixture(scope="session")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """Chromium, for tests that are marked with `in_browser`."""
+    with started(tmp_path_factory.mktemp("profile")) as driver:
+        yield driver

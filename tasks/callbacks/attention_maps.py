@@ -6,7 +6,7 @@ from typing import Any
 from lightning.pytorch import Trainer
 
 from attention_zoo.tasks.callbacks.looking import Look
-from attention_zoo.tasks.figures import attention_figure
+from attention_zoo.tasks.figures.heatmaps import attention_figure
 
 
 class AttentionMaps(Look):

@@ -4,8 +4,8 @@ import re
 from collections.abc import Iterator, Sequence
 from datetime import datetime
 from html import escape
-from importlib.resources import files
 
+from attention_zoo.tasks.pages import document
 from attention_zoo.tasks.report.answer import answer, counted, how_tested
 from attention_zoo.tasks.report.comparison import Comparison
 from attention_zoo.tasks.report.conditions import conditions
@@ -33,20 +33,7 @@ def page(title: str, comparisons: Sequence[Comparison], runs: Sequence[Run]) -> 
         f"Made {datetime.now():%Y-%m-%d %H:%M} by attention-zoo report.</p></header>"
         f"<main>{body}<h2>Jobs without a result</h2>{told}"
         f"<details><summary>All {len(runs)} jobs</summary>{jobs_table(named)}</details></main>",
-    )
-
-
-def document(title: str, body: str) -> str:
-    """A page with the report's style sheet and script in it."""
-    here = files("attention_zoo.tasks.report")
-    css, js = ((here / name).read_text(encoding="utf-8") for name in ("page.css", "page.js"))
-    # The icon is empty, as a browser would ask for one.
-    return (
-        "<!doctype html>\n"
-        f'<html lang="en"><head><meta charset="utf-8"><title>{escape(title)}</title>'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        '<meta name="color-scheme" content="light dark"><link rel="icon" href="data:,">'
-        f"<style>{css}</style></head><body>{body}<script>{js}</script></body></html>\n"
+        of="report",
     )
 
 

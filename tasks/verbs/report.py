@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from attention_zoo.errors import UserError
+from attention_zoo.tasks.pages import document
 from attention_zoo.tasks.report.comparison import Comparison, compare, count_tests, judge
-from attention_zoo.tasks.report.page import document, page, panels
+from attention_zoo.tasks.report.page import page, panels
 from attention_zoo.tasks.report.runs import Run, find_runs
 from attention_zoo.tasks.report.text import comparison_table, csv_of, markdown, show
 
@@ -116,7 +117,12 @@ def log(
                 kinds[kind] = kinds.get(kind, "") + f"<figure>{svg}</figure>"
             for kind, figures in kinds.items():
                 shown = f'<section class="comparison plots">{figures}</section>'
-                log_html([logger], f"{above}{kind}", document(kind, shown), 0)
+                log_html(
+                    [logger],
+                    f"{above}{kind}",
+                    document(kind, shown, of="report"),
+                    0,
+                )
             best = {f"{above}best/{x.key}": comparison.best.mean(x.key) for x in comparison.quality}
             log_summary([logger], {f"{above}best": comparison.best.label, **best})
         exit_code = 0

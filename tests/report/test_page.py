@@ -1,44 +1,14 @@
 """`report.html` in a browser, as its readers have it."""
 
-import json
-import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from attention_zoo.tasks.verbs.report import run
+from tests.browser import assert_quiet, in_browser, look, texts
 
-CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
-FLAGS = (
-    *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
-    *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
-)
-
-pytestmark = [
-    pytest.mark.skipif(
-        not (CHROMIUM and DRIVER),
-        reason="There is no Chromium to look with: apt-get install chromium chromium-driver.",
-    ),
-    # selenium leaves its connection to the driver to the garbage collector.
-    pytest.mark.filterwarnings("ignore::ResourceWarning"),
-]
-
-
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    from selenium import webdriver
-    from selenium.webdriver.chrome.service import Service
-
-    options = webdriver.ChromeOptions()
-    options.binary_location = str(CHROMIUM)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-    for flag in (*FLAGS, f"--user-data-dir={tmp_path_factory.mktemp('profile')}"):
-        options.add_argument(flag)
-    driver = webdriver.Chrome(options=options, service=Service(str(DRIVER)))
-    yield driver
-    driver.quit()
+pytestmark = in_browser
 
 
 @pytest.fixture(scope="module")
@@ -48,45 +18,9 @@ def written(sweep: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
     return (folder / "report.html").as_uri()
 
 
-def look(browser: Any, address: str, *, width: int = 1280, scheme: str = "light") -> None:
-    """Open a page anew, with nothing in the logs but its own."""
-    browser.get("about:blank")
-    size = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 500}
-    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
-    features = [{"name": "prefers-color-scheme", "value": scheme}]
-    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": features})
-    for name in ("browser", "performance"):
-        browser.get_log(name)
-    browser.get(address)
-
-
-def texts(browser: Any, selector: str) -> list[str]:
-    script = "return [...document.querySelectorAll(arguments[0])].map((x) => x.textContent)"
-    return browser.execute_script(script, selector)
-
-
 def test_the_console_is_quiet_and_no_host_is_asked(browser: Any, written: str) -> None:
     look(browser, written)
-    assert browser.get_log("browser") == []
-    events = [json.loads(each["message"])["message"] for each in browser.get_log("performance")]
-    asked = [
-        event["params"]["request"]["url"]
-        for event in events
-        if event["method"] == "Network.requestWillBeSent"
-    ]
-    assert written in asked
-    assert {address.partition(":")[0] for address in asked} <= {"file", "data"}
-    assert [address for address in asked if address.startswith("file:")] == [written]
-    resources = "return performance.getEntriesByType('resource').map((x) => x.name)"
-    assert all(name.startswith("data:") for name in browser.execute_script(resources))
-
-
-def test_an_error_would_be_seen(browser: Any, tmp_path: Path) -> None:
-    page = tmp_path / "page.html"
-    page.write_text("<script>nowhere()</script><img src='http://localhost:9/a.png'>")
-    look(browser, page.as_uri())
-    told = " ".join(each["message"] for each in browser.get_log("browser"))
-    assert "nowhere is not defined" in told and "localhost" in told
+    assert_quiet(browser, written)
 
 
 def test_the_answer_comes_first_and_jobs_without_a_result_last(browser: Any, written: str) -> None:

@@ -28,8 +28,8 @@ from attention_zoo.tasks.callbacks.looking import undisturbed
 from attention_zoo.tasks.callbacks.progress import Progress
 from attention_zoo.tasks.callbacks.samples import Samples
 from attention_zoo.tasks.callbacks.throughput import Throughput
-from attention_zoo.tasks.figures import AttentionReading
 from attention_zoo.tasks.optimizers import adamw, muon
+from attention_zoo.tasks.reading import AttentionReading
 from attention_zoo.tasks.schedules import linear
 
 pytestmark = [

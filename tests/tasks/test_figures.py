@@ -4,7 +4,8 @@ import itertools
 import pytest
 import torch
 
-from attention_zoo.tasks.figures import AttentionReading, attention_figure
+from attention_zoo.tasks.figures.heatmaps import attention_figure
+from attention_zoo.tasks.reading import AttentionReading
 
 SOURCE = ["Wed", "nesday", ",", " March", " 4", ",", " 2026", "⟨eos⟩"]
 TARGET = ["⟨bos⟩", "quarta", "-feira", ",", " 4", " de", " mar", "ço", " de", " 2026"]

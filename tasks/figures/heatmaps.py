@@ -1,39 +1,18 @@
 """Pictures of attention: who looks at whom, in every head of a layer."""
 
 import math
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from torch import Tensor
+
+from attention_zoo.tasks.figures.fonts import families, legible
+from attention_zoo.tasks.reading import ROLES, AttentionReading
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# role -> title, which tokens attend, which tokens are attended to
-_ROLES = {
-    "encoder": ("Encoder self-attention", "source", "source"),
-    "decoder": ("Decoder self-attention", "target", "target"),
-    "cross": ("Cross-attention", "target", "source"),
-}
-# Asian scripts need a font that matplotlib does not bring along; these are used where installed.
-_FALLBACK_FONTS = ("Noto Sans CJK SC", "Noto Sans CJK JP", "PingFang SC", "Microsoft YaHei")
-_LONGEST_LABEL = 14  # characters
-_UNKNOWN = "\N{WHITE SQUARE}"
 _DPI = 100
-
-
-class AttentionReading(NamedTuple):
-    """What a model looked at while it read one line.
-
-    Args:
-        source_tokens: legible pieces on the source side; empty for a language model.
-        target_tokens: legible pieces on the target side, those that query.
-        maps: by role "encoder", "decoder" or "cross", one tensor [h q k] a layer.
-    """
-
-    source_tokens: list[str]
-    target_tokens: list[str]
-    maps: dict[str, list[Tensor]]
 
 
 def attention_figure(reading: AttentionReading, role: str, layer: int) -> "Figure":
@@ -54,7 +33,7 @@ def attention_figure(reading: AttentionReading, role: str, layer: int) -> "Figur
     from matplotlib.figure import Figure
 
     weights = _layer_map(reading, role, layer)
-    title, queries_side, keys_side = _ROLES[role]
+    title, queries_side, keys_side = ROLES[role]
     tokens = {"source": reading.source_tokens, "target": reading.target_tokens}
     labels = _Labels(tokens[keys_side], tokens[queries_side])
     heads = len(weights)
@@ -102,7 +81,7 @@ def _layer_map(reading: AttentionReading, role: str, layer: int) -> Tensor:
     if not 0 <= layer < len(layers):
         raise ValueError(f"layer must lie between 0 and {len(layers) - 1}, got {layer}.")
     weights = layers[layer].detach().cpu().float()
-    _, queries_side, keys_side = _ROLES[role]
+    _, queries_side, keys_side = ROLES[role]
     sizes = {"source": len(reading.source_tokens), "target": len(reading.target_tokens)}
     expected = (sizes[queries_side], sizes[keys_side])
     if weights.ndim != 3 or tuple(weights.shape[1:]) != expected:
@@ -136,9 +115,9 @@ class _Labels:
         self.size = min(10.0, max(5.0, 0.72 * 72 * cell))  # points
         # Where even the smallest letters are taller than a cell, every second label or so is drawn.
         self.stride = math.ceil(1.1 * self.size / 72 / cell)
-        self.keys = [_legible(token) for token in keys]
-        self.queries = [_legible(token) for token in queries]
-        self.family = _families()
+        self.keys = [legible(token) for token in keys]
+        self.queries = [legible(token) for token in queries]
+        self.family = families()
         characters = max((len(label) for label in [*self.keys, *self.queries]), default=0)
         self.margin = 0.6 * self.size / 72 * characters
         widest_key = 0.6 * self.size / 72 * max(len(label) for label in self.keys)
@@ -153,26 +132,3 @@ class _Labels:
         axis.tick_params(axis="x", labelrotation=self.rotation)
         for label in [*axis.get_xticklabels(), *axis.get_yticklabels()]:
             label.set_parse_math(False)  # "$5 or $6" is no formula
-
-
-def _families() -> list[str]:
-    from matplotlib.font_manager import fontManager
-
-    installed = set(fontManager.get_font_names())
-    return ["DejaVu Sans", *(name for name in _FALLBACK_FONTS if name in installed)]
-
-
-def _legible(token: str) -> str:
-    """At most `_LONGEST_LABEL` characters, each of which the fonts can show."""
-    from matplotlib.font_manager import FontProperties, findfont, get_font
-
-    fonts = [get_font(findfont(FontProperties(family=name))) for name in _families()]
-    shown = "".join(
-        character
-        if character.isprintable() and any(font.get_char_index(ord(character)) for font in fonts)
-        else repr(character)[1:-1].replace(character, _UNKNOWN)
-        for character in token
-    )
-    if len(shown) > _LONGEST_LABEL:
-        return shown[: _LONGEST_LABEL - 1] + "…"
-    return shown.strip() or shown
