@@ -6,13 +6,12 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from attention_zoo.tasks.figures.fonts import families, legible
+from attention_zoo.tasks.figures.style import WEIGHTS, new_figure
 from attention_zoo.tasks.reading import ROLES, AttentionReading
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-
-_DPI = 100
 
 
 def attention_figure(reading: AttentionReading, role: str, layer: int) -> "Figure":
@@ -29,9 +28,6 @@ def attention_figure(reading: AttentionReading, role: str, layer: int) -> "Figur
     Raises:
         ValueError: the reading has no such role or layer, or a map does not fit its tokens.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     weights = _layer_map(reading, role, layer)
     title, queries_side, keys_side = ROLES[role]
     tokens = {"source": reading.source_tokens, "target": reading.target_tokens}
@@ -43,20 +39,15 @@ def attention_figure(reading: AttentionReading, role: str, layer: int) -> "Figur
 
     columns = _columns(len(panels), labels.width / labels.height)
     rows = math.ceil(len(panels) / columns)
-    figure = Figure(
-        figsize=(
-            columns * (labels.width + 0.25) + labels.margin + 1.4,
-            rows * (labels.height + 0.4) + labels.margin + 1.0,
-        ),
-        dpi=_DPI,
-        layout="constrained",
+    figure = new_figure(
+        columns * (labels.width + 0.25) + labels.margin + 1.4,
+        rows * (labels.height + 0.4) + labels.margin + 1.0,
     )
-    FigureCanvasAgg(figure)
     axes = figure.subplots(rows, columns, squeeze=False).flatten()
     low, high = min(0.0, weights.min().item()), weights.max().item()
     for index, (axis, panel, name) in enumerate(zip(axes, panels, names, strict=False)):
         image = axis.imshow(
-            panel.numpy(), cmap="cividis", vmin=low, vmax=high, aspect="auto", interpolation="none"
+            panel.numpy(), cmap=WEIGHTS, vmin=low, vmax=high, aspect="auto", interpolation="none"
         )
         axis.set_title(name, fontsize=11, fontweight="bold" if name.startswith("mean") else None)
         labels.draw(
