@@ -29,6 +29,7 @@ from ..errors import UserError
 from .build import attention_by_role
 from .exits import INTERRUPTED
 from .results import choice_of
+from .sweeps import RECORD
 
 if TYPE_CHECKING:
     from wandb import Run
@@ -101,7 +102,7 @@ def identity(
 
     The name is `translation-linear-rotary-1`: task, attention, position and seed. A role that has
     an attention of its own says so: `translation-linear-cross=additive-rotary-1`. The group is the
-    sweep, by the name of its folder; of a single run there is none.
+    sweep, by the name of its folder, of an evaluation that of the job; a single run has none.
 
     Raises:
         UserError: artifacts of what leaves none.
@@ -127,13 +128,11 @@ def identity(
 
 
 def sweep_of(run: Path) -> str | None:
-    """The name of the sweep's folder that a run's folder lies in; None of a single run."""
-    from hydra.core.hydra_config import HydraConfig
-
-    if not HydraConfig.initialized():
-        return None
-    sweep = Path(HydraConfig.get().sweep.dir).absolute()
-    return sweep.name if run.absolute().is_relative_to(sweep) else None
+    """The name of the sweep's folder that a run's folder, or what is in it, lies in; None of a
+    single run.
+    """
+    job = next((folder for folder in (run, *run.parents) if (folder / RECORD).exists()), None)
+    return None if job is None else job.absolute().parent.name
 
 
 def run_id(folder: Path) -> str | None:

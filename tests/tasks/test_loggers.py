@@ -542,6 +542,14 @@ def test_a_single_run_has_no_group_and_the_verb_s_job_type(tmp_path):
     assert (told["group"], told["job_type"]) == (None, "evaluate")
 
 
+def test_the_group_is_the_sweep_of_the_job_also_for_its_evaluations(tmp_path):
+    (tmp_path / "sizes" / "3").mkdir(parents=True)
+    (tmp_path / "sizes" / "3" / "job.json").write_text("{}")
+    for folder in ("sizes/3", "sizes/3/evaluations/now"):
+        assert identified(tmp_path / folder)["group"] == "sizes"
+    assert identified(tmp_path / "sizes")["group"] is None
+
+
 def test_an_evaluation_keeps_no_artifacts(tmp_path):
     with pytest.raises(UserError, match=r"evaluate leaves nothing.*\['config'\]"):
         identified(tmp_path, "logger.wandb.artifacts=[config]", job_type="evaluate")
