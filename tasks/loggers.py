@@ -547,9 +547,7 @@ def _(
     logger.experiment.add_text(key, table, step)
 
 
-def flat_config(
-    config: Mapping[str, Any], *, parameters: Mapping[str, int] | None = None
-) -> dict[str, Any]:
+def flat_config(config: Mapping[str, Any]) -> dict[str, Any]:
     """The resolved config as flat keys, to group, filter and colour runs by.
 
     A group's own key holds what was chosen (its `name`, else the last word of its `_target_`),
@@ -562,8 +560,6 @@ def flat_config(
 
     Args:
         config: plain dicts and lists, all interpolations resolved.
-        parameters: number of parameters by part. "total" becomes the key `parameters`, any other
-            part `parameters/<part>`.
     """
     flat: dict[str, Any] = {}
     for group, node in config.items():
@@ -571,8 +567,6 @@ def flat_config(
             role, _, attention = group.rpartition("_")
             label = f"attention/{role}" if role and attention == "attention" else group
             flat.update(_leaves(label, node))
-    for part, count in (parameters or {}).items():
-        flat["parameters" if part == "total" else f"parameters/{part}"] = count
     return flat
 
 
