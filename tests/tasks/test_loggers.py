@@ -421,8 +421,8 @@ def test_with_a_key_the_run_is_online_and_a_table_that_cannot_be_sent_costs_noth
 
 
 # These two look at the clock: the promise is a time. What a process without a key takes is
-# subtracted. They take ten seconds, and by wandb's own settings more than a hundred: half of that is
-# a limit that a busy machine keeps.
+# subtracted. They take ten seconds, with the settings of wandb itself more than a hundred: half of
+# that is a limit which a busy machine keeps.
 PATIENCE = 50
 
 
