@@ -33,7 +33,10 @@ def answer(comparison: Comparison) -> Iterator[str]:
     """The sentences at the head of the report."""
     best, reference, first = comparison.best, comparison.reference, comparison.decisive
     extreme = "highest" if first.better == "higher" else "lowest"
-    yield f"`{best.label}` has the {extreme} {first.title}: {spread(best, first)}."
+    tied = [row for row in comparison.rows if row.mean(first.key) == best.mean(first.key)]
+    have = "has" if len(tied) == 1 else "have"
+    names = listed(tied, lambda row: f"`{row.label}`")
+    yield f"{names} {have} the {extreme} {first.title}: {spread(best, first)}."
     if comparison.chosen and reference is not best:
         yield f"The reference is `{reference.label}`, with {spread(reference, first)}."
     if len(comparison.rows) > 1:

@@ -47,7 +47,8 @@ class Comparison:
     Args:
         title: task and data.
         rows: with at least one trained run each.
-        quality: the measures that the rows have; the first decides.
+        quality: the measures that the rows have; the first decides. Those in which all rows are
+            alike come last.
         cost: likewise.
         reference: the row that the others are tested against.
         labelled: the options that the labels tell.
@@ -100,6 +101,7 @@ def compare(runs: Sequence[Run], baseline: str | None) -> list[Comparison]:
             quality = [x for x in quality if x.key not in PER_TOKEN] or quality
         if not quality:
             continue
+        quality.sort(key=lambda measure: len({row.mean(measure.key) for row in rows}) == 1)
         labelled = label_rows(rows, sweep_keys(group))
         first = quality[0]
         sign = 1 if first.better == "lower" else -1

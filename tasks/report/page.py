@@ -199,7 +199,7 @@ def jobs_table(jobs: Sequence[tuple[Run, str]]) -> str:
     lines = "".join(
         f"<tr><th scope='row'>{escape(name)}</th>"
         f"<td class='text'><span class='state'>{escape(run.outcome)}</span></td>"
-        f"<td class='prose'>{escape(run.reason) or '–'}</td>"
+        f"<td class='prose'>{escape(run.cause) or '–'}</td>"
         f"{figure_cell(run.seconds, '–' if run.seconds is None else f'{run.seconds:,.0f}')}"
         f"<td class='text'>{escape(str(run.folder))}</td></tr>"
         for run, name in jobs

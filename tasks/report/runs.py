@@ -60,6 +60,11 @@ class Run:
             and not (key.endswith(".seed") and key.count(".") == 1)
         }
 
+    @property
+    def cause(self) -> str:
+        """The reason without the sentences behind it, such as all legal choices."""
+        return self.reason.partition(". ")[0]
+
     def outputs(self) -> list[dict[str, str]] | None:
         """What the model wrote for the test sentences; None, where that was not kept."""
         path = self.folder / OUTPUTS

@@ -112,11 +112,10 @@ def bootstrap(
     )()
     (name,) = signatures
     reference, row = scores[name]
-    return Difference(
-        float(row.score - reference.score),  # type: ignore[union-attr]
-        row.p_value,  # type: ignore[union-attr]
-        signature=str(signatures[name]),
-    )
+    amount = float(row.score - reference.score)  # type: ignore[union-attr]
+    # sacrebleu counts the resamples that differ by more: none, where all are as equal as the rows.
+    p = row.p_value if amount else 1.0  # type: ignore[union-attr]
+    return Difference(amount, p, signature=str(signatures[name]))
 
 
 def metric_over_seeds(key: str, signature: str) -> "Metric | None":

@@ -70,7 +70,7 @@ def markdown(title: str, comparisons: Sequence[Comparison], runs: Sequence[Run])
 def lost_jobs(runs: Sequence[Run]) -> list[list[str]]:
     """Name, outcome and reason of those that have no result."""
     named = zip(runs, job_names(runs), strict=True)
-    return [[name, run.outcome, run.reason] for run, name in named if run.outcome != "trained"]
+    return [[name, run.outcome, run.cause] for run, name in named if run.outcome != "trained"]
 
 
 def markdown_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -71,6 +71,27 @@ def test_one_seed_gives_no_test_of_losses(tmp_path: Path) -> None:
     assert count_tests(found) == 2
 
 
+def test_what_is_alike_in_all_rows_does_not_decide(tmp_path: Path) -> None:
+    for number, name in enumerate(("multi_head", "linear")):
+        write_run(tmp_path / str(number), attention=name, figures={"test/bleu": 0.0})
+    outputs = (tmp_path / "0" / "test_outputs.jsonl").read_text()
+    (tmp_path / "1" / "test_outputs.jsonl").write_text(outputs)
+    found = compared(tmp_path)
+    assert (found.decisive.key, found.quality[-1].key) == ("test/chrf", "test/bleu")
+    # Though sacrebleu, which finds no resample that differs by more than nothing, has p < 0.001.
+    (told,) = (x.told for x in found.differences["test/bleu"] if x is not None)
+    assert told == "n.s., p = 1.000"
+
+
+def test_rows_that_share_the_best_figure_share_the_praise(tmp_path: Path) -> None:
+    keys = ("test/bleu", "test/chrf", "test/exact_match", "test/loss", "val/loss")
+    alike = {"figures": dict.fromkeys([*keys, "test/perplexity"], 1.0)}
+    for number, name in enumerate(("multi_head", "linear")):
+        write_run(tmp_path / str(number), attention=name, **alike)
+    told = next(iter(answer(compared(tmp_path))))
+    assert told == "`multi_head`, `linear` have the highest BLEU: 1.00 (one seed)."
+
+
 @pytest.mark.parametrize(
     ("runs", "labels"),
     [
