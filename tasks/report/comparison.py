@@ -169,15 +169,31 @@ def label_rows(rows: Sequence[Row], swept: Sequence[str]) -> list[str]:
         if len(kinds(rows, [*chosen, key])) > len(kinds(rows, chosen)):
             chosen.append(key)
     chosen.sort(key=lambda key: (not key.startswith("choices."), prominence(key)))
-    names = short_names(chosen)
+    names, bare = short_names(chosen), told_bare(rows, chosen)
     for row in rows:
         parts = [
-            str(row.options.get(key)) if key in BARE else f"{names[key]}={told(row.options, key)}"
+            str(row.options.get(key)) if key in bare else f"{names[key]}={told(row.options, key)}"
             for key in chosen
         ]
         # A backtick would end the label where it is quoted.
         row.label = " ".join(parts).replace("`", "'") or "the run"
     return chosen
+
+
+def told_bare(rows: Sequence[Row], chosen: Sequence[str]) -> Sequence[str]:
+    """Of the options that labels tell, those whose values speak for themselves: `BARE`, and a
+    choice that is the only one, which then heads the labels.
+    """
+    alone = len(chosen) == 1 and chosen[0].startswith("choices.")
+    words = all(isinstance(row.options.get(key), str) for row in rows for key in chosen)
+    return chosen if alone and words else BARE
+
+
+def heading(comparison: Comparison) -> str:
+    """What the labels of the rows are."""
+    labelled = comparison.labelled
+    alone = len(labelled) == 1 and told_bare(comparison.rows, labelled) == labelled
+    return short_names(labelled)[labelled[0]] if alone else "run"
 
 
 def told(options: Mapping[str, Any], key: str) -> str:

@@ -7,7 +7,7 @@ from html import escape
 
 from attention_zoo.tasks.pages import document
 from attention_zoo.tasks.report.answer import answer, counted, how_tested
-from attention_zoo.tasks.report.comparison import Comparison
+from attention_zoo.tasks.report.comparison import Comparison, heading
 from attention_zoo.tasks.report.conditions import conditions
 from attention_zoo.tasks.report.measures import Measure
 from attention_zoo.tasks.report.plots import cost_panels, length_panels, loss_panels, strip, swatch
@@ -56,7 +56,13 @@ def prose(sentence: str) -> str:
 def main_table(comparison: Comparison) -> str:
     """A row a line; clicking on a head sorts by it."""
     first, *others = comparison.quality
-    heads = ["run", "seeds", first.title, "spread over seeds", "against the reference"]
+    heads = [
+        heading(comparison),
+        "seeds",
+        first.title,
+        "spread over seeds",
+        "against the reference",
+    ]
     measures: list[Measure] = [*others, *comparison.cost]
     heads += [measure.title for measure in measures]
     left = (0, 4)
@@ -70,7 +76,7 @@ def main_table(comparison: Comparison) -> str:
     for place, row in enumerate(comparison.rows):
         note = f"<span class='note'>{len(row.lost)} without a result</span>" if row.lost else ""
         cells = [
-            f"<th scope='row' data-row='{place}'>{swatch(place)}{escape(row.label)}{note}</th>",
+            f"<th scope='row' data-row='{place}'>{swatch(place)}{breakable(row.label)}{note}</th>",
             figure_cell(len(row.runs), str(len(row.runs))),
             quality_cell(comparison, place, first, "first"),
             f"<td>{strip(comparison, place)}</td>",
@@ -83,6 +89,11 @@ def main_table(comparison: Comparison) -> str:
         "</table>",
         "Quality and cost",
     )
+
+
+def breakable(label: str) -> str:
+    """A label that may go on in another line between its words."""
+    return re.sub(r"([=_.])", r"\1<wbr>", escape(label))
 
 
 def scroll(table: str, label: str) -> str:
@@ -139,14 +150,14 @@ def tests(comparison: Comparison) -> str:
     measures = [x for x in comparison.quality if x.key in comparison.differences]
     top = "".join(f"<th class='text' scope='col'>{escape(x.title)}</th>" for x in measures)
     lines = [
-        f"<tr><th scope='row' data-row='{place}'>{escape(row.label)}</th>"
+        f"<tr><th scope='row' data-row='{place}'>{breakable(row.label)}</th>"
         + "".join(difference_cell(x, verdict(comparison, place, x)) for x in measures)
         + "</tr>"
         for place, row in enumerate(comparison.rows)
         if row is not comparison.reference
     ]
     table = scroll(
-        f"<table><thead><tr><th scope='col'>run</th>{top}</tr></thead>"
+        f"<table><thead><tr><th scope='col'>{escape(heading(comparison))}</th>{top}</tr></thead>"
         f"<tbody>{''.join(lines)}</tbody></table>",
         "Differences",
     )

@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from attention_zoo.tasks.report.answer import answer, counted, how_tested
-from attention_zoo.tasks.report.comparison import Comparison, differing_keys, rows_of
+from attention_zoo.tasks.report.comparison import Comparison, differing_keys, heading, rows_of
 from attention_zoo.tasks.report.conditions import conditions
 from attention_zoo.tasks.report.page import signed, verdict
 from attention_zoo.tasks.report.runs import Run, flat, job_names
@@ -27,7 +27,13 @@ def comparison_table(comparison: Comparison) -> tuple[list[str], list[list[str]]
     """Columns and rows: quality, its test, and cost."""
     first, *others = comparison.quality
     measures = [*others, *comparison.cost]
-    columns = ["run", "seeds", first.title, "against the reference", *(x.title for x in measures)]
+    columns = [
+        heading(comparison),
+        "seeds",
+        first.title,
+        "against the reference",
+        *(x.title for x in measures),
+    ]
     rows = [
         [
             row.label,
@@ -130,7 +136,7 @@ def show(console: Console, comparisons: Sequence[Comparison], runs: Sequence[Run
         table = Table(title=comparison.title, title_justify="left", title_style="bold")
         # Without lines between columns, which narrow terminals have no room for.
         table.box, table.padding = box.SIMPLE_HEAD, (0, 1, 0, 0)
-        table.add_column("run", overflow="fold")
+        table.add_column(heading(comparison), overflow="fold")
         for title in ("n", first.title, "Δ", "test", *(x.title for x in costs)):
             table.add_column(title, justify="right", no_wrap=True)
         for place, row in enumerate(comparison.rows):

@@ -102,6 +102,10 @@ def test_rows_that_share_the_best_figure_share_the_praise(tmp_path: Path) -> Non
             [{"choices": {"attention@cross_attention": "additive"}}, {}],
             {"cross_attention=additive", "cross_attention=null"},
         ),
+        (
+            [{"choices": {"attention@cross_attention": name}} for name in ("additive", "linear")],
+            {"additive", "linear"},
+        ),
         # What follows from the choice is not repeated.
         (
             [{"attention": "linear", "model": {"hidden": 9}}, {"model": {"hidden": 8}}],
