@@ -11,6 +11,7 @@ from attention_zoo.tasks.figures.translated import clearest_layer, translated
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
     from PIL.Image import Image
 
 _ROW = 0.3  # inches from token to token
@@ -43,7 +44,7 @@ def write_translation(task: Any, line: str, path: Path) -> None:
     weights = layers[clearest_layer(layers)].mean(0)
     count = len(reading.target_tokens)
     pictures = [
-        picture(reading.source_tokens, reading.target_tokens, weights, written)
+        pixels(picture(reading.source_tokens, reading.target_tokens, weights, written))
         for written in range(count + 2)
     ]
     # One palette for all, so that colours do not flicker. The last picture has the most of them.
@@ -58,7 +59,7 @@ def write_translation(task: Any, line: str, path: Path) -> None:
     )
 
 
-def picture(source: list[str], target: list[str], weights: Tensor, written: int) -> "Image":
+def picture(source: list[str], target: list[str], weights: Tensor, written: int) -> "Figure":
     """The translation when so many tokens are written; one more than there are: when all is done.
 
     Args:
@@ -66,9 +67,6 @@ def picture(source: list[str], target: list[str], weights: Tensor, written: int)
         weights: [q k], of the target tokens on those of the source.
         written: how many of the target are there. The last of them is the one that looks.
     """
-    import numpy as np
-    from PIL import Image
-
     height = _ROW * (max(len(source), len(target)) + 1.9)
     figure = new_figure(_WIDTH, height)
     figure.set_layout_engine("none")
@@ -92,8 +90,15 @@ def picture(source: list[str], target: list[str], weights: Tensor, written: int)
     for place, token in enumerate(target[:written]):
         colour, weight = (RED, "bold") if place == looking else (BLACK, "normal")
         write(axis, _TARGET + 0.02, place, token, ha="left", color=colour, fontweight=weight)
+    return figure
+
+
+def pixels(figure: "Figure") -> "Image":
+    import numpy as np
+    from PIL.Image import fromarray
+
     figure.canvas.draw()
-    return Image.fromarray(np.asarray(figure.canvas.buffer_rgba())).convert("RGB")
+    return fromarray(np.asarray(figure.canvas.buffer_rgba())).convert("RGB")  # type: ignore[attr-defined]
 
 
 def join(axis: "Axes", weights: Tensor, query: int, colour: str) -> None:
