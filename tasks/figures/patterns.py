@@ -14,7 +14,7 @@ from attention_zoo.factory import create_attention, create_position
 from attention_zoo.masks import Mask
 from attention_zoo.tasks.entries import entry_options
 from attention_zoo.tasks.figures.style import SIGNED, WEIGHTS, new_figure
-from attention_zoo.zoo import ATTENTION, POSITION
+from attention_zoo.zoo import ATTENTION, POSITION, Role
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -179,7 +179,7 @@ def small_attention(name: str) -> Attention:
         option: min(value, _SMALL + value % 2) if counts(option, value) else value
         for option, value in entry_options("attention", name, heads=_HEADS).items()
     }
-    role = "global" if "global" in ATTENTION.card(name).roles else "causal"
+    role: Role = "global" if "global" in ATTENTION.card(name).roles else "causal"
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         return create_attention(name, dim=_DIM, role=role, **options).eval()
