@@ -63,9 +63,9 @@ def biases() -> "Figure":
     """What encodings add to the scores of causal attention: those that act on them by their card,
     by places or by content.
 
-    Of each the first two heads, on a scale of its own. What is learned is as training
-    starts from it; tables that start at zero would show nothing, and are drawn at random. What
-    depends on content is one real draw, of random tokens.
+    Of each the first two heads, on a scale of its own. What is learned is as training starts from
+    it; tables that start at zero would show nothing, and are drawn at random. What depends on
+    content is one real draw, of random tokens.
     """
     figure, bar = sheet(
         list(bias_thumbnails()),
@@ -144,7 +144,8 @@ def pattern_thumbnails() -> Iterable[Thumbnail]:
         by_content = attention.card.chooses or not torch.equal(weights == 0, others == 0)
         patterned = attention.window is not None or type(attention).sees is not Attention.sees
         if by_content:
-            shares = weights / weights.amax(dim=1, keepdim=True)
+            # A query may see nothing by chance.
+            shares = weights / weights.amax(dim=1, keepdim=True).clamp(min=1e-9)
             notes = (f"{attention.role}, by content",)
             found.append(Thumbnail(family(type(attention)), name, notes, shares, 1.0))
         elif patterned:
