@@ -86,13 +86,8 @@ def log(
     folder: Path,
 ) -> None:
     """The report as a run of W&B, in the project and group of the runs."""
-    from attention_zoo.tasks.loggers import (
-        create_wandb_logger,
-        finish,
-        log_html,
-        log_summary,
-        log_table,
-    )
+    from attention_zoo.tasks.loggers import finish, log_html, log_summary, log_table
+    from attention_zoo.tasks.wandb_runs import create_wandb_logger
 
     nodes = [(run.config.get("logger") or {}).get("wandb") for run in runs]
     node: dict[str, Any] = next((node for node in nodes if node), {"project": PROJECT})
