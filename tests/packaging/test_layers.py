@@ -21,7 +21,7 @@ ROOT = Path(attention_zoo.__file__).parent
 LAYERS = (
     {"errors"},
     {"zoo"},
-    {"masks", "caches"},
+    {"masks", "caches", "lookup"},
     {"backends"},
     {"position"},
     {"attention"},
