@@ -1,0 +1,75 @@
+"""`attention-zoo figures ckpt=FILE into=FOLDER`: the pictures that explain attention, and a page."""
+
+import argparse
+from pathlib import Path
+
+from attention_zoo.errors import UserError
+from attention_zoo.zoo import unknown
+
+OPTIONS = ("ckpt", "into")
+UNTRAINED = (
+    "it is of a trained model, and there is none under logs/translation/runs. Train one with "
+    "make demo, or attention-zoo train, and run attention-zoo figures again; or name one: ckpt=FILE"
+)
+
+
+def run(arguments: list[str]) -> None:
+    from attention_zoo.tasks.figures.gallery import LESSONS, Picture, draw, file_name
+    from attention_zoo.tasks.figures.page import index
+    from attention_zoo.tasks.figures.trained import load_translation, newest_translation
+
+    parser = argparse.ArgumentParser(prog="attention-zoo figures", description=__doc__)
+    parser.add_argument(
+        "options",
+        nargs="*",
+        metavar="ckpt=FILE into=FOLDER",
+        help="a trained translation, by default the newest under logs; by default into=figures",
+    )
+    options = read_options(parser.parse_args(arguments).options)
+    checkpoint = Path(options["ckpt"]) if "ckpt" in options else newest_translation()
+    task = None if checkpoint is None else load_translation(checkpoint)
+    print("no trained model" if checkpoint is None else f"trained model: {checkpoint}")
+    folder = Path(options.get("into", "figures"))
+    missing: dict[Picture, str] = {}
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for number, lesson in enumerate(LESSONS, start=1):
+            for picture in lesson.pictures:
+                path = folder / file_name(number, picture)
+                if picture.trained and task is None:
+                    missing[picture] = UNTRAINED
+                else:
+                    try:
+                        draw(picture, path, task)
+                    except UserError as error:  # such as: the model has one head only
+                        missing[picture] = str(error)
+                ending = f" not drawn: {missing[picture]}" if picture in missing else ""
+                print(f"{path}{ending}", flush=True)
+        source = (
+            "There is no trained model to draw."
+            if checkpoint is None
+            else f"Where a trained model is shown, it is {checkpoint}."
+        )
+        (folder / "index.html").write_text(index(source, missing), encoding="utf-8")
+    except OSError as error:
+        raise UserError(
+            f"{folder} cannot be written to ({error.strerror}); name another: into=FOLDER."
+        ) from error
+    print(folder / "index.html")
+
+
+def read_options(given: list[str]) -> dict[str, str]:
+    """What was given as name=value.
+
+    Raises:
+        UserError: no option of ours, one given twice, or without a value.
+    """
+    options: dict[str, str] = {}
+    for each in given:
+        name, equals, value = each.partition("=")
+        if name not in OPTIONS or not equals:
+            raise UserError(unknown("option", name if equals else each, list(OPTIONS)))
+        if not value or name in options:
+            raise UserError(f"{name} takes one value, {name}=…; got {' '.join(given)}.")
+        options[name] = value
+    return options
