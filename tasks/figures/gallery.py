@@ -45,25 +45,25 @@ class Lesson(NamedTuple):
 LESSONS = (
     Lesson(
         "A dictionary that answers with a mixture",
-        "A dictionary gives the value of the one key that equals the word asked for. Attention asks "
-        "every key how close it is, and answers with a mixture of all values, the nearest key's most. "
-        "At a low temperature the nearest entry alone is left, and since nothing jumps, gradients "
-        "can teach queries and keys what they should mean.",
+        "A dictionary gives the value of the one key that equals the word asked for. Attention "
+        "asks every key how close it is, and answers with a mixture of all values, the nearest "
+        "key's most. At a low temperature the nearest entry alone is left, and since nothing "
+        "jumps, gradients can teach queries and keys what they should mean.",
         (
             Picture(
                 "dictionary",
                 "dictionary.soft_dictionary",
-                "Three panels: arrows of the keys type, color and age and of the word species, which "
-                "lies next to type; bars of weights, pickup 0.53, blue 0.33, 22 0.14; the weights over "
-                "temperature, from pickup alone to a third each.",
+                "Three panels: arrows of the keys type, color and age and of the word species, "
+                "which lies next to type; bars of weights, pickup 0.53, blue 0.33, 22 0.14; the "
+                "weights over temperature, from pickup alone to a third each.",
             ),
         ),
     ),
     Lesson(
         "Self-attention, step by step",
         "Every word is compared with every word, QKᵀ, and the results say how much of each word's "
-        "value goes into the sum. Without scale and softmax, scores can be negative and sums of any "
-        "size. Softmax makes each row of scores weights that are positive and add up to 1.",
+        "value goes into the sum. Without scale and softmax, scores can be negative and sums of "
+        "any size. Softmax makes each row of scores weights that are positive and add up to 1.",
         (
             Picture(
                 "steps",
@@ -82,9 +82,9 @@ LESSONS = (
             Picture(
                 "scaling",
                 "scaling.why_scaled",
-                "Distributions of scores for d of 4, 64 and 1024, which spread without the scale and "
-                "coincide with it; below, without the scale, the largest weight rises to nearly 1 "
-                "with d and the gradient falls to nearly 0, and both are level with it.",
+                "Distributions of scores for d of 4, 64 and 1024, which spread without the scale "
+                "and coincide with it; below, without the scale, the largest weight rises to "
+                "nearly 1 with d and the gradient falls to nearly 0, and both are level with it.",
             ),
         ),
     ),
@@ -92,23 +92,24 @@ LESSONS = (
         "Three layers, by who sees whom",
         "The word above looks, the words below are looked at. In the encoder every word sees the "
         "whole source (global). In the decoder a word sees itself and what was written before it "
-        "(causal), and the whole source across (cross). The grids are the masks: a row for each word "
-        "that looks.",
+        "(causal), and the whole source across (cross). The grids are the masks: a row for each "
+        "word that looks.",
         (
             Picture(
                 "layers",
                 "roles.who_sees_whom",
-                "Cross, global and causal attention as lines between two rows of words, above grids "
-                "that are full for cross and global attention and a lower triangle for causal.",
+                "Cross, global and causal attention as lines between two rows of words, above "
+                "grids that are full for cross and global attention and a lower triangle for "
+                "causal.",
             ),
         ),
     ),
     Lesson(
         "Causal: what comes later changes nothing before it",
-        "One word is replaced, and the outputs are compared. With causal attention the outputs before "
-        "it stay as they were, to the last bit; with global attention all change. This is why "
-        "a decoder can be trained on all places of a sentence at once, and why what was computed for "
-        "earlier words can be kept while it writes.",
+        "One word is replaced, and the outputs are compared. With causal attention the outputs "
+        "before it stay as they were, to the last bit; with global attention all change. This is "
+        "why a decoder can be trained on all places of a sentence at once, and why what was "
+        "computed for earlier words can be kept while it writes.",
         (
             Picture(
                 "causal",
@@ -121,51 +122,54 @@ LESSONS = (
     ),
     Lesson(
         "Four ways to say where a word stands",
-        "Sinusoidal and learned vectors are added to the embeddings, rotary positions turn queries "
-        "and keys, and ALiBi lowers scores. Below is what becomes of distance: products of sinusoidal "
-        "places fall as the distance grows, and rotary ones likewise, by the same waves. A learned "
-        "table knows of no distance before it is trained. ALiBi's slope differs from head to head.",
+        "Sinusoidal and learned vectors are added to the embeddings, rotary positions turn queries"
+        " and keys, and ALiBi lowers scores. Below is what becomes of distance: products of "
+        "sinusoidal places fall as the distance grows, and rotary ones likewise, by the same "
+        "waves. A learned table knows of no distance before it is trained. ALiBi's slope differs "
+        "from head to head.",
         (
             Picture(
                 "positions",
                 "encodings.positional_encodings",
-                "Four columns. Above: the sinusoidal encoding as an image of waves by position and "
-                "channel, a learned one as noise, the rotary one as waves, ALiBi's bias as a ridge on "
-                "the diagonal. Below: products over distance, and ALiBi's lines for eight heads.",
+                "Four columns. Above: the sinusoidal encoding as an image of waves by position and"
+                " channel, a learned one as noise, the rotary one as waves, ALiBi's bias as a "
+                "ridge on the diagonal. Below: products over distance, and ALiBi's lines for eight"
+                " heads.",
             ),
         ),
     ),
     Lesson(
         "Order matters",
-        "Attention by itself sees a bag of words: in another order, each word gets the same output, "
-        "in another row. With positions, who bites whom makes a difference.",
+        "Attention by itself sees a bag of words: in another order, each word gets the same "
+        "output, in another row. With positions, who bites whom makes a difference.",
         (
             Picture(
                 "order",
                 "order.order_matters",
-                "Outputs for dog bites man and man bites dog. Without positions the rows are the same "
-                "but for their order, and the differences are zero; with rotary positions they differ.",
+                "Outputs for dog bites man and man bites dog. Without positions the rows are the "
+                "same but for their order, and the differences are zero; with rotary positions "
+                "they differ.",
             ),
         ),
     ),
     Lesson(
         "Several heads",
-        "Queries, keys and values are split by columns into heads. Each head attends by itself, with "
-        "weights of its own; what they find is joined and mixed by one more projection. So one word "
-        "can look at several others at once, each for another reason.",
+        "Queries, keys and values are split by columns into heads. Each head attends by itself, "
+        "with weights of its own; what they find is joined and mixed by one more projection. So "
+        "one word can look at several others at once, each for another reason.",
         (
             Picture(
                 "heads",
                 "heads.split_and_joined",
-                "Q, K and V of 5 by 12 in three colours, split into three heads of 5 by 4; weights of "
-                "5 by 5 and sums of values for each head; the sums joined to 5 by 12 in three colours, "
-                "and the output.",
+                "Q, K and V of 5 by 12 in three colours, split into three heads of 5 by 4; weights"
+                " of 5 by 5 and sums of values for each head; the sums joined to 5 by 12 in three "
+                "colours, and the output.",
             ),
             Picture(
                 "two-heads",
                 "heads.two_heads",
-                "Two heads of one encoder layer over the date, as lines from each token to those that "
-                "it looks at; the two patterns differ.",
+                "Two heads of one encoder layer over the date, as lines from each token to those "
+                "that it looks at; the two patterns differ.",
                 ("task", "line"),
             ),
         ),

@@ -1,4 +1,4 @@
-"""Why scores are divided by √d: what grows with the width of queries and keys, and what then fades."""
+"""Why scores are divided by √d: what grows with the width of queries and keys, and what fades."""
 
 import math
 from typing import TYPE_CHECKING

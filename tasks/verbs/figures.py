@@ -1,4 +1,4 @@
-"""`attention-zoo figures ckpt=FILE into=FOLDER`: the pictures that explain attention, and a page."""
+"""`attention-zoo figures ckpt=FILE into=FOLDER`: pictures that explain attention, and a page."""
 
 import argparse
 from pathlib import Path
