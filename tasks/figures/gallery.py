@@ -174,6 +174,69 @@ LESSONS = (
             ),
         ),
     ),
+    Lesson(
+        "A translation, and where it looked",
+        "Each row is a word as it was written, each column a word of the source. Where the order "
+        "of words differs between the languages, the marks leave the diagonal: day and month "
+        "change places between English and Portuguese, and the attention crosses with them.",
+        (
+            Picture(
+                "translation",
+                "translated.cross_attention",
+                "A heat map of cross-attention, target words down and source words across. The "
+                "strongest source word of each row is framed.",
+                ("task", "line"),
+            ),
+        ),
+    ),
+    Lesson(
+        "Writing token by token",
+        "The decoder writes one token at a time, and asks the source anew for each. What it has "
+        "written is a part of the question.",
+        (
+            Picture(
+                "writing",
+                "animation.write_translation",
+                "An animation: the translation grows token by token, with lines from the token "
+                "that is being written to the source tokens it looks at.",
+                ("task", "line", "path"),
+            ),
+        ),
+    ),
+    Lesson(
+        "The whole model",
+        "Encoder and decoder are stacks of N equal layers. A layer of the encoder is global self-"
+        "attention and a feed-forward network; one of the decoder has cross-attention between "
+        "causal self-attention and that. Every sublayer adds to what it was given. The diagram is "
+        "drawn from the model itself.",
+        (
+            Picture(
+                "architecture",
+                "diagram.architecture",
+                "A diagram of the model: embeddings, the layers of encoder and decoder with their "
+                "sublayers, arrows from encoder to cross-attention, and the output.",
+                ("model",),
+            ),
+        ),
+    ),
+    Lesson(
+        "Masks and biases of the zoo",
+        "A mask says which keys a query may see; a bias says how much less or more it sees them by"
+        " where they stand. These are all that the zoo has, each drawn by the code that computes "
+        "it.",
+        (
+            Picture(
+                "masks",
+                "patterns.masks",
+                "Thumbnails of mask patterns, queries down and keys across, by family.",
+            ),
+            Picture(
+                "biases",
+                "patterns.biases",
+                "Thumbnails of score biases, queries down and keys across, by encoding.",
+            ),
+        ),
+    ),
 )
 
 
@@ -182,8 +245,8 @@ def file_name(number: int, picture: Picture) -> str:
     return f"{number:02}-{picture.name}{picture.suffix}"
 
 
-def draw(picture: Picture, path: Path, task: Any = None) -> None:
-    """Draw a picture into a file.
+def make(picture: Picture, path: Path, task: Any = None) -> Any:
+    """The `Figure` of a picture; None of one that is written to the path.
 
     Args:
         task: a trained `TranslationTask`, for a picture that is of one.
@@ -193,8 +256,13 @@ def draw(picture: Picture, path: Path, task: Any = None) -> None:
         given["model"] = task.model
     module, name = picture.function.split(".")
     function = getattr(import_module(f"{__package__}.{module}"), name)
-    figure = function(*(given[each] for each in picture.takes))
-    if "path" not in picture.takes:
+    return function(*(given[each] for each in picture.takes))
+
+
+def draw(picture: Picture, path: Path, task: Any = None) -> None:
+    """Make a picture as a file."""
+    figure = make(picture, path, task)
+    if figure is not None:
         figure.savefig(path, dpi=150)
 
 

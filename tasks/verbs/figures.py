@@ -2,19 +2,22 @@
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from attention_zoo.errors import UserError
 from attention_zoo.zoo import unknown
 
+if TYPE_CHECKING:
+    from attention_zoo.tasks.figures.gallery import Picture
+
 OPTIONS = ("ckpt", "into")
 UNTRAINED = (
-    "it is of a trained model, and there is none under logs/translation/runs. Train one with "
-    "make demo, or attention-zoo train, and run attention-zoo figures again; or name one: ckpt=FILE"
+    "it is of a trained model, and there is none under logs/translation/runs. Train one by "
+    "make demo or attention-zoo train, then run this again; or name one by ckpt=FILE."
 )
 
 
 def run(arguments: list[str]) -> None:
-    from attention_zoo.tasks.figures.gallery import LESSONS, Picture, draw, file_name
     from attention_zoo.tasks.figures.page import index
     from attention_zoo.tasks.figures.trained import load_translation, newest_translation
 
@@ -28,34 +31,38 @@ def run(arguments: list[str]) -> None:
     options = read_options(parser.parse_args(arguments).options)
     checkpoint = Path(options["ckpt"]) if "ckpt" in options else newest_translation()
     task = None if checkpoint is None else load_translation(checkpoint)
-    print("no trained model" if checkpoint is None else f"trained model: {checkpoint}")
+    source = f"The trained model is {checkpoint}." if checkpoint else "There is no trained model."
+    print(source)
     folder = Path(options.get("into", "figures"))
-    missing: dict[Picture, str] = {}
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        for number, lesson in enumerate(LESSONS, start=1):
-            for picture in lesson.pictures:
-                path = folder / file_name(number, picture)
-                if picture.trained and task is None:
-                    missing[picture] = UNTRAINED
-                else:
-                    try:
-                        draw(picture, path, task)
-                    except UserError as error:  # such as: the model has one head only
-                        missing[picture] = str(error)
-                ending = f" not drawn: {missing[picture]}" if picture in missing else ""
-                print(f"{path}{ending}", flush=True)
-        source = (
-            "There is no trained model to draw."
-            if checkpoint is None
-            else f"Where a trained model is shown, it is {checkpoint}."
-        )
+        missing = draw_all(folder, task)
         (folder / "index.html").write_text(index(source, missing), encoding="utf-8")
     except OSError as error:
         raise UserError(
             f"{folder} cannot be written to ({error.strerror}); name another: into=FOLDER."
         ) from error
     print(folder / "index.html")
+
+
+def draw_all(folder: Path, task: Any) -> "dict[Picture, str]":
+    """Draw every picture that can be, and print a line for each; return why the others cannot."""
+    from attention_zoo.tasks.figures.gallery import LESSONS, draw, file_name
+
+    missing: dict[Picture, str] = {}
+    for number, lesson in enumerate(LESSONS, start=1):
+        for picture in lesson.pictures:
+            path = folder / file_name(number, picture)
+            if picture.trained and task is None:
+                missing[picture] = UNTRAINED
+            else:
+                try:
+                    draw(picture, path, task)
+                except UserError as error:  # such as: there are no two heads to show
+                    missing[picture] = str(error)
+            reason = missing.get(picture)
+            print(f"{path} is not drawn: {reason}" if reason else path, flush=True)
+    return missing
 
 
 def read_options(given: list[str]) -> dict[str, str]:
