@@ -47,7 +47,7 @@ def write_translation(task: Any, line: str, path: Path) -> None:
         pixels(picture(reading.source_tokens, reading.target_tokens, weights, written))
         for written in range(count + 2)
     ]
-    # One palette for all, so that colours do not flicker. The last picture has the most of them.
+    # One palette for all, so that colours do not flicker: that of the last token, which has most.
     palette = pictures[count].quantize(64, method=Quantize.MAXCOVERAGE)
     frames = [one.quantize(palette=palette, dither=Dither.NONE) for one in pictures]
     frames[0].save(

@@ -220,7 +220,12 @@ class _Pen:
         )
 
     def say(self, y: float, text: str, *, size: float, **style: Any) -> None:
-        options = {"x": self.x, "ha": "center", "va": "center", "color": BLACK} | style
+        options: dict[str, Any] = {
+            "x": self.x,
+            "ha": "center",
+            "va": "center",
+            "color": BLACK,
+        } | style
         self.axis.text(y=y, s=text, fontsize=size, **options)
 
 

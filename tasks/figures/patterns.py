@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from attention_zoo import create_attention, create_position
 from attention_zoo.attention.base import Attention
 from attention_zoo.attention.softmax import SoftmaxAttention
+from attention_zoo.factory import create_attention, create_position
 from attention_zoo.masks import Mask
 from attention_zoo.tasks.entries import entry_options
 from attention_zoo.tasks.figures.style import SIGNED, WEIGHTS, new_figure
@@ -91,7 +91,7 @@ def sheet(
     families = [list(group) for _, group in groupby(thumbnails, key=lambda one: one.family)]
     rows = sum(math.ceil(len(family) / _COLUMNS) for family in families)
     figure = new_figure(_COLUMNS * (_THUMBNAIL + 0.16), rows * (_THUMBNAIL + 0.75) + 1.2)
-    figure.get_layout_engine().set(w_pad=0.08, h_pad=0.09)
+    figure.set_layout_engine("constrained", w_pad=0.08, h_pad=0.09)
     grid = figure.add_gridspec(rows, _COLUMNS)
     row = 0
     for family in families:

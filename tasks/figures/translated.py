@@ -56,7 +56,8 @@ def cross_attention(task: Any, line: str) -> "Figure":
     sources, targets = ([legible(name) for name in side.names] for side in (source, target))
     cell = max(0.35, min(0.98, 9.0 / max(rows, columns)))  # inches
     figure = new_figure(
-        columns * cell + _LETTER * max(map(len, targets)) + 1.6, rows * cell * 0.6 + 1.6
+        max(4.0, columns * cell) + _LETTER * max(map(len, targets)) + 1.6,
+        max(2.0, rows * cell * 0.6) + 1.6,
     )
     axis = figure.add_subplot()
     image = axis.imshow(weights.numpy(), cmap=WEIGHTS, vmin=0, vmax=1, aspect="auto")
@@ -82,8 +83,8 @@ def cross_attention(task: Any, line: str) -> "Figure":
             label.set(ha="left", rotation_mode="anchor")
     for label in [*axis.get_xticklabels(), *axis.get_yticklabels()]:
         label.set_parse_math(False)
-    axis.set_xlabel("words of the source (keys)", fontsize=11, labelpad=8)
-    axis.set_ylabel("words of the translation (queries)", fontsize=11)
+    axis.set_xlabel("source words (keys)", fontsize=11, labelpad=8)
+    axis.set_ylabel("translated words (queries)", fontsize=11)
     heads = len(layers[layer])
     figure.suptitle(
         f"Cross-attention, layer {layer + 1} of {len(layers)}, "

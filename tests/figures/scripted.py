@@ -1,0 +1,62 @@
+"""A translation whose every word and weight is given, in place of a trained model."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from attention_zoo.decoding.base import Hypothesis
+from attention_zoo.tasks.data.tokenizers import SPECIALS, Tokenizer
+from attention_zoo.tasks.reading import AttentionReading
+
+SOURCE = [b"Wednesday", b",", b" Mar", b"ch", b" ", b"4"]
+TARGET = [b"quarta", b"-", b"feira", b",", b" ", b"4", b" de", b" mar\xc3", b"\xa7o"]
+
+
+class Pieces(Tokenizer):
+    """Tokens are the pieces, in their order from the first id that is not special."""
+
+    def __init__(self, pieces: list[bytes]) -> None:
+        super().__init__([*(b"" for _ in SPECIALS), *pieces])
+        self.ids = list(range(len(SPECIALS), len(SPECIALS) + len(pieces)))
+
+    train = classmethod(lambda cls, lines: cls([]))
+
+    def encode(self, text: str) -> list[int]:
+        raise NotImplementedError
+
+    def state(self) -> dict[str, Any]:
+        return {}
+
+
+class Scripted:
+    """As a `TranslationTask`: its source and its translation are these pieces, whatever the line.
+
+    Args:
+        source, target: their bytes.
+        layers: maps [h q k] of cross-attention; by default drawn at random.
+    """
+
+    def __init__(
+        self,
+        source: list[bytes] = SOURCE,
+        target: list[bytes] = TARGET,
+        layers: list[Tensor] | None = None,
+    ) -> None:
+        self.tokenizer = Pieces([*source, *target])
+        self.source = self.tokenizer.ids[: len(source)]
+        self.target = self.tokenizer.ids[len(source) :]
+        shape = 4, len(target) + 1, len(source) + 1
+        self.layers = layers or [(3 * torch.randn(shape)).softmax(-1) for _ in range(2)]
+
+    def source_tokens(self, lines: list[str]) -> Tensor:
+        return torch.tensor([[*self.source, self.tokenizer.eos_id] for _ in lines])
+
+    def decode(self, source: Tensor) -> list[list[Hypothesis]]:
+        return [[Hypothesis(self.target, 0.0)] for _ in source]
+
+    def attend(self, line: str) -> AttentionReading:
+        tokens = self.tokenizer.tokens
+        return AttentionReading(
+            [*tokens(self.source), "<eos>"], [*tokens(self.target), "<eos>"], {"cross": self.layers}
+        )
