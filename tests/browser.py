@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -59,7 +59,7 @@ def texts(browser: Any, selector: str) -> list[str]:
     return browser.execute_script(script, selector)
 
 
-def assert_quiet(browser: Any, address: str, *, beside: frozenset[str] = frozenset()) -> None:
+def assert_quiet(browser: Any, address: str, *, beside: Collection[str] = ()) -> None:
     """The page opened last has said nothing on the console, and has asked for itself only, and
     for the files beside it that are named.
     """
@@ -73,5 +73,5 @@ def assert_quiet(browser: Any, address: str, *, beside: frozenset[str] = frozens
     assert {x.partition(":")[0] for x in asked} <= {"file", "data"}
     assert [x for x in asked if x.startswith("file:") and x not in beside] == [address]
     resources = "return performance.getEntriesByType('resource').map((x) => x.name)"
-    named = set(browser.execute_script(resources)) - beside
+    named = set(browser.execute_script(resources)) - {*beside}
     assert all(name.startswith("data:") for name in named)

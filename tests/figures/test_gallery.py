@@ -5,7 +5,7 @@ import re
 import pytest
 from PIL import Image
 
-from attention_zoo.tasks.figures.gallery import LESSONS, code, draw, file_name, make
+from attention_zoo.tasks.figures.gallery import LESSONS, code, file_name, make
 
 from .canvas import assert_legible
 from .untrained import new_task
@@ -38,17 +38,12 @@ def test_its_text_is_legible_and_nothing_is_cut(picture, tmp_path) -> None:
         assert animation.n_frames > 2
 
 
-@pytest.mark.parametrize("place", [0, -1])
-def test_the_code_beside_a_picture_draws_it(place, tmp_path, monkeypatch) -> None:
-    number, picture = [each for each in PICTURES if each[1].function.startswith("d")][place]
-    if picture.trained:
-        monkeypatch.setattr(
-            "attention_zoo.tasks.figures.trained.load_translation", lambda path: new_task()
-        )
-    monkeypatch.chdir(tmp_path)
-    exec(code(number, picture), {})
-    draw(picture, tmp_path / "expected.png", new_task())
-    file = tmp_path / file_name(number, picture)
-    assert Image.open(file).size[0] * 1.5 == pytest.approx(
-        Image.open(tmp_path / "expected.png").size[0], abs=2
+@pytest.mark.parametrize("name", ["dictionary", "writing", "architecture"])
+def test_the_code_beside_a_picture_draws_it(name, tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(
+        "attention_zoo.tasks.figures.trained.load_translation", lambda path: new_task()
     )
+    monkeypatch.chdir(tmp_path)
+    number, picture = next(each for each in PICTURES if each[1].name == name)
+    exec(code(number, picture), {})
+    assert [path.name for path in tmp_path.iterdir()] == [file_name(number, picture)]
