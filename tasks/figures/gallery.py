@@ -1,6 +1,7 @@
 """The pictures by which attention is explained, in the order in which they are told."""
 
 from importlib import import_module
+from io import BytesIO
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -122,19 +123,19 @@ LESSONS = (
     ),
     Lesson(
         "Four ways to say where a word stands",
-        "Sinusoidal and learned vectors are added to the embeddings, rotary positions turn queries"
-        " and keys, and ALiBi lowers scores. Below is what becomes of distance: products of "
-        "sinusoidal places fall as the distance grows, and rotary ones likewise, by the same "
+        "Sinusoidal and learned vectors are added to the embeddings, rotary positions turn "
+        "queries and keys, and ALiBi lowers scores. Below is what becomes of distance: products "
+        "of sinusoidal places fall as the distance grows, and rotary ones likewise, by the same "
         "waves. A learned table knows of no distance before it is trained. ALiBi's slope differs "
         "from head to head.",
         (
             Picture(
                 "positions",
                 "encodings.positional_encodings",
-                "Four columns. Above: the sinusoidal encoding as an image of waves by position and"
-                " channel, a learned one as noise, the rotary one as waves, ALiBi's bias as a "
-                "ridge on the diagonal. Below: products over distance, and ALiBi's lines for eight"
-                " heads.",
+                "Four columns. Above: the sinusoidal encoding as an image of waves by position "
+                "and channel, a learned one as noise, the rotary one as waves, ALiBi's bias as a "
+                "ridge on the diagonal. Below: products over distance, and ALiBi's lines for "
+                "eight heads.",
             ),
         ),
     ),
@@ -161,9 +162,9 @@ LESSONS = (
             Picture(
                 "heads",
                 "heads.split_and_joined",
-                "Q, K and V of 5 by 12 in three colours, split into three heads of 5 by 4; weights"
-                " of 5 by 5 and sums of values for each head; the sums joined to 5 by 12 in three "
-                "colours, and the output.",
+                "Q, K and V of 5 by 12 in three colours, split into three heads of 5 by 4; "
+                "weights of 5 by 5 and sums of values for each head; the sums joined to 5 by 12 "
+                "in three colours, and the output.",
             ),
             Picture(
                 "two-heads",
@@ -205,10 +206,10 @@ LESSONS = (
     ),
     Lesson(
         "The whole model",
-        "Encoder and decoder are stacks of N equal layers. A layer of the encoder is global self-"
-        "attention and a feed-forward network; one of the decoder has cross-attention between "
-        "causal self-attention and that. Every sublayer adds to what it was given. The diagram is "
-        "drawn from the model itself.",
+        "Encoder and decoder are stacks of N equal layers. A layer of the encoder is global "
+        "self-attention and a feed-forward network; one of the decoder has cross-attention "
+        "between causal self-attention and that. Every sublayer adds to what it was given. The "
+        "diagram is drawn from the model itself.",
         (
             Picture(
                 "architecture",
@@ -221,9 +222,9 @@ LESSONS = (
     ),
     Lesson(
         "Masks and biases of the zoo",
-        "A mask says which keys a query may see; a bias says how much less or more it sees them by"
-        " where they stand. These are all that the zoo has, each drawn by the code that computes "
-        "it.",
+        "A mask says which keys a query may see; a bias says how much more or less it sees them "
+        "by where they stand. These are all that the zoo has, each drawn by the code that "
+        "computes it. Where a pattern or a bias depends on content or is learned, it is one draw.",
         (
             Picture(
                 "masks",
@@ -260,10 +261,15 @@ def make(picture: Picture, path: Path, task: Any = None) -> Any:
 
 
 def draw(picture: Picture, path: Path, task: Any = None) -> None:
-    """Make a picture as a file."""
+    """Make a picture as a file, sharp on dense screens, and small."""
+    from PIL import Image
+
     figure = make(picture, path, task)
     if figure is not None:
-        figure.savefig(path, dpi=150)
+        sharp = BytesIO()
+        figure.savefig(sharp, dpi=150)
+        with Image.open(sharp) as image:
+            image.convert("RGB").quantize(256, dither=Image.Dither.NONE).save(path)
 
 
 def code(number: int, picture: Picture) -> str:

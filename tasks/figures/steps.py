@@ -123,7 +123,7 @@ def draw_row(axis: "Axes", top: float, title: str, parts: Sequence[Block | str])
             width = columns * SIZE
             # All share a middle, whatever their height.
             upper = top - (4 - rows) / 2 * SIZE
-            style = {"paint": part.paint, "digits": part.digits, "fontsize": 8.5}
+            style = {"paint": part.paint, "digits": part.digits, "fontsize": 9}
             draw_cells(axis, part.numbers, left, upper, size=SIZE, **style)
             name = f"{part.name}\n[{rows} × {columns}]"
             axis.text(left + width / 2, top + 0.07, name, ha="center", va="bottom", fontsize=10)

@@ -11,16 +11,9 @@ if TYPE_CHECKING:
     from attention_zoo.tasks.figures.gallery import Picture
 
 OPTIONS = ("ckpt", "into")
-UNTRAINED = (
-    "it is of a trained model, and there is none under logs/translation/runs. Train one by "
-    "make demo or attention-zoo train, then run this again; or name one by ckpt=FILE."
-)
 
 
 def run(arguments: list[str]) -> None:
-    from attention_zoo.tasks.figures.page import index
-    from attention_zoo.tasks.figures.trained import load_translation, newest_translation
-
     parser = argparse.ArgumentParser(prog="attention-zoo figures", description=__doc__)
     parser.add_argument(
         "options",
@@ -29,15 +22,24 @@ def run(arguments: list[str]) -> None:
         help="a trained translation, by default the newest under logs; by default into=figures",
     )
     options = read_options(parser.parse_args(arguments).options)
-    checkpoint = Path(options["ckpt"]) if "ckpt" in options else newest_translation()
-    task = None if checkpoint is None else load_translation(checkpoint)
-    source = f"The trained model is {checkpoint}." if checkpoint else "There is no trained model."
-    print(source)
+
+    from attention_zoo.tasks.figures.page import index
+    from attention_zoo.tasks.figures.trained import load_translation, newest_translation
+
+    task = None
+    try:
+        checkpoint = Path(options["ckpt"]) if "ckpt" in options else newest_translation()
+    except UserError as lack:
+        about = f"No trained model is drawn: {lack}"
+    else:
+        task = load_translation(checkpoint)
+        about = f"The trained model is {checkpoint}."
+    print(about)
     folder = Path(options.get("into", "figures"))
     try:
         folder.mkdir(parents=True, exist_ok=True)
         missing = draw_all(folder, task)
-        (folder / "index.html").write_text(index(source, missing), encoding="utf-8")
+        (folder / "index.html").write_text(index(about, missing), encoding="utf-8")
     except OSError as error:
         raise UserError(
             f"{folder} cannot be written to ({error.strerror}); name another: into=FOLDER."
@@ -53,15 +55,14 @@ def draw_all(folder: Path, task: Any) -> "dict[Picture, str]":
     for number, lesson in enumerate(LESSONS, start=1):
         for picture in lesson.pictures:
             path = folder / file_name(number, picture)
-            if picture.trained and task is None:
-                missing[picture] = UNTRAINED
-            else:
-                try:
-                    draw(picture, path, task)
-                except UserError as error:  # such as: there are no two heads to show
-                    missing[picture] = str(error)
-            reason = missing.get(picture)
-            print(f"{path} is not drawn: {reason}" if reason else path, flush=True)
+            try:
+                if picture.trained and task is None:
+                    raise UserError("it needs a trained model: ckpt=FILE")
+                draw(picture, path, task)
+                print(path, flush=True)
+            except UserError as error:
+                missing[picture] = str(error)
+                print(f"{path} is not drawn: {error}", flush=True)
     return missing
 
 
