@@ -1,13 +1,13 @@
 """What schematic pictures are made of: a sheet measured in inches, and matrices on it."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from attention_zoo.tasks.figures.style import BLACK, SIGNED, WEIGHTS, new_figure
+from attention_zoo.tasks.figures.style import BLACK, WEIGHTS, new_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -36,13 +36,6 @@ def new_sheet(width: float, height: float) -> tuple["Figure", "Axes"]:
     return figure, axis
 
 
-def signed(most: float) -> Paint:
-    """Colours for numbers between −most and most; pale, so that black figures can be read."""
-    from matplotlib import colormaps
-
-    return lambda value: colormaps[SIGNED](0.5 - 0.28 * value / most)
-
-
 def of_weight(value: float) -> Colour:
     """The colour of a weight between 0 and 1."""
     from matplotlib import colormaps
@@ -59,7 +52,6 @@ def draw_cells(
     size: float,
     paint: Paint,
     digits: int | None = None,
-    fontsize: float = 9.0,
 ) -> None:
     """A matrix [r c] as a grid of coloured squares, with its numbers in them where `digits` says
     how many decimals they have.
@@ -83,29 +75,9 @@ def draw_cells(
                 f"{round(value, digits) + 0.0:.{digits}f}".replace("-", "\N{MINUS SIGN}"),
                 ha="center",
                 va="center_baseline",
-                fontsize=fontsize,
+                fontsize=9,
                 color="white" if dark else BLACK,
             )
-
-
-def name_rows(
-    axis: "Axes", names: Sequence[str], right: float, top: float, *, size: float, fontsize: float
-) -> None:
-    """A name left of every row of a grid."""
-    for row, name in enumerate(names):
-        axis.text(
-            right,
-            top - (row + 0.5) * size,
-            name,
-            ha="right",
-            va="center_baseline",
-            fontsize=fontsize,
-        )
-
-
-def draw_arrow(axis: "Axes", start: tuple[float, float], stop: tuple[float, float]) -> None:
-    style = {"arrowstyle": "-|>", "color": SOFT, "linewidth": 1.3, "shrinkA": 0, "shrinkB": 0}
-    axis.annotate("", xy=stop, xytext=start, arrowprops=style)
 
 
 def plain(axis: "Axes") -> None:

@@ -60,18 +60,15 @@ def positional_encodings() -> "Figure":
     """Sinusoidal, learned, rotary, ALiBi: what they are, above what they make of distance."""
     figure = new_figure(11, 5.6)
     images, curves = figure.subplots(2, 4, height_ratios=(1.2, 1))
-    for image, curve, name, does, options in zip(
-        images,
-        curves,
-        ("sinusoidal", "learned", "rotary"),
-        ("added to embeddings", "added; before training", "turns queries and keys"),
-        ({}, {"max_length": PLACES}, {"layout": "interleaved"}),
-        strict=False,
-    ):
-        rows = vectors(name, **options)
+    shown = {
+        "sinusoidal\nadded to embeddings": vectors("sinusoidal"),
+        "learned\nadded; before training": vectors("learned", max_length=PLACES),
+        "rotary\nturns queries and keys": vectors("rotary", layout="interleaved"),
+    }
+    for image, curve, (title, rows) in zip(images, curves, shown.items(), strict=False):
         most = rows.abs().max().item()
         image.imshow(rows.numpy(), cmap=SIGNED, vmin=-most, vmax=most, aspect="auto")
-        image.set_title(f"{name}\n{does}", fontsize=11)
+        image.set_title(title, fontsize=11)
         image.set(xlabel="channel", ylabel="position")
         draw_products(curve, rows / rows.norm(dim=-1).mean())
     draw_alibi(images[3], curves[3], alibi_bias())

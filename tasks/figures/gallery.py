@@ -269,7 +269,8 @@ def draw(picture: Picture, path: Path, task: Any = None) -> None:
         sharp = BytesIO()
         figure.savefig(sharp, dpi=150)
         with Image.open(sharp) as image:
-            image.convert("RGB").quantize(256, dither=Image.Dither.NONE).save(path)
+            # This method keeps the ends of colour bars, which few pixels have.
+            image.convert("RGB").quantize(256, Image.Quantize.MAXCOVERAGE).save(path)
 
 
 def code(number: int, picture: Picture) -> str:

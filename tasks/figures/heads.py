@@ -13,7 +13,6 @@ from attention_zoo.factory import create_attention
 from attention_zoo.tasks.figures.drawing import (
     SOFT,
     Paint,
-    draw_arrow,
     draw_cells,
     new_sheet,
     of_weight,
@@ -115,7 +114,13 @@ def split_and_joined() -> "Figure":
 
 def say(axis: "Axes", text: str, x: float, y: float, **style: Any) -> None:
     """A text around a point of the sheet."""
-    axis.text(x, y, text, **{"fontsize": 10, "ha": "center", "va": "center"} | style)
+    shared: dict[str, Any] = {"fontsize": 10, "ha": "center", "va": "center"}
+    axis.text(x, y, text, **shared | style)
+
+
+def draw_arrow(axis: "Axes", start: tuple[float, float], stop: tuple[float, float]) -> None:
+    style = {"arrowstyle": "-|>", "color": SOFT, "linewidth": 1.3, "shrinkA": 0, "shrinkB": 0}
+    axis.annotate("", xy=stop, xytext=start, arrowprops=style)
 
 
 def draw_by_head(axis: "Axes", numbers: Tensor, left: float, top: float) -> None:

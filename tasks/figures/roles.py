@@ -41,7 +41,7 @@ def who_sees(role: Role, queries: int, keys: int) -> Tensor:
 def who_sees_whom() -> "Figure":
     """Cross, global and causal attention: lines between two rows of words, and their masks."""
     figure = new_figure(10.6, 5.7)
-    figure.get_layout_engine().set(w_pad=0.15)
+    figure.set_layout_engine("constrained", w_pad=0.15)
     rows = figure.subplots(2, 3, height_ratios=(1, 1.2))
     for (lines, grid), (role, name, where, queries, keys) in zip(rows.T, LAYERS, strict=True):
         visible = who_sees(role, len(queries), len(keys))
@@ -68,9 +68,9 @@ def draw_lines(axis: "Axes", visible: Tensor, queries: Sequence[str], keys: Sequ
         )
     for places, words, y, side in ((upper, queries, 1.05, "bottom"), (lower, keys, -0.05, "top")):
         for number, (x, word) in enumerate(zip(places, words, strict=True)):
-            picked = side == "bottom" and number == PICKED
-            style = {"color": RED if picked else BLACK, "fontweight": "bold" if picked else None}
-            axis.text(x, y, word, ha="center", va=side, fontsize=11, **style)
+            text = axis.text(x, y, word, ha="center", va=side, fontsize=11, color=BLACK)
+            if side == "bottom" and number == PICKED:
+                text.set(color=RED, fontweight="bold")
     axis.text(-0.2, 1.05, "query", ha="right", va="bottom", fontsize=10, color=SOFT)
     axis.text(-0.2, -0.05, "key", ha="right", va="top", fontsize=10, color=SOFT)
     axis.set(xlim=(-0.42, 1.12), ylim=(-0.25, 1.25))

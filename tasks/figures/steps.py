@@ -12,12 +12,10 @@ from attention_zoo.tasks.figures.drawing import (
     SOFT,
     Paint,
     draw_cells,
-    name_rows,
     new_sheet,
     of_weight,
-    signed,
 )
-from attention_zoo.tasks.figures.style import BLACK
+from attention_zoo.tasks.figures.style import BLACK, SIGNED
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -111,7 +109,9 @@ def draw_row(axis: "Axes", top: float, title: str, parts: Sequence[Block | str])
     """Matrices and what stands between them, from left to right."""
     axis.text(0.12, top + 0.62, title, fontsize=12, fontweight="bold", va="center_baseline")
     left = 0.62
-    name_rows(axis, WORDS, left - 0.08, top, size=SIZE, fontsize=10)
+    for row, word in enumerate(WORDS):
+        place = (left - 0.08, top - (row + 0.5) * SIZE)
+        axis.text(*place, word, ha="right", va="center_baseline", fontsize=10)
     for part in parts:
         if isinstance(part, str):
             width = GAPS[part]
@@ -123,8 +123,19 @@ def draw_row(axis: "Axes", top: float, title: str, parts: Sequence[Block | str])
             width = columns * SIZE
             # All share a middle, whatever their height.
             upper = top - (4 - rows) / 2 * SIZE
-            style = {"paint": part.paint, "digits": part.digits, "fontsize": 9}
-            draw_cells(axis, part.numbers, left, upper, size=SIZE, **style)
+            draw_cells(
+                *(axis, part.numbers, left, upper),
+                size=SIZE,
+                paint=part.paint,
+                digits=part.digits,
+            )
             name = f"{part.name}\n[{rows} × {columns}]"
             axis.text(left + width / 2, top + 0.07, name, ha="center", va="bottom", fontsize=10)
         left += width
+
+
+def signed(most: float) -> Paint:
+    """Colours for numbers between −most and most; pale, so that black figures can be read."""
+    from matplotlib import colormaps
+
+    return lambda value: colormaps[SIGNED](0.5 - 0.28 * value / most)
