@@ -7,7 +7,7 @@ from torch import Tensor
 
 from attention_zoo.tasks.figures.fonts import families, legible
 from attention_zoo.tasks.figures.style import BLACK, BLUE, RED, new_figure
-from attention_zoo.tasks.figures.translated import clearest_layer, translated
+from attention_zoo.tasks.figures.translated import clearest_layer, shares, translated
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -25,9 +25,9 @@ def write_translation(task: Any, line: str, path: Path) -> None:
     """An animated GIF of a line's translation as it appears, token by token, without end.
 
     The source stands at the left, the translation at the right. The token that is being written
-    sends a line to every source token, as wide as its weight there: the mean of the heads of
-    `clearest_layer`. The strongest line of each token stays. The first picture shows the source
-    alone, the last one the whole translation.
+    sends a line to every source token, as wide as its weight there: the `shares` in the mean of the
+    heads of `clearest_layer`. The strongest line of each token stays. The first picture shows the
+    source alone, the last one the whole translation.
 
     Args:
         task: a `TranslationTask`, in evaluation mode.
@@ -41,7 +41,7 @@ def write_translation(task: Any, line: str, path: Path) -> None:
 
     reading = translated(task, line)
     layers = reading.maps["cross"]
-    weights = layers[clearest_layer(layers)].mean(0)
+    weights = shares(layers[clearest_layer(layers)].mean(0))
     count = len(reading.target_tokens)
     pictures = [
         pixels(picture(reading.source_tokens, reading.target_tokens, weights, written))
@@ -64,7 +64,7 @@ def picture(source: list[str], target: list[str], weights: Tensor, written: int)
 
     Args:
         source, target: tokens.
-        weights: [q k], of the target tokens on those of the source.
+        weights: [q k], of the target tokens on those of the source, from 0 to 1.
         written: how many of the target are there. The last of them is the one that looks.
     """
     height = _ROW * (max(len(source), len(target)) + 1.9)

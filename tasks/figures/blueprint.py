@@ -55,7 +55,7 @@ class Column(NamedTuple):
     before: tuple[Box, ...]
     runs: tuple[Run, ...]
     behind: tuple[Box, ...]
-    writes: str
+    writes: str | None  # None of an encoder, whose memory the decoder reads
 
 
 def columns(model: nn.Module) -> tuple[Column, ...]:
@@ -92,7 +92,7 @@ def column(
         (embedding, *position_boxes(stack.position)),
         runs(stack),
         norm if head is None else (*norm, head),
-        "memory" if head is None else "logits of the next token",
+        None if head is None else "logits of the next token",
     )
 
 

@@ -6,15 +6,7 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from attention_zoo.tasks.figures.blueprint import Box, Branch, Column, Run, columns, parameters
-from attention_zoo.tasks.figures.style import (
-    BLACK,
-    BLUE,
-    GREEN,
-    ORANGE,
-    PINK,
-    SKY,
-    new_figure,
-)
+from attention_zoo.tasks.figures.style import BLACK, BLUE, GREEN, ORANGE, PINK, SKY, new_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -66,7 +58,7 @@ def architecture(model: nn.Module) -> "Figure":
     left = _EDGE
     for column in columns(model):
         # Residual connections and numbers of layers stand at the outer sides.
-        outer = -1 if column.writes == "memory" else 1
+        outer = -1 if column.writes is None else 1
         pen = _Pen(axis, left + (_OUTER if outer < 0 else _INNER), outer)
         pen.column(column)
         pens.append(pen)
@@ -114,8 +106,8 @@ class _Pen:
             self.run(run, alone=len(column.runs) == 1)
         for box in column.behind:
             self.box(box)
-        self.up(_GAP, arrow=column.writes != "memory")
-        if column.writes != "memory":
+        self.up(_GAP, arrow=column.writes is not None)
+        if column.writes is not None:
             self.say(self.y + 0.12, column.writes, size=11)
 
     def run(self, run: Run, *, alone: bool) -> None:

@@ -14,7 +14,7 @@ from attention_zoo.factory import create_attention, create_position
 from attention_zoo.masks import Mask
 from attention_zoo.tasks.entries import entry_options
 from attention_zoo.tasks.figures.style import SIGNED, WEIGHTS, new_figure
-from attention_zoo.zoo import ATTENTION, POSITION
+from attention_zoo.zoo import ATTENTION, POSITION, Role
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -63,9 +63,9 @@ def biases() -> "Figure":
     """What encodings add to the scores of causal attention: those that act on them by their card,
     by places or by content.
 
-    Of each the first two heads, on a scale of its own. What is learned is as training
-    starts from it; tables that start at zero would show nothing, and are drawn at random. What
-    depends on content is one real draw, of random tokens.
+    Of each the first two heads, on a scale of its own. What is learned is as training starts from
+    it; tables that start at zero would show nothing, and are drawn at random. What depends on
+    content is one real draw, of random tokens.
     """
     figure, bar = sheet(
         list(bias_thumbnails()),
@@ -144,7 +144,8 @@ def pattern_thumbnails() -> Iterable[Thumbnail]:
         by_content = attention.card.chooses or not torch.equal(weights == 0, others == 0)
         patterned = attention.window is not None or type(attention).sees is not Attention.sees
         if by_content:
-            shares = weights / weights.amax(dim=1, keepdim=True)
+            # A query may see nothing by chance.
+            shares = weights / weights.amax(dim=1, keepdim=True).clamp(min=1e-9)
             notes = (f"{attention.role}, by content",)
             found.append(Thumbnail(family(type(attention)), name, notes, shares, 1.0))
         elif patterned:
@@ -179,7 +180,7 @@ def small_attention(name: str) -> Attention:
         option: min(value, _SMALL + value % 2) if counts(option, value) else value
         for option, value in entry_options("attention", name, heads=_HEADS).items()
     }
-    role = "global" if "global" in ATTENTION.card(name).roles else "causal"
+    role: Role = "global" if "global" in ATTENTION.card(name).roles else "causal"
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         return create_attention(name, dim=_DIM, role=role, **options).eval()

@@ -60,7 +60,8 @@ def cross_attention(task: Any, line: str) -> "Figure":
         max(2.0, rows * cell * 0.6) + 1.6,
     )
     axis = figure.add_subplot()
-    image = axis.imshow(weights.numpy(), cmap=WEIGHTS, vmin=0, vmax=1, aspect="auto")
+    low, high = min(0.0, weights.min().item()), max(1.0, weights.max().item())
+    image = axis.imshow(weights.numpy(), cmap=WEIGHTS, vmin=low, vmax=high, aspect="auto")
     for row, column in enumerate(weights.argmax(1).tolist()):
         axis.add_patch(
             Rectangle(
@@ -70,7 +71,7 @@ def cross_attention(task: Any, line: str) -> "Figure":
     written = weights >= (_WRITTEN_FROM if cell >= _ROOMY else math.inf)
     for row, column in written.nonzero().tolist():
         weight = weights[row, column].item()
-        colour = "black" if weight > 0.55 else "white"
+        colour = "black" if weight - low > 0.55 * (high - low) else "white"
         axis.text(column, row, f"{weight:.2f}", ha="center", va="center", color=colour, fontsize=9)
     axis.set_xticks(range(columns), sources)
     axis.set_yticks(range(rows), targets)
@@ -113,12 +114,18 @@ def translated(task: Any, line: str) -> AttentionReading:
 def clearest_layer(layers: list[Tensor]) -> int:
     """The layer, from 0, whose mean of heads is most like an alignment.
 
-    Of each layer's [h q k], weights a = the mean over heads, and the entropy −Σ_k a log a, in its
-    mean over queries: the layer with the lowest.
+    Of each layer's [h q k], the `shares` p of the mean over heads, and their entropy −Σ_k p log p,
+    in its mean over queries: the layer with the lowest.
     """
-    means = [layer.mean(0) for layer in layers]
+    means = [shares(layer.mean(0)) for layer in layers]
     entropies = [-torch.xlogy(mean, mean).sum(-1).mean().item() for mean in means]
     return entropies.index(min(entropies))
+
+
+def shares(weights: Tensor) -> Tensor:
+    """Of weights [q k] those above zero, as shares of their sum: some attention has others too."""
+    above = weights.clamp(min=0)
+    return above / above.sum(-1, keepdim=True).clamp(min=torch.finfo(above.dtype).tiny)
 
 
 def words_read_and_written(task: Any, line: str) -> tuple[Words, Words]:
@@ -147,7 +154,7 @@ def between_words(weights: Tensor, queries: list[int], keys: list[int]) -> Tenso
     """Weights between tokens [q k] as weights between words [queries' words, keys' words].
 
     A query's word gives a key's word the sum over the key word's tokens, in the mean over the
-    query word's tokens. So the weights of a row still add up to one.
+    query word's tokens. So what adds up to one for tokens does so for words.
 
     Args:
         weights: [q k].

@@ -5,10 +5,12 @@ import torch
 
 from attention_zoo.decoding import Greedy
 from attention_zoo.errors import UserError
+from attention_zoo.tasks.figures.animation import write_translation
 from attention_zoo.tasks.figures.translated import (
     between_words,
     clearest_layer,
     cross_attention,
+    shares,
     words,
     words_read_and_written,
 )
@@ -35,6 +37,7 @@ def marked(axis):
         ([b"12", b":", b"30"], ["12:30"], [0, 0, 0]),
         ([b" de", b" 2026"], ["de", "2026"], [0, 1]),
         ([b"mar\xc3", b"\xa7", b"o"], ["março"], [0, 0, 0]),
+        ([b"S\xc3", b"\xa3", b" a"], ["Sã", "a"], [0, 0, 1]),
         ([b"a", b" ", b" "], ["a", "  "], [0, 1, 1]),
         ([], [], []),
     ],
@@ -98,6 +101,16 @@ def test_the_task_itself_can_be_drawn():
     task = new_task().eval()
     task.decoding = Greedy(max_ratio=1.0, max_extra=0)
     assert_legible(cross_attention(task, "4 de março"))
+
+
+def test_weights_that_are_no_distribution_are_drawn_as_they_are(tmp_path):
+    weights = torch.tensor([[[2.0, -1.0], [0.0, 0.0]]])
+    task = Scripted([b"a"], [b"b"], [weights])
+    assert torch.equal(shares(weights[0]), torch.tensor([[1.0, 0.0], [0.0, 0.0]]))
+    image = cross_attention(task, "").axes[0].images[0]
+    assert torch.equal(torch.tensor(image.get_array()), weights[0])
+    assert image.get_clim() == (-1, 2)
+    write_translation(task, "", tmp_path / "translation.gif")
 
 
 def test_a_language_model_is_refused():
