@@ -40,9 +40,9 @@ def test_its_text_is_legible_and_nothing_is_cut(picture, tmp_path) -> None:
 
 @pytest.mark.parametrize("name", ["dictionary", "writing", "architecture"])
 def test_the_code_beside_a_picture_draws_it(name, tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr(
-        "attention_zoo.tasks.figures.trained.load_translation", lambda path: new_task()
-    )
+    trained = "attention_zoo.tasks.figures.trained"
+    monkeypatch.setattr(f"{trained}.newest_translation", lambda: None)
+    monkeypatch.setattr(f"{trained}.load_translation", lambda path: new_task())
     monkeypatch.chdir(tmp_path)
     number, picture = next(each for each in PICTURES if each[1].name == name)
     exec(code(number, picture), {})
