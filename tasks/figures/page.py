@@ -32,7 +32,7 @@ def index(source: str, missing: Mapping[Picture, str]) -> str:
 def section(number: int, lesson: Lesson, missing: Mapping[Picture, str]) -> str:
     """A lesson: its title, its caption, its pictures, and the code that draws them."""
     shown = "".join(
-        f"<p class='missing'>Not drawn: {escape(missing[picture])}</p>"
+        f"<p class='missing'>{escape(picture.alt)} Not drawn: {escape(missing[picture])}</p>"
         if picture in missing
         else figure(number, picture)
         for picture in lesson.pictures

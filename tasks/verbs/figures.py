@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from attention_zoo.tasks.figures.gallery import Picture
 
 OPTIONS = ("ckpt", "into")
+UNTRAINED = "it is of a trained translation; make demo trains one, ckpt=FILE names one."
 
 
 def run(arguments: list[str]) -> None:
@@ -57,7 +58,7 @@ def draw_all(folder: Path, task: Any) -> "dict[Picture, str]":
             path = folder / file_name(number, picture)
             try:
                 if picture.trained and task is None:
-                    raise UserError("it needs a trained model: ckpt=FILE")
+                    raise UserError(UNTRAINED)
                 draw(picture, path, task)
                 print(path, flush=True)
             except UserError as error:

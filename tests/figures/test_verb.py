@@ -47,9 +47,9 @@ def test_without_a_trained_model_the_rest_is_drawn(tmp_path, monkeypatch, capsys
     assert len(lines) == len(PICTURES) + 2
     lost = [line for line in lines if " is not drawn: " in line]
     assert {line.split()[0] for line in lost} == {f"figures/{name}" for name in TRAINED}
-    assert all(line.endswith("it needs a trained model: ckpt=FILE") for line in lost)
+    assert all(line.endswith("ckpt=FILE names one.") for line in lost)
     text = (tmp_path / "figures" / "index.html").read_text()
-    assert text.count("Not drawn: it needs a trained model") == len(TRAINED)
+    assert text.count("Not drawn: it is of a trained translation") == len(TRAINED)
     assert "make demo or attention-zoo train makes one." in text
     assert {*re.findall(r"src='(.*?)'", text)} == PICTURES.keys() - TRAINED
 
