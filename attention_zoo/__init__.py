@@ -23,6 +23,7 @@ __all__ = [
     "create_position",
     "list_attention",
     "list_position",
+    "soft_lookup",
 ]
 
 
@@ -59,4 +60,8 @@ def __getattr__(name: str) -> object:
         from attention_zoo.masks import Mask
 
         return Mask
+    if name == "soft_lookup":
+        from attention_zoo.lookup import soft_lookup
+
+        return soft_lookup
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -36,11 +36,16 @@ def newest_checkpoint(logs: Path, task: str) -> Path:
     Raises:
         UserError: there is none.
     """
-    found = (logs / task / "runs").glob("*/checkpoints/last.ckpt")
-    newest = max(found, key=lambda path: path.stat().st_mtime, default=None)
+    newest = newest_of_runs(logs, task, "last.ckpt")
     if newest is None:
         raise UserError(f"ckpt_path=last: there is no checkpoint under {logs / task / 'runs'} yet.")
     return newest
+
+
+def newest_of_runs(logs: Path, task: str, name: str) -> Path | None:
+    """The checkpoint of a name, best.ckpt or last.ckpt, written latest under a task's runs."""
+    found = (logs / task / "runs").glob(f"*/checkpoints/{name}")
+    return max(found, key=lambda path: path.stat().st_mtime, default=None)
 
 
 def required(checkpoint: dict[str, Any] | None, verb: str) -> dict[str, Any]:

@@ -24,6 +24,7 @@ PLAIN = {
     "list": "the zoo as a table",
     "show": "the card of an entry: show rotary",
     "report": "compare runs and sweeps: report DIR…",
+    "figures": "the pictures that explain attention: ckpt=FILE into=FOLDER",
 }
 
 

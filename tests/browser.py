@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -59,8 +59,10 @@ def texts(browser: Any, selector: str) -> list[str]:
     return browser.execute_script(script, selector)
 
 
-def assert_quiet(browser: Any, address: str) -> None:
-    """The page opened last has said nothing on the console, and has asked for itself only."""
+def assert_quiet(browser: Any, address: str, *, beside: Collection[str] = ()) -> None:
+    """The page opened last has said nothing on the console, and has asked for itself only, and
+    for the files beside it that are named.
+    """
     assert browser.get_log("browser") == []
     events = [json.loads(each["message"])["message"] for each in browser.get_log("performance")]
     asked = [
@@ -69,6 +71,7 @@ def assert_quiet(browser: Any, address: str) -> None:
         if event["method"] == "Network.requestWillBeSent"
     ]
     assert {x.partition(":")[0] for x in asked} <= {"file", "data"}
-    assert [x for x in asked if x.startswith("file:")] == [address]
+    assert [x for x in asked if x.startswith("file:") and x not in beside] == [address]
     resources = "return performance.getEntriesByType('resource').map((x) => x.name)"
-    assert all(name.startswith("data:") for name in browser.execute_script(resources))
+    named = set(browser.execute_script(resources)) - {*beside}
+    assert all(name.startswith("data:") for name in named)

@@ -174,3 +174,12 @@ def test_what_cannot_be_resumed_is_refused(trained, refuses):
     here = trained.folder
     assert "was trained with model=" in refuses(*options, "model.hidden=48", folder=here)
     assert "for 3 steps already" in refuses(*options, "trainer.max_steps=2", folder=here)
+
+
+@pytest.mark.slow
+def test_figures_are_of_the_newest_translation(trained):
+    lines = trained("figures").stdout.splitlines()
+    assert lines[0] == f"The trained model is {trained.best.relative_to(trained.folder)}."
+    assert lines[-1] == "figures/index.html"
+    files = {str(path.relative_to(trained.folder)) for path in trained.folder.glob("figures/*")}
+    assert files == {*lines[1:]} and len(files) > 12

@@ -21,7 +21,7 @@ ROOT = Path(attention_zoo.__file__).parent
 LAYERS = (
     {"errors"},
     {"zoo"},
-    {"masks", "caches"},
+    {"masks", "caches", "lookup"},
     {"backends"},
     {"position"},
     {"attention"},
@@ -96,6 +96,7 @@ def test_backends_do_not_import_one_another(parts: tuple[str, ...]) -> None:
         ("train --help", "torch lightning wandb torchmetrics matplotlib"),
         ("train --cfg job", "torch lightning wandb torchmetrics matplotlib"),
         ("list", "lightning hydra wandb torchmetrics matplotlib"),
+        ("figures --help", "torch lightning hydra wandb torchmetrics matplotlib"),
         ("show rotary", "lightning hydra wandb torchmetrics matplotlib"),
     ],
 )

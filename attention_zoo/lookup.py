@@ -1,0 +1,102 @@
+"""Attention in its smallest form: a dictionary that answers any question with a mixture."""
+
+from collections.abc import Hashable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from attention_zoo.errors import UserError
+
+Meaning = Tensor | Sequence[float]
+
+
+def soft_lookup(
+    entries: Mapping[str, Any],
+    asked: str,
+    meanings: Mapping[str, Meaning],
+    *,
+    temperature: float = 1.0,
+) -> Tensor | dict[Hashable, Tensor]:
+    """Look up a word in a dictionary that need not have it: softmax(q·K/τ) V.
+
+    A plain dictionary gives the value of the one key that equals the word asked for. Here every key
+    answers, the more the closer its meaning is to that of the word. The lower the temperature, the
+    more the nearest key has the say; in the limit the answer is its value alone.
+
+    The answer is differentiable in the meanings, which are the query and the keys, and in values
+    that are tensors.
+
+    Args:
+        entries: the dictionary, key -> value.
+        asked: the word to look up.
+        meanings: word -> vector [c], of the word asked for and of every key. They must come from
+            somewhere: attention learns them.
+        temperature: τ, above 0. Attention takes √c.
+
+    Returns:
+        The mixture of the values, if they are numbers or tensors of one shape. Other values cannot
+        be added: then the weight of each, which add up to 1.
+
+    Raises:
+        UserError: nothing to look up in, a word without a meaning, meanings of different widths,
+            values that are tensors of different shapes, or a temperature of 0 or less.
+
+    Source: Bahdanau et al. 2015, arXiv 1409.0473, §3.1; as queries, keys and values, Vaswani et
+    al. 2017, arXiv 1706.03762, §3.2.
+
+    These meanings are made by hand. The first number says how much a word is about what a thing is,
+    the second how much it is about how the thing looks:
+
+    >>> meanings = {
+    ...     "type": [1.0, 0.1],
+    ...     "species": [0.9, 0.3],
+    ...     "color": [0.25, 0.8],
+    ...     "age": [-0.6, 0.5],
+    ... }
+    >>> car = {"color": "blue", "age": 22, "type": "pickup"}
+    >>> answer = soft_lookup(car, "species", meanings)
+    >>> {value: round(weight.item(), 2) for value, weight in answer.items()}
+    {'blue': 0.33, 22: 0.14, 'pickup': 0.53}
+    >>> answer = soft_lookup(car, "species", meanings, temperature=0.05)
+    >>> {value: round(weight.item(), 2) for value, weight in answer.items()}
+    {'blue': 0.0, 22: 0.0, 'pickup': 1.0}
+
+    Numbers are mixed:
+
+    >>> soft_lookup({"color": 0.0, "type": 10.0}, "species", meanings)
+    tensor(6.1420)
+    """
+    if not entries:
+        raise UserError("a look-up needs at least one entry, got an empty dictionary.")
+    if not temperature > 0:
+        raise UserError(f"temperature must be above 0, got {temperature}.")
+    if missing := [word for word in (asked, *entries) if word not in meanings]:
+        raise UserError(
+            f"every word needs a meaning, got none of {missing[0]!r}; "
+            f"those with one: {', '.join(meanings)}."
+        )
+    query = torch.as_tensor(meanings[asked])
+    keys = [torch.as_tensor(meanings[key]) for key in entries]
+    if strange := [key.shape for key in keys if key.ndim != 1 or key.shape != query.shape]:
+        raise UserError(
+            "meanings must be vectors of one width, got shapes "
+            f"{list(query.shape)} and {list(strange[0])}."
+        )
+    scores = (torch.stack(keys) * query).sum(-1)
+    weights = torch.softmax(scores / temperature, dim=0)
+    values = list(entries.values())
+    if all(isinstance(value, Tensor | int | float) for value in values):
+        return mixture(weights, [torch.as_tensor(value, dtype=weights.dtype) for value in values])
+    answer: dict[Hashable, Tensor] = {}
+    for value, weight in zip(values, weights, strict=True):
+        answer[value] = answer[value] + weight if value in answer else weight
+    return answer
+
+
+def mixture(weights: Tensor, values: list[Tensor]) -> Tensor:
+    """Σ wᵢ·vᵢ of weights [k] and k values of one shape."""
+    if len({value.shape for value in values}) > 1:
+        shapes = ", ".join(str(list(value.shape)) for value in values)
+        raise UserError(f"values must be tensors of one shape to be mixed, got {shapes}.")
+    return torch.tensordot(weights, torch.stack(values), dims=1)
