@@ -127,4 +127,6 @@ class TranslationTask(Task):
             # Row i shows where the decoder looked when it wrote token i.
             target_tokens=[*self.tokenizer.tokens(written), "<eos>"],
             maps={role: [layer[0].float().cpu() for layer in maps[role]] for role in maps},
+            source=line,
+            target=self.tokenizer.decode(written),
         )

@@ -1,0 +1,491 @@
+"use strict";
+const readings = JSON.parse(document.getElementById("readings").textContent);
+const ROW = 26; // height of a token in the line view, as in page.css
+const FAINTEST = 0.02; // of the greatest weight: fainter lines are left out
+const find = (selector) => document.querySelector(selector);
+const every = (selector) => [...document.querySelectorAll(selector)];
+
+// What is shown, in the words of the address's hash; numbers count from 1.
+let chosen = Object.fromEntries(new URLSearchParams(location.hash.slice(1)));
+// Tokens by their side and place: what was pressed, and what the pointer or the keyboard is at.
+let pinned = {};
+let pointed = null;
+let role; // of the chosen line
+let layer; // of the role
+let map; // of the chosen head: weights, and the greatest size of any in the layer
+
+function make(name, properties = {}, ...children) {
+  const element = Object.assign(document.createElement(name), properties);
+  element.append(...children);
+  return element;
+}
+
+// ---- choices
+
+function numbers(count) {
+  return Array.from({ length: count }, (_, place) => String(place + 1));
+}
+
+// Take the choice from those that there are, and let the others be chosen.
+function offer(name, legal, usual, title = (value) => value) {
+  if (!legal.includes(chosen[name])) chosen[name] = usual;
+  const group = find(`[data-name="${name}"]`);
+  if (group.dataset.legal !== legal.join()) {
+    group.dataset.legal = legal.join();
+    group.replaceChildren(...legal.map((value) => {
+      const input = make("input", { type: "radio", name, value });
+      return make("label", {}, input, title(value));
+    }));
+  }
+  for (const input of group.querySelectorAll("input")) input.checked = input.value === chosen[name];
+}
+
+function settle() {
+  const lines = find("select");
+  if (!numbers(readings.length).includes(chosen.line)) chosen.line = "1";
+  lines.value = chosen.line;
+  const reading = readings[chosen.line - 1];
+  const names = reading.roles.map((each) => each.name);
+  const titled = (name) => reading.roles.find((each) => each.name === name).title;
+  offer("role", names, names.includes("cross") ? "cross" : names[0], titled);
+  const before = role;
+  role = reading.roles.find((each) => each.name === chosen.role);
+  offer("layer", numbers(role.layers.length), String(role.layers.length));
+  layer = role.layers[chosen.layer - 1];
+  // The mean of a single head is that head.
+  const heads = [...(layer.heads > 1 ? ["mean"] : []), ...numbers(layer.heads)];
+  offer("head", heads, heads[0]);
+  map = weightsOf(layer, chosen.head);
+  if (role !== before) {
+    pinned = {};
+    find("#source").textContent = reading.source;
+    find("#written").textContent = reading.written;
+    build();
+  }
+}
+
+function remember() {
+  // A frame shares its address with the page that it is in.
+  if (window !== top) return;
+  const places = Object.entries(pinned).map(([side, place]) => [side, place + 1]);
+  const { line, role, layer, head } = chosen;
+  const given = { ...(readings.length > 1 && { line }), role, layer, head, ...Object.fromEntries(places) };
+  history.replaceState(null, "", `#${new URLSearchParams(given)}`);
+}
+
+// ---- weights
+
+// Of a head, or the mean of all: [q k] in one row.
+function weightsOf(layer, head) {
+  layer.all ??= unpacked(layer);
+  const size = role.queries.length * role.keys.length;
+  if (head !== "mean") return layer.all.subarray((head - 1) * size, head * size);
+  layer.mean ??= Float32Array.from({ length: size }, (_, place) => {
+    let sum = 0;
+    for (let each = 0; each < layer.heads; each += 1) sum += layer.all[each * size + place];
+    return sum / layer.heads;
+  });
+  return layer.mean;
+}
+
+function unpacked({ step, weights }) {
+  const bytes = Uint8Array.from(atob(weights), (character) => character.charCodeAt(0));
+  return Float32Array.from(new Int16Array(bytes.buffer), (number) => number * step);
+}
+
+function weight(query, key) {
+  return map[query * role.keys.length + key];
+}
+
+// The greatest weight of the layer: all its heads are on one scale.
+function most(layer) {
+  layer.all ??= unpacked(layer);
+  layer.most ??= layer.all.reduce((far, each) => Math.max(far, Math.abs(each)), 0) || 1;
+  return layer.most;
+}
+
+function signed(layer) {
+  layer.signed ??= layer.all.some((each) => each < 0);
+  return layer.signed;
+}
+
+// Three digits of the greatest weight.
+function figure(value) {
+  const decimals = Math.min(8, Math.max(0, 3 - Math.ceil(Math.log10(most(layer)))));
+  return value.toFixed(decimals).replace("-", "−");
+}
+
+// ---- tokens
+
+// Whether a sentence is read from the right: most of its letters are.
+function fromTheRight(tokens) {
+  const letters = tokens.filter((token) => !/^<\w+>$/.test(token)).join("").match(/\p{L}/gu) ?? [];
+  const right = letters.filter((letter) =>
+    /[\p{Script=Hebrew}\p{Script=Arabic}\p{Script=Syriac}\p{Script=Thaana}\p{Script=Nko}]/u.test(letter));
+  return right.length * 2 > letters.length;
+}
+
+function tokensOf(side) {
+  return side === "query" ? role.queries : role.keys;
+}
+
+function build() {
+  for (const side of ["query", "key"]) {
+    for (const list of every(`ol[data-side="${side}"]`)) {
+      const pressed = list.classList.contains("tokens");
+      list.replaceChildren(...tokensOf(side).map((token, place) => {
+        const name = make(pressed ? "button" : "span", { dir: "auto", title: token }, token);
+        if (pressed) Object.assign(name, { type: "button", tabIndex: place ? -1 : 0 });
+        const item = make("li", {}, name, ...(pressed ? [make("span", { className: "figure" })] : []));
+        item.dataset.place = place;
+        return item;
+      }));
+    }
+    const [queries, keys] = role.sides;
+    const title = side === "query" ? `${queries} tokens (queries)` : `${keys} tokens (keys)`;
+    const [across, down] = every(`[data-title="${side}"]`);
+    across.textContent = title;
+    down.textContent = `${side === "query" ? "rows" : "columns"}: ${title}`;
+  }
+  role.reversed = fromTheRight(role.keys);
+  find("#grid").classList.toggle("reversed", role.reversed);
+  for (const scroll of every(".scroll")) scroll.scrollTo(0, 0);
+  buildOverview();
+}
+
+function buildOverview() {
+  const most = Math.max(...role.layers.map((each) => each.heads));
+  const heads = most > 1 ? ["mean", ...numbers(most)] : ["1"];
+  const top = make("tr", {}, make("td"), ...heads.map((head) =>
+    make("th", { scope: "col" }, head === "mean" ? head : `head ${head}`)));
+  const rows = role.layers.map((each, place) => {
+    const cells = heads.filter((head) => head === "mean" || head <= each.heads).map((head) => {
+      const button = make("button", { type: "button", title: `layer ${place + 1}, ${head === "mean" ? "mean of heads" : `head ${head}`}` },
+        make("canvas"));
+      button.setAttribute("aria-label", button.title);
+      Object.assign(button.dataset, { layer: place + 1, head });
+      return make("td", {}, button);
+    });
+    return make("tr", {}, make("th", { scope: "row" }, `layer ${place + 1}`), ...cells);
+  });
+  find("#overview").replaceChildren(top, ...rows);
+}
+
+// ---- pictures
+
+function colour(name) {
+  const style = getComputedStyle(document.documentElement);
+  return style.getPropertyValue(name).trim();
+}
+
+function parts(colour) {
+  return [1, 3, 5].map((start) => parseInt(colour.slice(start, start + 2), 16));
+}
+
+// A pixel a weight, as opaque as it is great.
+function paint(canvas, weights, most) {
+  const [rows, columns] = [role.queries.length, role.keys.length];
+  Object.assign(canvas, { width: columns, height: rows });
+  const pen = canvas.getContext("2d");
+  const image = pen.createImageData(columns, rows);
+  const [plus, minus] = [parts(colour("--plus")), parts(colour("--minus"))];
+  for (let row = 0; row < rows; row += 1) {
+    for (let column = 0; column < columns; column += 1) {
+      const value = weights[row * columns + keyAt(column)];
+      image.data.set([...(value < 0 ? minus : plus), 255 * Math.abs(value) / most], 4 * (row * columns + column));
+    }
+  }
+  pen.putImageData(image, 0, 0);
+}
+
+// The key in a column of the heatmap, or the column of a key: of Hebrew, the first is at the right.
+function keyAt(column) {
+  return role.reversed ? role.keys.length - 1 - column : column;
+}
+
+function drawHeatmap() {
+  const [rows, columns] = [role.queries.length, role.keys.length];
+  const room = find("#heat").clientWidth - find("#grid .down").offsetWidth - 2;
+  // Legible labels, and cells that fit where they can.
+  const cell = Math.max(15, Math.min(34, Math.floor(room / columns), Math.floor(440 / rows)));
+  find("#grid").style.setProperty("--cell", `${cell}px`);
+  const canvas = find("#cells canvas");
+  Object.assign(canvas.style, { width: `${cell * columns}px`, height: `${cell * rows}px` });
+  paint(canvas, map, most(layer));
+}
+
+function drawOverview() {
+  const shape = role.keys.length / role.queries.length;
+  const [width, height] = shape > 1 ? [76, 76 / shape] : [76 * shape, 76];
+  for (const button of every("#overview button")) {
+    const each = role.layers[button.dataset.layer - 1];
+    const canvas = button.firstChild;
+    Object.assign(canvas.style, { width: `${Math.max(6, width)}px`, height: `${Math.max(6, height)}px` });
+    paint(canvas, weightsOf(each, button.dataset.head), most(each));
+  }
+}
+
+function drawThreads() {
+  const [scroll, canvas] = [find("#lines"), find("#threads")];
+  canvas.style.height = 0;
+  const [width, height, ratio] = [canvas.clientWidth, scroll.clientHeight, devicePixelRatio];
+  canvas.style.height = `${height}px`;
+  Object.assign(canvas, { width: width * ratio, height: height * ratio });
+  const pen = canvas.getContext("2d");
+  pen.scale(ratio, ratio);
+  const [plus, minus] = [colour("--plus"), colour("--minus")];
+  const { query, key } = shown();
+  const from = query === undefined ? role.queries.keys() : [query];
+  for (const one of from) {
+    const to = query === undefined && key !== undefined ? [key] : role.keys.keys();
+    for (const other of to) {
+      const value = weight(one, other);
+      const strength = Math.abs(value) / most(layer);
+      const [start, end] = [one, other].map((place) => (place + 0.5) * ROW - scroll.scrollTop);
+      if (strength < FAINTEST || Math.max(start, end) < 0 || Math.min(start, end) > height) continue;
+      pen.globalAlpha = strength;
+      pen.strokeStyle = value < 0 ? minus : plus;
+      pen.lineWidth = 1 + 2 * strength;
+      pen.beginPath();
+      pen.moveTo(0, start);
+      pen.bezierCurveTo(width / 2, start, width / 2, end, width, end);
+      pen.stroke();
+    }
+  }
+}
+
+function drawScale() {
+  const [low, , high] = every("#scale > span");
+  const [none, bar] = [find("#scale").children[2], find("#scale .minus")];
+  const negative = signed(layer);
+  low.textContent = negative ? `weight ${figure(-most(layer))}` : "weight";
+  bar.hidden = !negative;
+  none.textContent = figure(0);
+  high.textContent = figure(most(layer));
+  const sums = role.queries.map((_, query) => role.keys.reduce((sum, _, key) => sum + weight(query, key), 0));
+  const [least, greatest] = [Math.min(...sums), Math.max(...sums)];
+  const range = [...new Set([short(least), short(greatest)])].join(" to ");
+  find("#sums").textContent = least > 0.99 && greatest < 1.01
+    ? "The weights of a query sum to 1."
+    : `The weights of a query do not sum to 1 here, but to ${range}.`;
+}
+
+function short(value) {
+  return String(Number(value.toPrecision(3))).replace("-", "−");
+}
+
+// ---- pointing
+
+function shown() {
+  return pointed ?? pinned;
+}
+
+// How a token is lit: by its weight with the one that is pointed at on the other side. Of a cell,
+// the query's weights are shown.
+function lightOf(side, place) {
+  const { query, key } = shown();
+  if (side === "key") return query === undefined ? 0 : weight(query, place);
+  return query === undefined && key !== undefined ? weight(place, key) : 0;
+}
+
+function light() {
+  const { query, key } = shown();
+  for (const list of every("ol[data-side]")) {
+    const { side } = list.dataset;
+    for (const item of list.children) {
+      const place = Number(item.dataset.place);
+      const value = lightOf(side, place);
+      const strength = Math.abs(value) / most(layer);
+      item.style.setProperty("--strength", strength);
+      item.classList.toggle("minus", value < 0);
+      item.classList.toggle("at", place === (side === "query" ? query : key));
+      if (!item.lastChild.classList.contains("figure")) continue;
+      item.lastChild.textContent = strength < FAINTEST ? "" : figure(value);
+      item.firstChild.setAttribute("aria-pressed", pinned[side] === place);
+    }
+  }
+  const mark = find("#mark");
+  mark.hidden = query === undefined && key === undefined;
+  const cell = "var(--cell)";
+  Object.assign(mark.style, {
+    top: query === undefined ? 0 : `calc(${query} * ${cell})`,
+    height: query === undefined ? "100%" : cell,
+    left: key === undefined ? 0 : `calc(${keyAt(key)} * ${cell})`,
+    width: key === undefined ? "100%" : cell,
+  });
+  tell();
+  drawThreads();
+}
+
+// The same in words, with the greatest weights of a token that is pointed at.
+function tell() {
+  const { query, key } = shown();
+  const name = (side, place) => make("b", { dir: "auto" }, tokensOf(side)[place]);
+  const told = find("#told");
+  if (query !== undefined && key !== undefined) {
+    told.replaceChildren(name("query", query), " attends to ", name("key", key), ` with ${figure(weight(query, key))}`);
+    return;
+  }
+  if (query === undefined && key === undefined) {
+    told.replaceChildren("Point at a token to see what it attends to, or at a cell. Press to keep it.");
+    return;
+  }
+  const [side, other] = key === undefined ? ["query", "key"] : ["key", "query"];
+  const values = tokensOf(other).map((_, place) => [key === undefined ? weight(query, place) : weight(place, key), place]);
+  const greatest = values.sort(([one], [two]) => Math.abs(two) - Math.abs(one)).slice(0, 5);
+  const listed = greatest.filter(([value]) => value).flatMap(([value, place]) => [" ", name(other, place), ` ${figure(value)},`]);
+  if (listed.length) listed.push(listed.pop().slice(0, -1));
+  const verb = key === undefined ? " attends to" : " is attended to by";
+  told.replaceChildren(name(side, shown()[side]), verb, ...(listed.length ? listed : [" nothing"]));
+}
+
+function same(one, other) {
+  return one?.query === other?.query && one?.key === other?.key;
+}
+
+function point(at) {
+  if (same(at, pointed)) return;
+  pointed = at;
+  light();
+}
+
+function press(at) {
+  pinned = same(at, pinned) ? {} : at;
+  remember();
+  light();
+}
+
+function draw() {
+  drawHeatmap();
+  drawScale();
+  for (const button of every("#overview button")) {
+    const { layer, head } = button.dataset;
+    button.setAttribute("aria-pressed", layer === chosen.layer && head === chosen.head);
+  }
+  light();
+}
+
+function choose(choices) {
+  const before = role;
+  Object.assign(chosen, choices);
+  settle();
+  if (role !== before) drawOverview();
+  remember();
+  draw();
+}
+
+function tokenAt(target) {
+  const item = target.closest("ol[data-side] li");
+  return item && { [item.parentElement.dataset.side]: Number(item.dataset.place) };
+}
+
+function cellAt(event) {
+  const box = find("#cells canvas").getBoundingClientRect();
+  const part = (at, start, size, count) => Math.max(0, Math.min(count - 1, Math.floor((at - start) / size * count)));
+  const column = part(event.clientX, box.left, box.width, role.keys.length);
+  return { query: part(event.clientY, box.top, box.height, role.queries.length), key: keyAt(column) };
+}
+
+function visible(element) {
+  element.scrollIntoView({ block: "nearest", inline: "nearest" });
+}
+
+find("#choices").addEventListener("change", ({ target }) => choose({ [target.name]: target.value }));
+find("#choices").addEventListener("submit", (event) => event.preventDefault());
+find("#overview").addEventListener("click", ({ target }) => {
+  const button = target.closest("button");
+  if (button) choose({ layer: button.dataset.layer, head: button.dataset.head });
+});
+for (const panel of every(".panels .scroll")) {
+  panel.addEventListener("pointerover", ({ target }) => {
+    const at = tokenAt(target);
+    if (at) point(at);
+  });
+  panel.addEventListener("pointerleave", () => point(null));
+  panel.addEventListener("focusin", ({ target }) => {
+    const at = target.matches(":focus-visible") && tokenAt(target);
+    if (at) point(at);
+  });
+  panel.addEventListener("focusout", () => point(null));
+  panel.addEventListener("click", ({ target }) => {
+    const at = tokenAt(target);
+    if (at) press(at);
+  });
+}
+find("#threads").addEventListener("pointerover", () => point(null));
+find("#cells").addEventListener("pointermove", (event) => point(cellAt(event)));
+find("#cells").addEventListener("click", (event) => press(cellAt(event)));
+find("#lines").addEventListener("scroll", drawThreads);
+
+// One token of a list is reached by the tabulator, the others from there by the arrows.
+find("#lines").addEventListener("keydown", (event) => {
+  const item = event.target.closest("li");
+  if (!item) return;
+  const [list, place] = [item.parentElement, Number(item.dataset.place)];
+  const [first, last] = [0, list.children.length - 1];
+  const across = list.dataset.side === "query" ? "key" : "query";
+  const next = { ArrowUp: place - 1, ArrowDown: place + 1, Home: first, End: last }[event.key];
+  if (next !== undefined) {
+    event.preventDefault();
+    const button = list.children[Math.max(first, Math.min(last, next))].firstChild;
+    for (const each of list.children) each.firstChild.tabIndex = -1;
+    button.tabIndex = 0;
+    button.focus();
+  } else if (event.key === "ArrowLeft" || event.key === "ArrowRight") {
+    event.preventDefault();
+    find(`.tokens[data-side="${across}"] [tabindex="0"]`).focus();
+  }
+});
+find("#heat").addEventListener("keydown", (event) => {
+  const { query = -1, key = -1 } = pointed ?? {};
+  const aside = role.reversed ? -1 : 1;
+  const [down, on] = { ArrowUp: [-1, 0], ArrowDown: [1, 0], ArrowLeft: [0, -aside], ArrowRight: [0, aside] }[event.key] ?? [];
+  if (event.key === "Enter" && pointed) press(pointed);
+  if (down === undefined) return;
+  event.preventDefault();
+  const within = (place, count) => Math.max(0, Math.min(count - 1, place));
+  const started = query >= 0 && key >= 0;
+  point({
+    query: started ? within(query + down, role.queries.length) : 0,
+    key: started ? within(key + on, role.keys.length) : 0,
+  });
+  visible(find("#mark"));
+});
+addEventListener("keydown", ({ key }) => {
+  if (key !== "Escape") return;
+  pointed = null;
+  press({});
+});
+
+// ---- start
+
+function start() {
+  settle();
+  const places = [["query", role.queries], ["key", role.keys]].map(([side, tokens]) => [side, chosen[side] - 1, tokens.length]);
+  pinned = Object.fromEntries(places.filter(([, place, count]) => place >= 0 && place < count));
+  drawOverview();
+  draw();
+}
+
+find("#several").hidden = readings.length === 1;
+find("select").append(...readings.map((reading, place) =>
+  make("option", { value: place + 1, textContent: `${place + 1}. ${reading.source}` })));
+start();
+addEventListener("hashchange", () => {
+  chosen = Object.fromEntries(new URLSearchParams(location.hash.slice(1)));
+  start();
+});
+matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => {
+  drawOverview();
+  draw();
+});
+let width;
+new ResizeObserver(([{ contentRect }]) => {
+  if (contentRect.width !== width) draw();
+  width = contentRect.width;
+}).observe(find("main"));
+if (window.frameElement) {
+  document.documentElement.classList.add("framed");
+  const fit = () => { frameElement.style.height = `${document.documentElement.offsetHeight}px`; };
+  new ResizeObserver(fit).observe(document.documentElement);
+}
