@@ -12,7 +12,8 @@ let pinned = {};
 let pointed = null;
 let role; // of the chosen line
 let layer; // of the role
-let map; // of the chosen head: weights, and the greatest size of any in the layer
+let map; // the weights of the chosen head
+let inks; // red, green and blue of weights above zero, and below
 
 function make(name, properties = {}, ...children) {
   const element = Object.assign(document.createElement(name), properties);
@@ -61,6 +62,7 @@ function settle() {
     find("#source").textContent = reading.source;
     find("#written").textContent = reading.written;
     build();
+    tellPressed();
   }
 }
 
@@ -130,6 +132,7 @@ function tokensOf(side) {
 }
 
 function build() {
+  role.reversed = fromTheRight(role.keys);
   for (const side of ["query", "key"]) {
     for (const list of every(`ol[data-side="${side}"]`)) {
       const pressed = list.classList.contains("tokens");
@@ -145,9 +148,8 @@ function build() {
     const title = side === "query" ? `${queries} tokens (queries)` : `${keys} tokens (keys)`;
     const [across, down] = every(`[data-title="${side}"]`);
     across.textContent = title;
-    down.textContent = `${side === "query" ? "rows" : "columns"}: ${title}`;
+    down.textContent = `${side === "query" ? "↓" : role.reversed ? "←" : "→"} ${title}`;
   }
-  role.reversed = fromTheRight(role.keys);
   find("#grid").classList.toggle("reversed", role.reversed);
   for (const scroll of every(".scroll")) scroll.scrollTo(0, 0);
   buildOverview();
@@ -173,13 +175,16 @@ function buildOverview() {
 
 // ---- pictures
 
-function colour(name) {
+function readInks() {
   const style = getComputedStyle(document.documentElement);
-  return style.getPropertyValue(name).trim();
+  inks = ["--plus", "--minus"].map((name) => {
+    const colour = style.getPropertyValue(name).trim();
+    return [1, 3, 5].map((start) => parseInt(colour.slice(start, start + 2), 16));
+  });
 }
 
-function parts(colour) {
-  return [1, 3, 5].map((start) => parseInt(colour.slice(start, start + 2), 16));
+function ink(value, opacity) {
+  return `rgba(${inks[value < 0 ? 1 : 0].join()}, ${opacity})`;
 }
 
 // A pixel a weight, as opaque as it is great.
@@ -188,12 +193,14 @@ function paint(canvas, weights, most) {
   Object.assign(canvas, { width: columns, height: rows });
   const pen = canvas.getContext("2d");
   const image = pen.createImageData(columns, rows);
-  const [plus, minus] = [parts(colour("--plus")), parts(colour("--minus"))];
-  for (let row = 0; row < rows; row += 1) {
-    for (let column = 0; column < columns; column += 1) {
-      const value = weights[row * columns + keyAt(column)];
-      image.data.set([...(value < 0 ? minus : plus), 255 * Math.abs(value) / most], 4 * (row * columns + column));
-    }
+  for (let place = 0; place < weights.length; place += 1) {
+    const column = place % columns;
+    const value = weights[place - column + keyAt(column)];
+    const [red, green, blue] = inks[value < 0 ? 1 : 0];
+    image.data[4 * place] = red;
+    image.data[4 * place + 1] = green;
+    image.data[4 * place + 2] = blue;
+    image.data[4 * place + 3] = 255 * Math.abs(value) / most;
   }
   pen.putImageData(image, 0, 0);
 }
@@ -225,15 +232,22 @@ function drawOverview() {
   }
 }
 
-function drawThreads() {
-  const [scroll, canvas] = [find("#lines"), find("#threads")];
+// As large as the view, whatever the sentence: it stays where one looks.
+function sizeThreads() {
+  const canvas = find("#threads");
   canvas.style.height = 0;
-  const [width, height, ratio] = [canvas.clientWidth, scroll.clientHeight, devicePixelRatio];
-  canvas.style.height = `${height}px`;
-  Object.assign(canvas, { width: width * ratio, height: height * ratio });
+  canvas.style.height = `${find("#lines").clientHeight}px`;
+  const { clientWidth, clientHeight } = canvas;
+  Object.assign(canvas, { width: clientWidth * devicePixelRatio, height: clientHeight * devicePixelRatio });
+}
+
+function drawThreads() {
+  const canvas = find("#threads");
+  const [width, height] = [canvas.width / devicePixelRatio, canvas.height / devicePixelRatio];
+  const top = find("#lines").scrollTop;
   const pen = canvas.getContext("2d");
-  pen.scale(ratio, ratio);
-  const [plus, minus] = [colour("--plus"), colour("--minus")];
+  pen.setTransform(devicePixelRatio, 0, 0, devicePixelRatio, 0, 0);
+  pen.clearRect(0, 0, width, height);
   const { query, key } = shown();
   const from = query === undefined ? role.queries.keys() : [query];
   for (const one of from) {
@@ -241,10 +255,9 @@ function drawThreads() {
     for (const other of to) {
       const value = weight(one, other);
       const strength = Math.abs(value) / most(layer);
-      const [start, end] = [one, other].map((place) => (place + 0.5) * ROW - scroll.scrollTop);
+      const [start, end] = [one, other].map((place) => (place + 0.5) * ROW - top);
       if (strength < FAINTEST || Math.max(start, end) < 0 || Math.min(start, end) > height) continue;
-      pen.globalAlpha = strength;
-      pen.strokeStyle = value < 0 ? minus : plus;
+      pen.strokeStyle = ink(value, strength);
       pen.lineWidth = 1 + 2 * strength;
       pen.beginPath();
       pen.moveTo(0, start);
@@ -296,12 +309,11 @@ function light() {
       const place = Number(item.dataset.place);
       const value = lightOf(side, place);
       const strength = Math.abs(value) / most(layer);
-      item.style.setProperty("--strength", strength);
-      item.classList.toggle("minus", value < 0);
+      // Text stays legible on it.
+      item.style.backgroundColor = strength ? ink(value, 0.45 * strength) : "";
       item.classList.toggle("at", place === (side === "query" ? query : key));
       if (!item.lastChild.classList.contains("figure")) continue;
       item.lastChild.textContent = strength < FAINTEST ? "" : figure(value);
-      item.firstChild.setAttribute("aria-pressed", pinned[side] === place);
     }
   }
   const mark = find("#mark");
@@ -351,11 +363,20 @@ function point(at) {
 
 function press(at) {
   pinned = same(at, pinned) ? {} : at;
+  tellPressed();
   remember();
   light();
 }
 
+function tellPressed() {
+  for (const button of every(".tokens button")) {
+    const [[side, place]] = Object.entries(tokenAt(button));
+    button.setAttribute("aria-pressed", pinned[side] === place);
+  }
+}
+
 function draw() {
+  sizeThreads();
   drawHeatmap();
   drawScale();
   for (const button of every("#overview button")) {
@@ -397,11 +418,15 @@ find("#overview").addEventListener("click", ({ target }) => {
   if (button) choose({ layer: button.dataset.layer, head: button.dataset.head });
 });
 for (const panel of every(".panels .scroll")) {
-  panel.addEventListener("pointerover", ({ target }) => {
+  // Not `pointerover`, which comes of scrolling too.
+  panel.addEventListener("pointermove", ({ target }) => {
     const at = tokenAt(target);
     if (at) point(at);
   });
-  panel.addEventListener("pointerleave", () => point(null));
+  panel.addEventListener("pointerleave", () => {
+    // The page may have moved from under the pointer, by the keyboard.
+    if (!panel.matches(":focus-visible, :has(:focus-visible)")) point(null);
+  });
   panel.addEventListener("focusin", ({ target }) => {
     const at = target.matches(":focus-visible") && tokenAt(target);
     if (at) point(at);
@@ -412,7 +437,7 @@ for (const panel of every(".panels .scroll")) {
     if (at) press(at);
   });
 }
-find("#threads").addEventListener("pointerover", () => point(null));
+find("#threads").addEventListener("pointermove", () => point(null));
 find("#cells").addEventListener("pointermove", (event) => point(cellAt(event)));
 find("#cells").addEventListener("click", (event) => press(cellAt(event)));
 find("#lines").addEventListener("scroll", drawThreads);
@@ -460,9 +485,11 @@ addEventListener("keydown", ({ key }) => {
 // ---- start
 
 function start() {
+  readInks();
   settle();
   const places = [["query", role.queries], ["key", role.keys]].map(([side, tokens]) => [side, chosen[side] - 1, tokens.length]);
   pinned = Object.fromEntries(places.filter(([, place, count]) => place >= 0 && place < count));
+  tellPressed();
   drawOverview();
   draw();
 }
@@ -476,6 +503,7 @@ addEventListener("hashchange", () => {
   start();
 });
 matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => {
+  readInks();
   drawOverview();
   draw();
 });

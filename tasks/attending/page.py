@@ -18,7 +18,8 @@ BODY = """
 <header><h1 id="source" dir="auto"></h1><p id="written" dir="auto"></p></header>
 <main>
 <form id="choices" aria-label="What is shown">
-<fieldset id="several"><legend>line</legend><select name="line" aria-label="line"></select></fieldset>
+<fieldset id="several"><legend>line</legend>
+<select name="line" aria-label="line"></select></fieldset>
 <fieldset><legend>attention</legend><div data-name="role"></div></fieldset>
 <fieldset><legend>layer</legend><div data-name="layer"></div></fieldset>
 <fieldset><legend>head</legend><div data-name="head"></div></fieldset>
@@ -124,7 +125,7 @@ def described_role(reading: AttentionReading, role: str) -> dict[str, Any]:
 def packed(weights: Tensor) -> dict[str, Any]:
     """Weights [h q k] as whole numbers of steps, 16 bits each, little end first, in base 64."""
     step = weights.abs().max().item() / STEPS or 1.0
-    numbers = (weights.double() / step).round().numpy().astype("<i2")
+    numbers = (weights.detach().cpu().double() / step).round().numpy().astype("<i2")
     return {
         "heads": len(weights),
         "step": step,
