@@ -22,6 +22,8 @@ class AttentionReading(NamedTuple):
         maps: by role "encoder", "decoder" or "cross", one tensor [h q k] a layer.
         source: the line.
         target: what was written for it; empty for a language model.
+        read_tokens: what the decoder reads while it writes `target_tokens`, `<bos>` first; these
+            themselves, if not given.
     """
 
     source_tokens: list[str]
@@ -29,17 +31,15 @@ class AttentionReading(NamedTuple):
     maps: dict[str, list[Tensor]]
     source: str = ""
     target: str = ""
+    read_tokens: list[str] | None = None
 
     def tokens(self, role: str) -> tuple[list[str], list[str]]:
-        """The tokens that attend, and those that are attended to.
-
-        A translation's decoder attends within what it has read: `<bos>`, then what it wrote.
-        """
+        """The tokens that attend, and those that are attended to."""
         if role == "cross":
             return self.target_tokens, self.source_tokens
         if role == "encoder":
             return self.source_tokens, self.source_tokens
-        read = ["<bos>", *self.target_tokens[:-1]] if "cross" in self.maps else self.target_tokens
+        read = self.read_tokens or self.target_tokens
         return read, read
 
     def _repr_html_(self) -> str:

@@ -100,6 +100,8 @@ def described(reading: AttentionReading) -> dict[str, Any]:
 
 def described_role(reading: AttentionReading, role: str) -> dict[str, Any]:
     title, *sides = ROLES[role]
+    # Of a language model, or of an encoder.
+    alone = len(reading.maps) == 1 and role != "cross"
     queries, keys = reading.tokens(role)
     for layer, weights in enumerate(reading.maps[role]):
         if tuple(weights.shape[-2:]) != (len(queries), len(keys)) or weights.ndim != 3:
@@ -114,8 +116,8 @@ def described_role(reading: AttentionReading, role: str) -> dict[str, Any]:
             )
     return {
         "name": role,
-        "title": title if "cross" in reading.maps else "Self-attention",
-        "sides": sides if "cross" in reading.maps else ["text", "text"],
+        "title": "Self-attention" if alone else title,
+        "sides": ["text", "text"] if alone else sides,
         "queries": queries,
         "keys": keys,
         "layers": [packed(weights) for weights in reading.maps[role]],

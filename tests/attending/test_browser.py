@@ -26,7 +26,8 @@ def reading(source: list[str], target: list[str]) -> AttentionReading:
         for role, size in sizes.items()
     }
     maps["decoder"] = [layer.tril() for layer in maps["decoder"]]
-    return AttentionReading(source, target, maps, " ".join(source), " ".join(target))
+    lines = [" ".join(tokens) for tokens in (source, target)]
+    return AttentionReading(source, target, maps, *lines, ["<bos>", *target[:-1]])
 
 
 PAIR = reading(RUSSIAN, HEBREW)
