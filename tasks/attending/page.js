@@ -79,20 +79,24 @@ function remember() {
 
 // Of a head, or the mean of all: [q k] in one row.
 function weightsOf(layer, head) {
-  layer.all ??= unpacked(layer);
+  const all = unpacked(layer);
   const size = role.queries.length * role.keys.length;
-  if (head !== "mean") return layer.all.subarray((head - 1) * size, head * size);
+  if (head !== "mean") return all.subarray((head - 1) * size, head * size);
   layer.mean ??= Float32Array.from({ length: size }, (_, place) => {
     let sum = 0;
-    for (let each = 0; each < layer.heads; each += 1) sum += layer.all[each * size + place];
+    for (let each = 0; each < layer.heads; each += 1) sum += all[each * size + place];
     return sum / layer.heads;
   });
   return layer.mean;
 }
 
-function unpacked({ step, weights }) {
-  const bytes = Uint8Array.from(atob(weights), (character) => character.charCodeAt(0));
-  return Float32Array.from(new Int16Array(bytes.buffer), (number) => number * step);
+// Of all heads, once they are wanted: [h q k] in one row.
+function unpacked(layer) {
+  if (!layer.all) {
+    const bytes = Uint8Array.from(atob(layer.weights), (character) => character.charCodeAt(0));
+    layer.all = Float32Array.from(new Int16Array(bytes.buffer), (number) => number * layer.step);
+  }
+  return layer.all;
 }
 
 function weight(query, key) {
@@ -101,14 +105,8 @@ function weight(query, key) {
 
 // The greatest weight of the layer: all its heads are on one scale.
 function most(layer) {
-  layer.all ??= unpacked(layer);
-  layer.most ??= layer.all.reduce((far, each) => Math.max(far, Math.abs(each)), 0) || 1;
+  layer.most ??= unpacked(layer).reduce((far, each) => Math.max(far, Math.abs(each)), 0) || 1;
   return layer.most;
-}
-
-function signed(layer) {
-  layer.signed ??= layer.all.some((each) => each < 0);
-  return layer.signed;
 }
 
 // Three digits of the greatest weight.
@@ -131,19 +129,21 @@ function tokensOf(side) {
   return side === "query" ? role.queries : role.keys;
 }
 
+// What the role's tokens and layers decide, and no choice among them.
 function build() {
   role.reversed = fromTheRight(role.keys);
   for (const side of ["query", "key"]) {
-    for (const list of every(`ol[data-side="${side}"]`)) {
-      const pressed = list.classList.contains("tokens");
-      list.replaceChildren(...tokensOf(side).map((token, place) => {
-        const name = make(pressed ? "button" : "span", { dir: "auto", title: token }, token);
-        if (pressed) Object.assign(name, { type: "button", tabIndex: place ? -1 : 0 });
-        const item = make("li", {}, name, ...(pressed ? [make("span", { className: "figure" })] : []));
-        item.dataset.place = place;
-        return item;
-      }));
-    }
+    const [list, axis] = every(`ol[data-side="${side}"]`);
+    const items = (inside) => tokensOf(side).map((token, place) => {
+      const item = make("li", {}, ...inside({ dir: "auto", title: token, textContent: token }, place));
+      item.dataset.place = place;
+      return item;
+    });
+    list.replaceChildren(...items((name, place) => [
+      make("button", { ...name, type: "button", tabIndex: place ? -1 : 0 }),
+      make("span", { className: "figure" }),
+    ]));
+    axis.replaceChildren(...items((name) => [make("span", name)]));
     const [queries, keys] = role.sides;
     const title = side === "query" ? `${queries} tokens (queries)` : `${keys} tokens (keys)`;
     const [across, down] = every(`[data-title="${side}"]`);
@@ -158,13 +158,13 @@ function build() {
 function buildOverview() {
   const most = Math.max(...role.layers.map((each) => each.heads));
   const heads = most > 1 ? ["mean", ...numbers(most)] : ["1"];
-  const top = make("tr", {}, make("td"), ...heads.map((head) =>
-    make("th", { scope: "col" }, head === "mean" ? head : `head ${head}`)));
+  const named = (head) => (head === "mean" ? "mean of heads" : `head ${head}`);
+  const titles = heads.map((head) => make("th", { scope: "col" }, head === "mean" ? head : named(head)));
+  const top = make("tr", {}, make("td"), ...titles);
   const rows = role.layers.map((each, place) => {
     const cells = heads.filter((head) => head === "mean" || head <= each.heads).map((head) => {
-      const button = make("button", { type: "button", title: `layer ${place + 1}, ${head === "mean" ? "mean of heads" : `head ${head}`}` },
-        make("canvas"));
-      button.setAttribute("aria-label", button.title);
+      const title = `layer ${place + 1}, ${named(head)}`;
+      const button = make("button", { type: "button", title, ariaLabel: title }, make("canvas"));
       Object.assign(button.dataset, { layer: place + 1, head });
       return make("td", {}, button);
     });
@@ -268,17 +268,16 @@ function drawThreads() {
 }
 
 function drawScale() {
-  const [low, , high] = every("#scale > span");
-  const [none, bar] = [find("#scale").children[2], find("#scale .minus")];
-  const negative = signed(layer);
+  const [low, none, high, told] = every("#scale > span");
+  const negative = unpacked(layer).some((each) => each < 0);
   low.textContent = negative ? `weight ${figure(-most(layer))}` : "weight";
-  bar.hidden = !negative;
+  find("#scale .minus").hidden = !negative;
   none.textContent = figure(0);
   high.textContent = figure(most(layer));
   const sums = role.queries.map((_, query) => role.keys.reduce((sum, _, key) => sum + weight(query, key), 0));
   const [least, greatest] = [Math.min(...sums), Math.max(...sums)];
   const range = [...new Set([short(least), short(greatest)])].join(" to ");
-  find("#sums").textContent = least > 0.99 && greatest < 1.01
+  told.textContent = least > 0.99 && greatest < 1.01
     ? "The weights of a query sum to 1."
     : `The weights of a query do not sum to 1 here, but to ${range}.`;
 }
@@ -343,10 +342,11 @@ function tell() {
     return;
   }
   const [side, other] = key === undefined ? ["query", "key"] : ["key", "query"];
-  const values = tokensOf(other).map((_, place) => [key === undefined ? weight(query, place) : weight(place, key), place]);
-  const greatest = values.sort(([one], [two]) => Math.abs(two) - Math.abs(one)).slice(0, 5);
-  const listed = greatest.filter(([value]) => value).flatMap(([value, place]) => [" ", name(other, place), ` ${figure(value)},`]);
-  if (listed.length) listed.push(listed.pop().slice(0, -1));
+  const weightAt = (place) => (key === undefined ? weight(query, place) : weight(place, key));
+  const greatest = tokensOf(other).map((_, place) => place).filter(weightAt)
+    .sort((one, two) => Math.abs(weightAt(two)) - Math.abs(weightAt(one))).slice(0, 5);
+  const listed = greatest.flatMap((place, rank) =>
+    [rank ? ", " : " ", name(other, place), ` ${figure(weightAt(place))}`]);
   const verb = key === undefined ? " attends to" : " is attended to by";
   told.replaceChildren(name(side, shown()[side]), verb, ...(listed.length ? listed : [" nothing"]));
 }
@@ -402,13 +402,13 @@ function tokenAt(target) {
 
 function cellAt(event) {
   const box = find("#cells canvas").getBoundingClientRect();
-  const part = (at, start, size, count) => Math.max(0, Math.min(count - 1, Math.floor((at - start) / size * count)));
+  const part = (at, start, size, count) => within(Math.floor((at - start) / size * count), count);
   const column = part(event.clientX, box.left, box.width, role.keys.length);
   return { query: part(event.clientY, box.top, box.height, role.queries.length), key: keyAt(column) };
 }
 
-function visible(element) {
-  element.scrollIntoView({ block: "nearest", inline: "nearest" });
+function within(place, count) {
+  return Math.max(0, Math.min(count - 1, place));
 }
 
 find("#choices").addEventListener("change", ({ target }) => choose({ [target.name]: target.value }));
@@ -447,12 +447,12 @@ find("#lines").addEventListener("keydown", (event) => {
   const item = event.target.closest("li");
   if (!item) return;
   const [list, place] = [item.parentElement, Number(item.dataset.place)];
-  const [first, last] = [0, list.children.length - 1];
+  const last = list.children.length - 1;
   const across = list.dataset.side === "query" ? "key" : "query";
-  const next = { ArrowUp: place - 1, ArrowDown: place + 1, Home: first, End: last }[event.key];
+  const next = { ArrowUp: place - 1, ArrowDown: place + 1, Home: 0, End: last }[event.key];
   if (next !== undefined) {
     event.preventDefault();
-    const button = list.children[Math.max(first, Math.min(last, next))].firstChild;
+    const button = list.children[within(next, last + 1)].firstChild;
     for (const each of list.children) each.firstChild.tabIndex = -1;
     button.tabIndex = 0;
     button.focus();
@@ -462,19 +462,21 @@ find("#lines").addEventListener("keydown", (event) => {
   }
 });
 find("#heat").addEventListener("keydown", (event) => {
-  const { query = -1, key = -1 } = pointed ?? {};
-  const aside = role.reversed ? -1 : 1;
-  const [down, on] = { ArrowUp: [-1, 0], ArrowDown: [1, 0], ArrowLeft: [0, -aside], ArrowRight: [0, aside] }[event.key] ?? [];
   if (event.key === "Enter" && pointed) press(pointed);
-  if (down === undefined) return;
+  const moves = { ArrowUp: [-1, 0], ArrowDown: [1, 0], ArrowLeft: [0, -1], ArrowRight: [0, 1] };
+  if (!(event.key in moves)) return;
   event.preventDefault();
-  const within = (place, count) => Math.max(0, Math.min(count - 1, place));
-  const started = query >= 0 && key >= 0;
-  point({
-    query: started ? within(query + down, role.queries.length) : 0,
-    key: started ? within(key + on, role.keys.length) : 0,
-  });
-  visible(find("#mark"));
+  const [down, on] = moves[event.key];
+  const { query, key } = pointed ?? {};
+  if (query === undefined || key === undefined) {
+    point({ query: 0, key: 0 });
+  } else {
+    point({
+      query: within(query + down, role.queries.length),
+      key: within(key + (role.reversed ? -on : on), role.keys.length),
+    });
+  }
+  find("#mark").scrollIntoView({ block: "nearest", inline: "nearest" });
 });
 addEventListener("keydown", ({ key }) => {
   if (key !== "Escape") return;
@@ -487,8 +489,8 @@ addEventListener("keydown", ({ key }) => {
 function start() {
   readInks();
   settle();
-  const places = [["query", role.queries], ["key", role.keys]].map(([side, tokens]) => [side, chosen[side] - 1, tokens.length]);
-  pinned = Object.fromEntries(places.filter(([, place, count]) => place >= 0 && place < count));
+  const places = ["query", "key"].map((side) => [side, chosen[side] - 1]);
+  pinned = Object.fromEntries(places.filter(([side, place]) => place in tokensOf(side)));
   tellPressed();
   drawOverview();
   draw();
