@@ -52,5 +52,5 @@ def check_decoding(config: dict[str, Any], call: Call) -> None:
     if config["decoding"].get("n_best", 1) != 1:
         raise UserError(
             "attend shows what the best translation attends to, got decoding.n_best="
-            f"{config['decoding']['n_best']}: leave it at 1."
+            f"{config['decoding']['n_best']}; give decoding.n_best=1."
         )

@@ -205,7 +205,7 @@ def test_wrong_checkpoints_and_texts_get_one_line(trained, refuses):
         ("attend", "x"): "attend needs a checkpoint",
         ("attend", ckpt, "into=page.txt", "x"): "must be an HTML file, such as attention.html, got",
         ("attend", ckpt, "into=best.html/page.html", "x"): "best.html/page.html cannot be written",
-        ("attend", ckpt, "decoding=beam", "decoding.n_best=2", "x"): "decoding.n_best=2: leave it",
+        ("attend", ckpt, "decoding=beam", "decoding.n_best=2", "x"): "give decoding.n_best=1",
         ("attend", ckpt, "split=test", "x"): "There is no option 'split'",
     }
     for arguments, reason in wrong.items():
