@@ -1,1 +1,26 @@
 """The Lightning side of the zoo: tasks, data, callbacks and the command line's verbs."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from attention_zoo.tasks.base import Task
+
+
+def load(path: str | Path) -> "Task":
+    """What was trained, ready for use: `load("best.ckpt").attend("A line.")`.
+
+    Args:
+        path: a checkpoint. It needs nothing beside it, and nothing in it is executed.
+
+    Returns:
+        The task, on the CPU and in evaluation mode.
+
+    Raises:
+        BadInput: no such file, or not a checkpoint of ours.
+    """
+    from attention_zoo.tasks.base import load_task
+    from attention_zoo.tasks.checkpoints import read_checkpoint
+
+    checkpoint = read_checkpoint(Path(path))
+    return load_task(checkpoint, checkpoint["attention_zoo"]["config"])

@@ -18,6 +18,7 @@ from attention_zoo.tasks.build import build_task
 from attention_zoo.tasks.data.tokenizers import Tokenizer, tokenizer_from_state
 from attention_zoo.tasks.metrics import BitsPerByte, Perplexity, TokenLoss
 from attention_zoo.tasks.ranks import require_equal_ranks
+from attention_zoo.tasks.reading import AttentionReading
 
 IGNORED = -100  # a target that is not predicted
 
@@ -81,6 +82,10 @@ class Task(LightningModule):
 
     def respond(self, lines: list[str]) -> list[str]:
         """What the model writes for each line: its translation, or its continuation."""
+        raise NotImplementedError
+
+    def attend(self, line: str) -> AttentionReading:
+        """The attention over a line, and over what is written for it, if anything is."""
         raise NotImplementedError
 
     def attention_maps(self, batch: Any) -> Iterator[Maps]:

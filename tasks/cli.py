@@ -18,6 +18,7 @@ COMPOSED = {
     "train": "train a model, and score it on the test split",
     "evaluate": "score a checkpoint on a split: ckpt=FILE split=test",
     "translate": "translate lines with a checkpoint: ckpt=FILE 'A sentence.'",
+    "attend": "translate, and write a page of what attends to what: ckpt=FILE 'A sentence.'",
     "generate": "go on from a prompt with a checkpoint: ckpt=FILE 'Once'",
 }
 PLAIN = {

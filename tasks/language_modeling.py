@@ -113,4 +113,5 @@ class LanguageModelingTask(Task):
             source_tokens=names,
             target_tokens=names,
             maps={role: [layer[0].float().cpu() for layer in maps[role]] for role in maps},
+            source=line,
         )

@@ -13,14 +13,36 @@ ROLES = {
 
 
 class AttentionReading(NamedTuple):
-    """What a model looked at while it read one line.
+    """What a model looked at while it read one line. In a notebook it shows itself.
 
     Args:
-        source_tokens: legible pieces on the source side; empty for a language model.
-        target_tokens: legible pieces on the target side, those that query.
+        source_tokens: legible pieces on the source side; of a language model, those of its text.
+        target_tokens: legible pieces on the target side: row i of cross-attention shows where the
+            decoder looked when it wrote token i. Of a language model, those of its text.
         maps: by role "encoder", "decoder" or "cross", one tensor [h q k] a layer.
+        source: the line.
+        target: what was written for it; empty for a language model.
+        read_tokens: what the decoder reads while it writes `target_tokens`, `<bos>` first; these
+            themselves, if not given.
     """
 
     source_tokens: list[str]
     target_tokens: list[str]
     maps: dict[str, list[Tensor]]
+    source: str = ""
+    target: str = ""
+    read_tokens: list[str] | None = None
+
+    def tokens(self, role: str) -> tuple[list[str], list[str]]:
+        """The tokens that attend, and those that are attended to."""
+        if role == "cross":
+            return self.target_tokens, self.source_tokens
+        if role == "encoder":
+            return self.source_tokens, self.source_tokens
+        read = self.read_tokens or self.target_tokens
+        return read, read
+
+    def _repr_html_(self) -> str:
+        from attention_zoo.tasks.attending.page import framed
+
+        return framed(self)

@@ -122,9 +122,13 @@ class TranslationTask(Task):
         written = self.decode(source)[0][0].tokens
         target = torch.tensor([[self.tokenizer.bos_id, *written]], device=self.device)
         maps = self.model.attention_maps(source, target)
+        target_tokens = [*self.tokenizer.tokens(written), "<eos>"]
         return AttentionReading(
             source_tokens=[*self.tokenizer.tokens(source[0, :-1].tolist()), "<eos>"],
             # Row i shows where the decoder looked when it wrote token i.
-            target_tokens=[*self.tokenizer.tokens(written), "<eos>"],
+            target_tokens=target_tokens,
             maps={role: [layer[0].float().cpu() for layer in maps[role]] for role in maps},
+            source=line,
+            target=self.tokenizer.decode(written),
+            read_tokens=["<bos>", *target_tokens[:-1]],
         )

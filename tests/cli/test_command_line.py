@@ -97,6 +97,7 @@ def complete(program, line):
 def test_the_shell_completes_behind_the_verb(program):
     assert "complete" in program("-sc", "install=bash").stdout
     assert complete(program, "attention-zoo tr") == ["train", "translate"]
+    assert complete(program, "attention-zoo at") == ["attend"]
     rotary = ["position=rotary", "position=rotary_every"]
     assert complete(program, "attention-zoo train position=ro") == rotary
     assert "attention=" in complete(program, "attention-zoo train att")
@@ -206,6 +207,14 @@ def test_a_language_model_goes_on_from_a_prompt(program):
     assert hot != first
     again = program(*short, "decoding.seed=1", "--", "The ", "a=b: ").stdout
     assert first == again
+    # The attention over the text, which does not go on.
+    told = program("attend", ckpt, "The ").stdout
+    assert told.startswith("What attends to what: attention.html (") and told.count("\n") == 1
+    tokens = '"T","h","e","␣"]'
+    assert tokens in (program.folder / "attention.html").read_text()
+    assert "let attention-zoo generate write" in program.refuses(
+        "attend", ckpt, "decoding.temperature=0", "The "
+    )
 
 
 @pytest.mark.slow

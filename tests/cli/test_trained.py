@@ -2,10 +2,13 @@
 
 import gzip
 import json
+import re
 
 import pytest
 import torch
 from omegaconf import OmegaConf
+
+from attention_zoo.tasks import load
 
 from .conftest import LINES, SMALL, Program
 
@@ -134,6 +137,43 @@ def test_beam_search_gives_n_best(trained):
         assert len(scores) == 3 and scores == sorted(scores, reverse=True)
 
 
+def test_attend_translates_and_writes_a_page(trained):
+    ckpt, lines = f"ckpt={trained.best}", ["Brazil", "", "a b"]
+    options = ["decoding=beam", "into=pages/seen.html", "--", *lines]
+    done = trained("attend", ckpt, *options)
+    assert done.stderr == ""
+    *written, told = done.stdout.splitlines()
+    expected = trained("translate", ckpt, "decoding=beam", "--", *lines).stdout
+    assert written == expected.split("\n")[:-1]
+    assert told.startswith("What attends to what: pages/seen.html (")
+    readings = readings_of(trained.folder / "pages" / "seen.html")
+    assert [reading["source"] for reading in readings] == lines
+    assert [reading["written"] for reading in readings] == written
+    for reading in readings:
+        roles = {role["name"]: role for role in reading["roles"]}
+        assert list(roles) == ["encoder", "decoder", "cross"]
+        characters = reading["source"].replace(" ", "␣")
+        assert roles["cross"]["keys"] == [*characters, "<eos>"]
+        assert [layer["heads"] for layer in roles["cross"]["layers"]] == [2]
+
+
+def readings_of(page):
+    return json.loads(re.search(r'id="readings">(.*?)</script>', page.read_text())[1])
+
+
+def test_a_checkpoint_is_loaded_in_one_call(trained):
+    task = load(trained.best)
+    assert not task.training
+    reading = task.attend("Brazil")
+    assert reading.source == "Brazil" and reading.target == task.respond(["Brazil"])[0]
+    source, target = (torch.tensor([[*ids, 2]]) for ids in map(task.tokenizer.encode, reading[3:5]))
+    maps = task.model.attention_maps(source, torch.cat([torch.tensor([[1]]), target[:, :-1]], 1))
+    for role in maps:
+        queries, keys = reading.tokens(role)
+        assert reading.maps[role][0].shape == (2, len(queries), len(keys))
+        assert torch.allclose(reading.maps[role][0], maps[role][0][0])
+
+
 def test_wrong_checkpoints_and_texts_get_one_line(trained, refuses):
     ckpt = f"ckpt={trained.best}"
     whole = trained.best.read_bytes()
@@ -141,6 +181,7 @@ def test_wrong_checkpoints_and_texts_get_one_line(trained, refuses):
     (trained.folder / "empty.ckpt").write_bytes(b"")
     torch.save({"state_dict": {}}, trained.folder / "other.ckpt")
     (trained.folder / "latin1.txt").write_bytes(b"fine\nA\xe7ores\n")
+    (trained.folder / "best.html").write_bytes(b"")
     (trained.folder / "no.gz").write_bytes(b"not compressed")
     folder = trained.run / "checkpoints"
     wrong = {
@@ -161,6 +202,11 @@ def test_wrong_checkpoints_and_texts_get_one_line(trained, refuses):
         ("evaluate", ckpt, "model.hidden=48"): "[32, 16] there, and [48, 16] here",
         ("translate", ckpt, "decoding=beam", "decoding.widht=2", "x"): "decoding.width",
         ("translate", ckpt, "decoding=bean", "x"): "beam",
+        ("attend", "x"): "attend needs a checkpoint",
+        ("attend", ckpt, "into=page.txt", "x"): "must be an HTML file, such as attention.html, got",
+        ("attend", ckpt, "into=best.html/page.html", "x"): "best.html/page.html cannot be written",
+        ("attend", ckpt, "decoding=beam", "decoding.n_best=2", "x"): "give decoding.n_best=1",
+        ("attend", ckpt, "split=test", "x"): "There is no option 'split'",
     }
     for arguments, reason in wrong.items():
         assert reason in refuses(*arguments, folder=trained.folder), arguments

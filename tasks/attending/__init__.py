@@ -1,0 +1,1 @@
+"""A page in which pointing at a token shows what it attends to."""
