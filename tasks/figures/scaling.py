@@ -57,7 +57,7 @@ def why_scaled(draws: int = DRAWS) -> "Figure":
             style = {"bins": 40, "range": (-reach, reach), "density": True, "color": colour}
             axis.hist(scores.numpy(), histtype="stepfilled", alpha=0.18, **style)
             axis.hist(scores.numpy(), histtype="step", linewidth=2, label=label, **style)
-        axis.margins(y=0.3)
+        axis.margins(y=0.5)
         axis.set(xlabel="score", ylabel="density", yticks=[])
         axis.set_title(title, fontsize=11.5)
         axis.legend(frameon=False, fontsize=9.5, loc="upper left", handlelength=1.2)
