@@ -1,6 +1,7 @@
 """Pictures of attention: who looks at whom, in every head of a layer."""
 
 import math
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from torch import Tensor
@@ -14,7 +15,9 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-def attention_figure(reading: AttentionReading, role: str, layer: int) -> "Figure":
+def attention_figure(
+    reading: AttentionReading, role: str, layer: int, heads: Sequence[int] | None = None
+) -> "Figure":
     """Heat maps of one layer: the mean of its heads, then every head, on one colour scale.
 
     Keys run along x and queries down y. Nothing of pyplot is used: the figure belongs to the caller
@@ -24,18 +27,25 @@ def attention_figure(reading: AttentionReading, role: str, layer: int) -> "Figur
         reading: tokens and maps of one line.
         role: "encoder", "decoder" or "cross".
         layer: index of the layer, from 0.
+        heads: indices of the heads to draw, from 0; then there is no mean.
 
     Raises:
-        ValueError: the reading has no such role or layer, or a map does not fit its tokens.
+        ValueError: the reading has no such role, layer or head, or a map does not fit its tokens.
     """
     weights = _layer_map(reading, role, layer)
     title, queries_side, keys_side = ROLES[role]
     tokens = {"source": reading.source_tokens, "target": reading.target_tokens}
     labels = _Labels(tokens[keys_side], tokens[queries_side])
-    heads = len(weights)
+    there = range(len(weights))
+    if strange := [head for head in heads or () if head not in there]:
+        raise ValueError(f"heads must lie between 0 and {there[-1]}, got {strange}.")
+    drawn = there if heads is None else heads
+    panels = [weights[head] for head in drawn]
+    names = [f"head {head + 1}" for head in drawn]
     # The mean of a single head is that head.
-    panels = [weights.mean(0), *weights] if heads > 1 else [weights[0]]
-    names = ["mean of heads", *(f"head {head + 1}" for head in range(heads))][-len(panels) :]
+    if heads is None and len(weights) > 1:
+        panels.insert(0, weights.mean(0))
+        names.insert(0, "mean of heads")
 
     columns = _columns(len(panels), labels.width / labels.height)
     rows = math.ceil(len(panels) / columns)
@@ -44,7 +54,8 @@ def attention_figure(reading: AttentionReading, role: str, layer: int) -> "Figur
         rows * (labels.height + 0.4) + labels.margin + 1.0,
     )
     axes = figure.subplots(rows, columns, squeeze=False).flatten()
-    low, high = min(0.0, weights.min().item()), weights.max().item()
+    low = min(0.0, *(panel.min().item() for panel in panels))
+    high = max(panel.max().item() for panel in panels)
     for index, (axis, panel, name) in enumerate(zip(axes, panels, names, strict=False)):
         image = axis.imshow(
             panel.numpy(), cmap=WEIGHTS, vmin=low, vmax=high, aspect="auto", interpolation="none"

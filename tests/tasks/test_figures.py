@@ -43,6 +43,16 @@ def test_the_mean_comes_first_and_every_head_follows(heads):
         assert torch.equal(torch.tensor(shown(axis)), panel)
 
 
+def test_chosen_heads_are_drawn_alone():
+    it = reading(4)
+    axes = panels(attention_figure(it, "cross", 1, heads=[3, 0]))
+    assert [axis.get_title() for axis in axes] == ["head 4", "head 1"]
+    for axis, head in zip(axes, [3, 0], strict=True):
+        assert torch.equal(torch.tensor(shown(axis)), it.maps["cross"][1][head])
+    with pytest.raises(ValueError, match=r"heads must lie between 0 and 3, got \[4\]"):
+        attention_figure(it, "cross", 1, heads=[0, 4])
+
+
 def test_all_panels_share_one_scale():
     axes = panels(attention_figure(reading(), "cross", 0))
     assert len({axis.images[0].get_clim() for axis in axes}) == 1
