@@ -1,6 +1,7 @@
 """Heat maps of what the model attends to, drawn from fixed probes."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -172,7 +173,7 @@ class AttentionMaps(Look):
         before, self._step = self._step, trainer.global_step
         if any(before < step <= self._step for step in self.steps):
             folder = self._folder(trainer) / f"step-{self._step}"
-            self.look_with(lambda *its: self.draw(*its, folder), trainer, task)
+            self.look_with(partial(self.draw, folder=folder), trainer, task)
 
     def _folder(self, trainer: Trainer) -> Path:
         return self.folder or Path(trainer.default_root_dir) / "figures"

@@ -49,8 +49,10 @@ def attention_figure(
 
     columns = _columns(len(panels), labels.width / labels.height)
     rows = math.ceil(len(panels) / columns)
+    heading = f"{title}, layer {layer + 1} of {len(reading.maps[role])}"
     figure = new_figure(
-        columns * (labels.width + 0.25) + labels.margin + 1.4,
+        # Few tokens need less room than what is written above them.
+        max(columns * (labels.width + 0.25) + labels.margin + 1.4, 0.6 * 14 / 72 * len(heading)),
         rows * (labels.height + 0.4) + labels.margin + 1.0,
     )
     axes = figure.subplots(rows, columns, squeeze=False).flatten()
@@ -66,7 +68,7 @@ def attention_figure(
         )
     for axis in axes[len(panels) :]:
         axis.remove()
-    figure.suptitle(f"{title}, layer {layer + 1} of {len(reading.maps[role])}", fontsize=14)
+    figure.suptitle(heading, fontsize=14)
     figure.supxlabel(f"{keys_side} tokens (keys)", fontsize=12)
     figure.supylabel(f"{queries_side} tokens (queries)", fontsize=12)
     # A bar as long as the figure is tall would outweigh a tall grid.

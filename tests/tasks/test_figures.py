@@ -74,10 +74,12 @@ def test_a_language_model_attends_to_itself():
     assert "target" in figure.get_supxlabel()
 
 
-@pytest.mark.parametrize("count", [5, 12, 40, 150])
-def test_no_text_is_cut_and_no_two_labels_overlap(count):
+@pytest.mark.parametrize(
+    ("count", "heads"), [(2, [0]), (5, None), (12, None), (40, None), (150, None)]
+)
+def test_no_text_is_cut_and_no_two_labels_overlap(count, heads):
     words = [f"{'çãœжэльюшкы'[i % 9 :]}{i}" for i in range(count)]
-    figure = attention_figure(reading(3, words, words), "cross", 0)
+    figure = attention_figure(reading(3, words, words), "decoder", 0, heads)
     figure.canvas.draw()
     page = figure.bbox
     for axis in panels(figure):
