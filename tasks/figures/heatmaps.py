@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from attention_zoo.tasks.figures.fonts import families, legible
-from attention_zoo.tasks.figures.style import WEIGHTS, new_figure
+from attention_zoo.tasks.figures.style import SIGNED, WEIGHTS, new_figure
 from attention_zoo.tasks.reading import ROLES, AttentionReading
 
 if TYPE_CHECKING:
@@ -20,8 +20,8 @@ def attention_figure(
 ) -> "Figure":
     """Heat maps of one layer: the mean of its heads, then every head, on one colour scale.
 
-    Keys run along x and queries down y. Nothing of pyplot is used: the figure belongs to the caller
-    alone, and may be made in any thread.
+    Keys run along x and queries down y. Where some weights are negative, zero is white. Nothing of
+    pyplot is used: the figure belongs to the caller alone, and may be made in any thread.
 
     Args:
         reading: tokens and maps of one line.
@@ -56,11 +56,14 @@ def attention_figure(
         rows * (labels.height + 0.4) + labels.margin + 1.0,
     )
     axes = figure.subplots(rows, columns, squeeze=False).flatten()
-    low = min(0.0, *(panel.min().item() for panel in panels))
-    high = max(panel.max().item() for panel in panels)
+    least = min(panel.min().item() for panel in panels)
+    low, high, colours = 0.0, max(panel.max().item() for panel in panels), WEIGHTS
+    if least < 0:
+        high = max(high, -least)
+        low, colours = -high, SIGNED
     for index, (axis, panel, name) in enumerate(zip(axes, panels, names, strict=False)):
         image = axis.imshow(
-            panel.numpy(), cmap=WEIGHTS, vmin=low, vmax=high, aspect="auto", interpolation="none"
+            panel.numpy(), cmap=colours, vmin=low, vmax=high, aspect="auto", interpolation="none"
         )
         axis.set_title(name, fontsize=11, fontweight="bold" if name.startswith("mean") else None)
         labels.draw(

@@ -58,6 +58,14 @@ def test_all_panels_share_one_scale():
     assert len({axis.images[0].get_clim() for axis in axes}) == 1
 
 
+def test_weights_with_signs_are_shown_around_zero():
+    it = reading()
+    it.maps["cross"][0][1, 2, 3] = -2.0
+    images = [axis.images[0] for axis in panels(attention_figure(it, "cross", 0))]
+    assert {image.get_clim() for image in images} == {(-2.0, 2.0)}
+    assert {image.get_cmap().name for image in images} == {"PuOr"}
+
+
 def test_keys_run_along_x_and_queries_down_y():
     figure = attention_figure(reading(), "cross", 0)
     first = panels(figure)[0]
