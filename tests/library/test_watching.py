@@ -1,9 +1,12 @@
 """Watching a module tells what its attention looks at, and changes nothing."""
 
+import doctest
+
 import pytest
 import torch
 from torch import nn
 
+import attention_zoo.watching
 from attention_zoo import Mask, Unsupported, UserError, create_attention
 from attention_zoo.watching import by_part, watching
 from tests.conformance.numbers import assert_same
@@ -176,3 +179,7 @@ def test_a_module_without_attention_is_refused():
         watching(nn.Linear(2, 2)),
     ):
         pass
+
+
+def test_the_example_is_true():
+    assert doctest.testmod(attention_zoo.watching) == (0, 4)
