@@ -68,7 +68,7 @@ class Look(Callback):
         self.look_with(self.look, trainer, pl_module)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        if stage == "fit" and self.seconds:
+        if stage == "fit" and self.seconds and trainer.is_global_zero:
             share = self.seconds / (time.perf_counter() - self._started)
             print(f"{self.label}  {self.seconds:.1f} s, {share:.1%} of the training's time")
 
