@@ -13,12 +13,12 @@ from torchmetrics import Metric
 
 from attention_zoo.attention.base import take_auxiliary_loss
 from attention_zoo.errors import UserError
-from attention_zoo.models.stacks import Maps
 from attention_zoo.tasks.build import build_task
 from attention_zoo.tasks.data.tokenizers import Tokenizer, tokenizer_from_state
 from attention_zoo.tasks.metrics import BitsPerByte, Perplexity, TokenLoss
 from attention_zoo.tasks.ranks import require_equal_ranks
 from attention_zoo.tasks.reading import AttentionReading
+from attention_zoo.watching import Maps
 
 IGNORED = -100  # a target that is not predicted
 

@@ -9,11 +9,11 @@ from torch import Tensor
 from attention_zoo.decoding import Sample
 from attention_zoo.errors import UserError
 from attention_zoo.models.language_model import LanguageModel
-from attention_zoo.models.stacks import Maps
 from attention_zoo.tasks.base import IGNORED, Task, metric_name, token_losses
 from attention_zoo.tasks.data.batches import LanguageBatch
 from attention_zoo.tasks.metrics import LossByPlace, Share, TokenLoss
 from attention_zoo.tasks.reading import AttentionReading
+from attention_zoo.watching import Maps
 
 
 class LanguageModelingTask(Task):
@@ -99,9 +99,7 @@ class LanguageModelingTask(Task):
         for row, tokens in enumerate(batch.inputs):
             real = tokens != self.tokenizer.pad_id
             segments = None if batch.segments is None else batch.segments[row][real][None]
-            maps: Maps = {"decoder": []}
-            self.model(tokens[real][None], segments=segments, maps=maps)
-            yield maps
+            yield self.model.attention_maps(tokens[real][None], segments=segments)
 
     @torch.inference_mode()
     def attend(self, line: str) -> AttentionReading:

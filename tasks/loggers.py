@@ -1,5 +1,7 @@
 """Where a run is written down: W&B, TensorBoard, CSV, several of them, or nowhere.
 
+In a Trainer of one's own MLflow and Comet get the pictures as well.
+
 Only this module knows the loggers apart. The rest of the code hands `trainer.loggers` to
 `log_image`, `log_table`, `log_summary`, `log_artifact` and `finish`.
 """
@@ -15,7 +17,13 @@ from typing import Any
 from weakref import WeakSet
 
 import numpy as np
-from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
+from lightning.pytorch.loggers import (
+    CometLogger,
+    Logger,
+    MLFlowLogger,
+    TensorBoardLogger,
+    WandbLogger,
+)
 from lightning.pytorch.utilities import rank_zero_only
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -334,6 +342,16 @@ def _(logger: WandbLogger, exit_code: int) -> None:
 @_put_image.register
 def _(logger: TensorBoardLogger, key: str, picture: Image.Image, step: int) -> None:
     logger.experiment.add_image(key, np.asarray(picture), step, dataformats="HWC")
+
+
+@_put_image.register
+def _(logger: MLFlowLogger, key: str, picture: Image.Image, step: int) -> None:
+    logger.experiment.log_image(logger.run_id, picture, key=key, step=step)
+
+
+@_put_image.register
+def _(logger: CometLogger, key: str, picture: Image.Image, step: int) -> None:
+    logger.experiment.log_image(picture, name=key, step=step)
 
 
 @_put_table.register

@@ -52,6 +52,7 @@ def collect_manifest(
     tokens_seen: int,
     tokens_per_second: float,
     seconds: float,
+    looking_seconds: float,
     peak_memory_bytes: int,
     seed: int | None,
     data_hash: str,
@@ -73,6 +74,7 @@ def collect_manifest(
             whole run, if it was resumed.
         seconds: wall-clock seconds of the training, validation included. Of this process, if the
             run was resumed.
+        looking_seconds: of these, what callbacks took that look into the model; see `Look`.
         peak_memory_bytes: that the training took on a rank, at most; see `memory`.
         seed: seed of the run, None where there is none.
         data_hash: the data module's `fingerprint`.
@@ -93,6 +95,7 @@ def collect_manifest(
         "tokens_seen": tokens_seen,
         "tokens_per_second": round(tokens_per_second, 3),
         "seconds": round(seconds, 3),
+        "looking_seconds": round(looking_seconds, 3),
         "peak_memory_bytes": peak_memory_bytes,
         "seed": seed,
         "data_hash": data_hash,

@@ -11,12 +11,12 @@ from attention_zoo.decoding import Beam, Greedy
 from attention_zoo.decoding.base import Hypothesis
 from attention_zoo.errors import UserError
 from attention_zoo.models.seq2seq import Seq2Seq
-from attention_zoo.models.stacks import Maps
 from attention_zoo.tasks.base import IGNORED, Task
 from attention_zoo.tasks.data.batches import TranslationBatch
 from attention_zoo.tasks.metrics import ChrF, ExactMatch, SacreBleu
 from attention_zoo.tasks.ranks import gathered
 from attention_zoo.tasks.reading import AttentionReading
+from attention_zoo.watching import Maps
 
 
 class TranslationTask(Task):

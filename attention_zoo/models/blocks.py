@@ -101,18 +101,6 @@ class AttentionSublayer(Sublayer):
             lambda y: self.attention(y, context, mask=mask, positions=positions, cache=cache),
         )
 
-    def attention_map(
-        self,
-        x: Tensor,
-        context: Tensor | None = None,
-        *,
-        mask: Mask = Mask(),
-        positions: Tensor | None = None,
-    ) -> Tensor:
-        """The weights [b h q k] for the same arguments as `forward`."""
-        x = self.norm(x) if self.pre_norm else x
-        return self.attention.attention_map(x, context, mask=mask, positions=positions)
-
 
 class CausalSelfAttention(AttentionSublayer):
     """Each token looks at itself and those before: in decoders and language models."""

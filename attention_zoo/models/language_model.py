@@ -7,7 +7,8 @@ from attention_zoo.caches import LayeredCache
 from attention_zoo.masks import Mask
 from attention_zoo.models.blocks import Activation, AttentionFactory, BlockOptions, Norm, NormOrder
 from attention_zoo.models.embedding import TokenEmbedding, output_head
-from attention_zoo.models.stacks import Decoder, Maps, PositionFactory
+from attention_zoo.models.stacks import Decoder, PositionFactory
+from attention_zoo.watching import Maps, by_part, watching
 
 
 class LanguageModel(nn.Module):
@@ -68,7 +69,6 @@ class LanguageModel(nn.Module):
         padding: Tensor | None = None,
         segments: Tensor | None = None,
         cache: LayeredCache | None = None,
-        maps: Maps | None = None,
         places: Tensor | None = None,
     ) -> Tensor:
         """Logits [b t v] for the token after each of `tokens` [b t].
@@ -88,7 +88,6 @@ class LanguageModel(nn.Module):
             mask=Mask(padding=padding, segments=segments),
             positions=positions,
             cache=cache,
-            maps=maps,
         )
         if places is not None:
             # The head costs most where the vocabulary is large.
@@ -103,11 +102,11 @@ class LanguageModel(nn.Module):
         """
         return self.decoder.new_cache()
 
-    def attention_maps(self, tokens: Tensor) -> Maps:
+    def attention_maps(self, tokens: Tensor, *, segments: Tensor | None = None) -> Maps:
         """Weights [b h q k] of every layer, under `decoder`."""
-        maps: Maps = {"decoder": []}
-        self(tokens, maps=maps)
-        return maps
+        with watching(self) as watched:
+            self(tokens, segments=segments)
+        return by_part(watched)
 
 
 def places_in_row(

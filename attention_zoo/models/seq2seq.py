@@ -7,7 +7,8 @@ from attention_zoo.caches import LayeredCache
 from attention_zoo.masks import Mask
 from attention_zoo.models.blocks import Activation, AttentionFactory, BlockOptions, Norm, NormOrder
 from attention_zoo.models.embedding import TokenEmbedding, output_head
-from attention_zoo.models.stacks import Decoder, Encoder, Maps, PositionFactory, shortest
+from attention_zoo.models.stacks import Decoder, Encoder, PositionFactory, shortest
+from attention_zoo.watching import Maps, by_part, watching
 
 
 class Seq2Seq(nn.Module):
@@ -84,11 +85,11 @@ class Seq2Seq(nn.Module):
         padding = source != self.pad_id
         return self.decode(target, self.encode(source, padding), padding)
 
-    def encode(self, source: Tensor, padding: Tensor, *, maps: Maps | None = None) -> Tensor:
+    def encode(self, source: Tensor, padding: Tensor) -> Tensor:
         """Source tokens [b s], with True at the real ones in `padding` -> memory [b s d]."""
         positions = torch.arange(source.shape[1], device=source.device)[None, :]
         x = self.source_embedding(source)
-        return self.encoder(x, mask=Mask(padding=padding), positions=positions, maps=maps)
+        return self.encoder(x, mask=Mask(padding=padding), positions=positions)
 
     def decode(
         self,
@@ -97,7 +98,6 @@ class Seq2Seq(nn.Module):
         padding: Tensor,
         *,
         cache: LayeredCache | None = None,
-        maps: Maps | None = None,
     ) -> Tensor:
         """Logits [b t v] for the tokens after each of `target` [b t].
 
@@ -114,7 +114,6 @@ class Seq2Seq(nn.Module):
             context_mask=Mask(padding=padding),
             positions=positions,
             cache=cache,
-            maps=maps,
         )
         return self.head(x)
 
@@ -128,7 +127,6 @@ class Seq2Seq(nn.Module):
 
     def attention_maps(self, source: Tensor, target: Tensor) -> Maps:
         """Weights [b h q k] of every layer, by role: `encoder`, `decoder`, `cross`."""
-        maps: Maps = {"encoder": [], "decoder": [], "cross": []}
-        padding = source != self.pad_id
-        self.decode(target, self.encode(source, padding, maps=maps), padding, maps=maps)
-        return maps
+        with watching(self) as watched:
+            self(source, target)
+        return by_part(watched)

@@ -21,7 +21,6 @@ from attention_zoo.models.blocks import (
 from attention_zoo.position.base import PositionalEncoding
 
 PositionFactory = Callable[..., PositionalEncoding]
-Maps = dict[str, list[Tensor]]
 
 
 class EncoderLayer(nn.Module):
@@ -34,12 +33,7 @@ class EncoderLayer(nn.Module):
         self.self_attention = GlobalSelfAttention(attention, options, layer=layer)
         self.feed_forward = FeedForward(options)
 
-    def forward(
-        self, x: Tensor, *, mask: Mask, positions: Tensor, maps: Maps | None = None
-    ) -> Tensor:
-        if maps is not None:
-            weights = self.self_attention.attention_map(x, mask=mask, positions=positions)
-            maps["encoder"].append(weights)
+    def forward(self, x: Tensor, *, mask: Mask, positions: Tensor) -> Tensor:
         return self.feed_forward(self.self_attention(x, mask=mask, positions=positions))
 
 
@@ -74,14 +68,12 @@ class Encoder(nn.Module):
         """The longest sequence that encoding and attention can take, if they have a limit."""
         return shortest(self.position.max_length, *longest_of_attention(self))
 
-    def forward(
-        self, x: Tensor, *, mask: Mask, positions: Tensor, maps: Maps | None = None
-    ) -> Tensor:
-        """[b s d] -> [b s d]. Attention maps are put into `maps`, where given."""
+    def forward(self, x: Tensor, *, mask: Mask, positions: Tensor) -> Tensor:
+        """[b s d] -> [b s d]."""
         positions = self.position.place(positions)
         x = self.dropout(self.position.embed(x, positions))
         for layer in self.layers:
-            x = layer(x, mask=mask, positions=positions, maps=maps)
+            x = layer(x, mask=mask, positions=positions)
         return self.norm(x)
 
 
@@ -119,17 +111,10 @@ class DecoderLayer(nn.Module):
         context_mask: Mask,
         positions: Tensor,
         caches: Sequence[Cache | None] = (None, None),
-        maps: Maps | None = None,
     ) -> Tensor:
         own, other = caches
-        if maps is not None:
-            weights = self.self_attention.attention_map(x, mask=mask, positions=positions)
-            maps["decoder"].append(weights)
         x = self.self_attention(x, mask=mask, positions=positions, cache=own)
         if self.cross_attention is not None:
-            if maps is not None:
-                weights = self.cross_attention.attention_map(x, context, mask=context_mask)
-                maps["cross"].append(weights)
             x = self.cross_attention(x, context, mask=context_mask, cache=other)
         return self.feed_forward(x)
 
@@ -183,12 +168,8 @@ class Decoder(nn.Module):
         context_mask: Mask = Mask(),
         positions: Tensor,
         cache: LayeredCache | None = None,
-        maps: Maps | None = None,
     ) -> Tensor:
-        """[b t d], looking at the context [b s d] -> [b t d].
-
-        Attention maps are put into `maps`, where given.
-        """
+        """[b t d], looking at the context [b s d] -> [b t d]."""
         positions = self.position.place(positions)
         x = self.dropout(self.position.embed(x, positions))
         for index, layer in enumerate(self.layers):
@@ -199,7 +180,6 @@ class Decoder(nn.Module):
                 context_mask=context_mask,
                 positions=positions,
                 caches=(None, None) if cache is None else cache.layers[index],
-                maps=maps,
             )
         if cache is not None:
             cache.length += x.shape[1]

@@ -27,6 +27,8 @@ class AttentionEntropy(Look):
         UserError: `every_n_validations` or `samples` is below 1.
     """
 
+    label = "attention entropy"
+
     def __init__(self, *, every_n_validations: int = 1, samples: int = 8) -> None:
         super().__init__(every_n_validations=every_n_validations)
         if samples < 1:

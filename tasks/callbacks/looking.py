@@ -1,54 +1,93 @@
 """How callbacks look at a model in the middle of training without disturbing it."""
 
+import time
 from abc import abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
 
 from attention_zoo.errors import UserError
+
+# Of these, no rank can run the model alone.
+SHARDED = (DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy)
 
 
 class Look(Callback):
     """Looks at the model with rank zero, at validations and at the end of training.
 
     The last validation of the run is left out: the end of training looks again, at the weights
-    that are kept.
+    that are kept. When all is done, a line tells how much of the training's time it took.
 
     Args:
-        every_n_validations: look at every n-th validation; the end of training always does.
+        every_n_validations: look at every n-th validation; the end of training always does. None:
+            at the end only.
 
     Raises:
-        UserError: `every_n_validations` is below 1.
+        UserError: `every_n_validations` is below 1; in a fit, a strategy that shards the model.
     """
 
-    def __init__(self, *, every_n_validations: int) -> None:
-        if every_n_validations < 1:
+    # What the line calls it.
+    label: ClassVar[str]
+
+    def __init__(self, *, every_n_validations: int | None) -> None:
+        if every_n_validations is not None and every_n_validations < 1:
             raise UserError(f"every_n_validations must be at least 1, got {every_n_validations}.")
         self.every_n_validations = every_n_validations
+        self.seconds = 0.0  # of the training, spent looking
         self._validations = 0
 
     @abstractmethod
     def look(self, trainer: Trainer, task: Any) -> None:
         """At the weights as they are. The model is in evaluation mode, without gradients."""
 
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        if stage != "fit":
+            return
+        if isinstance(trainer.strategy, SHARDED):
+            raise UserError(
+                f"{type(trainer.strategy).__name__} keeps a piece of the weights on each rank, and "
+                f"{type(self).__name__} looks with rank zero alone: train with strategy=ddp, or "
+                "without it."
+            )
+        self._started, self.seconds = time.perf_counter(), 0.0
+
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.state.fn != "fit" or trainer.sanity_checking:
             return
         self._validations += 1
         running = trainer.global_step < trainer.estimated_stepping_batches
-        if running and self._validations % self.every_n_validations == 0:
-            self._look(trainer, pl_module)
+        every = self.every_n_validations
+        if running and every is not None and self._validations % every == 0:
+            self.look_with(self.look, trainer, pl_module)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._look(trainer, pl_module)
+        self.look_with(self.look, trainer, pl_module)
 
-    def _look(self, trainer: Trainer, task: LightningModule) -> None:
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        if stage == "fit" and self.seconds and trainer.is_global_zero:
+            share = self.seconds / (time.perf_counter() - self._started)
+            print(f"{self.label}  {self.seconds:.1f} s, {share:.1%} of the training's time")
+
+    def look_with(
+        self, look: Callable[[Trainer, Any], None], trainer: Trainer, task: LightningModule
+    ) -> None:
+        """Call this on rank zero, undisturbing, and count its time."""
         if trainer.is_global_zero:
-            with undisturbed(task):
-                self.look(trainer, task)
+            with self.counted(task), undisturbed(task):
+                look(trainer, task)
+
+    @contextmanager
+    def counted(self, task: LightningModule) -> Iterator[None]:
+        """Counts the time as spent looking."""
+        if task.device.type == "cuda":
+            torch.cuda.synchronize(task.device)  # What training has queued is not ours.
+        started = time.perf_counter()
+        yield
+        self.seconds += time.perf_counter() - started
 
 
 @contextmanager

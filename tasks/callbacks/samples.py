@@ -21,6 +21,8 @@ class Samples(Look):
         UserError: `every_n_validations` is below 1.
     """
 
+    label = "samples"
+
     def __init__(self, *, every_n_validations: int = 1, probes: int = 8) -> None:
         super().__init__(every_n_validations=every_n_validations)
         self.probes = probes

@@ -1,12 +1,13 @@
 """Pictures of attention: who looks at whom, in every head of a layer."""
 
 import math
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from torch import Tensor
 
 from attention_zoo.tasks.figures.fonts import families, legible
-from attention_zoo.tasks.figures.style import WEIGHTS, new_figure
+from attention_zoo.tasks.figures.style import SIGNED, WEIGHTS, new_figure
 from attention_zoo.tasks.reading import ROLES, AttentionReading
 
 if TYPE_CHECKING:
@@ -14,40 +15,55 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-def attention_figure(reading: AttentionReading, role: str, layer: int) -> "Figure":
+def attention_figure(
+    reading: AttentionReading, role: str, layer: int, heads: Sequence[int] | None = None
+) -> "Figure":
     """Heat maps of one layer: the mean of its heads, then every head, on one colour scale.
 
-    Keys run along x and queries down y. Nothing of pyplot is used: the figure belongs to the caller
-    alone, and may be made in any thread.
+    Keys run along x and queries down y. Where some weights are negative, zero is white. Nothing of
+    pyplot is used: the figure belongs to the caller alone, and may be made in any thread.
 
     Args:
         reading: tokens and maps of one line.
         role: "encoder", "decoder" or "cross".
         layer: index of the layer, from 0.
+        heads: indices of the heads to draw, from 0; then there is no mean.
 
     Raises:
-        ValueError: the reading has no such role or layer, or a map does not fit its tokens.
+        ValueError: the reading has no such role, layer or head, or a map does not fit its tokens.
     """
     weights = _layer_map(reading, role, layer)
     title, queries_side, keys_side = ROLES[role]
     tokens = {"source": reading.source_tokens, "target": reading.target_tokens}
     labels = _Labels(tokens[keys_side], tokens[queries_side])
-    heads = len(weights)
+    there = range(len(weights))
+    if strange := [head for head in heads or () if head not in there]:
+        raise ValueError(f"heads must lie between 0 and {there[-1]}, got {strange}.")
+    drawn = there if heads is None else heads
+    panels = [weights[head] for head in drawn]
+    names = [f"head {head + 1}" for head in drawn]
     # The mean of a single head is that head.
-    panels = [weights.mean(0), *weights] if heads > 1 else [weights[0]]
-    names = ["mean of heads", *(f"head {head + 1}" for head in range(heads))][-len(panels) :]
+    if heads is None and len(weights) > 1:
+        panels.insert(0, weights.mean(0))
+        names.insert(0, "mean of heads")
 
     columns = _columns(len(panels), labels.width / labels.height)
     rows = math.ceil(len(panels) / columns)
+    heading = f"{title}, layer {layer + 1} of {len(reading.maps[role])}"
     figure = new_figure(
-        columns * (labels.width + 0.25) + labels.margin + 1.4,
+        # Few tokens need less room than what is written above them.
+        max(columns * (labels.width + 0.25) + labels.margin + 1.4, 0.6 * 14 / 72 * len(heading)),
         rows * (labels.height + 0.4) + labels.margin + 1.0,
     )
     axes = figure.subplots(rows, columns, squeeze=False).flatten()
-    low, high = min(0.0, weights.min().item()), weights.max().item()
+    least = min(panel.min().item() for panel in panels)
+    low, high, colours = 0.0, max(panel.max().item() for panel in panels), WEIGHTS
+    if least < 0:
+        high = max(high, -least)
+        low, colours = -high, SIGNED
     for index, (axis, panel, name) in enumerate(zip(axes, panels, names, strict=False)):
         image = axis.imshow(
-            panel.numpy(), cmap=WEIGHTS, vmin=low, vmax=high, aspect="auto", interpolation="none"
+            panel.numpy(), cmap=colours, vmin=low, vmax=high, aspect="auto", interpolation="none"
         )
         axis.set_title(name, fontsize=11, fontweight="bold" if name.startswith("mean") else None)
         labels.draw(
@@ -55,7 +71,7 @@ def attention_figure(reading: AttentionReading, role: str, layer: int) -> "Figur
         )
     for axis in axes[len(panels) :]:
         axis.remove()
-    figure.suptitle(f"{title}, layer {layer + 1} of {len(reading.maps[role])}", fontsize=14)
+    figure.suptitle(heading, fontsize=14)
     figure.supxlabel(f"{keys_side} tokens (keys)", fontsize=12)
     figure.supylabel(f"{queries_side} tokens (queries)", fontsize=12)
     # A bar as long as the figure is tall would outweigh a tall grid.

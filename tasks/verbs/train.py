@@ -18,6 +18,7 @@ from attention_zoo.tasks.base import Task, logged
 from attention_zoo.tasks.build import ROLE_NODES, build_task, check, instantiate, parameter_counts
 from attention_zoo.tasks.callbacks.averaging import CheckpointAveraging
 from attention_zoo.tasks.callbacks.history import History
+from attention_zoo.tasks.callbacks.looking import Look
 from attention_zoo.tasks.callbacks.samples import Samples
 from attention_zoo.tasks.callbacks.throughput import Throughput
 from attention_zoo.tasks.checkpoints import newest_checkpoint, read_checkpoint
@@ -199,6 +200,7 @@ def fit(
         tokens_seen=throughput.tokens,
         tokens_per_second=throughput.tokens_per_second,
         seconds=seconds,
+        looking_seconds=sum(c.seconds for c in callbacks if isinstance(c, Look)),
         peak_memory_bytes=peak_bytes(trainer),
         seed=config["seed"],
         data_hash=data.fingerprint,

@@ -25,7 +25,7 @@ LAYERS = (
     {"backends"},
     {"position"},
     {"attention"},
-    {"factory", "models"},
+    {"factory", "models", "watching"},
     {"decoding"},
     {"tasks"},
 )

@@ -587,13 +587,14 @@ averaging = t.CheckpointAveraging(dirpath=folder, last=2)
 last = t.LastCheckpoint(dirpath=folder)
 loggers = t.Loggers()
 sys.modules[loggers.__name__] = loggers
-samples = t.Samples()
-task = t.fit(throughput, averaging, samples, last, spy, task=Uneven(), devices=2, strategy="ddp",
-             num_sanity_val_steps=0)
+samples, maps = t.Samples(), t.AttentionMaps(folder=folder, roles=["cross"], steps=[1])
+task = t.fit(throughput, averaging, samples, maps, last, spy, task=Uneven(), devices=2,
+             strategy="ddp", num_sanity_val_steps=0)
 by_hand = {name: (spy.validated[-1][name] + spy.validated[-2][name]) / 2
            for name in spy.validated[-1]}
 error = max((t.weights(task)[name] - value).abs().max().item() for name, value in by_hand.items())
 result = {"tokens": throughput.tokens, "error": error, "tables": len(loggers.tables),
+          "images": len(loggers.images),
           "saved": sorted(path.name for path in folder.glob("*.ckpt"))}
 (folder / f"rank-{task.global_rank}.json").write_text(json.dumps(result))
 """
@@ -604,16 +605,20 @@ def test_two_processes_count_together_and_average_alike(tmp_path):
     script.write_text(DDP)
     repository = Path(__file__).parents[2]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    subprocess.run(
+    done = subprocess.run(
         [sys.executable, script, repository, tmp_path],
         check=True,
         timeout=200,
         env=environment,
         capture_output=True,
+        text=True,
     )
     ranks = [json.loads((tmp_path / f"rank-{rank}.json").read_text()) for rank in range(2)]
     steps = 3 * 2  # epochs, and batches a rank
     assert [rank["tokens"] for rank in ranks] == [steps * 21] * 2
     assert all(rank["error"] < 1e-6 for rank in ranks)
     assert [rank["tables"] for rank in ranks] == [3, 0]
+    # Two probes with two layers each: at a step, at two validations and at the end.
+    assert [rank["images"] for rank in ranks] == [16, 0]
+    assert done.stdout.count("of the training's time") == 2, "samples and maps, once each"
     assert {"averaged.ckpt", "last.ckpt"} == set(ranks[0]["saved"])

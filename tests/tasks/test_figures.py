@@ -43,9 +43,27 @@ def test_the_mean_comes_first_and_every_head_follows(heads):
         assert torch.equal(torch.tensor(shown(axis)), panel)
 
 
+def test_chosen_heads_are_drawn_alone():
+    it = reading(4)
+    axes = panels(attention_figure(it, "cross", 1, heads=[3, 0]))
+    assert [axis.get_title() for axis in axes] == ["head 4", "head 1"]
+    for axis, head in zip(axes, [3, 0], strict=True):
+        assert torch.equal(torch.tensor(shown(axis)), it.maps["cross"][1][head])
+    with pytest.raises(ValueError, match=r"heads must lie between 0 and 3, got \[4\]"):
+        attention_figure(it, "cross", 1, heads=[0, 4])
+
+
 def test_all_panels_share_one_scale():
     axes = panels(attention_figure(reading(), "cross", 0))
     assert len({axis.images[0].get_clim() for axis in axes}) == 1
+
+
+def test_weights_with_signs_are_shown_around_zero():
+    it = reading()
+    it.maps["cross"][0][1, 2, 3] = -2.0
+    images = [axis.images[0] for axis in panels(attention_figure(it, "cross", 0))]
+    assert {image.get_clim() for image in images} == {(-2.0, 2.0)}
+    assert {image.get_cmap().name for image in images} == {"PuOr"}
 
 
 def test_keys_run_along_x_and_queries_down_y():
@@ -64,10 +82,12 @@ def test_a_language_model_attends_to_itself():
     assert "target" in figure.get_supxlabel()
 
 
-@pytest.mark.parametrize("count", [5, 12, 40, 150])
-def test_no_text_is_cut_and_no_two_labels_overlap(count):
+@pytest.mark.parametrize(
+    ("count", "heads"), [(2, [0]), (5, None), (12, None), (40, None), (150, None)]
+)
+def test_no_text_is_cut_and_no_two_labels_overlap(count, heads):
     words = [f"{'çãœжэльюшкы'[i % 9 :]}{i}" for i in range(count)]
-    figure = attention_figure(reading(3, words, words), "cross", 0)
+    figure = attention_figure(reading(3, words, words), "decoder", 0, heads)
     figure.canvas.draw()
     page = figure.bbox
     for axis in panels(figure):

@@ -12,7 +12,7 @@ import pytest
 import torch
 from hydra import compose, initialize_config_module
 from hydra.core.config_store import ConfigStore
-from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from lightning.pytorch.loggers import CometLogger, CSVLogger, MLFlowLogger, TensorBoardLogger
 from matplotlib.figure import Figure
 from omegaconf import OmegaConf
 from torch import nn
@@ -453,3 +453,30 @@ def test_flat_config_names_the_choices():
         "data/source/pair": ["en", "pt"],
         "ckpt_path": None,
     }
+
+
+class Kept:
+    """Stands in for a logger's client, which has `log_image`."""
+
+    def __init__(self):
+        self.images = []
+
+    def log_image(self, *arguments, **options):
+        self.images.append((arguments, options))
+
+
+@pytest.mark.parametrize("kind", [CometLogger, MLFlowLogger])
+def test_pictures_go_to_loggers_of_ones_own_trainer(kind):
+    class Standing(kind):
+        experiment, run_id = Kept(), "abc"
+
+        def __init__(self):
+            pass  # Its package need not be there.
+
+    log_image([Standing()], "attention/cross", figure(), 7)
+    [(arguments, options)] = Standing.experiment.images
+    picture = arguments[-1]
+    assert (picture.size, picture.mode) == ((100, 50), "RGB")
+    named = {"key": "attention/cross"} if kind is MLFlowLogger else {"name": "attention/cross"}
+    assert options == named | {"step": 7}
+    assert arguments[:-1] == (("abc",) if kind is MLFlowLogger else ())

@@ -2,6 +2,7 @@
 
 import csv
 import math
+import types
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from attention_zoo.errors import UserError
 from attention_zoo.tasks.base import IGNORED
 from attention_zoo.tasks.build import build_task, instantiate, settle
 from attention_zoo.tasks.callbacks.attention_entropy import AttentionEntropy, entropy_of_rows
+from attention_zoo.tasks.callbacks.attention_maps import AttentionMaps
 from attention_zoo.tasks.callbacks.gradient_norms import GradientNorms, gradients_by_part
 from attention_zoo.tasks.launcher import register_launcher
 
@@ -201,6 +203,25 @@ class Kept:
 
     def log_metrics(self, metrics, step):
         self.metrics = metrics
+
+
+@pytest.mark.parametrize("decoding", ["greedy", "beam"])
+def test_rows_of_maps_are_the_tokens_that_the_task_writes(made, decoding):
+    task, data = made("translation", f"decoding={decoding}")
+    task.eval()
+    trainer = types.SimpleNamespace(datamodule=data)
+    [reading] = AttentionMaps(folder="figures", probes=1).readings(trainer, task)
+    source = task.source_tokens(data.probes[:1])
+    best = task.decode(source)[0][0].tokens
+    assert reading.target_tokens == [*task.tokenizer.tokens(best), "<eos>"]
+    assert reading.source_tokens == [*task.tokenizer.tokens(source[0, :-1].tolist()), "<eos>"]
+    written = torch.tensor([[task.tokenizer.bos_id, *best]])
+    maps = task.model.attention_maps(source, written)
+    assert {*maps} == {*reading.maps} == {"encoder", "decoder", "cross"}
+    for role, layers in reading.maps.items():
+        assert len(layers) == 2
+        for layer, weights in zip(layers, maps[role], strict=True):
+            torch.testing.assert_close(layer, weights[0])
 
 
 @pytest.mark.parametrize("attention", ["multi_head", "differential", "relu", "retention", "linear"])
