@@ -42,6 +42,26 @@ class AttentionReading(NamedTuple):
         read = self.read_tokens or self.target_tokens
         return read, read
 
+    def weights(self, role: str, layer: int) -> Tensor:
+        """The map [h q k] of a layer, counted from 0, on the CPU.
+
+        Raises:
+            ValueError: there is none, or it does not fit its tokens.
+        """
+        if role not in self.maps:
+            raise ValueError(f"role must be one of {', '.join(self.maps)}, got {role!r}.")
+        layers = self.maps[role]
+        if not 0 <= layer < len(layers):
+            raise ValueError(f"layer must lie between 0 and {len(layers) - 1}, got {layer}.")
+        weights = layers[layer].detach().cpu().float()
+        queries, keys = map(len, self.tokens(role))
+        if weights.ndim != 3 or tuple(weights.shape[1:]) != (queries, keys):
+            raise ValueError(
+                f"the {role} map of layer {layer + 1} must be [heads {queries} {keys}], for "
+                f"{queries} query tokens and {keys} key tokens, got {list(weights.shape)}."
+            )
+        return weights
+
     def _repr_html_(self) -> str:
         from attention_zoo.tasks.attending.page import framed
 

@@ -103,12 +103,8 @@ def described_role(reading: AttentionReading, role: str) -> dict[str, Any]:
     # Of a language model, or of an encoder.
     alone = len(reading.maps) == 1 and role != "cross"
     queries, keys = reading.tokens(role)
-    for layer, weights in enumerate(reading.maps[role]):
-        if tuple(weights.shape[-2:]) != (len(queries), len(keys)) or weights.ndim != 3:
-            raise ValueError(
-                f"the {role} map of layer {layer} must be [heads {len(queries)} {len(keys)}] to "
-                f"fit its tokens, got {list(weights.shape)}."
-            )
+    layers = [reading.weights(role, layer) for layer in range(len(reading.maps[role]))]
+    for layer, weights in enumerate(layers):
         if not weights.isfinite().all():
             raise UserError(
                 f"attention must be finite to be shown, but layer {layer + 1} of the {role} gives "
@@ -120,14 +116,14 @@ def described_role(reading: AttentionReading, role: str) -> dict[str, Any]:
         "sides": ["text", "text"] if alone else sides,
         "queries": queries,
         "keys": keys,
-        "layers": [packed(weights) for weights in reading.maps[role]],
+        "layers": [packed(weights) for weights in layers],
     }
 
 
 def packed(weights: Tensor) -> dict[str, Any]:
     """Weights [h q k] as whole numbers of steps, 16 bits each, little end first, in base 64."""
     step = weights.abs().max().item() / STEPS or 1.0
-    numbers = (weights.detach().cpu().double() / step).round().numpy().astype("<i2")
+    numbers = (weights.double() / step).round().numpy().astype("<i2")
     return {
         "heads": len(weights),
         "step": step,

@@ -154,7 +154,10 @@ class AttentionMaps(Look):
         if not isinstance(self.probes, int):
             for reading in self.readings(trainer, task):
                 for role, layer in self.chosen(reading):
-                    require_fit(reading, role, layer)
+                    try:
+                        reading.weights(role, layer - 1)
+                    except ValueError as error:
+                        raise UserError(str(error)) from None
             return
         data = trainer.datamodule  # type: ignore[attr-defined]
         for owner, part in ((data, "probes"), (task, "attend")):
@@ -214,15 +217,3 @@ def require(what: str, given: Sequence[Any] | None, legal: Sequence[Any]) -> Non
     if given is not None and (not given or any(one not in legal for one in given)):
         choices = ", ".join(map(str, legal))
         raise UserError(f"{what} must be some of {choices}, got {list(given)}.")
-
-
-def require_fit(reading: AttentionReading, role: str, layer: int) -> None:
-    """Refuse tokens of another number than a map's queries and keys."""
-    _, queries, keys = ROLES[role]
-    numbers = {"source": len(reading.source_tokens), "target": len(reading.target_tokens)}
-    shape = tuple(reading.maps[role][layer - 1].shape[1:])
-    if shape != (numbers[queries], numbers[keys]):
-        raise UserError(
-            f"the {role} attention of layer {layer} has {shape[0]} queries and {shape[1]} keys, "
-            f"got {numbers[queries]} {queries} tokens and {numbers[keys]} {keys} tokens."
-        )

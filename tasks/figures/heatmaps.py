@@ -4,8 +4,6 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from torch import Tensor
-
 from attention_zoo.tasks.figures.fonts import families, legible
 from attention_zoo.tasks.figures.style import SIGNED, WEIGHTS, new_figure
 from attention_zoo.tasks.reading import ROLES, AttentionReading
@@ -32,10 +30,10 @@ def attention_figure(
     Raises:
         ValueError: the reading has no such role, layer or head, or a map does not fit its tokens.
     """
-    weights = _layer_map(reading, role, layer)
+    weights = reading.weights(role, layer)
     title, queries_side, keys_side = ROLES[role]
-    tokens = {"source": reading.source_tokens, "target": reading.target_tokens}
-    labels = _Labels(tokens[keys_side], tokens[queries_side])
+    queries, keys = reading.tokens(role)
+    labels = _Labels(keys, queries)
     there = range(len(weights))
     if strange := [head for head in heads or () if head not in there]:
         raise ValueError(f"heads must lie between 0 and {there[-1]}, got {strange}.")
@@ -79,24 +77,6 @@ def attention_figure(
         image, ax=list(axes[: len(panels)]), label="attention weight", aspect=20 * rows, pad=0.01
     )
     return figure
-
-
-def _layer_map(reading: AttentionReading, role: str, layer: int) -> Tensor:
-    if role not in reading.maps:
-        raise ValueError(f"role must be one of {', '.join(reading.maps)}, got {role!r}.")
-    layers = reading.maps[role]
-    if not 0 <= layer < len(layers):
-        raise ValueError(f"layer must lie between 0 and {len(layers) - 1}, got {layer}.")
-    weights = layers[layer].detach().cpu().float()
-    _, queries_side, keys_side = ROLES[role]
-    sizes = {"source": len(reading.source_tokens), "target": len(reading.target_tokens)}
-    expected = (sizes[queries_side], sizes[keys_side])
-    if weights.ndim != 3 or tuple(weights.shape[1:]) != expected:
-        raise ValueError(
-            f"the {role} map of layer {layer} must be [heads {expected[0]} {expected[1]}] to fit "
-            f"its tokens, got {list(weights.shape)}."
-        )
-    return weights
 
 
 def _columns(panels: int, aspect: float) -> int:

@@ -20,7 +20,9 @@ from attention_zoo.tasks.report.runs import Run, flat, job_names
 STATES = {True: "equal", False: "**not equal**", None: "unknown"}
 # Of results.json, what is no scalar and would fill a cell with pages.
 LONG = ("history", "lengths", "versions")
-SHOWN_COSTS = ("tokens_per_second", "peak_memory_bytes", "parameters")  # what a terminal holds
+# What a terminal holds, and a narrow one.
+SHOWN_COSTS = ("tokens_per_second", "parameters", "peak_memory_bytes")
+NARROW = 100  # columns
 
 
 def comparison_table(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
@@ -132,7 +134,8 @@ def show(console: Console, comparisons: Sequence[Comparison], runs: Sequence[Run
     """Print answers, tables, what is not equal, and jobs without a result."""
     for comparison in comparisons:
         first = comparison.decisive
-        costs = [x for x in comparison.cost if x.key in SHOWN_COSTS]
+        shown = SHOWN_COSTS if console.width >= NARROW else SHOWN_COSTS[:1]
+        costs = [x for x in comparison.cost if x.key in shown]
         table = Table(title=comparison.title, title_justify="left", title_style="bold")
         # Without lines between columns, which narrow terminals have no room for.
         table.box, table.padding = box.SIMPLE_HEAD, (0, 1, 0, 0)

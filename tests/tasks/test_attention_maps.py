@@ -292,7 +292,10 @@ def test_the_first_look_counts_too(tmp_path, drawn, capsys, monkeypatch):
         ({"heads": [3]}, "heads of decoder must be some of 1, 2, got [3]"),
         ({"heads": []}, "heads of decoder must be some of 1, 2, got []"),
         ({"steps": [2, 5]}, "steps must be among the 4 of this training, got [5]"),
-        ({"probes": [probe(tokens=NAMES[:2])]}, "3 queries and 3 keys, got 2 target tokens"),
+        (
+            {"probes": [probe(tokens=NAMES[:2])]},
+            "[heads 2 2], for 2 query tokens and 2 key tokens, got [2, 3, 3]",
+        ),
         ({"probes": [probe(inputs=TOKENS.expand(2, 3))]}, "a batch of one, got 2 rows"),
         ({"probes": 2}, "probes=2 are lines of the data module"),
     ],
