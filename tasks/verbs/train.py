@@ -300,6 +300,7 @@ def next_commands(config: dict[str, Any], checkpoint: Path, probes: list[str]) -
     line = probes[0].partition("\n")[0] if probes else ""
     return [
         f"attention-zoo {verb} ckpt={checkpoint} {shlex.quote(line)}",
+        f"attention-zoo attend ckpt={checkpoint} {shlex.quote(line)}",
         f"attention-zoo evaluate ckpt={checkpoint} split=valid",
         "attention-zoo train -m attention=multi_head,linear position=sinusoidal,rotary",
     ]

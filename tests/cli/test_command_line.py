@@ -81,6 +81,7 @@ def test_what_is_wrong_gets_one_line(refuses, tmp_path, arguments, code, reason)
     assert reason in refuses(*arguments, folder=tmp_path, code=code)
 
 
+@pytest.mark.slow
 def test_the_process_exits_with_the_code(program):
     assert "Choices" in program.refuses("train", "model.dimm=3")
     assert "linear" in program.refuses("train", "attention=linear", "position=alibi", code=3)
@@ -169,6 +170,7 @@ def test_a_number_of_seeds_that_makes_no_sense_is_refused(overrides, reason):
         prepare("train", ["-m", *overrides])
 
 
+@pytest.mark.slow
 def test_a_diagnostic_is_trained_scored_and_asked(program):
     small = [*SMALL[:-1], "data.source.size=64", "data.source.valid=8", "data.source.test=8"]
     tiny = [*small, "data.source.length=16", "data.source.vocabulary=8", "data.test_lengths=[12]"]
@@ -193,6 +195,7 @@ def test_a_diagnostic_is_trained_scored_and_asked(program):
     assert "made of text" in program.refuses("evaluate", ckpt, "data=python_docs", code=3)
 
 
+@pytest.mark.slow
 def test_a_language_model_goes_on_from_a_prompt(program):
     program("train", *TEXT, "trainer.max_steps=2", "logger=csv", "callbacks=minimal")
     (run,) = program.runs("language_modeling")
@@ -244,6 +247,7 @@ def test_a_sweep_goes_on_after_a_refusal(program):
     assert "had position=alibi, and now position=rotary" in told
 
 
+@pytest.mark.slow
 def test_a_failing_job_fails_the_sweep(program):
     done = program("train", "-m", "model.heads=3,5", "model.dim=16", "logger=none", code=2)
     table = done.stdout[done.stdout.rindex("outcome") :]

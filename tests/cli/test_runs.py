@@ -30,6 +30,7 @@ def same(ours, theirs):
     return ours == theirs
 
 
+@pytest.mark.slow
 def test_a_resumed_run_is_the_run_that_never_stopped(program):
     program("train", *STEADY, "trainer.max_steps=2")
     program("train", *STEADY, "trainer.max_steps=4", "ckpt_path=last")
@@ -60,6 +61,7 @@ def wait_for(process, word):
     raise AssertionError(process.stderr.read())
 
 
+@pytest.mark.slow
 def test_ctrl_c_leaves_a_checkpoint_that_resumes(program):
     process = program.start("train", *STEADY, "trainer.max_steps=5000")
     try:

@@ -53,6 +53,7 @@ def outputs(path):
     return [json.loads(line) for line in path.read_text().split("\n") if line]
 
 
+@pytest.mark.slow
 def test_what_the_model_wrote_can_be_read_line_by_line(trained, tmp_path):
     lines = outputs(trained.run / "test_outputs.jsonl")
     assert len(lines) == 8
@@ -88,6 +89,7 @@ def test_evaluate_gives_the_figures_of_training(trained):
     assert len(shown) == 6
 
 
+@pytest.mark.slow
 def test_evaluate_takes_another_split_and_another_source(trained):
     out = trained("evaluate", f"ckpt={trained.best}", "split=valid", "data.source.valid=4").stdout
     assert "val/bleu" in out and "val/loss" in out
@@ -114,6 +116,7 @@ def test_a_checkpoint_is_whole(trained, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["a copy.ckpt"]
 
 
+@pytest.mark.slow
 def test_lines_come_from_anywhere(trained):
     lines = ["Brazil", "", "a=b and c"]
     text = "\n".join(lines) + "\n"

@@ -600,6 +600,7 @@ result = {"tokens": throughput.tokens, "error": error, "tables": len(loggers.tab
 """
 
 
+@pytest.mark.slow
 def test_two_processes_count_together_and_average_alike(tmp_path):
     script = tmp_path / "script.py"
     script.write_text(DDP)

@@ -60,6 +60,7 @@ def pair(tmp_path_factory):
     return runs, done
 
 
+@pytest.mark.slow
 def test_there_is_one_run(pair):
     runs, done = pair
     assert len(runs) == 2
@@ -137,6 +138,7 @@ def test_every_job_of_a_sweep_has_both_processes_and_a_rate_of_its_own(tmp_path)
     assert len({losses(job)[-1] for job in jobs}) == 3
 
 
+@pytest.mark.slow
 def test_ranks_that_composed_something_else_are_found_out(tmp_path):
     """Each draws a learning rate of its own."""
     drawn = "optimizer.lr=${zoo_draw:}"
