@@ -125,7 +125,7 @@ def with_seeds(overrides: list[str]) -> list[str]:
         return overrides  # A run that is no sweep refuses them itself.
     if not re.fullmatch(r"[1-9][0-9]*", count):
         raise UserError(f"seeds must be a whole number of at least 1, such as 3, got {count}.")
-    first = values.get("hydra.sweeper.params.seed", values.get("seed", str(primary().seed)))
+    first = values.get("hydra.sweeper.params.seed") or values.get("seed") or first_seed(overrides)
     if not first.isdecimal():
         raise UserError(
             f"seeds={count} counts on from one seed, got seed={first}; give either the seeds to "
@@ -140,6 +140,32 @@ def with_seeds(overrides: list[str]) -> list[str]:
     seeds = ",".join(str(int(first) + offset) for offset in range(int(count)))
     others = [x for x in overrides if x.lstrip("+").split("=")[0] not in ("seed", "seeds")]
     return [*others, f"seed={seeds}"]
+
+
+def first_seed(overrides: list[str]) -> str:
+    """The seed of jobs that are given none: that of their experiment, or of the primary config.
+
+    Raises:
+        UserError: there are several experiments, which may have several.
+    """
+    chosen = [x for x in overrides if x.partition("=")[0] in ("experiment", "debug")]
+    if any("," in x or "(" in x for x in chosen):
+        raise UserError(
+            f"seeds counts on from one seed, and {' '.join(chosen)} may have several; give the "
+            "first one: seed=1."
+        )
+    places = [x for x in overrides if x.startswith("hydra.searchpath=")]
+    # Hydra's --config-dir is one more place.
+    for flag, following in pairwise([*overrides, ""]):
+        name, _, value = flag.partition("=")
+        if name in ("--config-dir", "-cd"):
+            places.append(f"hydra.searchpath=['file://{Path(value or following).absolute()}']")
+    try:
+        with initialize_config_module("attention_zoo.conf", version_base="1.3"):
+            return str(compose("train", overrides=[*places, *chosen]).seed)
+    except HydraException:
+        # The composition of the jobs says what is wrong.
+        return str(primary().seed)
 
 
 def default_task() -> str:

@@ -152,6 +152,15 @@ def test_a_number_of_seeds_is_a_sweep_over_them(overrides, swept):
     assert prepare("train", ["-m", *overrides]).overrides == ["-m", *others, swept]
 
 
+@pytest.mark.parametrize("flag", ["--config-dir {}", "--config-dir={}", "hydra.searchpath=[{}]"])
+def test_seeds_count_from_that_of_the_experiment(tmp_path, flag):
+    (tmp_path / "experiment").mkdir()
+    (tmp_path / "experiment" / "mine.yaml").write_text("# @package _global_\nseed: 40\n")
+    flags = flag.format(tmp_path).split()
+    given = prepare("train", ["-m", *flags, "experiment=mine", "seeds=2"]).overrides
+    assert given[-1] == "seed=40,41"
+
+
 @pytest.mark.parametrize(
     "overrides, reason",
     [
@@ -161,6 +170,7 @@ def test_a_number_of_seeds_is_a_sweep_over_them(overrides, swept):
         (["seeds=2", "seed=1,2"], "counts on from one seed, got seed=1,2"),
         (["seeds=2", "seed=range(3)"], "got seed=range"),
         (["seeds=2", "hydra.sweeper.params.seed='1,2'"], "counts on from one seed"),
+        (["seeds=2", "experiment=recall,multi30k"], "may have several; give the first one"),
         (["seeds=2", "hparams_search=optuna"], "would search for the best seed"),
         (["seeds=2", "hydra/sweeper=optuna"], "would search for the best seed"),
     ],
