@@ -22,8 +22,8 @@ from attention_zoo.tasks.build import (
 from attention_zoo.tasks.costs import training_flops_per_token
 from attention_zoo.tasks.data.module import PreparedData
 from attention_zoo.tasks.entries import entry_config
+from attention_zoo.tasks.results import MATCHED_WITHIN
 
-TOLERANCE = 0.01
 # The feed-forward is not made narrower than this share of the model's width.
 LEAST = 1 / 4
 # Widths that GPUs multiply fast, taken where one is near enough.
@@ -98,7 +98,7 @@ def match_baseline(config: dict[str, Any], data: PreparedData, console: Console)
     a_unit = at(least + 1) - at(least)
     best = least + (target - at(least)) / a_unit
     widths = (before, ROUND * round(best / ROUND), round(best), least)
-    agreeing = (x for x in widths if x >= least and abs(at(x) - target) <= TOLERANCE * target)
+    agreeing = (x for x in widths if x >= least and abs(at(x) - target) <= MATCHED_WITHIN * target)
     width = next(agreeing, None)
     if width is None:
         raise Unsupported(

@@ -36,6 +36,8 @@ PACKAGES = (
     "datasets",
     "wandb",
 )
+# Of its target: how far what was made to agree with a baseline may lie from it.
+MATCHED_WITHIN = 0.01
 
 
 def fingerprint(config: Mapping[str, Any], *, without: Sequence[str]) -> str:

@@ -2,13 +2,15 @@
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from attention_zoo.tasks.report.comparison import Comparison, Row, unlabelled
 from attention_zoo.tasks.report.measures import scaled
 from attention_zoo.tasks.report.runs import Run
+from attention_zoo.tasks.results import MATCHED_WITHIN
 
+RESIZED = "model.hidden"  # what `match` chooses
 NAMED = 4  # labels that are named, before the rest is counted
 
 
@@ -25,7 +27,12 @@ def conditions(comparison: Comparison) -> Iterator[Condition]:
     """All that a comparison rests on."""
     rows = comparison.rows
     yield seeds(rows)
-    yield sizes("parameters", rows, "parameters")
+    by, target = matched_by(rows)
+    counts = sizes("parameters", rows, "parameters")
+    if by == "parameters" and counts.equal is False:
+        found = [x for row in rows for x in row.values("parameters")]
+        counts = replace(counts, equal=all(abs(x / target - 1) <= MATCHED_WITHIN for x in found))
+    yield counts
     yield from matched(rows)
     yield tokens(rows)
     yield values("data", rows, "data_hash")
@@ -36,7 +43,8 @@ def conditions(comparison: Comparison) -> Iterator[Condition]:
     yield values("commit", rows, "git_commit")
     if comparison.decisive.test == "bootstrap":
         yield values("sacreBLEU", rows, "sacrebleu_signature")
-    other = unlabelled(comparison)
+    # What follows from matching is told by it.
+    other = {key: x for key, x in unlabelled(comparison).items() if key != RESIZED or not by}
     yield Condition(
         "other options",
         not other,
@@ -64,6 +72,13 @@ def sizes(name: str, rows: list[Row], key: str) -> Condition:
     return Condition(name, False, f"{scaled(low, 'count')} to {scaled(high, 'count')}{apart}")
 
 
+def matched_by(rows: list[Row]) -> tuple[str | None, int]:
+    """In what all models were made to agree with one baseline, if they were, and its figure."""
+    found = [run.results.get("matched", {}) for run in every(rows)]
+    kinds = {(x.get("by"), x.get("target", 0)) for x in found}
+    return next(iter(kinds)) if len(kinds) == 1 else (None, 0)
+
+
 def matched(rows: list[Row]) -> Iterator[Condition]:
     """To what the models were resized, where they were."""
     found = {json.dumps(run.results.get("matched", {}).get("by")) for run in every(rows)}
@@ -72,8 +87,7 @@ def matched(rows: list[Row]) -> Iterator[Condition]:
     targets = {run.results.get("matched", {}).get("target") for run in every(rows)}
     by = " and ".join(sorted(json.loads(x) or "nothing" for x in found))
     figures = " and ".join(scaled(x, "count") for x in sorted(x for x in targets if x))
-    same = len(found) == len(targets) == 1
-    yield Condition("matched", same, f"by {by}, within 1 % of {figures}")
+    yield Condition("matched", matched_by(rows)[0] is not None, f"by {by}, within 1 % of {figures}")
 
 
 def values(name: str, rows: list[Row], key: str) -> Condition:

@@ -210,8 +210,16 @@ def test_what_is_not_on_record_is_not_assumed(tmp_path: Path) -> None:
 def test_a_match_is_told(tmp_path: Path) -> None:
     matched = {"matched": {"by": "parameters", "target": 1_000_000, "ff_dim": 447}}
     for number, name in enumerate(("linear", "multi_head")):
-        write_run(tmp_path / str(number), attention=name, figures=matched)
-    assert by_name(compared(tmp_path))["matched"].text == "by parameters, within 1 % of 1 M"
+        figures = matched | {"parameters": 1_000_000 + number}
+        write_run(
+            tmp_path / str(number), attention=name, figures=figures, model={"hidden": 8 + number}
+        )
+    found = by_name(compared(tmp_path))
+    assert found["matched"].text == "by parameters, within 1 % of 1 M"
+    # Nor does the width that it takes make the conditions unequal.
+    assert found["parameters"].equal and found["other options"].equal
+    write_run(tmp_path / "2", attention="gated", figures=matched | {"parameters": 1_020_000})
+    assert by_name(compared(tmp_path))["parameters"].equal is False
 
 
 def test_other_data_are_another_comparison(tmp_path: Path) -> None:
