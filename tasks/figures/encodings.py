@@ -58,7 +58,7 @@ def alibi_bias() -> Tensor:
 
 def positional_encodings() -> "Figure":
     """Sinusoidal, learned, rotary, ALiBi: what they are, above what they make of distance."""
-    figure = new_figure(11, 5.6)
+    figure = new_figure(12, 5.8)
     images, curves = figure.subplots(2, 4, height_ratios=(1.2, 1))
     shown = {
         "sinusoidal\nadded to embeddings": vectors("sinusoidal"),
@@ -67,7 +67,8 @@ def positional_encodings() -> "Figure":
     }
     for image, curve, (title, rows) in zip(images, curves, shown.items(), strict=False):
         most = rows.abs().max().item()
-        image.imshow(rows.numpy(), cmap=SIGNED, vmin=-most, vmax=most, aspect="auto")
+        drawn = image.imshow(rows.numpy(), cmap=SIGNED, vmin=-most, vmax=most, aspect="auto")
+        draw_scale(drawn, image)
         image.set_title(title, fontsize=11)
         image.set(xlabel="channel", ylabel="position")
         draw_products(curve, rows / rows.norm(dim=-1).mean())
@@ -76,6 +77,13 @@ def positional_encodings() -> "Figure":
         curve.set(xlim=(0, DISTANCES), xlabel="distance")
         plain(curve)
     return figure
+
+
+def draw_scale(drawn: Any, image: "Axes") -> None:
+    """The colours of an image, and what they mean."""
+    bar = image.figure.colorbar(drawn, ax=image, aspect=30, pad=0.03)
+    bar.ax.tick_params(labelsize=8, length=2)
+    bar.ax.locator_params(nbins=5)
 
 
 def draw_products(axis: "Axes", rows: Tensor) -> None:
@@ -92,7 +100,7 @@ def draw_alibi(image: "Axes", curve: "Axes", bias: Tensor) -> None:
     """The bias of one head, and that of all heads over distance."""
     heads = len(bias)
     shown = heads // 2
-    image.imshow(bias[shown].numpy(), cmap=WEIGHTS, aspect="auto")
+    draw_scale(image.imshow(bias[shown].numpy(), cmap=WEIGHTS, aspect="auto"), image)
     image.set_title(f"ALiBi\nadded to scores (head {shown + 1})", fontsize=11)
     image.set(xlabel="key", ylabel="query")
     for line in bias[:, 0]:
