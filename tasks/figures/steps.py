@@ -138,4 +138,4 @@ def signed(most: float) -> Paint:
     """Colours for numbers between −most and most; pale, so that black figures can be read."""
     from matplotlib import colormaps
 
-    return lambda value: colormaps[SIGNED](0.5 - 0.28 * value / most)
+    return lambda value: colormaps[SIGNED](0.5 + 0.28 * value / most)
