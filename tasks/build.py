@@ -68,8 +68,18 @@ def targets(node: Any) -> Iterator[str]:
 
 
 def attention_by_role(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The node of each attention that the task's model has: a role's own, or `attention`."""
+    """The node of each attention that the task's model has: a role's own, or `attention`.
+
+    Raises:
+        UserError: a role was given the name of an attention as a plain value.
+    """
     roles = ROLE_NODES[config["task"]["name"]]
+    for node in roles:
+        if isinstance(config[node], str):
+            raise UserError(
+                f"{node} is chosen as a group, got {node}={config[node]}; "
+                f"give attention@{node}={config[node]}."
+            )
     return {node: config[node] or config["attention"] for node in roles}
 
 

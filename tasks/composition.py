@@ -224,13 +224,15 @@ def store_config(verb: str, whole: dict[str, Any], overrides: list[str]) -> None
 
     A group that is chosen anew loses the checkpoint's values, so that the two do not mix.
     """
-    chosen = {x.lstrip("+").split("=")[0] for x in overrides}
+    choices = whole["config"]["choices"]
+    given = {x.lstrip("+").split("=")[0] for x in overrides}
+    # attention@encoder_attention is the group attention at the place encoder_attention.
+    anew = {group.rpartition("@")[2] for group in choices if group in given}
     config = {
         key: value
         for key, value in whole["config"].items()
-        if key not in chosen and key not in (*OF_TRAINING, "choices")
+        if key not in anew and key not in (*OF_TRAINING, "choices")
     }
-    choices = whole["config"]["choices"]
     groups = [
         {group: choices[group]}
         # The data last: they may choose a tokenizer.

@@ -46,6 +46,7 @@ def test_composition_needs_no_torch(program):
         (["train", "hello"], 2, "overrides of the form name=value, got 'hello'"),
         (["train", "model.dim=[1,"], 2, "[1,"),
         (["train", "cross_attention.heads=2"], 2, "attention@cross_attention=NAME"),
+        (["train", "cross_attention=linear"], 2, "give attention@cross_attention=linear"),
         (["train", "task=language_modeling", "attention@cross_attention=linear"], 2, "attention"),
         (["train", "data=parallel_files"], 2, "data.source.train has no default"),
         (["train", "model.dim=100", "model.heads=8"], 2, "dim=100, heads=8"),

@@ -105,6 +105,19 @@ def test_evaluate_takes_another_split_and_another_source(trained):
     assert "test/chrf" in out
 
 
+@pytest.mark.parametrize(
+    "override, key, value",
+    [
+        ("attention@encoder_attention=linear", "encoder_attention.name", "linear"),
+        ("seed=5", "seed", 5),
+        ("model.dropout=0.3", "model.dropout", 0.3),
+    ],
+)
+def test_overrides_replace_what_the_checkpoint_was_trained_with(trained, override, key, value):
+    composed = trained("translate", f"ckpt={trained.best}", override, "--cfg", "job").stdout
+    assert OmegaConf.select(OmegaConf.create(composed), key) == value
+
+
 def test_a_checkpoint_is_whole(trained, tmp_path):
     checkpoint = torch.load(trained.best, weights_only=True)
     assert checkpoint["attention_zoo"]["config"]["model"]["dim"] == 16
