@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from attention_zoo.tasks.figures.fonts import families, legible
-from attention_zoo.tasks.figures.style import BLACK, BLUE, RED, new_figure
+from attention_zoo.tasks.figures.style import BLACK, BLUE, RED, SOFT, new_figure
 from attention_zoo.tasks.figures.translated import clearest_layer, shares, translated
 
 if TYPE_CHECKING:
@@ -18,7 +18,6 @@ _ROW = 0.3  # inches from token to token
 _WIDTH = 6.0  # inches
 _SOURCE, _TARGET = 0.36, 0.64  # where the lines end, in shares of the width
 _FIRST, _TOKEN, _LAST = 1200, 700, 5000  # milliseconds that a picture stays
-_GREY = "#5c636b"
 
 
 def write_translation(task: Any, line: str, path: Path) -> None:
@@ -73,8 +72,8 @@ def picture(source: list[str], target: list[str], weights: Tensor, written: int)
     axis = figure.add_axes((0, 0, 1, 1))
     axis.set(xlim=(0, 1), ylim=(height / _ROW - 1.6, -1.6))
     axis.axis("off")
-    write(axis, _SOURCE - 0.02, -1, "source", ha="right", color=_GREY)
-    write(axis, _TARGET + 0.02, -1, "translation", ha="left", color=_GREY)
+    write(axis, _SOURCE - 0.02, -1, "source", ha="right", color=SOFT)
+    write(axis, _TARGET + 0.02, -1, "translation", ha="left", color=SOFT)
     looking = written - 1 if written <= len(target) else None
     for query in range(min(written, len(target))):
         if query == looking:

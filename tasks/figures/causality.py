@@ -7,7 +7,7 @@ from torch import Tensor
 
 from attention_zoo.factory import create_attention
 from attention_zoo.tasks.figures.drawing import plain, same_draw
-from attention_zoo.tasks.figures.style import BLUE, RED, WEIGHTS, new_figure
+from attention_zoo.tasks.figures.style import BLUE, EMPTY, RED, WEIGHTS, new_figure
 from attention_zoo.zoo import Role
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ def causal_computing() -> "Figure":
     """What the change of a word does to every output: causal beside global attention."""
     from matplotlib import colormaps
 
-    colours = colormaps[WEIGHTS].with_extremes(bad="#eceef0")
+    colours = colormaps[WEIGHTS].with_extremes(bad=EMPTY)
     figure = new_figure(9.4, 6.6)
     bars, maps = figure.subplots(2, 2, height_ratios=(1, 1.15))
     places = range(len(WORDS))

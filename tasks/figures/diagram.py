@@ -6,7 +6,16 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from attention_zoo.tasks.figures.blueprint import Box, Branch, Column, Run, columns, parameters
-from attention_zoo.tasks.figures.style import BLACK, BLUE, GREEN, ORANGE, PINK, SKY, new_figure
+from attention_zoo.tasks.figures.style import (
+    BLACK,
+    BLUE,
+    GREEN,
+    ORANGE,
+    PINK,
+    SKY,
+    SOFT,
+    new_figure,
+)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -35,7 +44,7 @@ _COLOURS = {
     "feed_forward": SKY,
     "output": PINK,
 }
-_FRAME, _GREY = "#eff1f3", "#5c636b"
+_FRAME = "#eff1f3"
 
 
 def architecture(model: nn.Module) -> "Figure":
@@ -98,7 +107,7 @@ class _Pen:
 
     def column(self, column: Column) -> None:
         self.say(0.38, column.title, size=13, weight="bold")
-        self.say(0.15, f"{column.parameters:,} parameters", size=9, color=_GREY)
+        self.say(0.15, f"{column.parameters:,} parameters", size=9, color=SOFT)
         self.say(self.y - 0.12, column.reads, size=11)
         for box in column.before:
             self.box(box)
@@ -141,10 +150,10 @@ class _Pen:
         }
         middle = (bottom + self.y) / 2
         self.say(middle + 0.2, number, size=16 if alone else 11, weight="bold", **where)
-        self.say(middle - 0.1, f"{run.parameters:,}", size=9, color=_GREY, **where)
-        self.say(middle - 0.27, "parameters", size=9, color=_GREY, **where)
+        self.say(middle - 0.1, f"{run.parameters:,}", size=9, color=SOFT, **where)
+        self.say(middle - 0.27, "parameters", size=9, color=SOFT, **where)
         if run.last > run.first:
-            self.say(middle - 0.44, "each", size=9, color=_GREY, **where)
+            self.say(middle - 0.44, "each", size=9, color=SOFT, **where)
 
     def branch(self, branch: Branch) -> None:
         """A sublayer, and its residual connection."""

@@ -5,8 +5,8 @@ from typing import TYPE_CHECKING
 import torch
 
 from attention_zoo.lookup import soft_lookup
-from attention_zoo.tasks.figures.drawing import SOFT, plain
-from attention_zoo.tasks.figures.style import BLACK, BLUE, GREEN, RED, new_figure
+from attention_zoo.tasks.figures.drawing import plain
+from attention_zoo.tasks.figures.style import BLACK, BLUE, GREEN, RED, SOFT, new_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

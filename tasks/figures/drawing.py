@@ -15,7 +15,6 @@ if TYPE_CHECKING:
 
 Colour = tuple[float, ...]
 Paint = Callable[[float], Colour]
-SOFT = "#5b636d"  # of what stands beside the point
 
 
 @contextmanager

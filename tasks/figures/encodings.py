@@ -7,8 +7,8 @@ from torch import Tensor
 
 from attention_zoo.factory import create_position
 from attention_zoo.position.base import PositionalEncoding
-from attention_zoo.tasks.figures.drawing import SOFT, plain, same_draw
-from attention_zoo.tasks.figures.style import BLUE, SIGNED, WEIGHTS, new_figure
+from attention_zoo.tasks.figures.drawing import plain, same_draw
+from attention_zoo.tasks.figures.style import BLUE, SIGNED, SOFT, WEIGHTS, new_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -11,7 +11,6 @@ from attention_zoo.attention.base import Attention
 from attention_zoo.errors import UserError
 from attention_zoo.factory import create_attention
 from attention_zoo.tasks.figures.drawing import (
-    SOFT,
     Paint,
     draw_cells,
     new_sheet,
@@ -19,7 +18,7 @@ from attention_zoo.tasks.figures.drawing import (
     same_draw,
 )
 from attention_zoo.tasks.figures.fonts import families, legible
-from attention_zoo.tasks.figures.style import BLACK, BLUE, GREEN, RED, new_figure
+from attention_zoo.tasks.figures.style import BLACK, BLUE, GREEN, RED, SOFT, new_figure
 from attention_zoo.tasks.reading import AttentionReading
 
 if TYPE_CHECKING:

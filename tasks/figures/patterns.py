@@ -13,7 +13,7 @@ from attention_zoo.attention.softmax import SoftmaxAttention
 from attention_zoo.factory import create_attention, create_position
 from attention_zoo.masks import Mask
 from attention_zoo.tasks.entries import entry_options
-from attention_zoo.tasks.figures.style import SIGNED, WEIGHTS, new_figure
+from attention_zoo.tasks.figures.style import EMPTY, SIGNED, WEIGHTS, new_figure
 from attention_zoo.zoo import ATTENTION, POSITION, Role
 
 if TYPE_CHECKING:
@@ -25,7 +25,6 @@ _ALIKE = 6  # neighbouring tokens that share content
 _COLUMNS = 6
 _SHOWN_HEADS = 2  # of a bias
 _THUMBNAIL = 1.35  # inches
-_UNSEEN = "#e6e8eb"
 
 
 class Thumbnail(NamedTuple):
@@ -104,7 +103,7 @@ def sheet(
                 vmax=one.scale,
                 interpolation="nearest",
             )
-            axis.set(xticks=[], yticks=[], facecolor=_UNSEEN)
+            axis.set(xticks=[], yticks=[], facecolor=EMPTY)
             axis.set_xlabel("\n".join([one.name, *one.notes]), fontsize=9)
             if place == 0:
                 axis.set_title(one.family, loc="left", fontsize=11, fontweight="bold")

@@ -8,8 +8,7 @@ from torch import Tensor
 
 from attention_zoo.factory import create_attention
 from attention_zoo.masks import Mask
-from attention_zoo.tasks.figures.drawing import SOFT
-from attention_zoo.tasks.figures.style import BLACK, BLUE, RED, new_figure
+from attention_zoo.tasks.figures.style import BLACK, BLUE, EMPTY, RED, SOFT, new_figure
 from attention_zoo.zoo import Role
 
 if TYPE_CHECKING:
@@ -83,7 +82,7 @@ def draw_mask(axis: "Axes", visible: Tensor, queries: Sequence[str], keys: Seque
 
     shown = visible.int()
     shown[PICKED] *= 2
-    axis.imshow(shown.numpy(), cmap=ListedColormap(["#eceef0", BLUE, RED]), vmin=0, vmax=2)
+    axis.imshow(shown.numpy(), cmap=ListedColormap([EMPTY, BLUE, RED]), vmin=0, vmax=2)
     axis.set_xticks(range(len(keys)), keys, fontsize=10)
     axis.set_yticks(range(len(queries)), queries, fontsize=10)
     axis.set_xticks([x + 0.5 for x in range(len(keys) - 1)], minor=True)

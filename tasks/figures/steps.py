@@ -9,13 +9,12 @@ from torch import Tensor
 from attention_zoo.attention.softmax import SoftmaxAttention
 from attention_zoo.factory import create_attention
 from attention_zoo.tasks.figures.drawing import (
-    SOFT,
     Paint,
     draw_cells,
     new_sheet,
     of_weight,
 )
-from attention_zoo.tasks.figures.style import BLACK, SIGNED
+from attention_zoo.tasks.figures.style import BLACK, SIGNED, SOFT
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

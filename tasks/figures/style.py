@@ -9,6 +9,8 @@ if TYPE_CHECKING:
 BLUE, ORANGE, GREEN, PINK = "#0072b2", "#e69f00", "#009e73", "#cc79a7"
 SKY, RED, BLACK = "#56b4e9", "#d55e00", "#1b1f24"
 COLOURS = (BLUE, ORANGE, GREEN, PINK, SKY, RED, BLACK)
+SOFT = "#5b636d"  # of what stands beside the point
+EMPTY = "#eceef0"  # where there is nothing, as a key that is not seen
 WEIGHTS = "cividis"  # from none to much
 SIGNED = "PuOr"  # around zero, which is white
 DPI = 100
