@@ -16,8 +16,14 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from attention_zoo.tasks.length_report import asked, extrapolation_figure, figure, ratio, score
-from attention_zoo.tasks.verbs.list import markdown, marked
+from attention_zoo.tasks.analysis.length_report import (
+    asked,
+    extrapolation_figure,
+    figure,
+    ratio,
+    score,
+)
+from attention_zoo.tasks.commands.list import markdown, marked
 
 PICTURE = "docs/images/extrapolation.png"  # beside the file that the table goes into
 

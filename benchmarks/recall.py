@@ -13,8 +13,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from attention_zoo.tasks.checkpoints import read_checkpoint
-from attention_zoo.tasks.verbs.list import markdown, marked
+from attention_zoo.tasks.commands.list import markdown, marked
+from attention_zoo.tasks.training.checkpoints import read_checkpoint
 
 # Of each family, what tells it apart.
 MECHANISMS = [

@@ -23,11 +23,11 @@ from rich.progress import track
 from rich.table import Table
 from torch.nn.functional import cross_entropy
 
-from attention_zoo.tasks.base import IGNORED, Task
-from attention_zoo.tasks.build import build_task, instantiate, settle
-from attention_zoo.tasks.composition import register_plugins
-from attention_zoo.tasks.loggers import create_loggers, finish
-from attention_zoo.tasks.noise import quiet
+from attention_zoo.tasks.commands.warning_filters import quiet
+from attention_zoo.tasks.configuration.build import build_task, instantiate, settle
+from attention_zoo.tasks.configuration.composition import register_plugins
+from attention_zoo.tasks.training.loggers.loggers import create_loggers, finish
+from attention_zoo.tasks.training.task import IGNORED, Task
 
 CASES = {
     "translation (default)": [],

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from attention_zoo.tasks.base import Task
+    from attention_zoo.tasks.training.task import Task
 
 
 def load(path: str | Path) -> "Task":
@@ -19,8 +19,8 @@ def load(path: str | Path) -> "Task":
     Raises:
         BadInput: no such file, or not a checkpoint of ours.
     """
-    from attention_zoo.tasks.base import load_task
-    from attention_zoo.tasks.checkpoints import read_checkpoint
+    from attention_zoo.tasks.training.checkpoints import read_checkpoint
+    from attention_zoo.tasks.training.task import load_task
 
     checkpoint = read_checkpoint(Path(path))
     return load_task(checkpoint, checkpoint["attention_zoo"]["config"])

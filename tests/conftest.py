@@ -23,7 +23,7 @@ def seeded() -> None:
 @pytest.fixture
 def train(monkeypatch, tmp_path) -> Iterator[Callable[..., Path]]:
     """`attention-zoo train` in this process, in an empty folder; gives the run's folder."""
-    from attention_zoo.tasks.cli import main
+    from attention_zoo.tasks.commands.cli import main
 
     def call(*overrides: str) -> Path:
         monkeypatch.chdir(tmp_path)

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from hydra import compose, initialize_config_module
 
-from attention_zoo.tasks.composition import register_plugins, split
-from attention_zoo.tasks.verbs.list import run
+from attention_zoo.tasks.commands.list import run
+from attention_zoo.tasks.configuration.composition import register_plugins, split
 
 README = Path(__file__).parents[1] / "README.md"
 COMMANDS = re.findall(r"^attention-zoo train .*$", README.read_text(), flags=re.MULTILINE)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from attention_zoo.tasks.figures.gallery import LESSONS, file_name
+from attention_zoo.tasks.views.figures.gallery import LESSONS, file_name
 
 DOCS = Path(__file__).parents[1] / "docs"
 PAGE = (DOCS / "tutorial.md").read_text(encoding="utf-8")

@@ -4,11 +4,11 @@ import torch
 from torch import Tensor, nn
 
 from attention_zoo.caches import LayeredCache
+from attention_zoo.capture import Maps, by_part, watching
 from attention_zoo.masks import Mask
 from attention_zoo.models.blocks import Activation, AttentionFactory, BlockOptions, Norm, NormOrder
 from attention_zoo.models.embedding import TokenEmbedding, output_head
 from attention_zoo.models.stacks import Decoder, PositionFactory
-from attention_zoo.watching import Maps, by_part, watching
 
 
 class LanguageModel(nn.Module):

@@ -5,8 +5,8 @@ from typing import Any
 import pytest
 import torch
 
-from attention_zoo.tasks.attending.page import page
-from attention_zoo.tasks.reading import AttentionReading
+from attention_zoo.tasks.views.attention_record import AttentionReading
+from attention_zoo.tasks.views.attention_viewer.page import page
 from tests.browser import assert_quiet, in_browser, look, texts
 
 pytestmark = in_browser

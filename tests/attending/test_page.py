@@ -10,8 +10,8 @@ import torch
 
 from attention_zoo.attention.dense.multi_head import MultiHeadAttention
 from attention_zoo.errors import UserError
-from attention_zoo.tasks.attending.page import framed, packed, page
-from attention_zoo.tasks.reading import AttentionReading
+from attention_zoo.tasks.views.attention_record import AttentionReading
+from attention_zoo.tasks.views.attention_viewer.page import framed, packed, page
 
 
 def reading(tokens: int = 4, heads: int = 2, layers: int = 1) -> AttentionReading:

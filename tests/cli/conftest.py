@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from attention_zoo.tasks.cli import main
+from attention_zoo.tasks.commands.cli import main
 
 ROOT = Path(__file__).parents[2]
 # The smallest model and data that a test can do with.

@@ -11,12 +11,12 @@ import pytest
 from rich.console import Console
 
 from attention_zoo.errors import UserError
-from attention_zoo.tasks.composition import prepare
-from attention_zoo.tasks.sweeps import Job, summary
+from attention_zoo.tasks.configuration.composition import prepare
+from attention_zoo.tasks.sweeps.jobs import Job, summary
 
 from .conftest import ROOT, SMALL, TEXT
 
-ASK = "import sys; sys.argv = ['attention-zoo', *sys.argv[1:]]; from attention_zoo.tasks.cli import"
+ASK = "import sys; sys.argv = ['attention-zoo', *sys.argv[1:]]; from attention_zoo.tasks.commands.cli import"
 
 
 def test_composition_needs_no_torch(program):

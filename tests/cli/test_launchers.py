@@ -13,7 +13,7 @@ import yaml
 from hydra.errors import MissingConfigException
 from wandb import wandb_agent
 
-from attention_zoo.tasks.composition import Call, explained
+from attention_zoo.tasks.configuration.composition import Call, explained
 
 from .conftest import QUICK, ROOT
 from .slurm import Slurm

@@ -10,9 +10,9 @@ from omegaconf import OmegaConf
 
 import attention_zoo
 from attention_zoo.errors import Unsupported
-from attention_zoo.tasks.build import build_model, check, instantiate, settle, targets
-from attention_zoo.tasks.composition import register_plugins
-from attention_zoo.tasks.data.fitting import SYMBOLS, target_of, task_of
+from attention_zoo.tasks.configuration.build import build_model, check, instantiate, settle, targets
+from attention_zoo.tasks.configuration.compatibility import SYMBOLS, target_of, task_of
+from attention_zoo.tasks.configuration.composition import register_plugins
 from attention_zoo.zoo import ATTENTION, POSITION
 
 CONF = Path(attention_zoo.__file__).parent / "conf"

@@ -3,7 +3,11 @@
 from functools import partial
 
 from attention_zoo.factory import options_of
-from attention_zoo.tasks.entries import config_folder, entry_config, entry_options
+from attention_zoo.tasks.configuration.entry_configs import (
+    config_folder,
+    entry_config,
+    entry_options,
+)
 from attention_zoo.zoo import ATTENTION, POSITION
 
 __all__ = ["GROUPS", "HEADS", "config", "config_folder", "options", "parameters"]

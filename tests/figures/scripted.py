@@ -7,7 +7,7 @@ from torch import Tensor
 
 from attention_zoo.decoding.base import Hypothesis
 from attention_zoo.tasks.data.tokenizers import SPECIALS, Tokenizer
-from attention_zoo.tasks.reading import AttentionReading
+from attention_zoo.tasks.views.attention_record import AttentionReading
 
 SOURCE = [b"Wednesday", b",", b" Mar", b"ch", b" ", b"4"]
 TARGET = [b"quarta", b"-", b"feira", b",", b" ", b"4", b" de", b" mar\xc3", b"\xa7o"]

@@ -4,8 +4,8 @@ import pytest
 import torch
 from PIL import Image
 
-from attention_zoo.tasks.figures.animation import picture, write_translation
-from attention_zoo.tasks.figures.style import BLUE, RED
+from attention_zoo.tasks.views.figures.animation import picture, write_translation
+from attention_zoo.tasks.views.figures.style import BLUE, RED
 from tests.figures.canvas import assert_legible, shown_texts
 from tests.figures.scripted import SOURCE, TARGET, Scripted
 

@@ -8,8 +8,8 @@ from torch import nn
 
 from attention_zoo import create_attention, create_position
 from attention_zoo.models import LanguageModel, Seq2Seq
-from attention_zoo.tasks.figures.blueprint import columns
-from attention_zoo.tasks.figures.diagram import architecture
+from attention_zoo.tasks.views.figures.blueprint import columns
+from attention_zoo.tasks.views.figures.diagram import architecture
 from tests.figures.canvas import assert_legible, shown_texts
 
 SIZES = {"vocabulary_size": 1200, "dim": 16, "hidden": 40, "layers": 2}

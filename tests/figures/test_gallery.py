@@ -5,7 +5,7 @@ import re
 import pytest
 from PIL import Image
 
-from attention_zoo.tasks.figures.gallery import LESSONS, code, file_name, make
+from attention_zoo.tasks.views.figures.gallery import LESSONS, code, file_name, make
 
 from .canvas import assert_legible
 from .untrained import new_task
@@ -40,7 +40,7 @@ def test_its_text_is_legible_and_nothing_is_cut(picture, tmp_path) -> None:
 
 @pytest.mark.parametrize("name", ["dictionary", "writing", "architecture"])
 def test_the_code_beside_a_picture_draws_it(name, tmp_path, monkeypatch) -> None:
-    trained = "attention_zoo.tasks.figures.trained"
+    trained = "attention_zoo.tasks.views.figures.trained"
     monkeypatch.setattr(f"{trained}.newest_translation", lambda: None)
     monkeypatch.setattr(f"{trained}.load_translation", lambda path: new_task())
     monkeypatch.chdir(tmp_path)

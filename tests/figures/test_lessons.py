@@ -8,7 +8,8 @@ import torch
 from attention_zoo import create_attention
 from attention_zoo.errors import UserError
 from attention_zoo.masks import Mask
-from attention_zoo.tasks.figures import (
+from attention_zoo.tasks.views.attention_record import AttentionReading
+from attention_zoo.tasks.views.figures import (
     causality,
     dictionary,
     encodings,
@@ -18,7 +19,6 @@ from attention_zoo.tasks.figures import (
     scaling,
     steps,
 )
-from attention_zoo.tasks.reading import AttentionReading
 
 
 def test_the_dictionary_answers_with_all_values_and_cold_with_one() -> None:

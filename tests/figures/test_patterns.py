@@ -8,7 +8,7 @@ import torch
 from attention_zoo import create_attention
 from attention_zoo.attention.base import Attention
 from attention_zoo.masks import Mask
-from attention_zoo.tasks.figures import patterns
+from attention_zoo.tasks.views.figures import patterns
 from attention_zoo.zoo import ATTENTION, POSITION
 from tests.conformance.cases import small_options
 from tests.conformance.definition import visible

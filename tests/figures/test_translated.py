@@ -5,8 +5,9 @@ import torch
 
 from attention_zoo.decoding import Greedy
 from attention_zoo.errors import UserError
-from attention_zoo.tasks.figures.animation import write_translation
-from attention_zoo.tasks.figures.translated import (
+from attention_zoo.tasks.views.attention_record import AttentionReading
+from attention_zoo.tasks.views.figures.animation import write_translation
+from attention_zoo.tasks.views.figures.translated import (
     between_words,
     clearest_layer,
     cross_attention,
@@ -14,7 +15,6 @@ from attention_zoo.tasks.figures.translated import (
     words,
     words_read_and_written,
 )
-from attention_zoo.tasks.reading import AttentionReading
 from tests.figures.canvas import assert_legible
 from tests.figures.scripted import Pieces, Scripted
 from tests.tasks.test_translation import new_task

@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from attention_zoo.errors import UserError
-from attention_zoo.tasks.figures import gallery, page
-from attention_zoo.tasks.figures.gallery import LESSONS, file_name
-from attention_zoo.tasks.verbs.figures import run
+from attention_zoo.tasks.commands.figures import run
+from attention_zoo.tasks.views.figures import gallery, page
+from attention_zoo.tasks.views.figures.gallery import LESSONS, file_name
 from tests.browser import assert_quiet, in_browser, look, texts
 
 PICTURES = {
@@ -60,7 +60,9 @@ def test_what_a_model_does_not_have_is_said(tmp_path, monkeypatch, capsys) -> No
             raise UserError("no layer has two.")
 
     monkeypatch.setattr(gallery, "draw", draw)
-    monkeypatch.setattr("attention_zoo.tasks.figures.trained.load_translation", lambda path: "task")
+    monkeypatch.setattr(
+        "attention_zoo.tasks.views.figures.trained.load_translation", lambda path: "task"
+    )
     run(["ckpt=x.ckpt", f"into={tmp_path}"])
     out = capsys.readouterr().out
     assert out.startswith("The trained model is x.ckpt.\n")

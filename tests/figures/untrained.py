@@ -8,8 +8,8 @@ from attention_zoo import create_attention, create_position
 from attention_zoo.decoding import Greedy
 from attention_zoo.models import Seq2Seq
 from attention_zoo.tasks.data.tokenizers import BytePairTokenizer
-from attention_zoo.tasks.figures.gallery import LINE
-from attention_zoo.tasks.translation import TranslationTask
+from attention_zoo.tasks.training.translation import TranslationTask
+from attention_zoo.tasks.views.figures.gallery import LINE
 
 
 def new_task() -> TranslationTask:

@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import nn
 
-import attention_zoo.watching
+import attention_zoo.capture
 from attention_zoo import Mask, Unsupported, UserError, create_attention
-from attention_zoo.watching import by_part, watching
+from attention_zoo.capture import by_part, watching
 from tests.conformance.numbers import assert_same
 
 DIM = 8
@@ -182,4 +182,4 @@ def test_a_module_without_attention_is_refused():
 
 
 def test_the_example_is_true():
-    assert doctest.testmod(attention_zoo.watching) == (0, 4)
+    assert doctest.testmod(attention_zoo.capture) == (0, 4)

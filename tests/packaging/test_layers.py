@@ -55,7 +55,7 @@ def layer(part: str) -> int:
 
 
 def test_the_modules_are_found() -> None:
-    assert ("tasks", "cli") in MODULES
+    assert ("tasks", "commands", "cli") in MODULES
     assert ("conf", "__init__") in MODULES
     assert ("attention_zoo", "zoo", "unknown") in set(imports(("backends", "__init__")))
     assert ("attention_zoo", "tasks", "data", "sources", "base", "Source") in set(
@@ -104,7 +104,7 @@ def test_light_verbs_import_nothing_heavy(tmp_path: Path, arguments: str, absent
     program = (
         "import atexit, json, sys\n"
         "atexit.register(lambda: print(json.dumps(sorted(sys.modules))))\n"
-        "from attention_zoo.tasks.cli import main\n"
+        "from attention_zoo.tasks.commands.cli import main\n"
         "main()\n"
     )
     done = subprocess.run(
@@ -116,5 +116,5 @@ def test_light_verbs_import_nothing_heavy(tmp_path: Path, arguments: str, absent
         check=True,
     )
     imported = set(json.loads(done.stdout.splitlines()[-1]))
-    assert "attention_zoo.tasks.cli" in imported
+    assert "attention_zoo.tasks.commands.cli" in imported
     assert not imported & set(absent.split())

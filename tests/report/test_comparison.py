@@ -5,10 +5,10 @@ from pathlib import Path
 import pytest
 
 from attention_zoo.errors import UserError
-from attention_zoo.tasks.report.answer import answer, how_tested
-from attention_zoo.tasks.report.comparison import Comparison, compare, count_tests, judge
-from attention_zoo.tasks.report.conditions import conditions
-from attention_zoo.tasks.report.runs import find_runs
+from attention_zoo.tasks.analysis.report.answer import answer, how_tested
+from attention_zoo.tasks.analysis.report.comparison import Comparison, compare, count_tests, judge
+from attention_zoo.tasks.analysis.report.conditions import conditions
+from attention_zoo.tasks.analysis.report.runs import find_runs
 
 from .folders import write_job, write_run
 

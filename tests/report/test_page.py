@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from attention_zoo.tasks.verbs.report import run
+from attention_zoo.tasks.commands.report import run
 from tests.browser import assert_quiet, in_browser, look, texts
 
 pytestmark = in_browser

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from attention_zoo.errors import BadInput, UserError
-from attention_zoo.tasks.report.answer import counted
-from attention_zoo.tasks.report.runs import find_runs, job_names
+from attention_zoo.tasks.analysis.report.answer import counted
+from attention_zoo.tasks.analysis.report.runs import find_runs, job_names
 
 from .folders import drop, write_job, write_run
 

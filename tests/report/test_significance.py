@@ -7,8 +7,8 @@ import pytest
 from sacrebleu.metrics import BLEU, CHRF
 from sacrebleu.significance import PairedTest
 
-from attention_zoo.tasks.report.measures import deviation
-from attention_zoo.tasks.report.significance import Difference, bootstrap, holm, welch
+from attention_zoo.tasks.analysis.report.measures import deviation
+from attention_zoo.tasks.analysis.report.significance import Difference, bootstrap, holm, welch
 
 from .folders import CHRF_SIGNATURE, SIGNATURE, outputs
 

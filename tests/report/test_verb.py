@@ -15,7 +15,7 @@ import pytest
 
 import attention_zoo
 from attention_zoo.errors import UserError
-from attention_zoo.tasks.verbs.report import run
+from attention_zoo.tasks.commands.report import run
 
 from .folders import write_job, write_run
 
@@ -168,7 +168,7 @@ def test_it_starts_without_what_is_heavy(tmp_path: Path) -> None:
     for number, name in enumerate(("linear", "multi_head")):
         write_run(tmp_path / str(number), attention=name)
     program = (
-        "import json, sys\nfrom attention_zoo.tasks.cli import main\nmain()\n"
+        "import json, sys\nfrom attention_zoo.tasks.commands.cli import main\nmain()\n"
         "print(json.dumps(sorted(sys.modules)))\n"
     )
     done = subprocess.run(

@@ -15,9 +15,9 @@ from torch.utils.data import DataLoader
 
 from attention_zoo import create_attention
 from attention_zoo.errors import UserError
-from attention_zoo.tasks.callbacks import attention_maps
-from attention_zoo.tasks.callbacks.attention_maps import AttentionMaps, Probe, read
-from attention_zoo.tasks.callbacks.looking import Look
+from attention_zoo.tasks.training.callbacks import attention_maps
+from attention_zoo.tasks.training.callbacks.attention_maps import AttentionMaps, Probe, read
+from attention_zoo.tasks.training.callbacks.periodic_inspection import Look
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*does not have many workers"),
@@ -247,7 +247,7 @@ def test_training_runs_without_hooks(tmp_path, drawn, on):
 def test_its_share_of_the_time_is_printed(tmp_path, capsys, monkeypatch):
     clock = types.SimpleNamespace(now=0.0)
     stopped = types.SimpleNamespace(perf_counter=lambda: clock.now)
-    monkeypatch.setattr("attention_zoo.tasks.callbacks.looking.time", stopped)
+    monkeypatch.setattr("attention_zoo.tasks.training.callbacks.periodic_inspection.time", stopped)
 
     class Slow(Look):
         label = "slow looks"

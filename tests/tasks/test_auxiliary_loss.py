@@ -12,10 +12,10 @@ from attention_zoo import create_attention, create_position
 from attention_zoo.attention.base import take_auxiliary_loss
 from attention_zoo.decoding import Sample
 from attention_zoo.models import LanguageModel
-from attention_zoo.tasks.base import IGNORED
 from attention_zoo.tasks.data.batches import LanguageBatch
 from attention_zoo.tasks.data.tokenizers import ByteTokenizer
-from attention_zoo.tasks.language_modeling import LanguageModelingTask
+from attention_zoo.tasks.training.language_modeling import LanguageModelingTask
+from attention_zoo.tasks.training.task import IGNORED
 
 VOCABULARY = 11
 INDEXER = {"attention": "lightning_indexer", "top_k": 3}

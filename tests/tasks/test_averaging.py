@@ -5,9 +5,9 @@ import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from attention_zoo.errors import UserError
-from attention_zoo.tasks.callbacks.averaging import CheckpointAveraging
-from attention_zoo.tasks.callbacks.last_checkpoint import LastCheckpoint
-from attention_zoo.tasks.optimizers import adamw, muon
+from attention_zoo.tasks.training.callbacks.averaging import CheckpointAveraging
+from attention_zoo.tasks.training.callbacks.last_checkpoint import LastCheckpoint
+from attention_zoo.tasks.training.optimizers import adamw, muon
 from tests.tasks.training import QUIET, Spy, StopAfterTwoEpochs, Task, fit, start, weights
 
 pytestmark = QUIET

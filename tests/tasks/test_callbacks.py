@@ -14,9 +14,9 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
 from attention_zoo.errors import UserError
-from attention_zoo.tasks.callbacks.attention_maps import AttentionMaps
-from attention_zoo.tasks.callbacks.looking import undisturbed
-from attention_zoo.tasks.callbacks.samples import Samples
+from attention_zoo.tasks.training.callbacks.attention_maps import AttentionMaps
+from attention_zoo.tasks.training.callbacks.periodic_inspection import undisturbed
+from attention_zoo.tasks.training.callbacks.samples import Samples
 from tests.tasks.training import QUIET, Data, Task, fit, weights
 
 pytestmark = QUIET
@@ -26,7 +26,7 @@ class Loggers(types.ModuleType):
     """Stands in for the module that dispatches images and tables to loggers."""
 
     def __init__(self):
-        super().__init__("attention_zoo.tasks.loggers")
+        super().__init__("attention_zoo.tasks.training.loggers.loggers")
         self.images, self.tables = [], []
 
     def log_image(self, loggers, key, image, step):
@@ -160,11 +160,11 @@ import json, sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
 import torch
-from attention_zoo.tasks.callbacks.attention_maps import AttentionMaps
-from attention_zoo.tasks.callbacks.averaging import CheckpointAveraging
-from attention_zoo.tasks.callbacks.last_checkpoint import LastCheckpoint
-from attention_zoo.tasks.callbacks.samples import Samples
-from attention_zoo.tasks.callbacks.throughput import Throughput
+from attention_zoo.tasks.training.callbacks.attention_maps import AttentionMaps
+from attention_zoo.tasks.training.callbacks.averaging import CheckpointAveraging
+from attention_zoo.tasks.training.callbacks.last_checkpoint import LastCheckpoint
+from attention_zoo.tasks.training.callbacks.samples import Samples
+from attention_zoo.tasks.training.callbacks.throughput import Throughput
 from tests.tasks.test_callbacks import Loggers
 from tests.tasks.training import Spy, Task, fit, weights
 folder = Path(sys.argv[2])

@@ -7,7 +7,11 @@ import pytest
 import torch
 
 from attention_zoo.errors import BadInput, UserError
-from attention_zoo.tasks.checkpoints import newest_checkpoint, read_checkpoint, require_task
+from attention_zoo.tasks.training.checkpoints import (
+    newest_checkpoint,
+    read_checkpoint,
+    require_task,
+)
 
 
 def test_what_is_no_checkpoint_is_refused(tmp_path):

@@ -8,11 +8,11 @@ import torch
 from hydra import compose, initialize_config_module
 from omegaconf import OmegaConf
 
-from attention_zoo.tasks.build import settle
-from attention_zoo.tasks.costs import decode_state_bytes, training_flops_per_token
+from attention_zoo.tasks.analysis.costs import decode_state_bytes, training_flops_per_token
+from attention_zoo.tasks.configuration.build import settle
 from attention_zoo.tasks.data.batches import LanguageBatch, TranslationBatch
 from attention_zoo.tasks.data.tokenizers import ByteTokenizer
-from attention_zoo.tasks.launcher import register_launcher
+from attention_zoo.tasks.sweeps.launcher import register_launcher
 from attention_zoo.zoo import ATTENTION
 
 DIM, HIDDEN, LAYERS, HEADS = 16, 32, 2, 2
@@ -163,7 +163,7 @@ def test_a_training_is_the_same_to_the_bit_without_counting(train, monkeypatch):
 
     losses, weights = trained()
     for name in ("training_flops_per_token", "decode_state_bytes"):
-        monkeypatch.setattr(f"attention_zoo.tasks.verbs.train.{name}", lambda *_: 1)
+        monkeypatch.setattr(f"attention_zoo.tasks.commands.train.{name}", lambda *_: 1)
     bare_losses, bare_weights = trained()
     assert len(losses["train/loss"]) == 3 and losses == bare_losses
     assert all(torch.equal(weights[name], bare_weights[name]) for name in weights)

@@ -148,7 +148,7 @@ def test_ranks_that_composed_something_else_are_found_out(tmp_path):
         "from omegaconf import OmegaConf\n"
         "OmegaConf.register_new_resolver("
         "'zoo_draw', lambda: 0.01 * (1 + int(os.environ.get('LOCAL_RANK', 0))))\n"
-        "from attention_zoo.tasks.cli import main\n"
+        "from attention_zoo.tasks.commands.cli import main\n"
         "main()\n"
     )
     keep = {k: v for k, v in os.environ.items() if not k.startswith(("WANDB", "HYDRA", "MASTER"))}

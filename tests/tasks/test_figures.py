@@ -4,8 +4,8 @@ import itertools
 import pytest
 import torch
 
-from attention_zoo.tasks.figures.heatmaps import attention_figure
-from attention_zoo.tasks.reading import AttentionReading
+from attention_zoo.tasks.views.attention_record import AttentionReading
+from attention_zoo.tasks.views.figures.heatmaps import attention_figure
 
 SOURCE = ["Wed", "nesday", ",", " March", " 4", ",", " 2026", "⟨eos⟩"]
 TARGET = ["⟨bos⟩", "quarta", "-feira", ",", " 4", " de", " mar", "ço", " de", " 2026"]

@@ -6,9 +6,9 @@ import math
 import pytest
 import torch
 
-from attention_zoo.tasks.base import load_task
-from attention_zoo.tasks.build import instantiate
-from attention_zoo.tasks.checkpoints import read_checkpoint
+from attention_zoo.tasks.configuration.build import instantiate
+from attention_zoo.tasks.training.checkpoints import read_checkpoint
+from attention_zoo.tasks.training.task import load_task
 
 OPTIONS = [
     "task=language_modeling",

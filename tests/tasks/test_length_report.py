@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from attention_zoo.tasks.length_report import (
+from attention_zoo.tasks.analysis.length_report import (
     COLOURS,
     extrapolation_figure,
     length_table,

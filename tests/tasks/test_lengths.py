@@ -17,18 +17,18 @@ from torch import nn
 
 from attention_zoo.decoding import Sample
 from attention_zoo.errors import Unsupported, UserError
-from attention_zoo.tasks.build import settle, trained_tokens
-from attention_zoo.tasks.cli import main
+from attention_zoo.tasks.analysis.lengths import AtLengths, check_lengths, score_lengths
+from attention_zoo.tasks.commands.cli import main
+from attention_zoo.tasks.commands.warning_filters import quiet
+from attention_zoo.tasks.configuration.build import settle, trained_tokens
+from attention_zoo.tasks.configuration.entry_configs import TRAINED_LENGTH, entry_config
 from attention_zoo.tasks.data.diagnostic import DiagnosticData
 from attention_zoo.tasks.data.diagnostics.copy import Copy
 from attention_zoo.tasks.data.language import LanguageData
 from attention_zoo.tasks.data.sources.text_files import TextFiles
 from attention_zoo.tasks.data.tokenizers import ByteTokenizer, SymbolTokenizer
-from attention_zoo.tasks.entries import TRAINED_LENGTH, entry_config
-from attention_zoo.tasks.language_modeling import LanguageModelingTask
-from attention_zoo.tasks.lengths import AtLengths, check_lengths, score_lengths
-from attention_zoo.tasks.metrics import LossByPlace
-from attention_zoo.tasks.noise import quiet
+from attention_zoo.tasks.training.language_modeling import LanguageModelingTask
+from attention_zoo.tasks.training.metrics import LossByPlace
 from attention_zoo.zoo import POSITION, PositionCard
 
 BOS = 1
@@ -456,7 +456,9 @@ def stretchable(monkeypatch, tmp_path_factory):
     store.store(group="position", name="stretched", node=node)
     folder = tmp_path_factory.mktemp("conf")
     OmegaConf.save(node, folder / "stretched.yaml")
-    monkeypatch.setattr("attention_zoo.tasks.entries.config_folder", lambda group, entry: folder)
+    monkeypatch.setattr(
+        "attention_zoo.tasks.configuration.entry_configs.config_folder", lambda group, entry: folder
+    )
     yield seen
     del store.repo["position"]["stretched.yaml"]
 

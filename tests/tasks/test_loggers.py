@@ -18,9 +18,9 @@ from omegaconf import OmegaConf
 from torch import nn
 
 from attention_zoo.errors import UserError
-from attention_zoo.tasks import loggers as module
-from attention_zoo.tasks.exits import INTERRUPTED
-from attention_zoo.tasks.loggers import (
+from attention_zoo.tasks.commands.exit_codes import INTERRUPTED
+from attention_zoo.tasks.training.loggers import loggers as module
+from attention_zoo.tasks.training.loggers.loggers import (
     create_loggers,
     final_figures,
     finish,
@@ -31,7 +31,7 @@ from attention_zoo.tasks.loggers import (
     log_summary,
     log_table,
 )
-from attention_zoo.tasks.wandb_runs import RunLogger, create_wandb_logger
+from attention_zoo.tasks.training.loggers.wandb_runs import RunLogger, create_wandb_logger
 from tests.wandb_files import history, inspect, runs, summary
 
 ROOT = Path(__file__).parents[2]
@@ -217,7 +217,7 @@ def test_all_is_on_disk_when_finish_returns(tmp_path):
 def test_a_run_that_is_killed_reads_as_crashed(tmp_path):
     script = """
         import os, signal, time
-        from attention_zoo.tasks.wandb_runs import create_wandb_logger
+        from attention_zoo.tasks.training.loggers.wandb_runs import create_wandb_logger
         logger = create_wandb_logger(project="zoo", save_dir=FOLDER, mode="offline")
         logger.log_metrics({"val/loss": 1.5}, step=1)
         time.sleep(3)  # wandb writes every second
@@ -436,7 +436,7 @@ def test_flat_config_names_the_choices():
         "seed": 3,
         "attention": {"name": "grouped_query", "kv_heads": 2, "_partial_": True, "_target_": "a.B"},
         "cross_attention": {"name": "additive"},
-        "optimizer": {"_target_": "attention_zoo.tasks.optimizers.muon", "lr": 0.02},
+        "optimizer": {"_target_": "attention_zoo.tasks.training.optimizers.muon", "lr": 0.02},
         "data": {"source": {"_target_": "x.Phrases", "pair": ["en", "pt"]}},
         "logger": {"wandb": {"mode": "auto"}},
         "paths": {"run": "logs"},

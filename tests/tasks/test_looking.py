@@ -13,12 +13,15 @@ from omegaconf import OmegaConf
 from torch.nn.functional import cross_entropy
 
 from attention_zoo.errors import UserError
-from attention_zoo.tasks.base import IGNORED
-from attention_zoo.tasks.build import build_task, instantiate, settle
-from attention_zoo.tasks.callbacks.attention_entropy import AttentionEntropy, entropy_of_rows
-from attention_zoo.tasks.callbacks.attention_maps import AttentionMaps
-from attention_zoo.tasks.callbacks.gradient_norms import GradientNorms, gradients_by_part
-from attention_zoo.tasks.launcher import register_launcher
+from attention_zoo.tasks.configuration.build import build_task, instantiate, settle
+from attention_zoo.tasks.sweeps.launcher import register_launcher
+from attention_zoo.tasks.training.callbacks.attention_entropy import (
+    AttentionEntropy,
+    entropy_of_rows,
+)
+from attention_zoo.tasks.training.callbacks.attention_maps import AttentionMaps
+from attention_zoo.tasks.training.callbacks.gradient_norms import GradientNorms, gradients_by_part
+from attention_zoo.tasks.training.task import IGNORED
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*does not have many workers"),

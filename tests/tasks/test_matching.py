@@ -7,10 +7,10 @@ import pytest
 from rich.console import Console
 
 from attention_zoo.errors import Unsupported
-from attention_zoo.tasks.base import load_task
-from attention_zoo.tasks.build import parameter_counts
-from attention_zoo.tasks.checkpoints import read_checkpoint
-from attention_zoo.tasks.matching import baseline, cost, match_baseline
+from attention_zoo.tasks.configuration.build import parameter_counts
+from attention_zoo.tasks.sweeps.matching import baseline, cost, match_baseline
+from attention_zoo.tasks.training.checkpoints import read_checkpoint
+from attention_zoo.tasks.training.task import load_task
 from tests.tasks.test_costs import SIZES, composed, data, pair, text
 
 WIDE = ["model.dim=32", "model.heads=4", "model.hidden=128"]

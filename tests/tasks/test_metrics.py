@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import multiprocessing
 
 from attention_zoo.errors import UserError
-from attention_zoo.tasks.metrics import (
+from attention_zoo.tasks.training.metrics import (
     BitsPerByte,
     ChrF,
     ExactMatch,
@@ -358,7 +358,7 @@ def test_two_processes_agree_with_one(tmp_path):
 def test_nothing_heavy_is_imported():
     """By us: torchmetrics takes in transformers, wherever that is installed."""
     code = (
-        "import sys, attention_zoo.tasks.metrics; "
+        "import sys, attention_zoo.tasks.training.metrics; "
         "print([name for name in ('lightning', 'wandb') if name in sys.modules])"
     )
     done = subprocess.run(

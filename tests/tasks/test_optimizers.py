@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from attention_zoo.errors import UserError
-from attention_zoo.tasks import optimizers, schedules
+from attention_zoo.tasks.training import optimizers, schedules
 
 
 class Model(nn.Module):

@@ -11,10 +11,10 @@ import torch
 from lightning.pytorch import Callback
 from rich.console import Console
 
-from attention_zoo.tasks.callbacks.history import History
-from attention_zoo.tasks.callbacks.last_checkpoint import LastCheckpoint
-from attention_zoo.tasks.callbacks.progress import Progress
-from attention_zoo.tasks.callbacks.throughput import Throughput
+from attention_zoo.tasks.training.callbacks.history import History
+from attention_zoo.tasks.training.callbacks.last_checkpoint import LastCheckpoint
+from attention_zoo.tasks.training.callbacks.progress import Progress
+from attention_zoo.tasks.training.callbacks.throughput import Throughput
 from tests.tasks.training import QUIET, Data, Spy, StopAfterTwoEpochs, Task, fit, trainer
 
 pytestmark = QUIET
@@ -115,7 +115,7 @@ def test_accumulated_batches_count_once_each():
 def test_validation_is_not_counted_as_time(monkeypatch):
     clock = types.SimpleNamespace(now=0.0)
     monkeypatch.setattr(
-        "attention_zoo.tasks.callbacks.throughput.time",
+        "attention_zoo.tasks.training.callbacks.throughput.time",
         types.SimpleNamespace(perf_counter=lambda: clock.now),
     )
 
@@ -143,7 +143,7 @@ def test_a_resumed_run_goes_on_counting(tmp_path):
 def test_the_rate_is_that_of_training_proper_and_of_the_whole_run(monkeypatch, tmp_path):
     clock = types.SimpleNamespace(now=0.0)
     monkeypatch.setattr(
-        "attention_zoo.tasks.callbacks.throughput.time",
+        "attention_zoo.tasks.training.callbacks.throughput.time",
         types.SimpleNamespace(perf_counter=lambda: clock.now),
     )
 

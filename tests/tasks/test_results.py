@@ -12,7 +12,7 @@ import pytest
 import torch
 from rich.console import Console
 
-from attention_zoo.tasks.results import (
+from attention_zoo.tasks.training.results import (
     _git_commit,
     collect_manifest,
     print_config_tree,

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from attention_zoo.errors import UserError
-from attention_zoo.tasks import schedules
+from attention_zoo.tasks.training import schedules
 
 NAMES = ["constant", "inverse_square_root", "linear", "cosine", "warmup_stable_decay"]
 

@@ -9,8 +9,8 @@ from hydra.types import HydraContext, RunMode
 from omegaconf import OmegaConf
 
 from attention_zoo.errors import UserError
-from attention_zoo.tasks.composition import register_plugins
-from attention_zoo.tasks.search import TrialsSweeper
+from attention_zoo.tasks.configuration.composition import register_plugins
+from attention_zoo.tasks.sweeps.search import TrialsSweeper
 
 optuna = pytest.importorskip("optuna")
 FAILED = UserError("job failed")
@@ -147,6 +147,6 @@ def test_the_first_failure_can_end_a_search(search):
 
 
 def test_optuna_is_named_where_it_is_missing(search, monkeypatch):
-    monkeypatch.setattr("attention_zoo.tasks.search.find_spec", lambda name: None)
+    monkeypatch.setattr("attention_zoo.tasks.sweeps.search.find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"pip install 'attention-zoo\[optuna\]'"):
         search(Launcher())

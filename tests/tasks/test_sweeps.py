@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from attention_zoo.tasks.exits import FAILED, REFUSED
-from attention_zoo.tasks.sweeps import LOG, Job, Pool, run_jobs, summary
+from attention_zoo.tasks.commands.exit_codes import FAILED, REFUSED
+from attention_zoo.tasks.sweeps.jobs import LOG, Job, Pool, run_jobs, summary
 
 # Does what its first word says, in the folder of the run.
 SCRIPT = f"""
@@ -168,7 +168,7 @@ def test_the_first_failure_can_end_all(tmp_path):
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupt_ends_all_jobs(tmp_path, monkeypatch, number):
     """Gently first; what does not listen is killed."""
-    monkeypatch.setattr("attention_zoo.tasks.sweeps.GRACE", (1.0, 1.0))
+    monkeypatch.setattr("attention_zoo.tasks.sweeps.jobs.GRACE", (1.0, 1.0))
     jobs = [job(tmp_path, 0, "do=save"), job(tmp_path, 1, "do=stay")]
 
     def interrupt() -> None:

@@ -14,7 +14,7 @@ from attention_zoo.decoding import Greedy
 from attention_zoo.models import Seq2Seq
 from attention_zoo.tasks.data.batches import TranslationBatch
 from attention_zoo.tasks.data.tokenizers import ByteTokenizer
-from attention_zoo.tasks.translation import TranslationTask
+from attention_zoo.tasks.training.translation import TranslationTask
 
 SMALL = ["model=tiny", "model.dim=16", "model.heads=2", "model.layers=1", "model.hidden=32"]
 LINES = ["tokenizer=characters", "data.source.size=30", "data.source.valid=4", "data.source.test=4"]

@@ -15,8 +15,8 @@ from typing import ClassVar
 import pytest
 
 from attention_zoo.errors import UserError
-from attention_zoo.tasks.loggers import finish
-from attention_zoo.tasks.wandb_runs import create_wandb_logger
+from attention_zoo.tasks.training.loggers.loggers import finish
+from attention_zoo.tasks.training.loggers.wandb_runs import create_wandb_logger
 from tests.wandb_files import runs, summary
 
 ROOT = Path(__file__).parents[2]
@@ -89,8 +89,8 @@ def run_and_time(folder: Path, **environment: str) -> tuple[str, float]:
     """A process that makes the logger and logs; its stderr, and the seconds that W&B cost it."""
     script = """
         import time
-        from attention_zoo.tasks.loggers import finish, log_table
-        from attention_zoo.tasks.wandb_runs import create_wandb_logger
+        from attention_zoo.tasks.training.loggers.loggers import finish, log_table
+        from attention_zoo.tasks.training.loggers.wandb_runs import create_wandb_logger
         start = time.monotonic()
         logger = create_wandb_logger(project="zoo", save_dir=FOLDER, mode="auto")
         logger.log_metrics({"val/loss": 1.5}, step=1)
@@ -196,8 +196,8 @@ def test_nothing_is_asked_on_a_terminal(tmp_path):
     pty = pytest.importorskip("pty", reason="no pseudo-terminals on this system")
     leader, follower = pty.openpty()
     code = (
-        "from attention_zoo.tasks.loggers import finish; "
-        "from attention_zoo.tasks.wandb_runs import create_wandb_logger; "
+        "from attention_zoo.tasks.training.loggers.loggers import finish; "
+        "from attention_zoo.tasks.training.loggers.wandb_runs import create_wandb_logger; "
         f"logger = create_wandb_logger(project='zoo', save_dir={str(tmp_path)!r}, mode='online'); "
         "finish([logger], 0)"
     )

@@ -7,10 +7,10 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import nn
 from torch.utils.data import DataLoader
 
-from attention_zoo.tasks.callbacks.last_checkpoint import LastCheckpoint
-from attention_zoo.tasks.optimizers import adamw
-from attention_zoo.tasks.reading import AttentionReading
-from attention_zoo.tasks.schedules import linear
+from attention_zoo.tasks.training.callbacks.last_checkpoint import LastCheckpoint
+from attention_zoo.tasks.training.optimizers import adamw
+from attention_zoo.tasks.training.schedules import linear
+from attention_zoo.tasks.views.attention_record import AttentionReading
 
 QUIET = [
     pytest.mark.filterwarnings("ignore:.*does not have many workers"),

@@ -11,7 +11,7 @@ from attention_zoo import UserError, create_attention
 from attention_zoo.attention.base import Attention
 from attention_zoo.attention.local.big_bird import BigBirdAttention
 from attention_zoo.attention.local.pattern import PatternMap
-from attention_zoo.attention.parts import merged, softmax_part
+from attention_zoo.attention.online_softmax import merged, softmax_part
 from attention_zoo.attention.selected.reformer import ReformerAttention
 from attention_zoo.backends import flex
 from attention_zoo.backends.reference import masked_softmax

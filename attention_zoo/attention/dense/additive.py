@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from attention_zoo.attention.scored import ScoredAttention
+from attention_zoo.attention.explicit_scores import ScoredAttention
 from attention_zoo.zoo import ATTENTION, AttentionCard
 
 BLOCK = 32  # queries scored at once

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn.functional import conv2d, pad
 
 from attention_zoo.attention.dense.definition import heads_in_full, scores_by_definition
-from attention_zoo.attention.scored import ScoredAttention
+from attention_zoo.attention.explicit_scores import ScoredAttention
 from attention_zoo.attention.softmax import Heads
 from attention_zoo.backends.reference import masked_softmax
 from attention_zoo.caches import Cache, TokenCache

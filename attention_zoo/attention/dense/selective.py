@@ -5,7 +5,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from attention_zoo.attention.dense.definition import heads_in_full, scores_by_definition
-from attention_zoo.attention.scored import ScoredAttention
+from attention_zoo.attention.explicit_scores import ScoredAttention
 from attention_zoo.attention.softmax import Heads, visible_to
 from attention_zoo.backends.reference import repeat_heads
 from attention_zoo.caches import Cache, TokenCache

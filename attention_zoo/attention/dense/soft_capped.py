@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from attention_zoo.attention.scored import ScoredAttention
+from attention_zoo.attention.explicit_scores import ScoredAttention
 from attention_zoo.attention.softmax import SITES_OF_SOFTMAX
 from attention_zoo.errors import UserError
 from attention_zoo.zoo import ATTENTION, AttentionCard

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from attention_zoo.attention.dense.definition import weights_by_definition
-from attention_zoo.attention.scored import ScoredAttention
+from attention_zoo.attention.explicit_scores import ScoredAttention
 from attention_zoo.zoo import ATTENTION, AttentionCard
 
 

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from attention_zoo.attention.local.blocks import BlockAttention, Blocks
 from attention_zoo.attention.local.pattern import Sequences, sequences
-from attention_zoo.attention.parts import (
+from attention_zoo.attention.online_softmax import (
     Part,
     around,
     gathered,

@@ -5,7 +5,7 @@ from typing import NamedTuple
 from torch import Tensor
 
 from attention_zoo.attention.local.pattern import PatternMap, Sees, placed
-from attention_zoo.attention.parts import Part, gathered, softmax_part
+from attention_zoo.attention.online_softmax import Part, gathered, softmax_part
 from attention_zoo.attention.softmax import Heads, seen_by
 from attention_zoo.backends.reference import repeat_heads
 from attention_zoo.masks import Mask, at

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from attention_zoo.attention.local.blocks import BlockAttention, Blocks
-from attention_zoo.attention.parts import around, in_blocks, merged
+from attention_zoo.attention.online_softmax import around, in_blocks, merged
 from attention_zoo.attention.softmax import Heads
 from attention_zoo.errors import UserError
 from attention_zoo.masks import Mask

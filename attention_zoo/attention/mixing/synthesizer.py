@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from attention_zoo.attention.scored import ScoredAttention
+from attention_zoo.attention.explicit_scores import ScoredAttention
 from attention_zoo.attention.softmax import Heads
 from attention_zoo.caches import TokenCache
 from attention_zoo.errors import UserError

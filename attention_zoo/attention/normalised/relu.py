@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from attention_zoo.attention.scored import ScoredAttention
+from attention_zoo.attention.explicit_scores import ScoredAttention
 from attention_zoo.attention.softmax import SITES_OF_SOFTMAX
 from attention_zoo.zoo import ATTENTION, AttentionCard
 

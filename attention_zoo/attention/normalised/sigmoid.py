@@ -5,8 +5,8 @@ from typing import Any
 
 from torch import Tensor
 
+from attention_zoo.attention.explicit_scores import ScoredAttention
 from attention_zoo.attention.precision import widened
-from attention_zoo.attention.scored import ScoredAttention
 from attention_zoo.attention.softmax import SITES_OF_SOFTMAX
 from attention_zoo.errors import UserError
 from attention_zoo.zoo import ATTENTION, AttentionCard

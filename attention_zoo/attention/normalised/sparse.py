@@ -12,8 +12,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from attention_zoo.attention.explicit_scores import ScoredAttention
 from attention_zoo.attention.precision import widened
-from attention_zoo.attention.scored import ScoredAttention
 
 
 class SparseAttention(ScoredAttention):

@@ -4,8 +4,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
+from attention_zoo.attention.explicit_scores import ScoredAttention
 from attention_zoo.attention.precision import widened
-from attention_zoo.attention.scored import ScoredAttention
 from attention_zoo.attention.softmax import SITES_OF_SOFTMAX
 from attention_zoo.zoo import ATTENTION, AttentionCard
 

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from attention_zoo.attention.selected.blocks import BlockAttention, Blocks
-from attention_zoo.attention.selected.choosing import (
+from attention_zoo.attention.selected.topk_selection import (
     gathered,
     largest,
     products,

@@ -7,8 +7,8 @@ from torch import Tensor
 from torch.nn.functional import avg_pool1d, pad
 from torch.utils.checkpoint import checkpoint
 
-from attention_zoo.attention.selected.choosing import ChoosingAttention, parts
-from attention_zoo.attention.selected.compaction import Compaction, compaction
+from attention_zoo.attention.selected.topk_selection import ChoosingAttention, parts
+from attention_zoo.attention.selected.unpadding import Compaction, compaction
 from attention_zoo.attention.softmax import Heads
 from attention_zoo.errors import UserError
 from attention_zoo.masks import Mask

@@ -8,7 +8,7 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from attention_zoo.attention.selected.choosing import (
+from attention_zoo.attention.selected.topk_selection import (
     ChoosingAttention,
     gathered,
     largest,

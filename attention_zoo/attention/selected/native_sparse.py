@@ -7,7 +7,13 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from attention_zoo.attention.selected.blocks import BlockAttention, Blocks
-from attention_zoo.attention.selected.choosing import gathered, largest, spread, weigh, weighted
+from attention_zoo.attention.selected.topk_selection import (
+    gathered,
+    largest,
+    spread,
+    weigh,
+    weighted,
+)
 from attention_zoo.attention.softmax import Heads
 from attention_zoo.caches import TokenCache
 from attention_zoo.errors import UserError

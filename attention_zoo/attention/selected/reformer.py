@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn.functional import linear, normalize
 
 from attention_zoo.attention.base import Attention, places
-from attention_zoo.attention.parts import Part, around, in_blocks, merged, softmax_part
+from attention_zoo.attention.online_softmax import Part, around, in_blocks, merged, softmax_part
 from attention_zoo.attention.precision import exactly
 from attention_zoo.backends.reference import masked_softmax
 from attention_zoo.caches import Cache

@@ -11,8 +11,8 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from omegaconf import OmegaConf
 
 from attention_zoo.errors import BadInput, UserError
+from attention_zoo.tasks.configuration.compatibility import SYMBOLS, choices, target_of
 from attention_zoo.tasks.data.batches import RandomBlocks
-from attention_zoo.tasks.data.fitting import SYMBOLS, choices, target_of
 from attention_zoo.tasks.data.language import LanguageData, stream_of
 from attention_zoo.tasks.data.sources.parallel_files import ParallelFiles
 from attention_zoo.tasks.data.sources.phrases import Phrases

@@ -1,0 +1,84 @@
+"""`attention-zoo figures ckpt=FILE into=FOLDER`: pictures that explain attention, and a page."""
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from attention_zoo.errors import UserError
+from attention_zoo.zoo import unknown
+
+if TYPE_CHECKING:
+    from attention_zoo.tasks.views.figures.gallery import Picture
+
+OPTIONS = ("ckpt", "into")
+UNTRAINED = "it is of a trained translation; make demo trains one, ckpt=FILE names one."
+
+
+def run(arguments: list[str]) -> None:
+    parser = argparse.ArgumentParser(prog="attention-zoo figures", description=__doc__)
+    parser.add_argument(
+        "options",
+        nargs="*",
+        metavar="ckpt=FILE into=FOLDER",
+        help="a trained translation, by default the newest under logs; by default into=figures",
+    )
+    options = read_options(parser.parse_args(arguments).options)
+
+    from attention_zoo.tasks.views.figures.page import index
+    from attention_zoo.tasks.views.figures.trained import load_translation, newest_translation
+
+    task = None
+    try:
+        checkpoint = Path(options["ckpt"]) if "ckpt" in options else newest_translation()
+    except UserError as lack:
+        about = f"No trained model is drawn: {lack}"
+    else:
+        task = load_translation(checkpoint)
+        about = f"The trained model is {checkpoint}."
+    print(about)
+    folder = Path(options.get("into", "figures"))
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        missing = draw_all(folder, task)
+        (folder / "index.html").write_text(index(about, missing), encoding="utf-8")
+    except OSError as error:
+        raise UserError(
+            f"{folder} cannot be written to ({error.strerror}); name another: into=FOLDER."
+        ) from error
+    print(folder / "index.html")
+
+
+def draw_all(folder: Path, task: Any) -> "dict[Picture, str]":
+    """Draw every picture that can be, and print a line for each; return why the others cannot."""
+    from attention_zoo.tasks.views.figures.gallery import LESSONS, draw, file_name
+
+    missing: dict[Picture, str] = {}
+    for number, lesson in enumerate(LESSONS, start=1):
+        for picture in lesson.pictures:
+            path = folder / file_name(number, picture)
+            try:
+                if picture.trained and task is None:
+                    raise UserError(UNTRAINED)
+                draw(picture, path, task)
+                print(path, flush=True)
+            except UserError as error:
+                missing[picture] = str(error)
+                print(f"{path} is not drawn: {error}", flush=True)
+    return missing
+
+
+def read_options(given: list[str]) -> dict[str, str]:
+    """What was given as name=value.
+
+    Raises:
+        UserError: no option of ours, one given twice, or without a value.
+    """
+    options: dict[str, str] = {}
+    for each in given:
+        name, equals, value = each.partition("=")
+        if name not in OPTIONS or not equals:
+            raise UserError(unknown("option", name if equals else each, list(OPTIONS)))
+        if not value or name in options:
+            raise UserError(f"{name} takes one value, {name}=…; got {' '.join(given)}.")
+        options[name] = value
+    return options

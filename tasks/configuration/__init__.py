@@ -1,0 +1,1 @@
+"""From the command line to a config, and from a config to objects."""

@@ -1,0 +1,1 @@
+"""Many runs: the launcher, the jobs, the search, and equal conditions."""

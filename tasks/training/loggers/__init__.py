@@ -1,0 +1,1 @@
+"""Where the figures of a run go: W&B, TensorBoard, CSV, several of them, or nowhere."""

@@ -1,0 +1,43 @@
+"""The trained model that pictures are of."""
+
+from pathlib import Path
+from typing import Any
+
+from attention_zoo.errors import UserError
+from attention_zoo.tasks.training.checkpoints import newest_of_runs, read_checkpoint
+
+LOGS = Path("logs")
+
+
+def newest_translation(logs: Path = LOGS) -> Path:
+    """The best checkpoint of the translation that was trained last.
+
+    Raises:
+        UserError: there is none.
+    """
+    newest = newest_of_runs(logs, "translation", "best.ckpt")
+    if newest is None:
+        raise UserError(
+            f"there is no trained translation under {logs / 'translation' / 'runs'} yet; make demo "
+            "or attention-zoo train makes one."
+        )
+    return newest
+
+
+def load_translation(path: Path) -> Any:
+    """The `TranslationTask` in a checkpoint, on the CPU, ready to translate.
+
+    Raises:
+        UserError: no checkpoint of ours, or one of another task.
+    """
+    checkpoint = read_checkpoint(path)
+    config = checkpoint["attention_zoo"]["config"]
+    if config["task"]["name"] != "translation":
+        raise UserError(
+            f"{path} is of task={config['task']['name']}; pictures of a trained model are of a "
+            "translation. Name one of those: ckpt=logs/translation/…/checkpoints/best.ckpt"
+        )
+    # It takes seconds to import, which a wrong name need not wait for.
+    from attention_zoo.tasks.training.task import load_task
+
+    return load_task(checkpoint, config)
