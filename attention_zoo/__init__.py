@@ -6,7 +6,14 @@
 """
 
 from attention_zoo.errors import BadInput, Unsupported, UserError
-from attention_zoo.zoo import ATTENTION, POSITION, AttentionCard, Card, PositionCard, unknown
+from attention_zoo.zoo import (
+    ATTENTION,
+    POSITION,
+    AttentionCard,
+    Card,
+    PositionCard,
+    unknown_name_message,
+)
 
 __all__ = [
     "ATTENTION",
@@ -47,7 +54,7 @@ def card(name: str) -> Card:
         return ATTENTION.card(name)
     if name in list(POSITION):
         return POSITION.card(name)
-    raise Unsupported(unknown("entry", name, [*ATTENTION, *POSITION]))
+    raise Unsupported(unknown_name_message("entry", name, [*ATTENTION, *POSITION]))
 
 
 def __getattr__(name: str) -> object:

@@ -17,7 +17,7 @@ Maps = dict[str, list[Tensor]]
 PARTS: dict[Role, str] = {"global": "encoder", "causal": "decoder", "cross": "cross"}
 
 
-class Watched(NamedTuple):
+class CapturedAttention(NamedTuple):
     """What one attention looked at in one call.
 
     Args:
@@ -32,7 +32,7 @@ class Watched(NamedTuple):
 
 
 @contextmanager
-def watching(module: nn.Module) -> Iterator[list[Watched]]:
+def capture_attention(module: nn.Module) -> Iterator[list[CapturedAttention]]:
     """Reads the weights of all attention in a module, in the order in which it is called.
 
     The module gives what it gives unwatched: the weights are computed beside its own pass, without
@@ -58,19 +58,19 @@ def watching(module: nn.Module) -> Iterator[list[Watched]]:
         raise UserError(
             f"{type(module).__name__} holds no attention of the zoo; watch a module that does."
         )
-    watched: list[Watched] = []
+    captured: list[CapturedAttention] = []
     with ExitStack() as stack:
         # Nothing can be compiled where this was not imported, which takes a second.
         if "torch._dynamo" in sys.modules:
             stack.enter_context(torch.compiler.set_stance("force_eager"))
         for name, attention in parts.items():
             stack.enter_context(
-                attention.register_forward_pre_hook(watcher(name, watched), with_kwargs=True)
+                attention.register_forward_pre_hook(capture_hook(name, captured), with_kwargs=True)
             )
-        yield watched
+        yield captured
 
 
-def watcher(name: str, watched: list[Watched]) -> Callable[..., None]:
+def capture_hook(name: str, captured: list[CapturedAttention]) -> Callable[..., None]:
     """A hook that adds the weights of each call of an attention."""
 
     def watch(attention: Attention, inputs: tuple[Any, ...], options: dict[str, Any]) -> None:
@@ -81,16 +81,16 @@ def watcher(name: str, watched: list[Watched]) -> Callable[..., None]:
                 "Watch one pass over all that was written, without a cache."
             )
         weights = attention.attention_map(*inputs, **options)
-        watched.append(Watched(name, attention.role, weights))
+        captured.append(CapturedAttention(name, attention.role, weights))
 
     return watch
 
 
-def by_part(watched: Iterable[Watched]) -> Maps:
+def group_by_role(captured: Iterable[CapturedAttention]) -> Maps:
     """The weights [b h q k] of every layer under `encoder` (global self-attention), `decoder`
     (causal self-attention) and `cross`, as far as there are any."""
     maps: Maps = {}
     for role, part in PARTS.items():
-        if layers := [weights for _, its, weights in watched if its == role]:
+        if layers := [weights for _, its, weights in captured if its == role]:
             maps[part] = layers
     return maps

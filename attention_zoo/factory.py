@@ -6,7 +6,7 @@ from typing import Any
 from attention_zoo.attention.base import Attention
 from attention_zoo.errors import Unsupported, UserError
 from attention_zoo.position.base import PositionalEncoding
-from attention_zoo.zoo import ATTENTION, BEFORE_ATTENTION, POSITION, Role, listed
+from attention_zoo.zoo import ATTENTION, BEFORE_ATTENTION, POSITION, Role, join_names
 
 
 def create_attention(
@@ -19,7 +19,7 @@ def create_attention(
         dim: width of inputs and output.
         role: `causal`, `global` or `cross`.
         position: name of an encoding for it alone. A model gives one encoding to all its layers
-            instead, by `Attention.use`.
+            instead, by `Attention.attach_position`.
         options: of the mechanism; `attention_zoo.ATTENTION[name]` documents them.
 
     Raises:
@@ -34,10 +34,10 @@ def create_attention(
         before = [site for site in POSITION.card(position).acts if site in BEFORE_ATTENTION]
         if before:
             raise Unsupported(
-                f"{position} acts on {listed(tuple(before))}, before a model's layers; attention "
+                f"{position} acts on {join_names(tuple(before))}, before a model's layers; attention "
                 "alone takes an encoding that acts inside it only."
             )
-        attention.use_own(create_position(position, **attention.encoded_sizes))
+        attention.attach_position_own(create_position(position, **attention.position_sizes))
     return attention
 
 
@@ -67,14 +67,16 @@ def create_position(
 def construct(entry: type, name: str, **options: Any) -> Any:
     """`entry(**options)`, refusing options that it does not have."""
     legal = options_of(entry)
-    strange = [option for option in options if option not in legal]
+    unexpected = [option for option in options if option not in legal]
     missing = [
         option
         for option, parameter in legal.items()
         if parameter.default is parameter.empty and option not in options
     ]
-    if strange or missing:
-        fault = f"has no option {strange[0]!r}" if strange else f"needs the option {missing[0]!r}"
+    if unexpected or missing:
+        fault = (
+            f"has no option {unexpected[0]!r}" if unexpected else f"needs the option {missing[0]!r}"
+        )
         raise UserError(f"{name} {fault}. Its options: {', '.join(legal)}.")
     return entry(**options)
 
@@ -82,9 +84,9 @@ def construct(entry: type, name: str, **options: Any) -> Any:
 def options_of(entry: type) -> dict[str, inspect.Parameter]:
     """What an entry's constructor takes, with what it hands on to those of its base classes."""
     found: dict[str, inspect.Parameter] = {}
-    fixed: set[str] = set()
+    decided_options: set[str] = set()
     for base in entry.__mro__:
-        fixed.update(vars(base).get("fixed", ()))
+        decided_options.update(vars(base).get("decided_options", ()))
         if "__init__" in vars(base):
             parameters = inspect.signature(vars(base)["__init__"]).parameters.values()
             named = [p for p in parameters if p.kind is p.KEYWORD_ONLY]
@@ -92,4 +94,4 @@ def options_of(entry: type) -> dict[str, inspect.Parameter]:
             found = {p.name: p for p in named} | found
             if not any(p.kind is p.VAR_KEYWORD for p in parameters):
                 break
-    return {name: parameter for name, parameter in found.items() if name not in fixed}
+    return {name: parameter for name, parameter in found.items() if name not in decided_options}

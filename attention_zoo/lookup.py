@@ -78,10 +78,10 @@ def soft_lookup(
         )
     query = torch.as_tensor(meanings[asked])
     keys = [torch.as_tensor(meanings[key]) for key in entries]
-    if strange := [key.shape for key in keys if key.ndim != 1 or key.shape != query.shape]:
+    if unexpected := [key.shape for key in keys if key.ndim != 1 or key.shape != query.shape]:
         raise UserError(
             "meanings must be vectors of one width, got shapes "
-            f"{list(query.shape)} and {list(strange[0])}."
+            f"{list(query.shape)} and {list(unexpected[0])}."
         )
     scores = (torch.stack(keys) * query).sum(-1)
     weights = torch.softmax(scores / temperature, dim=0)

@@ -24,10 +24,10 @@ class Mask:
         causal: no key after the query's own place.
         window: W keys, oneself included. Causal: the W - 1 before and oneself; else W // 2 before
             and (W - 1) // 2 after.
-        padding: [b k] bool, True at real keys.
-        segments: [b k] numbers of the packed sequences; attention stays within one. Each sequence
+        key_mask: [b k] bool, True at real keys.
+        segment_ids: [b k] numbers of the packed sequences; attention stays within one. Each sequence
             is contiguous.
-        query_segments: [b q] the same for the queries, where they are not the last of the keys
+        query_segment_ids: [b q] the same for the queries, where they are not the last of the keys
             (cross-attention).
 
     Raises:
@@ -36,14 +36,14 @@ class Mask:
 
     causal: bool = False
     window: int | None = None
-    padding: Tensor | None = None
-    segments: Tensor | None = None
-    query_segments: Tensor | None = None
+    key_mask: Tensor | None = None
+    segment_ids: Tensor | None = None
+    query_segment_ids: Tensor | None = None
 
     def __post_init__(self) -> None:
         if self.window is not None and self.window < 1:
             raise UserError(f"window must be at least 1 (oneself), got {self.window}.")
-        if self.query_segments is not None and self.segments is None:
+        if self.query_segment_ids is not None and self.segment_ids is None:
             raise UserError("query_segments are compared with segments: give both.")
 
     @property
@@ -54,7 +54,7 @@ class Mask:
             name for name, value in values.items() if value is not None and value is not False
         )
 
-    def narrowed(self, *, causal: bool = False, window: int | None = None) -> "Mask":
+    def intersect(self, *, causal: bool = False, window: int | None = None) -> "Mask":
         """This mask, and causal or windowed besides."""
         windows = [w for w in (self.window, window) if w is not None]
         return replace(self, causal=self.causal or causal, window=min(windows) if windows else None)
@@ -75,14 +75,14 @@ class Mask:
         if self.causal and columns.stop - 1 > rows.start:
             parts.append((j <= i)[None, None])
         if self.window is not None:
-            before, after = reach(self.window, self.causal)
+            before, after = window_span(self.window, self.causal)
             if rows.stop - 1 - columns.start > before or columns.stop - 1 - rows.start > after:
                 parts.append(((i - j <= before) & (j - i <= after))[None, None])
-        if self.padding is not None:
-            parts.append(self.padding[:, None, None, columns.start : columns.stop])
-        if self.segments is not None:
-            queries = self.segments_of(rows)[:, None, :, None]
-            parts.append(queries == self.segments[:, None, None, columns.start : columns.stop])
+        if self.key_mask is not None:
+            parts.append(self.key_mask[:, None, None, columns.start : columns.stop])
+        if self.segment_ids is not None:
+            queries = self.segment_ids_at(rows)[:, None, :, None]
+            parts.append(queries == self.segment_ids[:, None, None, columns.start : columns.stop])
         if not parts:
             return None
         result = parts[0]
@@ -106,26 +106,26 @@ class Mask:
         if self.causal:
             visible = visible & (j <= i)
         if self.window is not None:
-            before, after = reach(self.window, self.causal)
+            before, after = window_span(self.window, self.causal)
             visible = visible & (i - j <= before) & (j - i <= after)
-        if self.padding is not None:
-            visible = visible & at(self.padding, keys)[..., None, :]
-        if self.segments is not None:
-            own = at(self.segments, queries)[..., :, None]
-            visible = visible & (own == at(self.segments, keys)[..., None, :])
+        if self.key_mask is not None:
+            visible = visible & columns_of(self.key_mask, keys)[..., None, :]
+        if self.segment_ids is not None:
+            own = columns_of(self.segment_ids, queries)[..., :, None]
+            visible = visible & (own == columns_of(self.segment_ids, keys)[..., None, :])
         return visible.expand(*visible.shape[:-2], queries.shape[-1], -1)
 
-    def segments_of(self, rows: range) -> Tensor:
+    def segment_ids_at(self, rows: range) -> Tensor:
         """[b q], those of the queries at these places."""
-        assert self.segments is not None
-        if self.query_segments is None:
-            return self.segments[:, rows.start : rows.stop]
-        shift = self.segments.shape[1] - self.query_segments.shape[1]
-        return self.query_segments[:, rows.start - shift : rows.stop - shift]
+        assert self.segment_ids is not None
+        if self.query_segment_ids is None:
+            return self.segment_ids[:, rows.start : rows.stop]
+        shift = self.segment_ids.shape[1] - self.query_segment_ids.shape[1]
+        return self.query_segment_ids[:, rows.start - shift : rows.stop - shift]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Visible:
+class Visibility:
     """Who sees whom among some queries and keys, for a backend to render its own way.
 
     Args:
@@ -143,7 +143,7 @@ class Visible:
     sinks: int = 0
 
     @property
-    def triangle(self) -> bool:
+    def is_causal_square(self) -> bool:
         """Whether it is the lower triangle of a square, and nothing else."""
         square = self.rows.start == self.columns.start and self.rows.stop == self.columns.stop
         plain = self.pattern is None and not self.sinks
@@ -152,7 +152,7 @@ class Visible:
     @property
     def batch(self) -> int | None:
         """How many rows of the batch differ; None where none does."""
-        parts = (self.mask.padding, self.mask.segments, self.mask.query_segments)
+        parts = (self.mask.key_mask, self.mask.segment_ids, self.mask.query_segment_ids)
         return max((len(part) for part in parts if part is not None), default=None)
 
     def dense(self, device: torch.device) -> Tensor | None:
@@ -169,12 +169,12 @@ class Visible:
         return pad(visible, (self.sinks, 0), value=True)
 
 
-def reach(window: int, causal: bool) -> tuple[int, int]:
+def window_span(window: int, causal: bool) -> tuple[int, int]:
     """How many keys of a window stand before a query, and how many after it."""
     return (window - 1, 0) if causal else (window // 2, (window - 1) // 2)
 
 
-def at(x: Tensor, columns: Tensor) -> Tensor:
+def columns_of(x: Tensor, columns: Tensor) -> Tensor:
     """x [b|1 n] at columns [b|1 m s]: [b|1 m s]. Columns outside the row give what is at its end.
 
     >>> at(torch.tensor([[5, 6, 7]]), torch.tensor([[[-1, 1], [2, 3]]]))

@@ -104,7 +104,7 @@ class Registry(Generic[C]):
             ValueError: the name is taken by another class.
         """
 
-        def enter(entry: type[T]) -> type[T]:
+        def add_entry(entry: type[T]) -> type[T]:
             taken = self._entries.get(card.name)
             if taken is not None and origin(taken) != origin(entry):
                 raise ValueError(f"{self.kind} {card.name!r} is registered already, by {taken}.")
@@ -112,12 +112,12 @@ class Registry(Generic[C]):
             self._entries[card.name] = entry
             return entry
 
-        return enter
+        return add_entry
 
     def __getitem__(self, name: str) -> type:
         discover()
         if name not in self._entries:
-            raise Unsupported(unknown(self.kind, name, list(self)))
+            raise Unsupported(unknown_name_message(self.kind, name, list(self)))
         return self._entries[name]
 
     def __iter__(self) -> Iterator[str]:
@@ -151,7 +151,7 @@ def origin(entry: type) -> tuple[str, str]:
     return entry.__module__, entry.__qualname__
 
 
-def unknown(kind: str, name: str, legal: list[str]) -> str:
+def unknown_name_message(kind: str, name: str, legal: list[str]) -> str:
     """The sentence for a name that is not there: the nearest ones, then all."""
     near = get_close_matches(name, legal, n=3, cutoff=0.5)
     hint = f" Did you mean {' or '.join(near)}?" if near else ""
@@ -167,7 +167,7 @@ def check_pair(attention: AttentionCard, role: Role, position: PositionCard | No
     if role not in attention.roles:
         able = [name for name in ATTENTION if role in ATTENTION.card(name).roles]
         raise Unsupported(
-            f"{attention.name} cannot be {role} attention; it can be {listed(attention.roles)}. "
+            f"{attention.name} cannot be {role} attention; it can be {join_names(attention.roles)}. "
             f"For {role} attention choose from: {', '.join(able)}."
         )
     if position is None or not position.acts:
@@ -181,14 +181,14 @@ def check_pair(attention: AttentionCard, role: Role, position: PositionCard | No
         )
     if role not in position.roles:
         raise Unsupported(
-            f"{position.name} cannot serve {role} attention; it serves {listed(position.roles)}."
+            f"{position.name} cannot serve {role} attention; it serves {join_names(position.roles)}."
         )
-    if not takes(attention, position):
+    if not accepts(attention, position):
         missing = [SITES[site] for site in position.acts if site not in attention.positions]
         fitting = [
             name
             for name in POSITION
-            if takes(attention, POSITION.card(name)) and role in POSITION.card(name).roles
+            if accepts(attention, POSITION.card(name)) and role in POSITION.card(name).roles
         ]
         raise Unsupported(
             f"{attention.name} cannot take position={position.name}, which acts on "
@@ -196,10 +196,10 @@ def check_pair(attention: AttentionCard, role: Role, position: PositionCard | No
         )
 
 
-def takes(attention: AttentionCard, position: PositionCard) -> bool:
+def accepts(attention: AttentionCard, position: PositionCard) -> bool:
     """Whether the mechanism lets an encoding act on all that it acts on."""
     return set(position.acts) <= set(attention.positions)
 
 
-def listed(words: tuple[str, ...]) -> str:
+def join_names(words: tuple[str, ...]) -> str:
     return " or ".join(words) if words else "nothing"

@@ -24,7 +24,7 @@ from rich.table import Table
 from torch.nn.functional import cross_entropy
 
 from attention_zoo.tasks.commands.warning_filters import quiet
-from attention_zoo.tasks.configuration.build import build_task, instantiate, settle
+from attention_zoo.tasks.configuration.build import build_task, instantiate, resolve_defaults
 from attention_zoo.tasks.configuration.composition import register_plugins
 from attention_zoo.tasks.training.loggers.loggers import create_loggers, finish
 from attention_zoo.tasks.training.task import IGNORED, Task
@@ -46,7 +46,7 @@ class Stopwatch(Callback):
 
 
 def composed(overrides: list[str], run: str, steps: int) -> dict[str, Any]:
-    fixed = [
+    decided_options = [
         f"paths.run={run}",
         "logger=csv",
         f"trainer.max_steps={steps}",
@@ -54,8 +54,8 @@ def composed(overrides: list[str], run: str, steps: int) -> dict[str, Any]:
         "schedule=constant",
     ]
     with initialize_config_module("attention_zoo.conf", version_base="1.3"):
-        config = compose("train", overrides=[*overrides, *fixed])
-    settle(config)
+        config = compose("train", overrides=[*overrides, *decided_options])
+    resolve_defaults(config)
     plain = OmegaConf.to_container(config, resolve=True)
     assert isinstance(plain, dict)
     return plain | {"choices": {}}

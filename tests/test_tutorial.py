@@ -18,7 +18,7 @@ NAMES = [
     for picture in lesson.pictures
 ]
 TRAINING = [
-    *("model=tiny", "model.dim=16", "model.heads=2", "model.layers=1", "model.hidden=32"),
+    *("model=tiny", "model.dim=16", "model.heads=2", "model.layers=1", "model.ffn_dim=32"),
     *("tokenizer=characters", "data.source.size=60", "data.source.valid=4", "test=false"),
     *("decoding.max_extra=2", "decoding.max_ratio=0.1", "callbacks=minimal", "logger=none"),
     *("trainer.max_steps=1", "trainer.val_check_interval=1"),

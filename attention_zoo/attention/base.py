@@ -12,7 +12,7 @@ from attention_zoo.caches import Cache
 from attention_zoo.errors import Unsupported, UserError
 from attention_zoo.masks import Mask
 from attention_zoo.position.base import PositionalEncoding
-from attention_zoo.zoo import AttentionCard, Role, check_pair, listed
+from attention_zoo.zoo import AttentionCard, Role, check_pair, join_names
 
 
 class Attention(nn.Module):
@@ -35,7 +35,7 @@ class Attention(nn.Module):
 
     card: ClassVar[AttentionCard]
     # Options of a base class that this one decides itself.
-    fixed: ClassVar[tuple[str, ...]] = ()
+    decided_options: ClassVar[tuple[str, ...]] = ()
     # Of the mechanism's own, in keys; it narrows every mask.
     window: int | None = None
     # The most tokens that it can take, if it has a limit.
@@ -70,11 +70,13 @@ class Attention(nn.Module):
         self.kv_heads = kv_heads
         self.head_dim = dim // heads if head_dim is None else head_dim
         self.layer = layer
-        self.add_projections(bias)
+        self.create_projections(bias)
         self.position: PositionalEncoding
-        self.use(PositionalEncoding(dim=dim, heads=heads, head_dim=self.head_dim, role=role))
+        self.attach_position(
+            PositionalEncoding(dim=dim, heads=heads, head_dim=self.head_dim, role=role)
+        )
 
-    def add_projections(self, bias: bool) -> None:
+    def create_projections(self, bias: bool) -> None:
         """Make the projections; a mechanism that has others, or none, overrides this."""
         self.query = nn.Linear(self.dim, self.heads * self.head_dim, bias=bias)
         self.key = nn.Linear(self.dim, self.kv_heads * self.head_dim, bias=bias)
@@ -86,18 +88,18 @@ class Attention(nn.Module):
         return {name: part for name, part in vars(self).items() if name != "auxiliary_loss"}
 
     @property
-    def encoded_sizes(self) -> dict[str, Any]:
+    def position_sizes(self) -> dict[str, Any]:
         """What an encoding of this attention must know to be built."""
         return {
             "dim": self.dim,
             "heads": self.heads,
-            "head_dim": self.encoded_dim,
+            "head_dim": self.position_dim,
             "role": self.role,
             "layer": self.layer,
         }
 
     @property
-    def encoded_dim(self) -> int:
+    def position_dim(self) -> int:
         """Width of the part of a head that an encoding may turn."""
         return self.head_dim
 
@@ -115,7 +117,7 @@ class Attention(nn.Module):
         functions = {"min": min, "max": max, "ceil": math.ceil, "log2": math.log2}
         return eval(formula, {"__builtins__": {}}, {**functions, **self.sizes, "t": tokens})
 
-    def use(self, position: PositionalEncoding) -> None:
+    def attach_position(self, position: PositionalEncoding) -> None:
         """Let this encoding act on heads and scores.
 
         It stays its owner's: a model shares one over its layers, so it is held here without being
@@ -127,9 +129,9 @@ class Attention(nn.Module):
         check_pair(self.card, self.role, position.card)
         object.__setattr__(self, "position", position)
 
-    def use_own(self, encoding: PositionalEncoding) -> None:
+    def attach_position_own(self, encoding: PositionalEncoding) -> None:
         """Use an encoding that is this attention's own: it becomes a part of it."""
-        self.use(encoding)
+        self.attach_position(encoding)
         self.encoding = encoding
 
     def forward(
@@ -193,7 +195,7 @@ class Attention(nn.Module):
         """The output [b q d] of the weighted sums of values [b h q c], for queries from x."""
         return self.project_output(attended)
 
-    def sees(self, query: int, key: int, length: int) -> bool:
+    def is_visible(self, query: int, key: int, length: int) -> bool:
         """Whether the mechanism's own pattern lets the query at a place see the key at another.
 
         Places are counted from the first real token of a sequence, whose last one stands at
@@ -212,7 +214,7 @@ class Attention(nn.Module):
     ) -> Tensor:
         """`forward` as the paper writes it, plain and slow, for the tests.
 
-        `visible` is [b q k]: the mask with the role's part, the mechanism's window and `sees`.
+        `visible` is [b q k]: the mask with the role's part, the mechanism's window and `is_visible`.
         """
         raise NotImplementedError
 
@@ -234,27 +236,31 @@ class Attention(nn.Module):
         """What `new_cache` gives once it may."""
         raise NotImplementedError
 
-    def honoured(
+    def effective_mask(
         self, mask: Mask, x: Tensor, context: Tensor | None, cache: Cache | None = None
     ) -> Mask:
         """The mask with the role's and the mechanism's own part, if all of it can be honoured."""
         cross = self.role == "cross"
         if (context is not None) != cross:
             raise UserError(f"{self.role} attention {'needs a' if cross else 'takes no'} context.")
-        mask = mask.narrowed(causal=self.role == "causal", window=self.window)
-        strange = ("causal", "window") if cross else ("query_segments",)
-        legal = [name for name in self.card.masks if name not in strange]
+        mask = mask.intersect(causal=self.role == "causal", window=self.window)
+        unexpected = ("causal", "window") if cross else ("query_segment_ids",)
+        legal = [name for name in self.card.masks if name not in unexpected]
         refused = tuple(name for name in mask.names if name not in legal)
         if refused:
             raise Unsupported(
                 f"{self.card.name} as {self.role} attention cannot honour the mask "
-                f"{listed(refused)}; it honours: {', '.join(legal)}."
+                f"{join_names(refused)}; it honours: {', '.join(legal)}."
             )
-        if cross and mask.segments is not None and mask.query_segments is None:
+        if cross and mask.segment_ids is not None and mask.query_segment_ids is None:
             raise UserError("segments in cross attention need query_segments beside them.")
         held = 0 if cache is None else cache.length
         keys = held + x.shape[1] if context is None else held or context.shape[1]
-        for name, length in (("padding", keys), ("segments", keys), ("query_segments", x.shape[1])):
+        for name, length in (
+            ("key_mask", keys),
+            ("segment_ids", keys),
+            ("query_segment_ids", x.shape[1]),
+        ):
             part = getattr(mask, name)
             if part is not None and part.shape[1] != length:
                 raise UserError(
@@ -283,7 +289,7 @@ class Attention(nn.Module):
         return self.output(rearrange(heads, "b h q c -> b q (h c)"))
 
 
-def places(x: Tensor, positions: Tensor | None, cache: Cache | None) -> Tensor:
+def resolve_positions(x: Tensor, positions: Tensor | None, cache: Cache | None) -> Tensor:
     """[b|1 q]: the given positions, or those that follow the cache's tokens."""
     if positions is not None:
         return positions

@@ -10,13 +10,13 @@ from attention_zoo.backends.reference import masked_softmax, repeat_heads
 from attention_zoo.masks import Mask
 
 
-class ScoredAttention(SoftmaxAttention):
+class ExplicitScoresAttention(SoftmaxAttention):
     """normalise(scores(Q, K) + bias, masked) V.
 
     The scores themselves are needed, [b h q k], so that no fused kernel can serve.
     """
 
-    fixed = ("backend",)
+    decided_options = ("backend",)
 
     def __init__(self, **options: Any) -> None:
         super().__init__(backend="reference", **options)
@@ -27,7 +27,7 @@ class ScoredAttention(SoftmaxAttention):
         return self.weighted(weights, heads)
 
     def weights(self, heads: Heads, visible: Tensor | None) -> Tensor:
-        scores, bias = self.scores(heads.q, heads.k), self.bias(heads, visible)
+        scores, bias = self.scores(heads.q, heads.k), self.score_bias(heads, visible)
         return self.normalise(scores if bias is None else scores + bias, visible)
 
     def scores(self, q: Tensor, k: Tensor) -> Tensor:

@@ -11,18 +11,18 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from attention_zoo.attention.precision import widened
+from attention_zoo.attention.precision import upcast
 
 
-class Part(NamedTuple):
+class PartialSoftmax(NamedTuple):
     """Of a softmax: what it comes to over some of the keys. In float32 at least."""
 
-    above: Tensor  # [… q c]
-    below: Tensor  # [… q]
-    peak: Tensor  # [… q], finite also where nothing is visible; no gradient runs through it
+    numerator: Tensor  # [… q c]
+    denominator: Tensor  # [… q]
+    maximum: Tensor  # [… q], finite also where nothing is visible; no gradient runs through it
 
 
-def softmax_part(
+def partial_softmax(
     q: Tensor,
     k: Tensor,
     v: Tensor,
@@ -31,31 +31,31 @@ def softmax_part(
     bias: Tensor | None = None,
     scale: float,
     dropout: float = 0.0,
-) -> Part:
+) -> PartialSoftmax:
     """Of queries [… u c] over keys and values [… s c], where `visible` [… u s] says so."""
     scores = q @ k.transpose(-2, -1) * scale
     if bias is not None:
         scores = scores + bias
-    scores = widened(scores)
+    scores = upcast(scores)
     scores = scores.masked_fill(~visible, float("-inf"))
-    peak = scores.detach().amax(dim=-1).clamp(min=torch.finfo(scores.dtype).min)
-    powers = torch.exp(scores - peak[..., None])
-    above = torch.dropout(powers, dropout, train=True) @ v
-    return Part(above.to(powers.dtype), powers.sum(dim=-1), peak)
+    maximum = scores.detach().amax(dim=-1).clamp(min=torch.finfo(scores.dtype).min)
+    powers = torch.exp(scores - maximum[..., None])
+    numerator = torch.dropout(powers, dropout, train=True) @ v
+    return PartialSoftmax(numerator.to(powers.dtype), powers.sum(dim=-1), maximum)
 
 
-def merged(parts: list[Part]) -> Tensor:
+def merge_partial(parts: list[PartialSoftmax]) -> Tensor:
     """The softmax over the keys of all parts, [… q c]; zeros where none of them is visible."""
-    peak = torch.stack([part.peak for part in parts]).amax(dim=0)
-    above, below = torch.zeros_like(parts[0].above), torch.zeros_like(peak)
+    maximum = torch.stack([part.maximum for part in parts]).amax(dim=0)
+    numerator, denominator = torch.zeros_like(parts[0].numerator), torch.zeros_like(maximum)
     for part in parts:
-        share = torch.exp(part.peak - peak)
-        above = above + part.above * share[..., None]
-        below = below + part.below * share
-    return above / below.masked_fill(below == 0.0, 1.0)[..., None]
+        share = torch.exp(part.maximum - maximum)
+        numerator = numerator + part.numerator * share[..., None]
+        denominator = denominator + part.denominator * share
+    return numerator / denominator.masked_fill(denominator == 0.0, 1.0)[..., None]
 
 
-def scattered(part: Part, rows: Tensor, length: int) -> Part:
+def scatter_blocks(part: PartialSoftmax, rows: Tensor, length: int) -> PartialSoftmax:
     """Parts of several blocks, brought to the columns of their queries and added up there.
 
     Args:
@@ -65,17 +65,19 @@ def scattered(part: Part, rows: Tensor, length: int) -> Part:
     Returns:
         [b h length …].
     """
-    batch, heads = part.peak.shape[:2]
+    batch, heads = part.maximum.shape[:2]
     index = rows.clamp(0, length - 1).flatten(1)[:, None].expand(batch, heads, -1)
-    peaks = part.peak.flatten(2)
-    peak = peaks.new_full((batch, heads, length), torch.finfo(peaks.dtype).min)
-    peak = peak.scatter_reduce(2, index, peaks, "amax")
-    share = torch.exp(peaks - peak.gather(2, index))
-    below = torch.zeros_like(peak).scatter_add(2, index, part.below.flatten(2) * share)
-    above = part.above.flatten(2, 3) * share[..., None]
-    wide = index[..., None].expand_as(above)
-    zeros = above.new_zeros(batch, heads, length, above.shape[3])
-    return Part(zeros.scatter_add(2, wide, above), below, peak)
+    maxima = part.maximum.flatten(2)
+    maximum = maxima.new_full((batch, heads, length), torch.finfo(maxima.dtype).min)
+    maximum = maximum.scatter_reduce(2, index, maxima, "amax")
+    share = torch.exp(maxima - maximum.gather(2, index))
+    denominator = torch.zeros_like(maximum).scatter_add(
+        2, index, part.denominator.flatten(2) * share
+    )
+    numerator = part.numerator.flatten(2, 3) * share[..., None]
+    wide = index[..., None].expand_as(numerator)
+    zeros = numerator.new_zeros(batch, heads, length, numerator.shape[3])
+    return PartialSoftmax(zeros.scatter_add(2, wide, numerator), denominator, maximum)
 
 
 def gathered(x: Tensor, columns: Tensor) -> Tensor:
@@ -88,19 +90,19 @@ def gathered(x: Tensor, columns: Tensor) -> Tensor:
     return taken.unflatten(2, columns.shape[1:])
 
 
-def in_blocks(columns: Tensor, size: int) -> Tensor:
+def split_into_blocks(columns: Tensor, size: int) -> Tensor:
     """Neighbouring columns [q] in blocks of a size, [m u]; the last one may reach beyond them."""
     blocks = -(-len(columns) // size)
     return (columns[0] + torch.arange(blocks * size, device=columns.device)).view(blocks, size)
 
 
-def around(queries: Tensor, before: int, after: int) -> Tensor:
+def neighbouring_columns(queries: Tensor, before: int, after: int) -> Tensor:
     """[1 m s]: from contiguous blocks [m u], so many columns before each, and so many after it."""
     steps = torch.arange(-before, queries.shape[1] + after, device=queries.device)
     return (queries[:, :1] + steps)[None]
 
 
-def joined(*parts: Tensor, dim: int) -> Tensor:
+def concatenate(*parts: Tensor, dim: int) -> Tensor:
     """[b|1 …] joined along a dimension; what all rows share is repeated where it must be."""
     batch = max(len(part) for part in parts)
     return torch.cat([part.expand(batch, *part.shape[1:]) for part in parts], dim=dim)

@@ -9,13 +9,13 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from attention_zoo.attention.base import Attention, places
+from attention_zoo.attention.base import Attention, resolve_positions
 from attention_zoo.backends import BACKENDS, resolve
 from attention_zoo.backends.reference import attention_weights, repeat_heads
 from attention_zoo.caches import Cache, TokenCache
 from attention_zoo.errors import Unsupported, UserError
-from attention_zoo.masks import Mask, Pattern, Visible
-from attention_zoo.position.base import Compared
+from attention_zoo.masks import Mask, Pattern, Visibility
+from attention_zoo.position.base import ScoreInputs
 from attention_zoo.zoo import Site
 
 # Where an encoding may act, on attention that keeps the heads and the way to weights as they are.
@@ -80,7 +80,7 @@ class SoftmaxAttention(Attention):
     ) -> Tensor:
         """What each query gets of the values, [b h q c]."""
         assert cache is None or isinstance(cache, TokenCache)
-        mask = self.honoured(mask, x, context, cache)
+        mask = self.effective_mask(mask, x, context, cache)
         heads = self.heads_of(x, context, positions, cache)
         last = heads.k.shape[2] if cache is None or self.role == "cross" else cache.length
         attended = [self.attended(run, mask, stop) for run, stop in self.turned(heads, last)]
@@ -94,7 +94,7 @@ class SoftmaxAttention(Attention):
         mask: Mask = Mask(),
         positions: Tensor | None = None,
     ) -> Tensor:
-        mask = self.honoured(mask, x, context)
+        mask = self.effective_mask(mask, x, context)
         heads = self.heads_of(x, context, positions, None)
         keys = heads.k.shape[2]
         maps = [
@@ -120,7 +120,7 @@ class SoftmaxAttention(Attention):
         for run, stop in self.turned(heads, heads.k.shape[2]):
             q, k = run.q, run.k
             rows = visible[:, start : start + q.shape[2], :stop]
-            bias = self.bias(run, rows[:, None])
+            bias = self.score_bias(run, rows[:, None])
             weights = q.new_zeros(*q.shape[:3], k.shape[2])
             for b, h, i in product(*map(range, q.shape[:3])):
                 seen = rows[b, i].nonzero()[:, 0]
@@ -157,17 +157,17 @@ class SoftmaxAttention(Attention):
         """The heads of x, and of the context or what the cache keeps; the cache takes them in."""
         q = self.project_query(x)
         cross = self.role == "cross"
-        q_positions = places(x, positions, None if cross else cache)
+        q_positions = resolve_positions(x, positions, None if cross else cache)
         if cross and cache is not None and cache.tokens:
             return with_kept(q, q_positions, cache.tokens)
         source, k_positions = x, q_positions
         if cross:
             assert context is not None
-            source, k_positions = context, places(context, None, None)
+            source, k_positions = context, resolve_positions(context, None, None)
         k, v = self.project_key_value(source)
         if not cross:
             q, k = self.rotate(q, k, q_positions)
-        more = {**self.more_of(source), **self.position.keep(source)}
+        more = {**self.extra_features(source), **self.position.cached_features(source)}
         kept = {"keys": k, "values": v, **more}
         if cache is None:
             return with_kept(q, q_positions, {**kept, "positions": k_positions[..., None]})
@@ -178,7 +178,7 @@ class SoftmaxAttention(Attention):
         """Queries [b h t c] and keys [b g t c] of the same tokens, as the encoding turns them."""
         return self.position.rotate(q, k, positions)
 
-    def more_of(self, source: Tensor) -> dict[str, Tensor]:
+    def extra_features(self, source: Tensor) -> dict[str, Tensor]:
         """What the mechanism keeps of every token [b k d] beside keys and values, [b … k c]."""
         return {}
 
@@ -195,20 +195,20 @@ class SoftmaxAttention(Attention):
         q, k, v, q_positions, k_positions, more = heads
         assert not more, "what is kept beside keys and values cannot be cut to the keys of a run"
         queries, keys = q.shape[2], k.shape[2]
-        for run in position.runs(q_positions):
+        for run in position.length_spans(q_positions):
             behind = queries - run.stop
             stop = keys - behind
-            places = q_positions[:, run], k_positions[:, :stop]
-            turned = position.turn(q[:, :, run], k[:, :, :stop], *places)
-            yield Heads(*turned, v[:, :, :stop], *places, {}), last - behind
+            token_positions = q_positions[:, run], k_positions[:, :stop]
+            turned = position.rotate_by_length(q[:, :, run], k[:, :, :stop], *token_positions)
+            yield Heads(*turned, v[:, :, :stop], *token_positions, {}), last - behind
 
-    def bias(self, heads: Heads, visible: Tensor | None) -> Tensor | None:
+    def score_bias(self, heads: Heads, visible: Tensor | None) -> Tensor | None:
         """What is added to the scores, [b|1 h q k], where a query sees a key, [b|1 1 q k]."""
         position = self.position
         if "content" not in position.card.acts:
-            return position.bias(heads.q_positions, heads.k_positions)
-        return position.read(
-            Compared(
+            return position.score_bias(heads.q_positions, heads.k_positions)
+        return position.content_bias(
+            ScoreInputs(
                 heads.q,
                 repeat_heads(heads.k, heads.q.shape[1]),
                 heads.q_positions,
@@ -229,24 +229,24 @@ class SoftmaxAttention(Attention):
     def weighted(self, weights: Tensor, heads: Heads) -> Tensor:
         """What weights [b h q k] come to, [b h q c]."""
         out = weights @ repeat_heads(heads.v, self.heads)
-        more = self.position.give(weights, heads.q_positions, heads.k_positions)
+        more = self.position.value_bias(weights, heads.q_positions, heads.k_positions)
         return out if more is None else out + more
 
     def attend(self, heads: Heads, mask: Mask, last: int) -> Tensor:
         """[b h q c]. The keys, and the queries, are the last ones of `last` tokens."""
         return self.attend_visible(heads, seen_by(heads, mask, last))
 
-    def attend_visible(self, heads: Heads, visible: Visible) -> Tensor:
+    def attend_visible(self, heads: Heads, visible: Visibility) -> Tensor:
         """[b h q c], by the backend."""
-        return self.computed(*heads[:3], visible, self.bias_under(heads, visible))
+        return self.computed(*heads[:3], visible, self.rendered_bias(heads, visible))
 
-    def bias_under(self, heads: Heads, visible: Visible) -> Tensor | None:
+    def rendered_bias(self, heads: Heads, visible: Visibility) -> Tensor | None:
         """`bias`; who sees whom is rendered only for an encoding that asks for it."""
         asked = "content" in self.position.card.acts
-        return self.bias(heads, visible.dense(heads.q.device) if asked else None)
+        return self.score_bias(heads, visible.dense(heads.q.device) if asked else None)
 
     def computed(
-        self, q: Tensor, k: Tensor, v: Tensor, visible: Visible, bias: Tensor | None
+        self, q: Tensor, k: Tensor, v: Tensor, visible: Visibility, bias: Tensor | None
     ) -> Tensor:
         """What the backend makes of them."""
         return BACKENDS[self.backend].attend(
@@ -261,7 +261,7 @@ class SoftmaxAttention(Attention):
 
     def weights(self, heads: Heads, visible: Tensor | None) -> Tensor:
         """[b h q k]."""
-        bias = self.bias(heads, visible)
+        bias = self.score_bias(heads, visible)
         return attention_weights(heads.q, heads.k, visible=visible, bias=bias, scale=self.scale)
 
 
@@ -272,11 +272,11 @@ def with_kept(q: Tensor, q_positions: Tensor, kept: dict[str, Tensor]) -> Heads:
     return Heads(q, kept["keys"], kept["values"], q_positions, positions, more)
 
 
-def seen_by(heads: Heads, mask: Mask, last: int, pattern: Pattern | None = None) -> Visible:
+def seen_by(heads: Heads, mask: Mask, last: int, pattern: Pattern | None = None) -> Visibility:
     """Who sees whom, where queries and keys are the last ones of `last` tokens."""
     queries, keys = heads.q.shape[2], heads.k.shape[2]
     rows, columns = range(last - queries, last), range(last - keys, last)
-    return Visible(mask=mask, rows=rows, columns=columns, pattern=pattern)
+    return Visibility(mask=mask, rows=rows, columns=columns, pattern=pattern)
 
 
 def visible_to(heads: Heads, mask: Mask, last: int) -> Tensor | None:

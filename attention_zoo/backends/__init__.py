@@ -14,7 +14,7 @@ from torch import Tensor
 
 from attention_zoo.backends import flex, reference, sdpa
 from attention_zoo.errors import Unsupported
-from attention_zoo.zoo import unknown
+from attention_zoo.zoo import unknown_name_message
 
 log = logging.getLogger(__name__)
 
@@ -47,5 +47,5 @@ def resolve(name: str, choices: tuple[str, ...]) -> str:
         log.info("backend=auto is %s", choices[0])
         return choices[0]
     if name not in choices:
-        raise Unsupported(unknown("backend", name, ["auto", *choices]))
+        raise Unsupported(unknown_name_message("backend", name, ["auto", *choices]))
     return name

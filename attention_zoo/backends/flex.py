@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
 
 from attention_zoo.errors import Unsupported
-from attention_zoo.masks import Pattern, Visible, reach
+from attention_zoo.masks import Pattern, Visibility, window_span
 
 # Of a row of the batch, a head, a query and a key.
 Rule = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
@@ -26,7 +26,7 @@ def attend(
     k: Tensor,
     v: Tensor,
     *,
-    visible: Visible,
+    visible: Visibility,
     bias: Tensor | None = None,
     scale: float,
     dropout: float = 0.0,
@@ -86,7 +86,7 @@ def plain(*args: Any, **options: Any) -> Tensor:
         return flex_attention(*args, **options)
 
 
-def block_mask(visible: Visible, q: Tensor, k: Tensor) -> BlockMask | None:
+def block_mask(visible: Visibility, q: Tensor, k: Tensor) -> BlockMask | None:
     """Which blocks of queries [b h q c] see which of keys [b g k c]; None where all see all."""
     sees = rule(visible, len(q), q.device)
     if sees is None:
@@ -96,7 +96,7 @@ def block_mask(visible: Visible, q: Tensor, k: Tensor) -> BlockMask | None:
     return make(sees, rows, None, q.shape[2], k.shape[2], device=q.device)
 
 
-def rule(visible: Visible, batch: int, device: torch.device) -> Rule | None:
+def rule(visible: Visibility, batch: int, device: torch.device) -> Rule | None:
     """Who sees whom, elementwise; None where all see all."""
     mask, rows, columns, sinks = visible.mask, visible.rows, visible.columns, visible.sinks
     first_row, first_column = (place(part.start, device) for part in (rows, columns))
@@ -104,18 +104,21 @@ def rule(visible: Visible, batch: int, device: torch.device) -> Rule | None:
     if mask.causal and columns.stop - 1 > rows.start:
         parts.append(lambda b, i, j: j <= i)
     if mask.window is not None:
-        before, after = reach(mask.window, mask.causal)
+        before, after = window_span(mask.window, mask.causal)
         parts.append(lambda b, i, j: (i - j <= before) & (j - i <= after))
-    if mask.padding is not None:
-        real = mask.padding.expand(batch, -1)
+    if mask.key_mask is not None:
+        real = mask.key_mask.expand(batch, -1)
         parts.append(lambda b, i, j: real[b, j])
-    if mask.segments is not None:
-        theirs, own = mask.segments.expand(batch, -1), mask.segments_of(rows).expand(batch, -1)
+    if mask.segment_ids is not None:
+        theirs, own = (
+            mask.segment_ids.expand(batch, -1),
+            mask.segment_ids_at(rows).expand(batch, -1),
+        )
         parts.append(lambda b, i, j: own[b, i - first_row] == theirs[b, j])
     if not parts:
         return None
 
-    def sees(b: Tensor, h: Tensor, query: Tensor, key: Tensor) -> Tensor:
+    def is_visible(b: Tensor, h: Tensor, query: Tensor, key: Tensor) -> Tensor:
         i = query + first_row
         j = ((key - sinks).clamp(min=0) if sinks else key) + first_column
         seen = parts[0](b, i, j)
@@ -123,7 +126,7 @@ def rule(visible: Visible, batch: int, device: torch.device) -> Rule | None:
             seen = seen & part(b, i, j)
         return seen | (key < sinks) if sinks else seen
 
-    return sees
+    return is_visible
 
 
 def place(number: int, device: torch.device) -> int | Tensor:

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from attention_zoo.masks import Visible
+from attention_zoo.masks import Visibility
 
 
 def attend(
@@ -11,7 +11,7 @@ def attend(
     k: Tensor,
     v: Tensor,
     *,
-    visible: Visible,
+    visible: Visibility,
     bias: Tensor | None = None,
     scale: float,
     dropout: float = 0.0,

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad, scaled_dot_product_attention
 
-from attention_zoo.masks import Visible
+from attention_zoo.masks import Visibility
 
 
 def attend(
@@ -14,7 +14,7 @@ def attend(
     k: Tensor,
     v: Tensor,
     *,
-    visible: Visible,
+    visible: Visibility,
     bias: Tensor | None = None,
     scale: float,
     dropout: float = 0.0,
@@ -24,7 +24,7 @@ def attend(
         return attend_padded(q, k, v, visible=visible, bias=bias, scale=scale, dropout=dropout)
     # A plain triangle is left to the kernel, which then skips the half that is not visible. A mask
     # beside `is_causal` is combined by some kernels and refused by others.
-    triangle = visible.triangle and bias is None
+    triangle = visible.is_causal_square and bias is None
     mask = None if triangle else visible.dense(q.device)
     if bias is not None:
         bias = bias.to(q.dtype)
@@ -41,10 +41,10 @@ def attend(
     )
 
 
-def differs_by_padding_only(visible: Visible) -> bool:
+def differs_by_padding_only(visible: Visibility) -> bool:
     """Whether the rows of a batch see alike, but for their padding."""
-    plain = visible.pattern is None and visible.mask.segments is None
-    return plain and visible.mask.padding is not None
+    plain = visible.pattern is None and visible.mask.segment_ids is None
+    return plain and visible.mask.key_mask is not None
 
 
 def attend_padded(
@@ -52,7 +52,7 @@ def attend_padded(
     k: Tensor,
     v: Tensor,
     *,
-    visible: Visible,
+    visible: Visibility,
     bias: Tensor,
     scale: float,
     dropout: float,
@@ -67,13 +67,13 @@ def attend_padded(
     if torch.is_autocast_enabled(q.device.type):
         kinds.append(torch.get_autocast_dtype(q.device.type))
     low = (min(torch.finfo(kind).max for kind in kinds) / 4) ** 0.5
-    assert visible.mask.padding is not None
+    assert visible.mask.key_mask is not None
     columns = slice(visible.columns.start, visible.columns.stop)
-    real = pad(visible.mask.padding[:, columns], (visible.sinks, 0), value=True)
+    real = pad(visible.mask.key_mask[:, columns], (visible.sinks, 0), value=True)
     channel = torch.zeros_like(k[..., :1]).masked_fill(~real[:, None, :, None], -low)
     # GPU kernels want widths of whole eights, and those of queries, keys and values to be equal.
     rest = -(q.shape[-1] + 1) % 8
-    shared = replace(visible, mask=replace(visible.mask, padding=None))
+    shared = replace(visible, mask=replace(visible.mask, key_mask=None))
     out = attend(
         torch.cat([q, torch.full_like(q[..., :1], low), q.new_zeros(*q.shape[:-1], rest)], dim=-1),
         torch.cat([k, channel, k.new_zeros(*k.shape[:-1], rest)], dim=-1),

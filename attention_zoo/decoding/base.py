@@ -35,10 +35,10 @@ class TranslationModel(Protocol):
 
     training: bool
 
-    def encode(self, source: Tensor, padding: Tensor) -> Tensor: ...
+    def encode(self, source: Tensor, key_mask: Tensor) -> Tensor: ...
 
     def decode(
-        self, target: Tensor, memory: Tensor, padding: Tensor, *, cache: Any = None
+        self, target: Tensor, memory: Tensor, key_mask: Tensor, *, cache: Any = None
     ) -> Tensor: ...
 
     def new_cache(self) -> Any: ...
@@ -99,7 +99,7 @@ class Stepper:
         self,
         model: TranslationModel,
         source: Tensor,
-        padding: Tensor,
+        key_mask: Tensor,
         *,
         bos_id: int,
         eos_id: int,
@@ -111,16 +111,16 @@ class Stepper:
         self.model = model
         self.eos_id = eos_id
         self.never = [bos_id, pad_id]
-        self.padding = padding
-        self.memory = model.encode(source, padding)
+        self.key_mask = key_mask
+        self.memory = model.encode(source, key_mask)
         self.cache = open_cache(model)
-        limits = (padding.sum(1) * max_ratio).long() + max_extra
+        limits = (key_mask.sum(1) * max_ratio).long() + max_extra
         max_length = getattr(model, "max_length", None)
         self.limits = limits if max_length is None else limits.clamp(max=max_length - 1)
 
     def __call__(self, target: Tensor) -> Tensor:
         new = target if self.cache is None else target[:, self.cache.length :]
-        logits = self.model.decode(new, self.memory, self.padding, cache=self.cache)[:, -1]
+        logits = self.model.decode(new, self.memory, self.key_mask, cache=self.cache)[:, -1]
         # Half precision would add up to wrong scores.
         wide = torch.promote_types(logits.dtype, torch.float32)
         scores = torch.log_softmax(logits, -1, dtype=wide)
@@ -137,6 +137,6 @@ class Stepper:
 
     def select(self, rows: Tensor) -> None:
         """Go on with these rows [m], in this order; a row may be taken several times."""
-        self.memory, self.padding = self.memory[rows], self.padding[rows]
+        self.memory, self.key_mask = self.memory[rows], self.key_mask[rows]
         self.limits = self.limits[rows]
         self.reorder(rows)

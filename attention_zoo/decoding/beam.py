@@ -77,7 +77,7 @@ class Beam:
         self,
         model: TranslationModel,
         source: Tensor,
-        padding: Tensor,
+        key_mask: Tensor,
         *,
         bos_id: int,
         eos_id: int,
@@ -87,7 +87,7 @@ class Beam:
 
         Args:
             source: token ids [b s].
-            padding: [b s], True = a real token.
+            key_mask: [b s], True = a real token.
 
         Returns:
             For each sentence its n_best hypotheses, best first (fewer where there are no more).
@@ -95,7 +95,7 @@ class Beam:
         step = Stepper(
             model,
             source,
-            padding,
+            key_mask,
             bos_id=bos_id,
             eos_id=eos_id,
             pad_id=pad_id,

@@ -37,7 +37,7 @@ class Greedy:
         self,
         model: TranslationModel,
         source: Tensor,
-        padding: Tensor,
+        key_mask: Tensor,
         *,
         bos_id: int,
         eos_id: int,
@@ -47,7 +47,7 @@ class Greedy:
 
         Args:
             source: token ids [b s].
-            padding: [b s], True = a real token.
+            key_mask: [b s], True = a real token.
 
         Returns:
             For each sentence a list of one hypothesis.
@@ -55,7 +55,7 @@ class Greedy:
         step = Stepper(
             model,
             source,
-            padding,
+            key_mask,
             bos_id=bos_id,
             eos_id=eos_id,
             pad_id=pad_id,

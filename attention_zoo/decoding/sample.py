@@ -98,7 +98,7 @@ class Sample:
                 "begin with bos to let the model begin."
             )
         device = next(model.parameters()).device
-        tokens, padding = _left_padded(prompts, pad_id, device)
+        tokens, key_mask = _left_padded(prompts, pad_id, device)
         generator = None
         if self.seed is not None:
             generator = torch.Generator(device).manual_seed(self.seed)
@@ -108,12 +108,12 @@ class Sample:
         for count in range(self.max_tokens):
             if max_length is not None and tokens.shape[1] > max_length:
                 # What a cache holds of the tokens that fall out would still be seen.
-                tokens, padding = tokens[:, -max_length:], padding[:, -max_length:]
+                tokens, key_mask = tokens[:, -max_length:], key_mask[:, -max_length:]
                 cache = open_cache(model)
             seen = 0 if cache is None else cache.length
             # Without padding the model may take a faster path.
-            mask = None if padding.all() else padding
-            logits = model(tokens[:, seen:], padding=mask, cache=cache)[:, -1].float()
+            mask = None if key_mask.all() else key_mask
+            logits = model(tokens[:, seen:], key_mask=mask, cache=cache)[:, -1].float()
             logits[:, pad_id] = -torch.inf
             check_finite(logits.amax(-1), count + 1)
             drawn = self._draw(logits, generator)
@@ -123,7 +123,7 @@ class Sample:
             drawn = drawn.masked_fill(ended, pad_id)
             yield drawn
             tokens = torch.cat([tokens, drawn[:, None]], 1)
-            padding = torch.cat([padding, padding.new_ones(len(prompts), 1)], 1)
+            key_mask = torch.cat([key_mask, key_mask.new_ones(len(prompts), 1)], 1)
 
     def _draw(self, logits: Tensor, generator: torch.Generator | None) -> Tensor:
         """One token id for each row of logits [b v]: [b]."""

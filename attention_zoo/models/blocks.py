@@ -25,7 +25,7 @@ class BlockOptions:
 
     Args:
         dim: width of the residual stream.
-        hidden: width of the feed-forward's middle.
+        ffn_dim: width of the feed-forward's middle.
         activation: of the feed-forward: `relu` (Vaswani et al. 2017), `gelu` (Hendrycks and Gimpel
             2016), `relu_squared` (So et al. 2021), `swiglu` (Shazeer 2020).
         norm: `layer` (Ba et al. 2016) or `rms` (Zhang and Sennrich 2019).
@@ -34,7 +34,7 @@ class BlockOptions:
     """
 
     dim: int
-    hidden: int
+    ffn_dim: int
     activation: Activation = "gelu"
     norm: Norm = "layer"
     norm_order: NormOrder = "pre"
@@ -51,8 +51,8 @@ class BlockOptions:
                 raise UserError(f"{name} must be one of {', '.join(legal)}, got {value!r}.")
         if not 0.0 <= self.dropout < 1.0:
             raise UserError(f"dropout must be at least 0 and below 1, got {self.dropout}.")
-        if min(self.dim, self.hidden) < 1:
-            raise UserError(f"dim and hidden must be positive, got {self.dim} and {self.hidden}.")
+        if min(self.dim, self.ffn_dim) < 1:
+            raise UserError(f"dim and hidden must be positive, got {self.dim} and {self.ffn_dim}.")
 
     def new_norm(self) -> nn.Module:
         return nn.LayerNorm(self.dim) if self.norm == "layer" else nn.RMSNorm(self.dim, eps=1e-6)
@@ -127,8 +127,8 @@ class FeedForward(Sublayer):
         super().__init__(options)
         self.activation = options.activation
         gated = options.activation == "swiglu"
-        self.expand = nn.Linear(options.dim, options.hidden * (2 if gated else 1))
-        self.contract = nn.Linear(options.hidden, options.dim)
+        self.expand = nn.Linear(options.dim, options.ffn_dim * (2 if gated else 1))
+        self.contract = nn.Linear(options.ffn_dim, options.dim)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.residual(x, lambda y: self.contract(self._activate(self.expand(y))))

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from attention_zoo.caches import LayeredCache
-from attention_zoo.capture import Maps, by_part, watching
+from attention_zoo.capture import Maps, capture_attention, group_by_role
 from attention_zoo.masks import Mask
 from attention_zoo.models.blocks import Activation, AttentionFactory, BlockOptions, Norm, NormOrder
 from attention_zoo.models.embedding import TokenEmbedding, output_head
@@ -16,7 +16,7 @@ class LanguageModel(nn.Module):
 
     Args:
         vocabulary_size: v.
-        dim, hidden, activation, norm, norm_order, dropout: as `BlockOptions` says.
+        dim, ffn_dim, activation, norm, norm_order, dropout: as `BlockOptions` says.
         layers: their number.
         attention: factory of the mechanism, called with `dim`, `role` and `layer`.
         position: factory of the positional encoding.
@@ -28,7 +28,7 @@ class LanguageModel(nn.Module):
         *,
         vocabulary_size: int,
         dim: int,
-        hidden: int,
+        ffn_dim: int,
         layers: int,
         attention: AttentionFactory,
         position: PositionFactory,
@@ -41,7 +41,7 @@ class LanguageModel(nn.Module):
         super().__init__()
         options = BlockOptions(
             dim=dim,
-            hidden=hidden,
+            ffn_dim=ffn_dim,
             activation=activation,
             norm=norm,
             norm_order=norm_order,
@@ -66,8 +66,8 @@ class LanguageModel(nn.Module):
         self,
         tokens: Tensor,
         *,
-        padding: Tensor | None = None,
-        segments: Tensor | None = None,
+        key_mask: Tensor | None = None,
+        segment_ids: Tensor | None = None,
         cache: LayeredCache | None = None,
         places: Tensor | None = None,
     ) -> Tensor:
@@ -75,17 +75,17 @@ class LanguageModel(nn.Module):
 
         Args:
             tokens: with a cache, only those that it has not seen.
-            padding: [b k], True at real tokens, over all tokens, those in the cache included.
-            segments: [b k], likewise; numbers of the documents packed in a row. Attention stays
+            key_mask: [b k], True at real tokens, over all tokens, those in the cache included.
+            segment_ids: [b k], likewise; numbers of the documents packed in a row. Attention stays
                 within each, and its positions start from zero.
             places: [b a], of the tokens whose logits [b a v] are wanted; all, if not given.
         """
         start = 0 if cache is None else cache.length
         stop = start + tokens.shape[1]
-        positions = places_in_row(padding, segments, stop, tokens.device)[:, start:]
+        positions = positions_in_row(key_mask, segment_ids, stop, tokens.device)[:, start:]
         x = self.decoder(
             self.embedding(tokens),
-            mask=Mask(padding=padding, segments=segments),
+            mask=Mask(key_mask=key_mask, segment_ids=segment_ids),
             positions=positions,
             cache=cache,
         )
@@ -102,25 +102,25 @@ class LanguageModel(nn.Module):
         """
         return self.decoder.new_cache()
 
-    def attention_maps(self, tokens: Tensor, *, segments: Tensor | None = None) -> Maps:
+    def attention_maps(self, tokens: Tensor, *, segment_ids: Tensor | None = None) -> Maps:
         """Weights [b h q k] of every layer, under `decoder`."""
-        with watching(self) as watched:
-            self(tokens, segments=segments)
-        return by_part(watched)
+        with capture_attention(self) as captured:
+            self(tokens, segment_ids=segment_ids)
+        return group_by_role(captured)
 
 
-def places_in_row(
-    padding: Tensor | None, segments: Tensor | None, length: int, device: torch.device
+def positions_in_row(
+    key_mask: Tensor | None, segment_ids: Tensor | None, length: int, device: torch.device
 ) -> Tensor:
     """[b|1 length]: places counted over real tokens only, and from zero in each segment."""
     places = torch.arange(length, device=device)[None, :]
     before = places
-    if padding is not None:
-        before = padding.cumsum(dim=1) - padding.long()
-        places = (padding.cumsum(dim=1) - 1).clamp(min=0)
-    if segments is not None:
-        starts = torch.ones_like(segments, dtype=torch.bool)
-        starts[:, 1:] = segments[:, 1:] != segments[:, :-1]
+    if key_mask is not None:
+        before = key_mask.cumsum(dim=1) - key_mask.long()
+        places = (key_mask.cumsum(dim=1) - 1).clamp(min=0)
+    if segment_ids is not None:
+        starts = torch.ones_like(segment_ids, dtype=torch.bool)
+        starts[:, 1:] = segment_ids[:, 1:] != segment_ids[:, :-1]
         # What stands before a segment: its first token, if padded, has the last real one's place.
         before = torch.where(starts, before, 0).cummax(dim=1).values
         places = (places - before).clamp(min=0)

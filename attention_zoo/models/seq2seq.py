@@ -4,11 +4,11 @@ import torch
 from torch import Tensor, nn
 
 from attention_zoo.caches import LayeredCache
-from attention_zoo.capture import Maps, by_part, watching
+from attention_zoo.capture import Maps, capture_attention, group_by_role
 from attention_zoo.masks import Mask
 from attention_zoo.models.blocks import Activation, AttentionFactory, BlockOptions, Norm, NormOrder
 from attention_zoo.models.embedding import TokenEmbedding, output_head
-from attention_zoo.models.stacks import Decoder, Encoder, PositionFactory, shortest
+from attention_zoo.models.stacks import Decoder, Encoder, PositionFactory, shortest_limit
 
 
 class Seq2Seq(nn.Module):
@@ -17,7 +17,7 @@ class Seq2Seq(nn.Module):
     Args:
         vocabulary_size: v, shared by source and target.
         pad_id: the token that fills up shorter rows, at their end.
-        dim, hidden, activation, norm, norm_order, dropout: as `BlockOptions` says.
+        dim, ffn_dim, activation, norm, norm_order, dropout: as `BlockOptions` says.
         layers: of encoder and decoder each, unless `encoder_layers` or `decoder_layers` say
             otherwise.
         encoder_attention, decoder_attention, cross_attention: factories, called with `dim`,
@@ -32,7 +32,7 @@ class Seq2Seq(nn.Module):
         vocabulary_size: int,
         pad_id: int,
         dim: int,
-        hidden: int,
+        ffn_dim: int,
         layers: int,
         encoder_attention: AttentionFactory,
         decoder_attention: AttentionFactory,
@@ -49,7 +49,7 @@ class Seq2Seq(nn.Module):
         super().__init__()
         options = BlockOptions(
             dim=dim,
-            hidden=hidden,
+            ffn_dim=ffn_dim,
             activation=activation,
             norm=norm,
             norm_order=norm_order,
@@ -78,24 +78,24 @@ class Seq2Seq(nn.Module):
     @property
     def max_length(self) -> int | None:
         """The longest sequence that it can take, if encoding or attention have a limit."""
-        return shortest(self.encoder.max_length, self.decoder.max_length)
+        return shortest_limit(self.encoder.max_length, self.decoder.max_length)
 
     def forward(self, source: Tensor, target: Tensor) -> Tensor:
         """Teacher forcing: logits [b t v] for the tokens after each of `target` [b t]."""
-        padding = source != self.pad_id
-        return self.decode(target, self.encode(source, padding), padding)
+        key_mask = source != self.pad_id
+        return self.decode(target, self.encode(source, key_mask), key_mask)
 
-    def encode(self, source: Tensor, padding: Tensor) -> Tensor:
-        """Source tokens [b s], with True at the real ones in `padding` -> memory [b s d]."""
+    def encode(self, source: Tensor, key_mask: Tensor) -> Tensor:
+        """Source tokens [b s], with True at the real ones in `key_mask` -> memory [b s d]."""
         positions = torch.arange(source.shape[1], device=source.device)[None, :]
         x = self.source_embedding(source)
-        return self.encoder(x, mask=Mask(padding=padding), positions=positions)
+        return self.encoder(x, mask=Mask(key_mask=key_mask), positions=positions)
 
     def decode(
         self,
         target: Tensor,
         memory: Tensor,
-        padding: Tensor,
+        key_mask: Tensor,
         *,
         cache: LayeredCache | None = None,
     ) -> Tensor:
@@ -111,7 +111,7 @@ class Seq2Seq(nn.Module):
         x = self.decoder(
             self.target_embedding(target),
             memory,
-            context_mask=Mask(padding=padding),
+            context_mask=Mask(key_mask=key_mask),
             positions=positions,
             cache=cache,
         )
@@ -127,6 +127,6 @@ class Seq2Seq(nn.Module):
 
     def attention_maps(self, source: Tensor, target: Tensor) -> Maps:
         """Weights [b h q k] of every layer, by role: `encoder`, `decoder`, `cross`."""
-        with watching(self) as watched:
+        with capture_attention(self) as captured:
             self(source, target)
-        return by_part(watched)
+        return group_by_role(captured)

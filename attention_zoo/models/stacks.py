@@ -59,18 +59,18 @@ class Encoder(nn.Module):
         check_layers(layers)
         stack = [EncoderLayer(attention, options, layer=index) for index in range(layers)]
         self.layers = nn.ModuleList(stack)
-        self.position = give_positions([layer.self_attention for layer in stack], position)
+        self.position = attach_positions([layer.self_attention for layer in stack], position)
         self.dropout = nn.Dropout(options.dropout)
         self.norm = options.final_norm()
 
     @property
     def max_length(self) -> int | None:
         """The longest sequence that encoding and attention can take, if they have a limit."""
-        return shortest(self.position.max_length, *longest_of_attention(self))
+        return shortest_limit(self.position.max_length, *attention_length_limits(self))
 
     def forward(self, x: Tensor, *, mask: Mask, positions: Tensor) -> Tensor:
         """[b s d] -> [b s d]."""
-        positions = self.position.place(positions)
+        positions = self.position.map_positions(positions)
         x = self.dropout(self.position.embed(x, positions))
         for layer in self.layers:
             x = layer(x, mask=mask, positions=positions)
@@ -147,14 +147,14 @@ class Decoder(nn.Module):
             for index in range(layers)
         ]
         self.layers = nn.ModuleList(stack)
-        self.position = give_positions([layer.self_attention for layer in stack], position)
+        self.position = attach_positions([layer.self_attention for layer in stack], position)
         self.dropout = nn.Dropout(options.dropout)
         self.norm = options.final_norm()
 
     @property
     def max_length(self) -> int | None:
         """The longest sequence that encoding and attention can take, if they have a limit."""
-        return shortest(self.position.max_length, *longest_of_attention(self))
+        return shortest_limit(self.position.max_length, *attention_length_limits(self))
 
     def new_cache(self) -> LayeredCache:
         return LayeredCache([cast(DecoderLayer, layer).new_caches() for layer in self.layers])
@@ -170,7 +170,7 @@ class Decoder(nn.Module):
         cache: LayeredCache | None = None,
     ) -> Tensor:
         """[b t d], looking at the context [b s d] -> [b t d]."""
-        positions = self.position.place(positions)
+        positions = self.position.map_positions(positions)
         x = self.dropout(self.position.embed(x, positions))
         for index, layer in enumerate(self.layers):
             x = layer(
@@ -186,30 +186,32 @@ class Decoder(nn.Module):
         return self.norm(x)
 
 
-def give_positions(layers: list[AttentionSublayer], factory: PositionFactory) -> PositionalEncoding:
+def attach_positions(
+    layers: list[AttentionSublayer], factory: PositionFactory
+) -> PositionalEncoding:
     """One encoding for all the layers' attention, or an encoding for each, as its card says.
 
     Returns:
         What acts before the layers.
     """
     first = layers[0].attention
-    position = factory(**first.encoded_sizes)
+    position = factory(**first.position_sizes)
     if not position.card.per_layer:
         for layer in layers:
-            layer.attention.use(position)
+            layer.attention.attach_position(position)
         return position
-    first.use_own(position)
+    first.attach_position_own(position)
     for layer in layers[1:]:
-        layer.attention.use_own(factory(**layer.attention.encoded_sizes))
-    return PositionalEncoding(**first.encoded_sizes)
+        layer.attention.attach_position_own(factory(**layer.attention.position_sizes))
+    return PositionalEncoding(**first.position_sizes)
 
 
-def longest_of_attention(stack: nn.Module) -> list[int | None]:
+def attention_length_limits(stack: nn.Module) -> list[int | None]:
     """The limits of a stack's attention."""
     return [part.max_length for part in stack.modules() if isinstance(part, Attention)]
 
 
-def shortest(*limits: int | None) -> int | None:
+def shortest_limit(*limits: int | None) -> int | None:
     """The least of the limits that there are."""
     return min((limit for limit in limits if limit is not None), default=None)
 

@@ -21,7 +21,7 @@ from attention_zoo.tasks.data.batches import ResumableLoader
 from attention_zoo.tasks.data.module import PreparedData
 from attention_zoo.tasks.training.language_modeling import LanguageModelingTask
 from attention_zoo.tasks.training.loggers.loggers import log_image, log_table
-from attention_zoo.tasks.training.results import shortest
+from attention_zoo.tasks.training.results import relative_to_cwd
 from attention_zoo.tasks.training.task import Task
 
 
@@ -72,7 +72,9 @@ def check_lengths(config: Mapping[str, Any]) -> None:
 
 def trained_at(data: Mapping[str, Any]) -> int | None:
     """The length that data are trained at, as `lengths` counts; None where they do not tell."""
-    return data["source"]["length"] if data["_target_"] == DIAGNOSTICS else data.get("context")
+    return (
+        data["source"]["length"] if data["_target_"] == DIAGNOSTICS else data.get("context_length")
+    )
 
 
 class AtLengths(LightningDataModule):
@@ -188,7 +190,7 @@ def report_lengths(
     log_table(loggers, "lengths", *length_table(results), step)
     if results["lengths"].get("loss_by_position") is None:
         return {}
-    picture = shortest(folder) / "loss_by_position.png"
+    picture = relative_to_cwd(folder) / "loss_by_position.png"
     picture.parent.mkdir(parents=True, exist_ok=True)
     loss_by_position_figure(results).savefig(picture)
     log_image(loggers, "loss_by_position", picture, step)

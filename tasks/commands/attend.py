@@ -1,4 +1,4 @@
-"""`attention-zoo attend ckpt=FILE "A sentence."`: a page in which one sees what attends to what."""
+"""`attention-zoo attend ckpt_path=FILE "A sentence."`: a page in which one sees what attends to what."""
 
 from pathlib import Path
 from typing import Any
@@ -7,13 +7,13 @@ import torch
 
 from attention_zoo.errors import UserError
 from attention_zoo.tasks.commands.text_input import read_lines
-from attention_zoo.tasks.configuration.composition import Call
+from attention_zoo.tasks.configuration.composition import Invocation
 from attention_zoo.tasks.training.checkpoints import required
 from attention_zoo.tasks.training.task import load_task
 from attention_zoo.tasks.views.attention_viewer.page import page
 
 
-def run(config: dict[str, Any], call: Call) -> None:
+def run(config: dict[str, Any], call: Invocation) -> None:
     """Write a page of the lines of the command line, of `input=FILE`, or of standard input.
 
     Prints the translation of each line, and where the page is. A language model is looked at while
@@ -23,7 +23,7 @@ def run(config: dict[str, Any], call: Call) -> None:
         UserError: `into` is no HTML file, or decoding is asked for what is not shown.
     """
     checkpoint = required(call.checkpoint, call.verb)
-    into = Path(str(config["into"]))
+    into = Path(str(config["output"]))
     if into.suffix != ".html":
         raise UserError(f"into must be an HTML file, such as attention.html, got {into}.")
     check_decoding(config, call)
@@ -41,7 +41,7 @@ def run(config: dict[str, Any], call: Call) -> None:
     print(f"What attends to what: {into} ({into.stat().st_size / 1000:,.0f} kB)")
 
 
-def check_decoding(config: dict[str, Any], call: Call) -> None:
+def check_decoding(config: dict[str, Any], call: Invocation) -> None:
     """Raises: UserError, for options of decoding that nothing would come of."""
     given = [x for x in call.overrides if x.lstrip("+~").startswith("decoding")]
     if given and config["task"]["name"] == "language_modeling":

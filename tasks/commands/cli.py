@@ -16,16 +16,16 @@ from attention_zoo.tasks.commands.exit_codes import FAILED, INTERRUPTED, REFUSED
 # Verb, what it does. Each is a module of `attention_zoo.tasks.commands`.
 COMPOSED = {
     "train": "train a model, and score it on the test split",
-    "evaluate": "score a checkpoint on a split: ckpt=FILE split=test",
-    "translate": "translate lines with a checkpoint: ckpt=FILE 'A sentence.'",
-    "attend": "translate, and write a page of what attends to what: ckpt=FILE 'A sentence.'",
-    "generate": "go on from a prompt with a checkpoint: ckpt=FILE 'Once'",
+    "evaluate": "score a checkpoint on a split: ckpt_path=FILE split=test",
+    "translate": "translate lines with a checkpoint: ckpt_path=FILE 'A sentence.'",
+    "attend": "translate, and write a page of what attends to what: ckpt_path=FILE 'A sentence.'",
+    "generate": "go on from a prompt with a checkpoint: ckpt_path=FILE 'Once'",
 }
 PLAIN = {
     "list": "the zoo as a table",
     "show": "the card of an entry: show rotary",
     "report": "compare runs and sweeps: report DIR…",
-    "figures": "the pictures that explain attention: ckpt=FILE into=FOLDER",
+    "figures": "the pictures that explain attention: ckpt_path=FILE output=FOLDER",
 }
 
 
@@ -44,9 +44,9 @@ def main() -> None:
         elif verb in COMPOSED:
             run_composed(verb, arguments)
         else:
-            from attention_zoo.zoo import unknown
+            from attention_zoo.zoo import unknown_name_message
 
-            raise UserError(unknown("verb", verb, [*COMPOSED, *PLAIN]))
+            raise UserError(unknown_name_message("verb", verb, [*COMPOSED, *PLAIN]))
     except UserError as error:
         sys.exit(report(error))
     except KeyboardInterrupt:
@@ -103,14 +103,14 @@ def run_composed(verb: str, arguments: list[str]) -> None:
     from attention_zoo.tasks.configuration.composition import (
         explained,
         group_choices,
-        prepare,
-        settle_folder,
+        parse_command,
+        resolve_output_dir,
         source_flags,
     )
     from attention_zoo.tasks.sweeps.launcher import command_of, launched_by_others, run_alone
 
     given = sys.argv
-    call = prepare(verb, arguments)
+    call = parse_command(verb, arguments)
     # Hydra reads sys.argv. Lightning starts its other processes with it, and they need the verb.
     sys.argv = [given[0], *call.overrides]
 
@@ -130,11 +130,11 @@ def run_composed(verb: str, arguments: list[str]) -> None:
                     del environment["HYDRA_FULL_ERROR"]  # It is ours, see below.
                 return run_alone(config, command=command, environment=environment)
 
-            from attention_zoo.tasks.configuration.build import settle
+            from attention_zoo.tasks.configuration.build import resolve_defaults
 
             trained = call.checkpoint and call.checkpoint["attention_zoo"]["config"]
-            settled = settle(config, trained)
-            settle_folder(config)
+            settled = resolve_defaults(config, trained)
+            resolve_output_dir(config)
             plain: Any = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
             plain["choices"] = group_choices() | settled
             return import_module(f"attention_zoo.tasks.commands.{verb}").run(plain, call)

@@ -1,4 +1,4 @@
-"""`attention-zoo evaluate ckpt=FILE split=test`: score a checkpoint, also at other lengths."""
+"""`attention-zoo evaluate ckpt_path=FILE split=test`: score a checkpoint, also at other lengths."""
 
 import time
 from functools import partial
@@ -20,7 +20,7 @@ from attention_zoo.tasks.analysis.lengths import (
 )
 from attention_zoo.tasks.commands.warning_filters import quiet
 from attention_zoo.tasks.configuration.build import instantiate, parameter_counts
-from attention_zoo.tasks.configuration.composition import Call
+from attention_zoo.tasks.configuration.composition import Invocation
 from attention_zoo.tasks.data.module import PreparedData
 from attention_zoo.tasks.data.tokenizers import given
 from attention_zoo.tasks.training.callbacks.progress import Progress
@@ -36,14 +36,14 @@ from attention_zoo.tasks.training.results import (
     named,
     print_metrics,
     print_paths,
-    shortest,
+    relative_to_cwd,
     write_outputs,
     write_results,
 )
 from attention_zoo.tasks.training.task import Task, load_task, logged
 
 
-def run(config: dict[str, Any], call: Call) -> None:
+def run(config: dict[str, Any], call: Invocation) -> None:
     """Score the checkpoint's weights on a split of its data, or of data chosen now."""
     checkpoint = required(call.checkpoint, call.verb)
     if config["split"] not in PREFIX:
@@ -68,7 +68,7 @@ def run(config: dict[str, Any], call: Call) -> None:
         )
     elif task.model.max_length is not None:
         data.refuse_longer_than(task.model.max_length)
-    folder = None if config["into"] is None else made(Path(config["into"]))
+    folder = None if config["output"] is None else made(Path(config["output"]))
     loggers = create_loggers(config, job_type=call.verb)
     exit_code = 1
     try:
@@ -84,14 +84,14 @@ def made(folder: Path) -> Path:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(
-            f"{folder} cannot be made ({error.strerror or error}); name another: into=FOLDER."
+            f"{folder} cannot be made ({error.strerror or error}); name another: output=FOLDER."
         ) from error
     return folder
 
 
 def score(
     config: dict[str, Any],
-    call: Call,
+    call: Invocation,
     task: Task,
     data: PreparedData,
     tests: AtLengths | None,
@@ -120,7 +120,7 @@ def score(
         return
     metrics = logged(trainer, f"{PREFIX[config['split']]}/")
     results = {
-        "checkpoint": str(config["ckpt"]),
+        "checkpoint": str(config["ckpt_path"]),
         "overrides": call.overrides,
         "split": config["split"],
         "parameters": counts["parameters"],
@@ -135,15 +135,15 @@ def score(
     log_summary(loggers, metrics)
     paths = {}
     if folder is not None:
-        paths["results"] = shortest(folder) / "results.json"
+        paths["results"] = relative_to_cwd(folder) / "results.json"
         write_results(paths["results"], metrics, results)
         if task.outputs:
-            paths["outputs"] = shortest(folder) / f"{config['split']}_outputs.jsonl"
+            paths["outputs"] = relative_to_cwd(folder) / f"{config['split']}_outputs.jsonl"
             write_outputs(paths["outputs"], getattr(data, config["split"]), task.outputs)
     if tests is None:
         print_metrics(console, metrics)
     else:
-        assert folder is not None  # `settle_folder` has named one
+        assert folder is not None  # `resolve_output_dir` has named one
         paths |= report_lengths(console, metrics | results, folder, loggers, trainer.global_step)
     if paths:
         print_paths(console, paths)

@@ -1,17 +1,17 @@
-"""`attention-zoo figures ckpt=FILE into=FOLDER`: pictures that explain attention, and a page."""
+"""`attention-zoo figures ckpt_path=FILE output=FOLDER`: pictures that explain attention, and a page."""
 
 import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from attention_zoo.errors import UserError
-from attention_zoo.zoo import unknown
+from attention_zoo.zoo import unknown_name_message
 
 if TYPE_CHECKING:
     from attention_zoo.tasks.views.figures.gallery import Picture
 
-OPTIONS = ("ckpt", "into")
-UNTRAINED = "it is of a trained translation; make demo trains one, ckpt=FILE names one."
+OPTIONS = ("ckpt_path", "output")
+UNTRAINED = "it is of a trained translation; make demo trains one, ckpt_path=FILE names one."
 
 
 def run(arguments: list[str]) -> None:
@@ -19,8 +19,8 @@ def run(arguments: list[str]) -> None:
     parser.add_argument(
         "options",
         nargs="*",
-        metavar="ckpt=FILE into=FOLDER",
-        help="a trained translation, by default the newest under logs; by default into=figures",
+        metavar="ckpt_path=FILE output=FOLDER",
+        help="a trained translation, by default the newest under logs; by default output=figures",
     )
     options = read_options(parser.parse_args(arguments).options)
 
@@ -29,21 +29,21 @@ def run(arguments: list[str]) -> None:
 
     task = None
     try:
-        checkpoint = Path(options["ckpt"]) if "ckpt" in options else newest_translation()
+        checkpoint = Path(options["ckpt_path"]) if "ckpt_path" in options else newest_translation()
     except UserError as lack:
         about = f"No trained model is drawn: {lack}"
     else:
         task = load_translation(checkpoint)
         about = f"The trained model is {checkpoint}."
     print(about)
-    folder = Path(options.get("into", "figures"))
+    folder = Path(options.get("output", "figures"))
     try:
         folder.mkdir(parents=True, exist_ok=True)
         missing = draw_all(folder, task)
         (folder / "index.html").write_text(index(about, missing), encoding="utf-8")
     except OSError as error:
         raise UserError(
-            f"{folder} cannot be written to ({error.strerror}); name another: into=FOLDER."
+            f"{folder} cannot be written to ({error.strerror}); name another: output=FOLDER."
         ) from error
     print(folder / "index.html")
 
@@ -77,7 +77,7 @@ def read_options(given: list[str]) -> dict[str, str]:
     for each in given:
         name, equals, value = each.partition("=")
         if name not in OPTIONS or not equals:
-            raise UserError(unknown("option", name if equals else each, list(OPTIONS)))
+            raise UserError(unknown_name_message("option", name if equals else each, list(OPTIONS)))
         if not value or name in options:
             raise UserError(f"{name} takes one value, {name}=…; got {' '.join(given)}.")
         options[name] = value

@@ -1,16 +1,16 @@
-"""`attention-zoo generate ckpt=FILE "Once"`: the text goes on, token by token."""
+"""`attention-zoo generate ckpt_path=FILE "Once"`: the text goes on, token by token."""
 
 from typing import Any
 
 import torch
 
 from attention_zoo.tasks.commands.text_input import read_lines
-from attention_zoo.tasks.configuration.composition import Call
+from attention_zoo.tasks.configuration.composition import Invocation
 from attention_zoo.tasks.training.checkpoints import require_task, required
 from attention_zoo.tasks.training.task import load_task
 
 
-def run(config: dict[str, Any], call: Call) -> None:
+def run(config: dict[str, Any], call: Invocation) -> None:
     """Go on from each prompt: of the command line, of `input=FILE`, or of standard input."""
     checkpoint = required(call.checkpoint, call.verb)
     require_task(config, "language_modeling", "translate")

@@ -27,7 +27,7 @@ LONG = {"paper": 26, "cache": 40}
 # What the bytes are of: one layer of the base model, in float32.
 DIM, HEADS, TOKENS, BYTES = 512, 8, 1024, 4
 ROLE_LETTERS = {"causal": "C", "global": "G", "cross": "X"}
-MASK_LETTERS = {"padding": "p", "segments": "s", "window": "w"}
+MASK_LETTERS = {"key_mask": "p", "segment_ids": "s", "window": "w"}
 POSITION_LETTERS = {
     "positions": "P",
     "embeddings": "E",
@@ -40,7 +40,7 @@ POSITION_LETTERS = {
 }
 LEGEND = (
     "Roles: C causal self-attention, G global self-attention, X cross-attention. "
-    "Masks, beside that of the role: p padding, s segments, w window. "
+    "Masks, beside that of the role: p padded keys, s packed sequences, w window. "
     "Positions act on: P positions, E embeddings, H queries and keys, W their width, L them by the "
     "length so far, S scores, C scores by content, V values. "
     "Time: how that of training grows with t tokens. "

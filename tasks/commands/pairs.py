@@ -5,7 +5,7 @@ from itertools import product
 from typing import NamedTuple
 
 from attention_zoo.errors import BadInput, Unsupported
-from attention_zoo.zoo import ATTENTION, POSITION, ROLES, Role, check_pair, unknown
+from attention_zoo.zoo import ATTENTION, POSITION, ROLES, Role, check_pair, unknown_name_message
 
 LETTERS = {"causal": "C", "global": "G", "cross": "X"}
 NOTE = (
@@ -70,7 +70,7 @@ def print_reasons(name: str) -> None:
     from rich.console import Console
 
     if name not in (*ATTENTION, *POSITION):
-        raise BadInput(unknown("attention or position", name, [*ATTENTION, *POSITION]))
+        raise BadInput(unknown_name_message("attention or position", name, [*ATTENTION, *POSITION]))
     console = Console()
     found = [pair for pair in pairs() if name in (pair.attention, pair.position)]
     for pair in found:

@@ -6,7 +6,12 @@ from pathlib import Path
 from typing import Any
 
 from attention_zoo.errors import UserError
-from attention_zoo.tasks.analysis.report.comparison import Comparison, compare, count_tests, judge
+from attention_zoo.tasks.analysis.report.comparison import (
+    Comparison,
+    compare,
+    count_tests,
+    run_tests,
+)
 from attention_zoo.tasks.analysis.report.page import page, panels
 from attention_zoo.tasks.analysis.report.runs import Run, find_runs
 from attention_zoo.tasks.analysis.report.text import comparison_table, csv_of, markdown, show
@@ -28,8 +33,10 @@ def run(arguments: list[str]) -> None:
     parsed = parser.parse_intermixed_args(arguments)
     loggers = [x.removeprefix("logger=") for x in parsed.folders if x.startswith("logger=")]
     folders = [Path(x) for x in parsed.folders if not x.startswith("logger=")]
-    if unknown := [name for name in loggers if name not in LOGGERS]:
-        raise UserError(f"logger must be one of {', '.join(LOGGERS)}, got {unknown[0]!r}.")
+    if unknown_name_message := [name for name in loggers if name not in LOGGERS]:
+        raise UserError(
+            f"logger must be one of {', '.join(LOGGERS)}, got {unknown_name_message[0]!r}."
+        )
     if not folders:
         raise UserError("report takes the folders of sweeps or runs, got none.")
     console = Console()
@@ -61,7 +68,7 @@ def test(comparisons: Sequence[Comparison], console: Any) -> None:
     with Progress(console=console, transient=True) as progress:
         bar = progress.add_task("testing", total=sum(map(count_tests, comparisons)))
         for comparison in comparisons:
-            judge(comparison, lambda: progress.advance(bar))
+            run_tests(comparison, lambda: progress.advance(bar))
 
 
 def write(folder: Path, texts: dict[str, str]) -> list[Path]:

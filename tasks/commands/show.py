@@ -6,7 +6,7 @@ from dataclasses import asdict
 
 from attention_zoo import card
 from attention_zoo.errors import UserError
-from attention_zoo.zoo import ATTENTION, POSITION, unknown
+from attention_zoo.zoo import ATTENTION, POSITION, unknown_name_message
 
 
 def run(arguments: list[str]) -> None:
@@ -20,7 +20,7 @@ def run(arguments: list[str]) -> None:
     name = parser.parse_args(arguments).name
     names = sorted([*ATTENTION, *POSITION])
     if name not in names:
-        raise UserError(unknown("entry", name, names))
+        raise UserError(unknown_name_message("entry", name, names))
     shown = card(name)
     entry = POSITION[name] if name in list(POSITION) else ATTENTION[name]
     table = Table(show_header=False, box=None)

@@ -32,11 +32,11 @@ from attention_zoo.tasks.configuration.build import (
     instantiate,
     parameter_counts,
 )
-from attention_zoo.tasks.configuration.composition import Call
+from attention_zoo.tasks.configuration.composition import Invocation
 from attention_zoo.tasks.sweeps.matching import check_match, match_baseline
 from attention_zoo.tasks.training.callbacks.averaging import CheckpointAveraging
 from attention_zoo.tasks.training.callbacks.history import History
-from attention_zoo.tasks.training.callbacks.periodic_inspection import Look
+from attention_zoo.tasks.training.callbacks.periodic_inspection import InspectionCallback
 from attention_zoo.tasks.training.callbacks.samples import Samples
 from attention_zoo.tasks.training.callbacks.throughput import Throughput
 from attention_zoo.tasks.training.checkpoints import newest_checkpoint, read_checkpoint
@@ -56,14 +56,14 @@ from attention_zoo.tasks.training.results import (
     print_report,
     print_results,
     print_samples,
-    shortest,
+    relative_to_cwd,
     write_outputs,
     write_results,
 )
 from attention_zoo.tasks.training.task import Task, logged
 
 
-def run(config: dict[str, Any], call: Call) -> float | None:
+def run(config: dict[str, Any], call: Invocation) -> float | None:
     """Train what the config says.
 
     Returns:
@@ -109,7 +109,7 @@ def run(config: dict[str, Any], call: Call) -> float | None:
         exit_code = 0
     except KeyboardInterrupt:
         exit_code = INTERRUPTED
-        last = shortest(Path(config["paths"]["run"])) / "checkpoints" / "last.ckpt"
+        last = relative_to_cwd(Path(config["paths"]["run"])) / "checkpoints" / "last.ckpt"
         if last.exists():
             console.print(f"Interrupted. Go on with ckpt_path={last}", soft_wrap=True)
         raise
@@ -206,7 +206,7 @@ def fit(
         tokens_seen=throughput.tokens,
         tokens_per_second=throughput.tokens_per_second,
         seconds=seconds,
-        looking_seconds=sum(c.seconds for c in callbacks if isinstance(c, Look)),
+        looking_seconds=sum(c.seconds for c in callbacks if isinstance(c, InspectionCallback)),
         peak_memory_bytes=peak_bytes(trainer),
         seed=config["seed"],
         data_hash=data.fingerprint,
@@ -216,7 +216,7 @@ def fit(
         history=history.curves(),
     )
     val_losses = [value for _, _, value in history.points["val/loss"]]
-    run = shortest(Path(config["paths"]["run"]))
+    run = relative_to_cwd(Path(config["paths"]["run"]))
     checkpoint = checkpoint_to_keep(trainer)
     metrics = scores(trainer, task, data, checkpoint, test=config["test"])
     manifest |= task.manifest()
@@ -237,7 +237,7 @@ def fit(
         paths = {"run": run, "figures": run / "figures"}
         commands = []
         if checkpoint is not None and not diverged(metrics):
-            paths["checkpoint"] = shortest(checkpoint)
+            paths["checkpoint"] = relative_to_cwd(checkpoint)
             commands = next_commands(config, paths["checkpoint"], data.probes)
         there = {word: path for word, path in paths.items() if path.exists()}
         if "lengths" in manifest:
@@ -305,8 +305,8 @@ def next_commands(config: dict[str, Any], checkpoint: Path, probes: list[str]) -
     verb = {"translation": "translate", "language_modeling": "generate"}[config["task"]["name"]]
     line = probes[0].partition("\n")[0] if probes else ""
     return [
-        f"attention-zoo {verb} ckpt={checkpoint} {shlex.quote(line)}",
-        f"attention-zoo attend ckpt={checkpoint} {shlex.quote(line)}",
-        f"attention-zoo evaluate ckpt={checkpoint} split=valid",
+        f"attention-zoo {verb} ckpt_path={checkpoint} {shlex.quote(line)}",
+        f"attention-zoo attend ckpt_path={checkpoint} {shlex.quote(line)}",
+        f"attention-zoo evaluate ckpt_path={checkpoint} split=valid",
         "attention-zoo train -m attention=multi_head,linear position=sinusoidal,rotary",
     ]

@@ -1,18 +1,18 @@
-"""`attention-zoo translate ckpt=FILE "A sentence."`: translations of lines, on standard output."""
+"""`attention-zoo translate ckpt_path=FILE "A sentence."`: translations of lines, on standard output."""
 
 from typing import Any
 
 import torch
 
 from attention_zoo.tasks.commands.text_input import read_lines
-from attention_zoo.tasks.configuration.composition import Call
+from attention_zoo.tasks.configuration.composition import Invocation
 from attention_zoo.tasks.training.checkpoints import require_task, required
 from attention_zoo.tasks.training.task import load_task
 
 BATCH = 64  # lines translated at once
 
 
-def run(config: dict[str, Any], call: Call) -> None:
+def run(config: dict[str, Any], call: Invocation) -> None:
     """Translate the lines of the command line, of `input=FILE`, or of standard input.
 
     Prints a line for each. With `decoding.n_best` above 1, that many lines of score and

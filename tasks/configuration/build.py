@@ -83,7 +83,9 @@ def attention_by_role(config: Mapping[str, Any]) -> dict[str, Any]:
     return {node: config[node] or config["attention"] for node in roles}
 
 
-def settle(config: DictConfig, trained: Mapping[str, Any] | None = None) -> dict[str, str]:
+def resolve_defaults(
+    config: DictConfig, trained: Mapping[str, Any] | None = None
+) -> dict[str, str]:
     """Give a composed config what depends on its other parts, where it was not chosen.
 
     A positional encoding that all attention takes; and the `original_length` of an encoding that
@@ -99,7 +101,7 @@ def settle(config: DictConfig, trained: Mapping[str, Any] | None = None) -> dict
     """
     if "position" not in config:
         return {}
-    chosen = {} if config["position"] is not None else settle_position(config)
+    chosen = {} if config["position"] is not None else resolve_position(config)
     position = config["position"]
     if "original_length" in position and position["original_length"] is None:
         data = trained["data"] if trained else OmegaConf.to_container(config["data"], resolve=True)
@@ -107,7 +109,7 @@ def settle(config: DictConfig, trained: Mapping[str, Any] | None = None) -> dict
     return chosen
 
 
-def settle_position(config: DictConfig | dict[str, Any]) -> dict[str, str]:
+def resolve_position(config: DictConfig | dict[str, Any]) -> dict[str, str]:
     """Rotary positions, or sinusoidal ones where an attention of the model cannot take those."""
     roles = ROLE_NODES[config["task"]["name"]]
     sites = [
@@ -127,7 +129,7 @@ def trained_tokens(data: Any) -> int | None:
     """
     if data["_target_"] == DIAGNOSTICS:
         return instantiate(data["source"]).tokens
-    return data.get("context") or data.get("max_tokens")
+    return data.get("context_length") or data.get("max_tokens")
 
 
 def check(config: dict[str, Any]) -> None:

@@ -26,7 +26,7 @@ from attention_zoo.errors import UserError
 from attention_zoo.tasks.configuration.compatibility import task_of
 from attention_zoo.tasks.sweeps.launcher import register, register_launcher
 from attention_zoo.tasks.sweeps.search import TrialsSweeper
-from attention_zoo.zoo import unknown
+from attention_zoo.zoo import unknown_name_message
 
 OVERRIDE = re.compile(r"^(\+{0,2}|~)[\w/@.:$-]+=|^~[\w/@.:-]+$", re.ASCII)
 SOURCE_FLAGS = ("--config-path", "-cp", "--config-name", "-cn", "--config-dir", "-cd")
@@ -54,7 +54,7 @@ class PluginConfigs(SearchPathPlugin):
 
 
 @dataclass(frozen=True)
-class Call:
+class Invocation:
     """A command line, read: what Hydra is to compose, and what it has no part in.
 
     `implied` is the override that was added to those of the user.
@@ -68,7 +68,7 @@ class Call:
     implied: str | None = None
 
 
-def prepare(verb: str, arguments: list[str]) -> Call:
+def parse_command(verb: str, arguments: list[str]) -> Invocation:
     """Read a verb's arguments, and make ready what Hydra composes from.
 
     Verbs that use a checkpoint compose from the config inside it, so that any override of Hydra's
@@ -84,10 +84,12 @@ def prepare(verb: str, arguments: list[str]) -> Call:
     if verb == "train":
         overrides = with_seeds(overrides)
         implied = implied_task(overrides)
-        return Call(verb, verb, [*overrides, *([implied] if implied else [])], implied=implied)
-    named = next((x for x in overrides if x.startswith("ckpt=")), None)
+        return Invocation(
+            verb, verb, [*overrides, *([implied] if implied else [])], implied=implied
+        )
+    named = next((x for x in overrides if x.startswith("ckpt_path=")), None)
     if named is None:
-        return Call(verb, verb, overrides, lines)
+        return Invocation(verb, verb, overrides, lines)
 
     from attention_zoo.tasks.training.checkpoints import read_checkpoint
 
@@ -95,7 +97,7 @@ def prepare(verb: str, arguments: list[str]) -> Call:
     path = OverridesParser.create().parse_override(named).value()
     checkpoint = read_checkpoint(Path(str(path)))
     store_config(verb, checkpoint["attention_zoo"], overrides)
-    return Call(verb, f"{verb}_checkpoint", overrides, lines, checkpoint)
+    return Invocation(verb, f"{verb}_checkpoint", overrides, lines, checkpoint)
 
 
 def implied_task(overrides: list[str]) -> str | None:
@@ -240,19 +242,19 @@ def store_config(verb: str, whole: dict[str, Any], overrides: list[str]) -> None
         if group not in OF_TRAINING and group != "task"
     ]
     if verb == "evaluate":
-        config["paths"] = {**config["paths"], "run": "${into}"}
+        config["paths"] = {**config["paths"], "run": "${output}"}
     config["defaults"] = [{"hydra": "default"}, verb, *groups, "_self_"]
     ConfigStore.instance().store(name=f"{verb}_checkpoint", node=config)
 
 
-def settle_folder(config: DictConfig) -> None:
+def resolve_output_dir(config: DictConfig) -> None:
     """Give an evaluation that leaves something behind a folder beside its checkpoint's run."""
-    if "into" not in config or not config.ckpt or config.into is not None:
+    if "output" not in config or not config.ckpt_path or config.output is not None:
         return
     if config.lengths or config.logger:
-        folder = Path(str(config.ckpt)).parent
+        folder = Path(str(config.ckpt_path)).parent
         run = folder.parent if folder.name == "checkpoints" else folder
-        config.into = str(run / "evaluations" / f"{datetime.now():%Y-%m-%d_%H-%M-%S-%f}")
+        config.output = str(run / "evaluations" / f"{datetime.now():%Y-%m-%d_%H-%M-%S-%f}")
 
 
 def group_choices() -> dict[str, str | None]:
@@ -261,7 +263,7 @@ def group_choices() -> dict[str, str | None]:
     return {str(group): choices[group] for group in choices if not str(group).startswith("hydra")}
 
 
-def explained(error: Exception, call: Call) -> Exception:
+def explained(error: Exception, call: Invocation) -> Exception:
     """What the user can mend in an error of composition as a `UserError`, others as they are."""
     if isinstance(error, MissingConfigException) and error.missing_cfg_file and error.options:
         group, _, name = error.missing_cfg_file.rpartition("/")
@@ -270,7 +272,7 @@ def explained(error: Exception, call: Call) -> Exception:
                 f"{group}={name} needs a package that is not installed; "
                 f"pip install 'attention-zoo[{EXTRAS[name]}]'."
             )
-        return UserError(unknown(group, name, list(error.options)))
+        return UserError(unknown_name_message(group, name, list(error.options)))
     stray = re.search(r"Could not override '(?:([\w.]+)\.)?([\w@]+)'", str(error))
     if isinstance(error, ConfigCompositionException) and stray:
         return UserError(stray_option(stray[1], stray[2], call))
@@ -286,7 +288,7 @@ def of_submitit(error: Exception) -> bool:
     return type(error).__module__.startswith("submitit") or "Could not detect" in str(error)
 
 
-def stray_option(node: str | None, option: str, call: Call) -> str:
+def stray_option(node: str | None, option: str, call: Invocation) -> str:
     """The sentence for an override of what is not there, with what could have been overridden."""
     given = option if node is None else f"{node}.{option}"
     others = [
@@ -295,11 +297,11 @@ def stray_option(node: str | None, option: str, call: Call) -> str:
     with initialize_config_module("attention_zoo.conf", version_base="1.3"):
         composed = compose(call.config_name, overrides=[x for x in others if "hydra." not in x])
     if node is None:
-        return unknown("option", given, [str(key) for key in composed])
+        return unknown_name_message("option", given, [str(key) for key in composed])
     chosen = OmegaConf.select(composed, node)
     if chosen is None and node in composed:
         choice = f"attention@{node}" if node.endswith("_attention") else node
         return f"{node} has no options until it is chosen: {choice}=NAME {given}=VALUE"
     keys = [key for key in chosen if not str(key).startswith("_")] if chosen is not None else []
     options = [f"{node}.{key}" for key in keys] or [str(key) for key in composed]
-    return unknown("option", given, options)
+    return unknown_name_message("option", given, options)

@@ -18,8 +18,7 @@ from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from attention_zoo.errors import UserError
-
-from .tokenizers import BOS, PAD
+from attention_zoo.tasks.data.tokenizers import BOS, PAD
 
 IGNORED = -100  # torch's cross-entropy skips this target
 
@@ -43,33 +42,33 @@ class LanguageBatch(NamedTuple):
     inputs: [b t] long.
     targets: [b t] long, the token after each input, or [b a] long, the answer at each of `places`;
         -100 where nothing is to be predicted.
-    segments: [b t] long, the number of the document within the block, or None where attention may
+    segment_ids: [b t] long, the number of the document within the block, or None where attention may
         cross documents.
     places: [b a] long, or None where all tokens are to be predicted.
     """
 
     inputs: Tensor
     targets: Tensor
-    segments: Tensor | None = None
+    segment_ids: Tensor | None = None
     places: Tensor | None = None
 
 
-class Ragged(NamedTuple):
+class JaggedArray(NamedTuple):
     """Rows of different lengths, one after the other: row i is values[starts[i]:starts[i + 1]]."""
 
     values: np.ndarray
     starts: np.ndarray
 
     @classmethod
-    def of(cls, rows: Iterable[Sequence[int] | np.ndarray]) -> "Ragged":
+    def of(cls, rows: Iterable[Sequence[int] | np.ndarray]) -> "JaggedArray":
         arrays = [np.asarray(row, dtype=np.int32) for row in rows]
         values = np.concatenate([np.zeros(0, np.int32), *arrays])
         starts = np.cumsum([0, *map(len, arrays)], dtype=np.int64)
         return cls(values, starts)
 
-    def take(self, rows: np.ndarray) -> "Ragged":
+    def take(self, rows: np.ndarray) -> "JaggedArray":
         """These rows, in this order."""
-        return Ragged.of(self.values[self.starts[row] : self.starts[row + 1]] for row in rows)
+        return JaggedArray.of(self.values[self.starts[row] : self.starts[row + 1]] for row in rows)
 
     def lengths(self) -> np.ndarray:
         return np.diff(self.starts)
@@ -89,7 +88,7 @@ class Pairs(Dataset[TranslationBatch]):
         index: the place of each pair in its split.
     """
 
-    def __init__(self, source: Ragged, target: Ragged, index: np.ndarray) -> None:
+    def __init__(self, source: JaggedArray, target: JaggedArray, index: np.ndarray) -> None:
         self.source, self.target = source, target
         self.index = torch.from_numpy(index)
 
@@ -112,27 +111,27 @@ class Blocks(Dataset[LanguageBatch]):
 
     Args:
         stream: bos … eos of one document after the other, [n].
-        context: tokens in a block.
+        context_length: tokens in a block.
         documents: number the documents within a block, so that attention can stay in them.
     """
 
-    def __init__(self, stream: np.ndarray, *, context: int, documents: bool = False) -> None:
+    def __init__(self, stream: np.ndarray, *, context_length: int, documents: bool = False) -> None:
         self.stream = stream
-        self.context = context
+        self.context_length = context_length
         self.documents = documents
 
     def __len__(self) -> int:
         return len(self.stream)
 
     def __getitem__(self, starts: list[int]) -> LanguageBatch:
-        places = np.asarray(starts)[:, None] + np.arange(self.context + 1)
+        places = np.asarray(starts)[:, None] + np.arange(self.context_length + 1)
         tokens = self.stream[np.minimum(places, len(self.stream) - 1)].astype(np.int64)
         tokens[places >= len(self.stream)] = PAD
         window = torch.from_numpy(tokens)
         inputs, targets = window[:, :-1], window[:, 1:].clone()
         targets[(targets == PAD) | (targets == BOS)] = IGNORED
-        segments = (inputs == BOS).long().cumsum(1) if self.documents else None
-        return LanguageBatch(inputs.contiguous(), targets, segments)
+        segment_ids = (inputs == BOS).long().cumsum(1) if self.documents else None
+        return LanguageBatch(inputs.contiguous(), targets, segment_ids)
 
 
 class SlidingBlocks(Blocks):
@@ -143,15 +142,17 @@ class SlidingBlocks(Blocks):
     """
 
     def __init__(
-        self, stream: np.ndarray, *, context: int, stride: int, documents: bool = False
+        self, stream: np.ndarray, *, context_length: int, stride: int, documents: bool = False
     ) -> None:
-        super().__init__(stream, context=context, documents=documents)
+        super().__init__(stream, context_length=context_length, documents=documents)
         self.stride = stride
 
     def __getitem__(self, starts: list[int]) -> LanguageBatch:
         batch = super().__getitem__(starts)
         later = torch.tensor(starts)[:, None] > 0
-        batch.targets[later & (torch.arange(self.context) < self.context - self.stride)] = IGNORED
+        batch.targets[
+            later & (torch.arange(self.context_length) < self.context_length - self.stride)
+        ] = IGNORED
         return batch
 
 
@@ -228,7 +229,7 @@ class TokenBudgetBatches(EpochBatches):
         source_lengths, target_lengths: tokens of each pair, special tokens included, [n].
         tokens_per_batch: at most rows x longest row, for each side. A longer pair is a batch of
             its own.
-        noise: standard deviation, in tokens, added to the shorter side: 0 pads least.
+        length_jitter: standard deviation, in tokens, added to the shorter side: 0 pads least.
     """
 
     def __init__(
@@ -237,7 +238,7 @@ class TokenBudgetBatches(EpochBatches):
         target_lengths: np.ndarray,
         *,
         tokens_per_batch: int,
-        noise: float = 2.0,
+        length_jitter: float = 2.0,
         seed: int = 0,
         rank: int = 0,
         world_size: int = 1,
@@ -246,11 +247,11 @@ class TokenBudgetBatches(EpochBatches):
         self.longer = np.maximum(source_lengths, target_lengths)
         self.shorter = np.minimum(source_lengths, target_lengths)
         self.tokens_per_batch = tokens_per_batch
-        self.noise = noise
+        self.length_jitter = length_jitter
         self.ends = budget_ends(np.sort(self.longer), tokens_per_batch)
 
     def all_batches(self, generator: np.random.Generator) -> list[np.ndarray]:
-        noisy = self.shorter + self.noise * generator.standard_normal(len(self.shorter))
+        noisy = self.shorter + self.length_jitter * generator.standard_normal(len(self.shorter))
         order = np.lexsort((noisy, self.longer))
         batches = np.split(order, self.ends[:-1])
         return [batches[place] for place in generator.permutation(len(batches))]
@@ -293,7 +294,7 @@ class ShuffledBlocks(EpochBatches):
 
     Args:
         tokens: length of the stream.
-        context: tokens in a block.
+        context_length: tokens in a block.
         batch_size: blocks in a batch.
     """
 
@@ -301,26 +302,26 @@ class ShuffledBlocks(EpochBatches):
         self,
         tokens: int,
         *,
-        context: int,
+        context_length: int,
         batch_size: int,
         seed: int = 0,
         rank: int = 0,
         world_size: int = 1,
     ) -> None:
         super().__init__(seed=seed, rank=rank, world_size=world_size)
-        if tokens <= context:
+        if tokens <= context_length:
             raise UserError(
                 f"the train split must have more tokens than a block, got {tokens} tokens and "
-                f"data.context={context}; lower data.context, or take more text."
+                f"data.context_length={context_length}; lower data.context_length, or take more text."
             )
-        self.tokens, self.context, self.batch_size = tokens, context, batch_size
+        self.tokens, self.context_length, self.batch_size = tokens, context_length, batch_size
         # One block less than fits, where there is more than one, leaves room for every offset.
-        self.blocks = max(1, (tokens - context) // context)
-        self.room = tokens - self.blocks * context
+        self.blocks = max(1, (tokens - context_length) // context_length)
+        self.room = tokens - self.blocks * context_length
 
     def all_batches(self, generator: np.random.Generator) -> list[np.ndarray]:
-        offset = generator.integers(min(self.context, self.room))
-        starts = offset + self.context * generator.permutation(self.blocks)
+        offset = generator.integers(min(self.context_length, self.room))
+        starts = offset + self.context_length * generator.permutation(self.blocks)
         return in_batches(starts, self.batch_size)
 
 
@@ -328,7 +329,7 @@ class RandomBlocks(ShuffledBlocks):
     """As many blocks as `ShuffledBlocks`, each from a place of its own, drawn with replacement."""
 
     def all_batches(self, generator: np.random.Generator) -> list[np.ndarray]:
-        starts = generator.integers(self.tokens - self.context, size=self.blocks)
+        starts = generator.integers(self.tokens - self.context_length, size=self.blocks)
         return in_batches(starts, self.batch_size)
 
 
@@ -336,10 +337,16 @@ class OrderedBlocks(EpochBatches):
     """The blocks of a stream one after the other: every token after the first is a target once."""
 
     def __init__(
-        self, tokens: int, *, context: int, batch_size: int, rank: int = 0, world_size: int = 1
+        self,
+        tokens: int,
+        *,
+        context_length: int,
+        batch_size: int,
+        rank: int = 0,
+        world_size: int = 1,
     ) -> None:
         super().__init__(rank=rank, world_size=world_size)
-        self.starts = np.arange(0, max(1, tokens - 1), context)
+        self.starts = np.arange(0, max(1, tokens - 1), context_length)
         self.batch_size = batch_size
 
     def all_batches(self, generator: np.random.Generator) -> list[np.ndarray]:
@@ -360,18 +367,20 @@ class ResumableLoader(DataLoader[Any]):
     Args:
         dataset: gives a batch for a list of places.
         sampler: gives those lists.
-        workers: processes that prepare batches; 0 prepares them in the training process.
+        num_workers: processes that prepare batches; 0 prepares them in the training process.
     """
 
-    def __init__(self, dataset: Dataset[Any], sampler: EpochBatches, *, workers: int = 0) -> None:
+    def __init__(
+        self, dataset: Dataset[Any], sampler: EpochBatches, *, num_workers: int = 0
+    ) -> None:
         super().__init__(
             dataset,
             sampler=sampler,
             batch_size=None,
-            num_workers=workers,
-            persistent_workers=workers > 0,
+            num_workers=num_workers,
+            persistent_workers=num_workers > 0,
             # Forking a process that has computed with several threads can deadlock.
-            multiprocessing_context="spawn" if workers > 0 else None,
+            multiprocessing_context="spawn" if num_workers > 0 else None,
             pin_memory=torch.cuda.is_available(),
         )
         self.batches: EpochBatches = sampler

@@ -9,11 +9,16 @@ import torch
 from torch.utils.data import Dataset
 
 from attention_zoo.errors import Unsupported, UserError
-
-from .batches import IGNORED, EpochBatches, LanguageBatch, ResumableLoader, in_batches
-from .diagnostics.base import Diagnostic, Questions
-from .module import PreparedData, TokenizerFactory
-from .sources.base import SPLITS
+from attention_zoo.tasks.data.batches import (
+    IGNORED,
+    EpochBatches,
+    LanguageBatch,
+    ResumableLoader,
+    in_batches,
+)
+from attention_zoo.tasks.data.diagnostics.base import Diagnostic, QueryRows
+from attention_zoo.tasks.data.module import PreparedData, TokenizerFactory
+from attention_zoo.tasks.data.sources.base import SPLITS
 
 PROBES = 3
 
@@ -31,7 +36,7 @@ class DiagnosticData(PreparedData):
         test_lengths: other lengths to test at, as the source counts them.
         answer_tokens: that an answer of the samples takes, at most.
         seed: of the order of the sequences.
-        workers: processes that prepare batches.
+        num_workers: processes that prepare batches.
         probes: prompts to answer during training; by default the first questions of some valid
             sequences.
     """
@@ -48,11 +53,15 @@ class DiagnosticData(PreparedData):
         test_lengths: Sequence[int] = (),
         answer_tokens: int = 1,
         seed: int = 0,
-        workers: int = 0,
+        num_workers: int = 0,
         probes: Sequence[str] | None = None,
     ) -> None:
         super().__init__(
-            source=source, tokenizer=tokenizer, cache_dir=cache_dir, seed=seed, workers=workers
+            source=source,
+            tokenizer=tokenizer,
+            cache_dir=cache_dir,
+            seed=seed,
+            num_workers=num_workers,
         )
         for name, value in (("batch_size", batch_size), ("answer_tokens", answer_tokens)):
             if value < 1:
@@ -95,7 +104,7 @@ class DiagnosticData(PreparedData):
 
     def unpack(self, values: dict[str, Any]) -> None:
         self.questions = {
-            split: Questions(*(values[f"{split}_{part}"] for part in Questions._fields))
+            split: QueryRows(*(values[f"{split}_{part}"] for part in QueryRows._fields))
             for split in ("train", "valid", *self.test_names)
         }
         self.probes, self.probe_references = self._first_questions(self.questions["valid"])
@@ -103,7 +112,7 @@ class DiagnosticData(PreparedData):
             self.probes, self.probe_references = list(self._chosen_probes), None
             self.tokenizer.encode_lines(self.probes)  # Refuses strange symbols before a training.
 
-    def _first_questions(self, questions: Questions) -> tuple[list[str], list[str]]:
+    def _first_questions(self, questions: QueryRows) -> tuple[list[str], list[str]]:
         """Sequences up to their first question, and the answers to it and to those right behind."""
         prompts, references = [], []
         for inputs, places, answers in zip(*(part[:PROBES] for part in questions), strict=True):
@@ -142,12 +151,12 @@ class DiagnosticData(PreparedData):
     ) -> dict[str, ResumableLoader]:
         """The questions of sequences of that length. Nothing slides."""
         source = self._at(length)
-        rows = AskedRows(source.questions(split))
+        rows = QueryDataset(source.questions(split))
         batch_size = max(1, self.batch_size * self.source.tokens // source.tokens)
         sampler = OrderedRows(
             len(rows), batch_size=batch_size, seed=self.seed, rank=rank, world_size=world_size
         )
-        return {"": ResumableLoader(rows, sampler, workers=self.workers)}
+        return {"": ResumableLoader(rows, sampler, num_workers=self.num_workers)}
 
     def _at(self, length: int) -> Diagnostic:
         return self.source if length == self.source.length else self.source.at(length)
@@ -162,15 +171,15 @@ class DiagnosticData(PreparedData):
         return [self._loader(name, OrderedRows) for name in self.test_names]
 
     def _loader(self, split: str, order: type["OrderedRows"]) -> ResumableLoader:
-        rows = AskedRows(self.questions[split])
+        rows = QueryDataset(self.questions[split])
         sampler = order(len(rows), batch_size=self.batch_size, seed=self.seed, **self.share())
-        return ResumableLoader(rows, sampler, workers=self.workers)
+        return ResumableLoader(rows, sampler, num_workers=self.num_workers)
 
 
-class AskedRows(Dataset[LanguageBatch]):
+class QueryDataset(Dataset[LanguageBatch]):
     """Sequences that ask questions; a list of rows gives a batch."""
 
-    def __init__(self, questions: Questions) -> None:
+    def __init__(self, questions: QueryRows) -> None:
         self.questions = questions
 
     def __len__(self) -> int:

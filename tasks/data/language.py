@@ -9,8 +9,7 @@ import numpy as np
 import torch
 
 from attention_zoo.errors import BadInput, UserError
-
-from .batches import (
+from attention_zoo.tasks.data.batches import (
     Blocks,
     EpochBatches,
     LanguageBatch,
@@ -19,9 +18,9 @@ from .batches import (
     ShuffledBlocks,
     SlidingBlocks,
 )
-from .module import PreparedData, TokenizerFactory
-from .sources.base import SPLITS, Source
-from .tokenizers import Tokenizer, check_ids
+from attention_zoo.tasks.data.module import PreparedData, TokenizerFactory
+from attention_zoo.tasks.data.sources.base import SPLITS, Source
+from attention_zoo.tasks.data.tokenizers import Tokenizer, check_ids
 
 LINE_ENDS = re.compile(r"(?<=\S\n)(?=\S)")
 
@@ -36,14 +35,14 @@ class LanguageData(PreparedData):
         source: gives the documents.
         tokenizer: makes the tokenizer of the train split.
         cache_dir: where prepared data are kept.
-        context: tokens in a block.
+        context_length: tokens in a block.
         batch_size: blocks in a batch, on each rank.
         sampling: how train blocks are drawn: `ShuffledBlocks` or `RandomBlocks`.
         documents: give the number of each token's document, so that attention stays within
             documents.
         root: folder of files to read `source` from.
         seed: of the draw of the blocks.
-        workers: processes that prepare batches.
+        num_workers: processes that prepare batches.
         probes: prompts to continue during training; by default the beginnings of valid documents.
     """
 
@@ -58,13 +57,13 @@ class LanguageData(PreparedData):
         source: Source[str],
         tokenizer: TokenizerFactory,
         cache_dir: str | Path,
-        context: int = 64,
+        context_length: int = 64,
         batch_size: int = 12,
         sampling: Callable[..., EpochBatches] = ShuffledBlocks,
         documents: bool = False,
         root: str | Path | None = None,
         seed: int = 0,
-        workers: int = 0,
+        num_workers: int = 0,
         probes: Sequence[str] | None = None,
     ) -> None:
         super().__init__(
@@ -72,12 +71,12 @@ class LanguageData(PreparedData):
             tokenizer=tokenizer,
             cache_dir=cache_dir,
             seed=seed,
-            workers=workers,
+            num_workers=num_workers,
         )
-        for name, value in (("context", context), ("batch_size", batch_size)):
+        for name, value in (("context_length", context_length), ("batch_size", batch_size)):
             if value < 1:
                 raise UserError(f"data.{name} must be at least 1, got {value}.")
-        self.context = context
+        self.context_length = context_length
         self.batch_size = batch_size
         self.sampling = sampling
         self.documents = documents
@@ -104,7 +103,7 @@ class LanguageData(PreparedData):
                 "lines": sum(text.count("\n") + (not text.endswith("\n")) for text in texts),
                 "bytes": sum(len(text.encode()) for text in texts),
                 "tokens": len(stream),
-                "unknown": int((stream == tokenizer.unk_id).sum()),
+                "unknown_name_message": int((stream == tokenizer.unk_id).sum()),
             }
         return values
 
@@ -114,21 +113,23 @@ class LanguageData(PreparedData):
             setattr(self, split, values[f"{split}_lines"])
             stream = values[f"{split}_stream"]
             check_ids(stream, self.tokenizer.vocabulary_size, place=f"the {split} split")
-            self.blocks[split] = Blocks(stream, context=self.context, documents=self.documents)
+            self.blocks[split] = Blocks(
+                stream, context_length=self.context_length, documents=self.documents
+            )
         self.probes = list(
             self._chosen_probes or [beginning(text.strip()) for text in self.valid[:3]]
         )
         self.probe_references = None
 
     def example(self) -> LanguageBatch:
-        tokens = torch.full((1, self.context), self.tokenizer.eos_id)
+        tokens = torch.full((1, self.context_length), self.tokenizer.eos_id)
         return LanguageBatch(tokens, tokens, torch.zeros_like(tokens) if self.documents else None)
 
     def refuse_longer_than(self, limit: int) -> None:
-        if self.context > limit:
+        if self.context_length > limit:
             raise UserError(
-                f"data.context must be at most the model's longest length, got {self.context} and "
-                f"{limit}; lower data.context."
+                f"data.context_length must be at most the model's longest length, got {self.context_length} and "
+                f"{limit}; lower data.context_length."
             )
 
     def tokens_at(self, length: int, split: str) -> int:
@@ -149,9 +150,11 @@ class LanguageData(PreparedData):
         many tokens at every length, as long as that is at least a window.
         """
         stream = self.blocks[split].stream
-        rows = max(1, self.batch_size * self.context // length)
-        plain = Blocks(stream, context=length, documents=self.documents)
-        sliding = SlidingBlocks(stream, context=length, stride=stride, documents=self.documents)
+        rows = max(1, self.batch_size * self.context_length // length)
+        plain = Blocks(stream, context_length=length, documents=self.documents)
+        sliding = SlidingBlocks(
+            stream, context_length=length, stride=stride, documents=self.documents
+        )
         # A window is needed if one of the tokens it scores is there.
         tokens = {"": len(stream), "sliding": len(stream) - (length - stride)}
         steps = {"": length, "sliding": stride}
@@ -160,12 +163,12 @@ class LanguageData(PreparedData):
                 blocks,
                 OrderedBlocks(
                     tokens[how],
-                    context=steps[how],
+                    context_length=steps[how],
                     batch_size=rows,
                     rank=rank,
                     world_size=world_size,
                 ),
-                workers=self.workers,
+                num_workers=self.num_workers,
             )
             for how, blocks in (("", plain), ("sliding", sliding))
         }
@@ -174,12 +177,12 @@ class LanguageData(PreparedData):
         blocks = self.blocks["train"]
         sampler = self.sampling(
             len(blocks),
-            context=self.context,
+            context_length=self.context_length,
             batch_size=self.batch_size,
             seed=self.seed,
             **self.share(),
         )
-        return ResumableLoader(blocks, sampler, workers=self.workers)
+        return ResumableLoader(blocks, sampler, num_workers=self.num_workers)
 
     def val_dataloader(self) -> ResumableLoader:
         return self._evaluation("valid")
@@ -190,9 +193,12 @@ class LanguageData(PreparedData):
     def _evaluation(self, split: str) -> ResumableLoader:
         blocks = self.blocks[split]
         sampler = OrderedBlocks(
-            len(blocks), context=self.context, batch_size=self.batch_size, **self.share()
+            len(blocks),
+            context_length=self.context_length,
+            batch_size=self.batch_size,
+            **self.share(),
         )
-        return ResumableLoader(blocks, sampler, workers=self.workers)
+        return ResumableLoader(blocks, sampler, num_workers=self.num_workers)
 
 
 def stream_of(tokenizer: Tokenizer, texts: list[str]) -> np.ndarray:

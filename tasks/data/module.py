@@ -9,12 +9,11 @@ from typing import Any
 from lightning import LightningDataModule
 
 from attention_zoo.errors import Unsupported, UserError
-
-from .batches import ResumableLoader
-from .cache import Entry, fetch, sha256_of_code
-from .diagnostics.base import Diagnostic
-from .sources.base import Source
-from .tokenizers import Tokenizer, tokenizer_from_state
+from attention_zoo.tasks.data.batches import ResumableLoader
+from attention_zoo.tasks.data.cache import Entry, fetch, sha256_of_code
+from attention_zoo.tasks.data.diagnostics.base import Diagnostic
+from attention_zoo.tasks.data.sources.base import Source
+from attention_zoo.tasks.data.tokenizers import Tokenizer, tokenizer_from_state
 
 TokenizerFactory = Callable[[Iterable[str]], Tokenizer]
 
@@ -42,14 +41,14 @@ class PreparedData(LightningDataModule):
         tokenizer: TokenizerFactory,
         cache_dir: str | Path,
         seed: int,
-        workers: int,
+        num_workers: int,
     ) -> None:
         super().__init__()
         self.source = source
         self.tokenizer_factory = tokenizer
         self.cache_dir = Path(cache_dir)
         self.seed = seed
-        self.workers = workers
+        self.num_workers = num_workers
         self._entry: Entry | None = None
 
     @abstractmethod

@@ -11,7 +11,7 @@ from typing import Any, Self
 import numpy as np
 
 from attention_zoo.errors import BadInput, UserError
-from attention_zoo.zoo import unknown
+from attention_zoo.zoo import unknown_name_message
 
 PAD, BOS, EOS, UNK = 0, 1, 2, 3
 SPECIALS = ("<pad>", "<bos>", "<eos>", "<unk>")
@@ -72,8 +72,8 @@ class Tokenizer(ABC):
         """
         ids = list(ids)
         check_ids(ids, self.vocabulary_size, place="the text to decode")
-        unknown = REPLACEMENT.encode()
-        parts = (unknown if token == UNK else self._pieces[token] for token in ids)
+        unknown_name_message = REPLACEMENT.encode()
+        parts = (unknown_name_message if token == UNK else self._pieces[token] for token in ids)
         return b"".join(parts).decode("utf-8", errors="replace")
 
     def tokens(self, ids: Iterable[int]) -> list[str]:
@@ -259,7 +259,7 @@ class SymbolTokenizer(Tokenizer):
         symbols = text.split()
         for symbol in symbols:
             if symbol not in self._ids:
-                raise BadInput(unknown("symbol", symbol, shortened(self.symbols)))
+                raise BadInput(unknown_name_message("symbol", symbol, shortened(self.symbols)))
         return [self._ids[symbol] for symbol in symbols]
 
     def state(self) -> dict[str, Any]:

@@ -8,18 +8,17 @@ import numpy as np
 import torch
 
 from attention_zoo.errors import BadInput, UserError
-
-from .batches import (
+from attention_zoo.tasks.data.batches import (
+    JaggedArray,
     OrderedTokenBudgetBatches,
     Pairs,
-    Ragged,
     ResumableLoader,
     TokenBudgetBatches,
     TranslationBatch,
 )
-from .module import PreparedData, TokenizerFactory
-from .sources.base import SPLITS, Pair, Source
-from .tokenizers import Tokenizer, check_ids
+from attention_zoo.tasks.data.module import PreparedData, TokenizerFactory
+from attention_zoo.tasks.data.sources.base import SPLITS, Pair, Source
+from attention_zoo.tasks.data.tokenizers import Tokenizer, check_ids
 
 
 class TranslationData(PreparedData):
@@ -36,8 +35,8 @@ class TranslationData(PreparedData):
         max_tokens: of a train line, special tokens included.
         root: folder of files to read `source` from.
         seed: of the order of the batches.
-        workers: processes that prepare batches.
-        noise: of the bucketing, in tokens (see `TokenBudgetBatches`).
+        num_workers: processes that prepare batches.
+        length_jitter: of the bucketing, in tokens (see `TokenBudgetBatches`).
         probes: source lines to look at during training; by default the source's own, else the
             first lines of the valid split.
     """
@@ -57,8 +56,8 @@ class TranslationData(PreparedData):
         max_tokens: int = 128,
         root: str | Path | None = None,
         seed: int = 0,
-        workers: int = 0,
-        noise: float = 2.0,
+        num_workers: int = 0,
+        length_jitter: float = 2.0,
         probes: Sequence[str] | None = None,
     ) -> None:
         super().__init__(
@@ -66,7 +65,7 @@ class TranslationData(PreparedData):
             tokenizer=tokenizer,
             cache_dir=cache_dir,
             seed=seed,
-            workers=workers,
+            num_workers=num_workers,
         )
         if not 3 <= max_tokens <= tokens_per_batch:
             raise UserError(
@@ -75,7 +74,7 @@ class TranslationData(PreparedData):
             )
         self.tokens_per_batch = tokens_per_batch
         self.max_tokens = max_tokens
-        self.noise = noise
+        self.length_jitter = length_jitter
         self._chosen_probes = probes
 
     def options(self) -> dict[str, Any]:
@@ -109,7 +108,7 @@ class TranslationData(PreparedData):
         for split in SPLITS:
             setattr(self, split, [(source, target) for source, target in values[f"{split}_lines"]])
             source, target = (
-                Ragged(values[f"{split}_{side}"], values[f"{split}_{side}_starts"])
+                JaggedArray(values[f"{split}_{side}"], values[f"{split}_{side}_starts"])
                 for side in ("source", "target")
             )
             for side in (source, target):
@@ -165,11 +164,11 @@ class TranslationData(PreparedData):
             pairs.source.lengths(),
             pairs.target.lengths(),
             tokens_per_batch=self.tokens_per_batch,
-            noise=self.noise,
+            length_jitter=self.length_jitter,
             seed=self.seed,
             **self.share(),
         )
-        return ResumableLoader(pairs, sampler, workers=self.workers)
+        return ResumableLoader(pairs, sampler, num_workers=self.num_workers)
 
     def val_dataloader(self) -> ResumableLoader:
         return self._evaluation("valid")
@@ -185,18 +184,20 @@ class TranslationData(PreparedData):
             tokens_per_batch=self.tokens_per_batch,
             **self.share(),
         )
-        return ResumableLoader(pairs, sampler, workers=self.workers)
+        return ResumableLoader(pairs, sampler, num_workers=self.num_workers)
 
 
-def encode(lines: list[str], tokenizer: Tokenizer, *, first: list[int]) -> Ragged:
+def encode(lines: list[str], tokenizer: Tokenizer, *, first: list[int]) -> JaggedArray:
     """Token ids of lines: `first`, the line, eos. A part at a time, as lists take much memory."""
     parts = (lines[start : start + 10_000] for start in range(0, len(lines), 10_000))
     last = tokenizer.eos_id
-    return Ragged.of([*first, *ids, last] for part in parts for ids in tokenizer.encode_lines(part))
+    return JaggedArray.of(
+        [*first, *ids, last] for part in parts for ids in tokenizer.encode_lines(part)
+    )
 
 
 def select(
-    pairs: list[Pair], source: Ragged, target: Ragged, *, limit: int | None
+    pairs: list[Pair], source: JaggedArray, target: JaggedArray, *, limit: int | None
 ) -> tuple[np.ndarray, dict[str, int]]:
     """The places to keep, and what to report: with a limit, empty and longer lines are left out.
 

@@ -76,7 +76,7 @@ class Job:
         path = self.run / "results.json"
         return json.loads(path.read_text()) if path.exists() else {}
 
-    def recall(self) -> None:
+    def restore(self) -> None:
         """Take up what an earlier launch came to."""
         record = self.record
         if record.get("outcome") in FINISHED:

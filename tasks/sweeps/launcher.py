@@ -86,7 +86,7 @@ class ProcessesLauncher(Launcher):
                 zip(job_overrides, words, strict=True), start=initial_job_idx
             )
         ]
-        self.recall(jobs, console)
+        self.restore(jobs, console)
         try:
             run_jobs(
                 self.composed(job for job in jobs if not job.finished),
@@ -110,7 +110,7 @@ class ProcessesLauncher(Launcher):
             self.config.hydra.job.num = number
         return Path(self.config.hydra.sweep.dir) / str(self.config.hydra.sweep.subdir)
 
-    def recall(self, jobs: Sequence[Job], console: Any) -> None:
+    def restore(self, jobs: Sequence[Job], console: Any) -> None:
         """Take up what an earlier launch over the same folder came to.
 
         Raises:
@@ -118,7 +118,7 @@ class ProcessesLauncher(Launcher):
         """
         earlier = [job for job in jobs if job.record]
         for job in self.composed(earlier):
-            take_up(job)
+            restore(job)
         done = sum(job.finished for job in earlier)
         if earlier:
             console.print(
@@ -150,7 +150,7 @@ def report_lengths(console: Any, jobs: Sequence[Job], folder: Path) -> None:
         report_sweep(console, scored, folder)
 
 
-def take_up(job: Job) -> None:
+def restore(job: Job) -> None:
     """Take up what an earlier launch left of a job.
 
     Raises:
@@ -166,7 +166,7 @@ def take_up(job: Job) -> None:
             ". Go on with the command that began the sweep, or choose another "
             "hydra.sweep.dir."
         )
-    job.recall()
+    job.restore()
 
 
 def require_count(name: str, value: Any) -> None:
@@ -247,7 +247,7 @@ def run_alone(
         run=Path(hydra.runtime.output_dir),
         fingerprint=fingerprint(plain, without=OF_THE_LAUNCH),
     )
-    take_up(job)
+    restore(job)
     command = [*command, *said_of_hydra(hydra)]
     if environment.get("SLURM_NTASKS") == "1":
         # Lightning takes each task of SLURM's for a rank, and would start no other.

@@ -18,7 +18,7 @@ from attention_zoo.tasks.configuration.build import (
     build_model,
     check,
     parameter_counts,
-    settle_position,
+    resolve_position,
 )
 from attention_zoo.tasks.configuration.entry_configs import entry_config
 from attention_zoo.tasks.data.module import PreparedData
@@ -62,14 +62,14 @@ def baseline(config: Mapping[str, Any]) -> dict[str, Any]:
         "attention": entry_config("attention", names["attention"] or "multi_head", heads=heads),
     }
     if names["position"] is None:
-        settle_position(other)
+        resolve_position(other)
     else:
         other["position"] = entry_config("position", names["position"], heads=heads)
     return other
 
 
 def match_baseline(config: dict[str, Any], data: PreparedData, console: Console) -> dict[str, Any]:
-    """Set `model.hidden` so that the model agrees with the baseline within 1%, and say so.
+    """Set `model.ffn_dim` so that the model agrees with the baseline within 1%, and say so.
 
     A width that agrees already stays. Else it is the one that agrees best, or the multiple of 8
     next to it if that agrees within 1% too.
@@ -87,11 +87,11 @@ def match_baseline(config: dict[str, Any], data: PreparedData, console: Console)
         Unsupported: no width of at least a quarter of the model's agrees.
     """
     by, model = config["match"], config["model"]
-    before, counted = model["hidden"], COUNTED[by]
+    before, counted = model["ffn_dim"], COUNTED[by]
     target = cost(baseline(config), data)
 
     def at(width: int) -> float:
-        return cost({**config, "model": {**model, "hidden": width}}, data)
+        return cost({**config, "model": {**model, "ffn_dim": width}}, data)
 
     least = max(1, round(LEAST * model["dim"]))
     # Each unit of the width has as many parameters, and takes as many products, as any other.
@@ -105,9 +105,9 @@ def match_baseline(config: dict[str, Any], data: PreparedData, console: Console)
             f"match={by} finds no feed-forward that makes up for the attention: the baseline has "
             f"{target:,.0f} {counted}, and this model {at(least):,.0f} with a width of {least}, a "
             f"quarter of model.dim and the least there is, and {a_unit:,.0f} for each unit more. "
-            "Raise model.hidden, which is the baseline's width, or leave match out."
+            "Raise model.ffn_dim, which is the baseline's width, or leave match out."
         )
-    model["hidden"] = width
+    model["ffn_dim"] = width
     resized = f"stays {width}" if width == before else f"{before} → {width}"
     console.print(
         f"match={by}: feed-forward {resized}, {at(width):,.0f} {counted}, the baseline has "

@@ -75,7 +75,7 @@ class TrialsSweeper(Sweeper):
         # The last one of a name is meant.
         by_name = {override.get_key_element(): override for override in overrides}
         self.space = {n: searched(o) for n, o in by_name.items() if o.is_sweep_override()}
-        self.fixed = [
+        self.decided_options = [
             f"{name}={override.get_value_element_as_str()}"
             for name, override in by_name.items()
             if name not in self.space
@@ -86,7 +86,7 @@ class TrialsSweeper(Sweeper):
                 f"{', '.join(self.space) or 'none'}; give some, such as "
                 "'optimizer.lr=tag(log,interval(1e-4,1e-2))'."
             )
-        composed = hydra_context.config_loader.load_sweep_config(config, self.fixed)
+        composed = hydra_context.config_loader.load_sweep_config(config, self.decided_options)
         self.seed = composed.seed
         plain: Any = OmegaConf.to_container(composed, resolve=False)
         space = {name: str(distribution) for name, distribution in self.space.items()}
@@ -164,7 +164,7 @@ class TrialsSweeper(Sweeper):
 
     def overrides(self, study: "Study", number: int) -> list[str]:
         params = study.trials[number].params
-        return [*self.fixed, *(f"{name}={value}" for name, value in params.items())]
+        return [*self.decided_options, *(f"{name}={value}" for name, value in params.items())]
 
 
 def searched(override: Override) -> "BaseDistribution":

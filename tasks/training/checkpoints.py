@@ -51,7 +51,7 @@ def newest_of_runs(logs: Path, task: str, name: str) -> Path | None:
 def required(checkpoint: dict[str, Any] | None, verb: str) -> dict[str, Any]:
     """Raises: UserError, if no checkpoint was named."""
     if checkpoint is None:
-        raise UserError(f"{verb} needs a checkpoint: ckpt=logs/…/checkpoints/best.ckpt")
+        raise UserError(f"{verb} needs a checkpoint: ckpt_path=logs/…/checkpoints/best.ckpt")
     return checkpoint
 
 

@@ -13,7 +13,7 @@ from attention_zoo.models.language_model import LanguageModel
 from attention_zoo.tasks.data.batches import LanguageBatch
 from attention_zoo.tasks.training.metrics import LossByPlace, Share, TokenLoss
 from attention_zoo.tasks.training.task import IGNORED, Task, metric_name, token_losses
-from attention_zoo.tasks.views.attention_record import AttentionReading
+from attention_zoo.tasks.views.attention_record import AttentionRecord
 
 
 class LanguageModelingTask(Task):
@@ -39,7 +39,7 @@ class LanguageModelingTask(Task):
             )
 
     def predict_batch(self, batch: LanguageBatch) -> tuple[Tensor, Tensor]:
-        logits = self.model(batch.inputs, segments=batch.segments, places=batch.places)
+        logits = self.model(batch.inputs, segment_ids=batch.segment_ids, places=batch.places)
         return logits, batch.targets
 
     def test_step(self, batch: LanguageBatch, _: int, dataloader_idx: int = 0) -> None:
@@ -49,15 +49,15 @@ class LanguageModelingTask(Task):
         logits, targets = self.predict_batch(batch)
         losses, predicted = token_losses(logits, targets), targets != IGNORED
         if batch.places is None:
-            self.tally_losses(losses, targets, split)
+            self.update_loss_metrics(losses, targets, split)
             length = split.partition("@")[2]
             if length.isdecimal():  # not sliding
                 self.count_places(int(length), losses, predicted)
             return
         right = logits.argmax(-1) == targets
-        self.tally(TokenLoss, metric_name("loss", split), losses.sum(), predicted.sum())
-        self.tally(Share, metric_name("accuracy", split), right[predicted])
-        self.tally(Share, metric_name("exact_match", split), (right == predicted).all(-1))
+        self.update_metric(TokenLoss, metric_name("loss", split), losses.sum(), predicted.sum())
+        self.update_metric(Share, metric_name("accuracy", split), right[predicted])
+        self.update_metric(Share, metric_name("exact_match", split), (right == predicted).all(-1))
 
     def count_places(self, length: int, losses: Tensor, predicted: Tensor) -> None:
         """Add windows of a length, losses [b t] of what is predicted [b t], to `by_place`."""
@@ -98,16 +98,16 @@ class LanguageModelingTask(Task):
     def attention_maps(self, batch: LanguageBatch) -> Iterator[Maps]:
         for row, tokens in enumerate(batch.inputs):
             real = tokens != self.tokenizer.pad_id
-            segments = None if batch.segments is None else batch.segments[row][real][None]
-            yield self.model.attention_maps(tokens[real][None], segments=segments)
+            segment_ids = None if batch.segment_ids is None else batch.segment_ids[row][real][None]
+            yield self.model.attention_maps(tokens[real][None], segment_ids=segment_ids)
 
     @torch.inference_mode()
-    def attend(self, line: str) -> AttentionReading:
+    def attend(self, line: str) -> AttentionRecord:
         """The attention over a line."""
         tokens = self.prompts([line])[0]
         maps = self.model.attention_maps(torch.tensor([tokens], device=self.device))
         names = ["<bos>", *self.tokenizer.tokens(tokens[1:])]
-        return AttentionReading(
+        return AttentionRecord(
             source_tokens=names,
             target_tokens=names,
             maps={role: [layer[0].float().cpu() for layer in maps[role]] for role in maps},

@@ -76,7 +76,7 @@ def collect_manifest(
             whole run, if it was resumed.
         seconds: wall-clock seconds of the training, validation included. Of this process, if the
             run was resumed.
-        looking_seconds: of these, what callbacks took that look into the model; see `Look`.
+        looking_seconds: of these, what callbacks took that look into the model; see `InspectionCallback`.
         peak_memory_bytes: that the training took on a rank, at most; see `memory`.
         seed: seed of the run, None where there is none.
         data_hash: the data module's `fingerprint`.
@@ -216,7 +216,7 @@ def named(config: dict[str, Any]) -> dict[str, Any]:
     return shown
 
 
-def shortest(path: Path) -> Path:
+def relative_to_cwd(path: Path) -> Path:
     """The path from where the program was started, if it leads there: shorter to read and copy."""
     here = Path.cwd()
     return path.relative_to(here) if path.is_relative_to(here) else path

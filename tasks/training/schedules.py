@@ -59,7 +59,7 @@ def inverse_square_root(
 
 
 def linear(
-    optimizer: Optimizer, *, warmup_steps: float, total_steps: float, floor: float = 0.0
+    optimizer: Optimizer, *, warmup_steps: float, total_steps: float, min_lr_ratio: float = 0.0
 ) -> LambdaLR:
     """Linear rise, then floor + (1 - floor) (1 - p).
 
@@ -70,17 +70,17 @@ def linear(
         optimizer: its learning rates are the peaks.
         warmup_steps: steps of linear rise from 0; may be 0.
         total_steps: optimiser steps of the run.
-        floor: factor at the end, in [0, 1].
+        min_lr_ratio: factor at the end, in [0, 1].
 
     Raises:
         UserError: warm-up is negative or longer than the run, the run has no end, or the floor lies
             outside [0, 1].
     """
-    return _falling(_linear_fall, optimizer, warmup_steps, total_steps, floor)
+    return _falling(_linear_fall, optimizer, warmup_steps, total_steps, min_lr_ratio)
 
 
 def cosine(
-    optimizer: Optimizer, *, warmup_steps: float, total_steps: float, floor: float = 0.1
+    optimizer: Optimizer, *, warmup_steps: float, total_steps: float, min_lr_ratio: float = 0.1
 ) -> LambdaLR:
     """Linear rise, then floor + (1 - floor) (1 + cos(pi p)) / 2, with p as in `linear`.
 
@@ -88,7 +88,7 @@ def cosine(
         optimizer: its learning rates are the peaks.
         warmup_steps: steps of linear rise from 0; may be 0.
         total_steps: optimiser steps of the run.
-        floor: factor at the end, in [0, 1].
+        min_lr_ratio: factor at the end, in [0, 1].
 
     Raises:
         UserError: warm-up is negative or longer than the run, the run has no end, or the floor lies
@@ -96,7 +96,7 @@ def cosine(
 
     Source: Loshchilov and Hutter 2017, arXiv:1608.03983, eq. 5, without restarts.
     """
-    return _falling(_cosine_fall, optimizer, warmup_steps, total_steps, floor)
+    return _falling(_cosine_fall, optimizer, warmup_steps, total_steps, min_lr_ratio)
 
 
 def warmup_stable_decay(
@@ -106,7 +106,7 @@ def warmup_stable_decay(
     total_steps: float,
     decay_fraction: float = 0.2,
     decay: str = "sqrt",
-    floor: float = 0.0,
+    min_lr_ratio: float = 0.0,
 ) -> LambdaLR:
     """Linear rise, the peak held, then a fall over the last `decay_fraction` of the run.
 
@@ -119,7 +119,7 @@ def warmup_stable_decay(
         total_steps: optimiser steps of the run.
         decay_fraction: share of `total_steps` that falls, in (0, 1].
         decay: "linear" or "sqrt".
-        floor: factor at the end, in [0, 1].
+        min_lr_ratio: factor at the end, in [0, 1].
 
     Raises:
         UserError: a value lies outside its range, the run has no end, or warm-up and fall together
@@ -141,7 +141,7 @@ def warmup_stable_decay(
             f"warm-up and decay must fit into the run, got warmup_steps={warmup_steps} and "
             f"decay_fraction={decay_fraction} of total_steps={total_steps}; shorten one of them."
         )
-    return _falling(falls[decay], optimizer, warmup_steps, total_steps, floor, fall_start)
+    return _falling(falls[decay], optimizer, warmup_steps, total_steps, min_lr_ratio, fall_start)
 
 
 def _falling(
@@ -149,19 +149,21 @@ def _falling(
     optimizer: Optimizer,
     warmup_steps: float,
     total_steps: float,
-    floor: float,
+    min_lr_ratio: float,
     fall_start: float | None = None,
 ) -> LambdaLR:
     _check_end(total_steps)
     warmup_steps = _in_steps(warmup_steps, total_steps)
-    if not 0 <= floor <= 1:
-        raise UserError(f"floor must lie in [0, 1], as a factor of the peak rate, got {floor}.")
+    if not 0 <= min_lr_ratio <= 1:
+        raise UserError(
+            f"floor must lie in [0, 1], as a factor of the peak rate, got {min_lr_ratio}."
+        )
     factor = partial(
         _rise_and_fall,
         warmup_steps=warmup_steps,
         fall_start=warmup_steps if fall_start is None else fall_start,
         total_steps=total_steps,
-        floor=floor,
+        min_lr_ratio=min_lr_ratio,
         fall=fall,
     )
     return LambdaLR(optimizer, factor)
@@ -185,13 +187,13 @@ def _rise_and_fall(
     warmup_steps: int,
     fall_start: float,
     total_steps: float,
-    floor: float,
+    min_lr_ratio: float,
     fall: Callable[[float], float],
 ) -> float:
     if done < fall_start:
         return _rise(done, warmup_steps=warmup_steps)
     progress = min(1.0, (done - fall_start) / max(1.0, total_steps - fall_start))
-    return floor + (1 - floor) * fall(progress)
+    return min_lr_ratio + (1 - min_lr_ratio) * fall(progress)
 
 
 def _linear_fall(progress: float) -> float:

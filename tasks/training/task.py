@@ -18,7 +18,7 @@ from attention_zoo.tasks.configuration.build import build_task
 from attention_zoo.tasks.data.tokenizers import Tokenizer, tokenizer_from_state
 from attention_zoo.tasks.training.metrics import BitsPerByte, Perplexity, TokenLoss
 from attention_zoo.tasks.training.ranks import require_equal_ranks
-from attention_zoo.tasks.views.attention_record import AttentionReading
+from attention_zoo.tasks.views.attention_record import AttentionRecord
 
 IGNORED = -100  # a target that is not predicted
 
@@ -84,7 +84,7 @@ class Task(LightningModule):
         """What the model writes for each line: its translation, or its continuation."""
         raise NotImplementedError
 
-    def attend(self, line: str) -> AttentionReading:
+    def attend(self, line: str) -> AttentionRecord:
         """The attention over a line, and over what is written for it, if anything is."""
         raise NotImplementedError
 
@@ -168,17 +168,17 @@ class Task(LightningModule):
     def score(self, batch: Any, split: str) -> None:
         """Losses by teacher forcing, without label smoothing."""
         logits, targets = self.predict_batch(batch)
-        self.tally_losses(token_losses(logits, targets), targets, split)
+        self.update_loss_metrics(token_losses(logits, targets), targets, split)
 
-    def tally_losses(self, losses: Tensor, targets: Tensor, split: str) -> None:
+    def update_loss_metrics(self, losses: Tensor, targets: Tensor, split: str) -> None:
         """Loss, perplexity and bits per byte of targets [b t], by their losses [b t]."""
         nll, counted = losses.sum(), targets != IGNORED
-        self.tally(TokenLoss, metric_name("loss", split), nll, counted.sum())
-        self.tally(Perplexity, metric_name("perplexity", split), nll, counted.sum())
+        self.update_metric(TokenLoss, metric_name("loss", split), nll, counted.sum())
+        self.update_metric(Perplexity, metric_name("perplexity", split), nll, counted.sum())
         spelled = self.token_bytes[targets[counted]].sum()
-        self.tally(BitsPerByte, metric_name("bits_per_byte", split), nll, spelled)
+        self.update_metric(BitsPerByte, metric_name("bits_per_byte", split), nll, spelled)
 
-    def tally(self, kind: Callable[[], Metric], name: str, *counted: Any) -> None:
+    def update_metric(self, kind: Callable[[], Metric], name: str, *counted: Any) -> None:
         """Add to the metric of this name, which is logged once the split is through."""
         if name not in self.metrics:
             self.metrics[name] = kind().to(self.device)

@@ -16,7 +16,7 @@ from attention_zoo.tasks.data.batches import TranslationBatch
 from attention_zoo.tasks.training.metrics import ChrF, ExactMatch, SacreBleu
 from attention_zoo.tasks.training.ranks import gathered
 from attention_zoo.tasks.training.task import IGNORED, Task
-from attention_zoo.tasks.views.attention_record import AttentionReading
+from attention_zoo.tasks.views.attention_record import AttentionRecord
 
 
 class TranslationTask(Task):
@@ -116,14 +116,14 @@ class TranslationTask(Task):
             yield self.model.attention_maps(source[source != pad][None], real[None, :-1])
 
     @torch.inference_mode()
-    def attend(self, line: str) -> AttentionReading:
+    def attend(self, line: str) -> AttentionRecord:
         """The attention over a line and its translation."""
         source = self.source_tokens([line])
         written = self.decode(source)[0][0].tokens
         target = torch.tensor([[self.tokenizer.bos_id, *written]], device=self.device)
         maps = self.model.attention_maps(source, target)
         target_tokens = [*self.tokenizer.tokens(written), "<eos>"]
-        return AttentionReading(
+        return AttentionRecord(
             source_tokens=[*self.tokenizer.tokens(source[0, :-1].tolist()), "<eos>"],
             # Row i shows where the decoder looked when it wrote token i.
             target_tokens=target_tokens,

@@ -12,7 +12,7 @@ ROLES = {
 }
 
 
-class AttentionReading(NamedTuple):
+class AttentionRecord(NamedTuple):
     """What a model looked at while it read one line. In a notebook it shows itself.
 
     Args:

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import torch
 
-from attention_zoo.tasks.views.attention_record import AttentionReading
+from attention_zoo.tasks.views.attention_record import AttentionRecord
 from attention_zoo.tasks.views.attention_viewer.page import page
 from tests.browser import assert_quiet, in_browser, look, texts
 
@@ -17,7 +17,7 @@ NASTY = ["</script>", "&amp;", "<b>", "\"'`", "\\u003c", "a" * 60]
 LAYERS, HEADS = 2, 3
 
 
-def reading(source: list[str], target: list[str]) -> AttentionReading:
+def reading(source: list[str], target: list[str]) -> AttentionRecord:
     torch.manual_seed(0)
     s, t = len(source), len(target)
     sizes = {"encoder": (s, s), "decoder": (t, t), "cross": (t, s)}
@@ -27,7 +27,7 @@ def reading(source: list[str], target: list[str]) -> AttentionReading:
     }
     maps["decoder"] = [layer.tril() for layer in maps["decoder"]]
     lines = [" ".join(tokens) for tokens in (source, target)]
-    return AttentionReading(source, target, maps, *lines, ["<bos>", *target[:-1]])
+    return AttentionRecord(source, target, maps, *lines, ["<bos>", *target[:-1]])
 
 
 PAIR = reading(RUSSIAN, HEBREW)
@@ -40,7 +40,7 @@ SIGNED.maps["cross"][-1] -= 0.3
 def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     folder = tmp_path_factory.mktemp("pages")
     back = reading(HEBREW, RUSSIAN)
-    alone = AttentionReading(RUSSIAN, RUSSIAN, {"decoder": PAIR.maps["encoder"]}, "среда")
+    alone = AttentionRecord(RUSSIAN, RUSSIAN, {"decoder": PAIR.maps["encoder"]}, "среда")
     written = {
         "pair": page([PAIR]),
         "several": page([PAIR, back]),

@@ -10,15 +10,15 @@ import torch
 
 from attention_zoo.attention.dense.multi_head import MultiHeadAttention
 from attention_zoo.errors import UserError
-from attention_zoo.tasks.views.attention_record import AttentionReading
+from attention_zoo.tasks.views.attention_record import AttentionRecord
 from attention_zoo.tasks.views.attention_viewer.page import framed, packed, page
 
 
-def reading(tokens: int = 4, heads: int = 2, layers: int = 1) -> AttentionReading:
+def reading(tokens: int = 4, heads: int = 2, layers: int = 1) -> AttentionRecord:
     names = [f"w{place}" for place in range(tokens)]
     attention = MultiHeadAttention(dim=8 * heads, heads=heads, role="global")
     maps = [attention.attention_map(torch.randn(1, tokens, 8 * heads))[0] for _ in range(layers)]
-    return AttentionReading(names, names, {"encoder": maps, "decoder": maps, "cross": maps})
+    return AttentionRecord(names, names, {"encoder": maps, "decoder": maps, "cross": maps})
 
 
 @pytest.mark.parametrize("scale", [1.0, -3.0, 1e-6, 1e6, 0.0])

@@ -18,7 +18,7 @@ SMALL = [
     "model.dim=16",
     "model.heads=2",
     "model.layers=1",
-    "model.hidden=32",
+    "model.ffn_dim=32",
     "tokenizer=characters",
 ]
 LINES = [
@@ -39,7 +39,7 @@ QUICK = [
     "decoding.max_ratio=0.1",
     "callbacks=minimal",
 ]
-TEXT = ["task=language_modeling", *SMALL, "data.batch_size=4", "data.context=16"]
+TEXT = ["task=language_modeling", *SMALL, "data.batch_size=4", "data.context_length=16"]
 
 
 class Program:

@@ -11,10 +11,9 @@ import pytest
 from rich.console import Console
 
 from attention_zoo.errors import UserError
-from attention_zoo.tasks.configuration.composition import prepare
+from attention_zoo.tasks.configuration.composition import parse_command
 from attention_zoo.tasks.sweeps.jobs import Job, summary
-
-from .conftest import ROOT, SMALL, TEXT
+from tests.cli.conftest import ROOT, SMALL, TEXT
 
 ASK = "import sys; sys.argv = ['attention-zoo', *sys.argv[1:]]; from attention_zoo.tasks.commands.cli import"
 
@@ -135,7 +134,7 @@ def test_bash_completes(program, tmp_path):
     ],
 )
 def test_data_imply_the_task_that_they_fit(overrides, implied):
-    call = prepare("train", overrides)
+    call = parse_command("train", overrides)
     assert call.implied == implied
     assert call.overrides == overrides + ([implied] if implied else [])
 
@@ -150,7 +149,7 @@ def test_data_imply_the_task_that_they_fit(overrides, implied):
 )
 def test_a_number_of_seeds_is_a_sweep_over_them(overrides, swept):
     others = [x for x in overrides if "seed" not in x]
-    assert prepare("train", ["-m", *overrides]).overrides == ["-m", *others, swept]
+    assert parse_command("train", ["-m", *overrides]).overrides == ["-m", *others, swept]
 
 
 @pytest.mark.parametrize("flag", ["--config-dir {}", "--config-dir={}", "hydra.searchpath=[{}]"])
@@ -158,7 +157,7 @@ def test_seeds_count_from_that_of_the_experiment(tmp_path, flag):
     (tmp_path / "experiment").mkdir()
     (tmp_path / "experiment" / "mine.yaml").write_text("# @package _global_\nseed: 40\n")
     flags = flag.format(tmp_path).split()
-    given = prepare("train", ["-m", *flags, "experiment=mine", "seeds=2"]).overrides
+    given = parse_command("train", ["-m", *flags, "experiment=mine", "seeds=2"]).overrides
     assert given[-1] == "seed=40,41"
 
 
@@ -178,7 +177,7 @@ def test_seeds_count_from_that_of_the_experiment(tmp_path, flag):
 )
 def test_a_number_of_seeds_that_makes_no_sense_is_refused(overrides, reason):
     with pytest.raises(UserError, match=re.escape(reason)):
-        prepare("train", ["-m", *overrides])
+        parse_command("train", ["-m", *overrides])
 
 
 @pytest.mark.slow
@@ -196,7 +195,7 @@ def test_a_diagnostic_is_trained_scored_and_asked(program):
     names |= {f"val/{name}" for name in ("loss", "accuracy", "exact_match")}
     assert {name for name in results if name.startswith(("test/", "val/"))} == names
     assert list((run / "figures").glob("*.png"))
-    ckpt = f"ckpt={run / 'checkpoints' / 'best.ckpt'}"
+    ckpt = f"ckpt_path={run / 'checkpoints' / 'best.ckpt'}"
     assert "test/exact_match@12" in program("evaluate", ckpt).stdout
     assert "test/accuracy@14" in program("evaluate", ckpt, "data.test_lengths=[14]").stdout
     written = program("generate", ckpt, "3 1 4 3").stdout.split()
@@ -211,7 +210,7 @@ def test_a_language_model_goes_on_from_a_prompt(program):
     program("train", *TEXT, "trainer.max_steps=2", "logger=csv", "callbacks=minimal")
     (run,) = program.runs("language_modeling")
     assert (run / "csv" / "metrics.csv").read_text().count("\n") > 1
-    ckpt = f"ckpt={run / 'checkpoints' / 'best.ckpt'}"
+    ckpt = f"ckpt_path={run / 'checkpoints' / 'best.ckpt'}"
     short = ["generate", ckpt, "decoding.max_tokens=20"]
     first = program(*short, "decoding.seed=1", "--", "The ", "a=b: ").stdout
     assert first.startswith("The ")

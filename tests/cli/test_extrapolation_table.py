@@ -7,10 +7,10 @@ import sys
 import pytest
 from omegaconf import OmegaConf
 
-from .conftest import ROOT
+from tests.cli.conftest import ROOT
 
 TINY = [
-    *["model.dim=16", "model.hidden=16", "model.layers=1", "data.batch_size=256"],
+    *["model.dim=16", "model.ffn_dim=16", "model.layers=1", "data.batch_size=256"],
     *["data.source.share=0.01", "trainer.max_steps=2"],
 ]
 
@@ -48,4 +48,6 @@ def test_the_experiment_sweeps_encodings_at_several_lengths():
     experiment = OmegaConf.load(ROOT / "conf" / "experiment" / "extrapolation.yaml")
     names = experiment.hydra.sweeper.params.position.split(",")
     assert {"none", "learned", "sinusoidal", "rotary", "alibi", "t5_bias"} <= {*names}
-    assert list(experiment.lengths) == [experiment.data.context * 2**power for power in range(4)]
+    assert list(experiment.lengths) == [
+        experiment.data.context_length * 2**power for power in range(4)
+    ]

@@ -13,10 +13,9 @@ import yaml
 from hydra.errors import MissingConfigException
 from wandb import wandb_agent
 
-from attention_zoo.tasks.configuration.composition import Call, explained
-
-from .conftest import QUICK, ROOT
-from .slurm import Slurm
+from attention_zoo.tasks.configuration.composition import Invocation, explained
+from tests.cli.conftest import QUICK, ROOT
+from tests.cli.slurm import Slurm
 
 TINY = [*QUICK, "logger=none", "trainer.max_steps=2"]
 
@@ -65,7 +64,7 @@ def test_what_only_our_launcher_does_is_refused_to_others(program):
 @pytest.mark.parametrize("launcher, extra", [("joblib", "joblib"), ("submitit_slurm", "slurm")])
 def test_a_launcher_that_is_not_installed_says_what_to_install(launcher, extra):
     error = MissingConfigException("", f"hydra/launcher/{launcher}", ["basic", "processes"])
-    told = explained(error, Call("train", "train", []))
+    told = explained(error, Invocation("train", "train", []))
     assert f"pip install 'attention-zoo[{extra}]'" in str(told)
 
 

@@ -5,11 +5,11 @@ import sys
 
 import pytest
 
-from .conftest import ROOT
+from tests.cli.conftest import ROOT
 
 TINY = [
     *["data.source.size=40", "data.source.valid=8", "data.source.test=8"],
-    *["data.source.vocabulary=16", "model.dim=16", "model.hidden=16", "trainer.max_steps=2"],
+    *["data.source.vocabulary=16", "model.dim=16", "model.ffn_dim=16", "trainer.max_steps=2"],
 ]
 
 

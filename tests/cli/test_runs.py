@@ -7,7 +7,7 @@ import sys
 import pytest
 import torch
 
-from .conftest import LINES, ROOT, SMALL, interrupt
+from tests.cli.conftest import LINES, ROOT, SMALL, interrupt
 
 # The rate of a step depends on its number alone, not on the length of the run.
 STEADY = [*SMALL, *LINES, "schedule=inverse_square_root", "schedule.warmup_steps=2"]

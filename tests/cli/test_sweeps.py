@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from .conftest import QUICK
+from tests.cli.conftest import QUICK
 
 # A folder of experiments of the user's own: nine that train, and one for each way not to.
 TRIALS = {

@@ -9,8 +9,7 @@ import torch
 from omegaconf import OmegaConf
 
 from attention_zoo.tasks import load
-
-from .conftest import LINES, SMALL, Program
+from tests.cli.conftest import LINES, SMALL, Program
 
 
 @pytest.fixture(scope="module")
@@ -58,12 +57,12 @@ def test_what_the_model_wrote_can_be_read_line_by_line(trained, tmp_path):
     lines = outputs(trained.run / "test_outputs.jsonl")
     assert len(lines) == 8
     assert all(line.keys() == {"source", "reference", "output"} for line in lines)
-    ckpt, texts = f"ckpt={trained.best}", [line["source"] for line in lines]
+    ckpt, texts = f"ckpt_path={trained.best}", [line["source"] for line in lines]
     written = trained("translate", ckpt, input="\n".join(texts) + "\n").stdout.split("\n")
     assert written[:-1] == [line["output"] for line in lines]
-    trained("evaluate", ckpt, f"into={tmp_path / 'of'}")
+    trained("evaluate", ckpt, f"output={tmp_path / 'of'}")
     assert outputs(tmp_path / "of" / "test_outputs.jsonl") == lines
-    trained("evaluate", ckpt, f"into={tmp_path / 'of'}", "split=valid")
+    trained("evaluate", ckpt, f"output={tmp_path / 'of'}", "split=valid")
     assert len(outputs(tmp_path / "of" / "valid_outputs.jsonl")) == 8
 
 
@@ -73,7 +72,7 @@ def test_the_terminal_shows_the_run_and_no_noise(trained):
     assert "tokenizer characters" in out
     assert "Results" in out and "test/bleu" in out and "Samples" in out
     relative = trained.best.relative_to(trained.folder)
-    assert f"attention-zoo translate ckpt={relative} " in out
+    assert f"attention-zoo translate ckpt_path={relative} " in out
     assert out.count("backend=auto is") == 1
     assert out.count("W&B:") == 1
     for noise in ("Warning", "warning", "Tip", "TPU", "Lightning", "rank_zero"):
@@ -82,7 +81,7 @@ def test_the_terminal_shows_the_run_and_no_noise(trained):
 
 def test_evaluate_gives_the_figures_of_training(trained):
     results = json.loads((trained.run / "results.json").read_text())
-    out = trained("evaluate", f"ckpt={trained.best}").stdout
+    out = trained("evaluate", f"ckpt_path={trained.best}").stdout
     shown = {line.split()[1]: line.split()[3] for line in out.splitlines() if "test/" in line}
     expected = {name: results[name] for name in shown}
     assert shown == {k: f"{v:.4f}" if v < 10 else f"{v:.2f}" for k, v in expected.items()}
@@ -91,13 +90,15 @@ def test_evaluate_gives_the_figures_of_training(trained):
 
 @pytest.mark.slow
 def test_evaluate_takes_another_split_and_another_source(trained):
-    out = trained("evaluate", f"ckpt={trained.best}", "split=valid", "data.source.valid=4").stdout
+    out = trained(
+        "evaluate", f"ckpt_path={trained.best}", "split=valid", "data.source.valid=4"
+    ).stdout
     assert "val/bleu" in out and "val/loss" in out
     (trained.folder / "a.en").write_text("Brazil\nJapan\n")
     (trained.folder / "a.pt").write_text("Brasil\nJapão\n")
     out = trained(
         "evaluate",
-        f"ckpt={trained.best}",
+        f"ckpt_path={trained.best}",
         "data=parallel_files",
         "data.source.train=[[a.en,a.pt]]",
         "data.source.valid=[[a.en,a.pt]]",
@@ -114,7 +115,7 @@ def test_evaluate_takes_another_split_and_another_source(trained):
     ],
 )
 def test_overrides_replace_what_the_checkpoint_was_trained_with(trained, override, key, value):
-    composed = trained("translate", f"ckpt={trained.best}", override, "--cfg", "job").stdout
+    composed = trained("translate", f"ckpt_path={trained.best}", override, "--cfg", "job").stdout
     assert OmegaConf.select(OmegaConf.create(composed), key) == value
 
 
@@ -123,8 +124,8 @@ def test_a_checkpoint_is_whole(trained, tmp_path):
     assert checkpoint["attention_zoo"]["config"]["model"]["dim"] == 16
     alone = Program(tmp_path)
     (tmp_path / "a copy.ckpt").write_bytes(trained.best.read_bytes())
-    here = alone("translate", "ckpt='a copy.ckpt'", "Brazil").stdout
-    assert here == trained("translate", f"ckpt={trained.best}", "Brazil").stdout
+    here = alone("translate", "ckpt_path='a copy.ckpt'", "Brazil").stdout
+    assert here == trained("translate", f"ckpt_path={trained.best}", "Brazil").stdout
     assert here.count("\n") == 1
     assert [path.name for path in tmp_path.iterdir()] == ["a copy.ckpt"]
 
@@ -133,18 +134,23 @@ def test_a_checkpoint_is_whole(trained, tmp_path):
 def test_lines_come_from_anywhere(trained):
     lines = ["Brazil", "", "a=b and c"]
     text = "\n".join(lines) + "\n"
-    arguments = trained("translate", f"ckpt={trained.best}", "--", *lines).stdout
+    arguments = trained("translate", f"ckpt_path={trained.best}", "--", *lines).stdout
     assert arguments.count("\n") == 3
     (trained.folder / "lines.txt").write_text(text)
     (trained.folder / "lines.txt.gz").write_bytes(gzip.compress(text.encode()))
-    ckpt = f"ckpt={trained.best}"
+    ckpt = f"ckpt_path={trained.best}"
     assert trained("translate", ckpt, "input=lines.txt.gz").stdout == arguments
     assert trained("translate", ckpt, input=text).stdout == arguments
 
 
 def test_beam_search_gives_n_best(trained):
     done = trained(
-        "translate", f"ckpt={trained.best}", "decoding=beam", "decoding.n_best=3", "Brazil", "Japan"
+        "translate",
+        f"ckpt_path={trained.best}",
+        "decoding=beam",
+        "decoding.n_best=3",
+        "Brazil",
+        "Japan",
     )
     first, second, rest = done.stdout.split("\n\n")
     assert rest == ""
@@ -154,8 +160,8 @@ def test_beam_search_gives_n_best(trained):
 
 
 def test_attend_translates_and_writes_a_page(trained):
-    ckpt, lines = f"ckpt={trained.best}", ["Brazil", "", "a b"]
-    options = ["decoding=beam", "into=pages/seen.html", "--", *lines]
+    ckpt, lines = f"ckpt_path={trained.best}", ["Brazil", "", "a b"]
+    options = ["decoding=beam", "output=pages/seen.html", "--", *lines]
     done = trained("attend", ckpt, *options)
     assert done.stderr == ""
     *written, told = done.stdout.splitlines()
@@ -191,7 +197,7 @@ def test_a_checkpoint_is_loaded_in_one_call(trained):
 
 
 def test_wrong_checkpoints_and_texts_get_one_line(trained, refuses):
-    ckpt = f"ckpt={trained.best}"
+    ckpt = f"ckpt_path={trained.best}"
     whole = trained.best.read_bytes()
     (trained.folder / "corrupt.ckpt").write_bytes(whole[: len(whole) // 2])
     (trained.folder / "empty.ckpt").write_bytes(b"")
@@ -201,12 +207,12 @@ def test_wrong_checkpoints_and_texts_get_one_line(trained, refuses):
     (trained.folder / "no.gz").write_bytes(b"not compressed")
     folder = trained.run / "checkpoints"
     wrong = {
-        ("translate", f"ckpt={folder}", "x"): "is a folder",
-        ("translate", "ckpt=nowhere.ckpt", "x"): "There is no checkpoint nowhere.ckpt",
+        ("translate", f"ckpt_path={folder}", "x"): "is a folder",
+        ("translate", "ckpt_path=nowhere.ckpt", "x"): "There is no checkpoint nowhere.ckpt",
         ("translate", "x"): "translate needs a checkpoint",
-        ("translate", "ckpt=corrupt.ckpt", "x"): "corrupt.ckpt cannot be read",
-        ("evaluate", "ckpt=empty.ckpt"): "empty.ckpt cannot be read",
-        ("translate", "ckpt=other.ckpt", "x"): "no checkpoint of attention-zoo",
+        ("translate", "ckpt_path=corrupt.ckpt", "x"): "corrupt.ckpt cannot be read",
+        ("evaluate", "ckpt_path=empty.ckpt"): "empty.ckpt cannot be read",
+        ("translate", "ckpt_path=other.ckpt", "x"): "no checkpoint of attention-zoo",
         ("generate", ckpt, "x"): "use attention-zoo translate",
         ("translate", ckpt, "input=missing.txt"): "missing.txt",
         ("translate", ckpt, "input=no.gz"): "no.gz cannot be read",
@@ -215,12 +221,22 @@ def test_wrong_checkpoints_and_texts_get_one_line(trained, refuses):
         ("evaluate", ckpt, "split=train"): "split must be",
         ("evaluate", ckpt, "match=flops"): "There is no option 'match'",
         ("evaluate", ckpt, "position=learned"): "position.table.weight is missing there",
-        ("evaluate", ckpt, "model.hidden=48"): "[32, 16] there, and [48, 16] here",
+        ("evaluate", ckpt, "model.ffn_dim=48"): "[32, 16] there, and [48, 16] here",
         ("translate", ckpt, "decoding=beam", "decoding.widht=2", "x"): "decoding.width",
         ("translate", ckpt, "decoding=bean", "x"): "beam",
         ("attend", "x"): "attend needs a checkpoint",
-        ("attend", ckpt, "into=page.txt", "x"): "must be an HTML file, such as attention.html, got",
-        ("attend", ckpt, "into=best.html/page.html", "x"): "best.html/page.html cannot be written",
+        (
+            "attend",
+            ckpt,
+            "output=page.txt",
+            "x",
+        ): "must be an HTML file, such as attention.html, got",
+        (
+            "attend",
+            ckpt,
+            "output=best.html/page.html",
+            "x",
+        ): "best.html/page.html cannot be written",
         ("attend", ckpt, "decoding=beam", "decoding.n_best=2", "x"): "give decoding.n_best=1",
         ("attend", ckpt, "split=test", "x"): "There is no option 'split'",
     }
@@ -234,7 +250,7 @@ def test_what_cannot_be_resumed_is_refused(trained, refuses):
     last = trained.run / "checkpoints" / "last.ckpt"
     options = ["train", *SMALL, *LINES, "logger=none", f"ckpt_path={last}"]
     here = trained.folder
-    assert "was trained with model=" in refuses(*options, "model.hidden=48", folder=here)
+    assert "was trained with model=" in refuses(*options, "model.ffn_dim=48", folder=here)
     assert "for 3 steps already" in refuses(*options, "trainer.max_steps=2", folder=here)
 
 

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from .conftest import LINES, SMALL, interrupt
-from .test_runs import exit_code, records
+from tests.cli.conftest import LINES, SMALL, interrupt
+from tests.cli.test_runs import exit_code, records
 
 OPTIONS = [*SMALL, *LINES, "data.tokens_per_batch=512", "callbacks=minimal", "test=false"]
 

@@ -10,7 +10,13 @@ from omegaconf import OmegaConf
 
 import attention_zoo
 from attention_zoo.errors import Unsupported
-from attention_zoo.tasks.configuration.build import build_model, check, instantiate, settle, targets
+from attention_zoo.tasks.configuration.build import (
+    build_model,
+    check,
+    instantiate,
+    resolve_defaults,
+    targets,
+)
 from attention_zoo.tasks.configuration.compatibility import SYMBOLS, target_of, task_of
 from attention_zoo.tasks.configuration.composition import register_plugins
 from attention_zoo.zoo import ATTENTION, POSITION
@@ -34,7 +40,7 @@ def composed(*overrides):
     with initialize_config_module("attention_zoo.conf", version_base="1.3"):
         # A composition has no output folder: that is made when the job runs.
         config = compose("train", overrides=[*overrides, "paths.run=run"])
-        settle(config)
+        resolve_defaults(config)
         return OmegaConf.to_container(config, resolve=True)
 
 

@@ -87,7 +87,9 @@ class Case:
         attention = create_attention(self.name, role=self.role, **sizes | changes)
         if self.position is not None:
             chosen = small_options(self.position, "position")
-            attention.use_own(create_position(self.position, **attention.encoded_sizes, **chosen))
+            attention.attach_position_own(
+                create_position(self.position, **attention.position_sizes, **chosen)
+            )
         return moved(attention)
 
     def inputs(
@@ -104,14 +106,16 @@ class Case:
         legal = {
             "causal": self.role != "cross",
             "window": self.role != "cross",
-            "query_segments": self.role == "cross",
+            "query_segment_ids": self.role == "cross",
         }
         return field in self.card.masks and legal.get(field, True)
 
     @property
     def packs(self) -> bool:
         """Whether several sequences may share a row."""
-        return self.honours("segments") and (self.role != "cross" or self.honours("query_segments"))
+        return self.honours("segment_ids") and (
+            self.role != "cross" or self.honours("query_segment_ids")
+        )
 
 
 def fits(card: AttentionCard, role: Role, position: PositionCard) -> bool:

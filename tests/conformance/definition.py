@@ -19,7 +19,7 @@ def visible(attention: Attention, mask: Mask, batch: int, queries: int, keys: in
         own = sequence(mask, b, query, place, keys)
         for key in own:
             sees = not (causal and key > place)
-            sees &= bool(attention.sees(place - own[0], key - own[0], own[-1] - own[0] + 1))
+            sees &= bool(attention.is_visible(place - own[0], key - own[0], own[-1] - own[0] + 1))
             for window in windows:
                 if causal:
                     sees &= place - window < key <= place
@@ -32,20 +32,20 @@ def visible(attention: Attention, mask: Mask, batch: int, queries: int, keys: in
 def sequence(mask: Mask, b: int, query: int, place: int, keys: int) -> list[int]:
     """The real keys of the sequence that a query belongs to."""
     own = list(range(keys))
-    if mask.padding is not None:
-        real = mask.padding[b].tolist()
+    if mask.key_mask is not None:
+        real = mask.key_mask[b].tolist()
         own = [key for key in own if real[key]]
-    if mask.segments is not None:
-        numbers = mask.segments[b].tolist()
-        if mask.query_segments is None:
+    if mask.segment_ids is not None:
+        numbers = mask.segment_ids[b].tolist()
+        if mask.query_segment_ids is None:
             number = numbers[place]
         else:
-            number = int(mask.query_segments[b, query])
+            number = int(mask.query_segment_ids[b, query])
         own = [key for key in own if numbers[key] == number]
     return own
 
 
-def padding(side: str, batch: int, length: int) -> Tensor:
+def key_mask(side: str, batch: int, length: int) -> Tensor:
     """[b k] bool: the first row is whole, the others have a third of their keys padded."""
     result = torch.ones(batch, length, dtype=torch.bool)
     third = -(-length // 3)

@@ -9,7 +9,7 @@ from attention_zoo.attention.base import Attention
 from attention_zoo.caches import Cache
 from attention_zoo.masks import Mask
 from tests.conformance.cases import DIM, Case, backends, over, plain_cases, positioned_cases
-from tests.conformance.definition import packed, padding
+from tests.conformance.definition import key_mask, packed
 from tests.conformance.numbers import assert_same
 
 CHUNKS = [[1] * 11, [5, 1, 1, 4], [2, 9], [33, 33, 1, 4]]
@@ -21,8 +21,8 @@ def up_to(mask: Mask, length: int) -> Mask:
     """The mask over the first tokens only: all that is known while decoding."""
     return Mask(
         window=mask.window,
-        padding=None if mask.padding is None else mask.padding[:, :length],
-        segments=None if mask.segments is None else mask.segments[:, :length],
+        key_mask=None if mask.key_mask is None else mask.key_mask[:, :length],
+        segment_ids=None if mask.segment_ids is None else mask.segment_ids[:, :length],
     )
 
 
@@ -60,17 +60,17 @@ def test_chunks_are_one_pass(case: Case, chunks: list[int]) -> None:
     assert_same(decode(attention, attention.new_cache(), x, chunks), attention(x))
 
 
-@pytest.mark.parametrize("name", ["window", "padding", "segments"])
+@pytest.mark.parametrize("name", ["window", "key_mask", "segment_ids"])
 @pytest.mark.parametrize("chunks", CHUNKS, ids=str)
 @over(case for case in plain_cases() if case.decodes and case.role != "cross")
 def test_chunks_are_one_pass_under_a_mask(case: Case, chunks: list[int], name: str) -> None:
     """Padding stands at the left, as in a batch of prompts, and positions count the real tokens."""
     length = sum(chunks)
-    real = padding("left", 2, length)
+    real = key_mask("left", 2, length)
     masks = {
         "window": Mask(window=3),
-        "padding": Mask(padding=real),
-        "segments": Mask(segments=packed([length - 6, 1, 5], 2)),
+        "key_mask": Mask(key_mask=real),
+        "segment_ids": Mask(segment_ids=packed([length - 6, 1, 5], 2)),
     }
     attention = case.attention()
     (x,) = case.inputs(length)
@@ -90,8 +90,8 @@ def test_chunks_are_one_pass_under_a_mask(case: Case, chunks: list[int], name: s
 @over(case for case in plain_cases() if case.decodes and len(backends(case.name)) > 1)
 def test_every_backend_decodes(case: Case) -> None:
     x, *context = case.inputs(11)
-    real = padding("left", 2, 11) if case.honours("padding") else None
-    mask = Mask(window=3 if case.honours("window") else None, padding=real)
+    real = key_mask("left", 2, 11) if case.honours("key_mask") else None
+    mask = Mask(window=3 if case.honours("window") else None, key_mask=real)
     for backend in backends(case.name):
         attention = case.attention(**backend)
         cache = attention.new_cache()
@@ -129,7 +129,7 @@ def after_cache(x: Tensor, cache: Cache) -> Tensor:
 def test_context_is_read_once(case: Case) -> None:
     attention = case.attention()
     x, context = case.inputs(5, 9)
-    mask = Mask(padding=padding("right", 2, 9)) if case.honours("padding") else Mask()
+    mask = Mask(key_mask=key_mask("right", 2, 9)) if case.honours("key_mask") else Mask()
     expected = attention(x, context, mask=mask)
     cache = attention.new_cache()
     first = attention(x[:, :2], context, mask=mask, cache=cache)
@@ -145,14 +145,14 @@ def test_reordering_the_context(case: Case, index: list[int]) -> None:
     attention = case.attention()
     rows = torch.tensor(index)
     x, context = case.inputs(1, 9)
-    mask = padding("right", 2, 9) if case.honours("padding") else None
+    mask = key_mask("right", 2, 9) if case.honours("key_mask") else None
     cache = attention.new_cache()
-    attention(x, context, mask=Mask(padding=mask), cache=cache)
+    attention(x, context, mask=Mask(key_mask=mask), cache=cache)
     cache.reorder(rows)
     mask = None if mask is None else mask[rows]
     (y, _) = case.inputs(1, 9, batch=len(index))
-    out = attention(y, context[rows], mask=Mask(padding=mask), cache=cache)
-    assert_same(out, attention(y, context[rows], mask=Mask(padding=mask)))
+    out = attention(y, context[rows], mask=Mask(key_mask=mask), cache=cache)
+    assert_same(out, attention(y, context[rows], mask=Mask(key_mask=mask)))
 
 
 def test_reordering_an_empty_cache_is_harmless() -> None:

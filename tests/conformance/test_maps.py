@@ -5,7 +5,7 @@ import torch
 
 from attention_zoo.masks import Mask
 from tests.conformance.cases import Case, over, plain_cases, positioned_cases
-from tests.conformance.definition import padding, visible
+from tests.conformance.definition import key_mask, visible
 from tests.conformance.numbers import assert_same
 
 
@@ -15,14 +15,16 @@ def test_the_map_times_values_is_the_output(case: Case, masked: bool) -> None:
     attention = case.attention()
     queries, keys = (5, 9) if case.role == "cross" else (9, 9)
     inputs = case.inputs(queries, keys)
-    masked = masked and case.honours("padding")
-    mask = Mask(padding=padding("left", 2, keys)) if masked else Mask()
+    masked = masked and case.honours("key_mask")
+    mask = Mask(key_mask=key_mask("left", 2, keys)) if masked else Mask()
     weights = attention.attention_map(*inputs, mask=mask)
     assert weights.shape == (2, attention.heads, queries, keys)
     sees = visible(attention, mask, 2, queries, keys)[:, None].expand_as(weights)
     assert (weights[~sees] == 0).all()
     attended = weights @ attention.values(*inputs, mask=mask)
-    given = attention.position.give(weights, torch.arange(queries)[None], torch.arange(keys)[None])
+    given = attention.position.value_bias(
+        weights, torch.arange(queries)[None], torch.arange(keys)[None]
+    )
     attended = attended if given is None else attended + given
     assert_same(attention.finish(attended, inputs[0]), attention(*inputs, mask=mask))
     if case.position is not None:
@@ -31,9 +33,9 @@ def test_the_map_times_values_is_the_output(case: Case, masked: bool) -> None:
     if case.card.weights == "distribution":
         assert (weights >= 0).all()
         counted = torch.ones(2, queries, dtype=torch.bool)
-        if case.card.chooses and case.role != "cross" and mask.padding is not None:
+        if case.card.chooses and case.role != "cross" and mask.key_mask is not None:
             # It need not choose anything for what stands at padded places.
-            counted = mask.padding
+            counted = mask.key_mask
         assert_same(sums.transpose(1, 2)[counted], ones.transpose(1, 2)[counted])
     else:
         assert not torch.allclose(sums, ones)
@@ -60,6 +62,6 @@ def test_the_map_takes_the_positions_it_is_given(case: Case) -> None:
     positions = torch.arange(0, 27, 3).flip(0)[None]
     weights = attention.attention_map(x, positions=positions)
     attended = weights @ attention.values(x, positions=positions)
-    given = attention.position.give(weights, positions, positions)
+    given = attention.position.value_bias(weights, positions, positions)
     attended = attended if given is None else attended + given
     assert_same(attention.finish(attended, x), attention(x, positions=positions))

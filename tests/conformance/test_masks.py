@@ -8,7 +8,7 @@ import torch
 from attention_zoo import UserError
 from attention_zoo.masks import Mask
 from tests.conformance.cases import Case, backends, over, plain_cases, positioned_cases
-from tests.conformance.definition import packed, padding
+from tests.conformance.definition import key_mask, packed
 from tests.conformance.numbers import values_and_gradients
 from tests.conformance.test_naive import hold_against_naive
 
@@ -17,14 +17,14 @@ LENGTH = 8
 
 def field(name: str, case: Case, length: int) -> dict[str, object]:
     """A value for a field of the mask, with what must stand beside it."""
-    segments = packed([length // 2 - 1, 1, length - length // 2], 2)
-    beside_cross = {"query_segments": segments.flip(0)} if case.role == "cross" else {}
+    segment_ids = packed([length // 2 - 1, 1, length - length // 2], 2)
+    beside_cross = {"query_segment_ids": segment_ids.flip(0)} if case.role == "cross" else {}
     values: dict[str, dict[str, object]] = {
         "causal": {"causal": True},
         "window": {"window": 3},
-        "padding": {"padding": padding("left", 2, length)},
-        "segments": {"segments": segments, **beside_cross},
-        "query_segments": {"segments": segments, "query_segments": segments.flip(0)},
+        "key_mask": {"key_mask": key_mask("left", 2, length)},
+        "segment_ids": {"segment_ids": segment_ids, **beside_cross},
+        "query_segment_ids": {"segment_ids": segment_ids, "query_segment_ids": segment_ids.flip(0)},
     }
     return values[name]
 
@@ -66,10 +66,10 @@ def test_windows_of_every_size(case: Case, window: int) -> None:
     hold_against_naive(case, 10, 10, Mask(window=window))
 
 
-@over(case for case in plain_cases() if case.honours("padding"))
+@over(case for case in plain_cases() if case.honours("key_mask"))
 def test_a_query_that_sees_nothing_gives_zeros(case: Case) -> None:
     """Rows without any real key; and where it is causal, those before the first real key."""
-    mask = Mask(padding=torch.tensor([[False] * 7, [False] * 3 + [True] * 4, [True] * 7]))
+    mask = Mask(key_mask=torch.tensor([[False] * 7, [False] * 3 + [True] * 4, [True] * 7]))
     inputs = case.inputs(7, batch=3)
     for backend in backends(case.name):
         attention = case.attention(**backend)

@@ -16,14 +16,14 @@ from attention_zoo.models.blocks import AttentionFactory
 from attention_zoo.models.stacks import Decoder, Encoder, PositionFactory
 from attention_zoo.zoo import ATTENTION, POSITION, Role
 from tests.conformance.cases import DIM, fits, moved, small_options
-from tests.conformance.definition import packed, padding
+from tests.conformance.definition import key_mask, packed
 from tests.conformance.numbers import assert_same
 
 VOCABULARY, LAYERS, PAD = 11, 2, 0
 SIZES = {
     "vocabulary_size": VOCABULARY,
     "dim": DIM,
-    "hidden": 2 * DIM,
+    "ffn_dim": 2 * DIM,
     "layers": LAYERS,
     "dropout": 0.0,
 }
@@ -96,7 +96,7 @@ def tokens(batch: int, length: int) -> Tensor:
 def source_and_target() -> tuple[Tensor, Tensor]:
     """Two sources, the second filled up with padding, and two targets."""
     source = tokens(2, 9)
-    return source.masked_fill(~padding("right", 2, 9), PAD), tokens(2, 8)
+    return source.masked_fill(~key_mask("right", 2, 9), PAD), tokens(2, 8)
 
 
 def assert_every_parameter_is_used(model: nn.Module, logits: Tensor) -> None:
@@ -130,16 +130,16 @@ def test_language_model_ignores_padding(name: str, position: str) -> None:
     """A row with padding at an end gives what its real tokens give alone."""
     model = moved(language_model(name, position))
     x = tokens(2, 9)
-    if "padding" not in ATTENTION.card(name).masks:
-        with pytest.raises(Unsupported, match="padding"):
-            model(x, padding=padding("left", 2, 9))
+    if "key_mask" not in ATTENTION.card(name).masks:
+        with pytest.raises(Unsupported, match="key_mask"):
+            model(x, key_mask=key_mask("left", 2, 9))
         return
     for side in ("left", "right"):
-        real = padding(side, 2, 9)
+        real = key_mask(side, 2, 9)
         alone = model(x[1][real[1]][None])
-        assert_same(model(x, padding=real)[1][real[1]], alone[0])
-    real = padding("interior", 2, 9)
-    assert_same(model(x * real, padding=real)[real], model(x, padding=real)[real])
+        assert_same(model(x, key_mask=real)[1][real[1]], alone[0])
+    real = key_mask("interior", 2, 9)
+    assert_same(model(x * real, key_mask=real)[real], model(x, key_mask=real)[real])
 
 
 @pairs("causal")
@@ -150,19 +150,19 @@ def test_language_model_decodes_in_chunks(name: str, position: str) -> None:
         with pytest.raises(Unsupported, match="cached"):
             model.new_cache()
         return
-    x, real = tokens(2, 12), padding("left", 2, 12)
+    x, real = tokens(2, 12), key_mask("left", 2, 12)
     rows = torch.tensor([1, 0, 1])
     cache = model.new_cache()
     before = [
-        model(x[:, start:stop], padding=real[:, :stop], cache=cache)
+        model(x[:, start:stop], key_mask=real[:, :stop], cache=cache)
         for start, stop in pairwise([0, 5, 6, 8])
     ]
     assert cache.length == 8
-    whole = model(x, padding=real)
+    whole = model(x, key_mask=real)
     assert_same(torch.cat(before, dim=1), whole[:, :8])
     cache.reorder(rows)
     after = [
-        model(x[rows, start:stop], padding=real[rows, :stop], cache=cache)
+        model(x[rows, start:stop], key_mask=real[rows, :stop], cache=cache)
         for start, stop in pairwise([8, 9, 10, 12])
     ]
     assert_same(torch.cat(after, dim=1), whole[rows, 8:])
@@ -171,18 +171,18 @@ def test_language_model_decodes_in_chunks(name: str, position: str) -> None:
 @pairs("causal")
 def test_language_model_keeps_packed_documents_apart(name: str, position: str) -> None:
     model = moved(language_model(name, position))
-    x, segments = tokens(2, 9), packed([3, 1, 5], 2)
-    if "segments" not in ATTENTION.card(name).masks:
-        with pytest.raises(Unsupported, match="segments"):
-            model(x, segments=segments)
+    x, segment_ids = tokens(2, 9), packed([3, 1, 5], 2)
+    if "segment_ids" not in ATTENTION.card(name).masks:
+        with pytest.raises(Unsupported, match="segment_ids"):
+            model(x, segment_ids=segment_ids)
         return
-    real = torch.ones_like(segments, dtype=torch.bool)
+    real = torch.ones_like(segment_ids, dtype=torch.bool)
     # The first token of a document is padded, which must not shift the places of the others.
     real[0, 4] = False
-    together = model(x, segments=segments, padding=real)
-    unpadded = model(x, segments=segments)
+    together = model(x, segment_ids=segment_ids, key_mask=real)
+    unpadded = model(x, segment_ids=segment_ids)
     for row, segment in torch.cartesian_prod(torch.arange(2), torch.arange(3)):
-        own = segments[row] == segment
+        own = segment_ids[row] == segment
         assert_same(unpadded[row, own], model(x[row, own][None])[0])
         own &= real[row]
         assert_same(together[row, own], model(x[row, own][None])[0])
@@ -303,9 +303,9 @@ def test_a_model_can_be_saved_and_copied(name: str, position: str) -> None:
 def test_the_whole_graph_of_a_language_model_compiles(position: str) -> None:
     torch.compiler.reset()
     model = language_model("multi_head", position)
-    x, segments = tokens(2, 9), packed([3, 1, 5], 2)
+    x, segment_ids = tokens(2, 9), packed([3, 1, 5], 2)
     compiled = torch.compile(model, fullgraph=True, backend="eager")
-    assert_same(compiled(x, segments=segments), model(x, segments=segments))
+    assert_same(compiled(x, segment_ids=segment_ids), model(x, segment_ids=segment_ids))
 
 
 def test_the_whole_graph_of_a_sequence_to_sequence_model_compiles() -> None:

@@ -11,7 +11,7 @@ from attention_zoo.masks import Mask
 from attention_zoo.zoo import ATTENTION
 from tests.conformance.cases import DIM, Case, backends, over, plain_cases, positioned_cases
 from tests.conformance.configs import parameters
-from tests.conformance.definition import padding
+from tests.conformance.definition import key_mask
 from tests.conformance.numbers import assert_same, default_dtype, values_and_gradients
 
 
@@ -20,7 +20,7 @@ def addresses(module: nn.Module) -> set[int]:
 
 
 def padded(case: Case, length: int) -> Mask:
-    return Mask(padding=padding("left", 2, length)) if case.honours("padding") else Mask()
+    return Mask(key_mask=key_mask("left", 2, length)) if case.honours("key_mask") else Mask()
 
 
 @over(positioned_cases())

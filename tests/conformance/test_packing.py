@@ -20,7 +20,7 @@ def test_packed_is_separate(case: Case, lengths: list[int]) -> None:
         queries = packed([2] * len(lengths), 2)
         x, context = case.inputs(queries.shape[1], length)
         # Rows turn the order of the lengths, so a segment's number is its place in the row.
-        together = attention(x, context, mask=Mask(segments=keys, query_segments=queries))
+        together = attention(x, context, mask=Mask(segment_ids=keys, query_segment_ids=queries))
         for row, segment in torch.cartesian_prod(torch.arange(2), torch.arange(len(lengths))):
             own, other = queries[row] == segment, keys[row] == segment
             alone = attention(x[row, own][None], context[row, other][None])
@@ -28,7 +28,7 @@ def test_packed_is_separate(case: Case, lengths: list[int]) -> None:
         return
     (x,) = case.inputs(length)
     starts = torch.stack([torch.cat([torch.arange(n) for n in row.bincount()]) for row in keys])
-    together = attention(x, mask=Mask(segments=keys), positions=starts)
+    together = attention(x, mask=Mask(segment_ids=keys), positions=starts)
     for row, segment in torch.cartesian_prod(torch.arange(2), torch.arange(len(lengths))):
         own = keys[row] == segment
         assert_same(together[row, own], attention(x[row, own][None])[0])

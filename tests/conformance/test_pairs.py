@@ -8,7 +8,7 @@ from torch.nn.functional import cross_entropy
 from attention_zoo import Unsupported, create_attention, create_position
 from attention_zoo.attention.base import take_auxiliary_loss
 from attention_zoo.models import LanguageModel, Seq2Seq
-from attention_zoo.position.base import Compared
+from attention_zoo.position.base import ScoreInputs
 from attention_zoo.tasks.commands.pairs import pairs as listed_pairs
 from attention_zoo.zoo import ATTENTION, POSITION, ROLES, Role, check_pair
 from tests.conformance.cases import (
@@ -95,9 +95,9 @@ def assert_decodes(model: LanguageModel | Seq2Seq, batch: tuple[Tensor, ...]) ->
     whole, cache, outputs = model(*batch), model.new_cache(), []
     for chunk in target.split([5, 1, 1, TARGET - 7], dim=1):
         if isinstance(model, Seq2Seq):
-            padding = sources[0] != PAD
-            memory = model.encode(sources[0], padding)
-            outputs.append(model.decode(chunk, memory, padding, cache=cache))
+            key_mask = sources[0] != PAD
+            memory = model.encode(sources[0], key_mask)
+            outputs.append(model.decode(chunk, memory, key_mask, cache=cache))
         else:
             outputs.append(model(chunk, cache=cache))
     assert_same(torch.cat(outputs, dim=1), whole)
@@ -185,17 +185,19 @@ def test_an_encoding_acts_where_its_card_says(name: str) -> None:
         places = torch.arange(length)[None]
         x = torch.randn(2, length, DIM)
         q, k = torch.randn(2, HEADS, length, width), torch.randn(2, HEADS, length, width)
-        placed = position.place(places)
+        placed = position.map_positions(places)
         embedded = position.embed(x, places)
         rotated = position.rotate(q, k, places)
-        turned = position.turn(q, k, places, places)
-        bias = position.bias(places, places)
+        turned = position.rotate_by_length(q, k, places, places)
+        bias = position.score_bias(places, places)
         triangle = torch.ones(1, 1, length, length, dtype=torch.bool).tril()
         seen = triangle if role == "causal" else None
-        read = position.read(
-            Compared(*rotated, places, places, seen, scale=width**-0.5, kept=position.keep(x))
+        read = position.content_bias(
+            ScoreInputs(
+                *rotated, places, places, seen, scale=width**-0.5, kept=position.cached_features(x)
+            )
         )
-        given = position.give(torch.rand(2, HEADS, length, length), places, places)
+        given = position.value_bias(torch.rand(2, HEADS, length, length), places, places)
         assert torch.equal(placed, places) is ("positions" not in card.acts)
         assert torch.equal(embedded, x) is ("embeddings" not in card.acts)
         same = all(map(torch.equal, rotated, (q, k)))

@@ -38,14 +38,14 @@ class Toy(nn.Module):
         self.seen = []
         self.eval()
 
-    def forward(self, tokens, *, padding=None, segments=None, cache=None):
+    def forward(self, tokens, *, key_mask=None, segment_ids=None, cache=None):
         before = 0 if cache is None else cache.length
         total = before + tokens.shape[1]
         self.seen.append(total)
-        if padding is None:
-            padding = torch.ones(len(tokens), total, dtype=torch.bool)
-        assert padding.shape == (len(tokens), total)
-        sums = (self.embedding[tokens] * padding[:, before:, None]).cumsum(1)
+        if key_mask is None:
+            key_mask = torch.ones(len(tokens), total, dtype=torch.bool)
+        assert key_mask.shape == (len(tokens), total)
+        sums = (self.embedding[tokens] * key_mask[:, before:, None]).cumsum(1)
         if cache is not None:
             sums = sums + cache.sums
             cache.sums, cache.length = sums[:, -1:], total
@@ -67,7 +67,7 @@ class Fixed(nn.Module):
         self.logits = nn.Parameter(torch.tensor(probabilities).log())
         self.eval()
 
-    def forward(self, tokens, *, padding=None, segments=None, cache=None):
+    def forward(self, tokens, *, key_mask=None, segment_ids=None, cache=None):
         return self.logits.expand(*tokens.shape, -1).clone()
 
     def new_cache(self):
@@ -247,7 +247,7 @@ def test_a_model_with_a_max_length_sees_the_last_tokens(cached):
         for token in row:
             window = torch.tensor([text[-4:]])
             with torch.no_grad():
-                logits = Toy.forward(model, window, padding=window != PAD)[0, -1]
+                logits = Toy.forward(model, window, key_mask=window != PAD)[0, -1]
             assert token == 1 + int(logits[1:].argmax())
             text.append(token)
 

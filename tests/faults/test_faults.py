@@ -11,7 +11,7 @@ import torch
 import torch._dynamo
 from torch import Tensor
 
-from attention_zoo.attention import scored, softmax
+from attention_zoo.attention import softmax
 from attention_zoo.attention.base import Attention
 from attention_zoo.attention.kernel import linear
 from attention_zoo.attention.softmax import SoftmaxAttention
@@ -96,7 +96,7 @@ def causal_mask_shifted_by_one(patch: pytest.MonkeyPatch) -> None:
 
     def shifted(mask: Mask, rows: range, columns: range, *, device: torch.device) -> Any:
         rows = range(rows.start + mask.causal, rows.stop + mask.causal)
-        mask = replace(mask, segments=None, query_segments=None)
+        mask = replace(mask, segment_ids=None, query_segment_ids=None)
         return visible(mask, rows, columns, device=device)
 
     patch.setattr(Mask, "visible", shifted)
@@ -156,13 +156,13 @@ def window_one_too_wide(patch: pytest.MonkeyPatch) -> None:
 @caught_by(test_naive.test_forward_is_the_equation, plain("sliding_window"), 7)
 @caught_by(test_masks.test_windows_of_every_size, plain("additive"), 3)
 def window_one_too_narrow(patch: pytest.MonkeyPatch) -> None:
-    narrowed = Mask.narrowed
+    intersect = Mask.intersect
 
     def narrower(mask: Mask, **options: Any) -> Mask:
-        mask = narrowed(mask, **options)
+        mask = intersect(mask, **options)
         return replace(mask, window=mask.window and max(mask.window - 1, 1))
 
-    patch.setattr(Mask, "narrowed", narrower)
+    patch.setattr(Mask, "intersect", narrower)
 
 
 @caught_by(test_naive.test_forward_is_the_equation, plain("sliding_window", "global"), 7)
@@ -181,13 +181,13 @@ def window_with_its_sides_exchanged(patch: pytest.MonkeyPatch) -> None:
 @caught_by(
     test_padding.test_content_of_padding_is_irrelevant, plain("grouped_query", "cross"), "right", 7
 )
-@caught_by(test_masks.test_a_field_is_obeyed_or_refused, plain("additive", "global"), "padding")
+@caught_by(test_masks.test_a_field_is_obeyed_or_refused, plain("additive", "global"), "key_mask")
 @caught_by(test_masks.test_a_query_that_sees_nothing_gives_zeros, plain("multi_head", "cross"))
 @caught_by(test_maps.test_the_map_times_values_is_the_output, plain("multi_head", "global"), True)
 @caught_by(test_models.test_language_model_ignores_padding, "multi_head", "none")
 @caught_by(test_models.test_seq2seq_ignores_padding_and_the_future, "multi_head", "none")
 def padding_ignored(patch: pytest.MonkeyPatch) -> None:
-    rendering(patch, lambda mask: replace(mask, padding=None))
+    rendering(patch, lambda mask: replace(mask, key_mask=None))
 
 
 @caught_by(test_padding.test_content_of_padding_is_irrelevant, plain("linear"), "interior", 7)
@@ -202,13 +202,13 @@ def padding_ignored_in_the_sums(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(linear.LinearAttention, "heads_of", careless)
 
 
-@caught_by(test_masks.test_a_field_is_obeyed_or_refused, plain("multi_head", "cross"), "padding")
+@caught_by(test_masks.test_a_field_is_obeyed_or_refused, plain("multi_head", "cross"), "key_mask")
 @caught_by(test_torch.test_multi_head_attention, "global", True)
 def padding_upside_down(patch: pytest.MonkeyPatch) -> None:
     """True = block, as `nn.MultiheadAttention` has it."""
     rendering(
         patch,
-        lambda mask: mask if mask.padding is None else replace(mask, padding=~mask.padding),
+        lambda mask: mask if mask.key_mask is None else replace(mask, key_mask=~mask.key_mask),
     )
 
 
@@ -216,7 +216,7 @@ def padding_upside_down(patch: pytest.MonkeyPatch) -> None:
 @caught_by(test_packing.test_packed_is_separate, plain("additive", "cross"), [3, 1, 5])
 @caught_by(test_models.test_language_model_keeps_packed_documents_apart, "grouped_query", "rotary")
 def segments_ignored(patch: pytest.MonkeyPatch) -> None:
-    rendering(patch, lambda mask: replace(mask, segments=None, query_segments=None))
+    rendering(patch, lambda mask: replace(mask, segment_ids=None, query_segment_ids=None))
 
 
 @caught_by(test_packing.test_packed_is_separate, plain("linear"), [40, 30, 2])
@@ -234,7 +234,7 @@ def softmax_of_nothing(patch: pytest.MonkeyPatch) -> None:
         return scores.softmax(dim=-1)
 
     patch.setattr(reference, "masked_softmax", naive)
-    patch.setattr(scored, "masked_softmax", naive)
+    patch.setattr(explicit_scores, "masked_softmax", naive)
 
 
 @caught_by(test_masks.test_a_field_is_obeyed_or_refused, plain("linear"), "window")
@@ -242,8 +242,8 @@ def softmax_of_nothing(patch: pytest.MonkeyPatch) -> None:
 def masks_swallowed(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(
         Attention,
-        "honoured",
-        lambda self, mask, *_: mask.narrowed(causal=self.role == "causal", window=self.window),
+        "effective_mask",
+        lambda self, mask, *_: mask.intersect(causal=self.role == "causal", window=self.window),
     )
 
 
@@ -260,15 +260,15 @@ def positions_not_advanced(patch: pytest.MonkeyPatch) -> None:
 @caught_by(test_models.test_language_model_ignores_padding, "multi_head", "sinusoidal")
 @caught_by(test_models.test_language_model_ignores_padding, "linear", "learned")
 def places_count_padding(patch: pytest.MonkeyPatch) -> None:
-    places = language_model.places_in_row
-    patch.setattr(language_model, "places_in_row", lambda _, *rest: places(None, *rest))
+    places = language_model.positions_in_row
+    patch.setattr(language_model, "positions_in_row", lambda _, *rest: places(None, *rest))
 
 
 @caught_by(test_models.test_language_model_keeps_packed_documents_apart, "multi_head", "sinusoidal")
 def places_run_on_over_documents(patch: pytest.MonkeyPatch) -> None:
-    places = language_model.places_in_row
+    places = language_model.positions_in_row
     patch.setattr(
-        language_model, "places_in_row", lambda padding, _, *rest: places(padding, None, *rest)
+        language_model, "positions_in_row", lambda key_mask, _, *rest: places(key_mask, None, *rest)
     )
 
 
@@ -515,7 +515,7 @@ def long_input_cut_silently(patch: pytest.MonkeyPatch) -> None:
 @caught_by(test_pairs.test_an_attention_alone_takes_what_acts_on_it, "additive", "global")
 @caught_by(test_models.test_layers_share_nothing_but_the_encoding, "multi_head", "rotary")
 def encoding_taken_and_not_used(patch: pytest.MonkeyPatch) -> None:
-    use = Attention.use
+    use = Attention.attach_position
 
     def first_only(self: Attention, position: Any) -> None:
         if "position" not in vars(self):
@@ -557,13 +557,13 @@ def the_whole_length_for_all_queries(patch: pytest.MonkeyPatch) -> None:
 
 @caught_by(test_models.test_layers_share_nothing_but_the_encoding, "multi_head", "shaw")
 def one_encoding_where_each_layer_has_its_own(patch: pytest.MonkeyPatch) -> None:
-    own = Attention.use_own
+    own = Attention.attach_position_own
 
     def first_of_all(self: Attention, encoding: PositionalEncoding) -> None:
         own(self, first.setdefault(encoding.role, encoding))
 
     first: dict[str, PositionalEncoding] = {}
-    patch.setattr(Attention, "use_own", first_of_all)
+    patch.setattr(Attention, "attach_position_own", first_of_all)
 
 
 # Modules and models.

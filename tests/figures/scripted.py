@@ -7,7 +7,7 @@ from torch import Tensor
 
 from attention_zoo.decoding.base import Hypothesis
 from attention_zoo.tasks.data.tokenizers import SPECIALS, Tokenizer
-from attention_zoo.tasks.views.attention_record import AttentionReading
+from attention_zoo.tasks.views.attention_record import AttentionRecord
 
 SOURCE = [b"Wednesday", b",", b" Mar", b"ch", b" ", b"4"]
 TARGET = [b"quarta", b"-", b"feira", b",", b" ", b"4", b" de", b" mar\xc3", b"\xa7o"]
@@ -55,8 +55,8 @@ class Scripted:
     def decode(self, source: Tensor) -> list[list[Hypothesis]]:
         return [[Hypothesis(self.target, 0.0)] for _ in source]
 
-    def attend(self, line: str) -> AttentionReading:
+    def attend(self, line: str) -> AttentionRecord:
         tokens = self.tokenizer.tokens
-        return AttentionReading(
+        return AttentionRecord(
             [*tokens(self.source), "<eos>"], [*tokens(self.target), "<eos>"], {"cross": self.layers}
         )

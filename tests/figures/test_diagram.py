@@ -12,7 +12,7 @@ from attention_zoo.tasks.views.figures.blueprint import columns
 from attention_zoo.tasks.views.figures.diagram import architecture
 from tests.figures.canvas import assert_legible, shown_texts
 
-SIZES = {"vocabulary_size": 1200, "dim": 16, "hidden": 40, "layers": 2}
+SIZES = {"vocabulary_size": 1200, "dim": 16, "ffn_dim": 40, "layers": 2}
 
 
 def attention(name, **options):

@@ -6,9 +6,8 @@ import pytest
 from PIL import Image
 
 from attention_zoo.tasks.views.figures.gallery import LESSONS, code, file_name, make
-
-from .canvas import assert_legible
-from .untrained import new_task
+from tests.figures.canvas import assert_legible
+from tests.figures.untrained import new_task
 
 PICTURES = [
     (number, picture)

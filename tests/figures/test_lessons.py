@@ -8,7 +8,7 @@ import torch
 from attention_zoo import create_attention
 from attention_zoo.errors import UserError
 from attention_zoo.masks import Mask
-from attention_zoo.tasks.views.attention_record import AttentionReading
+from attention_zoo.tasks.views.attention_record import AttentionRecord
 from attention_zoo.tasks.views.figures import (
     causality,
     dictionary,
@@ -119,8 +119,8 @@ def test_the_two_heads_that_differ_most_are_shown() -> None:
 
 def test_one_head_cannot_be_shown_beside_another() -> None:
     class Single:
-        def attend(self, line: str) -> AttentionReading:
-            return AttentionReading(["a"], ["b"], {"encoder": [torch.ones(1, 1, 1)]})
+        def attend(self, line: str) -> AttentionRecord:
+            return AttentionRecord(["a"], ["b"], {"encoder": [torch.ones(1, 1, 1)]})
 
     with pytest.raises(UserError, match="no layer of this encoder has two"):
         heads.two_heads(Single(), "a")

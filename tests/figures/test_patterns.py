@@ -41,7 +41,9 @@ def test_every_field_of_a_mask_is_shown():
 def test_what_has_a_window_a_pattern_or_a_choice_is_shown(name, thumbnails):
     card = ATTENTION.card(name)
     attention = create_attention(name, dim=16, role=card.roles[0], **small_options(name))
-    patterned = attention.window or type(attention).sees is not Attention.sees or card.chooses
+    patterned = (
+        attention.window or type(attention).is_visible is not Attention.is_visible or card.chooses
+    )
     if patterned:
         assert len(named(thumbnails, name)) == 1
     else:
@@ -50,9 +52,9 @@ def test_what_has_a_window_a_pattern_or_a_choice_is_shown(name, thumbnails):
 
 
 def test_a_pattern_is_who_sees_whom(thumbnails):
-    fixed = [one for one in thumbnails if "by content" not in one.notes[0]]
-    assert {one.family for one in fixed} == {"local"}
-    for one in fixed:
+    decided_options = [one for one in thumbnails if "by content" not in one.notes[0]]
+    assert {one.family for one in decided_options} == {"local"}
+    for one in decided_options:
         expected = visible(patterns.small_attention(one.name), Mask(), 1, LENGTH, LENGTH)[0]
         assert torch.equal(one.values.bool(), expected), one.name
 

@@ -5,7 +5,7 @@ import torch
 
 from attention_zoo.decoding import Greedy
 from attention_zoo.errors import UserError
-from attention_zoo.tasks.views.attention_record import AttentionReading
+from attention_zoo.tasks.views.attention_record import AttentionRecord
 from attention_zoo.tasks.views.figures.animation import write_translation
 from attention_zoo.tasks.views.figures.translated import (
     between_words,
@@ -115,6 +115,6 @@ def test_weights_that_are_no_distribution_are_drawn_as_they_are(tmp_path):
 
 def test_a_language_model_is_refused():
     task = Scripted()
-    task.attend = lambda line: AttentionReading([], ["a"], {"decoder": [torch.ones(1, 1, 1)]})
+    task.attend = lambda line: AttentionRecord([], ["a"], {"decoder": [torch.ones(1, 1, 1)]})
     with pytest.raises(UserError, match="needs task=translation, got a Scripted"):
         cross_attention(task, "a")

@@ -47,7 +47,7 @@ def test_without_a_trained_model_the_rest_is_drawn(tmp_path, monkeypatch, capsys
     assert len(lines) == len(PICTURES) + 2
     lost = [line for line in lines if " is not drawn: " in line]
     assert {line.split()[0] for line in lost} == {f"figures/{name}" for name in TRAINED}
-    assert all(line.endswith("ckpt=FILE names one.") for line in lost)
+    assert all(line.endswith("ckpt_path=FILE names one.") for line in lost)
     text = (tmp_path / "figures" / "index.html").read_text()
     assert text.count("Not drawn: it is of a trained translation") == len(TRAINED)
     assert "make demo or attention-zoo train makes one." in text
@@ -63,7 +63,7 @@ def test_what_a_model_does_not_have_is_said(tmp_path, monkeypatch, capsys) -> No
     monkeypatch.setattr(
         "attention_zoo.tasks.views.figures.trained.load_translation", lambda path: "task"
     )
-    run(["ckpt=x.ckpt", f"into={tmp_path}"])
+    run(["ckpt_path=x.ckpt", f"output={tmp_path}"])
     out = capsys.readouterr().out
     assert out.startswith("The trained model is x.ckpt.\n")
     assert f"{tmp_path}/08-two-heads.png is not drawn: no layer has two.\n" in out
@@ -77,11 +77,14 @@ def test_what_a_model_does_not_have_is_said(tmp_path, monkeypatch, capsys) -> No
     [
         (["checkpoint=x"], "no option 'checkpoint'.*Choices: ckpt, into"),
         (["figures"], "no option 'figures'.*Choices: ckpt, into"),
-        (["ckpt="], "ckpt takes one value"),
-        (["into=a", "into=b"], "into takes one value, into=…; got into=a into=b"),
-        (["ckpt=nowhere.ckpt"], "There is no checkpoint nowhere.ckpt"),
-        (["into=taken"], "taken cannot be written to .*into=FOLDER"),
-        (["ckpt=text.ckpt"], "task=language_modeling; pictures of a trained model are of a tra"),
+        (["ckpt_path="], "ckpt takes one value"),
+        (["output=a", "output=b"], "into takes one value, output=…; got output=a output=b"),
+        (["ckpt_path=nowhere.ckpt"], "There is no checkpoint nowhere.ckpt"),
+        (["output=taken"], "taken cannot be written to .*output=FOLDER"),
+        (
+            ["ckpt_path=text.ckpt"],
+            "task=language_modeling; pictures of a trained model are of a tra",
+        ),
     ],
 )
 def test_what_cannot_be_done_is_refused(arguments, message, tmp_path, monkeypatch) -> None:

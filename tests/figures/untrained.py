@@ -21,7 +21,7 @@ def new_task() -> TranslationTask:
         vocabulary_size=tokenizer.vocabulary_size,
         pad_id=tokenizer.pad_id,
         dim=16,
-        hidden=32,
+        ffn_dim=32,
         layers=2,
         encoder_attention=attention,
         decoder_attention=attention,

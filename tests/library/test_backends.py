@@ -9,9 +9,9 @@ from torch import Tensor
 
 from attention_zoo import Unsupported, create_attention
 from attention_zoo.backends import BACKENDS, flex, reference, sdpa
-from attention_zoo.masks import Mask, Visible
+from attention_zoo.masks import Mask, Visibility
 from attention_zoo.zoo import Role
-from tests.conformance.definition import packed, padding
+from tests.conformance.definition import key_mask, packed
 from tests.conformance.numbers import assert_same
 from tests.traps.memory import memory_of
 
@@ -62,9 +62,9 @@ MASKS = {
     "causal": Mask(causal=True),
     "window": Mask(window=4),
     "past": Mask(causal=True, window=4),
-    "padding": Mask(padding=padding("interior", 2, 9)),
-    "segments": Mask(segments=packed([4, 2, 3], 2)),
-    "pairs": Mask(segments=packed([4, 2, 3], 2), query_segments=packed([1, 2, 3], 2)),
+    "key_mask": Mask(key_mask=key_mask("interior", 2, 9)),
+    "segment_ids": Mask(segment_ids=packed([4, 2, 3], 2)),
+    "pairs": Mask(segment_ids=packed([4, 2, 3], 2), query_segment_ids=packed([1, 2, 3], 2)),
 }
 
 
@@ -73,10 +73,10 @@ MASKS = {
 @pytest.mark.parametrize("mask", MASKS.values(), ids=MASKS)
 def test_a_rule_is_the_mask(mask: Mask, pattern: Any, sinks: int) -> None:
     """Of the 32-bit numbers that kernels have, for any part of a mask."""
-    if pattern is not None and mask.padding is None and mask.segments is None:
-        mask = Mask(causal=mask.causal, window=mask.window, padding=torch.ones(2, 9).bool())
+    if pattern is not None and mask.key_mask is None and mask.segment_ids is None:
+        mask = Mask(causal=mask.causal, window=mask.window, key_mask=torch.ones(2, 9).bool())
     for rows, columns in ((range(3, 9), range(9)), (range(3, 9), range(2, 9))):
-        visible = Visible(mask=mask, rows=rows, columns=columns, pattern=pattern, sinks=sinks)
+        visible = Visibility(mask=mask, rows=rows, columns=columns, pattern=pattern, sinks=sinks)
         sees, dense = flex.rule(visible, 2, CPU), visible.dense(CPU)
         assert sees is not None and dense is not None
         b, i, j = (torch.arange(n, dtype=torch.int32) for n in (2, 6, len(columns) + sinks))
@@ -85,15 +85,15 @@ def test_a_rule_is_the_mask(mask: Mask, pattern: Any, sinks: int) -> None:
 
 
 def test_no_rule_is_made_where_everything_is_visible() -> None:
-    assert flex.rule(Visible(mask=Mask(), rows=range(4), columns=range(4)), 2, CPU) is None
-    last = Visible(mask=Mask(causal=True), rows=range(3, 4), columns=range(4))
+    assert flex.rule(Visibility(mask=Mask(), rows=range(4), columns=range(4)), 2, CPU) is None
+    last = Visibility(mask=Mask(causal=True), rows=range(3, 4), columns=range(4))
     assert flex.rule(last, 2, CPU) is None
 
 
 @pytest.mark.parametrize("name", BACKENDS)
 def test_a_mask_that_all_rows_share_may_have_one(name: str) -> None:
     """[1 k], also where a pattern is counted from what is padded."""
-    shared, whole = (Mask(padding=padding("left", 2, 9)[1:].expand(n, -1)) for n in (1, 2))
+    shared, whole = (Mask(key_mask=key_mask("left", 2, 9)[1:].expand(n, -1)) for n in (1, 2))
     x = torch.randn(2, 9, 16)
     attention = build(backend=name)
     big_bird = build("big_bird", block=2, global_blocks=1, random_blocks=1, seed=0, backend="flex")
@@ -110,7 +110,9 @@ def test_what_a_gpu_compiles_can_be_compiled(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(flex, "compiles", lambda device: True)
     torch.compiler.reset()
     length = 150
-    mask = Mask(window=50, padding=padding("left", 2, length), segments=packed([40, 30, 80], 2))
+    mask = Mask(
+        window=50, key_mask=key_mask("left", 2, length), segment_ids=packed([40, 30, 80], 2)
+    )
     ours, theirs = (
         build("grouped_query", kv_heads=2, position="alibi", backend=name).float()
         for name in ("flex", "sdpa")
@@ -130,7 +132,7 @@ def test_a_bias_that_rows_share_is_not_repeated_for_padding(position: str, role:
     )
     real = torch.arange(length) >= torch.arange(batch)[:, None] * 5
     x = torch.randn(batch, length, 32)
-    memory = memory_of(lambda: attention(x, mask=Mask(padding=real)))
+    memory = memory_of(lambda: attention(x, mask=Mask(key_mask=real)))
     assert memory.largest < batch * heads * length * length * x.itemsize
 
 
@@ -140,7 +142,7 @@ def test_padding_beside_a_bias_is_exact(dtype: str) -> None:
     q, k, v = torch.randn(3, 3, 4, 7, 5, dtype=kind).unbind()
     bias = torch.randn(1, 4, 7, 7, dtype=kind)
     real = torch.tensor([[False] * 3 + [True] * 4, [True] * 7, [False] * 7])
-    visible = Visible(mask=Mask(causal=True, padding=real), rows=range(7), columns=range(7))
+    visible = Visibility(mask=Mask(causal=True, key_mask=real), rows=range(7), columns=range(7))
     seen = {"visible": visible, "bias": bias, "scale": 0.5}
     got = sdpa.attend(q, k, v, **seen)
     # What stands at padded keys makes no difference, not even in the last digit.
@@ -160,7 +162,7 @@ def test_padding_beside_a_bias_stays_finite_where_autocast_takes_it_to_half() ->
     q, k, v = torch.randn(3, 2, 4, 7, 5, dtype=torch.float32).unbind()
     bias = torch.randn(1, 4, 7, 7)
     real = torch.tensor([[True] * 4 + [False] * 3, [True] * 7])
-    visible = Visible(mask=Mask(padding=real), rows=range(7), columns=range(7))
+    visible = Visibility(mask=Mask(key_mask=real), rows=range(7), columns=range(7))
     seen = {"visible": visible, "bias": bias.float(), "scale": 0.5}
     with torch.autocast("cpu", torch.float16):
         got = sdpa.attend(q, k, v, **seen)

@@ -8,23 +8,26 @@ import torch
 
 from attention_zoo import UserError
 from attention_zoo.masks import Mask
-from tests.conformance.definition import packed, padding, visible
+from tests.conformance.definition import key_mask, packed, visible
 
 CPU = torch.device("cpu")
-NO_ROLE = SimpleNamespace(role="global", window=None, sees=lambda *_: True)
+NO_ROLE = SimpleNamespace(role="global", window=None, is_visible=lambda *_: True)
 
 
 @pytest.mark.parametrize("window", [None, 1, 2, 5, 20])
 @pytest.mark.parametrize("causal", [False, True])
-@pytest.mark.parametrize("beside", ["nothing", "padding", "segments", "query_segments"])
+@pytest.mark.parametrize("beside", ["nothing", "key_mask", "segment_ids", "query_segment_ids"])
 def test_every_block_is_the_definition(window: int | None, causal: bool, beside: str) -> None:
     queries, keys = 6, 9
-    segments = packed([4, 2, 3], 2)
+    segment_ids = packed([4, 2, 3], 2)
     own = {
         "nothing": {},
-        "padding": {"padding": padding("interior", 2, keys)},
-        "segments": {"segments": segments},
-        "query_segments": {"segments": segments, "query_segments": packed([1, 2, 3], 2)},
+        "key_mask": {"key_mask": key_mask("interior", 2, keys)},
+        "segment_ids": {"segment_ids": segment_ids},
+        "query_segment_ids": {
+            "segment_ids": segment_ids,
+            "query_segment_ids": packed([1, 2, 3], 2),
+        },
     }[beside]
     mask = Mask(causal=causal, window=window, **own)
     expected = visible(NO_ROLE, mask, 2, queries, keys)  # type: ignore[arg-type]
@@ -48,18 +51,18 @@ def test_nothing_is_rendered_where_everything_is_visible() -> None:
 def test_names_are_the_fields_that_are_set() -> None:
     assert Mask().names == ()
     real = torch.ones(1, 2, dtype=torch.bool)
-    assert Mask(causal=True, window=1, padding=real).names == ("causal", "window", "padding")
+    assert Mask(causal=True, window=1, key_mask=real).names == ("causal", "window", "key_mask")
 
 
 def test_narrowing_never_widens() -> None:
-    assert Mask(window=3).narrowed(window=5).window == 3
-    assert Mask(window=5).narrowed(window=3).window == 3
-    assert Mask(causal=True).narrowed().causal
-    assert Mask().narrowed(causal=True).causal
+    assert Mask(window=3).intersect(window=5).window == 3
+    assert Mask(window=5).intersect(window=3).window == 3
+    assert Mask(causal=True).intersect().causal
+    assert Mask().intersect(causal=True).causal
 
 
 def test_masks_that_mean_nothing_are_refused() -> None:
     with pytest.raises(UserError, match="window must be at least 1"):
         Mask(window=0)
     with pytest.raises(UserError, match="query_segments are compared with segments"):
-        Mask(query_segments=torch.zeros(1, 2))
+        Mask(query_segment_ids=torch.zeros(1, 2))

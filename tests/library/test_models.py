@@ -14,11 +14,11 @@ from attention_zoo.models.blocks import (
     CrossAttention,
     FeedForward,
 )
-from attention_zoo.models.language_model import places_in_row
+from attention_zoo.models.language_model import positions_in_row
 from tests.conformance.numbers import assert_same
 
 PLAIN = partial(create_attention, "multi_head", heads=2)
-SIZES = {"vocabulary_size": 7, "dim": 8, "hidden": 16, "layers": 1}
+SIZES = {"vocabulary_size": 7, "dim": 8, "ffn_dim": 16, "layers": 1}
 
 
 @pytest.mark.parametrize("order", ["pre", "post"])
@@ -26,7 +26,7 @@ SIZES = {"vocabulary_size": 7, "dim": 8, "hidden": 16, "layers": 1}
 @pytest.mark.parametrize("activation", ["relu", "gelu", "relu_squared", "swiglu"])
 def test_feed_forward(activation: str, norm: str, order: str) -> None:
     options = BlockOptions(
-        dim=8, hidden=16, activation=activation, norm=norm, norm_order=order, dropout=0.0
+        dim=8, ffn_dim=16, activation=activation, norm=norm, norm_order=order, dropout=0.0
     )
     block = FeedForward(options)
     x = torch.randn(2, 3, 8)
@@ -52,7 +52,7 @@ def test_feed_forward(activation: str, norm: str, order: str) -> None:
 
 @pytest.mark.parametrize("order", ["pre", "post"])
 def test_residual_and_norm_stand_around_attention(order: str) -> None:
-    options = BlockOptions(dim=8, hidden=16, norm_order=order, dropout=0.0)
+    options = BlockOptions(dim=8, ffn_dim=16, norm_order=order, dropout=0.0)
     x, context = torch.randn(2, 3, 8), torch.randn(2, 5, 8)
     for block, other in (
         (CausalSelfAttention(PLAIN, options, layer=0), ()),
@@ -86,7 +86,7 @@ def test_a_stack_ends_normed(order: str) -> None:
         ({"norm": "batch"}, "norm must be one of layer, rms, got 'batch'"),
         ({"norm_order": "both"}, "norm_order must be one of pre, post, got 'both'"),
         ({"dropout": 1.0}, "dropout must be at least 0 and below 1, got 1.0"),
-        ({"hidden": 0}, "dim and hidden must be positive, got 8 and 0"),
+        ({"ffn_dim": 0}, "dim and hidden must be positive, got 8 and 0"),
         ({"layers": 0}, "at least 1 layer, got 0"),
     ],
 )
@@ -137,16 +137,16 @@ def test_logits_are_given_at_the_places_that_are_asked_for() -> None:
 
 def test_places_are_counted_over_real_tokens_of_a_document() -> None:
     real = torch.tensor([[0, 0, 1, 1, 0, 1], [1, 1, 1, 0, 0, 0]], dtype=torch.bool)
-    segments = torch.tensor([[0, 0, 0, 1, 1, 1], [0, 1, 1, 2, 2, 2]])
+    segment_ids = torch.tensor([[0, 0, 0, 1, 1, 1], [0, 1, 1, 2, 2, 2]])
     cpu = torch.device("cpu")
-    assert places_in_row(None, None, 3, cpu).tolist() == [[0, 1, 2]]
-    ours = places_in_row(real, None, 6, cpu)
+    assert positions_in_row(None, None, 3, cpu).tolist() == [[0, 1, 2]]
+    ours = positions_in_row(real, None, 6, cpu)
     assert ours[real].tolist() == [0, 1, 2, 0, 1, 2]
-    assert places_in_row(None, segments, 6, cpu).tolist() == [
+    assert positions_in_row(None, segment_ids, 6, cpu).tolist() == [
         [0, 1, 2, 0, 1, 2],
         [0, 0, 1, 0, 1, 2],
     ]
-    ours = places_in_row(real, segments, 6, cpu)
+    ours = positions_in_row(real, segment_ids, 6, cpu)
     assert ours[real].tolist() == [0, 0, 1, 0, 0, 1]
     assert (ours >= 0).all()
 
@@ -159,7 +159,7 @@ def test_a_context_is_for_cross_attention(role: str) -> None:
         attention(x, None if role == "cross" else x)
 
 
-@pytest.mark.parametrize("field", ["padding", "segments"])
+@pytest.mark.parametrize("field", ["key_mask", "segment_ids"])
 def test_a_mask_of_another_length_is_refused(field: str) -> None:
     """Also one that would broadcast, as that of the newest token alone."""
     attention = PLAIN(dim=8, role="causal")

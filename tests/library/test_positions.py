@@ -39,7 +39,7 @@ def test_embeddings_meet_sinusoids_at_the_scale_of_the_paper() -> None:
     model = LanguageModel(
         vocabulary_size=5,
         dim=16,
-        hidden=16,
+        ffn_dim=16,
         layers=1,
         attention=partial(create_attention, "single_head"),
         position=partial(create_position, "sinusoidal"),
@@ -143,7 +143,7 @@ def test_alibi_lowers_scores_by_the_slopes_of_the_paper(heads: int, role: Role) 
         return slopes(lower) + slopes(2 * lower)[0::2][: n - lower]
 
     keys = torch.tensor([[0, 1, 9], [3, 5, 2]])
-    bias = encoding("alibi", heads=heads, role=role).bias(PLACES, keys)
+    bias = encoding("alibi", heads=heads, role=role).score_bias(PLACES, keys)
     assert bias is not None and bias.shape == (2, heads, 5, 3)
     for row, head, i, j in torch.cartesian_prod(*map(torch.arange, bias.shape)).tolist():
         distance = abs(int(PLACES[row, i]) - int(keys[row, j]))
@@ -152,7 +152,7 @@ def test_alibi_lowers_scores_by_the_slopes_of_the_paper(heads: int, role: Role) 
 
 def test_alibi_of_eight_heads() -> None:
     """As printed in Press et al. 2022, §3: 1/2¹ … 1/2⁸."""
-    bias = encoding("alibi", heads=8).bias(torch.tensor([[1]]), torch.tensor([[0]]))
+    bias = encoding("alibi", heads=8).score_bias(torch.tensor([[1]]), torch.tensor([[0]]))
     assert bias is not None
     assert bias.flatten().tolist() == [-(2.0**-i) for i in range(1, 9)]
 
@@ -203,7 +203,7 @@ def test_t5_boundaries() -> None:
 
 def test_t5_adds_the_entry_of_head_and_bucket() -> None:
     t5 = encoding("t5_bias", role="global")
-    bias = t5.bias(PLACES, PLACES)
+    bias = t5.score_bias(PLACES, PLACES)
     assert bias is not None and bias.shape == (2, 4, 5, 5)
     for row, head, i, j in torch.cartesian_prod(*map(torch.arange, bias.shape)).tolist():
         relative = int(PLACES[row, j] - PLACES[row, i])
@@ -230,7 +230,7 @@ def test_a_model_knows_the_limit_of_its_positions() -> None:
         model = LanguageModel(
             vocabulary_size=5,
             dim=16,
-            hidden=16,
+            ffn_dim=16,
             layers=1,
             attention=partial(create_attention, "single_head"),
             position=partial(create_position, position, **options),

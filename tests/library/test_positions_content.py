@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from attention_zoo import UserError, create_position
-from attention_zoo.position.base import Compared, PositionalEncoding
+from attention_zoo.position.base import PositionalEncoding, ScoreInputs
 from attention_zoo.zoo import Role
 from tests.conformance.numbers import assert_same
 
@@ -42,7 +42,7 @@ def pairs(q: Tensor, k: Tensor) -> list[tuple[int, ...]]:
 def read(
     encoding: PositionalEncoding, q: Tensor, k: Tensor, visible: Tensor | None = None
 ) -> Tensor:
-    found = encoding.read(Compared(q, k, ASKING, ASKED, visible, SCALE, {}))
+    found = encoding.content_bias(ScoreInputs(q, k, ASKING, ASKED, visible, SCALE, {}))
     assert found is not None and found.shape == (*q.shape[:3], k.shape[2])
     return found
 
@@ -65,7 +65,7 @@ def test_shaw_adds_a_row_to_keys_and_to_values(role: Role) -> None:
         given[b, h, i] += weights[b, h, i, j] * shaw.value_table[row]
     assert len(shaw.key_table) == len(shaw.value_table) == (4 if role == "causal" else 7)
     assert_same(read(shaw, q, k), scores)
-    assert_same(shaw.give(weights, ASKING, ASKED), given)
+    assert_same(shaw.value_bias(weights, ASKING, ASKED), given)
 
 
 @pytest.mark.parametrize("role", SELF_ROLES)

@@ -164,7 +164,7 @@ def test_every_query_turns_its_keys_by_its_own_length(name: str, layout: str) ->
     assert [i for run in runs for i in range(5)[run]] == list(range(5))
     for run in runs:
         places = PLACES[:, run], PLACES[:, : run.stop]
-        ours = growing.turn(q[:, :, run], k[:, :, : run.stop], *places)
+        ours = growing.rotate_by_length(q[:, :, run], k[:, :, : run.stop], *places)
         for row, column in torch.cartesian_prod(torch.arange(2), torch.arange(5)[run]).tolist():
             own = frequencies(int(PLACES[row, column]) + 1)
             for head in range(4):

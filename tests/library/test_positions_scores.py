@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from attention_zoo.position.base import Compared, PositionalEncoding
+from attention_zoo.position.base import PositionalEncoding, ScoreInputs
 from attention_zoo.zoo import Role
 from tests.conformance.cases import DIM
 from tests.conformance.numbers import assert_same
@@ -33,7 +33,7 @@ def cells(bias: Tensor | None, heads: int = HEADS) -> list[tuple[float, int, int
 def test_kerple_subtracts_its_kernel(kernel: str, role: Role) -> None:
     """−r₁ log(1 + r₂|t − s|), or −r₁|t − s|^r₂, with softplus, and 2σ for the power."""
     kerple = encoding("kerple", kernel=kernel, role=role)
-    for value, head, query, key in cells(kerple.bias(QUERIES, KEYS)):
+    for value, head, query, key in cells(kerple.score_bias(QUERIES, KEYS)):
         first = math.log(1 + math.exp(kerple.raw_first[head].item()))
         raw, distance = kerple.raw_second[head].item(), abs(query - key)
         if kernel == "log":
@@ -60,7 +60,7 @@ def test_sandwich_adds_the_product_of_sinusoids(
 ) -> None:
     """(p_t·p_s − d̄/2)/(8n/h), with p the sines and cosines of Vaswani et al. 2017."""
     sandwich = encoding("sandwich", heads=heads, role=role, embedding_dim=width, base=base)
-    for value, head, query, key in cells(sandwich.bias(QUERIES, KEYS), heads):
+    for value, head, query, key in cells(sandwich.score_bias(QUERIES, KEYS), heads):
         total = 0.0
         for i in range(width // 2):
             t, s = (place / base ** (2 * i / width) for place in (query, key))
@@ -76,7 +76,7 @@ def test_fire_is_its_network_of_the_normalised_distance(role: Role, threshold: f
     fire = encoding("fire", role=role, threshold=threshold)
     moved(fire)
     c, limit = fire.log_scale.item(), abs(fire.threshold_factor.item() * threshold)
-    for value, head, query, key in cells(fire.bias(QUERIES, KEYS)):
+    for value, head, query, key in cells(fire.score_bias(QUERIES, KEYS)):
         last = query if role == "causal" else max(query, key)
         share = math.log(abs(c * (query - key)) + 1) / (math.log(abs(c * max(limit, last)) + 1))
         expected = 0.0
@@ -105,8 +105,10 @@ def test_dynamic_bias_sums_the_steps_behind_a_key() -> None:
     visible[1, :, :, 2:4] = False
     # The queries are the last three tokens, as in decoding with a cache.
     q, k, places = torch.randn(2, HEADS, 3, 6), torch.randn(2, HEADS, 7, 6), torch.arange(7)[None]
-    ours = cable.read(
-        Compared(q, k, places[:, 4:], places, visible[:, :, 4:], scale=1.0, kept=cable.keep(x))
+    ours = cable.content_bias(
+        ScoreInputs(
+            q, k, places[:, 4:], places, visible[:, :, 4:], scale=1.0, kept=cable.cached_features(x)
+        )
     )
     assert ours is not None
     expected = torch.zeros(2, HEADS, 3, 7)
@@ -119,21 +121,21 @@ def test_dynamic_bias_sums_the_steps_behind_a_key() -> None:
 
 
 def test_randomized_places_embed_as_their_encoding_says() -> None:
-    """E(x, i_t), with i the sorted draw that `place` gives; all places when evaluating."""
+    """E(x, i_t), with i the sorted draw that `map_positions` gives; all places when evaluating."""
     places = torch.tensor([[0, 1, 2, 3, 4], [0, 0, 1, 2, 2]])
     randomized = encoding("randomized", places=100, max_length=25)
     x = torch.randn(2, 5, DIM)
-    drawn = randomized.place(places)
+    drawn = randomized.map_positions(places)
     assert drawn.shape == places.shape and (drawn[0].diff() > 0).all()
     assert torch.equal(drawn[1], drawn[0][places[1]])
     assert_same(randomized.embed(x, drawn), encoding("sinusoidal").embed(x, drawn))
-    assert torch.equal(randomized.eval().place(places), 4 * places)
+    assert torch.equal(randomized.eval().map_positions(places), 4 * places)
 
 
 def test_draws_are_even_over_all_places() -> None:
     """Of n places from L, without replacement, the t-th has the mean t(L + 1)/(n + 1), from 1."""
     randomized = encoding("randomized", places=30, max_length=10)
-    draws = torch.cat([randomized.place(torch.arange(5)[None]) for _ in range(3000)])
+    draws = torch.cat([randomized.map_positions(torch.arange(5)[None]) for _ in range(3000)])
     means = draws.double().mean(dim=0)
     torch.testing.assert_close(means, torch.arange(1.0, 6) * 31 / 6 - 1, atol=0.5, rtol=0)
     assert draws.min() == 0 and draws.max() == 29

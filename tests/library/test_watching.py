@@ -8,7 +8,7 @@ from torch import nn
 
 import attention_zoo.capture
 from attention_zoo import Mask, Unsupported, UserError, create_attention
-from attention_zoo.capture import by_part, watching
+from attention_zoo.capture import capture_attention, group_by_role
 from tests.conformance.numbers import assert_same
 
 DIM = 8
@@ -28,13 +28,13 @@ class Model(nn.Module):
         self.other = attention("cross", **options)
 
     def forward(self, x, context):
-        self.read = self.first(context, mask=PADDED)
+        self.content_bias = self.first(context, mask=PADDED)
         self.told = self.blocks["own"](x, positions=PLACES)
         self.again = self.blocks["own"](self.told, mask=Mask(window=2))
-        return self.other(self.again, self.read, mask=PADDED)
+        return self.other(self.again, self.content_bias, mask=PADDED)
 
 
-PADDED = Mask(padding=torch.tensor([[True] * 3 + [False]] * 2))
+PADDED = Mask(key_mask=torch.tensor([[True] * 3 + [False]] * 2))
 PLACES = torch.tensor([[4, 5, 6, 7, 8]])
 
 
@@ -48,34 +48,34 @@ def hooks(module):
 
 def test_weights_are_those_of_each_call_in_its_order():
     model, (x, context) = Model(), inputs()
-    with watching(model) as watched:
+    with capture_attention(model) as captured:
         model(x, context)
     own = model.blocks["own"]
     expected = [
         ("first", "global", model.first.attention_map(context, mask=PADDED)),
         ("blocks.own", "causal", own.attention_map(x, positions=PLACES)),
         ("blocks.own", "causal", own.attention_map(model.told, mask=Mask(window=2))),
-        ("other", "cross", model.other.attention_map(model.again, model.read, mask=PADDED)),
+        ("other", "cross", model.other.attention_map(model.again, model.content_bias, mask=PADDED)),
     ]
-    assert [one[:2] for one in watched] == [one[:2] for one in expected]
-    for (_, _, weights), (_, _, theirs) in zip(watched, expected, strict=True):
+    assert [one[:2] for one in captured] == [one[:2] for one in expected]
+    for (_, _, weights), (_, _, theirs) in zip(captured, expected, strict=True):
         assert torch.equal(weights, theirs)
-    maps = by_part(watched)
+    maps = group_by_role(captured)
     assert {part: len(layers) for part, layers in maps.items()} == {
         "encoder": 1,
         "decoder": 2,
         "cross": 1,
     }
-    assert maps["decoder"][1] is watched[2].weights
+    assert maps["decoder"][1] is captured[2].weights
 
 
 def test_attention_itself_can_be_watched():
     lone, x = attention(), torch.randn(1, 5, DIM)
-    with watching(lone) as watched:
+    with capture_attention(lone) as captured:
         lone(x)
         lone(x)
-    assert [name for name, _, _ in watched] == ["", ""]
-    assert list(by_part(watched)) == ["decoder"]
+    assert [name for name, _, _ in captured] == ["", ""]
+    assert list(group_by_role(captured)) == ["decoder"]
 
 
 @pytest.mark.parametrize("training", [True, False])
@@ -87,7 +87,7 @@ def test_a_watched_module_gives_what_it_gives_unwatched(training):
         torch.manual_seed(0)
         model.zero_grad()
         if watch:
-            with watching(model) as watched:
+            with capture_attention(model) as captured:
                 out = model(*batch)
         else:
             out = model(*batch)
@@ -95,26 +95,26 @@ def test_a_watched_module_gives_what_it_gives_unwatched(training):
         gradients = [parameter.grad.clone() for parameter in model.parameters()]
         results.append([out, *gradients, torch.rand(1)])
     assert all(torch.equal(*pair) for pair in zip(*results, strict=True))
-    assert_same(watched[-1].weights.sum(-1), torch.ones(2, 2, 5))
+    assert_same(captured[-1].weights.sum(-1), torch.ones(2, 2, 5))
 
 
 def test_gradients_pass_through_the_weights():
     model, batch = Model(), inputs()
-    with watching(model) as watched:
+    with capture_attention(model) as captured:
         model(*batch)
-    watched[-1].weights.square().sum().backward()
+    captured[-1].weights.square().sum().backward()
     assert model.first.value.weight.grad.ne(0).any()
-    with torch.no_grad(), watching(model) as watched:
+    with torch.no_grad(), capture_attention(model) as captured:
         model(*batch)
-    assert not watched[-1].weights.requires_grad
+    assert not captured[-1].weights.requires_grad
 
 
 def test_nothing_is_left_behind_even_by_a_pass_that_fails():
     model = Model()
-    with watching(model) as watched:
+    with capture_attention(model) as captured:
         assert len(hooks(model)) == 3
-    assert not hooks(model) and not watched
-    with pytest.raises(AttributeError), watching(model):
+    assert not hooks(model) and not captured
+    with pytest.raises(AttributeError), capture_attention(model):
         model(None, None)
     assert not hooks(model)
 
@@ -138,11 +138,11 @@ def test_compiled_modules_are_watched_and_stay_compiled(way):
     expected = called(*batch)
     compiled = len(graphs)
     assert compiled
-    with watching(called) as watched:
+    with capture_attention(called) as captured:
         assert_same(called(*batch), expected)
-    assert len(watched) == 4
+    assert len(captured) == 4
     called(*batch)
-    assert len(watched) == 4 and len(graphs) == compiled
+    assert len(captured) == 4 and len(graphs) == compiled
 
 
 def test_a_module_of_several_processes_is_watched(tmp_path):
@@ -150,33 +150,33 @@ def test_a_module_of_several_processes_is_watched(tmp_path):
     torch.distributed.init_process_group("gloo", init_method=store, rank=0, world_size=1)
     try:
         wrapped = nn.parallel.DistributedDataParallel(Model())
-        with watching(wrapped) as watched:
+        with capture_attention(wrapped) as captured:
             wrapped(*inputs())
     finally:
         torch.distributed.destroy_process_group()
-    assert watched[0].name == "module.first"
+    assert captured[0].name == "module.first"
 
 
 def test_the_flex_backend_is_watched():
     model, batch = Model(backend="flex"), inputs()
     torch.compile(nn.Identity(), backend="eager")(torch.ones(1))  # as where all is compiled
-    with torch.no_grad(), watching(model) as watched:
+    with torch.no_grad(), capture_attention(model) as captured:
         out = model(*batch)
-    assert len(watched) == 4
+    assert len(captured) == 4
     with torch.no_grad():
         assert_same(out, model(*batch))
 
 
 def test_decoding_with_a_cache_is_refused():
     model = attention()
-    with pytest.raises(Unsupported, match="cache cannot be watched"), watching(model):
+    with pytest.raises(Unsupported, match="cache cannot be watched"), capture_attention(model):
         model(torch.randn(1, 5, DIM), cache=model.new_cache())
 
 
 def test_a_module_without_attention_is_refused():
     with (
         pytest.raises(UserError, match="Linear holds no attention of the zoo"),
-        watching(nn.Linear(2, 2)),
+        capture_attention(nn.Linear(2, 2)),
     ):
         pass
 

@@ -25,7 +25,7 @@ LAYERS = (
     {"backends"},
     {"position"},
     {"attention"},
-    {"factory", "models", "watching"},
+    {"factory", "models", "capture_attention"},
     {"decoding"},
     {"tasks"},
 )
@@ -57,7 +57,9 @@ def layer(part: str) -> int:
 def test_the_modules_are_found() -> None:
     assert ("tasks", "commands", "cli") in MODULES
     assert ("conf", "__init__") in MODULES
-    assert ("attention_zoo", "zoo", "unknown") in set(imports(("backends", "__init__")))
+    assert ("attention_zoo", "zoo", "unknown_name_message") in set(
+        imports(("backends", "__init__"))
+    )
     assert ("attention_zoo", "tasks", "data", "sources", "base", "Source") in set(
         imports(("tasks", "data", "sources", "hub"))
     ), "relative imports are resolved"

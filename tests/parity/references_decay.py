@@ -9,7 +9,7 @@ from attention_zoo import create_attention
 from attention_zoo.attention.base import Attention
 from attention_zoo.attention.recurrent.decayed import Heads, Span
 from attention_zoo.masks import Mask
-from tests.conformance.definition import padding
+from tests.conformance.definition import key_mask
 from tests.parity.compared import Outcome, fla, outcome, parity
 
 DIM, HEADS, GROUPS, STATE, LENGTH = 32, 4, 2, 16, 70
@@ -94,7 +94,7 @@ def state_space_dual() -> tuple[Outcome, Outcome]:
         }
     )
     x = torch.randn(2, LENGTH, DIM, requires_grad=True)
-    real = padding("left", 2, LENGTH)
+    real = key_mask("left", 2, LENGTH)
     pairs = (
         (x, x),
         (ours.output.weight, theirs.out_proj.weight),
@@ -106,7 +106,7 @@ def state_space_dual() -> tuple[Outcome, Outcome]:
     )
     mine, other = zip(*pairs, strict=True)
     return (
-        outcome(ours(x, mask=Mask(padding=real))[real], mine),
+        outcome(ours(x, mask=Mask(key_mask=real))[real], mine),
         outcome(theirs(x, attention_mask=real)[real], other),
     )
 

@@ -13,7 +13,7 @@ from attention_zoo.attention.base import Attention
 from attention_zoo.attention.recurrent.delta_attention import mixing
 from attention_zoo.attention.recurrent.delta_rule import Steps
 from attention_zoo.masks import Mask
-from tests.conformance.definition import padding
+from tests.conformance.definition import key_mask
 from tests.parity.compared import Outcome, fla, outcome, parity
 
 DIM, HEADS, LENGTH = 32, 4, 70
@@ -63,11 +63,11 @@ def gated_delta() -> tuple[Outcome, Outcome]:
         theirs.norm.weight.copy_(ours.norm.weight)
         theirs.out_proj.weight.copy_(ours.output.weight)
     x = torch.randn(2, LENGTH, DIM, requires_grad=True)
-    real = padding("left", 2, LENGTH)
+    real = key_mask("left", 2, LENGTH)
     expected = theirs(x, attention_mask=real)
     return (
         outcome(
-            ours(x, mask=Mask(padding=real))[real],
+            ours(x, mask=Mask(key_mask=real))[real],
             [x, ours.log_speed, ours.step_bias, ours.norm.weight, ours.output.weight],
         ),
         outcome(

@@ -220,12 +220,12 @@ def multi_head_latent() -> tuple[Outcome, Outcome]:
         query_latent_dim=query_latent,
         rope_dim=rope,
     )
-    ours.use(
+    ours.attach_position(
         create_position(
             "rotary",
             dim=DIM,
             heads=HEADS,
-            head_dim=ours.encoded_dim,
+            head_dim=ours.position_dim,
             role="causal",
             layout="interleaved",
         )

@@ -95,7 +95,7 @@ def fourier_of_real_tokens() -> tuple[Outcome, Outcome]:
     x = torch.randn(2, LENGTH, DIM, requires_grad=True)
     real = torch.ones(2, LENGTH, dtype=torch.bool)
     real[1, :30] = real[1, 40] = False
-    found = theirs.output(ours(x, mask=Mask(padding=real)), x)
+    found = theirs.output(ours(x, mask=Mask(key_mask=real)), x)
     expected = [theirs(row[own][None])[0] for row, own in zip(x, real, strict=True)]
     return (
         outcome(found[real], [x]),

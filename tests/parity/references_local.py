@@ -61,7 +61,7 @@ def longformer() -> tuple[Outcome, Outcome]:
     )
     weights = [[getattr(module, name).weight for name in projections] for module in (ours, theirs)]
     return (
-        outcome(ours(x, mask=Mask(padding=real))[real], [x, *weights[0]]),
+        outcome(ours(x, mask=Mask(key_mask=real))[real], [x, *weights[0]]),
         outcome(ours.output(attended)[real], [x, *weights[1]]),
     )
 
@@ -105,7 +105,7 @@ def big_bird() -> tuple[Outcome, Outcome]:
         [module.query.weight, module.key.weight, module.value.weight] for module in (ours, theirs)
     ]
     return (
-        outcome(ours(x, mask=Mask(padding=real))[real], [x, *weights[0]]),
+        outcome(ours(x, mask=Mask(key_mask=real))[real], [x, *weights[0]]),
         outcome(ours.output(attended)[real], [x, *weights[1]]),
     )
 
@@ -175,11 +175,11 @@ def reformer() -> tuple[Outcome, Outcome]:
     x = torch.cat([x, torch.randn(2, CHUNK, DIM)], dim=1).detach().requires_grad_()
     real = torch.ones(x.shape[:2], dtype=torch.bool)
     real[:, len(bucket) :] = False
-    found = ours.buckets_of(x, Mask(padding=real)).numbers
+    found = ours.buckets_of(x, Mask(key_mask=real)).numbers
     assert (found[..., : len(bucket)] == bucket).all()
     attended = theirs(x, attention_mask=real).hidden_states
     return (
-        outcome(ours(x, mask=Mask(padding=real))[real], [x, ours.query.weight, ours.value.weight]),
+        outcome(ours(x, mask=Mask(key_mask=real))[real], [x, ours.query.weight, ours.value.weight]),
         outcome(ours.output(attended)[real], [x, theirs.query_key.weight, theirs.value.weight]),
     )
 

@@ -25,7 +25,7 @@ MEMORY = 7  # tokens
 def encoded(name: str, role: str = "causal", **options: object) -> Attention:
     """Multi-head attention with an encoding whose parameters are away from zero."""
     attention = create_attention("multi_head", dim=DIM, heads=HEADS, role=role)
-    attention.use_own(create_position(name, **attention.encoded_sizes, **options))
+    attention.attach_position_own(create_position(name, **attention.position_sizes, **options))
     with torch.no_grad():
         for parameter in attention.encoding.parameters():
             parameter.add_(0.5 * torch.randn_like(parameter))
@@ -104,7 +104,7 @@ def disentangled() -> tuple[Outcome, Outcome]:
     distances = modeling_deberta_v2.build_relative_position(x, x)
     with mock.patch.object(modeling_deberta_v2, "build_rpos", lambda *_: -distances[:, None]):
         expected, _ = theirs(x, real[:, None, None], rel_embeddings=table)
-    found = ours(x, mask=Mask(padding=real))
+    found = ours(x, mask=Mask(key_mask=real))
     return (
         outcome(found, [x, own.table, own.query.weight, own.key.weight]),
         outcome(

@@ -19,7 +19,7 @@ from attention_zoo.attention.recurrent import kernels
 from attention_zoo.masks import Mask
 from attention_zoo.zoo import ATTENTION
 from tests.conformance.configs import options
-from tests.conformance.definition import padding
+from tests.conformance.definition import key_mask
 from tests.conformance.numbers import default_dtype, values_and_gradients
 from tests.parity.compared import fla
 from tests.parity.interpreted import interpret
@@ -102,7 +102,7 @@ def assert_near(ours: list[Tensor], theirs: list[Tensor]) -> None:
 def test_kernels_compute_the_recurrence(name: str, padded: bool, device: torch.device) -> None:
     ours, theirs = pair(name, device)
     x = torch.randn(2, LENGTH, DIM, device=device)
-    mask = Mask(padding=padding("left", 2, LENGTH).to(device)) if padded else Mask()
+    mask = Mask(key_mask=key_mask("left", 2, LENGTH).to(device)) if padded else Mask()
     assert_near(
         values_and_gradients(lambda x: ours(x, mask=mask), ours, x),
         values_and_gradients(lambda x: theirs(x, mask=mask), theirs, x),
@@ -125,7 +125,7 @@ def test_the_entries_that_can_choose_kernels() -> None:
 
 
 REFUSALS: list[tuple[Callable[[pytest.MonkeyPatch], object], dict[str, Any], str]] = [
-    (plain_forms, {"segments": torch.zeros(1, 5).long()}, "cannot keep packed segments apart"),
+    (plain_forms, {"segment_ids": torch.zeros(1, 5).long()}, "cannot keep packed segments apart"),
     (lambda patch: patch.setattr(kernels, "missing", lambda: []), {}, "CUDA GPUs only, got .* cpu"),
     (plain_forms, {}, "computes from float32, got float64"),
 ]

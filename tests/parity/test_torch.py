@@ -12,7 +12,7 @@ from attention_zoo.attention.base import Attention
 from attention_zoo.masks import Mask
 from attention_zoo.models.blocks import BlockOptions, FeedForward
 from attention_zoo.models.stacks import DecoderLayer, EncoderLayer
-from tests.conformance.definition import padding
+from tests.conformance.definition import key_mask
 from tests.conformance.numbers import assert_same
 
 DIM, HEADS, HIDDEN = 16, 4, 32
@@ -44,7 +44,7 @@ def test_multi_head_attention(role: str, padded: bool) -> None:
     x = torch.randn(2, QUERIES if role == "cross" else KEYS, DIM)
     context = torch.randn(2, KEYS, DIM) if role == "cross" else None
     source = x if context is None else context
-    real = padding("right", 2, KEYS) if padded else None
+    real = key_mask("right", 2, KEYS) if padded else None
     expected, weights = theirs(
         x,
         source,
@@ -53,8 +53,8 @@ def test_multi_head_attention(role: str, padded: bool) -> None:
         attn_mask=PLACES[None, :] > PLACES[:, None] if role == "causal" else None,
         average_attn_weights=False,
     )
-    assert_same(ours(x, context, mask=Mask(padding=real)), expected)
-    assert_same(ours.attention_map(x, context, mask=Mask(padding=real)), weights)
+    assert_same(ours(x, context, mask=Mask(key_mask=real)), expected)
+    assert_same(ours.attention_map(x, context, mask=Mask(key_mask=real)), weights)
 
 
 @pytest.mark.parametrize("role", ["causal", "global"])
@@ -109,8 +109,8 @@ def test_encoder_layer(order: str, activation: str) -> None:
     copy_feed_forward(ours.feed_forward, theirs)
     ours.self_attention.norm.load_state_dict(theirs.norm1.state_dict())
     ours.feed_forward.norm.load_state_dict(theirs.norm2.state_dict())
-    x, real = torch.randn(2, KEYS, DIM), padding("right", 2, KEYS)
-    out = ours(x, mask=Mask(padding=real), positions=PLACES[None])
+    x, real = torch.randn(2, KEYS, DIM), key_mask("right", 2, KEYS)
+    out = ours(x, mask=Mask(key_mask=real), positions=PLACES[None])
     assert_same(out[real], theirs(x, src_key_padding_mask=~real)[real])
 
 
@@ -129,7 +129,7 @@ def test_decoder_layer(order: str, activation: str) -> None:
     ours.self_attention.norm.load_state_dict(theirs.norm1.state_dict())
     ours.cross_attention.norm.load_state_dict(theirs.norm2.state_dict())
     ours.feed_forward.norm.load_state_dict(theirs.norm3.state_dict())
-    x, memory, real = torch.randn(2, 5, DIM), torch.randn(2, KEYS, DIM), padding("right", 2, KEYS)
-    out = ours(x, memory, mask=Mask(), context_mask=Mask(padding=real), positions=PLACES[None, :5])
+    x, memory, real = torch.randn(2, 5, DIM), torch.randn(2, KEYS, DIM), key_mask("right", 2, KEYS)
+    out = ours(x, memory, mask=Mask(), context_mask=Mask(key_mask=real), positions=PLACES[None, :5])
     future = PLACES[None, :5] > PLACES[:5, None]
     assert_same(out, theirs(x, memory, tgt_mask=future, memory_key_padding_mask=~real))

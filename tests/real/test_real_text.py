@@ -31,7 +31,7 @@ def test_tatoeba_from_files(train, real):
     assert all(0 < loss < 20 for loss in losses(run))
 
 
-TEXT = ["task=language_modeling", *SHORT[:-1], "tokenizer=characters", "data.context=32"]
+TEXT = ["task=language_modeling", *SHORT[:-1], "tokenizer=characters", "data.context_length=32"]
 
 
 def test_tinyshakespeare(train, real):

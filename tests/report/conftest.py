@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from .folders import write_sweep
+from tests.report.folders import write_sweep
 
 
 @pytest.fixture(scope="session")

@@ -6,16 +6,20 @@ import pytest
 
 from attention_zoo.errors import UserError
 from attention_zoo.tasks.analysis.report.answer import answer, how_tested
-from attention_zoo.tasks.analysis.report.comparison import Comparison, compare, count_tests, judge
+from attention_zoo.tasks.analysis.report.comparison import (
+    Comparison,
+    compare,
+    count_tests,
+    run_tests,
+)
 from attention_zoo.tasks.analysis.report.conditions import conditions
 from attention_zoo.tasks.analysis.report.runs import find_runs
-
-from .folders import write_job, write_run
+from tests.report.folders import write_job, write_run
 
 
 def compared(folder: Path, baseline: str | None = None) -> Comparison:
     (found,) = compare(find_runs([folder]), baseline)
-    judge(found, lambda: None)
+    run_tests(found, lambda: None)
     return found
 
 
@@ -30,7 +34,7 @@ def test_seeds_are_one_row_and_the_best_is_first(sweep: Path) -> None:
     assert {row.label for row in found.rows if row.lost} == {"delta rotary", "performer sinusoidal"}
     means = [row.mean("test/bleu") for row in found.rows]
     assert means == sorted(means, reverse=True)
-    assert found.decisive.key == "test/bleu"
+    assert found.primary_metric.key == "test/bleu"
 
 
 def test_the_winner_is_not_called_better_than_its_peers(sweep: Path) -> None:
@@ -66,7 +70,7 @@ def test_one_seed_gives_no_test_of_losses(tmp_path: Path) -> None:
         drop_bleu = {"test/bleu": None, "test/chrf": None, "test/exact_match": None}
         write_run(tmp_path / str(number), attention=name, figures=drop_bleu)
     found = compared(tmp_path)
-    assert found.decisive.key == "test/loss"
+    assert found.primary_metric.key == "test/loss"
     assert "(one seed: no test)" in " ".join(answer(found))
     assert count_tests(found) == 2
 
@@ -77,7 +81,7 @@ def test_what_is_alike_in_all_rows_does_not_decide(tmp_path: Path) -> None:
     outputs = (tmp_path / "0" / "test_outputs.jsonl").read_text()
     (tmp_path / "1" / "test_outputs.jsonl").write_text(outputs)
     found = compared(tmp_path)
-    assert (found.decisive.key, found.quality[-1].key) == ("test/chrf", "test/bleu")
+    assert (found.primary_metric.key, found.quality[-1].key) == ("test/chrf", "test/bleu")
     # Though sacrebleu, which finds no resample that differs by more than nothing, has p < 0.001.
     (told,) = (x.told for x in found.differences["test/bleu"] if x is not None)
     assert told == "n.s., p = 1.000"
@@ -108,7 +112,7 @@ def test_rows_that_share_the_best_figure_share_the_praise(tmp_path: Path) -> Non
         ),
         # What follows from the choice is not repeated.
         (
-            [{"attention": "linear", "model": {"hidden": 9}}, {"model": {"hidden": 8}}],
+            [{"attention": "linear", "model": {"ffn_dim": 9}}, {"model": {"ffn_dim": 8}}],
             {"linear", "multi_head"},
         ),
         (
@@ -212,7 +216,7 @@ def test_a_match_is_told(tmp_path: Path) -> None:
     for number, name in enumerate(("linear", "multi_head")):
         figures = matched | {"parameters": 1_000_000 + number}
         write_run(
-            tmp_path / str(number), attention=name, figures=figures, model={"hidden": 8 + number}
+            tmp_path / str(number), attention=name, figures=figures, model={"ffn_dim": 8 + number}
         )
     found = by_name(compared(tmp_path))
     assert found["matched"].text == "by parameters, within 1 % of 1 M"

@@ -8,8 +8,7 @@ import pytest
 from attention_zoo.errors import BadInput, UserError
 from attention_zoo.tasks.analysis.report.answer import counted
 from attention_zoo.tasks.analysis.report.runs import find_runs, job_names
-
-from .folders import drop, write_job, write_run
+from tests.report.folders import drop, write_job, write_run
 
 
 def test_every_outcome_is_told_with_its_reason(sweep: Path) -> None:
@@ -84,7 +83,7 @@ def test_jobs_are_named_by_what_not_all_were_given(tmp_path: Path) -> None:
 
 def test_hidden_folders_hold_no_runs(tmp_path: Path) -> None:
     run = write_run(tmp_path / "sweep" / "0")
-    hidden = tmp_path / "sweep" / ".hydra"
-    hidden.mkdir()
-    (hidden / "config.yaml").write_text("seed: 1\n")
+    ffn_dim = tmp_path / "sweep" / ".hydra"
+    ffn_dim.mkdir()
+    (ffn_dim / "config.yaml").write_text("seed: 1\n")
     assert [each.folder for each in find_runs([tmp_path])] == [run]

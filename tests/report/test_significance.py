@@ -9,8 +9,7 @@ from sacrebleu.significance import PairedTest
 
 from attention_zoo.tasks.analysis.report.measures import deviation
 from attention_zoo.tasks.analysis.report.significance import Difference, bootstrap, holm, welch
-
-from .folders import CHRF_SIGNATURE, SIGNATURE, outputs
+from tests.report.folders import CHRF_SIGNATURE, SIGNATURE, outputs
 
 # Student's sleep data, as R's documentation of t.test has them: t = -1.8608, df = 17.776.
 SLEEP = (

@@ -16,8 +16,7 @@ import pytest
 import attention_zoo
 from attention_zoo.errors import UserError
 from attention_zoo.tasks.commands.report import run
-
-from .folders import write_job, write_run
+from tests.report.folders import write_job, write_run
 
 NAMES = ("report.html", "report.md", "results.csv")
 

@@ -17,7 +17,7 @@ from attention_zoo import create_attention
 from attention_zoo.errors import UserError
 from attention_zoo.tasks.training.callbacks import attention_maps
 from attention_zoo.tasks.training.callbacks.attention_maps import AttentionMaps, Probe, read
-from attention_zoo.tasks.training.callbacks.periodic_inspection import Look
+from attention_zoo.tasks.training.callbacks.periodic_inspection import InspectionCallback
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*does not have many workers"),
@@ -249,7 +249,7 @@ def test_its_share_of_the_time_is_printed(tmp_path, capsys, monkeypatch):
     stopped = types.SimpleNamespace(perf_counter=lambda: clock.now)
     monkeypatch.setattr("attention_zoo.tasks.training.callbacks.periodic_inspection.time", stopped)
 
-    class Slow(Look):
+    class Slow(InspectionCallback):
         label = "slow looks"
 
         def look(self, trainer, task):

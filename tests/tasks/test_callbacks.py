@@ -96,11 +96,11 @@ def test_looking_does_not_disturb_training(tmp_path, loggers):
 def test_modes_are_put_back_module_by_module():
     task = Task()
     task.train()
-    task.model.hidden.eval()
+    task.model.ffn_dim.eval()
     with pytest.raises(RuntimeError, match="on purpose"), undisturbed(task):
         assert not any(module.training for module in task.modules())
         raise RuntimeError("on purpose")
-    assert task.model.dropout.training and not task.model.hidden.training
+    assert task.model.dropout.training and not task.model.ffn_dim.training
 
 
 @pytest.mark.parametrize("make", [Samples, AttentionMaps])

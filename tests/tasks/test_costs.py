@@ -9,14 +9,14 @@ from hydra import compose, initialize_config_module
 from omegaconf import OmegaConf
 
 from attention_zoo.tasks.analysis.costs import decode_state_bytes, training_flops_per_token
-from attention_zoo.tasks.configuration.build import settle
+from attention_zoo.tasks.configuration.build import resolve_defaults
 from attention_zoo.tasks.data.batches import LanguageBatch, TranslationBatch
 from attention_zoo.tasks.data.tokenizers import ByteTokenizer
 from attention_zoo.tasks.sweeps.launcher import register_launcher
 from attention_zoo.zoo import ATTENTION
 
 DIM, HIDDEN, LAYERS, HEADS = 16, 32, 2, 2
-SIZES = ["model=tiny", f"model.dim={DIM}", f"model.hidden={HIDDEN}", f"model.heads={HEADS}"]
+SIZES = ["model=tiny", f"model.dim={DIM}", f"model.ffn_dim={HIDDEN}", f"model.heads={HEADS}"]
 SIZES += [f"model.layers={LAYERS}", "tokenizer=bytes"]
 LENGTH, SOURCE, TARGET = 24, 9, 13
 VOCABULARY = ByteTokenizer().vocabulary_size
@@ -27,7 +27,7 @@ def composed(*overrides, sizes=SIZES):
     register_launcher("train")
     with initialize_config_module("attention_zoo.conf", version_base="1.3"):
         config = compose("train", overrides=[*sizes, *overrides, "paths.run=run"])
-    choices = settle(config)
+    choices = resolve_defaults(config)
     plain = OmegaConf.to_container(config, resolve=True)
     return plain | {"choices": {"data": None} | choices}
 

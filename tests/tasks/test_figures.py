@@ -4,7 +4,7 @@ import itertools
 import pytest
 import torch
 
-from attention_zoo.tasks.views.attention_record import AttentionReading
+from attention_zoo.tasks.views.attention_record import AttentionRecord
 from attention_zoo.tasks.views.figures.heatmaps import attention_figure
 
 SOURCE = ["Wed", "nesday", ",", " March", " 4", ",", " 2026", "⟨eos⟩"]
@@ -14,7 +14,7 @@ TARGET = ["⟨bos⟩", "quarta", "-feira", ",", " 4", " de", " mar", "ço", " de
 def reading(heads=4, source=SOURCE, target=TARGET, layers=2):
     torch.manual_seed(0)
     q, k = len(target), len(source)
-    return AttentionReading(
+    return AttentionRecord(
         source,
         target,
         {

@@ -16,9 +16,9 @@ OPTIONS = [
     "model.dim=16",
     "model.heads=2",
     "model.layers=1",
-    "model.hidden=32",
+    "model.ffn_dim=32",
     "tokenizer=bytes",
-    "data.context=16",
+    "data.context_length=16",
     "data.batch_size=64",
     "+trainer.limit_val_batches=4",
     "+trainer.limit_test_batches=4",
@@ -64,7 +64,7 @@ ASKED = [
 def test_answers_are_scored_at_every_length(train, kind):
     sizes = {
         "recall": ["data.source.length=12", "data.source.pairs=2", "data.source.vocabulary=8"],
-        "copy": ["data.source.length=4", "data.source.shortest=2", "data.source.vocabulary=4"],
+        "copy": ["data.source.length=4", "data.source.min_length=2", "data.source.vocabulary=4"],
         "induction": ["data.source.length=12", "data.source.vocabulary=9"],
         "flip_flop": ["data.source.length=12", "data.source.ignore=0.3"],
     }
@@ -102,7 +102,7 @@ def test_a_small_recall_is_learned(train):
     """All of it: the pairs, the questions, the loss and the scores fit together."""
     run = train(
         "data=recall",
-        *["model=tiny", "model.hidden=64", "position=sinusoidal"],
+        *["model=tiny", "model.ffn_dim=64", "position=sinusoidal"],
         *["data.source.length=16", "data.source.pairs=2", "data.source.vocabulary=16"],
         *["data.source.size=20000", "data.source.valid=200", "data.source.test=200"],
         *["data.batch_size=64", "trainer.max_steps=140", "optimizer.lr=0.01"],

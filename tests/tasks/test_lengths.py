@@ -20,7 +20,7 @@ from attention_zoo.errors import Unsupported, UserError
 from attention_zoo.tasks.analysis.lengths import AtLengths, check_lengths, score_lengths
 from attention_zoo.tasks.commands.cli import main
 from attention_zoo.tasks.commands.warning_filters import quiet
-from attention_zoo.tasks.configuration.build import settle, trained_tokens
+from attention_zoo.tasks.configuration.build import resolve_defaults, trained_tokens
 from attention_zoo.tasks.configuration.entry_configs import TRAINED_LENGTH, entry_config
 from attention_zoo.tasks.data.diagnostic import DiagnosticData
 from attention_zoo.tasks.data.diagnostics.copy import Copy
@@ -45,7 +45,7 @@ def data(tmp_path: Path) -> LanguageData:
         root=tmp_path,
         tokenizer=ByteTokenizer.train,
         cache_dir=tmp_path / "cache",
-        context=8,
+        context_length=8,
         batch_size=4,
     )
     made.prepare_data()
@@ -128,7 +128,7 @@ class ByPlace(nn.Module):
         super().__init__()
         self.unused = nn.Parameter(torch.zeros(1))
 
-    def forward(self, tokens, segments=None, places=None):
+    def forward(self, tokens, segment_ids=None, places=None):
         logits = torch.zeros(*tokens.shape, 260)
         logits[..., ord("e") + 4] = torch.arange(tokens.shape[1]) / 4
         return logits
@@ -215,7 +215,7 @@ def test_lengths_are_refused_one_by_one_and_told(data) -> None:
 
 
 def test_diagnostics_come_at_any_length(tmp_path) -> None:
-    source = Copy(length=6, shortest=3, vocabulary=10, size=20, valid=9, test=9)
+    source = Copy(length=6, min_length=3, vocabulary=10, size=20, valid=9, test=9)
     data = DiagnosticData(
         source=source, tokenizer=SymbolTokenizer.train, cache_dir=tmp_path, batch_size=8
     )
@@ -273,7 +273,7 @@ def test_senseless_lengths_are_refused(changes, reason) -> None:
 
 TINY = [
     *["task=language_modeling", "model=tiny", "model.dim=16", "model.heads=2", "model.layers=1"],
-    *["model.hidden=32", "tokenizer=bytes", "data.context=16", "data.batch_size=64"],
+    *["model.ffn_dim=32", "tokenizer=bytes", "data.context_length=16", "data.batch_size=64"],
     *["data.source.share=0.01", "trainer.max_steps=2", "trainer.accelerator=cpu"],
     *["callbacks=minimal", "+trainer.limit_val_batches=1"],
 ]
@@ -283,7 +283,7 @@ class Trained(SimpleNamespace):
     """A folder with one run, and the program in it."""
 
     def __call__(self, *arguments: str) -> None:
-        with pytest.MonkeyPatch.context() as patch:
+        with pytest.MonkeyPatch.context_length() as patch:
             patch.chdir(self.folder)
             patch.setenv("ATTENTION_ZOO_CACHE", str(self.folder / "cache"))
             patch.setenv("WANDB_MODE", "offline")
@@ -327,7 +327,7 @@ def test_training_ends_with_the_lengths(trained) -> None:
 
 
 def test_an_evaluation_finds_the_same_and_leaves_a_folder(trained, capsys) -> None:
-    trained("evaluate", f"ckpt={trained.best}", "lengths=[64,32,16]", "stride=8", "logger=csv")
+    trained("evaluate", f"ckpt_path={trained.best}", "lengths=[64,32,16]", "stride=8", "logger=csv")
     shown = capsys.readouterr().out
     assert "64 refused: the model takes at most 32 tokens" in shown
     folder = trained.evaluation
@@ -344,23 +344,23 @@ def test_an_evaluation_finds_the_same_and_leaves_a_folder(trained, capsys) -> No
 
 def test_results_go_where_they_are_wanted_and_else_nowhere(trained, capsys) -> None:
     before = {*trained.run.rglob("*")}
-    trained("evaluate", f"ckpt={trained.best}", "split=valid", "into=here")
+    trained("evaluate", f"ckpt_path={trained.best}", "split=valid", "output=here")
     results = json.loads((trained.folder / "here" / "results.json").read_text())
     assert results["split"] == "valid" and results["val/loss"] > 0 and "lengths" not in results
     # The lengths of the training are no part of the checkpoint's own evaluation.
-    trained("evaluate", f"ckpt={trained.best}")
+    trained("evaluate", f"ckpt_path={trained.best}")
     shown = capsys.readouterr().out
     assert "test/loss" in shown and "Lengths" not in shown
     assert {*trained.run.rglob("*")} == before
     (trained.folder / "file").write_text("")
     with pytest.raises(SystemExit):
-        trained("evaluate", f"ckpt={trained.best}", "into=file/in")
-    assert "name another: into=FOLDER" in capsys.readouterr().err
+        trained("evaluate", f"ckpt_path={trained.best}", "output=file/in")
+    assert "name another: output=FOLDER" in capsys.readouterr().err
 
 
 def test_what_cannot_be_scored_at_all_is_an_error(trained, capsys) -> None:
     with pytest.raises(SystemExit) as exit:
-        trained("evaluate", f"ckpt={trained.best}", "lengths=[64,128]")
+        trained("evaluate", f"ckpt_path={trained.best}", "lengths=[64,128]")
     assert exit.value.code == 3
     assert "None of the lengths can be scored" in capsys.readouterr().err
     with pytest.raises(SystemExit) as exit:
@@ -370,7 +370,7 @@ def test_what_cannot_be_scored_at_all_is_an_error(trained, capsys) -> None:
 
 
 def test_wandb_gets_the_numbers_the_table_and_the_picture(trained) -> None:
-    trained("evaluate", f"ckpt={trained.best}", "lengths=[16,32]", "logger=wandb")
+    trained("evaluate", f"ckpt_path={trained.best}", "lengths=[16,32]", "logger=wandb")
     (written,) = (trained.evaluation / "wandb").glob("offline-run-*")
     media = written / "files" / "media"
     assert list(media.glob("images/loss_by_position*.png"))
@@ -410,18 +410,18 @@ def stretched(position: dict, **data: object):
     config = OmegaConf.create(
         {"position": position, "data": {"_target_": "text", **data}, "task": {"name": "x"}}
     )
-    assert settle(config) == {}
+    assert resolve_defaults(config) == {}
     return config.position.get("original_length", "none")
 
 
 def test_the_original_length_is_that_of_the_data_unless_it_is_given() -> None:
-    assert stretched({"name": "a", "original_length": None}, context=48) == 48
-    assert stretched({"name": "a", "original_length": 7}, context=48) == 7
+    assert stretched({"name": "a", "original_length": None}, context_length=48) == 48
+    assert stretched({"name": "a", "original_length": 7}, context_length=48) == 7
     assert stretched({"name": "a", "original_length": None}, max_tokens=128) == 128
     assert stretched({"name": "a", "original_length": None}) is None
-    assert stretched({"name": "a"}, context=48) == "none"
+    assert stretched({"name": "a"}, context_length=48) == "none"
     source = {"_target_": "attention_zoo.tasks.data.diagnostics.copy.Copy", "length": 10}
-    source |= {"shortest": 5, "vocabulary": 4}
+    source |= {"min_length": 5, "vocabulary": 4}
     target = "attention_zoo.tasks.data.diagnostic.DiagnosticData"
     assert trained_tokens({"_target_": target, "source": source}) == 22
 
@@ -468,9 +468,9 @@ def test_an_evaluation_stretches_from_the_length_of_the_training(
 ) -> None:
     run = train(*TINY, "position=rotary", "logger=none", "test=false")
     program = Trained(folder=run.parents[3], run=run)
-    ckpt = f"ckpt={run / 'checkpoints' / 'best.ckpt'}"
+    ckpt = f"ckpt_path={run / 'checkpoints' / 'best.ckpt'}"
     # The windows of an evaluation are no training length.
-    program("evaluate", ckpt, "position=stretched", "data.context=32", "position.factor=4")
+    program("evaluate", ckpt, "position=stretched", "data.context_length=32", "position.factor=4")
     assert {*stretchable} == {16}
     stretchable.clear()
     program("evaluate", ckpt, "position=stretched", "position.original_length=24", "lengths=[32]")

@@ -13,7 +13,7 @@ from omegaconf import OmegaConf
 from torch.nn.functional import cross_entropy
 
 from attention_zoo.errors import UserError
-from attention_zoo.tasks.configuration.build import build_task, instantiate, settle
+from attention_zoo.tasks.configuration.build import build_task, instantiate, resolve_defaults
 from attention_zoo.tasks.sweeps.launcher import register_launcher
 from attention_zoo.tasks.training.callbacks.attention_entropy import (
     AttentionEntropy,
@@ -27,16 +27,16 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:.*does not have many workers"),
     pytest.mark.filterwarnings("ignore:.*LeafSpec.*is deprecated"),
 ]
-SIZES = ["model=tiny", "model.dim=16", "model.heads=2", "model.layers=2", "model.hidden=32"]
+SIZES = ["model=tiny", "model.dim=16", "model.heads=2", "model.layers=2", "model.ffn_dim=32"]
 SIZES += ["model.dropout=0", "task.label_smoothing=0", "tokenizer=characters"]
 TASKS = {
     "translation": ["data.source.size=60", "data.source.valid=8", "data.source.test=8"],
-    "language_modeling": ["data=python_docs", "data.batch_size=4", "data.context=16"],
-    "documents": ["data=python_docs", "data.batch_size=4", "data.context=16"],
+    "language_modeling": ["data=python_docs", "data.batch_size=4", "data.context_length=16"],
+    "documents": ["data=python_docs", "data.batch_size=4", "data.context_length=16"],
     "diagnostic": [
         "data=copy",
         "data.source.length=6",
-        "data.source.shortest=3",
+        "data.source.min_length=3",
         "data.source.size=99",
     ],
 }
@@ -57,7 +57,7 @@ def made(tmp_path):
             words.remove("tokenizer=characters")
         with initialize_config_module("attention_zoo.conf", version_base="1.3"):
             config = compose("train", overrides=words)
-        choices = settle(config)
+        choices = resolve_defaults(config)
         plain = OmegaConf.to_container(config, resolve=True)
         plain["choices"] = {"data": kind} | choices
         data = instantiate(plain["data"])
@@ -192,9 +192,11 @@ def test_entropy_is_that_of_the_maps(made, kind):
     else:
         for row, tokens in enumerate(batch.inputs):
             length = int((tokens != pad).sum())
-            segments = batch.segments[row] if batch.segments is not None else torch.zeros(length)
+            segment_ids = (
+                batch.segment_ids[row] if batch.segment_ids is not None else torch.zeros(length)
+            )
             for place in range(length):
-                seen = int((segments[: place + 1] == segments[place]).sum())
+                seen = int((segment_ids[: place + 1] == segment_ids[place]).sum())
                 expected["decoder"].append(math.log(seen))
     for name, entropy in kept.metrics.items():
         values = expected[name.split("/")[1]]

@@ -13,7 +13,7 @@ from attention_zoo.tasks.training.checkpoints import read_checkpoint
 from attention_zoo.tasks.training.task import load_task
 from tests.tasks.test_costs import SIZES, composed, data, pair, text
 
-WIDE = ["model.dim=32", "model.heads=4", "model.hidden=128"]
+WIDE = ["model.dim=32", "model.heads=4", "model.ffn_dim=128"]
 
 
 def matched(by, *overrides):
@@ -33,7 +33,7 @@ def matched(by, *overrides):
         ["attention=gated"],
         ["attention=multi_query"],
         ["attention=tensor_product", "task=language_modeling"],
-        ["attention=state_space_dual", "task=language_modeling", "model.hidden=512"],
+        ["attention=state_space_dual", "task=language_modeling", "model.ffn_dim=512"],
         ["attention=linear", "model.activation=swiglu"],
         ["attention@cross_attention=additive", "position=learned", "position.max_length=64"],
         ["model.norm=layer", "model.tie_embeddings=false", "attention=multi_head_latent"],
@@ -42,7 +42,7 @@ def matched(by, *overrides):
 def test_the_model_agrees_with_its_baseline(by, overrides):
     config, told, _, target, come_to = matched(by, *overrides)
     assert abs(come_to - target) <= 0.01 * target
-    assert told == {"by": by, "target": target, "ff_dim": config["model"]["hidden"]}
+    assert told == {"by": by, "target": target, "ff_dim": config["model"]["ffn_dim"]}
 
 
 @pytest.mark.parametrize("size", ["tiny", "small", "medium", "base"])
@@ -51,32 +51,32 @@ def test_every_size_of_model_can_be_matched(size, task):
     config = composed(
         f"task={task}", "attention=multi_query", "match=parameters", sizes=[f"model={size}"]
     )
-    before, target = config["model"]["hidden"], cost(baseline(config), data(text))
+    before, target = config["model"]["ffn_dim"], cost(baseline(config), data(text))
     match_baseline(config, data(text), Console(file=io.StringIO()))
-    assert config["model"]["hidden"] > before
+    assert config["model"]["ffn_dim"] > before
     assert abs(cost(config, data(text)) - target) <= 0.01 * target
 
 
 def test_a_lighter_attention_gives_to_the_feed_forward_and_a_heavier_one_takes():
     lighter, _, line, target, parameters = matched("parameters", "attention=multi_query")
-    assert lighter["model"]["hidden"] > 128
+    assert lighter["model"]["ffn_dim"] > 128
     assert line == (
-        f"match=parameters: feed-forward 128 → {lighter['model']['hidden']}, {parameters:,} "
+        f"match=parameters: feed-forward 128 → {lighter['model']['ffn_dim']}, {parameters:,} "
         f"parameters, the baseline has {target:,}\n"
     )
     heavier, *_ = matched("parameters", "attention=gated")
-    assert heavier["model"]["hidden"] < 128
+    assert heavier["model"]["ffn_dim"] < 128
 
 
 def test_what_agrees_is_left_alone():
     config, told, line, *_ = matched("parameters", "attention=multi_head", "position=alibi")
-    assert config["model"]["hidden"] == told["ff_dim"] == 128
+    assert config["model"]["ffn_dim"] == told["ff_dim"] == 128
     assert "feed-forward stays 128" in line
 
 
 def test_a_round_width_is_taken_where_it_is_near_enough():
     config, *_ = matched("parameters", "attention=multi_query", "model.dim=64")
-    assert config["model"]["hidden"] % 8 == 0
+    assert config["model"]["ffn_dim"] % 8 == 0
 
 
 def test_the_baseline_can_be_another():
@@ -84,7 +84,7 @@ def test_the_baseline_can_be_another():
         "parameters", "baseline.attention=multi_query", "baseline.position=none"
     )
     assert baseline(config)["attention"]["name"] == "multi_query"
-    assert config["model"]["hidden"] < 128
+    assert config["model"]["ffn_dim"] < 128
     assert abs(come_to - target) <= 0.01 * target
 
 
@@ -100,7 +100,7 @@ def test_what_no_feed_forward_makes_up_for_is_refused_with_the_figures():
     with pytest.raises(
         Unsupported, match=r"match=parameters finds no .* with a width of 8, .*Raise"
     ):
-        matched("parameters", "position=learned", "position.max_length=4096", "model.hidden=40")
+        matched("parameters", "position=learned", "position.max_length=4096", "model.ffn_dim=40")
 
 
 def test_a_matched_run_is_as_any_other(train):
@@ -114,7 +114,7 @@ def test_a_matched_run_is_as_any_other(train):
     assert f"hidden: {width}\n" in (run / "config.yaml").read_text()
     checkpoint = read_checkpoint(run / "checkpoints" / "last.ckpt")
     config = checkpoint["attention_zoo"]["config"]
-    assert config["model"]["hidden"] == width
+    assert config["model"]["ffn_dim"] == width
     model = load_task(checkpoint, config).model
     assert parameter_counts(model)["parameters"] == results["parameters"]
     last = run / "checkpoints" / "last.ckpt"

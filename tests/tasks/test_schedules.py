@@ -52,10 +52,10 @@ def test_inverse_square_root_is_the_papers_equation_3_over_its_peak():
     ("name", "options", "halfway", "end"),
     [
         ("constant", {}, 1.0, 1.0),
-        ("linear", {"floor": 0.2}, 0.6, 0.2),
-        ("cosine", {"floor": 0.2}, 0.6, 0.2),
-        ("cosine", {"floor": 1.0}, 1.0, 1.0),
-        ("warmup_stable_decay", {"floor": 0.2}, 1.0, 0.2),
+        ("linear", {"min_lr_ratio": 0.2}, 0.6, 0.2),
+        ("cosine", {"min_lr_ratio": 0.2}, 0.6, 0.2),
+        ("cosine", {"min_lr_ratio": 1.0}, 1.0, 1.0),
+        ("warmup_stable_decay", {"min_lr_ratio": 0.2}, 1.0, 0.2),
     ],
 )
 def test_values_halfway_and_after_the_last_step(name, options, halfway, end):
@@ -131,10 +131,12 @@ def test_warm_up_must_fit_into_the_run(name, warmup_steps):
 
 
 @pytest.mark.parametrize("name", ["linear", "cosine", "warmup_stable_decay"])
-@pytest.mark.parametrize("floor", [-0.1, 1.5])
-def test_a_floor_is_a_factor(name, floor):
-    with pytest.raises(UserError, match=rf"\[0, 1\].*{floor}"):
-        getattr(schedules, name)(optimizer(1.0), warmup_steps=4, total_steps=20, floor=floor)
+@pytest.mark.parametrize("min_lr_ratio", [-0.1, 1.5])
+def test_a_floor_is_a_factor(name, min_lr_ratio):
+    with pytest.raises(UserError, match=rf"\[0, 1\].*{min_lr_ratio}"):
+        getattr(schedules, name)(
+            optimizer(1.0), warmup_steps=4, total_steps=20, min_lr_ratio=min_lr_ratio
+        )
 
 
 @pytest.mark.parametrize("name", ["linear", "cosine", "warmup_stable_decay"])

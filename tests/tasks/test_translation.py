@@ -16,7 +16,7 @@ from attention_zoo.tasks.data.batches import TranslationBatch
 from attention_zoo.tasks.data.tokenizers import ByteTokenizer
 from attention_zoo.tasks.training.translation import TranslationTask
 
-SMALL = ["model=tiny", "model.dim=16", "model.heads=2", "model.layers=1", "model.hidden=32"]
+SMALL = ["model=tiny", "model.dim=16", "model.heads=2", "model.layers=1", "model.ffn_dim=32"]
 LINES = ["tokenizer=characters", "data.source.size=30", "data.source.valid=4", "data.source.test=4"]
 SHORT = [*SMALL, *LINES, "callbacks=minimal", "logger=none", "test=false", "trainer.max_steps=3"]
 RATE = 0.1
@@ -32,7 +32,7 @@ def new_task(label_smoothing=0.0):
     model = Seq2Seq(
         dim=16,
         layers=1,
-        hidden=32,
+        ffn_dim=32,
         activation="gelu",
         norm="layer",
         norm_order="pre",
@@ -135,7 +135,7 @@ def results(run):
         ["trainer.precision=bf16-mixed"],
         ["optimizer=muon", "schedule=warmup_stable_decay"],
         ["schedule=constant", "trainer.accumulate_grad_batches=2"],
-        ["schedule=linear", "data.workers=0"],
+        ["schedule=linear", "data.num_workers=0"],
         ["schedule=inverse_square_root", "schedule.warmup_steps=2"],
     ],
     ids=" ".join,

@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader
 from attention_zoo.tasks.training.callbacks.last_checkpoint import LastCheckpoint
 from attention_zoo.tasks.training.optimizers import adamw
 from attention_zoo.tasks.training.schedules import linear
-from attention_zoo.tasks.views.attention_record import AttentionReading
+from attention_zoo.tasks.views.attention_record import AttentionRecord
 
 QUIET = [
     pytest.mark.filterwarnings("ignore:.*does not have many workers"),
@@ -28,7 +28,7 @@ class Task(LightningModule):
         super().__init__()
         self.optimizer = optimizer
         self.model = nn.Sequential()
-        self.model.add_module("hidden", nn.Linear(4, 4))
+        self.model.add_module("ffn_dim", nn.Linear(4, 4))
         self.model.add_module("dropout", nn.Dropout(0.5))
         self.model.add_module("head", nn.Linear(4, 1))
         self.seen = []
@@ -60,7 +60,7 @@ class Task(LightningModule):
         torch.rand(3)
         source, target = line.split(), [*line.split(), "end"]
         maps = torch.rand(2, len(target), len(source)).softmax(-1)
-        return AttentionReading(source, target, {"cross": [maps, maps]})
+        return AttentionRecord(source, target, {"cross": [maps, maps]})
 
 
 class Data(LightningDataModule):

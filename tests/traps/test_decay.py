@@ -14,7 +14,7 @@ from attention_zoo.attention.recurrent.fenwick import level_table
 from attention_zoo.attention.recurrent.recurrence import decayed_product
 from attention_zoo.masks import Mask
 from tests.conformance.cases import Case
-from tests.conformance.definition import padding
+from tests.conformance.definition import key_mask
 from tests.conformance.numbers import assert_same, default_dtype
 from tests.conformance.test_naive import hold_against_naive
 
@@ -117,7 +117,7 @@ def test_parallel_chunked_and_recurrent_forms_agree(name: str) -> None:
 def test_chunks_meet_under_padding_and_segments(name: str) -> None:
     """Also where a segment ends with a chunk, or lasts for several."""
     numbers = torch.repeat_interleave(torch.arange(3), torch.tensor([20, 108, 22]))
-    mask = Mask(padding=padding("left", 2, 150), segments=torch.stack([numbers, numbers // 2]))
+    mask = Mask(key_mask=key_mask("left", 2, 150), segment_ids=torch.stack([numbers, numbers // 2]))
     hold_against_naive(Case(name, "causal"), 150, 150, mask)
 
 
@@ -151,7 +151,7 @@ def test_padding_touches_neither_gate_nor_state(name: str) -> None:
         real = torch.ones(1, 17, dtype=torch.bool)
         real[:, place : place + 5] = False
         cache = attention.new_cache()
-        out = attention(row, mask=Mask(padding=real), cache=cache)
+        out = attention(row, mask=Mask(key_mask=real), cache=cache)
         assert_same(out[real], attention(x)[0])
         states = [next(p for p in c.state if p.dim() >= 4) for c in (cache, alone)]
         if name == "log_linear":  # The longer row has room for one bucket more.
@@ -254,7 +254,7 @@ def test_the_step_scales_what_comes_in_and_what_stays() -> None:
 def test_the_skip_gives_nothing_to_a_query_that_sees_nothing(name: str) -> None:
     attention = causal(name)
     real = torch.tensor([[False, False, True, True]])
-    out = attention(torch.randn(1, 4, DIM), mask=Mask(padding=real))
+    out = attention(torch.randn(1, 4, DIM), mask=Mask(key_mask=real))
     assert (out[0, :2] == 0).all() and (out[0, 2:] != 0).any(dim=-1).all()
 
 
@@ -263,7 +263,7 @@ def test_the_skip_gives_nothing_to_a_query_that_sees_nothing(name: str) -> None:
 
 def test_the_convolution_is_that_of_torch() -> None:
     ours = ShortConvolution(6, 4, bias=True)
-    theirs = torch.nn.Conv1d(6, 6, 4, groups=6, padding=3)
+    theirs = torch.nn.Conv1d(6, 6, 4, groups=6, key_mask=3)
     theirs.load_state_dict({"weight": ours.weight[:, None], "bias": ours.bias})
     x = torch.randn(2, 9, 6)
     assert_same(ours(x)[0], theirs(x.transpose(1, 2))[..., :9].transpose(1, 2))
@@ -273,12 +273,12 @@ def test_the_convolution_is_that_of_torch() -> None:
 @pytest.mark.parametrize("kernel_size", [1, 2, 4])
 def test_taps_stay_in_their_segment_across_chunks(kernel_size: int, chunks: list[int]) -> None:
     convolution = ShortConvolution(3, kernel_size)
-    x, segments = torch.randn(2, 9, 3), torch.tensor([[0, 0, 0, 1, 1, 2, 2, 2, 2]]).expand(2, -1)
+    x, segment_ids = torch.randn(2, 9, 3), torch.tensor([[0, 0, 0, 1, 1, 2, 2, 2, 2]]).expand(2, -1)
     outputs, state, start = [], None, 0
     for chunk in chunks:
         stop = start + chunk
-        numbers = segments[:, max(start - 1, 0) : stop]
-        y, state = convolution(x[:, start:stop], state=state, segments=numbers)
+        numbers = segment_ids[:, max(start - 1, 0) : stop]
+        y, state = convolution(x[:, start:stop], state=state, segment_ids=numbers)
         outputs.append(y)
         start = stop
     together = torch.cat(outputs, dim=1)
@@ -289,7 +289,7 @@ def test_taps_stay_in_their_segment_across_chunks(kernel_size: int, chunks: list
 def test_a_row_padded_at_the_left_is_convolved_as_the_row_alone() -> None:
     convolution = ShortConvolution(3, 4)
     x, real = torch.randn(1, 9, 3), torch.arange(9)[None] >= 3
-    y, state = convolution(x, padding=real)
+    y, state = convolution(x, key_mask=real)
     alone, last = convolution(x[:, 3:])
     assert_same([y[:, 3:], state], [alone, last])
 

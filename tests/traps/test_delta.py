@@ -100,8 +100,8 @@ def test_padding_touches_neither_the_state_nor_its_decay(channels: int) -> None:
 def test_a_segment_starts_anew_with_finite_gradients(channels: int) -> None:
     taken = steps(70, decay=-torch.rand(2, 3, 70, channels) if channels else None)
     taken = Steps(*(None if part is None else part.requires_grad_() for part in taken))
-    segments = torch.repeat_interleave(torch.arange(3), torch.tensor([1, 30, 39])).expand(2, -1)
-    out, _ = recurrence(masked(taken, None, segments))
+    segment_ids = torch.repeat_interleave(torch.arange(3), torch.tensor([1, 30, 39])).expand(2, -1)
+    out, _ = recurrence(masked(taken, None, segment_ids))
     last = Steps(*(None if part is None else part[:, :, 31:] for part in taken))
     assert_same(out[:, :, 31:], recurrence(last)[0])
     leaves = [part for part in taken if part is not None]
@@ -160,8 +160,8 @@ def test_every_token_turns_the_cached_keys() -> None:
     before = cache.state[0]
     taken = ours.steps(x, mixing(Mask()))
     w, write = taken.erase[:, :, 3, :, None], taken.write[:, :, 3, :, None]
-    padding = torch.tensor([[True, True, True, False]])
-    ours(x[:, 3:], cache=cache, mask=Mask(padding=padding))
+    key_mask = torch.tensor([[True, True, True, False]])
+    ours(x[:, 3:], cache=cache, mask=Mask(key_mask=key_mask))
     assert_same(cache.state[0][:, :, :3], before)
     cache = ours.new_cache()
     ours(x[:, :3], cache=cache)

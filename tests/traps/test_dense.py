@@ -218,7 +218,7 @@ def test_heads_are_normed_apart_and_scaled_by_the_start() -> None:
 def test_a_rotation_turns_each_half_by_itself() -> None:
     """As whole heads of c/2 channels: with their frequencies, and without mixing the halves."""
     attention = built("differential", role="causal", position="rotary", head_dim=8, kv_heads=2)
-    assert attention.position.head_dim == attention.encoded_dim == 4
+    assert attention.position.head_dim == attention.position_dim == 4
     x, places = tokens(), torch.arange(LENGTH)[None]
     q, k = (p(x).unflatten(-1, (-1, 8)).transpose(1, 2) for p in (attention.query, attention.key))
     first, second = (
@@ -398,9 +398,9 @@ def test_padding_does_not_drown_the_values() -> None:
         attention = built("laser")
         x, real = tokens(), torch.ones(2, LENGTH, dtype=torch.bool)
         real[:, -2:] = False
-        out = attention(x, mask=Mask(padding=real))[:, :-2]
+        out = attention(x, mask=Mask(key_mask=real))[:, :-2]
         x[:, -2:] *= 1e4
-        drowned = attention(x, mask=Mask(padding=real))[:, :-2]
+        drowned = attention(x, mask=Mask(key_mask=real))[:, :-2]
         torch.testing.assert_close(drowned, out)
 
 

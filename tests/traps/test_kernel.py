@@ -50,9 +50,9 @@ def test_packed_sequences_cost_work_linear_in_length(name: str, role: Role) -> N
     attention = linear(name, role)
 
     def work(length: int) -> int:
-        segments = packed([length // 2, length // 2 - 64, 64], 1)
+        segment_ids = packed([length // 2, length // 2 - 64, 64], 1)
         with FlopCounterMode(display=False) as counter:
-            attention(torch.randn(1, length, DIM), mask=Mask(segments=segments))
+            attention(torch.randn(1, length, DIM), mask=Mask(segment_ids=segment_ids))
         return counter.get_total_flops()
 
     # The part that does not grow with length is none.
@@ -64,8 +64,11 @@ def test_a_packed_context_is_read_once(name: str) -> None:
     attention = linear(name, "cross")
     x, context = torch.randn(2, 4, DIM), torch.randn(2, 9, DIM)
     # Not numbered from zero, and some sequences of the context are nobody's.
-    segments, asking = 7 * packed([3, 1, 5], 2) + 3, torch.tensor([[3, 3, 10, 3], [17, 17, 3, 3]])
-    mask = Mask(segments=segments, query_segments=asking)
+    segment_ids, asking = (
+        7 * packed([3, 1, 5], 2) + 3,
+        torch.tensor([[3, 3, 10, 3], [17, 17, 3, 3]]),
+    )
+    mask = Mask(segment_ids=segment_ids, query_segment_ids=asking)
     expected = attention(x, context, mask=mask)
     cache = attention.new_cache()
     later = torch.full_like(context, math.nan)
@@ -73,7 +76,7 @@ def test_a_packed_context_is_read_once(name: str) -> None:
         attention(
             x[:, i : i + 1],
             context if i == 0 else later,
-            mask=Mask(segments=segments, query_segments=asking[:, i : i + 1]),
+            mask=Mask(segment_ids=segment_ids, query_segment_ids=asking[:, i : i + 1]),
             cache=cache,
         )
         for i in range(4)

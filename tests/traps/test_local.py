@@ -11,7 +11,7 @@ from attention_zoo import UserError, create_attention
 from attention_zoo.attention.base import Attention
 from attention_zoo.attention.local.big_bird import BigBirdAttention
 from attention_zoo.attention.local.pattern import PatternMap
-from attention_zoo.attention.online_softmax import merged, softmax_part
+from attention_zoo.attention.online_softmax import merge_partial, partial_softmax
 from attention_zoo.attention.selected.reformer import ReformerAttention
 from attention_zoo.backends import flex
 from attention_zoo.backends.reference import masked_softmax
@@ -20,7 +20,7 @@ from attention_zoo.masks import Mask
 from attention_zoo.zoo import ATTENTION
 from tests.conformance.cases import SMALL, small_options
 from tests.conformance.configs import options
-from tests.conformance.definition import packed, padding, visible
+from tests.conformance.definition import key_mask, packed, visible
 from tests.conformance.numbers import assert_same, default_dtype
 from tests.traps.memory import memory_of
 
@@ -85,9 +85,9 @@ def test_no_square_of_the_length_is_built(name: str, role: str, kind: str) -> No
     real = torch.ones(1, LONG, dtype=torch.bool)
     real[:, :100] = False
     masks = {
-        "padded": Mask(padding=real if "padding" in card.masks else None),
+        "padded": Mask(key_mask=real if "key_mask" in card.masks else None),
         "packed": Mask(
-            segments=torch.arange(LONG)[None] // 1000 if "segments" in card.masks else None
+            segment_ids=torch.arange(LONG)[None] // 1000 if "segment_ids" in card.masks else None
         ),
     }
     position = "alibi" if kind == "biased" and "scores" in card.positions else None
@@ -150,11 +150,11 @@ def test_a_pattern_is_elementwise(name: str, role: str) -> None:
     attention = create_attention(name, dim=DIM, role=role, **small_options(name))
     length = 45
     places = torch.arange(length)
-    whole = attention.sees(places[:, None], places, torch.tensor(length))
-    single = [[attention.sees(i, j, length) for j in range(length)] for i in range(length)]
+    whole = attention.is_visible(places[:, None], places, torch.tensor(length))
+    single = [[attention.is_visible(i, j, length) for j in range(length)] for i in range(length)]
     assert torch.equal(whole, torch.tensor(single))
     mask = create_mask(
-        lambda b, h, i, j: attention.sees(i, j, length), 1, 1, length, length, device="cpu"
+        lambda b, h, i, j: attention.is_visible(i, j, length), 1, 1, length, length, device="cpu"
     )
     assert torch.equal(mask[0, 0], whole)
 
@@ -217,9 +217,9 @@ def test_a_pattern_without_gaps_is_dense_attention(name: str) -> None:
 def test_padding_at_the_left_moves_a_pattern_along(name: str, role: str) -> None:
     """Blocks, global tokens and strides are counted from the first real token."""
     attention = create_attention(name, dim=DIM, role=role, **small_options(name))
-    x, real = torch.randn(2, 50, DIM), padding("left", 2, 50)
+    x, real = torch.randn(2, 50, DIM), key_mask("left", 2, 50)
     alone = attention(x[1:, real[1]])
-    assert_same(attention(x, mask=Mask(padding=real))[1:, real[1]], alone)
+    assert_same(attention(x, mask=Mask(key_mask=real))[1:, real[1]], alone)
 
 
 @pytest.mark.parametrize(("name", "role"), PATTERNED)
@@ -228,8 +228,8 @@ def test_a_pattern_under_a_mask_beyond_its_blocks(name: str, role: str) -> None:
     attention = create_attention(name, dim=DIM, role=role, **small_options(name))
     mask = Mask(
         causal=True,
-        padding=padding("interior", 2, 40),
-        segments=packed([3, 26, 11], 2),
+        key_mask=key_mask("interior", 2, 40),
+        segment_ids=packed([3, 26, 11], 2),
         window=15 if "window" in attention.card.masks else None,
     )
     hold_against_naive(attention, mask, 40)
@@ -336,7 +336,7 @@ def test_random_blocks_hang_on_nothing_else_in_the_batch(role: str) -> None:
         own = slice(before, before + 45)
         rows[0, own], rows[1], real[0] = short, long, False
         real[0, own] = True
-        together = attention(rows, mask=Mask(padding=real))
+        together = attention(rows, mask=Mask(key_mask=real))
         assert_same(together[0, own], attention(short[None])[0])
         assert_same(together[1], attention(long[None])[0])
 
@@ -345,7 +345,7 @@ def test_random_blocks_hang_on_nothing_else_in_the_batch(role: str) -> None:
 @pytest.mark.parametrize("global_blocks", [1, 2, 3])
 def test_blocks_of_sequences_that_start_within_a_block(role: str, global_blocks: int) -> None:
     attention = drawing(role, global_blocks=global_blocks)
-    hold_against_naive(attention, Mask(segments=packed([6, 31, 3, 20], 2)), 60)
+    hold_against_naive(attention, Mask(segment_ids=packed([6, 31, 3, 20], 2)), 60)
 
 
 # Buckets.
@@ -409,7 +409,7 @@ def test_padding_does_not_enter_buckets(role: str) -> None:
     x = torch.randn(1, 40, DIM)
     real = torch.rand(1, 40) < 0.6
     alone = attention(x[:, real[0]])
-    assert_same(attention(x, mask=Mask(padding=real))[:, real[0]], alone)
+    assert_same(attention(x, mask=Mask(key_mask=real))[:, real[0]], alone)
 
 
 def test_the_matrices_of_the_buckets_are_saved() -> None:
@@ -432,10 +432,10 @@ def test_parts_of_a_softmax_make_the_whole() -> None:
     seen[:, 1, :5] = False
     seen[:, 2] = False
     parts = [
-        softmax_part(q, k[:, own], v[:, own], seen[..., own], scale=1.0)
+        partial_softmax(q, k[:, own], v[:, own], seen[..., own], scale=1.0)
         for own in (slice(0, 5), slice(5, 6), slice(6, 12))
     ]
-    assert_same(merged(parts), masked_softmax(q @ k.transpose(-2, -1), seen) @ v)
+    assert_same(merge_partial(parts), masked_softmax(q @ k.transpose(-2, -1), seen) @ v)
 
 
 @pytest.mark.parametrize("causal", [True, False])
@@ -443,8 +443,8 @@ def test_a_mask_of_gathered_keys_is_the_mask_at_their_columns(causal: bool) -> N
     mask = Mask(
         causal=causal,
         window=9,
-        padding=padding("interior", 2, 20),
-        segments=packed([4, 11, 5], 2),
+        key_mask=key_mask("interior", 2, 20),
+        segment_ids=packed([4, 11, 5], 2),
     )
     whole = mask.visible(range(20), range(20), device=torch.device("cpu"))
     assert whole is not None

@@ -35,7 +35,7 @@ def test_a_padded_row_gives_what_its_tokens_give_alone(name: str, side: str) -> 
     real[1, :20] = False
     real = real.flip(1) if side == "right" else real
     x, places = torch.randn(2, 90, DIM), (real.cumsum(dim=1) - 1).clamp(min=0)
-    together = attention(x, mask=Mask(padding=real), positions=places)
+    together = attention(x, mask=Mask(key_mask=real), positions=places)
     assert_same(together[1, real[1]], attention(x[1, real[1]][None])[0])
 
 
@@ -100,7 +100,7 @@ def test_landmarks_are_made_of_neighbouring_real_tokens(
     real = torch.ones(1, length, dtype=torch.bool)
     if padded:
         real[0, [0, 1, 3]] = False
-    members, _ = nystrom(landmarks=4).landmarks_of(torch.empty(1, length, DIM), Mask(padding=real))
+    members, _ = nystrom(landmarks=4).landmarks_of(torch.empty(1, length, DIM), Mask(key_mask=real))
     found = [row.nonzero()[:, 0].tolist() for row in members[0]]
     assert [tokens for tokens in found if tokens] == expected
 
@@ -140,7 +140,7 @@ def test_the_convolution_stays_in_its_head_and_off_padding() -> None:
     with torch.no_grad():
         plain.convolution.weight.zero_()
     x, real = torch.randn(1, 6, DIM), torch.tensor([[True, True, False, True, True, True]])
-    mask = Mask(padding=real)
+    mask = Mask(key_mask=real)
     added = (attention.attention_map(x, mask=mask) - plain.attention_map(x, mask=mask))[0]
     for head in range(HEADS):
         left, middle, right = attention.convolution.weight[head, 0, :, 0].tolist()

@@ -35,7 +35,7 @@ def test_fourier_transforms_the_real_tokens_of_a_row(side: str) -> None:
     attention = create_attention("fourier", dim=DIM, role="global")
     x, real = torch.randn(2, 12, DIM), torch.ones(2, 12, dtype=torch.bool)
     real[1, {"left": [0, 1, 2], "interior": [4, 5, 8], "right": [9, 10, 11]}[side]] = False
-    together = attention(x, mask=Mask(padding=real))
+    together = attention(x, mask=Mask(key_mask=real))
     assert_same(together[0], attention(x[:1])[0])
     assert_same(together[1, real[1]], attention(x[1, real[1]][None])[0])
     assert (together[1, ~real[1]] == 0).all()
@@ -53,7 +53,7 @@ def test_fourier_angles_of_long_rows_are_exact_in_float32() -> None:
     attention = create_attention("fourier", dim=DIM, role="global")
     with default_dtype("float32"):
         x, real = torch.randn(1, 2048, DIM), torch.ones(1, 2048, dtype=torch.bool)
-        found, expected = attention(x, mask=Mask(padding=real)), attention(x)
+        found, expected = attention(x, mask=Mask(key_mask=real)), attention(x)
     assert (found - expected).norm() < 1e-5 * expected.norm()
 
 
@@ -71,14 +71,14 @@ def test_synthesizer_does_not_look_at_keys() -> None:
 def test_synthesizer_gives_places_their_columns() -> None:
     attention = create_attention("synthesizer", dim=DIM, heads=HEADS, role="global", bias=True)
     with torch.no_grad():
-        attention.place_bias.normal_()
+        attention.position_bias.normal_()
     x, places = torch.randn(1, 3, DIM), [5, 0, 900]
     hidden = attention.query(x).relu().view(3, HEADS, 4)
     scores = torch.empty(HEADS, 3, 3)
     for j, place in enumerate(places):
         for head in range(HEADS):
-            column = attention.place_vectors[place, head]
-            scores[head, :, j] = hidden[:, head] @ column + attention.place_bias[place, head]
+            column = attention.position_vectors[place, head]
+            scores[head, :, j] = hidden[:, head] @ column + attention.position_bias[place, head]
     found = attention.attention_map(x, positions=torch.tensor([places]))
     assert_same(found[0], scores.softmax(dim=-1))
 
@@ -88,7 +88,7 @@ def test_synthesizer_of_a_padded_row_gives_what_its_tokens_give_alone() -> None:
     x, real = torch.randn(2, 9, DIM), torch.ones(2, 9, dtype=torch.bool)
     real[1, :4] = False
     places = (real.cumsum(dim=1) - 1).clamp(min=0)
-    together = attention(x, mask=Mask(padding=real), positions=places)
+    together = attention(x, mask=Mask(key_mask=real), positions=places)
     assert_same(together[1, 4:], attention(x[1:, 4:])[0])
 
 

@@ -166,7 +166,7 @@ def test_relu_divides_by_the_keys_in_sight() -> None:
     count = torch.arange(1, LENGTH + 1)[:, None]
     assert_same(attention.attention_map(x), scores_of(attention, x).relu().tril() / count)
     real = (torch.arange(LENGTH) > 2).expand(2, LENGTH)
-    assert_same(attention(x, mask=Mask(padding=real))[:, 3:], attention(x[:, 3:]))
+    assert_same(attention(x, mask=Mask(key_mask=real))[:, 3:], attention(x[:, 3:]))
 
 
 def test_scalable_softmax_counts_the_keys_in_sight() -> None:
@@ -176,7 +176,7 @@ def test_scalable_softmax_counts_the_keys_in_sight() -> None:
     scores = (growth * scores_of(attention, x)).masked_fill(future(), float("-inf"))
     assert_same(attention.attention_map(x), scores.softmax(dim=-1))
     real = (torch.arange(LENGTH) > 2).expand(2, LENGTH)
-    assert_same(attention(x, mask=Mask(padding=real))[:, 3:], attention(x[:, 3:]))
+    assert_same(attention(x, mask=Mask(key_mask=real))[:, 3:], attention(x[:, 3:]))
 
 
 # Top-k
@@ -279,7 +279,9 @@ def test_padding_does_not_enter_the_convolution(place: int) -> None:
     real = (torch.arange(LENGTH) != place).expand(2, LENGTH)
     other = x.clone()
     other[:, place] = 100.0
-    ours, theirs = (attention(part, mask=Mask(padding=real))[:, place + 1 :] for part in (x, other))
+    ours, theirs = (
+        attention(part, mask=Mask(key_mask=real))[:, place + 1 :] for part in (x, other)
+    )
     assert_same(ours, theirs)
 
 
@@ -337,7 +339,7 @@ def test_all_heads_are_masked_by_the_first_alone() -> None:
 def test_the_first_token_behind_padding_is_never_masked() -> None:
     attention, x = causal("selective"), tokens()
     real = (torch.arange(LENGTH) > 2).expand(2, LENGTH)
-    assert_same(attention(x, mask=Mask(padding=real))[:, 3:], attention(x[:, 3:]))
+    assert_same(attention(x, mask=Mask(key_mask=real))[:, 3:], attention(x[:, 3:]))
 
 
 # Forgetting
@@ -364,7 +366,7 @@ def test_padded_tokens_do_not_move_the_gate() -> None:
     attention, x = causal("forgetting"), tokens()
     real = (torch.arange(LENGTH) != 3).expand(2, LENGTH)
     assert_same(
-        attention(x, mask=Mask(padding=real))[real],
+        attention(x, mask=Mask(key_mask=real))[real],
         attention(x[real].view(2, -1, DIM)).flatten(0, 1),
     )
 

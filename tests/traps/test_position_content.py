@@ -10,10 +10,10 @@ from torch import Tensor
 from attention_zoo import create_attention, create_position
 from attention_zoo.attention.base import Attention
 from attention_zoo.masks import Mask
-from attention_zoo.position.base import Compared, PositionalEncoding
+from attention_zoo.position.base import PositionalEncoding, ScoreInputs
 from attention_zoo.zoo import POSITION, Role
 from tests.conformance.cases import Case
-from tests.conformance.definition import packed, padding
+from tests.conformance.definition import key_mask, packed
 from tests.conformance.numbers import assert_same, default_dtype, values_and_gradients
 from tests.conformance.test_caches import decode
 from tests.conformance.test_modules import bfloat16_errors
@@ -39,7 +39,7 @@ def built(name: str, role: Role = "causal", **options: Any) -> PositionalEncodin
 
 def attending(name: str, role: Role = "causal", **options: Any) -> Attention:
     attention = create_attention("multi_head", dim=DIM, heads=HEADS, role=role)
-    attention.use_own(built(name, role, **options))
+    attention.attach_position_own(built(name, role, **options))
     return attention
 
 
@@ -51,7 +51,7 @@ def read(
     k_places: Tensor,
     visible: Tensor | None = None,
 ) -> Tensor:
-    found = encoding.read(Compared(q, k, q_places, k_places, visible, 0.5, {}))
+    found = encoding.content_bias(ScoreInputs(q, k, q_places, k_places, visible, 0.5, {}))
     assert found is not None
     return found
 
@@ -72,17 +72,17 @@ def zeroed(*parameters: Tensor) -> None:
 # All of them
 
 
-@pytest.mark.parametrize("kind", ["window", "padding", "segments"])
+@pytest.mark.parametrize("kind", ["window", "key_mask", "segment_ids"])
 @pytest.mark.parametrize("chunks", [[1] * 11, [5, 1, 1, 4], [33, 33, 1, 4]], ids=str)
 @every_name
 def test_chunks_are_one_pass_under_a_mask(name: str, chunks: list[int], kind: str) -> None:
     """The memory's offset is that of the places, and a gate counts what its query sees."""
     length = sum(chunks)
-    real, segments = padding("left", 2, length), packed([length - 6, 1, 5], 2)
+    real, segment_ids = key_mask("left", 2, length), packed([length - 6, 1, 5], 2)
     mask, positions = {
         "window": (Mask(window=3), torch.arange(length)[None]),
-        "padding": (Mask(padding=real), (real.cumsum(dim=1) - 1).clamp(min=0)),
-        "segments": (Mask(segments=segments), torch.arange(length).flip(0)[None] // 2),
+        "key_mask": (Mask(key_mask=real), (real.cumsum(dim=1) - 1).clamp(min=0)),
+        "segment_ids": (Mask(segment_ids=segment_ids), torch.arange(length).flip(0)[None] // 2),
     }[kind]
     attention, x = attending(name), torch.randn(2, length, DIM)
     outputs = decode(attention, attention.new_cache(), x, chunks, mask=mask, positions=positions)
@@ -93,15 +93,15 @@ def test_chunks_are_one_pass_under_a_mask(name: str, chunks: list[int], kind: st
 @every_pair
 def test_content_of_padding_is_irrelevant(name: str, role: Role, side: str) -> None:
     attention, x = attending(name, role), torch.randn(2, 70, DIM)
-    real = padding(side, 2, 70)
+    real = key_mask(side, 2, 70)
     other = torch.where(real[..., None], x, 100.0 * torch.randn_like(x))
-    mask = Mask(padding=real)
+    mask = Mask(key_mask=real)
     assert_same(attention(other, mask=mask)[real], attention(x, mask=mask)[real])
 
 
 @every_pair
 def test_a_query_that_sees_nothing_gives_zeros(name: str, role: Role) -> None:
-    mask = Mask(padding=torch.tensor([[False] * 7, [True] * 7]))
+    mask = Mask(key_mask=torch.tensor([[False] * 7, [True] * 7]))
     attention = attending(name, role)
     out, *gradients = values_and_gradients(
         lambda x: attention(x, mask=mask), attention, torch.randn(2, 7, DIM)
@@ -180,7 +180,7 @@ def test_shaw_sums_weights_in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
     with default_dtype("float32"):
         shaw = built("shaw", clip=2).bfloat16()
         weights = torch.full((1, HEADS, 1, 4096), 2.0**-12, dtype=torch.bfloat16)
-        given = shaw.give(weights, row(5000), torch.arange(4096)[None])
+        given = shaw.value_bias(weights, row(5000), torch.arange(4096)[None])
     assert types == [torch.float32] and given.dtype == torch.bfloat16
     assert torch.equal(given, shaw.value_table[0].expand_as(given))
 
@@ -196,12 +196,12 @@ def test_shaw_has_no_rows_that_a_causal_query_cannot_use() -> None:
 def test_u_meets_contents_and_v_meets_places() -> None:
     xl = built("transformer_xl")
     q, k, places = torch.zeros(1, HEADS, 3, WIDTH), heads(5)[:1], row(0, 2, 3, 7, 8)
-    zeroed(xl.place_bias)
+    zeroed(xl.query_position_bias)
     by_content = read(xl, q, k, row(4, 9, 1), places)
-    product = 0.5 * torch.einsum("h c, b h k c -> b h k", xl.content_bias, k)
+    product = 0.5 * torch.einsum("h c, b h k c -> b h k", xl.query_content_bias, k)
     assert_same(by_content, product[:, :, None].expand_as(by_content))
-    torch.nn.init.normal_(xl.place_bias)
-    zeroed(xl.content_bias)
+    torch.nn.init.normal_(xl.query_position_bias)
+    zeroed(xl.query_content_bias)
     by_place = read(xl, q, k, row(4, 9, 1), places)
     assert_same(read(xl, q, heads(5)[:1], row(4, 9, 1), places), by_place)
     assert not torch.allclose(by_place, by_place.roll(1, dims=2))
@@ -210,7 +210,7 @@ def test_u_meets_contents_and_v_meets_places() -> None:
 def test_transformer_xl_tells_before_from_behind() -> None:
     """Sinusoids of t − s, of which those of s − t are the mirror, are not those of |t − s|."""
     xl, q = built("transformer_xl", "global"), heads(1)
-    zeroed(xl.content_bias)
+    zeroed(xl.query_content_bias)
     scores = read(xl, q, heads(2), row(5), row(3, 7))
     mirrored = read(xl, q, heads(2), row(5), row(7, 3))
     assert_same(mirrored, scores.flip(-1))
@@ -337,9 +337,9 @@ def test_many_gates_are_summed_in_float32() -> None:
 def test_contextual_positions_count_within_a_window() -> None:
     """In blocks with slices of the keys as over the whole row."""
     window = create_attention("sliding_window", dim=DIM, heads=HEADS, role="causal", window=5)
-    window.use_own(built("contextual"))
+    window.attach_position_own(built("contextual"))
     plain = create_attention("multi_head", dim=DIM, heads=HEADS, role="causal")
-    plain.use_own(window.encoding)
+    plain.attach_position_own(window.encoding)
     plain.load_state_dict(window.state_dict())
     x = torch.randn(2, 150, DIM)
     assert_same(window(x), plain(x, mask=Mask(window=5)))
@@ -348,7 +348,7 @@ def test_contextual_positions_count_within_a_window() -> None:
 def test_gates_learn_once_embeddings_differ() -> None:
     """They start alike, at zero: at first only they have a gradient."""
     attention = create_attention("multi_head", dim=DIM, heads=HEADS, role="causal")
-    attention.use_own(
+    attention.attach_position_own(
         create_position("contextual", dim=DIM, heads=HEADS, head_dim=WIDTH, role="causal")
     )
     plain = create_attention("multi_head", dim=DIM, heads=HEADS, role="causal")

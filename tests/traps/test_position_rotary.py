@@ -32,8 +32,8 @@ def encoding(name: str, **options: Any) -> Any:
 
 def growing(name: str) -> Attention:
     attention = create_attention("multi_head", dim=DIM, heads=HEADS, role="causal")
-    attention.use_own(
-        create_position(name, **attention.encoded_sizes, original_length=LENGTH, base=100.0)
+    attention.attach_position_own(
+        create_position(name, **attention.position_sizes, original_length=LENGTH, base=100.0)
     )
     return attention
 
@@ -67,7 +67,7 @@ def test_angles_are_not_rounded_to_bfloat16(name: str) -> None:
         q, k = torch.randn(2, 1, HEADS, 3, WIDTH).bfloat16()
         places = torch.tensor([[257, 1003, 4097]])
         turn = (
-            (lambda q, k: variant.turn(q, k, places, places))
+            (lambda q, k: variant.rotate_by_length(q, k, places, places))
             if name in GROWING
             else (lambda q, k: variant.rotate(q, k, places))
         )
@@ -106,7 +106,7 @@ def test_by_a_factor_of_one_nothing_is_rescaled(name: str) -> None:
     variant = encoding(name, factor=1.0)
     ours = variant.rotate(q, k, places)
     if name in GROWING:
-        ours = variant.turn(q, k, places, places)
+        ours = variant.rotate_by_length(q, k, places, places)
     assert_same(ours, encoding("rotary").rotate(q, k, places))
 
 
@@ -143,7 +143,7 @@ def test_narrow_heads_have_finite_frequencies(name: str, width: int) -> None:
     variant = encoding(name, head_dim=width)
     q = torch.randn(1, HEADS, 3, width)
     places = torch.tensor([[0, 511, 2000]])
-    turned = (*variant.rotate(q, q, places), *variant.turn(q, q, places, places))
+    turned = (*variant.rotate(q, q, places), *variant.rotate_by_length(q, q, places, places))
     assert all(x.isfinite().all() for x in turned)
 
 
@@ -185,7 +185,7 @@ def test_rows_of_different_lengths_do_not_touch_each_other(name: str) -> None:
     real = torch.ones(2, 3 * LENGTH, dtype=torch.bool)
     real[1, : LENGTH + 2] = False
     places = (real.cumsum(dim=1) - 1).clamp(min=0)
-    together = attention(x, mask=Mask(padding=real), positions=places)
+    together = attention(x, mask=Mask(key_mask=real), positions=places)
     assert_same(together[:1], attention(x[:1]))
     assert_same(together[1:, LENGTH + 2 :], attention(x[1:, LENGTH + 2 :]))
 

@@ -10,11 +10,11 @@ from torch import Tensor
 from attention_zoo import Unsupported, UserError, create_attention, create_position
 from attention_zoo.masks import Mask
 from attention_zoo.models import LanguageModel
-from attention_zoo.position.absolute.randomized import takes_places
-from attention_zoo.position.base import Compared, PositionalEncoding
+from attention_zoo.position.absolute.randomized import takes_positions
+from attention_zoo.position.base import PositionalEncoding, ScoreInputs
 from attention_zoo.zoo import POSITION
 from tests.conformance.configs import parameters
-from tests.conformance.definition import padding
+from tests.conformance.definition import key_mask
 from tests.conformance.numbers import assert_same, default_dtype, values_and_gradients
 
 DIM, HEADS = 16, 4
@@ -41,7 +41,7 @@ def model(position: str, **options: Any) -> LanguageModel:
 
 @pytest.mark.parametrize("name", BY_PLACES)
 def test_rows_that_share_positions_share_the_bias(name: str) -> None:
-    assert built(name).bias(PLACES, PLACES).shape == (1, HEADS, 9, 9)
+    assert built(name).score_bias(PLACES, PLACES).shape == (1, HEADS, 9, 9)
 
 
 @pytest.mark.parametrize("name", BY_PLACES)
@@ -50,14 +50,14 @@ def test_distances_are_not_rounded_to_half_precision(name: str) -> None:
     with default_dtype("float32"):
         position = built(name)
         queries, keys = torch.tensor([[1003, 1009]]), torch.tensor([[257, 1000, 1003]])
-        exact = position.bias(queries, keys)
+        exact = position.score_bias(queries, keys)
         with torch.autocast("cpu", torch.bfloat16):
-            assert torch.equal(position.bias(queries, keys), exact)
+            assert torch.equal(position.score_bias(queries, keys), exact)
         if name == "sandwich":
             return
         # Parameters that are themselves in half precision have distances in full still.
         position.bfloat16()
-        rough = position.bias(queries, keys)
+        rough = position.score_bias(queries, keys)
     assert rough.dtype == torch.float32 and rough[0, 0].unique().numel() == 6
 
 
@@ -66,14 +66,14 @@ def test_blocks_of_a_window_have_their_own_bias(name: str) -> None:
     """As the whole under a mask: places are positions, not columns of a block."""
     local = create_attention("sliding_window", dim=DIM, heads=HEADS, role="causal", window=4)
     whole = create_attention("multi_head", dim=DIM, heads=HEADS, role="causal")
-    local.use_own(built(name))
-    whole.use_own(built(name))
+    local.attach_position_own(built(name))
+    whole.attach_position_own(built(name))
     whole.load_state_dict(local.state_dict())
-    x, mask = torch.randn(2, 150, DIM), Mask(padding=padding("left", 2, 150))
+    x, mask = torch.randn(2, 150, DIM), Mask(key_mask=key_mask("left", 2, 150))
     positions = torch.arange(0, 450, 3)[None]
     assert_same(
         local(x, mask=mask, positions=positions),
-        whole(x, mask=Mask(window=4, padding=mask.padding), positions=positions),
+        whole(x, mask=Mask(window=4, key_mask=mask.key_mask), positions=positions),
     )
 
 
@@ -96,7 +96,7 @@ def test_parameters_stay_positive_and_keep_learning(kernel: str) -> None:
         assert (first > 0).all() and (second > 0).all()
         assert kernel == "log" or (second <= 2).all()
         kerple.zero_grad()
-        kerple.bias(PLACES, PLACES).sum().backward()
+        kerple.score_bias(PLACES, PLACES).sum().backward()
         for parameter in kerple.parameters():
             assert parameter.grad.isfinite().all() and (parameter.grad != 0).all()
 
@@ -104,14 +104,16 @@ def test_parameters_stay_positive_and_keep_learning(kernel: str) -> None:
 def test_no_distance_has_a_finite_gradient() -> None:
     """0^r has the derivative 0^r·log 0 by r."""
     kerple = built("kerple", kernel="power")
-    bias = kerple.bias(PLACES[:, :1], PLACES[:, :1])
+    bias = kerple.score_bias(PLACES[:, :1], PLACES[:, :1])
     bias.sum().backward()
     assert (bias == 0).all() and all((p.grad == 0).all() for p in kerple.parameters())
 
 
 @pytest.mark.parametrize("kernel", ["log", "power"])
 def test_the_kernel_falls_with_the_distance(kernel: str) -> None:
-    bias = built("kerple", kernel=kernel).bias(torch.tensor([[5000]]), torch.arange(5001)[None])
+    bias = built("kerple", kernel=kernel).score_bias(
+        torch.tensor([[5000]]), torch.arange(5001)[None]
+    )
     assert (bias.diff(dim=-1) > 0).all() and (bias[..., -1] == 0).all()
 
 
@@ -132,14 +134,18 @@ def test_the_products_are_of_sinusoids_and_end_somewhere() -> None:
 @pytest.mark.parametrize("heads", [1, 3, 8, 12])
 def test_heads_are_compressed_up_to_eight(heads: int) -> None:
     """By 8n/h, n from 1: the later the head, the wider it looks."""
-    bias = built("sandwich", heads=heads).bias(torch.tensor([[7]]), torch.tensor([[0]])).flatten()
+    bias = (
+        built("sandwich", heads=heads)
+        .score_bias(torch.tensor([[7]]), torch.tensor([[0]]))
+        .flatten()
+    )
     plain = sum(torch.tensor(7 * 10000 ** (-2 * i / 128)).cos() for i in range(64)) - 64
     for n in range(heads):
         assert bias[n].item() == pytest.approx(plain.item() / (8 * (n + 1) / heads))
 
 
 def test_the_width_of_the_sinusoids_is_not_the_models() -> None:
-    near, far = (built("sandwich", dim=dim).bias(PLACES, PLACES) for dim in (16, 64))
+    near, far = (built("sandwich", dim=dim).score_bias(PLACES, PLACES) for dim in (16, 64))
     assert_same(near, far)
     assert not list(built("sandwich").parameters())
 
@@ -150,34 +156,34 @@ def test_the_width_of_the_sinusoids_is_not_the_models() -> None:
 def test_the_normaliser_is_the_querys_place_not_the_length() -> None:
     """What follows changes nothing, and below the threshold only distances count."""
     fire = built("fire", threshold=4.0)
-    bias = fire.bias(PLACES, PLACES)
-    assert_same(fire.bias(PLACES[:, :6], PLACES[:, :6]), bias[:, :, :6, :6])
+    bias = fire.score_bias(PLACES, PLACES)
+    assert_same(fire.score_bias(PLACES[:, :6], PLACES[:, :6]), bias[:, :, :6, :6])
     assert_same(bias[:, :, 4, 1:5], bias[:, :, 3, :4])
     assert not torch.allclose(bias[:, :, 6, 1:5], bias[:, :, 5, :4])
     # Beyond it the first key is at the end of the scale, however far that is.
     ends = torch.tensor([[8, 100, 10**6]])
-    first = fire.bias(ends, PLACES[:, :1])
+    first = fire.score_bias(ends, PLACES[:, :1])
     torch.testing.assert_close(first, first[:, :, :1].expand_as(first), rtol=0, atol=1e-5)
 
 
 def test_a_query_stands_where_its_position_says() -> None:
     """Not at its row: in decoding, and in a packed row, they differ."""
     fire = built("fire", threshold=4.0)
-    bias = fire.bias(PLACES, PLACES)
-    assert_same(fire.bias(PLACES[:, -1:], PLACES), bias[:, :, -1:])
+    bias = fire.score_bias(PLACES, PLACES)
+    assert_same(fire.score_bias(PLACES[:, -1:], PLACES), bias[:, :, -1:])
     packed = torch.cat([PLACES, PLACES], dim=1)
-    assert_same(fire.bias(packed, packed)[:, :, 9:, 9:], bias)
+    assert_same(fire.score_bias(packed, packed)[:, :, 9:, 9:], bias)
 
 
 @pytest.mark.parametrize("threshold", [4.0, 512.0])
 def test_scale_and_threshold_learn(threshold: float) -> None:
     """Below the threshold; beyond it the place of the query takes its part."""
     fire = built("fire", threshold=threshold)
-    fire.bias(PLACES[:, :4], PLACES[:, :4]).sum().backward()
+    fire.score_bias(PLACES[:, :4], PLACES[:, :4]).sum().backward()
     assert fire.log_scale.grad != 0 and fire.threshold_factor.grad != 0
     fire.zero_grad()
     far = PLACES + int(threshold) + 1
-    fire.bias(far, far).sum().backward()
+    fire.score_bias(far, far).sum().backward()
     assert fire.log_scale.grad != 0 and fire.threshold_factor.grad == 0
 
 
@@ -185,7 +191,7 @@ def test_a_threshold_of_nothing_divides_by_nothing() -> None:
     fire = built("fire")
     with torch.no_grad():
         fire.threshold_factor.zero_()
-    bias = fire.bias(PLACES, PLACES)
+    bias = fire.score_bias(PLACES, PLACES)
     bias.sum().backward()
     assert bias.isfinite().all() and all(p.grad.isfinite().all() for p in fire.parameters())
 
@@ -193,7 +199,7 @@ def test_a_threshold_of_nothing_divides_by_nothing() -> None:
 def test_keys_ahead_of_a_query_stay_within_the_scale_in_global_attention() -> None:
     """|t − s| ≤ max(t, s): the share of a distance is at most 1 on either side."""
     fire = built("fire", role="global", threshold=1.0)
-    bias = fire.bias(PLACES, PLACES)
+    bias = fire.score_bias(PLACES, PLACES)
     assert_same(bias, bias.transpose(-2, -1))
 
 
@@ -202,7 +208,7 @@ def test_keys_ahead_of_a_query_stay_within_the_scale_in_global_attention() -> No
 
 def cable(**options: Any) -> Any:
     attention = create_attention("multi_head", dim=DIM, heads=HEADS, role="causal")
-    attention.use_own(built("dynamic_bias", **options))
+    attention.attach_position_own(built("dynamic_bias", **options))
     return attention
 
 
@@ -210,15 +216,15 @@ def read(position: PositionalEncoding, x: Tensor) -> Tensor:
     length, dtype = x.shape[1], position.step.weight.dtype
     q, places = torch.zeros(len(x), HEADS, length, 4, dtype=dtype), torch.arange(length)[None]
     visible = torch.ones(1, 1, length, length, dtype=torch.bool).tril()
-    kept = position.keep(x)
-    return position.read(Compared(q, q, places, places, visible, 0.5, kept))
+    kept = position.cached_features(x)
+    return position.content_bias(ScoreInputs(q, q, places, places, visible, 0.5, kept))
 
 
 @pytest.mark.parametrize("side", ["left", "interior", "right"])
 def test_padding_between_moves_nothing_away(side: str) -> None:
     attention = cable()
-    x, real = torch.randn(2, 12, DIM), padding(side, 2, 12)
-    out = attention(torch.where(real[..., None], x, 50.0), mask=Mask(padding=real))
+    x, real = torch.randn(2, 12, DIM), key_mask(side, 2, 12)
+    out = attention(torch.where(real[..., None], x, 50.0), mask=Mask(key_mask=real))
     assert_same(out[1, real[1]], attention(x[1, real[1]][None])[0])
 
 
@@ -251,8 +257,13 @@ def test_steps_are_summed_in_float32_under_autocast() -> None:
     with default_dtype("float32"):
         position = built("dynamic_bias")
         with torch.autocast("cpu", torch.bfloat16):
-            assert position.keep(torch.randn(2, 5, DIM))["context_bias"].dtype == torch.float32
-        kept = position.bfloat16().keep(torch.randn(2, 5, DIM).bfloat16())["context_bias"]
+            assert (
+                position.cached_features(torch.randn(2, 5, DIM))["context_bias"].dtype
+                == torch.float32
+            )
+        kept = position.bfloat16().cached_features(torch.randn(2, 5, DIM).bfloat16())[
+            "context_bias"
+        ]
     assert kept.dtype == torch.float32
 
 
@@ -261,33 +272,33 @@ def test_steps_are_summed_in_float32_under_autocast() -> None:
 
 def test_draws_are_in_order_distinct_and_new_each_time() -> None:
     randomized = built("randomized", places=64, max_length=16)
-    draws = torch.stack([randomized.place(torch.arange(16)[None])[0] for _ in range(50)])
+    draws = torch.stack([randomized.map_positions(torch.arange(16)[None])[0] for _ in range(50)])
     assert (draws.diff(dim=1) > 0).all() and draws.min() >= 0 and draws.max() < 64
     assert len(draws.unique(dim=0)) == 50
 
 
 def test_short_sequences_are_trained_on_far_places() -> None:
     randomized = built("randomized", places=2048, max_length=512)
-    draws = torch.cat([randomized.place(torch.arange(8)[None]) for _ in range(100)])
+    draws = torch.cat([randomized.map_positions(torch.arange(8)[None]) for _ in range(100)])
     assert draws.max() > 1900 and draws[:, 0].max() > 300
 
 
 def test_a_whole_range_leaves_nothing_to_draw() -> None:
     randomized = built("randomized", places=9, max_length=9)
-    assert torch.equal(randomized.place(PLACES), PLACES)
+    assert torch.equal(randomized.map_positions(PLACES), PLACES)
 
 
 def test_evaluating_neither_draws_nor_looks_at_the_length() -> None:
     """Otherwise a token would move as others come: cached keys would be stale."""
     randomized = built("randomized", places=64, max_length=16).eval()
-    whole = randomized.place(torch.arange(16)[None])
-    assert torch.equal(whole, randomized.place(torch.arange(16)[None]))
+    whole = randomized.map_positions(torch.arange(16)[None])
+    assert torch.equal(whole, randomized.map_positions(torch.arange(16)[None]))
     assert (whole.diff() > 0).all() and whole.max() < 64
-    assert torch.equal(randomized.place(torch.arange(5)[None]), whole[:, :5])
-    assert torch.equal(randomized.place(torch.tensor([[15]])), whole[:, 15:])
+    assert torch.equal(randomized.map_positions(torch.arange(5)[None]), whole[:, :5])
+    assert torch.equal(randomized.map_positions(torch.tensor([[15]])), whole[:, 15:])
 
 
-INSIDE = [name for name in POSITION if takes_places(POSITION.card(name))]
+INSIDE = [name for name in POSITION if takes_positions(POSITION.card(name))]
 
 
 @pytest.mark.parametrize("name", INSIDE)
@@ -317,8 +328,8 @@ def test_an_instance_acts_on_what_its_encoding_acts_on(name: str) -> None:
 def test_attention_refuses_it_as_it_refuses_the_inner_encoding(attention: str, name: str) -> None:
     made = create_attention(attention, dim=DIM, heads=HEADS, role="causal")
     with pytest.raises(Unsupported, match=f"{attention} cannot take position=randomized"):
-        made.use(built("randomized", encoding=name))
-    made.use(built("randomized"))
+        made.attach_position(built("randomized", encoding=name))
+    made.attach_position(built("randomized"))
 
 
 @pytest.mark.parametrize("name", ["randomized", "none", "fire"])
@@ -331,7 +342,7 @@ def test_a_learned_table_has_a_row_for_each_place() -> None:
     randomized = built("randomized", encoding="learned", places=64, max_length=16)
     assert randomized.inner.table.weight.shape == (64, DIM)
     for _ in range(20):
-        randomized.embed(torch.zeros(1, 16, DIM), randomized.place(torch.arange(16)[None]))
+        randomized.embed(torch.zeros(1, 16, DIM), randomized.map_positions(torch.arange(16)[None]))
 
 
 def test_a_longer_sequence_is_refused_with_the_number() -> None:

@@ -9,11 +9,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from attention_zoo import UserError, create_attention
 from attention_zoo.attention.base import Attention, take_auxiliary_loss
-from attention_zoo.attention.selected import choosing
+from attention_zoo.attention.selected import topk_selection
 from attention_zoo.attention.selected.lightning_indexer import LightningIndexerAttention
 from attention_zoo.attention.selected.native_sparse import NativeSparseAttention
 from attention_zoo.masks import Mask
-from tests.conformance.definition import packed, padding
+from tests.conformance.definition import key_mask, packed
 from tests.conformance.numbers import assert_same, values_and_gradients
 
 DIM, BLOCK, TOP_K = 16, 4, 3
@@ -65,7 +65,7 @@ def test_padding_does_not_shift_what_is_counted(name: str) -> None:
     for start, count in ((0, 3), (0, 5), (6, 3)):
         real = torch.ones(1, 21, dtype=torch.bool)
         real[:, start : start + count] = False
-        mask = Mask(padding=real)
+        mask = Mask(key_mask=real)
         alone = x[real][None]
         assert_same(ours(x, mask=mask)[real], ours(alone)[0])
         weights = ours.attention_map(x, mask=mask)[0][:, real[0]][:, :, real[0]]
@@ -75,13 +75,13 @@ def test_padding_does_not_shift_what_is_counted(name: str) -> None:
 @every
 def test_the_choice_is_made_within_a_document(name: str) -> None:
     ours = attention(name)
-    segments = packed([7, 13, 5], 1)
+    segment_ids = packed([7, 13, 5], 1)
     x = torch.randn(1, 25, DIM)
     # The first token of the second document is padding: the document begins with the next.
     real = torch.arange(25)[None] != 7
-    out = ours(x, mask=Mask(segments=segments, padding=real))
+    out = ours(x, mask=Mask(segment_ids=segment_ids, key_mask=real))
     for segment in range(3):
-        own = (segments == segment) & real
+        own = (segment_ids == segment) & real
         assert_same(out[own], ours(x[own][None])[0])
 
 
@@ -89,11 +89,11 @@ def test_the_choice_is_made_within_a_document(name: str) -> None:
 def test_queries_are_computed_in_parts(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     ours = attention(name)
     x = torch.randn(2, 21, DIM)
-    mask = Mask(padding=padding("interior", 2, 21), segments=packed([6, 11, 4], 2))
+    mask = Mask(key_mask=key_mask("interior", 2, 21), segment_ids=packed([6, 11, 4], 2))
     whole = values_and_gradients(lambda x: ours(x, mask=mask), ours, x)
     loss = take_auxiliary_loss(ours)
     for gathered in (1, 50):
-        monkeypatch.setattr(choosing, "GATHERED", gathered)
+        monkeypatch.setattr(topk_selection, "GATHERED", gathered)
         assert_same(values_and_gradients(lambda x: ours(x, mask=mask), ours, x), whole)
         if loss is not None:
             assert_same(take_auxiliary_loss(ours), loss)
@@ -115,7 +115,7 @@ class Largest(TorchDispatchMode):
 @every
 def test_no_weights_of_all_queries_and_keys(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Forward and backward: of choices too, there are fewer at once than length²."""
-    monkeypatch.setattr(choosing, "GATHERED", 1 << 9)
+    monkeypatch.setattr(topk_selection, "GATHERED", 1 << 9)
     length = 256
     options = {"lightning_indexer": {"index_heads": 1, "top_k": 16}}.get(name, {})
     ours = attention(name, heads=2, kv_heads=1, **options)
@@ -314,14 +314,14 @@ def test_lightning_indexer_loss_is_a_mean_over_real_tokens() -> None:
     x, real = torch.randn(1, 21, DIM), torch.arange(21)[None] >= 8
     ours(x[real][None])
     alone = take_auxiliary_loss(ours)
-    ours(x, mask=Mask(padding=real))
+    ours(x, mask=Mask(key_mask=real))
     assert_same(take_auxiliary_loss(ours), alone)
     # What stands at padded places behind real ones attends, but does not count.
-    ours(x.roll(-8, dims=1), mask=Mask(padding=real.roll(-8, dims=1)))
+    ours(x.roll(-8, dims=1), mask=Mask(key_mask=real.roll(-8, dims=1)))
     assert_same(take_auxiliary_loss(ours), alone)
-    ours(x.repeat(3, 1, 1), mask=Mask(padding=real.repeat(3, 1)))
+    ours(x.repeat(3, 1, 1), mask=Mask(key_mask=real.repeat(3, 1)))
     assert_same(take_auxiliary_loss(ours), alone)
-    ours(x, mask=Mask(padding=torch.zeros_like(real)))
+    ours(x, mask=Mask(key_mask=torch.zeros_like(real)))
     assert take_auxiliary_loss(ours) == 0
 
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from attention_zoo.attention.explicit_scores import ScoredAttention
+from attention_zoo.attention.explicit_scores import ExplicitScoresAttention
 from attention_zoo.zoo import ATTENTION, AttentionCard
 
 BLOCK = 32  # queries scored at once
@@ -20,13 +20,13 @@ BLOCK = 32  # queries scored at once
         reference="closed form",
         deviations="several heads, and projected values, as in multi-head attention",
         roles=("causal", "global", "cross"),
-        masks=("causal", "window", "padding", "segments", "query_segments"),
+        masks=("causal", "window", "key_mask", "segment_ids", "query_segment_ids"),
         positions=("positions", "embeddings", "scores"),
         cache="projected keys and values",
         decode_state="2·t·h·c",
     )
 )
-class AdditiveAttention(ScoredAttention):
+class AdditiveAttention(ExplicitScoresAttention):
     """A small network compares query and key:
 
         a_ij = softmax_j(vᵀ tanh(W q_i + U k_j)),   out_i = Σ_j a_ij V_j
@@ -35,7 +35,7 @@ class AdditiveAttention(ScoredAttention):
     again in the backward pass.
     """
 
-    fixed = ("kv_heads",)
+    decided_options = ("kv_heads",)
 
     def __init__(self, **options: Any) -> None:
         super().__init__(kv_heads=None, **options)

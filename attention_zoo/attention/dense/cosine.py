@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from attention_zoo.attention.dense.norms import unit
-from attention_zoo.attention.precision import exactly, widened
+from attention_zoo.attention.precision import autocast_disabled, upcast
 from attention_zoo.attention.softmax import SITES_OF_SOFTMAX, Heads, SoftmaxAttention
 from attention_zoo.masks import Mask
 from attention_zoo.zoo import ATTENTION, AttentionCard
@@ -23,7 +23,7 @@ FLOOR = 0.01  # of τ
         reference="closed form",
         deviations="the bias is that of the chosen position, if any, in place of a network's",
         roles=("causal", "global", "cross"),
-        masks=("causal", "window", "padding", "segments", "query_segments"),
+        masks=("causal", "window", "key_mask", "segment_ids", "query_segment_ids"),
         positions=SITES_OF_SOFTMAX,
         cache="keys of length one, and values",
         decode_state="2·t·g·c",
@@ -44,18 +44,18 @@ class CosineAttention(SoftmaxAttention):
     def project_query(self, x: Tensor) -> Tensor:
         """cos(Q, K)/τ is the product of these, [b h q c], and the keys of length one."""
         sharpness = self.log_sharpness.clamp(max=-math.log(FLOOR)).exp()
-        return unit(widened(super().project_query(x))) * sharpness[:, None, None]
+        return unit(upcast(super().project_query(x))) * sharpness[:, None, None]
 
     def project_key_value(self, source: Tensor) -> tuple[Tensor, Tensor]:
         k, v = super().project_key_value(source)
-        return unit(widened(k)).to(k.dtype), v
+        return unit(upcast(k)).to(k.dtype), v
 
     def attend(self, heads: Heads, mask: Mask, last: int) -> Tensor:
-        with exactly(heads.v):
+        with autocast_disabled(heads.v):
             return super().attend(wide(heads), mask, last).to(heads.v.dtype)
 
     def weights(self, heads: Heads, visible: Tensor | None) -> Tensor:
-        with exactly(heads.v):
+        with autocast_disabled(heads.v):
             return super().weights(wide(heads), visible).to(heads.v.dtype)
 
     def naive_scores(self, head: int, query: Tensor, keys: Tensor) -> Tensor:
@@ -67,4 +67,4 @@ def wide(heads: Heads) -> Heads:
 
     Scores go up to 1/τ = 100: factors rounded to bfloat16 would make errors of some tenths.
     """
-    return heads._replace(q=widened(heads.q), k=widened(heads.k), v=widened(heads.v))
+    return heads._replace(q=upcast(heads.q), k=upcast(heads.k), v=upcast(heads.v))

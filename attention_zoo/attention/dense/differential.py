@@ -12,7 +12,7 @@ from attention_zoo.attention.dense.definition import (
     weights_by_definition,
 )
 from attention_zoo.attention.dense.norms import rms_normed
-from attention_zoo.attention.precision import widened
+from attention_zoo.attention.precision import upcast
 from attention_zoo.attention.softmax import Heads, SoftmaxAttention
 from attention_zoo.errors import UserError
 from attention_zoo.masks import Mask
@@ -29,7 +29,7 @@ from attention_zoo.zoo import ATTENTION, AttentionCard
         "multi-head attention; dropout, which the paper leaves open, drops from both maps apart; "
         "the norm has no weight, which the output projection would take in",
         roles=("causal", "global", "cross"),
-        masks=("causal", "window", "padding", "segments", "query_segments"),
+        masks=("causal", "window", "key_mask", "segment_ids", "query_segment_ids"),
         positions=("positions", "embeddings", "heads", "scores"),
         cache="keys and values",
         decode_state="2·t·g·c",
@@ -55,15 +55,15 @@ class DifferentialAttention(SoftmaxAttention):
                 "differential halves the heads' queries and keys: the head width must be even, got "
                 f"{self.head_dim}. Choose other heads, or head_dim."
             )
-        self.scale = self.encoded_dim**-0.5
+        self.scale = self.position_dim**-0.5
         # The paper counts layers from 1.
         self.start = 0.8 - 0.6 * math.exp(-0.3 * self.layer)
         # λ_q and λ_k of both maps, with the deviation of the authors' code.
-        self.query_mix = nn.Parameter(torch.randn(2, self.encoded_dim) * 0.1)
-        self.key_mix = nn.Parameter(torch.randn(2, self.encoded_dim) * 0.1)
+        self.query_mix = nn.Parameter(torch.randn(2, self.position_dim) * 0.1)
+        self.key_mix = nn.Parameter(torch.randn(2, self.position_dim) * 0.1)
 
     @property
-    def encoded_dim(self) -> int:
+    def position_dim(self) -> int:
         return self.head_dim // 2
 
     def mix(self) -> Tensor:
@@ -91,7 +91,7 @@ class DifferentialAttention(SoftmaxAttention):
         return first - self.mix() * second
 
     def finish(self, attended: Tensor, x: Tensor) -> Tensor:
-        normed = rms_normed(widened(attended), (-1,), epsilon=1e-5)
+        normed = rms_normed(upcast(attended), (-1,), epsilon=1e-5)
         return self.project_output((normed * (1.0 - self.start)).to(attended.dtype))
 
     def naive(
@@ -105,11 +105,11 @@ class DifferentialAttention(SoftmaxAttention):
         """The paper's equation, with both maps in full. `visible` is [b q k]."""
         heads = self.heads_of(x, context, positions, None)
         groups = torch.arange(self.heads) * self.kv_heads // self.heads
-        bias = self.bias(heads, visible[:, None])
+        bias = self.score_bias(heads, visible[:, None])
         maps = []
         for half in (0, 1):
             q, k = heads.q[:, half::2], heads.k[:, half::2][:, groups]
-            scores = scores_by_definition(q, k, bias, width=self.encoded_dim)
+            scores = scores_by_definition(q, k, bias, width=self.position_dim)
             maps.append(weights_by_definition(scores, visible))
         (q1, q2), (k1, k2) = self.query_mix, self.key_mix
         mix = torch.exp(q1 @ k1) - torch.exp(q2 @ k2) + self.start

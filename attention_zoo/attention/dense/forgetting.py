@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn.functional import logsigmoid
 
 from attention_zoo.attention.dense.definition import heads_in_full, scores_by_definition
-from attention_zoo.attention.precision import widened
+from attention_zoo.attention.precision import upcast
 from attention_zoo.attention.softmax import Heads, SoftmaxAttention, visible_to
 from attention_zoo.masks import Mask
 from attention_zoo.zoo import ATTENTION, AttentionCard
@@ -22,7 +22,7 @@ from attention_zoo.zoo import ATTENTION, AttentionCard
         deviations="the attention alone: none of the norms, the output gate and the shifts of "
         "keys and values of the block that the paper calls Pro",
         roles=("causal",),
-        masks=("causal", "window", "padding", "segments"),
+        masks=("causal", "window", "key_mask", "segment_ids"),
         positions=("positions", "embeddings", "heads", "width", "scores", "content"),
         cache="keys, values and forget gates",
         decode_state="t·(2·g·c + h)",
@@ -49,22 +49,22 @@ class ForgettingAttention(SoftmaxAttention):
         mask: Mask = Mask(),
         positions: Tensor | None = None,
     ) -> Tensor:
-        mask = self.honoured(mask, x, context)
+        mask = self.effective_mask(mask, x, context)
         heads = only_real(self.heads_of(x, context, positions, None), mask)
         return self.weights(heads, visible_to(heads, mask, heads.k.shape[2]))
 
     def attend(self, heads: Heads, mask: Mask, last: int) -> Tensor:
         return super().attend(only_real(heads, mask), mask, last)
 
-    def more_of(self, source: Tensor) -> dict[str, Tensor]:
+    def extra_features(self, source: Tensor) -> dict[str, Tensor]:
         gates = self.forget(source).transpose(1, 2)[..., None]
-        return {"gates": logsigmoid(widened(gates))}
+        return {"gates": logsigmoid(upcast(gates))}
 
-    def bias(self, heads: Heads, visible: Tensor | None) -> Tensor:
+    def score_bias(self, heads: Heads, visible: Tensor | None) -> Tensor:
         # The sum over what lies between is the difference of two sums from the start.
         sums = heads.more["gates"].cumsum(dim=2)
         fading = (sums[:, :, -heads.q.shape[2] :] - sums.transpose(2, 3)).to(heads.q.dtype)
-        encoding = super().bias(heads, visible)
+        encoding = super().score_bias(heads, visible)
         return fading if encoding is None else fading + encoding
 
     def naive(
@@ -78,10 +78,14 @@ class ForgettingAttention(SoftmaxAttention):
         """With each sum of gates made for itself. A token is real where it sees itself."""
         heads = self.heads_of(x, context, positions, None)
         k, v = heads_in_full(heads)
-        encoding = super().bias(heads, visible[:, None])
+        encoding = super().score_bias(heads, visible[:, None])
         scores = scores_by_definition(heads.q, k, encoding, width=self.head_dim)
-        places = torch.arange(x.shape[1])
-        query, key, between = places[:, None, None], places[:, None], places
+        token_positions = torch.arange(x.shape[1])
+        query, key, between = (
+            token_positions[:, None, None],
+            token_positions[:, None],
+            token_positions,
+        )
         inside = ((key < between) & (between <= query)).to(scores.dtype)
         gates = heads.more["gates"][..., 0] * visible.diagonal(dim1=1, dim2=2)[:, None]
         scores = scores + torch.einsum("b h l, q k l -> b h q k", gates, inside)
@@ -92,7 +96,7 @@ class ForgettingAttention(SoftmaxAttention):
 
 def only_real(heads: Heads, mask: Mask) -> Heads:
     """With the gates of padded tokens open."""
-    if mask.padding is None:
+    if mask.key_mask is None:
         return heads
-    gates = heads.more["gates"] * mask.padding[:, None, :, None]
+    gates = heads.more["gates"] * mask.key_mask[:, None, :, None]
     return heads._replace(more={**heads.more, "gates": gates})

@@ -17,7 +17,7 @@ from attention_zoo.zoo import ATTENTION, AttentionCard
         equation="(softmax(QKᵀ/√c) V ⊙ σ(x W_G)) W_O",
         reference="transformers Qwen3NextAttention",
         roles=("causal", "global", "cross"),
-        masks=("causal", "window", "padding", "segments", "query_segments"),
+        masks=("causal", "window", "key_mask", "segment_ids", "query_segment_ids"),
         positions=SITES_OF_SOFTMAX,
         cache="keys and values",
         decode_state="2·t·g·c",

@@ -18,7 +18,7 @@ from attention_zoo.zoo import ATTENTION, AttentionCard
         deviations="several heads, and projected values and outputs, as in multi-head attention, "
         "in place of the states themselves and a tanh layer",
         roles=("causal", "global", "cross"),
-        masks=("causal", "window", "padding", "segments", "query_segments"),
+        masks=("causal", "window", "key_mask", "segment_ids", "query_segment_ids"),
         positions=("positions", "embeddings", "heads", "width", "length", "scores", "content"),
         cache="the tokens themselves, which are the keys of all heads, and values",
         decode_state="t·(d + h·c)",
@@ -32,7 +32,7 @@ class GeneralAttention(SoftmaxAttention):
     channels. A head costs as much as d/c heads there.
     """
 
-    fixed = ("kv_heads",)
+    decided_options = ("kv_heads",)
 
     def __init__(self, **options: Any) -> None:
         super().__init__(kv_heads=None, **options)
@@ -44,7 +44,7 @@ class GeneralAttention(SoftmaxAttention):
         del self.key
 
     @property
-    def encoded_dim(self) -> int:
+    def position_dim(self) -> int:
         return self.dim
 
     def project_key_value(self, source: Tensor) -> tuple[Tensor, Tensor]:

@@ -13,7 +13,7 @@ from attention_zoo.zoo import ATTENTION, AttentionCard
         equation="softmax(Q_i K_jᵀ/√c) V_j, j = ⌊i·g/h⌋",
         reference="transformers LlamaAttention",
         roles=("causal", "global", "cross"),
-        masks=("causal", "window", "padding", "segments", "query_segments"),
+        masks=("causal", "window", "key_mask", "segment_ids", "query_segment_ids"),
         positions=SITES_OF_SOFTMAX,
         cache="keys and values of g heads",
         decode_state="2·t·g·c",

@@ -10,7 +10,7 @@ from attention_zoo.attention.dense.definition import (
     scores_by_definition,
     weights_by_definition,
 )
-from attention_zoo.attention.precision import exactly, widened
+from attention_zoo.attention.precision import autocast_disabled, upcast
 from attention_zoo.attention.softmax import Heads, SoftmaxAttention, visible_to
 from attention_zoo.backends.reference import repeat_heads
 from attention_zoo.caches import Cache
@@ -28,7 +28,7 @@ from attention_zoo.zoo import ATTENTION, AttentionCard
         "87 (in float32) below the largest of its channel, over the sequence, is lost; "
         "x-transformers bounds values by a tanh instead",
         roles=("causal", "global", "cross"),
-        masks=("causal", "window", "padding", "segments", "query_segments"),
+        masks=("causal", "window", "key_mask", "segment_ids", "query_segment_ids"),
         positions=("positions", "embeddings", "heads", "width", "scores", "content"),
         cache="keys and values",
         decode_state="2·t·g·c",
@@ -42,7 +42,7 @@ class LaserAttention(SoftmaxAttention):
         log(A exp(V)) = m + log(A exp(V − m)),   m_c = max_k V_kc
     """
 
-    fixed = ("dropout",)
+    decided_options = ("dropout",)
 
     def __init__(self, **options: Any) -> None:
         super().__init__(dropout=0.0, **options)
@@ -63,20 +63,20 @@ class LaserAttention(SoftmaxAttention):
         """log(A exp(V)). What is a relative error of the sum is an absolute one of its logarithm,
         so both are computed in float32 at least.
         """
-        v = widened(heads.v)
+        v = upcast(heads.v)
         # Of no influence on the result, so it needs no gradient; and padding must have none.
         largest = v.detach()
-        if mask.padding is not None:
+        if mask.key_mask is not None:
             lowest = torch.finfo(v.dtype).min
-            largest = largest.masked_fill(~mask.padding[:, None, :, None], lowest)
+            largest = largest.masked_fill(~mask.key_mask[:, None, :, None], lowest)
         largest = largest.amax(dim=2, keepdim=True)
         powers = (v - largest).clamp(max=0.0).exp()
-        with exactly(v):
-            wide = heads._replace(q=widened(heads.q), k=widened(heads.k), v=powers)
+        with autocast_disabled(v):
+            wide = heads._replace(q=upcast(heads.q), k=upcast(heads.k), v=powers)
             sums = super().attend(wide, mask, last)
         out = sums.clamp(min=torch.finfo(v.dtype).tiny).log() + repeat_heads(largest, self.heads)
         out = out.to(heads.v.dtype)
-        if mask.padding is None and mask.segments is None:
+        if mask.key_mask is None and mask.segment_ids is None:
             return out  # Every query sees a key.
         visible = visible_to(heads, mask, last)
         assert visible is not None
@@ -108,6 +108,6 @@ class LaserAttention(SoftmaxAttention):
         """log(A exp(V)) as it stands. `visible` is [b q k]."""
         heads = self.heads_of(x, context, positions, None)
         k, v = heads_in_full(heads)
-        bias = self.bias(heads, visible[:, None])
+        bias = self.score_bias(heads, visible[:, None])
         scores = scores_by_definition(heads.q, k, bias, width=self.head_dim)
         return self.finish(weights_by_definition(scores, visible) @ v.exp(), x)

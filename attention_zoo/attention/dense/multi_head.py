@@ -13,7 +13,7 @@ from attention_zoo.zoo import ATTENTION, AttentionCard
         equation="softmax(QKᵀ/√c) V per head, joined and projected",
         reference="torch.nn.MultiheadAttention",
         roles=("causal", "global", "cross"),
-        masks=("causal", "window", "padding", "segments", "query_segments"),
+        masks=("causal", "window", "key_mask", "segment_ids", "query_segment_ids"),
         positions=SITES_OF_SOFTMAX,
         cache="keys and values",
         decode_state="2·t·h·c",
@@ -25,7 +25,7 @@ class MultiHeadAttention(SoftmaxAttention):
     head_i = softmax(Q_i K_iᵀ/√c) V_i,   out = [head_1 … head_h] W_O
     """
 
-    fixed = ("kv_heads",)
+    decided_options = ("kv_heads",)
 
     def __init__(self, **options: Any) -> None:
         super().__init__(kv_heads=None, **options)

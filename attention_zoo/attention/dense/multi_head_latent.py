@@ -24,7 +24,7 @@ from attention_zoo.zoo import ATTENTION, AttentionCard
         deviations="cross-attention, whose sides share no positions, has no rotary part; an "
         "encoding that does not rotate leaves it as a part of the keys that the heads share",
         roles=("causal", "global", "cross"),
-        masks=("causal", "window", "padding", "segments", "query_segments"),
+        masks=("causal", "window", "key_mask", "segment_ids", "query_segment_ids"),
         positions=("positions", "embeddings", "heads", "scores"),
         cache="latents, and one rotary key for all heads",
         decode_state="t·(l + r)",
@@ -47,7 +47,7 @@ class MultiHeadLatentAttention(SoftmaxAttention):
             paper, if not given.
     """
 
-    fixed = ("kv_heads",)
+    decided_options = ("kv_heads",)
 
     def __init__(
         self,
@@ -88,8 +88,8 @@ class MultiHeadLatentAttention(SoftmaxAttention):
         self.value = nn.Linear(latent_dim, self.heads * self.head_dim, bias=False)
 
     @property
-    def encoded_dim(self) -> int:
-        return super().encoded_dim if self.role == "cross" else self.rope_dim
+    def position_dim(self) -> int:
+        return super().position_dim if self.role == "cross" else self.rope_dim
 
     @property
     def sizes(self) -> dict[str, int]:
@@ -169,7 +169,7 @@ class MultiHeadLatentAttention(SoftmaxAttention):
         """The paper's equations, one query of one head at a time. `visible` is [b q k]."""
         heads = self.heads_of(x, context, positions, None)
         latent, shared = heads.v[:, 0], heads.k[:, 0]
-        bias = self.bias(heads, visible[:, None])
+        bias = self.score_bias(heads, visible[:, None])
         out = heads.q.new_zeros(*heads.q.shape[:3], self.head_dim)
         for b, h, i in product(*map(range, out.shape[:3])):
             seen = visible[b, i].nonzero()[:, 0]

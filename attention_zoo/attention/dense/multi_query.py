@@ -13,7 +13,7 @@ from attention_zoo.zoo import ATTENTION, AttentionCard
         equation="softmax(Q_i Kᵀ/√c) V",
         reference="closed form",
         roles=("causal", "global", "cross"),
-        masks=("causal", "window", "padding", "segments", "query_segments"),
+        masks=("causal", "window", "key_mask", "segment_ids", "query_segment_ids"),
         positions=SITES_OF_SOFTMAX,
         cache="keys and values of one head",
         decode_state="2·t·c",
@@ -22,7 +22,7 @@ from attention_zoo.zoo import ATTENTION, AttentionCard
 class MultiQueryAttention(SoftmaxAttention):
     """All query heads share one key/value head, in the projections and in the cache."""
 
-    fixed = ("kv_heads",)
+    decided_options = ("kv_heads",)
 
     def __init__(self, **options: Any) -> None:
         super().__init__(kv_heads=1, **options)

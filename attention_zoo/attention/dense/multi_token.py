@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn.functional import conv2d, pad
 
 from attention_zoo.attention.dense.definition import heads_in_full, scores_by_definition
-from attention_zoo.attention.explicit_scores import ScoredAttention
+from attention_zoo.attention.explicit_scores import ExplicitScoresAttention
 from attention_zoo.attention.softmax import Heads
 from attention_zoo.backends.reference import masked_softmax
 from attention_zoo.caches import Cache, TokenCache
@@ -53,14 +53,14 @@ class QueryCache(TokenCache):
         "layer; without the paper's normalisation of heads; in a window, and between packed "
         "sequences, only queries at tokens that the query sees enter the convolution",
         roles=("causal",),
-        masks=("causal", "window", "padding", "segments"),
+        masks=("causal", "window", "key_mask", "segment_ids"),
         positions=("positions", "embeddings", "heads", "width", "scores", "content"),
         cache="keys and values, and the last C − 1 queries",
         decode_state="2·t·g·c + min(t, C - 1)·h·c",
         weights="signed",
     )
 )
-class MultiTokenAttention(ScoredAttention):
+class MultiTokenAttention(ExplicitScoresAttention):
     """Weights that depend on several queries and keys, by a convolution over the scores:
 
         z_ij = Σ_{l < C} Σ_m θ_lm s_{i−l, j−m},   −⌊K/2⌋ ≤ m < ⌈K/2⌉
@@ -120,8 +120,8 @@ class MultiTokenAttention(ScoredAttention):
         if cache is None:
             return heads
         assert isinstance(cache, QueryCache)
-        places = heads.q_positions.expand(len(x), -1)[..., None]
-        joined = cache.join(q=heads.q, positions=places)
+        token_positions = heads.q_positions.expand(len(x), -1)[..., None]
+        joined = cache.join(q=heads.q, positions=token_positions)
         return heads._replace(q=joined["q"], q_positions=joined["positions"][..., 0])
 
     def finish(self, attended: Tensor, x: Tensor) -> Tensor:
@@ -166,7 +166,7 @@ class MultiTokenAttention(ScoredAttention):
         """A sum over the places of the kernel, each with the scores shifted there."""
         heads = self.heads_of(x, context, positions, None)
         k, v = heads_in_full(heads)
-        bias = self.bias(heads, visible[:, None])
+        bias = self.score_bias(heads, visible[:, None])
         scores = scores_by_definition(heads.q, k, bias, width=self.head_dim)
         scores = scores * visible[:, None]
         length, width = x.shape[1], self.kernel.shape[2]

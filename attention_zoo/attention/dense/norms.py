@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
-from attention_zoo.attention.precision import widened
+from attention_zoo.attention.precision import upcast
 
 
 class RMSNorm(nn.Module):
@@ -21,14 +21,14 @@ class RMSNorm(nn.Module):
         self.over = over
 
     def forward(self, x: Tensor) -> Tensor:
-        return (rms_normed(widened(x), self.over, epsilon=1e-6) * self.weight).to(x.dtype)
+        return (rms_normed(upcast(x), self.over, epsilon=1e-6) * self.weight).to(x.dtype)
 
 
 class L2Norm(nn.Module):
     """x / |x|, of each head."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return unit(widened(x)).to(x.dtype)
+        return unit(upcast(x)).to(x.dtype)
 
 
 class ScaledL2Norm(nn.Module):
@@ -43,7 +43,7 @@ class ScaledL2Norm(nn.Module):
         self.scale = nn.Parameter(torch.tensor(start))
 
     def forward(self, x: Tensor) -> Tensor:
-        return (unit(widened(x)) * self.scale).to(x.dtype)
+        return (unit(upcast(x)) * self.scale).to(x.dtype)
 
 
 def rms_normed(x: Tensor, over: tuple[int, ...], *, epsilon: float) -> Tensor:

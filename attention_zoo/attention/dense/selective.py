@@ -5,7 +5,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from attention_zoo.attention.dense.definition import heads_in_full, scores_by_definition
-from attention_zoo.attention.explicit_scores import ScoredAttention
+from attention_zoo.attention.explicit_scores import ExplicitScoresAttention
 from attention_zoo.attention.softmax import Heads, visible_to
 from attention_zoo.backends.reference import repeat_heads
 from attention_zoo.caches import Cache, TokenCache
@@ -22,13 +22,13 @@ from attention_zoo.zoo import ATTENTION, AttentionCard
         deviations="tokens that all later queries mask stay in the cache: it is not pruned; the "
         "first token, which none may mask, is that of the own packed sequence, behind padding",
         roles=("causal",),
-        masks=("causal", "window", "padding", "segments"),
+        masks=("causal", "window", "key_mask", "segment_ids"),
         positions=("positions", "embeddings", "heads", "width", "scores", "content"),
         cache="keys, values, and how much each key is masked",
         decode_state="t·(2·g·c + 1)",
     )
 )
-class SelectiveAttention(ScoredAttention):
+class SelectiveAttention(ExplicitScoresAttention):
     """Softmax attention in which every token masks, for all later queries, what is done with:
 
         a_ij = softmax_j(s_ij − F_ij),   F_ij = Σ_{l < i} S_lj
@@ -48,7 +48,7 @@ class SelectiveAttention(ScoredAttention):
         cache: Cache | None = None,
     ) -> Tensor:
         assert cache is None or isinstance(cache, TokenCache)
-        mask = self.honoured(mask, x, context, cache)
+        mask = self.effective_mask(mask, x, context, cache)
         heads = self.heads_of(x, context, positions, cache)
         weights, masked = self.selected(heads, visible_to(heads, mask, heads.k.shape[2]))
         if cache is not None:
@@ -61,14 +61,14 @@ class SelectiveAttention(ScoredAttention):
 
     def selected(self, heads: Heads, visible: Tensor | None) -> tuple[Tensor, Tensor]:
         """The weights [b h q k], and F [b 1+q k]."""
-        scores, bias = self.scores(heads.q, heads.k), self.bias(heads, visible)
+        scores, bias = self.scores(heads.q, heads.k), self.score_bias(heads, visible)
         if bias is not None:
             scores = scores + bias
         masked = masking(scores[:, 0], visible, heads.more["masked"])
         weights = self.normalise(scores - masked[:, None, :-1], visible)
         return weights.to(heads.v.dtype), masked
 
-    def more_of(self, source: Tensor) -> dict[str, Tensor]:
+    def extra_features(self, source: Tensor) -> dict[str, Tensor]:
         # Sums over all queries lose too much in half precision.
         dtype = torch.promote_types(source.dtype, torch.float32)
         return {"masked": torch.zeros_like(source[..., :1], dtype=dtype)}
@@ -84,17 +84,17 @@ class SelectiveAttention(ScoredAttention):
         """One query after the other."""
         heads = self.heads_of(x, context, positions, None)
         k, v = heads_in_full(heads)
-        bias = self.bias(heads, visible[:, None])
+        bias = self.score_bias(heads, visible[:, None])
         scores = scores_by_definition(heads.q, k, bias, width=self.head_dim)
         masked, rows = scores.new_zeros(x.shape[:2]), []
-        places = torch.arange(x.shape[1])
+        token_positions = torch.arange(x.shape[1])
         for i, (row, seen) in enumerate(zip(scores.unbind(2), visible.unbind(1), strict=True)):
             left = row - masked[:, None]
             powers = torch.exp(left - left.amax(dim=-1, keepdim=True).detach()) * seen[:, None]
             total = powers.sum(dim=-1, keepdim=True)
             rows.append(powers / total.masked_fill(total == 0, 1.0))
             first = seen.int().argmax(dim=1, keepdim=True)
-            others = seen & (places != i) & (places != first)
+            others = seen & (token_positions != i) & (token_positions != first)
             real = seen[:, i : i + 1]
             masked = masked + row[:, 0].clamp(min=0) * others * real
         return self.finish(torch.stack(rows, dim=2) @ v, x)

@@ -13,7 +13,7 @@ from attention_zoo.zoo import ATTENTION, AttentionCard
         equation="softmax(QKᵀ/√d) V",
         reference="torch.nn.functional.scaled_dot_product_attention",
         roles=("causal", "global", "cross"),
-        masks=("causal", "window", "padding", "segments", "query_segments"),
+        masks=("causal", "window", "key_mask", "segment_ids", "query_segment_ids"),
         positions=SITES_OF_SOFTMAX,
         cache="keys and values",
         decode_state="2·t·d",
@@ -22,7 +22,7 @@ from attention_zoo.zoo import ATTENTION, AttentionCard
 class SingleHeadAttention(SoftmaxAttention):
     """One head as wide as the model: softmax(QKᵀ/√d) V. Options as of `SoftmaxAttention`."""
 
-    fixed = ("heads", "kv_heads", "head_dim")
+    decided_options = ("heads", "kv_heads", "head_dim")
 
     def __init__(self, **options: Any) -> None:
         super().__init__(heads=1, **options)

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from attention_zoo.attention.explicit_scores import ScoredAttention
+from attention_zoo.attention.explicit_scores import ExplicitScoresAttention
 from attention_zoo.attention.softmax import SITES_OF_SOFTMAX
 from attention_zoo.errors import UserError
 from attention_zoo.zoo import ATTENTION, AttentionCard
@@ -19,13 +19,13 @@ from attention_zoo.zoo import ATTENTION, AttentionCard
         reference="transformers Gemma2Attention",
         deviations="a bias of the position is added behind the cap: the cap is for contents",
         roles=("causal", "global", "cross"),
-        masks=("causal", "window", "padding", "segments", "query_segments"),
+        masks=("causal", "window", "key_mask", "segment_ids", "query_segment_ids"),
         positions=SITES_OF_SOFTMAX,
         cache="keys and values",
         decode_state="2·t·g·c",
     )
 )
-class SoftCappedAttention(ScoredAttention):
+class SoftCappedAttention(ExplicitScoresAttention):
     """No score is beyond ±cap: s ← cap·tanh(s/cap) of the scaled scores, before they are masked.
 
     Args:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from attention_zoo.attention.dense.definition import weights_by_definition
-from attention_zoo.attention.explicit_scores import ScoredAttention
+from attention_zoo.attention.explicit_scores import ExplicitScoresAttention
 from attention_zoo.zoo import ATTENTION, AttentionCard
 
 
@@ -21,14 +21,14 @@ from attention_zoo.zoo import ATTENTION, AttentionCard
         "identity, which is multi-head attention; a bias of the position is added between the mix "
         "of the scores and the softmax",
         roles=("causal", "global", "cross"),
-        masks=("causal", "window", "padding", "segments", "query_segments"),
+        masks=("causal", "window", "key_mask", "segment_ids", "query_segment_ids"),
         positions=("positions", "embeddings", "heads", "width", "scores", "content"),
         cache="keys and values",
         decode_state="2·t·g·c",
         weights="signed",
     )
 )
-class TalkingHeadsAttention(ScoredAttention):
+class TalkingHeadsAttention(ExplicitScoresAttention):
     """Heads are mixed before the softmax, and again behind it:
 
         W_i = Σ_j P_w[j, i] softmax(Σ_m P_l[m, j] Q_m K_mᵀ/√c),   head_i = W_i V_i
@@ -64,7 +64,7 @@ class TalkingHeadsAttention(ScoredAttention):
             for h, group in enumerate(groups)
         ]
         scores = [sum(p * s for p, s in zip(mix, apart, strict=True)) for mix in self.score_mix.T]
-        bias = self.bias(heads, visible[:, None])
+        bias = self.score_bias(heads, visible[:, None])
         joined = torch.stack(scores, dim=1)
         weights = weights_by_definition(joined if bias is None else joined + bias, visible)
         out = [

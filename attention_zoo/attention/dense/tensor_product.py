@@ -22,7 +22,7 @@ from attention_zoo.zoo import ATTENTION, AttentionCard
         deviations="keys and values are put together anew for each step of decoding, where the "
         "authors' later kernel contracts the factors",
         roles=("causal", "global", "cross"),
-        masks=("causal", "window", "padding", "segments", "query_segments"),
+        masks=("causal", "window", "key_mask", "segment_ids", "query_segment_ids"),
         positions=("positions", "embeddings", "heads", "scores", "content"),
         cache="factors of keys and values",
         decode_state="t·(R_K + R_V)·(h + c)",
@@ -41,7 +41,7 @@ class TensorProductAttention(SoftmaxAttention):
         key_rank, value_rank: R of keys and of values, R_K and R_V.
     """
 
-    fixed = ("kv_heads",)
+    decided_options = ("kv_heads",)
 
     def __init__(
         self,
@@ -88,7 +88,7 @@ class TensorProductAttention(SoftmaxAttention):
         """The factors over channels, [b R_K k c] and [b R_V k c]."""
         return self.factors(self.key, source)[1], self.factors(self.value, source)[1]
 
-    def more_of(self, source: Tensor) -> dict[str, Tensor]:
+    def extra_features(self, source: Tensor) -> dict[str, Tensor]:
         """Those over heads, [b R_K k h] and [b R_V k h]."""
         return {
             "key_heads": self.factors(self.key, source)[0],

@@ -19,7 +19,7 @@ from attention_zoo.zoo import ATTENTION, AttentionCard
         "the rectified channels, where theirs bounds the denominator; rotary positions as in "
         "linear",
         roles=("causal", "global", "cross"),
-        masks=("causal", "padding", "segments", "query_segments"),
+        masks=("causal", "key_mask", "segment_ids", "query_segment_ids"),
         positions=("positions", "embeddings", "heads"),
         cache="sums of φ(k)ᵀv and φ(k)",
         decode_state="h·f·(c + 1)",
@@ -34,7 +34,7 @@ class CosformerAttention(LinearAttention):
             refused.
     """
 
-    fixed = ("feature_map",)
+    decided_options = ("feature_map",)
 
     def __init__(self, *, max_length: int = 1024, **options: Any) -> None:
         make = partial(CosformerFeatures, max_length=max_length)

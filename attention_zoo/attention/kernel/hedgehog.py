@@ -16,7 +16,7 @@ from attention_zoo.zoo import ATTENTION, AttentionCard
         deviations="trained with the task alone, not to mimic the weights of softmax attention; "
         "rotary positions as in linear",
         roles=("causal", "global", "cross"),
-        masks=("causal", "padding", "segments", "query_segments"),
+        masks=("causal", "key_mask", "segment_ids", "query_segment_ids"),
         positions=("positions", "embeddings", "heads"),
         cache="sums of φ(k)ᵀv and φ(k)",
         decode_state="h·f·(c + 1)",
@@ -26,7 +26,7 @@ from attention_zoo.zoo import ATTENTION, AttentionCard
 class HedgehogAttention(LinearAttention):
     """Features that are learned for each head, and spiky as those of softmax."""
 
-    fixed = ("feature_map",)
+    decided_options = ("feature_map",)
 
     def __init__(self, **options: Any) -> None:
         super().__init__(feature_map=HedgehogFeatures, **options)

@@ -18,7 +18,7 @@ from attention_zoo.zoo import ATTENTION, AttentionCard
         "kept from overflow by a constant instead of the largest of all keys, which would show "
         "the future; no ε is added; rotary positions as in linear",
         roles=("causal", "global", "cross"),
-        masks=("causal", "padding", "segments", "query_segments"),
+        masks=("causal", "key_mask", "segment_ids", "query_segment_ids"),
         positions=("positions", "embeddings", "heads"),
         cache="sums of φ(k)ᵀv and φ(k)",
         decode_state="h·f·(c + 1)",
@@ -33,7 +33,7 @@ class PerformerAttention(LinearAttention):
         seed: of their draw. They are part of the state dict.
     """
 
-    fixed = ("feature_map",)
+    decided_options = ("feature_map",)
 
     def __init__(self, *, features: int = 128, seed: int = 0, **options: Any) -> None:
         make = partial(PerformerFeatures, features=features, seed=seed)

@@ -18,7 +18,7 @@ from attention_zoo.zoo import ATTENTION, AttentionCard
         "layers; ε is added to each weight, not to their sum; flash-linear-attention's layer "
         "shares a and b between q and k",
         roles=("causal", "global", "cross"),
-        masks=("causal", "padding", "segments", "query_segments"),
+        masks=("causal", "key_mask", "segment_ids", "query_segment_ids"),
         positions=("positions", "embeddings", "heads"),
         cache="sums of φ(k)ᵀv and φ(k)",
         decode_state="h·f·(c + 1)",
@@ -32,7 +32,7 @@ class RebasedAttention(LinearAttention):
         feature_dim: n, channels of a query and a key. It has n(n + 1)/2 + 1 features.
     """
 
-    fixed = ("feature_map",)
+    decided_options = ("feature_map",)
 
     def __init__(self, *, feature_dim: int = 16, **options: Any) -> None:
         make = partial(RebasedFeatures, feature_dim=feature_dim)

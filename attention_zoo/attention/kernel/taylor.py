@@ -17,7 +17,7 @@ from attention_zoo.zoo import ATTENTION, AttentionCard
         deviations="Based's linear attention alone, without the sliding windows and convolutions "
         "of its other layers; no ε in the denominator, as 1 + s + s²/2 is at least 1/2",
         roles=("causal", "global", "cross"),
-        masks=("causal", "padding", "segments", "query_segments"),
+        masks=("causal", "key_mask", "segment_ids", "query_segment_ids"),
         positions=("positions", "embeddings", "heads"),
         cache="sums of φ(k)ᵀv and φ(k)",
         decode_state="h·f·(c + 1)",
@@ -31,7 +31,7 @@ class TaylorAttention(LinearAttention):
         feature_dim: n, channels of a query and a key. It has 1 + n + n(n + 1)/2 features.
     """
 
-    fixed = ("feature_map",)
+    decided_options = ("feature_map",)
 
     def __init__(self, *, feature_dim: int = 16, **options: Any) -> None:
         make = partial(TaylorFeatures, feature_dim=feature_dim)

@@ -8,17 +8,17 @@ from torch import Tensor
 from attention_zoo.attention.local.blocks import BlockAttention, Blocks
 from attention_zoo.attention.local.pattern import Sequences, sequences
 from attention_zoo.attention.online_softmax import (
-    Part,
-    around,
+    PartialSoftmax,
+    concatenate,
     gathered,
-    in_blocks,
-    joined,
-    merged,
-    scattered,
+    merge_partial,
+    neighbouring_columns,
+    scatter_blocks,
+    split_into_blocks,
 )
 from attention_zoo.attention.softmax import Heads, seen_by
 from attention_zoo.errors import UserError
-from attention_zoo.masks import Mask, at
+from attention_zoo.masks import Mask, columns_of
 from attention_zoo.zoo import ATTENTION, AttentionCard
 
 
@@ -32,7 +32,7 @@ from attention_zoo.zoo import ATTENTION, AttentionCard
         "the last; all heads share the random blocks, drawn anew for each layer; the causal role, "
         "which sees the past of its blocks and draws among past ones, is ours; no cached decoding",
         roles=("causal", "global"),
-        masks=("causal", "window", "padding", "segments"),
+        masks=("causal", "window", "key_mask", "segment_ids"),
         positions=("positions", "embeddings", "heads", "width", "scores"),
         cost="t",
     )
@@ -73,7 +73,7 @@ class BigBirdAttention(BlockAttention):
         self.random_blocks = random_blocks
         self.seed = seed
 
-    def sees(self, query: Any, key: Any, length: Any) -> Any:
+    def is_visible(self, query: Any, key: Any, length: Any) -> Any:
         return self.joins(query, key, self.drawn(query // self.block, -(-length // self.block)))
 
     def joins(self, query: Any, key: Any, drawn: list[Any]) -> Any:
@@ -135,7 +135,7 @@ class BigBirdAttention(BlockAttention):
         if self.role == "global":
             parts.append(self.of_global_blocks(heads, mask, rows, columns))
         before = (columns < rows.starts)[:, None, :, None]
-        return merged(parts).masked_fill(before, 0.0).to(heads.v.dtype)
+        return merge_partial(parts).masked_fill(before, 0.0).to(heads.v.dtype)
 
     def of_queries(self, mask: Mask, rows: Sequences, columns: Tensor) -> Blocks:
         """Each query's neighbouring blocks, the global ones before them, and random ones.
@@ -146,18 +146,21 @@ class BigBirdAttention(BlockAttention):
         no more than two blocks. The others are global, or see nothing beyond their neighbours.
         """
         length, device = len(columns), columns.device
-        aligned = mask.padding is None and mask.segments is None
-        queries = in_blocks(columns, self.block)
-        own = (queries - at(rows.starts, queries[None])) // self.block
+        aligned = mask.key_mask is None and mask.segment_ids is None
+        queries = split_into_blocks(columns, self.block)
+        own = (queries - columns_of(rows.starts, queries[None])) // self.block
         slack = self.block if aligned else 2 * self.block - 1
-        near = around(queries, slack, 0 if mask.causal else slack)
-        start = at(rows.starts, queries[None, :, :1])
-        blocks = -(-at(rows.lengths, queries[None, :, :1]) // self.block)
+        near = neighbouring_columns(queries, slack, 0 if mask.causal else slack)
+        start = columns_of(rows.starts, queries[None, :, :1])
+        blocks = -(-columns_of(rows.lengths, queries[None, :, :1]) // self.block)
         far = start + torch.arange(self.global_blocks * self.block, device=device)
 
         def ahead(keys: Tensor) -> Tensor:
             """By how many blocks the queries are ahead of keys."""
-            return own[..., :, None] - ((keys - at(rows.starts, keys)) // self.block)[..., None, :]
+            return (
+                own[..., :, None]
+                - ((keys - columns_of(rows.starts, keys)) // self.block)[..., None, :]
+            )
 
         keys, chosen = [near, far], [ahead(near).abs() <= 1, ahead(far) > 1]
         for met in range(1 if aligned else 2):
@@ -167,31 +170,33 @@ class BigBirdAttention(BlockAttention):
                 chosen.append(((own == number) & (drawn >= 0))[..., None])
         seen = [mask.gathered(queries[None], part, length) for part in keys]
         visible = [a & b for a, b in zip(seen, chosen, strict=True)]
-        return Blocks(queries, joined(*keys, dim=2), joined(*visible, dim=3))
+        return Blocks(queries, concatenate(*keys, dim=2), concatenate(*visible, dim=3))
 
-    def of_global_blocks(self, heads: Heads, mask: Mask, rows: Sequences, columns: Tensor) -> Part:
+    def of_global_blocks(
+        self, heads: Heads, mask: Mask, rows: Sequences, columns: Tensor
+    ) -> PartialSoftmax:
         """What the global blocks see behind their neighbours, [b h n …].
 
         Each block of keys is compared with the global blocks of the sequence of its first column:
         in a block of columns, keys that have two blocks before them are of that sequence.
         """
         length = len(columns)
-        keys = in_blocks(columns, self.block)[None]
-        first = at(rows.starts, keys[:, :, :1])
+        keys = split_into_blocks(columns, self.block)[None]
+        first = columns_of(rows.starts, keys[:, :, :1])
         queries = first + torch.arange(self.global_blocks * self.block, device=columns.device)
         own = (queries - first) // self.block
-        other = (keys - at(rows.starts, keys)) // self.block
+        other = (keys - columns_of(rows.starts, keys)) // self.block
         behind = other[..., None, :] - own[..., :, None] > 1
         inside = (queries < length)[..., None]
         part = self.attend_gathered(
             gathered(heads.q, queries),
             gathered(heads.k, keys),
             gathered(heads.v, keys),
-            at(heads.q_positions, queries),
-            at(heads.k_positions, keys),
+            columns_of(heads.q_positions, queries),
+            columns_of(heads.k_positions, keys),
             mask.gathered(queries, keys, length) & behind & inside,
         )
-        return scattered(part, queries, length)
+        return scatter_blocks(part, queries, length)
 
 
 def at_least_0(x: Any) -> Any:

@@ -4,11 +4,11 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from attention_zoo.attention.local.pattern import PatternMap, Sees, placed
-from attention_zoo.attention.online_softmax import Part, gathered, softmax_part
+from attention_zoo.attention.local.pattern import PatternMap, SequencePattern, placed
+from attention_zoo.attention.online_softmax import PartialSoftmax, gathered, partial_softmax
 from attention_zoo.attention.softmax import Heads, seen_by
 from attention_zoo.backends.reference import repeat_heads
-from attention_zoo.masks import Mask, at
+from attention_zoo.masks import Mask, columns_of
 
 
 class Blocks(NamedTuple):
@@ -42,13 +42,13 @@ class BlockAttention(PatternMap):
 
     def by_pattern(self, heads: Heads, mask: Mask, last: int) -> Tensor:
         """By the backend, which is told who sees whom: [b h q c]."""
-        return self.attend_pattern(heads, mask, last, self.sees)
+        return self.attend_pattern(heads, mask, last, self.is_visible)
 
-    def attend_pattern(self, heads: Heads, mask: Mask, last: int, sees: Sees) -> Tensor:
+    def attend_pattern(self, heads: Heads, mask: Mask, last: int, sees: SequencePattern) -> Tensor:
         pattern = placed(sees, mask, len(heads.q), last, heads.q.device)
         return self.attend_visible(heads, seen_by(heads, mask, last, pattern))
 
-    def attend_blocks(self, heads: Heads, blocks: Blocks, last: int) -> Part:
+    def attend_blocks(self, heads: Heads, blocks: Blocks, last: int) -> PartialSoftmax:
         """[b h q …], in the order of the queries, which are the last ones of `last` tokens."""
         count = heads.q.shape[2]
         queries, keys = blocks.queries - (last - count), blocks.keys - (last - heads.k.shape[2])
@@ -56,12 +56,12 @@ class BlockAttention(PatternMap):
             gathered(heads.q, queries[None]),
             gathered(heads.k, keys),
             gathered(heads.v, keys),
-            at(heads.q_positions, queries[None]),
-            at(heads.k_positions, keys),
+            columns_of(heads.q_positions, queries[None]),
+            columns_of(heads.k_positions, keys),
             blocks.visible,
         )
         order = queries.flatten().argsort()[:count]
-        return Part(*(x.flatten(2, 3).index_select(2, order) for x in part))
+        return PartialSoftmax(*(x.flatten(2, 3).index_select(2, order) for x in part))
 
     def attend_gathered(
         self,
@@ -71,7 +71,7 @@ class BlockAttention(PatternMap):
         q_positions: Tensor,
         k_positions: Tensor,
         visible: Tensor,
-    ) -> Part:
+    ) -> PartialSoftmax:
         """Blocks against blocks.
 
         Args:
@@ -82,20 +82,20 @@ class BlockAttention(PatternMap):
         Returns:
             [b h m u …].
         """
-        return softmax_part(
+        return partial_softmax(
             q,
             repeat_heads(k, self.heads),
             repeat_heads(v, self.heads),
             visible[:, None],
-            bias=self.bias_of_blocks(q_positions, k_positions),
+            bias=self.block_bias(q_positions, k_positions),
             scale=self.scale,
             dropout=self.dropout if self.training else 0.0,
         )
 
-    def bias_of_blocks(self, q_positions: Tensor, k_positions: Tensor) -> Tensor | None:
+    def block_bias(self, q_positions: Tensor, k_positions: Tensor) -> Tensor | None:
         """Between [b|1 m u] and [b|1 m s]: [b|1 h m u s]."""
         batch, blocks = max(len(q_positions), len(k_positions)), q_positions.shape[1]
-        bias = self.position.bias(
+        bias = self.position.score_bias(
             q_positions.expand(batch, -1, -1).flatten(0, 1),
             k_positions.expand(batch, -1, -1).flatten(0, 1),
         )

@@ -10,7 +10,7 @@ from attention_zoo.attention.local.window import WindowAttention
 from attention_zoo.attention.softmax import Heads
 from attention_zoo.caches import Cache, TokenCache
 from attention_zoo.errors import UserError
-from attention_zoo.masks import Mask, reach
+from attention_zoo.masks import Mask, window_span
 from attention_zoo.zoo import ATTENTION, AttentionCard
 
 
@@ -23,7 +23,7 @@ from attention_zoo.zoo import ATTENTION, AttentionCard
         deviations="one dilation for all heads; the window counts oneself, and without causality "
         "W // 2 keys before and (W - 1) // 2 after",
         roles=("causal", "global"),
-        masks=("causal", "window", "padding", "segments"),
+        masks=("causal", "window", "key_mask", "segment_ids"),
         positions=("positions", "embeddings", "heads", "width", "scores"),
         cache="keys and values of the tokens that the window spans",
         decode_state="2·min(t, (W - 1)·r + 1)·g·c",
@@ -51,7 +51,7 @@ class DilatedAttention(PatternMap, WindowAttention):
         self.keys = window
         self.dilation = dilation
         # In steps of the dilation.
-        self.reach = reach(window, self.role == "causal")
+        self.window_span = window_span(window, self.role == "causal")
 
     @property
     def sizes(self) -> dict[str, int]:
@@ -60,8 +60,8 @@ class DilatedAttention(PatternMap, WindowAttention):
     def empty_cache(self) -> Cache:
         return TokenCache((self.keys - 1) * self.dilation + 1)
 
-    def sees(self, query: Any, key: Any, length: Any) -> Any:
-        before, after = self.reach
+    def is_visible(self, query: Any, key: Any, length: Any) -> Any:
+        before, after = self.window_span
         steps = (query - key) // self.dilation
         return ((query - key) % self.dilation == 0) & (steps <= before) & (-steps <= after)
 
@@ -74,12 +74,12 @@ class DilatedAttention(PatternMap, WindowAttention):
         def apart(x: Tensor, dim: int) -> Tensor:
             return by_rest(x.expand(batch, *x.shape[1:]), dim, self.dilation, classes)
 
-        before, after = self.reach
+        before, after = self.window_span
         if mask.window is not None:
-            earlier, later = reach(mask.window, mask.causal)
+            earlier, later = window_span(mask.window, mask.causal)
             before = min(before, earlier // self.dilation)
             after = min(after, later // self.dilation)
-        real = mask.padding
+        real = mask.key_mask
         if real is None:
             # What fills up the shorter classes must not be seen either.
             real = torch.ones(1, last, dtype=torch.bool, device=heads.q.device)
@@ -95,8 +95,8 @@ class DilatedAttention(PatternMap, WindowAttention):
             Mask(
                 causal=mask.causal,
                 window=before + 1 if mask.causal else before + after + 1,
-                padding=apart(real, 1),
-                segments=None if mask.segments is None else apart(mask.segments, 1),
+                key_mask=apart(real, 1),
+                segment_ids=None if mask.segment_ids is None else apart(mask.segment_ids, 1),
             ),
             -(-last // self.dilation),
         )

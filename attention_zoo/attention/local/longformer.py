@@ -9,19 +9,19 @@ from torch import Tensor, nn
 from attention_zoo.attention.local.blocks import BlockAttention, Blocks
 from attention_zoo.attention.local.pattern import sequences
 from attention_zoo.attention.online_softmax import (
-    Part,
-    around,
+    PartialSoftmax,
+    concatenate,
     gathered,
-    in_blocks,
-    joined,
-    merged,
-    scattered,
+    merge_partial,
+    neighbouring_columns,
+    scatter_blocks,
+    split_into_blocks,
 )
 from attention_zoo.attention.softmax import Heads
 from attention_zoo.backends.reference import masked_softmax, repeat_heads
 from attention_zoo.caches import TokenCache
 from attention_zoo.errors import UserError
-from attention_zoo.masks import Mask, at, reach
+from attention_zoo.masks import Mask, columns_of, window_span
 from attention_zoo.zoo import ATTENTION, AttentionCard
 
 
@@ -38,7 +38,7 @@ from attention_zoo.zoo import ATTENTION, AttentionCard
         "later ones and see what is before them, is ours; a mask's window is refused, as it would "
         "cut off the global tokens; no cached decoding",
         roles=("causal", "global"),
-        masks=("causal", "padding", "segments"),
+        masks=("causal", "key_mask", "segment_ids"),
         positions=("positions", "embeddings", "heads", "width", "scores"),
         cost="t",
     )
@@ -65,15 +65,15 @@ class LongformerAttention(BlockAttention):
                 "sliding_window is the one without global tokens."
             )
         # How many keys before the query, and how many after it, are in the window.
-        self.reach = reach(window, self.role == "causal")
+        self.window_span = window_span(window, self.role == "causal")
         self.global_tokens = global_tokens
         like = {"bias": self.query.bias is not None}
         self.query_global = nn.Linear(self.dim, self.query.out_features, **like)
         self.key_global = nn.Linear(self.dim, self.key.out_features, **like)
         self.value_global = nn.Linear(self.dim, self.value.out_features, **like)
 
-    def sees(self, query: Any, key: Any, length: Any) -> Any:
-        before, after = self.reach
+    def is_visible(self, query: Any, key: Any, length: Any) -> Any:
+        before, after = self.window_span
         near = (query - key <= before) & (key - query <= after)
         seen = near | (key < self.global_tokens) | (query < self.global_tokens)
         return seen & (query >= 0)
@@ -97,17 +97,17 @@ class LongformerAttention(BlockAttention):
     def by_blocks(self, heads: Heads, mask: Mask, last: int) -> Tensor:
         starts = sequences(mask, last, heads.q.device).starts
         columns = torch.arange(last, device=heads.q.device)
-        out = merged([self.attend_blocks(heads, self.ordinary(mask, starts, columns), last)])
-        places = (columns - starts)[:, None, :, None]
-        everything = merged([self.of_global_tokens(heads, mask, starts, columns)])
-        out = torch.where(self.is_global(places), everything, out)
-        return out.masked_fill(places < 0, 0.0).to(heads.v.dtype)
+        out = merge_partial([self.attend_blocks(heads, self.ordinary(mask, starts, columns), last)])
+        token_positions = (columns - starts)[:, None, :, None]
+        everything = merge_partial([self.of_global_tokens(heads, mask, starts, columns)])
+        out = torch.where(self.is_global(token_positions), everything, out)
+        return out.masked_fill(token_positions < 0, 0.0).to(heads.v.dtype)
 
     def by_pattern(self, heads: Heads, mask: Mask, last: int) -> Tensor:
         """By each set of projections what its own queries see; the others get zeros."""
 
         def ordinary(query: Any, key: Any, length: Any) -> Any:
-            return self.sees(query, key, length) & ~self.is_global(query)
+            return self.is_visible(query, key, length) & ~self.is_global(query)
 
         def everything(query: Any, key: Any, length: Any) -> Any:
             return self.is_global(query)
@@ -115,8 +115,8 @@ class LongformerAttention(BlockAttention):
         out = self.attend_pattern(heads, mask, last, ordinary)
         return out + self.attend_pattern(by_global_projections(heads), mask, last, everything)
 
-    def is_global(self, places: Any) -> Any:
-        return (places >= 0) & (places < self.global_tokens)
+    def is_global(self, token_positions: Any) -> Any:
+        return (token_positions >= 0) & (token_positions < self.global_tokens)
 
     def ordinary(self, mask: Mask, starts: Tensor, columns: Tensor) -> Blocks:
         """The window of each query, and the global tokens outside of it.
@@ -125,33 +125,35 @@ class LongformerAttention(BlockAttention):
         that, in blocks no longer than that, the block's first column is of the same sequence.
         """
         length = len(columns)
-        before, after = self.reach
-        queries = in_blocks(columns, before + 1)
-        near = around(queries, before, after)
-        first = at(starts, queries[None, :, :1])
+        before, after = self.window_span
+        queries = split_into_blocks(columns, before + 1)
+        near = neighbouring_columns(queries, before, after)
+        first = columns_of(starts, queries[None, :, :1])
         far = first + torch.arange(self.global_tokens, device=columns.device)
         distance = queries[:, :, None] - near[:, :, None]
         in_window = (distance <= before) & (-distance <= after)
         behind = queries[:, :, None] - far[:, :, None] > before
         return Blocks(
             queries,
-            joined(near, far, dim=2),
-            joined(
+            concatenate(near, far, dim=2),
+            concatenate(
                 mask.gathered(queries[None], near, length) & in_window,
                 mask.gathered(queries[None], far, length) & behind,
                 dim=3,
             ),
         )
 
-    def of_global_tokens(self, heads: Heads, mask: Mask, starts: Tensor, columns: Tensor) -> Part:
+    def of_global_tokens(
+        self, heads: Heads, mask: Mask, starts: Tensor, columns: Tensor
+    ) -> PartialSoftmax:
         """What the global tokens of each sequence see, [b h n …]: all of it.
 
         Every block of keys is compared with the global tokens of its sequence. One block is as
         long as the row, or one token, where a row may hold many sequences.
         """
         length = len(columns)
-        keys = in_blocks(columns, length if mask.segments is None else 1)
-        rows = at(starts, keys[None, :, :1])
+        keys = split_into_blocks(columns, length if mask.segment_ids is None else 1)
+        rows = columns_of(starts, keys[None, :, :1])
         rows = rows + torch.arange(self.global_tokens, device=columns.device)
         inside = (rows < length)[..., None]
         heads = by_global_projections(heads)
@@ -159,11 +161,11 @@ class LongformerAttention(BlockAttention):
             gathered(heads.q, rows),
             gathered(heads.k, keys[None]),
             gathered(heads.v, keys[None]),
-            at(heads.q_positions, rows),
-            at(heads.k_positions, keys[None]),
+            columns_of(heads.q_positions, rows),
+            columns_of(heads.k_positions, keys[None]),
             mask.gathered(rows, keys[None], length) & inside,
         )
-        return scattered(part, rows, length)
+        return scatter_blocks(part, rows, length)
 
     def values(
         self,
@@ -199,7 +201,7 @@ class LongformerAttention(BlockAttention):
         mask: Mask = Mask(),
         positions: Tensor | None = None,
     ) -> Tensor:
-        mask = self.honoured(mask, x, context)
+        mask = self.effective_mask(mask, x, context)
         heads = self.heads_of(x, context, positions, None)
         visible = self.pattern(mask, x.shape[1], x.device)
         starts = sequences(mask, x.shape[1], x.device).starts
@@ -227,7 +229,7 @@ class LongformerAttention(BlockAttention):
         for q, k, v, *_ in (heads, by_global_projections(heads)):
             k, v = repeat_heads(k, self.heads), repeat_heads(v, self.heads)
             scores = torch.einsum("bhqc,bhkc->bhqk", q, k) / self.head_dim**0.5
-            bias = self.bias(heads, visible[:, None])
+            bias = self.score_bias(heads, visible[:, None])
             scores = scores if bias is None else scores + bias
             outputs.append(masked_softmax(scores, visible[:, None]) @ v)
         first = visible.int().argmax(dim=-1)

@@ -7,10 +7,10 @@ import torch
 from torch import Tensor
 
 from attention_zoo.attention.softmax import SoftmaxAttention
-from attention_zoo.masks import Mask, Pattern, Visible
+from attention_zoo.masks import Mask, Pattern, Visibility
 
 # Of a query's and a key's place in a sequence, and of its length; of integers or tensors.
-Sees = Callable[[Any, Any, Any], Any]
+SequencePattern = Callable[[Any, Any, Any], Any]
 
 
 class Sequences(NamedTuple):
@@ -23,14 +23,14 @@ class Sequences(NamedTuple):
 def sequences(mask: Mask, length: int, device: torch.device) -> Sequences:
     """Where the sequences of each row stand: one for each segment, without padding at its ends."""
     columns = torch.arange(length, device=device)[None, :]
-    if mask.padding is None and mask.segments is None:
+    if mask.key_mask is None and mask.segment_ids is None:
         return Sequences(torch.zeros_like(columns), torch.full_like(columns, length))
     begins, ends = columns == 0, columns == length - 1
-    if mask.segments is not None:
-        changes = mask.segments[:, 1:] != mask.segments[:, :-1]
+    if mask.segment_ids is not None:
+        changes = mask.segment_ids[:, 1:] != mask.segment_ids[:, :-1]
         begins = torch.cat([begins[:, :1].expand(len(changes), 1), changes], dim=1)
         ends = torch.cat([changes, ends[:, -1:].expand(len(changes), 1)], dim=1)
-    real = torch.ones_like(columns, dtype=torch.bool) if mask.padding is None else mask.padding
+    real = torch.ones_like(columns, dtype=torch.bool) if mask.key_mask is None else mask.key_mask
     batch = max(len(begins), len(real))
     first = latest(begins, columns).expand(batch, -1)
     final = next_of(ends, columns).expand(batch, -1)
@@ -51,12 +51,12 @@ def next_of(marked: Tensor, columns: Tensor) -> Tensor:
 
 
 class PatternMap(SoftmaxAttention):
-    """The attention map of a mechanism whose `sees` works on tensors too, elementwise.
+    """The attention map of a mechanism whose `is_visible` works on tensors too, elementwise.
 
     FlexAttention's mask functions are of the same kind.
     """
 
-    def sees(self, query: Any, key: Any, length: Any) -> Any:
+    def is_visible(self, query: Any, key: Any, length: Any) -> Any:
         """Of integers, a bool; of tensors of them, one of bools."""
         raise NotImplementedError
 
@@ -68,21 +68,23 @@ class PatternMap(SoftmaxAttention):
         mask: Mask = Mask(),
         positions: Tensor | None = None,
     ) -> Tensor:
-        mask = self.honoured(mask, x, context)
+        mask = self.effective_mask(mask, x, context)
         heads = self.heads_of(x, context, positions, None)
         return self.weights(heads, self.pattern(mask, x.shape[1], x.device))
 
     def pattern(self, mask: Mask, length: int, device: torch.device) -> Tensor:
         """[b|1 1 q k]: who sees whom in whole rows, by the mask and the mechanism."""
-        whole, pattern = range(length), placed(self.sees, mask, 1, length, device)
-        seen = Visible(mask=mask, rows=whole, columns=whole, pattern=pattern).dense(device)
+        whole, pattern = range(length), placed(self.is_visible, mask, 1, length, device)
+        seen = Visibility(mask=mask, rows=whole, columns=whole, pattern=pattern).dense(device)
         assert seen is not None
         return seen
 
 
-def placed(sees: Sees, mask: Mask, batch: int, length: int, device: torch.device) -> Pattern:
+def placed(
+    sees: SequencePattern, mask: Mask, batch: int, length: int, device: torch.device
+) -> Pattern:
     """What is said of places in a sequence, as said of columns of rows that are so long."""
-    if mask.padding is None and mask.segments is None:
+    if mask.key_mask is None and mask.segment_ids is None:
         return lambda b, i, j: sees(i, j, length)
     starts, lengths = sequences(mask, length, device)
     if len(starts) == 1:

@@ -21,7 +21,7 @@ from attention_zoo.zoo import ATTENTION, AttentionCard
         deviations="the window counts oneself; without causality W // 2 keys before and "
         "(W - 1) // 2 after",
         roles=("causal", "global"),
-        masks=("causal", "window", "padding", "segments"),
+        masks=("causal", "window", "key_mask", "segment_ids"),
         positions=("positions", "embeddings", "heads", "width", "scores", "content"),
         cache="keys and values of the last W tokens",
         decode_state="2·min(t, W)·g·c",

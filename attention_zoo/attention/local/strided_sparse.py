@@ -6,7 +6,11 @@ import torch
 from torch import Tensor
 
 from attention_zoo.attention.local.blocks import BlockAttention, Blocks
-from attention_zoo.attention.online_softmax import around, in_blocks, merged
+from attention_zoo.attention.online_softmax import (
+    merge_partial,
+    neighbouring_columns,
+    split_into_blocks,
+)
 from attention_zoo.attention.softmax import Heads
 from attention_zoo.errors import UserError
 from attention_zoo.masks import Mask
@@ -22,7 +26,7 @@ from attention_zoo.zoo import ATTENTION, AttentionCard
         deviations="every head is a merged one, over both sets of keys in one softmax; without "
         "causality the distance is |i − j|, which the paper does not have; no layout for images",
         roles=("causal", "global"),
-        masks=("causal", "window", "padding", "segments"),
+        masks=("causal", "window", "key_mask", "segment_ids"),
         positions=("positions", "embeddings", "heads", "width", "scores"),
         cache="keys and values",
         decode_state="2·t·g·c",
@@ -45,7 +49,7 @@ class StridedSparseAttention(BlockAttention):
             raise UserError(f"stride must be at least 1 (every key), got {stride}.")
         self.stride = stride
 
-    def sees(self, query: Any, key: Any, length: Any) -> Any:
+    def is_visible(self, query: Any, key: Any, length: Any) -> Any:
         distance = abs(query - key)
         return (distance < self.stride) | (distance % self.stride == 0)
 
@@ -53,19 +57,19 @@ class StridedSparseAttention(BlockAttention):
         columns = torch.arange(last - heads.q.shape[2], last, device=heads.q.device)
         near = self.attend_blocks(heads, self.near(mask, columns, last), last)
         far = self.attend_blocks(heads, self.far(mask, columns, last), last)
-        return merged([near, far]).to(heads.v.dtype)
+        return merge_partial([near, far]).to(heads.v.dtype)
 
     def near(self, mask: Mask, columns: Tensor, last: int) -> Blocks:
         """Of queries at these columns, the keys at less than a stride."""
-        queries = in_blocks(columns, min(self.stride, len(columns)))
-        keys = around(queries, self.stride - 1, 0 if mask.causal else self.stride - 1)
+        queries = split_into_blocks(columns, min(self.stride, len(columns)))
+        keys = neighbouring_columns(queries, self.stride - 1, 0 if mask.causal else self.stride - 1)
         distance = queries[:, :, None] - keys[:, :, None]
         visible = mask.gathered(queries[None], keys, last) & (distance.abs() < self.stride)
         return Blocks(queries, keys, visible)
 
     def far(self, mask: Mask, columns: Tensor, last: int) -> Blocks:
         """The keys at one, two, … strides."""
-        queries = in_blocks(columns, self.stride)[:, : len(columns)].T
+        queries = split_into_blocks(columns, self.stride)[:, : len(columns)].T
         steps = torch.arange(-(-last // self.stride), device=columns.device)
         keys = (queries[:, :1] % self.stride + self.stride * steps)[None]
         distance = queries[:, :, None] - keys[:, :, None]

@@ -5,7 +5,7 @@ from torch import Tensor
 
 from attention_zoo.attention.softmax import Heads, SoftmaxAttention, seen_by
 from attention_zoo.backends import BACKENDS
-from attention_zoo.masks import Mask, Visible, reach
+from attention_zoo.masks import Mask, Visibility, window_span
 
 MIN_BLOCK = 64  # queries; smaller blocks cost more in calls than they save in work
 
@@ -26,7 +26,7 @@ class WindowAttention(SoftmaxAttention):
         queries, keys = q.shape[2], k.shape[2]
         first_query, first_key = last - queries, last - keys
         assert mask.window is not None
-        before, after = reach(mask.window, mask.causal)
+        before, after = window_span(mask.window, mask.causal)
         block = max(mask.window, MIN_BLOCK)
         outputs = []
         for start in range(first_query, last, block):
@@ -42,6 +42,6 @@ class WindowAttention(SoftmaxAttention):
                 k_positions[:, seen],
                 {name: part[..., seen, :] for name, part in more.items()},
             )
-            visible = Visible(mask=mask, rows=rows, columns=columns)
+            visible = Visibility(mask=mask, rows=rows, columns=columns)
             outputs.append(self.attend_visible(near, visible))
         return torch.cat(outputs, dim=2)

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from attention_zoo.attention.base import Attention, places
+from attention_zoo.attention.base import Attention, resolve_positions
 from attention_zoo.caches import Cache
 from attention_zoo.errors import UserError
 from attention_zoo.masks import Mask
@@ -22,7 +22,7 @@ from attention_zoo.zoo import ATTENTION, AttentionCard
         "sequences are refused, as each would need combinations of its own; E and F start with "
         "variance 1/max_length, so that combined keys are as large as keys",
         roles=("global",),
-        masks=("padding",),
+        masks=("key_mask",),
         positions=("embeddings",),
         weights="signed",
         cost="t",
@@ -42,7 +42,7 @@ class LinformerAttention(Attention):
         rank: r, the number of combinations.
     """
 
-    fixed = ("kv_heads",)
+    decided_options = ("kv_heads",)
     max_length: int
 
     def __init__(self, *, max_length: int = 1024, rank: int = 64, **options: Any) -> None:
@@ -63,11 +63,11 @@ class LinformerAttention(Attention):
         positions: Tensor | None = None,
         cache: Cache | None = None,
     ) -> Tensor:
-        mask = self.honoured(mask, x, context, cache)
+        mask = self.effective_mask(mask, x, context, cache)
         q, (k, v) = self.project_query(x), self.project_key_value(x)
         of_keys, of_values = self.combinations(x, positions)
-        if mask.padding is not None:
-            k, v = (part * mask.padding[:, None, :, None] for part in (k, v))
+        if mask.key_mask is not None:
+            k, v = (part * mask.key_mask[:, None, :, None] for part in (k, v))
         scores = q @ (of_keys @ k).transpose(-2, -1) * self.head_dim**-0.5
         return self.finish(scores.softmax(dim=-1) @ (of_values @ v), x)
 
@@ -80,7 +80,7 @@ class LinformerAttention(Attention):
         positions: Tensor | None = None,
     ) -> Tensor:
         """softmax(Q Kᵀ Eᵀ/√c) F, where what is not visible of Q Kᵀ, and of the result, is zero."""
-        mask = self.honoured(mask, x, context)
+        mask = self.effective_mask(mask, x, context)
         q, (k, _) = self.project_query(x), self.project_key_value(x)
         of_keys, of_values = self.combinations(x, positions)
         visible = mask.visible(range(x.shape[1]), range(x.shape[1]), device=x.device)
@@ -91,7 +91,7 @@ class LinformerAttention(Attention):
 
     def combinations(self, x: Tensor, positions: Tensor | None) -> tuple[Tensor, Tensor]:
         """The columns of E and F for the tokens of x, [b|1 1 r k] each."""
-        at = places(x, positions, None)
+        at = resolve_positions(x, positions, None)
         of_keys, of_values = (
             matrix[:, at].movedim(0, 1)[:, None]
             for matrix in (self.combined_keys, self.combined_values)
@@ -108,7 +108,7 @@ class LinformerAttention(Attention):
     ) -> Tensor:
         """For each query, the combinations of the tokens that it sees. `visible` is [b q k]."""
         q, (k, v) = self.project_query(x), self.project_key_value(x)
-        at, seen = places(x, positions, None).expand(len(x), -1), visible.to(x.dtype)
+        at, seen = resolve_positions(x, positions, None).expand(len(x), -1), visible.to(x.dtype)
         equation = "r b k, b q k, b h k c -> b h q r c"
         keys = torch.einsum(equation, self.combined_keys[:, at], seen, k)
         values = torch.einsum(equation, self.combined_values[:, at], seen, v)

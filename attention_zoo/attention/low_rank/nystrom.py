@@ -5,8 +5,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from attention_zoo.attention.base import Attention, places
-from attention_zoo.attention.precision import exactly, widened
+from attention_zoo.attention.base import Attention, resolve_positions
+from attention_zoo.attention.precision import autocast_disabled, upcast
 from attention_zoo.backends.reference import masked_softmax
 from attention_zoo.caches import Cache
 from attention_zoo.errors import UserError
@@ -28,7 +28,7 @@ ITERATIONS = 6  # of the inverse, as in the paper
         "sums of each head by itself, where theirs takes the largest of the batch; packed "
         "sequences are refused, as each would need landmarks of its own",
         roles=("global",),
-        masks=("padding",),
+        masks=("key_mask",),
         positions=("positions", "embeddings", "heads"),
         weights="signed",
         cost="t",
@@ -49,7 +49,7 @@ class NystromAttention(Attention):
         convolution: width of the convolution's kernel, in tokens; odd.
     """
 
-    fixed = ("kv_heads",)
+    decided_options = ("kv_heads",)
 
     def __init__(self, *, landmarks: int = 64, convolution: int = 33, **options: Any) -> None:
         super().__init__(kv_heads=None, **options)
@@ -58,12 +58,12 @@ class NystromAttention(Attention):
         if convolution < 1 or convolution % 2 == 0:
             raise UserError(f"convolution must be odd, to have a middle, got {convolution}.")
         self.landmarks = landmarks
-        self.reach = convolution // 2
+        self.window_span = convolution // 2
         self.convolution = nn.Conv2d(
             self.heads,
             self.heads,
             (convolution, 1),
-            padding=(self.reach, 0),
+            padding=(self.window_span, 0),
             groups=self.heads,
             bias=False,
         )
@@ -77,10 +77,10 @@ class NystromAttention(Attention):
         positions: Tensor | None = None,
         cache: Cache | None = None,
     ) -> Tensor:
-        mask = self.honoured(mask, x, context, cache)
+        mask = self.effective_mask(mask, x, context, cache)
         v = self.values(x)
-        if mask.padding is not None:
-            v = v * mask.padding[:, None, :, None]
+        if mask.key_mask is not None:
+            v = v * mask.key_mask[:, None, :, None]
         first, inverse, third = self.factors(x, mask, positions)
         attended = first @ inverse @ (third @ v.to(first.dtype))
         return self.finish(attended.to(v.dtype) + self.convolution(v), x)
@@ -94,13 +94,13 @@ class NystromAttention(Attention):
         positions: Tensor | None = None,
     ) -> Tensor:
         """A₁ A₂⁺ A₃, and the convolution as the weights that it gives to neighbours."""
-        mask = self.honoured(mask, x, context)
+        mask = self.effective_mask(mask, x, context)
         first, inverse, third = self.factors(x, mask, positions)
         at = torch.arange(x.shape[1], device=x.device)
         distance = at[None, :] - at[:, None]
         kernel = self.convolution.weight[:, 0, :, 0]
-        near = kernel[:, (distance + self.reach).clamp(0, 2 * self.reach)]
-        near = near.masked_fill(distance.abs() > self.reach, 0.0)
+        near = kernel[:, (distance + self.window_span).clamp(0, 2 * self.window_span)]
+        near = near.masked_fill(distance.abs() > self.window_span, 0.0)
         visible = mask.visible(range(len(at)), range(len(at)), device=x.device)
         if visible is not None:
             near = near.masked_fill(~visible, 0.0)
@@ -114,8 +114,8 @@ class NystromAttention(Attention):
         members, real = self.landmarks_of(x, mask)
         filled = members.any(dim=-1)[:, None, None]
         pairs = filled.transpose(-2, -1) & filled
-        with exactly(x):
-            q, k = widened(q) * self.head_dim**-0.5, widened(k)
+        with autocast_disabled(x):
+            q, k = upcast(q) * self.head_dim**-0.5, upcast(k)
             means = members / members.sum(dim=-1, keepdim=True).clamp(min=1)
             means = means[:, None].to(q.dtype)
             q_means, k_means = means @ q, (means @ k).transpose(-2, -1)
@@ -127,12 +127,12 @@ class NystromAttention(Attention):
 
     def query_and_key(self, x: Tensor, positions: Tensor | None) -> tuple[Tensor, Tensor]:
         k, _ = self.project_key_value(x)
-        return self.position.rotate(self.project_query(x), k, places(x, positions, None))
+        return self.position.rotate(self.project_query(x), k, resolve_positions(x, positions, None))
 
     def landmarks_of(self, x: Tensor, mask: Mask) -> tuple[Tensor, Tensor]:
         """Which tokens make up which landmark, 1 at them [b|1 s k]; which are real [b|1 k]."""
         length = x.shape[1]
-        real = mask.padding
+        real = mask.key_mask
         if real is None:
             real = torch.ones(1, length, dtype=torch.bool, device=x.device)
         number = real.sum(dim=1, keepdim=True)
@@ -173,11 +173,11 @@ class NystromAttention(Attention):
                 found = first @ naive_inverse(second) @ third @ own_v
                 asking = (visible[b] == seen).all(dim=-1)
                 out = out + found * asking[:, None]
-            reach = min(self.reach, x.shape[1] - 1)
-            for offset in range(-reach, reach + 1):
+            window_span = min(self.window_span, x.shape[1] - 1)
+            for offset in range(-window_span, window_span + 1):
                 i = torch.arange(max(0, -offset), min(x.shape[1], x.shape[1] - offset))
                 seen = visible[b, i, i + offset][:, None]
-                near = kernel[:, offset + self.reach, None, None] * v[b][:, i + offset] * seen
+                near = kernel[:, offset + self.window_span, None, None] * v[b][:, i + offset] * seen
                 out = out.index_add(1, i, near)
             rows.append(out)
         return self.finish(torch.stack(rows), x)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from attention_zoo.attention.base import Attention
-from attention_zoo.attention.precision import exactly, widened
+from attention_zoo.attention.precision import autocast_disabled, upcast
 from attention_zoo.caches import Cache
 from attention_zoo.masks import Mask
 from attention_zoo.zoo import ATTENTION, AttentionCard
@@ -22,7 +22,7 @@ from attention_zoo.zoo import ATTENTION, AttentionCard
         deviations="the transform is over the real tokens of each packed sequence, where theirs "
         "takes padding in, and then costs length²; padded places get zeros",
         roles=("global",),
-        masks=("padding", "segments"),
+        masks=("key_mask", "segment_ids"),
         positions=("positions", "embeddings"),
         weights="signed",
         cost="t log t",
@@ -39,12 +39,12 @@ class FourierAttention(Attention):
     X F_d, and the output is their sum. Places are counted over the real tokens.
     """
 
-    fixed = ("heads", "kv_heads", "head_dim", "bias")
+    decided_options = ("heads", "kv_heads", "head_dim", "bias")
 
     def __init__(self, **options: Any) -> None:
         super().__init__(heads=2, head_dim=options["dim"], **options)
 
-    def add_projections(self, bias: bool) -> None:
+    def create_projections(self, bias: bool) -> None:
         """It has none."""
 
     def forward(
@@ -56,12 +56,12 @@ class FourierAttention(Attention):
         positions: Tensor | None = None,
         cache: Cache | None = None,
     ) -> Tensor:
-        mask = self.honoured(mask, x, context, cache)
+        mask = self.effective_mask(mask, x, context, cache)
         if mask.names:
             # A transform for each number of tokens: by the matrices.
-            with exactly(x):
+            with autocast_disabled(x):
                 return self.finish(self.attention_map(x, mask=mask) @ self.values(x), x)
-        return torch.fft.fft2(widened(x), dim=(1, 2)).real.to(x.dtype)
+        return torch.fft.fft2(upcast(x), dim=(1, 2)).real.to(x.dtype)
 
     def attention_map(
         self,
@@ -72,8 +72,8 @@ class FourierAttention(Attention):
         positions: Tensor | None = None,
     ) -> Tensor:
         """cos(2πjk/n) and sin(2πjk/n) for the places j of queries and k of keys among n tokens."""
-        mask = self.honoured(mask, x, context)
-        length, wide = x.shape[1], widened(x).dtype
+        mask = self.effective_mask(mask, x, context)
+        length, wide = x.shape[1], upcast(x).dtype
         visible = mask.visible(range(length), range(length), device=x.device)
         if visible is None:
             visible = torch.ones(1, 1, length, length, dtype=torch.bool, device=x.device)
@@ -96,7 +96,7 @@ class FourierAttention(Attention):
         positions: Tensor | None = None,
     ) -> Tensor:
         """Real and imaginary part of X F_d, [b 2 k d]."""
-        channels = torch.fft.fft(widened(x), dim=-1)
+        channels = torch.fft.fft(upcast(x), dim=-1)
         return torch.stack([channels.real, channels.imag], dim=1)
 
     def finish(self, attended: Tensor, x: Tensor) -> Tensor:
@@ -126,6 +126,6 @@ class FourierAttention(Attention):
 
 def fourier_matrix(number: int) -> Tensor:
     """[n n], exp(−2πi jk/n)."""
-    places = torch.arange(number, dtype=torch.float64)
-    angles = -2 * math.pi * places[:, None] * places / number
+    token_positions = torch.arange(number, dtype=torch.float64)
+    angles = -2 * math.pi * token_positions[:, None] * token_positions / number
     return torch.polar(torch.ones_like(angles), angles)

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from attention_zoo.attention.explicit_scores import ScoredAttention
+from attention_zoo.attention.explicit_scores import ExplicitScoresAttention
 from attention_zoo.attention.softmax import Heads
 from attention_zoo.caches import TokenCache
 from attention_zoo.errors import UserError
@@ -22,11 +22,11 @@ from attention_zoo.zoo import ATTENTION, AttentionCard
         "head, and has a bias as the other projections do; global only, as the control that it "
         "is here",
         roles=("global",),
-        masks=("causal", "window", "padding", "segments"),
+        masks=("causal", "window", "key_mask", "segment_ids"),
         positions=("embeddings",),
     )
 )
-class SynthesizerAttention(ScoredAttention):
+class SynthesizerAttention(ExplicitScoresAttention):
     """What attention is compared with, as its queries do not look at keys: each token says by
     itself how much it wants of every place,
 
@@ -38,7 +38,7 @@ class SynthesizerAttention(ScoredAttention):
         max_length: the number of places, in tokens. A longer input is refused.
     """
 
-    fixed = ("kv_heads",)
+    decided_options = ("kv_heads",)
     max_length: int
 
     def __init__(self, *, max_length: int = 1024, **options: Any) -> None:
@@ -48,10 +48,10 @@ class SynthesizerAttention(ScoredAttention):
         self.max_length = max_length
         # So that scores start with about the variance that scaled dot products have.
         vectors = torch.randn(max_length, self.heads, self.head_dim) * self.head_dim**-0.5
-        self.place_vectors = nn.Parameter(vectors)
-        self.place_bias = nn.Parameter(torch.zeros(max_length, self.heads))
+        self.position_vectors = nn.Parameter(vectors)
+        self.position_bias = nn.Parameter(torch.zeros(max_length, self.heads))
 
-    def add_projections(self, bias: bool) -> None:
+    def create_projections(self, bias: bool) -> None:
         """W₁ is the queries'; there are no keys."""
         width = self.heads * self.head_dim
         self.query = nn.Linear(self.dim, width, bias=bias)
@@ -72,14 +72,14 @@ class SynthesizerAttention(ScoredAttention):
     ) -> Heads:
         """With the vectors of their places as keys."""
         heads = super().heads_of(x, context, positions, cache)
-        keys = self.place_vectors[heads.k_positions].transpose(1, 2)
+        keys = self.position_vectors[heads.k_positions].transpose(1, 2)
         return heads._replace(k=keys.expand_as(heads.v))
 
     def scores(self, q: Tensor, k: Tensor) -> Tensor:
         return q.relu() @ k.transpose(-2, -1)
 
-    def bias(self, heads: Heads, visible: Tensor | None) -> Tensor:
-        bias = self.place_bias[heads.k_positions].transpose(1, 2)[:, :, None]
+    def score_bias(self, heads: Heads, visible: Tensor | None) -> Tensor:
+        bias = self.position_bias[heads.k_positions].transpose(1, 2)[:, :, None]
         return bias.expand(-1, -1, heads.q.shape[2], -1)
 
     def naive_scores(self, head: int, query: Tensor, keys: Tensor) -> Tensor:

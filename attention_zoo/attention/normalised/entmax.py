@@ -18,7 +18,7 @@ from attention_zoo.zoo import ATTENTION, AttentionCard
         equation="[(α_h − 1) s_ij − τ_i]₊^(1/(α_h − 1)), τ_i such that Σ_j = 1, α_h learned",
         reference="entmax entmax_bisect",
         roles=("causal", "global", "cross"),
-        masks=("causal", "window", "padding", "segments", "query_segments"),
+        masks=("causal", "window", "key_mask", "segment_ids", "query_segment_ids"),
         positions=SITES_OF_SOFTMAX,
         cache="keys and values",
         decode_state="2·t·g·c",

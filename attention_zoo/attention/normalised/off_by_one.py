@@ -19,7 +19,7 @@ from attention_zoo.zoo import ATTENTION, AttentionCard
         equation="exp(s_ij) / (1 + Σ_j exp(s_ij))",
         reference="torch.nn.MultiheadAttention with add_zero_attn",
         roles=("causal", "global", "cross"),
-        masks=("causal", "window", "padding", "segments", "query_segments"),
+        masks=("causal", "window", "key_mask", "segment_ids", "query_segment_ids"),
         positions=SITES_OF_SOFTMAX,
         cache="keys and values",
         decode_state="2·t·g·c",
@@ -37,7 +37,7 @@ class OffByOneAttention(SoftmaxAttention):
 
     def attend(self, heads: Heads, mask: Mask, last: int) -> Tensor:
         visible = seen_by(heads, mask, last)
-        bias = beside_sink(self.bias_under(heads, visible), 0.0)
+        bias = beside_sink(self.rendered_bias(heads, visible), 0.0)
         out = self.computed(*self.with_sink(heads), replace(visible, sinks=1), bias)
         return out[..., : self.head_dim]
 
@@ -47,7 +47,7 @@ class OffByOneAttention(SoftmaxAttention):
             q,
             k,
             visible=beside_sink(visible, True),
-            bias=beside_sink(self.bias(heads, visible), 0.0),
+            bias=beside_sink(self.score_bias(heads, visible), 0.0),
             scale=self.scale,
         )[..., 1:]
 

@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from attention_zoo.attention.explicit_scores import ScoredAttention
+from attention_zoo.attention.explicit_scores import ExplicitScoresAttention
 from attention_zoo.attention.softmax import SITES_OF_SOFTMAX
 from attention_zoo.zoo import ATTENTION, AttentionCard
 
@@ -16,14 +16,14 @@ from attention_zoo.zoo import ATTENTION, AttentionCard
         deviations="divides by the number of visible keys; the paper, which knows no masks, by "
         "the length",
         roles=("causal", "global", "cross"),
-        masks=("causal", "window", "padding", "segments", "query_segments"),
+        masks=("causal", "window", "key_mask", "segment_ids", "query_segment_ids"),
         positions=SITES_OF_SOFTMAX,
         cache="keys and values",
         decode_state="2·t·g·c",
         weights="nonnegative",
     )
 )
-class ReluAttention(ScoredAttention):
+class ReluAttention(ExplicitScoresAttention):
     """The positive scores, divided by the number n_i of keys that the query sees:
 
     a_ij = [s_ij]₊ / n_i,   out_i = Σ_j a_ij V_j

@@ -19,7 +19,7 @@ from attention_zoo.zoo import ATTENTION, AttentionCard
         equation="softmax(s_h log n · QKᵀ/√c) V, n keys visible to the query",
         reference="closed form",
         roles=("causal", "global", "cross"),
-        masks=("causal", "window", "padding", "segments", "query_segments"),
+        masks=("causal", "window", "key_mask", "segment_ids", "query_segment_ids"),
         positions=SITES_OF_SOFTMAX,
         cache="keys and values",
         decode_state="2·t·g·c",
@@ -53,7 +53,7 @@ class ScalableSoftmaxAttention(SoftmaxAttention):
         if visible is not None:
             seen = visible.sum(dim=-1, keepdim=True).clamp(min=1)
         growth = self.sharpness[:, None, None] * seen.log()
-        bias = self.bias(heads, visible)
+        bias = self.score_bias(heads, visible)
         return heads.q * growth.to(heads.q.dtype), None if bias is None else bias * growth
 
     def naive_weights(self, head: int, scores: Tensor) -> Tensor:

@@ -5,8 +5,8 @@ from typing import Any
 
 from torch import Tensor
 
-from attention_zoo.attention.explicit_scores import ScoredAttention
-from attention_zoo.attention.precision import widened
+from attention_zoo.attention.explicit_scores import ExplicitScoresAttention
+from attention_zoo.attention.precision import upcast
 from attention_zoo.attention.softmax import SITES_OF_SOFTMAX
 from attention_zoo.errors import UserError
 from attention_zoo.zoo import ATTENTION, AttentionCard
@@ -21,14 +21,14 @@ from attention_zoo.zoo import ATTENTION, AttentionCard
         deviations="n is an option, not the length at hand, so that neither decoding nor padding "
         "changes the weights; the bias is not learned; none of the norms that the paper adds",
         roles=("causal", "global", "cross"),
-        masks=("causal", "window", "padding", "segments", "query_segments"),
+        masks=("causal", "window", "key_mask", "segment_ids", "query_segment_ids"),
         positions=SITES_OF_SOFTMAX,
         cache="keys and values",
         decode_state="2·t·g·c",
         weights="nonnegative",
     )
 )
-class SigmoidAttention(ScoredAttention):
+class SigmoidAttention(ExplicitScoresAttention):
     """Each key is weighed for itself, without the others:
 
         a_ij = σ(s_ij − log n),   out_i = Σ_j a_ij V_j
@@ -47,7 +47,7 @@ class SigmoidAttention(ScoredAttention):
 
     def normalise(self, scores: Tensor, visible: Tensor | None) -> Tensor:
         # The offset would take half of a half precision score's digits.
-        weights = (widened(scores) + self.offset).sigmoid().to(scores.dtype)
+        weights = (upcast(scores) + self.offset).sigmoid().to(scores.dtype)
         return weights if visible is None else weights.masked_fill(~visible, 0.0)
 
     def naive_weights(self, head: int, scores: Tensor) -> Tensor:

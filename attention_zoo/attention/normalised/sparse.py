@@ -12,16 +12,16 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from attention_zoo.attention.explicit_scores import ScoredAttention
-from attention_zoo.attention.precision import widened
+from attention_zoo.attention.explicit_scores import ExplicitScoresAttention
+from attention_zoo.attention.precision import upcast
 
 
-class SparseAttention(ScoredAttention):
+class SparseAttention(ExplicitScoresAttention):
     """entmax(QKᵀ/√c + bias, masked) V, for a way of computing `mapped`."""
 
     def normalise(self, scores: Tensor, visible: Tensor | None) -> Tensor:
         # Thresholds are differences of sums, which lose too much in half precision.
-        exact = widened(scores)
+        exact = upcast(scores)
         if visible is None:
             return self.mapped(exact).to(scores.dtype)
         # Finite: differences of infinite scores would be no numbers.

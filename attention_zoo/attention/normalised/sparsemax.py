@@ -15,7 +15,7 @@ from attention_zoo.zoo import ATTENTION, AttentionCard
         equation="[s_ij − τ_i]₊, τ_i such that Σ_j = 1",
         reference="entmax sparsemax",
         roles=("causal", "global", "cross"),
-        masks=("causal", "window", "padding", "segments", "query_segments"),
+        masks=("causal", "window", "key_mask", "segment_ids", "query_segment_ids"),
         positions=SITES_OF_SOFTMAX,
         cache="keys and values",
         decode_state="2·t·g·c",

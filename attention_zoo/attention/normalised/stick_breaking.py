@@ -4,8 +4,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from attention_zoo.attention.explicit_scores import ScoredAttention
-from attention_zoo.attention.precision import widened
+from attention_zoo.attention.explicit_scores import ExplicitScoresAttention
+from attention_zoo.attention.precision import upcast
 from attention_zoo.attention.softmax import SITES_OF_SOFTMAX
 from attention_zoo.zoo import ATTENTION, AttentionCard
 
@@ -19,14 +19,14 @@ from attention_zoo.zoo import ATTENTION, AttentionCard
         deviations="a query sees its own key too, as the authors' code offers, so that the first "
         "one sees any; what is left of the stick goes nowhere",
         roles=("causal",),
-        masks=("causal", "window", "padding", "segments"),
+        masks=("causal", "window", "key_mask", "segment_ids"),
         positions=SITES_OF_SOFTMAX,
         cache="keys and values",
         decode_state="2·t·g·c",
         weights="nonnegative",
     )
 )
-class StickBreakingAttention(ScoredAttention):
+class StickBreakingAttention(ExplicitScoresAttention):
     """Each key in turn, from the query backwards, takes a part of what the later ones left:
 
         a_ij = β_ij Π_{j < l ≤ i} (1 − β_il),   β_ij = σ(s_ij)
@@ -37,7 +37,7 @@ class StickBreakingAttention(ScoredAttention):
 
     def normalise(self, scores: Tensor, visible: Tensor | None) -> Tensor:
         # Sums over all keys lose too much in half precision.
-        exact = widened(scores)
+        exact = upcast(scores)
         kept = logsigmoid(-exact)
         if visible is not None:
             kept = kept.masked_fill(~visible, 0.0)

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from attention_zoo.attention.explicit_scores import ScoredAttention
+from attention_zoo.attention.explicit_scores import ExplicitScoresAttention
 from attention_zoo.attention.softmax import SITES_OF_SOFTMAX
 from attention_zoo.backends.reference import masked_softmax
 from attention_zoo.errors import UserError
@@ -20,14 +20,14 @@ from attention_zoo.zoo import ATTENTION, AttentionCard
         reference="x-transformers Attend with sparse_topk",
         deviations="of keys that tie at the k-th place only as many as fit; the paper keeps all",
         roles=("causal", "global", "cross"),
-        masks=("causal", "window", "padding", "segments", "query_segments"),
+        masks=("causal", "window", "key_mask", "segment_ids", "query_segment_ids"),
         positions=SITES_OF_SOFTMAX,
         cache="keys and values",
         decode_state="2·t·g·c",
         chooses="keys",
     )
 )
-class TopKAttention(ScoredAttention):
+class TopKAttention(ExplicitScoresAttention):
     """Softmax over those k keys that score highest with a query, of the ones it sees.
 
     Where it sees fewer, over all of them. The others get neither weight nor gradient.

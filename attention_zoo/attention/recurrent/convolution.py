@@ -37,31 +37,31 @@ class ShortConvolution(nn.Module):
         x: Tensor,
         *,
         state: Tensor | None = None,
-        padding: Tensor | None = None,
-        segments: Tensor | None = None,
+        key_mask: Tensor | None = None,
+        segment_ids: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Mix neighbouring tokens.
 
         Args:
             x: [b t d].
             state: [b d K−1], the tokens before x, as the last call returned them; None for nothing.
-            padding: [b t] bool, True at real tokens of x. What comes out at the rest is of no use.
-            segments: [b t], or [b 1+t] with the last number before x in front, where there is a
+            key_mask: [b t] bool, True at real tokens of x. What comes out at the rest is of no use.
+            segment_ids: [b t], or [b 1+t] with the last number before x in front, where there is a
                 state: only tokens of the own segment count.
 
         Returns:
             [b t d], and the state behind x.
         """
         length, before = x.shape[1], self.kernel_size - 1
-        if padding is not None:
-            x = x.masked_fill(~padding[..., None], 0.0)
+        if key_mask is not None:
+            x = x.masked_fill(~key_mask[..., None], 0.0)
         if state is None:
             state = x.new_zeros(len(x), x.shape[2], before)
         tokens = torch.cat([state.transpose(1, 2), x], dim=1)
         numbers = None
-        if segments is not None:
+        if segment_ids is not None:
             # A state holds nothing but tokens of the segment that it ends with.
-            first, own = segments[:, :1], segments[:, -length:]
+            first, own = segment_ids[:, :1], segment_ids[:, -length:]
             numbers = torch.cat([first.expand(-1, before), own], dim=1)
         y = torch.zeros_like(x) if self.bias is None else self.bias.expand_as(x)
         for tap in range(self.kernel_size):

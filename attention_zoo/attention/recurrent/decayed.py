@@ -7,8 +7,8 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn.functional import layer_norm, silu
 
-from attention_zoo.attention.base import Attention, places
-from attention_zoo.attention.precision import exactly, widened
+from attention_zoo.attention.base import Attention, resolve_positions
+from attention_zoo.attention.precision import autocast_disabled, upcast
 from attention_zoo.attention.recurrent import kernels
 from attention_zoo.attention.recurrent.recurrence import decayed_product, unrolled_weights
 from attention_zoo.caches import Cache, StateCache
@@ -29,25 +29,25 @@ class Heads(NamedTuple):
 class Span(NamedTuple):
     """What the mask says of some successive tokens."""
 
-    padding: Tensor | None  # [b t]
+    key_mask: Tensor | None  # [b t]
     # [b t], or [b 1+t] with the number of the token before them in front, where there is one.
-    segments: Tensor | None
+    segment_ids: Tensor | None
 
     def skip(self, heads: Heads) -> Heads:
         """Padded tokens neither add to the state nor decay it; it is empty where segments begin."""
         q, k, v, decay = heads
-        if self.padding is not None:
-            padded = ~self.padding[:, None, :, None]
+        if self.key_mask is not None:
+            padded = ~self.key_mask[:, None, :, None]
             k, decay = k.masked_fill(padded, 0.0), decay.masked_fill(padded, 0.0)
-        if self.segments is not None:
+        if self.segment_ids is not None:
             decay = decay.masked_fill(self.begins(q.shape[2])[:, None, :, None], float("-inf"))
         return Heads(q, k, v, decay)
 
     def begins(self, length: int) -> Tensor:
         """[b t], True where another segment ends before the token."""
-        assert self.segments is not None
+        assert self.segment_ids is not None
         # Nothing ends before a row.
-        numbers = torch.cat([self.segments[:, :1], self.segments], dim=1)[:, -length - 1 :]
+        numbers = torch.cat([self.segment_ids[:, :1], self.segment_ids], dim=1)[:, -length - 1 :]
         return numbers[:, 1:] != numbers[:, :-1]
 
 
@@ -64,7 +64,7 @@ class DecayedAttention(Attention):
         backend: `torch`; `fla`, the kernels of flash-linear-attention; or `auto`, which is `torch`.
     """
 
-    fixed = ("kv_heads",)
+    decided_options = ("kv_heads",)
     backends: ClassVar[tuple[str, ...]] = kernels.CHOICES
     value_dim: int
 
@@ -95,11 +95,11 @@ class DecayedAttention(Attention):
         cache: Cache | None = None,
     ) -> Tensor:
         assert cache is None or isinstance(cache, StateCache)
-        mask = self.honoured(mask, x, context, cache)
+        mask = self.effective_mask(mask, x, context, cache)
         kernels.check(self.backend, mask, x)
         start, state = (0, None) if cache is None else (cache.length, cache.state)
         attended, state = self.attend(
-            x, places(x, positions, cache), span_of(mask, start), start, state
+            x, resolve_positions(x, positions, cache), span_of(mask, start), start, state
         )
         if cache is not None:
             cache.state = state
@@ -115,8 +115,8 @@ class DecayedAttention(Attention):
         positions: Tensor | None = None,
     ) -> Tensor:
         """What the state implies, with length² work."""
-        mask = self.honoured(mask, x, context)
-        heads = self.heads_of(x, places(x, positions, None), span_of(mask, 0))
+        mask = self.effective_mask(mask, x, context)
+        heads = self.heads_of(x, resolve_positions(x, positions, None), span_of(mask, 0))
         length = range(x.shape[1])
         visible = mask.visible(length, length, device=x.device)
         if visible is None:
@@ -131,7 +131,7 @@ class DecayedAttention(Attention):
         mask: Mask = Mask(),
         positions: Tensor | None = None,
     ) -> Tensor:
-        return self.heads_of(x, places(x, positions, None), span_of(mask, 0)).v
+        return self.heads_of(x, resolve_positions(x, positions, None), span_of(mask, 0)).v
 
     def finish(self, attended: Tensor, x: Tensor) -> Tensor:
         normed = layer_norm(attended, (self.value_dim,))
@@ -147,7 +147,7 @@ class DecayedAttention(Attention):
         positions: Tensor | None = None,
     ) -> Tensor:
         """The recurrence unrolled: one sum over the visible keys for each query."""
-        heads = self.naive_heads(x, places(x, positions, None), visible)
+        heads = self.naive_heads(x, resolve_positions(x, positions, None), visible)
         return self.finish(self.weights(heads, x, visible) @ heads.v, x)
 
     def empty_cache(self) -> Cache:
@@ -169,13 +169,13 @@ class DecayedAttention(Attention):
         """The recurrence alone: q_t S_t [b h t e], and the state behind the last token."""
         # Sums of many terms lose too much in half precision.
         product = kernels.decayed_product if self.backend == "fla" else decayed_product
-        with exactly(x):
+        with autocast_disabled(x):
             out, last = product(*span.skip(heads), None if state is None else state[0])
         return out, (last,)
 
     def recurrent_weights(self, heads: Heads, x: Tensor, visible: Tensor) -> Tensor:
         """The weights [b h t t] that the recurrence alone implies."""
-        with exactly(x):
+        with autocast_disabled(x):
             return unrolled_weights(heads.q, heads.k, heads.decay, visible)
 
     def heads_of(self, x: Tensor, positions: Tensor, span: Span) -> Heads:
@@ -183,7 +183,7 @@ class DecayedAttention(Attention):
         q = self.project_query(x)
         k, v = self.project_key_value(x)
         q, k = self.position.rotate(q, k, positions)
-        return Heads(widened(q) * self.head_dim**-0.5, widened(k), widened(v), self.decay(x))
+        return Heads(upcast(q) * self.head_dim**-0.5, upcast(k), upcast(v), self.decay(x))
 
     def naive_heads(self, x: Tensor, positions: Tensor, visible: Tensor) -> Heads:
         """The same, where the span is told by what is visible [b t t]."""
@@ -197,6 +197,6 @@ class DecayedAttention(Attention):
 def span_of(mask: Mask, start: int) -> Span:
     """Of the tokens that begin at the place `start`."""
     return Span(
-        None if mask.padding is None else mask.padding[:, start:],
-        None if mask.segments is None else mask.segments[:, max(start - 1, 0) :],
+        None if mask.key_mask is None else mask.key_mask[:, start:],
+        None if mask.segment_ids is None else mask.segment_ids[:, max(start - 1, 0) :],
     )

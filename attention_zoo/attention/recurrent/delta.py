@@ -5,7 +5,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn.functional import silu
 
-from attention_zoo.attention.precision import widened
+from attention_zoo.attention.precision import upcast
 from attention_zoo.attention.recurrent.delta_attention import (
     DeltaRuleAttention,
     Mix,
@@ -24,7 +24,7 @@ from attention_zoo.zoo import ATTENTION, AttentionCard
         deviations="as in Yang et al., q and k are unit vectors after SiLU, and each head's RMS "
         "norm comes last; without their short convolutions, which gated_delta has",
         roles=("causal",),
-        masks=("causal", "padding", "segments"),
+        masks=("causal", "key_mask", "segment_ids"),
         positions=("positions", "embeddings"),
         cache="one matrix for each head",
         decode_state="h·c·c",
@@ -49,7 +49,7 @@ class DeltaAttention(DeltaRuleAttention):
         q = unit(silu(self.heads_of(self.query(x))))
         k = unit(silu(self.heads_of(self.key(x))))
         v = self.heads_of(self.value(x))
-        beta = widened(self.rate(x)).sigmoid().transpose(1, 2)[..., None]
+        beta = upcast(self.rate(x)).sigmoid().transpose(1, 2)[..., None]
         return Steps(q * self.head_dim**-0.5, beta * k, v, erase=k, rate=beta)
 
     def finish(self, attended: Tensor, x: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from attention_zoo.attention.base import Attention
-from attention_zoo.attention.precision import exactly, widened
+from attention_zoo.attention.precision import autocast_disabled, upcast
 from attention_zoo.attention.recurrent import kernels
 from attention_zoo.attention.recurrent.convolution import ShortConvolution
 from attention_zoo.attention.recurrent.delta_rule import Steps, masked, one_hot, recurrence
@@ -25,20 +25,20 @@ class Mixing:
     Args:
         before: a state for each convolution, in the order of their calls; none at the start.
         real: [b t] bool, False at padding.
-        segments: [b t], or [b 1+t] with the last number before t in front.
+        segment_ids: [b t], or [b 1+t] with the last number before t in front.
     """
 
     def __init__(
-        self, before: tuple[Tensor, ...], real: Tensor | None, segments: Tensor | None
+        self, before: tuple[Tensor, ...], real: Tensor | None, segment_ids: Tensor | None
     ) -> None:
         self.before = before
         self.real = real
-        self.segments = segments
+        self.segment_ids = segment_ids
         self.after: tuple[Tensor, ...] = ()
 
     def __call__(self, convolution: ShortConvolution, x: Tensor) -> Tensor:
         state = self.before[len(self.after)] if self.before else None
-        y, state = convolution(x, state=state, padding=self.real, segments=self.segments)
+        y, state = convolution(x, state=state, key_mask=self.real, segment_ids=self.segment_ids)
         self.after = (*self.after, state)
         return y
 
@@ -53,7 +53,7 @@ class DeltaRuleAttention(Attention):
         backend: `torch`; `fla`, the kernels of flash-linear-attention; or `auto`, which is `torch`.
     """
 
-    fixed = ("kv_heads",)
+    decided_options = ("kv_heads",)
     backends: ClassVar[tuple[str, ...]] = kernels.CHOICES
 
     def __init__(self, *, backend: str = "auto", **options: Any) -> None:
@@ -74,13 +74,13 @@ class DeltaRuleAttention(Attention):
         cache: Cache | None = None,
     ) -> Tensor:
         assert cache is None or isinstance(cache, StateCache)
-        mask = self.honoured(mask, x, context, cache)
+        mask = self.effective_mask(mask, x, context, cache)
         kernels.check(self.backend, mask, x)
         state, *before = (None,) if cache is None or cache.state is None else cache.state
         mix = mixing(mask, 0 if cache is None else cache.length, tuple(before))
-        steps = masked(self.steps(x, mix), mix.real, mix.segments)
+        steps = masked(self.steps(x, mix), mix.real, mix.segment_ids)
         # Sums of many terms lose too much in half precision.
-        with exactly(x):
+        with autocast_disabled(x):
             attended, state = self.recur(steps, state)
         if cache is not None:
             cache.state = state, *mix.after
@@ -100,9 +100,9 @@ class DeltaRuleAttention(Attention):
         positions: Tensor | None = None,
     ) -> Tensor:
         """What the state implies: the reading of each token if values were unit vectors."""
-        mask = self.honoured(mask, x, context)
+        mask = self.effective_mask(mask, x, context)
         mix = mixing(mask)
-        steps = masked(self.steps(x, mix), mix.real, mix.segments)
+        steps = masked(self.steps(x, mix), mix.real, mix.segment_ids)
         return self.recur(one_hot(steps), None)[0]
 
     def values(
@@ -113,7 +113,7 @@ class DeltaRuleAttention(Attention):
         mask: Mask = Mask(),
         positions: Tensor | None = None,
     ) -> Tensor:
-        return self.steps(x, mixing(self.honoured(mask, x, context))).v
+        return self.steps(x, mixing(self.effective_mask(mask, x, context))).v
 
     def naive(
         self,
@@ -152,15 +152,15 @@ class DeltaRuleAttention(Attention):
 
     def heads_of(self, y: Tensor) -> Tensor:
         """[b t (h c)] -> [b h t c], in float32 at least."""
-        return widened(rearrange(y, "b t (h c) -> b h t c", h=self.heads))
+        return upcast(rearrange(y, "b t (h c) -> b h t c", h=self.heads))
 
 
 def mixing(mask: Mask, start: int = 0, before: tuple[Tensor, ...] = ()) -> Mixing:
     """Of the tokens from the place `start` on."""
     return Mixing(
         before,
-        None if mask.padding is None else mask.padding[:, start:],
-        None if mask.segments is None else mask.segments[:, max(start - 1, 0) :],
+        None if mask.key_mask is None else mask.key_mask[:, start:],
+        None if mask.segment_ids is None else mask.segment_ids[:, max(start - 1, 0) :],
     )
 
 

@@ -49,12 +49,12 @@ def one_hot(steps: Steps) -> Steps:
     return steps._replace(v=values.expand(*steps.q.shape[:2], -1, -1))
 
 
-def masked(steps: Steps, real: Tensor | None, segments: Tensor | None) -> Steps:
+def masked(steps: Steps, real: Tensor | None, segment_ids: Tensor | None) -> Steps:
     """Steps that leave out what is padded, and forget what is of another segment.
 
     Args:
         real: [b t] bool, False at padding, which leaves the state as it is.
-        segments: [b t], or [b 1+t] with the last number before t in front.
+        segment_ids: [b t], or [b 1+t] with the last number before t in front.
     """
     q, k, v, erase, write, decay, rate = steps
     length = q.shape[2]
@@ -64,9 +64,11 @@ def masked(steps: Steps, real: Tensor | None, segments: Tensor | None) -> Steps:
         write = None if write is None else write * kept
         decay = None if decay is None else decay * kept
         rate = None if rate is None else rate * kept
-    if segments is not None:
+    if segment_ids is not None:
         decay = q.new_zeros(len(q), 1, length, 1) if decay is None else decay
-        starts = pad(segments[:, 1:] != segments[:, :-1], (length - segments.shape[1] + 1, 0))
+        starts = pad(
+            segment_ids[:, 1:] != segment_ids[:, :-1], (length - segment_ids.shape[1] + 1, 0)
+        )
         decay = decay.masked_fill(starts[:, None, :, None], float("-inf"))
     return Steps(q, k, v, erase, write, decay, rate)
 

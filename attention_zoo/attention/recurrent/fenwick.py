@@ -68,46 +68,46 @@ def bucketed_product(
         queries, keys, values, decays, weights = (
             part[:, :, own] for part in (q, k, v, decay, level_weights)
         )
-        places, length = counts.before[:, own], counts.behind[:, own][:, -1]
+        token_positions, length = counts.before[:, own], counts.behind[:, own][:, -1]
         outputs.append(
-            within(queries, keys, values, decays, weights, places)
-            + from_buckets(queries, decays, weights, places, buckets)
+            within(queries, keys, values, decays, weights, token_positions)
+            + from_buckets(queries, decays, weights, token_positions, buckets)
         )
-        buckets = merged(keys, values, decays, places, length, buckets)
+        buckets = merge_partial(keys, values, decays, token_positions, length, buckets)
     return torch.cat(outputs, dim=2), buckets
 
 
 def within(
-    q: Tensor, k: Tensor, v: Tensor, decay: Tensor, level_weights: Tensor, places: Tensor
+    q: Tensor, k: Tensor, v: Tensor, decay: Tensor, level_weights: Tensor, token_positions: Tensor
 ) -> Tensor:
     """`bucketed_product` of a chunk alone, [b h t e]."""
     later = torch.ones(2 * q.shape[2:3], dtype=torch.bool, device=q.device).tril(-1)
     # [b h i j], what decays behind j, up to i: as a sum, which keeps its digits.
-    reach = torch.where(later, decay, 0.0).cumsum(dim=-2)
-    levels = digits(places[:, :, None] ^ places[:, None, :])
-    scores = (q @ k.transpose(-2, -1)) * reach.exp() * chosen(level_weights, levels)
+    window_span = torch.where(later, decay, 0.0).cumsum(dim=-2)
+    levels = digits(token_positions[:, :, None] ^ token_positions[:, None, :])
+    scores = (q @ k.transpose(-2, -1)) * window_span.exp() * chosen(level_weights, levels)
     return scores.tril() @ v
 
 
 def from_buckets(
-    q: Tensor, decay: Tensor, level_weights: Tensor, places: Tensor, buckets: Buckets
+    q: Tensor, decay: Tensor, level_weights: Tensor, token_positions: Tensor, buckets: Buckets
 ) -> Tensor:
     """What the queries of a chunk see of the buckets before it, [b h t e]."""
-    levels = digits(places[:, :, None] ^ buckets.starts[:, None, :])
+    levels = digits(token_positions[:, :, None] ^ buckets.starts[:, None, :])
     weights = chosen(level_weights, levels) * decay.cumsum(dim=-2).exp()
     seen = (q @ buckets.states.flatten(-2)).unflatten(-1, (weights.shape[-1], -1))
     return (weights[..., None, :] @ seen)[..., 0, :]
 
 
-def merged(
-    k: Tensor, v: Tensor, decay: Tensor, places: Tensor, length: Tensor, before: Buckets
+def merge_partial(
+    k: Tensor, v: Tensor, decay: Tensor, token_positions: Tensor, length: Tensor, before: Buckets
 ) -> Buckets:
     """The buckets behind a chunk, of `length` [b] tokens with those before."""
     slots = torch.arange(before.states.shape[3], device=length.device)
     # A stretch lies wholly in one of the new buckets: that whose size is the highest bit in which
     # its place differs from the next token's.
     moved = digits(before.starts ^ length[:, None])[..., None] - 1 == slots
-    added = digits(places ^ length[:, None])[..., None] - 1 == slots
+    added = digits(token_positions ^ length[:, None])[..., None] - 1 == slots
     held = torch.einsum("b s z, b h c s e -> b h c z e", moved.to(k.dtype), before.states)
     keys = (k * sum_after(decay).exp()).transpose(-2, -1)
     values = (added[:, None, :, :, None] * v[..., None, :]).flatten(-2)

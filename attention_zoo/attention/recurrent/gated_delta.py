@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import silu, softplus
 
-from attention_zoo.attention.precision import widened
+from attention_zoo.attention.precision import upcast
 from attention_zoo.attention.recurrent.convolution import ShortConvolution
 from attention_zoo.attention.recurrent.delta_attention import (
     DeltaRuleAttention,
@@ -26,7 +26,7 @@ from attention_zoo.zoo import ATTENTION, AttentionCard
         reference="transformers Qwen3NextGatedDeltaNet",
         deviations="values are as wide as keys, and all heads have keys of their own",
         roles=("causal",),
-        masks=("causal", "padding", "segments"),
+        masks=("causal", "key_mask", "segment_ids"),
         positions=("positions", "embeddings"),
         cache="one matrix for each head, and the tokens that the convolutions look back at",
         decode_state="h·c·c + 3·(K - 1)·h·c",
@@ -69,12 +69,12 @@ class GatedDeltaAttention(DeltaRuleAttention):
         k = silu(self.heads_of(mix(self.key_convolution, self.key(x))))
         v = silu(self.heads_of(mix(self.value_convolution, self.value(x))))
         q, k = unit(q) * self.head_dim**-0.5, unit(k)
-        beta = widened(self.rate(x)).sigmoid().transpose(1, 2)[..., None]
+        beta = upcast(self.rate(x)).sigmoid().transpose(1, 2)[..., None]
         return Steps(q, beta * k, v, erase=k, decay=self.log_decay(x), rate=beta)
 
     def log_decay(self, x: Tensor) -> Tensor:
         """g, [b h t 1]."""
-        steps = softplus(widened(self.decay(x)) + self.step_bias)
+        steps = softplus(upcast(self.decay(x)) + self.step_bias)
         return (-self.log_speed.exp() * steps).transpose(1, 2)[..., None]
 
     def finish(self, attended: Tensor, x: Tensor) -> Tensor:

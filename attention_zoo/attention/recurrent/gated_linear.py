@@ -6,7 +6,7 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn.functional import logsigmoid
 
-from attention_zoo.attention.precision import widened
+from attention_zoo.attention.precision import upcast
 from attention_zoo.attention.recurrent.decayed import DecayedAttention
 from attention_zoo.errors import UserError
 from attention_zoo.zoo import ATTENTION, AttentionCard
@@ -22,7 +22,7 @@ from attention_zoo.zoo import ATTENTION, AttentionCard
         "encoding on heads: channels that decay differently cannot be turned into each other "
         "without losing that weights depend on distance",
         roles=("causal",),
-        masks=("causal", "padding", "segments"),
+        masks=("causal", "key_mask", "segment_ids"),
         positions=("positions", "embeddings"),
         cache="the state",
         decode_state="h·c·e",
@@ -75,5 +75,5 @@ class GatedLinearAttention(DecayedAttention):
         )
 
     def decay(self, x: Tensor) -> Tensor:
-        logits = rearrange(widened(self.forget(x)), "b t (h c) -> b h t c", h=self.heads)
+        logits = rearrange(upcast(self.forget(x)), "b t (h c) -> b h t c", h=self.heads)
         return logsigmoid(logits) / self.temperature

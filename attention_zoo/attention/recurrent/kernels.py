@@ -54,7 +54,7 @@ def check(backend: str, mask: Mask, x: Tensor) -> None:
     if backend == "torch":
         return
     fault = ""
-    if mask.segments is not None:
+    if mask.segment_ids is not None:
         fault = "cannot keep packed segments apart, and the mask has some"
     elif not runs_on(x.device):
         fault = f"runs on CUDA GPUs only, got a tensor on {x.device.type}"

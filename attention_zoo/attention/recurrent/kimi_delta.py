@@ -5,7 +5,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn.functional import softplus
 
-from attention_zoo.attention.precision import widened
+from attention_zoo.attention.precision import upcast
 from attention_zoo.attention.recurrent.delta_attention import narrow
 from attention_zoo.attention.recurrent.gated_delta import GatedDeltaAttention
 from attention_zoo.attention.recurrent.recurrence import step_sizes
@@ -19,7 +19,7 @@ from attention_zoo.zoo import ATTENTION, AttentionCard
         equation="S ← Diag(exp g) S;  S ← S − β k (kᵀS) + β k vᵀ;  out = Sᵀ q/√c",
         reference="flash-linear-attention naive_recurrent_kda",
         roles=("causal",),
-        masks=("causal", "padding", "segments"),
+        masks=("causal", "key_mask", "segment_ids"),
         positions=("positions", "embeddings"),
         cache="one matrix for each head, and the tokens that the convolutions look back at",
         decode_state="h·c·c + 3·(K - 1)·h·c",
@@ -50,7 +50,7 @@ class KimiDeltaAttention(GatedDeltaAttention):
 
     def log_decay(self, x: Tensor) -> Tensor:
         """g, [b h t c]."""
-        steps = self.heads_of(softplus(widened(self.decay(x)) + self.step_bias))
+        steps = self.heads_of(softplus(upcast(self.decay(x)) + self.step_bias))
         return -self.log_speed.exp()[:, None, None] * steps
 
     def finish(self, attended: Tensor, x: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn.functional import softplus
 
-from attention_zoo.attention.precision import exactly, widened
+from attention_zoo.attention.precision import autocast_disabled, upcast
 from attention_zoo.attention.recurrent.decayed import Heads, Span, State
 from attention_zoo.attention.recurrent.fenwick import (
     Buckets,
@@ -31,7 +31,7 @@ from attention_zoo.zoo import ATTENTION, AttentionCard
         deviations="on the state of Mamba-2 only, not on that of the gated delta rule; buckets "
         "count real tokens of the own segment; cost grows with length·log(length)",
         roles=("causal",),
-        masks=("causal", "padding", "segments"),
+        masks=("causal", "key_mask", "segment_ids"),
         positions=("positions", "embeddings", "heads"),
         cache="a state for each bucket, and the last tokens of the convolution",
         decode_state="h·c·e·ceil(log2(t + 1)) + (w - 1)·(h·e + 2·g·c)",
@@ -53,7 +53,7 @@ class LogLinearAttention(StateSpaceDualAttention):
         max_length: the most tokens of a sequence, which decides how many levels there are.
     """
 
-    fixed = ("backend",)
+    decided_options = ("backend",)
     max_length: int
 
     def __init__(self, *, max_length: int = 16384, **options: Any) -> None:
@@ -67,7 +67,7 @@ class LogLinearAttention(StateSpaceDualAttention):
 
     def level_weights(self, x: Tensor) -> Tensor:
         """λ, [b h t l]."""
-        raw = rearrange(widened(self.level(x)), "b t (h l) -> b h t l", h=self.heads)
+        raw = rearrange(upcast(self.level(x)), "b t (h l) -> b h t l", h=self.heads)
         return softplus(self.level_scale[:, None] * raw)
 
     def recur(
@@ -80,7 +80,7 @@ class LogLinearAttention(StateSpaceDualAttention):
         buckets = with_room(Buckets(*state), start + x.shape[1])
         counts = counts_of(x, span, buckets.length)
         level_weights = self.level_weights(x)
-        with exactly(x):
+        with autocast_disabled(x):
             return bucketed_product(q, k, v, decay, level_weights, counts, buckets)
 
     def recurrent_weights(self, heads: Heads, x: Tensor, visible: Tensor) -> Tensor:
@@ -95,11 +95,11 @@ class LogLinearAttention(StateSpaceDualAttention):
 def counts_of(x: Tensor, span: Span, held: Tensor) -> Counts:
     """Of the tokens x [b t d], in front of which `held` [b] tokens of a segment stand."""
     real = torch.ones(x.shape[:2], dtype=torch.long, device=x.device)
-    if span.padding is not None:
-        real = span.padding.long()
+    if span.key_mask is not None:
+        real = span.key_mask.long()
     behind = held[:, None] + real.cumsum(dim=1)
     before = behind - real
-    if span.segments is not None:
+    if span.segment_ids is not None:
         others = torch.where(span.begins(x.shape[1]), before, 0).cummax(dim=1).values
         before, behind = before - others, behind - others
     return Counts(before, behind)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import logsigmoid, silu, softplus
 
-from attention_zoo.attention.precision import exactly, widened
+from attention_zoo.attention.precision import autocast_disabled, upcast
 from attention_zoo.attention.recurrent.convolution import ShortConvolution
 from attention_zoo.attention.recurrent.delta_attention import (
     DeltaRuleAttention,
@@ -37,7 +37,7 @@ LEAST_RIDGE = 0.25
         deviations="conjugate gradients start from zero and add nothing to what they divide by, so "
         "that c of them give the exact solution; f starts near 1, differently from head to head",
         roles=("causal",),
-        masks=("causal", "padding", "segments"),
+        masks=("causal", "key_mask", "segment_ids"),
         positions=("positions", "embeddings"),
         cache="two matrices for each head, and the tokens that the convolutions look back at",
         decode_state="2·h·c·c + 2·(K - 1)·h·c",
@@ -60,7 +60,7 @@ class MesaAttention(DeltaRuleAttention):
         iterations: of conjugate gradients.
     """
 
-    fixed = ("backend",)
+    decided_options = ("backend",)
 
     def __init__(self, *, kernel_size: int = 4, iterations: int = 30, **options: Any) -> None:
         super().__init__(backend="torch", **options)
@@ -87,8 +87,8 @@ class MesaAttention(DeltaRuleAttention):
         q = unit(silu(self.heads_of(mix(self.query_convolution, self.query(x)))))
         k = unit(silu(self.heads_of(mix(self.key_convolution, self.key(x)))))
         v = self.heads_of(self.value(x))
-        beta = widened(self.rate(x)).sigmoid().transpose(1, 2)[..., None]
-        decay = logsigmoid(widened(self.decay(x))).transpose(1, 2)[..., None]
+        beta = upcast(self.rate(x)).sigmoid().transpose(1, 2)[..., None]
+        decay = logsigmoid(upcast(self.decay(x))).transpose(1, 2)[..., None]
         return Steps(q, beta * k, v, erase=k, decay=decay)
 
     def full_ridge(self) -> Tensor:
@@ -186,7 +186,7 @@ class Solution(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         system = System(*ctx.saved_tensors)
-        with exactly(gradient):
+        with autocast_disabled(gradient):
             # A is symmetric.
             passed = conjugate_gradients(system, gradient, ctx.iterations)
         return passed, None, None, *(None for _ in system)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad, silu
 
-from attention_zoo.attention.precision import exactly, widened
+from attention_zoo.attention.precision import autocast_disabled, upcast
 from attention_zoo.attention.recurrent.convolution import ShortConvolution
 from attention_zoo.attention.recurrent.delta_attention import (
     DeltaRuleAttention,
@@ -33,7 +33,7 @@ from attention_zoo.zoo import ATTENTION, AttentionCard
         "convolution before w looks beyond them; takes no other encoding of positions but in the "
         "embeddings, as it is one",
         roles=("causal",),
-        masks=("causal", "padding", "segments"),
+        masks=("causal", "key_mask", "segment_ids"),
         positions=("positions", "embeddings"),
         cache="keys, turned by every token that comes, values, and the last convolution inputs",
         decode_state="2·t·h·c + (K - 1)·h·c",
@@ -54,7 +54,7 @@ class PathAttention(DeltaRuleAttention):
         dropout: probability of dropping a weight in training.
     """
 
-    fixed = ("backend",)
+    decided_options = ("backend",)
 
     def __init__(
         self, *, kernel_size: int = 3, rank: int = 32, dropout: float = 0.0, **options: Any
@@ -66,7 +66,7 @@ class PathAttention(DeltaRuleAttention):
             raise UserError(f"rank must be at least 1, got {rank}.")
         self.dropout = dropout
         width = self.heads * self.head_dim
-        self.turn = narrow(self.dim, rank, width, bias=False)
+        self.rotate_by_length = narrow(self.dim, rank, width, bias=False)
         self.turn_convolution = ShortConvolution(width, kernel_size)
         self.rate = nn.Linear(self.dim, self.heads)
 
@@ -76,8 +76,8 @@ class PathAttention(DeltaRuleAttention):
 
     def steps(self, x: Tensor, mix: Mix) -> Steps:
         q, k, v = (self.heads_of(part(x)) for part in (self.query, self.key, self.value))
-        w = unit(silu(self.heads_of(mix(self.turn_convolution, self.turn(x)))))
-        beta = 2.0 * widened(self.rate(x)).sigmoid().transpose(1, 2)[..., None]
+        w = unit(silu(self.heads_of(mix(self.turn_convolution, self.rotate_by_length(x)))))
+        beta = 2.0 * upcast(self.rate(x)).sigmoid().transpose(1, 2)[..., None]
         return Steps(q * self.head_dim**-0.5, k, v, erase=w, write=beta * w)
 
     def forward(
@@ -90,12 +90,12 @@ class PathAttention(DeltaRuleAttention):
         cache: Cache | None = None,
     ) -> Tensor:
         assert cache is None or isinstance(cache, StateCache)
-        mask = self.honoured(mask, x, context, cache)
+        mask = self.effective_mask(mask, x, context, cache)
         kept = (None, None) if cache is None or cache.state is None else cache.state
         keys, values, *before = kept
         mix = mixing(mask, 0 if cache is None else cache.length, tuple(before))
         steps = self.steps(x, mix)
-        with exactly(x):
+        with autocast_disabled(x):
             weights, keys = self.weights(steps, mix.real, mask, keys)
             values = steps.v if values is None else torch.cat([values, steps.v], dim=2)
             attended = torch.dropout(weights, self.dropout, train=self.training) @ values
@@ -110,8 +110,8 @@ class PathAttention(DeltaRuleAttention):
         """Those of all keys [b h q k], and the keys [b h k c] as they are behind the last step."""
         queries = steps.q.shape[2]
         held = 0 if keys is None else keys.shape[2]
-        places = torch.eye(queries, dtype=steps.q.dtype, device=steps.q.device)
-        values = pad(places, (held, 0)).expand(*steps.q.shape[:2], -1, -1)
+        token_positions = torch.eye(queries, dtype=steps.q.dtype, device=steps.q.device)
+        values = pad(token_positions, (held, 0)).expand(*steps.q.shape[:2], -1, -1)
         state = None if keys is None else pad(keys.transpose(-2, -1), (0, queries))
         scores, state = recurrence(masked(steps._replace(v=values), real, None), state)
         length = held + queries
@@ -126,7 +126,7 @@ class PathAttention(DeltaRuleAttention):
         mask: Mask = Mask(),
         positions: Tensor | None = None,
     ) -> Tensor:
-        mask = self.honoured(mask, x, context)
+        mask = self.effective_mask(mask, x, context)
         mix = mixing(mask)
         return self.weights(self.steps(x, mix), mix.real, mask)[0]
 

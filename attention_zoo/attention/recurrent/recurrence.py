@@ -93,8 +93,8 @@ def unrolled_weights(q: Tensor, k: Tensor, decay: Tensor, visible: Tensor) -> Te
     rows = []
     for i in range(q.shape[2]):
         seen = visible[:, None, i, :, None]
-        reach = (behind @ decay.masked_fill(~seen, 0.0)).exp()
-        rows.append((q[:, :, i : i + 1] * k * reach * seen).sum(dim=-1))
+        window_span = (behind @ decay.masked_fill(~seen, 0.0)).exp()
+        rows.append((q[:, :, i : i + 1] * k * window_span * seen).sum(dim=-1))
     return torch.stack(rows, dim=2)
 
 

@@ -20,7 +20,7 @@ from attention_zoo.zoo import ATTENTION, AttentionCard
         "1/√c scales q, not k; the paper's division by row sums is left out, which the norm of "
         "each head undoes but for its ε",
         roles=("causal",),
-        masks=("causal", "padding", "segments"),
+        masks=("causal", "key_mask", "segment_ids"),
         positions=("positions", "embeddings", "heads"),
         cache="the state Σ a^(t−j) k_jᵀv_j",
         decode_state="h·c·e",

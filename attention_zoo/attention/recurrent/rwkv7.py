@@ -32,7 +32,7 @@ STRONGEST = -math.exp(-0.5)  # log of the strongest decay
         "zeros; the gate sees the token alone, not the one before it; no value residual from the "
         "first layer, as layers do not know each other; one rank for all projections of low rank",
         roles=("causal",),
-        masks=("causal", "padding", "segments"),
+        masks=("causal", "key_mask", "segment_ids"),
         positions=("positions", "embeddings"),
         cache="one matrix for each head, and the last token",
         decode_state="h·c·c + d",
@@ -55,7 +55,7 @@ class RWKV7Attention(DeltaRuleAttention):
         rank: of the projections to d, a and g.
     """
 
-    fixed = ("backend",)
+    decided_options = ("backend",)
 
     def __init__(self, *, rank: int = 32, **options: Any) -> None:
         super().__init__(backend="torch", **options)

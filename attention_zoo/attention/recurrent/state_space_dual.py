@@ -7,7 +7,7 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn.functional import rms_norm, silu, softplus
 
-from attention_zoo.attention.precision import widened
+from attention_zoo.attention.precision import upcast
 from attention_zoo.attention.recurrent.convolution import ShortConvolution
 from attention_zoo.attention.recurrent.decayed import DecayedAttention, Heads, Span, State
 from attention_zoo.attention.recurrent.recurrence import step_sizes
@@ -25,7 +25,7 @@ from attention_zoo.zoo import ATTENTION, AttentionCard
         deviations="one projection for each of z, x, B, C, Δ, which the paper's block joins into "
         "one; padded tokens leave the state as it is, and count as zeros in the convolution",
         roles=("causal",),
-        masks=("causal", "padding", "segments"),
+        masks=("causal", "key_mask", "segment_ids"),
         positions=("positions", "embeddings", "heads"),
         cache="the state, and the last tokens of the convolution",
         decode_state="h·c·e + (w - 1)·(h·e + 2·g·c)",
@@ -50,7 +50,7 @@ class StateSpaceDualAttention(DecayedAttention):
         kernel_size: tokens that the convolution mixes, oneself included.
     """
 
-    fixed = ("head_dim",)
+    decided_options = ("head_dim",)
 
     def __init__(
         self,
@@ -95,14 +95,14 @@ class StateSpaceDualAttention(DecayedAttention):
         mixed, last = self.convolution(
             self.unmixed(x),
             state=None if state is None else state[0],
-            padding=span.padding,
-            segments=span.segments,
+            key_mask=span.key_mask,
+            segment_ids=span.segment_ids,
         )
         heads = self.split(mixed, x, positions)
         attended, kept = self.recur(heads, x, span, start, None if state is None else state[1:])
         own = self.skip[:, None, None] * heads.v
-        if span.padding is not None:
-            own = own.masked_fill(~span.padding[:, None, :, None], 0.0)
+        if span.key_mask is not None:
+            own = own.masked_fill(~span.key_mask[:, None, :, None], 0.0)
         return attended + own, (last, *kept)
 
     def weights(self, heads: Heads, x: Tensor, visible: Tensor) -> Tensor:
@@ -110,7 +110,9 @@ class StateSpaceDualAttention(DecayedAttention):
         return super().weights(heads, x, visible) + torch.diag_embed(oneself)
 
     def heads_of(self, x: Tensor, positions: Tensor, span: Span) -> Heads:
-        mixed, _ = self.convolution(self.unmixed(x), padding=span.padding, segments=span.segments)
+        mixed, _ = self.convolution(
+            self.unmixed(x), key_mask=span.key_mask, segment_ids=span.segment_ids
+        )
         return self.split(mixed, x, positions)
 
     def naive_heads(self, x: Tensor, positions: Tensor, visible: Tensor) -> Heads:
@@ -122,7 +124,7 @@ class StateSpaceDualAttention(DecayedAttention):
 
     def split(self, mixed: Tensor, x: Tensor, positions: Tensor) -> Heads:
         """What has been mixed [b t …], as heads; the step is part of the keys."""
-        v, k, q = silu(widened(mixed)).split(self.mixed, dim=-1)
+        v, k, q = silu(upcast(mixed)).split(self.mixed, dim=-1)
         q, k = (
             repeat_heads(rearrange(part, "b t (g c) -> b g t c", g=self.groups), self.heads)
             for part in (q, k)
@@ -134,7 +136,7 @@ class StateSpaceDualAttention(DecayedAttention):
 
     def steps(self, x: Tensor) -> Tensor:
         """Δ, [b h t 1]."""
-        return softplus(widened(self.step(x)) + self.step_bias).transpose(1, 2)[..., None]
+        return softplus(upcast(self.step(x)) + self.step_bias).transpose(1, 2)[..., None]
 
     def finish(self, attended: Tensor, x: Tensor) -> Tensor:
         y = rearrange(attended, "b h t e -> b t (h e)") * silu(self.gate(x))

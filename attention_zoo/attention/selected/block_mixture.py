@@ -25,7 +25,7 @@ from attention_zoo.zoo import ATTENTION, AttentionCard
         "which would cut blocks after their choice; no encoding on scores, which the choice would "
         "not know of; decoding makes the means of blocks anew from the cached keys",
         roles=("causal",),
-        masks=("causal", "padding", "segments"),
+        masks=("causal", "key_mask", "segment_ids"),
         positions=("positions", "embeddings", "heads"),
         cache="keys and values",
         decode_state="2·t·g·c",
@@ -64,9 +64,12 @@ class BlockMixtureAttention(BlockAttention):
     ) -> tuple[Tensor, Tensor]:
         """The keys in the chosen blocks, and their weights; both are [b h q n]."""
         with torch.no_grad():
-            places, own = self.places(blocks, first), self.own_block(first, last)
-            numbers = torch.arange(places.shape[3], device=q.device)
-            scores = products(q, gathered(blocks.means[0], places))
+            token_positions, own = (
+                self.resolve_positions(blocks, first),
+                self.own_block(first, last),
+            )
+            numbers = torch.arange(token_positions.shape[3], device=q.device)
+            scores = products(q, gathered(blocks.means[0], token_positions))
             # Of later blocks, and of what is to come in the own one, a query must know nothing.
             scores = scores.masked_fill(numbers >= own, float("-inf"))
             scores = scores.masked_fill(numbers == own, float("inf"))

@@ -75,7 +75,7 @@ class BlockAttention(ChoosingAttention):
         mask: Mask = Mask(),
         positions: Tensor | None = None,
     ) -> Tensor:
-        mask = self.honoured(mask, x, context)
+        mask = self.effective_mask(mask, x, context)
         heads = self.heads_of(x, context, positions, None)
         packed = compaction(mask, x.shape[1], x.shape[1], x.device)
         blocks = self.blocks_of(heads, mask, packed)
@@ -106,7 +106,7 @@ class BlockAttention(ChoosingAttention):
     def blocks_of(self, heads: Heads, mask: Mask, packed: Compaction) -> Blocks:
         k, v = packed.pack(heads.k), packed.pack(heads.v)
         # Packed sequences may begin anywhere, and their blocks with them.
-        step = self.block if mask.segments is None else 1
+        step = self.block if mask.segment_ids is None else 1
         return Blocks(k, v, self.means_of(k, v, step), step)
 
     def means(self, x: Tensor, step: int) -> Tensor:
@@ -115,7 +115,7 @@ class BlockAttention(ChoosingAttention):
         means = avg_pool1d(x.transpose(-2, -1).flatten(0, 1), self.block, stride=step)
         return means.transpose(-2, -1).unflatten(0, x.shape[:2]).contiguous()
 
-    def places(self, blocks: Blocks, first: Tensor) -> Tensor:
+    def resolve_positions(self, blocks: Blocks, first: Tensor) -> Tensor:
         """Where among the means those of a query's sequence are: [b|1 1 q|1 m].
 
         A block that is not whole has no mean: what is found in its place must not be looked at.

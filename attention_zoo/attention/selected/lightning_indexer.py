@@ -38,7 +38,7 @@ from attention_zoo.zoo import ATTENTION, AttentionCard
         "grows with length², though not the memory; no encoding on scores, which the choice would "
         "not know of",
         roles=("causal",),
-        masks=("causal", "window", "padding", "segments"),
+        masks=("causal", "window", "key_mask", "segment_ids"),
         positions=("positions", "embeddings", "heads"),
         cache="keys, values, and a key of the indexer",
         decode_state="(2·g + 1)·t·c",
@@ -117,8 +117,8 @@ class LightningIndexerAttention(ChoosingAttention):
         if self.training:
             divergence = torch.cat(divergences, dim=1)
             real = torch.ones_like(divergence)
-            if mask.padding is not None:
-                real = mask.padding[:, -queries:].to(divergence.dtype)
+            if mask.key_mask is not None:
+                real = mask.key_mask[:, -queries:].to(divergence.dtype)
             self.auxiliary_loss = (divergence * real).sum() / real.sum().clamp(min=1.0)
         return torch.cat(outputs, dim=2)
 
@@ -157,7 +157,7 @@ class LightningIndexerAttention(ChoosingAttention):
         mask: Mask = Mask(),
         positions: Tensor | None = None,
     ) -> Tensor:
-        mask = self.honoured(mask, x, context)
+        mask = self.effective_mask(mask, x, context)
         heads = self.heads_of(x, context, positions, None)
         chosen, visible = self.chosen(heads, mask, slice(0, x.shape[1]))
         keys = gathered(heads.k[:, :-1], chosen)

@@ -33,7 +33,7 @@ from attention_zoo.zoo import ATTENTION, AttentionCard
         "window, which would cut blocks; no encoding on scores, which a block has none of; "
         "decoding makes the means of blocks anew from the cached keys and values",
         roles=("causal",),
-        masks=("causal", "padding", "segments"),
+        masks=("causal", "key_mask", "segment_ids"),
         positions=("positions", "embeddings", "heads"),
         cache="keys and values",
         decode_state="2·t·g·c",
@@ -79,11 +79,11 @@ class NativeSparseAttention(BlockAttention):
         self, q: Tensor, blocks: Blocks, first: Tensor, last: Tensor, *more: Tensor
     ) -> Tensor:
         (gates,) = more
-        places, compressed = self.compressed(q, blocks, first, last)
+        token_positions, compressed = self.compressed(q, blocks, first, last)
         tokens, selected = self.selected(q, blocks, first, last, compressed)
         near, sliding = self.slid(q, blocks, first, last)
         branches = (
-            weighted(self.dropped(compressed), gathered(blocks.means[1], places)),
+            weighted(self.dropped(compressed), gathered(blocks.means[1], token_positions)),
             weighted(self.dropped(selected), gathered(blocks.v, tokens)),
             weighted(self.dropped(sliding), gathered(blocks.v, near)),
         )
@@ -94,11 +94,11 @@ class NativeSparseAttention(BlockAttention):
     ) -> Tensor:
         (gates,) = more
         keys = blocks.k.shape[2]
-        places, compressed = self.compressed(q, blocks, first, last)
+        token_positions, compressed = self.compressed(q, blocks, first, last)
         chosen, selected = self.selected(q, blocks, first, last, compressed)
         near, sliding = self.slid(q, blocks, first, last)
         # The weight of a mean is spread evenly over its block.
-        numbers = torch.arange(places.shape[3], device=q.device)[None, None, None]
+        numbers = torch.arange(token_positions.shape[3], device=q.device)[None, None, None]
         inside, _ = self.tokens(blocks, numbers, first, last)
         even = compressed.repeat_interleave(self.block, dim=-1) / self.block
         branches = (
@@ -115,10 +115,12 @@ class NativeSparseAttention(BlockAttention):
         self, q: Tensor, blocks: Blocks, first: Tensor, last: Tensor
     ) -> tuple[Tensor, Tensor]:
         """Where the means of all blocks are [b|1 1 q|1 m]; their weights [b h q m]."""
-        places = self.places(blocks, first)
-        numbers = torch.arange(places.shape[3], device=q.device)
+        token_positions = self.resolve_positions(blocks, first)
+        numbers = torch.arange(token_positions.shape[3], device=q.device)
         whole = numbers < ((last - first + 1) // self.block)[:, None, :, None]
-        return places, weigh(q, gathered(blocks.means[0], places), whole, self.scale)
+        return token_positions, weigh(
+            q, gathered(blocks.means[0], token_positions), whole, self.scale
+        )
 
     def selected(
         self, q: Tensor, blocks: Blocks, first: Tensor, last: Tensor, compressed: Tensor
@@ -136,8 +138,8 @@ class NativeSparseAttention(BlockAttention):
     def slid(self, q: Tensor, blocks: Blocks, first: Tensor, last: Tensor) -> tuple[Tensor, Tensor]:
         """The keys near all of these queries [b|1 1 1 n]; their weights [b h q n]."""
         # From one query to the next the last key goes on by one at most.
-        reach = torch.arange(1 - self.sliding, q.shape[2], device=q.device)
-        near = (last[:, :1] + reach)[:, None, None]
+        window_span = torch.arange(1 - self.sliding, q.shape[2], device=q.device)
+        near = (last[:, :1] + window_span)[:, None, None]
         first, last = first[:, None, :, None], last[:, None, :, None]
         visible = (near >= first) & (near > last - self.sliding) & (near <= last)
         near = near.clamp(0, blocks.k.shape[2] - 1)

@@ -7,9 +7,15 @@ from einops import rearrange
 from torch import Tensor
 from torch.nn.functional import linear, normalize
 
-from attention_zoo.attention.base import Attention, places
-from attention_zoo.attention.online_softmax import Part, around, in_blocks, merged, softmax_part
-from attention_zoo.attention.precision import exactly
+from attention_zoo.attention.base import Attention, resolve_positions
+from attention_zoo.attention.online_softmax import (
+    PartialSoftmax,
+    merge_partial,
+    neighbouring_columns,
+    partial_softmax,
+    split_into_blocks,
+)
+from attention_zoo.attention.precision import autocast_disabled
 from attention_zoo.backends.reference import masked_softmax
 from attention_zoo.caches import Cache
 from attention_zoo.errors import UserError
@@ -42,7 +48,7 @@ class Buckets(NamedTuple):
         "changes what a token sees; the number of buckets does not grow with the length; layers "
         "are not reversible; no cached decoding",
         roles=("causal", "global"),
-        masks=("causal", "window", "padding", "segments"),
+        masks=("causal", "window", "key_mask", "segment_ids"),
         positions=("positions", "embeddings", "heads"),
         chooses="buckets",
         cost="t log t",
@@ -63,7 +69,7 @@ class ReformerAttention(Attention):
         seed: of the matrices, which differ from layer to layer.
     """
 
-    fixed = ("kv_heads",)
+    decided_options = ("kv_heads",)
     rotations: Tensor
 
     def __init__(self, *, buckets: int, rounds: int, block: int, seed: int, **options: Any) -> None:
@@ -90,15 +96,15 @@ class ReformerAttention(Attention):
         cache: Cache | None = None,
     ) -> Tensor:
         assert cache is None
-        mask = self.honoured(mask, x, context)
+        mask = self.effective_mask(mask, x, context)
         q, k, v = self.heads_of(x, positions)
         parts = self.attend_rounds(q, k, v, self.buckets_of(x, mask), mask)
-        alone = torch.stack([part.below == 0.0 for part in parts]).all(dim=0)
-        if mask.padding is not None:
-            alone = alone & mask.padding[:, None]
-        weight = alone.to(parts[0].below.dtype)
-        parts.append(Part(v * weight[..., None], weight, parts[0].peak))
-        return self.finish(merged(parts).to(v.dtype), x)
+        alone = torch.stack([part.denominator == 0.0 for part in parts]).all(dim=0)
+        if mask.key_mask is not None:
+            alone = alone & mask.key_mask[:, None]
+        weight = alone.to(parts[0].denominator.dtype)
+        parts.append(PartialSoftmax(v * weight[..., None], weight, parts[0].maximum))
+        return self.finish(merge_partial(parts).to(v.dtype), x)
 
     def attention_map(
         self,
@@ -109,7 +115,7 @@ class ReformerAttention(Attention):
         positions: Tensor | None = None,
     ) -> Tensor:
         """A softmax over what is seen in any round, with length² work."""
-        mask = self.honoured(mask, x, context)
+        mask = self.effective_mask(mask, x, context)
         q, k, _ = self.heads_of(x, positions)
         found = self.buckets_of(x, mask)
         columns = torch.arange(x.shape[1], device=x.device)[None, None]
@@ -132,24 +138,24 @@ class ReformerAttention(Attention):
     def heads_of(self, x: Tensor, positions: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
         """q, k and v, [b h n c] each; keys are queries of length 1."""
         q = self.project_query(x)
-        q, k = self.position.rotate(q, normalize(q, dim=-1), places(x, positions, None))
+        q, k = self.position.rotate(q, normalize(q, dim=-1), resolve_positions(x, positions, None))
         return q, k, rearrange(self.value(x), "b n (h c) -> b h n c", h=self.heads)
 
     @torch.no_grad()
     def buckets_of(self, x: Tensor, mask: Mask) -> Buckets:
         """Of every token in every round, in float32 at least, so that rounding moves few."""
         kind = torch.promote_types(x.dtype, torch.float32)
-        with exactly(x):
+        with autocast_disabled(x):
             bias = None if self.query.bias is None else self.query.bias.to(kind)
             q = linear(x.to(kind), self.query.weight.to(kind), bias)
             q = rearrange(q, "b n (h c) -> b h n c", h=self.heads)
             turned = torch.einsum("b h n c, h c r m -> b h r n m", q, self.rotations.to(kind))
         numbers = torch.cat([turned, -turned], dim=-1).argmax(dim=-1)
-        if mask.padding is not None:
+        if mask.key_mask is not None:
             # Padding has a bucket of its own, where it cannot move anything.
-            numbers = numbers.masked_fill(~mask.padding[:, None, None], self.buckets)
-        if mask.segments is not None:
-            changes = (mask.segments[:, 1:] != mask.segments[:, :-1]).cumsum(dim=1)
+            numbers = numbers.masked_fill(~mask.key_mask[:, None, None], self.buckets)
+        if mask.segment_ids is not None:
+            changes = (mask.segment_ids[:, 1:] != mask.segment_ids[:, :-1]).cumsum(dim=1)
             sequence = torch.cat([torch.zeros_like(changes[:, :1]), changes], dim=1)
             numbers = numbers + (self.buckets + 1) * sequence[:, None, None]
         order = numbers.argsort(dim=-1, stable=True)
@@ -161,7 +167,7 @@ class ReformerAttention(Attention):
 
     def attend_rounds(
         self, q: Tensor, k: Tensor, v: Tensor, found: Buckets, mask: Mask
-    ) -> list[Part]:
+    ) -> list[PartialSoftmax]:
         """Of each round, [b h n …], without the queries themselves.
 
         Sorted by bucket and place, keys that a query sees stand less than two chunks before it
@@ -169,8 +175,10 @@ class ReformerAttention(Attention):
         """
         length = q.shape[2]
         ranks = torch.arange(length, device=q.device)
-        own = in_blocks(ranks, self.block)
-        other = around(own, 2 * self.block - 1, 0 if mask.causal else self.block - 1)[0]
+        own = split_into_blocks(ranks, self.block)
+        other = neighbouring_columns(own, 2 * self.block - 1, 0 if mask.causal else self.block - 1)[
+            0
+        ]
         inside = (other >= 0) & (other < length)
         own, other = own.clamp(max=length - 1), other.clamp(0, length - 1)
         parts = []
@@ -179,7 +187,7 @@ class ReformerAttention(Attention):
             seen = near(found.at(i), found.at(j))
             visible = mask.gathered(i.flatten(1, 2), j.flatten(1, 2), length)
             others = inside[:, None] & (i[..., None] != j[..., None, :])
-            part = softmax_part(
+            part = partial_softmax(
                 taken(q, i),
                 taken(k, j),
                 taken(v, j),
@@ -189,8 +197,12 @@ class ReformerAttention(Attention):
                 scale=1.0,
             )
             back = order.argsort(dim=-1)
-            above, below, peak = (x.flatten(2, 3) for x in part)
-            parts.append(Part(taken(above, back), below.gather(2, back), peak.gather(2, back)))
+            numerator, denominator, maximum = (x.flatten(2, 3) for x in part)
+            parts.append(
+                PartialSoftmax(
+                    taken(numerator, back), denominator.gather(2, back), maximum.gather(2, back)
+                )
+            )
         return parts
 
     def naive(

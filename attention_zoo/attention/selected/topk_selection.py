@@ -23,7 +23,7 @@ class ChoosingAttention(SoftmaxAttention):
     `Heads.more` holds what the mechanism needs of every query beside q, [b … q …] each.
     """
 
-    fixed = ("backend",)
+    decided_options = ("backend",)
 
     def __init__(self, **options: Any) -> None:
         super().__init__(backend="reference", **options)
@@ -98,6 +98,6 @@ def weighted(weights: Tensor, values: Tensor) -> Tensor:
 
 def spread(weights: Tensor, chosen: Tensor, keys: int) -> Tensor:
     """Weights [b h q n] of chosen places [b|1 e q|1 n] -> [b h q k], zeros elsewhere."""
-    places = repeat_heads(chosen, weights.shape[1]).expand_as(weights)
+    token_positions = repeat_heads(chosen, weights.shape[1]).expand_as(weights)
     empty = weights.new_zeros(*weights.shape[:3], keys)
-    return empty.scatter_add(3, places, weights)
+    return empty.scatter_add(3, token_positions, weights)

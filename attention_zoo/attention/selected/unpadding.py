@@ -47,13 +47,13 @@ def compaction(mask: Mask, queries: int, keys: int, device: torch.device) -> Com
     assert mask.causal and mask.window is None
     place = torch.arange(keys, device=device)[None, :]
     order, before, last = None, place, place
-    if mask.padding is not None:
-        order = mask.padding.logical_not().to(torch.uint8).argsort(dim=1, stable=True)
-        last = mask.padding.cumsum(dim=1) - 1
-        before = last + 1 - mask.padding.long()
+    if mask.key_mask is not None:
+        order = mask.key_mask.logical_not().to(torch.uint8).argsort(dim=1, stable=True)
+        last = mask.key_mask.cumsum(dim=1) - 1
+        before = last + 1 - mask.key_mask.long()
     first = torch.zeros_like(place[:, :1])
-    if mask.segments is not None:
-        starts = torch.ones_like(mask.segments, dtype=torch.bool)
-        starts[:, 1:] = mask.segments[:, 1:] != mask.segments[:, :-1]
+    if mask.segment_ids is not None:
+        starts = torch.ones_like(mask.segment_ids, dtype=torch.bool)
+        starts[:, 1:] = mask.segment_ids[:, 1:] != mask.segment_ids[:, :-1]
         first = torch.where(starts, before, 0).cummax(dim=1).values[:, keys - queries :]
     return Compaction(order, first, last[:, keys - queries :])

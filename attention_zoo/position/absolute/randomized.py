@@ -9,7 +9,7 @@ from torch import Tensor
 
 from attention_zoo.errors import Unsupported, UserError
 from attention_zoo.position.absolute.learned import check_length
-from attention_zoo.position.base import Compared, PositionalEncoding
+from attention_zoo.position.base import PositionalEncoding, ScoreInputs
 from attention_zoo.zoo import POSITION, PositionCard
 
 
@@ -57,8 +57,8 @@ class RandomizedEncoding(PositionalEncoding):
                 f"are places, got max_length={max_length}, places={places}."
             )
         inner = POSITION[encoding]
-        if not takes_places(POSITION.card(encoding)):
-            legal = [name for name in POSITION if takes_places(POSITION.card(name))]
+        if not takes_positions(POSITION.card(encoding)):
+            legal = [name for name in POSITION if takes_positions(POSITION.card(name))]
             raise Unsupported(
                 "position=randomized needs an encoding that takes places from without, one for all "
                 f"layers, got encoding={encoding}. Choices: {', '.join(legal)}."
@@ -75,7 +75,7 @@ class RandomizedEncoding(PositionalEncoding):
         if card != self.card:
             self.card = card
 
-    def place(self, positions: Tensor) -> Tensor:
+    def map_positions(self, positions: Tensor) -> Tensor:
         check_length(self, positions)
         if not self.training:
             return positions * (self.places // self.max_length)
@@ -94,27 +94,29 @@ class RandomizedEncoding(PositionalEncoding):
     def rotate(self, q: Tensor, k: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
         return self.inner.rotate(q, k, positions)
 
-    def runs(self, q_positions: Tensor) -> list[slice]:
-        return self.inner.runs(q_positions)
+    def length_spans(self, q_positions: Tensor) -> list[slice]:
+        return self.inner.length_spans(q_positions)
 
-    def turn(
+    def rotate_by_length(
         self, q: Tensor, k: Tensor, q_positions: Tensor, k_positions: Tensor
     ) -> tuple[Tensor, Tensor]:
-        return self.inner.turn(q, k, q_positions, k_positions)
+        return self.inner.rotate_by_length(q, k, q_positions, k_positions)
 
-    def bias(self, q_positions: Tensor, k_positions: Tensor) -> Tensor | None:
-        return self.inner.bias(q_positions, k_positions)
+    def score_bias(self, q_positions: Tensor, k_positions: Tensor) -> Tensor | None:
+        return self.inner.score_bias(q_positions, k_positions)
 
-    def keep(self, x: Tensor) -> dict[str, Tensor]:
-        return self.inner.keep(x)
+    def cached_features(self, x: Tensor) -> dict[str, Tensor]:
+        return self.inner.cached_features(x)
 
-    def read(self, pairs: Compared) -> Tensor | None:
-        return self.inner.read(pairs)
+    def content_bias(self, pairs: ScoreInputs) -> Tensor | None:
+        return self.inner.content_bias(pairs)
 
-    def give(self, weights: Tensor, q_positions: Tensor, k_positions: Tensor) -> Tensor | None:
-        return self.inner.give(weights, q_positions, k_positions)
+    def value_bias(
+        self, weights: Tensor, q_positions: Tensor, k_positions: Tensor
+    ) -> Tensor | None:
+        return self.inner.value_bias(weights, q_positions, k_positions)
 
 
-def takes_places(card: PositionCard) -> bool:
+def takes_positions(card: PositionCard) -> bool:
     """Whether an encoding acts by places that are given to it, once for all layers."""
     return bool(card.acts) and "positions" not in card.acts and not card.per_layer

@@ -34,7 +34,7 @@ class AlibiEncoding(PositionalEncoding):
         super().__init__(**sizes)
         self.register_buffer("slopes", torch.tensor(alibi_slopes(self.heads)), persistent=False)
 
-    def bias(self, q_positions: Tensor, k_positions: Tensor) -> Tensor:
+    def score_bias(self, q_positions: Tensor, k_positions: Tensor) -> Tensor:
         distance = (q_positions[:, :, None] - k_positions[:, None, :]).abs()
         return -self.slopes[:, None, None] * distance[:, None]
 

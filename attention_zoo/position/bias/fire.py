@@ -71,7 +71,7 @@ class FireEncoding(PositionalEncoding):
         self.expand = nn.Linear(1, hidden)
         self.contract = nn.Linear(hidden, self.heads, bias=False)
 
-    def bias(self, q_positions: Tensor, k_positions: Tensor) -> Tensor:
+    def score_bias(self, q_positions: Tensor, k_positions: Tensor) -> Tensor:
         wide = torch.promote_types(self.log_scale.dtype, torch.float32)
         i, j = q_positions[:, :, None], k_positions[:, None, :]
         last = i if self.role == "causal" else torch.maximum(i, j)

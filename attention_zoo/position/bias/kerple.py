@@ -59,7 +59,7 @@ class KerpleEncoding(PositionalEncoding):
         first, second = self.raw_first.to(wide), self.raw_second.to(wide)
         return softplus(first), softplus(second) if self.kernel == "log" else 2 * second.sigmoid()
 
-    def bias(self, q_positions: Tensor, k_positions: Tensor) -> Tensor:
+    def score_bias(self, q_positions: Tensor, k_positions: Tensor) -> Tensor:
         first, second = (r[:, None, None] for r in self.coefficients())
         distance = (q_positions[:, None, :, None] - k_positions[:, None, None, :]).abs()
         if self.kernel == "log":

@@ -45,7 +45,7 @@ class SandwichEncoding(PositionalEncoding):
         self.embedding_dim = embedding_dim
         self.base = base
 
-    def bias(self, q_positions: Tensor, k_positions: Tensor) -> Tensor:
+    def score_bias(self, q_positions: Tensor, k_positions: Tensor) -> Tensor:
         q, k = (sinusoids(p, self.embedding_dim, self.base) for p in (q_positions, k_positions))
         # Autocast would multiply in half precision.
         with torch.autocast(q.device.type, enabled=False):

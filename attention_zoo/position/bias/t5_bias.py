@@ -47,7 +47,7 @@ class T5BiasEncoding(PositionalEncoding):
         self.table = nn.Embedding(buckets, self.heads)
         nn.init.normal_(self.table.weight, std=self.dim**-0.5)
 
-    def bias(self, q_positions: Tensor, k_positions: Tensor) -> Tensor:
+    def score_bias(self, q_positions: Tensor, k_positions: Tensor) -> Tensor:
         relative = k_positions[:, None, :] - q_positions[:, :, None]
         return self.table(self.bucket(relative)).movedim(-1, 1)
 

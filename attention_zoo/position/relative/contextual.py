@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from attention_zoo.errors import UserError
-from attention_zoo.position.base import Compared, PositionalEncoding
+from attention_zoo.position.base import PositionalEncoding, ScoreInputs
 from attention_zoo.zoo import POSITION, PositionCard
 
 
@@ -45,7 +45,7 @@ class ContextualEncoding(PositionalEncoding):
         self.max_position = max_position
         self.table = nn.Parameter(torch.zeros(max_position + 1, self.head_dim))
 
-    def read(self, pairs: Compared) -> Tensor:
+    def content_bias(self, pairs: ScoreInputs) -> Tensor:
         gates = torch.sigmoid(pairs.q @ pairs.k.transpose(-2, -1) * pairs.scale)
         counted = self.counted(gates, pairs.visible)
         products = pairs.q @ self.table.T

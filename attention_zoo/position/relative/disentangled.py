@@ -8,8 +8,8 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from attention_zoo.errors import UserError
-from attention_zoo.position.base import Compared, PositionalEncoding
-from attention_zoo.position.relative.tables import looked_up
+from attention_zoo.position.base import PositionalEncoding, ScoreInputs
+from attention_zoo.position.relative.tables import gather_rows
 from attention_zoo.zoo import POSITION, PositionCard
 
 TERMS = 3  # of a score
@@ -55,12 +55,12 @@ class DisentangledEncoding(PositionalEncoding):
     def rotate(self, q: Tensor, k: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
         return q / math.sqrt(TERMS), k
 
-    def read(self, pairs: Compared) -> Tensor:
+    def content_bias(self, pairs: ScoreInputs) -> Tensor:
         distance = pairs.q_positions[:, :, None] - pairs.k_positions[:, None, :]
-        asked = looked_up(pairs.q @ self.projected(self.key), self.row(distance))
+        asked = gather_rows(pairs.q @ self.projected(self.key), self.row(distance))
         # The queries come divided, as `rotate` left them; the keys do not.
         divided = pairs.k / math.sqrt(TERMS)
-        answered = looked_up(
+        answered = gather_rows(
             divided @ self.projected(self.query), self.row(-distance.transpose(1, 2))
         )
         return (asked + answered.transpose(-2, -1)) * pairs.scale

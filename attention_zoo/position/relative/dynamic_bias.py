@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad, softplus
 
-from attention_zoo.position.base import Compared, PositionalEncoding
+from attention_zoo.position.base import PositionalEncoding, ScoreInputs
 from attention_zoo.zoo import POSITION, PositionCard
 
 
@@ -37,12 +37,12 @@ class DynamicBiasEncoding(PositionalEncoding):
         super().__init__(**sizes)
         self.step = nn.Linear(self.dim, self.heads)
 
-    def keep(self, x: Tensor) -> dict[str, Tensor]:
+    def cached_features(self, x: Tensor) -> dict[str, Tensor]:
         steps = self.step(x)
         steps = softplus(steps.to(torch.promote_types(steps.dtype, torch.float32)))
         return {"context_bias": -steps.transpose(1, 2)[..., None]}
 
-    def read(self, pairs: Compared) -> Tensor:
+    def content_bias(self, pairs: ScoreInputs) -> Tensor:
         # From the query backwards: a difference of sums from the start would lose the digits of
         # what is near.
         steps = pairs.kept["context_bias"].flip(-2).transpose(-2, -1)

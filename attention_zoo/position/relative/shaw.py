@@ -6,8 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from attention_zoo.errors import UserError
-from attention_zoo.position.base import Compared, PositionalEncoding
-from attention_zoo.position.relative.tables import looked_up
+from attention_zoo.position.base import PositionalEncoding, ScoreInputs
+from attention_zoo.position.relative.tables import gather_rows
 from attention_zoo.zoo import POSITION, PositionCard
 
 
@@ -47,11 +47,11 @@ class ShawEncoding(PositionalEncoding):
         for table in (self.key_table, self.value_table):
             nn.init.normal_(table, std=self.head_dim**-0.5)
 
-    def read(self, pairs: Compared) -> Tensor:
+    def content_bias(self, pairs: ScoreInputs) -> Tensor:
         rows = self.rows(pairs.q_positions, pairs.k_positions)
-        return looked_up(pairs.q @ self.key_table.T, rows) * pairs.scale
+        return gather_rows(pairs.q @ self.key_table.T, rows) * pairs.scale
 
-    def give(self, weights: Tensor, q_positions: Tensor, k_positions: Tensor) -> Tensor:
+    def value_bias(self, weights: Tensor, q_positions: Tensor, k_positions: Tensor) -> Tensor:
         rows = self.rows(q_positions, k_positions)
         # In float32 at least: the last row has the sum of many small weights.
         wide = weights.to(torch.promote_types(weights.dtype, torch.float32))

@@ -3,6 +3,6 @@
 from torch import Tensor
 
 
-def looked_up(products: Tensor, rows: Tensor) -> Tensor:
+def gather_rows(products: Tensor, rows: Tensor) -> Tensor:
     """Of the products [b h m r] with all rows, those with the rows [b|1 m n]: [b h m n]."""
     return products.gather(-1, rows[:, None].expand(*products.shape[:3], -1))

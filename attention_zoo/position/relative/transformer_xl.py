@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from attention_zoo.errors import UserError
 from attention_zoo.position.absolute.sinusoidal import sinusoids
-from attention_zoo.position.base import Compared, PositionalEncoding
+from attention_zoo.position.base import PositionalEncoding, ScoreInputs
 from attention_zoo.zoo import POSITION, PositionCard
 
 
@@ -46,16 +46,18 @@ class TransformerXLEncoding(PositionalEncoding):
         if self.dim % 2:
             raise UserError(f"position=transformer_xl needs an even dim, got {self.dim}.")
         self.base = base
-        self.content_bias = nn.Parameter(torch.empty(self.heads, self.head_dim))
-        self.place_bias = nn.Parameter(torch.empty(self.heads, self.head_dim))
-        for bias in (self.content_bias, self.place_bias):
+        self.query_content_bias = nn.Parameter(torch.empty(self.heads, self.head_dim))
+        self.query_position_bias = nn.Parameter(torch.empty(self.heads, self.head_dim))
+        for bias in (self.query_content_bias, self.query_position_bias):
             nn.init.normal_(bias, std=0.02)
         self.distance = nn.Linear(self.dim, self.heads * self.head_dim, bias=False)
 
-    def read(self, pairs: Compared) -> Tensor:
-        of_key = self.content_bias[:, None] @ pairs.k.transpose(-2, -1)
+    def content_bias(self, pairs: ScoreInputs) -> Tensor:
+        of_key = self.query_content_bias[:, None] @ pairs.k.transpose(-2, -1)
         by_head = self.distance.weight.unflatten(0, (self.heads, self.head_dim))
-        asked = self.turned((pairs.q + self.place_bias[:, None]) @ by_head, pairs.q_positions)
+        asked = self.turned(
+            (pairs.q + self.query_position_bias[:, None]) @ by_head, pairs.q_positions
+        )
         waves = sinusoids(pairs.k_positions, self.dim, self.base)[:, None].transpose(-2, -1)
         of_place = asked.to(pairs.q.dtype) @ waves.to(pairs.q.dtype)
         return (of_key + of_place) * pairs.scale

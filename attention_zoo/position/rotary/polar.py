@@ -33,7 +33,7 @@ class PolarEncoding(RotaryEncoding):
     between −2π and 0; they start from 0, the same as none.
     """
 
-    fixed = ("layout",)
+    decided_options = ("layout",)
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)

@@ -65,10 +65,10 @@ class GrowingRotary(LengthScaledRotary):
     """
 
     def rotate(self, q: Tensor, k: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
-        """Nothing: a cache keeps the keys as they are, for `turn`."""
+        """Nothing: a cache keeps the keys as they are, for `rotate_by_length`."""
         return q, k
 
-    def runs(self, q_positions: Tensor) -> list[slice]:
+    def length_spans(self, q_positions: Tensor) -> list[slice]:
         count = q_positions.shape[1]
         if torch.compiler.is_compiling():
             # What depends on places cannot be looked at: each query makes a run of its own.
@@ -79,7 +79,7 @@ class GrowingRotary(LengthScaledRotary):
             starts = [0, *(changes.nonzero()[:, 0] + 1).tolist()]
         return [slice(*ends) for ends in pairwise([*starts, count])]
 
-    def turn(
+    def rotate_by_length(
         self, q: Tensor, k: Tensor, q_positions: Tensor, k_positions: Tensor
     ) -> tuple[Tensor, Tensor]:
         stage = self.stage(q_positions[:, -1:] + 1)

@@ -6,7 +6,7 @@ Labels stand in backticks, as in Markdown.
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 
-from attention_zoo.tasks.analysis.report.comparison import Comparison, Row, resamples, verdicts
+from attention_zoo.tasks.analysis.report.comparison import Comparison, Row, outcomes, resamples
 from attention_zoo.tasks.analysis.report.conditions import conditions
 from attention_zoo.tasks.analysis.report.measures import Measure
 from attention_zoo.tasks.analysis.report.runs import Run
@@ -31,7 +31,7 @@ def counted(runs: Sequence[Run]) -> str:
 
 def answer(comparison: Comparison) -> Iterator[str]:
     """The sentences at the head of the report."""
-    best, reference, first = comparison.best, comparison.reference, comparison.decisive
+    best, reference, first = comparison.best, comparison.reference, comparison.primary_metric
     extreme = "highest" if first.better == "higher" else "lowest"
     tied = [row for row in comparison.rows if row.mean(first.key) == best.mean(first.key)]
     have = "has" if len(tied) == 1 else "have"
@@ -71,7 +71,7 @@ def spread(row: Row, measure: Measure) -> str:
 
 def certainty(comparison: Comparison) -> Iterator[str]:
     """What the tests say of the rows, as seen from the reference."""
-    found = dict(verdicts(comparison))
+    found = dict(outcomes(comparison))
     name = f"`{comparison.reference.label}`"
     level = f"{100 * LEVEL:.0f} % level"
     for word in ("better", "worse"):
@@ -107,7 +107,7 @@ def cheaper(comparison: Comparison) -> Iterator[str]:
     best = comparison.best
     if comparison.reference is not best or len(comparison.rows) < 2:
         return
-    peers = [best, *dict(verdicts(comparison))["open"]]
+    peers = [best, *dict(outcomes(comparison))["open"]]
     found = []
     for measure in (x for x in comparison.cost if x.key in CHEAPER):
         costs = {row.label: x for row in peers if (x := row.mean(measure.key)) is not None}

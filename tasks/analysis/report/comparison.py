@@ -70,12 +70,12 @@ class Comparison:
         return self.rows[0]
 
     @property
-    def decisive(self) -> Measure:
+    def primary_metric(self) -> Measure:
         return self.quality[0]
 
     def difference(self, row: Row) -> Difference | None:
         """In the measure that decides."""
-        return self.differences[self.decisive.key][self.rows.index(row)]
+        return self.differences[self.primary_metric.key][self.rows.index(row)]
 
 
 def compare(runs: Sequence[Run], baseline: str | None) -> list[Comparison]:
@@ -241,7 +241,7 @@ def unlabelled(comparison: Comparison) -> dict[str, list[str]]:
     }
 
 
-def judge(comparison: Comparison, advance: Callable[[], None]) -> None:
+def run_tests(comparison: Comparison, advance: Callable[[], None]) -> None:
     """Test all rows against the reference, in each measure that has a test.
 
     Args:
@@ -298,9 +298,9 @@ def resamples(rows: int) -> int:
     return max(1000, 100 * rows)
 
 
-def verdicts(comparison: Comparison) -> Iterator[tuple[str, list[Row]]]:
+def outcomes(comparison: Comparison) -> Iterator[tuple[str, list[Row]]]:
     """Rows by what the test says of them: better, worse, open, untested."""
-    first = comparison.decisive
+    first = comparison.primary_metric
     good = 1 if first.better == "higher" else -1
     groups: dict[str, list[Row]] = {"better": [], "worse": [], "open": [], "untested": []}
     for row in comparison.rows:

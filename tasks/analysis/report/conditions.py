@@ -10,7 +10,7 @@ from attention_zoo.tasks.analysis.report.measures import scaled
 from attention_zoo.tasks.analysis.report.runs import Run
 from attention_zoo.tasks.training.results import MATCHED_WITHIN
 
-RESIZED = "model.hidden"  # what `match` chooses
+RESIZED = "model.ffn_dim"  # what `match` chooses
 NAMED = 4  # labels that are named, before the rest is counted
 
 
@@ -41,7 +41,7 @@ def conditions(comparison: Comparison) -> Iterator[Condition]:
     yield values("hardware", rows, "hardware")
     yield versions(rows)
     yield values("commit", rows, "git_commit")
-    if comparison.decisive.test == "bootstrap":
+    if comparison.primary_metric.test == "bootstrap":
         yield values("sacreBLEU", rows, "sacrebleu_signature")
     # What follows from matching is told by it.
     other = {key: x for key, x in unlabelled(comparison).items() if key != RESIZED or not by}
@@ -64,7 +64,7 @@ def sizes(name: str, rows: list[Row], key: str) -> Condition:
     """Whether numbers are equal; if not, how far apart they are."""
     numbers = [x for row in rows for x in row.values(key)]
     if not numbers or lacks(rows, key):
-        return unknown(name, rows, key)
+        return unknown_name_message(name, rows, key)
     low, high = min(numbers), max(numbers)
     if low == high:
         return Condition(name, True, f"{low:,.0f}")
@@ -92,7 +92,7 @@ def matched(rows: list[Row]) -> Iterator[Condition]:
 
 def values(name: str, rows: list[Row], key: str) -> Condition:
     if lacks(rows, key):
-        return unknown(name, rows, key)
+        return unknown_name_message(name, rows, key)
     found: dict[str, list[Row]] = {}
     for row in rows:
         for run in row.runs:
@@ -114,7 +114,7 @@ def tokens(rows: list[Row]) -> Condition:
 def data_order(rows: list[Row]) -> Condition:
     """Whether the runs of a seed saw the same batches in the same order."""
     if lacks(rows, "data_order"):
-        return unknown("data order", rows, "data_order")
+        return unknown_name_message("data order", rows, "data_order")
     if unequal := unequal_seeds(rows, "data_order"):
         return Condition("data order", False, unequal)
     return Condition("data order", True, "the same batches in the same order, seed by seed")
@@ -135,7 +135,7 @@ def unequal_seeds(rows: list[Row], key: str) -> str:
 def versions(rows: list[Row]) -> Condition:
     """Which packages differ."""
     if lacks(rows, "versions"):
-        return unknown("versions", rows, "versions")
+        return unknown_name_message("versions", rows, "versions")
     kinds: dict[str, set[str]] = {}
     runs = every(rows)
     for package in {name for run in runs for name in run.results["versions"]}:
@@ -156,7 +156,7 @@ def lacks(rows: list[Row], key: str) -> bool:
     return any(run.results.get(key) is None for run in every(rows))
 
 
-def unknown(name: str, rows: list[Row], key: str) -> Condition:
+def unknown_name_message(name: str, rows: list[Row], key: str) -> Condition:
     runs = every(rows)
     missing = sum(run.results.get(key) is None for run in runs)
     return Condition(name, None, f"not on record in {missing} of {len(runs)} runs")

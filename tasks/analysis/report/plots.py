@@ -219,7 +219,7 @@ def curve(row: Row, key: str) -> list[tuple[float, float, float]]:
 
 def cost_panels(comparison: Comparison, name: str) -> Iterator[str]:
     """Quality against each cost in which the rows differ."""
-    first = comparison.decisive
+    first = comparison.primary_metric
     for cost in (x for key in COSTS for x in comparison.cost if x.key == key):
         points = {
             place: (x, y)
@@ -394,7 +394,7 @@ def by_length(row: Row, metric: str) -> list[tuple[float, float, float]]:
 
 def strip(comparison: Comparison, place: int) -> str:
     """The seeds of a row on the scale of all rows, with their mean, and the mean of the best."""
-    first = comparison.decisive
+    first = comparison.primary_metric
     everything = [x for row in comparison.rows for x in row.values(first.key)]
     low, high = margins(min(everything), max(everything))
     row = comparison.rows[place]

@@ -22,7 +22,7 @@ from attention_zoo.tasks.analysis.report.conditions import conditions
 from attention_zoo.tasks.analysis.report.page import signed, verdict
 from attention_zoo.tasks.analysis.report.runs import Run, flat, job_names
 
-STATES = {True: "equal", False: "**not equal**", None: "unknown"}
+STATES = {True: "equal", False: "**not equal**", None: "unknown_name_message"}
 # Of results.json, what is no scalar and would fill a cell with pages.
 LONG = ("history", "lengths", "versions")
 # What a terminal holds, and a narrow one.
@@ -56,10 +56,10 @@ def comparison_table(comparison: Comparison) -> tuple[list[str], list[list[str]]
 
 def difference(comparison: Comparison, place: int) -> str:
     """Of a row, in the measure that decides: its amount, and what the test says."""
-    found = verdict(comparison, place, comparison.decisive)
+    found = verdict(comparison, place, comparison.primary_metric)
     if found is None:
         return "reference"
-    amount = "" if found.amount is None else f"{signed(comparison.decisive, found.amount)} "
+    amount = "" if found.amount is None else f"{signed(comparison.primary_metric, found.amount)} "
     return f"{amount}({found.told})"
 
 
@@ -138,7 +138,7 @@ def scalars(run: Run) -> Iterator[tuple[str, Any]]:
 def show(console: Console, comparisons: Sequence[Comparison], runs: Sequence[Run]) -> None:
     """Print answers, tables, what is not equal, and jobs without a result."""
     for comparison in comparisons:
-        first = comparison.decisive
+        first = comparison.primary_metric
         shown = SHOWN_COSTS if console.width >= NARROW else SHOWN_COSTS[:1]
         costs = [x for x in comparison.cost if x.key in shown]
         table = Table(title=comparison.title, title_justify="left", title_style="bold")

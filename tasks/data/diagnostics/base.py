@@ -7,15 +7,14 @@ from typing import Any, NamedTuple, Self
 import numpy as np
 
 from attention_zoo.errors import UserError
-
-from ..sources.base import SPLITS, split_of
-from ..tokenizers import SPECIALS
+from attention_zoo.tasks.data.sources.base import SPLITS, split_of
+from attention_zoo.tasks.data.tokenizers import SPECIALS
 
 FIRST = len(SPECIALS)  # the token of the first symbol
 ROUND = 10_000  # sequences drawn at once
 
 
-class Questions(NamedTuple):
+class QueryRows(NamedTuple):
     """Sequences of n rows that ask a questions each, as tokens.
 
     inputs: [n t], bos first.
@@ -58,7 +57,7 @@ class Diagnostic(ABC):
         """Their names; symbol i is token `FIRST` + i."""
 
     @abstractmethod
-    def draw(self, generator: np.random.Generator, rows: int) -> Questions:
+    def draw(self, generator: np.random.Generator, rows: int) -> QueryRows:
         """Sequences of any split."""
 
     @property
@@ -74,15 +73,15 @@ class Diagnostic(ABC):
         """Every input of `questions`, in plain types."""
         return {"source": type(self).__name__, "numpy": np.__version__, **asdict(self)}
 
-    def questions(self, split: str) -> Questions:
+    def questions(self, split: str) -> QueryRows:
         """The sequences of a split. Raises UserError where there are not as many."""
         generator = np.random.default_rng([self.seed, SPLITS.index(split)])
         size = "size" if split == "train" else split
         wanted = getattr(self, size)
         seen: set[bytes] = set()
-        kept: list[Questions] = []
+        kept: list[QueryRows] = []
         while len(seen) < wanted:
-            drawn = Questions(*(part.astype("<i4") for part in self.draw(generator, ROUND)))
+            drawn = QueryRows(*(part.astype("<i4") for part in self.draw(generator, ROUND)))
             rows = []
             for row, tokens in enumerate(drawn.inputs):
                 content = tokens.tobytes()
@@ -95,8 +94,8 @@ class Diagnostic(ABC):
                     f"are asked for, got data.source.{size}={wanted} and about {len(seen)} of "
                     "them; ask for fewer, or for longer ones."
                 )
-            kept.append(Questions(*(part[rows] for part in drawn)))
-        return Questions(*map(np.concatenate, zip(*kept, strict=True)))
+            kept.append(QueryRows(*(part[rows] for part in drawn)))
+        return QueryRows(*map(np.concatenate, zip(*kept, strict=True)))
 
 
 def distinct(generator: np.random.Generator, *, rows: int, count: int, choices: int) -> np.ndarray:

@@ -6,10 +6,9 @@ from typing import Self
 import numpy as np
 
 from attention_zoo.errors import UserError
-
-from ..batches import IGNORED
-from ..tokenizers import BOS, EOS, PAD
-from .base import FIRST, Diagnostic, Questions, numbered
+from attention_zoo.tasks.data.batches import IGNORED
+from attention_zoo.tasks.data.diagnostics.base import FIRST, Diagnostic, QueryRows, numbered
+from attention_zoo.tasks.data.tokenizers import BOS, EOS, PAD
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,20 +20,20 @@ class Copy(Diagnostic):
 
     Args:
         length: of the longest strings, in symbols.
-        shortest: length of the shortest; all lengths between are as frequent.
+        min_length: the shortest strings; all lengths between are as frequent.
         vocabulary: symbols beside the separator.
     """
 
     length: int = 32
-    shortest: int = 16
+    min_length: int = 16
     vocabulary: int = 64
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 1 <= self.shortest <= self.length:
+        if not 1 <= self.min_length <= self.length:
             raise UserError(
-                "shortest must be at least 1 and at most length, got "
-                f"shortest={self.shortest} and length={self.length}."
+                "min_length must be at least 1 and at most length, got "
+                f"min_length={self.min_length} and length={self.length}."
             )
         if self.vocabulary < 1:
             raise UserError(f"vocabulary must be at least 1, got {self.vocabulary}.")
@@ -44,14 +43,14 @@ class Copy(Diagnostic):
         return [*numbered(self.vocabulary), "|"]
 
     def at(self, length: int) -> Self:
-        return replace(self, length=length, shortest=length)
+        return replace(self, length=length, min_length=length)
 
     def rewritten(self, strings: np.ndarray, lengths: np.ndarray) -> np.ndarray:
         """The answers [n length] to strings [n length], of which the first `lengths` [n] count."""
         return strings
 
-    def draw(self, generator: np.random.Generator, rows: int) -> Questions:
-        lengths = generator.integers(self.shortest, self.length, size=rows, endpoint=True)
+    def draw(self, generator: np.random.Generator, rows: int) -> QueryRows:
+        lengths = generator.integers(self.min_length, self.length, size=rows, endpoint=True)
         strings = FIRST + generator.integers(self.vocabulary, size=(rows, self.length))
         row, place = np.nonzero(np.arange(self.length) < lengths[:, None])
         separator = 1 + lengths
@@ -65,4 +64,4 @@ class Copy(Diagnostic):
         every = np.arange(rows)
         inputs[every, separator] = FIRST + self.vocabulary
         answers[every, lengths] = EOS
-        return Questions(inputs, separator[:, None] + np.arange(self.length + 1), answers)
+        return QueryRows(inputs, separator[:, None] + np.arange(self.length + 1), answers)

@@ -5,10 +5,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from attention_zoo.errors import UserError
-
-from ..batches import IGNORED
-from ..tokenizers import BOS
-from .base import FIRST, Diagnostic, Questions
+from attention_zoo.tasks.data.batches import IGNORED
+from attention_zoo.tasks.data.diagnostics.base import FIRST, Diagnostic, QueryRows
+from attention_zoo.tasks.data.tokenizers import BOS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +38,7 @@ class FlipFlop(Diagnostic):
     def symbols(self) -> list[str]:
         return ["w", "i", "r", "0", "1"]
 
-    def draw(self, generator: np.random.Generator, rows: int) -> Questions:
+    def draw(self, generator: np.random.Generator, rows: int) -> QueryRows:
         count = self.length // 2
         shares = [(1 - self.ignore) / 2, self.ignore, (1 - self.ignore) / 2]
         kinds = generator.choice(3, size=(rows, count), p=shares)
@@ -52,4 +51,4 @@ class FlipFlop(Diagnostic):
         inputs = np.empty((rows, 2 * count), dtype=np.int64)
         inputs[:, 0], inputs[:, 1::2], inputs[:, 2::2] = BOS, FIRST + kinds, bits[:, :-1]
         places = np.broadcast_to(1 + 2 * np.arange(count), bits.shape)
-        return Questions(inputs, places, np.where(reads, bits, IGNORED))
+        return QueryRows(inputs, places, np.where(reads, bits, IGNORED))

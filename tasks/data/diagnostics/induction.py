@@ -5,10 +5,15 @@ from dataclasses import dataclass
 import numpy as np
 
 from attention_zoo.errors import UserError
-
-from ..batches import IGNORED
-from ..tokenizers import BOS
-from .base import FIRST, Diagnostic, Questions, distinct, numbered
+from attention_zoo.tasks.data.batches import IGNORED
+from attention_zoo.tasks.data.diagnostics.base import (
+    FIRST,
+    Diagnostic,
+    QueryRows,
+    distinct,
+    numbered,
+)
+from attention_zoo.tasks.data.tokenizers import BOS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,13 +44,13 @@ class Induction(Diagnostic):
     def symbols(self) -> list[str]:
         return numbered(self.vocabulary)
 
-    def draw(self, generator: np.random.Generator, rows: int) -> Questions:
-        longest, shortest = self.length // 2, self.length // 4
+    def draw(self, generator: np.random.Generator, rows: int) -> QueryRows:
+        longest, min_length = self.length // 2, self.length // 4
         blocks = distinct(generator, rows=rows, count=longest, choices=self.vocabulary)
-        periods = generator.integers(shortest, longest, size=(rows, 1), endpoint=True)
+        periods = generator.integers(min_length, longest, size=(rows, 1), endpoint=True)
         # One more than goes in: the last answer.
         tokens = FIRST + np.take_along_axis(blocks, np.arange(self.length) % periods, axis=1)
         inputs = np.concatenate([np.full((rows, 1), BOS), tokens[:, :-1]], axis=1)
-        places = np.arange(1 + shortest, self.length)
+        places = np.arange(1 + min_length, self.length)
         answers = np.where(places > periods, tokens[:, places], IGNORED)
-        return Questions(inputs, np.broadcast_to(places, answers.shape), answers)
+        return QueryRows(inputs, np.broadcast_to(places, answers.shape), answers)

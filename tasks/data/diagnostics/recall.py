@@ -6,9 +6,8 @@ from typing import Self
 import numpy as np
 
 from attention_zoo.errors import UserError
-
-from ..tokenizers import BOS
-from .base import FIRST, Diagnostic, Questions, distinct
+from attention_zoo.tasks.data.diagnostics.base import FIRST, Diagnostic, QueryRows, distinct
+from attention_zoo.tasks.data.tokenizers import BOS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,7 +54,7 @@ class Recall(Diagnostic):
     def at(self, length: int) -> Self:
         return replace(self, length=length, pairs=self.pairs * length // self.length)
 
-    def draw(self, generator: np.random.Generator, rows: int) -> Questions:
+    def draw(self, generator: np.random.Generator, rows: int) -> QueryRows:
         half, context = self.vocabulary // 2, 1 + 2 * self.pairs
         keys = distinct(generator, rows=rows, count=self.pairs, choices=half)
         values = half + distinct(generator, rows=rows, count=self.pairs, choices=half)
@@ -73,4 +72,4 @@ class Recall(Diagnostic):
         np.put_along_axis(inputs, places, keys, axis=1)
         inputs += FIRST
         inputs[:, 0] = BOS
-        return Questions(inputs, places, FIRST + values)
+        return QueryRows(inputs, places, FIRST + values)

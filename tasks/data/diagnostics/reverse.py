@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .copy import Copy
+from attention_zoo.tasks.data.diagnostics.copy import Copy
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,10 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from attention_zoo.errors import BadInput
-
-from .base import SPLITS, Pair, Source
-from .parallel_files import ParallelFiles
-from .text_files import OneTextFile, TextFiles, cut, text_folder
+from attention_zoo.tasks.data.sources.base import SPLITS, Pair, Source
+from attention_zoo.tasks.data.sources.parallel_files import ParallelFiles
+from attention_zoo.tasks.data.sources.text_files import OneTextFile, TextFiles, cut, text_folder
 
 
 def load(path: str, config: str | None, revision: str | None, *, expected: str) -> Any:

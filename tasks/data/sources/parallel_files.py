@@ -6,9 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from attention_zoo.errors import BadInput, UserError
-
-from ..cache import sha256_of_file
-from .base import SPLITS, Pair, Source, find, read_lines
+from attention_zoo.tasks.data.cache import sha256_of_file
+from attention_zoo.tasks.data.sources.base import SPLITS, Pair, Source, find, read_lines
 
 
 class ParallelFiles(Source[Pair]):

@@ -17,8 +17,7 @@ from babel.numbers import format_compact_decimal, format_currency, format_percen
 from babel.units import UnknownUnitError, format_unit
 
 from attention_zoo.errors import UserError
-
-from .base import Pair, Source, split_of
+from attention_zoo.tasks.data.sources.base import Pair, Source, split_of
 
 # A drawn piece: asked for a locale, it gives that locale's words.
 Piece = Callable[[Locale], str]

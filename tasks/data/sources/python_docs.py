@@ -5,9 +5,8 @@ import platform
 from typing import Any
 
 from attention_zoo.errors import BadInput, UserError
-
-from ..cache import sha256_of_json
-from .base import SPLITS, Source
+from attention_zoo.tasks.data.cache import sha256_of_json
+from attention_zoo.tasks.data.sources.base import SPLITS, Source
 
 
 class PythonDocs(Source[str]):

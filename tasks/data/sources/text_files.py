@@ -6,9 +6,15 @@ from pathlib import Path
 from typing import Any
 
 from attention_zoo.errors import BadInput, UserError
-
-from ..cache import sha256_of_file
-from .base import SPLITS, Source, decode, find, read_bytes, read_text
+from attention_zoo.tasks.data.cache import sha256_of_file
+from attention_zoo.tasks.data.sources.base import (
+    SPLITS,
+    Source,
+    decode,
+    find,
+    read_bytes,
+    read_text,
+)
 
 
 class TextFiles(Source[str]):

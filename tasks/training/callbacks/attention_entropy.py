@@ -9,10 +9,10 @@ from lightning.pytorch import Trainer
 from torch import Tensor
 
 from attention_zoo.errors import UserError
-from attention_zoo.tasks.training.callbacks.periodic_inspection import Look
+from attention_zoo.tasks.training.callbacks.periodic_inspection import InspectionCallback
 
 
-class AttentionEntropy(Look):
+class AttentionEntropy(InspectionCallback):
     """Logs the entropy of every head as `attention_entropy/cross/layer-1/head-1` and so on, in
     nats: 0 where each query looks at one key only, ln k where it looks at k keys alike.
 

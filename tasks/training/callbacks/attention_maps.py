@@ -8,10 +8,13 @@ from typing import Any, NamedTuple
 
 from lightning.pytorch import LightningModule, Trainer
 
-from attention_zoo.capture import by_part, watching
+from attention_zoo.capture import capture_attention, group_by_role
 from attention_zoo.errors import UserError
-from attention_zoo.tasks.training.callbacks.periodic_inspection import Look, undisturbed
-from attention_zoo.tasks.views.attention_record import ROLES, AttentionReading
+from attention_zoo.tasks.training.callbacks.periodic_inspection import (
+    InspectionCallback,
+    undisturbed,
+)
+from attention_zoo.tasks.views.attention_record import ROLES, AttentionRecord
 from attention_zoo.tasks.views.figures.heatmaps import attention_figure
 
 
@@ -31,7 +34,7 @@ class Probe(NamedTuple):
     source_tokens: Sequence[str] | None = None
 
 
-class AttentionMaps(Look):
+class AttentionMaps(InspectionCallback):
     """Draws what the attention of a model looks at: a picture for each probe, role and layer, in
     which every head has a heat map with the tokens on both axes.
 
@@ -125,14 +128,14 @@ class AttentionMaps(Look):
                 log_image(trainer.loggers, key, path, trainer.global_step)
                 self.paths.append(path)
 
-    def readings(self, trainer: Trainer, task: Any) -> Iterator[AttentionReading]:
+    def readings(self, trainer: Trainer, task: Any) -> Iterator[AttentionRecord]:
         """What the model looks at in each probe."""
         if isinstance(self.probes, int):
             lines = trainer.datamodule.probes[: self.probes]  # type: ignore[attr-defined]
             return (task.attend(line) for line in lines)
         return (read(trainer, task, probe) for probe in self.probes)
 
-    def chosen(self, reading: AttentionReading) -> Iterator[tuple[str, int]]:
+    def chosen(self, reading: AttentionRecord) -> Iterator[tuple[str, int]]:
         """The roles and layers to draw of a reading.
 
         Raises:
@@ -182,7 +185,7 @@ class AttentionMaps(Look):
         return self.folder or Path(trainer.default_root_dir) / "figures"
 
 
-def read(trainer: Trainer, module: LightningModule, probe: Probe) -> AttentionReading:
+def read(trainer: Trainer, module: LightningModule, probe: Probe) -> AttentionRecord:
     """What a module looks at in a probe, in the precision that it is trained in.
 
     Raises:
@@ -191,21 +194,21 @@ def read(trainer: Trainer, module: LightningModule, probe: Probe) -> AttentionRe
     plugin = trainer.precision_plugin
     inputs = module.transfer_batch_to_device(probe.inputs, module.device, 0)
     inputs = plugin.convert_input(inputs)
-    with plugin.forward_context(), watching(module) as watched:
+    with plugin.forward_context(), capture_attention(module) as captured:
         if isinstance(inputs, Mapping):
             module(**inputs)
         elif isinstance(inputs, tuple | list):
             module(*inputs)
         else:
             module(inputs)
-    if not watched:
+    if not captured:
         raise UserError(f"{type(module).__name__} called no attention of the zoo for the probe.")
-    rows = {len(weights) for _, _, weights in watched}
+    rows = {len(weights) for _, _, weights in captured}
     if rows != {1}:
         raise UserError(f"a probe must be a batch of one, got {max(rows)} rows.")
     source = probe.tokens if probe.source_tokens is None else probe.source_tokens
-    maps = by_part(watched)
-    return AttentionReading(
+    maps = group_by_role(captured)
+    return AttentionRecord(
         source_tokens=list(source),
         target_tokens=list(probe.tokens),
         maps={role: [layer[0].float().cpu() for layer in maps[role]] for role in maps},

@@ -16,7 +16,7 @@ from attention_zoo.errors import UserError
 SHARDED = (DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy)
 
 
-class Look(Callback):
+class InspectionCallback(Callback):
     """Looks at the model with rank zero, at validations and at the end of training.
 
     The last validation of the run is left out: the end of training looks again, at the weights

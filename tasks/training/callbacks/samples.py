@@ -4,10 +4,10 @@ from typing import Any
 
 from lightning.pytorch import Trainer
 
-from attention_zoo.tasks.training.callbacks.periodic_inspection import Look
+from attention_zoo.tasks.training.callbacks.periodic_inspection import InspectionCallback
 
 
-class Samples(Look):
+class Samples(InspectionCallback):
     """Logs a table of translations, or continuations of prompts, as `samples`.
 
     Rank zero answers, at validations and at the end of training; `rows` holds the newest answers,

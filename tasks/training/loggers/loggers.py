@@ -29,12 +29,18 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image
 
-from ..errors import UserError
-from .build import attention_by_role
-from .exits import INTERRUPTED
-from .results import choice_of
-from .sweeps import RECORD
-from .wandb_runs import RunLogger, create_wandb_logger, folder_of, run_id, staged_in
+from attention_zoo.errors import UserError
+from attention_zoo.tasks.commands.exit_codes import INTERRUPTED
+from attention_zoo.tasks.configuration.build import attention_by_role
+from attention_zoo.tasks.sweeps.jobs import RECORD
+from attention_zoo.tasks.training.loggers.wandb_runs import (
+    RunLogger,
+    create_wandb_logger,
+    folder_of,
+    run_id,
+    staged_in,
+)
+from attention_zoo.tasks.training.results import choice_of
 
 log = logging.getLogger(__name__)
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 
-from ..errors import UserError
+from attention_zoo.errors import UserError
 
 if TYPE_CHECKING:
     from wandb import Run

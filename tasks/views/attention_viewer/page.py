@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from attention_zoo.errors import UserError
-from attention_zoo.tasks.views.attention_record import ROLES, AttentionReading
+from attention_zoo.tasks.views.attention_record import ROLES, AttentionRecord
 from attention_zoo.tasks.views.pages import document
 
 # The script fills it in.
@@ -58,7 +58,7 @@ BODY = """
 STEPS = torch.iinfo(torch.int16).max
 
 
-def page(readings: Sequence[AttentionReading]) -> str:
+def page(readings: Sequence[AttentionRecord]) -> str:
     """A document with a line view, a heatmap and an overview of every layer, role and head.
 
     A weight takes 8/3 bytes: it is rounded to a multiple of the greatest of its layer / 32767.
@@ -81,7 +81,7 @@ def page(readings: Sequence[AttentionReading]) -> str:
     )
 
 
-def framed(reading: AttentionReading) -> str:
+def framed(reading: AttentionRecord) -> str:
     """The page as a part of another, such as a notebook, which it shares no name with."""
     return (
         '<iframe title="Attention" style="width: 100%; height: 720px; border: 0" '
@@ -89,7 +89,7 @@ def framed(reading: AttentionReading) -> str:
     )
 
 
-def described(reading: AttentionReading) -> dict[str, Any]:
+def described(reading: AttentionRecord) -> dict[str, Any]:
     """A reading in plain containers."""
     return {
         "source": reading.source,
@@ -98,7 +98,7 @@ def described(reading: AttentionReading) -> dict[str, Any]:
     }
 
 
-def described_role(reading: AttentionReading, role: str) -> dict[str, Any]:
+def described_role(reading: AttentionRecord, role: str) -> dict[str, Any]:
     title, *sides = ROLES[role]
     # Of a language model, or of an encoder.
     alone = len(reading.maps) == 1 and role != "cross"

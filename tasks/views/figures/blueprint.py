@@ -154,8 +154,8 @@ def sites_inside(attention: Attention) -> list[Site]:
 
 
 def feed_forward_box(feed_forward: FeedForward) -> Box:
-    dim, hidden = feed_forward.contract.out_features, feed_forward.contract.in_features
-    facts = f"{dim:,} → {hidden:,} → {dim:,}", feed_forward.activation
+    dim, ffn_dim = feed_forward.contract.out_features, feed_forward.contract.in_features
+    facts = f"{dim:,} → {ffn_dim:,} → {dim:,}", feed_forward.activation
     return Box("feed_forward", "feed-forward", facts)
 
 

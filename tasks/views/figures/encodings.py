@@ -51,7 +51,7 @@ def over_distance(rows: Tensor) -> tuple[Tensor, Tensor]:
 def alibi_bias() -> Tensor:
     """What ALiBi adds to the scores of each head, [h q k]."""
     positions = torch.arange(PLACES)[None]
-    bias = new_encoding("alibi").bias(positions, positions)
+    bias = new_encoding("alibi").score_bias(positions, positions)
     assert bias is not None
     return bias[0]
 

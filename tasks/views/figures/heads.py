@@ -10,7 +10,7 @@ from torch import Tensor
 from attention_zoo.attention.base import Attention
 from attention_zoo.errors import UserError
 from attention_zoo.factory import create_attention
-from attention_zoo.tasks.views.attention_record import AttentionReading
+from attention_zoo.tasks.views.attention_record import AttentionRecord
 from attention_zoo.tasks.views.figures.drawing import (
     Paint,
     draw_cells,
@@ -164,7 +164,7 @@ def two_heads(task: Any, line: str) -> "Figure":
     Raises:
         UserError: no layer of the encoder has two heads.
     """
-    reading: AttentionReading = task.attend(line)
+    reading: AttentionRecord = task.attend(line)
     layers = reading.maps["encoder"]
     if all(len(maps) < 2 for maps in layers):
         raise UserError("two heads are shown side by side, and no layer of this encoder has two.")

@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from attention_zoo.tasks.views.attention_record import ROLES, AttentionReading
+from attention_zoo.tasks.views.attention_record import ROLES, AttentionRecord
 from attention_zoo.tasks.views.figures.fonts import families, legible
 from attention_zoo.tasks.views.figures.style import SIGNED, WEIGHTS, new_figure
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def attention_figure(
-    reading: AttentionReading, role: str, layer: int, heads: Sequence[int] | None = None
+    reading: AttentionRecord, role: str, layer: int, heads: Sequence[int] | None = None
 ) -> "Figure":
     """Heat maps of one layer: the mean of its heads, then every head, on one colour scale.
 

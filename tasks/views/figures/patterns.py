@@ -41,7 +41,7 @@ def masks() -> "Figure":
     """Who sees whom: fields of `Mask`, alone and together, and mechanisms with a pattern of their
     own.
 
-    These have a window, a `sees`, or a choice by their card; or they give no weight to some keys
+    These have a window, a `is_visible`, or a choice by their card; or they give no weight to some keys
     for what the tokens hold. Each is drawn as global attention where it can be, else as causal
     attention, with options small enough for the picture. What depends on content is one real draw,
     of random tokens and an untrained mechanism: its first head, in shares of each row's largest
@@ -117,17 +117,17 @@ def sheet(
 def mask_thumbnails() -> Iterator[Thumbnail]:
     place = torch.arange(_TOKENS)[None, :]
     third = _TOKENS // 3
-    padding, segments = place < 2 * third, place // third
+    real, segment_ids = place < 2 * third, place // third
     for mask in (
         Mask(),
         Mask(causal=True),
         Mask(window=3 * _SMALL),
         Mask(causal=True, window=3 * _SMALL),
-        Mask(padding=padding),
-        Mask(causal=True, padding=padding),
-        Mask(segments=segments),
-        Mask(causal=True, segments=segments),
-        Mask(segments=segments, query_segments=segments.flip(1)),
+        Mask(key_mask=real),
+        Mask(causal=True, key_mask=real),
+        Mask(segment_ids=segment_ids),
+        Mask(causal=True, segment_ids=segment_ids),
+        Mask(segment_ids=segment_ids, query_segment_ids=segment_ids.flip(1)),
     ):
         first, *others = mask.names or ("no field is set",)
         notes = tuple(f"+ {name}" for name in others)
@@ -141,7 +141,9 @@ def pattern_thumbnails() -> Iterable[Thumbnail]:
         attention = small_attention(name)
         weights, others = (drawn_weights(attention, seed) for seed in (1, 2))
         by_content = attention.card.chooses or not torch.equal(weights == 0, others == 0)
-        patterned = attention.window is not None or type(attention).sees is not Attention.sees
+        patterned = (
+            attention.window is not None or type(attention).is_visible is not Attention.is_visible
+        )
         if by_content:
             # A query may see nothing by chance.
             shares = weights / weights.amax(dim=1, keepdim=True).clamp(min=1e-9)
@@ -203,13 +205,13 @@ def drawn_bias(name: str) -> tuple[Tensor, bool]:
         attention = create_attention("multi_head", dim=_DIM, role="causal", heads=_HEADS)
         assert isinstance(attention, SoftmaxAttention)
         options = entry_options("position", name, heads=_HEADS)
-        position = create_position(name, **attention.encoded_sizes, **options)
-        attention.use_own(position)
+        position = create_position(name, **attention.position_sizes, **options)
+        attention.attach_position_own(position)
         for parameter in position.parameters():
             if not parameter.any():
                 nn.init.normal_(parameter)
     heads = attention.heads_of(random_tokens(1), None, None, None)
-    added = attention.bias(heads, seen(Mask(causal=True))[None, None])
+    added = attention.score_bias(heads, seen(Mask(causal=True))[None, None])
     assert added is not None
     return added[0], any(True for _ in position.parameters())
 

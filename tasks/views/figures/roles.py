@@ -31,7 +31,7 @@ def who_sees(role: Role, queries: int, keys: int) -> Tensor:
     attention = create_attention("multi_head", dim=4, heads=1, role=role)
     x = torch.zeros(1, queries, 4)
     context = torch.zeros(1, keys, 4) if role == "cross" else None
-    mask = attention.honoured(Mask(), x, context)
+    mask = attention.effective_mask(Mask(), x, context)
     visible = mask.visible(range(queries), range(keys), device=x.device)
     # A mask that hides nothing is not rendered.
     return torch.ones(queries, keys).bool() if visible is None else visible[0, 0]

@@ -47,14 +47,19 @@ def why_scaled(draws: int = DRAWS) -> "Figure":
     scaled = {width: scores / math.sqrt(width) for width, scores in drawn.items()}
     figure = new_figure(9.4, 6.4)
     (first, second), (largest, gradient) = figure.subplots(2, 2)
-    for axis, by_width, reach, title in (
+    for axis, by_width, window_span, title in (
         (first, drawn, 60, "Scores q·k: wider vectors, larger scores"),
         (second, scaled, 4, "Scores q·k/√d: alike at every width"),
     ):
         for width, colour in zip(SHOWN, (BLUE, ORANGE, GREEN), strict=True):
             scores = by_width[width].flatten()
             label = f"d = {width}: deviation {scores.std():.0f}"
-            style = {"bins": 40, "range": (-reach, reach), "density": True, "color": colour}
+            style = {
+                "bins": 40,
+                "range": (-window_span, window_span),
+                "density": True,
+                "color": colour,
+            }
             axis.hist(scores.numpy(), histtype="stepfilled", alpha=0.18, **style)
             axis.hist(scores.numpy(), histtype="step", linewidth=2, label=label, **style)
         axis.margins(y=0.5)

@@ -35,7 +35,7 @@ def load_translation(path: Path) -> Any:
     if config["task"]["name"] != "translation":
         raise UserError(
             f"{path} is of task={config['task']['name']}; pictures of a trained model are of a "
-            "translation. Name one of those: ckpt=logs/translation/…/checkpoints/best.ckpt"
+            "translation. Name one of those: ckpt_path=logs/translation/…/checkpoints/best.ckpt"
         )
     # It takes seconds to import, which a wrong name need not wait for.
     from attention_zoo.tasks.training.task import load_task

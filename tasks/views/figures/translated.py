@@ -10,7 +10,7 @@ from torch.nn.functional import one_hot
 
 from attention_zoo.errors import UserError
 from attention_zoo.tasks.data.tokenizers import Tokenizer
-from attention_zoo.tasks.views.attention_record import AttentionReading
+from attention_zoo.tasks.views.attention_record import AttentionRecord
 from attention_zoo.tasks.views.figures.fonts import families, legible
 from attention_zoo.tasks.views.figures.style import RED, WEIGHTS, new_figure
 
@@ -96,13 +96,13 @@ def cross_attention(task: Any, line: str) -> "Figure":
     return figure
 
 
-def translated(task: Any, line: str) -> AttentionReading:
+def translated(task: Any, line: str) -> AttentionRecord:
     """What a translation task looks at over a line.
 
     Raises:
         UserError: the task is no translation, so that nothing looks at a source.
     """
-    reading: AttentionReading = task.attend(line)
+    reading: AttentionRecord = task.attend(line)
     if "cross" not in reading.maps:
         raise UserError(
             f"cross-attention needs task=translation, got a {type(task).__name__}, which has "

@@ -5,10 +5,10 @@ import torch
 from attention_zoo.errors import UserError
 from attention_zoo.tasks.data.batches import (
     Blocks,
+    JaggedArray,
     OrderedBlocks,
     OrderedTokenBudgetBatches,
     Pairs,
-    Ragged,
     RandomBlocks,
     ResumableLoader,
     ShuffledBlocks,
@@ -93,8 +93,8 @@ def test_fewer_samples_than_ranks_are_refused() -> None:
         divide([np.array([0, 1])], 3)
 
 
-def ragged(*rows: list[int]) -> Ragged:
-    return Ragged.of(rows)
+def ragged(*rows: list[int]) -> JaggedArray:
+    return JaggedArray.of(rows)
 
 
 def test_pairs_are_padded_on_the_right() -> None:
@@ -113,42 +113,50 @@ STREAM = np.array(
 )
 
 
-@pytest.mark.parametrize("context", [1, 7, 16, 65, 200])
+@pytest.mark.parametrize("context_length", [1, 7, 16, 65, 200])
 @pytest.mark.parametrize("world_size", WORLDS)
-def test_an_evaluation_predicts_every_token_once(context: int, world_size: int) -> None:
-    if -(-(len(STREAM) - 1) // context) < world_size:
+def test_an_evaluation_predicts_every_token_once(context_length: int, world_size: int) -> None:
+    if -(-(len(STREAM) - 1) // context_length) < world_size:
         with pytest.raises(UserError, match="sample for each process"):
-            list(OrderedBlocks(len(STREAM), context=context, batch_size=2, world_size=world_size))
+            list(
+                OrderedBlocks(
+                    len(STREAM), context_length=context_length, batch_size=2, world_size=world_size
+                )
+            )
         return
-    blocks = Blocks(STREAM, context=context)
+    blocks = Blocks(STREAM, context_length=context_length)
     targets: list[int] = []
     steps = set()
     for rank in range(world_size):
         sampler = OrderedBlocks(
-            len(STREAM), context=context, batch_size=2, rank=rank, world_size=world_size
+            len(STREAM),
+            context_length=context_length,
+            batch_size=2,
+            rank=rank,
+            world_size=world_size,
         )
         steps.add(len(list(sampler)))
         for starts in sampler:
             batch = blocks[starts]
-            assert batch.inputs.shape == batch.targets.shape == (len(starts), context)
+            assert batch.inputs.shape == batch.targets.shape == (len(starts), context_length)
             targets += batch.targets[batch.targets != -100].tolist()
     assert len(steps) == 1
     assert sorted(targets) == sorted(token for token in STREAM.tolist() if token != 1)
 
 
 def test_targets_are_the_next_inputs_and_never_a_beginning() -> None:
-    batch = Blocks(STREAM, context=16)[[25]]
+    batch = Blocks(STREAM, context_length=16)[[25]]
     window = STREAM[25:42].tolist()
     assert batch.inputs.tolist() == [window[:-1]]
     assert batch.targets.tolist() == [[-100 if token == 1 else token for token in window[1:]]]
-    assert batch.segments is None
+    assert batch.segment_ids is None
 
 
 def test_segments_number_the_documents_of_a_block() -> None:
-    batch = Blocks(STREAM, context=16, documents=True)[[28]]
+    batch = Blocks(STREAM, context_length=16, documents=True)[[28]]
     assert batch.inputs.tolist()[0] == STREAM[28:44].tolist()
-    assert batch.segments is not None
-    assert batch.segments.tolist() == [[0] * 4 + [1] * 7 + [2] * 5]
+    assert batch.segment_ids is not None
+    assert batch.segment_ids.tolist() == [[0] * 4 + [1] * 7 + [2] * 5]
 
 
 @pytest.mark.parametrize("sampling", [ShuffledBlocks, RandomBlocks])
@@ -157,12 +165,12 @@ def test_segments_number_the_documents_of_a_block() -> None:
 def test_train_blocks_are_whole_and_as_many_on_every_rank(sampling, tokens, world_size) -> None:
     if max(1, tokens // 16 - 1) < world_size:
         with pytest.raises(UserError, match="sample for each process"):
-            list(sampling(tokens, context=16, batch_size=3, world_size=world_size))
+            list(sampling(tokens, context_length=16, batch_size=3, world_size=world_size))
         return
     counts = set()
     for rank in range(world_size):
         sampler = sampling(
-            tokens, context=16, batch_size=3, rank=rank, world_size=world_size, seed=1
+            tokens, context_length=16, batch_size=3, rank=rank, world_size=world_size, seed=1
         )
         for epoch in range(5):
             sampler.set_epoch(epoch)
@@ -175,7 +183,7 @@ def test_train_blocks_are_whole_and_as_many_on_every_rank(sampling, tokens, worl
 
 
 def test_shuffled_blocks_do_not_overlap_and_move_with_the_epoch() -> None:
-    sampler = ShuffledBlocks(1000, context=16, batch_size=4)
+    sampler = ShuffledBlocks(1000, context_length=16, batch_size=4)
     offsets = set()
     for epoch in range(8):
         sampler.set_epoch(epoch)
@@ -186,7 +194,7 @@ def test_shuffled_blocks_do_not_overlap_and_move_with_the_epoch() -> None:
 
 
 def test_random_blocks_come_from_everywhere_and_may_repeat() -> None:
-    sampler = RandomBlocks(1000, context=16, batch_size=4)
+    sampler = RandomBlocks(1000, context_length=16, batch_size=4)
     starts: list[int] = []
     for epoch in range(200):
         sampler.set_epoch(epoch)
@@ -197,7 +205,7 @@ def test_random_blocks_come_from_everywhere_and_may_repeat() -> None:
 
 def test_too_little_text_is_refused() -> None:
     with pytest.raises(UserError, match=r"got 16 tokens and data\.context=16; lower"):
-        ShuffledBlocks(16, context=16, batch_size=1)
+        ShuffledBlocks(16, context_length=16, batch_size=1)
 
 
 def loader(**arguments) -> ResumableLoader:
@@ -240,14 +248,14 @@ def test_the_state_of_other_processes_is_refused() -> None:
 
 def order(**arguments) -> str:
     stream = np.arange(2000) % 90 + 4
-    context = arguments.pop("context", 16)
+    context_length = arguments.pop("context_length", 16)
     sampler = ShuffledBlocks(
-        len(stream), context=context, **{"batch_size": 2, "seed": 1, **arguments}
+        len(stream), context_length=context_length, **{"batch_size": 2, "seed": 1, **arguments}
     )
-    return ResumableLoader(Blocks(stream, context=context), sampler).order()
+    return ResumableLoader(Blocks(stream, context_length=context_length), sampler).order()
 
 
-@pytest.mark.parametrize("other", [{"seed": 2}, {"batch_size": 4}, {"context": 15}])
+@pytest.mark.parametrize("other", [{"seed": 2}, {"batch_size": 4}, {"context_length": 15}])
 def test_another_order_has_another_hash(other: dict[str, int]) -> None:
     assert order() == order()
     assert order(**other) != order()
@@ -270,7 +278,7 @@ def test_other_tokens_have_another_hash() -> None:
     streams = [np.arange(100) % 50 + start for start in (4, 5)]
     hashes = {
         ResumableLoader(
-            Blocks(stream, context=8), ShuffledBlocks(100, context=8, batch_size=2)
+            Blocks(stream, context_length=8), ShuffledBlocks(100, context_length=8, batch_size=2)
         ).order()
         for stream in streams
     }

@@ -119,9 +119,11 @@ def test_processes_that_build_at_once_agree(damaged: bool, tmp_path: Path) -> No
     if damaged:
         fetch(tmp_path, KEY, build)
         truncate(only_folder(tmp_path))
-    context = multiprocessing.get_context("spawn")
-    results = context.Queue()
-    processes = [context.Process(target=slow_fetch, args=(tmp_path, results)) for _ in range(3)]
+    context_length = multiprocessing.get_context("spawn")
+    results = context_length.Queue()
+    processes = [
+        context_length.Process(target=slow_fetch, args=(tmp_path, results)) for _ in range(3)
+    ]
     for process in processes:
         process.start()
     fingerprints = {results.get(timeout=60) for _ in processes}

@@ -122,11 +122,11 @@ def test_an_example_is_as_long_as_what_is_trained_on_in_the_mean(tmp_path: Path)
     assert example.target.shape == (1, round(target.item()))
     assert example.source.ne(0).all() and example.target.ne(0).all()
     text = language(tmp_path, documents=True).example()
-    assert text.inputs.shape == text.targets.shape == text.segments.shape == (1, 16)
+    assert text.inputs.shape == text.targets.shape == text.segment_ids.shape == (1, 16)
 
 
 def test_workers_give_the_same_batches(tmp_path: Path) -> None:
-    alone, helped = phrases(tmp_path), phrases(tmp_path, workers=1)
+    alone, helped = phrases(tmp_path), phrases(tmp_path, num_workers=1)
     for one, other in zip(alone.train_dataloader(), helped.train_dataloader(), strict=True):
         assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
 
@@ -190,7 +190,7 @@ def language(folder: Path, **changes) -> LanguageData:
         "source": TextFiles(train=["a.txt", "b.txt"], valid="b.txt", root=folder),
         "tokenizer": CharacterTokenizer.train,
         "cache_dir": folder,
-        "context": 16,
+        "context_length": 16,
         "batch_size": 4,
     }
     data = LanguageData(**(arguments | changes))
@@ -204,7 +204,7 @@ def test_text_becomes_blocks(documents: bool, tmp_path: Path) -> None:
     data = language(tmp_path, documents=documents)
     batch = next(iter(data.train_dataloader()))
     assert batch.inputs.shape == (4, 16)
-    assert (batch.segments is not None) == documents
+    assert (batch.segment_ids is not None) == documents
     predicted = [batch.targets[batch.targets != -100] for batch in data.val_dataloader()]
     assert data.tokenizer.decode(torch.cat(predicted).tolist()) == "other text\n" * 20
     assert data.report["train"]["documents"] == 2
@@ -219,9 +219,9 @@ def test_random_blocks_are_a_choice_of_configuration(tmp_path: Path) -> None:
 
 def test_impossible_blocks_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"data\.context must be at least 1, got 0"):
-        language(tmp_path, context=0)
+        language(tmp_path, context_length=0)
     with pytest.raises(UserError, match=r"lower data\.context"):
-        language(tmp_path, context=5000).train_dataloader()
+        language(tmp_path, context_length=5000).train_dataloader()
     with pytest.raises(UserError, match=r"data\.context must be at most .* got 16 and 8"):
         language(tmp_path).refuse_longer_than(8)
     (tmp_path / "empty.txt").write_text(" \n")
@@ -263,8 +263,8 @@ def test_real_cyrillic(real, tmp_path: Path) -> None:
     assert len(data.train) == 17425
     batch = next(iter(data.test_dataloader()))
     for target, index in zip(batch.target, batch.index, strict=True):
-        unknown = (target == 3).any()
-        assert unknown or data.tokenizer.decode(target.tolist()) == data.test[index][1]
+        unknown_name_message = (target == 3).any()
+        assert unknown_name_message or data.tokenizer.decode(target.tolist()) == data.test[index][1]
 
 
 class Recorder(LightningModule):

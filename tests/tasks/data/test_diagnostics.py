@@ -25,8 +25,8 @@ KINDS |= {"flip_flop": FlipFlop}
 FEW: dict[str, Any] = {"size": 600, "valid": 40, "test": 40}
 SMALL = {
     "recall": Recall(length=32, pairs=4, vocabulary=40, **FEW),
-    "copy": Copy(length=6, shortest=3, vocabulary=10, **FEW),
-    "reverse": Reverse(length=6, shortest=3, vocabulary=10, **FEW),
+    "copy": Copy(length=6, min_length=3, vocabulary=10, **FEW),
+    "reverse": Reverse(length=6, min_length=3, vocabulary=10, **FEW),
     "induction": Induction(length=20, vocabulary=12, **FEW),
     "flip_flop": FlipFlop(length=30, ignore=0.5, **FEW),
 }
@@ -161,11 +161,11 @@ def test_no_sequence_is_in_two_splits_or_twice_in_one(source: Diagnostic) -> Non
 
 def test_a_few_sequences_are_found_and_more_are_refused() -> None:
     """There are 3 + 9 strings of up to two of three symbols."""
-    everything = Copy(length=2, shortest=1, vocabulary=3, size=1, valid=1, test=1)
+    everything = Copy(length=2, min_length=1, vocabulary=3, size=1, valid=1, test=1)
     train = [symbols for symbols, _ in rows(everything)]
     assert len(train) == 1
     with pytest.raises(UserError, match=r"train sequences of length 2 .* data\.source\.size=13"):
-        Copy(length=2, shortest=1, vocabulary=3, size=13).questions("train")
+        Copy(length=2, min_length=1, vocabulary=3, size=13).questions("train")
 
 
 @each
@@ -196,7 +196,7 @@ def test_distinct_numbers_are_distinct_and_uniform() -> None:
         (lambda: Recall(vocabulary=9), "must be even"),
         (lambda: Recall(vocabulary=6), "a key and a value for each pair"),
         (lambda: Recall(size=0), "size must be at least 1, got 0"),
-        (lambda: Copy(shortest=40), "shortest=40 and length=32"),
+        (lambda: Copy(min_length=40), "min_length=40 and length=32"),
         (lambda: Reverse(vocabulary=0), "vocabulary must be at least 1"),
         (lambda: Induction(vocabulary=8), "vocabulary at least half of it"),
         (lambda: FlipFlop(length=7), "length must be even"),
@@ -225,7 +225,7 @@ def test_batches_ask_and_tests_come_at_every_length(kind: str, tmp_path: Path) -
     tests = data.test_dataloader()
     assert [len(loader) for loader in (train, valid, *tests)] == [38, 3, 3, 3]
     batch = next(iter(train))
-    assert batch.segments is None
+    assert batch.segment_ids is None
     assert len(batch.inputs) == len(batch.places) == len(batch.targets) == 16
     asked = batch.targets != -100
     assert (batch.inputs.gather(1, batch.places)[asked] >= FIRST).all()
