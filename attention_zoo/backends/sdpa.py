@@ -19,7 +19,7 @@ def attend(
     scale: float,
     dropout: float = 0.0,
 ) -> Tensor:
-    """As `reference.attend`, whose docstring holds."""
+    """Compute what `reference.attend` computes."""
     if bias is not None and len(bias) == 1 and differs_by_padding_only(visible):
         return attend_padded(q, k, v, visible=visible, bias=bias, scale=scale, dropout=dropout)
     # A plain triangle is left to the kernel, which then skips the half that is not visible. A mask
@@ -42,7 +42,7 @@ def attend(
 
 
 def differs_by_padding_only(visible: Visibility) -> bool:
-    """Whether the rows of a batch see alike, but for their padding."""
+    """Return whether the rows of a batch differ by their padding only."""
     plain = visible.pattern is None and visible.mask.segment_ids is None
     return plain and visible.mask.key_mask is not None
 
@@ -57,10 +57,11 @@ def attend_padded(
     scale: float,
     dropout: float,
 ) -> Tensor:
-    """With a bias [1 h q k] and padding that differs from row to row.
+    """Attend with a bias [1 h q k] and padding that differs from row to row.
 
-    The kernel takes one mask, and both in one would be [b h q k]. So the padding comes as one more
-    channel of the heads, which lowers the scores of padded keys until their weights are zero.
+    The kernel takes one mask, and bias and padding together would be [b h q k]. So the padding
+    becomes one more channel of the heads, which lowers the scores of padded keys until their
+    weights are zero.
     """
     # Autocast would take the kernel's inputs to a type in which more than its largest is infinite.
     kinds = [q.dtype]

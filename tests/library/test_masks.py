@@ -35,7 +35,7 @@ def test_every_block_is_the_definition(window: int | None, causal: bool, beside:
     for start, stop, first, last in product(range(shift, 9, 2), range(5, 10, 2), (0, 2), (5, 9)):
         if stop <= start:
             continue
-        block = mask.visible(range(start, stop), range(first, last), device=CPU)
+        block = mask.dense(range(start, stop), range(first, last), device=CPU)
         theirs = expected[:, start - shift : stop - shift, first:last]
         ours = torch.ones_like(theirs) if block is None else block[:, 0].expand_as(theirs)
         assert torch.equal(ours, theirs)

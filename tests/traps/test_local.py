@@ -446,10 +446,10 @@ def test_a_mask_of_gathered_keys_is_the_mask_at_their_columns(causal: bool) -> N
         key_mask=key_mask("interior", 2, 20),
         segment_ids=packed([4, 11, 5], 2),
     )
-    whole = mask.visible(range(20), range(20), device=torch.device("cpu"))
+    whole = mask.dense(range(20), range(20), device=torch.device("cpu"))
     assert whole is not None
     queries, keys = torch.arange(20).view(5, 4), torch.randint(-3, 23, (2, 5, 6))
-    found = mask.gathered(queries[None], keys, 20)
+    found = mask.gather(queries[None], keys, 20)
     for b in range(2):
         for block, own in enumerate(queries):
             inside = (keys[b, block] >= 0) & (keys[b, block] < 20)

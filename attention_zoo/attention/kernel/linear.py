@@ -203,7 +203,7 @@ class LinearAttention(Attention):
         """[b h q k]."""
         queries, keys = q.shape[2], k.shape[2]
         numerator, denominator = turned_q @ turned_k.transpose(-2, -1), q @ k.transpose(-2, -1)
-        visible = mask.visible(range(keys - queries, keys), range(keys), device=q.device)
+        visible = mask.dense(range(keys - queries, keys), range(keys), device=q.device)
         if visible is not None:
             numerator, denominator = (
                 numerator.masked_fill(~visible, 0.0),

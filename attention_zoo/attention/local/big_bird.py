@@ -18,7 +18,7 @@ from attention_zoo.attention.online_softmax import (
 )
 from attention_zoo.attention.softmax import Heads, seen_by
 from attention_zoo.errors import UserError
-from attention_zoo.masks import Mask, columns_of
+from attention_zoo.masks import Mask, gather_columns
 from attention_zoo.zoo import ATTENTION, AttentionCard
 
 
@@ -148,18 +148,18 @@ class BigBirdAttention(BlockAttention):
         length, device = len(columns), columns.device
         aligned = mask.key_mask is None and mask.segment_ids is None
         queries = split_into_blocks(columns, self.block)
-        own = (queries - columns_of(rows.starts, queries[None])) // self.block
+        own = (queries - gather_columns(rows.starts, queries[None])) // self.block
         slack = self.block if aligned else 2 * self.block - 1
         near = neighbouring_columns(queries, slack, 0 if mask.causal else slack)
-        start = columns_of(rows.starts, queries[None, :, :1])
-        blocks = -(-columns_of(rows.lengths, queries[None, :, :1]) // self.block)
+        start = gather_columns(rows.starts, queries[None, :, :1])
+        blocks = -(-gather_columns(rows.lengths, queries[None, :, :1]) // self.block)
         far = start + torch.arange(self.global_blocks * self.block, device=device)
 
         def ahead(keys: Tensor) -> Tensor:
             """By how many blocks the queries are ahead of keys."""
             return (
                 own[..., :, None]
-                - ((keys - columns_of(rows.starts, keys)) // self.block)[..., None, :]
+                - ((keys - gather_columns(rows.starts, keys)) // self.block)[..., None, :]
             )
 
         keys, chosen = [near, far], [ahead(near).abs() <= 1, ahead(far) > 1]
@@ -168,7 +168,7 @@ class BigBirdAttention(BlockAttention):
             for drawn in self.drawn(number, blocks):
                 keys.append(start + drawn * self.block + torch.arange(self.block, device=device))
                 chosen.append(((own == number) & (drawn >= 0))[..., None])
-        seen = [mask.gathered(queries[None], part, length) for part in keys]
+        seen = [mask.gather(queries[None], part, length) for part in keys]
         visible = [a & b for a, b in zip(seen, chosen, strict=True)]
         return Blocks(queries, concatenate(*keys, dim=2), concatenate(*visible, dim=3))
 
@@ -182,19 +182,19 @@ class BigBirdAttention(BlockAttention):
         """
         length = len(columns)
         keys = split_into_blocks(columns, self.block)[None]
-        first = columns_of(rows.starts, keys[:, :, :1])
+        first = gather_columns(rows.starts, keys[:, :, :1])
         queries = first + torch.arange(self.global_blocks * self.block, device=columns.device)
         own = (queries - first) // self.block
-        other = (keys - columns_of(rows.starts, keys)) // self.block
+        other = (keys - gather_columns(rows.starts, keys)) // self.block
         behind = other[..., None, :] - own[..., :, None] > 1
         inside = (queries < length)[..., None]
         part = self.attend_gathered(
             gathered(heads.q, queries),
             gathered(heads.k, keys),
             gathered(heads.v, keys),
-            columns_of(heads.q_positions, queries),
-            columns_of(heads.k_positions, keys),
-            mask.gathered(queries, keys, length) & behind & inside,
+            gather_columns(heads.q_positions, queries),
+            gather_columns(heads.k_positions, keys),
+            mask.gather(queries, keys, length) & behind & inside,
         )
         return scatter_blocks(part, queries, length)
 

@@ -8,7 +8,7 @@ from attention_zoo.attention.local.pattern import PatternMap, SequencePattern, p
 from attention_zoo.attention.online_softmax import PartialSoftmax, gathered, partial_softmax
 from attention_zoo.attention.softmax import Heads, seen_by
 from attention_zoo.backends.reference import repeat_heads
-from attention_zoo.masks import Mask, columns_of
+from attention_zoo.masks import Mask, gather_columns
 
 
 class Blocks(NamedTuple):
@@ -56,8 +56,8 @@ class BlockAttention(PatternMap):
             gathered(heads.q, queries[None]),
             gathered(heads.k, keys),
             gathered(heads.v, keys),
-            columns_of(heads.q_positions, queries[None]),
-            columns_of(heads.k_positions, keys),
+            gather_columns(heads.q_positions, queries[None]),
+            gather_columns(heads.k_positions, keys),
             blocks.visible,
         )
         order = queries.flatten().argsort()[:count]

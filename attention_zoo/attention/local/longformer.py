@@ -21,7 +21,7 @@ from attention_zoo.attention.softmax import Heads
 from attention_zoo.backends.reference import masked_softmax, repeat_heads
 from attention_zoo.caches import TokenCache
 from attention_zoo.errors import UserError
-from attention_zoo.masks import Mask, columns_of, window_span
+from attention_zoo.masks import Mask, gather_columns, window_span
 from attention_zoo.zoo import ATTENTION, AttentionCard
 
 
@@ -128,7 +128,7 @@ class LongformerAttention(BlockAttention):
         before, after = self.window_span
         queries = split_into_blocks(columns, before + 1)
         near = neighbouring_columns(queries, before, after)
-        first = columns_of(starts, queries[None, :, :1])
+        first = gather_columns(starts, queries[None, :, :1])
         far = first + torch.arange(self.global_tokens, device=columns.device)
         distance = queries[:, :, None] - near[:, :, None]
         in_window = (distance <= before) & (-distance <= after)
@@ -137,8 +137,8 @@ class LongformerAttention(BlockAttention):
             queries,
             concatenate(near, far, dim=2),
             concatenate(
-                mask.gathered(queries[None], near, length) & in_window,
-                mask.gathered(queries[None], far, length) & behind,
+                mask.gather(queries[None], near, length) & in_window,
+                mask.gather(queries[None], far, length) & behind,
                 dim=3,
             ),
         )
@@ -153,7 +153,7 @@ class LongformerAttention(BlockAttention):
         """
         length = len(columns)
         keys = split_into_blocks(columns, length if mask.segment_ids is None else 1)
-        rows = columns_of(starts, keys[None, :, :1])
+        rows = gather_columns(starts, keys[None, :, :1])
         rows = rows + torch.arange(self.global_tokens, device=columns.device)
         inside = (rows < length)[..., None]
         heads = by_global_projections(heads)
@@ -161,9 +161,9 @@ class LongformerAttention(BlockAttention):
             gathered(heads.q, rows),
             gathered(heads.k, keys[None]),
             gathered(heads.v, keys[None]),
-            columns_of(heads.q_positions, rows),
-            columns_of(heads.k_positions, keys[None]),
-            mask.gathered(rows, keys[None], length) & inside,
+            gather_columns(heads.q_positions, rows),
+            gather_columns(heads.k_positions, keys[None]),
+            mask.gather(rows, keys[None], length) & inside,
         )
         return scatter_blocks(part, rows, length)
 

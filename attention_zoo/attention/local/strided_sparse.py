@@ -64,7 +64,7 @@ class StridedSparseAttention(BlockAttention):
         queries = split_into_blocks(columns, min(self.stride, len(columns)))
         keys = neighbouring_columns(queries, self.stride - 1, 0 if mask.causal else self.stride - 1)
         distance = queries[:, :, None] - keys[:, :, None]
-        visible = mask.gathered(queries[None], keys, last) & (distance.abs() < self.stride)
+        visible = mask.gather(queries[None], keys, last) & (distance.abs() < self.stride)
         return Blocks(queries, keys, visible)
 
     def far(self, mask: Mask, columns: Tensor, last: int) -> Blocks:
@@ -73,5 +73,5 @@ class StridedSparseAttention(BlockAttention):
         steps = torch.arange(-(-last // self.stride), device=columns.device)
         keys = (queries[:, :1] % self.stride + self.stride * steps)[None]
         distance = queries[:, :, None] - keys[:, :, None]
-        visible = mask.gathered(queries[None], keys, last) & (distance != 0)
+        visible = mask.gather(queries[None], keys, last) & (distance != 0)
         return Blocks(queries, keys, visible)

@@ -83,7 +83,7 @@ class LinformerAttention(Attention):
         mask = self.effective_mask(mask, x, context)
         q, (k, _) = self.project_query(x), self.project_key_value(x)
         of_keys, of_values = self.combinations(x, positions)
-        visible = mask.visible(range(x.shape[1]), range(x.shape[1]), device=x.device)
+        visible = mask.dense(range(x.shape[1]), range(x.shape[1]), device=x.device)
         visible = torch.ones((), dtype=torch.bool, device=x.device) if visible is None else visible
         products = (q @ k.transpose(-2, -1)).masked_fill(~visible, 0.0)
         scores = products @ of_keys.transpose(-2, -1) * self.head_dim**-0.5

@@ -101,7 +101,7 @@ class NystromAttention(Attention):
         kernel = self.convolution.weight[:, 0, :, 0]
         near = kernel[:, (distance + self.window_span).clamp(0, 2 * self.window_span)]
         near = near.masked_fill(distance.abs() > self.window_span, 0.0)
-        visible = mask.visible(range(len(at)), range(len(at)), device=x.device)
+        visible = mask.dense(range(len(at)), range(len(at)), device=x.device)
         if visible is not None:
             near = near.masked_fill(~visible, 0.0)
         return first @ inverse @ third + near

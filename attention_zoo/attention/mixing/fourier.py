@@ -74,7 +74,7 @@ class FourierAttention(Attention):
         """cos(2πjk/n) and sin(2πjk/n) for the places j of queries and k of keys among n tokens."""
         mask = self.effective_mask(mask, x, context)
         length, wide = x.shape[1], upcast(x).dtype
-        visible = mask.visible(range(length), range(length), device=x.device)
+        visible = mask.dense(range(length), range(length), device=x.device)
         if visible is None:
             visible = torch.ones(1, 1, length, length, dtype=torch.bool, device=x.device)
         # A padded query is not among the tokens that it might see.

@@ -118,7 +118,7 @@ class DecayedAttention(Attention):
         mask = self.effective_mask(mask, x, context)
         heads = self.heads_of(x, resolve_positions(x, positions, None), span_of(mask, 0))
         length = range(x.shape[1])
-        visible = mask.visible(length, length, device=x.device)
+        visible = mask.dense(length, length, device=x.device)
         if visible is None:
             visible = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=x.device)
         return self.weights(heads, x, visible[:, 0])

@@ -115,7 +115,7 @@ class PathAttention(DeltaRuleAttention):
         state = None if keys is None else pad(keys.transpose(-2, -1), (0, queries))
         scores, state = recurrence(masked(steps._replace(v=values), real, None), state)
         length = held + queries
-        visible = mask.visible(range(held, length), range(length), device=scores.device)
+        visible = mask.dense(range(held, length), range(length), device=scores.device)
         return masked_softmax(scores, visible), state.transpose(-2, -1)
 
     def attention_map(

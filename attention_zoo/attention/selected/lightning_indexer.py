@@ -173,7 +173,7 @@ class LightningIndexerAttention(ChoosingAttention):
         keys = heads.k[:, -1:, None, : columns.stop]
         weights = heads.more["weights"][:, :, own]
         scores = self.index_scores(heads.q[:, self.heads :, own], keys, weights)
-        visible = mask.visible(rows, columns, device=scores.device)
+        visible = mask.dense(rows, columns, device=scores.device)
         if visible is None:
             visible = torch.ones_like(scores[:1], dtype=torch.bool)
         chosen = largest(scores.masked_fill(~visible, float("-inf")), self.top_k)

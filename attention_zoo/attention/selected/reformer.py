@@ -119,7 +119,7 @@ class ReformerAttention(Attention):
         q, k, _ = self.heads_of(x, positions)
         found = self.buckets_of(x, mask)
         columns = torch.arange(x.shape[1], device=x.device)[None, None]
-        visible = mask.gathered(columns, columns, x.shape[1])
+        visible = mask.gather(columns, columns, x.shape[1])
         itself = torch.eye(x.shape[1], dtype=torch.bool, device=x.device)
         seen = near(found, found).any(dim=2) & visible & ~itself
         alone = ~seen.any(dim=-1, keepdim=True)
@@ -185,7 +185,7 @@ class ReformerAttention(Attention):
         for turn, order in enumerate(found.order.unbind(dim=2)):
             i, j = order[:, :, own], order[:, :, other]
             seen = near(found.at(i), found.at(j))
-            visible = mask.gathered(i.flatten(1, 2), j.flatten(1, 2), length)
+            visible = mask.gather(i.flatten(1, 2), j.flatten(1, 2), length)
             others = inside[:, None] & (i[..., None] != j[..., None, :])
             part = partial_softmax(
                 taken(q, i),

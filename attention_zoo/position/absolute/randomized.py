@@ -108,7 +108,7 @@ class RandomizedEncoding(PositionalEncoding):
     def cached_features(self, x: Tensor) -> dict[str, Tensor]:
         return self.inner.cached_features(x)
 
-    def content_bias(self, pairs: ScoreInputs) -> Tensor | None:
+    def content_bias(self, inputs: ScoreInputs) -> Tensor | None:
         return self.inner.content_bias(pairs)
 
     def value_bias(

@@ -38,6 +38,23 @@ class AlibiEncoding(PositionalEncoding):
         distance = (q_positions[:, :, None] - k_positions[:, None, :]).abs()
         return -self.slopes[:, None, None] * distance[:, None]
 
+    def naive_bias(
+        self,
+        query: Tensor,
+        keys: Tensor,
+        q_position: Tensor,
+        k_positions: Tensor,
+        *,
+        head: int,
+        scale: float,
+        tokens: Tensor,
+    ) -> Tensor:
+        # The slopes of a power of two of heads are a geometric sequence; the heads beyond it get
+        # every second slope of twice as many.
+        power = 2 ** int(math.log2(self.heads))
+        exponent = head + 1 if head < power else head - power + 0.5
+        return -(2.0 ** (-8.0 * exponent / power)) * (q_position - k_positions).abs()
+
 
 def alibi_slopes(heads: int) -> list[float]:
     """The slope of each head."""

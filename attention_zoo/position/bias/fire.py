@@ -87,3 +87,27 @@ class FireEncoding(PositionalEncoding):
     def compressed(self, x: Tensor) -> Tensor:
         """ψ."""
         return torch.log1p((self.log_scale * x).abs())
+
+    def naive_bias(
+        self,
+        query: Tensor,
+        keys: Tensor,
+        q_position: Tensor,
+        k_positions: Tensor,
+        *,
+        head: int,
+        scale: float,
+        tokens: Tensor,
+    ) -> Tensor:
+        def compress(x: Tensor) -> Tensor:
+            return torch.log((self.log_scale * x).abs() + 1)
+
+        last = q_position.expand_as(k_positions)
+        if self.role != "causal":
+            last = torch.maximum(last, k_positions)
+        threshold = (self.threshold_factor * self.threshold).abs()
+        shares = compress(q_position - k_positions) / (
+            compress(torch.maximum(last, threshold)) + SMALL
+        )
+        hidden = (shares[:, None] * self.expand.weight[:, 0] + self.expand.bias).clamp(min=0)
+        return hidden @ self.contract.weight[head]

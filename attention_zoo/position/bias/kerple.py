@@ -65,3 +65,21 @@ class KerpleEncoding(PositionalEncoding):
         if self.kernel == "log":
             return -first * torch.log1p(second * distance)
         return -first * distance.to(second.dtype) ** second
+
+    def naive_bias(
+        self,
+        query: Tensor,
+        keys: Tensor,
+        q_position: Tensor,
+        k_positions: Tensor,
+        *,
+        head: int,
+        scale: float,
+        tokens: Tensor,
+    ) -> Tensor:
+        distances = (q_position - k_positions).abs()
+        first = torch.log(1 + torch.exp(self.raw_first[head]))
+        second = self.raw_second[head]
+        if self.kernel == "log":
+            return -first * torch.log(1 + torch.log(1 + torch.exp(second)) * distances)
+        return -first * distances ** (2 / (1 + torch.exp(-second)))

@@ -53,3 +53,19 @@ class SandwichEncoding(PositionalEncoding):
         heads = torch.arange(1, self.heads + 1, dtype=q.dtype, device=q.device)
         compression = 8 * heads[:, None, None] / self.heads
         return (product[:, None] - self.embedding_dim / 2) / compression
+
+    def naive_bias(
+        self,
+        query: Tensor,
+        keys: Tensor,
+        q_position: Tensor,
+        k_positions: Tensor,
+        *,
+        head: int,
+        scale: float,
+        tokens: Tensor,
+    ) -> Tensor:
+        steps = torch.arange(0, self.embedding_dim, 2, dtype=query.dtype)
+        frequencies = self.base ** (-steps / self.embedding_dim)
+        products = torch.cos((q_position - k_positions)[:, None] * frequencies).sum(dim=-1)
+        return (products - self.embedding_dim / 2) / (8 * (head + 1) / self.heads)

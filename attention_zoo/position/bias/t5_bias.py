@@ -67,3 +67,27 @@ class T5BiasEncoding(PositionalEncoding):
         )
         far = exact + (growth * (count - exact)).long()
         return side + torch.where(distance < exact, distance, far.clamp(max=count - 1))
+
+    def naive_bias(
+        self,
+        query: Tensor,
+        keys: Tensor,
+        q_position: Tensor,
+        k_positions: Tensor,
+        *,
+        head: int,
+        scale: float,
+        tokens: Tensor,
+    ) -> Tensor:
+        rows = []
+        for distance in (q_position - k_positions).tolist():
+            count, first = self.buckets, 0
+            if self.bidirectional:
+                count, first = self.buckets // 2, self.buckets // 2 * (distance < 0)
+                distance = abs(distance)
+            exact, row = count // 2, max(distance, 0)
+            if row >= exact:
+                octaves = math.log(row / exact) / math.log(self.max_distance / exact)
+                row = min(exact + int(octaves * (count - exact)), count - 1)
+            rows.append(first + row)
+        return self.table.weight[rows, head]

@@ -45,10 +45,10 @@ class ContextualEncoding(PositionalEncoding):
         self.max_position = max_position
         self.table = nn.Parameter(torch.zeros(max_position + 1, self.head_dim))
 
-    def content_bias(self, pairs: ScoreInputs) -> Tensor:
-        gates = torch.sigmoid(pairs.q @ pairs.k.transpose(-2, -1) * pairs.scale)
-        counted = self.counted(gates, pairs.visible)
-        products = pairs.q @ self.table.T
+    def content_bias(self, inputs: ScoreInputs) -> Tensor:
+        gates = torch.sigmoid(inputs.q @ inputs.k.transpose(-2, -1) * inputs.scale)
+        counted = self.counted(gates, inputs.visible)
+        products = inputs.q @ self.table.T
         below, above = counted.floor(), counted.ceil()
         part = (counted - below).to(products.dtype)
         low, high = (products.gather(-1, row.long()) for row in (below, above))
@@ -62,3 +62,23 @@ class ContextualEncoding(PositionalEncoding):
         # From the query back: a difference of sums from the start would lose the near ones' digits.
         back = wide.flip(-1).cumsum(dim=-1).flip(-1)
         return back.clamp(max=self.max_position)
+
+    def naive_bias(
+        self,
+        query: Tensor,
+        keys: Tensor,
+        q_position: Tensor,
+        k_positions: Tensor,
+        *,
+        head: int,
+        scale: float,
+        tokens: Tensor,
+    ) -> Tensor:
+        gates = 1 / (1 + torch.exp(-(keys @ query) * scale))
+        biases = []
+        for s in range(len(keys)):
+            position = gates[s:].sum().clamp(max=self.max_position)
+            below, above = int(position.floor()), int(position.ceil())
+            share = position - below
+            biases.append(query @ ((1 - share) * self.table[below] + share * self.table[above]))
+        return torch.stack(biases)

@@ -42,12 +42,27 @@ class DynamicBiasEncoding(PositionalEncoding):
         steps = softplus(steps.to(torch.promote_types(steps.dtype, torch.float32)))
         return {"context_bias": -steps.transpose(1, 2)[..., None]}
 
-    def content_bias(self, pairs: ScoreInputs) -> Tensor:
+    def content_bias(self, inputs: ScoreInputs) -> Tensor:
         # From the query backwards: a difference of sums from the start would lose the digits of
         # what is near.
-        steps = pairs.kept["context_bias"].flip(-2).transpose(-2, -1)
-        steps = steps.expand(-1, -1, pairs.q.shape[2], -1)
-        if pairs.visible is not None:
-            steps = steps.masked_fill(~pairs.visible.flip(-1), 0.0)
+        steps = inputs.features["context_bias"].flip(-2).transpose(-2, -1)
+        steps = steps.expand(-1, -1, inputs.q.shape[2], -1)
+        if inputs.visible is not None:
+            steps = steps.masked_fill(~inputs.visible.flip(-1), 0.0)
         behind = steps.cumsum(dim=-1)[..., :-1].flip(-1)
         return pad(behind, (0, 1))
+
+    def naive_bias(
+        self,
+        query: Tensor,
+        keys: Tensor,
+        q_position: Tensor,
+        k_positions: Tensor,
+        *,
+        head: int,
+        scale: float,
+        tokens: Tensor,
+    ) -> Tensor:
+        raw = tokens @ self.step.weight[head] + self.step.bias[head]
+        steps = torch.log(1 + torch.exp(raw))
+        return torch.stack([-steps[s + 1 :].sum() for s in range(len(keys))])

@@ -47,9 +47,9 @@ class ShawEncoding(PositionalEncoding):
         for table in (self.key_table, self.value_table):
             nn.init.normal_(table, std=self.head_dim**-0.5)
 
-    def content_bias(self, pairs: ScoreInputs) -> Tensor:
-        rows = self.rows(pairs.q_positions, pairs.k_positions)
-        return gather_rows(pairs.q @ self.key_table.T, rows) * pairs.scale
+    def content_bias(self, inputs: ScoreInputs) -> Tensor:
+        rows = self.rows(inputs.q_positions, inputs.k_positions)
+        return gather_rows(inputs.q @ self.key_table.T, rows) * inputs.scale
 
     def value_bias(self, weights: Tensor, q_positions: Tensor, k_positions: Tensor) -> Tensor:
         rows = self.rows(q_positions, k_positions)
@@ -63,3 +63,25 @@ class ShawEncoding(PositionalEncoding):
         """Which row stands for the distance s − t of each pair, [b|1 q k]."""
         distance = k_positions[:, None, :] - q_positions[:, :, None]
         return distance.clamp(-self.clip, self.ahead) + self.clip
+
+    def naive_bias(
+        self,
+        query: Tensor,
+        keys: Tensor,
+        q_position: Tensor,
+        k_positions: Tensor,
+        *,
+        head: int,
+        scale: float,
+        tokens: Tensor,
+    ) -> Tensor:
+        return self.key_table[self.naive_rows(q_position, k_positions)] @ query * scale
+
+    def naive_values(self, q_position: Tensor, k_positions: Tensor) -> Tensor:
+        return self.value_table[self.naive_rows(q_position, k_positions)]
+
+    def naive_rows(self, q_position: Tensor, k_positions: Tensor) -> list[int]:
+        """Return the row of the tables for each key."""
+        furthest = 0 if self.role == "causal" else self.clip
+        distances = (k_positions - q_position).tolist()
+        return [min(max(d, -self.clip), furthest) + self.clip for d in distances]

@@ -52,15 +52,15 @@ class TransformerXLEncoding(PositionalEncoding):
             nn.init.normal_(bias, std=0.02)
         self.distance = nn.Linear(self.dim, self.heads * self.head_dim, bias=False)
 
-    def content_bias(self, pairs: ScoreInputs) -> Tensor:
-        of_key = self.query_content_bias[:, None] @ pairs.k.transpose(-2, -1)
+    def content_bias(self, inputs: ScoreInputs) -> Tensor:
+        of_key = self.query_content_bias[:, None] @ inputs.k.transpose(-2, -1)
         by_head = self.distance.weight.unflatten(0, (self.heads, self.head_dim))
         asked = self.turned(
-            (pairs.q + self.query_position_bias[:, None]) @ by_head, pairs.q_positions
+            (inputs.q + self.query_position_bias[:, None]) @ by_head, inputs.q_positions
         )
-        waves = sinusoids(pairs.k_positions, self.dim, self.base)[:, None].transpose(-2, -1)
-        of_place = asked.to(pairs.q.dtype) @ waves.to(pairs.q.dtype)
-        return (of_key + of_place) * pairs.scale
+        waves = sinusoids(inputs.k_positions, self.dim, self.base)[:, None].transpose(-2, -1)
+        of_place = asked.to(inputs.q.dtype) @ waves.to(inputs.q.dtype)
+        return (of_key + of_place) * inputs.scale
 
     def turned(self, asked: Tensor, positions: Tensor) -> Tensor:
         """What meets the sinusoids of s as `asked` [b h q d] meets those of t − s."""
@@ -69,3 +69,22 @@ class TransformerXLEncoding(PositionalEncoding):
         of_sin, of_cos = asked[..., 0::2], asked[..., 1::2]
         pairs = of_cos * sin - of_sin * cos, of_sin * sin + of_cos * cos
         return torch.stack(pairs, dim=-1).flatten(-2)
+
+    def naive_bias(
+        self,
+        query: Tensor,
+        keys: Tensor,
+        q_position: Tensor,
+        k_positions: Tensor,
+        *,
+        head: int,
+        scale: float,
+        tokens: Tensor,
+    ) -> Tensor:
+        frequencies = self.base ** (-torch.arange(0, self.dim, 2, dtype=query.dtype) / self.dim)
+        angles = (q_position - k_positions)[:, None] * frequencies
+        waves = torch.stack([angles.sin(), angles.cos()], dim=-1).flatten(-2)
+        by_distance = waves @ self.distance.weight.unflatten(0, (self.heads, -1))[head].T
+        of_content = keys @ self.query_content_bias[head]
+        of_position = by_distance @ (query + self.query_position_bias[head])
+        return (of_content + of_position) * scale

@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from attention_zoo.position.rotary.scaled import GrowingRotary
+from attention_zoo.position.rotary.scaled import GrowingRotary, rebased_frequencies
 from attention_zoo.zoo import POSITION, PositionCard
 
 
@@ -40,3 +40,7 @@ class DynamicNtkScaling(GrowingRotary):
         plain = self.frequencies(x)
         growth = self.factor * stage.to(plain.dtype) / self.original_length - (self.factor - 1)
         return plain / self.stretch(x, growth)
+
+    def naive_frequencies(self, length: int) -> list[float]:
+        growth = max(length, self.original_length) / self.original_length
+        return rebased_frequencies(self.base, self.factor * growth - (self.factor - 1), self.width)

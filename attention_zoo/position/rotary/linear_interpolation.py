@@ -27,3 +27,6 @@ class LinearInterpolation(ScaledRotary):
 
     def frequencies(self, x: Tensor) -> Tensor:
         return super().frequencies(x) / self.factor
+
+    def naive_frequencies(self, length: int) -> list[float]:
+        return [frequency / self.factor for frequency in super().naive_frequencies(length)]

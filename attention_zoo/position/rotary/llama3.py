@@ -52,3 +52,16 @@ class Llama3Scaling(LengthScaledRotary):
         turns = self.original_length * plain / (2 * math.pi)
         kept = (turns - self.low_freq_factor) / (self.high_freq_factor - self.low_freq_factor)
         return torch.lerp(plain / self.factor, plain, kept.clamp(0.0, 1.0))
+
+    def naive_frequencies(self, length: int) -> list[float]:
+        found = []
+        for frequency in super().naive_frequencies(length):
+            turns = self.original_length * frequency / (2 * math.pi)
+            if turns <= self.low_freq_factor:
+                found.append(frequency / self.factor)
+            elif turns >= self.high_freq_factor:
+                found.append(frequency)
+            else:
+                m = (turns - self.low_freq_factor) / (self.high_freq_factor - self.low_freq_factor)
+                found.append((1 - m) * frequency / self.factor + m * frequency)
+        return found

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from attention_zoo.errors import UserError
-from attention_zoo.position.rotary.scaled import GrowingRotary
+from attention_zoo.position.rotary.scaled import GrowingRotary, rebased_frequencies
 from attention_zoo.zoo import POSITION, PositionCard
 
 
@@ -70,3 +70,14 @@ class LongRope(GrowingRotary):
         if self.long_factor is not None:
             long = plain.new_tensor(self.long_factor)
         return plain / torch.where(stage, long, short)
+
+    def naive_frequencies(self, length: int) -> list[float]:
+        pairs = range(self.width // 2)
+        plain = [self.base ** (-2 * i / self.width) for i in pairs]
+        if length > self.original_length:
+            if self.long_factor is None:
+                return rebased_frequencies(self.base, self.factor, self.width)
+            return [plain[i] / self.long_factor[i] for i in pairs]
+        return (
+            plain if self.short_factor is None else [plain[i] / self.short_factor[i] for i in pairs]
+        )

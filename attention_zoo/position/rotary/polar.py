@@ -1,7 +1,7 @@
 """Polar coordinate positions, PoPE (Gopalakrishnan et al. 2025)."""
 
 import math
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -47,6 +47,16 @@ class PolarEncoding(RotaryEncoding):
         angles = angles_of(positions, self.frequencies(q))
         phase = self.phase.clamp(-2 * math.pi, 0.0)
         return cartesian(q, angles - phase), cartesian(k, angles)
+
+    def naive_rotate(
+        self, x: Tensor, positions: Tensor, *, head: int, length: int, of: Literal["query", "key"]
+    ) -> Tensor:
+        frequencies = self.base ** (-torch.arange(self.head_dim, dtype=x.dtype) / self.head_dim)
+        angles = positions[..., None] * frequencies
+        if of == "query":
+            angles = angles - self.phase[head, 0].clamp(-2 * math.pi, 0.0)
+        magnitudes = torch.log(1 + torch.exp(x))
+        return torch.cat([magnitudes * torch.cos(angles), magnitudes * torch.sin(angles)], dim=-1)
 
 
 def cartesian(x: Tensor, angles: Tensor) -> Tensor:

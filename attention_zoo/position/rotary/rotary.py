@@ -82,7 +82,7 @@ class RotaryEncoding(PositionalEncoding):
         return self.magnitude * angles.cos(), self.magnitude * angles.sin()
 
     def _turn(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        """x [b h t c], cos and sin [b|1 1 t c/2]."""
+        """X [b h t c], cos and sin [b|1 1 t c/2]."""
         if self.layout == "half_split":
             first, second = x.chunk(2, dim=-1)
         else:
@@ -91,6 +91,27 @@ class RotaryEncoding(PositionalEncoding):
         if self.layout == "half_split":
             return torch.cat(turned, dim=-1).to(x.dtype)
         return torch.stack(turned, dim=-1).flatten(-2).to(x.dtype)
+
+    def naive_rotate(
+        self, x: Tensor, positions: Tensor, *, head: int, length: int, of: Literal["query", "key"]
+    ) -> Tensor:
+        """Multiply pairs of channels, as complex numbers, by exp(i·t·ω)."""
+        frequencies = torch.tensor(self.naive_frequencies(length), dtype=x.dtype)
+        pairs = len(frequencies)
+        channels, rest = x[..., : 2 * pairs], x[..., 2 * pairs :]
+        by_layout = {"half_split": (2, pairs), "interleaved": (pairs, 2)}[self.layout]
+        grid = channels.unflatten(-1, by_layout)
+        first, second = grid.unbind(-2 if self.layout == "half_split" else -1)
+        angles = positions[..., None] * frequencies
+        turned = torch.complex(first, second) * torch.exp(1j * angles) * self.magnitude
+        parts = torch.stack(
+            [turned.real, turned.imag], dim=-2 if self.layout == "half_split" else -1
+        )
+        return torch.cat([parts.flatten(-2), rest], dim=-1)
+
+    def naive_frequencies(self, length: int) -> list[float]:
+        """Return ω_i of every pair, for a query that is the last of `length` tokens."""
+        return [self.base ** (-2 * i / self.width) for i in range(self.width // 2)]
 
 
 def angles_of(positions: Tensor, frequencies: Tensor) -> Tensor:

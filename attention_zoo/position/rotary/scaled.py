@@ -96,3 +96,9 @@ class GrowingRotary(LengthScaledRotary):
     def frequencies_at(self, stage: Tensor, x: Tensor) -> Tensor:
         """Those of each row, for its stage [b|1 1 1 1]: [b|1 1 1 c/2]."""
         raise NotImplementedError
+
+
+def rebased_frequencies(base: float, factor: float, width: int) -> list[float]:
+    """Return the frequencies of the base times factor^(c/(c−2)), for naive forms."""
+    rebased = base * factor ** (width / max(width - 2, 1))
+    return [rebased ** (-2 * i / width) for i in range(width // 2)]

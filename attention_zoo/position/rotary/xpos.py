@@ -1,7 +1,7 @@
 """Extrapolatable positions, xPos (Sun et al. 2022)."""
 
 import math
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -71,3 +71,16 @@ class Xpos(RotaryEncoding):
                 f"tokens: its scales grow by the place. Train with a scale_base above "
                 f"{self.scale_base}, or choose another encoding."
             )
+
+    def naive_rotate(
+        self, x: Tensor, positions: Tensor, *, head: int, length: int, of: Literal["query", "key"]
+    ) -> Tensor:
+        turned = super().naive_rotate(x, positions, head=head, length=length, of=of)
+        pairs = torch.arange(self.width // 2, dtype=x.dtype)
+        decay = (2 * pairs / self.width + 0.4) / 1.4
+        sign = 1 if of == "query" else -1
+        scale = decay ** (sign * positions[..., None] / self.scale_base)
+        both = [scale, scale]
+        if self.layout == "half_split":
+            return turned * torch.cat(both, dim=-1)
+        return turned * torch.stack(both, dim=-1).flatten(-2)

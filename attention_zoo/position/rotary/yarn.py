@@ -77,3 +77,19 @@ class Yarn(LengthScaledRotary):
         """The number, with a fraction, of the pair that turns round so often in training."""
         wavelength = self.original_length / turns
         return self.width / 2 * math.log(wavelength / (2 * math.pi)) / math.log(self.base)
+
+    def naive_frequencies(self, length: int) -> list[float]:
+        plain = super().naive_frequencies(length)
+
+        def pair_with(turns: float) -> float:
+            return len(plain) * math.log(self.original_length / (2 * math.pi * turns), self.base)
+
+        first, last = pair_with(self.beta_fast), pair_with(self.beta_slow)
+        if self.truncate:
+            first, last = math.floor(first), math.ceil(last)
+        first, last = max(first, 0), min(last, 2 * len(plain) - 1)
+        found = []
+        for i, frequency in enumerate(plain):
+            m = 1 - min(max((i - first) / max(last - first, 0.001), 0), 1)
+            found.append((1 - m) * frequency / self.factor + m * frequency)
+        return found

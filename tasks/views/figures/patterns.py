@@ -229,7 +229,7 @@ def random_tokens(seed: int) -> Tensor:
 def seen(mask: Mask) -> Tensor:
     """The whole mask, [q k]."""
     whole = range(_TOKENS)
-    visible = mask.visible(whole, whole, device=torch.device("cpu"))
+    visible = mask.dense(whole, whole, device=torch.device("cpu"))
     return (
         torch.ones(_TOKENS, _TOKENS, dtype=torch.bool)
         if visible is None

@@ -32,7 +32,7 @@ def who_sees(role: Role, queries: int, keys: int) -> Tensor:
     x = torch.zeros(1, queries, 4)
     context = torch.zeros(1, keys, 4) if role == "cross" else None
     mask = attention.effective_mask(Mask(), x, context)
-    visible = mask.visible(range(queries), range(keys), device=x.device)
+    visible = mask.dense(range(queries), range(keys), device=x.device)
     # A mask that hides nothing is not rendered.
     return torch.ones(queries, keys).bool() if visible is None else visible[0, 0]
 

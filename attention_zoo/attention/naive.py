@@ -1,0 +1,34 @@
+"""What naive forms share: plain projections from a module's weights, which no `forward` calls."""
+
+import torch
+from torch import Tensor, nn
+
+
+def linear(layer: nn.Module, x: Tensor) -> Tensor:
+    """Compute x Wᵀ + b from the layer's weight and bias."""
+    y = torch.einsum("o i, ... i -> ... o", layer.weight, x)
+    return y if layer.bias is None else y + layer.bias
+
+
+def linear_heads(layer: nn.Module, x: Tensor, heads: int) -> Tensor:
+    """Project [b t d] to heads [b h t c]: head i has the i-th c rows of the weight."""
+    y = linear(layer, x)
+    width = y.shape[-1] // heads
+    return torch.stack([y[..., h * width : (h + 1) * width] for h in range(heads)], dim=1)
+
+
+def linear_output(layer: nn.Module, attended: Tensor) -> Tensor:
+    """Project heads [b h t c] to [b t d]: head i meets the i-th c columns of the weight."""
+    return linear(layer, torch.cat([*attended.unbind(dim=1)], dim=-1))
+
+
+def softmax(scores: Tensor, visible: Tensor) -> Tensor:
+    """Compute exp(s_ij) / Σ_j exp(s_ij) over visible keys j, for [b h q k] and [b q k].
+
+    Rows without a visible key are zeros.
+    """
+    lowest = torch.finfo(scores.dtype).min
+    largest = scores.detach().masked_fill(~visible[:, None], lowest).amax(dim=-1, keepdim=True)
+    powers = torch.exp((scores - largest).clamp(max=0.0)) * visible[:, None]
+    sums = powers.sum(dim=-1, keepdim=True)
+    return powers / sums.masked_fill(sums == 0.0, 1.0)
