@@ -87,7 +87,7 @@ class Case:
         attention = create_attention(self.name, role=self.role, **sizes | changes)
         if self.position is not None:
             chosen = small_options(self.position, "position")
-            attention.attach_position_own(
+            attention.attach_position(
                 create_position(self.position, **attention.position_sizes, **chosen)
             )
         return moved(attention)

@@ -1,6 +1,7 @@
 """The fast form is the paper's equation, in values and in gradients."""
 
 import pytest
+import torch
 
 from attention_zoo.masks import Mask
 from tests.conformance.cases import Case, backends, over, plain_cases, representative_pairs
@@ -19,7 +20,9 @@ def hold_against_naive(case: Case, queries: int, keys: int, mask: Mask = Mask())
                 lambda *args, attention=attention: attention(*args, mask=mask), attention, *inputs
             ),
             values_and_gradients(
-                lambda *args, attention=attention, sees=sees: attention.naive(*args, visible=sees),
+                lambda *args, attention=attention, sees=sees: attention.naive(
+                    args[0], args[-1], sees, torch.arange(queries)[None]
+                ),
                 attention,
                 *inputs,
             ),
