@@ -81,7 +81,7 @@ def scatter_blocks(part: PartialSoftmax, rows: Tensor, length: int) -> PartialSo
 
 
 def gathered(x: Tensor, columns: Tensor) -> Tensor:
-    """x [b g n c] at columns [b|1 m s]: [b g m s c]. Those outside give what is at the end."""
+    """X [b g n c] at columns [b|1 m s]: [b g m s c]. Those outside give what is at the end."""
     index = columns.clamp(0, x.shape[2] - 1).flatten(1)
     if len(index) == 1:
         taken = x.index_select(2, index[0])
