@@ -148,7 +148,7 @@ def discover() -> None:
         for module in pkgutil.walk_packages(path, prefix=f"{package}."):
             try:
                 importlib.import_module(module.name)
-            except ImportError as error:  # TRANSITION: families are adapted one after the other
+            except Exception as error:  # TRANSITION: families are adapted one after the other
                 print("skipped", module.name, error)
     for plugin in entry_points(group="attention_zoo"):
         plugin.load()
