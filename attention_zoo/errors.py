@@ -11,3 +11,14 @@ class Unsupported(UserError):
 
 class BadInput(UserError):
     """A file or a text that cannot be used as it is."""
+
+
+def check_positive(**values: int) -> None:
+    """Check options that count something.
+
+    Raises:
+        UserError: an option below 1.
+    """
+    for name, value in values.items():
+        if value < 1:
+            raise UserError(f"{name} must be at least 1, got {value}.")

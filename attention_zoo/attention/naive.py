@@ -1,7 +1,11 @@
 """What naive forms share: plain projections from a module's weights, which no `forward` calls."""
 
+from typing import Literal
+
 import torch
 from torch import Tensor, nn
+
+from attention_zoo.position.base import PositionalEncoding
 
 
 def linear(layer: nn.Module, x: Tensor) -> Tensor:
@@ -12,9 +16,24 @@ def linear(layer: nn.Module, x: Tensor) -> Tensor:
 
 def linear_heads(layer: nn.Module, x: Tensor, heads: int) -> Tensor:
     """Project [b t d] to heads [b h t c]: head i has the i-th c rows of the weight."""
-    y = linear(layer, x)
+    return split_heads(linear(layer, x), heads)
+
+
+def split_heads(y: Tensor, heads: int) -> Tensor:
+    """Split [b t d] into heads [b h t c]: head i has the i-th c channels."""
     width = y.shape[-1] // heads
     return torch.stack([y[..., h * width : (h + 1) * width] for h in range(heads)], dim=1)
+
+
+def rotate_heads(
+    encoding: PositionalEncoding, x: Tensor, positions: Tensor, of: Literal["query", "key"]
+) -> Tensor:
+    """Rotate heads [b h t c] at positions [b|1 t] by an encoding that acts on heads."""
+    rotated = [
+        encoding.naive_rotate(part, positions, head=h, length=0, of=of)
+        for h, part in enumerate(x.unbind(dim=1))
+    ]
+    return torch.stack(rotated, dim=1)
 
 
 def linear_output(layer: nn.Module, attended: Tensor) -> Tensor:
@@ -37,3 +56,9 @@ def softmax(scores: Tensor, visible: Tensor) -> Tensor:
 def rms_norm(x: Tensor, weight: Tensor, *, epsilon: float) -> Tensor:
     """Compute x / √(mean(x²) + ε) ⊙ w over the last dimension."""
     return x / torch.sqrt((x**2).mean(dim=-1, keepdim=True) + epsilon) * weight
+
+
+def layer_norm(x: Tensor, *, epsilon: float) -> Tensor:
+    """Compute (x − mean(x)) / √(var(x) + ε) over the last dimension."""
+    centred = x - x.mean(dim=-1, keepdim=True)
+    return centred / torch.sqrt((centred**2).mean(dim=-1, keepdim=True) + epsilon)

@@ -14,3 +14,8 @@ def autocast_disabled(x: Tensor) -> AbstractContextManager[object]:
 def upcast(x: Tensor) -> Tensor:
     """In float32 at least."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def safe_divide(numerator: Tensor, denominator: Tensor) -> Tensor:
+    """Divide; where the denominator is zero, return the numerator."""
+    return numerator / denominator.masked_fill(denominator == 0.0, 1.0)
