@@ -74,9 +74,9 @@ def test_decays_of_any_strength_are_exact_in_float32(kind: str, channels: int) -
     expected = run_tokens(*double)
     torch.testing.assert_close(ours.double(), expected, rtol=1e-5, atol=1e-5)
     weights = torch.randn_like(expected)
-    found = torch.autograd.grad((ours * weights.float()).sum(), single)
-    wanted = torch.autograd.grad((expected * weights).sum(), double)
-    for a, b in zip(found, wanted, strict=True):
+    actual = torch.autograd.grad((ours * weights.float()).sum(), single)
+    reference = torch.autograd.grad((expected * weights).sum(), double)
+    for a, b in zip(actual, reference, strict=True):
         assert (a - b).abs().max() <= 2e-6 * b.abs().max() + 1e-30
 
 

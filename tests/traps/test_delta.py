@@ -78,7 +78,7 @@ def test_decay_comes_before_the_delta_rule() -> None:
 
 @pytest.mark.parametrize("channels", [1, 8], ids=["head", "channel"])
 def test_strong_decays_are_exact_in_float32(channels: int) -> None:
-    """Neither exp(+large), nor a weak decay found as the difference of large sums."""
+    """Neither exp(+large), nor a weak decay as the difference of large sums."""
     decay = -20.0 * (torch.rand(2, 3, 200, channels) < 0.5) - 0.01 * torch.rand(2, 3, 200, channels)
     decay[:, :, 100:] = -20.0
     exact = draw_steps(200, decay=decay, width=8)
