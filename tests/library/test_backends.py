@@ -136,6 +136,16 @@ def test_a_bias_that_rows_share_is_not_repeated_for_padding(position: str, role:
     assert memory.largest < batch * heads * length * length * x.itemsize
 
 
+@pytest.mark.parametrize("position", ["alibi", "sandwich"])
+def test_gradients_are_finite_where_a_query_sees_only_padding(position: str) -> None:
+    """In float32, in which scores that are computed twice differ by their rounding."""
+    attention = create_attention("multi_head", dim=32, heads=4, role="causal", position=position)
+    attention.float()
+    x = torch.randn(2, 13, 32, dtype=torch.float32, requires_grad=True)
+    attention(x, mask=Mask(key_mask=key_mask("left", 2, 13))).sum().backward()
+    assert x.grad is not None and x.grad.isfinite().all()
+
+
 @pytest.mark.parametrize("dtype", ["float64", "float32", "bfloat16", "float16"])
 def test_padding_beside_a_bias_is_exact(dtype: str) -> None:
     kind = getattr(torch, dtype)
