@@ -85,7 +85,10 @@ def test_a_mask_mod_is_the_mask(mask: Mask, pattern: Any, sinks: int) -> None:
 
 
 def test_no_mask_mod_is_made_where_everything_is_visible() -> None:
-    assert flex.create_mask_mod(Visibility(mask=Mask(), rows=range(4), columns=range(4)), 2, CPU) is None
+    assert (
+        flex.create_mask_mod(Visibility(mask=Mask(), rows=range(4), columns=range(4)), 2, CPU)
+        is None
+    )
     last = Visibility(mask=Mask(causal=True), rows=range(3, 4), columns=range(4))
     assert flex.create_mask_mod(last, 2, CPU) is None
 

@@ -58,7 +58,9 @@ def assert_whole(attention: Attention) -> None:
     sees = visible(attention, Mask(), 2, LENGTH, LENGTH)
     assert_same(
         values_and_gradients(attention, attention, x),
-        values_and_gradients(lambda x: attention.naive(x, x, sees, torch.arange(x.shape[1])[None]), attention, x),
+        values_and_gradients(
+            lambda x: attention.naive(x, x, sees, torch.arange(x.shape[1])[None]), attention, x
+        ),
     )
     if attention.role == "causal":
         assert_same(decode(attention, attention.new_cache(), x, [4, 1, 2]), attention(x))
@@ -183,7 +185,9 @@ def test_a_closed_gate_lets_nothing_through() -> None:
 def test_layers_are_counted_from_zero() -> None:
     """The paper counts them from 1: 0.8 − 0.6·exp(−0.3·(l − 1))."""
     starts = [
-        create_attention("differential", dim=DIM, heads=HEADS, role="causal", layer=layer).initial_mix
+        create_attention(
+            "differential", dim=DIM, heads=HEADS, role="causal", layer=layer
+        ).initial_mix
         for layer in (0, 1, 30)
     ]
     assert starts == pytest.approx([0.2, 0.8 - 0.6 * math.exp(-0.3), 0.8], abs=1e-3)
