@@ -62,7 +62,9 @@ def seen_by(attention: Attention, query: int, length: int) -> list[int]:
 def hold_against_naive(attention: Attention, mask: Mask, length: int) -> None:
     x = torch.randn(2, length, DIM)
     sees = visible(attention, mask, 2, length, length)
-    assert_same(attention(x, mask=mask), attention.naive(x, visible=sees))
+    assert_same(
+        attention(x, mask=mask), attention.naive(x, x, sees, torch.arange(x.shape[1])[None])
+    )
 
 
 # Cost.

@@ -236,21 +236,23 @@ class ReformerAttention(Attention):
 
 def near(queries: Buckets, keys: Buckets) -> Tensor:
     """Whether keys [b h r … s] are in the bucket of queries [b h r … u], in its chunk or the one
-    before: [b h r … u s]."""
+    before: [b h r … u s].
+    """
     same = queries.numbers[..., :, None] == keys.numbers[..., None, :]
     back = queries.chunks[..., :, None] - keys.chunks[..., None, :]
     return same & ((back == 0) | (back == 1))
 
 
 def taken(x: Tensor, columns: Tensor) -> Tensor:
-    """x [b h n c] at columns [b h …]: [b h … c]."""
+    """X [b h n c] at columns [b h …]: [b h … c]."""
     index = columns.flatten(2)[..., None].expand(-1, -1, -1, x.shape[3])
     return x.gather(2, index).unflatten(2, columns.shape[2:])
 
 
 def sequences_of(visible: Tensor) -> Tensor:
     """[b n]: numbers of the sequences in a row. A token that sees the real one before it is of the
-    same."""
+    same.
+    """
     batch, length, _ = visible.shape
     numbers = torch.zeros(batch, length, dtype=torch.long)
     for b in range(batch):

@@ -79,7 +79,7 @@ def gathered(x: Tensor, chosen: Tensor) -> Tensor:
 
 
 def products(q: Tensor, keys: Tensor) -> Tensor:
-    """q [b h q c] times the keys of each query, or of all, [b e q|1 n c]: [b h q n]."""
+    """Q [b h q c] times the keys of each query, or of all, [b e q|1 n c]: [b h q n]."""
     grouped = q.unflatten(1, (keys.shape[1], -1))
     return torch.einsum("b e r q c, b e q n c -> b e r q n", grouped, keys).flatten(1, 2)
 
