@@ -1,11 +1,9 @@
 """What naive forms share: plain projections from a module's weights, which no `forward` calls."""
 
-from typing import Literal
-
 import torch
 from torch import Tensor, nn
 
-from attention_zoo.position.base import PositionalEncoding
+from attention_zoo.attention.base import Attention
 
 
 def linear(layer: nn.Linear, x: Tensor) -> Tensor:
@@ -25,15 +23,18 @@ def split_heads(y: Tensor, heads: int) -> Tensor:
     return torch.stack([y[..., h * width : (h + 1) * width] for h in range(heads)], dim=1)
 
 
-def rotate_heads(
-    encoding: PositionalEncoding, x: Tensor, positions: Tensor, of: Literal["query", "key"]
-) -> Tensor:
-    """Rotate heads [b h t c] at positions [b|1 t] by an encoding that acts on heads."""
-    rotated = [
-        encoding.naive_rotate(part, positions, head=h, length=0, of=of)
-        for h, part in enumerate(x.unbind(dim=1))
-    ]
-    return torch.stack(rotated, dim=1)
+def linear_qkv(attention: Attention, x: Tensor) -> list[Tensor]:
+    """Project [b t d] to queries, keys and values [b h t c], as many heads of each."""
+    layers = (attention.query, attention.key, attention.value)
+    return [linear_heads(layer, x, attention.heads) for layer in layers]
+
+
+def rotate_heads(attention: Attention, q: Tensor, k: Tensor, positions: Tensor) -> list[Tensor]:
+    """Rotate q and k [b h t c] at positions [b|1 t] by an encoding that acts on heads."""
+    heads, rotate = range(attention.heads), attention.position.naive_rotate
+    queries = [rotate(q[:, h], positions, head=h, length=0, of="query") for h in heads]
+    keys = [rotate(k[:, h], positions, head=h, length=0, of="key") for h in heads]
+    return [torch.stack(queries, dim=1), torch.stack(keys, dim=1)]
 
 
 def linear_output(layer: nn.Linear, attended: Tensor) -> Tensor:

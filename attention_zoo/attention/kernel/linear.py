@@ -79,12 +79,7 @@ class LinearAttention(Attention):
         return feature_map.input_dim if feature_map.rotate_inputs else feature_map.num_features
 
     def attend_tokens(
-        self,
-        x: Tensor,
-        context: Tensor | None,
-        mask: Mask,
-        positions: Tensor,
-        cache: Cache | None,
+        self, x: Tensor, context: Tensor | None, mask: Mask, positions: Tensor, cache: Cache | None
     ) -> Tensor:
         assert cache is None or isinstance(cache, StateCache)
         if context is not None and cache is not None:
@@ -164,9 +159,10 @@ class LinearAttention(Attention):
 
     def compute_map(self, x: Tensor, source: Tensor, mask: Mask, positions: Tensor) -> Tensor:
         """Compute φ(q_i)·φ(k_j) / Σ_j φ(q_i)·φ(k_j), with length² work."""
-        cross = self.role == "cross"
-        context, at = (source, None) if cross else (None, positions)
-        return self.weights(self.project_features(x, context, TokenSpan(mask), at), mask)
+        span = TokenSpan(mask)
+        if self.role == "cross":
+            return self.weights(self.project_features(x, source, span, None), mask)
+        return self.weights(self.project_features(x, None, span, positions), mask)
 
     def weights(self, features: Features, mask: Mask) -> Tensor:
         """Compute the weights [b h q k]."""
@@ -190,19 +186,17 @@ class LinearAttention(Attention):
 
     def naive(self, x: Tensor, source: Tensor, visible: Tensor, positions: Tensor) -> Tensor:
         """Compute Σ_j κ(q_i, k_j) v_j / Σ_j κ(q_i, k_j) over the visible keys."""
-        feature_map, encoding = self.feature_map, self.position
+        feature_map = self.feature_map
         q = naive.linear_heads(self.query, x, self.heads)
         k, v = (naive.linear_heads(layer, source, self.heads) for layer in (self.key, self.value))
         q, k = feature_map.naive_prepare(q, "query"), feature_map.naive_prepare(k, "key")
         if feature_map.rotate_inputs:
-            q = naive.rotate_heads(encoding, q, positions, "query")
-            k = naive.rotate_heads(encoding, k, positions, "key")
+            q, k = naive.rotate_heads(self, q, k, positions)
         numerator = denominator = feature_map.naive_kernel(q, k, positions)
-        if "heads" in encoding.card.acts and not feature_map.rotate_inputs:
+        if "heads" in self.position.card.acts and not feature_map.rotate_inputs:
             q = feature_map.naive_features(q, positions, "query")
             k = feature_map.naive_features(k, positions, "key")
-            q = naive.rotate_heads(encoding, q, positions, "query")
-            k = naive.rotate_heads(encoding, k, positions, "key")
+            q, k = naive.rotate_heads(self, q, k, positions)
             numerator = q @ k.transpose(-2, -1)
         sums = (denominator * visible[:, None]).sum(dim=-1, keepdim=True)
         weights = numerator * visible[:, None] / torch.where(sums == 0.0, 1.0, sums)

@@ -55,37 +55,32 @@ class LinformerAttention(Attention):
         self.value_combinations = nn.Parameter(torch.randn(rank, max_length) * max_length**-0.5)
 
     def attend_tokens(
-        self,
-        x: Tensor,
-        context: Tensor | None,
-        mask: Mask,
-        positions: Tensor,
-        cache: Cache | None,
+        self, x: Tensor, context: Tensor | None, mask: Mask, positions: Tensor, cache: Cache | None
     ) -> Tensor:
         q, (k, v) = self.project_query(x), self.project_key_value(x)
-        of_keys, of_values = self.combinations(positions)
+        key_columns, value_columns = self.combinations(positions)
         if mask.key_mask is not None:
             k, v = (part * mask.key_mask[:, None, :, None] for part in (k, v))
-        scores = q @ (of_keys @ k).transpose(-2, -1) * self.head_dim**-0.5
-        return scores.softmax(dim=-1) @ (of_values @ v)
+        scores = q @ (key_columns @ k).transpose(-2, -1) * self.head_dim**-0.5
+        return scores.softmax(dim=-1) @ (value_columns @ v)
 
     def compute_map(self, x: Tensor, source: Tensor, mask: Mask, positions: Tensor) -> Tensor:
         """Compute softmax(Q Kᵀ Eᵀ/√c) F, with zeros in Q Kᵀ and in the result for hidden keys."""
         q, (k, _) = self.project_query(x), self.project_key_value(x)
-        of_keys, of_values = self.combinations(positions)
+        key_columns, value_columns = self.combinations(positions)
         visible = mask.dense(range(x.shape[1]), range(x.shape[1]), device=x.device)
         visible = torch.ones((), dtype=torch.bool, device=x.device) if visible is None else visible
         products = (q @ k.transpose(-2, -1)).masked_fill(~visible, 0.0)
-        scores = products @ of_keys.transpose(-2, -1) * self.head_dim**-0.5
-        return (scores.softmax(dim=-1) @ of_values).masked_fill(~visible, 0.0)
+        scores = products @ key_columns.transpose(-2, -1) * self.head_dim**-0.5
+        return (scores.softmax(dim=-1) @ value_columns).masked_fill(~visible, 0.0)
 
     def combinations(self, positions: Tensor) -> tuple[Tensor, Tensor]:
         """Return the columns of E and F for tokens at positions [b|1 k], [b|1 1 r k] each."""
-        of_keys, of_values = (
+        key_columns, value_columns = (
             matrix[:, positions].movedim(0, 1)[:, None]
             for matrix in (self.key_combinations, self.value_combinations)
         )
-        return of_keys, of_values
+        return key_columns, value_columns
 
     def naive(self, x: Tensor, source: Tensor, visible: Tensor, positions: Tensor) -> Tensor:
         """Combine, for each query, the tokens that it sees."""

@@ -71,12 +71,7 @@ class NystromAttention(Attention):
         )
 
     def attend_tokens(
-        self,
-        x: Tensor,
-        context: Tensor | None,
-        mask: Mask,
-        positions: Tensor,
-        cache: Cache | None,
+        self, x: Tensor, context: Tensor | None, mask: Mask, positions: Tensor, cache: Cache | None
     ) -> Tensor:
         v = self.compute_values(x, mask, positions)
         if mask.key_mask is not None:
@@ -137,8 +132,7 @@ class NystromAttention(Attention):
         q, k, v = (
             naive.linear_heads(layer, x, self.heads) for layer in (self.query, self.key, self.value)
         )
-        q = naive.rotate_heads(self.position, q, positions, "query") / math.sqrt(self.head_dim)
-        k = naive.rotate_heads(self.position, k, positions, "key")
+        q, k = naive.rotate_heads(self, q / math.sqrt(self.head_dim), k, positions)
         rows = []
         for b in range(len(x)):
             out = torch.zeros_like(v[b])

@@ -47,12 +47,7 @@ class FourierAttention(Attention):
         """Create none."""
 
     def attend_tokens(
-        self,
-        x: Tensor,
-        context: Tensor | None,
-        mask: Mask,
-        positions: Tensor,
-        cache: Cache | None,
+        self, x: Tensor, context: Tensor | None, mask: Mask, positions: Tensor, cache: Cache | None
     ) -> Tensor:
         if mask.names:
             # Rows of different lengths need different transforms: multiply by their matrices.
@@ -93,9 +88,12 @@ class FourierAttention(Attention):
             for seen in visible[b].unique(dim=0):
                 tokens = seen.nonzero()[:, 0]
                 if len(tokens):
-                    of_tokens, of_channels = fourier_matrix(len(tokens)), fourier_matrix(self.dim)
-                    part = x[b, tokens].to(of_tokens.dtype)
-                    out[b, tokens] = (of_tokens @ part @ of_channels).real.to(x.dtype)
+                    token_matrix, channel_matrix = (
+                        fourier_matrix(len(tokens)),
+                        fourier_matrix(self.dim),
+                    )
+                    part = x[b, tokens].to(token_matrix.dtype)
+                    out[b, tokens] = (token_matrix @ part @ channel_matrix).real.to(x.dtype)
         return out
 
 

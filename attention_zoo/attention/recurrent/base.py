@@ -26,7 +26,7 @@ class RecurrentAttention(Attention):
     decided_options = ("kv_heads",)
     backends: ClassVar[tuple[str, ...]] = kernels.BACKENDS
     # How many tensors of a cache's state belong to the recurrence; convolutions have the others.
-    recurrent_states: ClassVar[int] = 1
+    num_states: ClassVar[int] = 1
 
     def __init__(self, *, backend: str = "auto", **options: Any) -> None:
         super().__init__(kv_heads=None, **options)
@@ -34,12 +34,7 @@ class RecurrentAttention(Attention):
         self.value_dim = self.head_dim
 
     def attend_tokens(
-        self,
-        x: Tensor,
-        context: Tensor | None,
-        mask: Mask,
-        positions: Tensor,
-        cache: Cache | None,
+        self, x: Tensor, context: Tensor | None, mask: Mask, positions: Tensor, cache: Cache | None
     ) -> Tensor:
         assert cache is None or isinstance(cache, StateCache)
         kernels.check_inputs(self.backend, mask, x)
@@ -47,9 +42,9 @@ class RecurrentAttention(Attention):
         if cache is not None and cache.state is not None:
             states = cache.state
         span = TokenSpan(mask, 0 if cache is None else cache.length)
-        convolve = ConvolutionRunner(span, states[self.recurrent_states :])
+        convolve = ConvolutionRunner(span, states[self.num_states :])
         steps = self.project_steps(x, positions, convolve)
-        attended, states = self.recur(steps, x, span, states[: self.recurrent_states])
+        attended, states = self.recur(steps, x, span, states[: self.num_states])
         if cache is not None:
             cache.state = (*states, *convolve.states)
             cache.length += x.shape[1]
@@ -87,13 +82,13 @@ class RecurrentAttention(Attention):
 
     def decode_state(self, tokens: int) -> int:
         convolutions = [part for part in self.modules() if isinstance(part, ShortConvolution)]
-        return self.recurrent_numbers(tokens) + sum(part.state_numbers for part in convolutions)
+        return self.state_size(tokens) + sum(part.state_size for part in convolutions)
 
-    def recurrent_numbers(self, tokens: int) -> int:
+    def state_size(self, tokens: int) -> int:
         """Return how many numbers the states of the recurrence have after so many tokens."""
         return self.heads * self.head_dim * self.value_dim
 
 
-def low_rank_linear(inputs: int, rank: int, outputs: int, *, bias: bool) -> nn.Sequential:
+def create_low_rank_linear(inputs: int, rank: int, outputs: int, *, bias: bool) -> nn.Sequential:
     """Create a linear map of low rank."""
     return nn.Sequential(nn.Linear(inputs, rank, bias=False), nn.Linear(rank, outputs, bias=bias))

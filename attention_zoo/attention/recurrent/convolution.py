@@ -33,7 +33,7 @@ class ShortConvolution(nn.Module):
         self.bias = nn.Parameter(torch.empty(channels).uniform_(-bound, bound)) if bias else None
 
     @property
-    def state_numbers(self) -> int:
+    def state_size(self) -> int:
         """Return how many numbers the state of a sequence has."""
         return len(self.weight) * (self.kernel_size - 1)
 
@@ -50,22 +50,22 @@ class ShortConvolution(nn.Module):
         Returns:
             [b t d], and the state after x.
         """
-        length, past = x.shape[1], self.kernel_size - 1
+        length, num_past = x.shape[1], self.kernel_size - 1
         if span.key_mask is not None:
             x = x.masked_fill(~span.key_mask[..., None], 0.0)
         if state is None:
-            state = x.new_zeros(len(x), x.shape[2], past)
+            state = x.new_zeros(len(x), x.shape[2], num_past)
         tokens = torch.cat([state.transpose(1, 2), x], dim=1)
         segment_ids = span.segment_ids
         if segment_ids is not None:
             # A state holds only tokens of the segment that it ends with.
-            before = segment_ids[:, :1].expand(-1, past)
+            before = segment_ids[:, :1].expand(-1, num_past)
             segment_ids = torch.cat([before, segment_ids[:, -length:]], dim=1)
         y = torch.zeros_like(x) if self.bias is None else self.bias.expand_as(x)
         for tap in range(self.kernel_size):
             part = tokens[:, tap : tap + length]
             if segment_ids is not None:
-                same = segment_ids[:, tap : tap + length] == segment_ids[:, past:]
+                same = segment_ids[:, tap : tap + length] == segment_ids[:, num_past:]
                 part = part * same[..., None]
             y = y + self.weight[:, tap] * part
         state = tokens[:, length:]
@@ -89,18 +89,18 @@ class ConvolutionRunner:
 
     Args:
         span: the tokens.
-        cached: the state of each convolution before the tokens, in the order of the calls; empty at
-            the start.
+        cached_states: the state of each convolution before the tokens, in the order of the calls;
+            empty at the start.
     """
 
-    def __init__(self, span: TokenSpan, cached: tuple[Tensor, ...] = ()) -> None:
+    def __init__(self, span: TokenSpan, cached_states: tuple[Tensor, ...] = ()) -> None:
         self.span = span
-        self.cached = cached
+        self.cached_states = cached_states
         # Those after the tokens.
         self.states: tuple[Tensor, ...] = ()
 
     def __call__(self, convolution: ShortConvolution, x: Tensor) -> Tensor:
-        state = self.cached[len(self.states)] if self.cached else None
+        state = self.cached_states[len(self.states)] if self.cached_states else None
         y, state = convolution(x, self.span, state)
         self.states = (*self.states, state)
         return y

@@ -1,6 +1,7 @@
 """Attention by a state that decays: what its variants share."""
 
 import math
+from typing import Any
 
 import torch
 from einops import rearrange
@@ -27,7 +28,7 @@ class DecayedAttention(RecurrentAttention):
     with a norm for each head. A variant overrides `log_decay` and `naive_decay`.
     """
 
-    def __init__(self, **options: object) -> None:
+    def __init__(self, **options: Any) -> None:
         super().__init__(**options)
         self.set_value_dim(self.head_dim)
 
@@ -73,10 +74,9 @@ class DecayedAttention(RecurrentAttention):
         q, k, v = (
             naive.linear_heads(layer, x, self.heads) for layer in (self.query, self.key, self.value)
         )
-        q = naive.rotate_heads(self.position, q, positions, "query") / math.sqrt(self.head_dim)
-        k = naive.rotate_heads(self.position, k, positions, "key")
-        transitions = torch.diag_embed(self.naive_decay(x))
-        attended = read_states(q, run_states(transitions, outer(k, v), visible))
+        q, k = naive.rotate_heads(self, q, k, positions)
+        states = run_states(torch.diag_embed(self.naive_decay(x)), outer(k, v), visible)
+        attended = read_states(q, states) / math.sqrt(self.head_dim)
         normal = naive.layer_norm(attended, epsilon=1e-5)
         gate = silu(naive.linear_heads(self.gate, x, self.heads))
         return naive.linear_output(self.output, normal * gate)

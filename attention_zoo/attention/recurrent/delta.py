@@ -12,11 +12,11 @@ from attention_zoo.attention.precision import upcast
 from attention_zoo.attention.recurrent.convolution import ConvolutionRunner
 from attention_zoo.attention.recurrent.delta_attention import DeltaRuleAttention, unit_vectors
 from attention_zoo.attention.recurrent.naive import (
-    head_numbers,
+    divide_by_length,
+    head_scalars,
     outer,
     read_states,
     run_states,
-    unit_vector,
 )
 from attention_zoo.attention.recurrent.steps import Steps
 from attention_zoo.zoo import ATTENTION, AttentionCard
@@ -65,8 +65,8 @@ class DeltaAttention(DeltaRuleAttention):
         q, k, v = (
             naive.linear_heads(layer, x, self.heads) for layer in (self.query, self.key, self.value)
         )
-        q, k = unit_vector(silu(q)), unit_vector(silu(k))
-        beta = torch.sigmoid(head_numbers(self.rate, x))
+        q, k = divide_by_length(silu(q)), divide_by_length(silu(k))
+        beta = torch.sigmoid(head_scalars(self.rate, x))
         transitions = torch.eye(self.head_dim) - outer(beta * k, k)
         states = run_states(transitions, outer(beta * k, v), visible)
         attended = read_states(q, states) / math.sqrt(self.head_dim)

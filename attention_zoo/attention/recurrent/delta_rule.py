@@ -29,14 +29,19 @@ def chunked_delta_rule(steps: Steps, state: Tensor | None) -> tuple[Tensor, Tens
     length, width = steps.q.shape[2], steps.v.shape[-1]
     q, k, v, erase, decay = split_chunks(steps)
     scores, overlaps = decayed_scores(torch.stack([q, erase]), k, decay)
-    since, until = (None, None) if decay is None else (sum_up_to(decay), sum_after(decay))
+    from_start, to_end = (None, None) if decay is None else (sum_up_to(decay), sum_after(decay))
     solution = torch.linalg.solve_triangular(
-        overlaps, torch.cat([v, apply_decay(erase, since)], dim=-1), upper=False, unitriangular=True
+        overlaps,
+        torch.cat([v, apply_decay(erase, from_start)], dim=-1),
+        upper=False,
+        unitriangular=True,
     )
     values, readers = solution.split([width, q.shape[-1]], dim=-1)
-    keys = apply_decay(k, until).transpose(-2, -1)
-    parts = apply_decay(q, since), scores, values, readers, keys
-    decays = [None] * q.shape[2] if since is None else since[..., -1, :, None].unbind(dim=2)
+    keys = apply_decay(k, to_end).transpose(-2, -1)
+    parts = apply_decay(q, from_start), scores, values, readers, keys
+    decays = (
+        [None] * q.shape[2] if from_start is None else from_start[..., -1, :, None].unbind(dim=2)
+    )
     # Unbound: the gradient of an index into all chunks would be as large as all of them.
     chunks = zip(*(part.unbind(dim=2) for part in parts), decays, strict=True)
     state = q.new_zeros(*q.shape[:2], q.shape[-1], width) if state is None else state

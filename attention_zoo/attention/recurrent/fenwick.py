@@ -49,8 +49,8 @@ def count_tokens(x: Tensor, span: TokenSpan, before: Tensor) -> tuple[Tensor, Te
     positions = lengths - real
     starts = span.segment_starts
     if starts is not None:
-        others = torch.where(starts, positions, 0).cummax(dim=1).values
-        positions, lengths = positions - others, lengths - others
+        earlier_segments = torch.where(starts, positions, 0).cummax(dim=1).values
+        positions, lengths = positions - earlier_segments, lengths - earlier_segments
     return positions, lengths
 
 
@@ -144,8 +144,8 @@ def count_digits(n: Tensor) -> Tensor:
 
 def grow_buckets(buckets: Buckets, length: int) -> Buckets:
     """Make room for the buckets after `length` tokens."""
-    missing = length.bit_length() - buckets.states.shape[3]
-    return Buckets(pad(buckets.states, (0, 0, 0, missing)), buckets.lengths)
+    new_bits = length.bit_length() - buckets.states.shape[3]
+    return Buckets(pad(buckets.states, (0, 0, 0, new_bits)), buckets.lengths)
 
 
 def level_table(length: int) -> Tensor:

@@ -1,7 +1,7 @@
 """Gated DeltaNet (Yang et al. 2024)."""
 
 import math
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -12,11 +12,11 @@ from attention_zoo.attention.precision import upcast
 from attention_zoo.attention.recurrent.convolution import ConvolutionRunner, ShortConvolution
 from attention_zoo.attention.recurrent.delta_attention import DeltaRuleAttention, unit_vectors
 from attention_zoo.attention.recurrent.naive import (
-    head_numbers,
+    divide_by_length,
+    head_scalars,
     outer,
     read_states,
     run_states,
-    unit_vector,
 )
 from attention_zoo.attention.recurrent.recurrence import draw_step_bias
 from attention_zoo.attention.recurrent.steps import Steps
@@ -51,6 +51,8 @@ class GatedDeltaAttention(DeltaRuleAttention):
         kernel_size: number of tokens that a convolution mixes, including the token itself.
     """
 
+    norm_epsilon: ClassVar[float] = 1e-6
+
     def __init__(self, *, kernel_size: int = 4, **options: Any) -> None:
         super().__init__(**options)
         width = self.heads * self.head_dim
@@ -58,11 +60,11 @@ class GatedDeltaAttention(DeltaRuleAttention):
         self.key_convolution = ShortConvolution(width, kernel_size)
         self.value_convolution = ShortConvolution(width, kernel_size)
         self.rate = nn.Linear(self.dim, self.heads, bias=False)
-        self.decay: nn.Module = nn.Linear(self.dim, self.heads, bias=False)
+        self.decay: Any = nn.Linear(self.dim, self.heads, bias=False)
         self.log_speed = nn.Parameter(torch.empty(self.heads).uniform_(1, 16).log())
         self.step_bias = nn.Parameter(draw_step_bias(self.heads))
-        self.gate: nn.Module = nn.Linear(self.dim, width, bias=False)
-        self.norm = nn.RMSNorm(self.head_dim, eps=1e-6)
+        self.gate: Any = nn.Linear(self.dim, width, bias=False)
+        self.norm = nn.RMSNorm(self.head_dim, eps=self.norm_epsilon)
 
     def project_steps(self, x: Tensor, positions: Tensor, convolve: ConvolutionRunner) -> Steps:
         q = silu(self.split_heads(convolve(self.query_convolution, self.query(x))))
@@ -94,19 +96,19 @@ class GatedDeltaAttention(DeltaRuleAttention):
                 (self.value, self.value_convolution),
             )
         )
-        q, k = unit_vector(q), unit_vector(k)
-        beta = torch.sigmoid(head_numbers(self.rate, x))
+        q, k = divide_by_length(q), divide_by_length(k)
+        beta = torch.sigmoid(head_scalars(self.rate, x))
         transitions = torch.eye(self.head_dim) - outer(beta * k, k)
         # The state decays before it is multiplied.
         transitions = transitions * self.naive_decay(x)[..., None, :]
         states = run_states(transitions, outer(beta * k, v), visible)
         attended = read_states(q, states) / math.sqrt(self.head_dim)
-        normal = naive.rms_norm(attended, self.norm.weight, epsilon=self.norm.eps)
+        normal = naive.rms_norm(attended, self.norm.weight, epsilon=self.norm_epsilon)
         return naive.linear_output(self.output, normal * self.naive_gate(x))
 
     def naive_decay(self, x: Tensor) -> Tensor:
         """Compute exp g, [b h t 1|c]."""
-        sizes = softplus(head_numbers(self.decay, x) + self.step_bias[:, None, None])
+        sizes = softplus(head_scalars(self.decay, x) + self.step_bias[:, None, None])
         return torch.exp(-torch.exp(self.log_speed)[:, None, None] * sizes)
 
     def naive_gate(self, x: Tensor) -> Tensor:

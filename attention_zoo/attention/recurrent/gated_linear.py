@@ -9,9 +9,9 @@ from torch.nn.functional import logsigmoid
 
 from attention_zoo.attention import naive
 from attention_zoo.attention.precision import upcast
-from attention_zoo.attention.recurrent.base import low_rank_linear
+from attention_zoo.attention.recurrent.base import create_low_rank_linear
 from attention_zoo.attention.recurrent.decayed import DecayedAttention
-from attention_zoo.attention.recurrent.naive import low_rank
+from attention_zoo.attention.recurrent.naive import low_rank_linear
 from attention_zoo.errors import UserError, check_positive
 from attention_zoo.zoo import ATTENTION, AttentionCard
 
@@ -71,12 +71,12 @@ class GatedLinearAttention(DecayedAttention):
         super().__init__(dim=dim, heads=heads, head_dim=head_dim, **options)
         self.set_value_dim(expand * head_dim)
         self.temperature = temperature
-        self.forget = low_rank_linear(dim, rank, heads * head_dim, bias=True)
+        self.forget = create_low_rank_linear(dim, rank, heads * head_dim, bias=True)
 
     def log_decay(self, x: Tensor) -> Tensor:
         logits = rearrange(upcast(self.forget(x)), "b t (h c) -> b h t c", h=self.heads)
         return logsigmoid(logits) / self.temperature
 
     def naive_decay(self, x: Tensor) -> Tensor:
-        gates = torch.sigmoid(low_rank(self.forget, x)) ** (1 / self.temperature)
+        gates = torch.sigmoid(low_rank_linear(self.forget, x)) ** (1 / self.temperature)
         return naive.split_heads(gates, self.heads)

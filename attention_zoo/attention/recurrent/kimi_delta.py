@@ -8,9 +8,9 @@ from torch.nn.functional import softplus
 
 from attention_zoo.attention import naive
 from attention_zoo.attention.precision import upcast
-from attention_zoo.attention.recurrent.base import low_rank_linear
+from attention_zoo.attention.recurrent.base import create_low_rank_linear
 from attention_zoo.attention.recurrent.gated_delta import GatedDeltaAttention
-from attention_zoo.attention.recurrent.naive import low_rank
+from attention_zoo.attention.recurrent.naive import low_rank_linear
 from attention_zoo.attention.recurrent.recurrence import draw_step_bias
 from attention_zoo.zoo import ATTENTION, AttentionCard
 
@@ -42,13 +42,14 @@ class KimiDeltaAttention(GatedDeltaAttention):
         kernel_size: number of tokens that a convolution mixes, including the token itself.
     """
 
+    norm_epsilon = 1e-5
+
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
         width = self.heads * self.head_dim
-        self.decay = low_rank_linear(self.dim, self.head_dim, width, bias=False)
+        self.decay = create_low_rank_linear(self.dim, self.head_dim, width, bias=False)
         self.step_bias = nn.Parameter(draw_step_bias(width))
-        self.gate = low_rank_linear(self.dim, self.head_dim, width, bias=True)
-        self.norm = nn.RMSNorm(self.head_dim, eps=1e-5)
+        self.gate = create_low_rank_linear(self.dim, self.head_dim, width, bias=True)
 
     def log_decay(self, x: Tensor) -> Tensor:
         sizes = self.split_heads(softplus(upcast(self.decay(x)) + self.step_bias))
@@ -58,8 +59,10 @@ class KimiDeltaAttention(GatedDeltaAttention):
         return self.split_heads(self.gate(x)).sigmoid()
 
     def naive_decay(self, x: Tensor) -> Tensor:
-        sizes = naive.split_heads(softplus(low_rank(self.decay, x) + self.step_bias), self.heads)
+        sizes = naive.split_heads(
+            softplus(low_rank_linear(self.decay, x) + self.step_bias), self.heads
+        )
         return torch.exp(-torch.exp(self.log_speed)[:, None, None] * sizes)
 
     def naive_gate(self, x: Tensor) -> Tensor:
-        return torch.sigmoid(naive.split_heads(low_rank(self.gate, x), self.heads))
+        return torch.sigmoid(naive.split_heads(low_rank_linear(self.gate, x), self.heads))

@@ -55,7 +55,7 @@ class LogLinearAttention(StateSpaceDualAttention):
     """
 
     decided_options = ("backend",)
-    recurrent_states = 2
+    num_states = 2
     max_length: int
 
     def __init__(self, *, max_length: int = 16384, **options: Any) -> None:
@@ -77,8 +77,10 @@ class LogLinearAttention(StateSpaceDualAttention):
         steps = steps.apply_mask(span)
         if not states:
             shape = (len(x), self.heads, self.head_dim, 0, self.value_dim)
-            lengths = torch.zeros(len(x), dtype=torch.long, device=x.device)
-            states = steps.q.new_zeros(shape), lengths
+            states = (
+                steps.q.new_zeros(shape),
+                torch.zeros(len(x), dtype=torch.long, device=x.device),
+            )
         buckets = grow_buckets(Buckets(*states), span.start + x.shape[1])
         positions, lengths = count_tokens(x, span, buckets.lengths)
         level_weights = self.level_weights(x)
@@ -86,8 +88,8 @@ class LogLinearAttention(StateSpaceDualAttention):
             out, buckets = bucketed_product(steps, level_weights, positions, lengths, buckets)
         return self.add_skip(out, steps, span), buckets
 
-    def recurrent_numbers(self, tokens: int) -> int:
-        return super().recurrent_numbers(tokens) * tokens.bit_length()
+    def state_size(self, tokens: int) -> int:
+        return super().state_size(tokens) * tokens.bit_length()
 
     def implied_weights(self, steps: Steps, x: Tensor, visible: Tensor) -> Tensor:
         # The positions of keys and queries among the keys that a query sees.

@@ -13,11 +13,11 @@ from attention_zoo.attention.recurrent.convolution import ConvolutionRunner, Sho
 from attention_zoo.attention.recurrent.delta_attention import DeltaRuleAttention, unit_vectors
 from attention_zoo.attention.recurrent.delta_rule import decayed_scores, split_chunks, sum_up_to
 from attention_zoo.attention.recurrent.naive import (
-    head_numbers,
+    divide_by_length,
+    head_scalars,
     outer,
     read_states,
     run_states,
-    unit_vector,
 )
 from attention_zoo.attention.recurrent.recurrence import sum_after
 from attention_zoo.attention.recurrent.steps import Steps
@@ -93,26 +93,26 @@ class MesaAttention(DeltaRuleAttention):
         width, length = steps.q.shape[-1], steps.q.shape[2]
         q, weighted, v, k, decay = split_chunks(steps)
         assert decay is not None
-        since, pairs = sum_up_to(decay).exp(), torch.cat([k, v], dim=-1)
+        from_start, pairs = sum_up_to(decay).exp(), torch.cat([k, v], dim=-1)
         keys = (weighted * sum_after(decay).exp()).transpose(-2, -1)
         if state is None:
             state = q.new_zeros(*q.shape[:2], *keys.shape[-2:-1], pairs.shape[-1])
         states = []
-        chunks = (part.unbind(dim=2) for part in (since[..., -1:, :], keys, pairs))
+        chunks = (part.unbind(dim=2) for part in (from_start[..., -1:, :], keys, pairs))
         for decay_part, keys_part, pairs_part in zip(*chunks, strict=True):
             states.append(state)
             state = decay_part * state + keys_part @ pairs_part
         moments, cross = torch.stack(states, dim=2).split([width, v.shape[-1]], dim=-1)
         ones = torch.ones_like(q[..., :1])
         decays = decayed_scores(ones, ones, decay)
-        system = System(weighted, k, decays, since, moments, self.full_ridge())
+        system = System(weighted, k, decays, from_start, moments, self.full_ridge())
         solution = solve(system, q, self.iterations)
-        out = (since * solution) @ cross
+        out = (from_start * solution) @ cross
         out = out + (solution @ weighted.transpose(-2, -1) * decays) @ v
         return out.flatten(2, 3)[:, :, :length], state
 
-    def recurrent_numbers(self, tokens: int) -> int:
-        return 2 * super().recurrent_numbers(tokens)
+    def state_size(self, tokens: int) -> int:
+        return 2 * super().state_size(tokens)
 
     def project_output(self, attended: Tensor, x: Tensor) -> Tensor:
         return super().project_output(self.norm(attended), x)
@@ -126,9 +126,9 @@ class MesaAttention(DeltaRuleAttention):
                 (self.key, self.key_convolution),
             )
         )
-        q, k = unit_vector(silu(q)), unit_vector(silu(k))
+        q, k = divide_by_length(silu(q)), divide_by_length(silu(k))
         v = naive.linear_heads(self.value, x, self.heads)
-        beta, decay = (torch.sigmoid(head_numbers(part, x)) for part in (self.rate, self.decay))
+        beta, decay = (torch.sigmoid(head_scalars(part, x)) for part in (self.rate, self.decay))
         transitions = decay[..., None] * torch.eye(self.head_dim)
         states = run_states(transitions, outer(beta * k, torch.cat([k, v], dim=-1)), visible)
         moments, cross = states[..., : self.head_dim], states[..., self.head_dim :]
@@ -144,14 +144,14 @@ class System(NamedTuple):
     weighted: Tensor  # β k, [b h n s c]
     k: Tensor  # [b h n s c]
     decays: Tensor  # from key to query, zero if the key is later, [b h n s s]
-    since: Tensor  # decays since the chunk's start, [b h n s 1]
-    before: Tensor  # H at the chunk's start, [b h n c c]
+    from_start: Tensor  # decays since the chunk's start, [b h n s 1]
+    start: Tensor  # H at the chunk's start, [b h n c c]
     ridge: Tensor  # Λ, [h 1 1 c]
 
     def multiply(self, x: Tensor) -> Tensor:
         """Compute (H_t + Λ) x_t, [b h n s c]."""
         within = (x @ self.weighted.transpose(-2, -1) * self.decays) @ self.k
-        return within + (self.since * x) @ self.before + self.ridge * x
+        return within + (self.from_start * x) @ self.start + self.ridge * x
 
 
 def solve(system: System, right: Tensor, iterations: int) -> Tensor:
@@ -189,8 +189,8 @@ class Solution(torch.autograd.Function):
         """Solve the system, which is symmetric, for the gradient."""
         system = System(*ctx.saved_tensors)
         with autocast_disabled(gradient):
-            of_residual = conjugate_gradients(system, gradient, ctx.iterations)
-        return of_residual, None, None, *(None for _ in system)
+            residual_gradient = conjugate_gradients(system, gradient, ctx.iterations)
+        return residual_gradient, None, None, *(None for _ in system)
 
 
 def conjugate_gradients(system: System, right: Tensor, iterations: int) -> Tensor:

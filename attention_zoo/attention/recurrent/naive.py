@@ -1,5 +1,8 @@
 """What the naive forms of recurrences share; no `forward` calls it."""
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -38,17 +41,19 @@ def outer(x: Tensor, y: Tensor) -> Tensor:
     return x[..., :, None] * y[..., None, :]
 
 
-def unit_vector(x: Tensor) -> Tensor:
+def divide_by_length(x: Tensor) -> Tensor:
     """Compute x / √(|x|² + 10⁻⁶) for [… c]."""
     return x / torch.sqrt((x**2).sum(dim=-1, keepdim=True) + 1e-6)
 
 
-def head_numbers(layer: nn.Module, x: Tensor) -> Tensor:
+def head_scalars(layer: nn.Linear, x: Tensor) -> Tensor:
     """Project [b t d] to a number for each head, [b h t 1]."""
     return linear(layer, x).transpose(1, 2)[..., None]
 
 
-def low_rank(layers: nn.Module, x: Tensor) -> Tensor:
-    """Compute the two linear maps of `low_rank_linear`."""
-    first, second = layers.children()
-    return linear(second, linear(first, x))
+def low_rank_linear(
+    layers: Any, x: Tensor, activation: Callable[[Tensor], Tensor] = lambda hidden: hidden
+) -> Tensor:
+    """Compute W₂ f(W₁ x) + b for a sequence of layers that has an activation f, or none."""
+    first, *_, last = layers.children()
+    return linear(last, activation(linear(first, x)))

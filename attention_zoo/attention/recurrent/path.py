@@ -9,11 +9,11 @@ from torch.nn.functional import pad, silu
 
 from attention_zoo.attention import naive
 from attention_zoo.attention.precision import autocast_disabled, upcast
-from attention_zoo.attention.recurrent.base import low_rank_linear
+from attention_zoo.attention.recurrent.base import create_low_rank_linear
 from attention_zoo.attention.recurrent.convolution import ConvolutionRunner, ShortConvolution
 from attention_zoo.attention.recurrent.delta_attention import DeltaRuleAttention, unit_vectors
 from attention_zoo.attention.recurrent.delta_rule import delta_rule
-from attention_zoo.attention.recurrent.naive import head_numbers, low_rank, unit_vector
+from attention_zoo.attention.recurrent.naive import divide_by_length, head_scalars, low_rank_linear
 from attention_zoo.attention.recurrent.steps import Steps, TokenSpan
 from attention_zoo.backends.reference import masked_softmax
 from attention_zoo.errors import UserError, check_positive
@@ -51,7 +51,7 @@ class PathAttention(DeltaRuleAttention):
     """
 
     decided_options = ("backend",)
-    recurrent_states = 2
+    num_states = 2
 
     def __init__(
         self, *, kernel_size: int = 3, rank: int = 32, dropout: float = 0.0, **options: Any
@@ -62,7 +62,7 @@ class PathAttention(DeltaRuleAttention):
         check_positive(rank=rank)
         self.dropout = dropout
         width = self.heads * self.head_dim
-        self.householder = low_rank_linear(self.dim, rank, width, bias=False)
+        self.householder = create_low_rank_linear(self.dim, rank, width, bias=False)
         self.householder_convolution = ShortConvolution(width, kernel_size)
         self.rate = nn.Linear(self.dim, self.heads)
 
@@ -79,12 +79,12 @@ class PathAttention(DeltaRuleAttention):
         """Attend; the states are the keys and the values so far."""
         keys, values = states if states else (None, None)
         with autocast_disabled(x):
-            weights, keys = self.weights(steps, span, keys)
+            weights, keys = self.compute_weights(steps, span, keys)
             values = steps.v if values is None else torch.cat([values, steps.v], dim=2)
             out = torch.dropout(weights, self.dropout, train=self.training) @ values
         return out, (keys, values)
 
-    def weights(
+    def compute_weights(
         self, steps: Steps, span: TokenSpan, keys: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
         """Return the weights of all keys [b h q k], and the keys [b h k c] after the last step."""
@@ -101,9 +101,11 @@ class PathAttention(DeltaRuleAttention):
     def compute_map(self, x: Tensor, source: Tensor, mask: Mask, positions: Tensor) -> Tensor:
         span = TokenSpan(mask)
         with autocast_disabled(x):
-            return self.weights(self.project_steps(x, positions, ConvolutionRunner(span)), span)[0]
+            return self.compute_weights(
+                self.project_steps(x, positions, ConvolutionRunner(span)), span
+            )[0]
 
-    def recurrent_numbers(self, tokens: int) -> int:
+    def state_size(self, tokens: int) -> int:
         return 2 * tokens * self.heads * self.head_dim
 
     def naive(self, x: Tensor, source: Tensor, visible: Tensor, positions: Tensor) -> Tensor:
@@ -111,9 +113,9 @@ class PathAttention(DeltaRuleAttention):
         q, k, v = (
             naive.linear_heads(layer, x, self.heads) for layer in (self.query, self.key, self.value)
         )
-        vectors = self.householder_convolution.naive(low_rank(self.householder, x), visible)
-        w = unit_vector(silu(naive.split_heads(vectors, self.heads)))
-        beta = 2 * torch.sigmoid(head_numbers(self.rate, x))
+        vectors = self.householder_convolution.naive(low_rank_linear(self.householder, x), visible)
+        w = divide_by_length(silu(naive.split_heads(vectors, self.heads)))
+        beta = 2 * torch.sigmoid(head_scalars(self.rate, x))
         keys, scores = k[:, :, :0], []
         for t in range(x.shape[1]):
             changes = beta[:, :, t, None] * (keys @ w[:, :, t, :, None]) * w[:, :, t, None]

@@ -8,15 +8,15 @@ from torch import Tensor, nn
 from torch.nn.functional import layer_norm
 
 from attention_zoo.attention import naive
-from attention_zoo.attention.recurrent.base import low_rank_linear
+from attention_zoo.attention.recurrent.base import create_low_rank_linear
 from attention_zoo.attention.recurrent.convolution import ConvolutionRunner, ShortConvolution
 from attention_zoo.attention.recurrent.delta_attention import DeltaRuleAttention, unit_vectors
 from attention_zoo.attention.recurrent.naive import (
-    low_rank,
+    divide_by_length,
+    low_rank_linear,
     outer,
     read_states,
     run_states,
-    unit_vector,
 )
 from attention_zoo.attention.recurrent.steps import Steps
 from attention_zoo.errors import check_positive
@@ -71,7 +71,7 @@ class RWKV7Attention(DeltaRuleAttention):
         # Some channels forget within a few tokens, and others keep hundreds.
         decay.bias = nn.Parameter(torch.linspace(-5.5, 0.5, width))
         self.decay = nn.Sequential(nn.Linear(self.dim, rank, bias=False), nn.Tanh(), decay)
-        self.rate = low_rank_linear(self.dim, rank, width, bias=True)
+        self.rate = create_low_rank_linear(self.dim, rank, width, bias=True)
         self.gate = nn.Sequential(
             nn.Linear(self.dim, rank, bias=False), nn.Sigmoid(), nn.Linear(rank, width, bias=False)
         )
@@ -106,24 +106,22 @@ class RWKV7Attention(DeltaRuleAttention):
 
     def naive(self, x: Tensor, source: Tensor, visible: Tensor, positions: Tensor) -> Tensor:
         change = self.shift.naive(x, visible) - x
-        of_query, of_key, of_value, of_decay, of_rate = (
+        query_input, key_input, value_input, decay_input, rate_input = (
             x + share * change for share in self.shift_shares
         )
-        r = naive.linear_heads(self.query, of_query, self.heads)
-        key = naive.linear_heads(self.key, of_key, self.heads)
-        v = naive.linear_heads(self.value, of_value, self.heads)
-        hidden = torch.tanh(naive.linear(self.decay[0], of_decay))
-        logits = naive.linear_heads(self.decay[2], hidden, self.heads)
+        r = naive.linear_heads(self.query, query_input, self.heads)
+        key = naive.linear_heads(self.key, key_input, self.heads)
+        v = naive.linear_heads(self.value, value_input, self.heads)
+        logits = naive.split_heads(low_rank_linear(self.decay, decay_input, torch.tanh), self.heads)
         w = torch.exp(-math.exp(-1 / 2) * torch.sigmoid(logits))
-        a = torch.sigmoid(naive.split_heads(low_rank(self.rate, of_rate), self.heads))
-        removal, k = unit_vector(self.removal * key), key * (1 + self.replacement * (a - 1))
+        a = torch.sigmoid(naive.split_heads(low_rank_linear(self.rate, rate_input), self.heads))
+        removal, k = divide_by_length(self.removal * key), key * (1 + self.replacement * (a - 1))
         transitions = torch.diag_embed(w) - outer(a * removal, removal)
         attended = read_states(r, run_states(transitions, outer(k, v), visible))
         bonus = (r * self.bonus * k).sum(dim=-1, keepdim=True) * v
         attended = attended + bonus * visible.diagonal(dim1=1, dim2=2)[:, None, :, None]
         normal = self.norm_weight * naive.layer_norm(attended, epsilon=1e-5 * self.head_dim)
-        hidden = torch.sigmoid(naive.linear(self.gate[0], x))
-        gate = naive.linear_heads(self.gate[2], hidden, self.heads)
+        gate = naive.split_heads(low_rank_linear(self.gate, x, torch.sigmoid), self.heads)
         return naive.linear_output(self.output, normal * gate)
 
 

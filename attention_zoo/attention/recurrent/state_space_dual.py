@@ -11,7 +11,7 @@ from attention_zoo.attention import naive
 from attention_zoo.attention.precision import upcast
 from attention_zoo.attention.recurrent.convolution import ConvolutionRunner, ShortConvolution
 from attention_zoo.attention.recurrent.decayed import DecayedAttention, visible_keys
-from attention_zoo.attention.recurrent.naive import head_numbers, outer, read_states, run_states
+from attention_zoo.attention.recurrent.naive import head_scalars, outer, read_states, run_states
 from attention_zoo.attention.recurrent.recurrence import draw_step_bias
 from attention_zoo.attention.recurrent.steps import Steps, TokenSpan
 from attention_zoo.backends.reference import repeat_heads
@@ -126,10 +126,9 @@ class StateSpaceDualAttention(DecayedAttention):
         v, k, q = silu(self.convolution.naive(joined, visible)).split(self.widths, dim=-1)
         group = torch.arange(self.heads) * self.groups // self.heads
         q, k = (naive.split_heads(part, self.groups)[:, group] for part in (q, k))
-        q = naive.rotate_heads(self.position, q, positions, "query")
-        k = naive.rotate_heads(self.position, k, positions, "key")
+        q, k = naive.rotate_heads(self, q, k, positions)
         v = naive.split_heads(v, self.heads)
-        sizes = softplus(head_numbers(self.step, x) + self.step_bias[:, None, None])
+        sizes = softplus(head_scalars(self.step, x) + self.step_bias[:, None, None])
         decay = torch.exp(-torch.exp(self.rate)[:, None, None] * sizes)
         y = self.naive_sums(q, sizes * k, v, decay, x, visible)
         y = y + self.skip[:, None, None] * v * visible.diagonal(dim1=1, dim2=2)[:, None, :, None]
