@@ -84,9 +84,7 @@ class LinformerAttention(Attention):
 
     def naive(self, x: Tensor, source: Tensor, visible: Tensor, positions: Tensor) -> Tensor:
         """Combine, for each query, the tokens that it sees."""
-        q, k, v = (
-            naive.linear_heads(layer, x, self.heads) for layer in (self.query, self.key, self.value)
-        )
+        q, k, v = naive.linear_qkv(self, x)
         columns, seen = positions.expand(len(x), -1), visible.to(x.dtype)
         equation = "r b k, b q k, b h k c -> b h q r c"
         keys = torch.einsum(equation, self.key_combinations[:, columns], seen, k)

@@ -129,9 +129,7 @@ class NystromAttention(Attention):
 
     def naive(self, x: Tensor, source: Tensor, visible: Tensor, positions: Tensor) -> Tensor:
         """Compute each set of tokens that some queries see by itself."""
-        q, k, v = (
-            naive.linear_heads(layer, x, self.heads) for layer in (self.query, self.key, self.value)
-        )
+        q, k, v = naive.linear_qkv(self, x)
         q, k = naive.rotate_heads(self, q / math.sqrt(self.head_dim), k, positions)
         rows = []
         for b in range(len(x)):

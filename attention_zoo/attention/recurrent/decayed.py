@@ -71,9 +71,7 @@ class DecayedAttention(RecurrentAttention):
         return super().project_output(normal * silu(gate), x)
 
     def naive(self, x: Tensor, source: Tensor, visible: Tensor, positions: Tensor) -> Tensor:
-        q, k, v = (
-            naive.linear_heads(layer, x, self.heads) for layer in (self.query, self.key, self.value)
-        )
+        q, k, v = naive.linear_qkv(self, x)
         q, k = naive.rotate_heads(self, q, k, positions)
         states = run_states(torch.diag_embed(self.naive_decay(x)), outer(k, v), visible)
         attended = read_states(q, states) / math.sqrt(self.head_dim)

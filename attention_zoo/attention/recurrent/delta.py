@@ -62,9 +62,7 @@ class DeltaAttention(DeltaRuleAttention):
         return super().project_output(self.norm(attended), x)
 
     def naive(self, x: Tensor, source: Tensor, visible: Tensor, positions: Tensor) -> Tensor:
-        q, k, v = (
-            naive.linear_heads(layer, x, self.heads) for layer in (self.query, self.key, self.value)
-        )
+        q, k, v = naive.linear_qkv(self, x)
         q, k = divide_by_length(silu(q)), divide_by_length(silu(k))
         beta = torch.sigmoid(head_scalars(self.rate, x))
         transitions = torch.eye(self.head_dim) - outer(beta * k, k)

@@ -68,8 +68,8 @@ class LogLinearAttention(StateSpaceDualAttention):
 
     def level_weights(self, x: Tensor) -> Tensor:
         """Compute λ, [b h t l]."""
-        raw = rearrange(upcast(self.level(x)), "b t (h l) -> b h t l", h=self.heads)
-        return softplus(self.level_scale[:, None] * raw)
+        logits = rearrange(upcast(self.level(x)), "b t (h l) -> b h t l", h=self.heads)
+        return softplus(self.level_scale[:, None] * logits)
 
     def recur(
         self, steps: Steps, x: Tensor, span: TokenSpan, states: tuple[Tensor, ...]
@@ -77,10 +77,7 @@ class LogLinearAttention(StateSpaceDualAttention):
         steps = steps.apply_mask(span)
         if not states:
             shape = (len(x), self.heads, self.head_dim, 0, self.value_dim)
-            states = (
-                steps.q.new_zeros(shape),
-                torch.zeros(len(x), dtype=torch.long, device=x.device),
-            )
+            states = steps.q.new_zeros(shape), x.new_zeros(len(x), dtype=torch.long)
         buckets = grow_buckets(Buckets(*states), span.start + x.shape[1])
         positions, lengths = count_tokens(x, span, buckets.lengths)
         level_weights = self.level_weights(x)
@@ -103,8 +100,8 @@ class LogLinearAttention(StateSpaceDualAttention):
         self, q: Tensor, k: Tensor, v: Tensor, decay: Tensor, x: Tensor, visible: Tensor
     ) -> Tensor:
         """Compute Σ_l λ_t^l q_t S_t^l, the sum over all tokens that a query sees, one by one."""
-        raw = naive.linear_heads(self.level, x, self.heads)
-        level_weights = softplus(self.level_scale[:, None] * raw)
+        logits = naive.linear_heads(self.level, x, self.heads)
+        level_weights = softplus(self.level_scale[:, None] * logits)
         out = torch.zeros_like(v)
         for b, t in product(range(len(x)), range(x.shape[1])):
             seen = visible[b, t].nonzero()[:, 0]

@@ -100,19 +100,16 @@ class PathAttention(DeltaRuleAttention):
 
     def compute_map(self, x: Tensor, source: Tensor, mask: Mask, positions: Tensor) -> Tensor:
         span = TokenSpan(mask)
+        steps = self.project_steps(x, positions, ConvolutionRunner(span))
         with autocast_disabled(x):
-            return self.compute_weights(
-                self.project_steps(x, positions, ConvolutionRunner(span)), span
-            )[0]
+            return self.compute_weights(steps, span)[0]
 
     def state_size(self, tokens: int) -> int:
         return 2 * tokens * self.heads * self.head_dim
 
     def naive(self, x: Tensor, source: Tensor, visible: Tensor, positions: Tensor) -> Tensor:
         """Let each token transform all the keys before it."""
-        q, k, v = (
-            naive.linear_heads(layer, x, self.heads) for layer in (self.query, self.key, self.value)
-        )
+        q, k, v = naive.linear_qkv(self, x)
         vectors = self.householder_convolution.naive(low_rank_linear(self.householder, x), visible)
         w = divide_by_length(silu(naive.split_heads(vectors, self.heads)))
         beta = 2 * torch.sigmoid(head_scalars(self.rate, x))

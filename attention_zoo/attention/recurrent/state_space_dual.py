@@ -105,10 +105,10 @@ class StateSpaceDualAttention(DecayedAttention):
 
     def add_skip(self, out: Tensor, steps: Steps, span: TokenSpan) -> Tensor:
         """Add D x to the outputs [b h t e] of real tokens."""
-        skipped = self.skip[:, None, None] * steps.v
+        skips = self.skip[:, None, None] * steps.v
         if span.key_mask is not None:
-            skipped = skipped.masked_fill(~span.key_mask[:, None, :, None], 0.0)
-        return out + skipped
+            skips = skips.masked_fill(~span.key_mask[:, None, :, None], 0.0)
+        return out + skips
 
     def compute_map(self, x: Tensor, source: Tensor, mask: Mask, positions: Tensor) -> Tensor:
         skips = visible_keys(mask, x).diagonal(dim1=1, dim2=2)[:, None] * self.skip[:, None]
