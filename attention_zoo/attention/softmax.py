@@ -197,11 +197,17 @@ class SoftmaxAttention(Attention):
     def naive(self, x: Tensor, source: Tensor, visible: Tensor, positions: Tensor) -> Tensor:
         """Compute the equation for one query of one head at a time."""
         q, k, v = self.naive_qkv(x, source)
+        return self.naive_output(self.naive_attend(q, k, v, source, visible, positions), x)
+
+    def naive_attend(
+        self, q: Tensor, k: Tensor, v: Tensor, source: Tensor, visible: Tensor, positions: Tensor
+    ) -> Tensor:
+        """Compute the weighted sums of values [b h q c] from projections that are not rotated."""
         encoding = self.position
-        q_positions = positions.expand(len(x), -1)
+        q_positions = positions.expand(len(q), -1)
         k_positions = q_positions
         if self.role == "cross":
-            k_positions = torch.arange(source.shape[1]).expand(len(x), -1)
+            k_positions = torch.arange(source.shape[1]).expand(len(q), -1)
         out = []
         for b, h, i in product(*map(range, q.shape[:3])):
             seen = visible[b, i].nonzero()[:, 0]
@@ -217,8 +223,7 @@ class SoftmaxAttention(Attention):
             )
             weights = self.naive_weights(h, scores)
             out.append(weights @ (v[b, h, seen] + encoding.naive_values(here, there)))
-        attended = torch.stack(out).view(*q.shape[:3], v.shape[3])
-        return self.naive_output(attended, x)
+        return torch.stack(out).view(*q.shape[:3], v.shape[3])
 
     def naive_qkv(self, x: Tensor, source: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Project x to queries [b h q c], and the source to keys and values [b h k c]."""

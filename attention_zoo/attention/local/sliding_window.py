@@ -2,13 +2,9 @@
 
 from typing import Any
 
-from torch import Tensor
-
 from attention_zoo.attention.local.window import WindowAttention
-from attention_zoo.attention.softmax import Heads
 from attention_zoo.caches import Cache, TokenCache
 from attention_zoo.errors import UserError
-from attention_zoo.masks import Mask
 from attention_zoo.zoo import ATTENTION, AttentionCard
 
 
@@ -24,7 +20,6 @@ from attention_zoo.zoo import ATTENTION, AttentionCard
         masks=("causal", "window", "key_mask", "segment_ids"),
         positions=("positions", "embeddings", "heads", "width", "scores", "content"),
         cache="keys and values of the last W tokens",
-        decode_state="2·min(t, W)·g·c",
         cost="t",
     )
 )
@@ -40,15 +35,11 @@ class SlidingWindowAttention(WindowAttention):
     def __init__(self, *, window: int, **options: Any) -> None:
         super().__init__(**options)
         if window < 1:
-            raise UserError(f"window must be at least 1 (oneself), got {window}.")
+            raise UserError(f"window must be at least 1 (the query itself), got {window}.")
         self.window = window
 
-    @property
-    def sizes(self) -> dict[str, int]:
-        return super().sizes | {"W": self.window}
-
-    def empty_cache(self) -> Cache:
+    def create_cache(self) -> Cache:
         return TokenCache(self.window)
 
-    def attend(self, heads: Heads, mask: Mask, last: int) -> Tensor:
-        return self.attend_window(heads, mask, last)
+    def decode_state(self, tokens: int) -> int:
+        return super().decode_state(min(tokens, self.window))
