@@ -1,8 +1,8 @@
-"""Errors that a user can mend. The command line prints them as one line, without a traceback."""
+"""Errors that a user can fix. The command line prints them as one line, without a traceback."""
 
 
 class UserError(ValueError):
-    """Something asked for cannot be done; the message says the rule, the value, the remedy."""
+    """A request that cannot be met; the message names the rule, the value and the remedy."""
 
 
 class Unsupported(UserError):

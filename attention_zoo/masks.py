@@ -68,7 +68,7 @@ class Mask:
         return replace(self, causal=self.causal or causal, window=min(windows) if windows else None)
 
     def predicates(self, batch: int, rows: range, columns: range) -> Iterator[Predicate]:
-        """Yield the predicate of each field that can hide a key in `columns` from a query in `rows`.
+        """Yield the predicate of each field that can hide a key from a query.
 
         Args:
             batch: number of rows of the batch.

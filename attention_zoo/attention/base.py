@@ -83,7 +83,7 @@ class Attention(nn.Module):
         self.output = nn.Linear(self.heads * self.head_dim, self.dim, bias=bias)
 
     def __getstate__(self) -> dict[str, Any]:
-        """Leave out the loss: it belongs to a pass, and its graph can be neither copied nor saved."""
+        """Leave out the loss, whose graph can be neither copied nor saved."""
         return {name: part for name, part in vars(self).items() if name != "auxiliary_loss"}
 
     @property

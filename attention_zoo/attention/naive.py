@@ -32,3 +32,8 @@ def softmax(scores: Tensor, visible: Tensor) -> Tensor:
     powers = torch.exp((scores - largest).clamp(max=0.0)) * visible[:, None]
     sums = powers.sum(dim=-1, keepdim=True)
     return powers / sums.masked_fill(sums == 0.0, 1.0)
+
+
+def rms_norm(x: Tensor, weight: Tensor, *, epsilon: float) -> Tensor:
+    """Compute x / √(mean(x²) + ε) ⊙ w over the last dimension."""
+    return x / torch.sqrt((x**2).mean(dim=-1, keepdim=True) + epsilon) * weight

@@ -170,7 +170,7 @@ class SoftmaxAttention(Attention):
         return maps[0] if len(maps) == 1 else torch.cat(maps, dim=2)
 
     def length_spans(self, qkv: QKV, visible: Visibility) -> Iterator[tuple[QKV, Visibility]]:
-        """Yield the heads all at once, or in spans of queries.
+        """Yield all heads at once, or spans of queries.
 
         An encoding that acts by the length rotates the keys anew as the sequence grows: it gets
         one span of queries after the other, each with the keys up to its last query.
@@ -197,33 +197,46 @@ class SoftmaxAttention(Attention):
     def naive(self, x: Tensor, source: Tensor, visible: Tensor, positions: Tensor) -> Tensor:
         """Compute the equation for one query of one head at a time."""
         q, k, v = self.naive_qkv(x, source)
-        return self.naive_output(self.naive_attend(q, k, v, source, visible, positions), x)
-
-    def naive_attend(
-        self, q: Tensor, k: Tensor, v: Tensor, source: Tensor, visible: Tensor, positions: Tensor
-    ) -> Tensor:
-        """Compute the weighted sums of values [b h q c] from projections that are not rotated."""
-        encoding = self.position
-        q_positions = positions.expand(len(q), -1)
-        k_positions = q_positions
-        if self.role == "cross":
-            k_positions = torch.arange(source.shape[1]).expand(len(q), -1)
-        out = []
+        scores = sum(self.naive_score_matrices(q, k, source, visible, positions))
+        attended = v.new_zeros(*q.shape[:3], v.shape[3])
         for b, h, i in product(*map(range, q.shape[:3])):
             seen = visible[b, i].nonzero()[:, 0]
-            if len(seen) == 0:
-                out.append(v.new_zeros(v.shape[3]))
-                continue
-            here, there = q_positions[b, i], k_positions[b, seen]
-            length = int(here) + 1
-            query = encoding.naive_rotate(q[b, h, i], here, head=h, length=length, of="query")
-            keys = encoding.naive_rotate(k[b, h, seen], there, head=h, length=length, of="key")
-            scores = self.naive_scores(h, query, keys) + encoding.naive_bias(
-                query, keys, here, there, head=h, scale=self.scale, tokens=source[b, seen]
-            )
-            weights = self.naive_weights(h, scores)
-            out.append(weights @ (v[b, h, seen] + encoding.naive_values(here, there)))
-        return torch.stack(out).view(*q.shape[:3], v.shape[3])
+            if len(seen):
+                weights = self.naive_weights(h, scores[b, h, i, seen])
+                here, there = self.naive_positions(b, i, seen, positions)
+                attended[b, h, i] = weights @ (
+                    v[b, h, seen] + self.position.naive_values(here, there)
+                )
+        return self.naive_output(attended, x)
+
+    def naive_score_matrices(
+        self, q: Tensor, k: Tensor, source: Tensor, visible: Tensor, positions: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Score queries [b h q c] and keys [b h k c]: scores and the encoding's bias, [b h q k].
+
+        Both are zero where a query does not see a key.
+        """
+        scores, biases = (q.new_zeros(*q.shape[:3], k.shape[2]) for _ in range(2))
+        encoding = self.position
+        for b, h, i in product(*map(range, q.shape[:3])):
+            seen = visible[b, i].nonzero()[:, 0]
+            if len(seen):
+                here, there = self.naive_positions(b, i, seen, positions)
+                length = int(here) + 1
+                query = encoding.naive_rotate(q[b, h, i], here, head=h, length=length, of="query")
+                keys = encoding.naive_rotate(k[b, h, seen], there, head=h, length=length, of="key")
+                scores[b, h, i, seen] = self.naive_scores(h, query, keys)
+                biases[b, h, i, seen] = encoding.naive_bias(
+                    query, keys, here, there, head=h, scale=self.scale, tokens=source[b, seen]
+                )
+        return scores, biases
+
+    def naive_positions(
+        self, b: int, i: int, seen: Tensor, positions: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Return the positions of query i in row b, and of the keys that it sees."""
+        row = positions[b % len(positions)]
+        return row[i], seen if self.role == "cross" else row[seen]
 
     def naive_qkv(self, x: Tensor, source: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Project x to queries [b h q c], and the source to keys and values [b h k c]."""

@@ -19,9 +19,13 @@ def attend(
     """Compute softmax(QKᵀ·scale + bias, masked) V.
 
     Args:
-        q: [b h q c]. k, v: [b g k c], each repeated over h / g neighbouring heads.
+        q: [b h q c].
+        k: [b g k c], each head shared by h / g neighbouring query heads.
+        v: [b g k c], likewise.
         visible: which of the q queries see which of the k keys.
         bias: [b|1 h q k], added to the scaled scores.
+        scale: factor of the products.
+        dropout: probability of dropping a weight.
 
     Returns:
         [b h q c]; a query that may attend to nothing gets zeros.

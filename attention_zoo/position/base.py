@@ -1,4 +1,4 @@
-"""The contract of positional encodings: hooks that are neutral unless an encoding overrides them."""
+"""The contract of positional encodings: hooks that are neutral unless overridden."""
 
 from collections.abc import Mapping
 from typing import Literal, NamedTuple

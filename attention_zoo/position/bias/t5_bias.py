@@ -24,9 +24,9 @@ from attention_zoo.zoo import POSITION, PositionCard
 class T5BiasEncoding(PositionalEncoding):
     """Adds a learned number for each head and bucket of distances; one table for all layers.
 
-    Half of the buckets are for single distances, half grow logarithmically up to `max_distance`;
-    all beyond share the last. Causal: all buckets are for the past. Else: half of them for each
-    direction.
+    Half of the buckets hold one distance each, half grow logarithmically up to `max_distance`; all
+    longer distances share the last. Causal: all buckets are for the past. Otherwise: half of them
+    for each direction.
 
     Args:
         buckets: their number.
@@ -52,7 +52,7 @@ class T5BiasEncoding(PositionalEncoding):
         return self.table(self.bucket(relative)).movedim(-1, 1)
 
     def bucket(self, relative: Tensor) -> Tensor:
-        """The bucket of each distance s − t (key minus query)."""
+        """Return the bucket of each distance s − t (key minus query)."""
         if self.bidirectional:
             count = self.buckets // 2
             side = count * (relative > 0)

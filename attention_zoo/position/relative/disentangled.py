@@ -29,7 +29,7 @@ TERMS = 3  # of a score
     )
 )
 class DisentangledEncoding(PositionalEncoding):
-    """Beside contents, queries meet the place of the key, and keys that of the query:
+    """Scores also compare queries with the position of the key, and keys with that of the query.
 
         s_ts = (q_t·k_s + q_t·(P_{δ(t,s)} W_K) + k_s·(P_{δ(s,t)} W_Q))/√(3c)
 
@@ -57,20 +57,20 @@ class DisentangledEncoding(PositionalEncoding):
 
     def content_bias(self, inputs: ScoreInputs) -> Tensor:
         distance = inputs.q_positions[:, :, None] - inputs.k_positions[:, None, :]
-        asked = gather_rows(inputs.q @ self.projected(self.key), self.row(distance))
+        of_query = gather_rows(inputs.q @ self.project_table(self.key), self.row(distance))
         # The queries come divided, as `rotate` left them; the keys do not.
         divided = inputs.k / math.sqrt(TERMS)
-        answered = gather_rows(
-            divided @ self.projected(self.query), self.row(-distance.transpose(1, 2))
+        of_key = gather_rows(
+            divided @ self.project_table(self.query), self.row(-distance.transpose(1, 2))
         )
-        return (asked + answered.transpose(-2, -1)) * inputs.scale
+        return (of_query + of_key.transpose(-2, -1)) * inputs.scale
 
-    def projected(self, projection: nn.Module) -> Tensor:
-        """All rows of the table, for every head: [h c 2k]."""
+    def project_table(self, projection: nn.Module) -> Tensor:
+        """Project all rows of the table for every head: [h c 2k]."""
         return rearrange(projection(self.table), "r (h c) -> h c r", h=self.heads)
 
     def row(self, distance: Tensor) -> Tensor:
-        """δ of a distance."""
+        """Return the row δ of a distance."""
         return distance.clamp(-self.clip, self.clip - 1) + self.clip
 
     def naive_rotate(

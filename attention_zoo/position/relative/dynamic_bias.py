@@ -25,12 +25,12 @@ from attention_zoo.zoo import POSITION, PositionCard
     )
 )
 class DynamicBiasEncoding(PositionalEncoding):
-    """Lowers the score of a key by what the tokens behind it, up to the query, make of themselves:
+    """Lowers the score of a key by a learned step of each token from there to the query.
 
         b_ts = Σ_{s < l ≤ t} −softplus(w_h·x_l + β_h)
 
-    So every token says, for each head, how far it moves all before it away. A distance counts the
-    tokens that the query sees, whatever their positions are.
+    So every token decides, for each head, how much further away it moves all tokens before it. A
+    distance counts the tokens that the query sees, whatever their positions are.
     """
 
     def __init__(self, **sizes: Any) -> None:
@@ -43,8 +43,7 @@ class DynamicBiasEncoding(PositionalEncoding):
         return {"context_bias": -steps.transpose(1, 2)[..., None]}
 
     def content_bias(self, inputs: ScoreInputs) -> Tensor:
-        # From the query backwards: a difference of sums from the start would lose the digits of
-        # what is near.
+        # A sum from the query back: a difference of sums from the start would lose digits.
         steps = inputs.features["context_bias"].flip(-2).transpose(-2, -1)
         steps = steps.expand(-1, -1, inputs.q.shape[2], -1)
         if inputs.visible is not None:

@@ -23,13 +23,13 @@ from attention_zoo.zoo import POSITION, PositionCard
     )
 )
 class ShawEncoding(PositionalEncoding):
-    """Adds to every key and to every value a learned vector of its distance from the query:
+    """Adds to every key and value a learned vector of its distance from the query.
 
         s_ts = q_t·(k_s + a^K_{clip(s − t)})/√c,   out_t = Σ_s w_ts (v_s + a^V_{clip(s − t)})
 
-    The heads of a layer share the tables a^K and a^V, of 2k + 1 rows; causal: of k + 1. Neither
-    keys nor values are made anew for every query: a query meets each row once, and weights are
-    summed by their distance before they meet it.
+    The heads of a layer share the tables a^K and a^V, of 2k + 1 rows; causal: of k + 1. No keys or
+    values are computed per query: a query is multiplied with each row once, and weights are summed
+    by distance before they are multiplied with it.
 
     Args:
         clip: k, in tokens; all distances beyond share a row.
@@ -53,14 +53,14 @@ class ShawEncoding(PositionalEncoding):
 
     def value_bias(self, weights: Tensor, q_positions: Tensor, k_positions: Tensor) -> Tensor:
         rows = self.rows(q_positions, k_positions)
-        # In float32 at least: the last row has the sum of many small weights.
+        # In float32 at least: the last row sums many small weights.
         wide = weights.to(torch.promote_types(weights.dtype, torch.float32))
         sums = wide.new_zeros(*weights.shape[:3], len(self.value_table))
         sums = sums.scatter_add(-1, rows[:, None].expand_as(weights), wide)
         return sums.to(weights.dtype) @ self.value_table
 
     def rows(self, q_positions: Tensor, k_positions: Tensor) -> Tensor:
-        """Which row stands for the distance s − t of each pair, [b|1 q k]."""
+        """Return the row of the distance s − t of each pair, [b|1 q k]."""
         distance = k_positions[:, None, :] - q_positions[:, :, None]
         return distance.clamp(-self.clip, self.ahead) + self.clip
 

@@ -24,8 +24,8 @@ from attention_zoo.zoo import POSITION, PositionCard
 class RotaryEvery(RotaryEncoding):
     """Rotary positions in all layers but every N-th, counted from 1, which have none.
 
-    A layer without positions finds tokens by content alone, however far away; those between give
-    it tokens that know their neighbours.
+    A layer without positions finds tokens by content alone, however far away; the layers between
+    tell each token about its neighbours.
 
     Args:
         every: N, in layers.
