@@ -1,7 +1,11 @@
 """What naive forms share: plain projections from a module's weights, which no `forward` calls."""
 
+from typing import Literal
+
 import torch
 from torch import Tensor, nn
+
+from attention_zoo.position.base import PositionalEncoding
 
 
 def linear(layer: nn.Module, x: Tensor) -> Tensor:
@@ -20,6 +24,17 @@ def linear_heads(layer: nn.Module, x: Tensor, heads: int) -> Tensor:
 def linear_output(layer: nn.Module, attended: Tensor) -> Tensor:
     """Project heads [b h t c] to [b t d]: head i meets the i-th c columns of the weight."""
     return linear(layer, torch.cat([*attended.unbind(dim=1)], dim=-1))
+
+
+def rotate_heads(
+    encoding: PositionalEncoding, x: Tensor, positions: Tensor, *, of: Literal["query", "key"]
+) -> Tensor:
+    """Rotate heads [b h t c] at positions [b|1 t]; not for encodings that act by the length."""
+    rotated = [
+        encoding.naive_rotate(head, positions, head=h, length=0, of=of)
+        for h, head in enumerate(x.unbind(dim=1))
+    ]
+    return torch.stack(rotated, dim=1)
 
 
 def softmax(scores: Tensor, visible: Tensor) -> Tensor:

@@ -82,7 +82,7 @@ def scatter_partial_softmax(part: PartialSoftmax, columns: Tensor, length: int) 
 
 
 def gather_tokens(x: Tensor, columns: Tensor) -> Tensor:
-    """Gather x [b g n c] at columns [b|1 m s]: [b g m s c]. Columns outside give those at the end."""
+    """Gather x [b g n c] at columns [b|1 m s]: [b g m s c]. Columns outside give the end's."""
     index = columns.clamp(0, x.shape[2] - 1).flatten(1)
     if len(index) == 1:
         gathered = x.index_select(2, index[0])

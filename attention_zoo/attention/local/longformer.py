@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from attention_zoo.attention.local.block_sparse import BlockSparseAttention, GatheredBlocks
 from attention_zoo.attention.local.pattern import add_pattern, find_sequences
-from attention_zoo.attention.naive import linear_heads
+from attention_zoo.attention.naive import linear_heads, softmax
 from attention_zoo.attention.online_softmax import (
     PartialSoftmax,
     concatenate,
@@ -193,17 +193,19 @@ class LongformerAttention(BlockSparseAttention):
         The first key that a query sees is the first token of its sequence, a global one.
         """
         groups = torch.arange(self.heads) * self.kv_heads // self.heads
-        q = linear_heads(self.query_global, x, self.heads)
-        k, v = (
-            linear_heads(layer, source, self.kv_heads)[:, groups]
-            for layer in (self.key_global, self.value_global)
+        global_qkv = (
+            linear_heads(self.query_global, x, self.heads),
+            linear_heads(self.key_global, source, self.kv_heads)[:, groups],
+            linear_heads(self.value_global, source, self.kv_heads)[:, groups],
         )
-        everything = self.naive_attend(q, k, v, source, visible, positions)
-        ordinary = self.naive_attend(*self.naive_qkv(x, source), source, visible, positions)
+        attended = []
+        for q, k, v in (self.naive_qkv(x, source), global_qkv):
+            scores, bias = self.naive_score_matrices(q, k, source, visible, positions)
+            attended.append(softmax(scores + bias, visible) @ v)
+        ordinary, everything = attended
         first = visible.int().argmax(dim=-1)
-        is_global = torch.arange(x.shape[1]) - first < self.global_tokens
-        attended = torch.where(is_global[:, None, :, None], everything, ordinary)
-        return self.naive_output(attended, x)
+        is_global = (torch.arange(x.shape[1]) - first < self.global_tokens)[:, None, :, None]
+        return self.naive_output(torch.where(is_global, everything, ordinary), x)
 
 
 def select_global(qkv: QKV) -> QKV:

@@ -34,9 +34,7 @@ class WindowAttention(SoftmaxAttention):
                 slice(rows.start - queries.start, rows.stop - queries.start),
                 slice(columns.start - keys.start, columns.stop - keys.start),
             )
-            outputs.append(
-                super().attend(part, Visibility(mask=mask, rows=rows, columns=columns))
-            )
+            outputs.append(super().attend(part, Visibility(mask=mask, rows=rows, columns=columns)))
         return torch.cat(outputs, dim=2)
 
 
