@@ -194,7 +194,7 @@ def test_an_encoding_acts_where_its_card_says(name: str) -> None:
         seen = triangle if role == "causal" else None
         read = position.content_bias(
             ScoreInputs(
-                *rotated, places, places, seen, scale=width**-0.5, kept=position.cached_features(x)
+                *rotated, places, places, seen, scale=width**-0.5, features=position.cached_features(x)
             )
         )
         given = position.value_bias(torch.rand(2, HEADS, length, length), places, places)

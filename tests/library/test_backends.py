@@ -71,23 +71,23 @@ MASKS = {
 @pytest.mark.parametrize("sinks", [0, 1, 2])
 @pytest.mark.parametrize("pattern", [None, odd_pairs])
 @pytest.mark.parametrize("mask", MASKS.values(), ids=MASKS)
-def test_a_rule_is_the_mask(mask: Mask, pattern: Any, sinks: int) -> None:
+def test_a_mask_mod_is_the_mask(mask: Mask, pattern: Any, sinks: int) -> None:
     """Of the 32-bit numbers that kernels have, for any part of a mask."""
     if pattern is not None and mask.key_mask is None and mask.segment_ids is None:
         mask = Mask(causal=mask.causal, window=mask.window, key_mask=torch.ones(2, 9).bool())
     for rows, columns in ((range(3, 9), range(9)), (range(3, 9), range(2, 9))):
         visible = Visibility(mask=mask, rows=rows, columns=columns, pattern=pattern, sinks=sinks)
-        sees, dense = flex.rule(visible, 2, CPU), visible.dense(CPU)
-        assert sees is not None and dense is not None
+        mask_mod, dense = flex.create_mask_mod(visible, 2, CPU), visible.dense(CPU)
+        assert mask_mod is not None and dense is not None
         b, i, j = (torch.arange(n, dtype=torch.int32) for n in (2, 6, len(columns) + sinks))
         b, i = b[:, None, None], i[:, None]
-        assert torch.equal(sees(b, b, i, j).expand(2, -1, -1), dense[:, 0].expand(2, -1, -1))
+        assert torch.equal(mask_mod(b, b, i, j).expand(2, -1, -1), dense[:, 0].expand(2, -1, -1))
 
 
-def test_no_rule_is_made_where_everything_is_visible() -> None:
-    assert flex.rule(Visibility(mask=Mask(), rows=range(4), columns=range(4)), 2, CPU) is None
+def test_no_mask_mod_is_made_where_everything_is_visible() -> None:
+    assert flex.create_mask_mod(Visibility(mask=Mask(), rows=range(4), columns=range(4)), 2, CPU) is None
     last = Visibility(mask=Mask(causal=True), rows=range(3, 4), columns=range(4))
-    assert flex.rule(last, 2, CPU) is None
+    assert flex.create_mask_mod(last, 2, CPU) is None
 
 
 @pytest.mark.parametrize("name", BACKENDS)

@@ -107,7 +107,7 @@ def test_dynamic_bias_sums_the_steps_behind_a_key() -> None:
     q, k, places = torch.randn(2, HEADS, 3, 6), torch.randn(2, HEADS, 7, 6), torch.arange(7)[None]
     ours = cable.content_bias(
         ScoreInputs(
-            q, k, places[:, 4:], places, visible[:, :, 4:], scale=1.0, kept=cable.cached_features(x)
+            q, k, places[:, 4:], places, visible[:, :, 4:], scale=1.0, features=cable.cached_features(x)
         )
     )
     assert ours is not None

@@ -37,7 +37,7 @@ def retention() -> tuple[Outcome, Outcome]:
         part(x).unflatten(-1, (HEADS, -1)).transpose(1, 2)
         for part in (ours.query, ours.key, ours.value)
     )
-    expected = ours.finish(fla("retention").naive_retention(q, k, v), x)
+    expected = ours.project_output(fla("retention").naive_retention(q, k, v), x)
     leaves = [x, *ours.parameters()]
     return outcome(ours(x), leaves), outcome(expected, leaves)
 
@@ -54,7 +54,7 @@ def gated_linear() -> tuple[Outcome, Outcome]:
     leaves = [x, *ours.parameters()]
     return (
         outcome(ours(x), leaves),
-        outcome(ours.finish(expected.transpose(1, 2), x), leaves),
+        outcome(ours.project_output(expected.transpose(1, 2), x), leaves),
     )
 
 
@@ -120,7 +120,7 @@ def state_space_recurrence() -> tuple[Outcome, Outcome]:
     attended, _ = fla("simple_gla").naive_recurrent_simple_gla(q, k, v, decay[..., 0], scale=1.0)
     attended = attended + ours.skip[:, None] * v
     leaves = [x, *ours.parameters()]
-    return outcome(ours(x), leaves), outcome(ours.finish(attended.transpose(1, 2), x), leaves)
+    return outcome(ours(x), leaves), outcome(ours.project_output(attended.transpose(1, 2), x), leaves)
 
 
 @parity("log_linear", "flash-linear-attention naive_log_linear_attn")
@@ -138,4 +138,4 @@ def log_linear() -> tuple[Outcome, Outcome]:
     )
     attended = attended + ours.skip[:, None] * v
     leaves = [x, *ours.parameters()]
-    return outcome(ours(x), leaves), outcome(ours.finish(attended.transpose(1, 2), x), leaves)
+    return outcome(ours(x), leaves), outcome(ours.project_output(attended.transpose(1, 2), x), leaves)

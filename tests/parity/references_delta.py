@@ -33,7 +33,7 @@ def delta() -> tuple[Outcome, Outcome]:
     beta = ours.rate(x).sigmoid().transpose(1, 2)
     expected, _ = fla("delta_rule").delta_rule_recurrence(steps.q * scale, k, steps.v, beta)
     leaves = [x, *ours.parameters()]
-    return outcome(ours(x), leaves), outcome(ours.finish(expected, x), leaves)
+    return outcome(ours(x), leaves), outcome(ours.project_output(expected, x), leaves)
 
 
 @parity("gated_delta", "transformers Qwen3NextGatedDeltaNet")
@@ -90,7 +90,7 @@ def kimi_delta() -> tuple[Outcome, Outcome]:
     q, k, v, g = (part.transpose(1, 2) for part in (steps.q, steps.erase, steps.v, steps.decay))
     expected, _ = fla("kda").naive_recurrent_kda(q, k, v, g, ours.rate(x).sigmoid(), scale=1.0)
     leaves = [x, *ours.parameters()]
-    return outcome(ours(x), leaves), outcome(ours.finish(expected.transpose(1, 2), x), leaves)
+    return outcome(ours(x), leaves), outcome(ours.project_output(expected.transpose(1, 2), x), leaves)
 
 
 @parity("path", "flash-linear-attention naive_path_attn")
@@ -102,7 +102,7 @@ def path() -> tuple[Outcome, Outcome]:
     gate = torch.zeros(2, LENGTH, HEADS)
     expected = fla("path_attn").naive_path_attn(q, k, v, w, beta, gate, scale=1.0)
     leaves = [x, *ours.parameters()]
-    return outcome(ours(x), leaves), outcome(ours.finish(expected.transpose(1, 2), x), leaves)
+    return outcome(ours(x), leaves), outcome(ours.project_output(expected.transpose(1, 2), x), leaves)
 
 
 @parity("rwkv7", "flash-linear-attention dplr_recurrence")
@@ -116,7 +116,7 @@ def rwkv7() -> tuple[Outcome, Outcome]:
     )
     own = torch.einsum("bhtc,hc,bhtc,bhte->bhte", steps.q, ours.bonus[:, 0], steps.k, steps.v)
     leaves = [x, *ours.parameters()]
-    return outcome(ours(x), leaves), outcome(ours.finish(expected + own, x), leaves)
+    return outcome(ours(x), leaves), outcome(ours.project_output(expected + own, x), leaves)
 
 
 @parity("mesa", "flash-linear-attention naive_mesa_net_exact")
@@ -129,4 +129,4 @@ def mesa() -> tuple[Outcome, Outcome]:
         q, k, v, g[..., 0], ours.full_ridge()[:, 0, 0], ours.rate(x).sigmoid()
     )
     leaves = [x, *ours.parameters()]
-    return outcome(ours(x), leaves), outcome(ours.finish(expected.transpose(1, 2), x), leaves)
+    return outcome(ours(x), leaves), outcome(ours.project_output(expected.transpose(1, 2), x), leaves)

@@ -25,7 +25,7 @@ MEMORY = 7  # tokens
 def encoded(name: str, role: str = "causal", **options: object) -> Attention:
     """Multi-head attention with an encoding whose parameters are away from zero."""
     attention = create_attention("multi_head", dim=DIM, heads=HEADS, role=role)
-    attention.attach_position_own(create_position(name, **attention.position_sizes, **options))
+    attention.attach_position(create_position(name, **attention.position_sizes, **options))
     with torch.no_grad():
         for parameter in attention.encoding.parameters():
             parameter.add_(0.5 * torch.randn_like(parameter))

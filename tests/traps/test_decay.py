@@ -107,7 +107,7 @@ def test_parallel_chunked_and_recurrent_forms_agree(name: str) -> None:
     x = torch.randn(2, 130, DIM)
     chunked = attention(x)
     attended = attention.attention_map(x) @ attention.values(x)
-    assert_same(attention.finish(attended, x), chunked)
+    assert_same(attention.project_output(attended, x), chunked)
     cache = attention.new_cache()
     one_by_one = [attention(x[:, t : t + 1], cache=cache) for t in range(130)]
     assert_same(torch.cat(one_by_one, dim=1), chunked)
@@ -181,8 +181,8 @@ def test_retention_norms_each_head_and_gates_it() -> None:
     attention = causal("retention")
     x, attended = torch.randn(2, 5, DIM), torch.randn(2, HEADS, 5, attention.value_dim)
     factors = torch.tensor([1.0, 2.0, 3.0, 4.0])[:, None, None]
-    out = attention.finish(1e4 * attended, x)
-    torch.testing.assert_close(attention.finish(1e4 * factors * attended, x), out)
+    out = attention.project_output(1e4 * attended, x)
+    torch.testing.assert_close(attention.project_output(1e4 * factors * attended, x), out)
     centred = attended - attended.mean(dim=-1, keepdim=True)
     normed = centred / centred.square().mean(dim=-1, keepdim=True).sqrt()
     expected = normed.transpose(1, 2).flatten(-2) * silu(attention.gate(x))
@@ -207,7 +207,7 @@ def test_gates_are_those_of_the_tokens_own_channels() -> None:
     x = torch.randn(2, 40, DIM)
     q, k, v, decay = heads_of(attention, x)
     assert decay.shape == k.shape
-    assert_same(attention(x), attention.finish(over_time(q, k, v, decay), x))
+    assert_same(attention(x), attention.project_output(over_time(q, k, v, decay), x))
 
 
 # State-space duality

@@ -49,7 +49,7 @@ def build(name: str, role: str = "causal", **chosen: Any) -> Any:
 def weights_of(attention: Attention, x: Tensor) -> Tensor:
     """[b h q k]: the map, after a look at whether `forward` gives the same weights."""
     weights = attention.attention_map(x)
-    assert_same(attention.finish(weights @ attention.values(x), x), attention(x))
+    assert_same(attention.project_output(weights @ attention.values(x), x), attention(x))
     return weights
 
 

@@ -58,7 +58,7 @@ def test_a_sink_multiplies_softmax_by_a_sigmoid() -> None:
     total = scores.masked_fill(future(), float("-inf")).logsumexp(dim=-1, keepdim=True)
     kept = (total - attention.sinks[:, None, None]).sigmoid()
     assert_same(attention.attention_map(x), plain.attention_map(x) * kept)
-    assert_same(attention(x), plain.finish(plain.attention_map(x) * kept @ plain.values(x), x))
+    assert_same(attention(x), plain.project_output(plain.attention_map(x) * kept @ plain.values(x), x))
 
 
 def test_off_by_one_is_a_sink_of_score_zero() -> None:

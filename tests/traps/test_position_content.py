@@ -39,7 +39,7 @@ def built(name: str, role: Role = "causal", **options: Any) -> PositionalEncodin
 
 def attending(name: str, role: Role = "causal", **options: Any) -> Attention:
     attention = create_attention("multi_head", dim=DIM, heads=HEADS, role=role)
-    attention.attach_position_own(built(name, role, **options))
+    attention.attach_position(built(name, role, **options))
     return attention
 
 
@@ -155,7 +155,7 @@ def test_shaw_gives_to_values_too() -> None:
     attention = attending("shaw", clip=5)
     x = torch.randn(2, 1, DIM)
     value = attention.values(x) + attention.encoding.value_table[5]
-    assert_same(attention(x), attention.finish(value, x))
+    assert_same(attention(x), attention.project_output(value, x))
 
 
 def test_distances_share_a_row_beyond_the_clip_only() -> None:
@@ -337,9 +337,9 @@ def test_many_gates_are_summed_in_float32() -> None:
 def test_contextual_positions_count_within_a_window() -> None:
     """In blocks with slices of the keys as over the whole row."""
     window = create_attention("sliding_window", dim=DIM, heads=HEADS, role="causal", window=5)
-    window.attach_position_own(built("contextual"))
+    window.attach_position(built("contextual"))
     plain = create_attention("multi_head", dim=DIM, heads=HEADS, role="causal")
-    plain.attach_position_own(window.encoding)
+    plain.attach_position(window.encoding)
     plain.load_state_dict(window.state_dict())
     x = torch.randn(2, 150, DIM)
     assert_same(window(x), plain(x, mask=Mask(window=5)))
@@ -348,7 +348,7 @@ def test_contextual_positions_count_within_a_window() -> None:
 def test_gates_learn_once_embeddings_differ() -> None:
     """They start alike, at zero: at first only they have a gradient."""
     attention = create_attention("multi_head", dim=DIM, heads=HEADS, role="causal")
-    attention.attach_position_own(
+    attention.attach_position(
         create_position("contextual", dim=DIM, heads=HEADS, head_dim=WIDTH, role="causal")
     )
     plain = create_attention("multi_head", dim=DIM, heads=HEADS, role="causal")

@@ -32,7 +32,7 @@ def encoding(name: str, **options: Any) -> Any:
 
 def growing(name: str) -> Attention:
     attention = create_attention("multi_head", dim=DIM, heads=HEADS, role="causal")
-    attention.attach_position_own(
+    attention.attach_position(
         create_position(name, **attention.position_sizes, original_length=LENGTH, base=100.0)
     )
     return attention

@@ -66,8 +66,8 @@ def test_blocks_of_a_window_have_their_own_bias(name: str) -> None:
     """As the whole under a mask: places are positions, not columns of a block."""
     local = create_attention("sliding_window", dim=DIM, heads=HEADS, role="causal", window=4)
     whole = create_attention("multi_head", dim=DIM, heads=HEADS, role="causal")
-    local.attach_position_own(built(name))
-    whole.attach_position_own(built(name))
+    local.attach_position(built(name))
+    whole.attach_position(built(name))
     whole.load_state_dict(local.state_dict())
     x, mask = torch.randn(2, 150, DIM), Mask(key_mask=key_mask("left", 2, 150))
     positions = torch.arange(0, 450, 3)[None]
@@ -208,7 +208,7 @@ def test_keys_ahead_of_a_query_stay_within_the_scale_in_global_attention() -> No
 
 def cable(**options: Any) -> Any:
     attention = create_attention("multi_head", dim=DIM, heads=HEADS, role="causal")
-    attention.attach_position_own(built("dynamic_bias", **options))
+    attention.attach_position(built("dynamic_bias", **options))
     return attention
 
 
@@ -328,8 +328,8 @@ def test_an_instance_acts_on_what_its_encoding_acts_on(name: str) -> None:
 def test_attention_refuses_it_as_it_refuses_the_inner_encoding(attention: str, name: str) -> None:
     made = create_attention(attention, dim=DIM, heads=HEADS, role="causal")
     with pytest.raises(Unsupported, match=f"{attention} cannot take position=randomized"):
-        made.attach_position(built("randomized", encoding=name))
-    made.attach_position(built("randomized"))
+        made.attach_position(built("randomized", encoding=name), shared=True)
+    made.attach_position(built("randomized"), shared=True)
 
 
 @pytest.mark.parametrize("name", ["randomized", "none", "fire"])

@@ -59,11 +59,11 @@ class CosineAttention(SoftmaxAttention):
     def naive_qkv(self, x: Tensor, source: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         q, k, v = super().naive_qkv(x, source)
         q, k = (part / (part**2).sum(dim=-1, keepdim=True).sqrt() for part in (q, k))
-        return q, k, v
+        temperatures = torch.exp(-self.log_sharpness).clamp(min=FLOOR)
+        return q / temperatures[:, None, None], k, v
 
     def naive_scores(self, head: int, query: Tensor, keys: Tensor) -> Tensor:
-        temperature = torch.exp(-self.log_sharpness[head]).clamp(min=FLOOR)
-        return (query * keys).sum(-1) / temperature
+        return keys @ query
 
 
 def upcast_qkv(qkv: QKV) -> QKV:

@@ -51,7 +51,7 @@ def compute_parts(attention: Attention, x: Tensor) -> Parts:
     weights = attention.attention_map(x[None])
     sums = weights @ attention.values(x[None])
     joined = rearrange(sums[0], "h t c -> t (h c)")
-    output = attention.finish(sums, x[None])[0]
+    output = attention.project_output(sums, x[None])[0]
     return Parts(queries, keys, values, weights[0], sums[0], joined, output)
 
 

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from attention_zoo.attention.base import Attention
+from attention_zoo.attention.base import Attention, resolve_positions
 from attention_zoo.attention.softmax import SoftmaxAttention
 from attention_zoo.factory import create_attention, create_position
-from attention_zoo.masks import Mask
+from attention_zoo.masks import Mask, Visibility
 from attention_zoo.tasks.configuration.entry_configs import entry_options
 from attention_zoo.tasks.views.figures.style import EMPTY, SIGNED, WEIGHTS, new_figure
 from attention_zoo.zoo import ATTENTION, POSITION, Role
@@ -206,12 +206,14 @@ def drawn_bias(name: str) -> tuple[Tensor, bool]:
         assert isinstance(attention, SoftmaxAttention)
         options = entry_options("position", name, heads=_HEADS)
         position = create_position(name, **attention.position_sizes, **options)
-        attention.attach_position_own(position)
+        attention.attach_position(position)
         for parameter in position.parameters():
             if not parameter.any():
                 nn.init.normal_(parameter)
-    heads = attention.heads_of(random_tokens(1), None, None, None)
-    added = attention.score_bias(heads, seen(Mask(causal=True))[None, None])
+    tokens, row = random_tokens(1), range(_TOKENS)
+    qkv = attention.project_qkv(tokens, None, resolve_positions(tokens), None)
+    causal = Visibility(mask=Mask(causal=True), rows=row, columns=row)
+    added = attention.score_bias(qkv, causal)
     assert added is not None
     return added[0], any(True for _ in position.parameters())
 
