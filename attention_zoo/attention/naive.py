@@ -1,5 +1,6 @@
 """What naive forms share: plain projections from a module's weights, which no `forward` calls."""
 
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -52,3 +53,8 @@ def softmax(scores: Tensor, visible: Tensor) -> Tensor:
 def rms_norm(x: Tensor, weight: Tensor, *, epsilon: float) -> Tensor:
     """Compute x / √(mean(x²) + ε) ⊙ w over the last dimension."""
     return x / torch.sqrt((x**2).mean(dim=-1, keepdim=True) + epsilon) * weight
+
+
+def rank(scores: Sequence[float]) -> list[int]:
+    """Return the indices of scores from the largest down; of equal ones, the latest first."""
+    return sorted(range(len(scores)), key=lambda i: (scores[i], i), reverse=True)

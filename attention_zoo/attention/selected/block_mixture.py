@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from attention_zoo.attention.naive import rank
 from attention_zoo.attention.selected.topk_blocks import (
     KeyBlocks,
     RangeQueries,
@@ -77,9 +78,8 @@ class BlockMixtureAttention(TopKBlockAttention):
         """Compute the softmax over blocks; q · mean(K) is the mean of q · k over a block."""
         tokens = torch.arange(len(scores)).split(self.block)
         own = len(tokens) - 1
-        means = [scores[block].mean().item() for block in tokens[:own]]
-        ranked = sorted(range(own), key=lambda m: (means[m], m), reverse=True)
-        selected = torch.cat([tokens[m] for m in (*ranked[: self.blocks - 1], own)])
+        best = rank([scores[block].mean().item() for block in tokens[:own]])
+        selected = torch.cat([tokens[m] for m in (*best[: self.blocks - 1], own)])
         weights = torch.zeros_like(scores)
         weights[selected] = super().naive_weights(head, scores[selected])
         return weights

@@ -10,7 +10,7 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from attention_zoo.attention.naive import linear, linear_heads, rotate_heads
+from attention_zoo.attention.naive import linear, linear_heads, rank, rotate_heads
 from attention_zoo.attention.selected.topk_selection import (
     TopKSelectionAttention,
     gather_selected,
@@ -192,8 +192,7 @@ class LightningIndexerAttention(TopKSelectionAttention):
         weights = linear(self.index_weight, x)
         selected = torch.zeros_like(visible)
         for b, i in product(range(len(x)), range(x.shape[1])):
-            seen = visible[b, i].nonzero()[:, 0].tolist()
-            scores = (weights[b, i] @ (q[b, :, i] @ k[b].T).clamp(min=0.0)).tolist()
-            seen.sort(key=lambda s, scores=scores: (scores[s], s), reverse=True)
-            selected[b, i, seen[: self.top_k]] = True
+            seen = visible[b, i].nonzero()[:, 0]
+            scores = weights[b, i] @ (q[b, :, i] @ k[b, seen].T).clamp(min=0.0)
+            selected[b, i, seen[rank(scores.tolist())[: self.top_k]]] = True
         return super().naive(x, source, selected, positions)

@@ -8,7 +8,7 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from attention_zoo.attention.naive import linear, rotate_heads
+from attention_zoo.attention.naive import linear, rank, rotate_heads
 from attention_zoo.attention.selected.topk_blocks import (
     KeyBlocks,
     RangeQueries,
@@ -159,11 +159,10 @@ class NativeSparseAttention(TopKBlockAttention):
                 part[: whole * self.block].unflatten(0, (whole, self.block)).mean(dim=1)
                 for part in (keys, values)
             ]
-            p = sum(self.naive_softmax(q[b, h, i], means[0]) for h in heads)
+            p = torch.stack([self.naive_softmax(q[b, h, i], means[0]) for h in heads]).sum(dim=0)
             own = len(tokens) - 1
             always = {m for m in (0, own - 1, own) if m >= 0}
-            others = [m for m in range(whole) if m not in always]
-            others.sort(key=lambda m, p=p: (p[m].item(), m), reverse=True)
+            others = [m for m in rank(p.tolist()) if m not in always]
             blocks = [*always, *others[: self.blocks - len(always)]]
             selected = torch.cat([tokens[m] for m in blocks])
             branches = (
