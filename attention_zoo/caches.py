@@ -19,7 +19,7 @@ class Cache(Protocol):
         """Keep the rows of the batch at an index [n], in its order."""
 
 
-class TokenCache:
+class TokenCache(Cache):
     """Named features of every token, such as keys, values and positions, [b … k c] each.
 
     Args:
@@ -53,7 +53,7 @@ class TokenCache:
         self.tokens = {name: part.index_select(0, index) for name, part in self.tokens.items()}
 
 
-class StateCache:
+class StateCache(Cache):
     """State tensors [b …] of constant size, which every step replaces."""
 
     def __init__(self) -> None:
@@ -65,7 +65,7 @@ class StateCache:
             self.state = tuple(part.index_select(0, index) for part in self.state)
 
 
-class LayeredCache:
+class LayeredCache(Cache):
     """The caches of a decoder: those of the sublayers of each layer, None for no cache."""
 
     def __init__(self, layers: list[list[Cache | None]]) -> None:

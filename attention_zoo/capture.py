@@ -48,9 +48,9 @@ def capture_attention(module: nn.Module) -> Iterator[list[CapturedAttention]]:
 
     >>> from attention_zoo import create_attention
     >>> model = nn.Sequential(create_attention("multi_head", dim=8, heads=2, role="causal"))
-    >>> with watching(model) as watched:
+    >>> with capture_attention(model) as captured:
     ...     out = model(torch.randn(1, 5, 8))
-    >>> [(name, role, tuple(weights.shape)) for name, role, weights in watched]
+    >>> [(name, role, tuple(weights.shape)) for name, role, weights in captured]
     [('0', 'causal', (1, 2, 5, 5))]
     """
     parts = {name: x for name, x in module.named_modules() if isinstance(x, Attention)}

@@ -3,7 +3,7 @@
 import inspect
 from typing import Any
 
-from attention_zoo.attention.base import Attention
+from attention_zoo.attention.base import Attention, check_acts_inside
 from attention_zoo.errors import UserError
 from attention_zoo.position.base import PositionalEncoding
 from attention_zoo.zoo import ATTENTION, POSITION, Role
@@ -31,6 +31,7 @@ def create_attention(
     """
     attention = construct(ATTENTION[name], name, dim=dim, role=role, **options)
     if position is not None:
+        check_acts_inside(POSITION.card(position))
         attention.attach_position(create_position(position, **attention.position_sizes))
     return attention
 

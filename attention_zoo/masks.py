@@ -149,7 +149,9 @@ class Visibility:
     def is_causal_square(self) -> bool:
         """Whether it is the lower triangle of a square, and nothing else."""
         plain = self.pattern is None and not self.sinks
-        return plain and self.rows == self.columns and self.mask.names == ("causal",)
+        # Ends one by one: torch.compile cannot compare ranges whose ends it does not know.
+        square = self.rows.start == self.columns.start and self.rows.stop == self.columns.stop
+        return plain and square and self.mask.names == ("causal",)
 
     def predicate(self, batch: int) -> Predicate | None:
         """Return the conjunction of all predicates; None where every query sees every key.

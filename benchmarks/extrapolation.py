@@ -1,6 +1,6 @@
 """How far encodings reach beyond the length of training: a table and a picture of a sweep.
 
-    python benchmarks/extrapolation.py [--into README.md] [overrides of train …]
+    python benchmarks/extrapolation.py [--into docs/lengths.md] [overrides of train …]
 
 Runs `attention-zoo train -m experiment=extrapolation` into a folder under `logs/extrapolation`, or
 reads the sweep in the folder `--read`. Jobs that are refused, or fail, are said and left out.

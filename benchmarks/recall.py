@@ -1,6 +1,6 @@
 """Which mechanisms can look things up: a table of `experiment=recall`, a training each.
 
-    python benchmarks/recall.py [--into README.md] [mechanism …] [overrides of train …]
+    python benchmarks/recall.py [--into docs/diagnostics.md] [mechanism …] [overrides of train …]
 
 Every mechanism is trained by `attention-zoo train`, as a process of its own, in a folder under
 `--runs`. What is refused, or fails, is said and left out.

@@ -11,7 +11,14 @@ from attention_zoo.caches import Cache
 from attention_zoo.errors import Unsupported, UserError
 from attention_zoo.masks import Mask
 from attention_zoo.position.base import PositionalEncoding
-from attention_zoo.zoo import BEFORE_ATTENTION, AttentionCard, Role, check_pair, join_names
+from attention_zoo.zoo import (
+    BEFORE_ATTENTION,
+    AttentionCard,
+    PositionCard,
+    Role,
+    check_pair,
+    join_names,
+)
 
 
 class Attention(nn.Module):
@@ -120,12 +127,8 @@ class Attention(nn.Module):
             Unsupported: an encoding that the card does not take, or one that would have no effect.
         """
         check_pair(self.card, self.role, encoding.card)
-        before = [site for site in encoding.card.acts if site in BEFORE_ATTENTION]
-        if before and not shared:
-            raise Unsupported(
-                f"{encoding.card.name} acts on {join_names(tuple(before))}, before a model's "
-                "layers; attention alone takes an encoding that acts inside it only."
-            )
+        if not shared:
+            check_acts_inside(encoding.card)
         # In a tuple, so that an encoding that many layers share is no submodule of each.
         self._position = (encoding,)
         if not shared:
@@ -317,6 +320,16 @@ class Attention(nn.Module):
     def project_output(self, attended: Tensor, x: Tensor) -> Tensor:
         """Project weighted sums of values [b h q c], of queries from x, to outputs [b q d]."""
         return self.output(rearrange(attended, "b h q c -> b q (h c)"))
+
+
+def check_acts_inside(position: PositionCard) -> None:
+    """Refuse an encoding that acts before a model's layers: on attention alone it has no effect."""
+    before = tuple(site for site in position.acts if site in BEFORE_ATTENTION)
+    if before:
+        raise Unsupported(
+            f"{position.name} acts on {join_names(before)}, before a model's layers; attention "
+            "alone takes an encoding that acts inside it only."
+        )
 
 
 def resolve_positions(

@@ -9,20 +9,20 @@ from torch import Tensor, nn
 from attention_zoo.position.base import PositionalEncoding
 
 
-def linear(layer: nn.Module, x: Tensor) -> Tensor:
+def linear(layer: nn.Linear, x: Tensor) -> Tensor:
     """Compute x Wᵀ + b from the layer's weight and bias."""
     y = torch.einsum("o i, ... i -> ... o", layer.weight, x)
     return y if layer.bias is None else y + layer.bias
 
 
-def linear_heads(layer: nn.Module, x: Tensor, heads: int) -> Tensor:
+def linear_heads(layer: nn.Linear, x: Tensor, heads: int) -> Tensor:
     """Project [b t d] to heads [b h t c]: head i has the i-th c rows of the weight."""
     y = linear(layer, x)
     width = y.shape[-1] // heads
     return torch.stack([y[..., h * width : (h + 1) * width] for h in range(heads)], dim=1)
 
 
-def linear_output(layer: nn.Module, attended: Tensor) -> Tensor:
+def linear_output(layer: nn.Linear, attended: Tensor) -> Tensor:
     """Project heads [b h t c] to [b t d]: head i meets the i-th c columns of the weight."""
     return linear(layer, torch.cat([*attended.unbind(dim=1)], dim=-1))
 

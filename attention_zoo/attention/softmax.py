@@ -197,7 +197,7 @@ class SoftmaxAttention(Attention):
     def naive(self, x: Tensor, source: Tensor, visible: Tensor, positions: Tensor) -> Tensor:
         """Compute the equation for one query of one head at a time."""
         q, k, v = self.naive_qkv(x, source)
-        scores = sum(self.naive_score_matrices(q, k, source, visible, positions))
+        scores = self.naive_score_matrix(q, k, source, visible, positions)
         attended = v.new_zeros(*q.shape[:3], v.shape[3])
         for b, h, i in product(*map(range, q.shape[:3])):
             seen = visible[b, i].nonzero()[:, 0]
@@ -230,6 +230,13 @@ class SoftmaxAttention(Attention):
                     query, keys, here, there, head=h, scale=self.scale, tokens=source[b, seen]
                 )
         return scores, biases
+
+    def naive_score_matrix(
+        self, q: Tensor, k: Tensor, source: Tensor, visible: Tensor, positions: Tensor
+    ) -> Tensor:
+        """Return the sum of `naive_score_matrices`."""
+        scores, biases = self.naive_score_matrices(q, k, source, visible, positions)
+        return scores + biases
 
     def naive_positions(
         self, b: int, i: int, seen: Tensor, positions: Tensor

@@ -8,6 +8,8 @@ from torch.nn.functional import pad, scaled_dot_product_attention
 
 from attention_zoo.masks import Visibility
 
+LOWERED = 2.0**20  # by how much the score of a padded key is lowered beside a bias
+
 
 def attend(
     q: Tensor,
@@ -67,7 +69,9 @@ def attend_padded(
     kinds = [q.dtype]
     if torch.is_autocast_enabled(q.device.type):
         kinds.append(torch.get_autocast_dtype(q.device.type))
-    low = (min(torch.finfo(kind).max for kind in kinds) / 4) ** 0.5
+    # No lower than needed: the backward pass computes scores again, and where a query sees nothing,
+    # a rounding error of a huge score would have an infinite exponential.
+    low = min(LOWERED, *(torch.finfo(kind).max / 4 for kind in kinds)) ** 0.5
     assert visible.mask.key_mask is not None
     columns = slice(visible.columns.start, visible.columns.stop)
     real = pad(visible.mask.key_mask[:, columns], (visible.sinks, 0), value=True)

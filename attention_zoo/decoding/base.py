@@ -69,7 +69,8 @@ def _log_once(reason: str) -> None:
 
 def open_cache(model: Any) -> Cache | None:
     """A new cache of the model; None where it refuses, and then the whole prefix is read again
-    for every token."""
+    for every token.
+    """
     try:
         return model.new_cache()
     except Unsupported as refusal:

@@ -90,7 +90,8 @@ class Sample:
         pad_id: int,
     ) -> Iterator[Tensor]:
         """As calling it does, token by token: each [b] as soon as it is drawn, pad_id in the rows
-        that have ended, until all have."""
+        that have ended, until all have.
+        """
         check_mode(model)
         if not prompts or not all(map(len, prompts)):
             raise UserError(

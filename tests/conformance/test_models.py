@@ -15,7 +15,7 @@ from attention_zoo.models import LanguageModel, Seq2Seq
 from attention_zoo.models.blocks import AttentionFactory
 from attention_zoo.models.stacks import Decoder, Encoder, PositionFactory
 from attention_zoo.zoo import ATTENTION, POSITION, Role
-from tests.conformance.cases import DIM, fits, moved, small_options
+from tests.conformance.cases import DIM, base_class, fits, mark_exhaustive, moved, small_options
 from tests.conformance.definition import key_mask, packed
 from tests.conformance.numbers import assert_same
 
@@ -51,7 +51,8 @@ def pairs(*roles: str) -> pytest.MarkDecorator:
         ]
         if played and (name, fitting[-1]) not in found:
             found.append((name, fitting[-1]))
-    return pytest.mark.parametrize(("name", "position"), found)
+    kinds = (((name, position), (base_class(name), position)) for name, position in found)
+    return pytest.mark.parametrize(("name", "position"), mark_exhaustive(kinds))
 
 
 def attention_factory(name: str) -> AttentionFactory:

@@ -8,6 +8,8 @@ from tests.conformance.cases import Case, backends, over, plain_cases, represent
 from tests.conformance.definition import visible
 from tests.conformance.numbers import assert_same, values_and_gradients
 
+LENGTHS = [7, *(pytest.param(length, marks=pytest.mark.exhaustive) for length in (1, 65))]
+
 
 def hold_against_naive(case: Case, queries: int, keys: int, mask: Mask = Mask()) -> None:
     """With every backend that the entry can choose."""
@@ -29,8 +31,10 @@ def hold_against_naive(case: Case, queries: int, keys: int, mask: Mask = Mask())
         )
 
 
-@pytest.mark.parametrize("length", [1, 7, 65])
-@over(plain_cases())
+@pytest.mark.parametrize(
+    "length", [7, *(pytest.param(n, marks=pytest.mark.exhaustive) for n in (1, 65))]
+)
+@over(plain_cases(), every_entry=True)
 def test_forward_is_the_equation(case: Case, length: int) -> None:
     hold_against_naive(case, length, length)
 

@@ -73,7 +73,9 @@ def render_as(patch: pytest.MonkeyPatch, change: Callable[[Visibility], Visibili
     patch.setattr(Visibility, "dense", lambda visible, device: dense(change(visible), device))
 
 
-def change_arguments(patch: pytest.MonkeyPatch, name: str, change: Callable[..., dict[str, Any]]) -> None:
+def change_arguments(
+    patch: pytest.MonkeyPatch, name: str, change: Callable[..., dict[str, Any]]
+) -> None:
     """Give a backend other arguments."""
     attend = BACKENDS[name].attend
 
@@ -128,7 +130,9 @@ def places_forgotten_by_flex(patch: pytest.MonkeyPatch) -> None:
 
 @caught_by(test_naive.test_forward_is_the_equation, plain("big_bird"), 65)
 def patterns_forgotten_by_flex(patch: pytest.MonkeyPatch) -> None:
-    change_arguments(patch, "flex", lambda visible, **_: {"visible": replace(visible, pattern=None)})
+    change_arguments(
+        patch, "flex", lambda visible, **_: {"visible": replace(visible, pattern=None)}
+    )
 
 
 @caught_by(test_leaks.test_no_gradient_reaches_the_future, plain("linear"), 65, [0, 63, 64])
@@ -445,7 +449,9 @@ def rotary_turns_queries_twice(patch: pytest.MonkeyPatch) -> None:
 @caught_by(test_modules.test_backends_agree, T5, True)
 @caught_by(test_maps.test_the_map_times_values_is_the_output, ALIBI, False)
 def bias_of_another_head(patch: pytest.MonkeyPatch) -> None:
-    change_arguments(patch, "sdpa", lambda bias, **_: {"bias": None if bias is None else bias.roll(1, 1)})
+    change_arguments(
+        patch, "sdpa", lambda bias, **_: {"bias": None if bias is None else bias.roll(1, 1)}
+    )
 
 
 @caught_by(

@@ -85,7 +85,10 @@ def test_a_mask_mod_is_the_mask(mask: Mask, pattern: Any, sinks: int) -> None:
 
 
 def test_no_mask_mod_is_made_where_everything_is_visible() -> None:
-    assert flex.create_mask_mod(Visibility(mask=Mask(), rows=range(4), columns=range(4)), 2, CPU) is None
+    assert (
+        flex.create_mask_mod(Visibility(mask=Mask(), rows=range(4), columns=range(4)), 2, CPU)
+        is None
+    )
     last = Visibility(mask=Mask(causal=True), rows=range(3, 4), columns=range(4))
     assert flex.create_mask_mod(last, 2, CPU) is None
 
@@ -134,6 +137,16 @@ def test_a_bias_that_rows_share_is_not_repeated_for_padding(position: str, role:
     x = torch.randn(batch, length, 32)
     memory = measure_memory(lambda: attention(x, mask=Mask(key_mask=real)))
     assert memory.largest < batch * heads * length * length * x.itemsize
+
+
+@pytest.mark.parametrize("position", ["alibi", "sandwich"])
+def test_gradients_are_finite_where_a_query_sees_only_padding(position: str) -> None:
+    """In float32, in which scores that are computed twice differ by their rounding."""
+    attention = create_attention("multi_head", dim=32, heads=4, role="causal", position=position)
+    attention.float()
+    x = torch.randn(2, 13, 32, dtype=torch.float32, requires_grad=True)
+    attention(x, mask=Mask(key_mask=key_mask("left", 2, 13))).sum().backward()
+    assert x.grad is not None and x.grad.isfinite().all()
 
 
 @pytest.mark.parametrize("dtype", ["float64", "float32", "bfloat16", "float16"])

@@ -120,7 +120,9 @@ def state_space_recurrence() -> tuple[Outcome, Outcome]:
     attended, _ = fla("simple_gla").naive_recurrent_simple_gla(q, k, v, decay[..., 0], scale=1.0)
     attended = attended + ours.skip[:, None] * v
     leaves = [x, *ours.parameters()]
-    return outcome(ours(x), leaves), outcome(ours.project_output(attended.transpose(1, 2), x), leaves)
+    return outcome(ours(x), leaves), outcome(
+        ours.project_output(attended.transpose(1, 2), x), leaves
+    )
 
 
 @parity("log_linear", "flash-linear-attention naive_log_linear_attn")
@@ -138,4 +140,6 @@ def log_linear() -> tuple[Outcome, Outcome]:
     )
     attended = attended + ours.skip[:, None] * v
     leaves = [x, *ours.parameters()]
-    return outcome(ours(x), leaves), outcome(ours.project_output(attended.transpose(1, 2), x), leaves)
+    return outcome(ours(x), leaves), outcome(
+        ours.project_output(attended.transpose(1, 2), x), leaves
+    )

@@ -90,7 +90,9 @@ def kimi_delta() -> tuple[Outcome, Outcome]:
     q, k, v, g = (part.transpose(1, 2) for part in (steps.q, steps.erase, steps.v, steps.decay))
     expected, _ = fla("kda").naive_recurrent_kda(q, k, v, g, ours.rate(x).sigmoid(), scale=1.0)
     leaves = [x, *ours.parameters()]
-    return outcome(ours(x), leaves), outcome(ours.project_output(expected.transpose(1, 2), x), leaves)
+    return outcome(ours(x), leaves), outcome(
+        ours.project_output(expected.transpose(1, 2), x), leaves
+    )
 
 
 @parity("path", "flash-linear-attention naive_path_attn")
@@ -102,7 +104,9 @@ def path() -> tuple[Outcome, Outcome]:
     gate = torch.zeros(2, LENGTH, HEADS)
     expected = fla("path_attn").naive_path_attn(q, k, v, w, beta, gate, scale=1.0)
     leaves = [x, *ours.parameters()]
-    return outcome(ours(x), leaves), outcome(ours.project_output(expected.transpose(1, 2), x), leaves)
+    return outcome(ours(x), leaves), outcome(
+        ours.project_output(expected.transpose(1, 2), x), leaves
+    )
 
 
 @parity("rwkv7", "flash-linear-attention dplr_recurrence")
@@ -129,4 +133,6 @@ def mesa() -> tuple[Outcome, Outcome]:
         q, k, v, g[..., 0], ours.full_ridge()[:, 0, 0], ours.rate(x).sigmoid()
     )
     leaves = [x, *ours.parameters()]
-    return outcome(ours(x), leaves), outcome(ours.project_output(expected.transpose(1, 2), x), leaves)
+    return outcome(ours(x), leaves), outcome(
+        ours.project_output(expected.transpose(1, 2), x), leaves
+    )

@@ -335,7 +335,10 @@ def test_levels_are_weighed_by_the_query() -> None:
     attention.level_weights = changed
     difference = (attention.attention_map(x) != before).any(dim=1)[0]
     assert difference.nonzero().tolist() == [[6, 0], [6, 1], [6, 2], [6, 3]]
-    assert_same(attention(x), attention.naive(x, visible=torch.ones(1, 9, 9).tril().bool()))
+    assert_same(
+        attention(x),
+        attention.naive(x, x, torch.ones(1, 9, 9).tril().bool(), torch.arange(9)[None]),
+    )
 
 
 def test_one_bucket_for_each_bit_of_the_length() -> None:

@@ -291,7 +291,7 @@ def test_cached_keys_are_whole() -> None:
 def counts(q: Tensor, k: Tensor, visible: Tensor | None, last: int = 64) -> Tensor:
     """Positions [b h q k], as gates of these heads count them."""
     gates = torch.sigmoid(q @ k.transpose(-2, -1) * 0.5)
-    return built("contextual", max_position=last).counted(gates, visible)
+    return built("contextual", max_position=last).count_positions(gates, visible)
 
 
 def test_what_a_query_does_not_see_has_no_gate() -> None:
@@ -330,7 +330,7 @@ def test_many_gates_are_summed_in_float32() -> None:
     """In bfloat16 a sum of halves stops at 256."""
     gates = torch.full((1, 1, 1, 3000), 0.5, dtype=torch.bfloat16)
     with default_dtype("float32"):
-        found = built("contextual", max_position=4000).counted(gates, None)
+        found = built("contextual", max_position=4000).count_positions(gates, None)
     assert torch.equal(found[0, 0, 0], torch.arange(3000, 0, -1).float() / 2)
 
 

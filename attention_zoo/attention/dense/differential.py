@@ -98,7 +98,7 @@ class DifferentialAttention(SoftmaxAttention):
         maps = []
         for half in (slice(0, width), slice(width, None)):
             heads = q[..., half], k[..., half]
-            scores = sum(self.naive_score_matrices(*heads, source, visible, positions))
+            scores = self.naive_score_matrix(*heads, source, visible, positions)
             maps.append(naive.softmax(scores, visible))
         (q1, q2), (k1, k2) = self.query_mix, self.key_mix
         mix = torch.exp(q1 @ k1) - torch.exp(q2 @ k2) + self.initial_mix

@@ -60,7 +60,7 @@ class ForgettingAttention(SoftmaxAttention):
     def naive(self, x: Tensor, source: Tensor, visible: Tensor, positions: Tensor) -> Tensor:
         """Sum the gates between each query and key. A token is real where it sees itself."""
         q, k, v = self.naive_qkv(x, source)
-        scores = sum(self.naive_score_matrices(q, k, source, visible, positions))
+        scores = self.naive_score_matrix(q, k, source, visible, positions)
         gates = -torch.log(1 + torch.exp(-naive.linear(self.forget, source)))
         gates = gates * visible.diagonal(dim1=1, dim2=2)[..., None]
         fading = torch.zeros_like(scores)

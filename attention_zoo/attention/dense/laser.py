@@ -73,6 +73,6 @@ class LaserAttention(SoftmaxAttention):
     def naive(self, x: Tensor, source: Tensor, visible: Tensor, positions: Tensor) -> Tensor:
         """Compute log(A exp(V)) as it stands."""
         q, k, v = self.naive_qkv(x, source)
-        scores = sum(self.naive_score_matrices(q, k, source, visible, positions))
+        scores = self.naive_score_matrix(q, k, source, visible, positions)
         sums = naive.softmax(scores, visible) @ v.exp()
         return self.naive_output(torch.log(torch.where(sums == 0.0, 1.0, sums)), x)

@@ -93,7 +93,7 @@ class MultiHeadLatentAttention(SoftmaxAttention):
     def decode_state(self, tokens: int) -> int:
         return tokens * (self.latent_dim + self.rope_dim)
 
-    def new_latent(self, width: int, *, bias: bool) -> nn.Module:
+    def new_latent(self, width: int, *, bias: bool) -> nn.Sequential:
         """Create a projection to a latent, with its norm."""
         return nn.Sequential(nn.Linear(self.dim, width, bias=bias), RMSNorm(width))
 
@@ -153,11 +153,9 @@ class MultiHeadLatentAttention(SoftmaxAttention):
 
     def naive(self, x: Tensor, source: Tensor, visible: Tensor, positions: Tensor) -> Tensor:
         """Compute the paper's equations, with all keys and values in full."""
-        down, norm = self.latent
-        latent = naive.rms_norm(naive.linear(down, source), norm.weight, epsilon=1e-6)
+        latent = naive_latent(self.latent, source)
         if isinstance(self.query_latent, nn.Sequential):
-            down, norm = self.query_latent
-            x = naive.rms_norm(naive.linear(down, x), norm.weight, epsilon=1e-6)
+            x = naive_latent(self.query_latent, x)
         q = naive.linear_heads(self.query, x, self.heads)
         content, rotary = q[..., : self.head_dim], q[..., self.head_dim :]
         k, v = (naive.linear_heads(up, latent, self.heads) for up in (self.key, self.value))
@@ -165,9 +163,14 @@ class MultiHeadLatentAttention(SoftmaxAttention):
         scores = scores / math.sqrt(self.head_dim + self.rope_dim)
         if self.rope_dim:
             shared = naive.linear(self.shared_key, source)[:, None].expand(-1, self.heads, -1, -1)
-            for part in self.naive_score_matrices(rotary, shared, source, visible, positions):
-                scores = scores + part
+            scores = scores + self.naive_score_matrix(rotary, shared, source, visible, positions)
         return self.naive_output(naive.softmax(scores, visible) @ v, x)
 
     def naive_scores(self, head: int, query: Tensor, keys: Tensor) -> Tensor:
         return keys @ query / math.sqrt(self.head_dim + self.rope_dim)
+
+
+def naive_latent(layers: nn.Sequential, x: Tensor) -> Tensor:
+    """Project inputs [b t d] to normalised latents [b t l]."""
+    down, norm = layers
+    return naive.rms_norm(naive.linear(down, x), norm.weight, epsilon=1e-6)

@@ -153,7 +153,7 @@ class MultiTokenAttention(ExplicitScoresAttention):
     def naive(self, x: Tensor, source: Tensor, visible: Tensor, positions: Tensor) -> Tensor:
         """Sum over the kernel's entries, each with the scores shifted accordingly."""
         q, k, v = self.naive_qkv(x, source)
-        scores = sum(self.naive_score_matrices(q, k, source, visible, positions))
+        scores = self.naive_score_matrix(q, k, source, visible, positions)
         length, width = x.shape[1], self.kernel.shape[2]
         total = torch.zeros_like(scores)
         for back in range(min(self.kernel.shape[1], length)):

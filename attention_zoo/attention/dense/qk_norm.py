@@ -86,7 +86,7 @@ def naive_norm(norm: nn.Module, x: Tensor, shared: int) -> Tensor:
     if isinstance(norm, RMSNorm):
         # Copies do not change a mean over all heads.
         mean = (x**2).mean(norm.over, keepdim=True)
-        weight = norm.weight
+        weight: Tensor = norm.weight
         if weight.dim() == 3:
             weight = weight.repeat_interleave(shared, dim=0)
         return x / torch.sqrt(mean + 1e-6) * weight

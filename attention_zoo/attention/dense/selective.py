@@ -79,7 +79,7 @@ class SelectiveAttention(ExplicitScoresAttention):
     def naive(self, x: Tensor, source: Tensor, visible: Tensor, positions: Tensor) -> Tensor:
         """Compute one query after the other."""
         q, k, v = self.naive_qkv(x, source)
-        scores = sum(self.naive_score_matrices(q, k, source, visible, positions))
+        scores = self.naive_score_matrix(q, k, source, visible, positions)
         masking, rows = scores.new_zeros(x.shape[:2]), []
         columns = torch.arange(x.shape[1])
         for i, (row, seen) in enumerate(zip(scores.unbind(2), visible.unbind(1), strict=True)):

@@ -111,7 +111,7 @@ class TensorProductAttention(SoftmaxAttention):
     def naive_qkv(self, x: Tensor, source: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         h, c = self.heads, self.head_dim
 
-        def heads(layer: nn.Module, tokens: Tensor) -> Tensor:
+        def heads(layer: nn.Linear, tokens: Tensor) -> Tensor:
             factors = naive.linear(layer, tokens).unflatten(-1, (-1, h + c)).unbind(dim=-2)
             products = [a[..., :h, None] * a[..., None, h:] for a in factors]
             return (sum(products) / len(products)).transpose(1, 2)

@@ -183,7 +183,7 @@ class LinearAttention(Attention):
     def prepared(
         self, x: Tensor, context: Tensor | None, positions: Tensor | None, start: int
     ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-        """q and k as the feature map takes them, v, and the places, None in cross-attention."""
+        """Q and k as the feature map takes them, v, and the places, None in cross-attention."""
         # Features may be steep, and weights are quotients of them: roundings would be blown up.
         with autocast_disabled(x):
             q = self.project_query(upcast(x))
@@ -242,7 +242,7 @@ def zeros_unless(segment_ids: Tensor | None, heads: Tensor) -> Tensor:
 
 
 def divided(numerator: Tensor, denominator: Tensor) -> Tensor:
-    """above / below, and zero where a query sees no key."""
+    """Above / below, and zero where a query sees no key."""
     return numerator / denominator.masked_fill(denominator == 0.0, 1.0)
 
 

@@ -36,10 +36,11 @@ class OffByOneAttention(SoftmaxAttention):
     """
 
     def attend(self, qkv: QKV, visible: Visibility) -> Tensor:
+        bias = self.bias_with_sink(qkv, visible)
         attended = BACKENDS[self.backend].attend(
             *self.add_sink(qkv),
             visible=replace(visible, sinks=1),
-            bias=self.bias_with_sink(qkv, visible),
+            bias=bias,
             scale=self.scale,
             dropout=self.dropout if self.training else 0.0,
         )

@@ -190,7 +190,7 @@ class DecayedAttention(Attention):
         return self.heads_of(x, positions, Span(None, None))
 
     def decay(self, x: Tensor) -> Tensor:
-        """log a, [b|1 h t c|1], not above 0, in float32 at least."""
+        """Log a, [b|1 h t c|1], not above 0, in float32 at least."""
         raise NotImplementedError
 
 

@@ -156,7 +156,7 @@ class System(NamedTuple):
 
 
 def solve(system: System, right: Tensor, iterations: int) -> Tensor:
-    """x with (H_t + Λ) x_t = right_t, [b h n s c], by conjugate gradients.
+    """X with (H_t + Λ) x_t = right_t, [b h n s c], by conjugate gradients.
 
     The gradient is that of the exact solution: with A x = y, dx = A⁻¹ (dy − dA x).
     """
@@ -206,5 +206,5 @@ def conjugate_gradients(system: System, right: Tensor, iterations: int) -> Tenso
 
 
 def divided(above: Tensor, below: Tensor) -> Tensor:
-    """above / below, and zero where a solution has been reached, so that both are zero."""
+    """Above / below, and zero where a solution has been reached, so that both are zero."""
     return above / below.masked_fill(below == 0.0, 1.0)

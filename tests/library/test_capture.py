@@ -169,13 +169,13 @@ def test_the_flex_backend_is_watched():
 
 def test_decoding_with_a_cache_is_refused():
     model = attention()
-    with pytest.raises(Unsupported, match="cache cannot be watched"), capture_attention(model):
+    with pytest.raises(Unsupported, match="cache cannot be captured"), capture_attention(model):
         model(torch.randn(1, 5, DIM), cache=model.new_cache())
 
 
 def test_a_module_without_attention_is_refused():
     with (
-        pytest.raises(UserError, match="Linear holds no attention of the zoo"),
+        pytest.raises(UserError, match="Linear contains no attention of the zoo"),
         capture_attention(nn.Linear(2, 2)),
     ):
         pass
