@@ -1,4 +1,4 @@
-"""What naive forms share: plain projections from a module's weights, which no `forward` calls."""
+"""Functions that naive forms share, and that no `forward` calls."""
 
 from collections.abc import Sequence
 from typing import Literal

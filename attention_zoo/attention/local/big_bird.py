@@ -102,18 +102,18 @@ class BigBirdAttention(BlockSparseAttention):
         earlier = clip_negative(block - 1 - self.global_blocks)
         later = clip_negative(count - block - 2) * ordinary
         candidates = earlier if self.role == "causal" else earlier + later
-        drawn: list[Any] = []
+        numbers: list[Any] = []
         for i in range(self.random_blocks):
             highest = candidates - self.random_blocks + i
             number = hash_numbers(self.seed, self.layer, block, i) % (clip_negative(highest) + 1)
-            repetitions = sum((number == other) * 1 for other in drawn)
+            repetitions = sum((number == other) * 1 for other in numbers)
             number = number + (highest - number) * (repetitions > 0)
-            drawn.append(number * (highest >= 0) - 1 * (highest < 0))
+            numbers.append(number * (highest >= 0) - 1 * (highest < 0))
         # The candidates are the blocks before the block's neighbours, then those after them.
         gap = block + 2 - earlier
         return [
             n + (n >= 0) * (self.global_blocks * (n < earlier) + gap * (n >= earlier))
-            for n in drawn
+            for n in numbers
         ]
 
     def restrict(self, qkv: QKV, visible: Visibility) -> Visibility:
@@ -123,12 +123,12 @@ class BigBirdAttention(BlockSparseAttention):
             x.expand(len(qkv.q), -1) for x in find_sequences(visible.mask, length, device)
         )
         indices = torch.arange(length, device=device) - starts
-        drawn = self.draw_blocks(indices // self.block, -(-lengths // self.block))
+        random_blocks = self.draw_blocks(indices // self.block, -(-lengths // self.block))
 
         def pattern(b: Tensor, i: Tensor, j: Tensor) -> Tensor:
             start = starts[b, i]
-            random_blocks = [block[b, i] for block in drawn]
-            return self.is_visible_by_blocks(i - start, j - start, random_blocks)
+            blocks_of_query = [block[b, i] for block in random_blocks]
+            return self.is_visible_by_blocks(i - start, j - start, blocks_of_query)
 
         return replace(visible, pattern=pattern)
 
@@ -148,15 +148,15 @@ class BigBirdAttention(BlockSparseAttention):
         Queries are taken by blocks of columns. These are the blocks of the sequences only where
         all sequences start at the first column. Otherwise a block of columns may hold parts of
         several sequences. But only one of these, that of its first column, can have another block
-        before it, and of that one the block of columns meets at most two blocks. The queries of
-        other sequences see only neighbours and global blocks.
+        before it, and of that one the block of columns meets at most two blocks. Queries of the
+        other sequences are in the first block of theirs, which is global.
         """
         length, device = len(columns), columns.device
         is_aligned = mask.key_mask is None and mask.segment_ids is None
         queries = split_into_blocks(columns, self.block)
         query_blocks = (queries - gather_columns(sequences.starts, queries[None])) // self.block
         span = self.block if is_aligned else 2 * self.block - 1
-        near = extend_blocks(queries, span, 0 if mask.causal else span)
+        near_keys = extend_blocks(queries, span, 0 if mask.causal else span)
         start = gather_columns(sequences.starts, queries[None, :, :1])
         count = -(-gather_columns(sequences.lengths, queries[None, :, :1]) // self.block)
         global_keys = start + torch.arange(self.global_blocks * self.block, device=device)
@@ -166,17 +166,17 @@ class BigBirdAttention(BlockSparseAttention):
             key_blocks = (keys - gather_columns(sequences.starts, keys)) // self.block
             return query_blocks[..., :, None] - key_blocks[..., None, :]
 
-        keys = [near, global_keys]
-        chosen = [blocks_before(near).abs() <= 1, blocks_before(global_keys) > 1]
+        keys = [near_keys, global_keys]
+        selection = [blocks_before(near_keys).abs() <= 1, blocks_before(global_keys) > 1]
         for offset in range(1 if is_aligned else 2):
             block = query_blocks[:, :, :1] + offset
             for random_block in self.draw_blocks(block, count):
                 first = start + random_block * self.block
                 keys.append(first + torch.arange(self.block, device=device))
-                chosen.append(((query_blocks == block) & (random_block >= 0))[..., None])
+                selection.append(((query_blocks == block) & (random_block >= 0))[..., None])
         visible = [
-            mask.gather(queries[None], part, length) & choice
-            for part, choice in zip(keys, chosen, strict=True)
+            mask.gather(queries[None], part, length) & selected
+            for part, selected in zip(keys, selection, strict=True)
         ]
         return GatheredBlocks(queries, concatenate(*keys, dim=2), concatenate(*visible, dim=3))
 

@@ -135,17 +135,17 @@ class LongformerAttention(BlockSparseAttention):
         """
         length = len(columns)
         queries = split_into_blocks(columns, self.before + 1)
-        near = extend_blocks(queries, self.before, self.after)
+        near_keys = extend_blocks(queries, self.before, self.after)
         start = gather_columns(starts, queries[None, :, :1])
         global_keys = start + torch.arange(self.global_tokens, device=columns.device)
-        distance = queries[:, :, None] - near[:, :, None]
+        distance = queries[:, :, None] - near_keys[:, :, None]
         in_window = (distance <= self.before) & (-distance <= self.after)
         is_before = queries[:, :, None] - global_keys[:, :, None] > self.before
         visible = (
-            mask.gather(queries[None], near, length) & in_window,
+            mask.gather(queries[None], near_keys, length) & in_window,
             mask.gather(queries[None], global_keys, length) & is_before,
         )
-        keys = concatenate(near, global_keys, dim=2)
+        keys = concatenate(near_keys, global_keys, dim=2)
         return GatheredBlocks(queries, keys, concatenate(*visible, dim=3))
 
     def attend_globally(

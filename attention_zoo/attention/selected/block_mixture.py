@@ -46,7 +46,7 @@ class BlockMixtureAttention(TopKBlockAttention):
     the own block).
     """
 
-    always = 1
+    fixed_blocks = 1
 
     def attend_blocks(self, queries: RangeQueries, blocks: KeyBlocks) -> Tensor:
         tokens, weights = self.weigh_selected(queries, blocks)
@@ -57,29 +57,28 @@ class BlockMixtureAttention(TopKBlockAttention):
         return scatter_weights(weights, tokens, blocks.k.shape[2])
 
     def compute_means(self, k: Tensor, v: Tensor, step: int) -> tuple[Tensor, ...]:
-        return (self.block_means(k.detach(), step),)
+        return (self.average_blocks(k.detach(), step),)
 
     def weigh_selected(self, queries: RangeQueries, blocks: KeyBlocks) -> tuple[Tensor, Tensor]:
         """Return the keys in the selected blocks, and their weights; both are [b h q n]."""
         with torch.no_grad():
-            means = self.find_means(queries, blocks)
-            own = self.find_own_block(queries)
-            numbers = torch.arange(means.shape[3], device=means.device)
-            scores = score_keys(queries.q, gather_selected(blocks.means[0], means))
-            # The own block holds keys after the query: its mean must not be used.
-            scores = scores.masked_fill(numbers >= own, float("-inf"))
-            scores = scores.masked_fill(numbers == own, float("inf"))
-            selected = select_largest(scores, self.blocks)
-            tokens, visible = self.find_tokens(queries, blocks, selected)
+            indices = self.find_means(queries, blocks)
+            scores = score_keys(queries.q, gather_selected(blocks.means[0], indices))
+            own_block = self.find_own_block(queries)
+            numbers = torch.arange(scores.shape[3], device=scores.device)
+            # The query's own block holds later keys: its mean must not be used.
+            scores = scores.masked_fill(numbers >= own_block, float("-inf"))
+            scores = scores.masked_fill(numbers == own_block, float("inf"))
+            tokens, visible = self.find_tokens(queries, blocks, select_largest(scores, self.blocks))
         keys = gather_selected(blocks.k, tokens)
         return tokens, weigh_keys(queries.q, keys, visible, self.scale)
 
     def naive_weights(self, head: int, scores: Tensor) -> Tensor:
         """Compute the softmax over blocks; q · mean(K) is the mean of q · k over a block."""
         tokens = torch.arange(len(scores)).split(self.block)
-        own = len(tokens) - 1
-        best = rank([scores[block].mean().item() for block in tokens[:own]])
-        selected = torch.cat([tokens[m] for m in (*best[: self.blocks - 1], own)])
+        own_block = len(tokens) - 1
+        best = rank([scores[block].mean().item() for block in tokens[:own_block]])
+        selected = torch.cat([tokens[m] for m in (*best[: self.blocks - 1], own_block)])
         weights = torch.zeros_like(scores)
         weights[selected] = super().naive_weights(head, scores[selected])
         return weights

@@ -54,14 +54,14 @@ class NativeSparseAttention(TopKBlockAttention):
         selected: all keys of the blocks with the largest p, summed over the heads of a group
         sliding: the last `window` keys
 
-    The first block, the own one, which is seen up to the query, and the one before it are always
+    The first block, the query's own block, up to the query, and the block before it are always
     selected, and count among `blocks`. The paper has block = 64, blocks = 16 and window = 512.
 
     Args:
         window: number of keys that the sliding branch sees, the query's own included.
     """
 
-    always = 3
+    fixed_blocks = 3
 
     def __init__(self, *, window: int, **options: Any) -> None:
         super().__init__(**options)
@@ -79,68 +79,68 @@ class NativeSparseAttention(TopKBlockAttention):
         return qkv._replace(features={"gates": gates})
 
     def attend_blocks(self, queries: RangeQueries, blocks: KeyBlocks) -> Tensor:
-        means, compressed = self.weigh_compressed(queries, blocks)
-        tokens, selected = self.weigh_selected(queries, blocks, compressed)
-        near, sliding = self.weigh_sliding(queries, blocks)
-        branches = (
-            sum_values(self.drop_weights(compressed), gather_selected(blocks.means[1], means)),
-            sum_values(self.drop_weights(selected), gather_selected(blocks.v, tokens)),
-            sum_values(self.drop_weights(sliding), gather_selected(blocks.v, near)),
-        )
+        sources = (blocks.means[1], blocks.v, blocks.v)
+        branches = [
+            sum_values(self.drop_weights(weights), gather_selected(values, indices))
+            for (indices, weights), values in zip(
+                self.weigh_branches(queries, blocks), sources, strict=True
+            )
+        ]
         return sum_branches(branches, queries.features["gates"])
 
     def weigh_blocks(self, queries: RangeQueries, blocks: KeyBlocks) -> Tensor:
-        keys = blocks.k.shape[2]
-        means, compressed = self.weigh_compressed(queries, blocks)
-        tokens, selected = self.weigh_selected(queries, blocks, compressed)
-        near, sliding = self.weigh_sliding(queries, blocks)
+        (means, block_weights), *branches = self.weigh_branches(queries, blocks)
         # The weight of a mean belongs to the tokens of its block in equal parts.
         numbers = torch.arange(means.shape[3], device=means.device)[None, None, None]
-        block_tokens, _ = self.find_tokens(queries, blocks, numbers)
-        of_tokens = compressed.repeat_interleave(self.block, dim=-1) / self.block
-        branches = (
-            scatter_weights(of_tokens, block_tokens, keys),
-            scatter_weights(selected, tokens, keys),
-            scatter_weights(sliding, near, keys),
-        )
-        return sum_branches(branches, queries.features["gates"])
+        tokens, _ = self.find_tokens(queries, blocks, numbers)
+        weights = block_weights.repeat_interleave(self.block, dim=-1) / self.block
+        keys = blocks.k.shape[2]
+        maps = [scatter_weights(w, indices, keys) for indices, w in ((tokens, weights), *branches)]
+        return sum_branches(maps, queries.features["gates"])
+
+    def weigh_branches(
+        self, queries: RangeQueries, blocks: KeyBlocks
+    ) -> tuple[tuple[Tensor, Tensor], ...]:
+        """Return the indices and the weights of the compressed, selected and sliding branch."""
+        compressed = self.weigh_compressed(queries, blocks)
+        selected = self.weigh_selected(queries, blocks, compressed[1])
+        return compressed, selected, self.weigh_sliding(queries, blocks)
 
     def compute_means(self, k: Tensor, v: Tensor, step: int) -> tuple[Tensor, ...]:
-        return self.block_means(k, step), self.block_means(v, step)
+        return self.average_blocks(k, step), self.average_blocks(v, step)
 
     def weigh_compressed(self, queries: RangeQueries, blocks: KeyBlocks) -> tuple[Tensor, Tensor]:
         """Return the indices of the means of all blocks [b|1 1 q|1 m]; their weights [b h q m]."""
-        means = self.find_means(queries, blocks)
-        numbers = torch.arange(means.shape[3], device=means.device)
+        indices = self.find_means(queries, blocks)
+        numbers = torch.arange(indices.shape[3], device=indices.device)
         lengths = (queries.last - queries.first + 1)[:, None, :, None]
         is_whole = numbers < lengths // self.block
-        keys = gather_selected(blocks.means[0], means)
-        return means, weigh_keys(queries.q, keys, is_whole, self.scale)
+        keys = gather_selected(blocks.means[0], indices)
+        return indices, weigh_keys(queries.q, keys, is_whole, self.scale)
 
     def weigh_selected(
-        self, queries: RangeQueries, blocks: KeyBlocks, compressed: Tensor
+        self, queries: RangeQueries, blocks: KeyBlocks, block_weights: Tensor
     ) -> tuple[Tensor, Tensor]:
         """Return the keys in the selected blocks [b g q n]; their weights [b h q n]."""
-        own = self.find_own_block(queries)
-        numbers = torch.arange(compressed.shape[3], device=own.device)
-        scores = compressed.detach().unflatten(1, (self.kv_heads, -1)).sum(dim=2)
-        always = (numbers == 0) | (numbers == own - 1) | (numbers == own)
-        scores = scores.masked_fill(numbers > own, float("-inf"))
-        scores = scores.masked_fill(always, float("inf"))
-        selected = select_largest(scores, self.blocks)
-        tokens, visible = self.find_tokens(queries, blocks, selected)
+        own_block = self.find_own_block(queries)
+        numbers = torch.arange(block_weights.shape[3], device=own_block.device)
+        scores = block_weights.detach().unflatten(1, (self.kv_heads, -1)).sum(dim=2)
+        is_fixed = (numbers == 0) | (numbers == own_block - 1) | (numbers == own_block)
+        scores = scores.masked_fill(numbers > own_block, float("-inf"))
+        scores = scores.masked_fill(is_fixed, float("inf"))
+        tokens, visible = self.find_tokens(queries, blocks, select_largest(scores, self.blocks))
         keys = gather_selected(blocks.k, tokens)
         return tokens, weigh_keys(queries.q, keys, visible, self.scale)
 
     def weigh_sliding(self, queries: RangeQueries, blocks: KeyBlocks) -> tuple[Tensor, Tensor]:
-        """Return the keys near any of these queries [b|1 1 1 n]; their weights [b h q n]."""
+        """Return the keys in the windows of all queries [b|1 1 1 n]; their weights [b h q n]."""
         # From one query to the next the last key moves by one at most.
         steps = torch.arange(1 - self.sliding_window, queries.q.shape[2], device=queries.q.device)
-        near = (queries.last[:, :1] + steps)[:, None, None]
+        tokens = (queries.last[:, :1] + steps)[:, None, None]
         first, last = queries.first[:, None, :, None], queries.last[:, None, :, None]
-        visible = (near >= first) & (near > last - self.sliding_window) & (near <= last)
-        near = near.clamp(0, blocks.k.shape[2] - 1)
-        return near, weigh_keys(queries.q, gather_selected(blocks.k, near), visible, self.scale)
+        visible = (tokens >= first) & (tokens > last - self.sliding_window) & (tokens <= last)
+        tokens = tokens.clamp(0, blocks.k.shape[2] - 1)
+        return tokens, weigh_keys(queries.q, gather_selected(blocks.k, tokens), visible, self.scale)
 
     def naive(self, x: Tensor, source: Tensor, visible: Tensor, positions: Tensor) -> Tensor:
         """Compute the branches for one query and one group of heads at a time."""
@@ -160,10 +160,10 @@ class NativeSparseAttention(TopKBlockAttention):
                 for part in (keys, values)
             ]
             p = torch.stack([self.naive_softmax(q[b, h, i], means[0]) for h in heads]).sum(dim=0)
-            own = len(tokens) - 1
-            always = {m for m in (0, own - 1, own) if m >= 0}
-            others = [m for m in rank(p.tolist()) if m not in always]
-            blocks = [*always, *others[: self.blocks - len(always)]]
+            own_block = len(tokens) - 1
+            fixed = {m for m in (0, own_block - 1, own_block) if m >= 0}
+            others = [m for m in rank(p.tolist()) if m not in fixed]
+            blocks = [*fixed, *others[: self.blocks - len(fixed)]]
             selected = torch.cat([tokens[m] for m in blocks])
             branches = (
                 means,
@@ -185,6 +185,6 @@ class NativeSparseAttention(TopKBlockAttention):
         return torch.softmax(keys @ query / math.sqrt(self.head_dim), dim=0)
 
 
-def sum_branches(branches: tuple[Tensor, ...], gates: Tensor) -> Tensor:
+def sum_branches(branches: list[Tensor], gates: Tensor) -> Tensor:
     """Sum branches [b h q …], each times its gate [b h q 3]."""
     return (torch.stack(branches, dim=-1) * gates[..., None, :]).sum(dim=-1)

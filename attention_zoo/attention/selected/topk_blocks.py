@@ -24,7 +24,7 @@ class KeyBlocks(NamedTuple):
 
 
 class RangeQueries(NamedTuple):
-    """Queries, of which each sees a range of the keys of `KeyBlocks`."""
+    """Queries, and the range of keys without padding that each of them sees."""
 
     q: Tensor  # [b h q c]
     first: Tensor  # [b|1 q|1], the first key of the range
@@ -39,25 +39,26 @@ class RangeQueries(NamedTuple):
 
 
 class TopKBlockAttention(TopKSelectionAttention):
-    """Attention of each query to a few blocks of its sequence; the first one starts with it.
+    """Attention of each query to a few blocks of its sequence.
 
-    Letters: m blocks of a sequence as long as all keys, s means of blocks.
+    Blocks are counted from the first token of the sequence. Letters: m blocks of a sequence as
+    long as all keys, s means of blocks.
 
     Args:
         block: B, the tokens in a block.
         blocks: the largest number of blocks that a query attends to.
     """
 
-    # Number of blocks that every query attends to; they count among `blocks`.
-    always: int
+    # Number of blocks that a query always attends to; they count among `blocks`.
+    fixed_blocks: int
 
     def __init__(self, *, block: int, blocks: int, **options: Any) -> None:
         super().__init__(**options)
         if block < 1:
             raise UserError(f"block must be at least 1 token, got {block}.")
-        if blocks < self.always:
+        if blocks < self.fixed_blocks:
             raise UserError(
-                f"blocks must be at least {self.always}, those that {self.card.name} always "
+                f"blocks must be at least {self.fixed_blocks}, those that {self.card.name} always "
                 f"attends to, got {blocks}."
             )
         self.block = block
@@ -100,7 +101,7 @@ class TopKBlockAttention(TopKSelectionAttention):
         queries = RangeQueries(qkv.q, unpadding.first, unpadding.last, qkv.features)
         return queries, KeyBlocks(k, v, self.compute_means(k, v, step), step), unpadding
 
-    def block_means(self, x: Tensor, step: int) -> Tensor:
+    def average_blocks(self, x: Tensor, step: int) -> Tensor:
         """Average the blocks of x [b g k c] that start at multiples of `step`: [b g s c]."""
         x = pad(x, (0, 0, 0, max(self.block - x.shape[2], 0)))
         means = avg_pool1d(x.transpose(-2, -1).flatten(0, 1), self.block, stride=step)
@@ -122,9 +123,9 @@ class TopKBlockAttention(TopKSelectionAttention):
     def find_tokens(
         self, queries: RangeQueries, blocks: KeyBlocks, numbers: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Return the keys in the blocks of these numbers [b e q m], and which are visible.
+        """Return the keys in the blocks of these numbers [b e q m], and which of them are visible.
 
-        Both are [b e q n].
+        Both results are [b e q n].
         """
         starts = queries.first[:, None, :, None] + numbers * self.block
         tokens = starts[..., None] + torch.arange(self.block, device=starts.device)
