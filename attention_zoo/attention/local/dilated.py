@@ -18,10 +18,10 @@ from attention_zoo.zoo import ATTENTION, AttentionCard
     AttentionCard(
         name="dilated",
         paper="Beltagy et al. 2020, arXiv 2004.05150, §3.1",
-        equation="softmax(QKᵀ/√c) V over W keys that are r apart, oneself among them",
+        equation="softmax(QKᵀ/√c) V over W keys that are r apart, the query's own among them",
         reference="closed form",
-        deviations="one dilation for all heads; the window counts oneself, and without causality "
-        "W // 2 keys before and (W - 1) // 2 after",
+        deviations="one dilation for all heads; the window counts the query itself, and without "
+        "causality W // 2 keys before and (W - 1) // 2 after",
         roles=("causal", "global"),
         masks=("causal", "window", "key_mask", "segment_ids"),
         positions=("positions", "embeddings", "heads", "width", "scores"),

@@ -33,9 +33,9 @@ from attention_zoo.zoo import ATTENTION, AttentionCard
         "softmax(Q_g K_gᵀ/√c) V_g over everything",
         reference="transformers LongformerSelfAttention",
         deviations="global tokens are the first of each sequence, where the paper chooses them by "
-        "the task; the window counts oneself, W // 2 keys before and (W - 1) // 2 after, where "
-        "theirs has W/2 on either side; the causal role, in which global tokens are seen by all "
-        "later ones and see what is before them, is ours; a mask's window is refused, as it would "
+        "the task; the window counts the query itself, W // 2 keys before and (W - 1) // 2 after, "
+        "where theirs has W/2 on either side; the causal role, in which global tokens are seen by "
+        "all later ones and see all earlier ones, is ours; a mask's window is refused, as it would "
         "cut off the global tokens; no cached decoding",
         roles=("causal", "global"),
         masks=("causal", "key_mask", "segment_ids"),

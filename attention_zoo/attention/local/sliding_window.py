@@ -12,9 +12,9 @@ from attention_zoo.zoo import ATTENTION, AttentionCard
     AttentionCard(
         name="sliding_window",
         paper="Beltagy et al. 2020, arXiv 2004.05150, §3.1; Jiang et al. 2023, arXiv 2310.06825",
-        equation="softmax(QKᵀ/√c) V over the W keys up to oneself, or around oneself",
+        equation="softmax(QKᵀ/√c) V over the W keys up to the query, or around it",
         reference="closed form",
-        deviations="the window counts oneself; without causality W // 2 keys before and "
+        deviations="the window counts the query itself; without causality W // 2 keys before and "
         "(W - 1) // 2 after",
         roles=("causal", "global"),
         masks=("causal", "window", "key_mask", "segment_ids"),
