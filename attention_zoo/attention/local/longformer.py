@@ -200,8 +200,8 @@ class LongformerAttention(BlockSparseAttention):
         )
         attended = []
         for q, k, v in (self.naive_qkv(x, source), global_qkv):
-            scores, bias = self.naive_score_matrices(q, k, source, visible, positions)
-            attended.append(softmax(scores + bias, visible) @ v)
+            scores = self.naive_score_matrix(q, k, source, visible, positions)
+            attended.append(softmax(scores, visible) @ v)
         ordinary, everything = attended
         first = visible.int().argmax(dim=-1)
         is_global = (torch.arange(x.shape[1]) - first < self.global_tokens)[:, None, :, None]

@@ -144,7 +144,7 @@ class LightningIndexerAttention(TopKSelectionAttention):
             seen: [b 1 q n], which of them are visible.
 
         Returns:
-            The weighted sums of values [b h q c], and the divergence [b q]: zeros except in training.
+            The weighted sums of values [b h q c], and the divergence [b q]; zeros in evaluation.
         """
         keys = gather_selected(k, tokens)
         weights = weigh_keys(q[:, : self.heads], keys[:, :-1], seen, self.scale)
