@@ -59,12 +59,13 @@ class NativeSparseAttention(TopKBlockAttention):
 
     Args:
         window: number of keys that the sliding branch sees, the query's own included.
+        kv_heads: number of key/value heads; the query heads that share one select the same blocks.
     """
 
     fixed_blocks = 3
 
-    def __init__(self, *, window: int, **options: Any) -> None:
-        super().__init__(**options)
+    def __init__(self, *, window: int, kv_heads: int | None = 2, **options: Any) -> None:
+        super().__init__(kv_heads=kv_heads, **options)
         if window < 1:
             raise UserError(f"window must be at least 1 (the query itself), got {window}.")
         # Not `self.window`, which would narrow all three branches.
