@@ -121,17 +121,10 @@ class RunFolder:
         return read_json(self.results_file)
 
     def write_results(self, metrics: Mapping[str, Any], manifest: Mapping[str, Any]) -> None:
-        """Write the metrics, then the manifest, as one flat object with an entry a line.
+        """Write the metrics, then how they were obtained, as one flat object.
 
-        Metrics have the names they are logged by (`test/bleu`). JSON has no NaN and no infinity:
-        such a metric is null, and `not_finite` holds its value: `{"val/loss": "nan"}`.
-
-        Args:
-            metrics: name to number or zero-dimensional tensor.
-            manifest: how they were obtained; see `collect_manifest`.
-
-        Raises:
-            ValueError: a metric has the name of a manifest entry.
+        JSON has no NaN and no infinity: such a metric is null, and `not_finite` holds its value:
+        `{"val/loss": "nan"}`.
         """
         if both := {*metrics} & {*manifest, "not_finite"}:
             raise ValueError(f"metrics and manifest must not share names, got {sorted(both)}.")
@@ -154,14 +147,9 @@ class RunFolder:
     def write_outputs(
         self, split: str, lines: Sequence[tuple[str, str]], outputs: Mapping[int, str]
     ) -> None:
-        r"""Write what a model wrote for a split: an object `{source, reference, output}` a line.
+        """Write what a model wrote for some lines of a split, by their indices: an object a line.
 
-        Lines end in "\n" alone: a text may hold other line ends.
-
-        Args:
-            split: its name.
-            lines: sources and references of the split.
-            outputs: index of the line to output; lines without an output are left out.
+        The lines end in line feeds only, as a text may hold other line ends.
         """
         objects = [
             {"source": lines[index][0], "reference": lines[index][1], "output": outputs[index]}

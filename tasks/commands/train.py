@@ -199,6 +199,7 @@ def fit(
     seconds = time.perf_counter() - started
     # Before anything is scored: loading a checkpoint brings back what the callbacks were by then.
     inspection = sum(c.seconds for c in callbacks if isinstance(c, InspectionCallback))
+    # Of a resumed run, `seconds` are those of this process; tokens and curves are of the whole run.
     manifest = {
         **counts,
         "training_flops_per_token": flops,
@@ -206,7 +207,7 @@ def fit(
         "tokens_seen": throughput.tokens,
         "tokens_per_second": round(throughput.tokens_per_second, 3),
         "seconds": round(seconds, 3),
-        "looking_seconds": round(inspection, 3),
+        "inspection_seconds": round(inspection, 3),
         "peak_memory_bytes": peak_memory_bytes(trainer),
         "seed": config["seed"],
         "data_hash": data.fingerprint,

@@ -40,12 +40,9 @@ def flatten(node: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, An
 def flat_hyperparameters(config: Mapping[str, Any]) -> dict[str, Any]:
     """Return a config as flat keys, for a logger to group, filter and colour runs by.
 
-    A group's own key holds its choice, the keys below it hold its values: `attention:
-    grouped_query`, `attention/kv_heads: 2`. The choice for one role stands below `attention`:
-    `attention/cross: additive`. `logger` and `paths` are left out: they say where a run is logged,
-    not what was run.
-
-    Log it before the fit: a run that crashes in its first step then has its config too.
+    The key of a group holds its choice: `attention: grouped_query`, `attention/kv_heads: 2`, and
+    for one role `attention/cross: additive`. `logger` and `paths` do not say what was run. Log it
+    before the fit: a run that crashes in its first step then has its config too.
     """
     flat: dict[str, Any] = {}
     for group, node in config.items():

@@ -1,7 +1,6 @@
 """How a job of a sweep ended, written into its record by its own process."""
 
 import os
-import signal
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -52,10 +51,3 @@ def outcome_of_error(error: BaseException | None) -> tuple[Outcome, str]:
     if isinstance(error, KeyboardInterrupt):
         return "failed", "interrupted"
     return "failed", traceback.format_exception_only(error)[0].strip()
-
-
-def outcome_of_exit_code(code: int) -> tuple[Outcome, str]:
-    """Return how a job ended whose process recorded nothing, and why."""
-    if code < 0:
-        return "killed", f"signal {-code} ({signal.Signals(-code).name})"
-    return "failed", "its process recorded no reason"

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 from attention_zoo.errors import UserError
 from attention_zoo.tasks.run_folder import JobRecord, RunFolder
-from attention_zoo.tasks.sweeps.job_outcome import JOB_FOLDER, outcome_of_exit_code
+from attention_zoo.tasks.sweeps.job_outcome import JOB_FOLDER
 
 
 @dataclass
@@ -37,7 +37,7 @@ class Job:
     record: JobRecord
     accelerator: str = "cpu"
     devices: int | str = 1
-    process: subprocess.Popen[str] | None = field(default=None, repr=False)
+    process: subprocess.Popen[str] = field(init=False, repr=False)
     last_lines: deque[str] = field(default_factory=lambda: deque(maxlen=8), repr=False)
 
     def restore(self) -> None:
@@ -93,7 +93,6 @@ class Job:
 
     def write_log(self, live: bool) -> None:
         """Write the output of the process to the log, and keep its last lines."""
-        assert self.process is not None
         stream = self.process.stderr if live else self.process.stdout
         assert stream is not None
         with stream, self.folder.log_file.open("a") as log:
@@ -107,21 +106,22 @@ class Job:
 
     def send_signal(self, number: signal.Signals) -> None:
         """Send a signal to the process and all its ranks."""
-        assert self.process is not None
         with suppress(ProcessLookupError):
             os.killpg(self.process.pid, number)
 
     def poll(self) -> bool:
         """Return whether the process has ended; if so, complete the record."""
-        assert self.process is not None
         code = self.process.poll()
         if code is None:
             return False
         self.send_signal(signal.SIGKILL)  # Other ranks may outlive the first one.
         self.log_thread.join(timeout=5.0)
         self.record = self.folder.read_job() or self.record
-        if self.record.code != code:  # The process recorded nothing, or was killed later.
-            self.record.outcome, self.record.reason = outcome_of_exit_code(code)
+        if self.record.code != code:  # It was killed before it could record its end.
+            self.record.outcome, self.record.reason = "failed", "its process recorded no reason"
+            if code < 0:
+                name = signal.Signals(-code).name
+                self.record.outcome, self.record.reason = "killed", f"signal {-code} ({name})"
             self.record.code = code
         self.record.seconds = round(time.monotonic() - self.started, 3)
         self.folder.write_job(self.record)

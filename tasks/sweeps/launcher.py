@@ -30,9 +30,8 @@ from rich.console import Console
 from attention_zoo.errors import UserError
 from attention_zoo.tasks.configuration.resolved_config import hash_config
 from attention_zoo.tasks.run_folder import JobRecord, RunFolder
-from attention_zoo.tasks.sweeps.devices import AssignedDevices, DevicePool
 from attention_zoo.tasks.sweeps.jobs import Job
-from attention_zoo.tasks.sweeps.scheduling import outcome_table, run_jobs
+from attention_zoo.tasks.sweeps.scheduling import DevicePool, outcome_table, run_jobs
 from attention_zoo.tasks.views.console import print_line
 
 # Options that may differ when a job is run again: they do not change what it trains.
@@ -93,23 +92,17 @@ class ProcessesLauncher(Launcher):
         return [job_return(job) for job in jobs]
 
     def create_jobs(self, job_overrides: Sequence[Sequence[str]], first: int) -> list[Job]:
-        """Return a job for each list of overrides, numbered from the first one."""
+        """Return a job for each list of overrides, numbered from `first`."""
         user_overrides = [filter_overrides(overrides) for overrides in job_overrides]
         # A search may launch one job at a time.
         shared = set.intersection(*map(set, user_overrides)) if len(user_overrides) > 1 else set()
         shared |= {*self.config.hydra.overrides.task}
-        return [
-            Job(
-                number=number,
-                overrides=overrides,
-                name=" ".join([x for x in own if x not in shared] or own),
-                folder=self.run_folder(number),
-                record=JobRecord(overrides=own),
-            )
-            for number, (overrides, own) in enumerate(
-                zip(job_overrides, user_overrides, strict=True), start=first
-            )
-        ]
+        jobs = []
+        for number, own in enumerate(user_overrides, start=first):
+            name = " ".join([x for x in own if x not in shared] or own)
+            folder, record = self.run_folder(number), JobRecord(overrides=own)
+            jobs.append(Job(number, job_overrides[number - first], name, folder, record))
+        return jobs
 
     def run_folder(self, number: int) -> RunFolder:
         """Return the folder of the job of a number."""
@@ -244,9 +237,10 @@ def run_in_subprocess(
             iter([job]),
             command=command,
             environment=environment,
-            pool=AssignedDevices(),
+            pool=DevicePool(cpu_slots=1),  # A single job: it has all devices that there are here.
             fail_fast=False,
             console=console,
+            own_terminal=False,
         )
     return objective(job)
 

@@ -72,13 +72,8 @@ def baseline_config(config: Mapping[str, Any]) -> dict[str, Any]:
 def match_baseline(config: dict[str, Any], data: PreparedData, console: Console) -> dict[str, Any]:
     """Set `model.ffn_dim` so that the model agrees with the baseline within 1%, and print it.
 
-    A width that agrees already stays. Else it is the nearest multiple of 8 that agrees, else the
-    width that agrees best.
-
-    Args:
-        config: the resolved config of a run; changed in place.
-        data: the data, set up.
-        console: where to print.
+    A width that agrees already stays. Else it is the nearest multiple of 8 if that agrees, else the
+    width that agrees best. The resolved config is changed in place.
 
     Returns:
         For `results.json`: what is matched (`by`), its value for the baseline (`target`), and the

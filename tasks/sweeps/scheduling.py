@@ -1,22 +1,83 @@
 """The jobs of a sweep, run as devices become free."""
 
+import os
 import signal
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import cached_property
+from itertools import chain
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from attention_zoo.tasks.sweeps.devices import DevicePool
 from attention_zoo.tasks.sweeps.jobs import Job
 from attention_zoo.tasks.views.console import print_line
 
 # Seconds that a job has to save its state, after Ctrl-C and after SIGTERM.
 GRACE_SECONDS = (60.0, 10.0)
+
+
+class DevicePool:
+    """The devices that jobs share.
+
+    A job that trains on GPUs gets as many as its Trainer asks for, for itself alone. Any other job
+    gets one of `cpu_slots`, and an equal share of the CPU's threads.
+    """
+
+    def __init__(self, cpu_slots: int) -> None:
+        self.cpu_slots = cpu_slots
+        self.free_cpu_slots = cpu_slots
+        self.gpus_in_use: dict[int, list[str]] = {}
+
+    @cached_property
+    def gpus(self) -> list[str]:
+        """All GPUs, as CUDA_VISIBLE_DEVICES names them."""
+        import torch  # which jobs on the CPU can do without
+
+        if visible := os.environ.get("CUDA_VISIBLE_DEVICES"):
+            return visible.split(",")
+        return [str(index) for index in range(torch.cuda.device_count())]
+
+    def uses_gpus(self, job: Job) -> bool:
+        """Return whether a job trains on GPUs."""
+        return job.accelerator in ("gpu", "cuda") or (job.accelerator == "auto" and bool(self.gpus))
+
+    def gpu_count(self, job: Job) -> int:
+        """Return how many GPUs a job gets: all, if its Trainer asks for `auto` or -1."""
+        if isinstance(job.devices, int) and job.devices > 0:
+            return min(job.devices, len(self.gpus))
+        return len(self.gpus)
+
+    def acquire(self, job: Job) -> dict[str, str] | None:
+        """Return the environment that gives a job its devices; None, if it has to wait."""
+        if self.uses_gpus(job):
+            free = [gpu for gpu in self.gpus if gpu not in chain(*self.gpus_in_use.values())]
+            count = self.gpu_count(job)
+            if len(free) < count:
+                return None
+            self.gpus_in_use[job.number] = free[:count]
+            return {"CUDA_VISIBLE_DEVICES": ",".join(free[:count])}
+        if self.free_cpu_slots == 0:
+            return None
+        self.free_cpu_slots -= 1
+        if self.cpu_slots == 1 or "OMP_NUM_THREADS" in os.environ:
+            return {}
+        return {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // self.cpu_slots))}
+
+    def release(self, job: Job) -> None:
+        """Take back the devices of a job that has ended."""
+        if self.gpus_in_use.pop(job.number, None) is None:
+            self.free_cpu_slots += 1
+
+    def runs_alone(self, job: Job) -> bool:
+        """Return whether no other job can run at the same time."""
+        if not self.uses_gpus(job):
+            return self.cpu_slots == 1
+        return self.gpu_count(job) == len(self.gpus)
 
 
 def run_jobs(
@@ -27,11 +88,13 @@ def run_jobs(
     pool: DevicePool,
     fail_fast: bool,
     console: Console,
+    own_terminal: bool = True,
 ) -> None:
     """Run jobs as devices become free, and print how each one ended.
 
     The next job is drawn when there may be room for it. With `fail_fast`, the first job that fails
-    stops the others; a refusal is no failure.
+    stops the others; a refusal is no failure. A job that runs alone has the terminal, unless that
+    is not our own.
 
     Raises:
         KeyboardInterrupt: Ctrl-C or SIGTERM, once all jobs have ended.
@@ -40,11 +103,13 @@ def run_jobs(
     waiting = next(jobs, None)
     with sigterm_as_interrupt():
         try:
-            while waiting is not None or running:
-                devices = None if waiting is None else pool.acquire(waiting)
-                if waiting is not None and devices is not None:
-                    live = pool.runs_alone(waiting)
-                    print_start(waiting, console, live=live)
+            while waiting or running:
+                if waiting and (devices := pool.acquire(waiting)) is not None:
+                    live = own_terminal and pool.runs_alone(waiting)
+                    if live:
+                        console.rule(f"job {waiting.number}: {waiting.name}", align="left")
+                    else:
+                        print_line(console, f"job {waiting.number} starts: {waiting.name}")
                     waiting.start(command, {**environment, **devices}, live=live)
                     running.append(waiting)
                     waiting = next(jobs, None)
@@ -75,7 +140,6 @@ def stop_jobs(running: list[Job], console: Console) -> None:
             time.sleep(0.05)
     for job in running:
         job.send_signal(signal.SIGKILL)
-        assert job.process is not None
         job.process.wait()
         job.poll()
 
@@ -95,14 +159,6 @@ def sigterm_as_interrupt() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, previous)
-
-
-def print_start(job: Job, console: Console, *, live: bool) -> None:
-    """Print that a job starts: as a heading, if its output follows."""
-    if live:
-        console.rule(f"job {job.number}: {job.name}", align="left")
-    else:
-        print_line(console, f"job {job.number} starts: {job.name}")
 
 
 def print_outcome(job: Job, console: Console) -> None:

@@ -37,13 +37,12 @@ class TrialsSweeper(Sweeper):
 
     A trial is the job of the same number. A job that fails, diverges or is refused is a failed
     trial, and does not end the search. A trial that was cut off runs first when the study goes on,
-    with its number and its values, so that it goes on from its checkpoint. Only one launch at a
-    time may work on a study.
+    with its number and values, and so from its checkpoint. One launch at a time may use a study.
 
     Args:
-        storage: URL of the database, in Optuna's form.
-        study_name: trials with the same name belong to one study. Null: a hash of the config and
-            the search space, so that the same command goes on with the same study.
+        storage: URL of the database, as Optuna takes it.
+        study_name: name of the study. Null: a hash of the config and of the search space, so that
+            the same command goes on with the same study.
         n_trials: number of trials that end the search, those of earlier launches included.
         params: option to the values to try, in Hydra's grammar: `interval(0, 1)`,
             `tag(log, interval(1e-4, 1e-2))`, `int(interval(1, 8))`, `choice(a, b)`. Overrides on

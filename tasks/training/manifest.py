@@ -8,18 +8,8 @@ from pathlib import Path
 from typing import Any
 
 PACKAGES = (
-    "attention-zoo",
-    "torch",
-    "lightning",
-    "hydra-core",
-    "omegaconf",
-    "torchmetrics",
-    "tokenizers",
-    "sacrebleu",
-    "babel",
-    "num2words",
-    "datasets",
-    "wandb",
+    *("attention-zoo", "torch", "lightning", "hydra-core", "omegaconf", "torchmetrics"),
+    *("tokenizers", "sacrebleu", "babel", "num2words", "datasets", "wandb"),
 )
 # A model that was matched to a baseline lies within this share of it.
 MATCH_TOLERANCE = 0.01

@@ -14,9 +14,8 @@ from rich.console import Console
 
 from attention_zoo.tasks.commands.exit_codes import FAILED, INTERRUPTED, REFUSED
 from attention_zoo.tasks.run_folder import JobRecord, RunFolder
-from attention_zoo.tasks.sweeps.devices import DevicePool
 from attention_zoo.tasks.sweeps.jobs import Job
-from attention_zoo.tasks.sweeps.scheduling import outcome_table, run_jobs
+from attention_zoo.tasks.sweeps.scheduling import DevicePool, outcome_table, run_jobs
 
 # The program, whose training does what the option `do` says, in the folder of the run.
 SCRIPT = """
@@ -209,7 +208,7 @@ def test_an_interrupt_ends_all_jobs(tmp_path, monkeypatch, number):
     with pytest.raises(KeyboardInterrupt):
         launch(jobs)
     assert (jobs[0].folder.path / "saved").exists()
-    assert [one.process.poll() for one in jobs if one.process] == [INTERRUPTED, -15]
+    assert [one.process.poll() for one in jobs] == [INTERRUPTED, -15]
     assert [str(one.record) for one in jobs] == [
         f"failed ({INTERRUPTED}): interrupted",
         "killed: signal 15 (SIGTERM)",

@@ -15,16 +15,12 @@ from attention_zoo.tasks.training.loggers.wandb_runs import create_wandb_logger
 def create_loggers(
     config: Mapping[str, Any], *, job_type: str, resumed: Path | None = None
 ) -> list[Logger]:
-    """Build the loggers of the config group `logger`.
+    """Build the loggers of the config group `logger`, as `Trainer(logger=…)` takes them.
 
     Args:
-        config: the whole config, in plain containers. `logger` has a node for each logger (name to
-            `_target_` and arguments), or is None for no logger.
+        config: the whole config, in plain containers; its `logger` is None for no logger.
         job_type: the verb.
         resumed: the checkpoint of a run that goes on; its run in W&B goes on too.
-
-    Returns:
-        What `Trainer(logger=…)` takes. An empty list means no logger at all.
 
     Raises:
         UserError: a logger's package is not installed.

@@ -24,8 +24,6 @@ from PIL import Image
 from attention_zoo.tasks.training.loggers.wandb_runs import (
     RunLogger,
     finish_run,
-    log_wandb_artifact,
-    log_wandb_html,
     log_wandb_table,
 )
 
@@ -71,9 +69,12 @@ def log_table(
 @rank_zero_only
 def log_html(loggers: Iterable[Logger], key: str, html: str, step: int) -> None:
     """Log a self-contained page: W&B."""
+    import wandb
+
     for logger in loggers:
         if isinstance(logger, WandbLogger):
-            log_wandb_html(logger, key, html, step)
+            page = wandb.Html(html, inject=False)
+            logger.log_metrics({key: page}, step)  # type: ignore[dict-item]
 
 
 @rank_zero_only
@@ -86,26 +87,21 @@ def log_summary(loggers: Iterable[Logger], metrics: Mapping[str, Any]) -> None:
 
 @rank_zero_only
 def log_artifact(loggers: Iterable[Logger], kind: str, path: Path | None) -> None:
-    """Log a file as an artifact: W&B, if it was asked for artifacts of this kind.
+    """Log a config or a checkpoint as an artifact: W&B, if it was asked for this kind.
 
-    Args:
-        loggers: `trainer.loggers`.
-        kind: "config" or "checkpoint".
-        path: the file, which must stay as it is until it is uploaded; None where there is none.
+    The file must stay as it is until it is uploaded.
     """
     for logger in loggers:
-        if isinstance(logger, RunLogger) and kind in logger.artifacts:
-            log_wandb_artifact(logger, kind, path)
+        if isinstance(logger, RunLogger):
+            logger.log_artifact(kind, path)
 
 
 @rank_zero_only
 def finish_loggers(loggers: Iterable[Logger], exit_code: int) -> None:
     """Close the loggers, so that the next job of this process starts its own run.
 
-    Args:
-        loggers: `trainer.loggers`, or what `create_loggers` returned if there is no trainer yet.
-        exit_code: 0 for success. W&B shows the run as stopped for the exit code of Ctrl-C, and as
-            failed for any other. A run that is never closed has crashed.
+    W&B shows the run as finished for exit code 0, as stopped for that of Ctrl-C, and as failed for
+    any other. A run that is never closed has crashed.
     """
     for logger in loggers:
         logger.finalize("success" if exit_code == 0 else "failed")

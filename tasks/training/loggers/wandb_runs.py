@@ -39,6 +39,21 @@ class RunLogger(WandbLogger):
         super().__init__(**options)
         self.artifacts = artifacts
 
+    def log_artifact(self, kind: str, path: Path | None) -> None:
+        """Log a file as an artifact, if the run keeps this kind."""
+        import wandb
+
+        if kind not in self.artifacts:
+            return
+        if path is None:
+            log.warning("W&B: this run leaves no %s to keep as an artifact.", kind)
+            return
+        run = self.experiment
+        artifact = wandb.Artifact(f"{kind}-{run.id}", type={"checkpoint": "model"}.get(kind, kind))
+        # The file itself, in the run's folder: else wandb copies it to the user's home.
+        artifact.add_file(os.fspath(path.absolute()), policy="immutable", skip_cache=True)
+        run.log_artifact(artifact)
+
 
 def create_wandb_logger(
     *,
@@ -59,7 +74,7 @@ def create_wandb_logger(
 
     Args:
         project: the project that the run belongs to.
-        save_dir: folder that gets the `wandb/` folder; it need not exist.
+        save_dir: folder that gets the `wandb/` folder.
         id: id of a run that goes on; by default `WANDB_RUN_ID`, as `wandb agent` sets it, or a new
             one.
         artifacts: the kinds of files that `log_artifact` logs: "config", "checkpoint".
@@ -204,28 +219,6 @@ def wandb_data_dir(folder: Path) -> Iterator[None]:
         del os.environ["WANDB_DATA_DIR"]
         if previous is not None:
             os.environ["WANDB_DATA_DIR"] = previous
-
-
-def log_wandb_html(logger: WandbLogger, key: str, html: str, step: int) -> None:
-    """Log a page."""
-    import wandb
-
-    page = wandb.Html(html, inject=False)
-    logger.log_metrics({key: page}, step)  # type: ignore[dict-item]
-
-
-def log_wandb_artifact(logger: WandbLogger, kind: str, path: Path | None) -> None:
-    """Log a file as an artifact; warn if there is none."""
-    import wandb
-
-    if path is None:
-        log.warning("W&B: this run leaves no %s to keep as an artifact.", kind)
-        return
-    run = logger.experiment
-    artifact = wandb.Artifact(f"{kind}-{run.id}", type={"checkpoint": "model"}.get(kind, kind))
-    # The file itself, in the run's folder: else wandb copies it to the user's home.
-    artifact.add_file(os.fspath(path.absolute()), policy="immutable", skip_cache=True)
-    run.log_artifact(artifact)
 
 
 def finish_run(run: Run, exit_code: int) -> None:
