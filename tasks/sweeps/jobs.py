@@ -63,7 +63,7 @@ class Job:
     def start(self, command: Sequence[str], environment: Mapping[str, str], *, live: bool) -> None:
         """Start the process, from its last checkpoint if there is one.
 
-        Its log has all its output; with `live` the terminal shows it too.
+        Its output goes to its log; with `live`, stdout goes to the terminal, and stderr to both.
         """
         self.folder.path.mkdir(parents=True, exist_ok=True)
         self.folder.write_job(self.record)
@@ -85,11 +85,11 @@ class Job:
     def command_line(self, command: Sequence[str]) -> list[str]:
         """Return the command that runs the job in its folder."""
         # Quoted, since commas and blanks have a meaning in the grammar of overrides.
-        own = ["hydra.mode=RUN", f"hydra.run.dir='{self.folder.path}'"]
+        run_overrides = ["hydra.mode=RUN", f"hydra.run.dir='{self.folder.path}'"]
         checkpoint = self.folder.last_checkpoint
         if checkpoint.exists():
-            own.append(f"ckpt_path='{checkpoint.absolute()}'")
-        return [*command, *self.overrides, *own]
+            run_overrides.append(f"ckpt_path='{checkpoint.absolute()}'")
+        return [*command, *self.overrides, *run_overrides]
 
     def write_log(self, live: bool) -> None:
         """Write the output of the process to the log, and keep its last lines."""

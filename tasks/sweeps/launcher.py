@@ -98,10 +98,10 @@ class ProcessesLauncher(Launcher):
         shared = set.intersection(*map(set, user_overrides)) if len(user_overrides) > 1 else set()
         shared |= {*self.config.hydra.overrides.task}
         jobs = []
-        for number, own in enumerate(user_overrides, start=first):
-            name = " ".join([x for x in own if x not in shared] or own)
-            folder, record = self.run_folder(number), JobRecord(overrides=own)
-            jobs.append(Job(number, job_overrides[number - first], name, folder, record))
+        for index, overrides in enumerate(user_overrides):
+            name = " ".join([x for x in overrides if x not in shared] or overrides)
+            folder, record = self.run_folder(first + index), JobRecord(overrides=overrides)
+            jobs.append(Job(first + index, job_overrides[index], name, folder, record))
         return jobs
 
     def run_folder(self, number: int) -> RunFolder:
@@ -240,7 +240,7 @@ def run_in_subprocess(
             pool=DevicePool(cpu_slots=1),  # A single job: it has all devices that there are here.
             fail_fast=False,
             console=console,
-            own_terminal=False,
+            use_terminal=False,
         )
     return objective(job)
 

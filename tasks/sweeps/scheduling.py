@@ -88,13 +88,13 @@ def run_jobs(
     pool: DevicePool,
     fail_fast: bool,
     console: Console,
-    own_terminal: bool = True,
+    use_terminal: bool = True,
 ) -> None:
     """Run jobs as devices become free, and print how each one ended.
 
     The next job is drawn when there may be room for it. With `fail_fast`, the first job that fails
-    stops the others; a refusal is no failure. A job that runs alone has the terminal, unless that
-    is not our own.
+    stops the others; a refusal is no failure. With `use_terminal`, the output of a job that runs
+    alone goes to the terminal.
 
     Raises:
         KeyboardInterrupt: Ctrl-C or SIGTERM, once all jobs have ended.
@@ -105,7 +105,7 @@ def run_jobs(
         try:
             while waiting or running:
                 if waiting and (devices := pool.acquire(waiting)) is not None:
-                    live = own_terminal and pool.runs_alone(waiting)
+                    live = use_terminal and pool.runs_alone(waiting)
                     if live:
                         console.rule(f"job {waiting.number}: {waiting.name}", align="left")
                     else:

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from optuna import Study
     from optuna.distributions import BaseDistribution
 
-CONFIG_HASH = "conditions"  # the study's attribute
+CONFIG_HASH = "conditions"  # the attribute of a study that holds it
 
 
 class TrialsSweeper(Sweeper):

@@ -51,8 +51,8 @@ def test_other_launchers_run_jobs_as_ours_does(program, launcher, words, expecte
     assert outcomes(sweep) == [expected, "trained"]
     assert results(sweep / "1")["val/loss"] > 0
     if expected == "failed":
-        told = "error: job 0 failed: lr must be a number, got 'abc'."
-        assert done.stderr.splitlines()[-1] == told
+        message = "error: job 0 failed: lr must be a number, got 'abc'."
+        assert done.stderr.splitlines()[-1] == message
     # Ours takes up what the other one has left, as they are composed of the same.
     again = program("train", "-m", *rest, code=code)
     left = 1 if expected == "failed" else 2
@@ -67,8 +67,8 @@ def test_what_only_our_launcher_does_is_refused_to_others(program):
 @pytest.mark.parametrize("launcher, extra", [("joblib", "joblib"), ("submitit_slurm", "slurm")])
 def test_a_launcher_that_is_not_installed_says_what_to_install(launcher, extra):
     error = MissingConfigException("", f"hydra/launcher/{launcher}", ["basic", "processes"])
-    told = explained(error, Invocation("train", "train", []))
-    assert f"pip install 'attention-zoo[{extra}]'" in str(told)
+    message = explained(error, Invocation("train", "train", []))
+    assert f"pip install 'attention-zoo[{extra}]'" in str(message)
 
 
 @pytest.mark.slow

@@ -152,8 +152,8 @@ def test_other_ranks_start_no_run(tmp_path, monkeypatch):
     assert not list(tmp_path.rglob("*"))
 
 
-def kept(run: Path) -> dict[str, list[str]]:
-    """The files of each artifact of a run, by its type."""
+def artifact_files(run: Path) -> dict[str, list[str]]:
+    """Return the files of each artifact of a run, by its type."""
     records = [json.loads(line) for line in inspect(run).splitlines()]
     artifacts = [record["artifact"] for record in records if record["type"] == "artifact"]
     return {
@@ -176,7 +176,7 @@ def test_artifacts_are_those_that_were_asked_for(tmp_path):
         finish_loggers([logger], 0)
         [run] = runs(folder)
         types = {"config": "config", "checkpoint": "model"}
-        assert kept(run) == {types[kind]: [str(files[kind])] for kind in asked}
+        assert artifact_files(run) == {types[kind]: [str(files[kind])] for kind in asked}
 
 
 def test_an_artifact_that_is_not_there_is_missed_aloud(tmp_path, caplog):
@@ -198,7 +198,7 @@ def test_a_table_waits_for_its_upload_in_the_folder_of_its_run(tmp_path):
     log_table([logger], "samples", ["a"], [["b"]], 0)
     finish_loggers([logger], 0)
     [run] = runs(tmp_path)
-    ((table,),) = kept(run).values()
+    ((table,),) = artifact_files(run).values()
     assert Path(table).is_relative_to(run) and "b" in Path(table).read_text()
     assert "WANDB_DATA_DIR" not in os.environ
 
@@ -251,10 +251,10 @@ def test_an_id_from_the_environment_is_the_run_s(tmp_path, monkeypatch):
 def test_summary_metrics_are_scalars_with_the_best_and_the_last_loss():
     results = {"val/loss": 1.5, "seed": 3, "bleu_signature": "nrefs:1", "versions": {"torch": "2"}}
     results |= {"git_commit": None, "lengths": [1]}
-    plain = {"val/loss": 1.5, "seed": 3, "bleu_signature": "nrefs:1"}
-    assert summary_metrics(results, []) == plain
-    told = {"val/best_loss": 1.5, "val/last_loss": 1.75}
-    assert summary_metrics(results, [2.0, 1.5, 1.75]) == plain | told
+    scalars = {"val/loss": 1.5, "seed": 3, "bleu_signature": "nrefs:1"}
+    assert summary_metrics(results, []) == scalars
+    losses = {"val/best_loss": 1.5, "val/last_loss": 1.75}
+    assert summary_metrics(results, [2.0, 1.5, 1.75]) == scalars | losses
 
 
 def composed(folder: Path, *overrides: str) -> dict:
@@ -285,7 +285,7 @@ def test_wandb_by_config(tmp_path):
     assert read["tags"] == ["translation", "phrases", "linear", "rotary"]
 
 
-def identified(folder, *overrides, roles=(), job_type="train"):
+def options_of(folder, *overrides, roles=(), job_type="train"):
     config = composed(folder, *overrides) | dict(roles)
     return wandb_options(config, config["logger"]["wandb"], job_type)
 
@@ -307,39 +307,39 @@ def identified(folder, *overrides, roles=(), job_type="train"):
     ],
 )
 def test_a_role_with_an_attention_of_its_own_stands_in_the_name(tmp_path, roles, words):
-    told = identified(tmp_path, roles={role: {"name": name} for role, name in roles.items()})
-    assert told["name"] == f"translation-{'-'.join(words)}-rotary-7"
-    assert {word.rpartition("=")[2] for word in words} <= set(told["tags"])
-    assert len(told["tags"]) == len(set(told["tags"]))
+    options = options_of(tmp_path, roles={role: {"name": name} for role, name in roles.items()})
+    assert options["name"] == f"translation-{'-'.join(words)}-rotary-7"
+    assert {word.rpartition("=")[2] for word in words} <= set(options["tags"])
+    assert len(options["tags"]) == len(set(options["tags"]))
 
 
 def test_what_the_user_says_of_a_run_holds(tmp_path, monkeypatch):
     monkeypatch.setenv("WANDB_RUN_GROUP", "theirs")
     monkeypatch.setenv("WANDB_PROJECT", "elsewhere")
-    told = identified(
+    options = options_of(
         tmp_path, "logger.wandb.name=mine", "logger.wandb.job_type=try", "logger.wandb.tags=[paper]"
     )
-    assert (told["name"], told["group"], told["job_type"]) == ("mine", "theirs", "try")
-    assert "paper" in told["tags"] and "linear" in told["tags"]
+    assert (options["name"], options["group"], options["job_type"]) == ("mine", "theirs", "try")
+    assert "paper" in options["tags"] and "linear" in options["tags"]
     assert composed(tmp_path)["logger"]["wandb"]["project"] == "elsewhere"
 
 
 def test_a_single_run_has_no_group_and_the_verb_s_job_type(tmp_path):
-    told = identified(tmp_path, job_type="evaluate")
-    assert (told["group"], told["job_type"]) == (None, "evaluate")
+    options = options_of(tmp_path, job_type="evaluate")
+    assert (options["group"], options["job_type"]) == (None, "evaluate")
 
 
 def test_the_group_is_the_sweep_of_the_job_also_for_its_evaluations(tmp_path):
     (tmp_path / "sizes" / "3").mkdir(parents=True)
     (tmp_path / "sizes" / "3" / "job.json").write_text("{}")
     for folder in ("sizes/3", "sizes/3/evaluations/now"):
-        assert identified(tmp_path / folder)["group"] == "sizes"
-    assert identified(tmp_path / "sizes")["group"] is None
+        assert options_of(tmp_path / folder)["group"] == "sizes"
+    assert options_of(tmp_path / "sizes")["group"] is None
 
 
 def test_an_evaluation_keeps_no_artifacts(tmp_path):
     with pytest.raises(UserError, match=r"evaluate leaves nothing.*\['config'\]"):
-        identified(tmp_path, "logger.wandb.artifacts=[config]", job_type="evaluate")
+        options_of(tmp_path, "logger.wandb.artifacts=[config]", job_type="evaluate")
 
 
 def test_what_is_resumed_is_the_same_run(tmp_path):
@@ -454,7 +454,7 @@ def test_flat_hyperparameters_name_the_choices():
     }
 
 
-class Kept:
+class RecordingClient:
     """Stands in for a logger's client, which has `log_image`."""
 
     def __init__(self):
@@ -466,14 +466,14 @@ class Kept:
 
 @pytest.mark.parametrize("kind", [CometLogger, MLFlowLogger])
 def test_pictures_go_to_loggers_of_ones_own_trainer(kind):
-    class Standing(kind):
-        experiment, run_id = Kept(), "abc"
+    class StandIn(kind):
+        experiment, run_id = RecordingClient(), "abc"
 
         def __init__(self):
             pass  # Its package need not be there.
 
-    log_image([Standing()], "attention/cross", figure(), 7)
-    [(arguments, options)] = Standing.experiment.images
+    log_image([StandIn()], "attention/cross", figure(), 7)
+    [(arguments, options)] = StandIn.experiment.images
     picture = arguments[-1]
     assert (picture.size, picture.mode) == ((100, 50), "RGB")
     named = {"key": "attention/cross"} if kind is MLFlowLogger else {"name": "attention/cross"}
