@@ -31,23 +31,14 @@ FINAL_OUTCOMES: tuple[Outcome, ...] = ("trained", "refused", "diverged")
 
 @dataclass
 class JobRecord:
-    """What a sweep records of a job, as `job.json`.
+    """What a sweep records of a job, as `job.json`."""
 
-    Args:
-        overrides: those of the user.
-        config_hash: hash of the config that they compose; None where it cannot be composed.
-        outcome: how the job ended; "waiting" until it has.
-        code: exit code of its process.
-        reason: why it was not trained.
-        seconds: how long its process ran.
-    """
-
-    overrides: Sequence[str] = ()
-    config_hash: str | None = None
+    overrides: Sequence[str] = ()  # those of the user
+    config_hash: str | None = None  # None where the config cannot be composed
     outcome: Outcome = "waiting"
-    code: int | None = None
-    reason: str = ""
-    seconds: float | None = None
+    code: int | None = None  # exit code of its process
+    reason: str = ""  # why it was not trained
+    seconds: float | None = None  # how long its process ran
 
     @property
     def is_final(self) -> bool:

@@ -18,25 +18,15 @@ from attention_zoo.tasks.sweeps.job_outcome import JOB_FOLDER
 
 @dataclass
 class Job:
-    """A run of a sweep, and its process.
+    """A run of a sweep, and its process."""
 
-    Args:
-        number: its index in the sweep.
-        overrides: all overrides that its process gets.
-        name: the user's overrides that tell it from the other jobs.
-        folder: where it runs.
-        record: what is known of it; the folder gets a copy.
-        accelerator: that of its Trainer.
-        devices: those of its Trainer.
-    """
-
-    number: int
-    overrides: Sequence[str]
-    name: str
+    number: int  # its index in the sweep
+    overrides: Sequence[str]  # all that its process gets
+    name: str  # the user's overrides that not all jobs have
     folder: RunFolder
-    record: JobRecord
-    accelerator: str = "cpu"
-    devices: int | str = 1
+    record: JobRecord  # the folder gets a copy
+    accelerator: str = "cpu"  # that of its Trainer
+    devices: int | str = 1  # those of its Trainer
     process: subprocess.Popen[str] = field(init=False, repr=False)
     last_lines: deque[str] = field(default_factory=lambda: deque(maxlen=8), repr=False)
 

@@ -29,25 +29,15 @@ NOT_COMPARED = {
 
 @dataclass(frozen=True)
 class Run:
-    """A run that was found in a folder.
-
-    Args:
-        folder: its folder.
-        config: the resolved config, with `choices`; empty, if the run ended before it was written.
-        results: the content of `results.json`; empty, if there is none.
-        overrides: those that distinguish the jobs of a sweep.
-        outcome: trained, refused, diverged, failed, killed, not run, or unfinished.
-        reason: why it was not trained.
-        seconds: how long its process ran, if that is known.
-    """
+    """A run on disk."""
 
     folder: Path
-    config: Mapping[str, Any]
-    results: Mapping[str, Any]
-    overrides: Sequence[str]
-    outcome: str
-    reason: str
-    seconds: float | None
+    config: Mapping[str, Any]  # empty, if the run ended before it was written
+    results: Mapping[str, Any]  # empty, if there are none
+    overrides: Sequence[str]  # the user's, of a job of a sweep
+    outcome: str  # an `Outcome`, or unfinished
+    reason: str  # why it was not trained
+    seconds: float | None  # how long its process ran, if that is known
 
     @property
     def seed(self) -> int | None:
