@@ -256,6 +256,7 @@ def register_plugin(plugin: type[Plugin], group: str, name: str, **options: Any)
     imported by every Hydra program of the environment; an entry in Hydra's table is our program's.
     """
     target = f"hydra_plugins.attention_zoo.{plugin.__name__}"
+    Plugins.instance().register(plugin)  # for --info plugins
     Plugins.instance().class_name_to_class[target] = plugin
     ConfigStore.instance().store(group=group, name=name, node={"_target_": target, **options})
 
