@@ -22,3 +22,11 @@ def check_positive(**values: int) -> None:
     for name, value in values.items():
         if value < 1:
             raise UserError(f"{name} must be at least 1, got {value}.")
+
+
+class TrainingDiverged(UserError):
+    """A training whose loss is no longer finite."""
+
+    def __init__(self, cause: str) -> None:
+        super().__init__(f"training diverged: {cause}")
+        self.cause = cause

@@ -60,7 +60,8 @@ class Mask:
     def batch(self) -> int | None:
         """Return how many rows of the batch differ; None where all rows are alike."""
         parts = (self.key_mask, self.segment_ids, self.query_segment_ids)
-        return max((len(part) for part in parts if part is not None), default=None)
+        sizes = [len(part) for part in parts if part is not None]
+        return max(sizes) if sizes else None
 
     def intersect(self, *, causal: bool = False, window: int | None = None) -> "Mask":
         """Return this mask, narrowed to causal or windowed attention."""

@@ -1,9 +1,13 @@
-"""What naive forms share: plain projections from a module's weights, which no `forward` calls."""
+"""Functions that naive forms share, and that no `forward` calls."""
+
+from collections.abc import Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from attention_zoo.attention.base import Attention
+from attention_zoo.position.base import PositionalEncoding
 
 
 def linear(layer: nn.Linear, x: Tensor) -> Tensor:
@@ -29,17 +33,28 @@ def linear_qkv(attention: Attention, x: Tensor) -> list[Tensor]:
     return [linear_heads(layer, x, attention.heads) for layer in layers]
 
 
-def rotate_heads(attention: Attention, q: Tensor, k: Tensor, positions: Tensor) -> list[Tensor]:
-    """Rotate q and k [b h t c] at positions [b|1 t] by an encoding that acts on heads."""
-    heads, rotate = range(attention.heads), attention.position.naive_rotate
-    queries = [rotate(q[:, h], positions, head=h, length=0, of="query") for h in heads]
-    keys = [rotate(k[:, h], positions, head=h, length=0, of="key") for h in heads]
-    return [torch.stack(queries, dim=1), torch.stack(keys, dim=1)]
+def rotate_qk(attention: Attention, q: Tensor, k: Tensor, positions: Tensor) -> list[Tensor]:
+    """Rotate q and k [b h t c] at positions [b|1 t] by the attention's encoding."""
+    return [
+        rotate_heads(attention.position, q, positions, of="query"),
+        rotate_heads(attention.position, k, positions, of="key"),
+    ]
 
 
 def linear_output(layer: nn.Linear, attended: Tensor) -> Tensor:
     """Project heads [b h t c] to [b t d]: head i meets the i-th c columns of the weight."""
     return linear(layer, torch.cat([*attended.unbind(dim=1)], dim=-1))
+
+
+def rotate_heads(
+    encoding: PositionalEncoding, x: Tensor, positions: Tensor, *, of: Literal["query", "key"]
+) -> Tensor:
+    """Rotate heads [b h t c] at positions [b|1 t]; not for encodings that act by the length."""
+    rotated = [
+        encoding.naive_rotate(head, positions, head=h, length=0, of=of)
+        for h, head in enumerate(x.unbind(dim=1))
+    ]
+    return torch.stack(rotated, dim=1)
 
 
 def softmax(scores: Tensor, visible: Tensor) -> Tensor:
@@ -63,3 +78,8 @@ def layer_norm(x: Tensor, *, epsilon: float) -> Tensor:
     """Compute (x − mean(x)) / √(var(x) + ε) over the last dimension."""
     centred = x - x.mean(dim=-1, keepdim=True)
     return centred / torch.sqrt((centred**2).mean(dim=-1, keepdim=True) + epsilon)
+
+
+def rank(scores: Sequence[float]) -> list[int]:
+    """Return the indices of scores from the largest down; of equal ones, the latest first."""
+    return sorted(range(len(scores)), key=lambda i: (scores[i], i), reverse=True)

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from attention_zoo.errors import Unsupported, UserError
-from attention_zoo.tasks.commands.exit_codes import FAILED, INTERRUPTED, REFUSED
+from attention_zoo.tasks.commands.exit_codes import INTERRUPTED, exit_code
+from attention_zoo.tasks.sweeps.job_outcome import record_outcome
 
 # Verb, what it does. Each is a module of `attention_zoo.tasks.commands`.
 COMPOSED = {
@@ -39,18 +40,24 @@ def main() -> None:
         complete(arguments)
         return
     try:
-        if verb in PLAIN:
-            import_module(f"attention_zoo.tasks.commands.{verb}").run(arguments)
-        elif verb in COMPOSED:
-            run_composed(verb, arguments)
-        else:
-            from attention_zoo.zoo import unknown_name_message
-
-            raise UserError(unknown_name_message("verb", verb, [*COMPOSED, *PLAIN]))
+        with record_outcome():
+            run_verb(verb, arguments)
     except UserError as error:
         sys.exit(report(error))
     except KeyboardInterrupt:
         sys.exit(INTERRUPTED)
+
+
+def run_verb(verb: str, arguments: list[str]) -> None:
+    """Run a verb with its arguments."""
+    if verb in PLAIN:
+        import_module(f"attention_zoo.tasks.commands.{verb}").run(arguments)
+    elif verb in COMPOSED:
+        run_composed(verb, arguments)
+    else:
+        from attention_zoo.zoo import unknown_name_message
+
+        raise UserError(unknown_name_message("verb", verb, [*COMPOSED, *PLAIN]))
 
 
 def report(error: UserError) -> int:
@@ -58,7 +65,7 @@ def report(error: UserError) -> int:
     refused = isinstance(error, Unsupported)
     if os.environ.get("LOCAL_RANK", "0") == "0":
         print(f"{'refused' if refused else 'error'}: {error}", file=sys.stderr)
-    return REFUSED if refused else FAILED
+    return exit_code(error)
 
 
 def usage() -> str:
@@ -107,14 +114,18 @@ def run_composed(verb: str, arguments: list[str]) -> None:
         resolve_output_dir,
         source_flags,
     )
-    from attention_zoo.tasks.sweeps.launcher import command_of, launched_by_others, run_alone
+    from attention_zoo.tasks.sweeps.launcher import (
+        is_launched_by_other,
+        job_command,
+        run_in_subprocess,
+    )
 
     given = sys.argv
     call = parse_command(verb, arguments)
     # Hydra reads sys.argv. Lightning starts its other processes with it, and they need the verb.
     sys.argv = [given[0], *call.overrides]
 
-    command = command_of(verb, source_flags(call.overrides))
+    command = job_command(verb, source_flags(call.overrides))
     shown_in_full = "HYDRA_FULL_ERROR" in os.environ
     failures: list[Exception] = []
 
@@ -124,11 +135,11 @@ def run_composed(verb: str, arguments: list[str]) -> None:
     def job(config: DictConfig) -> Any:
         sys.argv = given
         try:
-            if verb == "train" and launched_by_others():
+            if verb == "train" and is_launched_by_other():
                 environment = dict(os.environ)
                 if not shown_in_full:
                     del environment["HYDRA_FULL_ERROR"]  # It is ours, see below.
-                return run_alone(config, command=command, environment=environment)
+                return run_in_subprocess(config, command=command, environment=environment)
 
             from attention_zoo.tasks.configuration.build import resolve_defaults
 
@@ -139,7 +150,7 @@ def run_composed(verb: str, arguments: list[str]) -> None:
             plain["choices"] = group_choices() | settled
             return import_module(f"attention_zoo.tasks.commands.{verb}").run(plain, call)
         except Exception as error:
-            if launched_by_others():
+            if is_launched_by_other():
                 raise  # Perhaps in another process; Hydra says which job it was.
             failures.append(error)  # Hydra would add a line of its own to what is printed.
 

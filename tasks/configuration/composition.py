@@ -24,7 +24,8 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from attention_zoo.errors import UserError
 from attention_zoo.tasks.configuration.compatibility import task_of
-from attention_zoo.tasks.sweeps.launcher import register, register_launcher
+from attention_zoo.tasks.run_folder import RunFolder
+from attention_zoo.tasks.sweeps.launcher import register_launcher, register_plugin
 from attention_zoo.tasks.sweeps.search import TrialsSweeper
 from attention_zoo.zoo import unknown_name_message
 
@@ -184,7 +185,7 @@ def register_plugins(verb: str, flags: Sequence[str] = ()) -> None:
     """Make Hydra know the configs of the zoo's plugins, our launcher for a verb, our search."""
     Plugins.instance().register(PluginConfigs)
     register_launcher(verb, flags)
-    register(TrialsSweeper, "hydra/sweeper", "trials")
+    register_plugin(TrialsSweeper, "hydra/sweeper", "trials")
 
 
 def split(arguments: list[str]) -> tuple[list[str], list[str]]:
@@ -252,9 +253,8 @@ def resolve_output_dir(config: DictConfig) -> None:
     if "output" not in config or not config.ckpt_path or config.output is not None:
         return
     if config.lengths or config.logger:
-        folder = Path(str(config.ckpt_path)).parent
-        run = folder.parent if folder.name == "checkpoints" else folder
-        config.output = str(run / "evaluations" / f"{datetime.now():%Y-%m-%d_%H-%M-%S-%f}")
+        run = RunFolder.of_checkpoint(str(config.ckpt_path))
+        config.output = str(run.evaluations / f"{datetime.now():%Y-%m-%d_%H-%M-%S-%f}")
 
 
 def group_choices() -> dict[str, str | None]:

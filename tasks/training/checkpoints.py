@@ -6,6 +6,7 @@ from typing import Any
 import torch
 
 from attention_zoo.errors import BadInput, UserError
+from attention_zoo.tasks.run_folder import BEST_CHECKPOINT, CHECKPOINTS, LAST_CHECKPOINT
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
@@ -15,7 +16,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         BadInput: no such file, or not a checkpoint of ours.
     """
     if path.is_dir():
-        inside = sorted(path.glob("**/best.ckpt"))
+        inside = sorted(path.glob(f"**/{BEST_CHECKPOINT}"))
         hint = f" Did you mean {inside[0]}?" if inside else ""
         raise BadInput(f"{path} is a folder; a checkpoint is a file, checkpoints/best.ckpt.{hint}")
     if not path.exists():
@@ -36,7 +37,7 @@ def newest_checkpoint(logs: Path, task: str) -> Path:
     Raises:
         UserError: there is none.
     """
-    newest = newest_of_runs(logs, task, "last.ckpt")
+    newest = newest_of_runs(logs, task, LAST_CHECKPOINT)
     if newest is None:
         raise UserError(f"ckpt_path=last: there is no checkpoint under {logs / task / 'runs'} yet.")
     return newest
@@ -44,7 +45,7 @@ def newest_checkpoint(logs: Path, task: str) -> Path:
 
 def newest_of_runs(logs: Path, task: str, name: str) -> Path | None:
     """The checkpoint of a name, best.ckpt or last.ckpt, written latest under a task's runs."""
-    found = (logs / task / "runs").glob(f"*/checkpoints/{name}")
+    found = (logs / task / "runs").glob(f"*/{CHECKPOINTS}/{name}")
     return max(found, key=lambda path: path.stat().st_mtime, default=None)
 
 

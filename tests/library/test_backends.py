@@ -13,7 +13,7 @@ from attention_zoo.masks import Mask, Visibility
 from attention_zoo.zoo import Role
 from tests.conformance.definition import key_mask, packed
 from tests.conformance.numbers import assert_same
-from tests.traps.memory import memory_of
+from tests.traps.memory import measure_memory
 
 CPU = torch.device("cpu")
 
@@ -135,7 +135,7 @@ def test_a_bias_that_rows_share_is_not_repeated_for_padding(position: str, role:
     )
     real = torch.arange(length) >= torch.arange(batch)[:, None] * 5
     x = torch.randn(batch, length, 32)
-    memory = memory_of(lambda: attention(x, mask=Mask(key_mask=real)))
+    memory = measure_memory(lambda: attention(x, mask=Mask(key_mask=real)))
     assert memory.largest < batch * heads * length * length * x.itemsize
 
 

@@ -17,7 +17,7 @@ from tests.conformance.definition import key_mask, packed
 from tests.conformance.numbers import assert_same, default_dtype, values_and_gradients
 from tests.conformance.test_caches import decode
 from tests.conformance.test_modules import bfloat16_errors
-from tests.traps.memory import memory_of
+from tests.traps.memory import measure_memory
 
 DIM, HEADS, WIDTH = 16, 4, 4
 NAMES = ("contextual", "disentangled", "shaw", "transformer_xl")
@@ -144,7 +144,7 @@ def test_no_vector_is_made_for_every_pair(name: str) -> None:
     length = 300
     attention = create_attention("multi_head", dim=64, heads=2, role="global", position=name)
     x = torch.randn(1, length, 64, requires_grad=True)
-    assert memory_of(lambda: attention(x)).largest <= 8 * 2 * length**2
+    assert measure_memory(lambda: attention(x)).largest <= 8 * 2 * length**2
 
 
 # Shaw

@@ -191,12 +191,12 @@ class LinearAttention(Attention):
         k, v = (naive.linear_heads(layer, source, self.heads) for layer in (self.key, self.value))
         q, k = feature_map.naive_prepare(q, "query"), feature_map.naive_prepare(k, "key")
         if feature_map.rotate_inputs:
-            q, k = naive.rotate_heads(self, q, k, positions)
+            q, k = naive.rotate_qk(self, q, k, positions)
         numerator = denominator = feature_map.naive_kernel(q, k, positions)
         if "heads" in self.position.card.acts and not feature_map.rotate_inputs:
             q = feature_map.naive_features(q, positions, "query")
             k = feature_map.naive_features(k, positions, "key")
-            q, k = naive.rotate_heads(self, q, k, positions)
+            q, k = naive.rotate_qk(self, q, k, positions)
             numerator = q @ k.transpose(-2, -1)
         sums = (denominator * visible[:, None]).sum(dim=-1, keepdim=True)
         weights = numerator * visible[:, None] / torch.where(sums == 0.0, 1.0, sums)

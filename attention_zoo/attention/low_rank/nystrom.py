@@ -130,7 +130,7 @@ class NystromAttention(Attention):
     def naive(self, x: Tensor, source: Tensor, visible: Tensor, positions: Tensor) -> Tensor:
         """Compute each set of tokens that some queries see by itself."""
         q, k, v = naive.linear_qkv(self, x)
-        q, k = naive.rotate_heads(self, q / math.sqrt(self.head_dim), k, positions)
+        q, k = naive.rotate_qk(self, q / math.sqrt(self.head_dim), k, positions)
         rows = []
         for b in range(len(x)):
             out = torch.zeros_like(v[b])

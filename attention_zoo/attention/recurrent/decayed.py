@@ -72,7 +72,7 @@ class DecayedAttention(RecurrentAttention):
 
     def naive(self, x: Tensor, source: Tensor, visible: Tensor, positions: Tensor) -> Tensor:
         q, k, v = naive.linear_qkv(self, x)
-        q, k = naive.rotate_heads(self, q, k, positions)
+        q, k = naive.rotate_qk(self, q, k, positions)
         states = run_states(torch.diag_embed(self.naive_decay(x)), outer(k, v), visible)
         attended = read_states(q, states) / math.sqrt(self.head_dim)
         normal = naive.layer_norm(attended, epsilon=1e-5)

@@ -126,7 +126,7 @@ class StateSpaceDualAttention(DecayedAttention):
         v, k, q = silu(self.convolution.naive(joined, visible)).split(self.widths, dim=-1)
         group = torch.arange(self.heads) * self.groups // self.heads
         q, k = (naive.split_heads(part, self.groups)[:, group] for part in (q, k))
-        q, k = naive.rotate_heads(self, q, k, positions)
+        q, k = naive.rotate_qk(self, q, k, positions)
         v = naive.split_heads(v, self.heads)
         sizes = softplus(head_scalars(self.step, x) + self.step_bias[:, None, None])
         decay = torch.exp(-torch.exp(self.rate)[:, None, None] * sizes)

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from attention_zoo.errors import UserError
+from attention_zoo.tasks.run_folder import BEST_CHECKPOINT
 from attention_zoo.tasks.training.checkpoints import newest_of_runs, read_checkpoint
 
 LOGS = Path("logs")
@@ -15,7 +16,7 @@ def newest_translation(logs: Path = LOGS) -> Path:
     Raises:
         UserError: there is none.
     """
-    newest = newest_of_runs(logs, "translation", "best.ckpt")
+    newest = newest_of_runs(logs, "translation", BEST_CHECKPOINT)
     if newest is None:
         raise UserError(
             f"there is no trained translation under {logs / 'translation' / 'runs'} yet; make demo "
