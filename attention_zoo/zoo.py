@@ -146,10 +146,7 @@ def discover() -> None:
     for package in ("attention_zoo.attention", "attention_zoo.position"):
         path = importlib.import_module(package).__path__
         for module in pkgutil.walk_packages(path, prefix=f"{package}."):
-            try:
-                importlib.import_module(module.name)
-            except Exception as error:  # TRANSITION: families are adapted one after the other
-                print("skipped", module.name, error)
+            importlib.import_module(module.name)
     for plugin in entry_points(group="attention_zoo"):
         plugin.load()
 
