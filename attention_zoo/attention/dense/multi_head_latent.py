@@ -173,4 +173,5 @@ class MultiHeadLatentAttention(SoftmaxAttention):
 def naive_latent(layers: nn.Sequential, x: Tensor) -> Tensor:
     """Project inputs [b t d] to normalised latents [b t l]."""
     down, norm = layers
+    assert isinstance(down, nn.Linear) and isinstance(norm, RMSNorm)
     return naive.rms_norm(naive.linear(down, x), norm.weight, epsilon=1e-6)
