@@ -11,3 +11,11 @@ class Unsupported(UserError):
 
 class BadInput(UserError):
     """A file or a text that cannot be used as it is."""
+
+
+class TrainingDiverged(UserError):
+    """A training whose loss is no longer finite."""
+
+    def __init__(self, cause: str) -> None:
+        super().__init__(f"training diverged: {cause}")
+        self.cause = cause

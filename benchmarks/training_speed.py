@@ -26,7 +26,8 @@ from torch.nn.functional import cross_entropy
 from attention_zoo.tasks.commands.warning_filters import quiet
 from attention_zoo.tasks.configuration.build import build_task, instantiate, resolve_defaults
 from attention_zoo.tasks.configuration.composition import register_plugins
-from attention_zoo.tasks.training.loggers.loggers import create_loggers, finish
+from attention_zoo.tasks.training.loggers.factory import create_loggers
+from attention_zoo.tasks.training.loggers.loggers import finish_loggers
 from attention_zoo.tasks.training.task import IGNORED, Task
 
 CASES = {
@@ -95,7 +96,7 @@ def trained_seconds(task: Task, data: Any, config: dict[str, Any]) -> float:
     callbacks = [instantiate(node) for node in config["callbacks"].values()]
     trainer = instantiate(config["trainer"], logger=loggers, callbacks=[*callbacks, stopwatch])
     trainer.fit(task, datamodule=data)
-    finish(loggers, 0)
+    finish_loggers(loggers, 0)
     return stopwatch.stopped - stopwatch.started
 
 

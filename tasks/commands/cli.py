@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from attention_zoo.errors import Unsupported, UserError
-from attention_zoo.tasks.commands.exit_codes import FAILED, INTERRUPTED, REFUSED
+from attention_zoo.tasks.commands.exit_codes import INTERRUPTED, exit_code
 from attention_zoo.tasks.commands.help import (
     COMMANDS,
     HELP_FLAGS,
@@ -20,38 +20,45 @@ from attention_zoo.tasks.commands.help import (
     print_composed_help,
     program_help,
 )
+from attention_zoo.tasks.sweeps.job_outcome import record_outcome
 
 
 def main() -> None:
     """Run the command that the arguments of the program name."""
     command, arguments = (sys.argv[1] if len(sys.argv) > 1 else "--help"), sys.argv[2:]
     try:
-        if command in ("--help", "-h"):
-            print(program_help())
-        elif command == "--version":
-            print(f"attention-zoo {version('attention-zoo')}")
-        elif command in ("-sc", "--shell-completion"):
-            complete(arguments)
-        elif command not in COMMANDS:
-            from attention_zoo.zoo import unknown_name_message
-
-            raise UserError(unknown_name_message("command", command, list(COMMANDS)))
-        elif COMMANDS[command].composed:
-            run_composed(command, arguments)
-        else:
-            import_module(f"attention_zoo.tasks.commands.{command}").run(arguments)
+        with record_outcome():
+            run_command(command, arguments)
     except UserError as error:
-        sys.exit(print_error(error))
+        print_error(error)
+        sys.exit(exit_code(error))
     except KeyboardInterrupt:
         sys.exit(INTERRUPTED)
 
 
-def print_error(error: UserError) -> int:
-    """Print an error on one line; return the exit code for its kind."""
+def run_command(command: str, arguments: list[str]) -> None:
+    """Run a command, or answer a flag of the program."""
+    if command in HELP_FLAGS:
+        print(program_help())
+    elif command == "--version":
+        print(f"attention-zoo {version('attention-zoo')}")
+    elif command in ("-sc", "--shell-completion"):
+        complete(arguments)
+    elif command not in COMMANDS:
+        from attention_zoo.zoo import unknown_name_message
+
+        raise UserError(unknown_name_message("command", command, list(COMMANDS)))
+    elif COMMANDS[command].composed:
+        run_composed(command, arguments)
+    else:
+        import_module(f"attention_zoo.tasks.commands.{command}").run(arguments)
+
+
+def print_error(error: UserError) -> None:
+    """Print an error on one line, once for all processes of the run."""
     refused = isinstance(error, Unsupported)
     if os.environ.get("LOCAL_RANK", "0") == "0":
         print(f"{'refused' if refused else 'error'}: {error}", file=sys.stderr)
-    return REFUSED if refused else FAILED
 
 
 def complete(arguments: list[str]) -> None:
@@ -83,7 +90,11 @@ def run_composed(command: str, arguments: list[str]) -> None:
     from attention_zoo.tasks.configuration.composition import parse_command
     from attention_zoo.tasks.configuration.composition_errors import explain_error
     from attention_zoo.tasks.configuration.overrides import source_flags
-    from attention_zoo.tasks.sweeps.launcher import command_of, launched_by_others, run_alone
+    from attention_zoo.tasks.sweeps.launcher import (
+        is_launched_by_other,
+        job_command,
+        run_in_subprocess,
+    )
 
     program_arguments = sys.argv
     invocation = parse_command(command, arguments)
@@ -102,15 +113,18 @@ def run_composed(command: str, arguments: list[str]) -> None:
     def job(config: DictConfig) -> Any:
         sys.argv = program_arguments
         try:
-            if command == "train" and launched_by_others():
+            if command == "train" and is_launched_by_other():
                 environment = dict(os.environ)
                 if not show_traceback:
                     del environment["HYDRA_FULL_ERROR"]  # It was set below.
-                job_command = command_of(command, source_flags(invocation.overrides))
-                return run_alone(config, command=job_command, environment=environment)
+                return run_in_subprocess(
+                    config,
+                    command=job_command(command, source_flags(invocation.overrides)),
+                    environment=environment,
+                )
             return run_job(config, invocation)
         except Exception as error:
-            if launched_by_others():
+            if is_launched_by_other():
                 raise  # Perhaps in another process; Hydra says which job it was.
             failures.append(error)  # Hydra would add a line of its own to what is printed.
 

@@ -21,26 +21,20 @@ from attention_zoo.tasks.analysis.lengths import (
 from attention_zoo.tasks.commands.warning_filters import quiet
 from attention_zoo.tasks.configuration.build import instantiate, parameter_counts
 from attention_zoo.tasks.configuration.composition import Invocation
+from attention_zoo.tasks.configuration.resolved_config import (
+    flat_hyperparameters,
+    with_choice_names,
+)
 from attention_zoo.tasks.data.module import PreparedData
 from attention_zoo.tasks.data.tokenizers import given
+from attention_zoo.tasks.run_folder import RunFolder, relative_to_cwd
 from attention_zoo.tasks.training.callbacks.progress import Progress
 from attention_zoo.tasks.training.checkpoints import required
-from attention_zoo.tasks.training.loggers.loggers import (
-    create_loggers,
-    finish,
-    flat_config,
-    log_summary,
-)
-from attention_zoo.tasks.training.results import (
-    collect_surroundings,
-    named,
-    print_metrics,
-    print_paths,
-    relative_to_cwd,
-    write_outputs,
-    write_results,
-)
+from attention_zoo.tasks.training.loggers.factory import create_loggers
+from attention_zoo.tasks.training.loggers.loggers import finish_loggers, log_summary
+from attention_zoo.tasks.training.manifest import collect_environment
 from attention_zoo.tasks.training.task import Task, load_task, logged
+from attention_zoo.tasks.views.console import print_metrics, print_paths
 
 
 def run(config: dict[str, Any], call: Invocation) -> None:
@@ -75,7 +69,7 @@ def run(config: dict[str, Any], call: Invocation) -> None:
         score(config, call, task, data, tests, folder, loggers)
         exit_code = 0
     finally:
-        finish(loggers, exit_code)
+        finish_loggers(loggers, exit_code)
 
 
 def made(folder: Path) -> Path:
@@ -102,7 +96,7 @@ def score(
     console = Console()
     counts = parameter_counts(task.model)
     for logger in loggers:
-        logger.log_hyperparams(flat_config(named(config)) | counts)
+        logger.log_hyperparams(flat_hyperparameters(with_choice_names(config)) | counts)
     trainer: Trainer = instantiate(
         config["trainer"],
         logger=loggers or False,
@@ -128,18 +122,19 @@ def score(
         "seed": config["seed"],
         "data_hash": data.fingerprint,
         "precision": config["trainer"]["precision"],
-        **collect_surroundings(),
+        **collect_environment(),
         **task.manifest(),
         **told,
     }
     log_summary(loggers, metrics)
     paths = {}
     if folder is not None:
-        paths["results"] = relative_to_cwd(folder) / "results.json"
-        write_results(paths["results"], metrics, results)
+        output = RunFolder(relative_to_cwd(folder))
+        output.write_results(metrics, results)
+        paths["results"] = output.results_file
         if task.outputs:
-            paths["outputs"] = relative_to_cwd(folder) / f"{config['split']}_outputs.jsonl"
-            write_outputs(paths["outputs"], getattr(data, config["split"]), task.outputs)
+            output.write_outputs(config["split"], getattr(data, config["split"]), task.outputs)
+            paths["outputs"] = output.outputs_file(config["split"])
     if tests is None:
         print_metrics(console, metrics)
     else:

@@ -94,7 +94,7 @@ def log(
 ) -> None:
     """The report as a run of W&B, in the project and group of the runs."""
     from attention_zoo.tasks.training.loggers.loggers import (
-        finish,
+        finish_loggers,
         log_html,
         log_summary,
         log_table,
@@ -134,4 +134,4 @@ def log(
             log_summary([logger], {f"{above}best": comparison.best.label, **best})
         exit_code = 0
     finally:
-        finish([logger], exit_code)
+        finish_loggers([logger], exit_code)

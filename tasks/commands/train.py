@@ -10,10 +10,9 @@ from lightning import Trainer, seed_everything
 from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint, ProgressBar
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
-from omegaconf import OmegaConf
 from rich.console import Console
 
-from attention_zoo.errors import UserError
+from attention_zoo.errors import TrainingDiverged, UserError
 from attention_zoo.tasks.analysis.costs import decode_state_bytes, training_flops_per_token
 from attention_zoo.tasks.analysis.length_report import PREFIX
 from attention_zoo.tasks.analysis.lengths import (
@@ -33,6 +32,11 @@ from attention_zoo.tasks.configuration.build import (
     parameter_counts,
 )
 from attention_zoo.tasks.configuration.composition import Invocation
+from attention_zoo.tasks.configuration.resolved_config import (
+    flat_hyperparameters,
+    with_choice_names,
+)
+from attention_zoo.tasks.run_folder import RunFolder, relative_to_cwd
 from attention_zoo.tasks.sweeps.matching import check_match, match_baseline
 from attention_zoo.tasks.training.callbacks.averaging import CheckpointAveraging
 from attention_zoo.tasks.training.callbacks.history import History
@@ -40,27 +44,22 @@ from attention_zoo.tasks.training.callbacks.periodic_inspection import Inspectio
 from attention_zoo.tasks.training.callbacks.samples import Samples
 from attention_zoo.tasks.training.callbacks.throughput import Throughput
 from attention_zoo.tasks.training.checkpoints import newest_checkpoint, read_checkpoint
+from attention_zoo.tasks.training.loggers.factory import create_loggers
 from attention_zoo.tasks.training.loggers.loggers import (
-    create_loggers,
-    final_figures,
-    finish,
-    flat_config,
+    finish_loggers,
     log_artifact,
     log_summary,
+    summary_metrics,
 )
-from attention_zoo.tasks.training.memory import peak_bytes, reset_peak
-from attention_zoo.tasks.training.results import (
-    collect_manifest,
-    named,
+from attention_zoo.tasks.training.manifest import collect_environment
+from attention_zoo.tasks.training.memory import peak_memory_bytes, reset_peak_memory
+from attention_zoo.tasks.training.task import Task, logged
+from attention_zoo.tasks.views.console import (
     print_config_tree,
-    print_report,
+    print_data_report,
     print_results,
     print_samples,
-    relative_to_cwd,
-    write_outputs,
-    write_results,
 )
-from attention_zoo.tasks.training.task import Task, logged
 
 
 def run(config: dict[str, Any], call: Invocation) -> float | None:
@@ -81,14 +80,14 @@ def run(config: dict[str, Any], call: Invocation) -> float | None:
     console = Console(quiet=rank_zero_only.rank != 0)  # type: ignore[attr-defined]
     if call.implied:
         console.print(f"data={config['choices']['data']}: {call.implied}", highlight=False)
-    print_config_tree(console, named(config))
+    print_config_tree(console, with_choice_names(config))
     save(config)
     seed_everything(config["seed"], workers=True, verbose=False)
     data = instantiate(config["data"])
     with console.status("preparing the data"):
         data.prepare_data()
         data.setup()
-    print_report(console, data.report)
+    print_data_report(console, data.report)
     matched = None
     if config["match"] is not None:
         matched = match_baseline(config, data, console)
@@ -109,19 +108,19 @@ def run(config: dict[str, Any], call: Invocation) -> float | None:
         exit_code = 0
     except KeyboardInterrupt:
         exit_code = INTERRUPTED
-        last = relative_to_cwd(Path(config["paths"]["run"])) / "checkpoints" / "last.ckpt"
+        last = RunFolder(relative_to_cwd(Path(config["paths"]["run"]))).last_checkpoint
         if last.exists():
             console.print(f"Interrupted. Go on with ckpt_path={last}", soft_wrap=True)
         raise
     finally:
-        finish(loggers, exit_code)
+        finish_loggers(loggers, exit_code)
     return metrics.get("val/loss")
 
 
 @rank_zero_only
 def save(config: dict[str, Any]) -> None:
     """Leave the resolved config in the run's folder."""
-    OmegaConf.save(config, Path(config["paths"]["run"]) / "config.yaml")
+    RunFolder(config["paths"]["run"]).write_config(config)
 
 
 def checkpoint_to_resume(config: dict[str, Any]) -> Path | None:
@@ -169,8 +168,8 @@ def fit(
     counts = parameter_counts(task.model)
     flops, state = training_flops_per_token(config, data), decode_state_bytes(config, data)
     for logger in loggers:
-        logger.log_hyperparams(flat_config(named(config)) | counts)
-    log_artifact(loggers, "config", Path(config["paths"]["run"]) / "config.yaml")
+        logger.log_hyperparams(flat_hyperparameters(with_choice_names(config)) | counts)
+    log_artifact(loggers, "config", RunFolder(config["paths"]["run"]).config_file)
     callbacks = [instantiate(node) for node in (config["callbacks"] or {}).values()]
     throughput = next((c for c in callbacks if isinstance(c, Throughput)), None)
     if throughput is None:
@@ -191,7 +190,7 @@ def fit(
         enable_progress_bar=any(isinstance(c, ProgressBar) for c in callbacks),
         enable_checkpointing=any(isinstance(c, Checkpoint) for c in callbacks),
     )
-    reset_peak(trainer.strategy.root_device)
+    reset_peak_memory(trainer.strategy.root_device)
     started = time.perf_counter()
     try:
         trainer.fit(task, datamodule=data, ckpt_path=resumed, weights_only=True)
@@ -199,24 +198,27 @@ def fit(
         raise KeyboardInterrupt from None
     seconds = time.perf_counter() - started
     # Before anything is scored: loading a checkpoint brings back what the callbacks were by then.
-    manifest = collect_manifest(
-        parameters=counts,
-        training_flops_per_token=flops,
-        decode_state_bytes=state,
-        tokens_seen=throughput.tokens,
-        tokens_per_second=throughput.tokens_per_second,
-        seconds=seconds,
-        looking_seconds=sum(c.seconds for c in callbacks if isinstance(c, InspectionCallback)),
-        peak_memory_bytes=peak_bytes(trainer),
-        seed=config["seed"],
-        data_hash=data.fingerprint,
-        data_order=data.train_dataloader().order(),
-        precision=config["trainer"]["precision"],
-        matched=matched,
-        history=history.curves(),
-    )
+    inspection = sum(c.seconds for c in callbacks if isinstance(c, InspectionCallback))
+    # Of a resumed run, `seconds` are those of this process; tokens and curves are of the whole run.
+    manifest = {
+        **counts,
+        "training_flops_per_token": flops,
+        "decode_state_bytes": state,
+        "tokens_seen": throughput.tokens,
+        "tokens_per_second": round(throughput.tokens_per_second, 3),
+        "seconds": round(seconds, 3),
+        "inspection_seconds": round(inspection, 3),
+        "peak_memory_bytes": peak_memory_bytes(trainer),
+        "seed": config["seed"],
+        "data_hash": data.fingerprint,
+        "data_order": data.train_dataloader().order(),
+        "precision": config["trainer"]["precision"],
+        **collect_environment(),
+        **({} if matched is None else {"matched": matched}),
+        "history": history.curves(),
+    }
     val_losses = [value for _, _, value in history.points["val/loss"]]
-    run = relative_to_cwd(Path(config["paths"]["run"]))
+    run = RunFolder(relative_to_cwd(Path(config["paths"]["run"])))
     checkpoint = checkpoint_to_keep(trainer)
     metrics = scores(trainer, task, data, checkpoint, test=config["test"])
     manifest |= task.manifest()
@@ -227,14 +229,14 @@ def fit(
         )
         metrics = metrics | logged(trainer, PREFIX[tests.split])
     if trainer.is_global_zero:
-        write_results(run / "results.json", metrics, manifest)
+        run.write_results(metrics, manifest)
         if task.outputs:
-            write_outputs(run / "test_outputs.jsonl", data.test, task.outputs)
-        log_summary(loggers, final_figures(metrics | manifest, val_losses))
+            run.write_outputs("test", data.test, task.outputs)
+        log_summary(loggers, summary_metrics(metrics | manifest, val_losses))
         log_artifact(loggers, "checkpoint", checkpoint)
         for samples in (c for c in callbacks if isinstance(c, Samples)):
             print_samples(console, samples.columns, samples.rows)
-        paths = {"run": run, "figures": run / "figures"}
+        paths = {"run": run.path, "figures": run.figures}
         commands = []
         if checkpoint is not None and not diverged(metrics):
             paths["checkpoint"] = relative_to_cwd(checkpoint)
@@ -247,9 +249,7 @@ def fit(
             )
         print_results(console, shown, manifest, there, commands)
     if diverged(metrics):
-        raise UserError(
-            f"training diverged: val/loss is {metrics['val/loss']}. Try a lower optimizer.lr."
-        )
+        raise TrainingDiverged(f"val/loss is {metrics['val/loss']}. Try a lower optimizer.lr.")
     return metrics
 
 

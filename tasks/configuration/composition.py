@@ -22,7 +22,7 @@ from attention_zoo.tasks.configuration.overrides import (
     split_arguments,
 )
 from attention_zoo.tasks.configuration.renamed_options import refuse_renamed_options
-from attention_zoo.tasks.sweeps.launcher import register, register_launcher
+from attention_zoo.tasks.sweeps.launcher import register_launcher, register_plugin
 from attention_zoo.tasks.sweeps.search import TrialsSweeper
 
 # Groups and options of a training that its checkpoint is used without.
@@ -109,7 +109,7 @@ def register_plugins(command: str, flags: Sequence[str] = ()) -> None:
     """Register with Hydra the configs of the zoo's plugins, our launcher, and our search."""
     Plugins.instance().register(PluginConfigs)
     register_launcher(command, flags)
-    register(TrialsSweeper, "hydra/sweeper", "trials")
+    register_plugin(TrialsSweeper, "hydra/sweeper", "trials")
 
 
 def store_checkpoint_config(

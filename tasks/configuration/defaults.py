@@ -2,13 +2,13 @@
 
 from collections.abc import Mapping
 from datetime import datetime
-from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
 from attention_zoo.tasks.configuration.build import attention_by_role, instantiate
 from attention_zoo.tasks.configuration.entry_configs import entry_config
+from attention_zoo.tasks.run_folder import RunFolder
 from attention_zoo.tasks.task_spec import DIAGNOSTIC_DATA, task_spec
 from attention_zoo.zoo import ATTENTION
 
@@ -68,6 +68,5 @@ def resolve_output_dir(config: DictConfig) -> None:
     if "output" not in config or not config.ckpt_path or config.output is not None:
         return
     if config.lengths or config.logger:
-        folder = Path(str(config.ckpt_path)).parent
-        run = folder.parent if folder.name == "checkpoints" else folder
-        config.output = str(run / "evaluations" / f"{datetime.now():%Y-%m-%d_%H-%M-%S-%f}")
+        run = RunFolder.of_checkpoint(str(config.ckpt_path))
+        config.output = str(run.evaluations / f"{datetime.now():%Y-%m-%d_%H-%M-%S-%f}")

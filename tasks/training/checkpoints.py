@@ -8,6 +8,7 @@ import torch
 from attention_zoo.errors import BadInput, UserError
 from attention_zoo.tasks.configuration.renamed_options import upgrade_checkpoint
 from attention_zoo.tasks.task_spec import TaskSpec, task_spec
+from attention_zoo.tasks.run_folder import BEST_CHECKPOINT, CHECKPOINTS, LAST_CHECKPOINT
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
@@ -19,7 +20,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         BadInput: no such file, or not a checkpoint of this project.
     """
     if path.is_dir():
-        inside = sorted(path.glob("**/best.ckpt"))
+        inside = sorted(path.glob(f"**/{BEST_CHECKPOINT}"))
         hint = f" Did you mean {inside[0]}?" if inside else ""
         raise BadInput(f"{path} is a folder; a checkpoint is a file, checkpoints/best.ckpt.{hint}")
     if not path.exists():
@@ -41,7 +42,7 @@ def last_checkpoint(logs: Path, task: str) -> Path:
     Raises:
         UserError: there is none.
     """
-    path = newest_checkpoint(logs, task, "last.ckpt")
+    path = newest_checkpoint(logs, task, LAST_CHECKPOINT)
     if path is None:
         raise UserError(f"ckpt_path=last: there is no checkpoint under {logs / task / 'runs'} yet.")
     return path
@@ -55,7 +56,7 @@ def newest_checkpoint(logs: Path, task: str, file_name: str) -> Path | None:
         task: the name of the task.
         file_name: best.ckpt or last.ckpt.
     """
-    paths = (logs / task / "runs").glob(f"*/checkpoints/{file_name}")
+    paths = (logs / task / "runs").glob(f"*/{CHECKPOINTS}/{file_name}")
     return max(paths, key=lambda path: path.stat().st_mtime, default=None)
 
 

@@ -14,7 +14,7 @@ from attention_zoo.errors import UserError
 from attention_zoo.models.seq2seq import Seq2Seq
 from attention_zoo.tasks.data.batches import TranslationBatch
 from attention_zoo.tasks.training.metrics import ChrF, ExactMatch, SacreBleu
-from attention_zoo.tasks.training.ranks import gathered
+from attention_zoo.tasks.training.ranks import gather_outputs
 from attention_zoo.tasks.training.task import IGNORED, Task
 from attention_zoo.tasks.views.attention_record import AttentionRecord
 
@@ -49,10 +49,10 @@ class TranslationTask(Task):
 
     def on_validation_epoch_end(self) -> None:
         if self.writes_at_validation:
-            self.outputs = gathered(self.trainer, self.outputs)
+            self.outputs = gather_outputs(self.trainer, self.outputs)
 
     def on_test_epoch_end(self) -> None:
-        self.outputs = gathered(self.trainer, self.outputs)
+        self.outputs = gather_outputs(self.trainer, self.outputs)
 
     def validation_step(self, batch: TranslationBatch, index: int) -> None:
         super().validation_step(batch, index)

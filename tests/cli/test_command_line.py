@@ -12,7 +12,9 @@ from rich.console import Console
 
 from attention_zoo.errors import UserError
 from attention_zoo.tasks.configuration.composition import parse_command
-from attention_zoo.tasks.sweeps.jobs import Job, summary
+from attention_zoo.tasks.run_folder import JobRecord, RunFolder
+from attention_zoo.tasks.sweeps.jobs import Job
+from attention_zoo.tasks.sweeps.scheduling import outcome_table
 from tests.cli.conftest import ROOT, SMALL, TEXT
 
 ASK = "import sys; sys.argv = ['attention-zoo', *sys.argv[1:]]; from attention_zoo.tasks.commands.cli import"
@@ -271,11 +273,12 @@ def test_a_sweep_over_a_diagnostic_shows_how_much_is_right(tmp_path):
     def told(*metrics):
         jobs = []
         for number, each in enumerate(metrics):
-            jobs.append(Job(number, [], [], f"seed={number}", tmp_path / str(number)))
-            jobs[-1].run.mkdir(exist_ok=True)
-            (jobs[-1].run / "results.json").write_text(json.dumps(each))
+            folder = RunFolder(tmp_path / str(number))
+            jobs.append(Job(number, [], f"seed={number}", folder, JobRecord()))
+            folder.path.mkdir(exist_ok=True)
+            folder.results_file.write_text(json.dumps(each))
         out = io.StringIO()
-        Console(file=out, width=100).print(summary(jobs))
+        Console(file=out, width=100).print(outcome_table(jobs))
         return out.getvalue()
 
     losses = {"val/loss": 1.5, "test/loss": 2.5}

@@ -115,7 +115,7 @@ def test_a_study_is_of_one_config_and_one_space(search):
     search(Launcher(1.0, 2.0, 3.0), study_name="mine")
     search(Launcher(1.0, 2.0, 3.0), "jobs=3", "logger=none", study_name="mine")
     for other in ("model.dim=64", "optimizer.lr=interval(0.1,0.2)"):
-        with pytest.raises(UserError, match="composed from something else, or searched another"):
+        with pytest.raises(UserError, match="composed of something else, or searched another"):
             search(Launcher(), other, study_name="mine")
 
 

@@ -150,7 +150,7 @@ def sweep_keys(runs: Sequence[Run]) -> list[str]:
     """What the sweeps varied, as keys of `Run.options`, in the order of the command line."""
     keys: dict[str, None] = {}
     for run in runs:
-        for word in run.words:
+        for word in run.overrides:
             name = word.lstrip("+~").partition("=")[0]
             keys |= {f"choices.{name}": None, name: None}
     return list(keys)

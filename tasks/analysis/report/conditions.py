@@ -8,7 +8,7 @@ from typing import Any
 from attention_zoo.tasks.analysis.report.comparison import Comparison, Row, unlabelled
 from attention_zoo.tasks.analysis.report.measures import scaled
 from attention_zoo.tasks.analysis.report.runs import Run
-from attention_zoo.tasks.training.results import MATCHED_WITHIN
+from attention_zoo.tasks.training.manifest import MATCH_TOLERANCE
 
 RESIZED = "model.ffn_dim"  # what `match` chooses
 NAMED = 4  # labels that are named, before the rest is counted
@@ -31,7 +31,7 @@ def conditions(comparison: Comparison) -> Iterator[Condition]:
     counts = sizes("parameters", rows, "parameters")
     if by == "parameters" and counts.equal is False:
         found = [x for row in rows for x in row.values("parameters")]
-        counts = replace(counts, equal=all(abs(x / target - 1) <= MATCHED_WITHIN for x in found))
+        counts = replace(counts, equal=all(abs(x / target - 1) <= MATCH_TOLERANCE for x in found))
     yield counts
     yield from matched(rows)
     yield tokens(rows)

@@ -16,7 +16,7 @@ from attention_zoo.tasks.analysis.report.plots import (
     strip,
     swatch,
 )
-from attention_zoo.tasks.analysis.report.runs import Run, job_names
+from attention_zoo.tasks.analysis.report.runs import Run, run_names
 from attention_zoo.tasks.analysis.report.significance import Difference
 from attention_zoo.tasks.views.pages import document
 
@@ -30,7 +30,7 @@ def page(title: str, comparisons: Sequence[Comparison], runs: Sequence[Run]) -> 
         section(comparison, f"s{number}", heading=several)
         for number, comparison in enumerate(comparisons)
     )
-    named = list(zip(runs, job_names(runs), strict=True))
+    named = list(zip(runs, run_names(runs), strict=True))
     lost = [(run, name) for run, name in named if run.outcome != "trained"]
     told = jobs_table(lost) if lost else "<p>There are none: all were trained.</p>"
     return document(
@@ -216,7 +216,7 @@ def jobs_table(jobs: Sequence[tuple[Run, str]]) -> str:
     lines = "".join(
         f"<tr><th scope='row'>{escape(name)}</th>"
         f"<td class='text'><span class='state'>{escape(run.outcome)}</span></td>"
-        f"<td class='prose'>{escape(run.cause) or '–'}</td>"
+        f"<td class='prose'>{escape(run.short_reason) or '–'}</td>"
         f"{figure_cell(run.seconds, '–' if run.seconds is None else f'{run.seconds:,.0f}')}"
         f"<td class='text'>{escape(str(run.folder))}</td></tr>"
         for run, name in jobs

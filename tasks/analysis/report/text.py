@@ -20,7 +20,8 @@ from attention_zoo.tasks.analysis.report.comparison import (
 )
 from attention_zoo.tasks.analysis.report.conditions import conditions
 from attention_zoo.tasks.analysis.report.page import signed, verdict
-from attention_zoo.tasks.analysis.report.runs import Run, flat, job_names
+from attention_zoo.tasks.analysis.report.runs import Run, run_names
+from attention_zoo.tasks.configuration.resolved_config import flatten
 
 STATES = {True: "equal", False: "**not equal**", None: "unknown_name_message"}
 # Of results.json, what is no scalar and would fill a cell with pages.
@@ -82,8 +83,10 @@ def markdown(title: str, comparisons: Sequence[Comparison], runs: Sequence[Run])
 
 def lost_jobs(runs: Sequence[Run]) -> list[list[str]]:
     """Name, outcome and reason of those that have no result."""
-    named = zip(runs, job_names(runs), strict=True)
-    return [[name, run.outcome, run.cause] for run, name in named if run.outcome != "trained"]
+    named = zip(runs, run_names(runs), strict=True)
+    return [
+        [name, run.outcome, run.short_reason] for run, name in named if run.outcome != "trained"
+    ]
 
 
 def markdown_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -103,7 +106,7 @@ def csv_of(runs: Sequence[Run]) -> str:
     lines: list[dict[str, Any]] = [
         {
             "folder": str(run.folder),
-            "overrides": " ".join(run.words),
+            "overrides": " ".join(run.overrides),
             "outcome": run.outcome,
             "reason": run.reason,
             **{f"config/{key}": run.options.get(key) for key in differing},
@@ -127,7 +130,7 @@ def scalars(run: Run) -> Iterator[tuple[str, Any]]:
         if key == "not_finite" or key in LONG:
             continue
         if isinstance(value, dict):
-            for inner, leaf in flat(value):
+            for inner, leaf in flatten(value):
                 yield f"{key}/{inner}", leaf
         elif isinstance(value, list):
             yield key, json.dumps(value)

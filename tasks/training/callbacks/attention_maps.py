@@ -10,6 +10,7 @@ from lightning.pytorch import LightningModule, Trainer
 
 from attention_zoo.capture import capture_attention, group_by_role
 from attention_zoo.errors import UserError
+from attention_zoo.tasks.run_folder import RunFolder
 from attention_zoo.tasks.training.callbacks.periodic_inspection import (
     InspectionCallback,
     undisturbed,
@@ -182,7 +183,7 @@ class AttentionMaps(InspectionCallback):
             self.look_with(partial(self.draw, folder=folder), trainer, task)
 
     def _folder(self, trainer: Trainer) -> Path:
-        return self.folder or Path(trainer.default_root_dir) / "figures"
+        return self.folder or RunFolder(trainer.default_root_dir).figures
 
 
 def read(trainer: Trainer, module: LightningModule, probe: Probe) -> AttentionRecord:

@@ -9,6 +9,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
 from attention_zoo.errors import UserError
+from attention_zoo.tasks.run_folder import AVERAGED_CHECKPOINT
 
 
 class CheckpointAveraging(Callback):
@@ -35,7 +36,7 @@ class CheckpointAveraging(Callback):
     def __init__(self, *, dirpath: str | Path, last: int = 5) -> None:
         if last < 1:
             raise UserError(f"last must be at least 1 validation, got {last}.")
-        self.path = Path(dirpath) / "averaged.ckpt"
+        self.path = Path(dirpath) / AVERAGED_CHECKPOINT
         self.snapshots: deque[dict[str, Tensor]] = deque(maxlen=last)
 
     def state_dict(self) -> dict[str, Any]:

@@ -9,6 +9,8 @@ from typing import Any
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 
+from attention_zoo.tasks.run_folder import LAST_CHECKPOINT
+
 
 class LastCheckpoint(Checkpoint):
     """Writes `last.ckpt` after every validation and every epoch, and when Ctrl-C ends the training.
@@ -25,7 +27,7 @@ class LastCheckpoint(Checkpoint):
     """
 
     def __init__(self, *, dirpath: str | Path) -> None:
-        self.path = Path(dirpath) / "last.ckpt"
+        self.path = Path(dirpath) / LAST_CHECKPOINT
         self._saved_step = -1
         self._interrupted = False
         self._handler: Any = None

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from attention_zoo.errors import UserError
+from attention_zoo.tasks.run_folder import BEST_CHECKPOINT
 from attention_zoo.tasks.task_spec import TRANSLATION, task_spec
 from attention_zoo.tasks.training.checkpoints import newest_checkpoint, read_checkpoint
 
@@ -16,7 +17,7 @@ def newest_translation(logs: Path = LOGS) -> Path:
     Raises:
         UserError: there is none.
     """
-    newest = newest_checkpoint(logs, TRANSLATION.name, "best.ckpt")
+    newest = newest_checkpoint(logs, TRANSLATION.name, BEST_CHECKPOINT)
     if newest is None:
         raise UserError(
             f"there is no trained translation under {logs / TRANSLATION.name / 'runs'} yet; make demo "
