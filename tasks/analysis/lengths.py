@@ -18,8 +18,8 @@ from attention_zoo.tasks.analysis.length_report import (
 )
 from attention_zoo.tasks.data.batches import ResumableLoader
 from attention_zoo.tasks.data.module import PreparedData
-from attention_zoo.tasks.task_spec import DIAGNOSTIC_DATA, LANGUAGE_MODELING, task_spec
 from attention_zoo.tasks.run_folder import relative_to_cwd
+from attention_zoo.tasks.task_spec import DIAGNOSTIC_DATA, LANGUAGE_MODELING, task_spec
 from attention_zoo.tasks.training.language_modeling import LanguageModelingTask
 from attention_zoo.tasks.training.loggers.loggers import log_image, log_table
 from attention_zoo.tasks.training.task import Task

@@ -5,13 +5,17 @@ import sys
 from collections.abc import Mapping, Sequence
 
 from attention_zoo.errors import UserError
-from attention_zoo.tasks.commands.help import COMMANDS, HELP_FLAGS, command_help
+from attention_zoo.tasks.commands.help import HELP_FLAGS, command_help
 from attention_zoo.tasks.configuration.renamed_options import REPLACED_FLAGS, refuse_renamed_options
 from attention_zoo.zoo import unknown_name_message
 
 
 def parse_arguments(
-    command: str, arguments: Sequence[str], options: Mapping[str, str], *, operand: str | None = None
+    command: str,
+    arguments: Sequence[str],
+    options: Mapping[str, str],
+    *,
+    operand: str = "",
 ) -> tuple[dict[str, str], list[str]]:
     """Separate options from operands; print the help of the command if that is asked for.
 
@@ -19,7 +23,7 @@ def parse_arguments(
         command: its name.
         arguments: what follows it on the command line.
         options: what each option does, by its form, such as `output=FILE`.
-        operand: what the arguments that are no options name, such as `FOLDER`, if any are taken.
+        operand: what the arguments that are no options name, such as `FOLDER`, if the command takes any.
 
     Returns:
         The value of each option given, by name; and the operands, such as folders.

@@ -100,8 +100,8 @@ def run_composed(command: str, arguments: list[str]) -> None:
     invocation = parse_command(command, arguments)
     # Hydra reads sys.argv. Lightning starts other processes with it, and they need the command.
     asks_for_help = HELP_FLAGS & {*invocation.overrides}
-    overrides = override_help(command, invocation.overrides) if asks_for_help else invocation.overrides
-    sys.argv = [program_arguments[0], *overrides]
+    help_overrides = override_help(command) if asks_for_help else []
+    sys.argv = [program_arguments[0], *invocation.overrides, *help_overrides]
     show_traceback = "HYDRA_FULL_ERROR" in os.environ
     failures: list[Exception] = []
 
@@ -153,4 +153,5 @@ def run_job(config: Any, invocation: Any) -> Any:
     resolve_output_dir(config)
     plain: Any = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
     plain["choices"] = choices
-    return import_module(f"attention_zoo.tasks.commands.{invocation.command}").run(plain, invocation)
+    module = import_module(f"attention_zoo.tasks.commands.{invocation.command}")
+    return module.run(plain, invocation)

@@ -45,7 +45,9 @@ COMMANDS = {
         composed=True,
     ),
     "generate": Command(
-        "Continue prompts with a checkpoint", "ckpt_path=FILE [name=value …] [LINE …]", composed=True
+        "Continue prompts with a checkpoint",
+        "ckpt_path=FILE [name=value …] [LINE …]",
+        composed=True,
     ),
     "list": Command("Print the mechanisms and encodings of the zoo as tables", "[name=value …]"),
     "show": Command("Print the card of a mechanism or an encoding", "NAME"),
@@ -83,8 +85,8 @@ def command_help(command: str, options: Mapping[str, str]) -> str:
     return "\n".join(lines)
 
 
-def override_help(command: str, overrides: list[str]) -> list[str]:
-    """Return overrides that make Hydra print our help of a command in place of its own."""
+def override_help(command: str) -> list[str]:
+    """Return the override that makes Hydra print our help of a command in place of its own."""
     from hydra.core.config_store import ConfigStore
 
     text = f"""{command_help(command, dict(documented_options(command)))}
@@ -95,7 +97,7 @@ Config: change a value with name=value, such as model.dim=256
 $CONFIG
 --cfg job prints the config alone, and --hydra-help the flags of Hydra."""
     ConfigStore.instance().store(group="hydra/help", name="command", node={"template": text})
-    return [*overrides, "hydra/help=command"]
+    return ["hydra/help=command"]
 
 
 def print_composed_help(command: str, job: Callable[[], Any]) -> None:

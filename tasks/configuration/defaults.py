@@ -41,7 +41,7 @@ def resolve_defaults(
 
 
 def resolve_position(config: DictConfig | dict[str, Any]) -> dict[str, str]:
-    """Choose rotary positions, or sinusoidal ones if an attention of the model cannot take those."""
+    """Choose rotary positions, or sinusoidal ones if an attention cannot take those."""
     roles = task_spec(config).attention_roles
     accepted = [
         ATTENTION.card(chosen["name"]).positions

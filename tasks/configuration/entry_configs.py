@@ -13,7 +13,7 @@ DEFAULT_TRAINING_LENGTH = 512
 
 
 def config_folder(group: str, entry: type) -> Path:
-    """Return the folder in which the entry's package, ours or a plugin, has a group's yaml files."""
+    """Return the folder of a group's yaml files in the package of an entry, ours or a plugin."""
     package = importlib.import_module(entry.__module__.partition(".")[0])
     assert package.__file__ is not None
     return Path(package.__file__).parent / "conf" / group

@@ -7,8 +7,8 @@ import torch
 
 from attention_zoo.errors import BadInput, UserError
 from attention_zoo.tasks.configuration.renamed_options import upgrade_checkpoint
-from attention_zoo.tasks.task_spec import TaskSpec, task_spec
 from attention_zoo.tasks.run_folder import BEST_CHECKPOINT, CHECKPOINTS, LAST_CHECKPOINT
+from attention_zoo.tasks.task_spec import TaskSpec, task_spec
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
