@@ -77,7 +77,11 @@ def command_help(command: str, options: Mapping[str, str]) -> str:
         command: its name.
         options: what each option does, by its form on the command line, such as `output=FILE`.
     """
-    lines = [f"attention-zoo {command} {COMMANDS[command].usage}", "", COMMANDS[command].summary]
+    lines = [
+        f"attention-zoo {command} {COMMANDS[command].usage}",
+        "",
+        f"{COMMANDS[command].summary}.",
+    ]
     indent = " " * 6
     for option, description in options.items():
         text = fill(description, 100, initial_indent=indent, subsequent_indent=indent)

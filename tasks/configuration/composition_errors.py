@@ -10,7 +10,6 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from attention_zoo.errors import UserError
 from attention_zoo.tasks.configuration.composition import Invocation
-from attention_zoo.tasks.configuration.overrides import OVERRIDE
 from attention_zoo.zoo import unknown_name_message
 
 # Launchers that an extra of the package installs.
@@ -46,7 +45,11 @@ def unknown_option_message(node: str | None, option: str, invocation: Invocation
     """Return the sentence for an override of an unknown option, with the options there are."""
     name = option if node is None else f"{node}.{option}"
     # Another override may be wrong as well, so only those that choose a group are composed.
-    choices = [x for x in invocation.overrides if OVERRIDE.match(x) and chooses_group(x)]
+    choices = [
+        override
+        for override in invocation.overrides
+        if chooses_group(override) and override.lstrip("+~").partition("=")[0] != name
+    ]
     with initialize_config_module("attention_zoo.conf", version_base="1.3"):
         composed = compose(invocation.config_name, overrides=choices)
     if node is None:
@@ -62,5 +65,6 @@ def unknown_option_message(node: str | None, option: str, invocation: Invocation
 
 def chooses_group(override: str) -> bool:
     """Tell whether an override chooses one file of a group."""
-    name, _, value = override.lstrip("+~").partition("=")
-    return (files("attention_zoo.conf") / name.partition("@")[0]).is_dir() and "," not in value
+    name, equals, value = override.lstrip("+~").partition("=")
+    is_group = (files("attention_zoo.conf") / name.partition("@")[0]).is_dir()
+    return is_group and equals == "=" and "," not in value
