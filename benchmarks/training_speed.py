@@ -23,9 +23,10 @@ from rich.progress import track
 from rich.table import Table
 from torch.nn.functional import cross_entropy
 
-from attention_zoo.tasks.commands.warning_filters import quiet
-from attention_zoo.tasks.configuration.build import build_task, instantiate, resolve_defaults
+from attention_zoo.tasks.commands.warning_filters import silence_libraries
+from attention_zoo.tasks.configuration.build import build_task, instantiate
 from attention_zoo.tasks.configuration.composition import register_plugins
+from attention_zoo.tasks.configuration.defaults import resolve_defaults
 from attention_zoo.tasks.training.loggers.factory import create_loggers
 from attention_zoo.tasks.training.loggers.loggers import finish_loggers
 from attention_zoo.tasks.training.task import IGNORED, Task
@@ -127,7 +128,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--steps", type=int, default=60)
     arguments, overrides = parser.parse_known_args()
-    quiet()
+    silence_libraries()
     register_plugins("train")
     table = Table("case", "tokens/s, ours over bare", "rounds from … to")
     for label, case in CASES.items():

@@ -8,7 +8,8 @@ import pytest
 from hydra import compose, initialize_config_module
 
 from attention_zoo.tasks.commands.list import run
-from attention_zoo.tasks.configuration.composition import register_plugins, split
+from attention_zoo.tasks.configuration.composition import register_plugins
+from attention_zoo.tasks.configuration.overrides import split_arguments
 
 README = Path(__file__).parents[1] / "README.md"
 COMMANDS = re.findall(r"^attention-zoo train .*$", README.read_text(), flags=re.MULTILINE)
@@ -17,14 +18,14 @@ COMMANDS = re.findall(r"^attention-zoo train .*$", README.read_text(), flags=re.
 def test_tables_are_those_of_the_cards(tmp_path: Path) -> None:
     copy = tmp_path / "README.md"
     copy.write_text(README.read_text())
-    run(["--into", str(copy)])
+    run([f"output={copy}"])
     assert "<!-- zoo: begin -->\nRoles: C causal" in copy.read_text()
-    assert copy.read_text() == README.read_text(), "run: attention-zoo list --into README.md"
+    assert copy.read_text() == README.read_text(), "run: attention-zoo list output=README.md"
 
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_training_commands_compose(command: str) -> None:
-    overrides, lines = split(shlex.split(command, comments=True)[2:])
+    overrides, lines = split_arguments("train", shlex.split(command, comments=True)[2:])
     assert not lines
     register_plugins("train")
     assert "--help" in overrides or any("=" in x for x in overrides)

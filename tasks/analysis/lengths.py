@@ -16,10 +16,10 @@ from attention_zoo.tasks.analysis.length_report import (
     loss_by_position_figure,
     print_lengths,
 )
-from attention_zoo.tasks.configuration.compatibility import DIAGNOSTICS
 from attention_zoo.tasks.data.batches import ResumableLoader
 from attention_zoo.tasks.data.module import PreparedData
 from attention_zoo.tasks.run_folder import relative_to_cwd
+from attention_zoo.tasks.task_spec import DIAGNOSTIC_DATA, LANGUAGE_MODELING, task_spec
 from attention_zoo.tasks.training.language_modeling import LanguageModelingTask
 from attention_zoo.tasks.training.loggers.loggers import log_image, log_table
 from attention_zoo.tasks.training.task import Task
@@ -42,13 +42,13 @@ def check_lengths(config: Mapping[str, Any]) -> None:
         if stride is not None:
             raise UserError(f"stride={stride} needs lengths to slide at: lengths=[64,128].")
         return
-    if config["task"]["name"] != "language_modeling":
+    if task_spec(config) != LANGUAGE_MODELING:
         raise Unsupported(
-            f"lengths={lengths} needs task=language_modeling, got {config['task']['name']}: a "
+            f"lengths={lengths} needs task={LANGUAGE_MODELING.name}, got {config['task']['name']}: a "
             "translation is as long as its sentence, and not to be had at another length."
         )
     if stride is not None:
-        if config["data"]["_target_"] == DIAGNOSTICS:
+        if config["data"]["_target_"] == DIAGNOSTIC_DATA:
             raise Unsupported(f"stride={stride} needs text: the windows of diagnostics stand.")
         if type(stride) is not int or not 1 <= stride <= min(lengths):
             raise UserError(
@@ -73,7 +73,7 @@ def check_lengths(config: Mapping[str, Any]) -> None:
 def trained_at(data: Mapping[str, Any]) -> int | None:
     """The length that data are trained at, as `lengths` counts; None where they do not tell."""
     return (
-        data["source"]["length"] if data["_target_"] == DIAGNOSTICS else data.get("context_length")
+        data["source"]["length"] if data["_target_"] == DIAGNOSTIC_DATA else data.get("context_length")
     )
 
 
@@ -104,7 +104,7 @@ class AtLengths(LightningDataModule):
     ) -> None:
         super().__init__()
         self.data, self.split, self.trained_at = data, split, trained_at
-        self.asks = config["data"]["_target_"] == DIAGNOSTICS
+        self.asks = config["data"]["_target_"] == DIAGNOSTIC_DATA
         self.lengths: list[int] = []
         self.refused: dict[int, str] = {}
         for length in sorted(config["lengths"]):

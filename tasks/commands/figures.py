@@ -1,28 +1,24 @@
-"""`attention-zoo figures ckpt_path=FILE output=FOLDER`: pictures that explain attention, and a page."""
+"""`attention-zoo figures`: draw the pictures that explain attention, and a page of them."""
 
-import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from attention_zoo.errors import UserError
-from attention_zoo.zoo import unknown_name_message
+from attention_zoo.tasks.commands.arguments import parse_arguments
 
 if TYPE_CHECKING:
     from attention_zoo.tasks.views.figures.gallery import Picture
 
-OPTIONS = ("ckpt_path", "output")
+OPTIONS = {
+    "ckpt_path=FILE": "A trained translation. Without it, the newest one in logs is drawn.",
+    "output=figures": "The folder for the pictures and their page.",
+}
 UNTRAINED = "it is of a trained translation; make demo trains one, ckpt_path=FILE names one."
 
 
 def run(arguments: list[str]) -> None:
-    parser = argparse.ArgumentParser(prog="attention-zoo figures", description=__doc__)
-    parser.add_argument(
-        "options",
-        nargs="*",
-        metavar="ckpt_path=FILE output=FOLDER",
-        help="a trained translation, by default the newest under logs; by default output=figures",
-    )
-    options = read_options(parser.parse_args(arguments).options)
+    """Draw the pictures."""
+    options, _ = parse_arguments("figures", arguments, OPTIONS)
 
     from attention_zoo.tasks.views.figures.page import index
     from attention_zoo.tasks.views.figures.trained import load_translation, newest_translation
@@ -65,20 +61,3 @@ def draw_all(folder: Path, task: Any) -> "dict[Picture, str]":
                 missing[picture] = str(error)
                 print(f"{path} is not drawn: {error}", flush=True)
     return missing
-
-
-def read_options(given: list[str]) -> dict[str, str]:
-    """What was given as name=value.
-
-    Raises:
-        UserError: no option of ours, one given twice, or without a value.
-    """
-    options: dict[str, str] = {}
-    for each in given:
-        name, equals, value = each.partition("=")
-        if name not in OPTIONS or not equals:
-            raise UserError(unknown_name_message("option", name if equals else each, list(OPTIONS)))
-        if not value or name in options:
-            raise UserError(f"{name} takes one value, {name}=…; got {' '.join(given)}.")
-        options[name] = value
-    return options

@@ -1,13 +1,19 @@
 """`attention-zoo list`: the zoo as a table, or as the README's Markdown."""
 
-import argparse
 from collections.abc import Iterable
 from pathlib import Path
 
-from attention_zoo.errors import BadInput
+from attention_zoo.errors import BadInput, UserError
+from attention_zoo.tasks.commands.arguments import parse_arguments
 from attention_zoo.tasks.commands.pairs import print_matrix, print_reasons
 from attention_zoo.zoo import ATTENTION, POSITION, AttentionCard
 
+OPTIONS = {
+    "pairs=NAME": "Which attention takes which encoding: all, or one of them with the reasons.",
+    "format=table": "table, or markdown for the tables of the README.",
+    "output=FILE": "Write the Markdown between the marks in this file.",
+}
+FORMATS = ("table", "markdown")
 ATTENTION_COLUMNS = (
     "attention",
     "paper",
@@ -50,26 +56,19 @@ LEGEND = (
 
 
 def run(arguments: list[str]) -> None:
-    parser = argparse.ArgumentParser(prog="attention-zoo list", description=__doc__)
-    parser.add_argument("--markdown", action="store_true", help="print the README's tables")
-    parser.add_argument("--into", type=Path, help="put the Markdown between this file's marks")
-    parser.add_argument(
-        "--pairs",
-        nargs="?",
-        const="",
-        metavar="NAME",
-        help="print which attention takes which encoding; with a NAME, and why not",
-    )
-    parsed = parser.parse_args(arguments)
-    if parsed.pairs is not None:
-        print_reasons(parsed.pairs) if parsed.pairs else print_matrix()
+    options, _ = parse_arguments("list", arguments, OPTIONS)
+    if name := options.get("pairs"):
+        print_matrix() if name == "all" else print_reasons(name)
         return
+    if (style := options.get("format", "table")) not in FORMATS:
+        raise UserError(f"format must be one of {', '.join(FORMATS)}, got {style!r}.")
     tables = ((ATTENTION_COLUMNS, attention_rows()), (POSITION_COLUMNS, position_rows()))
     text = "\n\n".join([LEGEND, *(markdown(columns, rows) for columns, rows in tables)])
-    if parsed.into is not None:
-        parsed.into.write_text(marked(parsed.into.read_text(), "zoo", text))
+    if "output" in options:
+        path = Path(options["output"])
+        path.write_text(marked(path.read_text(), "zoo", text))
         return
-    if parsed.markdown:
+    if style == "markdown":
         print(text)
         return
 

@@ -1,4 +1,4 @@
-"""`attention-zoo list --pairs`: which attention takes which encoding, and why not."""
+"""`attention-zoo list pairs=all`: which attention takes which encoding, and why not."""
 
 from collections.abc import Iterator
 from itertools import product
@@ -10,7 +10,7 @@ from attention_zoo.zoo import ATTENTION, POSITION, ROLES, Role, check_pair, unkn
 LETTERS = {"causal": "C", "global": "G", "cross": "X"}
 NOTE = (
     "C causal, G global self-attention with the encoding; X cross-attention, which has none of its "
-    "own, in a model that has it. attention-zoo list --pairs NAME says why the others are refused."
+    "own, in a model that has it. attention-zoo list pairs=NAME says why the others are refused."
 )
 
 

@@ -1,6 +1,5 @@
 """`attention-zoo report DIR…`: what runs and sweeps came to, compared, tested, and drawn."""
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,8 +14,14 @@ from attention_zoo.tasks.analysis.report.comparison import (
 from attention_zoo.tasks.analysis.report.page import page, panels
 from attention_zoo.tasks.analysis.report.runs import Run, find_runs
 from attention_zoo.tasks.analysis.report.text import comparison_table, csv_of, markdown, show
+from attention_zoo.tasks.commands.arguments import parse_arguments
 from attention_zoo.tasks.views.pages import document
 
+OPTIONS = {
+    "baseline=LABEL": "The row to test against. Without it, the best one.",
+    "output=FOLDER": "The folder for the files. Without it, the first FOLDER.",
+    "logger=none": "wandb shows the report in W&B as well.",
+}
 LOGGERS = ("wandb", "none")
 PROJECT = "attention-zoo"  # in W&B, where the runs were not written down there
 
@@ -24,25 +29,14 @@ PROJECT = "attention-zoo"  # in W&B, where the runs were not written down there
 def run(arguments: list[str]) -> None:
     from rich.console import Console
 
-    parser = argparse.ArgumentParser(prog="attention-zoo report", description=__doc__)
-    parser.add_argument(
-        "folders", nargs="+", metavar="DIR", help="of sweeps or runs; logger=wandb shows it in W&B"
-    )
-    parser.add_argument("--baseline", metavar="LABEL", help="the row to test against: not the best")
-    parser.add_argument("--into", type=Path, metavar="FOLDER", help="for the files: not the first")
-    parsed = parser.parse_intermixed_args(arguments)
-    loggers = [x.removeprefix("logger=") for x in parsed.folders if x.startswith("logger=")]
-    folders = [Path(x) for x in parsed.folders if not x.startswith("logger=")]
-    if unknown_name_message := [name for name in loggers if name not in LOGGERS]:
-        raise UserError(
-            f"logger must be one of {', '.join(LOGGERS)}, got {unknown_name_message[0]!r}."
-        )
-    if not folders:
-        raise UserError("report takes the folders of sweeps or runs, got none.")
+    options, operands = parse_arguments("report", arguments, OPTIONS, operand="FOLDER")
+    if (logger := options.get("logger", "none")) not in LOGGERS:
+        raise UserError(f"logger must be one of {', '.join(LOGGERS)}, got {logger!r}.")
+    folders = [Path(folder) for folder in operands]
     console = Console()
     runs = find_runs(folders)
-    comparisons = compare(runs, parsed.baseline)
-    into = parsed.into or folders[0]
+    comparisons = compare(runs, options.get("baseline"))
+    into = Path(options.get("output", folders[0]))
     test(comparisons, console)
     title = f"Report on {', '.join(folder.resolve().name for folder in folders)}"
     html = page(title, comparisons, runs)
@@ -57,7 +51,7 @@ def run(arguments: list[str]) -> None:
     show(console, comparisons, runs)
     for path in paths:
         console.print(str(path), soft_wrap=True, highlight=False, markup=False)
-    if "wandb" in loggers:
+    if logger == "wandb":
         log(title, html, comparisons, runs, folders[0], into)
 
 
@@ -79,7 +73,7 @@ def write(folder: Path, texts: dict[str, str]) -> list[Path]:
             (folder / name).write_text(text, encoding="utf-8")
     except OSError as error:
         raise UserError(
-            f"{folder} cannot be written to ({error.strerror}); name another: --into FOLDER."
+            f"{folder} cannot be written to ({error.strerror}); name another: output=FOLDER."
         ) from error
     return [folder / name for name in texts]
 

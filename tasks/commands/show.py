@@ -1,30 +1,31 @@
-"""`attention-zoo show NAME`: the card of an entry, and its options."""
+"""`attention-zoo show NAME`: print the card of an entry, and its options."""
 
-import argparse
 import inspect
 from dataclasses import asdict
 
 from attention_zoo import card
 from attention_zoo.errors import UserError
+from attention_zoo.tasks.commands.arguments import parse_arguments
 from attention_zoo.zoo import ATTENTION, POSITION, unknown_name_message
 
 
 def run(arguments: list[str]) -> None:
+    """Print the card of the entry that is named."""
     from rich.console import Console
     from rich.table import Table
 
     from attention_zoo.factory import options_of
 
-    parser = argparse.ArgumentParser(prog="attention-zoo show", description=__doc__)
-    parser.add_argument("name", help="of an attention mechanism or a positional encoding")
-    name = parser.parse_args(arguments).name
+    _, operands = parse_arguments("show", arguments, {}, operand="NAME")
+    if len(operands) > 1:
+        raise UserError(f"show takes one NAME, got {' '.join(operands)}.")
+    (name,) = operands
     names = sorted([*ATTENTION, *POSITION])
     if name not in names:
         raise UserError(unknown_name_message("entry", name, names))
-    shown = card(name)
     entry = POSITION[name] if name in list(POSITION) else ATTENTION[name]
     table = Table(show_header=False, box=None)
-    for key, value in asdict(shown).items():
+    for key, value in asdict(card(name)).items():
         if isinstance(value, bool):
             value = "yes" if value else "no"
         text = ", ".join(value) if isinstance(value, tuple) else value

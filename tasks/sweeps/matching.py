@@ -5,7 +5,6 @@ parameters, or its training FLOPs per target token, agree with those of the same
 another attention in all roles and another encoding.
 """
 
-from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -13,15 +12,12 @@ from rich.console import Console
 
 from attention_zoo.errors import Unsupported, UserError
 from attention_zoo.tasks.analysis.costs import training_flops_per_token
-from attention_zoo.tasks.configuration.build import (
-    ROLE_NODES,
-    build_model,
-    check,
-    parameter_counts,
-    resolve_position,
-)
+from attention_zoo.tasks.configuration.build import build_task, parameter_counts
+from attention_zoo.tasks.configuration.defaults import resolve_position
 from attention_zoo.tasks.configuration.entry_configs import entry_config
+from attention_zoo.tasks.configuration.validation import validate
 from attention_zoo.tasks.data.module import PreparedData
+from attention_zoo.tasks.task_spec import task_spec
 from attention_zoo.tasks.training.manifest import MATCH_TOLERANCE
 from attention_zoo.tasks.views.console import print_line
 
@@ -32,7 +28,7 @@ WIDTH_MULTIPLE = 8
 COST_NAMES = {"parameters": "parameters", "flops": "training FLOPs per token"}
 
 
-def check_match(config: Mapping[str, Any]) -> None:
+def check_match(config: dict[str, Any]) -> None:
     """Refuse an unknown `match`, a baseline without `match`, and a baseline that cannot be built.
 
     Raises:
@@ -49,17 +45,17 @@ def check_match(config: Mapping[str, Any]) -> None:
                 )
         return
     try:
-        check(baseline_config(config))
+        validate(baseline_config(config))
     except Unsupported as refusal:
         raise Unsupported(f"the baseline of match={config['match']}: {refusal}") from None
 
 
-def baseline_config(config: Mapping[str, Any]) -> dict[str, Any]:
+def baseline_config(config: dict[str, Any]) -> dict[str, Any]:
     """Return the config with the baseline's attention in all roles, and the baseline's encoding."""
     heads, names = config["model"]["heads"], config["baseline"]
     baseline = {
         **config,
-        **dict.fromkeys(ROLE_NODES[config["task"]["name"]]),
+        **dict.fromkeys(task_spec(config).attention_roles),
         "attention": entry_config("attention", names["attention"] or "multi_head", heads=heads),
     }
     if names["position"] is None:
@@ -114,14 +110,19 @@ def match_baseline(config: dict[str, Any], data: PreparedData, console: Console)
     return {"by": by, "target": target, "ffn_dim": width}
 
 
-def matched_cost(config: Mapping[str, Any], data: PreparedData) -> float:
-    """Return the cost that the config's `match` names."""
+def matched_cost(config: dict[str, Any], data: PreparedData) -> float:
+    """Count what the config's `match` names, on a model that is built for it."""
+    try:
+        with torch.device("meta"):
+            return count_cost(config, data)
+    except RuntimeError:  # The model has to read its numbers to be run.
+        with torch.random.fork_rng(devices=[]):
+            return count_cost(config, data)
+
+
+def count_cost(config: dict[str, Any], data: PreparedData) -> float:
+    """Build the task of a config, and count what its `match` names."""
+    task = build_task(config, data.tokenizer)
     if config["match"] == "flops":
-        return training_flops_per_token(config, data)
-    with torch.device("meta"):
-        model = build_model(
-            dict(config),
-            vocabulary_size=data.tokenizer.vocabulary_size,
-            pad_id=data.tokenizer.pad_id,
-        )
-    return parameter_counts(model)["parameters"]
+        return training_flops_per_token(task, data)
+    return parameter_counts(task.model)["parameters"]

@@ -15,6 +15,8 @@ from attention_zoo.attention.base import take_auxiliary_loss
 from attention_zoo.capture import Maps
 from attention_zoo.errors import UserError
 from attention_zoo.tasks.configuration.build import build_task
+from attention_zoo.tasks.configuration.renamed_options import upgrade_checkpoint
+from attention_zoo.tasks.configuration.validation import validate
 from attention_zoo.tasks.data.tokenizers import Tokenizer, tokenizer_from_state
 from attention_zoo.tasks.training.metrics import BitsPerByte, Perplexity, TokenLoss
 from attention_zoo.tasks.training.ranks import require_equal_ranks
@@ -205,6 +207,10 @@ class Task(LightningModule):
             "tokenizer": self.tokenizer.state(),
         }
 
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Translate a checkpoint of version 0.1 that Lightning has read, to resume from it."""
+        upgrade_checkpoint(checkpoint)
+
 
 def token_losses(logits: Tensor, targets: Tensor) -> Tensor:
     """The negative log-likelihood of targets [b t], zero where there are none."""
@@ -238,6 +244,7 @@ def load_task(checkpoint: dict[str, Any], config: dict[str, Any]) -> Any:
     Raises:
         UserError: the config's model has other weights than the checkpoint.
     """
+    validate(config)
     task = build_task(config, tokenizer_from_state(checkpoint["attention_zoo"]["tokenizer"]))
     theirs, ours = checkpoint["state_dict"], task.state_dict()
     fault = next(

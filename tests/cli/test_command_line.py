@@ -44,7 +44,7 @@ def test_composition_needs_no_torch(program):
         (["train", "attention=multihed"], 2, "Did you mean multi_head"),
         (["train", "model.dimm=3"], 2, "Did you mean model.dim"),
         (["train", "sed=3"], 2, "Did you mean seed"),
-        (["train", "hello"], 2, "overrides of the form name=value, got 'hello'"),
+        (["train", "hello"], 2, "options of the form name=value, got 'hello'"),
         (["train", "model.dim=[1,"], 2, "[1,"),
         (["train", "cross_attention.heads=2"], 2, "attention@cross_attention=NAME"),
         (["train", "cross_attention=linear"], 2, "give attention@cross_attention=linear"),
@@ -58,7 +58,7 @@ def test_composition_needs_no_torch(program):
         (["train", "-m", "attention=multi_head,multihed"], 2, "Did you mean multi_head"),
         (["train", "-m", "seed=1,2", "jobs=0"], 2, "jobs must be a whole number of at least 1"),
         (["train", "seed=abc"], 2, "seed"),
-        (["train", "seeds=3"], 2, "beside -m"),
+        (["train", "seeds=3"], 2, "with -m"),
         (["train", "match=size"], 2, "match must be null, parameters or flops, got 'size'"),
         (["train", "baseline.attention=linear"], 2, "match=parameters or match=flops"),
         (["train", "match=flops", "baseline.attention=multihed"], 3, "Did you mean multi_head"),
@@ -89,7 +89,7 @@ def test_the_process_exits_with_the_code(program):
     assert "linear" in program.refuses("train", "attention=linear", "position=alibi", code=3)
     assert program("show", "rotary").stdout.split()[:2] == ["name", "rotary"]
     assert "multi_head" in program("list").stdout
-    assert "| `multi_head` |" in program("list", "--markdown").stdout
+    assert "| `multi_head` |" in program("list", "format=markdown").stdout
 
 
 def complete(program, line):
@@ -97,7 +97,7 @@ def complete(program, line):
     return program("-sc", "query=bash", **words).stdout.split()
 
 
-def test_the_shell_completes_behind_the_verb(program):
+def test_the_shell_completes_after_the_command(program):
     assert "complete" in program("-sc", "install=bash").stdout
     assert complete(program, "attention-zoo tr") == ["train", "translate"]
     assert complete(program, "attention-zoo at") == ["attend"]
@@ -136,9 +136,9 @@ def test_bash_completes(program, tmp_path):
     ],
 )
 def test_data_imply_the_task_that_they_fit(overrides, implied):
-    call = parse_command("train", overrides)
-    assert call.implied == implied
-    assert call.overrides == overrides + ([implied] if implied else [])
+    invocation = parse_command("train", overrides)
+    assert invocation.inferred_task == implied
+    assert invocation.overrides == overrides + ([implied] if implied else [])
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,8 @@ from wandb.sdk.launch.sweeps.utils import (
     make_launch_sweep_entrypoint,
 )
 
-from attention_zoo.tasks.configuration.composition import Invocation, explained
+from attention_zoo.tasks.configuration.composition import Invocation
+from attention_zoo.tasks.configuration.composition_errors import explain_error
 from tests.cli.conftest import QUICK, ROOT
 from tests.cli.slurm import Slurm
 
@@ -67,7 +68,7 @@ def test_what_only_our_launcher_does_is_refused_to_others(program):
 @pytest.mark.parametrize("launcher, extra", [("joblib", "joblib"), ("submitit_slurm", "slurm")])
 def test_a_launcher_that_is_not_installed_says_what_to_install(launcher, extra):
     error = MissingConfigException("", f"hydra/launcher/{launcher}", ["basic", "processes"])
-    message = explained(error, Invocation("train", "train", []))
+    message = explain_error(error, Invocation("train", "train", []))
     assert f"pip install 'attention-zoo[{extra}]'" in str(message)
 
 

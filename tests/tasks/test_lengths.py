@@ -19,9 +19,9 @@ from attention_zoo.decoding import Sample
 from attention_zoo.errors import Unsupported, UserError
 from attention_zoo.tasks.analysis.lengths import AtLengths, check_lengths, score_lengths
 from attention_zoo.tasks.commands.cli import main
-from attention_zoo.tasks.commands.warning_filters import quiet
-from attention_zoo.tasks.configuration.build import resolve_defaults, trained_tokens
-from attention_zoo.tasks.configuration.entry_configs import TRAINED_LENGTH, entry_config
+from attention_zoo.tasks.commands.warning_filters import silence_libraries
+from attention_zoo.tasks.configuration.defaults import resolve_defaults, training_length
+from attention_zoo.tasks.configuration.entry_configs import DEFAULT_TRAINING_LENGTH, entry_config
 from attention_zoo.tasks.data.diagnostic import DiagnosticData
 from attention_zoo.tasks.data.diagnostics.copy import Copy
 from attention_zoo.tasks.data.language import LanguageData
@@ -162,7 +162,7 @@ def test_scores_are_those_counted_by_hand(data, stride) -> None:
         decoding=Sample(),
         composed={},
     )
-    quiet()
+    silence_libraries()
     trainer = Trainer(
         accelerator="cpu",
         logger=False,
@@ -423,7 +423,7 @@ def test_the_original_length_is_that_of_the_data_unless_it_is_given() -> None:
     source = {"_target_": "attention_zoo.tasks.data.diagnostics.copy.Copy", "length": 10}
     source |= {"min_length": 5, "vocabulary": 4}
     target = "attention_zoo.tasks.data.diagnostic.DiagnosticData"
-    assert trained_tokens({"_target_": target, "source": source}) == 22
+    assert training_length({"_target_": target, "source": source}) == 22
 
 
 @pytest.fixture
@@ -479,4 +479,6 @@ def test_an_evaluation_stretches_from_the_length_of_the_training(
 
 
 def test_entries_without_a_training_have_a_length_too(stretchable) -> None:
-    assert entry_config("position", "stretched", heads=2)["original_length"] == TRAINED_LENGTH
+    assert (
+        entry_config("position", "stretched", heads=2)["original_length"] == DEFAULT_TRAINING_LENGTH
+    )

@@ -13,7 +13,8 @@ from omegaconf import OmegaConf
 from torch.nn.functional import cross_entropy
 
 from attention_zoo.errors import UserError
-from attention_zoo.tasks.configuration.build import build_task, instantiate, resolve_defaults
+from attention_zoo.tasks.configuration.build import build_task, instantiate
+from attention_zoo.tasks.configuration.defaults import resolve_defaults
 from attention_zoo.tasks.sweeps.launcher import register_launcher
 from attention_zoo.tasks.training.callbacks.attention_entropy import (
     AttentionEntropy,

@@ -5,7 +5,8 @@ from typing import Any
 
 from attention_zoo.errors import UserError
 from attention_zoo.tasks.run_folder import BEST_CHECKPOINT
-from attention_zoo.tasks.training.checkpoints import newest_of_runs, read_checkpoint
+from attention_zoo.tasks.task_spec import TRANSLATION, task_spec
+from attention_zoo.tasks.training.checkpoints import newest_checkpoint, read_checkpoint
 
 LOGS = Path("logs")
 
@@ -16,10 +17,10 @@ def newest_translation(logs: Path = LOGS) -> Path:
     Raises:
         UserError: there is none.
     """
-    newest = newest_of_runs(logs, "translation", BEST_CHECKPOINT)
+    newest = newest_checkpoint(logs, TRANSLATION.name, BEST_CHECKPOINT)
     if newest is None:
         raise UserError(
-            f"there is no trained translation under {logs / 'translation' / 'runs'} yet; make demo "
+            f"there is no trained translation under {logs / TRANSLATION.name / 'runs'} yet; make demo "
             "or attention-zoo train makes one."
         )
     return newest
@@ -33,7 +34,7 @@ def load_translation(path: Path) -> Any:
     """
     checkpoint = read_checkpoint(path)
     config = checkpoint["attention_zoo"]["config"]
-    if config["task"]["name"] != "translation":
+    if task_spec(config) != TRANSLATION:
         raise UserError(
             f"{path} is of task={config['task']['name']}; pictures of a trained model are of a "
             "translation. Name one of those: ckpt_path=logs/translation/…/checkpoints/best.ckpt"
