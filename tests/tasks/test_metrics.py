@@ -23,7 +23,7 @@ from attention_zoo.tasks.training.metrics import (
     ExactMatch,
     Perplexity,
     SacreBleu,
-    Share,
+    Accuracy,
     TokenLoss,
 )
 
@@ -186,7 +186,7 @@ ALL = [
     (TokenLoss, lambda metric: metric.update(torch.tensor(6.0), 4)),
     (Perplexity, lambda metric: metric.update(torch.tensor(6.0), 4)),
     (BitsPerByte, lambda metric: metric.update(torch.tensor(6.0), torch.tensor(4))),
-    (Share, lambda metric: metric.update(torch.tensor([True, False, True]))),
+    (Accuracy, lambda metric: metric.update(torch.tensor([True, False, True]))),
 ]
 
 
@@ -197,7 +197,7 @@ def test_reset_forgets_everything(kind, update):
     first = metric.compute().item()
     if kind in (SacreBleu, ChrF, ExactMatch):
         metric.update(["zz"], ["yy"], [9])
-    elif kind is Share:
+    elif kind is Accuracy:
         metric.update(torch.tensor([False]))
     else:
         metric.update(torch.tensor(1.0), 1)
@@ -239,7 +239,7 @@ def test_empty_hypotheses_and_empty_batches(kind):
 
 @pytest.mark.parametrize("kind", [SacreBleu, ChrF, ExactMatch])
 def test_lists_of_unequal_length_are_refused(kind):
-    with pytest.raises(UserError, match="equally many, got 2, 1 and 2"):
+    with pytest.raises(UserError, match="the same length, got 2, 1 and 2"):
         kind().update(["a", "b"], ["a"], [0, 1])
 
 
@@ -283,11 +283,11 @@ def test_losses_in_closed_form():
 
 
 def test_the_share_of_right_answers():
-    share = Share()
-    share.update(torch.tensor([True, True, False]))
-    share.update(torch.tensor([], dtype=torch.bool))
-    share.update(torch.tensor([True]))
-    assert share.compute().item() == 0.75
+    accuracy = Accuracy()
+    accuracy.update(torch.tensor([True, True, False]))
+    accuracy.update(torch.tensor([], dtype=torch.bool))
+    accuracy.update(torch.tensor([True]))
+    assert accuracy.compute().item() == 0.75
 
 
 def test_a_uniform_model_has_the_perplexity_of_its_vocabulary():
@@ -329,7 +329,7 @@ def one_process(rank, folder):
             if rank == 0 or line != 2:
                 for name in ("TokenLoss", "Perplexity", "BitsPerByte"):
                     metrics[name].update(torch.tensor(1.0 + line), 2 * line + 1)
-                metrics["Share"].update(torch.tensor([line < 2] * (line + 1)))
+                metrics["Accuracy"].update(torch.tensor([line < 2] * (line + 1)))
         scores.append({name: metric.compute().item() for name, metric in metrics.items()})
     Path(folder, f"{rank}.json").write_text(json.dumps(scores))
     torch.distributed.destroy_process_group()
@@ -342,7 +342,7 @@ def test_two_processes_agree_with_one(tmp_path):
         metric = kind()
         if kind in (SacreBleu, ChrF, ExactMatch):
             fed(metric, HYPOTHESES, REFERENCES, 5)
-        elif kind is Share:
+        elif kind is Accuracy:
             metric.update(torch.tensor([True] * 3 + [False] * 12))
         else:
             for line in range(5):
