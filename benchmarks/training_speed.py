@@ -27,7 +27,7 @@ from attention_zoo.tasks.commands.warning_filters import quiet
 from attention_zoo.tasks.configuration.build import build_task, instantiate, resolve_defaults
 from attention_zoo.tasks.configuration.composition import register_plugins
 from attention_zoo.tasks.training.loggers.loggers import create_loggers, finish
-from attention_zoo.tasks.training.task import IGNORED, Task
+from attention_zoo.tasks.training.task import IGNORE_INDEX, Task
 
 CASES = {
     "translation (default)": [],
@@ -78,7 +78,7 @@ def bare_seconds(task: Task, data: Any, config: dict[str, Any], steps: int) -> f
         loss = cross_entropy(
             logits.flatten(0, 1),
             targets.flatten(),
-            ignore_index=IGNORED,
+            ignore_index=IGNORE_INDEX,
             label_smoothing=task.label_smoothing,
         )
         optimizer.zero_grad()

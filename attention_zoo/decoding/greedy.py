@@ -1,14 +1,14 @@
-"""The likeliest token at every step."""
+"""Greedy search: the likeliest token at every step."""
 
 import torch
 from torch import Tensor
 
 from attention_zoo.decoding.base import (
     Hypothesis,
-    Stepper,
+    IncrementalDecoder,
     TranslationModel,
     check_finite,
-    check_length,
+    check_length_limits,
 )
 
 
@@ -28,7 +28,7 @@ class Greedy:
     """
 
     def __init__(self, *, max_ratio: float = 2.0, max_extra: int = 50) -> None:
-        check_length(max_ratio, max_extra)
+        check_length_limits(max_ratio, max_extra)
         self.max_ratio = max_ratio
         self.max_extra = max_extra
 
@@ -37,48 +37,54 @@ class Greedy:
         self,
         model: TranslationModel,
         source: Tensor,
-        key_mask: Tensor,
+        source_mask: Tensor,
         *,
         bos_id: int,
         eos_id: int,
         pad_id: int,
     ) -> list[list[Hypothesis]]:
-        """Translate a batch; each sentence comes out as it would alone.
+        """Translate a batch; each sentence has the output that it would have alone.
 
         Args:
+            model: the model, in evaluation mode.
             source: token ids [b s].
-            key_mask: [b s], True = a real token.
+            source_mask: [b s], True at real tokens.
+            bos_id: the token that begins a target.
+            eos_id: the token that ends it.
+            pad_id: the token that fills up rows.
 
         Returns:
             For each sentence a list of one hypothesis.
         """
-        step = Stepper(
+        decoder = IncrementalDecoder(
             model,
             source,
-            key_mask,
+            source_mask,
             bos_id=bos_id,
             eos_id=eos_id,
             pad_id=pad_id,
             max_ratio=self.max_ratio,
             max_extra=self.max_extra,
         )
-        found: list[list[Hypothesis]] = [[] for _ in source]
+        outputs: list[list[Hypothesis]] = [[] for _ in source]
         sentences = torch.arange(len(source), device=source.device)
         target = source.new_full((len(source), 1), bos_id)
         totals = torch.zeros(len(source), device=source.device)
         while len(sentences):
-            best, tokens = step(target).max(-1)
+            best, tokens = decoder(target).max(-1)
             check_finite(best, target.shape[1])
             totals = totals + best
             target = torch.cat([target, tokens[:, None]], 1)
             ended = tokens == eos_id
             if ended.any():
-                outputs = target[ended, 1:-1].tolist()
                 for sentence, output, score in zip(
-                    sentences[ended].tolist(), outputs, totals[ended].tolist(), strict=True
+                    sentences[ended].tolist(),
+                    target[ended, 1:-1].tolist(),
+                    totals[ended].tolist(),
+                    strict=True,
                 ):
-                    found[sentence] = [Hypothesis(output, score)]
-                rows = (~ended).nonzero().squeeze(1)
-                sentences, target, totals = sentences[rows], target[rows], totals[rows]
-                step.select(rows)
-        return found
+                    outputs[sentence] = [Hypothesis(output, score)]
+                live = (~ended).nonzero().squeeze(1)
+                sentences, target, totals = sentences[live], target[live], totals[live]
+                decoder.select(live)
+        return outputs

@@ -72,9 +72,9 @@ def decode_state_bytes(config: Mapping[str, Any], data: PreparedData) -> int | N
             return None
         with torch.no_grad():
             if isinstance(model, Seq2Seq):
-                key_mask = example.source != model.pad_id
-                memory = model.encode(example.source, key_mask)
-                model.decode(example.target[:, :-1], memory, key_mask, cache=cache)
+                source_mask = example.source != model.pad_id
+                memory = model.encode(example.source, source_mask)
+                model.decode(example.target[:, :-1], memory, source_mask, cache=cache)
             else:
                 model(example.inputs, cache=cache)
         return bytes_in(cache)

@@ -12,7 +12,7 @@ from attention_zoo.errors import UserError
 from attention_zoo.models.language_model import LanguageModel
 from attention_zoo.tasks.data.batches import LanguageBatch
 from attention_zoo.tasks.training.metrics import LossByPlace, Share, TokenLoss
-from attention_zoo.tasks.training.task import IGNORED, Task, metric_name, token_losses
+from attention_zoo.tasks.training.task import IGNORE_INDEX, Task, metric_name, token_losses
 from attention_zoo.tasks.views.attention_record import AttentionRecord
 
 
@@ -47,7 +47,7 @@ class LanguageModelingTask(Task):
 
     def score(self, batch: LanguageBatch, split: str) -> None:
         logits, targets = self.predict_batch(batch)
-        losses, predicted = token_losses(logits, targets), targets != IGNORED
+        losses, predicted = token_losses(logits, targets), targets != IGNORE_INDEX
         if batch.places is None:
             self.update_loss_metrics(losses, targets, split)
             length = split.partition("@")[2]

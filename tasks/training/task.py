@@ -20,7 +20,7 @@ from attention_zoo.tasks.training.metrics import BitsPerByte, Perplexity, TokenL
 from attention_zoo.tasks.training.ranks import require_equal_ranks
 from attention_zoo.tasks.views.attention_record import AttentionRecord
 
-IGNORED = -100  # a target that is not predicted
+IGNORE_INDEX = -100  # a target that is not predicted
 
 
 class Task(LightningModule):
@@ -77,7 +77,7 @@ class Task(LightningModule):
     writes_at_validation = False
 
     def predict_batch(self, batch: Any) -> tuple[Tensor, Tensor]:
-        """Logits [b t v] by teacher forcing and targets [b t], `IGNORED` where there are none."""
+        """Logits [b t v] by teacher forcing and targets [b t], `IGNORE_INDEX` where there are none."""
         raise NotImplementedError
 
     def respond(self, lines: list[str]) -> list[str]:
@@ -114,11 +114,11 @@ class Task(LightningModule):
         loss = cross_entropy(
             logits.flatten(0, 1),
             targets.flatten(),
-            ignore_index=IGNORED,
+            ignore_index=IGNORE_INDEX,
             label_smoothing=self.label_smoothing,
             reduction="sum",
         )
-        tokens = (targets != IGNORED).sum()
+        tokens = (targets != IGNORE_INDEX).sum()
         self.step_tokens += tokens
         auxiliary = take_auxiliary_loss(self.model)
         self.has_auxiliary_loss = auxiliary is not None
@@ -172,7 +172,7 @@ class Task(LightningModule):
 
     def update_loss_metrics(self, losses: Tensor, targets: Tensor, split: str) -> None:
         """Loss, perplexity and bits per byte of targets [b t], by their losses [b t]."""
-        nll, counted = losses.sum(), targets != IGNORED
+        nll, counted = losses.sum(), targets != IGNORE_INDEX
         self.update_metric(TokenLoss, metric_name("loss", split), nll, counted.sum())
         self.update_metric(Perplexity, metric_name("perplexity", split), nll, counted.sum())
         spelled = self.token_bytes[targets[counted]].sum()
@@ -209,7 +209,7 @@ class Task(LightningModule):
 def token_losses(logits: Tensor, targets: Tensor) -> Tensor:
     """The negative log-likelihood of targets [b t], zero where there are none."""
     losses = cross_entropy(
-        logits.flatten(0, 1).float(), targets.flatten(), ignore_index=IGNORED, reduction="none"
+        logits.flatten(0, 1).float(), targets.flatten(), ignore_index=IGNORE_INDEX, reduction="none"
     )
     return losses.view_as(targets)
 

@@ -15,7 +15,7 @@ from attention_zoo.models.seq2seq import Seq2Seq
 from attention_zoo.tasks.data.batches import TranslationBatch
 from attention_zoo.tasks.training.metrics import ChrF, ExactMatch, SacreBleu
 from attention_zoo.tasks.training.ranks import gathered
-from attention_zoo.tasks.training.task import IGNORED, Task
+from attention_zoo.tasks.training.task import IGNORE_INDEX, Task
 from attention_zoo.tasks.views.attention_record import AttentionRecord
 
 
@@ -39,7 +39,7 @@ class TranslationTask(Task):
     def predict_batch(self, batch: TranslationBatch) -> tuple[Tensor, Tensor]:
         targets = batch.target[:, 1:]
         logits = self.model(batch.source, batch.target[:, :-1])
-        return logits, targets.masked_fill(targets == self.tokenizer.pad_id, IGNORED)
+        return logits, targets.masked_fill(targets == self.tokenizer.pad_id, IGNORE_INDEX)
 
     def on_validation_epoch_start(self) -> None:
         self.outputs = {}

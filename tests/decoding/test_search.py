@@ -42,10 +42,10 @@ class Toy(nn.Module):
         self.rows = []
         self.eval()
 
-    def encode(self, source, key_mask):
-        return (self.embedding[source] * key_mask[..., None]).cumsum(1)
+    def encode(self, source, source_mask):
+        return (self.embedding[source] * source_mask[..., None]).cumsum(1)
 
-    def decode(self, target, memory, key_mask, *, cache=None):
+    def decode(self, target, memory, source_mask, *, cache=None):
         self.rows.append(len(target))
         sums = self.embedding[target].cumsum(1)
         length = target.shape[1]
@@ -55,7 +55,7 @@ class Toy(nn.Module):
             cache.length += length
             length = cache.length
         self.longest = max(self.longest, length)
-        last = (key_mask.sum(1) - 1)[:, None, None].expand(-1, 1, memory.shape[2])
+        last = (source_mask.sum(1) - 1)[:, None, None].expand(-1, 1, memory.shape[2])
         return torch.sin(sums + memory.gather(1, last)) @ self.output
 
     def new_cache(self):
@@ -66,10 +66,10 @@ class Toy(nn.Module):
     def says(self, source, prefix):
         """log p(next | prefix) as a list, of one sentence without padding."""
         source = torch.tensor([source])
-        key_mask = torch.ones_like(source, dtype=torch.bool)
+        source_mask = torch.ones_like(source, dtype=torch.bool)
         with torch.no_grad():
             logits = self.decode(
-                torch.tensor([[BOS, *prefix]]), self.encode(source, key_mask), key_mask
+                torch.tensor([[BOS, *prefix]]), self.encode(source, source_mask), source_mask
             )
         return torch.log_softmax(logits[0, -1].double(), -1).tolist()
 
@@ -211,8 +211,8 @@ def test_pad_and_bos_are_never_said(searcher, unwanted):
 class Endless(Toy):
     """Never wants to end."""
 
-    def decode(self, target, memory, key_mask, *, cache=None):
-        logits = super().decode(target, memory, key_mask, cache=cache).clone()
+    def decode(self, target, memory, source_mask, *, cache=None):
+        logits = super().decode(target, memory, source_mask, cache=cache).clone()
         logits[..., EOS] = -80.0
         return logits
 
@@ -268,8 +268,8 @@ def test_a_model_in_training_mode_is_refused(searcher):
 
 
 class Half(Toy):
-    def decode(self, target, memory, key_mask, *, cache=None):
-        return super().decode(target, memory, key_mask, cache=cache).bfloat16()
+    def decode(self, target, memory, source_mask, *, cache=None):
+        return super().decode(target, memory, source_mask, cache=cache).bfloat16()
 
 
 @pytest.mark.parametrize("seed", range(3))

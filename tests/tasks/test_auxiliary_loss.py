@@ -15,7 +15,7 @@ from attention_zoo.models import LanguageModel
 from attention_zoo.tasks.data.batches import LanguageBatch
 from attention_zoo.tasks.data.tokenizers import ByteTokenizer
 from attention_zoo.tasks.training.language_modeling import LanguageModelingTask
-from attention_zoo.tasks.training.task import IGNORED
+from attention_zoo.tasks.training.task import IGNORE_INDEX
 
 VOCABULARY = 11
 INDEXER = {"attention": "lightning_indexer", "top_k": 3}
@@ -46,7 +46,7 @@ def language_batch():
     """Of 18 tokens, 14 are to be predicted."""
     tokens = torch.randint(VOCABULARY, (2, 10))
     targets = tokens[:, 1:].clone()
-    targets[1, 5:] = IGNORED
+    targets[1, 5:] = IGNORE_INDEX
     return LanguageBatch(tokens[:, :-1], targets, None)
 
 
@@ -61,7 +61,7 @@ def test_it_counts_as_a_mean_beside_the_mean_of_the_task():
     trained = gradients(output["loss"] / output["tokens"], task)
 
     logits = task.model(batch.inputs)
-    mean = cross_entropy(logits.flatten(0, 1), batch.targets.flatten(), ignore_index=IGNORED)
+    mean = cross_entropy(logits.flatten(0, 1), batch.targets.flatten(), ignore_index=IGNORE_INDEX)
     auxiliary = take_auxiliary_loss(task.model)
     torch.testing.assert_close(output["task_loss"] / 14, mean.detach())
     torch.testing.assert_close(trained, gradients(mean + auxiliary, task))

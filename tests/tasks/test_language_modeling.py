@@ -85,7 +85,7 @@ def test_answers_are_scored_at_every_length(train, kind):
             logits = task.model(batch.inputs)  # Of every place, by the way that text takes.
             for row in range(len(batch.inputs)):
                 hits = []
-                for place, answer in zip(batch.places[row], batch.targets[row], strict=True):
+                for place, answer in zip(batch.target_positions[row], batch.targets[row], strict=True):
                     if answer >= 0:
                         nll -= logits[row, place].log_softmax(-1)[answer].item()
                         hits.append(logits[row, place].argmax() == answer)

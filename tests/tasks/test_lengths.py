@@ -128,7 +128,7 @@ class ByPlace(nn.Module):
         super().__init__()
         self.unused = nn.Parameter(torch.zeros(1))
 
-    def forward(self, tokens, segment_ids=None, places=None):
+    def forward(self, tokens, segment_ids=None, target_positions=None):
         logits = torch.zeros(*tokens.shape, 260)
         logits[..., ord("e") + 4] = torch.arange(tokens.shape[1]) / 4
         return logits
@@ -283,7 +283,7 @@ class Trained(SimpleNamespace):
     """A folder with one run, and the program in it."""
 
     def __call__(self, *arguments: str) -> None:
-        with pytest.MonkeyPatch.context_length() as patch:
+        with pytest.MonkeyPatch.context() as patch:
             patch.chdir(self.folder)
             patch.setenv("ATTENTION_ZOO_CACHE", str(self.folder / "cache"))
             patch.setenv("WANDB_MODE", "offline")

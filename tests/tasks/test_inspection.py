@@ -21,7 +21,7 @@ from attention_zoo.tasks.training.callbacks.attention_entropy import (
 )
 from attention_zoo.tasks.training.callbacks.attention_maps import AttentionMaps
 from attention_zoo.tasks.training.callbacks.gradient_norms import GradientNorms, gradients_by_part
-from attention_zoo.tasks.training.task import IGNORED
+from attention_zoo.tasks.training.task import IGNORE_INDEX
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*does not have many workers"),
@@ -105,7 +105,7 @@ def test_norms_are_those_of_the_mean_loss_before_it_is_clipped(made, tmp_path, c
     losses, tokens = torch.zeros(()), 0
     for batch in batches:
         logits, targets = task.predict_batch(batch)
-        wanted = targets != IGNORED
+        wanted = targets != IGNORE_INDEX
         losses = losses + cross_entropy(logits[wanted], targets[wanted], reduction="sum")
         tokens += int(wanted.sum())
     (losses / tokens).backward()
