@@ -12,11 +12,11 @@ from rich.console import Console
 from attention_zoo.errors import UserError
 from attention_zoo.tasks.analysis.length_report import PREFIX
 from attention_zoo.tasks.analysis.lengths import (
-    AtLengths,
+    LengthDataModule,
     check_lengths,
     report_lengths,
     score_lengths,
-    trained_at,
+    training_length,
 )
 from attention_zoo.tasks.commands.warning_filters import quiet
 from attention_zoo.tasks.configuration.build import instantiate, parameter_counts
@@ -40,7 +40,7 @@ from attention_zoo.tasks.training.results import (
     write_outputs,
     write_results,
 )
-from attention_zoo.tasks.training.task import Task, load_task, logged
+from attention_zoo.tasks.training.task import Task, load_task, logged_metrics
 
 
 def run(config: dict[str, Any], call: Invocation) -> None:
@@ -52,19 +52,19 @@ def run(config: dict[str, Any], call: Invocation) -> None:
     quiet()
     seed_everything(config["seed"], workers=True, verbose=False)
     task = load_task(checkpoint, config)
-    task.writes_at_validation = True
+    task.generates_in_validation = True
     state = checkpoint["attention_zoo"]["tokenizer"]
     data = instantiate(config["data"], tokenizer=partial(given, state=state))
     data.prepare_data()
     data.setup()
     tests = None
     if config["lengths"]:
-        tests = AtLengths(
+        tests = LengthDataModule(
             config,
             data,
             split=config["split"],
-            limit=task.model.max_length,
-            trained_at=trained_at(checkpoint["attention_zoo"]["config"]["data"]),
+            max_length=task.model.max_length,
+            training_length=training_length(checkpoint["attention_zoo"]["config"]["data"]),
         )
     elif task.model.max_length is not None:
         data.refuse_longer_than(task.model.max_length)
@@ -94,7 +94,7 @@ def score(
     call: Invocation,
     task: Task,
     data: PreparedData,
-    tests: AtLengths | None,
+    tests: LengthDataModule | None,
     folder: Path | None,
     loggers: list[Logger],
 ) -> None:
@@ -118,7 +118,7 @@ def score(
         of_split(task, datamodule=data, verbose=False)
     if not trainer.is_global_zero:
         return
-    metrics = logged(trainer, f"{PREFIX[config['split']]}/")
+    metrics = logged_metrics(trainer, f"{PREFIX[config['split']]}/")
     results = {
         "checkpoint": str(config["ckpt_path"]),
         "overrides": call.overrides,
@@ -129,7 +129,7 @@ def score(
         "data_hash": data.fingerprint,
         "precision": config["trainer"]["precision"],
         **collect_surroundings(),
-        **task.manifest(),
+        **task.metric_signatures(),
         **told,
     }
     log_summary(loggers, metrics)

@@ -17,11 +17,11 @@ from attention_zoo.errors import UserError
 from attention_zoo.tasks.analysis.costs import decode_state_bytes, training_flops_per_token
 from attention_zoo.tasks.analysis.length_report import PREFIX
 from attention_zoo.tasks.analysis.lengths import (
-    AtLengths,
+    LengthDataModule,
     check_lengths,
     report_lengths,
     score_lengths,
-    trained_at,
+    training_length,
 )
 from attention_zoo.tasks.commands.exit_codes import INTERRUPTED
 from attention_zoo.tasks.commands.warning_filters import quiet
@@ -60,7 +60,7 @@ from attention_zoo.tasks.training.results import (
     write_outputs,
     write_results,
 )
-from attention_zoo.tasks.training.task import Task, logged
+from attention_zoo.tasks.training.task import Task, logged_metrics
 
 
 def run(config: dict[str, Any], call: Invocation) -> float | None:
@@ -159,7 +159,7 @@ def fit(
     config: dict[str, Any],
     task: Task,
     data: Any,
-    tests: AtLengths | None,
+    tests: LengthDataModule | None,
     matched: dict[str, Any] | None,
     loggers: list[Logger],
     resumed: Path | None,
@@ -206,26 +206,26 @@ def fit(
         tokens_seen=throughput.tokens,
         tokens_per_second=throughput.tokens_per_second,
         seconds=seconds,
-        looking_seconds=sum(c.seconds for c in callbacks if isinstance(c, InspectionCallback)),
+        inspection_seconds=sum(c.seconds for c in callbacks if isinstance(c, InspectionCallback)),
         peak_memory_bytes=peak_bytes(trainer),
         seed=config["seed"],
         data_hash=data.fingerprint,
         data_order=data.train_dataloader().order(),
         precision=config["trainer"]["precision"],
         matched=matched,
-        history=history.curves(),
+        history=history.loss_curves(),
     )
     val_losses = [value for _, _, value in history.points["val/loss"]]
     run = relative_to_cwd(Path(config["paths"]["run"]))
     checkpoint = checkpoint_to_keep(trainer)
     metrics = scores(trainer, task, data, checkpoint, test=config["test"])
-    manifest |= task.manifest()
+    manifest |= task.metric_signatures()
     shown = metrics
     if tests is not None and not diverged(metrics):
         manifest["lengths"] = score_lengths(
             trainer, task, tests, ckpt_path=checkpoint, weights_only=True
         )
-        metrics = metrics | logged(trainer, PREFIX[tests.split])
+        metrics = metrics | logged_metrics(trainer, PREFIX[tests.split])
     if trainer.is_global_zero:
         write_results(run / "results.json", metrics, manifest)
         if task.outputs:
@@ -257,16 +257,16 @@ def diverged(metrics: dict[str, Any]) -> bool:
     return not math.isfinite(metrics.get("val/loss", 0.0))
 
 
-def lengths_to_test(config: dict[str, Any], task: Task, data: Any) -> AtLengths | None:
+def lengths_to_test(config: dict[str, Any], task: Task, data: Any) -> LengthDataModule | None:
     """The tests at `lengths`, of the test split, or where that is left alone of the valid split."""
     if not config["lengths"]:
         return None
-    return AtLengths(
+    return LengthDataModule(
         config,
         data,
         split="test" if config["test"] else "valid",
-        limit=cast("int | None", task.model.max_length),
-        trained_at=trained_at(config["data"]),
+        max_length=cast("int | None", task.model.max_length),
+        training_length=training_length(config["data"]),
     )
 
 
@@ -292,11 +292,11 @@ def scores(
     loggers, trainer.loggers = trainer.loggers, []
     trainer.validate(task, **options)
     trainer.loggers = loggers
-    metrics = logged(trainer, "val/")
+    metrics = logged_metrics(trainer, "val/")
     # What diverged cannot write: its losses tell all that there is to know.
     if test and not diverged(metrics):
         trainer.test(task, **options)
-        metrics |= logged(trainer, "test/")
+        metrics |= logged_metrics(trainer, "test/")
     return metrics
 
 

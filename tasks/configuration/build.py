@@ -196,7 +196,7 @@ def build_task(config: dict[str, Any], tokenizer: Any) -> Any:
     """The LightningModule of a config, around a new model."""
     check(config)
     options = {key: value for key, value in config["task"].items() if key != "name"}
-    # Called by us, not by Hydra, which would build what it finds in `composed` as well.
+    # Called by us, not by Hydra, which would build what it finds in `config` as well.
     return instantiate({**options, "_partial_": True})(
         model=build_model(
             config, vocabulary_size=tokenizer.vocabulary_size, pad_id=tokenizer.pad_id
@@ -205,7 +205,7 @@ def build_task(config: dict[str, Any], tokenizer: Any) -> Any:
         optimizer=instantiate(config["optimizer"]),
         schedule=instantiate(config["schedule"]),
         decoding=instantiate(config["decoding"]),
-        composed=config,
+        config=config,
     )
 
 

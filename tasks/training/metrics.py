@@ -105,7 +105,7 @@ class SacrebleuMetric(TextMetric):
 
     @property
     def signature(self) -> str:
-        """sacrebleu's signature: all that must be known to compare the score with another."""
+        """The signature of sacrebleu, which says how the score was computed."""
         if len(self.samples):
             self.corpus_score()  # Counts the references.
         return str(self.scorer.get_signature())

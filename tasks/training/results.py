@@ -54,7 +54,7 @@ def collect_manifest(
     tokens_seen: int,
     tokens_per_second: float,
     seconds: float,
-    looking_seconds: float,
+    inspection_seconds: float,
     peak_memory_bytes: int,
     seed: int | None,
     data_hash: str,
@@ -76,7 +76,8 @@ def collect_manifest(
             whole run, if it was resumed.
         seconds: wall-clock seconds of the training, validation included. Of this process, if the
             run was resumed.
-        looking_seconds: of these, what callbacks took that look into the model; see `InspectionCallback`.
+        inspection_seconds: of these, those of callbacks that inspect the model; see
+            `InspectionCallback`.
         peak_memory_bytes: that the training took on a rank, at most; see `memory`.
         seed: seed of the run, None where there is none.
         data_hash: the data module's `fingerprint`.
@@ -97,7 +98,7 @@ def collect_manifest(
         "tokens_seen": tokens_seen,
         "tokens_per_second": round(tokens_per_second, 3),
         "seconds": round(seconds, 3),
-        "looking_seconds": round(looking_seconds, 3),
+        "inspection_seconds": round(inspection_seconds, 3),
         "peak_memory_bytes": peak_memory_bytes,
         "seed": seed,
         "data_hash": data_hash,

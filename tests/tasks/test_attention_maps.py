@@ -16,7 +16,11 @@ from torch.utils.data import DataLoader
 from attention_zoo import create_attention
 from attention_zoo.errors import UserError
 from attention_zoo.tasks.training.callbacks import attention_maps
-from attention_zoo.tasks.training.callbacks.attention_maps import AttentionMaps, Probe, read
+from attention_zoo.tasks.training.callbacks.attention_maps import (
+    AttentionMaps,
+    Probe,
+    record_probe,
+)
 from attention_zoo.tasks.training.callbacks.periodic_inspection import InspectionCallback
 
 pytestmark = [
@@ -75,7 +79,7 @@ class Reader(Own):
 
 
 class Drawn(list):
-    """What was drawn: readings, roles, layers and heads, as `attention_figure` was called."""
+    """The arguments of all calls of `attention_figure`: records, roles, layers and heads."""
 
     def __call__(self, *arguments):
         self.append(arguments)
@@ -131,11 +135,11 @@ def test_a_module_of_ones_own_is_drawn_in_a_plain_trainer(tmp_path):
 @pytest.mark.parametrize("inputs", [TOKENS, (TOKENS,), [TOKENS], {"tokens": TOKENS}])
 def test_maps_are_those_of_the_module_and_tokens_are_called_as_said(tmp_path, inputs):
     module = Own().eval()
-    reading = read(trainer(tmp_path), module, probe(inputs=inputs))
-    assert reading.source_tokens == reading.target_tokens == NAMES
-    assert list(reading.maps) == ["decoder"]
+    record = record_probe(trainer(tmp_path), module, probe(inputs=inputs))
+    assert record.source_tokens == record.target_tokens == NAMES
+    assert list(record.maps) == ["decoder"]
     x = module.embedding(TOKENS)
-    for layer, weights in zip(module.layers, reading.maps["decoder"], strict=True):
+    for layer, weights in zip(module.layers, record.maps["decoder"], strict=True):
         assert torch.equal(weights, layer.attention_map(x)[0])
         x = x + layer(x)
 
@@ -143,9 +147,9 @@ def test_maps_are_those_of_the_module_and_tokens_are_called_as_said(tmp_path, in
 def test_cross_attention_has_the_tokens_of_both_sequences(tmp_path):
     names = ["quatro", "cinco", "um", "dois"]
     asked = probe(inputs=(TOKENS, SOURCE), source_tokens=names)
-    reading = read(trainer(tmp_path), Reader().eval(), asked)
-    assert (reading.source_tokens, reading.target_tokens) == (names, NAMES)
-    shapes = {role: [tuple(x.shape) for x in layers] for role, layers in reading.maps.items()}
+    record = record_probe(trainer(tmp_path), Reader().eval(), asked)
+    assert (record.source_tokens, record.target_tokens) == (names, NAMES)
+    shapes = {role: [tuple(x.shape) for x in layers] for role, layers in record.maps.items()}
     assert shapes == {"encoder": [(4, 4, 4)], "decoder": [(2, 3, 3)], "cross": [(2, 3, 4)]}
 
 
@@ -155,9 +159,9 @@ def test_a_probe_is_read_in_the_precision_of_training(tmp_path, precision):
     module = run.precision_plugin.convert_module(Own().eval())
     seen = []
     module.layers[0].register_forward_hook(lambda *its: seen.append(its[-1].dtype))
-    reading = read(run, module, probe())
+    record = record_probe(run, module, probe())
     assert seen == [torch.bfloat16]
-    assert reading.maps["decoder"][0].dtype == torch.float32
+    assert record.maps["decoder"][0].dtype == torch.float32
 
 
 @pytest.mark.parametrize(
@@ -216,20 +220,20 @@ def test_pictures_go_to_loggers_that_take_images_and_others_are_told_nothing(tmp
 # What it costs
 
 
-def test_looking_changes_no_weight(tmp_path, drawn):
+def test_inspections_change_no_weight(tmp_path, drawn):
     maps = AttentionMaps(probes=[probe()], steps=range(5), every_n_validations=1)
     weights = [
         fit(tmp_path, *callbacks, val_check_interval=1, max_steps=6).state_dict()
         for callbacks in ([], [maps])
     ]
     assert len(drawn) > 10
-    plain, looked = weights
-    assert all(torch.equal(looked[name], value) for name, value in plain.items())
+    plain, inspected = weights
+    assert all(torch.equal(inspected[name], value) for name, value in plain.items())
 
 
 @pytest.mark.parametrize("on", [False, True])
 def test_training_runs_without_hooks(tmp_path, drawn, on):
-    """Off, there are none at all; on, only while it looks."""
+    """Off, there are none at all; on, only while it draws."""
     counts = []
 
     class Spy(Callback):
@@ -250,9 +254,9 @@ def test_its_share_of_the_time_is_printed(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("attention_zoo.tasks.training.callbacks.periodic_inspection.time", stopped)
 
     class Slow(InspectionCallback):
-        label = "slow looks"
+        label = "slow inspections"
 
-        def look(self, trainer, task):
+        def inspect(self, trainer, task):
             clock.now += 2.0
 
     class Clock(Callback):
@@ -262,15 +266,14 @@ def test_its_share_of_the_time_is_printed(tmp_path, capsys, monkeypatch):
     slow = Slow(every_n_validations=1)
     for _ in range(2):
         fit(tmp_path, slow, Clock(), val_check_interval=2)
-        assert capsys.readouterr().out == "slow looks  4.0 s, 50.0% of the training's time\n"
+        assert capsys.readouterr().out == "slow inspections  4.0 s, 50.0% of the training's time\n"
     fit(tmp_path, Clock())
     fit(tmp_path, slow, max_steps=0)  # does not train
     assert capsys.readouterr().out == ""
     assert slow.seconds == 0.0
 
 
-def test_the_first_look_counts_too(tmp_path, drawn, capsys, monkeypatch):
-    """Which finds out whether there is what is to be drawn."""
+def test_the_check_at_the_start_counts_too(tmp_path, drawn, capsys, monkeypatch):
     maps = AttentionMaps(probes=[probe()])
     monkeypatch.setattr(maps, "check", lambda *_: time.sleep(0.2))
     fit(tmp_path, maps)

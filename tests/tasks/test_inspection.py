@@ -1,4 +1,4 @@
-"""What looks into a model in training tells the truth: norms of gradients, entropy of attention."""
+"""Callbacks that inspect a model in training: norms of gradients, entropy of attention."""
 
 import csv
 import math
@@ -14,14 +14,14 @@ from torch.nn.functional import cross_entropy
 
 from attention_zoo.errors import UserError
 from attention_zoo.tasks.configuration.build import build_task, instantiate, resolve_defaults
+from attention_zoo.tasks.data.batches import IGNORE_INDEX
 from attention_zoo.tasks.sweeps.launcher import register_launcher
 from attention_zoo.tasks.training.callbacks.attention_entropy import (
     AttentionEntropy,
-    entropy_of_rows,
+    sum_row_entropies,
 )
 from attention_zoo.tasks.training.callbacks.attention_maps import AttentionMaps
 from attention_zoo.tasks.training.callbacks.gradient_norms import GradientNorms, gradients_by_part
-from attention_zoo.tasks.training.task import IGNORE_INDEX
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*does not have many workers"),
@@ -144,7 +144,7 @@ def test_norms_are_logged_at_the_log_interval(made, tmp_path):
 def test_entropy_by_hand():
     one, alike, none = [1.0, 0, 0, 0], [0.25] * 4, [0.0] * 4
     maps = torch.tensor([[[one, alike], [alike, none]]])
-    sums, rows = entropy_of_rows(maps)
+    sums, rows = sum_row_entropies(maps)
     assert rows.tolist() == [2, 1]
     assert sums.tolist() == pytest.approx([math.log(4), math.log(4)])
 
@@ -152,8 +152,8 @@ def test_entropy_by_hand():
 def test_weights_count_by_their_share():
     """With signs, and whatever they sum to."""
     share = torch.tensor([0.5, 0.3, 0.2]).view(1, 1, 1, 3)
-    plain, _ = entropy_of_rows(share)
-    signed, _ = entropy_of_rows(7 * share * torch.tensor([1, -1, 1]))
+    plain, _ = sum_row_entropies(share)
+    signed, _ = sum_row_entropies(7 * share * torch.tensor([1, -1, 1]))
     torch.testing.assert_close(signed, plain)
 
 
@@ -172,7 +172,7 @@ def test_entropy_is_that_of_the_maps(made, kind):
     kept = Kept()
     trainer.loggers = [kept]
     with torch.no_grad():
-        callback.look(trainer, task)
+        callback.inspect(trainer, task)
     names = {
         f"attention_entropy/{role}/layer-{layer}/head-{head}"
         for role in roles
@@ -180,7 +180,7 @@ def test_entropy_is_that_of_the_maps(made, kind):
         for head in (1, 2)
     }
     assert kept.metrics.keys() == names
-    batch = callback._batch(trainer, task)
+    batch = callback.sample_batch(trainer, task)
     expected = {role: [] for role in roles}
     pad = task.tokenizer.pad_id
     if kind == "translation":
@@ -215,15 +215,15 @@ def test_rows_of_maps_are_the_tokens_that_the_task_writes(made, decoding):
     task, data = made("translation", f"decoding={decoding}")
     task.eval()
     trainer = types.SimpleNamespace(datamodule=data)
-    [reading] = AttentionMaps(folder="figures", probes=1).readings(trainer, task)
+    [record] = AttentionMaps(folder="figures", probes=1).records(trainer, task)
     source = task.source_tokens(data.probes[:1])
     best = task.decode(source)[0][0].tokens
-    assert reading.target_tokens == [*task.tokenizer.tokens(best), "<eos>"]
-    assert reading.source_tokens == [*task.tokenizer.tokens(source[0, :-1].tolist()), "<eos>"]
+    assert record.target_tokens == [*task.tokenizer.tokens(best), "<eos>"]
+    assert record.source_tokens == [*task.tokenizer.tokens(source[0, :-1].tolist()), "<eos>"]
     written = torch.tensor([[task.tokenizer.bos_id, *best]])
     maps = task.model.attention_maps(source, written)
-    assert {*maps} == {*reading.maps} == {"encoder", "decoder", "cross"}
-    for role, layers in reading.maps.items():
+    assert {*maps} == {*record.maps} == {"encoder", "decoder", "cross"}
+    for role, layers in record.maps.items():
         assert len(layers) == 2
         for layer, weights in zip(layers, maps[role], strict=True):
             torch.testing.assert_close(layer, weights[0])
@@ -238,7 +238,7 @@ def test_entropy_of_every_kind_of_weights_is_finite(made, tmp_path, attention):
     assert all(0 <= entropy <= math.log(16) for entropy in entropies.values())
 
 
-def test_looking_changes_no_weight(made, tmp_path):
+def test_inspections_change_no_weight(made, tmp_path):
     weights = []
     for number, callback in enumerate((Callback(), AttentionEntropy(), GradientNorms())):
         torch.manual_seed(0)
@@ -250,6 +250,6 @@ def test_looking_changes_no_weight(made, tmp_path):
 
 
 @pytest.mark.parametrize("option", ["every_n_validations", "samples"])
-def test_nothing_to_look_at_is_refused(option):
+def test_nothing_to_inspect_is_refused(option):
     with pytest.raises(UserError, match=f"{option} must be at least 1, got 0"):
         AttentionEntropy(**{option: 0})

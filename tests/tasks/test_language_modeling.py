@@ -40,7 +40,7 @@ def test_scores_agree_with_each_other_and_the_model_goes_on(train):
     checkpoint = read_checkpoint(run / "checkpoints" / "best.ckpt")
     task = load_task(checkpoint, checkpoint["attention_zoo"]["config"])
     torch.manual_seed(0)
-    whole = task.respond(["The "])[0]
+    whole = task.generate(["The "])[0]
     torch.manual_seed(0)
     assert "".join(task.stream("The ")) == whole
     reading = task.attend("The ")
@@ -85,7 +85,9 @@ def test_answers_are_scored_at_every_length(train, kind):
             logits = task.model(batch.inputs)  # Of every place, by the way that text takes.
             for row in range(len(batch.inputs)):
                 hits = []
-                for place, answer in zip(batch.target_positions[row], batch.targets[row], strict=True):
+                for place, answer in zip(
+                    batch.target_positions[row], batch.targets[row], strict=True
+                ):
                     if answer >= 0:
                         nll -= logits[row, place].log_softmax(-1)[answer].item()
                         hits.append(logits[row, place].argmax() == answer)
@@ -95,7 +97,7 @@ def test_answers_are_scored_at_every_length(train, kind):
         assert results[f"test/accuracy{at}"] == pytest.approx(float(right) / answers, rel=1e-6)
         assert results[f"test/exact_match{at}"] == pytest.approx(whole / 12, rel=1e-6)
     asked = config["data"]["answer_tokens"]
-    assert all(len(line.split()) <= asked for line in task.respond(data.probes))
+    assert all(len(line.split()) <= asked for line in task.generate(data.probes))
 
 
 def test_a_small_recall_is_learned(train):

@@ -17,7 +17,7 @@ from torch import nn
 
 from attention_zoo.decoding import Sample
 from attention_zoo.errors import Unsupported, UserError
-from attention_zoo.tasks.analysis.lengths import AtLengths, check_lengths, score_lengths
+from attention_zoo.tasks.analysis.lengths import LengthDataModule, check_lengths, score_lengths
 from attention_zoo.tasks.commands.cli import main
 from attention_zoo.tasks.commands.warning_filters import quiet
 from attention_zoo.tasks.configuration.build import resolve_defaults, trained_tokens
@@ -28,7 +28,7 @@ from attention_zoo.tasks.data.language import LanguageData
 from attention_zoo.tasks.data.sources.text_files import TextFiles
 from attention_zoo.tasks.data.tokenizers import ByteTokenizer, SymbolTokenizer
 from attention_zoo.tasks.training.language_modeling import LanguageModelingTask
-from attention_zoo.tasks.training.metrics import LossByPlace
+from attention_zoo.tasks.training.metrics import LossByPosition
 from attention_zoo.zoo import POSITION, PositionCard
 
 BOS = 1
@@ -153,14 +153,14 @@ def by_hand(stream: list[int], length: int, stride: int) -> list[tuple[int, floa
 @pytest.mark.parametrize("stride", [None, 3])
 def test_scores_are_those_counted_by_hand(data, stride) -> None:
     config = {"lengths": [16, 4], "stride": stride, "data": {"_target_": "text"}}
-    tests = AtLengths(config, data, split="test", limit=None, trained_at=8)
+    tests = LengthDataModule(config, data, split="test", max_length=None, training_length=8)
     task = LanguageModelingTask(
         model=ByPlace(),
         tokenizer=data.tokenizer,
         optimizer=torch.optim.SGD,
         schedule=None,
         decoding=Sample(),
-        composed={},
+        config={},
     )
     quiet()
     trainer = Trainer(
@@ -194,8 +194,8 @@ def test_scores_are_those_counted_by_hand(data, stride) -> None:
         assert loss != pytest.approx(metrics[f"test/loss@{length}"], rel=1e-6)
 
 
-def test_losses_by_place_keep_digits_and_count_what_is_predicted() -> None:
-    metric = LossByPlace(3)
+def test_losses_by_position_keep_digits_and_count_what_is_predicted() -> None:
+    metric = LossByPosition(3)
     for _ in range(5000):
         metric.update(torch.tensor([[1e4, 0.1, 0.0]]), torch.tensor([[True, True, False]]))
     sums, counts = metric.compute()
@@ -205,13 +205,13 @@ def test_losses_by_place_keep_digits_and_count_what_is_predicted() -> None:
 
 def test_lengths_are_refused_one_by_one_and_told(data) -> None:
     config = {"lengths": [200, 4, 16], "stride": None, "data": {"_target_": "text"}}
-    tests = AtLengths(config, data, split="test", limit=8, trained_at=8)
+    tests = LengthDataModule(config, data, split="test", max_length=8, training_length=8)
     assert tests.lengths == [4] and list(tests.refused) == [16, 200]
     assert "at most 8 tokens, got sequences of 16" in tests.refused[16]
     assert "82 tokens can be predicted" in tests.refused[200]
     config["lengths"] = [16, 200]
     with pytest.raises(Unsupported, match=r"None of the lengths.* 16: the model takes at most 8"):
-        AtLengths(config, data, split="test", limit=8, trained_at=8)
+        LengthDataModule(config, data, split="test", max_length=8, training_length=8)
 
 
 def test_diagnostics_come_at_any_length(tmp_path) -> None:
@@ -228,7 +228,7 @@ def test_diagnostics_come_at_any_length(tmp_path) -> None:
     assert all(batch.targets.min() >= 0 for batch in longer)  # strings as long as that, all
     limited = {"lengths": [6, 10], "stride": None}
     limited["data"] = {"_target_": "attention_zoo.tasks.data.diagnostic.DiagnosticData"}
-    tests = AtLengths(limited, data, split="test", limit=14, trained_at=6)
+    tests = LengthDataModule(limited, data, split="test", max_length=14, training_length=6)
     assert tests.test_names == ["test@6"] and list(tests.refused) == [10]
 
 
@@ -236,7 +236,7 @@ def test_diagnostics_come_at_any_length(tmp_path) -> None:
     "changes, reason",
     [
         ({"lengths": 64}, r"lengths must be a list .* got 64"),
-        ({"lengths": [64, 64]}, "each of them once"),
+        ({"lengths": [64, 64]}, "different whole numbers"),
         ({"lengths": [0]}, "at least 1"),
         ({"lengths": [True]}, "whole numbers"),
         ({"lengths": [], "stride": 4}, "stride=4 needs lengths"),
@@ -247,7 +247,7 @@ def test_diagnostics_come_at_any_length(tmp_path) -> None:
         ({"trainer": {"limit_test_batches": 1}}, r"trainer\.limit_test_batches=1;"),
         ({"trainer": {"limit_test_batches": 0.5}}, r"limit_test_batches=0\.5"),
         ({"trainer": {"fast_dev_run": True}}, r"trainer\.fast_dev_run"),
-        ({"task": {"name": "translation"}}, "as long as its sentence"),
+        ({"task": {"name": "translation"}}, "the length of a translation"),
         (
             {"data": {"_target_": "attention_zoo.tasks.data.diagnostic.DiagnosticData"}}
             | {"stride": 4},

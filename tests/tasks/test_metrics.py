@@ -18,12 +18,12 @@ from torch import multiprocessing
 
 from attention_zoo.errors import UserError
 from attention_zoo.tasks.training.metrics import (
+    Accuracy,
     BitsPerByte,
     ChrF,
     ExactMatch,
     Perplexity,
     SacreBleu,
-    Accuracy,
     TokenLoss,
 )
 

@@ -40,10 +40,10 @@ def test_the_loss_shown_is_that_of_the_step():
 
     class Spied(Task):
         def training_step(self, batch, index):
-            output = super().training_step(batch, index)
-            losses.append(output["task_loss"].item() / output["tokens"])
-            # Lightning divides it, and a loss of the attention's own may be part of it.
-            return {**output, "loss": output["loss"] + 100.0}
+            loss = super().training_step(batch, index)
+            losses.append(self.last_step.loss.item() / self.last_step.tokens.item())
+            # Lightning divides it, and an auxiliary loss of the attention may be part of it.
+            return loss + 100.0
 
     console = screen(terminal=False)
     fit(
@@ -88,7 +88,7 @@ def test_tokens_rate_and_learning_rate_are_logged_every_n_steps():
     fit(Throughput(), spy, max_epochs=1, data=Data(8))
     logged = {step: metrics for step, metrics in spy.logged if step % 2 == 0}
     assert [logged[step]["train/tokens"].item() for step in (2, 4, 6, 8)] == [64, 128, 192, 256]
-    # Warm-up of 2, then 6 steps of fall: the rates of steps 2, 4, 6 and 8.
+    # Warm-up of 2, then 6 steps of decay: the rates of steps 2, 4, 6 and 8.
     rates = [logged[step]["train/learning_rate"].item() for step in (2, 4, 6, 8)]
     assert rates == pytest.approx([0.1, 0.1 * 5 / 6, 0.1 * 3 / 6, 0.1 * 1 / 6])
     assert all(logged[step]["train/tokens_per_second"] > 0 for step in logged)
@@ -176,9 +176,9 @@ def history(**options):
 
     class Logged(Task):
         def training_step(self, batch, index):
-            output = super().training_step(batch, index)
-            self.log("train/loss", output["task_loss"])
-            return output
+            loss = super().training_step(batch, index)
+            self.log("train/loss", self.last_step.loss)
+            return loss
 
     torch.manual_seed(0)
     task = Logged()
@@ -203,13 +203,13 @@ def test_a_resumed_run_has_the_whole_curve(tmp_path):
     assert resumed.points == whole.points
 
 
-def test_a_long_curve_is_thinned_and_ends_where_the_run_ends():
+def test_a_long_curve_is_downsampled_and_ends_where_the_run_ends():
     kept = History(Throughput())
     kept.points["train/loss"] = [(step, 10 * step, 1 / step) for step in range(1, 1002)]
     kept.points["val/loss"] = [(1, 10, math.nan), (2, 20, math.inf), (3, 30, 0.5)]
-    curves = kept.curves(most=400)
+    curves = kept.loss_curves(max_points=400)
     train = curves["train/loss"]
     assert 300 < len(train) <= 400 and train[-1] == [1001, 10010, 1 / 1001]
     assert {later[0] - sooner[0] for sooner, later in pairwise(train)} == {3}
     assert curves["val/loss"] == [[1, 10, None], [2, 20, None], [3, 30, 0.5]]
-    assert History(Throughput()).curves() == {"train/loss": [], "val/loss": []}
+    assert History(Throughput()).loss_curves() == {"train/loss": [], "val/loss": []}

@@ -33,7 +33,7 @@ def manifest():
         tokens_seen=12_345_678,
         tokens_per_second=43_000.1234,
         seconds=287.4004,
-        looking_seconds=4.1,
+        inspection_seconds=4.1,
         peak_memory_bytes=2**30,
         seed=1,
         data_hash="ab" * 32,

@@ -56,7 +56,7 @@ def new_task(label_smoothing=0.0):
         ),
         decoding=Greedy(),
         label_smoothing=label_smoothing,
-        composed={},
+        config={},
     ).double()
 
 
