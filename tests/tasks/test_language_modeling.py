@@ -82,15 +82,14 @@ def test_answers_are_scored_at_every_length(train, kind):
     for name, loader in zip(["test", "test@18"], data.test_dataloader(), strict=True):
         nll, right, whole, answers = 0.0, 0, 0, 0
         for batch in loader:
-            logits = task.model(batch.inputs)  # Of every place, by the way that text takes.
+            logits = task.model(batch.inputs)  # At every position, as for text.
             for row in range(len(batch.inputs)):
                 hits = []
-                for place, answer in zip(
-                    batch.target_positions[row], batch.targets[row], strict=True
-                ):
+                positions = batch.target_positions[row]
+                for position, answer in zip(positions, batch.targets[row], strict=True):
                     if answer >= 0:
-                        nll -= logits[row, place].log_softmax(-1)[answer].item()
-                        hits.append(logits[row, place].argmax() == answer)
+                        nll -= logits[row, position].log_softmax(-1)[answer].item()
+                        hits.append(logits[row, position].argmax() == answer)
                 right, answers, whole = right + sum(hits), answers + len(hits), whole + all(hits)
         at = name.removeprefix("test")
         assert results[f"test/loss{at}"] == pytest.approx(nll / answers, rel=1e-4)
