@@ -68,11 +68,12 @@ class Progress(ProgressBar):
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         if not self.enabled:
             return
-        step_output: StepOutput = pl_module.last_step
-        self._window_tokens += step_output.tokens
+        task: Any = pl_module
+        output: StepOutput = task.last_step
+        self._window_tokens += output.tokens
         now, step = time.perf_counter(), trainer.global_step
         if self._is_due(now, step):
-            loss = float(step_output.loss / step_output.tokens)
+            loss = float(output.loss / output.tokens)
             self._draw(now, step, loss, trainer.world_size)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

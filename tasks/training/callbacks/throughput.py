@@ -70,8 +70,9 @@ class Throughput(Callback):
         self._learning_rate = trainer.optimizers[0].param_groups[0]["lr"]
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
-        step_output: StepOutput = pl_module.last_step
-        self._pending_tokens += step_output.tokens
+        task: Any = pl_module
+        output: StepOutput = task.last_step
+        self._pending_tokens += output.tokens
         step = trainer.global_step
         every: int = trainer.log_every_n_steps  # type: ignore[attr-defined]
         if step == self._logged_step or step % every:
