@@ -1,4 +1,4 @@
-"""A loss that the attention itself brings: trained by, logged beside the task's, and let go."""
+"""The auxiliary loss of an attention: it is trained, logged apart from the task's, and released."""
 
 import copy
 import math
@@ -53,7 +53,7 @@ def gradients(loss, task):
     return torch.autograd.grad(loss, list(task.model.parameters()))
 
 
-def test_it_counts_as_a_mean_beside_the_mean_of_the_task():
+def test_it_counts_as_a_mean_added_to_the_mean_of_the_task():
     task, batch = language_task(**INDEXER), language_batch()
     loss = task.training_step(batch, 0)
     assert task.last_step.tokens == 14
@@ -67,7 +67,7 @@ def test_it_counts_as_a_mean_beside_the_mean_of_the_task():
     torch.testing.assert_close(task.running_sums, torch.stack([mean, auxiliary, mean / mean]) * 14)
 
 
-def test_it_is_let_go_after_the_step():
+def test_it_is_released_after_the_step():
     task = language_task(**INDEXER)
     task.training_step(language_batch(), 0)
     layers = [layer.self_attention.attention for layer in task.model.decoder.layers]

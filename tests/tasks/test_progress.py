@@ -1,4 +1,4 @@
-"""How a training tells how far it is, how fast, and how it went."""
+"""Progress, throughput and loss curves of a training."""
 
 import io
 import math
@@ -24,7 +24,7 @@ def screen(*, terminal):
     return Console(file=io.StringIO(), force_terminal=terminal, width=100, color_system=None)
 
 
-def test_without_a_terminal_there_is_a_plain_line_every_tenth():
+def test_without_a_terminal_there_is_a_line_every_tenth():
     console = screen(terminal=False)
     fit(Progress(console=console), data=Data(10), max_epochs=2, enable_progress_bar=True)
     lines = console.file.getvalue().splitlines()
@@ -170,9 +170,9 @@ def test_the_rate_is_that_of_training_proper_and_of_the_whole_run(monkeypatch, t
 
 
 def history(**options):
-    """Of a run, whole, with the points that were logged."""
+    """Return the History of a run, and a Spy with what was logged."""
     spy, throughput = Spy(), Throughput()
-    kept = History(throughput)
+    curve = History(throughput)
 
     class Logged(Task):
         def training_step(self, batch, index):
@@ -183,16 +183,16 @@ def history(**options):
     torch.manual_seed(0)
     task = Logged()
     task.model.dropout.p = 0.0
-    fit(throughput, kept, spy, *options.pop("callbacks", []), task=task, **options)
-    return kept, spy
+    fit(throughput, curve, spy, *options.pop("callbacks", []), task=task, **options)
+    return curve, spy
 
 
 def test_the_curve_has_a_point_where_losses_are_logged():
-    kept, spy = history(max_epochs=2)
+    curve, spy = history(max_epochs=2)
     logged = {step: metrics["train/loss"].item() for step, metrics in spy.logged}
     expected = [(step, 32 * step, logged[step]) for step in (2, 4, 6, 8)]
-    assert kept.points["train/loss"] == expected
-    assert [point[:2] for point in kept.points["val/loss"]] == [(4, 128), (8, 256)]
+    assert curve.points["train/loss"] == expected
+    assert [point[:2] for point in curve.points["val/loss"]] == [(4, 128), (8, 256)]
 
 
 def test_a_resumed_run_has_the_whole_curve(tmp_path):
@@ -204,10 +204,10 @@ def test_a_resumed_run_has_the_whole_curve(tmp_path):
 
 
 def test_a_long_curve_is_downsampled_and_ends_where_the_run_ends():
-    kept = History(Throughput())
-    kept.points["train/loss"] = [(step, 10 * step, 1 / step) for step in range(1, 1002)]
-    kept.points["val/loss"] = [(1, 10, math.nan), (2, 20, math.inf), (3, 30, 0.5)]
-    curves = kept.loss_curves(max_points=400)
+    curve = History(Throughput())
+    curve.points["train/loss"] = [(step, 10 * step, 1 / step) for step in range(1, 1002)]
+    curve.points["val/loss"] = [(1, 10, math.nan), (2, 20, math.inf), (3, 30, 0.5)]
+    curves = curve.loss_curves(max_points=400)
     train = curves["train/loss"]
     assert 300 < len(train) <= 400 and train[-1] == [1001, 10010, 1 / 1001]
     assert {later[0] - sooner[0] for sooner, later in pairwise(train)} == {3}
