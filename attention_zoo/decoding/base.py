@@ -5,6 +5,7 @@ Shapes: b batch, n rows being decoded, s source length, t target length, v vocab
 
 import functools
 import logging
+from abc import ABC, abstractmethod
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -27,7 +28,8 @@ class Cache(Protocol):
 
     length: int
 
-    def reorder(self, index: Tensor) -> None: ...
+    def reorder(self, index: Tensor) -> None:
+        """Continue with these rows [n], in this order."""
 
 
 class TranslationModel(Protocol):
@@ -35,13 +37,16 @@ class TranslationModel(Protocol):
 
     training: bool
 
-    def encode(self, source: Tensor, source_mask: Tensor) -> Tensor: ...
+    def encode(self, source: Tensor, source_mask: Tensor) -> Tensor:
+        """Return the memory [b s d] of source tokens [b s]; the mask is True at real tokens."""
 
     def decode(
         self, target: Tensor, memory: Tensor, source_mask: Tensor, *, cache: Any = None
-    ) -> Tensor: ...
+    ) -> Tensor:
+        """Return logits [n t v] of the tokens after each of `target` [n t]."""
 
-    def new_cache(self) -> Any: ...
+    def new_cache(self) -> Any:
+        """Return an empty cache, or raise Unsupported."""
 
 
 def check_eval_mode(model: Any) -> None:
@@ -59,15 +64,6 @@ def check_finite(best: Tensor, step: int) -> None:
         raise UserError(
             f"the model's logits must be finite, but at step {step} they hold NaN or infinity; "
             "see whether the training diverged (its loss), or decode in float32."
-        )
-
-
-def check_length_limits(max_ratio: float, max_extra: int) -> None:
-    """Refuse length limits that leave no room for a token."""
-    if max_ratio < 0 or max_extra < 0 or max_ratio + max_extra == 0:
-        raise UserError(
-            "max_ratio and max_extra must not be negative, nor both 0: an output has at most "
-            f"max_ratio * source tokens + max_extra tokens; got {max_ratio=}, {max_extra=}."
         )
 
 
@@ -109,9 +105,9 @@ class IncrementalDecoder:
     ) -> None:
         check_eval_mode(model)
         self.model = model
-        self.eos_id = eos_id
-        self.forbidden_ids = [bos_id, pad_id]
+        self.source = source
         self.source_mask = source_mask
+        self.bos_id, self.eos_id, self.pad_id = bos_id, eos_id, pad_id
         self.memory = model.encode(source, source_mask)
         self.cache = create_cache(model)
         limits = (source_mask.sum(1) * max_ratio).long() + max_extra
@@ -129,7 +125,7 @@ class IncrementalDecoder:
         # In half precision the sums of log-probabilities would be wrong.
         dtype = torch.promote_types(logits.dtype, torch.float32)
         scores = torch.log_softmax(logits, -1, dtype=dtype)
-        scores[:, self.forbidden_ids] = -torch.inf
+        scores[:, [self.bos_id, self.pad_id]] = -torch.inf
         generated = target.shape[1] - 1
         must_end = (self.limits <= generated)[:, None]
         is_eos = torch.arange(scores.shape[1], device=scores.device) == self.eos_id
@@ -145,3 +141,65 @@ class IncrementalDecoder:
         self.memory, self.source_mask = self.memory[rows], self.source_mask[rows]
         self.limits = self.limits[rows]
         self.reorder(rows)
+
+
+class Search(ABC):
+    """A search for likely translations. Subclasses implement `search`.
+
+    Args:
+        max_ratio: an output has at most max_ratio * source tokens + max_extra tokens, and no more
+            than fit into the model's `max_length`; an output that reaches its limit ends there.
+        max_extra: see max_ratio; in tokens.
+
+    Raises:
+        UserError: the limits leave no room, the model is in training mode or gives NaN logits.
+    """
+
+    def __init__(self, *, max_ratio: float, max_extra: int) -> None:
+        if max_ratio < 0 or max_extra < 0 or max_ratio + max_extra == 0:
+            raise UserError(
+                "max_ratio and max_extra must not be negative, nor both 0: an output has at most "
+                f"max_ratio * source tokens + max_extra tokens; got {max_ratio=}, {max_extra=}."
+            )
+        self.max_ratio = max_ratio
+        self.max_extra = max_extra
+
+    @torch.inference_mode()
+    def __call__(
+        self,
+        model: TranslationModel,
+        source: Tensor,
+        source_mask: Tensor,
+        *,
+        bos_id: int,
+        eos_id: int,
+        pad_id: int,
+    ) -> list[list[Hypothesis]]:
+        """Translate a batch; each sentence has the outputs that it would have alone.
+
+        Args:
+            model: the model, in evaluation mode.
+            source: token ids [b s].
+            source_mask: [b s], True at real tokens.
+            bos_id: the token that begins a target.
+            eos_id: the token that ends it.
+            pad_id: the token that fills up rows.
+
+        Returns:
+            For each sentence its hypotheses, best first.
+        """
+        decoder = IncrementalDecoder(
+            model,
+            source,
+            source_mask,
+            bos_id=bos_id,
+            eos_id=eos_id,
+            pad_id=pad_id,
+            max_ratio=self.max_ratio,
+            max_extra=self.max_extra,
+        )
+        return self.search(decoder)
+
+    @abstractmethod
+    def search(self, decoder: IncrementalDecoder) -> list[list[Hypothesis]]:
+        """Return the hypotheses for each source of the decoder, best first."""

@@ -4,17 +4,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from attention_zoo.decoding.base import (
-    Hypothesis,
-    IncrementalDecoder,
-    TranslationModel,
-    check_finite,
-    check_length_limits,
-)
+from attention_zoo.decoding.base import Hypothesis, IncrementalDecoder, Search, check_finite
 from attention_zoo.errors import UserError
 
 
-class Beam:
+class Beam(Search):
     """Beam search with length normalisation.
 
     Each step keeps the `width` likeliest extensions of the live hypotheses. Those that end in eos
@@ -32,13 +26,11 @@ class Beam:
     Args:
         width: number of hypotheses that grow in parallel.
         length_penalty: 0 compares log-probabilities; larger values favour longer outputs.
-        n_best: number of outputs for each sentence, at most width.
-        max_ratio: an output has at most max_ratio * source tokens + max_extra tokens, and no more
-            than fit into the model's `max_length`; a hypothesis that reaches its limit ends there.
-        max_extra: see max_ratio; in tokens.
+        n_best: number of outputs for each sentence, at most width; a narrow beam may find fewer.
+        max_ratio, max_extra: see `Search`.
 
     Raises:
-        UserError: an option out of its range, a model in training mode or with NaN logits.
+        UserError: an option out of its range.
     """
 
     def __init__(
@@ -62,52 +54,18 @@ class Beam:
                 f"length_penalty must not be negative, got {length_penalty=}; 0 compares "
                 "log-probabilities, which favours short outputs most."
             )
-        check_length_limits(max_ratio, max_extra)
+        super().__init__(max_ratio=max_ratio, max_extra=max_extra)
         self.width = width
         self.length_penalty = length_penalty
         self.n_best = n_best
-        self.max_ratio = max_ratio
-        self.max_extra = max_extra
 
-    @torch.inference_mode()
-    def __call__(
-        self,
-        model: TranslationModel,
-        source: Tensor,
-        source_mask: Tensor,
-        *,
-        bos_id: int,
-        eos_id: int,
-        pad_id: int,
-    ) -> list[list[Hypothesis]]:
-        """Translate a batch; each sentence has the outputs that it would have alone.
-
-        Args:
-            model: the model, in evaluation mode.
-            source: token ids [b s].
-            source_mask: [b s], True at real tokens.
-            bos_id: the token that begins a target.
-            eos_id: the token that ends it.
-            pad_id: the token that fills up rows.
-
-        Returns:
-            For each sentence its n_best hypotheses, best first (fewer where there are no more).
-        """
-        decoder = IncrementalDecoder(
-            model,
-            source,
-            source_mask,
-            bos_id=bos_id,
-            eos_id=eos_id,
-            pad_id=pad_id,
-            max_ratio=self.max_ratio,
-            max_extra=self.max_extra,
-        )
+    def search(self, decoder: IncrementalDecoder) -> list[list[Hypothesis]]:
+        source = decoder.source
         batch, device = len(source), source.device
         outputs: list[list[Hypothesis]] = [[] for _ in source]
         sentences = torch.arange(batch, device=device)
         # Live hypotheses: [b w t] and [b w], beginning with one; finished ones: [b n t] and [b n].
-        target = source.new_full((batch, 1, 1), bos_id)
+        target = source.new_full((batch, 1, 1), decoder.bos_id)
         totals = torch.zeros(batch, 1, device=device)
         finished = source.new_empty(batch, self.n_best, 0)
         finished_scores = torch.full((batch, self.n_best), -torch.inf, device=device)
@@ -121,11 +79,11 @@ class Beam:
             parents, tokens = picks // vocabulary, picks % vocabulary
             target = torch.cat([_take_rows(target, parents), tokens[..., None]], 2)
 
-            ended = tokens == eos_id
+            ended = tokens == decoder.eos_id
             ended_scores = (totals / self._divisor(length)).masked_fill(~ended, -torch.inf)
             finished_scores, best = torch.cat([finished_scores, ended_scores], 1).topk(self.n_best)
-            candidates = torch.cat([F.pad(finished, (0, 1), value=pad_id), target[..., 1:]], 1)
-            finished = _take_rows(candidates, best)
+            finished = F.pad(finished, (0, 1), value=decoder.pad_id)
+            finished = _take_rows(torch.cat([finished, target[..., 1:]], 1), best)
 
             totals = totals.masked_fill(ended, -torch.inf)
             longest = decoder.limits.unflatten(0, (-1, beams))[:, 0] + 1
@@ -139,7 +97,7 @@ class Beam:
                     strict=True,
                 ):
                     outputs[sentence] = [
-                        Hypothesis(text[: text.index(eos_id)], value)
+                        Hypothesis(text[: text.index(decoder.eos_id)], value)
                         for text, value in zip(texts, values, strict=True)
                         if value > -torch.inf
                     ]

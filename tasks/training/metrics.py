@@ -26,8 +26,6 @@ class TextMetric(Metric):
     two processes have counts once, by its index.
     """
 
-    full_state_update = False
-    is_differentiable = False
     higher_is_better = True
     samples: list[Tensor]
 
@@ -225,8 +223,6 @@ class Accuracy(Metric):
         UserError: when computed without an answer.
     """
 
-    full_state_update = False
-    is_differentiable = False
     higher_is_better = True
     correct: Tensor
     total: Tensor
@@ -256,8 +252,6 @@ class TokenLoss(Metric):
         UserError: when computed without a token.
     """
 
-    full_state_update = False
-    is_differentiable = False
     higher_is_better = False
     nll: list[Tensor]
     count: Tensor
@@ -318,9 +312,6 @@ class LossByPosition(Metric):
         length: number of positions of a window.
     """
 
-    full_state_update = False
-    is_differentiable = False
-    higher_is_better = False
     nll: list[Tensor]
     count: Tensor
 

@@ -85,8 +85,7 @@ class Task(LightningModule):
         self.running_sums: Tensor
         self.register_buffer("running_sums", torch.zeros(3), persistent=False)
         self.has_auxiliary_loss = False
-        # The generated text of the last evaluated split, by line number; empty where the task does
-        # not score generated text.
+        # Generated text of the last scored split, by line number; empty if no text is scored.
         self.outputs: dict[int, str] = {}
 
     def predict_batch(self, batch: Any) -> tuple[Tensor, Tensor]:
@@ -114,6 +113,7 @@ class Task(LightningModule):
 
     def setup(self, stage: str) -> None:
         require_equal_ranks(self.trainer, self.config)
+        self.outputs = {}
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         optimizer = self.optimizer_factory(self.model)

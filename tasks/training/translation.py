@@ -8,8 +8,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from attention_zoo.capture import Maps
-from attention_zoo.decoding import Beam, Greedy
-from attention_zoo.decoding.base import Hypothesis
+from attention_zoo.decoding.base import Hypothesis, Search
 from attention_zoo.errors import UserError
 from attention_zoo.models.seq2seq import Seq2Seq
 from attention_zoo.tasks.data.batches import IGNORE_INDEX, TranslationBatch
@@ -28,7 +27,7 @@ class TranslationTask(Task):
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
-        if not isinstance(self.decoding, Greedy | Beam):
+        if not isinstance(self.decoding, Search):
             raise UserError(
                 "a translation needs decoding=greedy or decoding=beam, got "
                 f"{type(self.decoding).__name__}."
@@ -41,12 +40,6 @@ class TranslationTask(Task):
         targets = batch.target[:, 1:]
         logits = self.model(batch.source, batch.target[:, :-1])
         return logits, targets.masked_fill(targets == self.tokenizer.pad_id, IGNORE_INDEX)
-
-    def on_validation_epoch_start(self) -> None:
-        self.outputs = {}
-
-    def on_test_epoch_start(self) -> None:
-        self.outputs = {}
 
     def on_validation_epoch_end(self) -> None:
         if self.generates_in_validation:

@@ -47,17 +47,15 @@ class History(Callback):
             points.append((step, self.throughput.tokens, value.item()))
 
     def loss_curves(self, max_points: int = 400) -> dict[str, list[list[int | float | None]]]:
-        """Return the points of each loss, [step, tokens, value], at even intervals.
+        """Return the points of each loss, [step, tokens, value], at even intervals up to the last.
 
-        The last point is always among them. A value that is not finite is None.
+        A value that is not finite is None.
         """
-        return {name: downsample(points, max_points) for name, points in self.points.items()}
-
-
-def downsample(points: list[Point], max_points: int) -> list[list[int | float | None]]:
-    """Return at most this many points, at even intervals up to the last."""
-    stride = max(1, math.ceil(len(points) / max_points))
-    return [
-        [step, tokens, value if math.isfinite(value) else None]
-        for step, tokens, value in points[::-stride][::-1]
-    ]
+        curves: dict[str, list[list[int | float | None]]] = {}
+        for name, points in self.points.items():
+            stride = max(1, math.ceil(len(points) / max_points))
+            curves[name] = [
+                [step, tokens, value if math.isfinite(value) else None]
+                for step, tokens, value in points[::-stride][::-1]
+            ]
+        return curves
