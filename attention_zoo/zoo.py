@@ -173,7 +173,8 @@ def check_pair(attention: AttentionCard, role: Role, position: PositionCard | No
         candidates = [name for name in ATTENTION if role in ATTENTION.card(name).roles]
         raise Unsupported(
             f"{attention.name} cannot be {role} attention; it can be "
-            f"{join_names(attention.roles)}. For {role} attention choose from: {', '.join(candidates)}."
+            f"{join_names(attention.roles)}. For {role} attention choose from: "
+            f"{', '.join(candidates)}."
         )
     if position is None or not position.acts:
         return

@@ -69,7 +69,7 @@ class LanguageModel(nn.Module):
         key_mask: Tensor | None = None,
         segment_ids: Tensor | None = None,
         cache: LayeredCache | None = None,
-        places: Tensor | None = None,
+        target_positions: Tensor | None = None,
     ) -> Tensor:
         """Compute logits [b t v] for the token after each of `tokens` [b t].
 
@@ -79,7 +79,7 @@ class LanguageModel(nn.Module):
             segment_ids: [b k], likewise; numbers of the documents packed in a row. Attention stays
                 within each document, and its positions start from zero.
             cache: from `new_cache`; it takes the tokens in.
-            places: [b a], of the tokens whose logits [b a v] are returned; default: all.
+            target_positions: [b a], of the tokens whose logits [b a v] are returned; default: all.
         """
         start = 0 if cache is None else cache.length
         stop = start + tokens.shape[1]
@@ -90,9 +90,9 @@ class LanguageModel(nn.Module):
             positions=positions,
             cache=cache,
         )
-        if places is not None:
+        if target_positions is not None:
             # The head costs most where the vocabulary is large.
-            x = x.take_along_dim(places[:, :, None], dim=1)
+            x = x.take_along_dim(target_positions[:, :, None], dim=1)
         return self.head(x)
 
     def new_cache(self) -> LayeredCache:

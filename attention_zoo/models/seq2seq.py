@@ -81,20 +81,20 @@ class Seq2Seq(nn.Module):
 
     def forward(self, source: Tensor, target: Tensor) -> Tensor:
         """Compute logits [b t v] for the token after each of `target` [b t], by teacher forcing."""
-        key_mask = source != self.pad_id
-        return self.decode(target, self.encode(source, key_mask), key_mask)
+        source_mask = source != self.pad_id
+        return self.decode(target, self.encode(source, source_mask), source_mask)
 
-    def encode(self, source: Tensor, key_mask: Tensor) -> Tensor:
-        """Source tokens [b s], with True at the real ones in `key_mask` -> memory [b s d]."""
+    def encode(self, source: Tensor, source_mask: Tensor) -> Tensor:
+        """Encode source tokens [b s], True at the real ones in `source_mask`: memory [b s d]."""
         positions = torch.arange(source.shape[1], device=source.device)[None, :]
         x = self.source_embedding(source)
-        return self.encoder(x, mask=Mask(key_mask=key_mask), positions=positions)
+        return self.encoder(x, mask=Mask(key_mask=source_mask), positions=positions)
 
     def decode(
         self,
         target: Tensor,
         memory: Tensor,
-        key_mask: Tensor,
+        source_mask: Tensor,
         *,
         cache: LayeredCache | None = None,
     ) -> Tensor:
@@ -103,14 +103,16 @@ class Seq2Seq(nn.Module):
         Args:
             target: with a cache, only the tokens that it has not seen. Filled up at the end:
                 padding there lies in every real token's future.
-            memory: [b s d] from `encode`. padding: [b s], True at real source tokens.
+            memory: [b s d] from `encode`.
+            source_mask: [b s], True at real source tokens.
+            cache: from `new_cache`; it takes the tokens in.
         """
         start = 0 if cache is None else cache.length
         positions = torch.arange(start, start + target.shape[1], device=target.device)[None, :]
         x = self.decoder(
             self.target_embedding(target),
             memory,
-            context_mask=Mask(key_mask=key_mask),
+            context_mask=Mask(key_mask=source_mask),
             positions=positions,
             cache=cache,
         )

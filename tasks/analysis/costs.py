@@ -78,9 +78,9 @@ def decode_state_bytes(task: "Task", data: PreparedData) -> int | None:
             return None
         with torch.no_grad():
             if isinstance(model, Seq2Seq):
-                key_mask = example.source != model.pad_id
-                memory = model.encode(example.source, key_mask)
-                model.decode(example.target[:, :-1], memory, key_mask, cache=cache)
+                source_mask = example.source != model.pad_id
+                memory = model.encode(example.source, source_mask)
+                model.decode(example.target[:, :-1], memory, source_mask, cache=cache)
             else:
                 model(example.inputs, cache=cache)
         return cache_bytes(cache)
@@ -126,5 +126,6 @@ def copy_task(task: "Task", device: str | None) -> "Task":
     copied = deepcopy(task, memo)
     for module in copied.modules():
         if getattr(module, "backend", None) in GPU_BACKENDS:
-            module.backend = module.backends[0]
+            choices: Any = module.backends
+            module.backend = choices[0]
     return copied

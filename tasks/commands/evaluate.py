@@ -12,11 +12,11 @@ from rich.console import Console
 from attention_zoo.errors import UserError
 from attention_zoo.tasks.analysis.length_report import PREFIX
 from attention_zoo.tasks.analysis.lengths import (
-    AtLengths,
+    LengthDataModule,
     check_lengths,
     report_lengths,
     score_lengths,
-    trained_at,
+    training_length,
 )
 from attention_zoo.tasks.commands.warning_filters import silence_libraries
 from attention_zoo.tasks.configuration.build import instantiate, parameter_counts
@@ -32,7 +32,7 @@ from attention_zoo.tasks.training.callbacks.progress import Progress
 from attention_zoo.tasks.training.loggers.factory import create_loggers
 from attention_zoo.tasks.training.loggers.loggers import finish_loggers, log_summary
 from attention_zoo.tasks.training.manifest import collect_environment
-from attention_zoo.tasks.training.task import Task, load_task, logged
+from attention_zoo.tasks.training.task import Task, load_task, logged_metrics
 from attention_zoo.tasks.views.console import print_metrics, print_paths
 
 
@@ -45,19 +45,19 @@ def run(config: dict[str, Any], invocation: Invocation) -> None:
     silence_libraries()
     seed_everything(config["seed"], workers=True, verbose=False)
     task = load_task(checkpoint, config)
-    task.writes_at_validation = True
+    task.generates_in_validation = True
     state = checkpoint["attention_zoo"]["tokenizer"]
     data = instantiate(config["data"], tokenizer=partial(given, state=state))
     data.prepare_data()
     data.setup()
     length_tests = None
     if config["lengths"]:
-        length_tests = AtLengths(
+        length_tests = LengthDataModule(
             config,
             data,
             split=config["split"],
-            limit=task.model.max_length,
-            trained_at=trained_at(checkpoint["attention_zoo"]["config"]["data"]),
+            max_length=task.model.max_length,
+            training_length=training_length(checkpoint["attention_zoo"]["config"]["data"]),
         )
     elif task.model.max_length is not None:
         data.refuse_longer_than(task.model.max_length)
@@ -91,7 +91,7 @@ def score(
     invocation: Invocation,
     task: Task,
     data: PreparedData,
-    length_tests: AtLengths | None,
+    length_tests: LengthDataModule | None,
     output: RunFolder | None,
     loggers: list[Logger],
 ) -> None:
@@ -115,7 +115,7 @@ def score(
         evaluate(task, datamodule=data, verbose=False)
     if not trainer.is_global_zero:
         return
-    metrics = logged(trainer, f"{PREFIX[split]}/")
+    metrics = logged_metrics(trainer, f"{PREFIX[split]}/")
     manifest = {
         "checkpoint": str(config["ckpt_path"]),
         "overrides": invocation.overrides,
@@ -126,7 +126,7 @@ def score(
         "data_hash": data.fingerprint,
         "precision": config["trainer"]["precision"],
         **collect_environment(),
-        **task.manifest(),
+        **task.metric_signatures(),
         **lengths,
     }
     log_summary(loggers, metrics)

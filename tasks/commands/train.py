@@ -17,11 +17,11 @@ from attention_zoo.errors import TrainingDiverged, UserError
 from attention_zoo.tasks.analysis.costs import decode_state_bytes, training_flops_per_token
 from attention_zoo.tasks.analysis.length_report import PREFIX
 from attention_zoo.tasks.analysis.lengths import (
-    AtLengths,
+    LengthDataModule,
     check_lengths,
     report_lengths,
     score_lengths,
-    trained_at,
+    training_length,
 )
 from attention_zoo.tasks.commands.exit_codes import INTERRUPTED
 from attention_zoo.tasks.commands.warning_filters import silence_libraries
@@ -50,7 +50,7 @@ from attention_zoo.tasks.training.loggers.loggers import (
 )
 from attention_zoo.tasks.training.manifest import collect_environment
 from attention_zoo.tasks.training.memory import peak_memory_bytes, reset_peak_memory
-from attention_zoo.tasks.training.task import Task, logged
+from attention_zoo.tasks.training.task import Task, logged_metrics
 from attention_zoo.tasks.views.console import (
     print_config_tree,
     print_data_report,
@@ -78,7 +78,7 @@ class Training:
     task: Task
     data: Any
     costs: dict[str, Any]
-    length_tests: AtLengths | None
+    length_tests: LengthDataModule | None
     matched: dict[str, Any] | None
     console: Console
     loggers: list[Logger] = field(default_factory=list)
@@ -214,13 +214,13 @@ def fit_and_score(training: Training, resumed: Path | None) -> dict[str, Any]:
     val_losses = [value for _, _, value in history.points["val/loss"]]
     checkpoint = checkpoint_to_score(trainer)
     metrics = score(trainer, task, data, checkpoint, test=config["test"])
-    manifest |= task.manifest()
+    manifest |= task.metric_signatures()
     length_metrics = {}
     if training.length_tests is not None and not has_diverged(metrics):
         manifest["lengths"] = score_lengths(
             trainer, task, training.length_tests, ckpt_path=checkpoint, weights_only=True
         )
-        length_metrics = logged(trainer, PREFIX[training.length_tests.split])
+        length_metrics = logged_metrics(trainer, PREFIX[training.length_tests.split])
     if trainer.is_global_zero:
         training.folder.write_results(metrics | length_metrics, manifest)
         if task.outputs:
@@ -284,7 +284,7 @@ def describe_fit(training: Training, trainer: Trainer, seconds: float) -> dict[s
         "precision": training.config["trainer"]["precision"],
         **collect_environment(),
         **({} if training.matched is None else {"matched": training.matched}),
-        "history": history.curves(),
+        "history": history.loss_curves(),
     }
 
 
@@ -293,17 +293,17 @@ def has_diverged(metrics: dict[str, Any]) -> bool:
     return not math.isfinite(metrics.get("val/loss", 0.0))
 
 
-def create_length_tests(config: dict[str, Any], task: Task, data: Any) -> AtLengths | None:
+def create_length_tests(config: dict[str, Any], task: Task, data: Any) -> LengthDataModule | None:
     """Create the tests at `lengths`: of the test split, or of the valid split with `test=false`."""
     if not config["lengths"]:
         return None
     model: Any = task.model
-    return AtLengths(
+    return LengthDataModule(
         config,
         data,
         split="test" if config["test"] else "valid",
-        limit=model.max_length,
-        trained_at=trained_at(config["data"]),
+        max_length=model.max_length,
+        training_length=training_length(config["data"]),
     )
 
 
@@ -329,11 +329,11 @@ def score(
     loggers, trainer.loggers = trainer.loggers, []
     trainer.validate(task, **options)
     trainer.loggers = loggers
-    metrics = logged(trainer, "val/")
+    metrics = logged_metrics(trainer, "val/")
     # A diverged model cannot write text, and its losses say enough.
     if test and not has_diverged(metrics):
         trainer.test(task, **options)
-        metrics |= logged(trainer, "test/")
+        metrics |= logged_metrics(trainer, "test/")
     return metrics
 
 

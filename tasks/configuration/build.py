@@ -79,7 +79,7 @@ def build_model(config: Mapping[str, Any], *, vocabulary_size: int, pad_id: int)
 def build_task(config: Mapping[str, Any], tokenizer: Any) -> Any:
     """Build the LightningModule of a config that `validate` has passed, with a new model."""
     options = {key: value for key, value in config["task"].items() if key != "name"}
-    # Hydra would also build what it finds in `composed`, so it only makes a partial.
+    # Hydra would also build what it finds in `config`, so it only makes a partial.
     return instantiate({**options, "_partial_": True})(
         model=build_model(
             config, vocabulary_size=tokenizer.vocabulary_size, pad_id=tokenizer.pad_id
@@ -88,7 +88,7 @@ def build_task(config: Mapping[str, Any], tokenizer: Any) -> Any:
         optimizer=instantiate(config["optimizer"]),
         schedule=instantiate(config["schedule"]),
         decoding=instantiate(config["decoding"]),
-        composed=config,
+        config=config,
     )
 
 

@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from attention_zoo.errors import UserError
 from attention_zoo.tasks.data.tokenizers import BOS, PAD
 
-IGNORED = -100  # torch's cross-entropy skips this target
+IGNORE_INDEX = -100  # torch's cross-entropy skips this target
 
 
 class TranslationBatch(NamedTuple):
@@ -37,20 +37,20 @@ class TranslationBatch(NamedTuple):
 
 
 class LanguageBatch(NamedTuple):
-    """Blocks of running text, or sequences that ask questions at some places.
+    """Blocks of running text, or sequences with queries at some positions.
 
     inputs: [b t] long.
-    targets: [b t] long, the token after each input, or [b a] long, the answer at each of `places`;
-        -100 where nothing is to be predicted.
+    targets: [b t] long, the token after each input, or [b a] long, the answer at each of
+        `target_positions`; -100 where nothing is to be predicted.
     segment_ids: [b t] long, the number of the document within the block, or None where attention may
         cross documents.
-    places: [b a] long, or None where all tokens are to be predicted.
+    target_positions: [b a] long, or None where all tokens are to be predicted.
     """
 
     inputs: Tensor
     targets: Tensor
     segment_ids: Tensor | None = None
-    places: Tensor | None = None
+    target_positions: Tensor | None = None
 
 
 class JaggedArray(NamedTuple):
@@ -129,7 +129,7 @@ class Blocks(Dataset[LanguageBatch]):
         tokens[places >= len(self.stream)] = PAD
         window = torch.from_numpy(tokens)
         inputs, targets = window[:, :-1], window[:, 1:].clone()
-        targets[(targets == PAD) | (targets == BOS)] = IGNORED
+        targets[(targets == PAD) | (targets == BOS)] = IGNORE_INDEX
         segment_ids = (inputs == BOS).long().cumsum(1) if self.documents else None
         return LanguageBatch(inputs.contiguous(), targets, segment_ids)
 
@@ -152,7 +152,7 @@ class SlidingBlocks(Blocks):
         later = torch.tensor(starts)[:, None] > 0
         batch.targets[
             later & (torch.arange(self.context_length) < self.context_length - self.stride)
-        ] = IGNORED
+        ] = IGNORE_INDEX
         return batch
 
 

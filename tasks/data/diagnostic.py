@@ -10,7 +10,7 @@ from torch.utils.data import Dataset
 
 from attention_zoo.errors import Unsupported, UserError
 from attention_zoo.tasks.data.batches import (
-    IGNORED,
+    IGNORE_INDEX,
     EpochBatches,
     LanguageBatch,
     ResumableLoader,
@@ -98,7 +98,7 @@ class DiagnosticData(PreparedData):
             report[split] = {
                 "sequences": len(questions.inputs),
                 "tokens": int((questions.inputs != tokenizer.pad_id).sum()),
-                "questions": int((questions.answers != IGNORED).sum()),
+                "questions": int((questions.answers != IGNORE_INDEX).sum()),
             }
         return values
 
@@ -116,7 +116,7 @@ class DiagnosticData(PreparedData):
         """Sequences up to their first question, and the answers to it and to those right behind."""
         prompts, references = [], []
         for inputs, places, answers in zip(*(part[:PROBES] for part in questions), strict=True):
-            real = answers != IGNORED
+            real = answers != IGNORE_INDEX
             asked = dict(zip(places[real].tolist(), answers[real].tolist(), strict=True))
             first = min(asked)
             behind = range(first, first + self.answer_tokens)
@@ -128,10 +128,10 @@ class DiagnosticData(PreparedData):
     def example(self) -> LanguageBatch:
         """As wide as all batches, with as many questions as a row has in the mean."""
         inputs, _, answers = self.questions["train"]
-        questions = round((answers != IGNORED).sum(1).mean())
+        questions = round((answers != IGNORE_INDEX).sum(1).mean())
         tokens = torch.full((1, inputs.shape[1]), self.tokenizer.eos_id)
         places = torch.arange(questions)[None]
-        return LanguageBatch(tokens, tokens[:, :questions], places=places)
+        return LanguageBatch(tokens, tokens[:, :questions], target_positions=places)
 
     def refuse_longer_than(self, limit: int) -> None:
         for name, questions in self.questions.items():
@@ -189,7 +189,7 @@ class QueryDataset(Dataset[LanguageBatch]):
         inputs, places, answers = (
             torch.from_numpy(part[rows].astype(np.int64)) for part in self.questions
         )
-        return LanguageBatch(inputs, answers, places=places)
+        return LanguageBatch(inputs, answers, target_positions=places)
 
 
 class OrderedRows(EpochBatches):

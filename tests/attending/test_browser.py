@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from attention_zoo.tasks.views.attention_record import AttentionRecord
-from attention_zoo.tasks.views.attention_viewer.page import page
+from attention_zoo.tasks.views.attention_viewer.page import framed, page
 from tests.browser import assert_quiet, in_browser, look, texts
 
 pytestmark = in_browser
@@ -49,8 +49,8 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
         "signed": page([SIGNED]),
         "alone": page([alone]),
         "notebook": "<!doctype html><link rel='icon' href='data:,'><p id='told'>Out[1]</p>"
-        + PAIR._repr_html_()
-        + back._repr_html_(),
+        + framed(PAIR)
+        + framed(back),
     }
     for name, text in written.items():
         (folder / f"{name}.html").write_text(text, encoding="utf-8")

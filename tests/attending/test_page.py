@@ -11,7 +11,12 @@ import torch
 from attention_zoo.attention.dense.multi_head import MultiHeadAttention
 from attention_zoo.errors import UserError
 from attention_zoo.tasks.views.attention_record import AttentionRecord
-from attention_zoo.tasks.views.attention_viewer.page import framed, packed, page
+from attention_zoo.tasks.views.attention_viewer.page import (
+    AttentionView,
+    framed,
+    packed,
+    page,
+)
 
 
 def reading(tokens: int = 4, heads: int = 2, layers: int = 1) -> AttentionRecord:
@@ -40,7 +45,7 @@ def test_a_page_of_thirty_tokens_is_small() -> None:
 
 
 def test_a_decoder_attends_to_what_it_has_read() -> None:
-    it = reading(3)._replace(read_tokens=["<bos>", "w0", "w1"])
+    it = reading(3)._replace(decoder_input_tokens=["<bos>", "w0", "w1"])
     assert it.tokens("decoder") == (["<bos>", "w0", "w1"], ["<bos>", "w0", "w1"])
     assert it.tokens("cross") == it.tokens("encoder") == (["w0", "w1", "w2"], ["w0", "w1", "w2"])
     assert reading(3).tokens("decoder") == (["w0", "w1", "w2"], ["w0", "w1", "w2"])
@@ -60,7 +65,7 @@ def test_weights_that_are_not_finite_are_refused() -> None:
 
 
 def test_a_notebook_shows_it_in_a_frame() -> None:
-    it = reading(3)
+    it = AttentionView(*reading(3))
     shown = it._repr_html_()
     assert shown == framed(it) and shown.startswith("<iframe") and shown.count("<") == 2
 

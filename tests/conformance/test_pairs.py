@@ -101,9 +101,9 @@ def assert_decodes(model: LanguageModel | Seq2Seq, batch: tuple[Tensor, ...]) ->
     whole, cache, outputs = model(*batch), model.new_cache(), []
     for chunk in target.split([5, 1, 1, TARGET - 7], dim=1):
         if isinstance(model, Seq2Seq):
-            key_mask = sources[0] != PAD
-            memory = model.encode(sources[0], key_mask)
-            outputs.append(model.decode(chunk, memory, key_mask, cache=cache))
+            source_mask = sources[0] != PAD
+            memory = model.encode(sources[0], source_mask)
+            outputs.append(model.decode(chunk, memory, source_mask, cache=cache))
         else:
             outputs.append(model(chunk, cache=cache))
     assert_same(torch.cat(outputs, dim=1), whole)

@@ -35,5 +35,5 @@ def new_task() -> TranslationTask:
         schedule=None,
         decoding=Greedy(max_ratio=0.2, max_extra=4),
         label_smoothing=0.0,
-        composed={},
+        config={},
     ).eval()

@@ -128,7 +128,7 @@ def test_logits_are_given_at_the_places_that_are_asked_for() -> None:
     )
     tokens = torch.randint(7, (2, 9))
     places = torch.tensor([[8, 0, 3], [2, 2, 7]])
-    found = model(tokens, places=places)
+    found = model(tokens, target_positions=places)
     whole = model(tokens)
     assert found.shape == (2, 3, whole.shape[-1])
     for row in range(2):

@@ -195,9 +195,14 @@ def test_within_the_length_of_training_all_queries_share_a_run() -> None:
     places = torch.arange(LENGTH + 3)[None]
     first = slice(0, LENGTH)
     dynamic, long = (encoding(name, original_length=LENGTH) for name in GROWING)
-    assert dynamic.length_spans(places) == [first, *(slice(i, i + 1) for i in range(LENGTH, LENGTH + 3))]
+    assert dynamic.length_spans(places) == [
+        first,
+        *(slice(i, i + 1) for i in range(LENGTH, LENGTH + 3)),
+    ]
     assert long.length_spans(places) == [first, slice(LENGTH, LENGTH + 3)]
-    assert dynamic.length_spans(places[:, :LENGTH]) == long.length_spans(places[:, :LENGTH]) == [first]
+    assert (
+        dynamic.length_spans(places[:, :LENGTH]) == long.length_spans(places[:, :LENGTH]) == [first]
+    )
     # Of rows that become long at different times; and of packed ones, which start anew.
     other = torch.cat([places, (places - 2).clamp(min=0)])
     assert long.length_spans(other) == [first, slice(6, 8), slice(8, 9)]

@@ -119,7 +119,7 @@ def bootstrap(
 
 
 def metric_over_seeds(key: str, signature: str) -> "Metric | None":
-    """sacrebleu's metric, by a signature's settings, of texts that have an output a seed each.
+    """Sacrebleu's metric, by a signature's settings, of texts that have an output a seed each.
 
     None, where the signature says other settings than these two.
     """

@@ -19,7 +19,7 @@ class QueryRows(NamedTuple):
 
     inputs: [n t], bos first.
     places: [n a], where in the row a question stands.
-    answers: [n a], the token to predict there; `IGNORED` where there is no question.
+    answers: [n a], the token to predict there; `IGNORE_INDEX` where there is no question.
     """
 
     inputs: np.ndarray

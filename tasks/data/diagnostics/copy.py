@@ -6,7 +6,7 @@ from typing import Self
 import numpy as np
 
 from attention_zoo.errors import UserError
-from attention_zoo.tasks.data.batches import IGNORED
+from attention_zoo.tasks.data.batches import IGNORE_INDEX
 from attention_zoo.tasks.data.diagnostics.base import FIRST, Diagnostic, QueryRows, numbered
 from attention_zoo.tasks.data.tokenizers import BOS, EOS, PAD
 
@@ -55,7 +55,7 @@ class Copy(Diagnostic):
         row, place = np.nonzero(np.arange(self.length) < lengths[:, None])
         separator = 1 + lengths
 
-        answers = np.full((rows, self.length + 1), IGNORED)
+        answers = np.full((rows, self.length + 1), IGNORE_INDEX)
         answers[row, place] = self.rewritten(strings, lengths)[row, place]
         inputs = np.full((rows, 2 * self.length + 2), PAD)
         inputs[:, 0] = BOS

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from attention_zoo.errors import UserError
-from attention_zoo.tasks.data.batches import IGNORED
+from attention_zoo.tasks.data.batches import IGNORE_INDEX
 from attention_zoo.tasks.data.diagnostics.base import FIRST, Diagnostic, QueryRows
 from attention_zoo.tasks.data.tokenizers import BOS
 
@@ -51,4 +51,4 @@ class FlipFlop(Diagnostic):
         inputs = np.empty((rows, 2 * count), dtype=np.int64)
         inputs[:, 0], inputs[:, 1::2], inputs[:, 2::2] = BOS, FIRST + kinds, bits[:, :-1]
         places = np.broadcast_to(1 + 2 * np.arange(count), bits.shape)
-        return QueryRows(inputs, places, np.where(reads, bits, IGNORED))
+        return QueryRows(inputs, places, np.where(reads, bits, IGNORE_INDEX))

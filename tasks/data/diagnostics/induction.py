@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from attention_zoo.errors import UserError
-from attention_zoo.tasks.data.batches import IGNORED
+from attention_zoo.tasks.data.batches import IGNORE_INDEX
 from attention_zoo.tasks.data.diagnostics.base import (
     FIRST,
     Diagnostic,
@@ -52,5 +52,5 @@ class Induction(Diagnostic):
         tokens = FIRST + np.take_along_axis(blocks, np.arange(self.length) % periods, axis=1)
         inputs = np.concatenate([np.full((rows, 1), BOS), tokens[:, :-1]], axis=1)
         places = np.arange(1 + min_length, self.length)
-        answers = np.where(places > periods, tokens[:, places], IGNORED)
+        answers = np.where(places > periods, tokens[:, places], IGNORE_INDEX)
         return QueryRows(inputs, np.broadcast_to(places, answers.shape), answers)

@@ -81,6 +81,15 @@ def page(readings: Sequence[AttentionRecord]) -> str:
     )
 
 
+class AttentionView(AttentionRecord):
+    """A record that shows itself in a notebook."""
+
+    __slots__ = ()
+
+    def _repr_html_(self) -> str:
+        return framed(self)
+
+
 def framed(reading: AttentionRecord) -> str:
     """The page as a part of another, such as a notebook, which it shares no name with."""
     return (

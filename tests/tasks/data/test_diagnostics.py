@@ -226,9 +226,9 @@ def test_batches_ask_and_tests_come_at_every_length(kind: str, tmp_path: Path) -
     assert [len(loader) for loader in (train, valid, *tests)] == [38, 3, 3, 3]
     batch = next(iter(train))
     assert batch.segment_ids is None
-    assert len(batch.inputs) == len(batch.places) == len(batch.targets) == 16
+    assert len(batch.inputs) == len(batch.target_positions) == len(batch.targets) == 16
     asked = batch.targets != -100
-    assert (batch.inputs.gather(1, batch.places)[asked] >= FIRST).all()
+    assert (batch.inputs.gather(1, batch.target_positions)[asked] >= FIRST).all()
     lengths = [next(iter(loader)).inputs.shape[1] for loader in tests]
     assert lengths == [part.questions("test").inputs.shape[1] for part in (source, source.at(24))]
     seen = torch.cat([batch.inputs for batch in train])
@@ -256,7 +256,7 @@ def test_an_example_asks_as_much_as_a_row_does_in_the_mean(tmp_path: Path) -> No
     example, batch = data.example(), next(iter(data.train_dataloader()))
     asked = (data.questions["train"].answers >= 0).sum(1)
     assert example.inputs.shape == (1, batch.inputs.shape[1])
-    assert example.targets.shape == example.places.shape == (1, round(asked.mean()))
+    assert example.targets.shape == example.target_positions.shape == (1, round(asked.mean()))
     assert min(asked) < example.targets.shape[1] < max(asked)
 
 

@@ -1,4 +1,4 @@
-"""What looks into a model in training tells the truth: norms of gradients, entropy of attention."""
+"""Callbacks that inspect a model in training: norms of gradients, entropy of attention."""
 
 import csv
 import math
@@ -15,14 +15,14 @@ from torch.nn.functional import cross_entropy
 from attention_zoo.errors import UserError
 from attention_zoo.tasks.configuration.build import build_task, instantiate
 from attention_zoo.tasks.configuration.defaults import resolve_defaults
+from attention_zoo.tasks.data.batches import IGNORE_INDEX
 from attention_zoo.tasks.sweeps.launcher import register_launcher
 from attention_zoo.tasks.training.callbacks.attention_entropy import (
     AttentionEntropy,
-    entropy_of_rows,
+    sum_row_entropies,
 )
 from attention_zoo.tasks.training.callbacks.attention_maps import AttentionMaps
 from attention_zoo.tasks.training.callbacks.gradient_norms import GradientNorms, gradients_by_part
-from attention_zoo.tasks.training.task import IGNORED
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*does not have many workers"),
@@ -44,20 +44,20 @@ TASKS = {
 
 
 @pytest.fixture
-def made(tmp_path):
-    """A task and its data, by the words of a command line."""
+def create(tmp_path):
+    """Create a task and its data from the overrides of a command line."""
     register_launcher("train")
 
     def make(kind, *overrides):
-        words = [*SIZES, *TASKS[kind], *overrides, "paths.run=run", f"paths.cache={tmp_path}"]
+        options = [*SIZES, *TASKS[kind], *overrides, "paths.run=run", f"paths.cache={tmp_path}"]
         if kind != "translation":
-            words.append("task=language_modeling")
+            options.append("task=language_modeling")
         if kind == "documents":
-            words.append("data.documents=true")
+            options.append("data.documents=true")
         if kind == "diagnostic":
-            words.remove("tokenizer=characters")
+            options.remove("tokenizer=characters")
         with initialize_config_module("attention_zoo.conf", version_base="1.3"):
-            config = compose("train", overrides=words)
+            config = compose("train", overrides=options)
         choices = resolve_defaults(config)
         plain = OmegaConf.to_container(config, resolve=True)
         plain["choices"] = {"data": kind} | choices
@@ -70,7 +70,7 @@ def made(tmp_path):
 
 
 def fit(task, data, folder, callback, **options):
-    """Train for some steps; the rows of what was logged."""
+    """Train for some steps, and return the logged rows."""
     logger = CSVLogger(folder, name="csv", version="")
     defaults = {"max_steps": 2, "log_every_n_steps": 1, "val_check_interval": 1}
     trainer = Trainer(
@@ -90,23 +90,23 @@ def fit(task, data, folder, callback, **options):
         return list(csv.DictReader(file))
 
 
-def told(rows, prefix):
-    """The figures of the first row that has some."""
-    found = [{k: float(v) for k, v in row.items() if k.startswith(prefix) and v} for row in rows]
-    return next(figures for figures in found if figures)
+def first_metrics(rows, prefix):
+    """Return the metrics of the first row that has some."""
+    metrics = [{k: float(v) for k, v in row.items() if k.startswith(prefix) and v} for row in rows]
+    return next(row for row in metrics if row)
 
 
 # Gradients
 
 
 @pytest.mark.parametrize("clip, parts", [(1e-6, 1), (None, 2)])
-def test_norms_are_those_of_the_mean_loss_before_it_is_clipped(made, tmp_path, clip, parts):
-    task, data = made("translation", "data.tokens_per_batch=512")
+def test_norms_are_those_of_the_mean_loss_before_it_is_clipped(create, tmp_path, clip, parts):
+    task, data = create("translation", "data.tokens_per_batch=512")
     batches = [batch for batch, _ in zip(data.train_dataloader(), range(parts), strict=False)]
     losses, tokens = torch.zeros(()), 0
     for batch in batches:
         logits, targets = task.predict_batch(batch)
-        wanted = targets != IGNORED
+        wanted = targets != IGNORE_INDEX
         losses = losses + cross_entropy(logits[wanted], targets[wanted], reduction="sum")
         tokens += int(wanted.sum())
     (losses / tokens).backward()
@@ -127,13 +127,15 @@ def test_norms_are_those_of_the_mean_loss_before_it_is_clipped(made, tmp_path, c
         accumulate_grad_batches=parts,
         val_check_interval=parts,
     )
-    norms = {name.removeprefix("gradients/"): x for name, x in told(rows, "gradients/").items()}
+    norms = {
+        name.removeprefix("gradients/"): x for name, x in first_metrics(rows, "gradients/").items()
+    }
     assert norms == pytest.approx(by_hand, rel=1e-4)
     assert {"decoder.layers.1.cross_attention", "encoder.norm", "source_embedding"} <= {*norms}
 
 
-def test_norms_are_logged_at_the_log_interval(made, tmp_path):
-    task, data = made("language_modeling")
+def test_norms_are_logged_at_the_log_interval(create, tmp_path):
+    task, data = create("language_modeling")
     rows = fit(task, data, tmp_path, GradientNorms(), max_steps=5, log_every_n_steps=2)
     # Lightning repeats what was logged last at the end.
     assert len({row["gradients/all"] for row in rows if row["gradients/all"]}) == 2
@@ -143,9 +145,9 @@ def test_norms_are_logged_at_the_log_interval(made, tmp_path):
 
 
 def test_entropy_by_hand():
-    one, alike, none = [1.0, 0, 0, 0], [0.25] * 4, [0.0] * 4
-    maps = torch.tensor([[[one, alike], [alike, none]]])
-    sums, rows = entropy_of_rows(maps)
+    one, equal, none = [1.0, 0, 0, 0], [0.25] * 4, [0.0] * 4
+    maps = torch.tensor([[[one, equal], [equal, none]]])
+    sums, rows = sum_row_entropies(maps)
     assert rows.tolist() == [2, 1]
     assert sums.tolist() == pytest.approx([math.log(4), math.log(4)])
 
@@ -153,16 +155,16 @@ def test_entropy_by_hand():
 def test_weights_count_by_their_share():
     """With signs, and whatever they sum to."""
     share = torch.tensor([0.5, 0.3, 0.2]).view(1, 1, 1, 3)
-    plain, _ = entropy_of_rows(share)
-    signed, _ = entropy_of_rows(7 * share * torch.tensor([1, -1, 1]))
+    plain, _ = sum_row_entropies(share)
+    signed, _ = sum_row_entropies(7 * share * torch.tensor([1, -1, 1]))
     torch.testing.assert_close(signed, plain)
 
 
 @pytest.mark.parametrize("kind", TASKS)
-def test_entropy_is_that_of_the_maps(made, kind):
+def test_entropy_is_that_of_the_maps(create, kind):
     """Of every layer, role and head, over the keys that a query sees."""
     roles = ["encoder", "decoder", "cross"] if kind == "translation" else ["decoder"]
-    task, data = made(kind)
+    task, data = create(kind)
     with torch.no_grad():
         for name, parameter in task.model.named_parameters():
             if name.endswith("attention.query.weight"):
@@ -170,18 +172,18 @@ def test_entropy_is_that_of_the_maps(made, kind):
     callback = AttentionEntropy(samples=3)
     trainer = Trainer(accelerator="cpu", logger=False, enable_checkpointing=False)
     trainer.datamodule = data
-    kept = Kept()
-    trainer.loggers = [kept]
+    logger = RecordingLogger()
+    trainer.loggers = [logger]
     with torch.no_grad():
-        callback.look(trainer, task)
+        callback.inspect(trainer, task)
     names = {
         f"attention_entropy/{role}/layer-{layer}/head-{head}"
         for role in roles
         for layer in (1, 2)
         for head in (1, 2)
     }
-    assert kept.metrics.keys() == names
-    batch = callback._batch(trainer, task)
+    assert logger.metrics.keys() == names
+    batch = callback.sample_batch(trainer, task)
     expected = {role: [] for role in roles}
     pad = task.tokenizer.pad_id
     if kind == "translation":
@@ -189,61 +191,61 @@ def test_entropy_is_that_of_the_maps(made, kind):
             keys, queries = int((source != pad).sum()), int((target != pad).sum()) - 1
             expected["encoder"] += [math.log(keys)] * keys
             expected["cross"] += [math.log(keys)] * queries
-            expected["decoder"] += [math.log(place + 1) for place in range(queries)]
+            expected["decoder"] += [math.log(position + 1) for position in range(queries)]
     else:
         for row, tokens in enumerate(batch.inputs):
             length = int((tokens != pad).sum())
             segment_ids = (
                 batch.segment_ids[row] if batch.segment_ids is not None else torch.zeros(length)
             )
-            for place in range(length):
-                seen = int((segment_ids[: place + 1] == segment_ids[place]).sum())
-                expected["decoder"].append(math.log(seen))
-    for name, entropy in kept.metrics.items():
+            for position in range(length):
+                seen = segment_ids[: position + 1] == segment_ids[position]
+                expected["decoder"].append(math.log(int(seen.sum())))
+    for name, entropy in logger.metrics.items():
         values = expected[name.split("/")[1]]
         assert entropy == pytest.approx(sum(values) / len(values), abs=1e-5), name
 
 
-class Kept:
-    """A logger that remembers."""
+class RecordingLogger:
+    """A logger that keeps the last metrics."""
 
     def log_metrics(self, metrics, step):
         self.metrics = metrics
 
 
 @pytest.mark.parametrize("decoding", ["greedy", "beam"])
-def test_rows_of_maps_are_the_tokens_that_the_task_writes(made, decoding):
-    task, data = made("translation", f"decoding={decoding}")
+def test_rows_of_maps_are_the_tokens_that_the_task_generates(create, decoding):
+    task, data = create("translation", f"decoding={decoding}")
     task.eval()
     trainer = types.SimpleNamespace(datamodule=data)
-    [reading] = AttentionMaps(folder="figures", probes=1).readings(trainer, task)
+    [record] = AttentionMaps(folder="figures", probes=1).records(trainer, task)
     source = task.source_tokens(data.probes[:1])
     best = task.decode(source)[0][0].tokens
-    assert reading.target_tokens == [*task.tokenizer.tokens(best), "<eos>"]
-    assert reading.source_tokens == [*task.tokenizer.tokens(source[0, :-1].tolist()), "<eos>"]
+    assert record.target_tokens == [*task.tokenizer.tokens(best), "<eos>"]
+    assert record.source_tokens == [*task.tokenizer.tokens(source[0, :-1].tolist()), "<eos>"]
     written = torch.tensor([[task.tokenizer.bos_id, *best]])
     maps = task.model.attention_maps(source, written)
-    assert {*maps} == {*reading.maps} == {"encoder", "decoder", "cross"}
-    for role, layers in reading.maps.items():
+    assert {*maps} == {*record.maps} == {"encoder", "decoder", "cross"}
+    for role, layers in record.maps.items():
         assert len(layers) == 2
         for layer, weights in zip(layers, maps[role], strict=True):
             torch.testing.assert_close(layer, weights[0])
 
 
 @pytest.mark.parametrize("attention", ["multi_head", "differential", "relu", "retention", "linear"])
-def test_entropy_of_every_kind_of_weights_is_finite(made, tmp_path, attention):
-    task, data = made("language_modeling", f"attention={attention}", "position=sinusoidal")
+def test_entropy_of_every_kind_of_weights_is_finite(create, tmp_path, attention):
+    task, data = create("language_modeling", f"attention={attention}", "position=sinusoidal")
     rows = fit(task, data, tmp_path, AttentionEntropy())
-    entropies = told(rows, "attention_entropy/")
+    entropies = first_metrics(rows, "attention_entropy/")
     assert len(entropies) == 4
     assert all(0 <= entropy <= math.log(16) for entropy in entropies.values())
 
 
-def test_looking_changes_no_weight(made, tmp_path):
+def test_inspections_change_no_weight(create, tmp_path):
     weights = []
     for number, callback in enumerate((Callback(), AttentionEntropy(), GradientNorms())):
         torch.manual_seed(0)
-        task, data = made("translation", "model.dropout=0.1")
+        task, data = create("translation", "model.dropout=0.1")
         fit(task, data, tmp_path / str(number), callback, max_steps=3)
         weights.append(task.state_dict())
     for other in weights[1:]:
@@ -251,6 +253,6 @@ def test_looking_changes_no_weight(made, tmp_path):
 
 
 @pytest.mark.parametrize("option", ["every_n_validations", "samples"])
-def test_nothing_to_look_at_is_refused(option):
+def test_nothing_to_inspect_is_refused(option):
     with pytest.raises(UserError, match=f"{option} must be at least 1, got 0"):
         AttentionEntropy(**{option: 0})
