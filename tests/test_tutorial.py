@@ -1,4 +1,4 @@
-"""The tutorial: its code runs, its pictures are there, and its notebook is the same page."""
+"""Test the tutorial: its code runs, its pictures exist, and its notebook is the same page."""
 
 import json
 import re

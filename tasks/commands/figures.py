@@ -1,4 +1,4 @@
-"""`attention-zoo figures ckpt_path=FILE output=FOLDER`: pictures that explain attention, and a page."""
+"""`attention-zoo figures ckpt_path=FILE output=FOLDER`: draw the tutorial's pictures."""
 
 import argparse
 from pathlib import Path
@@ -11,36 +11,46 @@ if TYPE_CHECKING:
     from attention_zoo.tasks.views.figures.gallery import Picture
 
 OPTIONS = ("ckpt_path", "output")
-UNTRAINED = "it is of a trained translation; make demo trains one, ckpt_path=FILE names one."
+NO_MODEL = "it needs a trained translation; train one with make demo, or name one: ckpt_path=FILE."
 
 
 def run(arguments: list[str]) -> None:
+    """Draw all pictures into a folder, and write its `index.html`.
+
+    Raises:
+        UserError: an unknown option, a checkpoint that cannot be drawn, or a folder that cannot be
+            written.
+    """
     parser = argparse.ArgumentParser(prog="attention-zoo figures", description=__doc__)
     parser.add_argument(
         "options",
         nargs="*",
         metavar="ckpt_path=FILE output=FOLDER",
-        help="a trained translation, by default the newest under logs; by default output=figures",
+        help="the checkpoint of a translation, by default the newest under logs; and the folder of "
+        "the pictures, by default figures",
     )
-    options = read_options(parser.parse_args(arguments).options)
+    options = parse_options(parser.parse_args(arguments).options)
 
     from attention_zoo.tasks.views.figures.page import index
-    from attention_zoo.tasks.views.figures.trained import load_translation, newest_translation
+    from attention_zoo.tasks.views.figures.trained_model import (
+        find_newest_translation,
+        load_translation,
+    )
 
     task = None
     try:
-        checkpoint = Path(options["ckpt_path"]) if "ckpt_path" in options else newest_translation()
-    except UserError as lack:
-        about = f"No trained model is drawn: {lack}"
+        path = Path(options["ckpt_path"]) if "ckpt_path" in options else find_newest_translation()
+    except UserError as error:
+        source = f"No trained model is drawn: {error}"
     else:
-        task = load_translation(checkpoint)
-        about = f"The trained model is {checkpoint}."
-    print(about)
+        task = load_translation(path)
+        source = f"The trained model is {path}."
+    print(source)
     folder = Path(options.get("output", "figures"))
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        missing = draw_all(folder, task)
-        (folder / "index.html").write_text(index(about, missing), encoding="utf-8")
+        missing = save_pictures(folder, task)
+        (folder / "index.html").write_text(index(source, missing), encoding="utf-8")
     except OSError as error:
         raise UserError(
             f"{folder} cannot be written to ({error.strerror}); name another: output=FOLDER."
@@ -48,18 +58,18 @@ def run(arguments: list[str]) -> None:
     print(folder / "index.html")
 
 
-def draw_all(folder: Path, task: Any) -> "dict[Picture, str]":
-    """Draw every picture that can be, and print a line for each; return why the others cannot."""
-    from attention_zoo.tasks.views.figures.gallery import LESSONS, draw, file_name
+def save_pictures(folder: Path, task: Any) -> "dict[Picture, str]":
+    """Save every picture, and print a line for each; return why some cannot be drawn."""
+    from attention_zoo.tasks.views.figures.gallery import LESSONS, file_name, save_picture
 
     missing: dict[Picture, str] = {}
     for number, lesson in enumerate(LESSONS, start=1):
         for picture in lesson.pictures:
             path = folder / file_name(number, picture)
             try:
-                if picture.trained and task is None:
-                    raise UserError(UNTRAINED)
-                draw(picture, path, task)
+                if picture.needs_model and task is None:
+                    raise UserError(NO_MODEL)
+                save_picture(picture, path, task)
                 print(path, flush=True)
             except UserError as error:
                 missing[picture] = str(error)
@@ -67,18 +77,19 @@ def draw_all(folder: Path, task: Any) -> "dict[Picture, str]":
     return missing
 
 
-def read_options(given: list[str]) -> dict[str, str]:
-    """What was given as name=value.
+def parse_options(arguments: list[str]) -> dict[str, str]:
+    """Return the options of arguments such as `output=FOLDER`.
 
     Raises:
-        UserError: no option of ours, one given twice, or without a value.
+        UserError: an unknown option, an option without a value, or one that is set twice.
     """
     options: dict[str, str] = {}
-    for each in given:
-        name, equals, value = each.partition("=")
+    for argument in arguments:
+        name, equals, value = argument.partition("=")
         if name not in OPTIONS or not equals:
-            raise UserError(unknown_name_message("option", name if equals else each, list(OPTIONS)))
+            unknown = name if equals else argument
+            raise UserError(unknown_name_message("option", unknown, list(OPTIONS)))
         if not value or name in options:
-            raise UserError(f"{name} takes one value, {name}=…; got {' '.join(given)}.")
+            raise UserError(f"{name} takes one value, {name}=…; got {' '.join(arguments)}.")
         options[name] = value
     return options

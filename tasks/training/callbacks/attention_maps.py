@@ -15,7 +15,7 @@ from attention_zoo.tasks.training.callbacks.periodic_inspection import (
     undisturbed,
 )
 from attention_zoo.tasks.views.attention_record import ROLES, AttentionRecord
-from attention_zoo.tasks.views.figures.heatmaps import attention_figure
+from attention_zoo.tasks.views.figures.heatmaps import draw_heatmaps
 
 
 class Probe(NamedTuple):
@@ -123,7 +123,7 @@ class AttentionMaps(InspectionCallback):
         for number, reading in enumerate(self.readings(trainer, task), start=1):
             for role, layer in self.chosen(reading):
                 path = folder / f"probe-{number}-{role}-layer-{layer}.png"
-                attention_figure(reading, role, layer - 1, heads).savefig(path)
+                draw_heatmaps(reading, role, layer - 1, heads).savefig(path)
                 key = f"attention/probe-{number}/{role}/layer-{layer}"
                 log_image(trainer.loggers, key, path, trainer.global_step)
                 self.paths.append(path)
