@@ -101,7 +101,7 @@ def draw_products(axis: Axes, vectors: Tensor) -> None:
     )
     axis.plot(distances, means, color=style.BLUE, linewidth=2)
     axis.axhline(0, color=style.GREY, linewidth=0.8)
-    axis.set(ylim=(-0.5, 1.05), ylabel="product of two positions")
+    axis.set(ylim=(-0.5, 1.05), ylabel="dot product of positions")
 
 
 def draw_alibi(image: Axes, curve: Axes, bias: Tensor) -> None:

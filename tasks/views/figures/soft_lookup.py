@@ -69,7 +69,7 @@ def draw_weights(axis: Axes) -> None:
     axis.bar_label(bars, labels, fontsize=style.LABEL_SIZE, padding=2)
     axis.set(ylim=(0, 1), ylabel="weight", xlabel="value")
     axis.set_title(
-        "All values are in the answer,\nthe nearest key's most", fontsize=style.LABEL_SIZE
+        "All values have a weight,\nthe nearest key the largest", fontsize=style.LABEL_SIZE
     )
     axis.tick_params(axis="x", labelsize=style.LABEL_SIZE)
 
