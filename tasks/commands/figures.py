@@ -15,24 +15,18 @@ NO_MODEL = "it needs a trained translation; train one with make demo, or name on
 
 
 def run(arguments: list[str]) -> None:
-    """Draw all pictures into a folder, and write its `index.html`.
-
-    Raises:
-        UserError: an unknown option, a checkpoint that cannot be drawn, or a folder that cannot be
-            written.
-    """
+    """Draw all pictures into a folder, and write its `index.html`."""
     parser = argparse.ArgumentParser(prog="attention-zoo figures", description=__doc__)
     parser.add_argument(
         "options",
         nargs="*",
         metavar="ckpt_path=FILE output=FOLDER",
-        help="the checkpoint of a translation, by default the newest under logs; and the folder of "
-        "the pictures, by default figures",
+        help="a trained translation (default: the newest in logs) and a folder (default: figures)",
     )
     options = parse_options(parser.parse_args(arguments).options)
 
     from attention_zoo.tasks.views.figures.page import index
-    from attention_zoo.tasks.views.figures.trained_model import (
+    from attention_zoo.tasks.views.figures.trained_task import (
         find_newest_translation,
         load_translation,
     )

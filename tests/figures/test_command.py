@@ -65,7 +65,7 @@ def test_the_reason_why_a_picture_is_missing_is_printed(tmp_path, monkeypatch, c
 
     monkeypatch.setattr(gallery, "save_picture", save_picture)
     monkeypatch.setattr(
-        "attention_zoo.tasks.views.figures.trained_model.load_translation", lambda path: "task"
+        "attention_zoo.tasks.views.figures.trained_task.load_translation", lambda path: "task"
     )
     run(["ckpt_path=x.ckpt", f"output={tmp_path}"])
     out = capsys.readouterr().out

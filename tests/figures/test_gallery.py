@@ -44,7 +44,7 @@ def test_its_text_is_legible_and_nothing_is_cut(picture, tmp_path) -> None:
 
 @pytest.mark.parametrize("name", ["dictionary", "writing", "architecture"])
 def test_the_example_code_draws_the_picture(name, tmp_path, monkeypatch) -> None:
-    module = "attention_zoo.tasks.views.figures.trained_model"
+    module = "attention_zoo.tasks.views.figures.trained_task"
     monkeypatch.setattr(f"{module}.find_newest_translation", lambda: None)
     monkeypatch.setattr(f"{module}.load_translation", lambda path: create_untrained_task())
     monkeypatch.chdir(tmp_path)

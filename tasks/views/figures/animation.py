@@ -54,14 +54,9 @@ def animate_translation(task: Any, line: str, path: Path) -> None:
 
 
 def draw_frame(source: list[str], target: list[str], weights: Tensor, length: int) -> Figure:
-    """Draw a translation of which the first tokens are written.
+    """Draw the first tokens of a translation, with their weights [q k] from 0 to 1.
 
-    Args:
-        source: tokens.
-        target: tokens.
-        weights: [q k], from target to source tokens, between 0 and 1.
-        length: number of written tokens. The last of them is highlighted; with a length of one more
-            than there are tokens, none is.
+    The last of them is highlighted. If `length` exceeds the number of tokens, none is.
     """
     height = _ROW * (max(len(source), len(target)) + 1.9)
     figure, axis = style.new_canvas(_WIDTH, height)
@@ -76,14 +71,15 @@ def draw_frame(source: list[str], target: list[str], weights: Tensor, length: in
             draw_lines(axis, row * (row == row.max()), query, style.BLUE)
     if newest is not None and length:
         for key, weight in enumerate(weights[newest].tolist()):
-            axis.barh(
-                key, _SOURCE - 0.03, left=0.02, height=0.9, color=style.RED, alpha=0.6 * weight
-            )
+            options = {"left": 0.02, "color": style.RED, "alpha": 0.6 * weight}
+            axis.barh(key, _SOURCE - 0.03, height=0.9, **options)
     for row, token in enumerate(source):
         draw_token(axis, _SOURCE - 0.02, row, token, ha="right", color=style.BLACK)
     for row, token in enumerate(target[:length]):
-        colour, weight = (style.RED, "bold") if row == newest else (style.BLACK, "normal")
-        draw_token(axis, _TARGET + 0.02, row, token, ha="left", color=colour, fontweight=weight)
+        options = {"color": style.BLACK}
+        if row == newest:
+            options = {"color": style.RED, "fontweight": "bold"}
+        draw_token(axis, _TARGET + 0.02, row, token, ha="left", **options)
     return figure
 
 

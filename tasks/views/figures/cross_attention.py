@@ -25,15 +25,10 @@ _MIN_WEIGHT = 0.1  # smaller weights get no number
 
 
 class Words(NamedTuple):
-    """The words of a sequence of tokens.
-
-    Args:
-        texts: the words, with `<eos>` as the last one.
-        word_ids: for each token, the index of its word.
-    """
+    """The words of a sequence of tokens. The last token and word is `<eos>`."""
 
     texts: list[str]
-    word_ids: list[int]
+    word_ids: list[int]  # for each token, the index of its word
 
 
 def draw_cross_attention(task: Any, line: str) -> Figure:
@@ -94,8 +89,7 @@ def draw_labels(axis: Axes, sources: list[str], targets: list[str], *, rotated: 
         axis.tick_params(axis="x", labelrotation=45)
         for label in axis.get_xticklabels():
             label.set(ha="left", rotation_mode="anchor")
-    for label in [*axis.get_xticklabels(), *axis.get_yticklabels()]:
-        label.set_parse_math(False)
+    style.disable_math(axis)
     axis.set_xlabel("source words (keys)", fontsize=style.LABEL_SIZE, labelpad=8)
     axis.set_ylabel("target words (queries)", fontsize=style.LABEL_SIZE)
 
@@ -116,13 +110,10 @@ def record_translation(task: Any, line: str) -> AttentionRecord:
 
 
 def lowest_entropy_layer(layers: list[Tensor]) -> int:
-    """Return the index of the layer whose attention is most like an alignment of words.
+    """Return the index of the layer [h q k] whose attention is most like an alignment of words.
 
-    That is the layer with the lowest entropy −Σ_k p log p, averaged over queries, where p are the
-    normalised weights of the mean over heads.
-
-    Args:
-        layers: weights [h q k] of each layer.
+    It has the lowest entropy −Σ_k p log p, averaged over queries, where p are the normalised
+    weights of the mean over heads.
     """
     means = [normalise_weights(layer.mean(0)) for layer in layers]
     entropies = [-torch.xlogy(mean, mean).sum(-1).mean().item() for mean in means]
@@ -163,18 +154,10 @@ def group_into_words(tokenizer: Tokenizer, tokens: list[int]) -> Words:
 def aggregate_by_word(
     weights: Tensor, query_word_ids: list[int], key_word_ids: list[int]
 ) -> Tensor:
-    """Turn weights between tokens into weights between words.
+    """Turn weights [q k] between tokens into weights between words, given the word of each token.
 
     They are summed over the tokens of a key's word, and averaged over the tokens of a query's word.
     So rows that sum to 1 still do.
-
-    Args:
-        weights: [q k].
-        query_word_ids: for each query token, the index of its word.
-        key_word_ids: likewise for each key token.
-
-    Returns:
-        [query words, key words].
     """
     queries = one_hot(torch.tensor(query_word_ids)).to(weights.dtype)
     keys = one_hot(torch.tensor(key_word_ids)).to(weights.dtype)

@@ -115,15 +115,15 @@ class _StackDrawing:
             self.draw_sublayer(sublayer)
         self.advance(_MARGIN)
         left, right = sorted((self.x + self.outer * _HALF_FRAME, self.x - self.outer * _INNER))
-        box_options = {"fc": style.EMPTY, "ec": "none", "zorder": 0}
-        self.draw_round_box(left, bottom, right - left, self.y - bottom, radius=0.12, **box_options)
+        frame = (left, bottom), right - left, self.y - bottom, 0.12
+        self.draw_box(*frame, facecolor=style.EMPTY, edgecolor="none", zorder=0)
 
         single = group.first == group.last
-        number, size = f"× {group.last - group.first + 1}", style.HEADING_SIZE
-        if not is_only:
-            number, size = f"layers {group.first}–{group.last}", style.LABEL_SIZE
-            if single:
-                number = f"layer {group.first}"
+        if is_only:
+            number, size = f"× {group.last}", style.HEADING_SIZE
+        else:
+            numbers = f"layer {group.first}" if single else f"layers {group.first}–{group.last}"
+            number, size = numbers, style.LABEL_SIZE
         x = self.x + self.outer * (_HALF_FRAME + 0.1)
         options: style.Options = {"x": x, "ha": "left" if self.outer > 0 else "right"}
         middle = (bottom + self.y) / 2
@@ -154,13 +154,9 @@ class _StackDrawing:
         for module in modules:
             self.advance(_GAP, arrow=True)
             height = _height(module)
-            options = {
-                "fc": style.lighten(_COLOURS[module.kind], 0.32),
-                "ec": style.BLACK,
-                "linewidth": 1,
-            }
-            left = self.x - _BOX / 2
-            self.draw_round_box(left, self.y, _BOX, height, radius=0.08, **options)
+            colour = style.lighten(_COLOURS[module.kind], 0.32)
+            box = (self.x - _BOX / 2, self.y), _BOX, height, 0.08
+            self.draw_box(*box, facecolor=colour, edgecolor=style.BLACK, linewidth=1)
             self.y += height
             top = self.y - _PADDING - _LINE / 2
             self.draw_text(top, module.title, size=style.TEXT_SIZE, weight="bold")
@@ -185,20 +181,16 @@ class _StackDrawing:
         )
         self.axis.add_patch(line)
 
-    def draw_round_box(
+    def draw_box(
         self,
-        left: float,
-        bottom: float,
+        corner: tuple[float, float],
         width: float,
         height: float,
-        *,
         radius: float,
         **options: Any,
     ) -> None:
         shape = f"round,pad=0,rounding_size={radius}"
-        self.axis.add_patch(
-            FancyBboxPatch((left, bottom), width, height, boxstyle=shape, **options)
-        )
+        self.axis.add_patch(FancyBboxPatch(corner, width, height, boxstyle=shape, **options))
 
     def draw_text(self, y: float, text: str, **options: Any) -> None:
         defaults: style.Options = {"x": self.x, "size": style.NOTE_SIZE, "color": style.BLACK}

@@ -96,9 +96,8 @@ def draw_products(axis: Axes, vectors: Tensor) -> None:
     """Draw the dot products of the vectors of two positions by their distance."""
     means, deviations = products_by_distance(vectors)
     distances = torch.arange(LENGTH)
-    axis.fill_between(
-        distances, means - deviations, means + deviations, color=style.BLUE, alpha=0.2
-    )
+    band = means - deviations, means + deviations
+    axis.fill_between(distances, *band, color=style.BLUE, alpha=0.2)
     axis.plot(distances, means, color=style.BLUE, linewidth=2)
     axis.axhline(0, color=style.GREY, linewidth=0.8)
     axis.set(ylim=(-0.5, 1.05), ylabel="dot product of positions")

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 from matplotlib.figure import Figure
 from PIL import Image
 
+from attention_zoo.tasks.views.figures import trained_task
 from attention_zoo.tasks.views.figures.animation import animate_translation
 from attention_zoo.tasks.views.figures.causality import draw_causality
 from attention_zoo.tasks.views.figures.cross_attention import draw_cross_attention
@@ -238,10 +239,7 @@ def example_code(number: int, picture: Picture) -> str:
     lines = [f"from {picture.draw.__module__} import {function}"]
     if picture.needs_model:
         lines += [
-            "from attention_zoo.tasks.views.figures.trained_model import (",
-            "    find_newest_translation,",
-            "    load_translation,",
-            ")",
+            f"from {trained_task.__name__} import find_newest_translation, load_translation",
             "",
             "task = load_translation(find_newest_translation())",
         ]

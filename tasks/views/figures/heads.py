@@ -91,24 +91,15 @@ def draw_multi_head() -> Figure:
     style.draw_text(axis, x_joined + wide / 2 + 0.3, 1.87, "· W$_O$")
 
     middle = tops[1] - square / 2
-    draw_arrow(axis, (x_projected + wide + 0.12, middle), (x_split - 0.12, middle))
-    draw_arrow(axis, (x_split + 3 * narrow + 2 * GAP + 0.08, middle), (x_weights - 0.1, middle))
-    draw_arrow(axis, (x_weights + square + 0.06, middle), (x_outputs - 0.08, middle))
-    draw_arrow(axis, (x_outputs + narrow + 0.1, 2.62), (x_joined - 0.1, 2.62))
-    draw_arrow(axis, (x_joined + wide / 2, 2.1), (x_joined + wide / 2, 1.62))
+    for start, stop in (
+        ((x_projected + wide + 0.12, middle), (x_split - 0.12, middle)),
+        ((x_split + 3 * narrow + 2 * GAP + 0.08, middle), (x_weights - 0.1, middle)),
+        ((x_weights + square + 0.06, middle), (x_outputs - 0.08, middle)),
+        ((x_outputs + narrow + 0.1, 2.62), (x_joined - 0.1, 2.62)),
+        ((x_joined + wide / 2, 2.1), (x_joined + wide / 2, 1.62)),
+    ):
+        style.draw_arrow(axis, start, stop, color=style.GREY, linewidth=1.3)
     return figure
-
-
-def draw_arrow(axis: Axes, start: tuple[float, float], stop: tuple[float, float]) -> None:
-    """Draw an arrow between two points."""
-    options = {
-        "arrowstyle": "-|>",
-        "color": style.GREY,
-        "linewidth": 1.3,
-        "shrinkA": 0,
-        "shrinkB": 0,
-    }
-    axis.annotate("", xy=stop, xytext=start, arrowprops=options)
 
 
 def draw_heads(axis: Axes, matrix: Tensor, left: float, top: float) -> None:
@@ -128,13 +119,7 @@ def draw_shaded(axis: Axes, matrix: Tensor, left: float, top: float, colour: str
 
 
 def find_most_different_heads(layers: list[Tensor]) -> tuple[int, int, int]:
-    """Return the layer and its two heads whose weights differ most.
-
-    The difference of heads a and b is ½ Σ |a − b|, averaged over queries.
-
-    Args:
-        layers: weights [h q k] of each layer.
-    """
+    """Return the layer [h q k] and its two heads a and b with the largest mean of ½ Σ_k |a − b|."""
     distances = {
         (layer, one, other): (weights[one] - weights[other]).abs().sum(-1).mean().item() / 2
         for layer, weights in enumerate(layers)
@@ -160,9 +145,7 @@ def draw_two_heads(task: Any, line: str) -> Figure:
     layer, *heads = find_most_different_heads(layers)
     tokens = [style.fit_label(token) for token in record.source_tokens]
     figure = style.new_figure(9.4, 0.34 * len(tokens) + 1.0)
-    for axis, head, colour in zip(
-        figure.subplots(1, 2), heads, (style.BLUE, style.RED), strict=True
-    ):
+    for axis, head, colour in zip(figure.subplots(1, 2), heads, COLOURS, strict=False):
         draw_lines(axis, layers[layer][head], tokens, colour)
         title = f"encoder, layer {layer + 1}, head {head + 1}"
         axis.set_title(title, fontsize=style.TITLE_SIZE)

@@ -35,14 +35,10 @@ def draw_heatmaps(
     labels = _TokenLabels(keys, queries)
     columns = _num_columns(len(panels), labels.width / labels.height)
     rows = math.ceil(len(panels) / columns)
-    figure = style.new_figure(
-        # With few tokens, the heading needs more width than the panels.
-        max(
-            columns * (labels.width + 0.25) + labels.margin + 1.4,
-            _text_width(heading, style.HEADING_SIZE),
-        ),
-        rows * (labels.height + 0.4) + labels.margin + 1.0,
-    )
+    width = columns * (labels.width + 0.25) + labels.margin + 1.4
+    height = rows * (labels.height + 0.4) + labels.margin + 1.0
+    # With few tokens, the heading needs more width than the panels.
+    figure = style.new_figure(max(width, _text_width(heading, style.HEADING_SIZE)), height)
     axes = figure.subplots(rows, columns, squeeze=False).flatten()
     low, high = _colour_limits([weights for _, weights in panels])
     colours = style.SEQUENTIAL if low == 0 else style.DIVERGING
@@ -51,9 +47,8 @@ def draw_heatmaps(
         image = axis.imshow(weights.numpy(), aspect="auto", interpolation="none", **options)
         weight = "bold" if name.startswith("mean") else None
         axis.set_title(name, fontsize=style.LABEL_SIZE, fontweight=weight)
-        labels.draw(
-            axis, with_keys=index + columns >= len(panels), with_queries=index % columns == 0
-        )
+        is_bottom, is_left = index + columns >= len(panels), index % columns == 0
+        labels.draw(axis, with_keys=is_bottom, with_queries=is_left)
     for axis in axes[len(panels) :]:
         axis.remove()
     figure.suptitle(heading, fontsize=style.HEADING_SIZE)
@@ -70,9 +65,8 @@ def _named_panels(weights: Tensor, heads: Sequence[int] | None) -> list[tuple[st
     available = range(len(weights))
     if unknown := [head for head in heads or () if head not in available]:
         raise ValueError(f"heads must lie between 0 and {available[-1]}, got {unknown}.")
-    panels = [
-        (f"head {head + 1}", weights[head]) for head in (available if heads is None else heads)
-    ]
+    chosen = available if heads is None else heads
+    panels = [(f"head {head + 1}", weights[head]) for head in chosen]
     # The mean of a single head is that head.
     if heads is None and len(panels) > 1:
         panels.insert(0, ("mean of heads", weights.mean(0)))
@@ -129,5 +123,4 @@ class _TokenLabels:
         axis.set_yticks(range(0, len(queries) * self.stride, self.stride), queries)
         axis.tick_params(length=2, labelsize=self.size, labelfontfamily=style.font_families())
         axis.tick_params(axis="x", labelrotation=self.rotation)
-        for label in [*axis.get_xticklabels(), *axis.get_yticklabels()]:
-            label.set_parse_math(False)  # "$5 or $6" is no formula
+        style.disable_math(axis)

@@ -12,13 +12,7 @@ from attention_zoo.models.blocks import AttentionSublayer, FeedForward, Sublayer
 from attention_zoo.models.embedding import TokenEmbedding
 from attention_zoo.models.stacks import Decoder, Encoder
 from attention_zoo.position.base import PositionalEncoding
-from attention_zoo.zoo import BEFORE_ATTENTION, SITES, Role, Site
-
-ROLE_TITLES: dict[Role, str] = {
-    "global": "global self-attention",
-    "causal": "causal self-attention",
-    "cross": "cross-attention",
-}
+from attention_zoo.zoo import BEFORE_ATTENTION, SITES, Site
 
 
 class ModuleSummary(NamedTuple):
@@ -106,19 +100,18 @@ def summarize_stack(
 
 def group_layers(stack: Encoder | Decoder) -> tuple[LayerGroup, ...]:
     """Group consecutive layers of a stack that have the same modules."""
-    summaries = [
-        (
-            tuple(summarize_sublayer(x) for x in layer.children() if isinstance(x, Sublayer)),
-            count_parameters(layer),
-        )
-        for layer in stack.layers
+    layers = [
+        LayerGroup(number, number, count_parameters(layer), summarize_sublayers(layer))
+        for number, layer in enumerate(stack.layers, start=1)
     ]
-    groups: list[LayerGroup] = []
-    for (sublayers, num_parameters), layers in groupby(summaries):
-        first = groups[-1].last + 1 if groups else 1
-        last = first + len(list(layers)) - 1
-        groups.append(LayerGroup(first, last, num_parameters, sublayers))
-    return tuple(groups)
+    groups = [list(group) for _, group in groupby(layers, key=lambda layer: layer[2:])]
+    return tuple(group[0]._replace(last=group[-1].last) for group in groups)
+
+
+def summarize_sublayers(layer: nn.Module) -> tuple[SublayerSummary, ...]:
+    """Summarize the sublayers of a layer, in order."""
+    sublayers = [module for module in layer.children() if isinstance(module, Sublayer)]
+    return tuple(map(summarize_sublayer, sublayers))
 
 
 def summarize_sublayer(sublayer: Sublayer) -> SublayerSummary:
@@ -144,7 +137,9 @@ def summarize_attention(attention: Attention) -> ModuleSummary:
     if sites := position_sites(attention):
         acts_on = " and ".join(SITES[site] for site in sites)
         facts.append(f"{attention.position.card.name} on {acts_on}")
-    return ModuleSummary("attention", ROLE_TITLES[attention.role], tuple(facts))
+    role = attention.role
+    title = "cross-attention" if role == "cross" else f"{role} self-attention"
+    return ModuleSummary("attention", title, tuple(facts))
 
 
 def position_sites(attention: Attention) -> list[Site]:
@@ -196,10 +191,9 @@ def summarize_position(position: PositionalEncoding) -> tuple[ModuleSummary, ...
 def summarize_head(head: nn.Linear, embedding: TokenEmbedding) -> ModuleSummary:
     """Summarize the output projection, whose weights may be those of the embedding."""
     tied = head.weight is embedding.weight
+    size = f"{head.in_features:,} → {head.out_features:,}"
     weights = "the embedding's table" if tied else f"{count_parameters(head):,} parameters"
-    return ModuleSummary(
-        "output", "output", (f"{head.in_features:,} → {head.out_features:,}", weights)
-    )
+    return ModuleSummary("output", "output", (size, weights))
 
 
 def count_parameters(module: nn.Module) -> int:

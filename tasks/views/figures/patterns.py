@@ -1,8 +1,9 @@
 """The pictures of every mask pattern and every score bias in the registries, as thumbnails."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from itertools import groupby
+from operator import attrgetter
 from typing import Any, NamedTuple
 
 import torch
@@ -18,6 +19,7 @@ from attention_zoo.factory import create_attention, create_position
 from attention_zoo.masks import Mask
 from attention_zoo.tasks.configuration.entry_configs import entry_options
 from attention_zoo.tasks.views.figures import style
+from attention_zoo.tasks.views.figures.roles import render_mask
 from attention_zoo.tasks.views.figures.seeding import fixed_seed
 from attention_zoo.zoo import ATTENTION, POSITION, Role
 
@@ -50,9 +52,8 @@ def draw_masks() -> Figure:
     """
     thumbnails = [*mask_thumbnails(), *pattern_thumbnails()]
     figure, bar = draw_thumbnails(thumbnails, style.SEQUENTIAL, low=0.0)
-    figure.suptitle(
-        "Masks: a row for each query, a column for each key", fontsize=style.HEADING_SIZE
-    )
+    title = "Masks: a row for each query, a column for each key"
+    figure.suptitle(title, fontsize=style.HEADING_SIZE)
     bar.set_ticks([0, 1], labels=["masked", "visible"])
     bar.set_label("by content: one example, relative to the largest weight of each row")
     return figure
@@ -65,7 +66,7 @@ def draw_biases() -> Figure:
     as they are initialised; tables of zeros, which would show nothing, get random values. Biases
     that depend on content are one example, of random tokens.
     """
-    figure, bar = draw_thumbnails(list(bias_thumbnails()), style.DIVERGING, low=-1.0)
+    figure, bar = draw_thumbnails(bias_thumbnails(), style.DIVERGING, low=-1.0)
     title = "Score biases: a row for each query, a column for each key"
     figure.suptitle(title, fontsize=style.HEADING_SIZE)
     bar.set_ticks([-1, 0, 1], labels=["less attention", "nothing added", "more attention"])
@@ -76,14 +77,11 @@ def draw_biases() -> Figure:
 def draw_thumbnails(
     thumbnails: Sequence[Thumbnail], colour_map: str, *, low: float
 ) -> tuple[Figure, Colorbar]:
-    """Draw thumbnails in rows, and a colour bar below. Each family starts a new row.
+    """Draw thumbnails, which are sorted by family, in rows, and a colour bar below.
 
-    Args:
-        thumbnails: sorted by family.
-        colour_map: its name in matplotlib.
-        low: the value of the first colour, as a multiple of a thumbnail's limit.
+    Each family starts a new row. The first colour is for `low` times the limit of a thumbnail.
     """
-    families = [list(group) for _, group in groupby(thumbnails, key=lambda x: x.family)]
+    families = [list(group) for _, group in groupby(thumbnails, key=attrgetter("family"))]
     rows = sum(math.ceil(len(family) / _COLUMNS) for family in families)
     figure = style.new_figure(_COLUMNS * (_SIZE + 0.16), rows * (_SIZE + 0.75) + 1.2)
     figure.set_layout_engine("constrained", w_pad=0.08, h_pad=0.09)
@@ -112,12 +110,11 @@ def draw_thumbnails(
     return figure, bar
 
 
-def mask_thumbnails() -> Iterator[Thumbnail]:
+def mask_thumbnails() -> list[Thumbnail]:
     """Return a thumbnail of every field of `Mask`, and of some that are often combined."""
     positions = torch.arange(_LENGTH)[None, :]
-    third = _LENGTH // 3
-    key_mask, segment_ids = positions < 2 * third, positions // third
-    for mask in (
+    key_mask, segment_ids = positions < 2 * _LENGTH // 3, positions // (_LENGTH // 3)
+    masks = (
         Mask(),
         Mask(causal=True),
         Mask(window=3 * _MAX_OPTION),
@@ -127,19 +124,24 @@ def mask_thumbnails() -> Iterator[Thumbnail]:
         Mask(segment_ids=segment_ids),
         Mask(causal=True, segment_ids=segment_ids),
         Mask(segment_ids=segment_ids, query_segment_ids=segment_ids.flip(1)),
-    ):
+    )
+    thumbnails = []
+    for mask in masks:
         first, *others = mask.names or ("no field is set",)
         notes = tuple(f"+ {name}" for name in others)
-        yield Thumbnail("fields of Mask", first, notes, render_mask(mask).float())
+        visible = render_mask(mask, _LENGTH, _LENGTH).float()
+        thumbnails.append(Thumbnail("fields of Mask", first, notes, visible))
+    return thumbnails
 
 
+@torch.no_grad()
 def pattern_thumbnails() -> list[Thumbnail]:
     """Return a thumbnail of every mechanism with its own pattern, sorted by family."""
     thumbnails = []
     for name in ATTENTION:
         attention = create_small_attention(name)
         family = entry_family(type(attention))
-        weights, others = (sample_weights(attention, seed) for seed in (1, 2))
+        weights, others = (attention.attention_map(sample_tokens(seed))[0, 0] for seed in (1, 2))
         if attention.card.chooses or not torch.equal(weights == 0, others == 0):
             # By chance, a query may have no visible key.
             relative = weights / weights.amax(dim=1, keepdim=True).clamp(min=1e-9)
@@ -148,11 +150,12 @@ def pattern_thumbnails() -> list[Thumbnail]:
         elif attention.window or type(attention).is_visible is not Attention.is_visible:
             visible = (weights != 0).float()
             thumbnails.append(Thumbnail(family, name, (attention.role,), visible))
-    return sorted(thumbnails, key=lambda x: x.family)
+    return sorted(thumbnails, key=attrgetter("family"))
 
 
 def bias_thumbnails() -> list[Thumbnail]:
     """Return thumbnails of every encoding that acts on scores, sorted by family."""
+    causal = render_mask(Mask(causal=True), _LENGTH, _LENGTH)
     thumbnails = []
     for name in POSITION:
         acts = POSITION.card(name).acts
@@ -160,12 +163,12 @@ def bias_thumbnails() -> list[Thumbnail]:
             continue
         bias, learned = sample_bias(name)
         kinds = (["learned"] if learned else []) + (["by content"] if "content" in acts else [])
-        bias = bias.masked_fill(~render_mask(Mask(causal=True)), torch.nan)[:_BIAS_HEADS]
+        bias = bias.masked_fill(~causal, torch.nan)[:_BIAS_HEADS]
         limit = bias.nan_to_num().abs().max().item()
         for head, values in enumerate(bias, start=1):
             notes = f"head {head}, up to ±{limit:.2g}", ", ".join(kinds)
             thumbnails.append(Thumbnail(entry_family(POSITION[name]), name, notes, values, limit))
-    return sorted(thumbnails, key=lambda x: x.family)
+    return sorted(thumbnails, key=attrgetter("family"))
 
 
 def create_small_attention(name: str) -> Attention:
@@ -185,12 +188,6 @@ def create_small_attention(name: str) -> Attention:
 
 
 @torch.no_grad()
-def sample_weights(attention: Attention, seed: int) -> Tensor:
-    """Return the weights [q k] of the first head over random tokens."""
-    return attention.attention_map(sample_tokens(seed))[0, 0]
-
-
-@torch.no_grad()
 def sample_bias(name: str) -> tuple[Tensor, bool]:
     """Return the bias [h q k] of an encoding over random tokens, and whether it is learned."""
     with fixed_seed():
@@ -203,7 +200,8 @@ def sample_bias(name: str) -> tuple[Tensor, bool]:
             if not parameter.any():
                 nn.init.normal_(parameter)
     heads = attention.heads_of(sample_tokens(1), None, None, None)
-    bias = attention.score_bias(heads, render_mask(Mask(causal=True))[None, None])
+    visible = render_mask(Mask(causal=True), _LENGTH, _LENGTH)
+    bias = attention.score_bias(heads, visible[None, None])
     assert bias is not None
     return bias[0], any(True for _ in position.parameters())
 
@@ -216,15 +214,6 @@ def sample_tokens(seed: int) -> Tensor:
     generator = torch.Generator().manual_seed(seed)
     numbers = torch.randn(1, _LENGTH + _SIMILAR - 1, _DIM, generator=generator)
     return numbers.unfold(1, _SIMILAR, 1).sum(-1) / math.sqrt(_SIMILAR)
-
-
-def render_mask(mask: Mask) -> Tensor:
-    """Return a mask as a matrix [q k]: True for visible keys."""
-    indices = range(_LENGTH)
-    visible = mask.visible(indices, indices, device=torch.device("cpu"))
-    if visible is None:
-        return torch.ones(_LENGTH, _LENGTH, dtype=torch.bool)
-    return visible[0, 0].expand(_LENGTH, -1)
 
 
 def entry_family(entry: type) -> str:

@@ -29,10 +29,15 @@ def role_mask(role: Role, queries: int, keys: int) -> Tensor:
     attention = create_attention("multi_head", dim=4, heads=1, role=role)
     x = torch.zeros(1, queries, 4)
     context = torch.zeros(1, keys, 4) if role == "cross" else None
-    mask = attention.effective_mask(Mask(), x, context)
-    visible = mask.visible(range(queries), range(keys), device=x.device)
-    # None means that all keys are visible.
-    return torch.ones(queries, keys).bool() if visible is None else visible[0, 0]
+    return render_mask(attention.effective_mask(Mask(), x, context), queries, keys)
+
+
+def render_mask(mask: Mask, queries: int, keys: int) -> Tensor:
+    """Return a mask as a matrix [q k]."""
+    visible = mask.visible(range(queries), range(keys), device=torch.device("cpu"))
+    if visible is None:
+        return torch.ones(queries, keys, dtype=torch.bool)
+    return visible[0, 0].expand(queries, -1)
 
 
 def draw_roles() -> Figure:

@@ -40,19 +40,17 @@ def draw_soft_lookup() -> Figure:
 
 def draw_meanings(axis: Axes) -> None:
     """Draw the vectors of the keys and of the query as arrows."""
-    for word, (x, y) in MEANINGS.items():
-        options = {"arrowstyle": "-|>", "color": COLOURS.get(word, style.BLACK), "linewidth": 2.2}
-        options |= {"linestyle": "--" if word == QUERY else "-", "mutation_scale": 16}
-        options |= {"shrinkA": 0, "shrinkB": 0}
-        axis.annotate("", xy=(x, y), xytext=(0, 0), arrowprops=options)
     for word, point in (
         ("type", (0.72, -0.09)),
         ("species", (0.72, 0.36)),
         ("color", (0.3, 0.83)),
         ("age", (-0.72, 0.55)),
     ):
-        name = f"{word!r}?" if word == QUERY else repr(word)
-        draw_label(axis, point, name, COLOURS.get(word, style.BLACK))
+        colour = COLOURS.get(word, style.BLACK)
+        line, name = ("--", f"{word!r}?") if word == QUERY else ("-", repr(word))
+        options = {"color": colour, "linewidth": 2.2, "linestyle": line, "mutation_scale": 16}
+        style.draw_arrow(axis, (0, 0), MEANINGS[word], **options)
+        draw_label(axis, point, name, colour)
     axis.axhline(0, color=style.GREY, linewidth=0.6, zorder=0)
     axis.axvline(0, color=style.GREY, linewidth=0.6, zorder=0)
     axis.set(xlim=(-0.8, 1.25), ylim=(-0.2, 1.0), xticks=[], yticks=[])

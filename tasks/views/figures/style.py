@@ -64,6 +64,14 @@ def draw_text(axis: Axes, x: float, y: float, text: str, **options: Any) -> None
     axis.text(x, y, text, **defaults | options)
 
 
+def draw_arrow(
+    axis: Axes, start: tuple[float, float], stop: tuple[float, float], **options: Any
+) -> None:
+    """Draw a straight arrow between two points."""
+    defaults: Options = {"arrowstyle": "-|>", "shrinkA": 0, "shrinkB": 0}
+    axis.annotate("", xy=stop, xytext=start, arrowprops=defaults | options)
+
+
 def font_families() -> list[str]:
     """Return the fonts for tokens, in the order in which matplotlib tries them."""
     installed = set(fontManager.get_font_names())
@@ -82,6 +90,12 @@ def fit_label(token: str) -> str:
     if len(label) > _LABEL_LENGTH:
         return label[: _LABEL_LENGTH - 1] + "…"
     return label.strip() or label
+
+
+def disable_math(axis: Axes) -> None:
+    """Show the dollars in tick labels, such as "$5 or $6", as they are, and not as a formula."""
+    for label in [*axis.get_xticklabels(), *axis.get_yticklabels()]:
+        label.set_parse_math(False)
 
 
 def weight_colour(weight: float) -> tuple[float, ...]:
@@ -104,16 +118,9 @@ def draw_matrix(
     *,
     decimals: int | None = None,
 ) -> None:
-    """Draw a matrix [r c] as a grid of coloured squares.
+    """Draw a matrix [r c] on a canvas, as a grid of coloured squares.
 
-    Args:
-        axis: from `new_canvas`.
-        values: the matrix.
-        left: where the grid starts, in inches.
-        top: where it ends.
-        cell: width of a square, in inches.
-        colour_map: the colour of a value.
-        decimals: of the numbers in the squares; no numbers, if not given.
+    `cell` is the width of a square. The squares have numbers with so many decimals, or no numbers.
     """
     for row, line in enumerate(values.tolist()):
         for column, value in enumerate(line):

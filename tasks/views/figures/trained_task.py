@@ -1,4 +1,4 @@
-"""The trained model of the pictures."""
+"""The trained task of the pictures."""
 
 from pathlib import Path
 from typing import Any
