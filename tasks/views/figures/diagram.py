@@ -95,18 +95,19 @@ class _StackDrawing:
         self.memory_heights: list[float] = []  # of the boxes that read the memory
 
     def draw_stack(self, stack: StackSummary) -> None:
+        """Draw the whole stack with its captions."""
         self.draw_text(0.38, stack.title, size=style.HEADING_SIZE, weight="bold")
         self.draw_text(0.15, f"{stack.num_parameters:,} parameters", color=style.GREY)
         self.draw_text(self.y - 0.12, stack.inputs, size=style.LABEL_SIZE)
         self.draw_modules(stack.modules_before)
         for group in stack.layer_groups:
-            self.draw_layers(group, is_only=len(stack.layer_groups) == 1)
+            self.draw_layer_group(group, is_only=len(stack.layer_groups) == 1)
         self.draw_modules(stack.modules_after)
         self.advance(_GAP, arrow=stack.outputs is not None)
         if stack.outputs is not None:
             self.draw_text(self.y + 0.12, stack.outputs, size=style.LABEL_SIZE)
 
-    def draw_layers(self, group: LayerGroup, *, is_only: bool) -> None:
+    def draw_layer_group(self, group: LayerGroup, *, is_only: bool) -> None:
         """Draw a group of layers in a frame, with the number of layers beside it."""
         self.advance(_MARGIN)
         bottom = self.y
@@ -169,6 +170,7 @@ class _StackDrawing:
         self.y += length
 
     def draw_line(self, corners: list[tuple[float, float]], *, arrow: bool = False) -> None:
+        """Draw a line through all corners."""
         line = FancyArrowPatch(
             path=Path(corners),
             arrowstyle="-|>" if arrow else "-",
@@ -189,10 +191,12 @@ class _StackDrawing:
         radius: float,
         **options: Any,
     ) -> None:
+        """Draw a box with round corners."""
         shape = f"round,pad=0,rounding_size={radius}"
         self.axis.add_patch(FancyBboxPatch(corner, width, height, boxstyle=shape, **options))
 
     def draw_text(self, y: float, text: str, **options: Any) -> None:
+        """Write a text in the middle of the stack, unless the options differ."""
         defaults: style.Options = {"x": self.x, "size": style.NOTE_SIZE, "color": style.BLACK}
         style.draw_text(self.axis, y=y, text=text, **defaults | options)
 
@@ -208,6 +212,7 @@ def _draw_memory(encoder: _StackDrawing, decoder: _StackDrawing) -> None:
 
 
 def _height(module: ModuleSummary) -> float:
+    """Return the height of a module's box."""
     return _LINE * (1 + len(_wrap_facts(module))) + 2 * _PADDING
 
 

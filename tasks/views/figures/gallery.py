@@ -194,7 +194,7 @@ LESSONS = (
     ),
     Lesson(
         "Masks and biases of the zoo",
-        "A mask decides which keys a query may attend to; a bias changes scores by position. These "
+        "A mask decides which keys a query may attend to; a bias raises or lowers scores. These "
         "are all masks and biases of the zoo, drawn by the code that computes them. Patterns and "
         "biases that depend on content or are learned are one example.",
         Picture("masks", draw_masks, "All mask patterns of the zoo, by family."),

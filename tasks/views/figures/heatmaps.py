@@ -117,6 +117,7 @@ class _TokenLabels:
         self.rotation = 0 if widest_key < cell else 90
 
     def draw(self, axis: Axes, *, with_keys: bool, with_queries: bool) -> None:
+        """Label the axes of a panel."""
         keys = self.keys[:: self.stride] if with_keys else []
         queries = self.queries[:: self.stride] if with_queries else []
         axis.set_xticks(range(0, len(keys) * self.stride, self.stride), keys)
