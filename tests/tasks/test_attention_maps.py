@@ -75,7 +75,7 @@ class Reader(Own):
 
 
 class Drawn(list):
-    """What was drawn: readings, roles, layers and heads, as `attention_figure` was called."""
+    """What was drawn: readings, roles, layers and heads, as `draw_heatmaps` was called."""
 
     def __call__(self, *arguments):
         self.append(arguments)
@@ -86,7 +86,7 @@ class Drawn(list):
 def drawn(monkeypatch):
     """Without the time that a picture takes."""
     calls = Drawn()
-    monkeypatch.setattr(attention_maps, "attention_figure", calls)
+    monkeypatch.setattr(attention_maps, "draw_heatmaps", calls)
     return calls
 
 
