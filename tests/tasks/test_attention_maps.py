@@ -79,7 +79,7 @@ class TinyEncoderDecoder(TinyModel):
 
 
 class FigureCalls(list):
-    """The arguments of all calls of `attention_figure`: records, roles, layers and heads."""
+    """The arguments of all calls of `draw_heatmaps`: records, roles, layers and heads."""
 
     def __call__(self, *arguments):
         self.append(arguments)
@@ -88,9 +88,9 @@ class FigureCalls(list):
 
 @pytest.fixture
 def figure_calls(monkeypatch):
-    """Record the calls of `attention_figure` instead of drawing."""
+    """Record the calls of `draw_heatmaps` instead of drawing."""
     calls = FigureCalls()
-    monkeypatch.setattr(attention_maps, "attention_figure", calls)
+    monkeypatch.setattr(attention_maps, "draw_heatmaps", calls)
     return calls
 
 

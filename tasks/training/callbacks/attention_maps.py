@@ -17,7 +17,7 @@ from attention_zoo.tasks.training.callbacks.periodic_inspection import (
 )
 from attention_zoo.tasks.training.loggers.loggers import log_image
 from attention_zoo.tasks.views.attention_record import ROLES, AttentionRecord, first_row
-from attention_zoo.tasks.views.figures.heatmaps import attention_figure
+from attention_zoo.tasks.views.figures.heatmaps import draw_heatmaps
 
 
 class Probe(NamedTuple):
@@ -122,7 +122,7 @@ class AttentionMaps(InspectionCallback):
         for number, record in enumerate(self.records(trainer, task), start=1):
             for role, layer in self.selected_layers(record):
                 path = folder / f"probe-{number}-{role}-layer-{layer}.png"
-                attention_figure(record, role, layer - 1, heads).savefig(path)
+                draw_heatmaps(record, role, layer - 1, heads).savefig(path)
                 key = f"attention/probe-{number}/{role}/layer-{layer}"
                 log_image(trainer.loggers, key, path, trainer.global_step)
                 self.paths.append(path)

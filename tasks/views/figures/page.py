@@ -3,7 +3,13 @@
 from collections.abc import Mapping
 from html import escape
 
-from attention_zoo.tasks.views.figures.gallery import LESSONS, Lesson, Picture, code, file_name
+from attention_zoo.tasks.views.figures.gallery import (
+    LESSONS,
+    Lesson,
+    Picture,
+    example_code,
+    file_name,
+)
 from attention_zoo.tasks.views.pages import document
 
 
@@ -49,5 +55,5 @@ def figure(number: int, picture: Picture) -> str:
         # To be reached by keyboard, since it may have to be scrolled.
         f"<figure><div class='scroll' role='region' tabindex='0' aria-label='{picture.name}'>"
         f"<img src='{file}' alt='{escape(picture.alt)}'></div>"
-        f"<pre tabindex='0'><code>{escape(code(number, picture))}</code></pre></figure>"
+        f"<pre tabindex='0'><code>{escape(example_code(number, picture))}</code></pre></figure>"
     )

@@ -1,4 +1,4 @@
-"""A translation as it is before training, small: for pictures that take a trained one."""
+"""A small untrained task, for pictures that need a trained one."""
 
 from functools import partial
 
@@ -12,7 +12,7 @@ from attention_zoo.tasks.training.translation import TranslationTask
 from attention_zoo.tasks.views.figures.gallery import LINE
 
 
-def new_task() -> TranslationTask:
+def create_untrained_task() -> TranslationTask:
     torch.manual_seed(0)
     lines = [LINE, "quarta-feira, 4 de março de 2026"]
     tokenizer = BytePairTokenizer.train(lines, vocabulary_size=280)

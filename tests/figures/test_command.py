@@ -19,49 +19,53 @@ PICTURES = {
     for number, lesson in enumerate(LESSONS, start=1)
     for picture in lesson.pictures
 }
-TRAINED = {name for name, picture in PICTURES.items() if picture.trained}
+TRAINED = {name for name, picture in PICTURES.items() if picture.needs_model}
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The page, with one and the same picture in every place."""
+    """Return a folder with the page, and the same picture under every name."""
     folder = tmp_path_factory.mktemp("figures")
     first, *others = PICTURES
-    gallery.draw(PICTURES[first], folder / first)
+    gallery.save_picture(PICTURES[first], folder / first)
     for name in others:
         shutil.copy(folder / first, folder / name)
     (folder / "index.html").write_text(page.index("The trained model is x.ckpt.", {}))
     return folder
 
 
-def test_without_a_trained_model_the_rest_is_drawn(tmp_path, monkeypatch, capsys) -> None:
-    drawn = []
-    monkeypatch.setattr(gallery, "draw", lambda picture, path, task: drawn.append(path.name))
+def test_without_a_trained_model_the_other_pictures_are_drawn(
+    tmp_path, monkeypatch, capsys
+) -> None:
+    names = []
+    monkeypatch.setattr(
+        gallery, "save_picture", lambda picture, path, task: names.append(path.name)
+    )
     monkeypatch.chdir(tmp_path)
     run([])
-    assert {*drawn} == PICTURES.keys() - TRAINED
+    assert {*names} == PICTURES.keys() - TRAINED
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith("No trained model is drawn: there is no trained translation under")
-    assert lines[0].endswith("yet; make demo or attention-zoo train makes one.")
+    assert lines[0].endswith("yet; train one with make demo or attention-zoo train.")
     assert lines[-1] == "figures/index.html"
     assert len(lines) == len(PICTURES) + 2
-    lost = [line for line in lines if " is not drawn: " in line]
-    assert {line.split()[0] for line in lost} == {f"figures/{name}" for name in TRAINED}
-    assert all(line.endswith("ckpt_path=FILE names one.") for line in lost)
+    missing = [line for line in lines if " is not drawn: " in line]
+    assert {line.split()[0] for line in missing} == {f"figures/{name}" for name in TRAINED}
+    assert all(line.endswith("or name one: ckpt_path=FILE.") for line in missing)
     text = (tmp_path / "figures" / "index.html").read_text()
-    assert text.count("Not drawn: it is of a trained translation") == len(TRAINED)
-    assert "make demo or attention-zoo train makes one." in text
+    assert text.count("Not drawn: it needs a trained translation") == len(TRAINED)
+    assert "train one with make demo or attention-zoo train." in text
     assert {*re.findall(r"src='(.*?)'", text)} == PICTURES.keys() - TRAINED
 
 
-def test_what_a_model_does_not_have_is_said(tmp_path, monkeypatch, capsys) -> None:
-    def draw(picture, path, task):
+def test_the_reason_why_a_picture_is_missing_is_printed(tmp_path, monkeypatch, capsys) -> None:
+    def save_picture(picture, path, task):
         if picture.name == "two-heads":
             raise UserError("no layer has two.")
 
-    monkeypatch.setattr(gallery, "draw", draw)
+    monkeypatch.setattr(gallery, "save_picture", save_picture)
     monkeypatch.setattr(
-        "attention_zoo.tasks.views.figures.trained.load_translation", lambda path: "task"
+        "attention_zoo.tasks.views.figures.trained_task.load_translation", lambda path: "task"
     )
     run(["ckpt_path=x.ckpt", f"output={tmp_path}"])
     out = capsys.readouterr().out
@@ -75,19 +79,19 @@ def test_what_a_model_does_not_have_is_said(tmp_path, monkeypatch, capsys) -> No
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["checkpoint=x"], "no option 'checkpoint'.*Choices: ckpt, into"),
-        (["figures"], "no option 'figures'.*Choices: ckpt, into"),
-        (["ckpt_path="], "ckpt takes one value"),
-        (["output=a", "output=b"], "into takes one value, output=…; got output=a output=b"),
+        (["checkpoint=x"], "no option 'checkpoint'.*Choices: ckpt_path, output"),
+        (["figures"], "no option 'figures'.*Choices: ckpt_path, output"),
+        (["ckpt_path="], "ckpt_path takes one value"),
+        (["output=a", "output=b"], "output takes one value, output=…; got output=a output=b"),
         (["ckpt_path=nowhere.ckpt"], "There is no checkpoint nowhere.ckpt"),
         (["output=taken"], "taken cannot be written to .*output=FOLDER"),
         (
             ["ckpt_path=text.ckpt"],
-            "task=language_modeling; pictures of a trained model are of a tra",
+            "task=language_modeling, but the pictures need a translation",
         ),
     ],
 )
-def test_what_cannot_be_done_is_refused(arguments, message, tmp_path, monkeypatch) -> None:
+def test_unusable_options_are_refused(arguments, message, tmp_path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "taken").touch()
     config = {"config": {"task": {"name": "language_modeling"}}}

@@ -1,4 +1,4 @@
-"""A translation whose every word and weight is given, in place of a trained model."""
+"""A task with a fixed translation and fixed attention, in place of a trained one."""
 
 from typing import Any
 
@@ -13,8 +13,8 @@ SOURCE = [b"Wednesday", b",", b" Mar", b"ch", b" ", b"4"]
 TARGET = [b"quarta", b"-", b"feira", b",", b" ", b"4", b" de", b" mar\xc3", b"\xa7o"]
 
 
-class Pieces(Tokenizer):
-    """Tokens are the pieces, in their order from the first id that is not special."""
+class PieceTokenizer(Tokenizer):
+    """A tokenizer whose tokens are the given pieces, in order, after the special tokens."""
 
     def __init__(self, pieces: list[bytes]) -> None:
         super().__init__([*(b"" for _ in SPECIALS), *pieces])
@@ -29,12 +29,12 @@ class Pieces(Tokenizer):
         return {}
 
 
-class Scripted:
-    """As a `TranslationTask`: its source and its translation are these pieces, whatever the line.
+class ScriptedTask:
+    """Like a `TranslationTask`, but source and translation are always the given pieces.
 
     Args:
-        source, target: their bytes.
-        layers: maps [h q k] of cross-attention; by default drawn at random.
+        source, target: bytes of the pieces.
+        layers: weights [h q k] of cross-attention; random, if not given.
     """
 
     def __init__(
@@ -43,7 +43,7 @@ class Scripted:
         target: list[bytes] = TARGET,
         layers: list[Tensor] | None = None,
     ) -> None:
-        self.tokenizer = Pieces([*source, *target])
+        self.tokenizer = PieceTokenizer([*source, *target])
         self.source = self.tokenizer.ids[: len(source)]
         self.target = self.tokenizer.ids[len(source) :]
         shape = 4, len(target) + 1, len(source) + 1

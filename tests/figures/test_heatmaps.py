@@ -5,13 +5,13 @@ import pytest
 import torch
 
 from attention_zoo.tasks.views.attention_record import AttentionRecord
-from attention_zoo.tasks.views.figures.heatmaps import attention_figure
+from attention_zoo.tasks.views.figures.heatmaps import draw_heatmaps
 
 SOURCE = ["Wed", "nesday", ",", " March", " 4", ",", " 2026", "⟨eos⟩"]
 TARGET = ["⟨bos⟩", "quarta", "-feira", ",", " 4", " de", " mar", "ço", " de", " 2026"]
 
 
-def reading(heads=4, source=SOURCE, target=TARGET, layers=2):
+def create_record(heads=4, source=SOURCE, target=TARGET, layers=2):
     torch.manual_seed(0)
     q, k = len(target), len(source)
     return AttentionRecord(
@@ -28,46 +28,46 @@ def panels(figure):
     return [axis for axis in figure.axes if axis.images]
 
 
-def shown(axis):
+def values(axis):
     return axis.images[0].get_array()
 
 
 @pytest.mark.parametrize("heads", [1, 2, 4, 8])
 def test_the_mean_comes_first_and_every_head_follows(heads):
-    it = reading(heads)
-    axes = panels(attention_figure(it, "cross", 1))
-    weights = it.maps["cross"][1]
+    record = create_record(heads)
+    axes = panels(draw_heatmaps(record, "cross", 1))
+    weights = record.maps["cross"][1]
     expected = [weights.mean(0), *weights] if heads > 1 else list(weights)
     assert len(axes) == len(expected)
     for axis, panel in zip(axes, expected, strict=True):
-        assert torch.equal(torch.tensor(shown(axis)), panel)
+        assert torch.equal(torch.tensor(values(axis)), panel)
 
 
 def test_chosen_heads_are_drawn_alone():
-    it = reading(4)
-    axes = panels(attention_figure(it, "cross", 1, heads=[3, 0]))
+    record = create_record(4)
+    axes = panels(draw_heatmaps(record, "cross", 1, heads=[3, 0]))
     assert [axis.get_title() for axis in axes] == ["head 4", "head 1"]
     for axis, head in zip(axes, [3, 0], strict=True):
-        assert torch.equal(torch.tensor(shown(axis)), it.maps["cross"][1][head])
+        assert torch.equal(torch.tensor(values(axis)), record.maps["cross"][1][head])
     with pytest.raises(ValueError, match=r"heads must lie between 0 and 3, got \[4\]"):
-        attention_figure(it, "cross", 1, heads=[0, 4])
+        draw_heatmaps(record, "cross", 1, heads=[0, 4])
 
 
 def test_all_panels_share_one_scale():
-    axes = panels(attention_figure(reading(), "cross", 0))
+    axes = panels(draw_heatmaps(create_record(), "cross", 0))
     assert len({axis.images[0].get_clim() for axis in axes}) == 1
 
 
 def test_weights_with_signs_are_shown_around_zero():
-    it = reading()
-    it.maps["cross"][0][1, 2, 3] = -2.0
-    images = [axis.images[0] for axis in panels(attention_figure(it, "cross", 0))]
+    record = create_record()
+    record.maps["cross"][0][1, 2, 3] = -2.0
+    images = [axis.images[0] for axis in panels(draw_heatmaps(record, "cross", 0))]
     assert {image.get_clim() for image in images} == {(-2.0, 2.0)}
     assert {image.get_cmap().name for image in images} == {"PuOr"}
 
 
 def test_keys_run_along_x_and_queries_down_y():
-    figure = attention_figure(reading(), "cross", 0)
+    figure = draw_heatmaps(create_record(), "cross", 0)
     first = panels(figure)[0]
     assert [label.get_text() for label in first.get_yticklabels()] == [t.strip() for t in TARGET]
     last = panels(figure)[-1]
@@ -78,7 +78,7 @@ def test_keys_run_along_x_and_queries_down_y():
 
 
 def test_a_language_model_attends_to_itself():
-    figure = attention_figure(reading(source=[]), "decoder", 0)
+    figure = draw_heatmaps(create_record(source=[]), "decoder", 0)
     assert "target" in figure.get_supxlabel()
 
 
@@ -87,7 +87,7 @@ def test_a_language_model_attends_to_itself():
 )
 def test_no_text_is_cut_and_no_two_labels_overlap(count, heads):
     words = [f"{'çãœжэльюшкы'[i % 9 :]}{i}" for i in range(count)]
-    figure = attention_figure(reading(3, words, words), "decoder", 0, heads)
+    figure = draw_heatmaps(create_record(3, words, words), "decoder", 0, heads)
     figure.canvas.draw()
     page = figure.bbox
     for axis in panels(figure):
@@ -118,7 +118,7 @@ def test_no_text_is_cut_and_no_two_labels_overlap(count, heads):
 )
 def test_labels_are_short_and_can_be_shown(token, label):
     tokens = [token, "a"]
-    figure = attention_figure(reading(1, tokens, tokens), "cross", 0)
+    figure = draw_heatmaps(create_record(1, tokens, tokens), "cross", 0)
     figure.savefig(io.BytesIO(), format="png")  # a missing glyph would warn
     shown_label = panels(figure)[0].get_yticklabels()[0]
     assert shown_label.get_text() == label
@@ -128,7 +128,7 @@ def test_labels_are_short_and_can_be_shown(token, label):
 def test_figures_leave_no_global_state():
     import matplotlib._pylab_helpers
 
-    attention_figure(reading(), "cross", 0)
+    draw_heatmaps(create_record(), "cross", 0)
     assert not matplotlib._pylab_helpers.Gcf.figs
 
 
@@ -138,10 +138,10 @@ def test_figures_leave_no_global_state():
 )
 def test_unknown_roles_and_layers_are_refused(role, layer, message):
     with pytest.raises(ValueError, match=message):
-        attention_figure(reading(), role, layer)
+        draw_heatmaps(create_record(), role, layer)
 
 
 def test_a_map_that_does_not_fit_its_tokens_is_refused():
-    it = reading()._replace(source_tokens=SOURCE[:-1])
+    record = create_record()._replace(source_tokens=SOURCE[:-1])
     with pytest.raises(ValueError, match=r"\[heads 10 7\].*\[4, 10, 8\]"):
-        attention_figure(it, "cross", 0)
+        draw_heatmaps(record, "cross", 0)
