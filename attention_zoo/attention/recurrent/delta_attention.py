@@ -27,7 +27,7 @@ class DeltaRuleAttention(RecurrentAttention):
         """Compute what each token would read if values were unit vectors."""
         span = TokenSpan(mask)
         steps = self.project_steps(x, positions, ConvolutionRunner(span))
-        return self.recur(steps.use_unit_values(), x, span, ())[0]
+        return self.recurrence(steps.use_unit_values().apply_mask(span), None)[0]
 
     def split_heads(self, y: Tensor) -> Tensor:
         """Split [b t (h c)] into heads [b h t c], in float32 at least."""

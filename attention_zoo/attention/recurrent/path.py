@@ -101,8 +101,7 @@ class PathAttention(DeltaRuleAttention):
     def compute_map(self, x: Tensor, source: Tensor, mask: Mask, positions: Tensor) -> Tensor:
         span = TokenSpan(mask)
         steps = self.project_steps(x, positions, ConvolutionRunner(span))
-        with autocast_disabled(x):
-            return self.compute_weights(steps, span)[0]
+        return self.compute_weights(steps, span)[0]
 
     def state_size(self, tokens: int) -> int:
         return 2 * tokens * self.heads * self.head_dim
