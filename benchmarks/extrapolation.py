@@ -1,6 +1,6 @@
 """How far encodings reach beyond the length of training: a table and a picture of a sweep.
 
-    python benchmarks/extrapolation.py [--into README.md] [overrides of train …]
+    python benchmarks/extrapolation.py [--output README.md] [overrides of train …]
 
 Runs `attention-zoo train -m experiment=extrapolation` into a folder under `logs/extrapolation`, or
 reads the sweep in the folder `--read`. Jobs that are refused, or fail, are said and left out.
@@ -16,14 +16,14 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
+from attention_zoo.tasks.analysis.length_charts import draw_extrapolation
 from attention_zoo.tasks.analysis.length_report import (
-    asked,
-    extrapolation_figure,
-    figure,
-    ratio,
-    score,
+    all_lengths,
+    format_ratio,
+    format_score,
+    score_at,
 )
-from attention_zoo.tasks.commands.list import markdown, marked
+from attention_zoo.tasks.views.tables import markdown_table, number_table, replace_section
 
 PICTURE = "docs/images/extrapolation.png"  # beside the file that the table goes into
 
@@ -46,7 +46,7 @@ def read_sweep(runs: Path) -> dict[str, dict[str, Any]]:
 
 def table(jobs: dict[str, dict[str, Any]]) -> str:
     """An encoding a line: perplexity at each length, and how that grows with the length."""
-    lengths = sorted({length for results in jobs.values() for length in asked(results)})
+    lengths = sorted({length for results in jobs.values() for length in all_lengths(results)})
     trained = next(iter(jobs.values()))["lengths"]["trained_at"]
     longest = lengths[-1]
     columns = ["position", *(f"at {length}" for length in lengths)]
@@ -56,19 +56,19 @@ def table(jobs: dict[str, dict[str, Any]]) -> str:
         told = [
             "refused"
             if str(x) in results["lengths"]["refused"]
-            else score(results, "perplexity", x)
+            else score_at(results, "perplexity", x)
             for x in lengths
         ]
         rows.append(
             [
                 name,
-                *(x if isinstance(x, str) else figure(x, digits=1) for x in told),
-                ratio(results, "perplexity", longest),
-                figure(score(results, "sliding_perplexity", longest), digits=1),
+                *(x if isinstance(x, str) else format_score(x, digits=1) for x in told),
+                format_ratio(results, "perplexity", longest),
+                format_score(score_at(results, "sliding_perplexity", longest), digits=1),
                 f"{results['seconds']:.0f}",
             ]
         )
-    return markdown(columns, rows)
+    return markdown_table(number_table("Perplexity", columns, rows), code_names=True)
 
 
 def caption(jobs: dict[str, dict[str, Any]], runs: Path) -> str:
@@ -89,7 +89,9 @@ def caption(jobs: dict[str, dict[str, Any]], runs: Path) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--into", type=Path, help="put table and picture between this file's marks")
+    parser.add_argument(
+        "--output", type=Path, help="put table and picture between this file's marks"
+    )
     parser.add_argument("--read", type=Path, help="the folder of a sweep that is done")
     parser.add_argument("overrides", nargs="*", help="overrides of train")
     arguments = parser.parse_args()
@@ -102,13 +104,15 @@ def main() -> None:
         sys.exit(f"There are no results in {runs}: there is no table to make.")
     text = f"{table(jobs)}\n\n{caption(jobs, runs)}"
     print(f"\n{text}")
-    if arguments.into is not None:
-        picture = arguments.into.parent / PICTURE
+    if arguments.output is not None:
+        picture = arguments.output.parent / PICTURE
         picture.parent.mkdir(parents=True, exist_ok=True)
-        extrapolation_figure(jobs).savefig(picture)
+        draw_extrapolation(jobs).savefig(picture)
         shown = f"![Perplexity by length, and loss by position, of each encoding]({PICTURE})"
-        document = marked(arguments.into.read_text(), "extrapolation", f"{shown}\n\n{text}")
-        arguments.into.write_text(document)
+        document = replace_section(
+            arguments.output.read_text(), "extrapolation", f"{shown}\n\n{text}"
+        )
+        arguments.output.write_text(document)
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ Forward and backward of one sequence, for every entry whose card says that it co
 and for multi_head beside them. Lengths take turns, the median of the rounds is kept, and the
 exponent is the slope of log time over log length.
 
-    python benchmarks/growth.py [--rounds 5] [--into benchmarks/growth.md] [NAME …]
+    python benchmarks/growth.py [--rounds 5] [--output benchmarks/growth.md] [NAME …]
 """
 
 import argparse
@@ -19,7 +19,7 @@ from rich.progress import Progress
 from attention_zoo import ATTENTION
 from attention_zoo.attention.base import Attention
 from attention_zoo.factory import create_attention
-from attention_zoo.tasks.commands.list import markdown
+from attention_zoo.tasks.views.tables import markdown_table, number_table
 from attention_zoo.tasks.configuration.entry_configs import entry_options
 
 DIM, HEADS = 64, 2
@@ -32,7 +32,7 @@ Milliseconds of forward and backward through one layer of width {DIM} with {HEAD
 sequence of so many tokens, on {{threads}} CPU threads in float32: medians of {{rounds}} rounds, in
 which the lengths take turns. The exponent is the slope of log time over log length: 1 is linear,
 2 quadratic. What the cards call linear must stay at or below {LIMIT}; the command fails where it
-does not. `python benchmarks/growth.py --into benchmarks/growth.md` makes this page.
+does not. `python benchmarks/growth.py --output benchmarks/growth.md` makes this page.
 """
 
 
@@ -66,7 +66,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("names", nargs="*", metavar="NAME", help="entries; all that are not t²")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--into", type=Path, help="write the page to this file")
+    parser.add_argument("--output", type=Path, help="write the page to this file")
     chosen = parser.parse_args()
     cheap = [name for name in ATTENTION if ATTENTION.card(name).cost != "t²"]
     rows, failed = [], []
@@ -88,9 +88,10 @@ def main() -> None:
             progress.console.print(name, *cells, f"exponent {found:.2f}")
     columns = ("attention", "cost", *(f"{length:,}" for length in LENGTHS), "exponent")
     introduction = INTRODUCTION.format(threads=torch.get_num_threads(), rounds=chosen.rounds)
-    text = f"{introduction}\n{markdown(columns, rows)}\n"
-    if chosen.into is not None:
-        chosen.into.write_text(text)
+    table = markdown_table(number_table("Growth", columns, rows), code_names=True)
+    text = f"{introduction}\n{table}\n"
+    if chosen.output is not None:
+        chosen.output.write_text(text)
     if failed:
         raise SystemExit(f"Not linear: {', '.join(failed)}.")
 

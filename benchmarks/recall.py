@@ -1,6 +1,6 @@
 """Which mechanisms can look things up: a table of `experiment=recall`, a training each.
 
-    python benchmarks/recall.py [--into README.md] [mechanism …] [overrides of train …]
+    python benchmarks/recall.py [--output README.md] [mechanism …] [overrides of train …]
 
 Every mechanism is trained by `attention-zoo train`, as a process of its own, in a folder under
 `--runs`. What is refused, or fails, is said and left out.
@@ -13,8 +13,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from attention_zoo.tasks.commands.list import markdown, marked
 from attention_zoo.tasks.training.checkpoints import read_checkpoint
+from attention_zoo.tasks.views.tables import markdown_table, number_table, replace_section
 
 # Of each family, what tells it apart.
 MECHANISMS = [
@@ -61,7 +61,7 @@ def caption(run: Path) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--into", type=Path, help="put the table between this file's marks")
+    parser.add_argument("--output", type=Path, help="put the table between this file's marks")
     parser.add_argument("--runs", type=Path, default=Path("logs/recall"))
     parser.add_argument("names", nargs="*", help="mechanisms, and overrides of train")
     arguments = parser.parse_args()
@@ -82,10 +82,11 @@ def main() -> None:
     if not rows:
         sys.exit("No mechanism was trained: there is no table to make.")
     rows.sort(key=lambda row: row[2:3] + row[1:2], reverse=True)
-    text = f"{markdown(COLUMNS, rows)}\n\n{caption(runs[0])}"
+    table = markdown_table(number_table("Recall", COLUMNS, rows), code_names=True)
+    text = f"{table}\n\n{caption(runs[0])}"
     print(f"\n{text}")
-    if arguments.into is not None:
-        arguments.into.write_text(marked(arguments.into.read_text(), "recall", text))
+    if arguments.output is not None:
+        arguments.output.write_text(replace_section(arguments.output.read_text(), "recall", text))
 
 
 if __name__ == "__main__":

@@ -17,9 +17,9 @@ COMMANDS = re.findall(r"^attention-zoo train .*$", README.read_text(), flags=re.
 def test_tables_are_those_of_the_cards(tmp_path: Path) -> None:
     copy = tmp_path / "README.md"
     copy.write_text(README.read_text())
-    run(["--into", str(copy)])
+    run(["--output", str(copy)])
     assert "<!-- zoo: begin -->\nRoles: C causal" in copy.read_text()
-    assert copy.read_text() == README.read_text(), "run: attention-zoo list --into README.md"
+    assert copy.read_text() == README.read_text(), "run: attention-zoo list --output README.md"
 
 
 @pytest.mark.parametrize("command", COMMANDS)

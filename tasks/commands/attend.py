@@ -10,7 +10,7 @@ from attention_zoo.tasks.commands.text_input import read_lines
 from attention_zoo.tasks.configuration.composition import Invocation
 from attention_zoo.tasks.training.checkpoints import required
 from attention_zoo.tasks.training.task import load_task
-from attention_zoo.tasks.views.attention_viewer.page import page
+from attention_zoo.tasks.views.attention_viewer.page import attention_page
 
 
 def run(config: dict[str, Any], call: Invocation) -> None:
@@ -35,7 +35,7 @@ def run(config: dict[str, Any], call: Invocation) -> None:
             print(readings[-1].target, flush=True)
     try:
         into.parent.mkdir(parents=True, exist_ok=True)
-        into.write_text(page(readings), encoding="utf-8")
+        into.write_text(attention_page(readings), encoding="utf-8")
     except OSError as error:
         raise UserError(f"{into} cannot be written: {error.strerror}.") from None
     print(f"What attends to what: {into} ({into.stat().st_size / 1000:,.0f} kB)")

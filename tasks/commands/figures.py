@@ -24,7 +24,7 @@ def run(arguments: list[str]) -> None:
     )
     options = read_options(parser.parse_args(arguments).options)
 
-    from attention_zoo.tasks.views.figures.page import index
+    from attention_zoo.tasks.views.figures.page import index_page
     from attention_zoo.tasks.views.figures.trained import load_translation, newest_translation
 
     task = None
@@ -40,7 +40,7 @@ def run(arguments: list[str]) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         missing = draw_all(folder, task)
-        (folder / "index.html").write_text(index(about, missing), encoding="utf-8")
+        (folder / "index.html").write_text(index_page(about, missing), encoding="utf-8")
     except OSError as error:
         raise UserError(
             f"{folder} cannot be written to ({error.strerror}); name another: output=FOLDER."

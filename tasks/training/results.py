@@ -18,9 +18,10 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 from rich.tree import Tree
+
+from attention_zoo.tasks.views.tables import Column, Table, number_table, print_table
 
 PACKAGES = (
     "attention-zoo",
@@ -224,12 +225,9 @@ def relative_to_cwd(path: Path) -> Path:
 
 def print_metrics(console: Console, metrics: Mapping[str, Any]) -> None:
     """A table of names and figures."""
-    table = Table(title="Results", title_justify="left", title_style="bold")
-    table.add_column("metric")
-    table.add_column("value", justify="right")
-    for name, value in metrics.items():
-        table.add_row(Text(name), Text(_legible(_number(value))))
-    console.print(table)
+    rows = [(name, _legible(_number(value))) for name, value in metrics.items()]
+    print_table(console, number_table("Results", ["metric", "value"], rows))
+    console.print()
 
 
 def print_paths(console: Console, paths: Mapping[str, str | Path]) -> None:
@@ -242,10 +240,8 @@ def print_paths(console: Console, paths: Mapping[str, str | Path]) -> None:
 
 def print_samples(console: Console, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """A table of what the model wrote."""
-    table = Table(*columns, title="Samples", title_justify="left", title_style="bold")
-    for row in rows:
-        table.add_row(*map(Text, row))
-    console.print(table)
+    print_table(console, Table("Samples", [Column(title) for title in columns], rows))
+    console.print()
 
 
 def print_report(console: Console, report: Mapping[str, Any]) -> None:

@@ -63,6 +63,6 @@ class AttentionRecord(NamedTuple):
         return weights
 
     def _repr_html_(self) -> str:
-        from attention_zoo.tasks.views.attention_viewer.page import framed
+        from attention_zoo.tasks.views.attention_viewer.page import notebook_frame
 
-        return framed(self)
+        return notebook_frame(self)

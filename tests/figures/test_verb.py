@@ -30,7 +30,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     gallery.draw(PICTURES[first], folder / first)
     for name in others:
         shutil.copy(folder / first, folder / name)
-    (folder / "index.html").write_text(page.index("The trained model is x.ckpt.", {}))
+    (folder / "index.html").write_text(page.index_page("The trained model is x.ckpt.", {}))
     return folder
 
 
@@ -51,7 +51,7 @@ def test_without_a_trained_model_the_rest_is_drawn(tmp_path, monkeypatch, capsys
     text = (tmp_path / "figures" / "index.html").read_text()
     assert text.count("Not drawn: it is of a trained translation") == len(TRAINED)
     assert "make demo or attention-zoo train makes one." in text
-    assert {*re.findall(r"src='(.*?)'", text)} == PICTURES.keys() - TRAINED
+    assert {*re.findall(r'src="(.*?)"', text)} == PICTURES.keys() - TRAINED
 
 
 def test_what_a_model_does_not_have_is_said(tmp_path, monkeypatch, capsys) -> None:

@@ -5,33 +5,32 @@ from pathlib import Path
 import pytest
 
 from attention_zoo.errors import UserError
-from attention_zoo.tasks.analysis.report.answer import answer, how_tested
-from attention_zoo.tasks.analysis.report.comparison import (
-    Comparison,
-    compare,
-    count_tests,
-    run_tests,
-)
-from attention_zoo.tasks.analysis.report.conditions import conditions
+from attention_zoo.tasks.analysis.report.comparison import Comparison, compare_runs
+from attention_zoo.tasks.analysis.report.conditions import find_conditions
 from attention_zoo.tasks.analysis.report.runs import find_runs
+from attention_zoo.tasks.analysis.report.summary import describe_tests, summarize
+from attention_zoo.tasks.analysis.report.testing import count_tests, run_tests
 from tests.report.folders import write_job, write_run
 
 
 def compared(folder: Path, baseline: str | None = None) -> Comparison:
-    (found,) = compare(find_runs([folder]), baseline)
+    (found,) = compare_runs(find_runs([folder]), baseline)
     run_tests(found, lambda: None)
     return found
 
 
 def by_name(comparison: Comparison) -> dict:
-    return {x.name: x for x in conditions(comparison)}
+    return {x.name: x for x in find_conditions(comparison)}
 
 
 def test_seeds_are_one_row_and_the_best_is_first(sweep: Path) -> None:
     found = compared(sweep)
     assert [len(row.runs) for row in found.rows] == [3, 3, 3, 3, 3, 2, 3, 3, 2]
     assert found.rows[0].label == "gated rotary"
-    assert {row.label for row in found.rows if row.lost} == {"delta rotary", "performer sinusoidal"}
+    assert {row.label for row in found.rows if row.failed} == {
+        "delta rotary",
+        "performer sinusoidal",
+    }
     means = [row.mean("test/bleu") for row in found.rows]
     assert means == sorted(means, reverse=True)
     assert found.primary_metric.key == "test/bleu"
@@ -39,16 +38,16 @@ def test_seeds_are_one_row_and_the_best_is_first(sweep: Path) -> None:
 
 def test_the_winner_is_not_called_better_than_its_peers(sweep: Path) -> None:
     found = compared(sweep)
-    told = " ".join(answer(found))
-    assert "Not shown to differ from `gated rotary`: `latent rotary` (p = " in told
-    worse = next(x for x in answer(found) if x.startswith("Significantly worse"))
+    told = " ".join(summarize(found))
+    assert "Not significantly different from `gated rotary`: `latent rotary` (p = " in told
+    worse = next(x for x in summarize(found) if x.startswith("Significantly worse"))
     assert "`linear sinusoidal`" in worse and "latent" not in worse
-    assert "`delta rotary` 1 of 3 (diverged)" in told
-    assert "Not equal between the rows: seeds, parameters." in told
+    assert "`delta rotary` (1 of 3 diverged)" in told
+    assert "The rows differ in these conditions: seeds, parameters." in told
 
 
 def test_the_tests_are_stated(sweep: Path) -> None:
-    told = " ".join(how_tested(compared(sweep)))
+    told = " ".join(describe_tests(compared(sweep)))
     for word in ("paired bootstrap", "1,000 times", "Welch's t-test", "Holm", "5 % level"):
         assert word in told
     assert "seed:12345" in told and "flatters it" in told
@@ -57,12 +56,12 @@ def test_the_tests_are_stated(sweep: Path) -> None:
 def test_a_baseline_is_named(sweep: Path) -> None:
     found = compared(sweep, "linear sinusoidal")
     assert found.reference.label == "linear sinusoidal" and found.best.label == "gated rotary"
-    told = " ".join(answer(found))
-    assert "The reference is `linear sinusoidal`" in told
+    told = " ".join(summarize(found))
+    assert "The reference, `linear sinusoidal`, has " in told
     assert "Significantly better than `linear sinusoidal`" in told
-    assert "flatters" not in " ".join(how_tested(found))
+    assert "flatters" not in " ".join(describe_tests(found))
     with pytest.raises(UserError, match="baseline must be the label of a row, got 'liner'"):
-        compare(find_runs([sweep]), "liner")
+        compare_runs(find_runs([sweep]), "liner")
 
 
 def test_one_seed_gives_no_test_of_losses(tmp_path: Path) -> None:
@@ -71,7 +70,7 @@ def test_one_seed_gives_no_test_of_losses(tmp_path: Path) -> None:
         write_run(tmp_path / str(number), attention=name, figures=drop_bleu)
     found = compared(tmp_path)
     assert found.primary_metric.key == "test/loss"
-    assert "(one seed: no test)" in " ".join(answer(found))
+    assert "(one seed: no test)" in " ".join(summarize(found))
     assert count_tests(found) == 2
 
 
@@ -83,8 +82,8 @@ def test_what_is_alike_in_all_rows_does_not_decide(tmp_path: Path) -> None:
     found = compared(tmp_path)
     assert (found.primary_metric.key, found.quality[-1].key) == ("test/chrf", "test/bleu")
     # Though sacrebleu, which finds no resample that differs by more than nothing, has p < 0.001.
-    (told,) = (x.told for x in found.differences["test/bleu"] if x is not None)
-    assert told == "n.s., p = 1.000"
+    (difference,) = found.differences["test/bleu"].values()
+    assert difference.test_result == "n.s., p = 1.000"
 
 
 def test_rows_that_share_the_best_figure_share_the_praise(tmp_path: Path) -> None:
@@ -92,7 +91,7 @@ def test_rows_that_share_the_best_figure_share_the_praise(tmp_path: Path) -> Non
     alike = {"figures": dict.fromkeys([*keys, "test/perplexity"], 1.0)}
     for number, name in enumerate(("multi_head", "linear")):
         write_run(tmp_path / str(number), attention=name, **alike)
-    told = next(iter(answer(compared(tmp_path))))
+    told = next(iter(summarize(compared(tmp_path))))
     assert told == "`multi_head`, `linear` have the highest BLEU: 1.00 (one seed)."
 
 
@@ -151,7 +150,7 @@ def test_what_no_label_tells_is_among_the_conditions(tmp_path: Path) -> None:
         ({"parameters": 1_060_104}, "parameters", "1.05 M to 1.06 M, 1.0 % apart"),
         ({"tokens_seen": 1}, "tokens seen", "1 to 6.14 M"),
         ({"data_hash": "f" * 64}, "data", "ffffffffffff…: `linear`"),
-        ({"data_order": "f" * 64}, "data order", "other batches under seed 1"),
+        ({"data_order": "f" * 64}, "data order", "other batches with seed 1"),
         ({"precision": "bf16-mixed"}, "precision", "bf16-mixed: `linear`"),
         (
             {"hardware": {"cpu": "x", "threads": 1, "gpus": ["H100"]}},
@@ -183,7 +182,7 @@ def test_equal_conditions_are_stated_too(tmp_path: Path) -> None:
         write_run(tmp_path / str(number), attention=name)
     found = by_name(compared(tmp_path))
     assert all(x.equal for x in found.values())
-    assert found["data order"].text == "the same batches in the same order, seed by seed"
+    assert found["data order"].text == "the same batches in the same order for each seed"
 
 
 def test_seeds_may_see_other_numbers_of_tokens(tmp_path: Path) -> None:
@@ -192,7 +191,7 @@ def test_seeds_may_see_other_numbers_of_tokens(tmp_path: Path) -> None:
             folder = tmp_path / f"{number}{seed}"
             write_run(folder, attention=name, seed=seed, figures={"tokens_seen": 1000 + seed})
     found = by_name(compared(tmp_path))["tokens seen"]
-    assert found.equal and found.text == "1,001 to 1,002, seed by seed the same"
+    assert found.equal and found.text == "1,001 to 1,002, the same in all rows for each seed"
 
 
 def test_without_a_seed_in_common_no_order_is_called_equal(tmp_path: Path) -> None:
@@ -208,7 +207,7 @@ def test_what_is_not_on_record_is_not_assumed(tmp_path: Path) -> None:
     write_run(tmp_path / "1", attention="linear", figures={"data_order": None, "hardware": None})
     found = by_name(compared(tmp_path))
     for name in ("data order", "hardware"):
-        assert found[name].equal is None and found[name].text == "not on record in 1 of 2 runs"
+        assert found[name].equal is None and found[name].text == "not recorded in 1 of 2 runs"
 
 
 def test_a_match_is_told(tmp_path: Path) -> None:
@@ -229,7 +228,7 @@ def test_a_match_is_told(tmp_path: Path) -> None:
 def test_other_data_are_another_comparison(tmp_path: Path) -> None:
     write_run(tmp_path / "0")
     write_run(tmp_path / "1", choices={"data": "copy"})
-    titles = [x.title for x in compare(find_runs([tmp_path]), None)]
+    titles = [x.title for x in compare_runs(find_runs([tmp_path]), None)]
     assert titles == ["translation on phrases", "translation on copy"]
 
 
@@ -247,4 +246,4 @@ def test_other_sacrebleu_settings_are_not_tested(tmp_path: Path) -> None:
     write_run(tmp_path / "1", attention="linear", figures={"sacrebleu_signature": "other:1"})
     found = compared(tmp_path)
     worst = found.difference(found.rows[1])
-    assert worst is not None and worst.lacking == "other sacreBLEU settings: no test"
+    assert worst is not None and worst.untested_reason == "other sacreBLEU settings: no test"

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from attention_zoo.tasks.views.attention_record import AttentionRecord
-from attention_zoo.tasks.views.attention_viewer.page import page
+from attention_zoo.tasks.views.attention_viewer.page import attention_page
 from tests.browser import assert_quiet, in_browser, look, texts
 
 pytestmark = in_browser
@@ -42,13 +42,13 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     back = reading(HEBREW, RUSSIAN)
     alone = AttentionRecord(RUSSIAN, RUSSIAN, {"decoder": PAIR.maps["encoder"]}, "среда")
     written = {
-        "pair": page([PAIR]),
-        "several": page([PAIR, back]),
-        "hebrew": page([back]),
-        "long": page([LONG]),
-        "signed": page([SIGNED]),
-        "alone": page([alone]),
-        "notebook": "<!doctype html><link rel='icon' href='data:,'><p id='told'>Out[1]</p>"
+        "pair": attention_page([PAIR]),
+        "several": attention_page([PAIR, back]),
+        "hebrew": attention_page([back]),
+        "long": attention_page([LONG]),
+        "signed": attention_page([SIGNED]),
+        "alone": attention_page([alone]),
+        "notebook": "<!doctype html><link rel='icon' href='data:,'><p id='description'>Out[1]</p>"
         + PAIR._repr_html_()
         + back._repr_html_(),
     }
@@ -126,11 +126,11 @@ def test_pointing_lights_what_is_attended_to(
     assert texts(browser, ".tokens[data-side=key] .figure") == figures(weights[3], whole.max())
     greatest = keys[int(weights[3].argmax())]
     told = f"{queries[3]} attends to {greatest} {weights[3].max():.3f}"
-    assert texts(browser, "#told")[0].startswith(told)
+    assert texts(browser, "#description")[0].startswith(told)
 
     hover(browser, token(browser, "key", 1))
     assert close(strengths(browser, "query"), weights[:, 1] / whole.max())
-    assert texts(browser, "#told")[0].startswith(f"{keys[1]} is attended to by ")
+    assert texts(browser, "#description")[0].startswith(f"{keys[1]} is attended to by ")
     hover(browser, browser.find_element("id", "source"))
     assert not any(strengths(browser, "query") + strengths(browser, "key"))
 
@@ -161,7 +161,7 @@ def test_a_cell_names_both_tokens_and_the_weight(browser: Any, pages: dict[str, 
     aside, down = 3.5 * cell - cells.size["width"] / 2, 1.5 * cell - cells.size["height"] / 2
     ActionChains(browser).move_to_element_with_offset(cells, int(aside), int(down)).perform()
     weight = PAIR.maps["cross"][-1].mean(0)[1, 3]
-    assert texts(browser, "#told") == [f"רביעי attends to марта with {weight:.3f}"]
+    assert texts(browser, "#description") == [f"רביעי attends to марта with {weight:.3f}"]
     assert texts(browser, ".across li.at, .down li.at") == ["марта", "רביעי"]
 
 
@@ -237,7 +237,7 @@ def test_all_of_it_can_be_reached_by_keyboard(browser: Any, pages: dict[str, str
     assert texts(browser, ".tokens li.at button") == [HEBREW[1]]
     press(Keys.ARROW_DOWN, Keys.ARROW_DOWN, Keys.ARROW_RIGHT)
     told = f"{HEBREW[1]} attends to {RUSSIAN[1]} with {weights[0, 1, 1]:.3f}"
-    assert texts(browser, "#told") == [told]
+    assert texts(browser, "#description") == [told]
     press(Keys.ESCAPE)
     assert texts(browser, "li.at") == []
 
@@ -342,12 +342,12 @@ def test_two_in_a_notebook_do_not_disturb_each_other(browser: Any, pages: dict[s
     choose(browser, role="encoder", layer="1")
     browser.execute_script("arguments[0].scrollIntoView()", token(browser, "query", 1))
     hover(browser, token(browser, "query", 1))
-    assert texts(browser, "#told")[0].startswith(f"{HEBREW[1]} attends to ")
+    assert texts(browser, "#description")[0].startswith(f"{HEBREW[1]} attends to ")
     browser.switch_to.default_content()
     browser.switch_to.frame(frames[0])
     assert texts(browser, "label:has(:checked)") == ["Cross-attention", "2", "mean"]
     browser.switch_to.default_content()
-    assert texts(browser, "#told") == ["Out[1]"] and browser.current_url == pages["notebook"]
+    assert texts(browser, "#description") == ["Out[1]"] and browser.current_url == pages["notebook"]
     fits = "return arguments[0].offsetHeight - arguments[0].contentDocument.body.scrollHeight"
     for frame in frames:
         assert 0 <= browser.execute_script(fits, frame) < 40

@@ -11,7 +11,11 @@ import torch
 from attention_zoo.attention.dense.multi_head import MultiHeadAttention
 from attention_zoo.errors import UserError
 from attention_zoo.tasks.views.attention_record import AttentionRecord
-from attention_zoo.tasks.views.attention_viewer.page import framed, packed, page
+from attention_zoo.tasks.views.attention_viewer.page import (
+    attention_page,
+    encode_weights,
+    notebook_frame,
+)
 
 
 def reading(tokens: int = 4, heads: int = 2, layers: int = 1) -> AttentionRecord:
@@ -24,7 +28,7 @@ def reading(tokens: int = 4, heads: int = 2, layers: int = 1) -> AttentionRecord
 @pytest.mark.parametrize("scale", [1.0, -3.0, 1e-6, 1e6, 0.0])
 def test_weights_come_back_within_half_a_step(scale: float) -> None:
     weights = torch.rand(2, 3, 5) * scale
-    held = packed(weights)
+    held = encode_weights(weights)
     numbers = np.frombuffer(base64.b64decode(held["weights"]), "<i2").reshape(2, 3, 5)
     back = torch.tensor(numbers * held["step"])
     assert held["heads"] == 2 and held["step"] > 0
@@ -35,8 +39,8 @@ def test_a_page_of_thirty_tokens_is_small() -> None:
     # Three roles, two layers, four heads: as the demo's model.
     it = reading(30, 4, 2)
     weights = 3 * 2 * 4 * 30 * 30
-    assert len(page([it])) - len(page([reading(1, 4, 2)])) < 2.8 * weights
-    assert len(page([it])) < 110_000
+    assert len(attention_page([it])) - len(attention_page([reading(1, 4, 2)])) < 2.8 * weights
+    assert len(attention_page([it])) < 110_000
 
 
 def test_a_decoder_attends_to_what_it_has_read() -> None:
@@ -49,25 +53,25 @@ def test_a_decoder_attends_to_what_it_has_read() -> None:
 def test_a_map_that_does_not_fit_its_tokens_is_refused() -> None:
     it = reading(3)
     with pytest.raises(ValueError, match=r"encoder map .* \[heads 2 2\].*\[2, 3, 3\]"):
-        page([it._replace(source_tokens=["a", "b"])])
+        attention_page([it._replace(source_tokens=["a", "b"])])
 
 
 def test_weights_that_are_not_finite_are_refused() -> None:
     it = reading(3)
     it.maps["cross"] = [torch.full((2, 3, 3), torch.nan)]
     with pytest.raises(UserError, match="layer 1 of the cross"):
-        page([it])
+        attention_page([it])
 
 
 def test_a_notebook_shows_it_in_a_frame() -> None:
     it = reading(3)
     shown = it._repr_html_()
-    assert shown == framed(it) and shown.startswith("<iframe") and shown.count("<") == 2
+    assert shown == notebook_frame(it) and shown.startswith("<iframe") and shown.count("<") == 2
 
 
 def test_no_token_ends_the_data() -> None:
     it = reading(3)._replace(source_tokens=["</script>", "<!--", "&lt;"], source="</script>")
-    text = page([it])
+    text = attention_page([it])
     assert text.count("</script>") == 2
-    data = re.search(r'id="readings">(.*?)</script>', text)
+    data = re.search(r'id="records">(.*?)</script>', text)
     assert data and json.loads(data[1])[0]["source"] == "</script>"
