@@ -23,7 +23,7 @@ from attention_zoo.tasks.analysis.length_report import (
     format_score,
     score_at,
 )
-from attention_zoo.tasks.views.tables import markdown_table, number_table, replace_section
+from attention_zoo.tasks.views.tables import Table, markdown_table, replace_section
 
 PICTURE = "docs/images/extrapolation.png"  # beside the file that the table goes into
 
@@ -68,7 +68,7 @@ def table(jobs: dict[str, dict[str, Any]]) -> str:
                 f"{results['seconds']:.0f}",
             ]
         )
-    return markdown_table(number_table("Perplexity", columns, rows), code_names=True)
+    return markdown_table(Table("Perplexity", columns, rows), code_names=True)
 
 
 def caption(jobs: dict[str, dict[str, Any]], runs: Path) -> str:

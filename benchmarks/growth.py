@@ -19,7 +19,7 @@ from rich.progress import Progress
 from attention_zoo import ATTENTION
 from attention_zoo.attention.base import Attention
 from attention_zoo.factory import create_attention
-from attention_zoo.tasks.views.tables import markdown_table, number_table
+from attention_zoo.tasks.views.tables import Table, markdown_table
 from attention_zoo.tasks.configuration.entry_configs import entry_options
 
 DIM, HEADS = 64, 2
@@ -88,7 +88,7 @@ def main() -> None:
             progress.console.print(name, *cells, f"exponent {found:.2f}")
     columns = ("attention", "cost", *(f"{length:,}" for length in LENGTHS), "exponent")
     introduction = INTRODUCTION.format(threads=torch.get_num_threads(), rounds=chosen.rounds)
-    table = markdown_table(number_table("Growth", columns, rows), code_names=True)
+    table = markdown_table(Table("Growth", columns, rows), code_names=True)
     text = f"{introduction}\n{table}\n"
     if chosen.output is not None:
         chosen.output.write_text(text)

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from attention_zoo.tasks.training.checkpoints import read_checkpoint
-from attention_zoo.tasks.views.tables import markdown_table, number_table, replace_section
+from attention_zoo.tasks.views.tables import Table, markdown_table, replace_section
 
 # Of each family, what tells it apart.
 MECHANISMS = [
@@ -82,7 +82,7 @@ def main() -> None:
     if not rows:
         sys.exit("No mechanism was trained: there is no table to make.")
     rows.sort(key=lambda row: row[2:3] + row[1:2], reverse=True)
-    table = markdown_table(number_table("Recall", COLUMNS, rows), code_names=True)
+    table = markdown_table(Table("Recall", COLUMNS, rows), code_names=True)
     text = f"{table}\n\n{caption(runs[0])}"
     print(f"\n{text}")
     if arguments.output is not None:

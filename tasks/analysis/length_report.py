@@ -9,7 +9,7 @@ from typing import Any
 
 from rich.console import Console
 
-from attention_zoo.tasks.views.tables import Table, number_table, print_table
+from attention_zoo.tasks.views.tables import Table, print_table
 
 PREFIX = {"valid": "val", "test": "test"}  # of the names of a split's metrics
 SWEEP_FILES = {"perplexity": "extrapolation.png", "exact_match": "exact_match.png"}
@@ -63,7 +63,7 @@ def length_table(results: Mapping[str, Any]) -> Table:
             cells = [format_score(score_at(results, metric, length)) for metric in metrics]
         rows.append([name, *cells])
     count = f", {lengths['targets']:,} tokens predicted" if "targets" in lengths else ""
-    return number_table(f"Lengths, {lengths['split']} split{count}", titles, rows)
+    return Table(f"Lengths, {lengths['split']} split{count}", titles, rows)
 
 
 def format_ratio(results: Mapping[str, Any], metric: str, length: int) -> str:
@@ -93,7 +93,7 @@ def sweep_table(metric: str, jobs: Mapping[str, Mapping[str, Any]]) -> Table:
         ]
         rows.append([name, *cells])
     title = f"{metric.replace('_', ' ').capitalize()} by length"
-    return number_table(title, ["", *(f"@{length}" for length in lengths)], rows)
+    return Table(title, ["", *(f"@{length}" for length in lengths)], rows)
 
 
 def print_lengths(console: Console, results: Mapping[str, Any]) -> None:

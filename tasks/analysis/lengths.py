@@ -184,7 +184,7 @@ def report_lengths(
     """
     print_lengths(console, results)
     table = length_table(results)
-    log_table(loggers, "lengths", table.titles, table.rows, step)
+    log_table(loggers, "lengths", table.columns, table.rows, step)
     if results["lengths"].get("loss_by_position") is None:
         return {}
     picture = relative_to_cwd(folder) / "loss_by_position.png"

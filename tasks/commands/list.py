@@ -7,35 +7,12 @@ from pathlib import Path
 from rich.console import Console
 
 from attention_zoo.tasks.commands.pairs import print_matrix, print_refusals
-from attention_zoo.tasks.views.tables import (
-    Column,
-    Table,
-    markdown_table,
-    print_table,
-    replace_section,
-)
+from attention_zoo.tasks.views.tables import Table, markdown_table, print_table, replace_section
 from attention_zoo.zoo import ATTENTION, POSITION, AttentionCard
 
-ATTENTION_COLUMNS = (
-    Column("attention"),
-    Column("paper", max_width=26),
-    Column("roles"),
-    Column("masks"),
-    Column("positions"),
-    Column("time"),
-    Column("a token", "number"),
-    Column("a sequence", "number"),
-    Column("growth"),
-    Column("cache", max_width=40),
-)
-POSITION_COLUMNS = (
-    Column("position"),
-    Column("paper", max_width=26),
-    Column("acts on"),
-    Column("roles"),
-)
 FULL_WIDTH = 158  # characters of a line with all columns
 WIDTH_TO_SHOW = {"paper": 116, "cache": FULL_WIDTH}  # narrower terminals lack these columns
+MAX_WIDTH = {"paper": 26, "cache": 40}
 # The size of the model whose cache is measured: one layer of the base model, in float32.
 DIM, HEADS, TOKENS, BYTES = 512, 8, 1024, 4
 ROLE_LETTERS = {"causal": "C", "global": "G", "cross": "X"}
@@ -100,10 +77,11 @@ def print_zoo() -> None:
     if not console.is_terminal:  # A file or a pager has room for all.
         console.width = max(console.width, FULL_WIDTH)
     for table in (attention_table(), position_table()):
-        shown = table.select([x for x in table.titles if console.width >= WIDTH_TO_SHOW.get(x, 0)])
+        shown = [i for i, x in enumerate(table.columns) if console.width >= WIDTH_TO_SHOW.get(x, 0)]
         # The paper's number and section are on the card.
-        rows = [[cell.split(", arXiv")[0].split(";")[0] for cell in row] for row in shown.rows]
-        print_table(console, Table("", shown.columns, rows))
+        rows = [[row[i].split(", arXiv")[0].split(";")[0] for i in shown] for row in table.rows]
+        columns, align = [table.columns[i] for i in shown], "".join(table.align[i] for i in shown)
+        print_table(console, Table("", columns, rows, align), max_width=MAX_WIDTH)
         console.print()
     console.print(LEGEND, highlight=False)
     console.print(f"\n{len(list(ATTENTION))} mechanisms, {len(list(POSITION))} encodings.", end=" ")
@@ -112,6 +90,8 @@ def print_zoo() -> None:
 
 def attention_table() -> Table:
     """Return a table of the attention mechanisms."""
+    columns = ["attention", "paper", "roles", "masks", "positions", "time"]
+    columns += ["a token", "a sequence", "growth", "cache"]
     rows = [
         (
             card.name,
@@ -124,21 +104,16 @@ def attention_table() -> Table:
         )
         for card in map(ATTENTION.card, ATTENTION)
     ]
-    return Table("Attention", ATTENTION_COLUMNS, rows)
+    return Table("Attention", columns, rows, "llllllrrll")
 
 
 def position_table() -> Table:
     """Return a table of the positional encodings."""
     rows = [
-        (
-            card.name,
-            card.paper,
-            letters(card.acts, POSITION_LETTERS),
-            letters(card.roles, ROLE_LETTERS),
-        )
-        for card in map(POSITION.card, POSITION)
+        (x.name, x.paper, letters(x.acts, POSITION_LETTERS), letters(x.roles, ROLE_LETTERS))
+        for x in map(POSITION.card, POSITION)
     ]
-    return Table("Position", POSITION_COLUMNS, rows)
+    return Table("Position", ["position", "paper", "acts on", "roles"], rows, "llll")
 
 
 def letters(words: Iterable[str], alphabet: dict[str, str]) -> str:

@@ -7,7 +7,7 @@ from typing import NamedTuple
 from rich.console import Console
 
 from attention_zoo.errors import BadInput, Unsupported
-from attention_zoo.tasks.views.tables import Column, Table, print_table
+from attention_zoo.tasks.views.tables import Table, print_table
 from attention_zoo.zoo import ATTENTION, POSITION, ROLES, Role, check_pair, unknown_name_message
 
 LETTERS = {"causal": "C", "global": "G", "cross": "X"}
@@ -64,9 +64,8 @@ def print_matrix() -> None:
     ]
     # The names of encodings are written downwards.
     height = max(map(len, POSITION))
-    names = ["\n".join(position.rjust(height)) for position in POSITION]
-    columns = [Column(""), *map(Column, names)]
-    print_table(Console(width=WIDTH), Table("", columns, rows))
+    columns = ["", *("\n".join(position.rjust(height)) for position in POSITION)]
+    print_table(Console(width=WIDTH), Table("", columns, rows, "l" * len(columns)))
     Console().print(f"\n{LEGEND}", highlight=False)
     print_count(pairs)
 
@@ -85,8 +84,8 @@ def print_refusals(name: str) -> None:
         )
         for pair in pairs
     ]
-    columns = [Column("pair with"), Column("role"), Column("")]
-    print_table(Console(width=WIDTH), Table(name, columns, rows))
+    table = Table(f"Pairs of {name}", ["with", "role", "result"], rows, "lll")
+    print_table(Console(width=WIDTH), table)
     print_count(pairs)
 
 

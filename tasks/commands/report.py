@@ -1,19 +1,23 @@
-"""Compare what runs and sweeps have left: tables, tests and charts."""
+"""Compare runs and sweeps with tables, tests and charts; logger=wandb also logs them to W&B."""
 
 import argparse
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from rich.console import Console
 from rich.progress import Progress
 
 from attention_zoo.errors import UserError
-
-if TYPE_CHECKING:
-    from attention_zoo.tasks.analysis.report.charts import Chart
-    from attention_zoo.tasks.analysis.report.comparison import Comparison
-    from attention_zoo.tasks.analysis.report.runs import Run
+from attention_zoo.tasks.analysis.report.charts import draw_charts
+from attention_zoo.tasks.analysis.report.comparison import Comparison, compare_runs
+from attention_zoo.tasks.analysis.report.page import report_page
+from attention_zoo.tasks.analysis.report.runs import Run, find_runs
+from attention_zoo.tasks.analysis.report.tables import comparison_table, csv_rows
+from attention_zoo.tasks.analysis.report.testing import count_tests, run_tests
+from attention_zoo.tasks.analysis.report.text import print_report, report_markdown
+from attention_zoo.tasks.views.pages import render_page
+from attention_zoo.tasks.views.tables import csv_text
 
 LOGGERS = ("wandb", "none")
 PROJECT = "attention-zoo"  # of W&B, if the runs were not logged there
@@ -22,17 +26,10 @@ PROJECT = "attention-zoo"  # of W&B, if the runs were not logged there
 def run(arguments: list[str]) -> None:
     """Run the command."""
     parser = argparse.ArgumentParser(prog="attention-zoo report", description=__doc__)
+    parser.add_argument("folders", nargs="+", metavar="DIR", help="a folder of sweeps or runs")
+    parser.add_argument("--baseline", metavar="LABEL", help="test against this row, not the best")
     parser.add_argument(
-        "folders",
-        nargs="+",
-        metavar="DIR",
-        help="a folder of sweeps or runs; logger=wandb also logs the report to W&B",
-    )
-    parser.add_argument(
-        "--baseline", metavar="LABEL", help="the row to test against; the best row by default"
-    )
-    parser.add_argument(
-        "--output", type=Path, metavar="FOLDER", help="where files go; the first DIR by default"
+        "--output", type=Path, metavar="FOLDER", help="write here, not to the first DIR"
     )
     options = parser.parse_intermixed_args(arguments)
     loggers = [x.removeprefix("logger=") for x in options.folders if x.startswith("logger=")]
@@ -41,15 +38,6 @@ def run(arguments: list[str]) -> None:
         raise UserError(f"logger must be one of {', '.join(LOGGERS)}, got {unknown[0]!r}.")
     if not folders:
         raise UserError("report takes the folders of sweeps or runs, got none.")
-
-    from attention_zoo.tasks.analysis.report.charts import draw_charts
-    from attention_zoo.tasks.analysis.report.comparison import compare_runs
-    from attention_zoo.tasks.analysis.report.page import report_page
-    from attention_zoo.tasks.analysis.report.runs import find_runs
-    from attention_zoo.tasks.analysis.report.tables import csv_rows
-    from attention_zoo.tasks.analysis.report.text import print_report, report_markdown
-    from attention_zoo.tasks.views.tables import csv_text
-
     console = Console()
     runs = find_runs(folders)
     comparisons = compare_runs(runs, options.baseline)
@@ -71,10 +59,8 @@ def run(arguments: list[str]) -> None:
         log_report(title, html, comparisons, charts, runs, folders[0], output)
 
 
-def run_all_tests(comparisons: Sequence["Comparison"], console: Console) -> None:
+def run_all_tests(comparisons: Sequence[Comparison], console: Console) -> None:
     """Run the tests of all comparisons; terminals show a bar, as bootstraps take time."""
-    from attention_zoo.tasks.analysis.report.testing import count_tests, run_tests
-
     with Progress(console=console, transient=True) as progress:
         bar = progress.add_task("testing", total=sum(map(count_tests, comparisons)))
         for comparison in comparisons:
@@ -101,15 +87,13 @@ def write_files(folder: Path, texts: Mapping[str, str]) -> list[Path]:
 def log_report(
     title: str,
     html: str,
-    comparisons: Sequence["Comparison"],
-    charts: Sequence[Sequence["Chart"]],
-    runs: Sequence["Run"],
+    comparisons: Sequence[Comparison],
+    charts: Sequence[Mapping[str, Sequence[str]]],
+    runs: Sequence[Run],
     sweep: Path,
     output: Path,
 ) -> None:
     """Log the report as a run of W&B, in the project and group of the runs."""
-    from attention_zoo.tasks.analysis.report.page import charts_page
-    from attention_zoo.tasks.analysis.report.tables import comparison_table
     from attention_zoo.tasks.training.loggers.loggers import (
         finish,
         log_html,
@@ -136,9 +120,9 @@ def log_report(
             prefix = f"{comparison.title}/" if len(comparisons) > 1 else ""
             table = comparison_table(comparison)
             rows = [[str(cell) for cell in row] for row in table.rows]
-            log_table([logger], f"{prefix}table", table.titles, rows, 0)
-            for kind in dict.fromkeys(chart.kind for chart in drawn):
-                page = charts_page(kind, [chart for chart in drawn if chart.kind == kind])
+            log_table([logger], f"{prefix}table", table.columns, rows, 0)
+            for kind, charts_of_kind in drawn.items():
+                page = render_page("analysis/report/charts.html", title=kind, charts=charts_of_kind)
                 log_html([logger], f"{prefix}{kind}", page, 0)
             best = comparison.best
             means = {f"{prefix}best/{x.key}": best.mean(x.key) for x in comparison.quality}

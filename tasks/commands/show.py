@@ -8,7 +8,7 @@ from rich.console import Console
 
 from attention_zoo import card
 from attention_zoo.errors import UserError
-from attention_zoo.tasks.views.tables import Column, Table, print_table
+from attention_zoo.tasks.views.tables import Table, print_table
 from attention_zoo.zoo import ATTENTION, POSITION, unknown_name_message
 
 
@@ -31,7 +31,7 @@ def run(arguments: list[str]) -> None:
         for key, option in options_of(entry).items()
     )
     console = Console()
-    table = Table("", [Column("field"), Column("value")], [*rows, ("options", options)])
+    table = Table("", ["field", "value"], [*rows, ("options", options)], "ll")
     print_table(console, table, show_header=False)
     console.print()
     console.print(inspect.getdoc(entry), markup=False, highlight=False, soft_wrap=True)

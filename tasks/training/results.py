@@ -21,7 +21,7 @@ from rich.console import Console
 from rich.text import Text
 from rich.tree import Tree
 
-from attention_zoo.tasks.views.tables import Column, Table, number_table, print_table
+from attention_zoo.tasks.views.tables import Table, print_table
 
 PACKAGES = (
     "attention-zoo",
@@ -226,7 +226,7 @@ def relative_to_cwd(path: Path) -> Path:
 def print_metrics(console: Console, metrics: Mapping[str, Any]) -> None:
     """A table of names and figures."""
     rows = [(name, _legible(_number(value))) for name, value in metrics.items()]
-    print_table(console, number_table("Results", ["metric", "value"], rows))
+    print_table(console, Table("Results", ["metric", "value"], rows))
     console.print()
 
 
@@ -240,7 +240,7 @@ def print_paths(console: Console, paths: Mapping[str, str | Path]) -> None:
 
 def print_samples(console: Console, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """A table of what the model wrote."""
-    print_table(console, Table("Samples", [Column(title) for title in columns], rows))
+    print_table(console, Table("Samples", columns, rows, "l" * len(columns)))
     console.print()
 
 

@@ -19,8 +19,8 @@ from attention_zoo.tasks.views.figures.style import BLACK, COLOURS, SOFT
 MARKERS = "os^DvPX"
 DASHES = ("-", "--", ":", "-.")
 GRID = "#dcdfe3"
-# Offsets in points of a label from its point, and its alignment.
-LABEL_POSITIONS = ((8, 0, "left"), (-8, 0, "right"), (0, 11, "center"), (0, -11, "center"))
+# Offsets in points of a label from its point, with its alignment.
+LABEL_POSITIONS = (((8, 0), "left"), ((-8, 0), "right"), ((0, 11), "center"), ((0, -11), "center"))
 # A page replaces the colours of text and grid by its own, which follow its light or dark scheme.
 CSS_COLOURS = {BLACK: "var(--ink)", SOFT: "var(--soft)", GRID: "var(--line)"}
 SVG_SETTINGS: Any = {
@@ -75,22 +75,16 @@ def set_length_axis(axes: Axes, lengths: Sequence[int], trained_at: Set[int | No
 
 
 def label_points(axes: Axes, points: Mapping[str, tuple[float, float]]) -> None:
-    """Write labels next to points, where they cover neither points nor other labels."""
-    axes.get_figure(root=True).draw_without_rendering()  # type: ignore[union-attr]
+    """Write labels next to points, if they cover neither points nor other labels."""
+    figure = axes.get_figure(root=True)
+    assert figure is not None
+    figure.draw_without_rendering()
     positions = axes.transData.transform(list(points.values()))
     boxes = [Bbox.from_bounds(x - 7, y - 7, 14, 14) for x, y in positions]
+    style: Any = {"textcoords": "offset points", "va": "center", "fontsize": 8.5, "color": SOFT}
     for label, point in points.items():
-        for x, y, alignment in LABEL_POSITIONS:
-            text = axes.annotate(
-                shorten(label, 24),
-                point,
-                (x, y),
-                textcoords="offset points",
-                ha=alignment,
-                va="center",
-                fontsize=8.5,
-                color=SOFT,
-            )
+        for offset, side in LABEL_POSITIONS:
+            text = axes.annotate(shorten(label, 24), point, offset, ha=side, **style)
             box = text.get_window_extent()
             inside = axes.bbox.contains(*box.min) and axes.bbox.contains(*box.max)
             if inside and not any(box.overlaps(other) for other in boxes):

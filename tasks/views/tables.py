@@ -2,9 +2,9 @@
 
 import csv
 import io
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 from rich import box
 from rich.console import Console
@@ -13,35 +13,15 @@ from rich.text import Text
 
 from attention_zoo.errors import BadInput
 
-WIDE = 100  # columns of a terminal that leaves room between the columns of a table
-
-
-@dataclass(frozen=True)
-class Column:
-    """A column of a table.
-
-    Args:
-        title: its header.
-        kind: numbers are aligned to the right; prose quotes labels in backticks.
-        max_width: the most characters of a cell on the console, where longer text is cut off.
-    """
-
-    title: str
-    kind: Literal["text", "number", "prose"] = "text"
-    max_width: int | None = None
+WIDE = 100  # characters of a console that leaves room between the columns of a table
+KINDS = {"l": "text", "r": "number", "p": "prose"}
 
 
 class Cell(str):
-    """The text of a cell, with the number that it is sorted by and its style.
-
-    Args:
-        text: what is shown.
-        value: the number; None sorts last.
-        style: good, bad, muted or strong.
-    """
+    """The text of a cell, with the number that it is sorted by, if it has one, and its style."""
 
     value: float | None
-    style: str
+    style: str  # good, bad, muted or strong
 
     def __new__(cls, text: str, value: float | None = None, style: str = "") -> "Cell":
         cell = super().__new__(cls, text)
@@ -51,31 +31,35 @@ class Cell(str):
 
 @dataclass(frozen=True)
 class Table:
-    """Rows of texts under the titles of their columns; the first column names the rows."""
+    """A table; its first column names the rows.
+
+    Args:
+        title: its title.
+        columns: the titles of the columns.
+        rows: their texts, some of which are a `Cell`.
+        align: a letter for each column, as in LaTeX: l for text, r for numbers, p for prose that
+            quotes labels in backticks. The default is l for the first and r for the others.
+    """
 
     title: str
-    columns: Sequence[Column]
+    columns: Sequence[str]
     rows: Sequence[Sequence[str]]
+    align: str = ""
 
     @property
-    def titles(self) -> list[str]:
-        return [column.title for column in self.columns]
-
-    def select(self, titles: Collection[str]) -> "Table":
-        """Return a table of some of the columns."""
-        indices = [index for index, title in enumerate(self.titles) if title in titles]
-        columns = [self.columns[index] for index in indices]
-        return Table(self.title, columns, [[row[index] for index in indices] for row in self.rows])
+    def kinds(self) -> list[str]:
+        """Return text, number or prose for each column."""
+        return [KINDS[x] for x in self.align or f"l{'r' * (len(self.columns) - 1)}"]
 
 
-def number_table(title: str, titles: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
-    """Return a table whose first column is text; the others are numbers."""
-    first, *others = titles
-    return Table(title, [Column(first), *(Column(each, "number") for each in others)], rows)
-
-
-def print_table(console: Console, table: Table, *, show_header: bool = True) -> None:
-    """Print a table; text that the console has no room for is folded."""
+def print_table(
+    console: Console,
+    table: Table,
+    *,
+    show_header: bool = True,
+    max_width: Mapping[str, int] | None = None,
+) -> None:
+    """Print a table; text is folded in narrow columns, or cut off if its column has a width."""
     drawn = RichTable(
         title=Text(table.title, style="bold") if table.title else None,
         title_justify="left",
@@ -84,24 +68,21 @@ def print_table(console: Console, table: Table, *, show_header: bool = True) -> 
         show_edge=False,
         padding=(0, 1 if console.width > WIDE else 0, 0, 0),
     )
-    for column in table.columns:
+    for title, kind in zip(table.columns, table.kinds, strict=True):
+        width = (max_width or {}).get(title)
         drawn.add_column(
-            Text(column.title),
-            justify="right" if column.kind == "number" else "left",
-            no_wrap=column.kind == "number" or column.max_width is not None,
-            max_width=column.max_width,
-            overflow="fold" if column.max_width is None else "ellipsis",
+            Text(title),
+            justify="right" if kind == "number" else "left",
+            no_wrap=kind == "number" or width is not None,
+            max_width=width,
+            overflow="ellipsis" if width else "fold",
         )
     for row in table.rows:
-        drawn.add_row(
-            *(
-                Text(
-                    cell.replace("`", "") if column.kind == "prose" else str(cell),
-                    style="dim" if getattr(cell, "style", "") == "muted" else "",
-                )
-                for column, cell in zip(table.columns, row, strict=True)
-            )
-        )
+        cells = []
+        for cell, kind in zip(row, table.kinds, strict=True):
+            text = cell.replace("`", "") if kind == "prose" else str(cell)
+            cells.append(Text(text, style="dim" if getattr(cell, "style", "") == "muted" else ""))
+        drawn.add_row(*cells)
     console.print(drawn)
 
 
@@ -110,10 +91,10 @@ def markdown_table(table: Table, *, code_names: bool = False) -> str:
     rows = table.rows
     if code_names:
         rows = [[f"`{name}`", *cells] for name, *cells in rows]
-    cells = [
-        [escape_markdown(cell).replace("|", "\\|") for cell in row] for row in [table.titles, *rows]
+    texts = [
+        [escape_markdown(x).replace("|", "\\|") for x in row] for row in [table.columns, *rows]
     ]
-    head, *body = (f"| {' | '.join(row)} |" for row in cells)
+    head, *body = (f"| {' | '.join(row)} |" for row in texts)
     return "\n".join([head, f"|{'---|' * len(table.columns)}", *body])
 
 

@@ -54,7 +54,7 @@ def printed(function, *arguments) -> str:
 
 def test_a_table_compares_with_the_training_length() -> None:
     table = length_table(results(refused=True))
-    assert table.titles == ["length", "perplexity", "ratio", "sliding", "sliding ratio", "stride"]
+    assert table.columns == ["length", "perplexity", "ratio", "sliding", "sliding ratio", "stride"]
     assert table.rows == [
         ["32", "32.000", "0.500", "16.000", "0.500", "16"],
         ["64, trained", "64.000", "1.000", "32.000", "1.000", "32"],
@@ -82,7 +82,7 @@ def test_what_is_lost_is_infinite() -> None:
 
 def test_answers_are_told_by_exact_match() -> None:
     table = length_table(answers())
-    assert table.titles == ["length", "exact match", "accuracy", "loss"]
+    assert table.columns == ["length", "exact match", "accuracy", "loss"]
     assert table.rows[0] == ["16, trained", "1.000", "1.000", "0.500"]
     axis = draw_extrapolation({"a": answers()}).axes[0]
     assert axis.lines[0].get_ydata().tolist() == [1.0, 0.25]
@@ -92,7 +92,7 @@ def test_answers_are_told_by_exact_match() -> None:
 def test_a_sweep_has_a_line_a_job_and_a_picture(tmp_path: Path) -> None:
     jobs = {"position=a": results(), "position=b": results(2.0, refused=True)}
     table = sweep_table("perplexity", jobs)
-    assert table.titles == ["", "@32", "@64", "@128", "@256"]
+    assert table.columns == ["", "@32", "@64", "@128", "@256"]
     assert table.rows[0] == ["position=a", "32.000", "64.000", "128.000", ""]
     assert table.rows[1] == ["position=b", "64.000", "128.000", "256.000", "refused"]
     shown = printed(report_sweep, jobs | {"data=recall": answers()}, tmp_path)

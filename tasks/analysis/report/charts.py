@@ -7,8 +7,10 @@ own; the others are grey, and named by the pointer.
 import math
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import Any
 
+import numpy as np
+from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, LogLocator, NullLocator
@@ -43,27 +45,21 @@ COSTS = (
 )
 
 
-class Chart(NamedTuple):
-    """A chart as SVG: seeds, loss, cost or lengths."""
-
-    kind: str
-    svg: str
-
-
-def draw_charts(comparison: Comparison) -> list[Chart]:
-    """Draw all charts of a comparison."""
+def draw_charts(comparison: Comparison) -> dict[str, list[Markup]]:
+    """Draw the charts of a comparison as SVG, by kind."""
     labels = [row.label for row in comparison.rows]
     with svg_settings():
-        figures = [
-            ("seeds", draw_seeds(comparison)),
-            *(("loss", figure) for figure in draw_losses(comparison.rows)),
-            *(("cost", figure) for figure in draw_costs(comparison)),
-            *(("lengths", figure) for figure in draw_lengths(comparison.rows)),
-        ]
-        return [
-            Chart(kind, figure_svg(figure, figure.axes[0].get_title(loc="left"), labels))
-            for kind, figure in figures
-        ]
+        figures = {
+            "seeds": [draw_seeds(comparison)],
+            "loss": draw_losses(comparison.rows),
+            "cost": draw_costs(comparison),
+            "lengths": draw_lengths(comparison.rows),
+        }
+        charts = {
+            kind: [figure_svg(x, x.axes[0].get_title(loc="left"), labels) for x in drawn]
+            for kind, drawn in figures.items()
+        }
+    return {kind: svg for kind, svg in charts.items() if svg}
 
 
 def new_chart(title: str, height: float = SIZE[1]) -> tuple[Figure, Axes]:
@@ -83,7 +79,7 @@ def row_style(index: int) -> dict[str, Any]:
 
 
 @lru_cache
-def draw_swatch(index: int) -> str:
+def draw_swatch(index: int) -> Markup:
     """Return the line and the marker of the row at an index as SVG, for legends and tables."""
     with svg_settings():
         figure = new_figure(0.5, 0.18)
@@ -117,25 +113,20 @@ def draw_losses(rows: Sequence[Row]) -> Iterator[Figure]:
     """Draw the losses by tokens: means and standard deviations over seeds."""
     for key, title in (("val/loss", "Validation loss"), ("train/loss", "Training loss")):
         curves = {index: loss_curve(row, key) for index, row in enumerate(rows)}
-        curves = {index: points for index, points in curves.items() if len(points) > 1}
+        curves = {index: curve for index, curve in curves.items() if len(curve) > 1}
         if not curves:
             continue
         figure, axes = new_chart(title)
-        for index, points in reversed(curves.items()):  # The best is drawn last, over the others.
-            tokens, losses, deviations = zip(*points, strict=True)
+        for index, curve in reversed(curves.items()):  # The best is drawn last, over the others.
+            tokens, losses, deviations = curve.T
             style = row_style(index) | {"gid": f"row-{index}"}
             # The markers of rows are not at the same tokens.
             axes.plot(tokens, losses, **style, markevery=(0.02 * index + 0.06, 0.2))
-            low, high = (
-                [y + sign * s for y, s in zip(losses, deviations, strict=True)] for sign in (-1, 1)
-            )
-            band = {"color": style["color"], "alpha": 0.15, "linewidth": 0}
-            axes.fill_between(tokens, low, high, **band, gid=f"row-{index}")
+            band = {"color": style["color"], "alpha": 0.15, "linewidth": 0, "gid": style["gid"]}
+            axes.fill_between(tokens, losses - deviations, losses + deviations, **band)
         # The steep start of the curves is cut off: it is higher than all after a quarter.
-        points = [point for curve in curves.values() for point in curve]
-        last = max(tokens for tokens, _, _ in points)
-        top = max(loss for tokens, loss, _ in points if tokens >= last / 4)
-        bottom = min(loss for _, loss, _ in points)
+        tokens, losses, _ = np.concatenate(list(curves.values())).T
+        bottom, top = losses.min(), losses[tokens >= tokens.max() / 4].max()
         margin = 0.08 * (top - bottom) or 0.1
         axes.set_ylim(bottom - margin, top + margin)
         axes.set(xlabel="target tokens seen", ylabel="nats per token")
@@ -143,21 +134,22 @@ def draw_losses(rows: Sequence[Row]) -> Iterator[Figure]:
         yield figure
 
 
-def loss_curve(row: Row, key: str) -> list[tuple[float, float, float]]:
-    """Return tokens, mean and deviation over seeds, at the steps that all seeds have."""
+def loss_curve(row: Row, key: str) -> np.ndarray:
+    """Return tokens, mean and deviation over seeds [n 3], at the steps that all seeds have."""
     history: dict[int, list[tuple[float, float]]] = {}
     for run in row.runs:
         for step, tokens, loss in run.results.get("history", {}).get(key, ()):
             if loss is not None:
                 history.setdefault(step, []).append((tokens, loss))
     seeds = max(map(len, history.values()), default=0)
-    points = []
-    for _, pairs in sorted(history.items()):
-        if len(pairs) == seeds:
-            tokens, losses = zip(*pairs, strict=True)
-            points.append((mean(tokens) or 0.0, mean(losses) or 0.0, standard_deviation(losses)))
+    points = [
+        (mean(tokens), mean(losses), standard_deviation(losses))
+        for _, pairs in sorted(history.items())
+        if len(pairs) == seeds
+        for tokens, losses in [list(zip(*pairs, strict=True))]
+    ]
     stride = max(1, math.ceil(len(points) / POINTS))
-    return points[::-1][::stride][::-1]  # The last point is always one of them.
+    return np.array(points[::-1][::stride][::-1])  # The last point is always one of them.
 
 
 def draw_costs(comparison: Comparison) -> Iterator[Figure]:

@@ -1,12 +1,12 @@
 """Comparisons: runs that differ only in their seed are one row, and rows are compared."""
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 from attention_zoo.errors import UserError
 from attention_zoo.tasks.analysis.report.labels import (
+    Options,
     differing_keys,
     format_value,
     label_options,
@@ -18,19 +18,12 @@ from attention_zoo.tasks.analysis.report.significance import Difference
 
 @dataclass(eq=False)
 class Row:
-    """The runs of one configuration.
+    """The runs of one configuration."""
 
-    Args:
-        options: the options that they share; see `Run.options`.
-        runs: the trained runs, by seed.
-        failed: the runs without a result.
-        label: the options that set the row apart from the others.
-    """
-
-    options: Mapping[str, Any]
-    runs: list[Run] = field(default_factory=list)
-    failed: list[Run] = field(default_factory=list)
-    label: str = ""
+    options: Options
+    runs: list[Run] = field(default_factory=list)  # trained, by seed
+    failed: list[Run] = field(default_factory=list)  # without a result
+    label: str = ""  # the options that set the row apart from the others
 
     def values(self, key: str) -> list[float]:
         """Return a result of each seed that has it."""
@@ -43,30 +36,17 @@ class Row:
 
 @dataclass
 class Comparison:
-    """Rows of one task and data, best first.
-
-    Args:
-        title: task and data.
-        rows: each has at least one trained run.
-        quality: the measures of quality, the primary metric first. Those that are the same in all
-            rows come last.
-        cost: the measures of cost.
-        reference: the row that the others are tested against.
-        reference_given: whether the user named the reference; otherwise it is the best row.
-        label_keys: the options that are in the labels.
-        label_title: the title of a column of labels.
-        differences: the rows' differences from the reference, by the key of the measure.
-    """
+    """Rows of one task and data, best first."""
 
     title: str
-    rows: list[Row]
-    quality: list[Measure]
+    rows: list[Row]  # each has at least one trained run
+    quality: list[Measure]  # the primary metric is first; those equal in all rows are last
     cost: list[Measure]
-    reference: Row
-    reference_given: bool
-    label_keys: list[str]
-    label_title: str
-    differences: dict[str, dict[Row, Difference]] = field(default_factory=dict)
+    reference: Row  # the row that the others are tested against
+    reference_given: bool  # whether the user named the reference; otherwise it is the best row
+    label_keys: list[str]  # the options that are in the labels
+    label_title: str  # of a column of labels
+    differences: dict[str, dict[Row, Difference]] = field(default_factory=dict)  # by measure's key
 
     @property
     def best(self) -> Row:
@@ -77,10 +57,7 @@ class Comparison:
         return self.quality[0]
 
     def difference(self, row: Row, measure: Measure | None = None) -> Difference | None:
-        """Return a row's difference in a measure, the primary metric if none is given.
-
-        The reference has none.
-        """
+        """Return a row's difference in a measure or the primary metric; the reference has none."""
         return self.differences.get((measure or self.primary_metric).key, {}).get(row)
 
     def unlabelled_options(self) -> dict[str, list[str]]:
@@ -100,17 +77,9 @@ class Comparison:
 def quote_labels(
     rows: Sequence[Row], limit: int, detail: Callable[[Row], str] | None = None
 ) -> str:
-    """Return the labels of rows in backticks; those beyond a limit are counted.
-
-    Args:
-        rows: whose labels are returned.
-        limit: the most labels.
-        detail: what is put in parentheses after a label.
-    """
-    labels = ", ".join(
-        f"`{row.label}`" if detail is None else f"`{row.label}` ({detail(row)})"
-        for row in rows[:limit]
-    )
+    """Return the labels of rows in backticks, with details; those beyond a limit are counted."""
+    details = [f" ({detail(row)})" if detail else "" for row in rows[:limit]]
+    labels = ", ".join(f"`{rows[i].label}`{text}" for i, text in enumerate(details))
     return f"{labels} and {len(rows) - limit} more" if len(rows) > limit else labels
 
 
@@ -130,11 +99,8 @@ def compare_runs(runs: Sequence[Run], baseline: str | None) -> list[Comparison]:
             choices = run.config.get("choices", {})
             title = f"{choices.get('task', '–')} on {choices.get('data', '–')}"
             groups.setdefault(title, []).append(run)
-    comparisons = [
-        comparison
-        for title, group in groups.items()
-        if (comparison := compare_rows(title, group, baseline)) is not None
-    ]
+    compared = [compare_rows(title, group, baseline) for title, group in groups.items()]
+    comparisons = [comparison for comparison in compared if comparison is not None]
     if baseline is not None and not any(x.reference_given for x in comparisons):
         labels = "; ".join(row.label for x in comparisons for row in x.rows)
         raise UserError(f"baseline must be the label of a row, got {baseline!r}. Rows: {labels}.")

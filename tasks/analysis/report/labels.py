@@ -21,12 +21,7 @@ class Labels(NamedTuple):
 
 
 def label_options(rows: Sequence[Options], swept: Sequence[str]) -> Labels:
-    """Label rows by their options.
-
-    Args:
-        rows: the options of each row.
-        swept: the keys that a sweep varied.
-    """
+    """Label rows by their options, among them those with the keys that a sweep varied."""
     keys = choose_keys(rows, swept)
     names = short_names(keys)
     single_choice = (
@@ -37,9 +32,10 @@ def label_options(rows: Sequence[Options], swept: Sequence[str]) -> Labels:
     value_only = keys if single_choice else VALUE_ONLY
     texts = []
     for row in rows:
+        values = [(key, row.get(key)) for key in keys]
         parts = [
-            str(row.get(key)) if key in value_only else f"{names[key]}={format_value(row.get(key))}"
-            for key in keys
+            str(value) if key in value_only else f"{names[key]}={format_value(value)}"
+            for key, value in values
         ]
         # A backtick would end the label where it is quoted.
         texts.append(" ".join(parts).replace("`", "'") or "the run")

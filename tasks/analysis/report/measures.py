@@ -14,21 +14,13 @@ UNITS = {
 
 @dataclass(frozen=True)
 class Measure:
-    """A number of a run's results.
+    """A number of a run's results."""
 
-    Args:
-        key: its name in `results.json`.
-        title: its name in the report.
-        better: which end of it is good.
-        number_format: a number of decimals, "bytes", or "count".
-        test: the test of whether two rows differ in it; None if another measure says the same.
-    """
-
-    key: str
+    key: str  # in `results.json`
     title: str
     better: Literal["higher", "lower"]
-    number_format: int | Literal["bytes", "count"]
-    test: Literal["bootstrap", "welch"] | None = None
+    number_format: int | Literal["bytes", "count"]  # an integer is a number of decimals
+    test: Literal["bootstrap", "welch"] | None = None  # None if another measure is equivalent
 
     def format(self, value: float | None) -> str:
         """Return a value as text."""
@@ -37,8 +29,7 @@ class Measure:
         if not math.isfinite(value):
             return str(value)
         if isinstance(self.number_format, int):
-            decimals = self.number_format if abs(value) < 1000 else 0
-            return f"{value:,.{decimals}f}".replace("-", "−")
+            return f"{value:,.{self.number_format if abs(value) < 1000 else 0}f}".replace("-", "−")
         return format_with_unit(value, self.number_format)
 
     def format_mean(self, values: Sequence[float]) -> str:

@@ -15,21 +15,13 @@ Outputs = dict[int | None, list[dict[str, str]]]  # of the test sentences, by se
 
 @dataclass(frozen=True)
 class Difference:
-    """A row's mean minus that of the reference.
+    """A row's mean minus that of the reference, and a two-sided test of it."""
 
-    Args:
-        delta: the difference, in units of the measure; None if either has no value.
-        p_value: that of the two-sided test; None if there is no test.
-        adjusted_p_value: the same after Holm's correction over the rows.
-        untested_reason: why there is no test.
-        signature: sacrebleu's signature of the test.
-    """
-
-    delta: float | None
-    p_value: float | None = None
-    adjusted_p_value: float | None = None
+    delta: float | None  # in units of the measure; None if either row has no value
+    p_value: float | None = None  # None if there is no test
+    adjusted_p_value: float | None = None  # after Holm's correction over the rows
     untested_reason: str = ""
-    signature: str = ""
+    signature: str = ""  # that of sacrebleu
 
     @property
     def significant(self) -> bool:
@@ -81,15 +73,10 @@ def paired_bootstrap(
 ) -> Difference:
     """Run sacrebleu's paired bootstrap resampling of test sentences (Koehn 2004), two-sided.
 
-    The outputs of all seeds that both rows have are scored together. A sentence is drawn with its
-    outputs of all seeds, which are not independent samples.
-
-    Args:
-        key: test/bleu or test/chrf.
-        signature: sacrebleu's signature of the runs, whose settings are used.
-        ours: outputs of the row.
-        theirs: outputs of the reference.
-        resamples: how often the sentences are drawn; no p value is lower than 1 / (resamples + 1).
+    The outputs of all seeds that both rows have are scored together, by the metric of the key,
+    test/bleu or test/chrf, with the settings of sacrebleu's signature. A sentence is drawn with its
+    outputs of all seeds, which are not independent samples. No p value is lower than
+    1 / (resamples + 1).
     """
     if not ours or not theirs:
         return Difference(None, untested_reason="no test_outputs.jsonl: no test")

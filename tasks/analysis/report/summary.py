@@ -36,11 +36,8 @@ def summarize(comparison: Comparison) -> Iterator[str]:
     best, reference, metric = comparison.best, comparison.reference, comparison.primary_metric
     extreme = "highest" if metric.better == "higher" else "lowest"
     equal = [row for row in comparison.rows if row.mean(metric.key) == best.mean(metric.key)]
-    verb = "has" if len(equal) == 1 else "have"
-    yield (
-        f"{quote_labels(equal, MAX_LABELS)} {verb} the {extreme} {metric.title}: "
-        f"{describe_mean(best, metric)}."
-    )
+    have = f"{quote_labels(equal, MAX_LABELS)} {'has' if len(equal) == 1 else 'have'}"
+    yield f"{have} the {extreme} {metric.title}: {describe_mean(best, metric)}."
     if comparison.reference_given and reference is not best:
         yield f"The reference, `{reference.label}`, has {describe_mean(reference, metric)}."
     yield from summarize_tests(comparison)
@@ -131,9 +128,8 @@ def describe_tests(comparison: Comparison) -> Iterator[str]:
         if measure.test is not None and measure.key in comparison.differences:
             titles[measure.test].append(measure.title)
     yield (
-        "Each difference is the row's mean minus that of the reference, "
-        f"`{comparison.reference.label}`"
-        + ("." if comparison.reference_given else ", which is the best row.")
+        f"Each difference is the row's mean minus that of `{comparison.reference.label}`, the "
+        f"{'reference' if comparison.reference_given else 'best row'}."
     )
     if titles["bootstrap"]:
         signatures = {
@@ -145,9 +141,9 @@ def describe_tests(comparison: Comparison) -> Iterator[str]:
         resamples = count_resamples(len(comparison.rows))
         yield (
             f"{' and '.join(titles['bootstrap'])}: sacrebleu's paired bootstrap resampling of the "
-            f"test sentences, {resamples:,} times, with the outputs of all seeds together. A "
-            "significant difference would be found with other sentences; it may not be found with "
-            "other seeds" + (f" ({'; '.join(sorted(signatures))})." if signatures else ".")
+            f"test sentences, {resamples:,} times, with the outputs of all seeds together. It "
+            "tests whether other sentences would show the difference, not whether other seeds would"
+            + (f" ({'; '.join(sorted(signatures))})." if signatures else ".")
         )
     if titles["welch"]:
         yield (
@@ -156,7 +152,7 @@ def describe_tests(comparison: Comparison) -> Iterator[str]:
         )
     yield (
         f"All tests are two-sided, at the {LEVEL}, with Holm's correction over the rows of a "
-        "measure. n.s. means not significant: the rows may differ or be equal."
+        "measure. n.s. means not significant, which does not show that the rows are equal."
     )
     if not comparison.reference_given and len(comparison.rows) > 2:
         yield (

@@ -11,7 +11,7 @@ from attention_zoo.tasks.analysis.report.labels import differing_keys
 from attention_zoo.tasks.analysis.report.measures import Measure
 from attention_zoo.tasks.analysis.report.runs import Run, flat, job_names
 from attention_zoo.tasks.analysis.report.significance import Difference
-from attention_zoo.tasks.views.tables import Cell, Column, Table, number_table
+from attention_zoo.tasks.views.tables import Cell, Table
 
 CONDITION_STATES = {
     True: Cell("equal", style="good"),
@@ -37,7 +37,7 @@ def comparison_table(comparison: Comparison) -> Table:
         ]
         for row in comparison.rows
     ]
-    return number_table(comparison.title, [*titles, *(x.title for x in measures)], rows)
+    return Table(comparison.title, [*titles, *(x.title for x in measures)], rows)
 
 
 def seeds_cell(row: Row) -> Cell:
@@ -79,7 +79,7 @@ def differences_table(comparison: Comparison) -> Table:
         if row is not comparison.reference
     ]
     title = f"Differences from {comparison.reference.label}"
-    return number_table(title, [comparison.label_title, *(x.title for x in measures)], rows)
+    return Table(title, [comparison.label_title, *(x.title for x in measures)], rows)
 
 
 def length_tables(comparison: Comparison) -> Iterator[Table]:
@@ -96,35 +96,29 @@ def length_tables(comparison: Comparison) -> Iterator[Table]:
             if points
         ]
         titles = [comparison.label_title, *(f"at {length}" for length in lengths)]
-        yield number_table(f"{title} by length", titles, rows)
+        yield Table(f"{title} by length", titles, rows)
 
 
 def conditions_table(comparison: Comparison) -> Table:
     """Return what was the same in all rows, and what was not."""
-    columns = [Column("condition"), Column("state"), Column("values", "prose")]
     rows = [[x.name, CONDITION_STATES[x.equal], x.text] for x in find_conditions(comparison)]
-    return Table("Conditions", columns, rows)
+    return Table("Conditions", ["condition", "state", "values"], rows, "llp")
 
 
-def failures_table(runs: Sequence[Run]) -> Table | None:
-    """Return the jobs without a result and their reasons, if there are any."""
-    columns = [Column("job"), Column("outcome"), Column("reason", "prose")]
+def failures_table(runs: Sequence[Run]) -> Table:
+    """Return the jobs without a result and their reasons."""
     rows = [
         [name, Cell(run.outcome, style="strong"), run.cause]
         for run, name in zip(runs, job_names(runs), strict=True)
         if run.outcome != "trained"
     ]
-    return Table("Jobs without a result", columns, rows) if rows else None
+    return Table("Jobs without a result", ["job", "outcome", "reason"], rows, "llp")
 
 
 def jobs_table(comparisons: Sequence[Comparison], runs: Sequence[Run]) -> Table:
     """Return all jobs with their outcomes, primary metrics and folders."""
     metrics = list(dict.fromkeys(x.primary_metric for x in comparisons))
-    columns = [
-        *(Column("job"), Column("outcome"), Column("reason", "prose")),
-        *(Column(x.title, "number") for x in metrics),
-        *(Column("seconds", "number"), Column("folder")),
-    ]
+    columns = ["job", "outcome", "reason", *(x.title for x in metrics), "seconds", "folder"]
     rows = [
         [
             name,
@@ -136,7 +130,7 @@ def jobs_table(comparisons: Sequence[Comparison], runs: Sequence[Run]) -> Table:
         ]
         for run, name in zip(runs, job_names(runs), strict=True)
     ]
-    return Table(f"All {len(runs)} jobs", columns, rows)
+    return Table(f"All {len(runs)} jobs", columns, rows, f"llp{'r' * len(metrics)}rl")
 
 
 def csv_rows(runs: Sequence[Run]) -> list[dict[str, Any]]:

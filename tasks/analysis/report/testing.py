@@ -21,17 +21,20 @@ def run_tests(comparison: Comparison, advance: Callable[[], None]) -> None:
         comparison: gets the differences.
         advance: called after each test.
     """
-    outputs = {row: read_outputs(row) for row in comparison.rows}
+    outputs: dict[Row, Outputs] = {
+        row: {run.seed: lines for run in row.runs if (lines := run.outputs()) is not None}
+        for row in comparison.rows
+    }
     reference = comparison.reference
     others = [row for row in comparison.rows if row is not reference]
     for measure in (x for x in comparison.quality if x.test is not None):
         differences = []
         for row in others:
-            if measure.test == "welch":
-                values = row.values(measure.key), reference.values(measure.key)
-                differences.append(welch_test(*values))
+            if measure.test == "bootstrap":
+                difference = bootstrap_rows(measure.key, row, reference, outputs)
             else:
-                differences.append(bootstrap_rows(measure.key, row, reference, outputs))
+                difference = welch_test(row.values(measure.key), reference.values(measure.key))
+            differences.append(difference)
             advance()
         corrected = holm_correction(differences)
         comparison.differences[measure.key] = dict(zip(others, corrected, strict=True))
@@ -40,12 +43,6 @@ def run_tests(comparison: Comparison, advance: Callable[[], None]) -> None:
 def count_tests(comparison: Comparison) -> int:
     """Return how many tests `run_tests` runs."""
     return sum(x.test is not None for x in comparison.quality) * (len(comparison.rows) - 1)
-
-
-def read_outputs(row: Row) -> Outputs:
-    """Return the outputs of each seed whose run kept them."""
-    outputs = {run.seed: run.outputs() for run in row.runs}
-    return {seed: lines for seed, lines in outputs.items() if lines is not None}
 
 
 def bootstrap_rows(

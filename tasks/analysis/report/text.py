@@ -19,11 +19,10 @@ from attention_zoo.tasks.views.tables import (
     Table,
     escape_markdown,
     markdown_table,
-    number_table,
     print_table,
 )
 
-# The costs that a wide terminal shows; a narrow one shows the first.
+# The costs that a wide console shows; a narrow one shows the first.
 CONSOLE_COSTS = ("tokens_per_second", "parameters", "peak_memory_bytes")
 
 
@@ -37,27 +36,24 @@ def report_markdown(title: str, comparisons: Sequence[Comparison], runs: Sequenc
         if len(comparison.rows) > 1:
             parts.append(" ".join(map(escape_markdown, describe_tests(comparison))))
         parts += ["### Conditions", markdown_table(conditions_table(comparison))]
-    if failures := failures_table(runs):
+    failures = failures_table(runs)
+    if failures.rows:
         parts += [f"## {failures.title}", markdown_table(failures)]
     return "\n\n".join(parts) + "\n"
 
 
-def brief_table(comparison: Comparison, width: int) -> Table:
-    """Return the columns of the comparison's table that a console of a width has room for."""
-    shown = CONSOLE_COSTS if width >= WIDE else CONSOLE_COSTS[:1]
-    costs = [x for x in comparison.cost if x.key in shown]
-    table = comparison_table(comparison)
-    rows = [
-        [*cells[:4], *(x.format(row.mean(x.key)) for x in costs)]
-        for row, cells in zip(comparison.rows, table.rows, strict=True)
-    ]
-    return number_table(table.title, [*table.titles[:4], *(x.title for x in costs)], rows)
-
-
 def print_report(console: Console, comparisons: Sequence[Comparison], runs: Sequence[Run]) -> None:
     """Print tables, summaries, unequal conditions, and the jobs without a result."""
+    costs = CONSOLE_COSTS if console.width >= WIDE else CONSOLE_COSTS[:1]
     for comparison in comparisons:
-        print_table(console, brief_table(comparison, console.width))
+        table = comparison_table(comparison)
+        shown = [x for x in comparison.cost if x.key in costs]
+        columns = [*table.columns[:4], *(x.title for x in shown)]
+        rows = [
+            [*cells[:4], *(x.format(row.mean(x.key)) for x in shown)]
+            for row, cells in zip(comparison.rows, table.rows, strict=True)
+        ]
+        print_table(console, Table(table.title, columns, rows))
         console.print()
         for sentence in summarize(comparison):
             console.print(Text(sentence.replace("`", "")))
@@ -65,7 +61,8 @@ def print_report(console: Console, comparisons: Sequence[Comparison], runs: Sequ
             if condition.equal is False:
                 console.print(Text(f"  {condition.name}: {condition.text}".replace("`", "")))
         console.print()
-    if failures := failures_table(runs):
+    failures = failures_table(runs)
+    if failures.rows:
         print_table(console, failures)
         console.print()
     console.print(f"{count_outcomes(runs)}.", highlight=False)

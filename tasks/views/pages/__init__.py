@@ -24,24 +24,20 @@ def render_page(template: str, **values: Any) -> str:
 @cache
 def create_environment() -> Environment:
     """Return the environment of the templates, which escapes all values."""
+    loader = PackageLoader("attention_zoo.tasks", ".")
     environment = Environment(
-        loader=PackageLoader("attention_zoo.tasks", "."),
+        loader=loader,
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
     environment.policies["json.dumps_kwargs"] = {"ensure_ascii": False, "separators": (",", ":")}
-    environment.globals["read_source"] = read_source
+    environment.globals["read_source"] = lambda path: Markup(
+        loader.get_source(environment, path)[0]
+    )
     environment.filters["bold_labels"] = bold_labels
     return environment
-
-
-def read_source(path: str) -> Markup:
-    """Return a style sheet or a script as it is."""
-    environment = create_environment()
-    assert environment.loader is not None
-    return Markup(environment.loader.get_source(environment, path)[0])
 
 
 def bold_labels(text: str) -> Markup:
