@@ -49,14 +49,10 @@ def length_table(results: Mapping[str, Any]) -> Table:
         if str(length) in lengths["refused"]:
             cells = ["refused", *[""] * (len(titles) - 2)]
         elif is_text:
-            cells = [
-                text
-                for metric in ("perplexity", "sliding_perplexity")
-                for text in (
-                    format_score(score_at(results, metric, length)),
-                    format_ratio(results, metric, length),
-                )
-            ]
+            cells = []
+            for metric in ("perplexity", "sliding_perplexity"):
+                cells.append(format_score(score_at(results, metric, length)))
+                cells.append(format_ratio(results, metric, length))
             cells.append(str(lengths["stride"][str(length)]))
         else:
             metrics = ("exact_match", "accuracy", "loss")

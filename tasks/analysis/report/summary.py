@@ -93,10 +93,8 @@ def summarize_tests(comparison: Comparison) -> Iterator[str]:
     for reason, rows in reasons.items():
         all_others = len(rows) == len(comparison.rows) - 1
         labels = "the other rows" if all_others else quote_labels(rows, MAX_LABELS)
-        yield (
-            f"Not tested against {reference} ({reason}): {labels}. "
-            "The differences may be due to chance."
-        )
+        chance = "The differences may be due to chance."
+        yield f"Not tested against {reference} ({reason}): {labels}. {chance}"
 
 
 def summarize_savings(comparison: Comparison) -> Iterator[str]:
@@ -115,10 +113,8 @@ def summarize_savings(comparison: Comparison) -> Iterator[str]:
         if abs(ratio - 1) > 0.01:
             savings.append(f"`{cheapest}` {CHEAPEST[measure.key]} ({ratio:.2g} × {measure.title})")
     if savings:
-        yield (
-            f"Among the rows that do not differ significantly from `{best.label}`, "
-            f"{', '.join(savings)}."
-        )
+        peers = f"Among the rows that do not differ significantly from `{best.label}`"
+        yield f"{peers}, {', '.join(savings)}."
 
 
 def describe_tests(comparison: Comparison) -> Iterator[str]:
@@ -132,18 +128,14 @@ def describe_tests(comparison: Comparison) -> Iterator[str]:
         f"{'reference' if comparison.reference_given else 'best row'}."
     )
     if titles["bootstrap"]:
-        signatures = {
-            difference.signature
-            for differences in comparison.differences.values()
-            for difference in differences.values()
-            if difference.signature
-        }
+        tests = [x for by_row in comparison.differences.values() for x in by_row.values()]
+        signatures = "; ".join(sorted({x.signature for x in tests} - {""}))
         resamples = count_resamples(len(comparison.rows))
         yield (
             f"{' and '.join(titles['bootstrap'])}: sacrebleu's paired bootstrap resampling of the "
             f"test sentences, {resamples:,} times, with the outputs of all seeds together. It "
             "tests whether other sentences would show the difference, not whether other seeds would"
-            + (f" ({'; '.join(sorted(signatures))})." if signatures else ".")
+            + (f" ({signatures})." if signatures else ".")
         )
     if titles["welch"]:
         yield (

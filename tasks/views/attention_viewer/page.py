@@ -27,11 +27,16 @@ def attention_page(records: Sequence[AttentionRecord]) -> str:
         ValueError: a map does not fit its tokens.
         UserError: a weight is not finite.
     """
-    return render_page(
-        "views/attention_viewer/page.html",
-        title=records[0].source or "Attention",
-        records=[encode_record(record) for record in records],
-    )
+    encoded = [
+        {
+            "source": record.source,
+            "written": record.target,
+            "roles": [encode_role(record, role) for role in ROLES if role in record.maps],
+        }
+        for record in records
+    ]
+    title = records[0].source or "Attention"
+    return render_page("views/attention_viewer/page.html", title=title, records=encoded)
 
 
 def notebook_frame(record: AttentionRecord) -> str:
@@ -42,17 +47,8 @@ def notebook_frame(record: AttentionRecord) -> str:
     )
 
 
-def encode_record(record: AttentionRecord) -> dict[str, Any]:
-    """Return a record as the script of the page reads it."""
-    return {
-        "source": record.source,
-        "written": record.target,
-        "roles": [encode_role(record, role) for role in ROLES if role in record.maps],
-    }
-
-
 def encode_role(record: AttentionRecord, role: str) -> dict[str, Any]:
-    """Return the tokens and the weights of a role."""
+    """Return the tokens and the weights of a role as the script of the page reads them."""
     title, *sides = ROLES[role]
     if len(record.maps) == 1 and role != "cross":  # a language model, or an encoder
         title, sides = "Self-attention", ["text", "text"]

@@ -13,12 +13,5 @@ def index_page(source: str, missing: Mapping[Picture, str]) -> str:
         source: a sentence that names the trained model of the pictures.
         missing: why pictures were not drawn.
     """
-    return render_page(
-        "views/figures/page.html",
-        title="See attention",
-        source=source,
-        lessons=LESSONS,
-        missing=missing,
-        file_name=file_name,
-        code=code,
-    )
+    values = {"lessons": LESSONS, "missing": missing, "file_name": file_name, "code": code}
+    return render_page("views/figures/page.html", title="See attention", source=source, **values)
