@@ -107,7 +107,7 @@ def main() -> None:
     if arguments.output is not None:
         picture = arguments.output.parent / PICTURE
         picture.parent.mkdir(parents=True, exist_ok=True)
-        draw_extrapolation(jobs).savefig(picture)
+        draw_extrapolation(jobs).savefig(picture, dpi=150)
         shown = f"![Perplexity by length, and loss by position, of each encoding]({PICTURE})"
         document = replace_section(
             arguments.output.read_text(), "extrapolation", f"{shown}\n\n{text}"

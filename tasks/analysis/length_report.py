@@ -110,7 +110,7 @@ def report_sweep(console: Console, jobs: Mapping[str, Mapping[str, Any]], folder
         }
         if group:
             print_table(console, sweep_table(metric, group))
-            draw_extrapolation(group).savefig(folder / file)
+            draw_extrapolation(group).savefig(folder / file, dpi=150)
             console.print(f"Picture: {folder / file}", soft_wrap=True, highlight=False)
 
 

@@ -189,6 +189,6 @@ def report_lengths(
         return {}
     picture = relative_to_cwd(folder) / "loss_by_position.png"
     picture.parent.mkdir(parents=True, exist_ok=True)
-    draw_losses_by_position(results).savefig(picture)
+    draw_losses_by_position(results).savefig(picture, dpi=150)
     log_image(loggers, "loss_by_position", picture, step)
     return {"positions": picture}

@@ -51,13 +51,13 @@ class Parsed(HTMLParser):
 
 
 def test_the_printed_table_is_legible_at_100_columns(report, sweep: Path, tmp_path: Path) -> None:
-    told = report(sweep, "--output", tmp_path)
-    assert max(len(line.rstrip()) for line in told.splitlines() if "/" not in line) <= 100
-    first = next(line for line in told.splitlines() if "gated rotary  " in line)
+    output = report(sweep, "--output", tmp_path)
+    assert max(len(line.rstrip()) for line in output.splitlines() if "/" not in line) <= 100
+    first = next(line for line in output.splitlines() if "gated rotary  " in line)
     assert "reference" in first and "±" in first
-    assert re.search(r"latent rotary .* \(n\.s\., p = 0\.\d{3}\)", told)
-    assert "29 jobs: 25 trained, 1 refused, 1 diverged, 1 failed, 1 killed." in told
-    assert "signal 9 (SIGKILL)" in told and "cannot take position=alibi" in told
+    assert re.search(r"latent rotary .* \(n\.s\., p = 0\.\d{3}\)", output)
+    assert "29 jobs: 25 trained, 1 refused, 1 diverged, 1 failed, 1 killed." in output
+    assert "signal 9 (SIGKILL)" in output and "cannot take position=alibi" in output
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(NAMES)
 
 
@@ -101,9 +101,9 @@ def test_odd_names_are_shown_as_they_are(report, tmp_path: Path, name: str) -> N
     write_run(tmp_path / "sweep" / "0", attention=name)
     write_run(tmp_path / "sweep" / "1")
     write_job(tmp_path / "sweep" / "2", f"attention={name}", outcome="refused", reason=name)
-    told = report(tmp_path / "sweep")
+    output = report(tmp_path / "sweep")
     label = name.replace("`", "'")
-    assert label in told
+    assert label in output
     page = Parsed((tmp_path / "sweep" / "report.html").read_text())
     assert label in page.text
     assert [tag for tag, _ in page.tags].count("script") == 1
@@ -122,8 +122,8 @@ def test_what_older_results_lack_is_left_open(report, tmp_path: Path) -> None:
         folder = write_run(tmp_path / str(number), attention=name)
         (folder / "results.json").write_text(json.dumps(old if number else {"seed": 1, "x": {}}))
         (folder / "test_outputs.jsonl").unlink()
-    told = report(tmp_path)
-    assert re.search(r"linear +1 +– +no value +– *\n", told)
+    output = report(tmp_path)
+    assert re.search(r"linear +1 +– +no value +– *\n", output)
     assert "not recorded in 3 of 3 runs" in Parsed((tmp_path / "report.html").read_text()).text
 
 

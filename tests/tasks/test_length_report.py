@@ -26,24 +26,24 @@ from attention_zoo.tasks.views.figures.style import COLOURS
 
 def results(scale: float = 1.0, refused: bool = False) -> dict:
     """Of a model trained at 64, ever worse beyond."""
-    told: dict = {"trained_at": 64, "split": "test", "targets": 1234, "refused": {}}
-    told["scored"] = [32, 64, 128]
-    told["stride"] = {str(length): length // 2 for length in told["scored"]}
-    told["loss_by_position"] = {
-        str(length): [None, *(scale * (2 + place / 64) for place in range(1, length))]
-        for length in told["scored"]
+    lengths: dict = {"trained_at": 64, "split": "test", "targets": 1234, "refused": {}}
+    lengths["scored"] = [32, 64, 128]
+    lengths["stride"] = {str(length): length // 2 for length in lengths["scored"]}
+    lengths["loss_by_position"] = {
+        str(length): [None, *(scale * (2 + index / 64) for index in range(1, length))]
+        for length in lengths["scored"]
     }
     if refused:
-        told["refused"] = {"256": "too long for it."}
-    metrics = {f"test/perplexity@{x}": scale * x for x in told["scored"]}
-    metrics |= {f"test/sliding_perplexity@{x}": scale * x / 2 for x in told["scored"]}
-    return metrics | {"lengths": told}
+        lengths["refused"] = {"256": "too long for it."}
+    metrics = {f"test/perplexity@{x}": scale * x for x in lengths["scored"]}
+    metrics |= {f"test/sliding_perplexity@{x}": scale * x / 2 for x in lengths["scored"]}
+    return metrics | {"lengths": lengths}
 
 
 def answers() -> dict:
-    told = {"trained_at": 16, "split": "valid", "scored": [16, 32], "refused": {}}
+    lengths = {"trained_at": 16, "split": "valid", "scored": [16, 32], "refused": {}}
     metrics = {"val/exact_match@16": 1.0, "val/exact_match@32": 0.25}
-    return metrics | {"val/accuracy@16": 1.0, "val/loss@16": 0.5, "lengths": told}
+    return metrics | {"val/accuracy@16": 1.0, "val/loss@16": 0.5, "lengths": lengths}
 
 
 def printed(function, *arguments) -> str:
@@ -143,6 +143,6 @@ def test_the_picture_of_a_sweep_tells_all_jobs_apart() -> None:
     assert left.lines[0].get_xdata().tolist() == [32, 64, 128]
     (legend,) = figure.legends
     assert [text.get_text() for text in legend.get_texts()] == [f"job {x}" for x in range(12)]
-    styles = [series_style(place) for place in range(2 * len(COLOURS))]
+    styles = [series_style(index) for index in range(2 * len(COLOURS))]
     assert len({(each["color"], each["linestyle"]) for each in styles}) == len(styles)
     assert len({each["marker"] for each in styles[: len(COLOURS)]}) == len(COLOURS)

@@ -26,11 +26,12 @@ class Row:
     label: str = ""  # the options that set the row apart from the others
 
     def values(self, key: str) -> list[float]:
-        """Return a result of each seed that has it."""
+        """Return a result for each seed that has it."""
         results = [run.results.get(key) for run in self.runs]
         return [x for x in results if isinstance(x, int | float)]
 
     def mean(self, key: str) -> float | None:
+        """Return the mean of a result over the seeds that have it."""
         return mean(self.values(key))
 
 
@@ -50,10 +51,12 @@ class Comparison:
 
     @property
     def best(self) -> Row:
+        """Return the row with the best primary metric."""
         return self.rows[0]
 
     @property
     def primary_metric(self) -> Measure:
+        """Return the measure that ranks the rows."""
         return self.quality[0]
 
     def difference(self, row: Row, measure: Measure | None = None) -> Difference | None:

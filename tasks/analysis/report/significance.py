@@ -25,11 +25,12 @@ class Difference:
 
     @property
     def significant(self) -> bool:
+        """Return whether the adjusted p value is below the level."""
         return self.adjusted_p_value is not None and self.adjusted_p_value < SIGNIFICANCE_LEVEL
 
     @property
     def p_text(self) -> str:
-        """The adjusted p value, or the reason why there is none."""
+        """Return the adjusted p value, or the reason why there is none."""
         if self.adjusted_p_value is None:
             return self.untested_reason
         p_value = self.adjusted_p_value
@@ -37,7 +38,7 @@ class Difference:
 
     @property
     def test_result(self) -> str:
-        """The p value, after n.s. if the difference is not significant."""
+        """Return the p value, with n.s. if the difference is not significant."""
         tested = self.adjusted_p_value is not None
         return f"n.s., {self.p_text}" if tested and not self.significant else self.p_text
 
