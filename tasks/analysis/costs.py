@@ -16,7 +16,7 @@ from attention_zoo.attention.base import take_auxiliary_loss
 from attention_zoo.errors import Unsupported
 from attention_zoo.models import Seq2Seq
 from attention_zoo.tasks.configuration.build import attention_by_role, build_task
-from attention_zoo.tasks.data.module import PreparedData
+from attention_zoo.tasks.data.base import PreparedData
 from attention_zoo.zoo import ATTENTION
 
 T = TypeVar("T")
@@ -44,7 +44,7 @@ def training_flops_per_token(config: Mapping[str, Any], data: PreparedData) -> f
     def count(task: Any) -> float:
         task.train()
         with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-            logits, targets = task.predict_batch(data.example())
+            logits, targets = task.predict_batch(data.example_batch())
             auxiliary = take_auxiliary_loss(task.model)
             loss = logits.sum()
             (loss if auxiliary is None else loss + auxiliary).backward()
@@ -65,7 +65,7 @@ def decode_state_bytes(config: Mapping[str, Any], data: PreparedData) -> int | N
     """
 
     def count(task: Any) -> int | None:
-        model, example = task.model.eval(), data.example()
+        model, example = task.model.eval(), data.example_batch()
         try:
             cache = model.new_cache()
         except Unsupported:

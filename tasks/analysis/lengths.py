@@ -17,8 +17,8 @@ from attention_zoo.tasks.analysis.length_report import (
     print_lengths,
 )
 from attention_zoo.tasks.configuration.compatibility import DIAGNOSTICS
-from attention_zoo.tasks.data.batches import ResumableLoader
-from attention_zoo.tasks.data.module import PreparedData
+from attention_zoo.tasks.data.loader import ResumableLoader
+from attention_zoo.tasks.data.base import PreparedData
 from attention_zoo.tasks.training.language_modeling import LanguageModelingTask
 from attention_zoo.tasks.training.loggers.loggers import log_image, log_table
 from attention_zoo.tasks.training.results import relative_to_cwd
@@ -109,7 +109,7 @@ class AtLengths(LightningDataModule):
         self.refused: dict[int, str] = {}
         for length in sorted(config["lengths"]):
             try:
-                tokens = data.tokens_at(length, split)
+                tokens = data.tokens_at_length(length, split)
             except UserError as error:
                 self.refused[length] = str(error)
                 continue
@@ -133,7 +133,7 @@ class AtLengths(LightningDataModule):
         loaders = [
             loader
             for length in self.lengths
-            for loader in self.data.tests_at(
+            for loader in self.data.loaders_at_length(
                 length, self.split, stride=self.strides[length], **rank
             ).values()
         ]

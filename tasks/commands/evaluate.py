@@ -21,8 +21,8 @@ from attention_zoo.tasks.analysis.lengths import (
 from attention_zoo.tasks.commands.warning_filters import quiet
 from attention_zoo.tasks.configuration.build import instantiate, parameter_counts
 from attention_zoo.tasks.configuration.composition import Invocation
-from attention_zoo.tasks.data.module import PreparedData
-from attention_zoo.tasks.data.tokenizers import given
+from attention_zoo.tasks.data.base import PreparedData
+from attention_zoo.tasks.data.tokenizers import restore_tokenizer
 from attention_zoo.tasks.training.callbacks.progress import Progress
 from attention_zoo.tasks.training.checkpoints import required
 from attention_zoo.tasks.training.loggers.loggers import (
@@ -54,7 +54,7 @@ def run(config: dict[str, Any], call: Invocation) -> None:
     task = load_task(checkpoint, config)
     task.writes_at_validation = True
     state = checkpoint["attention_zoo"]["tokenizer"]
-    data = instantiate(config["data"], tokenizer=partial(given, state=state))
+    data = instantiate(config["data"], tokenizer=partial(restore_tokenizer, state=state))
     data.prepare_data()
     data.setup()
     tests = None
@@ -67,7 +67,7 @@ def run(config: dict[str, Any], call: Invocation) -> None:
             trained_at=trained_at(checkpoint["attention_zoo"]["config"]["data"]),
         )
     elif task.model.max_length is not None:
-        data.refuse_longer_than(task.model.max_length)
+        data.check_max_length(task.model.max_length)
     folder = None if config["output"] is None else made(Path(config["output"]))
     loggers = create_loggers(config, job_type=call.verb)
     exit_code = 1

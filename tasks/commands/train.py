@@ -95,7 +95,7 @@ def run(config: dict[str, Any], call: Invocation) -> float | None:
         save(config)
     task = build_task(config, data.tokenizer)
     if task.model.max_length is not None:
-        data.refuse_longer_than(task.model.max_length)
+        data.check_max_length(task.model.max_length)
     tests = lengths_to_test(config, task, data)
     if config["compile"]:
         options = config["compile"] if isinstance(config["compile"], dict) else {}
@@ -210,7 +210,7 @@ def fit(
         peak_memory_bytes=peak_bytes(trainer),
         seed=config["seed"],
         data_hash=data.fingerprint,
-        data_order=data.train_dataloader().order(),
+        data_order=data.train_dataloader().order_hash(),
         precision=config["trainer"]["precision"],
         matched=matched,
         history=history.curves(),

@@ -128,7 +128,7 @@ def trained_tokens(data: Any) -> int | None:
     Of text, its windows; of diagnostics, their sequences; of pairs, the longest line that is kept.
     """
     if data["_target_"] == DIAGNOSTICS:
-        return instantiate(data["source"]).tokens
+        return instantiate(data["source"]).tokens_per_sequence
     return data.get("context_length") or data.get("max_tokens")
 
 

@@ -6,9 +6,9 @@ Light on purpose: a command line is composed with it, before torch is imported.
 from importlib.resources import files
 from pathlib import Path
 
-TEXT = "attention_zoo.tasks.data.language.LanguageData"
-PAIRS = "attention_zoo.tasks.data.translation.TranslationData"
-DIAGNOSTICS = "attention_zoo.tasks.data.diagnostic.DiagnosticData"
+TEXT = "attention_zoo.tasks.data.language_data.LanguageData"
+PAIRS = "attention_zoo.tasks.data.translation_data.TranslationData"
+DIAGNOSTICS = "attention_zoo.tasks.data.diagnostic_data.DiagnosticData"
 DATA_MODULES = {"translation": (PAIRS,), "language_modeling": (TEXT, DIAGNOSTICS)}
 SYMBOLS = "attention_zoo.tasks.data.tokenizers.SymbolTokenizer.train"
 

@@ -21,7 +21,7 @@ from attention_zoo.tasks.configuration.build import (
     resolve_position,
 )
 from attention_zoo.tasks.configuration.entry_configs import entry_config
-from attention_zoo.tasks.data.module import PreparedData
+from attention_zoo.tasks.data.base import PreparedData
 from attention_zoo.tasks.training.results import MATCHED_WITHIN
 
 # The feed-forward is not made narrower than this share of the model's width.

@@ -22,9 +22,9 @@ from attention_zoo.tasks.commands.cli import main
 from attention_zoo.tasks.commands.warning_filters import quiet
 from attention_zoo.tasks.configuration.build import resolve_defaults, trained_tokens
 from attention_zoo.tasks.configuration.entry_configs import TRAINED_LENGTH, entry_config
-from attention_zoo.tasks.data.diagnostic import DiagnosticData
+from attention_zoo.tasks.data.diagnostic_data import DiagnosticData
 from attention_zoo.tasks.data.diagnostics.copy import Copy
-from attention_zoo.tasks.data.language import LanguageData
+from attention_zoo.tasks.data.language_data import LanguageData
 from attention_zoo.tasks.data.sources.text_files import TextFiles
 from attention_zoo.tasks.data.tokenizers import ByteTokenizer, SymbolTokenizer
 from attention_zoo.tasks.training.language_modeling import LanguageModelingTask
@@ -58,15 +58,15 @@ def targets_of(data: LanguageData, length: int, stride: int, **share: int) -> di
     and that window's start.
     """
     # Tokens that tell their place; the beginnings of documents stay what they are.
-    stream = data.blocks["test"].stream
+    stream = data.streams["test"]
     told = np.arange(len(stream)) + 1000
     told[stream == BOS] = BOS
-    data.blocks["test"].stream = told
+    data.streams["test"] = told
     found: dict[str, list] = {}
     share = {"rank": 0, "world_size": 1} | share
-    for how, loader in data.tests_at(length, "test", stride=stride, **share).items():
+    for how, loader in data.loaders_at_length(length, "test", stride=stride, **share).items():
         found[how] = []
-        for starts, batch in zip(loader.batches, loader, strict=True):
+        for starts, batch in zip(loader.sampler, loader, strict=True):
             assert batch.inputs.shape == (len(starts), length)
             for start, row in zip(starts, batch.targets, strict=True):
                 found[how] += [
@@ -74,7 +74,7 @@ def targets_of(data: LanguageData, length: int, stride: int, **share: int) -> di
                     for place, token in enumerate(row)
                     if token >= 0
                 ]
-    data.blocks["test"].stream = stream
+    data.streams["test"] = stream
     return found
 
 
@@ -83,7 +83,7 @@ CUTS = [(1, 1), (2, 1), (5, 3), (8, 8), (16, 5), (64, 32), (64, 1), (82, 41)]
 
 @pytest.mark.parametrize("length, stride", CUTS)
 def test_every_length_and_stride_has_the_same_targets_once(data, length, stride) -> None:
-    stream = data.blocks["test"].stream
+    stream = data.streams["test"]
     assert len(stream) == 77 + 6
     expected = [place for place in range(1, len(stream)) if stream[place] != BOS]
     for targets in targets_of(data, length, stride).values():
@@ -115,8 +115,8 @@ def test_two_processes_share_the_targets(data) -> None:
 
 def test_batches_are_of_as_many_tokens_at_every_length(data) -> None:
     for length, rows in ((1, 32), (4, 8), (16, 2), (32, 1), (64, 1)):
-        loaders = data.tests_at(length, "test", stride=1, rank=0, world_size=1)
-        assert [max(map(len, loader.batches)) for loader in loaders.values()] == [rows, rows]
+        loaders = data.loaders_at_length(length, "test", stride=1, rank=0, world_size=1)
+        assert [max(map(len, loader.sampler)) for loader in loaders.values()] == [rows, rows]
 
 
 class ByPlace(nn.Module):
@@ -172,7 +172,7 @@ def test_scores_are_those_counted_by_hand(data, stride) -> None:
     )
     told = score_lengths(trainer, task, tests)
     metrics = {name: value.item() for name, value in trainer.callback_metrics.items()}
-    stream = data.blocks["test"].stream.tolist()
+    stream = data.streams["test"].tolist()
     assert told["targets"] == 77 + 3  # the letters, and the ends of the documents
     assert told["scored"] == [4, 16]
     assert told["stride"] == {str(x): stride or x // 2 for x in (4, 16)}
@@ -219,15 +219,15 @@ def test_diagnostics_come_at_any_length(tmp_path) -> None:
     data = DiagnosticData(
         source=source, tokenizer=SymbolTokenizer.train, cache_dir=tmp_path, batch_size=8
     )
-    assert data.tokens_at(6, "test") == 14 and data.tokens_at(10, "test") == 22
-    (own,) = data.tests_at(6, "test", stride=3, rank=0, world_size=1).values()
-    questions = source.questions("test")
-    assert np.array_equal(torch.cat([batch.inputs for batch in own]), questions.inputs)
-    (longer,) = data.tests_at(10, "valid", stride=5, rank=0, world_size=1).values()
+    assert data.tokens_at_length(6, "test") == 14 and data.tokens_at_length(10, "test") == 22
+    (own,) = data.loaders_at_length(6, "test", stride=3, rank=0, world_size=1).values()
+    rows = source.draw_split("test")
+    assert np.array_equal(torch.cat([batch.inputs for batch in own]), rows.inputs)
+    (longer,) = data.loaders_at_length(10, "valid", stride=5, rank=0, world_size=1).values()
     assert [len(batch.inputs) for batch in longer] == [5, 4]  # 8 rows of 14 are 5 of 22
     assert all(batch.targets.min() >= 0 for batch in longer)  # strings as long as that, all
     limited = {"lengths": [6, 10], "stride": None}
-    limited["data"] = {"_target_": "attention_zoo.tasks.data.diagnostic.DiagnosticData"}
+    limited["data"] = {"_target_": "attention_zoo.tasks.data.diagnostic_data.DiagnosticData"}
     tests = AtLengths(limited, data, split="test", limit=14, trained_at=6)
     assert tests.test_names == ["test@6"] and list(tests.refused) == [10]
 
@@ -249,7 +249,7 @@ def test_diagnostics_come_at_any_length(tmp_path) -> None:
         ({"trainer": {"fast_dev_run": True}}, r"trainer\.fast_dev_run"),
         ({"task": {"name": "translation"}}, "as long as its sentence"),
         (
-            {"data": {"_target_": "attention_zoo.tasks.data.diagnostic.DiagnosticData"}}
+            {"data": {"_target_": "attention_zoo.tasks.data.diagnostic_data.DiagnosticData"}}
             | {"stride": 4},
             "stride=4 needs text",
         ),
@@ -274,7 +274,7 @@ def test_senseless_lengths_are_refused(changes, reason) -> None:
 TINY = [
     *["task=language_modeling", "model=tiny", "model.dim=16", "model.heads=2", "model.layers=1"],
     *["model.ffn_dim=32", "tokenizer=bytes", "data.context_length=16", "data.batch_size=64"],
-    *["data.source.share=0.01", "trainer.max_steps=2", "trainer.accelerator=cpu"],
+    *["data.source.valid_fraction=0.01", "trainer.max_steps=2", "trainer.accelerator=cpu"],
     *["callbacks=minimal", "+trainer.limit_val_batches=1"],
 ]
 
@@ -422,7 +422,7 @@ def test_the_original_length_is_that_of_the_data_unless_it_is_given() -> None:
     assert stretched({"name": "a"}, context_length=48) == "none"
     source = {"_target_": "attention_zoo.tasks.data.diagnostics.copy.Copy", "length": 10}
     source |= {"min_length": 5, "vocabulary": 4}
-    target = "attention_zoo.tasks.data.diagnostic.DiagnosticData"
+    target = "attention_zoo.tasks.data.diagnostic_data.DiagnosticData"
     assert trained_tokens({"_target_": target, "source": source}) == 22
 
 

@@ -52,7 +52,7 @@ class AttentionEntropy(InspectionCallback):
     def _batch(self, trainer: Trainer, task: Any) -> Any:
         """The samples, as a batch of the valid split."""
         loader = trainer.datamodule.val_dataloader()  # type: ignore[attr-defined]
-        places = np.concatenate(loader.batches.batches())
+        places = np.concatenate(loader.sampler.rank_batches())
         chosen = np.linspace(0, len(places) - 1, min(self.samples, len(places))).round()
         batch = loader.dataset[places[chosen.astype(int)].tolist()]
         return task.transfer_batch_to_device(batch, task.device, 0)

@@ -10,14 +10,14 @@ import torch
 from omegaconf import OmegaConf
 
 from attention_zoo.errors import BadInput, Unsupported, UserError
-from attention_zoo.tasks.data.diagnostic import DiagnosticData
-from attention_zoo.tasks.data.diagnostics.base import FIRST, Diagnostic, distinct
+from attention_zoo.tasks.data.diagnostic_data import DiagnosticData
+from attention_zoo.tasks.data.diagnostics.base import Diagnostic, draw_distinct
 from attention_zoo.tasks.data.diagnostics.copy import Copy
 from attention_zoo.tasks.data.diagnostics.flip_flop import FlipFlop
 from attention_zoo.tasks.data.diagnostics.induction import Induction
 from attention_zoo.tasks.data.diagnostics.recall import Recall
 from attention_zoo.tasks.data.diagnostics.reverse import Reverse
-from attention_zoo.tasks.data.tokenizers import ByteTokenizer, SymbolTokenizer
+from attention_zoo.tasks.data.tokenizers import FIRST_ID, ByteTokenizer, SymbolTokenizer
 
 CONF = Path(__file__).parents[3] / "conf" / "data"
 KINDS = {"recall": Recall, "copy": Copy, "reverse": Reverse, "induction": Induction}
@@ -28,7 +28,7 @@ SMALL = {
     "copy": Copy(length=6, min_length=3, vocabulary=10, **FEW),
     "reverse": Reverse(length=6, min_length=3, vocabulary=10, **FEW),
     "induction": Induction(length=20, vocabulary=12, **FEW),
-    "flip_flop": FlipFlop(length=30, ignore=0.5, **FEW),
+    "flip_flop": FlipFlop(length=30, ignore_fraction=0.5, **FEW),
 }
 each = pytest.mark.parametrize("source", SMALL.values(), ids=SMALL)
 
@@ -45,7 +45,7 @@ def rows(source: Diagnostic, split: str = "train") -> list[tuple[list[str], dict
                 if answer >= 0
             },
         )
-        for inputs, places, answers in zip(*source.questions(split), strict=True)
+        for inputs, places, answers in zip(*source.draw_split(split), strict=True)
     ]
 
 
@@ -84,7 +84,7 @@ def test_recall_asks_at_distances_of_a_power_law() -> None:
     """The authors' draw: without replacement, the g-th place with weight g^(power - 1)."""
     for power in (0.01, 1.0):
         source = Recall(length=40, pairs=1, vocabulary=64, power=power, size=20_000)
-        places = source.questions("train").places[:, 0]
+        places = source.draw_split("train").places[:, 0]
         counts = np.bincount((places - 3) // 2, minlength=19)
         weights = np.arange(1, 20) ** (power - 1.0)
         expected = len(places) * weights / weights.sum()
@@ -93,8 +93,8 @@ def test_recall_asks_at_distances_of_a_power_law() -> None:
 
 
 def test_recall_at_another_length_has_as_many_pairs_to_a_token() -> None:
-    assert [Recall().at(length).pairs for length in (64, 128, 256)] == [4, 8, 16]
-    assert Recall().at(128).questions("test").inputs.shape == (1000, 128)
+    assert [Recall().with_length(length).pairs for length in (64, 128, 256)] == [4, 8, 16]
+    assert Recall().with_length(128).draw_split("test").inputs.shape == (1000, 128)
 
 
 @pytest.mark.parametrize("kind", ["copy", "reverse"])
@@ -110,7 +110,7 @@ def test_strings_come_again(kind: str) -> None:
         assert [answers[place] for place in sorted(answers)] == [*again, "<eos>"]
         lengths.add(len(string))
     assert lengths == {3, 4, 5, 6}
-    longer = SMALL[kind].at(9)
+    longer = SMALL[kind].with_length(9)
     assert {symbols.index("|") for symbols, _ in rows(longer, "test")} == {10}
 
 
@@ -148,7 +148,7 @@ def test_flip_flop_reads_what_was_written_last() -> None:
 @each
 def test_no_sequence_is_in_two_splits_or_twice_in_one(source: Diagnostic) -> None:
     def content(source: Diagnostic, split: str) -> list[bytes]:
-        return [tokens.tobytes() for tokens in source.questions(split).inputs]
+        return [tokens.tobytes() for tokens in source.draw_split(split).inputs]
 
     splits = {split: content(source, split) for split in ("train", "valid", "test")}
     assert [len(splits[split]) for split in splits] == [600, 40, 40]
@@ -165,26 +165,26 @@ def test_a_few_sequences_are_found_and_more_are_refused() -> None:
     train = [symbols for symbols, _ in rows(everything)]
     assert len(train) == 1
     with pytest.raises(UserError, match=r"train sequences of length 2 .* data\.source\.size=13"):
-        Copy(length=2, min_length=1, vocabulary=3, size=13).questions("train")
+        Copy(length=2, min_length=1, vocabulary=3, size=13).draw_split("train")
 
 
 @each
 def test_the_seed_decides(source: Diagnostic) -> None:
-    first, again = source.questions("train"), source.questions("train")
+    first, again = source.draw_split("train"), source.draw_split("train")
     assert all(np.array_equal(one, two) for one, two in zip(first, again, strict=True))
     other = replace(source, seed=1)
-    assert not np.array_equal(first.inputs, other.questions("train").inputs)
-    assert source.key() == replace(source).key() != other.key()
+    assert not np.array_equal(first.inputs, other.draw_split("train").inputs)
+    assert source.cache_key() == replace(source).cache_key() != other.cache_key()
 
 
 def test_distinct_numbers_are_distinct_and_uniform() -> None:
     generator = np.random.default_rng(0)
-    drawn = distinct(generator, rows=6000, count=3, choices=5)
+    drawn = draw_distinct(generator, rows=6000, count=3, choices=5)
     assert all(len(set(row)) == 3 for row in drawn.tolist())
     orders, counts = np.unique(drawn, axis=0, return_counts=True)
     assert len(orders) == 5 * 4 * 3
     assert np.abs(counts - 100).max() < 50
-    everything = distinct(generator, rows=50, count=5, choices=5)
+    everything = draw_distinct(generator, rows=50, count=5, choices=5)
     assert (np.sort(everything, axis=1) == np.arange(5)).all()
 
 
@@ -200,7 +200,7 @@ def test_distinct_numbers_are_distinct_and_uniform() -> None:
         (lambda: Reverse(vocabulary=0), "vocabulary must be at least 1"),
         (lambda: Induction(vocabulary=8), "vocabulary at least half of it"),
         (lambda: FlipFlop(length=7), "length must be even"),
-        (lambda: FlipFlop(ignore=1.0), "ignore must be at least 0 and below 1"),
+        (lambda: FlipFlop(ignore_fraction=1.0), "ignore_fraction must be at least 0 and below 1"),
     ],
 )
 def test_impossible_options_are_refused(make: Any, reason: str) -> None:
@@ -228,33 +228,35 @@ def test_batches_ask_and_tests_come_at_every_length(kind: str, tmp_path: Path) -
     assert batch.segment_ids is None
     assert len(batch.inputs) == len(batch.places) == len(batch.targets) == 16
     asked = batch.targets != -100
-    assert (batch.inputs.gather(1, batch.places)[asked] >= FIRST).all()
+    assert (batch.inputs.gather(1, batch.places)[asked] >= FIRST_ID).all()
     lengths = [next(iter(loader)).inputs.shape[1] for loader in tests]
-    assert lengths == [part.questions("test").inputs.shape[1] for part in (source, source.at(24))]
+    assert lengths == [
+        part.draw_split("test").inputs.shape[1] for part in (source, source.with_length(24))
+    ]
     seen = torch.cat([batch.inputs for batch in train])
     assert {tuple(row) for row in seen.tolist()} == {
-        tuple(row) for row in source.questions("train").inputs.tolist()
+        tuple(row) for row in source.draw_split("train").inputs.tolist()
     }
 
 
 def test_the_order_follows_seed_and_epoch(tmp_path: Path) -> None:
     def order(seed: int, epoch: int) -> list[list[int]]:
         loader = diagnostic(tmp_path, seed=seed).train_dataloader()
-        loader.batches.set_epoch(epoch)
+        loader.sampler.set_epoch(epoch)
         return torch.cat([batch.inputs for batch in loader]).tolist()
 
     assert order(1, 0) == order(1, 0)
     assert order(1, 0) != order(1, 1) and order(1, 0) != order(2, 0)
     assert sorted(order(1, 0)) == sorted(order(2, 1))
     loader = diagnostic(tmp_path, seed=1).train_dataloader()
-    loader.load_state_dict({"given": 30, "world_size": 1})
+    loader.load_state_dict({"yielded_batches": 30, "world_size": 1})
     assert torch.cat([batch.inputs for batch in loader]).tolist() == order(1, 0)[30 * 16 :]
 
 
 def test_an_example_asks_as_much_as_a_row_does_in_the_mean(tmp_path: Path) -> None:
     data = diagnostic(tmp_path, "flip_flop")
-    example, batch = data.example(), next(iter(data.train_dataloader()))
-    asked = (data.questions["train"].answers >= 0).sum(1)
+    example, batch = data.example_batch(), next(iter(data.train_dataloader()))
+    asked = (data.rows["train"].answers >= 0).sum(1)
     assert example.inputs.shape == (1, batch.inputs.shape[1])
     assert example.targets.shape == example.places.shape == (1, round(asked.mean()))
     assert min(asked) < example.targets.shape[1] < max(asked)
@@ -301,11 +303,11 @@ def test_what_does_not_go_together_is_refused(tmp_path: Path) -> None:
     with pytest.raises(BadInput, match="no symbol 'x'"):
         diagnostic(tmp_path, probes=["k1 x"])
     data = diagnostic(tmp_path, test_lengths=[64])
-    data.refuse_longer_than(64)
+    data.check_max_length(64)
     with pytest.raises(UserError, match=r"got 64 tokens and 48; lower data\.test_lengths"):
-        data.refuse_longer_than(48)
+        data.check_max_length(48)
     with pytest.raises(UserError, match=r"got 32 tokens and 16; lower data\.source\.length"):
-        data.refuse_longer_than(16)
+        data.check_max_length(16)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -313,5 +315,5 @@ def test_yaml_lists_every_option_with_its_default(kind: str) -> None:
     options = OmegaConf.to_container(OmegaConf.load(CONF / f"{kind}.yaml").source)
     assert isinstance(options, dict)
     assert options.pop("_target_").endswith(f".{kind}.{KINDS[kind].__name__}")
-    key = KINDS[kind]().key()
+    key = KINDS[kind]().cache_key()
     assert options == {name: key[name] for name in key if name not in ("source", "numpy")}
