@@ -2,23 +2,25 @@
 
 import importlib.metadata
 from abc import abstractmethod
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from lightning import LightningDataModule
-from torch.utils.data import Dataset
 
 from attention_zoo.errors import Unsupported, UserError
+from attention_zoo.tasks.data.batches import BatchDataset
 from attention_zoo.tasks.data.cache import CacheEntry, get_or_build, sha256_of_code
 from attention_zoo.tasks.data.diagnostics.base import Diagnostic
 from attention_zoo.tasks.data.loader import ResumableLoader
-from attention_zoo.tasks.data.samplers import EpochSampler, FixedBatchSampler
+from attention_zoo.tasks.data.samplers import EpochSampler, FixedBatchSampler, consecutive_batches
 from attention_zoo.tasks.data.sources.base import Source
 from attention_zoo.tasks.data.tokenizers import Tokenizer, tokenizer_from_state
 
 TokenizerFactory = Callable[[Iterable[str]], Tokenizer]
+# The values to cache for a split, by name, and its counts for the report.
+EncodedSplit = tuple[dict[str, Any], dict[str, int]]
 
 
 class PreparedData(LightningDataModule):
@@ -38,6 +40,8 @@ class PreparedData(LightningDataModule):
     """
 
     source: Source[Any] | Diagnostic
+    batch_size: int
+    cache_options: Mapping[str, Any] = {}  # those that the cached values depend on
     test_names: Sequence[str] = ("test",)  # of the test sets, in the order of their loaders
     tokenizer: Tokenizer
     fingerprint: str
@@ -68,31 +72,29 @@ class PreparedData(LightningDataModule):
         """Return the items of all splits."""
         return self.source.splits()
 
-    @abstractmethod
     def make_tokenizer(self, train: Any) -> Tokenizer:
         """Return the tokenizer of the train split's items."""
+        return self.tokenizer_factory(train)
 
     @abstractmethod
-    def encode_split(
-        self, split: str, items: Any, tokenizer: Tokenizer
-    ) -> tuple[dict[str, Any], dict[str, int]]:
-        """Return the values to cache for a split, by name, and its counts for the report."""
+    def encode_split(self, split: str, items: Any, tokenizer: Tokenizer) -> EncodedSplit:
+        """Encode the items of a split."""
 
     @abstractmethod
     def load_values(self, values: dict[str, Any]) -> None:
         """Make the splits and the probes from the cached values."""
 
     @abstractmethod
-    def dataset(self, split: str) -> Dataset[Any]:
+    def dataset(self, split: str) -> BatchDataset[Any]:
         """Return the samples of a split."""
 
     @abstractmethod
     def train_sampler(self, **options: int) -> EpochSampler:
         """Return the batches of the train split; `options` are those of `EpochSampler`."""
 
-    @abstractmethod
     def evaluation_batches(self, split: str) -> list[np.ndarray]:
         """Return the batches of another split, as indices into its dataset."""
+        return consecutive_batches(self.dataset(split).indices(), self.batch_size)
 
     @abstractmethod
     def example_batch(self) -> Any:
@@ -108,9 +110,7 @@ class PreparedData(LightningDataModule):
     def tokens_at_length(self, length: int, split: str) -> int:
         """Return the tokens of a sequence at another length than that of training.
 
-        Raises:
-            Unsupported: the length of these data cannot be chosen.
-            UserError: the split has no sequence of that length.
+        Raise Unsupported if the data have no length to choose, UserError if the split is too short.
         """
         raise Unsupported(
             "lengths needs text or a diagnostic, whose length can be chosen, got data of "
@@ -118,18 +118,14 @@ class PreparedData(LightningDataModule):
         )
 
     def loaders_at_length(
-        self, length: int, split: str, *, stride: int, rank: int, world_size: int
+        self, length: int, split: str, *, stride: int, **ranks: int
     ) -> dict[str, ResumableLoader]:
-        """Return the batches of a split at a length that `tokens_at_length` allows.
+        """Return the loaders of a split at a length that `tokens_at_length` allows.
 
-        The keys say how the split is cut into windows: "" into windows that do not overlap, and
-        "sliding" into windows that start every `stride` tokens.
+        Their names say how text is cut: "" into windows that do not overlap, "sliding" into windows
+        that start every `stride` tokens. `ranks` are the rank and the world size.
         """
         raise NotImplementedError
-
-    def build_options(self) -> dict[str, Any]:
-        """Return the options that the cached values depend on, in plain types."""
-        return {}
 
     def cache_key(self) -> dict[str, Any]:
         """Return every input of the cached values."""
@@ -137,7 +133,7 @@ class PreparedData(LightningDataModule):
             "source": self.source.cache_key(),
             "tokenizer": factory_cache_key(self.tokenizer_factory),
             "tokenizers": importlib.metadata.version("tokenizers"),
-            "options": self.build_options(),
+            "options": dict(self.cache_options),
             "code": sha256_of_code(Path(__file__).parent),
         }
 
@@ -188,7 +184,7 @@ class PreparedData(LightningDataModule):
         return self.fixed_loader(self.dataset(split), batches, **self.rank_and_world_size())
 
     def fixed_loader(
-        self, dataset: Dataset[Any], batches: list[np.ndarray], **ranks: int
+        self, dataset: BatchDataset[Any], batches: list[np.ndarray], **ranks: int
     ) -> ResumableLoader:
         """Return the loader of these batches, in this order."""
         sampler = FixedBatchSampler(batches, **ranks)

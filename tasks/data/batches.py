@@ -1,7 +1,8 @@
 """What a batch of each task holds, and the datasets that give a batch for a list of indices."""
 
+from abc import abstractmethod
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -44,6 +45,20 @@ class LanguageBatch(NamedTuple):
     places: Tensor | None = None
 
 
+Batch = TypeVar("Batch", bound=tuple[Any, ...])
+
+
+class BatchDataset(Dataset[Batch]):
+    """A dataset that gives a whole batch for a list of indices."""
+
+    @abstractmethod
+    def __len__(self) -> int: ...
+
+    def indices(self) -> np.ndarray:
+        """Return the indices of all samples in order, [n]."""
+        return np.arange(len(self))
+
+
 class JaggedArray(NamedTuple):
     """Rows of different lengths in one array: row i is values[starts[i]:starts[i + 1]]."""
 
@@ -71,7 +86,7 @@ class JaggedArray(NamedTuple):
         return np.diff(self.starts)
 
 
-class PairDataset(Dataset[TranslationBatch]):
+class PairDataset(BatchDataset[TranslationBatch]):
     """Encoded sentence pairs.
 
     Args:
@@ -99,7 +114,7 @@ class PairDataset(Dataset[TranslationBatch]):
         return TranslationBatch(source, target, self.index[rows])
 
 
-class BlockDataset(Dataset[LanguageBatch]):
+class BlockDataset(BatchDataset[LanguageBatch]):
     """Blocks of a stream of tokens; a list of start positions gives a batch.
 
     The bos of the next document is no target, nor is anything after the end of the stream.
@@ -132,7 +147,7 @@ class BlockDataset(Dataset[LanguageBatch]):
     def __len__(self) -> int:
         return len(self.stream)
 
-    def starts(self) -> np.ndarray:
+    def indices(self) -> np.ndarray:
         """Return the starts of all blocks that have a target, [n]."""
         targets = len(self.stream) - 1 - (self.context_length - self.stride)
         return np.arange(0, max(1, targets), self.stride)

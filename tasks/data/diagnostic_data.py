@@ -5,11 +5,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import Dataset
 
 from attention_zoo.errors import Unsupported, UserError
-from attention_zoo.tasks.data.base import PreparedData
-from attention_zoo.tasks.data.batches import IGNORE_INDEX, LanguageBatch
+from attention_zoo.tasks.data.base import EncodedSplit, PreparedData
+from attention_zoo.tasks.data.batches import IGNORE_INDEX, BatchDataset, LanguageBatch
 from attention_zoo.tasks.data.diagnostics.base import Diagnostic, QueryRows
 from attention_zoo.tasks.data.loader import ResumableLoader
 from attention_zoo.tasks.data.samplers import ShuffledRowSampler, consecutive_batches
@@ -18,7 +17,7 @@ from attention_zoo.tasks.data.tokenizers import Tokenizer
 PROBES = 3
 
 
-class QueryDataset(Dataset[LanguageBatch]):
+class QueryDataset(BatchDataset[LanguageBatch]):
     """The sequences of a diagnostic, with the answers to their queries as targets."""
 
     def __init__(self, rows: QueryRows) -> None:
@@ -72,9 +71,7 @@ class DiagnosticData(PreparedData):
         self.answer_tokens = answer_tokens
         self.extra_tests = {f"test@{n}": source.with_length(n) for n in test_lengths}
         self.test_names = ["test", *self.extra_tests]
-
-    def build_options(self) -> dict[str, Any]:
-        return {"others": [source.cache_key() for source in self.extra_tests.values()]}
+        self.cache_options = {"others": [test.cache_key() for test in self.extra_tests.values()]}
 
     def read_splits(self) -> dict[str, QueryRows]:
         tests = {name: source.draw_split("test") for name, source in self.extra_tests.items()}
@@ -90,9 +87,7 @@ class DiagnosticData(PreparedData):
             )
         return tokenizer
 
-    def encode_split(
-        self, split: str, items: QueryRows, tokenizer: Tokenizer
-    ) -> tuple[dict[str, Any], dict[str, int]]:
+    def encode_split(self, split: str, items: QueryRows, tokenizer: Tokenizer) -> EncodedSplit:
         return items._asdict(), {
             "sequences": len(items.inputs),
             "tokens": int((items.inputs != tokenizer.pad_id).sum()),
@@ -143,14 +138,14 @@ class DiagnosticData(PreparedData):
         return self._source_at_length(length).tokens_per_sequence
 
     def loaders_at_length(
-        self, length: int, split: str, *, stride: int, rank: int, world_size: int
+        self, length: int, split: str, *, stride: int, **ranks: int
     ) -> dict[str, ResumableLoader]:
         """Return sequences of that length. Nothing slides, so `stride` has no effect."""
         source = self._source_at_length(length)
         dataset = QueryDataset(source.draw_split(split))
         batch_size = self.batch_size * self.source.tokens_per_sequence // source.tokens_per_sequence
-        batches = consecutive_batches(np.arange(len(dataset)), max(1, batch_size))
-        return {"": self.fixed_loader(dataset, batches, rank=rank, world_size=world_size)}
+        batches = consecutive_batches(dataset.indices(), max(1, batch_size))
+        return {"": self.fixed_loader(dataset, batches, **ranks)}
 
     def _source_at_length(self, length: int) -> Diagnostic:
         # `Copy.with_length` draws strings of that length only, and training those up to it.
@@ -160,12 +155,8 @@ class DiagnosticData(PreparedData):
         return QueryDataset(self.rows[split])
 
     def train_sampler(self, **options: int) -> ShuffledRowSampler:
-        return ShuffledRowSampler(
-            len(self.rows["train"].inputs), batch_size=self.batch_size, **options
-        )
-
-    def evaluation_batches(self, split: str) -> list[np.ndarray]:
-        return consecutive_batches(np.arange(len(self.rows[split].inputs)), self.batch_size)
+        rows = len(self.rows["train"].inputs)
+        return ShuffledRowSampler(rows, batch_size=self.batch_size, **options)
 
     def test_dataloader(self) -> list[ResumableLoader]:
         return [self.evaluation_loader(name) for name in self.test_names]

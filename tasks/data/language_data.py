@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from attention_zoo.errors import BadInput, UserError
-from attention_zoo.tasks.data.base import PreparedData
+from attention_zoo.tasks.data.base import EncodedSplit, PreparedData
 from attention_zoo.tasks.data.batches import BlockDataset, LanguageBatch
 from attention_zoo.tasks.data.loader import ResumableLoader
 from attention_zoo.tasks.data.samplers import (
@@ -66,12 +66,7 @@ class LanguageData(PreparedData):
         self.sampling = sampling
         self.documents = documents
 
-    def make_tokenizer(self, train: list[str]) -> Tokenizer:
-        return self.tokenizer_factory(train)
-
-    def encode_split(
-        self, split: str, items: list[str], tokenizer: Tokenizer
-    ) -> tuple[dict[str, Any], dict[str, int]]:
+    def encode_split(self, split: str, items: list[str], tokenizer: Tokenizer) -> EncodedSplit:
         texts = [text for text in items if text.strip()]
         if not texts:
             raise BadInput(f"the {split} split holds no text; give it some.")
@@ -111,7 +106,7 @@ class LanguageData(PreparedData):
         return length
 
     def loaders_at_length(
-        self, length: int, split: str, *, stride: int, rank: int, world_size: int
+        self, length: int, split: str, *, stride: int, **ranks: int
     ) -> dict[str, ResumableLoader]:
         """Return the windows that do not overlap, and the `sliding` ones; both have all targets.
 
@@ -123,8 +118,8 @@ class LanguageData(PreparedData):
         loaders = {}
         for name, step in (("", length), ("sliding", stride)):
             dataset = self.dataset(split, context_length=length, stride=step)
-            batches = consecutive_batches(dataset.starts(), batch_size)
-            loaders[name] = self.fixed_loader(dataset, batches, rank=rank, world_size=world_size)
+            batches = consecutive_batches(dataset.indices(), batch_size)
+            loaders[name] = self.fixed_loader(dataset, batches, **ranks)
         return loaders
 
     def dataset(
@@ -144,9 +139,6 @@ class LanguageData(PreparedData):
             batch_size=self.batch_size,
             **options,
         )
-
-    def evaluation_batches(self, split: str) -> list[np.ndarray]:
-        return consecutive_batches(self.dataset(split).starts(), self.batch_size)
 
 
 def encode_documents(tokenizer: Tokenizer, texts: list[str]) -> np.ndarray:

@@ -49,13 +49,12 @@ class ResumableLoader(DataLoader[Any]):
     def order_hash(self) -> str:
         """Return a sha256 that is equal where the same batches come in the same order.
 
-        It covers the seed, the class of the sampler, the indices of all samples of the first epoch,
-        batch by batch, and the tokens of its first batch. Since every order is a function of seed
-        and epoch alone, two runs with an equal hash and an equal fingerprint of their data take the
-        same batches in the same order, in every epoch.
+        It covers the seed, the class of the sampler, the indices of the first epoch, batch by
+        batch, and the tokens of its first batch. Every order is a function of seed and epoch alone.
+        So two runs with an equal hash and equal data take the same batches in every epoch.
 
-        The hash does not depend on the rank, nor on where a run was resumed. It depends on the
-        number of ranks only if they divide batches. It does not tell how many batches make a step.
+        The hash does not depend on the rank, nor on where a run was resumed; on the number of ranks
+        only if batches are halved for them; nor on how many batches make a step.
         """
         sampler = self.sampler
         digest = hashlib.sha256(f"{type(sampler).__name__} {sampler.seed}".encode())

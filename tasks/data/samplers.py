@@ -60,10 +60,7 @@ class EpochSampler(Sampler[list[int]], ABC):
 def divide_over_ranks(batches: list[np.ndarray], world_size: int) -> list[np.ndarray]:
     """Halve the largest batches until their number is a multiple of world_size.
 
-    The halves stay next to each other.
-
-    Raises:
-        UserError: there are fewer samples than ranks.
+    The halves stay next to each other. Raise UserError if there are fewer samples than ranks.
     """
     for _ in range(-len(batches) % world_size):
         largest = max(range(len(batches)), key=lambda i: len(batches[i]))
@@ -178,12 +175,7 @@ class RandomBlockSampler(ShuffledBlockSampler):
 
 
 class ShuffledRowSampler(EpochSampler):
-    """The rows of a dataset in random order.
-
-    Args:
-        rows: their number.
-        batch_size: rows in a batch.
-    """
+    """The rows of a dataset in random order."""
 
     def __init__(self, rows: int, *, batch_size: int, **options: int) -> None:
         super().__init__(**options)

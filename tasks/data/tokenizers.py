@@ -68,8 +68,7 @@ class Tokenizer(ABC):
     def encode(self, text: str) -> list[int]:
         """Return the token ids of `text`, without special tokens.
 
-        Raises:
-            BadInput: the text is not valid Unicode.
+        Raise BadInput if the text is not valid Unicode.
         """
 
     @abstractmethod
@@ -83,10 +82,8 @@ class Tokenizer(ABC):
     def decode(self, ids: Iterable[int]) -> str:
         """Return the text of `ids`, without `<pad>`, `<bos>` and `<eos>`.
 
-        `<unk>`, and bytes that make no character, become U+FFFD.
-
-        Raises:
-            BadInput: an id is out of range.
+        `<unk>`, and bytes that make no character, become U+FFFD. Raise BadInput for an id out of
+        range.
         """
         ids = list(ids)
         check_ids(ids, self.vocabulary_size, location="the text to decode")

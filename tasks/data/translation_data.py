@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from attention_zoo.errors import BadInput, UserError
-from attention_zoo.tasks.data.base import PreparedData
+from attention_zoo.tasks.data.base import EncodedSplit, PreparedData
 from attention_zoo.tasks.data.batches import JaggedArray, PairDataset, TranslationBatch
 from attention_zoo.tasks.data.samplers import TokenBudgetSampler
 from attention_zoo.tasks.data.sources.base import SPLITS, Pair, Source
@@ -53,10 +53,8 @@ class TranslationData(PreparedData):
             )
         self.tokens_per_batch = tokens_per_batch
         self.max_tokens = max_tokens
+        self.cache_options = {"max_tokens": max_tokens}
         self.length_jitter = length_jitter
-
-    def build_options(self) -> dict[str, Any]:
-        return {"max_tokens": self.max_tokens}
 
     def build_values(self) -> dict[str, Any]:
         return {**super().build_values(), "probes": self.source.probes()}
@@ -64,9 +62,7 @@ class TranslationData(PreparedData):
     def make_tokenizer(self, train: list[Pair]) -> Tokenizer:
         return self.tokenizer_factory(line for pair in train for line in pair)
 
-    def encode_split(
-        self, split: str, items: list[Pair], tokenizer: Tokenizer
-    ) -> tuple[dict[str, Any], dict[str, int]]:
+    def encode_split(self, split: str, items: list[Pair], tokenizer: Tokenizer) -> EncodedSplit:
         if not items:
             raise BadInput(f"the {split} split holds no line; give it at least one.")
         source = encode_lines([source for source, _ in items], tokenizer, prefix=[])
@@ -169,10 +165,7 @@ def select_rows(
 ) -> tuple[np.ndarray, dict[str, int]]:
     """Return the indices of the pairs to keep, and counts for the report.
 
-    With `max_tokens`, lines that are empty or longer than that are left out.
-
-    Raises:
-        BadInput: no line is left.
+    With `max_tokens`, lines that are empty or longer are left out. Raise BadInput if none is left.
     """
     empty = np.array([not (source.strip() and target.strip()) for source, target in pairs])
     lengths = np.maximum(source.lengths(), target.lengths())

@@ -78,11 +78,7 @@ class Diagnostic(ABC):
         return {split: self.draw_split(split) for split in SPLITS}
 
     def draw_split(self, split: str) -> QueryRows:
-        """Draw the sequences of a split.
-
-        Raises:
-            UserError: there are not enough different sequences.
-        """
+        """Draw the sequences of a split. Raise UserError if there are not enough different ones."""
         generator = np.random.default_rng([self.seed, SPLITS.index(split)])
         option = "size" if split == "train" else split
         size = getattr(self, option)

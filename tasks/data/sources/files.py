@@ -41,6 +41,12 @@ class SplitFiles(Source[Item]):
         return find_file(self.root / name, remedy=remedy)
 
 
+def check_folder(root: str | Path) -> None:
+    """Raise BadInput if there is no such folder."""
+    if not Path(root).is_dir():
+        raise BadInput(f"there is no folder {root}; give data.root=FOLDER the one with the files.")
+
+
 def find_file(path: Path, *, remedy: str) -> Path:
     """Return `path`, or `path` with ".gz". Raise BadInput if neither is a file."""
     for candidate in (path, path.with_name(path.name + ".gz")):

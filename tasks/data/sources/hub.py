@@ -7,6 +7,7 @@ from typing import Any
 
 from attention_zoo.errors import BadInput
 from attention_zoo.tasks.data.sources.base import SPLITS, Item, Pair, Source
+from attention_zoo.tasks.data.sources.files import check_folder
 from attention_zoo.tasks.data.sources.parallel_files import ParallelFiles
 from attention_zoo.tasks.data.sources.text_files import OneTextFile, TextFiles, cut_text
 
@@ -49,9 +50,7 @@ class HubSource(Source[Item]):
     def load_corpus(self) -> Any:
         """Load all splits.
 
-        Raises:
-            BadInput: the package `datasets` is missing, or the hub does not give the dataset; the
-                message has one line.
+        Raise BadInput, in one line, if the package `datasets` is missing or the hub fails.
         """
         names = [str(self.files[name]) for name in ("file", *SPLITS) if name in self.files]
         remedy = (
@@ -84,17 +83,6 @@ class HubSource(Source[Item]):
             "revision": self.revision,
             "splits": self.split_names,
         }
-
-    def with_root(self, root: str | Path) -> Source[Item]:
-        if not Path(root).is_dir():
-            raise BadInput(
-                f"there is no folder {root}; give data.root=FOLDER the one with the files."
-            )
-        return self.file_source(root)
-
-    @abstractmethod
-    def file_source(self, root: str | Path) -> Source[Item]:
-        """Return the source that reads `files` from a folder."""
 
 
 class HubPairs(HubSource[Pair]):
@@ -133,7 +121,8 @@ class HubPairs(HubSource[Pair]):
     def cache_key(self) -> dict[str, Any]:
         return {"source": "hub_pairs", "pair": self.pair, **super().cache_key()}
 
-    def file_source(self, root: str | Path) -> ParallelFiles:
+    def with_root(self, root: str | Path) -> ParallelFiles:
+        check_folder(root)
         return ParallelFiles.from_patterns(self.pair, self.files, root)
 
 
@@ -169,6 +158,7 @@ class HubTexts(HubSource[str]):
             **super().cache_key(),
         }
 
-    def file_source(self, root: str | Path) -> TextFiles | OneTextFile:
+    def with_root(self, root: str | Path) -> TextFiles | OneTextFile:
+        check_folder(root)
         kind = OneTextFile if "file" in self.files else TextFiles
         return kind(**self.files, root=root)

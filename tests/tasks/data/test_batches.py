@@ -120,7 +120,7 @@ STREAM = np.array(
 @pytest.mark.parametrize("world_size", WORLDS)
 def test_an_evaluation_predicts_every_token_once(context_length: int, world_size: int) -> None:
     blocks = BlockDataset(STREAM, context_length=context_length)
-    batches = consecutive_batches(blocks.starts(), 2)
+    batches = consecutive_batches(blocks.indices(), 2)
     if -(-(len(STREAM) - 1) // context_length) < world_size:
         with pytest.raises(UserError, match="sample for each process"):
             list(FixedBatchSampler(batches, world_size=world_size))
@@ -138,7 +138,7 @@ def test_an_evaluation_predicts_every_token_once(context_length: int, world_size
     assert sorted(targets) == sorted(token for token in STREAM.tolist() if token != 1)
 
 
-def test_targets_are_the_next_inputs_and_never_a_beginning() -> None:
+def test_targets_are_the_next_inputs_and_never_a_bos() -> None:
     batch = BlockDataset(STREAM, context_length=16)[[25]]
     window = STREAM[25:42].tolist()
     assert batch.inputs.tolist() == [window[:-1]]
@@ -257,7 +257,7 @@ def test_another_order_has_another_hash(other: dict[str, int]) -> None:
     assert order_hash(**other) != order_hash()
 
 
-def test_the_hash_of_an_order_is_that_of_all_ranks_and_epochs() -> None:
+def test_the_hash_of_an_order_is_the_same_on_all_ranks_and_in_all_epochs() -> None:
     # 62 batches, which two ranks share.
     assert order_hash(rank=0, world_size=2) == order_hash(rank=1, world_size=2) == order_hash()
     # Four ranks need 64, so two are divided.

@@ -60,14 +60,14 @@ def composed(name: str, cache: Path, tokenizer: str = "bytes", **changes: object
 
 @pytest.mark.parametrize("name", SOURCES)
 def test_every_yaml_makes_its_data_module(name: str, tmp_path: Path) -> None:
-    own = {
+    required = {
         "parallel_files": {
             "data__source__train": [["a", "b"]],
             "data__source__valid": [["a", "b"]],
         },
         "text_files": {"data__source__train": ["a"], "data__source__valid": ["b"]},
     }
-    data = composed(name, tmp_path, **own.get(name, {}))
+    data = composed(name, tmp_path, **required.get(name, {}))
     assert data.seed == 3
     assert isinstance(data.source.cache_key() if name in ("phrases", "python_docs") else {}, dict)
 
@@ -113,7 +113,7 @@ def test_the_order_is_reproducible_and_follows_the_seed(tmp_path: Path) -> None:
     assert hashes[0] == hashes[1] != hashes[2]
 
 
-def test_an_example_is_as_long_as_what_is_trained_on_in_the_mean(tmp_path: Path) -> None:
+def test_an_example_has_the_mean_length_of_training(tmp_path: Path) -> None:
     data = phrases(tmp_path, tokens_per_batch=512)
     lengths = [part.ne(0).sum(1) for batch in data.train_dataloader() for part in batch[:2]]
     source, target = (torch.cat(lengths[side::2]).float().mean() for side in (0, 1))
@@ -126,8 +126,8 @@ def test_an_example_is_as_long_as_what_is_trained_on_in_the_mean(tmp_path: Path)
 
 
 def test_workers_give_the_same_batches(tmp_path: Path) -> None:
-    alone, helped = phrases(tmp_path), phrases(tmp_path, num_workers=1)
-    for one, other in zip(alone.train_dataloader(), helped.train_dataloader(), strict=True):
+    alone, with_worker = phrases(tmp_path), phrases(tmp_path, num_workers=1)
+    for one, other in zip(alone.train_dataloader(), with_worker.train_dataloader(), strict=True):
         assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
 
 
@@ -165,7 +165,7 @@ def test_lines_that_the_model_cannot_take_are_refused_with_their_location(tmp_pa
         data.check_max_length(2)
 
 
-def test_a_train_split_of_nothing_but_left_out_lines_is_refused(tmp_path: Path) -> None:
+def test_a_train_split_without_usable_lines_is_refused(tmp_path: Path) -> None:
     source = pair_files(tmp_path, [("", "a"), ("b" * 30, "c")], [("d", "e")])
     with pytest.raises(BadInput, match=r"no train line is left: of 2, 1 are empty .* 1 have more"):
         phrases(tmp_path, source=source, tokenizer=ByteTokenizer.train, max_tokens=20)
@@ -268,7 +268,7 @@ def test_real_cyrillic(real, tmp_path: Path) -> None:
 
 
 class Recorder(LightningModule):
-    """Notes which pairs it is given."""
+    """Records the pairs of its batches."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Diagnostics ask what can be answered, in sequences that no two splits share."""
+"""Diagnostics ask queries that have an answer, in sequences that no two splits share."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -34,23 +34,23 @@ each = pytest.mark.parametrize("source", SMALL.values(), ids=SMALL)
 
 
 def rows(source: Diagnostic, split: str = "train") -> list[tuple[list[str], dict[int, str]]]:
-    """Each sequence as symbols, and the answers by their places."""
+    """Return each sequence as symbols, and the answers by their positions."""
     names = ["<pad>", "<bos>", "<eos>", "<unk>", *source.symbols]
     return [
         (
             [names[token] for token in inputs],
             {
-                place: names[answer]
-                for place, answer in zip(places, answers, strict=True)
+                position: names[answer]
+                for position, answer in zip(positions, answers, strict=True)
                 if answer >= 0
             },
         )
-        for inputs, places, answers in zip(*source.draw_split(split), strict=True)
+        for inputs, positions, answers in zip(*source.draw_split(split), strict=True)
     ]
 
 
 @each
-def test_sequences_begin_with_bos_and_ask_something(source: Diagnostic) -> None:
+def test_sequences_start_with_bos_and_have_queries(source: Diagnostic) -> None:
     for symbols, answers in rows(source):
         assert symbols[0] == "<bos>" and "<bos>" not in symbols[1:] and "<unk>" not in symbols
         assert answers and max(answers) < len(symbols)
@@ -62,43 +62,42 @@ def test_recall_asks_each_key_once_for_its_value() -> None:
         pairs = dict(zip(symbols[1:9:2], symbols[2:9:2], strict=True))
         assert len(pairs) == len(set(pairs.values())) == 4
         assert all(key[0] == "k" and value[0] == "v" for key, value in pairs.items())
-        assert {symbols[place]: answer for place, answer in answers.items()} == pairs
-        assert all(place >= 9 and place % 2 == 1 for place in answers)
+        assert {symbols[position]: answer for position, answer in answers.items()} == pairs
+        assert all(position >= 9 and position % 2 == 1 for position in answers)
         # Nothing else that is there is a key of the sequence: every answer is the only one.
         assert sum(symbol in pairs for symbol in symbols) == 8
 
 
-def test_recall_fills_up_with_all_symbols_but_the_keys() -> None:
+def test_recall_fills_up_with_all_symbols_except_the_keys() -> None:
     source = Recall(length=16, pairs=2, vocabulary=8, size=2000)
     counts = dict.fromkeys(source.symbols, 0)
     for symbols, answers in rows(source):
-        for place in {*range(5, 16)} - {*answers}:
-            counts[symbols[place]] += 1
-    # Of 9 places with 6 symbols to choose from, a value takes its share always, a key at half of
-    # the times.
+        for position in {*range(5, 16)} - {*answers}:
+            counts[symbols[position]] += 1
+    # At 9 positions with 6 symbols each, a value is drawn at its full rate, a key at half of it.
     for symbol, count in counts.items():
         assert count / 2000 == pytest.approx(9 / 6 * (1 if symbol[0] == "v" else 0.5), rel=0.1)
 
 
 def test_recall_asks_at_distances_of_a_power_law() -> None:
-    """The authors' draw: without replacement, the g-th place with weight g^(power - 1)."""
+    """The authors' draw: without replacement, the g-th position with weight g^(power - 1)."""
     for power in (0.01, 1.0):
         source = Recall(length=40, pairs=1, vocabulary=64, power=power, size=20_000)
-        places = source.draw_split("train").places[:, 0]
-        counts = np.bincount((places - 3) // 2, minlength=19)
+        positions = source.draw_split("train").places[:, 0]
+        counts = np.bincount((positions - 3) // 2, minlength=19)
         weights = np.arange(1, 20) ** (power - 1.0)
-        expected = len(places) * weights / weights.sum()
+        expected = len(positions) * weights / weights.sum()
         assert len(counts) == 19
         assert np.abs(counts - expected).max() < 5 * np.sqrt(expected.max())
 
 
-def test_recall_at_another_length_has_as_many_pairs_to_a_token() -> None:
+def test_the_pairs_of_recall_grow_with_the_length() -> None:
     assert [Recall().with_length(length).pairs for length in (64, 128, 256)] == [4, 8, 16]
     assert Recall().with_length(128).draw_split("test").inputs.shape == (1000, 128)
 
 
 @pytest.mark.parametrize("kind", ["copy", "reverse"])
-def test_strings_come_again(kind: str) -> None:
+def test_strings_are_repeated(kind: str) -> None:
     lengths = set()
     for symbols, answers in rows(SMALL[kind]):
         line = " ".join(symbols).removeprefix("<bos> ").partition(" <pad>")[0]
@@ -107,7 +106,7 @@ def test_strings_come_again(kind: str) -> None:
         separator = 1 + len(string)
         assert symbols[separator] == "|"
         assert sorted(answers) == list(range(separator, separator + len(string) + 1))
-        assert [answers[place] for place in sorted(answers)] == [*again, "<eos>"]
+        assert [answers[position] for position in sorted(answers)] == [*again, "<eos>"]
         lengths.add(len(string))
     assert lengths == {3, 4, 5, 6}
     longer = SMALL[kind].with_length(9)
@@ -118,12 +117,14 @@ def test_induction_asks_for_what_followed_before() -> None:
     periods = set()
     for symbols, answers in rows(SMALL["induction"]):
         assert len(symbols) == 20
-        first = next(place for place in range(2, 20) if symbols[place] in symbols[1:place])
+        first = next(
+            position for position in range(2, 20) if symbols[position] in symbols[1:position]
+        )
         assert sorted(answers) == list(range(first, 20))
-        for place, answer in answers.items():
-            before = [i for i in range(1, place) if symbols[i] == symbols[place]]
+        for position, answer in answers.items():
+            before = [i for i in range(1, position) if symbols[i] == symbols[position]]
             assert {symbols[i + 1] for i in before} == {answer}
-            assert place == 19 or symbols[place + 1] == answer
+            assert position == 19 or symbols[position + 1] == answer
         periods.add(first - 1)
     assert periods == {5, 6, 7, 8, 9, 10}
 
@@ -133,13 +134,13 @@ def test_flip_flop_reads_what_was_written_last() -> None:
     for symbols, answers in rows(SMALL["flip_flop"]):
         assert len(symbols) == 30 and (symbols[1], symbols[-1]) == ("w", "r")
         memory, read = "", {}
-        for place in range(1, 30, 2):
-            bit = symbols[place + 1] if place < 29 else None
-            kinds.append(symbols[place])
-            if symbols[place] == "w":
+        for position in range(1, 30, 2):
+            bit = symbols[position + 1] if position < 29 else None
+            kinds.append(symbols[position])
+            if symbols[position] == "w":
                 memory = str(bit)
-            elif symbols[place] == "r":
-                read[place] = memory
+            elif symbols[position] == "r":
+                read[position] = memory
                 assert bit in (memory, None)
         assert answers == read
     assert 0.4 < kinds.count("i") / len(kinds) < 0.5  # Of the first and last there is none.
@@ -153,13 +154,13 @@ def test_no_sequence_is_in_two_splits_or_twice_in_one(source: Diagnostic) -> Non
     splits = {split: content(source, split) for split in ("train", "valid", "test")}
     assert [len(splits[split]) for split in splits] == [600, 40, 40]
     assert len(set().union(*splits.values())) == 680
-    # Whoever draws them: with other seeds and sizes too.
+    # With other seeds and sizes too.
     other = replace(source, size=40, valid=300, test=300, seed=7)
     assert not set(splits["train"]) & {*content(other, "valid"), *content(other, "test")}
     assert not set(content(other, "train")) & {*splits["valid"], *splits["test"]}
 
 
-def test_a_few_sequences_are_found_and_more_are_refused() -> None:
+def test_more_sequences_than_there_are_are_refused() -> None:
     """There are 3 + 9 strings of up to two of three symbols."""
     everything = Copy(length=2, min_length=1, vocabulary=3, size=1, valid=1, test=1)
     train = [symbols for symbols, _ in rows(everything)]
@@ -217,7 +218,7 @@ def diagnostic(folder: Path, kind: str = "recall", **changes: Any) -> Diagnostic
 
 
 @pytest.mark.parametrize("kind", SMALL)
-def test_batches_ask_and_tests_come_at_every_length(kind: str, tmp_path: Path) -> None:
+def test_batches_have_queries_and_every_length_a_test_set(kind: str, tmp_path: Path) -> None:
     source = SMALL[kind]
     data = diagnostic(tmp_path, kind, test_lengths=[24])
     assert data.test_names == ["test", "test@24"]
@@ -253,7 +254,7 @@ def test_the_order_follows_seed_and_epoch(tmp_path: Path) -> None:
     assert torch.cat([batch.inputs for batch in loader]).tolist() == order(1, 0)[30 * 16 :]
 
 
-def test_an_example_asks_as_much_as_a_row_does_in_the_mean(tmp_path: Path) -> None:
+def test_an_example_has_the_mean_number_of_queries(tmp_path: Path) -> None:
     data = diagnostic(tmp_path, "flip_flop")
     example, batch = data.example_batch(), next(iter(data.train_dataloader()))
     asked = (data.rows["train"].answers >= 0).sum(1)
@@ -276,7 +277,7 @@ def test_report_fingerprint_and_cache(tmp_path: Path) -> None:
     "kind, tokens",
     [("recall", 1), ("copy", 6), ("reverse", 6), ("induction", 4), ("flip_flop", 1)],
 )
-def test_probes_are_first_questions(kind: str, tokens: int, tmp_path: Path) -> None:
+def test_probes_are_first_queries(kind: str, tokens: int, tmp_path: Path) -> None:
     data = diagnostic(tmp_path, kind, answer_tokens=tokens)
     assert data.probe_references is not None
     assert len(data.probes) == len(data.probe_references) == 3
@@ -290,7 +291,7 @@ def test_probes_are_first_questions(kind: str, tokens: int, tmp_path: Path) -> N
     assert chosen.probes == data.probes[:1] and chosen.probe_references is None
 
 
-def test_what_does_not_go_together_is_refused(tmp_path: Path) -> None:
+def test_incompatible_options_are_refused(tmp_path: Path) -> None:
     with pytest.raises(Unsupported, match="take the data that it was trained on"):
         diagnostic(tmp_path, tokenizer=ByteTokenizer.train)
     with pytest.raises(Unsupported, match="take the data that it was trained on"):

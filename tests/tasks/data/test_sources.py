@@ -16,7 +16,7 @@ PAIR_FILES = {"train": "train", "valid": "dev", "test": "test"}
 
 
 def write_pairs(folder: Path, **lines: list[str]) -> None:
-    """`train_en=["a"]` makes train.en, one line each."""
+    """Write files: `train_en=["a"]` writes train.en, one line for each string."""
     for name, content in lines.items():
         text = "".join(line + "\n" for line in content)
         (folder / name.replace("_", ".")).write_text(text, encoding="utf-8", newline="\n")
