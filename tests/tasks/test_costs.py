@@ -45,7 +45,7 @@ def pair():
 
 
 def data(example):
-    return SimpleNamespace(tokenizer=ByteTokenizer(), example=example)
+    return SimpleNamespace(tokenizer=ByteTokenizer(), example_batch=example)
 
 
 def language(*overrides):
