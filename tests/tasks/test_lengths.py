@@ -283,7 +283,7 @@ class Trained(SimpleNamespace):
     """A folder with one run, and the program in it."""
 
     def __call__(self, *arguments: str) -> None:
-        with pytest.MonkeyPatch.context_length() as patch:
+        with pytest.MonkeyPatch.context() as patch:
             patch.chdir(self.folder)
             patch.setenv("ATTENTION_ZOO_CACHE", str(self.folder / "cache"))
             patch.setenv("WANDB_MODE", "offline")
