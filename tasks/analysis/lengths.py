@@ -12,8 +12,8 @@ from rich.console import Console
 from attention_zoo.errors import Unsupported, UserError
 from attention_zoo.tasks.analysis.length_charts import draw_losses_by_position
 from attention_zoo.tasks.analysis.length_report import PREFIX, length_table, print_lengths
-from attention_zoo.tasks.data.batches import ResumableLoader
-from attention_zoo.tasks.data.module import PreparedData
+from attention_zoo.tasks.data.base import PreparedData
+from attention_zoo.tasks.data.loader import ResumableLoader
 from attention_zoo.tasks.run_folder import relative_to_cwd
 from attention_zoo.tasks.task_spec import DIAGNOSTIC_DATA, LANGUAGE_MODELING, task_spec
 from attention_zoo.tasks.training.language_modeling import LanguageModelingTask
@@ -104,7 +104,7 @@ class LengthDataModule(LightningDataModule):
         self.refused: dict[int, str] = {}
         for length in sorted(config["lengths"]):
             try:
-                tokens = data.tokens_at(length, split)
+                tokens = data.tokens_at_length(length, split)
             except UserError as error:
                 self.refused[length] = str(error)
                 continue
@@ -131,7 +131,7 @@ class LengthDataModule(LightningDataModule):
         loaders = [
             loader
             for length in self.lengths
-            for loader in self.data.tests_at(
+            for loader in self.data.loaders_at_length(
                 length, self.split, stride=self.strides[length], **rank
             ).values()
         ]

@@ -1,4 +1,4 @@
-"""`attention-zoo show NAME`: print the card of an attention mechanism or a positional encoding, and its options."""
+"""`attention-zoo show NAME`: print the card and the options of an entry of the zoo."""
 
 import inspect
 from dataclasses import asdict

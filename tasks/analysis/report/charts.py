@@ -35,7 +35,7 @@ from attention_zoo.tasks.views.charts import (
 from attention_zoo.tasks.views.figures.style import COLOURS, GREY, new_figure
 
 SIZE = (5.4, 3.6)  # inches
-GREY = "#8c949d"
+LIGHT_GREY = "#8c949d"
 POINTS = 150  # of a curve
 LOG_RATIO = 8.0  # An axis whose greatest value is so many times the smallest is logarithmic.
 LENGTH_METRICS = {"perplexity": "Perplexity", "exact_match": "Exact match"}
@@ -75,7 +75,7 @@ def row_style(index: int) -> dict[str, Any]:
     """Return the style of the row at an index."""
     if index < len(COLOURS):
         return series_style(index)
-    return {"color": GREY, "marker": "o", "linestyle": "-", "linewidth": 1, "markersize": 4}
+    return {"color": LIGHT_GREY, "marker": "o", "linestyle": "-", "linewidth": 1, "markersize": 4}
 
 
 @lru_cache

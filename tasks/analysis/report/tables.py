@@ -9,8 +9,9 @@ from attention_zoo.tasks.analysis.report.comparison import Comparison, Row, grou
 from attention_zoo.tasks.analysis.report.conditions import find_conditions
 from attention_zoo.tasks.analysis.report.labels import differing_keys
 from attention_zoo.tasks.analysis.report.measures import Measure
-from attention_zoo.tasks.analysis.report.runs import Run, flat, run_names
+from attention_zoo.tasks.analysis.report.runs import Run, run_names
 from attention_zoo.tasks.analysis.report.significance import Difference
+from attention_zoo.tasks.configuration.resolved_config import flatten
 from attention_zoo.tasks.views.tables import Cell, Table
 
 CONDITION_STATES = {
@@ -158,7 +159,7 @@ def single_values(run: Run) -> Iterator[tuple[str, Any]]:
         if key == "not_finite" or key in LONG_ENTRIES:
             continue
         if isinstance(value, dict):
-            for inner, leaf in flat(value):
+            for inner, leaf in flatten(value):
                 yield f"{key}/{inner}", leaf
         elif isinstance(value, list):
             yield key, json.dumps(value)
