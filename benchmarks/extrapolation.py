@@ -17,16 +17,16 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
+from attention_zoo.tasks.analysis.length_charts import draw_extrapolation
 from attention_zoo.tasks.analysis.length_report import (
-    asked,
-    extrapolation_figure,
-    figure,
-    ratio,
-    score,
+    all_lengths,
+    format_ratio,
+    format_score,
+    score_at,
 )
-from attention_zoo.tasks.commands.list import markdown, marked
+from attention_zoo.tasks.views.tables import Table, markdown_table, replace_section
 
-PICTURE = "docs/images/extrapolation.png"  # from the folder of the file with the table
+PICTURE = "images/extrapolation.png"  # from the folder of the file with the table
 
 
 def run_sweep(folder: Path, overrides: list[str]) -> None:
@@ -47,7 +47,7 @@ def read_sweep(folder: Path) -> dict[str, dict[str, Any]]:
 
 def format_table(jobs: dict[str, dict[str, Any]]) -> str:
     """Return a row for each encoding: perplexity at each length, and its growth with the length."""
-    lengths = sorted({length for results in jobs.values() for length in asked(results)})
+    lengths = sorted({length for results in jobs.values() for length in all_lengths(results)})
     trained = next(iter(jobs.values()))["lengths"]["trained_at"]
     longest = lengths[-1]
     columns = ["position", *(f"at {length}" for length in lengths)]
@@ -61,15 +61,15 @@ def format_table(jobs: dict[str, dict[str, Any]]) -> str:
                 *(
                     "refused"
                     if str(x) in refused
-                    else figure(score(results, "perplexity", x), digits=1)
+                    else format_score(score_at(results, "perplexity", x), digits=1)
                     for x in lengths
                 ),
-                ratio(results, "perplexity", longest),
-                figure(score(results, "sliding_perplexity", longest), digits=1),
+                format_ratio(results, "perplexity", longest),
+                format_score(score_at(results, "sliding_perplexity", longest), digits=1),
                 f"{results['seconds']:.0f}",
             ]
         )
-    return markdown(columns, rows)
+    return markdown_table(Table("Perplexity", columns, rows), code_names=True)
 
 
 def format_caption(jobs: dict[str, dict[str, Any]], folder: Path) -> str:
@@ -109,9 +109,11 @@ def main() -> None:
     if arguments.output is not None:
         picture = arguments.output.parent / PICTURE
         picture.parent.mkdir(parents=True, exist_ok=True)
-        extrapolation_figure(jobs).savefig(picture)
+        draw_extrapolation(jobs).savefig(picture, dpi=150)
         image = f"![Perplexity by length, and loss by position, of each encoding]({PICTURE})"
-        document = marked(arguments.output.read_text(), "extrapolation", f"{image}\n\n{text}")
+        document = replace_section(
+            arguments.output.read_text(), "extrapolation", f"{image}\n\n{text}"
+        )
         arguments.output.write_text(document)
 
 

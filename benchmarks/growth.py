@@ -19,8 +19,8 @@ from rich.progress import Progress
 from attention_zoo import ATTENTION
 from attention_zoo.attention.base import Attention
 from attention_zoo.factory import create_attention
-from attention_zoo.tasks.commands.list import markdown
 from attention_zoo.tasks.configuration.entry_configs import entry_options
+from attention_zoo.tasks.views.tables import Table, markdown_table
 
 DIM, HEADS = 64, 2
 LENGTHS = (512, 1024, 2048, 4096, 8192)
@@ -93,7 +93,8 @@ def main() -> None:
             progress.console.print(name, *cells, f"exponent {exponent:.2f}")
     columns = ("attention", "cost", *(f"{length:,}" for length in LENGTHS), "exponent")
     introduction = INTRODUCTION.format(threads=torch.get_num_threads(), rounds=arguments.rounds)
-    text = f"{introduction}\n{markdown(columns, rows)}\n"
+    table = markdown_table(Table("Growth", columns, rows), code_names=True)
+    text = f"{introduction}\n{table}\n"
     if arguments.output is not None:
         arguments.output.write_text(text)
     if failed:

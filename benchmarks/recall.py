@@ -13,8 +13,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from attention_zoo.tasks.commands.list import markdown, marked
 from attention_zoo.tasks.training.checkpoints import read_checkpoint
+from attention_zoo.tasks.views.tables import Table, markdown_table, replace_section
 
 # Representatives of each family.
 MECHANISMS = [
@@ -84,10 +84,11 @@ def main() -> None:
     if not rows:
         sys.exit("No mechanism was trained, so there is no table.")
     rows.sort(key=lambda row: row[2:3] + row[1:2], reverse=True)
-    text = f"{markdown(COLUMNS, rows)}\n\n{format_caption(runs[0])}"
+    table = markdown_table(Table("Recall", COLUMNS, rows), code_names=True)
+    text = f"{table}\n\n{format_caption(runs[0])}"
     print(f"\n{text}")
     if arguments.output is not None:
-        arguments.output.write_text(marked(arguments.output.read_text(), "recall", text))
+        arguments.output.write_text(replace_section(arguments.output.read_text(), "recall", text))
 
 
 if __name__ == "__main__":

@@ -7,9 +7,9 @@ from typing import Any
 from attention_zoo.zoo import Role
 
 # The data modules, by their `_target_`.
-LANGUAGE_DATA = "attention_zoo.tasks.data.language.LanguageData"
-DIAGNOSTIC_DATA = "attention_zoo.tasks.data.diagnostic.DiagnosticData"
-TRANSLATION_DATA = "attention_zoo.tasks.data.translation.TranslationData"
+LANGUAGE_DATA = "attention_zoo.tasks.data.language_data.LanguageData"
+DIAGNOSTIC_DATA = "attention_zoo.tasks.data.diagnostic_data.DiagnosticData"
+TRANSLATION_DATA = "attention_zoo.tasks.data.translation_data.TranslationData"
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from attention_zoo.attention.base import take_auxiliary_loss
 from attention_zoo.errors import Unsupported
 from attention_zoo.models import Seq2Seq
-from attention_zoo.tasks.data.module import PreparedData
+from attention_zoo.tasks.data.base import PreparedData
 
 if TYPE_CHECKING:
     from attention_zoo.tasks.training.task import Task
@@ -46,7 +46,7 @@ def training_flops_per_token(task: "Task", data: PreparedData) -> float:
     def count(task: "Task") -> float:
         task.train()
         with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-            logits, targets = task.predict_batch(data.example())
+            logits, targets = task.predict_batch(data.example_batch())
             auxiliary = take_auxiliary_loss(task.model)
             loss = logits.sum()
             (loss if auxiliary is None else loss + auxiliary).backward()
@@ -71,7 +71,7 @@ def decode_state_bytes(task: "Task", data: PreparedData) -> int | None:
 
     def count(task: "Task") -> int | None:
         model: Any = task.model.eval()
-        example = data.example()
+        example = data.example_batch()
         try:
             cache = model.new_cache()
         except Unsupported:

@@ -10,14 +10,10 @@ from lightning.pytorch.loggers import Logger
 from rich.console import Console
 
 from attention_zoo.errors import Unsupported, UserError
-from attention_zoo.tasks.analysis.length_report import (
-    PREFIX,
-    length_table,
-    loss_by_position_figure,
-    print_lengths,
-)
-from attention_zoo.tasks.data.batches import ResumableLoader
-from attention_zoo.tasks.data.module import PreparedData
+from attention_zoo.tasks.analysis.length_charts import draw_losses_by_position
+from attention_zoo.tasks.analysis.length_report import PREFIX, length_table, print_lengths
+from attention_zoo.tasks.data.base import PreparedData
+from attention_zoo.tasks.data.loader import ResumableLoader
 from attention_zoo.tasks.run_folder import relative_to_cwd
 from attention_zoo.tasks.task_spec import DIAGNOSTIC_DATA, LANGUAGE_MODELING, task_spec
 from attention_zoo.tasks.training.language_modeling import LanguageModelingTask
@@ -108,7 +104,7 @@ class LengthDataModule(LightningDataModule):
         self.refused: dict[int, str] = {}
         for length in sorted(config["lengths"]):
             try:
-                tokens = data.tokens_at(length, split)
+                tokens = data.tokens_at_length(length, split)
             except UserError as error:
                 self.refused[length] = str(error)
                 continue
@@ -135,7 +131,7 @@ class LengthDataModule(LightningDataModule):
         loaders = [
             loader
             for length in self.lengths
-            for loader in self.data.tests_at(
+            for loader in self.data.loaders_at_length(
                 length, self.split, stride=self.strides[length], **rank
             ).values()
         ]
@@ -194,11 +190,12 @@ def report_lengths(
         Paths by name.
     """
     print_lengths(console, results)
-    log_table(loggers, "lengths", *length_table(results), step)
+    table = length_table(results)
+    log_table(loggers, "lengths", table.columns, table.rows, step)
     if results["lengths"].get("loss_by_position") is None:
         return {}
     picture = relative_to_cwd(folder) / "loss_by_position.png"
     picture.parent.mkdir(parents=True, exist_ok=True)
-    loss_by_position_figure(results).savefig(picture)
+    draw_losses_by_position(results).savefig(picture, dpi=150)
     log_image(loggers, "loss_by_position", picture, step)
     return {"positions": picture}

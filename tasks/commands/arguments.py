@@ -23,7 +23,7 @@ def parse_arguments(
         command: its name.
         arguments: what follows it on the command line.
         options: what each option does, by its form, such as `output=FILE`.
-        operand: what the arguments that are no options name, such as `FOLDER`, if the command takes any.
+        operand: what the other arguments name, such as `FOLDER`, if the command takes any.
 
     Returns:
         The value of each option given, by name; and the operands, such as folders.

@@ -10,7 +10,7 @@ from attention_zoo.tasks.commands.text_input import read_lines
 from attention_zoo.tasks.configuration.composition import Invocation
 from attention_zoo.tasks.task_spec import task_spec
 from attention_zoo.tasks.training.task import load_task
-from attention_zoo.tasks.views.attention_viewer.page import page
+from attention_zoo.tasks.views.attention_viewer.page import attention_page
 
 
 def run(config: dict[str, Any], invocation: Invocation) -> None:
@@ -35,7 +35,7 @@ def run(config: dict[str, Any], invocation: Invocation) -> None:
             print(records[-1].target, flush=True)
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
-        output.write_text(page(records), encoding="utf-8")
+        output.write_text(attention_page(records), encoding="utf-8")
     except OSError as error:
         raise UserError(f"{output} cannot be written: {error.strerror}.") from None
     print(f"What attends to what: {output} ({output.stat().st_size / 1000:,.0f} kB)")

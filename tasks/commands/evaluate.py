@@ -25,8 +25,8 @@ from attention_zoo.tasks.configuration.resolved_config import (
     flat_hyperparameters,
     with_choice_names,
 )
-from attention_zoo.tasks.data.module import PreparedData
-from attention_zoo.tasks.data.tokenizers import given
+from attention_zoo.tasks.data.base import PreparedData
+from attention_zoo.tasks.data.tokenizers import restore_tokenizer
 from attention_zoo.tasks.run_folder import RunFolder, relative_to_cwd
 from attention_zoo.tasks.training.callbacks.progress import Progress
 from attention_zoo.tasks.training.loggers.factory import create_loggers
@@ -47,7 +47,7 @@ def run(config: dict[str, Any], invocation: Invocation) -> None:
     task = load_task(checkpoint, config)
     task.generates_in_validation = True
     state = checkpoint["attention_zoo"]["tokenizer"]
-    data = instantiate(config["data"], tokenizer=partial(given, state=state))
+    data = instantiate(config["data"], tokenizer=partial(restore_tokenizer, state=state))
     data.prepare_data()
     data.setup()
     length_tests = None
@@ -60,7 +60,7 @@ def run(config: dict[str, Any], invocation: Invocation) -> None:
             training_length=training_length(checkpoint["attention_zoo"]["config"]["data"]),
         )
     elif task.model.max_length is not None:
-        data.refuse_longer_than(task.model.max_length)
+        data.check_max_length(task.model.max_length)
     output = None if config["output"] is None else create_folder(Path(config["output"]))
     loggers = create_loggers(config, job_type=invocation.command)
     exit_code = 1

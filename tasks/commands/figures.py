@@ -20,7 +20,7 @@ def run(arguments: list[str]) -> None:
     """Draw all pictures into a folder, and write its `index.html`."""
     options, _ = parse_arguments("figures", arguments, OPTIONS)
 
-    from attention_zoo.tasks.views.figures.page import index
+    from attention_zoo.tasks.views.figures.page import index_page
     from attention_zoo.tasks.views.figures.trained_task import (
         find_newest_translation,
         load_translation,
@@ -39,7 +39,7 @@ def run(arguments: list[str]) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         missing = save_pictures(folder, task)
-        (folder / "index.html").write_text(index(source, missing), encoding="utf-8")
+        (folder / "index.html").write_text(index_page(source, missing), encoding="utf-8")
     except OSError as error:
         raise UserError(
             f"{folder} cannot be written to ({error.strerror}); name another: output=FOLDER."

@@ -142,7 +142,7 @@ def prepare(config: dict[str, Any], console: Console) -> Training:
         save_config(config)
     task = build_task(config, data.tokenizer)
     if task.model.max_length is not None:
-        data.refuse_longer_than(task.model.max_length)
+        data.check_max_length(task.model.max_length)
     costs = {
         "training_flops_per_token": training_flops_per_token(task, data),
         "decode_state_bytes": decode_state_bytes(task, data),
@@ -280,7 +280,7 @@ def describe_fit(training: Training, trainer: Trainer, seconds: float) -> dict[s
         "peak_memory_bytes": peak_memory_bytes(trainer),
         "seed": training.config["seed"],
         "data_hash": training.data.fingerprint,
-        "data_order": training.data.train_dataloader().order(),
+        "data_order": training.data.train_dataloader().order_hash(),
         "precision": training.config["trainer"]["precision"],
         **collect_environment(),
         **({} if training.matched is None else {"matched": training.matched}),

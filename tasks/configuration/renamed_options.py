@@ -18,6 +18,10 @@ RENAMED_OPTIONS = {
     "data.noise": "data.length_jitter",
     "data.workers": "data.num_workers",
     "data.source.shortest": "data.source.min_length",
+    "data.source.ignore": "data.source.ignore_fraction",
+    "data.source.share": "data.source.valid_fraction",
+    "data.source.files.shares": "data.source.files.fractions",
+    "position.places": "position.num_positions",
     "schedule.floor": "schedule.min_lr_ratio",
     "ckpt": "ckpt_path",
     "into": "output",
@@ -34,6 +38,15 @@ REPLACED_FLAGS = {
 # Modules and functions that a `_target_` names.
 RENAMED_TARGETS = {
     "attention_zoo.tasks.callbacks": "attention_zoo.tasks.training.callbacks",
+    "attention_zoo.tasks.data.batches.RandomBlocks": (
+        "attention_zoo.tasks.data.samplers.RandomBlockSampler"
+    ),
+    "attention_zoo.tasks.data.batches.ShuffledBlocks": (
+        "attention_zoo.tasks.data.samplers.ShuffledBlockSampler"
+    ),
+    "attention_zoo.tasks.data.diagnostic": "attention_zoo.tasks.data.diagnostic_data",
+    "attention_zoo.tasks.data.language": "attention_zoo.tasks.data.language_data",
+    "attention_zoo.tasks.data.translation": "attention_zoo.tasks.data.translation_data",
     "attention_zoo.tasks.language_modeling": "attention_zoo.tasks.training.language_modeling",
     "attention_zoo.tasks.optimizers": "attention_zoo.tasks.training.optimizers",
     "attention_zoo.tasks.schedules": "attention_zoo.tasks.training.schedules",

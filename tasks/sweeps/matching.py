@@ -16,7 +16,7 @@ from attention_zoo.tasks.configuration.build import build_task, parameter_counts
 from attention_zoo.tasks.configuration.defaults import resolve_position
 from attention_zoo.tasks.configuration.entry_configs import entry_config
 from attention_zoo.tasks.configuration.validation import validate
-from attention_zoo.tasks.data.module import PreparedData
+from attention_zoo.tasks.data.base import PreparedData
 from attention_zoo.tasks.task_spec import task_spec
 from attention_zoo.tasks.training.manifest import MATCH_TOLERANCE
 from attention_zoo.tasks.views.console import print_line

@@ -17,7 +17,10 @@ from attention_zoo.tasks.sweeps.jobs import Job
 from attention_zoo.tasks.sweeps.scheduling import outcome_table
 from tests.cli.conftest import ROOT, SMALL, TEXT
 
-ASK = "import sys; sys.argv = ['attention-zoo', *sys.argv[1:]]; from attention_zoo.tasks.commands.cli import"
+ASK = (
+    "import sys; sys.argv = ['attention-zoo', *sys.argv[1:]]; "
+    "from attention_zoo.tasks.commands.cli import"
+)
 
 
 def test_composition_needs_no_torch(program):

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from attention_zoo.decoding.base import Hypothesis
-from attention_zoo.tasks.data.tokenizers import SPECIALS, Tokenizer
+from attention_zoo.tasks.data.tokenizers import FIRST_ID, Tokenizer
 from attention_zoo.tasks.views.attention_record import AttentionRecord
 
 SOURCE = [b"Wednesday", b",", b" Mar", b"ch", b" ", b"4"]
@@ -17,8 +17,8 @@ class PieceTokenizer(Tokenizer):
     """A tokenizer whose tokens are the given pieces, in order, after the special tokens."""
 
     def __init__(self, pieces: list[bytes]) -> None:
-        super().__init__([*(b"" for _ in SPECIALS), *pieces])
-        self.ids = list(range(len(SPECIALS), len(SPECIALS) + len(pieces)))
+        super().__init__(pieces)
+        self.ids = list(range(FIRST_ID, FIRST_ID + len(pieces)))
 
     train = classmethod(lambda cls, lines: cls([]))
 

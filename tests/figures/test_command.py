@@ -30,7 +30,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     gallery.save_picture(PICTURES[first], folder / first)
     for name in others:
         shutil.copy(folder / first, folder / name)
-    (folder / "index.html").write_text(page.index("The trained model is x.ckpt.", {}))
+    (folder / "index.html").write_text(page.index_page("The trained model is x.ckpt.", {}))
     return folder
 
 
@@ -55,7 +55,7 @@ def test_without_a_trained_model_the_other_pictures_are_drawn(
     text = (tmp_path / "figures" / "index.html").read_text()
     assert text.count("Not drawn: it needs a trained translation") == len(TRAINED)
     assert "train one with make demo or attention-zoo train." in text
-    assert {*re.findall(r"src='(.*?)'", text)} == PICTURES.keys() - TRAINED
+    assert {*re.findall(r'src="(.*?)"', text)} == PICTURES.keys() - TRAINED
 
 
 def test_the_reason_why_a_picture_is_missing_is_printed(tmp_path, monkeypatch, capsys) -> None:

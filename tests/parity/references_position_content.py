@@ -48,8 +48,8 @@ def transformer_xl() -> tuple[Outcome, Outcome]:
             getattr(theirs, part).copy_(linear.weight.T.unflatten(1, (HEADS, -1)))
         theirs.o.copy_(ours.output.weight.unflatten(1, (HEADS, -1)))
         theirs.r.copy_(own.distance.weight.T[order].unflatten(1, (HEADS, -1)))
-        theirs.r_w_bias.copy_(own.content_bias)
-        theirs.r_r_bias.copy_(own.place_bias)
+        theirs.r_w_bias.copy_(own.query_content_bias)
+        theirs.r_r_bias.copy_(own.query_position_bias)
     x = torch.randn(2, LENGTH, DIM, requires_grad=True)
     memory = torch.randn(2, MEMORY, DIM)
     keys = MEMORY + LENGTH
@@ -62,7 +62,7 @@ def transformer_xl() -> tuple[Outcome, Outcome]:
     ours(memory, cache=cache)
     found = theirs.layer_norm(ours(x, cache=cache) + x)
     return (
-        outcome(found, [x, own.content_bias, own.place_bias]),
+        outcome(found, [x, own.query_content_bias, own.query_position_bias]),
         outcome(expected.transpose(0, 1), [x, theirs.r_w_bias, theirs.r_r_bias]),
     )
 

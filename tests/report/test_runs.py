@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from attention_zoo.errors import BadInput, UserError
-from attention_zoo.tasks.analysis.report.answer import counted
 from attention_zoo.tasks.analysis.report.runs import find_runs, run_names
+from attention_zoo.tasks.analysis.report.summary import count_outcomes
 from tests.report.folders import drop, write_job, write_run
 
 
@@ -15,7 +15,7 @@ def test_every_outcome_is_told_with_its_reason(sweep: Path) -> None:
     runs = find_runs([sweep])
     assert len(runs) == 29
     told = "29 jobs: 25 trained, 1 refused, 1 diverged, 1 failed, 1 killed"
-    assert counted(runs) == told
+    assert count_outcomes(runs) == told
     reasons = {run.outcome: run.reason for run in runs}
     assert reasons["killed"] == "signal 9 (SIGKILL)" and "alibi" in reasons["refused"]
     assert [run.folder.name for run in runs] == [str(number) for number in range(29)]

@@ -46,7 +46,7 @@ def pair():
 
 
 def data(example):
-    return SimpleNamespace(tokenizer=ByteTokenizer(), example=example)
+    return SimpleNamespace(tokenizer=ByteTokenizer(), example_batch=example)
 
 
 def built(config, example):

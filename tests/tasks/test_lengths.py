@@ -22,9 +22,9 @@ from attention_zoo.tasks.commands.cli import main
 from attention_zoo.tasks.commands.warning_filters import silence_libraries
 from attention_zoo.tasks.configuration.defaults import resolve_defaults, training_length
 from attention_zoo.tasks.configuration.entry_configs import DEFAULT_TRAINING_LENGTH, entry_config
-from attention_zoo.tasks.data.diagnostic import DiagnosticData
+from attention_zoo.tasks.data.diagnostic_data import DiagnosticData
 from attention_zoo.tasks.data.diagnostics.copy import Copy
-from attention_zoo.tasks.data.language import LanguageData
+from attention_zoo.tasks.data.language_data import LanguageData
 from attention_zoo.tasks.data.sources.text_files import TextFiles
 from attention_zoo.tasks.data.tokenizers import ByteTokenizer, SymbolTokenizer
 from attention_zoo.tasks.training.language_modeling import LanguageModelingTask
@@ -56,15 +56,15 @@ def data(tmp_path: Path) -> LanguageData:
 def find_targets(data: LanguageData, length: int, stride: int, **ranks: int) -> dict[str, list]:
     """Return (position in the stream, position in the window, window start) by kind of window."""
     # Each token is its position, except the beginnings of documents.
-    stream = data.blocks["test"].stream
+    stream = data.streams["test"]
     numbered = np.arange(len(stream)) + 1000
     numbered[stream == BOS] = BOS
-    data.blocks["test"].stream = numbered
+    data.streams["test"] = numbered
     targets: dict[str, list] = {}
     ranks = {"rank": 0, "world_size": 1} | ranks
-    for kind, loader in data.tests_at(length, "test", stride=stride, **ranks).items():
+    for kind, loader in data.loaders_at_length(length, "test", stride=stride, **ranks).items():
         targets[kind] = []
-        for starts, batch in zip(loader.batches, loader, strict=True):
+        for starts, batch in zip(loader.sampler, loader, strict=True):
             assert batch.inputs.shape == (len(starts), length)
             for start, row in zip(starts, batch.targets, strict=True):
                 targets[kind] += [
@@ -72,7 +72,7 @@ def find_targets(data: LanguageData, length: int, stride: int, **ranks: int) -> 
                     for position, token in enumerate(row)
                     if token >= 0
                 ]
-    data.blocks["test"].stream = stream
+    data.streams["test"] = stream
     return targets
 
 
@@ -81,7 +81,7 @@ WINDOWS = [(1, 1), (2, 1), (5, 3), (8, 8), (16, 5), (64, 32), (64, 1), (82, 41)]
 
 @pytest.mark.parametrize("length, stride", WINDOWS)
 def test_every_length_and_stride_has_the_same_targets_once(data, length, stride) -> None:
-    stream = data.blocks["test"].stream
+    stream = data.streams["test"]
     assert len(stream) == 77 + 6
     expected = [x for x in range(1, len(stream)) if stream[x] != BOS]
     for targets in find_targets(data, length, stride).values():
@@ -113,8 +113,8 @@ def test_two_processes_share_the_targets(data) -> None:
 
 def test_batches_are_of_as_many_tokens_at_every_length(data) -> None:
     for length, rows in ((1, 32), (4, 8), (16, 2), (32, 1), (64, 1)):
-        loaders = data.tests_at(length, "test", stride=1, rank=0, world_size=1)
-        assert [max(map(len, loader.batches)) for loader in loaders.values()] == [rows, rows]
+        loaders = data.loaders_at_length(length, "test", stride=1, rank=0, world_size=1)
+        assert [max(map(len, loader.sampler)) for loader in loaders.values()] == [rows, rows]
 
 
 class PositionalModel(nn.Module):
@@ -170,7 +170,7 @@ def test_scores_are_those_counted_by_hand(data, stride) -> None:
     )
     entry = score_lengths(trainer, task, tests)
     metrics = {name: value.item() for name, value in trainer.callback_metrics.items()}
-    stream = data.blocks["test"].stream.tolist()
+    stream = data.streams["test"].tolist()
     assert entry["targets"] == 77 + 3  # the letters, and the ends of the documents
     assert entry["scored"] == [4, 16]
     assert entry["stride"] == {str(x): stride or x // 2 for x in (4, 16)}
@@ -218,14 +218,14 @@ def test_diagnostics_come_at_any_length(tmp_path) -> None:
         source=source, tokenizer=SymbolTokenizer.train, cache_dir=tmp_path, batch_size=8
     )
     assert data.tokens_at(6, "test") == 14 and data.tokens_at(10, "test") == 22
-    (own,) = data.tests_at(6, "test", stride=3, rank=0, world_size=1).values()
+    (own,) = data.loaders_at_length(6, "test", stride=3, rank=0, world_size=1).values()
     questions = source.questions("test")
     assert np.array_equal(torch.cat([batch.inputs for batch in own]), questions.inputs)
-    (longer,) = data.tests_at(10, "valid", stride=5, rank=0, world_size=1).values()
+    (longer,) = data.loaders_at_length(10, "valid", stride=5, rank=0, world_size=1).values()
     assert [len(batch.inputs) for batch in longer] == [5, 4]  # 8 rows of 14 are 5 of 22
     assert all(batch.targets.min() >= 0 for batch in longer)  # strings as long as that, all
     limited = {"lengths": [6, 10], "stride": None}
-    limited["data"] = {"_target_": "attention_zoo.tasks.data.diagnostic.DiagnosticData"}
+    limited["data"] = {"_target_": "attention_zoo.tasks.data.diagnostic_data.DiagnosticData"}
     tests = LengthDataModule(limited, data, split="test", max_length=14, training_length=6)
     assert tests.test_names == ["test@6"] and list(tests.refused) == [10]
 
@@ -247,7 +247,7 @@ def test_diagnostics_come_at_any_length(tmp_path) -> None:
         ({"trainer": {"fast_dev_run": True}}, r"trainer\.fast_dev_run"),
         ({"task": {"name": "translation"}}, "the length of a translation"),
         (
-            {"data": {"_target_": "attention_zoo.tasks.data.diagnostic.DiagnosticData"}}
+            {"data": {"_target_": "attention_zoo.tasks.data.diagnostic_data.DiagnosticData"}}
             | {"stride": 4},
             "stride=4 needs text",
         ),
@@ -420,7 +420,7 @@ def test_the_original_length_is_that_of_the_data_unless_it_is_given() -> None:
     assert stretched({"name": "a"}, context_length=48) == "none"
     source = {"_target_": "attention_zoo.tasks.data.diagnostics.copy.Copy", "length": 10}
     source |= {"min_length": 5, "vocabulary": 4}
-    target = "attention_zoo.tasks.data.diagnostic.DiagnosticData"
+    target = "attention_zoo.tasks.data.diagnostic_data.DiagnosticData"
     assert training_length({"_target_": target, "source": source}) == 22
 
 

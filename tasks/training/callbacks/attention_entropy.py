@@ -53,7 +53,7 @@ class AttentionEntropy(InspectionCallback):
     def sample_batch(self, trainer: Trainer, task: Any) -> Any:
         """Return the samples as a batch of the valid split."""
         loader = trainer.datamodule.val_dataloader()  # type: ignore[attr-defined]
-        indices = np.concatenate(loader.batches.batches())
+        indices = np.concatenate(loader.sampler.rank_batches())
         picks = np.linspace(0, len(indices) - 1, min(self.samples, len(indices))).round()
         batch = loader.dataset[indices[picks.astype(int)].tolist()]
         return task.transfer_batch_to_device(batch, task.device, 0)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from attention_zoo.tasks.views.attention_record import AttentionRecord
-from attention_zoo.tasks.views.attention_viewer.page import framed, page
+from attention_zoo.tasks.views.attention_viewer.page import attention_page, notebook_frame
 from tests.browser import assert_quiet, in_browser, look, texts
 
 pytestmark = in_browser
@@ -17,7 +17,7 @@ NASTY = ["</script>", "&amp;", "<b>", "\"'`", "\\u003c", "a" * 60]
 LAYERS, HEADS = 2, 3
 
 
-def reading(source: list[str], target: list[str]) -> AttentionRecord:
+def make_record(source: list[str], target: list[str]) -> AttentionRecord:
     torch.manual_seed(0)
     s, t = len(source), len(target)
     sizes = {"encoder": (s, s), "decoder": (t, t), "cross": (t, s)}
@@ -30,27 +30,29 @@ def reading(source: list[str], target: list[str]) -> AttentionRecord:
     return AttentionRecord(source, target, maps, *lines, ["<bos>", *target[:-1]])
 
 
-PAIR = reading(RUSSIAN, HEBREW)
-LONG = reading([f"word{place}" for place in range(200)], [f"слово{place}" for place in range(200)])
-SIGNED = reading(NASTY, NASTY)
+PAIR = make_record(RUSSIAN, HEBREW)
+LONG = make_record(
+    [f"word{index}" for index in range(200)], [f"слово{index}" for index in range(200)]
+)
+SIGNED = make_record(NASTY, NASTY)
 SIGNED.maps["cross"][-1] -= 0.3
 
 
 @pytest.fixture(scope="module")
 def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     folder = tmp_path_factory.mktemp("pages")
-    back = reading(HEBREW, RUSSIAN)
+    back = make_record(HEBREW, RUSSIAN)
     alone = AttentionRecord(RUSSIAN, RUSSIAN, {"decoder": PAIR.maps["encoder"]}, "среда")
     written = {
-        "pair": page([PAIR]),
-        "several": page([PAIR, back]),
-        "hebrew": page([back]),
-        "long": page([LONG]),
-        "signed": page([SIGNED]),
-        "alone": page([alone]),
-        "notebook": "<!doctype html><link rel='icon' href='data:,'><p id='told'>Out[1]</p>"
-        + framed(PAIR)
-        + framed(back),
+        "pair": attention_page([PAIR]),
+        "several": attention_page([PAIR, back]),
+        "hebrew": attention_page([back]),
+        "long": attention_page([LONG]),
+        "signed": attention_page([SIGNED]),
+        "alone": attention_page([alone]),
+        "notebook": "<!doctype html><link rel='icon' href='data:,'><p id='description'>Out[1]</p>"
+        + notebook_frame(PAIR)
+        + notebook_frame(back),
     }
     for name, text in written.items():
         (folder / f"{name}.html").write_text(text, encoding="utf-8")
@@ -64,8 +66,8 @@ def open_painted(browser: Any, address: str, **how: Any) -> None:
     browser.execute_async_script(frames)
 
 
-def token(browser: Any, side: str, place: int) -> Any:
-    selector = f".tokens[data-side={side}] li:nth-child({place + 1}) button"
+def token(browser: Any, side: str, index: int) -> Any:
+    selector = f".tokens[data-side={side}] li:nth-child({index + 1}) button"
     return browser.find_element("css selector", selector)
 
 
@@ -93,8 +95,8 @@ def figures(weights: torch.Tensor, most: torch.Tensor) -> list[str]:
     return [f"{x:.3f}" if abs(x) / most >= 0.02 else "" for x in weights.tolist()]
 
 
-def close(some: list[float], others: torch.Tensor) -> bool:
-    return torch.allclose(torch.tensor(some), others.float(), atol=0.015)
+def close(values: list[float], others: torch.Tensor) -> bool:
+    return torch.allclose(torch.tensor(values), others.float(), atol=0.015)
 
 
 @pytest.mark.parametrize("name", ["pair", "several", "long", "signed", "alone", "hebrew"])
@@ -125,12 +127,12 @@ def test_pointing_lights_what_is_attended_to(
     assert close(strengths(browser, "key"), weights[3] / whole.max())
     assert texts(browser, ".tokens[data-side=key] .figure") == figures(weights[3], whole.max())
     greatest = keys[int(weights[3].argmax())]
-    told = f"{queries[3]} attends to {greatest} {weights[3].max():.3f}"
-    assert texts(browser, "#told")[0].startswith(told)
+    description = f"{queries[3]} attends to {greatest} {weights[3].max():.3f}"
+    assert texts(browser, "#description")[0].startswith(description)
 
     hover(browser, token(browser, "key", 1))
     assert close(strengths(browser, "query"), weights[:, 1] / whole.max())
-    assert texts(browser, "#told")[0].startswith(f"{keys[1]} is attended to by ")
+    assert texts(browser, "#description")[0].startswith(f"{keys[1]} is attended to by ")
     hover(browser, browser.find_element("id", "source"))
     assert not any(strengths(browser, "query") + strengths(browser, "key"))
 
@@ -145,10 +147,10 @@ def drawn(browser: Any) -> list[list[int]]:
 
 def test_only_the_lines_of_the_token_are_drawn(browser: Any, pages: dict[str, str]) -> None:
     open_painted(browser, pages["pair"])
-    rows = {place for place, opacity in enumerate(drawn(browser)) if opacity}
+    rows = {index for index, opacity in enumerate(drawn(browser)) if opacity}
     assert {row // 26 for row in rows} == set(range(len(HEBREW)))
     hover(browser, token(browser, "query", 2))
-    rows = {place for place, opacity in enumerate(drawn(browser)) if opacity}
+    rows = {index for index, opacity in enumerate(drawn(browser)) if opacity}
     assert {row // 26 for row in rows} == {2}
 
 
@@ -161,7 +163,7 @@ def test_a_cell_names_both_tokens_and_the_weight(browser: Any, pages: dict[str, 
     aside, down = 3.5 * cell - cells.size["width"] / 2, 1.5 * cell - cells.size["height"] / 2
     ActionChains(browser).move_to_element_with_offset(cells, int(aside), int(down)).perform()
     weight = PAIR.maps["cross"][-1].mean(0)[1, 3]
-    assert texts(browser, "#told") == [f"רביעי attends to марта with {weight:.3f}"]
+    assert texts(browser, "#description") == [f"רביעי attends to марта with {weight:.3f}"]
     assert texts(browser, ".across li.at, .down li.at") == ["марта", "רביעי"]
 
 
@@ -169,7 +171,7 @@ def pixels(browser: Any, selector: str) -> torch.Tensor:
     script = """const canvas = document.querySelector(arguments[0]);
         const { width, height } = canvas;
         const { data } = canvas.getContext("2d").getImageData(0, 0, width, height);
-        return [height, width, [...data].filter((_, place) => place % 4 === 3)]"""
+        return [height, width, [...data].filter((_, index) => index % 4 === 3)]"""
     height, width, values = browser.execute_script(script, selector)
     return torch.tensor(values).view(height, width) / 255
 
@@ -236,8 +238,8 @@ def test_all_of_it_can_be_reached_by_keyboard(browser: Any, pages: dict[str, str
     press(Keys.TAB)
     assert texts(browser, ".tokens li.at button") == [HEBREW[1]]
     press(Keys.ARROW_DOWN, Keys.ARROW_DOWN, Keys.ARROW_RIGHT)
-    told = f"{HEBREW[1]} attends to {RUSSIAN[1]} with {weights[0, 1, 1]:.3f}"
-    assert texts(browser, "#told") == [told]
+    description = f"{HEBREW[1]} attends to {RUSSIAN[1]} with {weights[0, 1, 1]:.3f}"
+    assert texts(browser, "#description") == [description]
     press(Keys.ESCAPE)
     assert texts(browser, "li.at") == []
 
@@ -322,7 +324,7 @@ def test_an_axis_of_hebrew_begins_at_the_right(
     script = """const [first, second] = document.querySelectorAll(".across li");
         return second.getBoundingClientRect().left - first.getBoundingClientRect().left"""
     assert (browser.execute_script(script) < 0) is right_to_left
-    weights = (reading(HEBREW, RUSSIAN) if right_to_left else PAIR).maps["cross"][-1]
+    weights = (make_record(HEBREW, RUSSIAN) if right_to_left else PAIR).maps["cross"][-1]
     shown = pixels(browser, "#cells canvas")
     expected = weights.mean(0) / weights.max()
     assert torch.allclose(
@@ -342,12 +344,12 @@ def test_two_in_a_notebook_do_not_disturb_each_other(browser: Any, pages: dict[s
     choose(browser, role="encoder", layer="1")
     browser.execute_script("arguments[0].scrollIntoView()", token(browser, "query", 1))
     hover(browser, token(browser, "query", 1))
-    assert texts(browser, "#told")[0].startswith(f"{HEBREW[1]} attends to ")
+    assert texts(browser, "#description")[0].startswith(f"{HEBREW[1]} attends to ")
     browser.switch_to.default_content()
     browser.switch_to.frame(frames[0])
     assert texts(browser, "label:has(:checked)") == ["Cross-attention", "2", "mean"]
     browser.switch_to.default_content()
-    assert texts(browser, "#told") == ["Out[1]"] and browser.current_url == pages["notebook"]
+    assert texts(browser, "#description") == ["Out[1]"] and browser.current_url == pages["notebook"]
     fits = "return arguments[0].offsetHeight - arguments[0].contentDocument.body.scrollHeight"
     for frame in frames:
         assert 0 <= browser.execute_script(fits, frame) < 40

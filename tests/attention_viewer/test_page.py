@@ -12,15 +12,14 @@ from attention_zoo.attention.dense.multi_head import MultiHeadAttention
 from attention_zoo.errors import UserError
 from attention_zoo.tasks.views.attention_record import AttentionRecord
 from attention_zoo.tasks.views.attention_viewer.page import (
-    AttentionView,
-    framed,
-    packed,
-    page,
+    attention_page,
+    encode_weights,
+    notebook_frame,
 )
 
 
-def reading(tokens: int = 4, heads: int = 2, layers: int = 1) -> AttentionRecord:
-    names = [f"w{place}" for place in range(tokens)]
+def make_record(tokens: int = 4, heads: int = 2, layers: int = 1) -> AttentionRecord:
+    names = [f"w{index}" for index in range(tokens)]
     attention = MultiHeadAttention(dim=8 * heads, heads=heads, role="global")
     maps = [attention.attention_map(torch.randn(1, tokens, 8 * heads))[0] for _ in range(layers)]
     return AttentionRecord(names, names, {"encoder": maps, "decoder": maps, "cross": maps})
@@ -29,50 +28,54 @@ def reading(tokens: int = 4, heads: int = 2, layers: int = 1) -> AttentionRecord
 @pytest.mark.parametrize("scale", [1.0, -3.0, 1e-6, 1e6, 0.0])
 def test_weights_come_back_within_half_a_step(scale: float) -> None:
     weights = torch.rand(2, 3, 5) * scale
-    held = packed(weights)
-    numbers = np.frombuffer(base64.b64decode(held["weights"]), "<i2").reshape(2, 3, 5)
-    back = torch.tensor(numbers * held["step"])
-    assert held["heads"] == 2 and held["step"] > 0
+    encoded = encode_weights(weights)
+    numbers = np.frombuffer(base64.b64decode(encoded["weights"]), "<i2").reshape(2, 3, 5)
+    back = torch.tensor(numbers * encoded["step"])
+    assert encoded["heads"] == 2 and encoded["step"] > 0
     assert (back - weights).abs().max() <= 0.51 * weights.abs().max() / 32767
 
 
 def test_a_page_of_thirty_tokens_is_small() -> None:
     # Three roles, two layers, four heads: as the demo's model.
-    it = reading(30, 4, 2)
+    record = make_record(30, 4, 2)
     weights = 3 * 2 * 4 * 30 * 30
-    assert len(page([it])) - len(page([reading(1, 4, 2)])) < 2.8 * weights
-    assert len(page([it])) < 110_000
+    empty = len(attention_page([make_record(1, 4, 2)]))
+    assert len(attention_page([record])) - empty < 2.8 * weights
+    assert len(attention_page([record])) < 110_000
 
 
 def test_a_decoder_attends_to_what_it_has_read() -> None:
-    it = reading(3)._replace(decoder_input_tokens=["<bos>", "w0", "w1"])
-    assert it.tokens("decoder") == (["<bos>", "w0", "w1"], ["<bos>", "w0", "w1"])
-    assert it.tokens("cross") == it.tokens("encoder") == (["w0", "w1", "w2"], ["w0", "w1", "w2"])
-    assert reading(3).tokens("decoder") == (["w0", "w1", "w2"], ["w0", "w1", "w2"])
+    record = make_record(3)._replace(read_tokens=["<bos>", "w0", "w1"])
+    assert record.tokens("decoder") == (["<bos>", "w0", "w1"], ["<bos>", "w0", "w1"])
+    names = ["w0", "w1", "w2"]
+    assert record.tokens("cross") == record.tokens("encoder") == (names, names)
+    assert make_record(3).tokens("decoder") == (names, names)
 
 
 def test_a_map_that_does_not_fit_its_tokens_is_refused() -> None:
-    it = reading(3)
+    record = make_record(3)
     with pytest.raises(ValueError, match=r"encoder map .* \[heads 2 2\].*\[2, 3, 3\]"):
-        page([it._replace(source_tokens=["a", "b"])])
+        attention_page([record._replace(source_tokens=["a", "b"])])
 
 
 def test_weights_that_are_not_finite_are_refused() -> None:
-    it = reading(3)
-    it.maps["cross"] = [torch.full((2, 3, 3), torch.nan)]
+    record = make_record(3)
+    record.maps["cross"] = [torch.full((2, 3, 3), torch.nan)]
     with pytest.raises(UserError, match="layer 1 of the cross"):
-        page([it])
+        attention_page([record])
 
 
 def test_a_notebook_shows_it_in_a_frame() -> None:
-    it = AttentionView(*reading(3))
-    shown = it._repr_html_()
-    assert shown == framed(it) and shown.startswith("<iframe") and shown.count("<") == 2
+    record = make_record(3)
+    shown = record._repr_html_()
+    assert shown == notebook_frame(record) and shown.startswith("<iframe") and shown.count("<") == 2
 
 
 def test_no_token_ends_the_data() -> None:
-    it = reading(3)._replace(source_tokens=["</script>", "<!--", "&lt;"], source="</script>")
-    text = page([it])
+    record = make_record(3)._replace(
+        source_tokens=["</script>", "<!--", "&lt;"], source="</script>"
+    )
+    text = attention_page([record])
     assert text.count("</script>") == 2
-    data = re.search(r'id="readings">(.*?)</script>', text)
+    data = re.search(r'id="records">(.*?)</script>', text)
     assert data and json.loads(data[1])[0]["source"] == "</script>"
