@@ -1,6 +1,6 @@
 """The delta rules, against flash-linear-attention's plain forms and transformers, in float32.
 
-What the plain forms leave out, projections, convolutions, norms and gates, is taken from ours.
+The plain forms have no projections, convolutions, norms and gates: ours are used.
 """
 
 import torch
@@ -20,7 +20,7 @@ DIM, HEADS, LENGTH = 32, 4, 70
 
 
 def ours_and_steps(name: str) -> tuple[Attention, Tensor, Steps]:
-    """An entry, tokens, and what becomes of them before the recurrence."""
+    """Return an entry, tokens, and their steps before the recurrence."""
     ours = create_attention(name, dim=DIM, heads=HEADS, role="causal")
     x = torch.randn(2, LENGTH, DIM, requires_grad=True)
     positions = torch.arange(LENGTH)[None]
@@ -53,7 +53,7 @@ def gated_delta() -> tuple[Outcome, Outcome]:
     theirs = Qwen3NextGatedDeltaNet(config, layer_idx=0)
     torch.nn.init.normal_(ours.norm.weight)
     with torch.no_grad():
-        # Of each head beside each other: q, k, v, gate; then rate and decay.
+        # The rows of each head follow each other: q, k, v, gate; then rate and decay.
         parts = [part.weight for part in (ours.query, ours.key, ours.value, ours.gate)]
         theirs.in_proj_qkvz.weight.copy_(by_heads(parts))
         theirs.in_proj_ba.weight.copy_(by_heads([ours.rate.weight, ours.decay.weight]))
@@ -79,7 +79,7 @@ def gated_delta() -> tuple[Outcome, Outcome]:
 
 
 def by_heads(weights: list[Tensor]) -> Tensor:
-    """Rows of several projections, of each head together."""
+    """Join the rows of several projections by heads."""
     parts = [weight.unflatten(0, (HEADS, -1)) for weight in weights]
     return torch.cat(parts, dim=1).flatten(0, 1)
 

@@ -1,4 +1,4 @@
-"""Against the plain forms of flash-linear-attention, which compute in float32."""
+"""Linear attention, against the plain form of flash-linear-attention, in float32."""
 
 import torch
 from torch.nn.functional import elu

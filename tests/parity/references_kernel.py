@@ -1,4 +1,4 @@
-"""Of what approximates attention: plain forms of flash-linear-attention, and transformers."""
+"""Approximations of attention, against flash-linear-attention's plain forms and transformers."""
 
 import torch
 from transformers import FNetConfig, NystromformerConfig

@@ -1,7 +1,7 @@
 """`backend=fla` computes what `backend=torch` does.
 
-What is handed to the kernels is held by their plain forms in flash-linear-attention, which take the
-same. The kernels themselves run where there is Triton and a CUDA GPU, or `TRITON_INTERPRET=1`.
+The plain forms in flash-linear-attention take the same arguments, and check what the kernels get.
+The kernels themselves run where there is Triton and a CUDA GPU, or `TRITON_INTERPRET=1`.
 """
 
 import importlib.util
@@ -36,7 +36,7 @@ SERVED = [
 
 
 def naive_gla(q: Tensor, *, g: Tensor, scale: float, **rest: Any) -> tuple[Tensor, Tensor]:
-    """Theirs names the decay otherwise, and has a scale of its own."""
+    """Run theirs, which has another name for the decay, and another scale."""
     return fla("gla").naive_recurrent_gla(q * q.shape[-1] ** 0.5 * scale, gk=g, **rest)
 
 
@@ -82,7 +82,7 @@ def device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> A
 
 
 def pair(name: str, device: torch.device) -> tuple[Attention, Attention]:
-    """By the kernels and by ours, with the same parameters."""
+    """Create an entry with the kernels and one without, with the same parameters."""
     chosen = options("attention", name) | {"heads": HEADS}
     ours, theirs = (
         create_attention(name, dim=DIM, role="causal", **chosen | {"backend": backend}).to(device)
@@ -93,7 +93,7 @@ def pair(name: str, device: torch.device) -> tuple[Attention, Attention]:
 
 
 def assert_near(ours: list[Tensor], theirs: list[Tensor]) -> None:
-    """Of the largest number of each: their sums are of float32, and they take differences of them.
+    """Compare by the largest number of each: they take differences of sums in float32.
 
     By the plain forms no error was above 2e-6, by the kernels, interpreted, none above 2e-5.
     """

@@ -45,7 +45,7 @@ def run_chunks(q: Tensor, k: Tensor, v: Tensor, decay: Tensor) -> tuple[Tensor, 
 
 
 def run_tokens(q: Tensor, k: Tensor, v: Tensor, decay: Tensor) -> Tensor:
-    """The recurrence, one token after the other."""
+    """Compute the recurrence, one token after the other."""
     state = q.new_zeros(*q.shape[:2], q.shape[3], v.shape[3])
     outputs = []
     for t in range(q.shape[2]):
@@ -55,7 +55,7 @@ def run_tokens(q: Tensor, k: Tensor, v: Tensor, decay: Tensor) -> Tensor:
 
 
 def decays(kind: str, length: int, channels: int) -> Tensor:
-    """[1 2 t c], as the kind says; strong ones in time are followed by hardly any."""
+    """Return decays [1 2 t c] of a kind; `mixed in time` starts strong and ends weak."""
     decay = torch.tensor(DECAYS[kind])[torch.arange(channels) % 2].expand(1, 2, length, -1).clone()
     if kind == "mixed in time":
         decay[:, :, 40:] = -1e-3
@@ -93,7 +93,7 @@ def test_all_is_forgotten_where_a_decay_is_infinite() -> None:
 
 @every_entry
 def test_work_grows_with_length(name: str) -> None:
-    """Counted in products of matrices, which no machine makes faster or slower."""
+    """Work is counted in products of matrices, which is the same on every machine."""
     attention = causal(name)
 
     def work(length: int) -> int:
@@ -120,7 +120,7 @@ def test_parallel_chunked_and_recurrent_forms_agree(name: str) -> None:
 
 @every_entry
 def test_chunks_meet_under_padding_and_segments(name: str) -> None:
-    """Also where a segment ends with a chunk, or lasts for several."""
+    """A segment may end with a chunk, or be longer than one."""
     numbers = torch.repeat_interleave(torch.arange(3), torch.tensor([20, 108, 22]))
     mask = Mask(key_mask=key_mask("left", 2, 150), segment_ids=torch.stack([numbers, numbers // 2]))
     hold_against_naive(Case(name, "causal"), 150, 150, mask)
@@ -128,7 +128,7 @@ def test_chunks_meet_under_padding_and_segments(name: str) -> None:
 
 @every_entry
 def test_sums_are_exact_under_autocast(name: str) -> None:
-    """Not only kept in float32, but made in it."""
+    """Sums are computed in float32, and not only stored in it."""
     with default_dtype("float32"):
         attention = causal(name)
         x = torch.randn(2, 150, DIM)
@@ -142,7 +142,7 @@ def test_sums_are_exact_under_autocast(name: str) -> None:
 
 @every_entry
 def test_padding_touches_neither_gate_nor_state(name: str) -> None:
-    """The state behind a row is that behind its real tokens, wherever the padding stands."""
+    """The state after a row is that after its real tokens, wherever the padding is."""
     attention = causal(name)
     x = torch.randn(1, 12, DIM)
     # What a gate would make of it forgets everything.
@@ -197,8 +197,8 @@ def test_retention_norms_each_head_and_gates_it() -> None:
 # Gated linear attention
 
 
-def test_the_gate_is_tempered_by_sixteen() -> None:
-    """log σ(0)/16: a state's half-life is sixteen tokens when gates know nothing."""
+def test_the_temperature_of_the_gate_is_sixteen() -> None:
+    """The decay is log σ(0)/16: a half-life of sixteen tokens if gates are zero."""
     attention = causal("gated_linear")
     torch.nn.init.zeros_(attention.forget[1].weight)
     torch.nn.init.zeros_(attention.forget[1].bias)
@@ -207,7 +207,7 @@ def test_the_gate_is_tempered_by_sixteen() -> None:
 
 
 def test_gates_are_those_of_the_tokens_own_channels() -> None:
-    """diag(a_t) S_{t−1}: along the channels of keys, not of values, and before k_t is added."""
+    """diag(a_t) S_{t−1} acts on the channels of keys, not of values, before k_t is added."""
     attention = causal("gated_linear")
     x = torch.randn(2, 40, DIM)
     steps = project_steps(attention, x)
@@ -239,7 +239,7 @@ def test_the_state_of_the_convolution_belongs_to_the_cache() -> None:
     assert not torch.allclose(attention(x[:, 6:], cache=other), rest)
 
 
-def test_the_step_scales_what_comes_in_and_what_stays() -> None:
+def test_the_step_scales_the_input_and_the_decay() -> None:
     """Δ = softplus(Δ + bias), with the bias inside; a = exp(−e^A Δ); B is scaled by Δ, C is not."""
     attention = causal("state_space_dual", groups=2, state_dim=8)
     torch.nn.init.normal_(attention.step_bias)
@@ -331,7 +331,7 @@ def test_with_equal_levels_it_is_the_linear_mechanism() -> None:
 
 
 def test_levels_are_weighed_by_the_query() -> None:
-    """λ_t^l S_t^l, not λ_s^l: of a query alone depends what it makes of the past."""
+    """The weight is λ_t^l, not λ_s^l: it depends on the query alone."""
     attention = causal("log_linear")
     x = torch.randn(1, 9, DIM)
     before = attention.attention_map(x)
@@ -384,7 +384,7 @@ def test_more_tokens_than_there_are_levels_for_are_refused() -> None:
         ("log_linear", {"max_length": 0}),
     ],
 )
-def test_what_makes_no_sense_is_refused(name: str, options: dict[str, float]) -> None:
+def test_options_out_of_range_are_refused(name: str, options: dict[str, float]) -> None:
     ((option, value),) = options.items()
     with pytest.raises(UserError, match=f"{option}.*{value}"):
         causal(name, **options)

@@ -36,7 +36,7 @@ def draw_steps(length: int, *, decay: Tensor | None = None, width: int = 4) -> S
 
 
 def run_tokens(steps: Steps) -> Tensor:
-    """The recurrence as `Steps` has it."""
+    """Compute the recurrence of `Steps`, one token after the other."""
     q, k, v, erase, write, decay, _ = steps
     write = k if write is None else write
     state, outputs = torch.zeros(*k.shape[:2], k.shape[-1], v.shape[-1]), []
@@ -69,7 +69,7 @@ def test_a_key_that_is_written_again_holds_the_last_value_alone() -> None:
 
 
 def test_decay_comes_before_the_delta_rule() -> None:
-    """What a key finds has decayed already: else half of the old value would stay behind."""
+    """A key reads a state that has decayed: otherwise half of the old value would remain."""
     k = torch.eye(4)[[0, 0]].expand(1, 1, 2, 4)
     v = torch.randn(1, 1, 2, 4)
     halved = torch.full((1, 1, 2, 1), 0.5).log()
@@ -78,7 +78,7 @@ def test_decay_comes_before_the_delta_rule() -> None:
 
 @pytest.mark.parametrize("channels", [1, 8], ids=["head", "channel"])
 def test_strong_decays_are_exact_in_float32(channels: int) -> None:
-    """Neither exp(+large), nor a weak decay as the difference of large sums."""
+    """There is neither exp(+large), nor a weak decay as the difference of large sums."""
     decay = -20.0 * (torch.rand(2, 3, 200, channels) < 0.5) - 0.01 * torch.rand(2, 3, 200, channels)
     decay[:, :, 100:] = -20.0
     exact = draw_steps(200, decay=decay, width=8)
@@ -93,7 +93,7 @@ def test_strong_decays_are_exact_in_float32(channels: int) -> None:
 
 @pytest.mark.parametrize("channels", [0, 1, 4], ids=["none", "head", "channel"])
 def test_padding_touches_neither_the_state_nor_its_decay(channels: int) -> None:
-    """As if the padded tokens had been left out."""
+    """The result is that of the real tokens alone."""
     steps = draw_steps(70, decay=-torch.rand(2, 3, 70, channels) if channels else None)
     real = (torch.rand(70) < 0.7).expand(2, -1)
     real_steps = Steps(*(None if part is None else part[:, :, real[0]] for part in steps))
@@ -118,7 +118,7 @@ def test_a_segment_starts_anew_with_finite_gradients(channels: int) -> None:
 
 @pytest.mark.parametrize("name", ["delta", *GATED])
 def test_queries_and_keys_are_unit_vectors(name: str) -> None:
-    """However long they come out of SiLU; and what is all zeros does not become nan."""
+    """Their length after SiLU does not matter, and zeros do not become nan."""
     ours = attention(name)
     with torch.no_grad():
         for parameter in ours.parameters():
@@ -133,7 +133,7 @@ def test_queries_and_keys_are_unit_vectors(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", GATED)
-def test_the_gate_is_kept_in_log_space(name: str) -> None:
+def test_the_gate_is_computed_in_log_space(name: str) -> None:
     """A step so large that its decay is zero has a finite logarithm, and gradients."""
     ours = attention(name)
     with torch.no_grad():
@@ -146,7 +146,7 @@ def test_the_gate_is_kept_in_log_space(name: str) -> None:
 
 
 def test_every_channel_of_a_kimi_key_decays_by_itself() -> None:
-    """And the gated delta rule's all alike."""
+    """The channels of the gated delta rule decay alike."""
     ours = attention("kimi_delta")
     x = torch.randn(2, 9, DIM)
     decay = project_steps(ours, x).decay
@@ -159,8 +159,8 @@ def test_every_channel_of_a_kimi_key_decays_by_itself() -> None:
     assert project_steps(attention("gated_delta"), x).decay.shape[-1] == 1
 
 
-def test_every_token_turns_the_cached_keys() -> None:
-    """In place, by its Householder matrix; but padding turns nothing."""
+def test_every_token_transforms_the_cached_keys() -> None:
+    """A token multiplies them by its Householder matrix; padding changes nothing."""
     ours = attention("path")
     x, cache = torch.randn(1, 4, DIM), ours.new_cache()
     ours(x[:, :3], cache=cache)
@@ -178,8 +178,8 @@ def test_every_token_turns_the_cached_keys() -> None:
     assert not torch.allclose(cache.state[0][:, :, :3], before)
 
 
-def test_what_lies_between_turns_the_key_and_the_query_s_own_token_too() -> None:
-    """The product goes from j + 1 to i: a key next to its query is turned once, its own never."""
+def test_tokens_after_the_key_up_to_the_query_transform_the_key() -> None:
+    """The product goes from j + 1 to i: once for the key before the query, not for its own."""
     ours = attention("path")
     x = torch.randn(1, 3, DIM)
     q, k, _, w, write, *_ = project_steps(ours, x)
@@ -199,8 +199,8 @@ def test_what_lies_between_turns_the_key_and_the_query_s_own_token_too() -> None
     assert_same(ours.attention_map(x)[:, :, 2], expected)
 
 
-def test_rwkv7_takes_out_what_was_there_before_the_decay() -> None:
-    """Its transition is a diagonal less a product, not a product of the two."""
+def test_rwkv7_erases_what_the_state_held_before_the_decay() -> None:
+    """Its transition is the difference of a diagonal and a product, not a product of the two."""
     ours = attention("rwkv7")
     x, cache = torch.randn(1, 3, DIM), ours.new_cache()
     ours(x[:, :2], cache=cache)
@@ -215,7 +215,7 @@ def test_rwkv7_takes_out_what_was_there_before_the_decay() -> None:
 
 
 def test_rwkv7_never_decays_by_more_than_its_bound() -> None:
-    """exp(−exp(−½)), on which the exponent that undoes the decay relies."""
+    """The bound is exp(−exp(−½)); the exponent that undoes the decay relies on it."""
     ours = attention("rwkv7")
     decay = project_steps(ours, 1e4 * torch.randn(1, 9, DIM)).decay
     assert decay.min() >= -0.6065306597126335 and decay.max() <= 0
@@ -229,7 +229,7 @@ def test_the_token_before_is_in_the_cache_of_rwkv7() -> None:
 
 
 def test_mesa_solves_as_often_as_it_says() -> None:
-    """No more, though one pass would come nearer; so that decoding gives what one pass gives."""
+    """The number of iterations is fixed, so that decoding gives the same as one pass."""
     x, exact = torch.randn(2, 9, DIM), attention("mesa")
     for iterations in (2, DIM // HEADS):
         ours = create_attention("mesa", dim=DIM, heads=HEADS, role="causal", iterations=iterations)
@@ -241,7 +241,7 @@ def test_mesa_solves_as_often_as_it_says() -> None:
 
 
 def test_mesa_solves_for_what_is_zero() -> None:
-    """As where a system is solved before all iterations are done: not 0 / 0."""
+    """A system that is solved before the last iteration does not give 0 / 0."""
     ours = attention("mesa")
     x = torch.zeros(1, 3, DIM, requires_grad=True)
     (gradient,) = torch.autograd.grad(ours(x).sum(), x)
@@ -265,7 +265,7 @@ def test_the_state_is_float32_under_autocast(name: str) -> None:
 
 
 class NumberCounter(TorchDispatchMode):
-    """Counts the numbers that operations put out."""
+    """Count the numbers that operations return."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -279,7 +279,7 @@ class NumberCounter(TorchDispatchMode):
 
 @pytest.mark.parametrize("name", RECURRENT)
 def test_work_grows_with_the_length(name: str) -> None:
-    """Not with its square: eight times the tokens are eight times the products and the numbers.
+    """Eight times the tokens are eight times the products and the numbers, not 64 times.
 
     An index into all chunks, say, has a gradient as large as all of them.
     """

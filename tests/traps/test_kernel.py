@@ -87,7 +87,7 @@ def test_a_packed_context_is_read_once(name: str) -> None:
 
 
 def test_random_features_estimate_the_exponential() -> None:
-    """With q and k scaled by c^(−1/4) each: without, the mean would be exp(q·k)."""
+    """q and k are scaled by c^(−1/4) each: otherwise the mean would be exp(q·k)."""
     q, k = 0.7 * torch.randn(1, 1, 5, 8), 0.7 * torch.randn(1, 1, 6, 8)
     features = random_features(features=50_000)
     expected = (q @ k.transpose(-2, -1) / math.sqrt(8)).exp()
@@ -130,7 +130,7 @@ def test_random_features_are_drawn_by_the_seed_and_saved() -> None:
 
 @pytest.mark.parametrize("role", ["causal", "global"])
 def test_the_stabiliser_sees_neither_the_future_nor_other_rows(role: Role) -> None:
-    """In float32, bit by bit: what is only scaled away may have vanished before."""
+    """Outputs are equal bit by bit in float32, where a scaled feature may already have vanished."""
     attention = create_attention("performer", dim=DIM, heads=HEADS, role=role).float()
     with torch.no_grad():
         attention.key.weight.copy_(torch.eye(DIM))
@@ -174,7 +174,7 @@ def test_cosformer_weighs_by_the_distance_of_positions() -> None:
 
 
 def test_cosformer_horizon_is_fixed() -> None:
-    """M is not the length: what came first is weighed the same however much follows."""
+    """M is not the length: later tokens do not change the weights of earlier ones."""
     attention = create_attention("cosformer", dim=DIM, heads=HEADS, role="causal")
     x = torch.randn(1, 12, DIM)
     assert_same(attention(x)[:, :5], attention(x[:, :5]))
@@ -201,7 +201,7 @@ def test_cosformer_of_cross_attention_knows_no_positions() -> None:
 
 
 def test_cosformer_without_positive_channels_is_still_a_mean() -> None:
-    """relu leaves nothing of such a query, and 0/0 of its weights."""
+    """relu makes such a query zero, and its weights would be 0/0."""
     attention = create_attention("cosformer", dim=DIM, heads=1, role="global")
     with torch.no_grad():
         attention.query.weight.copy_(-torch.eye(DIM))
@@ -214,7 +214,7 @@ def test_cosformer_without_positive_channels_is_still_a_mean() -> None:
 
 
 def test_taylor_is_near_softmax_where_scores_are_small() -> None:
-    """To second order, with the scale of the narrow queries, 1/√4, and not of the values."""
+    """They agree to second order, with the scale of the narrow queries, 1/√4, not of the values."""
     attention = create_attention("taylor", dim=DIM, heads=1, role="global", feature_dim=4)
     x = 0.3 * torch.randn(1, 6, DIM)
     q, (k, v) = attention.project_query(x), attention.project_key_value(x)

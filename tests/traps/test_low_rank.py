@@ -15,7 +15,7 @@ NAMES = pytest.mark.parametrize("name", ["linformer", "nystrom"])
 
 
 def low_rank(name: str, **options: object) -> Attention:
-    """With biases, so that even a padded key or value that was zero is no longer."""
+    """Create an entry with biases, so that a padded key or value is never zero."""
     sizes: dict[str, object] = {"dim": DIM, "heads": HEADS, "role": "global", "bias": True}
     return create_attention(name, **sizes | options)
 
@@ -108,7 +108,7 @@ def test_landmarks_are_made_of_neighbouring_real_tokens(
 
 
 def test_the_inverse_knows_no_other_row_and_no_other_head() -> None:
-    """The largest column sum of the batch would be another start, after six steps still visible."""
+    """The largest column sum of the batch would be another start, visible after six steps."""
     attention = nystrom(landmarks=4)
     x = torch.randn(2, 12, DIM)
     assert_same(attention(x)[:1], attention(x[:1]))
@@ -124,7 +124,7 @@ def test_the_inverse_of_a_good_matrix_is_found() -> None:
 
 
 def test_landmarks_of_all_tokens_give_softmax_attention() -> None:
-    """Where the matrix is good enough for the inverse to be found."""
+    """The matrix is good enough for the iteration to find its inverse."""
     attention = nystrom(heads=1, bias=False)
     with torch.no_grad():
         attention.query.weight.copy_(4.0 * torch.eye(DIM))

@@ -23,7 +23,7 @@ def test_controls_are_global_only(name: str, role: str) -> None:
 
 @pytest.mark.parametrize("length", [1, 2, 7, 8, 65])
 def test_fourier_is_the_transform_over_tokens_and_channels(length: int) -> None:
-    """Over the two last axes, unnormalised, and its real part: not that of each transform."""
+    """It is the real part of both transforms together, not of each, and unnormalised."""
     x = torch.randn(2, length, DIM)
     attention = create_attention("fourier", dim=DIM, role="global")
     assert_same(attention(x), torch.fft.fftn(x.to(torch.complex128), dim=(1, 2)).real)
@@ -49,7 +49,7 @@ def test_fourier_has_no_parameters_and_asks_for_no_sizes() -> None:
 
 
 def test_fourier_angles_of_long_rows_are_exact_in_float32() -> None:
-    """Those of the last tokens go thousands of times around."""
+    """The angles of the last tokens are thousands of turns."""
     attention = create_attention("fourier", dim=DIM, role="global")
     with default_dtype("float32"):
         x, real = torch.randn(1, 2048, DIM), torch.ones(1, 2048, dtype=torch.bool)
