@@ -3,6 +3,7 @@
 import re
 import shlex
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hydra import compose, initialize_config_module
@@ -47,6 +48,6 @@ def test_training_commands_compose(command: str) -> None:
 
 @pytest.mark.parametrize("example", EXAMPLES[:-1])
 def test_python_examples_run(example: str) -> None:
-    names: dict[str, object] = {}
+    names: dict[str, Any] = {}
     exec(example, names)
-    assert getattr(names["output"], "shape")[:2] == (2, 10)
+    assert names["output"].shape == (2, 10, 64)
