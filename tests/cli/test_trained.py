@@ -9,7 +9,7 @@ import torch
 from omegaconf import OmegaConf
 
 from attention_zoo.tasks import load
-from tests.cli.conftest import LINES, SMALL, Program
+from tests.cli.conftest import LINES, ROOT, SMALL, Program
 
 
 @pytest.fixture(scope="module")
@@ -46,6 +46,12 @@ def test_a_run_folder_holds_what_was_done_and_how(trained):
     assert config.model.dim == 16
     assert (trained.run / "checkpoints" / "last.ckpt").exists()
     assert list((trained.run / "figures").glob("probe-1-cross-layer-1.png"))
+
+
+def test_the_last_python_example_of_the_readme_runs(trained, capsys):
+    examples = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    exec(examples[-1].replace("FILE", str(trained.best)), {})
+    assert capsys.readouterr().out.startswith("['")
 
 
 def outputs(path):
