@@ -59,7 +59,11 @@ RENAMED_PARAMETERS = {
     "encoding.place_bias": "encoding.query_position_bias",
     "attention.place_vectors": "attention.position_vectors",
     "attention.place_bias": "attention.position_bias",
-    "attention.turn": "attention.rotate_by_length",
+    "attention.turn": "attention.householder",
+    "attention.turn_convolution": "attention.householder_convolution",
+    "attention.earlier": "attention.shift_shares",
+    "attention.combined_keys": "attention.key_combinations",
+    "attention.combined_values": "attention.value_combinations",
 }
 
 
