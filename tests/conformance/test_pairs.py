@@ -9,7 +9,7 @@ from attention_zoo import Unsupported, create_attention, create_position
 from attention_zoo.attention.base import take_auxiliary_loss
 from attention_zoo.models import LanguageModel, Seq2Seq
 from attention_zoo.position.base import ScoreInputs
-from attention_zoo.tasks.commands.pairs import pairs as listed_pairs
+from attention_zoo.tasks.commands.pairs import list_pairs
 from attention_zoo.zoo import ATTENTION, POSITION, ROLES, Role, check_pair
 from tests.conformance.cases import (
     DIM,
@@ -105,16 +105,16 @@ def assert_decodes(model: LanguageModel | Seq2Seq, batch: tuple[Tensor, ...]) ->
 
 def test_the_listed_pairs_are_those_that_run(capsys: pytest.CaptureFixture[str]) -> None:
     """`attention-zoo list --pairs` tells what the test above walks."""
-    found = list(listed_pairs())
+    found = list(list_pairs())
     assert [(p.attention, p.position, p.role) for p in found] == [
         (name, position, role) for name in ATTENTION for position in POSITION for role in ROLES
     ]
-    run = 0
+    valid = 0
     for pair in found:
         assert (pair.refusal is None) is runs(pair.attention, pair.position, pair.role)
-        run += pair.refusal is None
+        valid += pair.refusal is None
     with capsys.disabled():
-        print(f"\nattention × position × role: {run} pairs run, {len(found) - run} are refused")
+        print(f"\nattention × position × role: {valid} pairs are valid, {len(found) - valid} are refused")
 
 
 @pytest.mark.parametrize(("name", "role"), PLAYED)
