@@ -1,15 +1,22 @@
-"""Print the zoo as a table, or as the Markdown tables of the README."""
+"""`attention-zoo list`: print the zoo as a table, or as the Markdown of `docs/zoo.md`."""
 
-import argparse
 from collections.abc import Iterable
 from pathlib import Path
 
 from rich.console import Console
 
+from attention_zoo.errors import UserError
+from attention_zoo.tasks.commands.arguments import parse_arguments
 from attention_zoo.tasks.commands.pairs import print_matrix, print_refusals
 from attention_zoo.tasks.views.tables import Table, markdown_table, print_table, replace_section
 from attention_zoo.zoo import ATTENTION, POSITION, AttentionCard
 
+OPTIONS = {
+    "pairs=NAME": "Which attention takes which encoding: all, or one of them with the reasons.",
+    "format=table": "table, or markdown for the tables of docs/zoo.md.",
+    "output=FILE": "Write the Markdown between the marks in this file.",
+}
+FORMATS = ("table", "markdown")
 FULL_WIDTH = 158  # characters of a line with all columns
 WIDTH_TO_SHOW = {"paper": 116, "cache": FULL_WIDTH}  # narrower terminals lack these columns
 MAX_WIDTH = {"paper": 26, "cache": 40}
@@ -40,26 +47,15 @@ LEGEND = (
 
 def run(arguments: list[str]) -> None:
     """Run the command."""
-    parser = argparse.ArgumentParser(prog="attention-zoo list", description=__doc__)
-    parser.add_argument("--markdown", action="store_true", help="print the tables as Markdown")
-    parser.add_argument(
-        "--output", type=Path, metavar="FILE", help="write the Markdown between the marks of a file"
-    )
-    parser.add_argument(
-        "--pairs",
-        nargs="?",
-        const="",
-        metavar="NAME",
-        help="print which attention takes which encoding; with a NAME, why the others are refused",
-    )
-    options = parser.parse_args(arguments)
-    if options.pairs is not None:
-        print_refusals(options.pairs) if options.pairs else print_matrix()
-    elif options.output is not None:
-        options.output.write_text(
-            replace_section(options.output.read_text(), "zoo", zoo_markdown())
-        )
-    elif options.markdown:
+    options, _ = parse_arguments("list", arguments, OPTIONS)
+    if (style := options.get("format", "table")) not in FORMATS:
+        raise UserError(f"format must be one of {', '.join(FORMATS)}, got {style!r}.")
+    if name := options.get("pairs"):
+        print_matrix() if name == "all" else print_refusals(name)
+    elif "output" in options:
+        path = Path(options["output"])
+        path.write_text(replace_section(path.read_text(), "zoo", zoo_markdown()))
+    elif style == "markdown":
         print(zoo_markdown())
     else:
         print_zoo()

@@ -1,4 +1,4 @@
-"""Print which attention takes which encoding, and why others are refused."""
+"""`attention-zoo list pairs=all`: which attention takes which encoding, and why others do not."""
 
 from collections.abc import Iterator, Sequence
 from itertools import product
@@ -14,7 +14,7 @@ LETTERS = {"causal": "C", "global": "G", "cross": "X"}
 LEGEND = (
     "C: causal self-attention with the encoding. G: global self-attention with the encoding. "
     "X: cross-attention, which has no encoding, in a model with the encoding. "
-    "attention-zoo list --pairs NAME prints why the others are refused."
+    "attention-zoo list pairs=NAME prints why the others are refused."
 )
 WIDTH = 1000  # of a line in characters: the terminal wraps longer lines
 

@@ -1,6 +1,5 @@
-"""Compare runs and sweeps with tables, tests and charts; logger=wandb also logs them to W&B."""
+"""`attention-zoo report FOLDER …`: compare runs and sweeps with tables, tests and charts."""
 
-import argparse
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,31 +15,28 @@ from attention_zoo.tasks.analysis.report.runs import Run, find_runs
 from attention_zoo.tasks.analysis.report.tables import comparison_table, csv_rows
 from attention_zoo.tasks.analysis.report.testing import count_tests, run_tests
 from attention_zoo.tasks.analysis.report.text import print_report, report_markdown
+from attention_zoo.tasks.commands.arguments import parse_arguments
 from attention_zoo.tasks.views.pages import render_page
 from attention_zoo.tasks.views.tables import csv_text
 
+OPTIONS = {
+    "baseline=LABEL": "The row to test against. Without it, the best one.",
+    "output=FOLDER": "The folder for the files. Without it, the first FOLDER.",
+    "logger=none": "wandb logs the report to W&B as well.",
+}
 LOGGERS = ("wandb", "none")
 PROJECT = "attention-zoo"  # of W&B, if the runs were not logged there
 
 
 def run(arguments: list[str]) -> None:
     """Run the command."""
-    parser = argparse.ArgumentParser(prog="attention-zoo report", description=__doc__)
-    parser.add_argument("folders", nargs="+", metavar="DIR", help="a folder of sweeps or runs")
-    parser.add_argument("--baseline", metavar="LABEL", help="test against this row, not the best")
-    parser.add_argument(
-        "--output", type=Path, metavar="FOLDER", help="write here, not to the first DIR"
-    )
-    options = parser.parse_intermixed_args(arguments)
-    loggers = [x.removeprefix("logger=") for x in options.folders if x.startswith("logger=")]
-    folders = [Path(x) for x in options.folders if not x.startswith("logger=")]
-    if unknown := [name for name in loggers if name not in LOGGERS]:
-        raise UserError(f"logger must be one of {', '.join(LOGGERS)}, got {unknown[0]!r}.")
-    if not folders:
-        raise UserError("report takes the folders of sweeps or runs, got none.")
+    options, operands = parse_arguments("report", arguments, OPTIONS, operand="FOLDER")
+    if (logger := options.get("logger", "none")) not in LOGGERS:
+        raise UserError(f"logger must be one of {', '.join(LOGGERS)}, got {logger!r}.")
+    folders = [Path(folder) for folder in operands]
     console = Console()
     runs = find_runs(folders)
-    comparisons = compare_runs(runs, options.baseline)
+    comparisons = compare_runs(runs, options.get("baseline"))
     run_all_tests(comparisons, console)
     title = f"Report on {', '.join(folder.resolve().name for folder in folders)}"
     charts = list(map(draw_charts, comparisons))
@@ -50,12 +46,12 @@ def run(arguments: list[str]) -> None:
         "report.md": report_markdown(title, comparisons, runs),
         "results.csv": csv_text(csv_rows(runs)),
     }
-    output = options.output or folders[0]
+    output = Path(options.get("output", folders[0]))
     paths = write_files(output, files)
     print_report(console, comparisons, runs)
     for path in paths:
         console.print(str(path), soft_wrap=True, highlight=False, markup=False)
-    if "wandb" in loggers:
+    if logger == "wandb":
         log_report(title, html, comparisons, charts, runs, folders[0], output)
 
 
@@ -79,7 +75,7 @@ def write_files(folder: Path, texts: Mapping[str, str]) -> list[Path]:
             (folder / name).write_text(text, encoding="utf-8")
     except OSError as error:
         raise UserError(
-            f"{folder} cannot be written to ({error.strerror}); name another: --output FOLDER."
+            f"{folder} cannot be written to ({error.strerror}); name another: output=FOLDER."
         ) from error
     return [folder / name for name in texts]
 
@@ -95,7 +91,7 @@ def log_report(
 ) -> None:
     """Log the report as a run of W&B, in the project and group of the runs."""
     from attention_zoo.tasks.training.loggers.loggers import (
-        finish,
+        finish_loggers,
         log_html,
         log_summary,
         log_table,
@@ -129,4 +125,4 @@ def log_report(
             log_summary([logger], {f"{prefix}best": best.label, **means})
         exit_code = 0
     finally:
-        finish([logger], exit_code)
+        finish_loggers([logger], exit_code)

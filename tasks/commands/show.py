@@ -1,6 +1,5 @@
-"""Print the card of an attention mechanism or a positional encoding, and its options."""
+"""`attention-zoo show NAME`: print the card and the options of an entry of the zoo."""
 
-import argparse
 import inspect
 from dataclasses import asdict
 
@@ -8,6 +7,7 @@ from rich.console import Console
 
 from attention_zoo import card
 from attention_zoo.errors import UserError
+from attention_zoo.tasks.commands.arguments import parse_arguments
 from attention_zoo.tasks.views.tables import Table, print_table
 from attention_zoo.zoo import ATTENTION, POSITION, unknown_name_message
 
@@ -16,9 +16,10 @@ def run(arguments: list[str]) -> None:
     """Run the command."""
     from attention_zoo.factory import options_of
 
-    parser = argparse.ArgumentParser(prog="attention-zoo show", description=__doc__)
-    parser.add_argument("name", help="an attention mechanism or a positional encoding")
-    name = parser.parse_args(arguments).name
+    _, operands = parse_arguments("show", arguments, {}, operand="NAME")
+    if len(operands) > 1:
+        raise UserError(f"show takes one NAME, got {' '.join(operands)}.")
+    (name,) = operands
     names = sorted([*ATTENTION, *POSITION])
     if name not in names:
         raise UserError(unknown_name_message("entry", name, names))

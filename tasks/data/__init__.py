@@ -1,1 +1,1 @@
-"""Everything between text and batches: sources, tokenizers, the cache, batches, data modules."""
+"""Everything between text and batches: sources, tokenizers, the cache, samplers, data modules."""

@@ -1,7 +1,7 @@
-"""Tokenizers: byte-level BPE, characters, bytes and symbols behind one interface.
+"""Tokenizers of bytes, characters, symbols, and byte-level BPE, with one interface.
 
-Every id stands for a fixed string of bytes, so decoding, legible pieces and byte counts are the
-same few lines for all of them.
+Every id stands for a fixed string of bytes. So decoding, display and byte counts are the same few
+lines for all of them.
 """
 
 from abc import ABC, abstractmethod
@@ -9,94 +9,33 @@ from collections.abc import Iterable, Sequence
 from typing import Any, Self
 
 import numpy as np
+from tokenizers import Tokenizer as Backend
+from tokenizers import models, pre_tokenizers, trainers
 
 from attention_zoo.errors import BadInput, UserError
 from attention_zoo.zoo import unknown_name_message
 
 PAD, BOS, EOS, UNK = 0, 1, 2, 3
-SPECIALS = ("<pad>", "<bos>", "<eos>", "<unk>")
-REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
-VISIBLE = {" ": "␣", "\n": "⏎", "\t": "⇥"}
+SPECIAL_TOKENS = ("<pad>", "<bos>", "<eos>", "<unk>")
+FIRST_ID = len(SPECIAL_TOKENS)  # of the tokens that are not special
+REPLACEMENT_CHARACTER = "\N{REPLACEMENT CHARACTER}"
+VISIBLE_SPACES = {" ": "␣", "\n": "⏎", "\t": "⇥"}
 
 
-def check_ids(ids: Sequence[int] | np.ndarray, vocabulary_size: int, *, place: str) -> None:
-    """Raises BadInput for the first id outside 0 … vocabulary_size - 1."""
+def check_ids(ids: Sequence[int] | np.ndarray, vocabulary_size: int, *, location: str) -> None:
+    """Raise BadInput for the first id outside 0 … vocabulary_size - 1."""
     values = np.asarray(ids)
     wrong = values[(values < 0) | (values >= vocabulary_size)]
     if wrong.size:
         raise BadInput(
-            f"token id {wrong[0]} in {place} is out of range: the tokenizer has {vocabulary_size} "
-            f"ids (0 to {vocabulary_size - 1}); use the tokenizer that the ids were made with."
+            f"token id {wrong[0]} in {location} is out of range: the tokenizer has "
+            f"{vocabulary_size} ids (0 to {vocabulary_size - 1}); use the tokenizer that the ids "
+            "were made with."
         )
 
 
-class Tokenizer(ABC):
-    """Text to token ids and back.
-
-    Args:
-        pieces: the bytes that each id stands for, special tokens (ids 0 to 3) included as b"".
-    """
-
-    pad_id, bos_id, eos_id, unk_id = PAD, BOS, EOS, UNK
-
-    def __init__(self, pieces: Sequence[bytes]) -> None:
-        self._pieces = list(pieces)
-        self.vocabulary_size = len(self._pieces)
-        self.token_bytes = [len(piece) for piece in self._pieces]
-
-    @classmethod
-    @abstractmethod
-    def train(cls, lines: Iterable[str]) -> Self:
-        """The tokenizer of a train split."""
-
-    @abstractmethod
-    def encode(self, text: str) -> list[int]:
-        """Token ids of `text`, without special tokens.
-
-        Raises BadInput for text that is not Unicode.
-        """
-
-    @abstractmethod
-    def state(self) -> dict[str, Any]:
-        """All that `tokenizer_from_state` needs, in plain types."""
-
-    def encode_lines(self, lines: Sequence[str]) -> list[list[int]]:
-        """`encode` of many lines."""
-        return [self.encode(line) for line in lines]
-
-    def decode(self, ids: Iterable[int]) -> str:
-        """The text of `ids`, without `<pad>`, `<bos>` and `<eos>`.
-
-        `<unk>`, and bytes that make no character, become U+FFFD. Raises BadInput for an id out of
-        range.
-        """
-        ids = list(ids)
-        check_ids(ids, self.vocabulary_size, place="the text to decode")
-        unknown_name_message = REPLACEMENT.encode()
-        parts = (unknown_name_message if token == UNK else self._pieces[token] for token in ids)
-        return b"".join(parts).decode("utf-8", errors="replace")
-
-    def tokens(self, ids: Iterable[int]) -> list[str]:
-        r"""Legible pieces, one for each id, for figures.
-
-        The space before a word is not shown; white space alone is shown as ␣ ⏎ ⇥; bytes that are
-        a part of a character only are shown as `\xd0`.
-        """
-        ids = list(ids)
-        check_ids(ids, self.vocabulary_size, place="the tokens to show")
-        return [SPECIALS[token] if token <= UNK else legible(self._pieces[token]) for token in ids]
-
-
-def legible(piece: bytes) -> str:
-    """One piece as a figure shows it."""
-    text = piece.decode("utf-8", errors="backslashreplace")
-    if text.startswith(" ") and len(text) > 1:
-        text = text[1:]
-    return "".join(VISIBLE.get(character, character) for character in text)
-
-
 def check_unicode(text: str) -> None:
-    """Raises BadInput where `text` holds half of a surrogate pair, which no UTF-8 file can."""
+    """Raise BadInput if `text` holds half of a surrogate pair, which UTF-8 cannot encode."""
     try:
         text.encode()
     except UnicodeEncodeError as error:
@@ -106,43 +45,100 @@ def check_unicode(text: str) -> None:
         ) from None
 
 
+class Tokenizer(ABC):
+    """Encodes text to token ids and decodes them.
+
+    Args:
+        pieces: the bytes of each id, from `FIRST_ID` on; those before are special tokens.
+    """
+
+    pad_id, bos_id, eos_id, unk_id = PAD, BOS, EOS, UNK
+
+    def __init__(self, pieces: Iterable[bytes]) -> None:
+        self._pieces = [b"", b"", b"", REPLACEMENT_CHARACTER.encode(), *pieces]
+        self.vocabulary_size = len(self._pieces)
+        self.token_bytes = [0] * FIRST_ID + [len(piece) for piece in self._pieces[FIRST_ID:]]
+
+    @classmethod
+    @abstractmethod
+    def train(cls, lines: Iterable[str]) -> Self:
+        """Return the tokenizer of a train split."""
+
+    @abstractmethod
+    def encode(self, text: str) -> list[int]:
+        """Return the token ids of `text`, without special tokens.
+
+        Raise BadInput if the text is not valid Unicode.
+        """
+
+    @abstractmethod
+    def state(self) -> dict[str, Any]:
+        """Return all that `tokenizer_from_state` needs, in plain types."""
+
+    def encode_lines(self, lines: Sequence[str]) -> list[list[int]]:
+        """Encode many lines."""
+        return [self.encode(line) for line in lines]
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """Return the text of `ids`, without `<pad>`, `<bos>` and `<eos>`.
+
+        `<unk>`, and bytes that make no character, become U+FFFD. Raise BadInput for an id out of
+        range.
+        """
+        ids = list(ids)
+        check_ids(ids, self.vocabulary_size, location="the text to decode")
+        return b"".join(self._pieces[token] for token in ids).decode("utf-8", errors="replace")
+
+    def tokens(self, ids: Iterable[int]) -> list[str]:
+        r"""Return a readable string for each id, for figures.
+
+        The space before a word is not shown. White space alone is shown as ␣ ⏎ ⇥, and bytes that
+        are only a part of a character as `\xd0`.
+        """
+        ids = list(ids)
+        check_ids(ids, self.vocabulary_size, location="the tokens to show")
+        return [
+            SPECIAL_TOKENS[token] if token < FIRST_ID else readable(self._pieces[token])
+            for token in ids
+        ]
+
+
+def readable(piece: bytes) -> str:
+    """Return a piece as figures show it."""
+    text = piece.decode("utf-8", errors="backslashreplace")
+    if text.startswith(" ") and len(text) > 1:
+        text = text[1:]
+    return "".join(VISIBLE_SPACES.get(character, character) for character in text)
+
+
 class BytePairTokenizer(Tokenizer):
     """Byte-level byte-pair encoding, by Hugging Face `tokenizers`.
 
     Sennrich et al. 2016, arXiv 1508.07909; alphabet and word pattern of GPT-2, Radford et al. 2019.
-    Every text can be written and comes back exactly: there is no normalisation and no `<unk>`.
+    Every text can be encoded and comes back exactly: there is no normalisation and no `<unk>`.
     Digits are tokens of their own, so that numbers are copied digit by digit.
     """
 
     def __init__(self, json: str) -> None:
-        from tokenizers import Tokenizer as Backend
-
         self._json = json
         self._backend = Backend.from_str(json)
-        letters = byte_letters()
-        vocabulary = sorted(self._backend.get_vocab().items(), key=lambda item: item[1])
-        super().__init__(
-            [
-                b"" if i <= UNK else bytes(letters[letter] for letter in piece)
-                for piece, i in vocabulary
-            ]
-        )
+        alphabet = byte_alphabet()
+        vocabulary = self._backend.get_vocab()
+        pieces = sorted(vocabulary, key=vocabulary.__getitem__)[FIRST_ID:]
+        super().__init__(bytes(alphabet[letter] for letter in piece) for piece in pieces)
 
     @classmethod
     def train(cls, lines: Iterable[str], *, vocabulary_size: int = 4000) -> Self:
-        """Learns the merges of `lines`.
+        """Learn the merges from `lines`.
 
         Args:
             lines: the train split; source and target lines together give a joint vocabulary.
-            vocabulary_size: ids at most, special tokens and the 256 bytes included.
+            vocabulary_size: the most ids, with the special tokens and the 256 bytes.
         """
-        from tokenizers import Tokenizer as Backend
-        from tokenizers import models, pre_tokenizers, trainers
-
-        smallest = len(SPECIALS) + 256
-        if vocabulary_size < smallest:
+        min_size = FIRST_ID + 256
+        if vocabulary_size < min_size:
             raise UserError(
-                f"vocabulary_size must be at least {smallest} (4 special tokens and 256 bytes), "
+                f"vocabulary_size must be at least {min_size} (4 special tokens and 256 bytes), "
                 f"got {vocabulary_size}."
             )
         backend = Backend(models.BPE())
@@ -152,17 +148,15 @@ class BytePairTokenizer(Tokenizer):
                 pre_tokenizers.ByteLevel(add_prefix_space=False),
             ]
         )
-        backend.train_from_iterator(
-            lines,
-            trainers.BpeTrainer(
-                vocab_size=vocabulary_size,
-                special_tokens=list(SPECIALS),
-                initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-                show_progress=False,
-            ),
+        trainer = trainers.BpeTrainer(
+            vocab_size=vocabulary_size,
+            special_tokens=list(SPECIAL_TOKENS),
+            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+            show_progress=False,
         )
-        # A new backend, as training also makes the special tokens match in the text: "<pad>" in a
-        # line would not come back. Without that, the word pattern keeps them from ever being made.
+        backend.train_from_iterator(lines, trainer)
+        # Training also makes the special tokens match in text: a line with "<pad>" would not come
+        # back. A new backend does not match them, and the word pattern keeps them apart.
         trained = Backend(backend.model)
         trained.pre_tokenizer = backend.pre_tokenizer
         return cls(trained.to_str())
@@ -180,14 +174,14 @@ class BytePairTokenizer(Tokenizer):
         return {"kind": "bpe", "json": self._json}
 
 
-def byte_letters() -> dict[str, int]:
-    """GPT-2's letters for the 256 bytes.
+def byte_alphabet() -> dict[str, int]:
+    """Return GPT-2's letters for the 256 bytes.
 
-    Printable Latin-1 stands for itself, the others are moved to U+0100 and above, in order.
+    Printable Latin-1 stands for itself; the other bytes are moved to U+0100 and above, in order.
     """
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = [byte for byte in range(256) if byte not in printable]
-    moved = {chr(256 + place): byte for place, byte in enumerate(others)}
+    moved = {chr(code): byte for code, byte in enumerate(others, start=256)}
     return {chr(byte): byte for byte in printable} | moved
 
 
@@ -195,13 +189,13 @@ class CharacterTokenizer(Tokenizer):
     """One id for each character of the train split; others are `<unk>`, which counts no bytes.
 
     Args:
-        characters: the vocabulary, in the order of the ids from 4 on.
+        characters: the vocabulary, in the order of the ids.
     """
 
     def __init__(self, characters: str) -> None:
         self._characters = characters
-        self._ids = {character: len(SPECIALS) + place for place, character in enumerate(characters)}
-        super().__init__([b""] * len(SPECIALS) + [character.encode() for character in characters])
+        self._ids = {character: i for i, character in enumerate(characters, start=FIRST_ID)}
+        super().__init__(character.encode() for character in characters)
 
     @classmethod
     def train(cls, lines: Iterable[str]) -> Self:
@@ -223,58 +217,54 @@ class ByteTokenizer(Tokenizer):
     """One id for each byte of the text's UTF-8: id = byte + 4. Nothing is learned."""
 
     def __init__(self) -> None:
-        super().__init__([b""] * len(SPECIALS) + [bytes([byte]) for byte in range(256)])
+        super().__init__(bytes([byte]) for byte in range(256))
 
     @classmethod
     def train(cls, lines: Iterable[str]) -> Self:
-        """The same tokenizer for every train split: `lines` are not read."""
+        """Return the same tokenizer for every train split; `lines` are not read."""
         return cls()
 
     def encode(self, text: str) -> list[int]:
         check_unicode(text)
-        return [byte + len(SPECIALS) for byte in text.encode()]
+        return [byte + FIRST_ID for byte in text.encode()]
 
     def state(self) -> dict[str, Any]:
         return {"kind": "bytes"}
 
 
 class SymbolTokenizer(Tokenizer):
-    """One id for each symbol of a diagnostic; text is symbols with white space between.
+    """One id for each symbol of a diagnostic; in text, white space separates symbols.
 
     Args:
-        symbols: the vocabulary, in the order of the ids from 4 on.
+        symbols: the vocabulary, in the order of the ids.
     """
 
     def __init__(self, symbols: Sequence[str]) -> None:
         self.symbols = list(symbols)
-        self._ids = {symbol: len(SPECIALS) + place for place, symbol in enumerate(symbols)}
-        super().__init__([b""] * len(SPECIALS) + [f" {symbol}".encode() for symbol in symbols])
+        self._ids = {symbol: i for i, symbol in enumerate(symbols, start=FIRST_ID)}
+        super().__init__(f" {symbol}".encode() for symbol in symbols)
 
     @classmethod
     def train(cls, lines: Iterable[str]) -> Self:
-        """The tokenizer of these symbols, a line each."""
+        """Return the tokenizer of these symbols, one in each line."""
         return cls(list(lines))
 
     def encode(self, text: str) -> list[int]:
         symbols = text.split()
         for symbol in symbols:
             if symbol not in self._ids:
-                raise BadInput(unknown_name_message("symbol", symbol, shortened(self.symbols)))
+                choices = self.symbols
+                if len(choices) > 20:
+                    choices = [*choices[:10], "…", *choices[-10:]]
+                raise BadInput(unknown_name_message("symbol", symbol, choices))
         return [self._ids[symbol] for symbol in symbols]
 
     def state(self) -> dict[str, Any]:
         return {"kind": "symbols", "symbols": self.symbols}
 
 
-def shortened(symbols: list[str], *, most: int = 20) -> list[str]:
-    """The symbols, or where they are many the first and the last of them."""
-    if len(symbols) <= most:
-        return symbols
-    return [*symbols[: most // 2], "…", *symbols[-most // 2 :]]
-
-
 def tokenizer_from_state(state: dict[str, Any]) -> Tokenizer:
-    """The tokenizer that gave `state`. Raises BadInput for a state of an unknown kind."""
+    """Return the tokenizer that gave `state`. Raise BadInput for a state of an unknown kind."""
     kinds = {
         "bpe": BytePairTokenizer,
         "characters": CharacterTokenizer,
@@ -288,6 +278,6 @@ def tokenizer_from_state(state: dict[str, Any]) -> Tokenizer:
     return kinds[kind](**arguments)
 
 
-def given(lines: Iterable[str], *, state: dict[str, Any]) -> Tokenizer:
-    """In place of a `train` factory: the tokenizer of a checkpoint, whatever the lines."""
+def restore_tokenizer(lines: Iterable[str], *, state: dict[str, Any]) -> Tokenizer:
+    """Return a checkpoint's tokenizer, whatever the lines: it replaces a `train` factory."""
     return tokenizer_from_state(state)

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter, NullLocator, StrMethodFormatter
 from matplotlib.transforms import Bbox
 
-from attention_zoo.tasks.views.figures.style import BLACK, COLOURS, SOFT
+from attention_zoo.tasks.views.figures.style import BLACK, COLOURS, GREY
 
 MARKERS = "os^DvPX"
 DASHES = ("-", "--", ":", "-.")
@@ -22,16 +22,16 @@ GRID = "#dcdfe3"
 # Offsets in points of a label from its point, with its alignment.
 LABEL_POSITIONS = (((8, 0), "left"), ((-8, 0), "right"), ((0, 11), "center"), ((0, -11), "center"))
 # A page replaces the colours of text and grid by its own, which follow its light or dark scheme.
-CSS_COLOURS = {BLACK: "var(--ink)", SOFT: "var(--soft)", GRID: "var(--line)"}
+CSS_COLOURS = {BLACK: "var(--ink)", GREY: "var(--soft)", GRID: "var(--line)"}
 SVG_SETTINGS: Any = {
     "svg.fonttype": "none",
     "svg.hashsalt": "attention-zoo",
     "text.parse_math": False,  # A label may have dollar signs.
     "text.color": BLACK,
-    "axes.labelcolor": SOFT,
-    "axes.edgecolor": SOFT,
-    "xtick.color": SOFT,
-    "ytick.color": SOFT,
+    "axes.labelcolor": GREY,
+    "axes.edgecolor": GREY,
+    "xtick.color": GREY,
+    "ytick.color": GREY,
 }
 
 
@@ -62,7 +62,7 @@ def set_length_axis(axes: Axes, lengths: Sequence[int], trained_at: Set[int | No
     axes.set_xticks(lengths, [str(length) for length in lengths])
     axes.xaxis.set_minor_locator(NullLocator())
     for length in (length for length in trained_at if length is not None):
-        axes.axvline(length, color=SOFT, linestyle="--", linewidth=1, zorder=0)
+        axes.axvline(length, color=GREY, linestyle="--", linewidth=1, zorder=0)
         axes.annotate(
             f"trained at {length}",
             (length, 1),
@@ -70,7 +70,7 @@ def set_length_axis(axes: Axes, lengths: Sequence[int], trained_at: Set[int | No
             xycoords=("data", "axes fraction"),
             textcoords="offset points",
             va="top",
-            color=SOFT,
+            color=GREY,
         )
 
 
@@ -81,7 +81,7 @@ def label_points(axes: Axes, points: Mapping[str, tuple[float, float]]) -> None:
     figure.draw_without_rendering()
     positions = axes.transData.transform(list(points.values()))
     boxes = [Bbox.from_bounds(x - 7, y - 7, 14, 14) for x, y in positions]
-    style: Any = {"textcoords": "offset points", "va": "center", "fontsize": 8.5, "color": SOFT}
+    style: Any = {"textcoords": "offset points", "va": "center", "fontsize": 8.5, "color": GREY}
     for label, point in points.items():
         for offset, side in LABEL_POSITIONS:
             text = axes.annotate(shorten(label, 24), point, offset, ha=side, **style)

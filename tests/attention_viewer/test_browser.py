@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from attention_zoo.tasks.views.attention_record import AttentionRecord
-from attention_zoo.tasks.views.attention_viewer.page import attention_page
+from attention_zoo.tasks.views.attention_viewer.page import attention_page, notebook_frame
 from tests.browser import assert_quiet, in_browser, look, texts
 
 pytestmark = in_browser
@@ -51,8 +51,8 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
         "signed": attention_page([SIGNED]),
         "alone": attention_page([alone]),
         "notebook": "<!doctype html><link rel='icon' href='data:,'><p id='description'>Out[1]</p>"
-        + PAIR._repr_html_()
-        + back._repr_html_(),
+        + notebook_frame(PAIR)
+        + notebook_frame(back),
     }
     for name, text in written.items():
         (folder / f"{name}.html").write_text(text, encoding="utf-8")

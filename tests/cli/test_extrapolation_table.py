@@ -11,7 +11,7 @@ from tests.cli.conftest import ROOT
 
 TINY = [
     *["model.dim=16", "model.ffn_dim=16", "model.layers=1", "data.batch_size=256"],
-    *["data.source.share=0.01", "trainer.max_steps=2"],
+    *["data.source.valid_fraction=0.01", "trainer.max_steps=2"],
 ]
 
 

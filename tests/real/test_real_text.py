@@ -1,4 +1,4 @@
-"""Two steps, end to end, on each of the real texts; skipped where it is missing."""
+"""Training takes two steps on each real text; a missing text is skipped."""
 
 import json
 
@@ -6,7 +6,7 @@ import pytest
 
 SHORT = ["model=tiny", "trainer.max_steps=2", "logger=none", "callbacks=minimal"]
 SHORT += ["+trainer.limit_val_batches=1", "+trainer.limit_test_batches=1", "decoding.max_extra=3"]
-WRITING = ["decoding.max_ratio=0.2", "tokenizer=bytes", "data.max_tokens=512"]
+DECODING = ["decoding.max_ratio=0.2", "tokenizer=bytes", "data.max_tokens=512"]
 
 
 def losses(run):
@@ -18,7 +18,7 @@ def losses(run):
 def test_multi30k(train, real, target):
     folder = real("multi30k/raw")
     run = train(
-        *SHORT, *WRITING, "data=multi30k", f"data.root={folder}", f"data.source.pair=[en,{target}]"
+        *SHORT, *DECODING, "data=multi30k", f"data.root={folder}", f"data.source.pair=[en,{target}]"
     )
     assert all(0 < loss < 20 for loss in losses(run))
 
@@ -27,7 +27,7 @@ def test_tatoeba_from_files(train, real):
     folder = real("tatoeba-en-pt")
     files = {split: f"[[{split}.en.gz,{split}.pt.gz]]" for split in ("train", "valid", "test")}
     sources = [f"data.source.{split}={pair}" for split, pair in files.items()]
-    run = train(*SHORT, *WRITING, "data=parallel_files", f"data.root={folder}", *sources)
+    run = train(*SHORT, *DECODING, "data=parallel_files", f"data.root={folder}", *sources)
     assert all(0 < loss < 20 for loss in losses(run))
 
 

@@ -111,7 +111,7 @@ def write_job(
 ) -> Path:
     """The record that a sweep leaves of a job."""
     folder.mkdir(parents=True, exist_ok=True)
-    record = {"overrides": list(words), "config": "0" * 64, "outcome": outcome, "code": code}
+    record = {"overrides": list(words), "config_hash": "0" * 64, "outcome": outcome, "code": code}
     record |= {"reason": reason, "seconds": 12.5}
     (folder / "job.json").write_text(json.dumps(record, ensure_ascii=False))
     return folder

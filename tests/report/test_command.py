@@ -51,7 +51,7 @@ class Parsed(HTMLParser):
 
 
 def test_the_printed_table_is_legible_at_100_columns(report, sweep: Path, tmp_path: Path) -> None:
-    output = report(sweep, "--output", tmp_path)
+    output = report(sweep, f"output={tmp_path}")
     assert max(len(line.rstrip()) for line in output.splitlines() if "/" not in line) <= 100
     first = next(line for line in output.splitlines() if "gated rotary  " in line)
     assert "reference" in first and "±" in first
@@ -69,7 +69,7 @@ def test_files_go_to_the_first_folder(report, tmp_path: Path) -> None:
 
 
 def test_all_jobs_are_listed_as_they_are(report, sweep: Path, tmp_path: Path) -> None:
-    report(sweep, "--output", tmp_path)
+    report(sweep, f"output={tmp_path}")
     text = Parsed((tmp_path / "report.html").read_text()).text
     for reason in ("signal 9 (SIGKILL)", "val/loss is nan", "no space left", "position=alibi"):
         assert reason in text and reason in (tmp_path / "report.md").read_text()
@@ -87,7 +87,7 @@ def test_all_jobs_are_listed_as_they_are(report, sweep: Path, tmp_path: Path) ->
 
 
 def test_the_page_needs_nothing_beside_it(report, sweep: Path, tmp_path: Path) -> None:
-    report(sweep, "--output", tmp_path)
+    report(sweep, f"output={tmp_path}")
     page = Parsed((tmp_path / "report.html").read_text())
     for tag, attributes in page.tags:
         assert tag not in ("img", "iframe", "object", "embed"), tag
@@ -160,8 +160,8 @@ def test_what_cannot_be_done_is_refused(arguments: list[str], message: str) -> N
 
 def test_a_folder_that_cannot_be_written_to_is_said(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(UserError, match=r"file cannot be written to .* --output FOLDER"):
-        run([str(write_run(tmp_path / "0")), "--output", str(tmp_path / "file")])
+    with pytest.raises(UserError, match=r"file cannot be written to .* output=FOLDER"):
+        run([str(write_run(tmp_path / "0")), f"output={tmp_path / 'file'}"])
 
 
 def test_it_starts_without_what_is_heavy(tmp_path: Path) -> None:
@@ -186,7 +186,7 @@ def test_it_starts_without_what_is_heavy(tmp_path: Path) -> None:
 
 def test_the_report_goes_to_wandb(report, sweep: Path, tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setenv("WANDB_MODE", "offline")
-    report(sweep, "--output", tmp_path, "logger=wandb")
+    report(sweep, f"output={tmp_path}", "logger=wandb")
     (folder,) = (tmp_path / "report" / "wandb").glob("offline-run-*")
     shown = [path.name for path in (folder / "files" / "media" / "html").rglob("*.html")]
     assert {name.split("_")[0] for name in shown} == {"report", "seeds", "loss", "cost"}

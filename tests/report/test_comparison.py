@@ -211,7 +211,7 @@ def test_what_is_not_on_record_is_not_assumed(tmp_path: Path) -> None:
 
 
 def test_a_match_is_told(tmp_path: Path) -> None:
-    matched = {"matched": {"by": "parameters", "target": 1_000_000, "ff_dim": 447}}
+    matched = {"matched": {"by": "parameters", "target": 1_000_000, "ffn_dim": 447}}
     for number, name in enumerate(("linear", "multi_head")):
         figures = matched | {"parameters": 1_000_000 + number}
         write_run(

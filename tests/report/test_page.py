@@ -14,7 +14,7 @@ pytestmark = in_browser
 @pytest.fixture(scope="module")
 def written(sweep: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
     folder = tmp_path_factory.mktemp("report")
-    run([str(sweep), "--output", str(folder)])
+    run([str(sweep), f"output={folder}"])
     return (folder / "report.html").as_uri()
 
 

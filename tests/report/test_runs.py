@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from attention_zoo.errors import BadInput, UserError
-from attention_zoo.tasks.analysis.report.runs import find_runs, job_names
+from attention_zoo.tasks.analysis.report.runs import find_runs, run_names
 from attention_zoo.tasks.analysis.report.summary import count_outcomes
 from tests.report.folders import drop, write_job, write_run
 
@@ -78,7 +78,7 @@ def test_jobs_are_named_by_what_not_all_were_given(tmp_path: Path) -> None:
     write_run(tmp_path / "2", seed=3)
     runs = find_runs([tmp_path])
     names = ["attention=linear", "attention=gated", "attention=multi_head position=rotary seed=3"]
-    assert job_names(runs) == names
+    assert run_names(runs) == names
 
 
 def test_hidden_folders_hold_no_runs(tmp_path: Path) -> None:

@@ -32,10 +32,10 @@ from attention_zoo.tasks.views.charts import (
     style_axes,
     svg_settings,
 )
-from attention_zoo.tasks.views.figures.style import COLOURS, SOFT, new_figure
+from attention_zoo.tasks.views.figures.style import COLOURS, GREY, new_figure
 
 SIZE = (5.4, 3.6)  # inches
-GREY = "#8c949d"
+LIGHT_GREY = "#8c949d"
 POINTS = 150  # of a curve
 LOG_RATIO = 8.0  # An axis whose greatest value is so many times the smallest is logarithmic.
 LENGTH_METRICS = {"perplexity": "Perplexity", "exact_match": "Exact match"}
@@ -75,7 +75,7 @@ def row_style(index: int) -> dict[str, Any]:
     """Return the style of the row at an index."""
     if index < len(COLOURS):
         return series_style(index)
-    return {"color": GREY, "marker": "o", "linestyle": "-", "linewidth": 1, "markersize": 4}
+    return {"color": LIGHT_GREY, "marker": "o", "linestyle": "-", "linewidth": 1, "markersize": 4}
 
 
 @lru_cache
@@ -102,7 +102,7 @@ def draw_seeds(comparison: Comparison) -> Figure:
         axes.plot(values, [index] * len(values), **style, alpha=0.6)
         axes.plot([mean(values) or 0.0] if values else [], [index][: len(values)], **style | bar)
     if (reference := comparison.reference.mean(metric.key)) is not None:
-        axes.axvline(reference, color=SOFT, linestyle="--", linewidth=1, zorder=0)
+        axes.axvline(reference, color=GREY, linestyle="--", linewidth=1, zorder=0)
     axes.set_yticks(range(len(rows)), [shorten(row.label, 32) for row in rows])
     axes.set_ylim(len(rows) - 0.5, -0.5)
     axes.set_xlabel("bars: means; dashed line: mean of the reference")

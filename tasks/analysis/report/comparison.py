@@ -171,7 +171,7 @@ def swept_keys(runs: Sequence[Run]) -> list[str]:
     """Return the keys that sweeps varied, in the order of the command line."""
     keys: dict[str, None] = {}
     for run in runs:
-        for override in run.words:
+        for override in run.overrides:
             name = override.lstrip("+~").partition("=")[0]
             keys |= {f"choices.{name}": None, name: None}
     return list(keys)

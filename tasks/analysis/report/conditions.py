@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 from attention_zoo.tasks.analysis.report.comparison import Comparison, Row, quote_labels
 from attention_zoo.tasks.analysis.report.measures import format_with_unit
-from attention_zoo.tasks.training.results import MATCHED_WITHIN
+from attention_zoo.tasks.training.manifest import MATCH_TOLERANCE
 
 MATCHED_OPTION = "model.ffn_dim"  # the width that `match` chooses
 MAX_LABELS = 4  # more labels are counted
@@ -57,7 +57,7 @@ def describe_matches(matches: set[tuple[str | None, int]]) -> str:
     criteria = " and ".join(sorted({by or "nothing" for by, _ in matches}))
     targets = sorted({target for _, target in matches if target})
     numbers = " and ".join(format_with_unit(x, "count") for x in targets)
-    return f"by {criteria}, within {100 * MATCHED_WITHIN:.0f} % of {numbers}"
+    return f"by {criteria}, within {100 * MATCH_TOLERANCE:.0f} % of {numbers}"
 
 
 def compare_parameters(rows: list[Row], key: str) -> tuple[bool, str]:
@@ -67,7 +67,7 @@ def compare_parameters(rows: list[Row], key: str) -> tuple[bool, str]:
     if {by for by, _ in matches} == {"parameters"} and len(matches) == 1:
         ((_, target),) = matches
         counts = [x for row in rows for x in row.values(key)]
-        equal = all(abs(x / target - 1) <= MATCHED_WITHIN for x in counts)
+        equal = all(abs(x / target - 1) <= MATCH_TOLERANCE for x in counts)
     return equal, text
 
 

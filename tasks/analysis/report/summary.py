@@ -149,5 +149,5 @@ def describe_tests(comparison: Comparison) -> Iterator[str]:
     if not comparison.reference_given and len(comparison.rows) > 2:
         yield (
             "The best row was chosen by the values that are tested, which flatters it. "
-            "--baseline names a reference beforehand."
+            "baseline=LABEL names a reference beforehand."
         )

@@ -9,8 +9,9 @@ from attention_zoo.tasks.analysis.report.comparison import Comparison, Row, grou
 from attention_zoo.tasks.analysis.report.conditions import find_conditions
 from attention_zoo.tasks.analysis.report.labels import differing_keys
 from attention_zoo.tasks.analysis.report.measures import Measure
-from attention_zoo.tasks.analysis.report.runs import Run, flat, job_names
+from attention_zoo.tasks.analysis.report.runs import Run, run_names
 from attention_zoo.tasks.analysis.report.significance import Difference
+from attention_zoo.tasks.configuration.resolved_config import flatten
 from attention_zoo.tasks.views.tables import Cell, Table
 
 CONDITION_STATES = {
@@ -108,8 +109,8 @@ def conditions_table(comparison: Comparison) -> Table:
 def failures_table(runs: Sequence[Run]) -> Table:
     """Return the jobs without a result and their reasons."""
     rows = [
-        [name, Cell(run.outcome, style="strong"), run.cause]
-        for run, name in zip(runs, job_names(runs), strict=True)
+        [name, Cell(run.outcome, style="strong"), run.short_reason]
+        for run, name in zip(runs, run_names(runs), strict=True)
         if run.outcome != "trained"
     ]
     return Table("Jobs without a result", ["job", "outcome", "reason"], rows, "llp")
@@ -123,12 +124,12 @@ def jobs_table(comparisons: Sequence[Comparison], runs: Sequence[Run]) -> Table:
         [
             name,
             Cell(run.outcome, style="strong"),
-            run.cause or "–",
+            run.short_reason or "–",
             *(Cell(x.format(run.results.get(x.key)), run.results.get(x.key)) for x in metrics),
             Cell("–" if run.seconds is None else f"{run.seconds:,.0f}", run.seconds),
             str(run.folder),
         ]
-        for run, name in zip(runs, job_names(runs), strict=True)
+        for run, name in zip(runs, run_names(runs), strict=True)
     ]
     return Table(f"All {len(runs)} jobs", columns, rows, f"llp{'r' * len(metrics)}rl")
 
@@ -140,7 +141,7 @@ def csv_rows(runs: Sequence[Run]) -> list[dict[str, Any]]:
     return [
         {
             "folder": str(run.folder),
-            "overrides": " ".join(run.words),
+            "overrides": " ".join(run.overrides),
             "outcome": run.outcome,
             "reason": run.reason,
             **{f"config/{key}": run.options.get(key) for key in differing},
@@ -158,7 +159,7 @@ def single_values(run: Run) -> Iterator[tuple[str, Any]]:
         if key == "not_finite" or key in LONG_ENTRIES:
             continue
         if isinstance(value, dict):
-            for inner, leaf in flat(value):
+            for inner, leaf in flatten(value):
                 yield f"{key}/{inner}", leaf
         elif isinstance(value, list):
             yield key, json.dumps(value)

@@ -1,1 +1,1 @@
-"""Sequences that ask questions, drawn on the spot, a file a kind."""
+"""Diagnostics: synthetic sequences with queries, one file for each kind."""

@@ -1,25 +1,24 @@
-"""What a diagnostic is: sequences of symbols, the places where they ask, and the answers."""
+"""The base of the diagnostics: sequences of symbols with queries and their answers."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any, NamedTuple, Self
+from typing import Any, ClassVar, NamedTuple, Self
 
 import numpy as np
 
 from attention_zoo.errors import UserError
 from attention_zoo.tasks.data.sources.base import SPLITS, split_of
-from attention_zoo.tasks.data.tokenizers import SPECIALS
 
-FIRST = len(SPECIALS)  # the token of the first symbol
-ROUND = 10_000  # sequences drawn at once
+ROWS_PER_DRAW = 10_000
 
 
 class QueryRows(NamedTuple):
-    """Sequences of n rows that ask a questions each, as tokens.
+    """n sequences with a queries each, as token ids.
 
     inputs: [n t], bos first.
-    places: [n a], where in the row a question stands.
-    answers: [n a], the token to predict there; `IGNORED` where there is no question.
+    places: [n a], the position of each query in its row.
+    answers: [n a], the token to predict there; `IGNORE_INDEX` where there is no query.
     """
 
     inputs: np.ndarray
@@ -31,11 +30,11 @@ class QueryRows(NamedTuple):
 class Diagnostic(ABC):
     """Draws sequences of one kind and length.
 
-    A hash of a sequence decides its split, so no size and no seed makes the splits share one; and
-    no split holds a sequence twice.
+    A hash of a sequence decides its split. So the splits share no sequence, whatever their sizes
+    and seeds; and no split has a sequence twice.
 
     Args:
-        length: of the sequences, as the kind counts it.
+        length: of the sequences; each kind says what it counts.
         size, valid, test: sequences in each split.
         seed: of the draw.
     """
@@ -45,6 +44,7 @@ class Diagnostic(ABC):
     valid: int = 1000
     test: int = 1000
     seed: int = 0
+    notes: ClassVar[Sequence[str]] = ()
 
     def __post_init__(self) -> None:
         for name in ("length", "size", "valid", "test"):
@@ -54,64 +54,72 @@ class Diagnostic(ABC):
     @property
     @abstractmethod
     def symbols(self) -> list[str]:
-        """Their names; symbol i is token `FIRST` + i."""
+        """The names of the symbols; symbol i has token id `FIRST_ID` + i."""
 
     @abstractmethod
-    def draw(self, generator: np.random.Generator, rows: int) -> QueryRows:
-        """Sequences of any split."""
+    def draw_rows(self, generator: np.random.Generator, rows: int) -> QueryRows:
+        """Draw sequences of any split."""
 
     @property
-    def tokens(self) -> int:
-        """Of a sequence, with all that comes with what `length` counts."""
-        return self.draw(np.random.default_rng(0), 1).inputs.shape[1]
+    def tokens_per_sequence(self) -> int:
+        """The tokens of a sequence, with those that `length` does not count."""
+        return self.draw_rows(np.random.default_rng(0), 1).inputs.shape[1]
 
-    def at(self, length: int) -> Self:
-        """The same kind at another length."""
+    def with_length(self, length: int) -> Self:
+        """Return the same kind at another length."""
         return replace(self, length=length)
 
-    def key(self) -> dict[str, Any]:
-        """Every input of `questions`, in plain types."""
+    def cache_key(self) -> dict[str, Any]:
+        """Return every input of `splits`, in plain types."""
         return {"source": type(self).__name__, "numpy": np.__version__, **asdict(self)}
 
-    def questions(self, split: str) -> QueryRows:
-        """The sequences of a split. Raises UserError where there are not as many."""
+    def splits(self) -> dict[str, QueryRows]:
+        """Draw the sequences of "train", "valid" and "test"."""
+        return {split: self.draw_split(split) for split in SPLITS}
+
+    def draw_split(self, split: str) -> QueryRows:
+        """Draw the sequences of a split. Raise UserError if there are not enough different ones."""
         generator = np.random.default_rng([self.seed, SPLITS.index(split)])
-        size = "size" if split == "train" else split
-        wanted = getattr(self, size)
+        option = "size" if split == "train" else split
+        size = getattr(self, option)
         seen: set[bytes] = set()
-        kept: list[QueryRows] = []
-        while len(seen) < wanted:
-            drawn = QueryRows(*(part.astype("<i4") for part in self.draw(generator, ROUND)))
-            rows = []
+        parts: list[QueryRows] = []
+        while len(seen) < size:
+            drawn = QueryRows(
+                *(part.astype("<i4") for part in self.draw_rows(generator, ROWS_PER_DRAW))
+            )
+            new_rows = []
             for row, tokens in enumerate(drawn.inputs):
                 content = tokens.tobytes()
-                if len(seen) < wanted and content not in seen and split_of(content) == split:
+                if len(seen) < size and content not in seen and split_of(content) == split:
                     seen.add(content)
-                    rows.append(row)
-            if not rows:
+                    new_rows.append(row)
+            if not new_rows:
                 raise UserError(
                     f"there must be as many different {split} sequences of length {self.length} as "
-                    f"are asked for, got data.source.{size}={wanted} and about {len(seen)} of "
+                    f"are asked for, got data.source.{option}={size} and about {len(seen)} of "
                     "them; ask for fewer, or for longer ones."
                 )
-            kept.append(QueryRows(*(part[rows] for part in drawn)))
-        return QueryRows(*map(np.concatenate, zip(*kept, strict=True)))
+            parts.append(QueryRows(*(part[new_rows] for part in drawn)))
+        return QueryRows(*map(np.concatenate, zip(*parts, strict=True)))
 
 
-def distinct(generator: np.random.Generator, *, rows: int, count: int, choices: int) -> np.ndarray:
-    """[rows count] numbers below `choices`, in each row all different, in random order.
+def draw_distinct(
+    generator: np.random.Generator, *, rows: int, count: int, choices: int
+) -> np.ndarray:
+    """Draw [rows count] numbers below `choices`, all different within a row, in random order.
 
     Floyd's algorithm (Bentley and Floyd 1987): its cost does not grow with `choices`.
     """
     chosen = np.empty((rows, count), dtype=np.int64)
-    for place in range(count):
-        last = choices - count + place
+    for column in range(count):
+        last = choices - count + column
         drawn = generator.integers(last + 1, size=rows)
-        taken = (chosen[:, :place] == drawn[:, None]).any(axis=1)
-        chosen[:, place] = np.where(taken, last, drawn)
+        repeated = (chosen[:, :column] == drawn[:, None]).any(axis=1)
+        chosen[:, column] = np.where(repeated, last, drawn)
     return generator.permuted(chosen, axis=1)
 
 
-def numbered(count: int) -> list[str]:
-    """Symbols without a role of their own: 1, 2, …"""
+def numbered_symbols(count: int) -> list[str]:
+    """Return the symbols 1, 2, …, which have no role of their own."""
     return [str(number) for number in range(1, count + 1)]

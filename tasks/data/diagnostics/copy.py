@@ -6,22 +6,22 @@ from typing import Self
 import numpy as np
 
 from attention_zoo.errors import UserError
-from attention_zoo.tasks.data.batches import IGNORED
-from attention_zoo.tasks.data.diagnostics.base import FIRST, Diagnostic, QueryRows, numbered
-from attention_zoo.tasks.data.tokenizers import BOS, EOS, PAD
+from attention_zoo.tasks.data.batches import IGNORE_INDEX
+from attention_zoo.tasks.data.diagnostics.base import Diagnostic, QueryRows, numbered_symbols
+from attention_zoo.tasks.data.tokenizers import BOS, EOS, FIRST_ID, PAD
 
 
 @dataclass(frozen=True, kw_only=True)
 class Copy(Diagnostic):
-    """`5 1 7 | 5 1 7`: a random string comes again behind the separator, and then eos.
+    """Draws `5 1 7 | 5 1 7`: a random string, a separator, the string again, eos.
 
-    Every token from the separator on asks for the next one. At another length all strings are as
-    long as that.
+    Every token from the separator on is a query for the next one. At another length all strings
+    have that length.
 
     Args:
         length: of the longest strings, in symbols.
-        min_length: the shortest strings; all lengths between are as frequent.
-        vocabulary: symbols beside the separator.
+        min_length: of the shortest strings; all lengths between are equally frequent.
+        vocabulary: symbols, without the separator.
     """
 
     length: int = 32
@@ -40,28 +40,28 @@ class Copy(Diagnostic):
 
     @property
     def symbols(self) -> list[str]:
-        return [*numbered(self.vocabulary), "|"]
+        return [*numbered_symbols(self.vocabulary), "|"]
 
-    def at(self, length: int) -> Self:
+    def with_length(self, length: int) -> Self:
         return replace(self, length=length, min_length=length)
 
-    def rewritten(self, strings: np.ndarray, lengths: np.ndarray) -> np.ndarray:
-        """The answers [n length] to strings [n length], of which the first `lengths` [n] count."""
+    def transform_strings(self, strings: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+        """Return the answers to strings, both [n length]; the first `lengths` [n] symbols count."""
         return strings
 
-    def draw(self, generator: np.random.Generator, rows: int) -> QueryRows:
+    def draw_rows(self, generator: np.random.Generator, rows: int) -> QueryRows:
         lengths = generator.integers(self.min_length, self.length, size=rows, endpoint=True)
-        strings = FIRST + generator.integers(self.vocabulary, size=(rows, self.length))
-        row, place = np.nonzero(np.arange(self.length) < lengths[:, None])
+        strings = FIRST_ID + generator.integers(self.vocabulary, size=(rows, self.length))
+        row, column = np.nonzero(np.arange(self.length) < lengths[:, None])
         separator = 1 + lengths
 
-        answers = np.full((rows, self.length + 1), IGNORED)
-        answers[row, place] = self.rewritten(strings, lengths)[row, place]
+        answers = np.full((rows, self.length + 1), IGNORE_INDEX)
+        answers[row, column] = self.transform_strings(strings, lengths)[row, column]
         inputs = np.full((rows, 2 * self.length + 2), PAD)
         inputs[:, 0] = BOS
-        inputs[row, 1 + place] = strings[row, place]
-        inputs[row, separator[row] + 1 + place] = answers[row, place]
-        every = np.arange(rows)
-        inputs[every, separator] = FIRST + self.vocabulary
-        answers[every, lengths] = EOS
+        inputs[row, 1 + column] = strings[row, column]
+        inputs[row, separator[row] + 1 + column] = answers[row, column]
+        all_rows = np.arange(rows)
+        inputs[all_rows, separator] = FIRST_ID + self.vocabulary
+        answers[all_rows, lengths] = EOS
         return QueryRows(inputs, separator[:, None] + np.arange(self.length + 1), answers)

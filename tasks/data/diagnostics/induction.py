@@ -5,27 +5,26 @@ from dataclasses import dataclass
 import numpy as np
 
 from attention_zoo.errors import UserError
-from attention_zoo.tasks.data.batches import IGNORED
+from attention_zoo.tasks.data.batches import IGNORE_INDEX
 from attention_zoo.tasks.data.diagnostics.base import (
-    FIRST,
     Diagnostic,
     QueryRows,
-    distinct,
-    numbered,
+    draw_distinct,
+    numbered_symbols,
 )
-from attention_zoo.tasks.data.tokenizers import BOS
+from attention_zoo.tasks.data.tokenizers import BOS, FIRST_ID
 
 
 @dataclass(frozen=True, kw_only=True)
 class Induction(Diagnostic):
-    """`4 9 2 6 4 9 2 6 4 …`: a token that was seen before is followed by what followed it.
+    """Draws `4 9 2 6 4 9 2 6 4 …`: a block of different random symbols, again and again.
 
-    A block of different random symbols is repeated until the sequence is full. From its second
-    time on every token asks for the next one. Blocks are between a quarter and half of the
-    sequence long, all lengths as frequent, so that no fixed distance gives the answer.
+    From the first repetition on, every token is a query for the next one. A block is between a
+    quarter and half of the sequence long. All lengths are equally frequent, so no fixed distance
+    gives the answer.
 
     Args:
-        length: of a sequence, in tokens, bos included.
+        length: of a sequence, in tokens, with bos.
         vocabulary: symbols.
     """
 
@@ -42,15 +41,15 @@ class Induction(Diagnostic):
 
     @property
     def symbols(self) -> list[str]:
-        return numbered(self.vocabulary)
+        return numbered_symbols(self.vocabulary)
 
-    def draw(self, generator: np.random.Generator, rows: int) -> QueryRows:
-        longest, min_length = self.length // 2, self.length // 4
-        blocks = distinct(generator, rows=rows, count=longest, choices=self.vocabulary)
-        periods = generator.integers(min_length, longest, size=(rows, 1), endpoint=True)
-        # One more than goes in: the last answer.
-        tokens = FIRST + np.take_along_axis(blocks, np.arange(self.length) % periods, axis=1)
+    def draw_rows(self, generator: np.random.Generator, rows: int) -> QueryRows:
+        longest, shortest = self.length // 2, self.length // 4
+        blocks = draw_distinct(generator, rows=rows, count=longest, choices=self.vocabulary)
+        periods = generator.integers(shortest, longest, size=(rows, 1), endpoint=True)
+        # One token more than the input has: the last answer.
+        tokens = FIRST_ID + np.take_along_axis(blocks, np.arange(self.length) % periods, axis=1)
         inputs = np.concatenate([np.full((rows, 1), BOS), tokens[:, :-1]], axis=1)
-        places = np.arange(1 + min_length, self.length)
-        answers = np.where(places > periods, tokens[:, places], IGNORED)
-        return QueryRows(inputs, np.broadcast_to(places, answers.shape), answers)
+        positions = np.arange(1 + shortest, self.length)
+        answers = np.where(positions > periods, tokens[:, positions], IGNORE_INDEX)
+        return QueryRows(inputs, np.broadcast_to(positions, answers.shape), answers)

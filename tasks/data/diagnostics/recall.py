@@ -6,26 +6,27 @@ from typing import Self
 import numpy as np
 
 from attention_zoo.errors import UserError
-from attention_zoo.tasks.data.diagnostics.base import FIRST, Diagnostic, QueryRows, distinct
-from attention_zoo.tasks.data.tokenizers import BOS
+from attention_zoo.tasks.data.diagnostics.base import Diagnostic, QueryRows, draw_distinct
+from attention_zoo.tasks.data.tokenizers import BOS, FIRST_ID
 
 
 @dataclass(frozen=True, kw_only=True)
 class Recall(Diagnostic):
-    """`k12 v7 k3 v9 … k3 … k12`: every key comes again, and asks for the value it came with.
+    """Draws `k12 v7 k3 v9 … k3 … k12`: every key comes again, as a query for its value.
 
-    First all pairs, the keys different from each other, and so the values. Behind them every
-    second place may hold a key; the g-th of these does with a weight of g^(power - 1). The other
-    places are filled with random symbols. At another length there are as many pairs to a token.
+    A sequence starts with pairs of keys and values; no two keys are equal, and no two values.
+    After the pairs, every second position may hold a query; the g-th of these positions is drawn
+    with a weight of g^(power - 1). Random symbols fill the other positions. At another length the
+    number of pairs grows with the length.
 
-    Unlike the authors' code, a sequence begins with bos, which counts, and what it is filled with
-    is none of its keys, so that every question has one answer.
+    Unlike in the authors' code, a sequence starts with bos, which counts, and the random symbols
+    are none of its keys, so that every query has one answer.
 
     Args:
         length: of a sequence, in tokens.
-        pairs: keys with values.
-        vocabulary: symbols; half of them keys, half values.
-        power: 1 spreads the questions evenly, less brings them nearer to the pairs.
+        pairs: of keys and values.
+        vocabulary: symbols; half of them are keys, half are values.
+        power: 1 spreads the queries evenly, less brings them nearer to the pairs.
     """
 
     length: int = 64
@@ -48,28 +49,28 @@ class Recall(Diagnostic):
 
     @property
     def symbols(self) -> list[str]:
-        half = range(1, self.vocabulary // 2 + 1)
-        return [*(f"k{number}" for number in half), *(f"v{number}" for number in half)]
+        numbers = range(1, self.vocabulary // 2 + 1)
+        return [*(f"k{number}" for number in numbers), *(f"v{number}" for number in numbers)]
 
-    def at(self, length: int) -> Self:
+    def with_length(self, length: int) -> Self:
         return replace(self, length=length, pairs=self.pairs * length // self.length)
 
-    def draw(self, generator: np.random.Generator, rows: int) -> QueryRows:
-        half, context = self.vocabulary // 2, 1 + 2 * self.pairs
-        keys = distinct(generator, rows=rows, count=self.pairs, choices=half)
-        values = half + distinct(generator, rows=rows, count=self.pairs, choices=half)
+    def draw_rows(self, generator: np.random.Generator, rows: int) -> QueryRows:
+        half, pairs_end = self.vocabulary // 2, 1 + 2 * self.pairs
+        keys = draw_distinct(generator, rows=rows, count=self.pairs, choices=half)
+        values = half + draw_distinct(generator, rows=rows, count=self.pairs, choices=half)
 
         inputs = generator.integers(self.vocabulary - self.pairs, size=(rows, self.length))
-        for key in np.sort(keys, axis=1).T:  # leaves a gap in the numbers for each key
+        for key in np.sort(keys, axis=1).T:  # skips the number of each key
             inputs += inputs >= key[:, None]
-        inputs[:, 1:context:2], inputs[:, 2:context:2] = keys, values
+        inputs[:, 1:pairs_end:2], inputs[:, 2:pairs_end:2] = keys, values
 
-        slots = (self.length - context + 1) // 2
+        slots = (self.length - pairs_end + 1) // 2
         weights = np.arange(1, slots + 1) ** (self.power - 1.0)
-        # The least of exponential times: a draw without replacement by these weights.
+        # The smallest of exponential times: a draw without replacement by these weights.
         times = generator.exponential(size=(rows, slots)) / weights
-        places = context + 2 * np.argsort(times, axis=1)[:, : self.pairs]
-        np.put_along_axis(inputs, places, keys, axis=1)
-        inputs += FIRST
+        query_positions = pairs_end + 2 * np.argsort(times, axis=1)[:, : self.pairs]
+        np.put_along_axis(inputs, query_positions, keys, axis=1)
+        inputs += FIRST_ID
         inputs[:, 0] = BOS
-        return QueryRows(inputs, places, FIRST + values)
+        return QueryRows(inputs, query_positions, FIRST_ID + values)

@@ -9,8 +9,8 @@ from attention_zoo.tasks.data.diagnostics.copy import Copy
 
 @dataclass(frozen=True, kw_only=True)
 class Reverse(Copy):
-    """`5 1 7 | 7 1 5`: as `Copy`, but from the string's end to its beginning."""
+    """Draws `5 1 7 | 7 1 5`: like `Copy`, but the string comes back in reverse order."""
 
-    def rewritten(self, strings: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+    def transform_strings(self, strings: np.ndarray, lengths: np.ndarray) -> np.ndarray:
         mirrored = lengths[:, None] - 1 - np.arange(self.length)
         return np.take_along_axis(strings, mirrored.clip(min=0), axis=1)

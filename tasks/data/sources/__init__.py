@@ -1,1 +1,1 @@
-"""Where text comes from: one file a source."""
+"""Sources of text, one file for each kind."""

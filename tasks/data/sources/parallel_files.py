@@ -7,29 +7,15 @@ from typing import Any
 
 from attention_zoo.errors import BadInput, UserError
 from attention_zoo.tasks.data.cache import sha256_of_file
-from attention_zoo.tasks.data.sources.base import SPLITS, Pair, Source, find, read_lines
+from attention_zoo.tasks.data.sources.base import SPLITS, Pair
+from attention_zoo.tasks.data.sources.files import SplitFiles, read_lines
 
 
-class ParallelFiles(Source[Pair]):
-    """Line i of the source file goes with line i of the target file.
+class ParallelFiles(SplitFiles[Pair]):
+    """Pairs of files: line i of the source file is translated by line i of the target file."""
 
-    Args:
-        train, valid, test: pairs of files, plain or gzipped (a name without ".gz" finds the
-            gzipped file too). Without `test`, the valid split is the test split as well.
-        root: the folder that relative names start from.
-    """
-
-    def __init__(
-        self,
-        *,
-        train: Sequence[Sequence[str]],
-        valid: Sequence[Sequence[str]],
-        test: Sequence[Sequence[str]] | None = None,
-        root: str | Path = ".",
-    ) -> None:
-        super().__init__()
-        self.root = Path(root)
-        self.files = {"train": train, "valid": valid, "test": valid if test is None else test}
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
         for split, pairs in self.files.items():
             for pair in pairs:
                 if isinstance(pair, str) or len(pair) != 2:
@@ -37,78 +23,68 @@ class ParallelFiles(Source[Pair]):
                         f"{split} must be pairs of files, [[source, target], …], got {pair!r}; "
                         f"for example data.source.{split}=[[{split}.en,{split}.pt]]."
                     )
-        self._valid_is_test = test is None
         self._starts: dict[str, list[int]] = {}
 
     @classmethod
-    def of_pair(
-        cls, pair: Sequence[str], files: Mapping[str, str | Sequence[str]], root: str | Path
+    def from_patterns(
+        cls, languages: Sequence[str], files: Mapping[str, str | Sequence[str]], root: str | Path
     ) -> "ParallelFiles":
-        """Files named by a pattern in which `{}` stands for the language.
+        """Return files that are named by a pattern in which `{}` stands for the language.
 
         Args:
-            pair: the languages of source and target, as the file names spell them.
-            files: for each split a pattern, or several whose lines follow each other; a pattern
+            languages: of source and target, as the file names spell them.
+            files: for each split a pattern, or several whose lines follow each other. A pattern
                 without `{}` is a stem: "train" reads `train.en` and `train.pt`.
-            root: the folder that holds them.
+            root: the folder with the files.
         """
-        if len(pair) != 2:
-            raise UserError(f"pair must be two languages, for example [en, pt], got {list(pair)}.")
-        named: dict[str, list[list[str]]] = {}
+        if len(languages) != 2:
+            raise UserError(
+                f"pair must be two languages, for example [en, pt], got {list(languages)}."
+            )
+        pairs: dict[str, list[list[str]]] = {}
         for split in SPLITS:
             patterns = files[split]
-            named[split] = [
-                [(name if "{}" in name else name + ".{}").replace("{}", side) for side in pair]
+            pairs[split] = [
+                [(name if "{}" in name else name + ".{}").replace("{}", code) for code in languages]
                 for name in ([patterns] if isinstance(patterns, str) else patterns)
             ]
-        return cls(**named, root=root)
+        return cls(**pairs, root=root)
 
     def paths(self, split: str) -> list[tuple[Path, Path]]:
-        """The files of a split. Raises BadInput where one is missing."""
-        remedy = f"check data.root and the names of the {split} files in data.source"
+        """Return the files of a split. Raise BadInput if one is missing."""
         return [
-            (find(self.root / source, remedy=remedy), find(self.root / target, remedy=remedy))
+            (self.find(source, split), self.find(target, split))
             for source, target in self.files[split]
         ]
 
     def splits(self) -> dict[str, list[Pair]]:
-        self.notes = ["no test files are given: the test split is the valid split"]
-        self.notes = self.notes if self._valid_is_test else []
+        self._starts = {}
         result: dict[str, list[Pair]] = {}
         for split in SPLITS:
             lines: list[Pair] = []
-            starts = self._starts[split] = []
+            starts = []
             for source, target in self.paths(split):
                 starts.append(len(lines))
-                lines += aligned(source, target)
-            result[split] = lines
+                lines += read_pairs(source, target)
+            result[split], self._starts[split] = lines, starts
         return result
 
-    def key(self) -> dict[str, Any]:
-        return {
-            "source": "parallel_files",
-            "files": {
-                split: [[sha256_of_file(path) for path in pair] for pair in self.paths(split)]
-                for split in SPLITS
-            },
-            "valid_is_test": self._valid_is_test,
+    def cache_key(self) -> dict[str, Any]:
+        hashes = {
+            split: [[sha256_of_file(path) for path in pair] for pair in self.paths(split)]
+            for split in SPLITS
         }
+        return {"source": "parallel_files", "files": hashes, "valid_is_test": self.valid_is_test}
 
-    def place(self, split: str, index: int) -> str:
+    def location(self, split: str, index: int) -> str:
         starts = self._starts.get(split, [0])
         number = bisect_right(starts, index) - 1
         source, target = self.files[split][number]
         return f"{self.root / source} (and {target}), line {index - starts[number] + 1}"
 
-    def in_folder(self, root: str | Path) -> "ParallelFiles":
-        test = None if self._valid_is_test else self.files["test"]
-        return ParallelFiles(
-            train=self.files["train"], valid=self.files["valid"], test=test, root=root
-        )
 
-
-def aligned(source: Path, target: Path) -> list[Pair]:
-    """The pairs of two files. Raises BadInput where they differ in length, or hold nothing."""
+def read_pairs(source: Path, target: Path) -> list[Pair]:
+    """Read the pairs of two files. Raise BadInput if they are empty or differ in length."""
     sources, targets = read_lines(source), read_lines(target)
     if len(sources) != len(targets):
         shorter, longer = sorted((len(sources), len(targets)))

@@ -1,4 +1,4 @@
-"""The language reference that ships inside CPython (`pydoc_data.topics`)."""
+"""The language reference that is part of CPython (`pydoc_data.topics`)."""
 
 import hashlib
 import platform
@@ -10,50 +10,52 @@ from attention_zoo.tasks.data.sources.base import SPLITS, Source
 
 
 class PythonDocs(Source[str]):
-    """One document a topic of `help()`; topics that are a part of another one are left out.
+    """The topics of `help()`, each of them one document; parts of other topics are left out.
 
-    The text differs between Python versions, so version and content are part of the key. A hash
-    of a topic's name decides the order in which topics fill test, then valid, then train.
+    The text differs between Python versions, so version and content are part of the cache key. A
+    hash of a topic's name decides the order in which topics fill test, then valid, then train.
 
     Args:
-        share: of the characters for valid, and as much for test.
+        valid_fraction: of the characters, for valid, and the same for test.
     """
 
-    def __init__(self, *, share: float = 0.05) -> None:
+    def __init__(self, *, valid_fraction: float = 0.05) -> None:
         super().__init__()
-        if not 0 < share < 0.5:
-            raise UserError(f"share must lie between 0 and 0.5, got {share}; 0.05 is usual.")
-        self.share = share
+        if not 0 < valid_fraction < 0.5:
+            raise UserError(
+                "data.source.valid_fraction must lie between 0 and 0.5, got "
+                f"{valid_fraction}; 0.05 is usual."
+            )
+        self.valid_fraction = valid_fraction
 
     def splits(self) -> dict[str, list[str]]:
-        topics = load_topics()
-        whole = without_parts(topics)
-        self.notes = [
-            f"{len(topics) - len(whole)} of {len(topics)} topics are a part of another one"
-        ]
-        room = self.share * sum(map(len, whole.values()))
-        filled: dict[str, list[str]] = {split: [] for split in SPLITS}
-        for name in sorted(whole, key=lambda name: hashlib.sha256(name.encode()).hexdigest()):
-            text = whole[name]
+        all_topics = load_topics()
+        topics = without_contained_topics(all_topics)
+        dropped = len(all_topics) - len(topics)
+        self.notes = [f"{dropped} of {len(all_topics)} topics are a part of another one"]
+        max_characters = self.valid_fraction * sum(map(len, topics.values()))
+        result: dict[str, list[str]] = {split: [] for split in SPLITS}
+        for name in sorted(topics, key=lambda name: hashlib.sha256(name.encode()).hexdigest()):
+            text = topics[name]
             for split in ("test", "valid"):
-                if sum(map(len, filled[split])) + len(text) <= room:
-                    filled[split].append(text)
+                if sum(map(len, result[split])) + len(text) <= max_characters:
+                    result[split].append(text)
                     break
             else:
-                filled["train"].append(text)
-        return filled
+                result["train"].append(text)
+        return result
 
-    def key(self) -> dict[str, Any]:
+    def cache_key(self) -> dict[str, Any]:
         return {
             "source": "python_docs",
             "python": platform.python_version(),
             "content": sha256_of_json(load_topics()),
-            "share": self.share,
+            "valid_fraction": self.valid_fraction,
         }
 
 
 def load_topics() -> dict[str, str]:
-    """Topic names to texts. Raises BadInput where this Python comes without them."""
+    """Return the texts by topic. Raise BadInput if this Python lacks them."""
     try:
         from pydoc_data.topics import topics
     except ImportError:
@@ -64,14 +66,18 @@ def load_topics() -> dict[str, str]:
     return dict(topics)
 
 
-def without_parts(topics: dict[str, str]) -> dict[str, str]:
-    """The topics whose paragraphs are not all found in one other topic (of equals, the first
-    stays).
+def without_contained_topics(topics: dict[str, str]) -> dict[str, str]:
+    """Return the topics, without those whose paragraphs are all in one other topic.
 
-    Paragraphs of up to 80 characters are left aside: headings are underlined otherwise elsewhere.
+    Of topics with the same paragraphs, the first one stays. Paragraphs of up to 80 characters do
+    not count, as headings are underlined in different ways.
     """
     paragraphs = {
-        name: frozenset(part for part in map(unwrapped, text.split("\n\n")) if len(part) > 80)
+        name: frozenset(
+            paragraph
+            for paragraph in (" ".join(part.split()) for part in text.split("\n\n"))
+            if len(paragraph) > 80
+        )
         for name, text in topics.items()
     }
     return {
@@ -79,12 +85,7 @@ def without_parts(topics: dict[str, str]) -> dict[str, str]:
         for name, text in topics.items()
         if not paragraphs[name]
         or not any(
-            paragraphs[name] < other or (paragraphs[name] == other and name > rival)
-            for rival, other in paragraphs.items()
+            paragraphs[name] < other or (paragraphs[name] == other and name > other_name)
+            for other_name, other in paragraphs.items()
         )
     }
-
-
-def unwrapped(paragraph: str) -> str:
-    """A paragraph on one line."""
-    return " ".join(paragraph.split())

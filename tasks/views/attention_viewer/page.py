@@ -39,6 +39,15 @@ def attention_page(records: Sequence[AttentionRecord]) -> str:
     return render_page("views/attention_viewer/page.html", title=title, records=encoded)
 
 
+class AttentionView(AttentionRecord):
+    """A record that shows itself in a notebook."""
+
+    __slots__ = ()
+
+    def _repr_html_(self) -> str:
+        return notebook_frame(self)
+
+
 def notebook_frame(record: AttentionRecord) -> str:
     """Return the page in a frame, so that a notebook can hold several of them."""
     return (

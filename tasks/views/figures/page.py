@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from attention_zoo.tasks.views.figures.gallery import LESSONS, Picture, code, file_name
+from attention_zoo.tasks.views.figures.gallery import LESSONS, Picture, example_code, file_name
 from attention_zoo.tasks.views.pages import render_page
 
 
@@ -13,5 +13,12 @@ def index_page(source: str, missing: Mapping[Picture, str]) -> str:
         source: a sentence that names the trained model of the pictures.
         missing: why pictures were not drawn.
     """
-    values = {"lessons": LESSONS, "missing": missing, "file_name": file_name, "code": code}
-    return render_page("views/figures/page.html", title="See attention", source=source, **values)
+    return render_page(
+        "views/figures/page.html",
+        title="See attention",
+        source=source,
+        lessons=LESSONS,
+        missing=missing,
+        file_name=file_name,
+        code=example_code,
+    )

@@ -7,7 +7,7 @@ import pytest
 
 @pytest.fixture
 def real_lines(real: Callable[[str], Path]) -> Callable[[str], list[str]]:
-    """The lines of a gzipped file of the real text."""
+    """Read the lines of a gzipped file of real text."""
 
     def read(name: str) -> list[str]:
         with gzip.open(real(name), "rt", encoding="utf-8", newline="\n") as file:

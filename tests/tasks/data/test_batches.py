@@ -4,16 +4,19 @@ import torch
 
 from attention_zoo.errors import UserError
 from attention_zoo.tasks.data.batches import (
-    Blocks,
+    BlockDataset,
     JaggedArray,
-    OrderedBlocks,
-    OrderedTokenBudgetBatches,
-    Pairs,
-    RandomBlocks,
-    ResumableLoader,
-    ShuffledBlocks,
-    TokenBudgetBatches,
-    divide,
+    PairDataset,
+)
+from attention_zoo.tasks.data.loader import ResumableLoader
+from attention_zoo.tasks.data.samplers import (
+    EpochSampler,
+    FixedBatchSampler,
+    RandomBlockSampler,
+    ShuffledBlockSampler,
+    TokenBudgetSampler,
+    consecutive_batches,
+    divide_over_ranks,
 )
 
 GENERATOR = np.random.default_rng(0)
@@ -22,12 +25,12 @@ TARGET = np.clip(SOURCE + GENERATOR.integers(-4, 5, size=997), 3, None)
 WORLDS = [1, 2, 3]
 
 
-def budget(**arguments) -> TokenBudgetBatches:
-    return TokenBudgetBatches(SOURCE, TARGET, tokens_per_batch=256, **arguments)
+def budget(**arguments) -> TokenBudgetSampler:
+    return TokenBudgetSampler(SOURCE, TARGET, tokens_per_batch=256, **arguments)
 
 
-def ordered_budget(**arguments) -> OrderedTokenBudgetBatches:
-    return OrderedTokenBudgetBatches(SOURCE, TARGET, tokens_per_batch=256, **arguments)
+def ordered_budget(**arguments) -> EpochSampler:
+    return FixedBatchSampler(budget().batches_by_length(), **arguments)
 
 
 @pytest.mark.parametrize("world_size", WORLDS)
@@ -40,8 +43,8 @@ def test_ranks_take_every_pair_once_in_as_many_steps(make, world_size: int, epoc
     batches = [list(rank) for rank in ranks]
     assert len({len(taken) for taken in batches}) == 1
     assert len(ranks[0]) == len(batches[0])
-    places = [place for taken in batches for batch in taken for place in batch]
-    assert sorted(places) == list(range(997))
+    rows = [row for taken in batches for batch in taken for row in batch]
+    assert sorted(rows) == list(range(997))
 
 
 @pytest.mark.parametrize("make", [budget, ordered_budget])
@@ -74,8 +77,8 @@ def test_orders_depend_on_seed_and_epoch_alone() -> None:
 
 
 def test_ranks_together_take_the_batches_of_one() -> None:
-    one = budget().batches()
-    two = [budget(rank=rank, world_size=2).batches() for rank in range(2)]
+    one = budget().rank_batches()
+    two = [budget(rank=rank, world_size=2).rank_batches() for rank in range(2)]
     interleaved = [batch for step in zip(*two, strict=True) for batch in step]
     if len(one) % 2 == 0:
         assert [b.tolist() for b in interleaved] == [b.tolist() for b in one]
@@ -84,22 +87,22 @@ def test_ranks_together_take_the_batches_of_one() -> None:
 
 def test_a_pair_beyond_the_budget_is_a_batch_of_its_own() -> None:
     lengths = np.array([3, 500, 4])
-    batches = OrderedTokenBudgetBatches(lengths, lengths, tokens_per_batch=100)
-    assert list(batches) == [[0, 2], [1]]
+    sampler = TokenBudgetSampler(lengths, lengths, tokens_per_batch=100)
+    assert [batch.tolist() for batch in sampler.batches_by_length()] == [[0, 2], [1]]
 
 
 def test_fewer_samples_than_ranks_are_refused() -> None:
     with pytest.raises(UserError, match="got 2 for 3 processes"):
-        divide([np.array([0, 1])], 3)
+        divide_over_ranks([np.array([0, 1])], 3)
 
 
-def ragged(*rows: list[int]) -> JaggedArray:
-    return JaggedArray.of(rows)
+def jagged(*rows: list[int]) -> JaggedArray:
+    return JaggedArray.from_rows(rows)
 
 
 def test_pairs_are_padded_on_the_right() -> None:
-    pairs = Pairs(
-        ragged([7, 2], [8, 9, 2]), ragged([1, 5, 6, 2], [1, 2]), np.array([4, 11], dtype=np.int64)
+    pairs = PairDataset(
+        jagged([7, 2], [8, 9, 2]), jagged([1, 5, 6, 2], [1, 2]), np.array([4, 11], dtype=np.int64)
     )
     batch = pairs[[1, 0]]
     assert batch.source.tolist() == [[8, 9, 2], [7, 2, 0]]
@@ -116,25 +119,16 @@ STREAM = np.array(
 @pytest.mark.parametrize("context_length", [1, 7, 16, 65, 200])
 @pytest.mark.parametrize("world_size", WORLDS)
 def test_an_evaluation_predicts_every_token_once(context_length: int, world_size: int) -> None:
+    blocks = BlockDataset(STREAM, context_length=context_length)
+    batches = consecutive_batches(blocks.indices(), 2)
     if -(-(len(STREAM) - 1) // context_length) < world_size:
         with pytest.raises(UserError, match="sample for each process"):
-            list(
-                OrderedBlocks(
-                    len(STREAM), context_length=context_length, batch_size=2, world_size=world_size
-                )
-            )
+            list(FixedBatchSampler(batches, world_size=world_size))
         return
-    blocks = Blocks(STREAM, context_length=context_length)
     targets: list[int] = []
     steps = set()
     for rank in range(world_size):
-        sampler = OrderedBlocks(
-            len(STREAM),
-            context_length=context_length,
-            batch_size=2,
-            rank=rank,
-            world_size=world_size,
-        )
+        sampler = FixedBatchSampler(batches, rank=rank, world_size=world_size)
         steps.add(len(list(sampler)))
         for starts in sampler:
             batch = blocks[starts]
@@ -144,8 +138,8 @@ def test_an_evaluation_predicts_every_token_once(context_length: int, world_size
     assert sorted(targets) == sorted(token for token in STREAM.tolist() if token != 1)
 
 
-def test_targets_are_the_next_inputs_and_never_a_beginning() -> None:
-    batch = Blocks(STREAM, context_length=16)[[25]]
+def test_targets_are_the_next_inputs_and_never_a_bos() -> None:
+    batch = BlockDataset(STREAM, context_length=16)[[25]]
     window = STREAM[25:42].tolist()
     assert batch.inputs.tolist() == [window[:-1]]
     assert batch.targets.tolist() == [[-100 if token == 1 else token for token in window[1:]]]
@@ -153,13 +147,13 @@ def test_targets_are_the_next_inputs_and_never_a_beginning() -> None:
 
 
 def test_segments_number_the_documents_of_a_block() -> None:
-    batch = Blocks(STREAM, context_length=16, documents=True)[[28]]
+    batch = BlockDataset(STREAM, context_length=16, documents=True)[[28]]
     assert batch.inputs.tolist()[0] == STREAM[28:44].tolist()
     assert batch.segment_ids is not None
     assert batch.segment_ids.tolist() == [[0] * 4 + [1] * 7 + [2] * 5]
 
 
-@pytest.mark.parametrize("sampling", [ShuffledBlocks, RandomBlocks])
+@pytest.mark.parametrize("sampling", [ShuffledBlockSampler, RandomBlockSampler])
 @pytest.mark.parametrize("tokens", [17, 33, 1000])
 @pytest.mark.parametrize("world_size", WORLDS)
 def test_train_blocks_are_whole_and_as_many_on_every_rank(sampling, tokens, world_size) -> None:
@@ -183,7 +177,7 @@ def test_train_blocks_are_whole_and_as_many_on_every_rank(sampling, tokens, worl
 
 
 def test_shuffled_blocks_do_not_overlap_and_move_with_the_epoch() -> None:
-    sampler = ShuffledBlocks(1000, context_length=16, batch_size=4)
+    sampler = ShuffledBlockSampler(1000, context_length=16, batch_size=4)
     offsets = set()
     for epoch in range(8):
         sampler.set_epoch(epoch)
@@ -194,7 +188,7 @@ def test_shuffled_blocks_do_not_overlap_and_move_with_the_epoch() -> None:
 
 
 def test_random_blocks_come_from_everywhere_and_may_repeat() -> None:
-    sampler = RandomBlocks(1000, context_length=16, batch_size=4)
+    sampler = RandomBlockSampler(1000, context_length=16, batch_size=4)
     starts: list[int] = []
     for epoch in range(200):
         sampler.set_epoch(epoch)
@@ -204,14 +198,14 @@ def test_random_blocks_come_from_everywhere_and_may_repeat() -> None:
 
 
 def test_too_little_text_is_refused() -> None:
-    with pytest.raises(UserError, match=r"got 16 tokens and data\.context=16; lower"):
-        ShuffledBlocks(16, context_length=16, batch_size=1)
+    with pytest.raises(UserError, match=r"got 16 tokens and data\.context_length=16; lower"):
+        ShuffledBlockSampler(16, context_length=16, batch_size=1)
 
 
 def loader(**arguments) -> ResumableLoader:
-    rows = ragged(*([5] * length for length in SOURCE))
+    rows = jagged(*([5] * length for length in SOURCE))
     return ResumableLoader(
-        Pairs(rows, ragged(*([6] * length for length in TARGET)), np.arange(997)),
+        PairDataset(rows, jagged(*([6] * length for length in TARGET)), np.arange(997)),
         budget(**arguments),
     )
 
@@ -246,31 +240,33 @@ def test_the_state_of_other_processes_is_refused() -> None:
         loader().load_state_dict(state)
 
 
-def order(**arguments) -> str:
+def order_hash(**arguments) -> str:
     stream = np.arange(2000) % 90 + 4
     context_length = arguments.pop("context_length", 16)
-    sampler = ShuffledBlocks(
+    sampler = ShuffledBlockSampler(
         len(stream), context_length=context_length, **{"batch_size": 2, "seed": 1, **arguments}
     )
-    return ResumableLoader(Blocks(stream, context_length=context_length), sampler).order()
+    return ResumableLoader(
+        BlockDataset(stream, context_length=context_length), sampler
+    ).order_hash()
 
 
 @pytest.mark.parametrize("other", [{"seed": 2}, {"batch_size": 4}, {"context_length": 15}])
 def test_another_order_has_another_hash(other: dict[str, int]) -> None:
-    assert order() == order()
-    assert order(**other) != order()
+    assert order_hash() == order_hash()
+    assert order_hash(**other) != order_hash()
 
 
-def test_the_hash_of_an_order_is_that_of_all_ranks_and_epochs() -> None:
+def test_the_hash_of_an_order_is_the_same_on_all_ranks_and_in_all_epochs() -> None:
     # 62 batches, which two ranks share.
-    assert order(rank=0, world_size=2) == order(rank=1, world_size=2) == order()
+    assert order_hash(rank=0, world_size=2) == order_hash(rank=1, world_size=2) == order_hash()
     # Four ranks need 64, so two are divided.
-    assert order(world_size=4) != order()
+    assert order_hash(world_size=4) != order_hash()
     resumed = loader()
-    whole = resumed.order()
-    resumed.batches.set_epoch(3)
-    resumed.batches.skip = 2
-    assert resumed.order() == whole
+    whole = resumed.order_hash()
+    resumed.sampler.set_epoch(3)
+    resumed.sampler.skip_batches = 2
+    assert resumed.order_hash() == whole
     assert next(iter(resumed)) is not None
 
 
@@ -278,8 +274,9 @@ def test_other_tokens_have_another_hash() -> None:
     streams = [np.arange(100) % 50 + start for start in (4, 5)]
     hashes = {
         ResumableLoader(
-            Blocks(stream, context_length=8), ShuffledBlocks(100, context_length=8, batch_size=2)
-        ).order()
+            BlockDataset(stream, context_length=8),
+            ShuffledBlockSampler(100, context_length=8, batch_size=2),
+        ).order_hash()
         for stream in streams
     }
     assert len(hashes) == 2

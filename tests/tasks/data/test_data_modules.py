@@ -11,9 +11,13 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from omegaconf import OmegaConf
 
 from attention_zoo.errors import BadInput, UserError
-from attention_zoo.tasks.configuration.compatibility import SYMBOLS, choices, target_of
-from attention_zoo.tasks.data.batches import RandomBlocks
-from attention_zoo.tasks.data.language import LanguageData, stream_of
+from attention_zoo.tasks.configuration.compatibility import (
+    SYMBOL_TOKENIZER,
+    choice_target,
+    list_choices,
+)
+from attention_zoo.tasks.data.language_data import LanguageData, encode_documents
+from attention_zoo.tasks.data.samplers import RandomBlockSampler
 from attention_zoo.tasks.data.sources.parallel_files import ParallelFiles
 from attention_zoo.tasks.data.sources.phrases import Phrases
 from attention_zoo.tasks.data.sources.text_files import TextFiles
@@ -22,12 +26,16 @@ from attention_zoo.tasks.data.tokenizers import (
     ByteTokenizer,
     CharacterTokenizer,
 )
-from attention_zoo.tasks.data.translation import TranslationData
+from attention_zoo.tasks.data.translation_data import TranslationData
 
 CONF = Path(__file__).parents[3] / "conf"
 BPE = partial(BytePairTokenizer.train, vocabulary_size=400)
 SOURCES = sorted(path.stem for path in (CONF / "data").glob("*.yaml"))
-TOKENIZERS = [name for name in choices("tokenizer") if target_of("tokenizer", name) != SYMBOLS]
+TOKENIZERS = [
+    name
+    for name in list_choices("tokenizer")
+    if choice_target("tokenizer", name) != SYMBOL_TOKENIZER
+]
 
 
 def phrases(cache: Path, **changes) -> TranslationData:
@@ -60,16 +68,16 @@ def composed(name: str, cache: Path, tokenizer: str = "bytes", **changes: object
 
 @pytest.mark.parametrize("name", SOURCES)
 def test_every_yaml_makes_its_data_module(name: str, tmp_path: Path) -> None:
-    own = {
+    required = {
         "parallel_files": {
             "data__source__train": [["a", "b"]],
             "data__source__valid": [["a", "b"]],
         },
         "text_files": {"data__source__train": ["a"], "data__source__valid": ["b"]},
     }
-    data = composed(name, tmp_path, **own.get(name, {}))
+    data = composed(name, tmp_path, **required.get(name, {}))
     assert data.seed == 3
-    assert isinstance(data.source.key() if name in ("phrases", "python_docs") else {}, dict)
+    assert isinstance(data.source.cache_key() if name in ("phrases", "python_docs") else {}, dict)
 
 
 @pytest.mark.parametrize("tokenizer", TOKENIZERS)
@@ -109,25 +117,25 @@ def test_the_order_is_reproducible_and_follows_the_seed(tmp_path: Path) -> None:
         for seed in (1, 1, 2)
     ]
     assert orders[0] == orders[1] != orders[2]
-    hashes = [phrases(tmp_path, seed=seed).train_dataloader().order() for seed in (1, 1, 2)]
+    hashes = [phrases(tmp_path, seed=seed).train_dataloader().order_hash() for seed in (1, 1, 2)]
     assert hashes[0] == hashes[1] != hashes[2]
 
 
-def test_an_example_is_as_long_as_what_is_trained_on_in_the_mean(tmp_path: Path) -> None:
+def test_an_example_has_the_mean_length_of_training(tmp_path: Path) -> None:
     data = phrases(tmp_path, tokens_per_batch=512)
     lengths = [part.ne(0).sum(1) for batch in data.train_dataloader() for part in batch[:2]]
     source, target = (torch.cat(lengths[side::2]).float().mean() for side in (0, 1))
-    example = data.example()
+    example = data.example_batch()
     assert example.source.shape == (1, round(source.item()))
     assert example.target.shape == (1, round(target.item()))
     assert example.source.ne(0).all() and example.target.ne(0).all()
-    text = language(tmp_path, documents=True).example()
+    text = language(tmp_path, documents=True).example_batch()
     assert text.inputs.shape == text.targets.shape == text.segment_ids.shape == (1, 16)
 
 
 def test_workers_give_the_same_batches(tmp_path: Path) -> None:
-    alone, helped = phrases(tmp_path), phrases(tmp_path, num_workers=1)
-    for one, other in zip(alone.train_dataloader(), helped.train_dataloader(), strict=True):
+    alone, with_worker = phrases(tmp_path), phrases(tmp_path, num_workers=1)
+    for one, other in zip(alone.train_dataloader(), with_worker.train_dataloader(), strict=True):
         assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
 
 
@@ -148,24 +156,24 @@ def test_empty_and_long_train_lines_are_counted_and_others_kept(tmp_path: Path) 
     counts = {name: data.report["train"][name] for name in ("lines", "empty", "over_long", "kept")}
     assert counts == {"lines": 6, "empty": 2, "over_long": 2, "kept": 2}
     assert data.report["valid"]["kept"] == 2 and data.report["valid"]["empty"] == 1
-    places = np.concatenate([batch.index for batch in data.train_dataloader()])
-    assert sorted(places.tolist()) == [0, 5]
-    places = np.concatenate([batch.index for batch in data.val_dataloader()])
-    assert sorted(places.tolist()) == [0, 1]
+    rows = np.concatenate([batch.index for batch in data.train_dataloader()])
+    assert sorted(rows.tolist()) == [0, 5]
+    rows = np.concatenate([batch.index for batch in data.val_dataloader()])
+    assert sorted(rows.tolist()) == [0, 1]
 
 
-def test_lines_that_the_model_cannot_take_are_refused_with_their_place(tmp_path: Path) -> None:
+def test_lines_that_the_model_cannot_take_are_refused_with_their_location(tmp_path: Path) -> None:
     source = pair_files(tmp_path, [("a", "b")], [("c", "d"), ("e" * 40, "f")])
     for _ in range(2):  # the second time out of the cache
         data = phrases(tmp_path, source=source, tokenizer=ByteTokenizer.train, max_tokens=20)
-        data.refuse_longer_than(41)
+        data.check_max_length(41)
         with pytest.raises(BadInput, match=r"valid\.en .*line 2: 41 tokens, .*takes 40; shorten"):
-            data.refuse_longer_than(40)
+            data.check_max_length(40)
     with pytest.raises(BadInput, match=r"train\.en .*line 1.*lower data\.max_tokens to 2"):
-        data.refuse_longer_than(2)
+        data.check_max_length(2)
 
 
-def test_a_train_split_of_nothing_but_left_out_lines_is_refused(tmp_path: Path) -> None:
+def test_a_train_split_without_usable_lines_is_refused(tmp_path: Path) -> None:
     source = pair_files(tmp_path, [("", "a"), ("b" * 30, "c")], [("d", "e")])
     with pytest.raises(BadInput, match=r"no train line is left: of 2, 1 are empty .* 1 have more"):
         phrases(tmp_path, source=source, tokenizer=ByteTokenizer.train, max_tokens=20)
@@ -213,17 +221,17 @@ def test_text_becomes_blocks(documents: bool, tmp_path: Path) -> None:
 
 
 def test_random_blocks_are_a_choice_of_configuration(tmp_path: Path) -> None:
-    data = language(tmp_path, sampling=RandomBlocks)
-    assert isinstance(data.train_dataloader().sampler, RandomBlocks)
+    data = language(tmp_path, sampling=RandomBlockSampler)
+    assert isinstance(data.train_dataloader().sampler, RandomBlockSampler)
 
 
 def test_impossible_blocks_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"data\.context must be at least 1, got 0"):
+    with pytest.raises(UserError, match=r"data\.context_length must be at least 1, got 0"):
         language(tmp_path, context_length=0)
-    with pytest.raises(UserError, match=r"lower data\.context"):
+    with pytest.raises(UserError, match=r"lower data\.context_length"):
         language(tmp_path, context_length=5000).train_dataloader()
-    with pytest.raises(UserError, match=r"data\.context must be at most .* got 16 and 8"):
-        language(tmp_path).refuse_longer_than(8)
+    with pytest.raises(UserError, match=r"data\.context_length must be at most .* got 16 and 8"):
+        language(tmp_path).check_max_length(8)
     (tmp_path / "empty.txt").write_text(" \n")
     with pytest.raises(BadInput, match="the valid split holds no text"):
         language(tmp_path, source=TextFiles(train="a.txt", valid="empty.txt", root=tmp_path))
@@ -232,7 +240,7 @@ def test_impossible_blocks_are_refused(tmp_path: Path) -> None:
 def test_a_document_is_encoded_as_a_whole(real_lines) -> None:
     text = "\n".join(real_lines("wikitext-2/valid.txt.gz")[:400])
     for tokenizer in (BytePairTokenizer.train([text], vocabulary_size=500), ByteTokenizer()):
-        assert stream_of(tokenizer, [text]).tolist() == [1, *tokenizer.encode(text), 2]
+        assert encode_documents(tokenizer, [text]).tolist() == [1, *tokenizer.encode(text), 2]
 
 
 def test_real_multi30k(real, tmp_path: Path) -> None:
@@ -263,12 +271,12 @@ def test_real_cyrillic(real, tmp_path: Path) -> None:
     assert len(data.train) == 17425
     batch = next(iter(data.test_dataloader()))
     for target, index in zip(batch.target, batch.index, strict=True):
-        unknown_name_message = (target == 3).any()
-        assert unknown_name_message or data.tokenizer.decode(target.tolist()) == data.test[index][1]
+        unknown = (target == 3).any()
+        assert unknown or data.tokenizer.decode(target.tolist()) == data.test[index][1]
 
 
 class Recorder(LightningModule):
-    """Notes which pairs it is given."""
+    """Records the pairs of its batches."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -310,7 +318,7 @@ def test_lightning_gives_each_epoch_its_order_and_resumes_within_one(tmp_path: P
     whole = fit(phrases(tmp_path), tmp_path / "whole", max_epochs=3)
     epochs = [[batch for epoch, batch in whole.seen if epoch == number] for number in range(3)]
     for epoch in epochs:
-        assert sorted(place for batch in epoch for place in batch) == list(range(400))
+        assert sorted(row for batch in epoch for row in batch) == list(range(400))
     assert epochs[0] != epochs[1] != epochs[2]
     assert sorted(whole.evaluated) == sorted(list(range(30)) * 3)
 

@@ -1,4 +1,4 @@
-"""Diagnostics ask what can be answered, in sequences that no two splits share."""
+"""Diagnostics ask queries that have an answer, in sequences that no two splits share."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -10,14 +10,14 @@ import torch
 from omegaconf import OmegaConf
 
 from attention_zoo.errors import BadInput, Unsupported, UserError
-from attention_zoo.tasks.data.diagnostic import DiagnosticData
-from attention_zoo.tasks.data.diagnostics.base import FIRST, Diagnostic, distinct
+from attention_zoo.tasks.data.diagnostic_data import DiagnosticData
+from attention_zoo.tasks.data.diagnostics.base import Diagnostic, draw_distinct
 from attention_zoo.tasks.data.diagnostics.copy import Copy
 from attention_zoo.tasks.data.diagnostics.flip_flop import FlipFlop
 from attention_zoo.tasks.data.diagnostics.induction import Induction
 from attention_zoo.tasks.data.diagnostics.recall import Recall
 from attention_zoo.tasks.data.diagnostics.reverse import Reverse
-from attention_zoo.tasks.data.tokenizers import ByteTokenizer, SymbolTokenizer
+from attention_zoo.tasks.data.tokenizers import FIRST_ID, ByteTokenizer, SymbolTokenizer
 
 CONF = Path(__file__).parents[3] / "conf" / "data"
 KINDS = {"recall": Recall, "copy": Copy, "reverse": Reverse, "induction": Induction}
@@ -28,29 +28,29 @@ SMALL = {
     "copy": Copy(length=6, min_length=3, vocabulary=10, **FEW),
     "reverse": Reverse(length=6, min_length=3, vocabulary=10, **FEW),
     "induction": Induction(length=20, vocabulary=12, **FEW),
-    "flip_flop": FlipFlop(length=30, ignore=0.5, **FEW),
+    "flip_flop": FlipFlop(length=30, ignore_fraction=0.5, **FEW),
 }
 each = pytest.mark.parametrize("source", SMALL.values(), ids=SMALL)
 
 
 def rows(source: Diagnostic, split: str = "train") -> list[tuple[list[str], dict[int, str]]]:
-    """Each sequence as symbols, and the answers by their places."""
+    """Return each sequence as symbols, and the answers by their positions."""
     names = ["<pad>", "<bos>", "<eos>", "<unk>", *source.symbols]
     return [
         (
             [names[token] for token in inputs],
             {
-                place: names[answer]
-                for place, answer in zip(places, answers, strict=True)
+                position: names[answer]
+                for position, answer in zip(positions, answers, strict=True)
                 if answer >= 0
             },
         )
-        for inputs, places, answers in zip(*source.questions(split), strict=True)
+        for inputs, positions, answers in zip(*source.draw_split(split), strict=True)
     ]
 
 
 @each
-def test_sequences_begin_with_bos_and_ask_something(source: Diagnostic) -> None:
+def test_sequences_start_with_bos_and_have_queries(source: Diagnostic) -> None:
     for symbols, answers in rows(source):
         assert symbols[0] == "<bos>" and "<bos>" not in symbols[1:] and "<unk>" not in symbols
         assert answers and max(answers) < len(symbols)
@@ -62,43 +62,42 @@ def test_recall_asks_each_key_once_for_its_value() -> None:
         pairs = dict(zip(symbols[1:9:2], symbols[2:9:2], strict=True))
         assert len(pairs) == len(set(pairs.values())) == 4
         assert all(key[0] == "k" and value[0] == "v" for key, value in pairs.items())
-        assert {symbols[place]: answer for place, answer in answers.items()} == pairs
-        assert all(place >= 9 and place % 2 == 1 for place in answers)
+        assert {symbols[position]: answer for position, answer in answers.items()} == pairs
+        assert all(position >= 9 and position % 2 == 1 for position in answers)
         # Nothing else that is there is a key of the sequence: every answer is the only one.
         assert sum(symbol in pairs for symbol in symbols) == 8
 
 
-def test_recall_fills_up_with_all_symbols_but_the_keys() -> None:
+def test_recall_fills_up_with_all_symbols_except_the_keys() -> None:
     source = Recall(length=16, pairs=2, vocabulary=8, size=2000)
     counts = dict.fromkeys(source.symbols, 0)
     for symbols, answers in rows(source):
-        for place in {*range(5, 16)} - {*answers}:
-            counts[symbols[place]] += 1
-    # Of 9 places with 6 symbols to choose from, a value takes its share always, a key at half of
-    # the times.
+        for position in {*range(5, 16)} - {*answers}:
+            counts[symbols[position]] += 1
+    # At 9 positions with 6 symbols each, a value is drawn at its full rate, a key at half of it.
     for symbol, count in counts.items():
         assert count / 2000 == pytest.approx(9 / 6 * (1 if symbol[0] == "v" else 0.5), rel=0.1)
 
 
 def test_recall_asks_at_distances_of_a_power_law() -> None:
-    """The authors' draw: without replacement, the g-th place with weight g^(power - 1)."""
+    """The authors' draw: without replacement, the g-th position with weight g^(power - 1)."""
     for power in (0.01, 1.0):
         source = Recall(length=40, pairs=1, vocabulary=64, power=power, size=20_000)
-        places = source.questions("train").places[:, 0]
-        counts = np.bincount((places - 3) // 2, minlength=19)
+        positions = source.draw_split("train").places[:, 0]
+        counts = np.bincount((positions - 3) // 2, minlength=19)
         weights = np.arange(1, 20) ** (power - 1.0)
-        expected = len(places) * weights / weights.sum()
+        expected = len(positions) * weights / weights.sum()
         assert len(counts) == 19
         assert np.abs(counts - expected).max() < 5 * np.sqrt(expected.max())
 
 
-def test_recall_at_another_length_has_as_many_pairs_to_a_token() -> None:
-    assert [Recall().at(length).pairs for length in (64, 128, 256)] == [4, 8, 16]
-    assert Recall().at(128).questions("test").inputs.shape == (1000, 128)
+def test_the_pairs_of_recall_grow_with_the_length() -> None:
+    assert [Recall().with_length(length).pairs for length in (64, 128, 256)] == [4, 8, 16]
+    assert Recall().with_length(128).draw_split("test").inputs.shape == (1000, 128)
 
 
 @pytest.mark.parametrize("kind", ["copy", "reverse"])
-def test_strings_come_again(kind: str) -> None:
+def test_strings_are_repeated(kind: str) -> None:
     lengths = set()
     for symbols, answers in rows(SMALL[kind]):
         line = " ".join(symbols).removeprefix("<bos> ").partition(" <pad>")[0]
@@ -107,10 +106,10 @@ def test_strings_come_again(kind: str) -> None:
         separator = 1 + len(string)
         assert symbols[separator] == "|"
         assert sorted(answers) == list(range(separator, separator + len(string) + 1))
-        assert [answers[place] for place in sorted(answers)] == [*again, "<eos>"]
+        assert [answers[position] for position in sorted(answers)] == [*again, "<eos>"]
         lengths.add(len(string))
     assert lengths == {3, 4, 5, 6}
-    longer = SMALL[kind].at(9)
+    longer = SMALL[kind].with_length(9)
     assert {symbols.index("|") for symbols, _ in rows(longer, "test")} == {10}
 
 
@@ -118,12 +117,14 @@ def test_induction_asks_for_what_followed_before() -> None:
     periods = set()
     for symbols, answers in rows(SMALL["induction"]):
         assert len(symbols) == 20
-        first = next(place for place in range(2, 20) if symbols[place] in symbols[1:place])
+        first = next(
+            position for position in range(2, 20) if symbols[position] in symbols[1:position]
+        )
         assert sorted(answers) == list(range(first, 20))
-        for place, answer in answers.items():
-            before = [i for i in range(1, place) if symbols[i] == symbols[place]]
+        for position, answer in answers.items():
+            before = [i for i in range(1, position) if symbols[i] == symbols[position]]
             assert {symbols[i + 1] for i in before} == {answer}
-            assert place == 19 or symbols[place + 1] == answer
+            assert position == 19 or symbols[position + 1] == answer
         periods.add(first - 1)
     assert periods == {5, 6, 7, 8, 9, 10}
 
@@ -133,13 +134,13 @@ def test_flip_flop_reads_what_was_written_last() -> None:
     for symbols, answers in rows(SMALL["flip_flop"]):
         assert len(symbols) == 30 and (symbols[1], symbols[-1]) == ("w", "r")
         memory, read = "", {}
-        for place in range(1, 30, 2):
-            bit = symbols[place + 1] if place < 29 else None
-            kinds.append(symbols[place])
-            if symbols[place] == "w":
+        for position in range(1, 30, 2):
+            bit = symbols[position + 1] if position < 29 else None
+            kinds.append(symbols[position])
+            if symbols[position] == "w":
                 memory = str(bit)
-            elif symbols[place] == "r":
-                read[place] = memory
+            elif symbols[position] == "r":
+                read[position] = memory
                 assert bit in (memory, None)
         assert answers == read
     assert 0.4 < kinds.count("i") / len(kinds) < 0.5  # Of the first and last there is none.
@@ -148,43 +149,43 @@ def test_flip_flop_reads_what_was_written_last() -> None:
 @each
 def test_no_sequence_is_in_two_splits_or_twice_in_one(source: Diagnostic) -> None:
     def content(source: Diagnostic, split: str) -> list[bytes]:
-        return [tokens.tobytes() for tokens in source.questions(split).inputs]
+        return [tokens.tobytes() for tokens in source.draw_split(split).inputs]
 
     splits = {split: content(source, split) for split in ("train", "valid", "test")}
     assert [len(splits[split]) for split in splits] == [600, 40, 40]
     assert len(set().union(*splits.values())) == 680
-    # Whoever draws them: with other seeds and sizes too.
+    # With other seeds and sizes too.
     other = replace(source, size=40, valid=300, test=300, seed=7)
     assert not set(splits["train"]) & {*content(other, "valid"), *content(other, "test")}
     assert not set(content(other, "train")) & {*splits["valid"], *splits["test"]}
 
 
-def test_a_few_sequences_are_found_and_more_are_refused() -> None:
+def test_more_sequences_than_there_are_are_refused() -> None:
     """There are 3 + 9 strings of up to two of three symbols."""
     everything = Copy(length=2, min_length=1, vocabulary=3, size=1, valid=1, test=1)
     train = [symbols for symbols, _ in rows(everything)]
     assert len(train) == 1
     with pytest.raises(UserError, match=r"train sequences of length 2 .* data\.source\.size=13"):
-        Copy(length=2, min_length=1, vocabulary=3, size=13).questions("train")
+        Copy(length=2, min_length=1, vocabulary=3, size=13).draw_split("train")
 
 
 @each
 def test_the_seed_decides(source: Diagnostic) -> None:
-    first, again = source.questions("train"), source.questions("train")
+    first, again = source.draw_split("train"), source.draw_split("train")
     assert all(np.array_equal(one, two) for one, two in zip(first, again, strict=True))
     other = replace(source, seed=1)
-    assert not np.array_equal(first.inputs, other.questions("train").inputs)
-    assert source.key() == replace(source).key() != other.key()
+    assert not np.array_equal(first.inputs, other.draw_split("train").inputs)
+    assert source.cache_key() == replace(source).cache_key() != other.cache_key()
 
 
 def test_distinct_numbers_are_distinct_and_uniform() -> None:
     generator = np.random.default_rng(0)
-    drawn = distinct(generator, rows=6000, count=3, choices=5)
+    drawn = draw_distinct(generator, rows=6000, count=3, choices=5)
     assert all(len(set(row)) == 3 for row in drawn.tolist())
     orders, counts = np.unique(drawn, axis=0, return_counts=True)
     assert len(orders) == 5 * 4 * 3
     assert np.abs(counts - 100).max() < 50
-    everything = distinct(generator, rows=50, count=5, choices=5)
+    everything = draw_distinct(generator, rows=50, count=5, choices=5)
     assert (np.sort(everything, axis=1) == np.arange(5)).all()
 
 
@@ -200,7 +201,7 @@ def test_distinct_numbers_are_distinct_and_uniform() -> None:
         (lambda: Reverse(vocabulary=0), "vocabulary must be at least 1"),
         (lambda: Induction(vocabulary=8), "vocabulary at least half of it"),
         (lambda: FlipFlop(length=7), "length must be even"),
-        (lambda: FlipFlop(ignore=1.0), "ignore must be at least 0 and below 1"),
+        (lambda: FlipFlop(ignore_fraction=1.0), "ignore_fraction must be at least 0 and below 1"),
     ],
 )
 def test_impossible_options_are_refused(make: Any, reason: str) -> None:
@@ -217,7 +218,7 @@ def diagnostic(folder: Path, kind: str = "recall", **changes: Any) -> Diagnostic
 
 
 @pytest.mark.parametrize("kind", SMALL)
-def test_batches_ask_and_tests_come_at_every_length(kind: str, tmp_path: Path) -> None:
+def test_batches_have_queries_and_every_length_a_test_set(kind: str, tmp_path: Path) -> None:
     source = SMALL[kind]
     data = diagnostic(tmp_path, kind, test_lengths=[24])
     assert data.test_names == ["test", "test@24"]
@@ -226,37 +227,39 @@ def test_batches_ask_and_tests_come_at_every_length(kind: str, tmp_path: Path) -
     assert [len(loader) for loader in (train, valid, *tests)] == [38, 3, 3, 3]
     batch = next(iter(train))
     assert batch.segment_ids is None
-    assert len(batch.inputs) == len(batch.places) == len(batch.targets) == 16
+    assert len(batch.inputs) == len(batch.target_positions) == len(batch.targets) == 16
     asked = batch.targets != -100
-    assert (batch.inputs.gather(1, batch.places)[asked] >= FIRST).all()
+    assert (batch.inputs.gather(1, batch.target_positions)[asked] >= FIRST_ID).all()
     lengths = [next(iter(loader)).inputs.shape[1] for loader in tests]
-    assert lengths == [part.questions("test").inputs.shape[1] for part in (source, source.at(24))]
+    assert lengths == [
+        part.draw_split("test").inputs.shape[1] for part in (source, source.with_length(24))
+    ]
     seen = torch.cat([batch.inputs for batch in train])
     assert {tuple(row) for row in seen.tolist()} == {
-        tuple(row) for row in source.questions("train").inputs.tolist()
+        tuple(row) for row in source.draw_split("train").inputs.tolist()
     }
 
 
 def test_the_order_follows_seed_and_epoch(tmp_path: Path) -> None:
     def order(seed: int, epoch: int) -> list[list[int]]:
         loader = diagnostic(tmp_path, seed=seed).train_dataloader()
-        loader.batches.set_epoch(epoch)
+        loader.sampler.set_epoch(epoch)
         return torch.cat([batch.inputs for batch in loader]).tolist()
 
     assert order(1, 0) == order(1, 0)
     assert order(1, 0) != order(1, 1) and order(1, 0) != order(2, 0)
     assert sorted(order(1, 0)) == sorted(order(2, 1))
     loader = diagnostic(tmp_path, seed=1).train_dataloader()
-    loader.load_state_dict({"given": 30, "world_size": 1})
+    loader.load_state_dict({"yielded_batches": 30, "world_size": 1})
     assert torch.cat([batch.inputs for batch in loader]).tolist() == order(1, 0)[30 * 16 :]
 
 
-def test_an_example_asks_as_much_as_a_row_does_in_the_mean(tmp_path: Path) -> None:
+def test_an_example_has_the_mean_number_of_queries(tmp_path: Path) -> None:
     data = diagnostic(tmp_path, "flip_flop")
-    example, batch = data.example(), next(iter(data.train_dataloader()))
-    asked = (data.questions["train"].answers >= 0).sum(1)
+    example, batch = data.example_batch(), next(iter(data.train_dataloader()))
+    asked = (data.rows["train"].answers >= 0).sum(1)
     assert example.inputs.shape == (1, batch.inputs.shape[1])
-    assert example.targets.shape == example.places.shape == (1, round(asked.mean()))
+    assert example.targets.shape == example.target_positions.shape == (1, round(asked.mean()))
     assert min(asked) < example.targets.shape[1] < max(asked)
 
 
@@ -274,7 +277,7 @@ def test_report_fingerprint_and_cache(tmp_path: Path) -> None:
     "kind, tokens",
     [("recall", 1), ("copy", 6), ("reverse", 6), ("induction", 4), ("flip_flop", 1)],
 )
-def test_probes_are_first_questions(kind: str, tokens: int, tmp_path: Path) -> None:
+def test_probes_are_first_queries(kind: str, tokens: int, tmp_path: Path) -> None:
     data = diagnostic(tmp_path, kind, answer_tokens=tokens)
     assert data.probe_references is not None
     assert len(data.probes) == len(data.probe_references) == 3
@@ -288,7 +291,7 @@ def test_probes_are_first_questions(kind: str, tokens: int, tmp_path: Path) -> N
     assert chosen.probes == data.probes[:1] and chosen.probe_references is None
 
 
-def test_what_does_not_go_together_is_refused(tmp_path: Path) -> None:
+def test_incompatible_options_are_refused(tmp_path: Path) -> None:
     with pytest.raises(Unsupported, match="take the data that it was trained on"):
         diagnostic(tmp_path, tokenizer=ByteTokenizer.train)
     with pytest.raises(Unsupported, match="take the data that it was trained on"):
@@ -301,11 +304,11 @@ def test_what_does_not_go_together_is_refused(tmp_path: Path) -> None:
     with pytest.raises(BadInput, match="no symbol 'x'"):
         diagnostic(tmp_path, probes=["k1 x"])
     data = diagnostic(tmp_path, test_lengths=[64])
-    data.refuse_longer_than(64)
+    data.check_max_length(64)
     with pytest.raises(UserError, match=r"got 64 tokens and 48; lower data\.test_lengths"):
-        data.refuse_longer_than(48)
+        data.check_max_length(48)
     with pytest.raises(UserError, match=r"got 32 tokens and 16; lower data\.source\.length"):
-        data.refuse_longer_than(16)
+        data.check_max_length(16)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -313,5 +316,5 @@ def test_yaml_lists_every_option_with_its_default(kind: str) -> None:
     options = OmegaConf.to_container(OmegaConf.load(CONF / f"{kind}.yaml").source)
     assert isinstance(options, dict)
     assert options.pop("_target_").endswith(f".{kind}.{KINDS[kind].__name__}")
-    key = KINDS[kind]().key()
+    key = KINDS[kind]().cache_key()
     assert options == {name: key[name] for name in key if name not in ("source", "numpy")}

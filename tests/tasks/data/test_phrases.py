@@ -134,4 +134,4 @@ def test_impossible_requests_are_refused() -> None:
     with pytest.raises(UserError, match="valid split must have at least 1 line, got 0"):
         Phrases(valid=0)
     with pytest.raises(UserError, match=r"data\.root=/x"):
-        Phrases().in_folder("/x")
+        Phrases().with_root("/x")

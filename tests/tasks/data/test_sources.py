@@ -10,13 +10,13 @@ from attention_zoo.errors import BadInput, UserError
 from attention_zoo.tasks.data.sources.hub import HubPairs, HubTexts
 from attention_zoo.tasks.data.sources.parallel_files import ParallelFiles
 from attention_zoo.tasks.data.sources.python_docs import PythonDocs
-from attention_zoo.tasks.data.sources.text_files import OneTextFile, TextFiles, cut
+from attention_zoo.tasks.data.sources.text_files import OneTextFile, TextFiles, cut_text
 
 PAIR_FILES = {"train": "train", "valid": "dev", "test": "test"}
 
 
 def write_pairs(folder: Path, **lines: list[str]) -> None:
-    """`train_en=["a"]` makes train.en, one line each."""
+    """Write files: `train_en=["a"]` writes train.en, one line for each string."""
     for name, content in lines.items():
         text = "".join(line + "\n" for line in content)
         (folder / name.replace("_", ".")).write_text(text, encoding="utf-8", newline="\n")
@@ -37,7 +37,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def files(folder: Path) -> ParallelFiles:
-    return ParallelFiles.of_pair(["en", "pt"], PAIR_FILES, folder)
+    return ParallelFiles.from_patterns(["en", "pt"], PAIR_FILES, folder)
 
 
 def test_lines_are_paired(folder: Path) -> None:
@@ -50,14 +50,14 @@ def test_gzipped_files_are_found_and_several_follow_each_other(folder: Path) -> 
     for name in ("dev.en", "dev.pt"):
         (folder / f"{name}.gz").write_bytes(gzip.compress((folder / name).read_bytes()))
         (folder / name).unlink()
-    source = ParallelFiles.of_pair(
+    source = ParallelFiles.from_patterns(
         ["en", "pt"], {"train": ["train", "{}.x", "dev"], "valid": "dev", "test": "dev"}, folder
     )
     write_pairs(folder, en_x=["six"], pt_x=["seis"])
     assert [pair[0] for pair in source.splits()["train"]] == ["one", "two", "", "six", "four"]
-    assert "train.en" in source.place("train", 2) and "line 3" in source.place("train", 2)
-    assert "en.x" in source.place("train", 3) and "line 1" in source.place("train", 3)
-    assert "dev.en" in source.place("train", 4) and "line 1" in source.place("train", 4)
+    assert "train.en" in source.location("train", 2) and "line 3" in source.location("train", 2)
+    assert "en.x" in source.location("train", 3) and "line 1" in source.location("train", 3)
+    assert "dev.en" in source.location("train", 4) and "line 1" in source.location("train", 4)
 
 
 def test_only_line_feeds_end_lines(tmp_path: Path) -> None:
@@ -119,7 +119,7 @@ def test_files_that_are_no_pairs_are_refused() -> None:
     with pytest.raises(UserError, match=r"train must be pairs of files.*got 'a\.en'"):
         ParallelFiles(train=["a.en"], valid=[["b.en", "b.pt"]])
     with pytest.raises(UserError, match="pair must be two languages"):
-        ParallelFiles.of_pair(["en"], PAIR_FILES, ".")
+        ParallelFiles.from_patterns(["en"], PAIR_FILES, ".")
 
 
 def test_no_error_has_more_than_one_line(folder: Path) -> None:
@@ -130,10 +130,10 @@ def test_no_error_has_more_than_one_line(folder: Path) -> None:
 
 
 def test_the_key_follows_the_content(folder: Path) -> None:
-    before = files(folder).key()
-    assert files(folder).key() == before
+    before = files(folder).cache_key()
+    assert files(folder).cache_key() == before
     write_pairs(folder, dev_pt=["Quatro"])
-    assert files(folder).key() != before
+    assert files(folder).cache_key() != before
 
 
 def test_texts_are_one_document_a_file(tmp_path: Path) -> None:
@@ -151,13 +151,13 @@ def test_texts_are_one_document_a_file(tmp_path: Path) -> None:
 
 def test_cuts_keep_every_byte_and_lie_between_characters() -> None:
     text = "aé日👧" * 50
-    for shares in ([0.9, 0.1], [0.5, 0.25, 0.25], [0.33, 0.33, 0.34]):
-        parts = cut(text.encode(), shares)
+    for fractions in ([0.9, 0.1], [0.5, 0.25, 0.25], [0.33, 0.33, 0.34]):
+        parts = cut_text(text.encode(), fractions)
         assert b"".join(parts) == text.encode()
         assert "".join(part.decode() for part in parts) == text
-        assert len(parts) == len(shares)
+        assert len(parts) == len(fractions)
     with pytest.raises(UserError, match="sum to 1"):
-        OneTextFile(file="a", shares=[0.9, 0.2])
+        OneTextFile(file="a", fractions=[0.9, 0.2])
 
 
 def test_python_docs_splits_share_no_long_paragraph() -> None:
@@ -173,7 +173,7 @@ def test_python_docs_splits_share_no_long_paragraph() -> None:
     for one, other in combinations(paragraphs, 2):
         shared = [part for part in paragraphs[one] & paragraphs[other] if len(part) > 200]
         assert not shared
-    assert source.key() == PythonDocs().key()
+    assert source.cache_key() == PythonDocs().cache_key()
 
 
 def hub_pairs(**changes) -> HubPairs:
@@ -187,35 +187,37 @@ def hub_pairs(**changes) -> HubPairs:
     return HubPairs(**(arguments | changes))
 
 
-def give(monkeypatch: pytest.MonkeyPatch, load) -> None:
+def replace_hub(monkeypatch: pytest.MonkeyPatch, load) -> None:
     monkeypatch.setitem(sys.modules, "datasets", SimpleNamespace(load_dataset=load))
 
 
 def test_hub_pairs_are_read_by_column(monkeypatch: pytest.MonkeyPatch) -> None:
     rows = [{"en": "one", "pt": "um"}, {"en": "two", "pt": "dois"}]
     nested = {split: {"translation": rows} for split in ("train", "validation", "test")}
-    give(monkeypatch, lambda path, config, revision: nested)
+    replace_hub(monkeypatch, lambda path, config, revision: nested)
     assert hub_pairs().splits()["valid"] == [("one", "um"), ("two", "dois")]
     flat = {split: {"en": ["one"], "pt": ["um"]} for split in ("train", "validation", "test")}
-    give(monkeypatch, lambda path, config, revision: flat)
+    replace_hub(monkeypatch, lambda path, config, revision: flat)
     assert hub_pairs(column=None).splits()["test"] == [("one", "um")]
     with pytest.raises(BadInput, match=r"some/corpus of the Hugging Face hub has no 'de'"):
         hub_pairs(column=None, pair=["en", "de"]).splits()
 
 
 def test_hub_texts_are_joined_or_cut(monkeypatch: pytest.MonkeyPatch) -> None:
-    give(monkeypatch, lambda *_, **__: {"train": {"text": ["a" * 80, "b" * 20]}})
-    files = {"file": "x", "shares": [0.9, 0.1]}
+    replace_hub(monkeypatch, lambda *_, **__: {"train": {"text": ["a" * 80, "b" * 20]}})
+    files = {"file": "x", "fractions": [0.9, 0.1]}
     splits = HubTexts(path="some/text", splits="train", files=files).splits()
     assert splits["train"] == ["a" * 80 + "b" * 10]
     assert splits["valid"] == splits["test"] == ["b" * 10]
 
 
-def test_a_hub_that_does_not_answer_is_told_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_hub_that_does_not_answer_is_reported_in_one_line(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     def unreachable(*_: object, **__: object) -> None:
         raise ConnectionError("Couldn't reach 'some/corpus' on the Hub\nand more")
 
-    give(monkeypatch, unreachable)
+    replace_hub(monkeypatch, unreachable)
     with pytest.raises(
         BadInput,
         match=r"hub did not give some/corpus \(Couldn't reach.*data\.root=FOLDER.*train\.en",
@@ -224,20 +226,20 @@ def test_a_hub_that_does_not_answer_is_told_in_one_line(monkeypatch: pytest.Monk
     assert "\n" not in str(error.value)
 
 
-def test_a_missing_package_is_told_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_package_is_reported_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "datasets", None)
     with pytest.raises(BadInput, match=r"pip install 'attention-zoo\[hub\]'; or data\.root=FOLDER"):
         hub_pairs().splits()
 
 
 def test_a_corpus_is_read_from_a_folder_instead(folder: Path) -> None:
-    assert hub_pairs().in_folder(folder).splits()["valid"] == [("four", "quatro")]
+    assert hub_pairs().with_root(folder).splits()["valid"] == [("four", "quatro")]
     with pytest.raises(BadInput, match=r"no folder .*none"):
-        hub_pairs().in_folder(folder / "none")
+        hub_pairs().with_root(folder / "none")
 
 
 def test_real_line_counts(real) -> None:
-    news = ParallelFiles.of_pair(
+    news = ParallelFiles.from_patterns(
         ["en", "de"],
         {"train": "newstest2009", "valid": "newstest2013", "test": "newstest2014"},
         real("wmt-news-en-de"),
@@ -247,7 +249,7 @@ def test_real_line_counts(real) -> None:
 
 
 def test_real_shakespeare_is_cut_at_nine_tenths(real) -> None:
-    source = OneTextFile(file="input.txt", shares=[0.9, 0.1], root=real("tinyshakespeare"))
+    source = OneTextFile(file="input.txt", fractions=[0.9, 0.1], root=real("tinyshakespeare"))
     splits = source.splits()
     assert len(splits["train"][0]) == 1003854
     assert len(splits["valid"][0]) == 111540

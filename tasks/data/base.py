@@ -1,0 +1,210 @@
+"""The base of the data modules: prepare data once, load them from the cache, report on them."""
+
+import importlib.metadata
+from abc import abstractmethod
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from lightning import LightningDataModule
+
+from attention_zoo.errors import Unsupported, UserError
+from attention_zoo.tasks.data.batches import BatchDataset
+from attention_zoo.tasks.data.cache import CacheEntry, get_or_build, sha256_of_code
+from attention_zoo.tasks.data.diagnostics.base import Diagnostic
+from attention_zoo.tasks.data.loader import ResumableLoader
+from attention_zoo.tasks.data.samplers import EpochSampler, FixedBatchSampler, consecutive_batches
+from attention_zoo.tasks.data.sources.base import Source
+from attention_zoo.tasks.data.tokenizers import Tokenizer, tokenizer_from_state
+
+TokenizerFactory = Callable[[Iterable[str]], Tokenizer]
+# The values to cache for a split, by name, and its counts for the report.
+EncodedSplit = tuple[dict[str, Any], dict[str, int]]
+
+
+class PreparedData(LightningDataModule):
+    """Text, its tokenizer and its token ids, prepared once and stored in the cache.
+
+    After `prepare_data(); setup()` it has `tokenizer`, `fingerprint` (the sha256 of the prepared
+    data), `report` (counts and notes), the text in `train`, `valid` and `test`, `probes` and
+    `probe_references`.
+
+    Args:
+        source: provides the text.
+        tokenizer: makes the tokenizer of the train split.
+        cache_dir: the folder of the cache.
+        seed: of the order of the batches.
+        num_workers: processes that prepare batches; 0 prepares them in the training process.
+        probes: lines to try the model on during training; each data module has its own default.
+    """
+
+    source: Source[Any] | Diagnostic
+    batch_size: int
+    cache_options: Mapping[str, Any] = {}  # those that the cached values depend on
+    test_names: Sequence[str] = ("test",)  # of the test sets, in the order of their loaders
+    tokenizer: Tokenizer
+    fingerprint: str
+    report: dict[str, Any]
+    probes: list[str]
+    probe_references: list[str] | None
+
+    def __init__(
+        self,
+        *,
+        source: Source[Any] | Diagnostic,
+        tokenizer: TokenizerFactory,
+        cache_dir: str | Path,
+        seed: int = 0,
+        num_workers: int = 0,
+        probes: Sequence[str] | None = None,
+    ) -> None:
+        super().__init__()
+        self.source = source
+        self.tokenizer_factory = tokenizer
+        self.cache_dir = Path(cache_dir)
+        self.seed = seed
+        self.num_workers = num_workers
+        self.chosen_probes = probes
+        self._cache_entry: CacheEntry | None = None
+
+    def read_splits(self) -> dict[str, Any]:
+        """Return the items of all splits."""
+        return self.source.splits()
+
+    def make_tokenizer(self, train: Any) -> Tokenizer:
+        """Return the tokenizer of the train split's items."""
+        return self.tokenizer_factory(train)
+
+    @abstractmethod
+    def encode_split(self, split: str, items: Any, tokenizer: Tokenizer) -> EncodedSplit:
+        """Encode the items of a split."""
+
+    @abstractmethod
+    def load_values(self, values: dict[str, Any]) -> None:
+        """Make the splits and the probes from the cached values."""
+
+    @abstractmethod
+    def dataset(self, split: str) -> BatchDataset[Any]:
+        """Return the samples of a split."""
+
+    @abstractmethod
+    def train_sampler(self, **options: int) -> EpochSampler:
+        """Return the batches of the train split; `options` are those of `EpochSampler`."""
+
+    def evaluation_batches(self, split: str) -> list[np.ndarray]:
+        """Return the batches of another split, as indices into its dataset."""
+        return consecutive_batches(self.dataset(split).indices(), self.batch_size)
+
+    @abstractmethod
+    def example_batch(self) -> Any:
+        """Return a batch of one sample, without padding, of the train split's mean length.
+
+        Its tokens have no meaning: only its sizes count.
+        """
+
+    @abstractmethod
+    def check_max_length(self, max_length: int) -> None:
+        """Raise UserError if a sequence is longer than the model's `max_length`."""
+
+    def tokens_at_length(self, length: int, split: str) -> int:
+        """Return the tokens of a sequence at another length than that of training.
+
+        Raise Unsupported if the data have no length to choose, UserError if the split is too short.
+        """
+        raise Unsupported(
+            "lengths needs text or a diagnostic, whose length can be chosen, got data of "
+            f"{type(self).__name__}."
+        )
+
+    def loaders_at_length(
+        self, length: int, split: str, *, stride: int, **ranks: int
+    ) -> dict[str, ResumableLoader]:
+        """Return the loaders of a split at a length that `tokens_at_length` allows.
+
+        Their names say how text is cut: "" into windows that do not overlap, "sliding" into windows
+        that start every `stride` tokens. `ranks` are the rank and the world size.
+        """
+        raise NotImplementedError
+
+    def cache_key(self) -> dict[str, Any]:
+        """Return every input of the cached values."""
+        return {
+            "source": self.source.cache_key(),
+            "tokenizer": factory_cache_key(self.tokenizer_factory),
+            "tokenizers": importlib.metadata.version("tokenizers"),
+            "options": dict(self.cache_options),
+            "code": sha256_of_code(Path(__file__).parent),
+        }
+
+    def build_values(self) -> dict[str, Any]:
+        """Return the values to cache."""
+        splits = self.read_splits()
+        tokenizer = self.make_tokenizer(splits["train"])
+        notes = list(self.source.notes)
+        report: dict[str, Any] = {"source": self.source.cache_key(), "notes": notes}
+        values: dict[str, Any] = {"tokenizer": tokenizer.state(), "report": report}
+        for split, items in splits.items():
+            encoded, report[split] = self.encode_split(split, items, tokenizer)
+            values |= {f"{split}_{name}": value for name, value in encoded.items()}
+        return values
+
+    def prepare_data(self) -> None:
+        if self._cache_entry is None and not hasattr(self, "fingerprint"):
+            folder = self.cache_dir / "data"
+            self._cache_entry = get_or_build(folder, self.cache_key(), self.build_values)
+
+    def setup(self, stage: str | None = None) -> None:
+        if hasattr(self, "fingerprint"):
+            return
+        self.prepare_data()  # Lightning calls it in one process of each node only.
+        assert self._cache_entry is not None
+        values, fingerprint, note = self._cache_entry
+        self._cache_entry = None
+        self.tokenizer = tokenizer_from_state(values["tokenizer"])
+        self.report = values["report"]
+        if note is not None:
+            self.report["notes"].append(note)
+        self.load_values(values)
+        self.fingerprint = fingerprint
+
+    def train_dataloader(self) -> ResumableLoader:
+        sampler = self.train_sampler(seed=self.seed, **self.rank_and_world_size())
+        return ResumableLoader(self.dataset("train"), sampler, num_workers=self.num_workers)
+
+    def val_dataloader(self) -> ResumableLoader:
+        return self.evaluation_loader("valid")
+
+    def test_dataloader(self) -> ResumableLoader | list[ResumableLoader]:
+        return self.evaluation_loader("test")
+
+    def evaluation_loader(self, split: str) -> ResumableLoader:
+        """Return the loader of another split than train."""
+        batches = self.evaluation_batches(split)
+        return self.fixed_loader(self.dataset(split), batches, **self.rank_and_world_size())
+
+    def fixed_loader(
+        self, dataset: BatchDataset[Any], batches: list[np.ndarray], **ranks: int
+    ) -> ResumableLoader:
+        """Return the loader of these batches, in this order."""
+        sampler = FixedBatchSampler(batches, **ranks)
+        return ResumableLoader(dataset, sampler, num_workers=self.num_workers)
+
+    def rank_and_world_size(self) -> dict[str, int]:
+        """Return the trainer's rank and world size, as options of a sampler."""
+        if self.trainer is None:
+            return {"rank": 0, "world_size": 1}
+        return {"rank": self.trainer.global_rank, "world_size": self.trainer.world_size}
+
+
+def factory_cache_key(factory: Any) -> dict[str, Any]:
+    """Return a tokenizer factory in plain types: its function's name and its options."""
+    function = getattr(factory, "func", factory)
+    if getattr(factory, "args", ()):
+        raise UserError(
+            "a tokenizer's options must be given by name, such as vocabulary_size=4000."
+        )
+    return {
+        "function": f"{function.__module__}.{function.__qualname__}",
+        "options": dict(getattr(factory, "keywords", {})),
+    }

@@ -1,0 +1,164 @@
+"""The data module of diagnostics: language modelling whose answers are right or wrong."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from attention_zoo.errors import Unsupported, UserError
+from attention_zoo.tasks.data.base import EncodedSplit, PreparedData
+from attention_zoo.tasks.data.batches import IGNORE_INDEX, BatchDataset, LanguageBatch
+from attention_zoo.tasks.data.diagnostics.base import Diagnostic, QueryRows
+from attention_zoo.tasks.data.loader import ResumableLoader
+from attention_zoo.tasks.data.samplers import ShuffledRowSampler, consecutive_batches
+from attention_zoo.tasks.data.tokenizers import Tokenizer
+
+PROBES = 3
+
+
+class QueryDataset(BatchDataset[LanguageBatch]):
+    """The sequences of a diagnostic, with the answers to their queries as targets."""
+
+    def __init__(self, rows: QueryRows) -> None:
+        self.rows = rows
+
+    def __len__(self) -> int:
+        return len(self.rows.inputs)
+
+    def __getitem__(self, indices: list[int]) -> LanguageBatch:
+        inputs, places, answers = (
+            torch.from_numpy(part[indices].astype(np.int64)) for part in self.rows
+        )
+        return LanguageBatch(inputs, answers, target_positions=places)
+
+
+class DiagnosticData(PreparedData):
+    """Sequences with queries; only their answers are predicted.
+
+    There is a test set at the training length, and one more for each of `test_lengths`.
+
+    Args:
+        source: draws the sequences.
+        batch_size: sequences in a batch, on each rank.
+        test_lengths: other lengths to test at, as the source counts them.
+        answer_tokens: the most tokens of an answer, for the samples.
+        options: of `PreparedData`. The tokenizer is that of the source's symbols. The default
+            `probes` are prompts: valid sequences up to their first query.
+    """
+
+    source: Diagnostic
+
+    def __init__(
+        self,
+        *,
+        source: Diagnostic,
+        batch_size: int = 128,
+        test_lengths: Sequence[int] = (),
+        answer_tokens: int = 1,
+        **options: Any,
+    ) -> None:
+        super().__init__(source=source, **options)
+        for name, value in (("batch_size", batch_size), ("answer_tokens", answer_tokens)):
+            if value < 1:
+                raise UserError(f"data.{name} must be at least 1, got {value}.")
+        if len({source.length, *test_lengths}) <= len(test_lengths):
+            raise UserError(
+                "data.test_lengths must differ from each other and from the length that is trained "
+                f"and tested anyway, got {list(test_lengths)} and {source.length}."
+            )
+        self.batch_size = batch_size
+        self.answer_tokens = answer_tokens
+        self.extra_tests = {f"test@{n}": source.with_length(n) for n in test_lengths}
+        self.test_names = ["test", *self.extra_tests]
+        self.cache_options = {"others": [test.cache_key() for test in self.extra_tests.values()]}
+
+    def read_splits(self) -> dict[str, QueryRows]:
+        tests = {name: source.draw_split("test") for name, source in self.extra_tests.items()}
+        return self.source.splits() | tests
+
+    def make_tokenizer(self, train: QueryRows) -> Tokenizer:
+        tokenizer = self.tokenizer_factory(self.source.symbols)
+        if getattr(tokenizer, "symbols", None) != self.source.symbols:
+            raise Unsupported(
+                f"{type(self.source).__name__} needs a model of its own symbols, with these "
+                f"options {len(self.source.symbols)}, got {tokenizer.vocabulary_size} tokens of "
+                "something else; take the data that it was trained on, at any length."
+            )
+        return tokenizer
+
+    def encode_split(self, split: str, items: QueryRows, tokenizer: Tokenizer) -> EncodedSplit:
+        return items._asdict(), {
+            "sequences": len(items.inputs),
+            "tokens": int((items.inputs != tokenizer.pad_id).sum()),
+            "questions": int((items.answers != IGNORE_INDEX).sum()),
+        }
+
+    def load_values(self, values: dict[str, Any]) -> None:
+        self.rows = {
+            split: QueryRows(*(values[f"{split}_{name}"] for name in QueryRows._fields))
+            for split in ("train", "valid", *self.test_names)
+        }
+        self.probes, self.probe_references = self._first_queries(self.rows["valid"])
+        if self.chosen_probes is not None:
+            self.probes, self.probe_references = list(self.chosen_probes), None
+            self.tokenizer.encode_lines(self.probes)  # Refuses unknown symbols before training.
+
+    def _first_queries(self, rows: QueryRows) -> tuple[list[str], list[str]]:
+        """Return sequences up to their first query, and the next answers within `answer_tokens`."""
+        prompts, references = [], []
+        for inputs, places, answers in zip(*(part[:PROBES] for part in rows), strict=True):
+            asked = answers != IGNORE_INDEX
+            answer_at = dict(zip(places[asked].tolist(), answers[asked].tolist(), strict=True))
+            first = min(answer_at)
+            positions = range(first, first + self.answer_tokens)
+            answer = [answer_at[position] for position in positions if position in answer_at]
+            prompts.append(self.tokenizer.decode(inputs[: first + 1]).strip())
+            references.append(self.tokenizer.decode(answer).strip())
+        return prompts, references
+
+    def example_batch(self) -> LanguageBatch:
+        """Return a batch with the width of all batches, and a row's mean number of queries."""
+        inputs, _, answers = self.rows["train"]
+        queries = round((answers != IGNORE_INDEX).sum(1).mean())
+        tokens = torch.full((1, inputs.shape[1]), self.tokenizer.eos_id)
+        return LanguageBatch(
+            tokens, tokens[:, :queries], target_positions=torch.arange(queries)[None]
+        )
+
+    def check_max_length(self, max_length: int) -> None:
+        for name, rows in self.rows.items():
+            tokens = rows.inputs.shape[1]
+            if tokens > max_length:
+                option = "data.test_lengths" if name in self.extra_tests else "data.source.length"
+                raise UserError(
+                    f"{option} must make sequences of at most the model's longest length, got "
+                    f"{tokens} tokens and {max_length}; lower {option}."
+                )
+
+    def tokens_at_length(self, length: int, split: str) -> int:
+        return self._source_at_length(length).tokens_per_sequence
+
+    def loaders_at_length(
+        self, length: int, split: str, *, stride: int, **ranks: int
+    ) -> dict[str, ResumableLoader]:
+        """Return sequences of that length. Nothing slides, so `stride` has no effect."""
+        source = self._source_at_length(length)
+        dataset = QueryDataset(source.draw_split(split))
+        batch_size = self.batch_size * self.source.tokens_per_sequence // source.tokens_per_sequence
+        batches = consecutive_batches(dataset.indices(), max(1, batch_size))
+        return {"": self.fixed_loader(dataset, batches, **ranks)}
+
+    def _source_at_length(self, length: int) -> Diagnostic:
+        # `Copy.with_length` draws strings of that length only, and training those up to it.
+        return self.source if length == self.source.length else self.source.with_length(length)
+
+    def dataset(self, split: str) -> QueryDataset:
+        return QueryDataset(self.rows[split])
+
+    def train_sampler(self, **options: int) -> ShuffledRowSampler:
+        rows = len(self.rows["train"].inputs)
+        return ShuffledRowSampler(rows, batch_size=self.batch_size, **options)
+
+    def test_dataloader(self) -> list[ResumableLoader]:
+        return [self.evaluation_loader(name) for name in self.test_names]

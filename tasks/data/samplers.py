@@ -1,0 +1,185 @@
+"""Samplers: which samples make a batch, in which order, and on which rank.
+
+An order is a function of seed and epoch alone. All world sizes divide the same list of batches:
+rank r of n takes batches r, r + n, … of it. If the length of the list is not a multiple of n,
+batches are halved until it is. So all ranks take the same number of steps, and every sample is
+taken once.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+
+import numpy as np
+from torch.utils.data import Sampler
+
+from attention_zoo.errors import UserError
+
+
+class EpochSampler(Sampler[list[int]], ABC):
+    """Batches of indices into a dataset, in the order of an epoch.
+
+    Args:
+        seed: of all randomness, together with the epoch.
+        rank, world_size: which of the batches this sampler gives.
+    """
+
+    def __init__(self, *, seed: int = 0, rank: int = 0, world_size: int = 1) -> None:
+        self.seed, self.rank, self.world_size = seed, rank, world_size
+        self.epoch = 0
+        self.skip_batches = 0  # of the next pass; a resumed run has seen them already
+        self._length: int | None = None
+
+    @abstractmethod
+    def draw_batches(self, generator: np.random.Generator) -> list[np.ndarray]:
+        """Draw the batches of an epoch; their number and sizes do not depend on the generator."""
+
+    def epoch_batches(self, epoch: int) -> list[np.ndarray]:
+        """Return the batches of an epoch, those of all ranks."""
+        generator = np.random.default_rng([self.seed, epoch])
+        return divide_over_ranks(self.draw_batches(generator), self.world_size)
+
+    def rank_batches(self) -> list[np.ndarray]:
+        """Return this rank's batches of the current epoch."""
+        return self.epoch_batches(self.epoch)[self.rank :: self.world_size]
+
+    def set_epoch(self, epoch: int) -> None:
+        """Set the epoch; Lightning calls this before each one."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        if self._length is None:
+            self._length = len(self.rank_batches())
+        return self._length
+
+    def __iter__(self) -> Iterator[list[int]]:
+        skip, self.skip_batches = self.skip_batches, 0
+        for batch in self.rank_batches()[skip:]:
+            yield batch.tolist()
+
+
+def divide_over_ranks(batches: list[np.ndarray], world_size: int) -> list[np.ndarray]:
+    """Halve the largest batches until their number is a multiple of world_size.
+
+    The halves stay next to each other. Raise UserError if there are fewer samples than ranks.
+    """
+    for _ in range(-len(batches) % world_size):
+        largest = max(range(len(batches)), key=lambda i: len(batches[i]))
+        batch = batches[largest]
+        if len(batch) < 2:
+            raise UserError(
+                f"a split must have a sample for each process, got {len(batches)} for "
+                f"{world_size} processes; lower trainer.devices."
+            )
+        half = (len(batch) + 1) // 2
+        batches = [*batches[:largest], batch[:half], batch[half:], *batches[largest + 1 :]]
+    return batches
+
+
+def consecutive_batches(indices: np.ndarray, batch_size: int) -> list[np.ndarray]:
+    """Cut indices into batches; the last one may be smaller."""
+    return [indices[start : start + batch_size] for start in range(0, len(indices), batch_size)]
+
+
+class FixedBatchSampler(EpochSampler):
+    """The same batches in every epoch: for evaluation."""
+
+    def __init__(self, batches: list[np.ndarray], **options: int) -> None:
+        super().__init__(**options)
+        self.batches = batches
+
+    def draw_batches(self, generator: np.random.Generator) -> list[np.ndarray]:
+        return self.batches
+
+
+class TokenBudgetSampler(EpochSampler):
+    """Pairs of similar length, padded to at most `tokens_per_batch` tokens on each side.
+
+    Noise on the length of the shorter sides, and random order among equals, change the members of
+    the batches each epoch. The order of the longer sides is the same in all epochs, and so are the
+    sizes of the batches and their number.
+
+    Args:
+        source_lengths, target_lengths: tokens of each pair, special tokens included, [n].
+        tokens_per_batch: the most rows x longest row, on each side. A pair that is longer than
+            that is a batch of its own.
+        length_jitter: standard deviation of the noise, in tokens: 0 pads least.
+    """
+
+    def __init__(
+        self,
+        source_lengths: np.ndarray,
+        target_lengths: np.ndarray,
+        *,
+        tokens_per_batch: int,
+        length_jitter: float = 2.0,
+        **options: int,
+    ) -> None:
+        super().__init__(**options)
+        self.longer = np.maximum(source_lengths, target_lengths)
+        self.shorter = np.minimum(source_lengths, target_lengths)
+        self.length_jitter = length_jitter
+        self.batch_ends: list[int] = []
+        start = 0
+        for row, length in enumerate(np.sort(self.longer).tolist()):
+            if row > start and (row + 1 - start) * length > tokens_per_batch:
+                self.batch_ends.append(row)
+                start = row
+
+    def batches_by_length(self, noise: float | np.ndarray = 0.0) -> list[np.ndarray]:
+        """Return the batches in the order of the longer sides, then of the shorter ones."""
+        order = np.lexsort((self.shorter + noise, self.longer))
+        return np.split(order, self.batch_ends)
+
+    def draw_batches(self, generator: np.random.Generator) -> list[np.ndarray]:
+        noise = self.length_jitter * generator.standard_normal(len(self.shorter))
+        batches = self.batches_by_length(noise)
+        return [batches[i] for i in generator.permutation(len(batches))]
+
+
+class ShuffledBlockSampler(EpochSampler):
+    """The blocks of a stream in random order, from another offset each epoch.
+
+    Args:
+        tokens: length of the stream.
+        context_length: tokens in a block.
+        batch_size: blocks in a batch.
+    """
+
+    def __init__(
+        self, tokens: int, *, context_length: int, batch_size: int, **options: int
+    ) -> None:
+        super().__init__(**options)
+        if tokens <= context_length:
+            raise UserError(
+                f"the train split must have more tokens than a block, got {tokens} tokens and "
+                f"data.context_length={context_length}; lower data.context_length, or take more "
+                "text."
+            )
+        self.tokens, self.context_length, self.batch_size = tokens, context_length, batch_size
+        # One block less than fits, if there is more than one, leaves room for every offset.
+        self.blocks = max(1, (tokens - context_length) // context_length)
+
+    def draw_batches(self, generator: np.random.Generator) -> list[np.ndarray]:
+        spare_tokens = self.tokens - self.blocks * self.context_length
+        offset = generator.integers(min(self.context_length, spare_tokens))
+        starts = offset + self.context_length * generator.permutation(self.blocks)
+        return consecutive_batches(starts, self.batch_size)
+
+
+class RandomBlockSampler(ShuffledBlockSampler):
+    """The same number of blocks, each from a random position, drawn with replacement."""
+
+    def draw_batches(self, generator: np.random.Generator) -> list[np.ndarray]:
+        starts = generator.integers(self.tokens - self.context_length, size=self.blocks)
+        return consecutive_batches(starts, self.batch_size)
+
+
+class ShuffledRowSampler(EpochSampler):
+    """The rows of a dataset in random order."""
+
+    def __init__(self, rows: int, *, batch_size: int, **options: int) -> None:
+        super().__init__(**options)
+        self.rows, self.batch_size = rows, batch_size
+
+    def draw_batches(self, generator: np.random.Generator) -> list[np.ndarray]:
+        return consecutive_batches(generator.permutation(self.rows), self.batch_size)

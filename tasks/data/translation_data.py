@@ -1,0 +1,187 @@
+"""The data module of translation."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from attention_zoo.errors import BadInput, UserError
+from attention_zoo.tasks.data.base import EncodedSplit, PreparedData
+from attention_zoo.tasks.data.batches import JaggedArray, PairDataset, TranslationBatch
+from attention_zoo.tasks.data.samplers import TokenBudgetSampler
+from attention_zoo.tasks.data.sources.base import SPLITS, Pair, Source
+from attention_zoo.tasks.data.tokenizers import Tokenizer
+
+
+class TranslationData(PreparedData):
+    """Batches of sentence pairs by token budget.
+
+    The train split leaves out lines that are empty on a side, or longer than `max_tokens` on one,
+    and `report` counts them. The other splits keep every line.
+
+    Args:
+        source: provides the pairs.
+        tokens_per_batch: the most rows x longest row of a batch, on each side and rank.
+        max_tokens: the most tokens of a train line, special tokens included.
+        root: folder of files to read `source` from.
+        length_jitter: of the bucketing, in tokens (see `TokenBudgetSampler`).
+        options: of `PreparedData`. The tokenizer is a joint one of both languages. The default
+            `probes` are the source's own, else the first lines of the valid split.
+    """
+
+    source: Source[Pair]
+    train: list[Pair]
+    valid: list[Pair]
+    test: list[Pair]
+
+    def __init__(
+        self,
+        *,
+        source: Source[Pair],
+        tokens_per_batch: int = 2048,
+        max_tokens: int = 128,
+        root: str | Path | None = None,
+        length_jitter: float = 2.0,
+        **options: Any,
+    ) -> None:
+        super().__init__(source=source if root is None else source.with_root(root), **options)
+        if not 3 <= max_tokens <= tokens_per_batch:
+            raise UserError(
+                "data.max_tokens must lie between 3 and data.tokens_per_batch, got "
+                f"max_tokens={max_tokens} and tokens_per_batch={tokens_per_batch}."
+            )
+        self.tokens_per_batch = tokens_per_batch
+        self.max_tokens = max_tokens
+        self.cache_options = {"max_tokens": max_tokens}
+        self.length_jitter = length_jitter
+
+    def build_values(self) -> dict[str, Any]:
+        return {**super().build_values(), "probes": self.source.probes()}
+
+    def make_tokenizer(self, train: list[Pair]) -> Tokenizer:
+        return self.tokenizer_factory(line for pair in train for line in pair)
+
+    def encode_split(self, split: str, items: list[Pair], tokenizer: Tokenizer) -> EncodedSplit:
+        if not items:
+            raise BadInput(f"the {split} split holds no line; give it at least one.")
+        source = encode_lines([source for source, _ in items], tokenizer, prefix=[])
+        target = encode_lines([target for _, target in items], tokenizer, prefix=[tokenizer.bos_id])
+        max_tokens = self.max_tokens if split == "train" else None
+        rows, counts = select_rows(items, source, target, max_tokens=max_tokens)
+        values: dict[str, Any] = {"lines": items, "index": rows}
+        for side, ids in (("source", source), ("target", target)):
+            values[side], values[f"{side}_starts"] = ids.take(rows)
+        return values, counts
+
+    def load_values(self, values: dict[str, Any]) -> None:
+        self.train, self.valid, self.test = (
+            [(source, target) for source, target in values[f"{split}_lines"]] for split in SPLITS
+        )
+        self.pairs: dict[str, PairDataset] = {}
+        for split in SPLITS:
+            source, target = (
+                JaggedArray(values[f"{split}_{side}"], values[f"{split}_{side}_starts"])
+                for side in ("source", "target")
+            )
+            self.pairs[split] = PairDataset(source, target, values[f"{split}_index"])
+        self._set_probes([(source, target) for source, target in values["probes"]])
+
+    def _set_probes(self, source_probes: list[Pair]) -> None:
+        if self.chosen_probes is None:
+            pairs = source_probes or [pair for pair in self.valid if all(pair)][:3]
+            self.probes = [source for source, _ in pairs]
+            self.probe_references = [target for _, target in pairs]
+            return
+        references = dict([*self.test, *self.valid, *source_probes])
+        self.probes = list(self.chosen_probes)
+        self.probe_references = None
+        if all(probe in references for probe in self.probes):
+            self.probe_references = [references[probe] for probe in self.probes]
+
+    def example_batch(self) -> TranslationBatch:
+        pairs = self.pairs["train"]
+        source, target = (
+            torch.full((1, round(side.lengths().mean())), self.tokenizer.eos_id)
+            for side in (pairs.source, pairs.target)
+        )
+        return TranslationBatch(source, target, torch.zeros(1, dtype=torch.long))
+
+    def check_max_length(self, max_length: int) -> None:
+        """Raise BadInput for the first line, on either side, that is longer than `max_length`.
+
+        The message says where the line is, and the remedy. Special tokens count.
+        """
+        for split in SPLITS:
+            pairs = self.pairs[split]
+            lengths = np.maximum(pairs.source.lengths(), pairs.target.lengths())
+            if lengths.max() <= max_length:
+                continue
+            row = int(np.argmax(lengths > max_length))
+            self.source.splits()  # data from the cache have not read the files, nor their lines
+            remedy = (
+                f"lower data.max_tokens to {max_length}"
+                if split == "train"
+                else "shorten the line, or take a positional encoding without a longest length"
+            )
+            raise BadInput(
+                f"{self.source.location(split, int(pairs.index[row]))}: {lengths[row]} tokens, and "
+                f"the model takes {max_length}; {remedy}."
+            )
+
+    def dataset(self, split: str) -> PairDataset:
+        return self.pairs[split]
+
+    def train_sampler(self, **options: int) -> TokenBudgetSampler:
+        return self._budget_sampler("train", **options)
+
+    def _budget_sampler(self, split: str, **options: int) -> TokenBudgetSampler:
+        pairs = self.pairs[split]
+        return TokenBudgetSampler(
+            pairs.source.lengths(),
+            pairs.target.lengths(),
+            tokens_per_batch=self.tokens_per_batch,
+            length_jitter=self.length_jitter,
+            **options,
+        )
+
+    def evaluation_batches(self, split: str) -> list[np.ndarray]:
+        return self._budget_sampler(split).batches_by_length()
+
+
+def encode_lines(lines: list[str], tokenizer: Tokenizer, *, prefix: list[int]) -> JaggedArray:
+    """Return the token ids of lines: `prefix`, the line, eos.
+
+    Lines are encoded 10,000 at a time, as lists of ids take much memory.
+    """
+    parts = (lines[start : start + 10_000] for start in range(0, len(lines), 10_000))
+    return JaggedArray.from_rows(
+        [*prefix, *ids, tokenizer.eos_id] for part in parts for ids in tokenizer.encode_lines(part)
+    )
+
+
+def select_rows(
+    pairs: list[Pair], source: JaggedArray, target: JaggedArray, *, max_tokens: int | None
+) -> tuple[np.ndarray, dict[str, int]]:
+    """Return the indices of the pairs to keep, and counts for the report.
+
+    With `max_tokens`, lines that are empty or longer are left out. Raise BadInput if none is left.
+    """
+    empty = np.array([not (source.strip() and target.strip()) for source, target in pairs])
+    lengths = np.maximum(source.lengths(), target.lengths())
+    over_long = np.zeros_like(empty) if max_tokens is None else (lengths > max_tokens) & ~empty
+    rows = np.arange(len(pairs)) if max_tokens is None else np.flatnonzero(~empty & ~over_long)
+    if not len(rows):
+        raise BadInput(
+            f"no train line is left: of {len(pairs)}, {empty.sum()} are empty on a side and "
+            f"{over_long.sum()} have more than data.max_tokens={max_tokens} tokens; raise that."
+        )
+    return rows, {
+        "lines": len(pairs),
+        "empty": int(empty.sum()),
+        "over_long": int(over_long.sum()),
+        "kept": len(rows),
+        "source_tokens": int(source.lengths()[rows].sum()),
+        "target_tokens": int(target.lengths()[rows].sum()),
+        "longest": int(lengths[rows].max()),
+    }
