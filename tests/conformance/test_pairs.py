@@ -120,7 +120,8 @@ def test_the_listed_pairs_are_those_that_run(capsys: pytest.CaptureFixture[str])
         assert (pair.refusal is None) is runs(pair.attention, pair.position, pair.role)
         valid += pair.refusal is None
     with capsys.disabled():
-        print(f"\nattention × position × role: {valid} pairs are valid, {len(found) - valid} are refused")
+        count = f"{valid} pairs are valid, {len(found) - valid} are refused"
+        print(f"\nattention × position × role: {count}")
 
 
 @pytest.mark.parametrize(("name", "role"), PLAYED)
