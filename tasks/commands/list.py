@@ -78,7 +78,6 @@ def print_zoo() -> None:
         rows = [[row[i].split(", arXiv")[0].split(";")[0] for i in shown] for row in table.rows]
         columns, align = [table.columns[i] for i in shown], "".join(table.align[i] for i in shown)
         print_table(console, Table("", columns, rows, align), max_width=MAX_WIDTH)
-        console.print()
     console.print(LEGEND, highlight=False)
     console.print(f"\n{len(list(ATTENTION))} mechanisms, {len(list(POSITION))} encodings.", end=" ")
     console.print("attention-zoo show NAME prints a card.", highlight=False)

@@ -66,7 +66,7 @@ def print_matrix() -> None:
     height = max(map(len, POSITION))
     columns = ["", *("\n".join(position.rjust(height)) for position in POSITION)]
     print_table(Console(width=WIDTH), Table("", columns, rows, "l" * len(columns)))
-    Console().print(f"\n{LEGEND}", highlight=False)
+    Console().print(LEGEND, highlight=False)
     print_count(pairs)
 
 
@@ -93,4 +93,4 @@ def print_count(pairs: Sequence[Pair]) -> None:
     """Print how many pairs are valid."""
     valid = sum(pair.refusal is None for pair in pairs)
     count = f"{len(pairs)} pairs with roles: {valid} are valid, {len(pairs) - valid} are refused."
-    Console().print(f"\n{count}", highlight=False)
+    Console().print(count, highlight=False)

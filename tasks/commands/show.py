@@ -34,7 +34,6 @@ def run(arguments: list[str]) -> None:
     console = Console()
     table = Table("", ["field", "value"], [*rows, ("options", options)], "ll")
     print_table(console, table, show_header=False)
-    console.print()
     console.print(inspect.getdoc(entry), markup=False, highlight=False, soft_wrap=True)
 
 

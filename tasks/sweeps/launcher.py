@@ -34,6 +34,7 @@ from attention_zoo.tasks.run_folder import JobRecord, RunFolder
 from attention_zoo.tasks.sweeps.jobs import Job
 from attention_zoo.tasks.sweeps.scheduling import DevicePool, outcome_table, run_jobs
 from attention_zoo.tasks.views.console import print_line
+from attention_zoo.tasks.views.tables import print_table
 
 # Options that may differ when a job is run again: they do not change what it trains.
 LAUNCH_OPTIONS = ("hydra", "paths", "logger", "ckpt_path", "jobs", "fail_fast")
@@ -87,7 +88,7 @@ class ProcessesLauncher(Launcher):
             for job in jobs:
                 if job.record.outcome == "waiting":
                     job.record.outcome = "not run"
-            console.print(outcome_table(jobs))
+            print_table(console, outcome_table(jobs))
             report_lengths(console, jobs, sweep)
             console.print(f"Sweep: {sweep}", soft_wrap=True)
         return [job_return(job) for job in jobs]

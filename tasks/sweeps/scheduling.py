@@ -11,11 +11,10 @@ from itertools import chain
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
 from attention_zoo.tasks.sweeps.jobs import Job
 from attention_zoo.tasks.views.console import print_line
+from attention_zoo.tasks.views.tables import Table
 
 # Seconds that a job has to save its state, after Ctrl-C and after SIGTERM.
 GRACE_SECONDS = (60.0, 10.0)
@@ -176,11 +175,9 @@ def outcome_table(jobs: Sequence[Job]) -> Table:
     scores = ["val/loss", "test/loss"]
     if any("test/accuracy" in metrics for metrics in results.values()):
         scores.append("test/accuracy")
-    table = Table("job", "overrides", "outcome", *scores)
+    rows = []
     for job in jobs:
         values = [results[job.number].get(score) for score in scores]
         texts = ["" if value is None else f"{value:.3f}" for value in values]
-        # As Text: a bracket in an override is no markup.
-        cells = [Text(cell, overflow="fold") for cell in (job.name, str(job.record), *texts)]
-        table.add_row(str(job.number), *cells)
-    return table
+        rows.append((str(job.number), job.name, str(job.record), *texts))
+    return Table("", ["job", "overrides", "outcome", *scores], rows, "lll" + "r" * len(scores))

@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 from rich.tree import Tree
 
 from attention_zoo.tasks.configuration.resolved_config import choice_name
 from attention_zoo.tasks.run_folder import to_number
+from attention_zoo.tasks.views.tables import Table, print_table
 
 
 def print_line(console: Console, line: str | Text) -> None:
@@ -47,12 +47,8 @@ def print_results(
 
 def print_metrics(console: Console, metrics: Mapping[str, Any]) -> None:
     """Print a table of metrics."""
-    table = Table(title="Results", title_justify="left", title_style="bold")
-    table.add_column("metric")
-    table.add_column("value", justify="right")
-    for name, value in metrics.items():
-        table.add_row(Text(name), Text(format_metric(to_number(value))))
-    console.print(table)
+    rows = [(name, format_metric(to_number(value))) for name, value in metrics.items()]
+    print_table(console, Table("Results", ["metric", "value"], rows))
 
 
 def print_paths(console: Console, paths: Mapping[str, str | Path]) -> None:
@@ -65,10 +61,7 @@ def print_paths(console: Console, paths: Mapping[str, str | Path]) -> None:
 
 def print_samples(console: Console, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """Print a table of what the model wrote."""
-    table = Table(*columns, title="Samples", title_justify="left", title_style="bold")
-    for row in rows:
-        table.add_row(*map(Text, row))
-    console.print(table)
+    print_table(console, Table("Samples", columns, rows, "l" * len(columns)))
 
 
 def print_data_report(console: Console, report: Mapping[str, Any]) -> None:

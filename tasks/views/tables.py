@@ -59,7 +59,7 @@ def print_table(
     show_header: bool = True,
     max_width: Mapping[str, int] | None = None,
 ) -> None:
-    """Print a table; text is folded in narrow columns, or cut off if its column has a width."""
+    """Print a table and an empty line; long text is folded, or cut off at its column's width."""
     drawn = RichTable(
         title=Text(table.title, style="bold") if table.title else None,
         title_justify="left",
@@ -84,6 +84,7 @@ def print_table(
             cells.append(Text(text, style="dim" if getattr(cell, "style", "") == "muted" else ""))
         drawn.add_row(*cells)
     console.print(drawn)
+    console.print()
 
 
 def markdown_table(table: Table, *, code_names: bool = False) -> str:

@@ -12,6 +12,7 @@ from attention_zoo.attention.dense.multi_head import MultiHeadAttention
 from attention_zoo.errors import UserError
 from attention_zoo.tasks.views.attention_record import AttentionRecord
 from attention_zoo.tasks.views.attention_viewer.page import (
+    AttentionView,
     attention_page,
     encode_weights,
     notebook_frame,
@@ -45,7 +46,7 @@ def test_a_page_of_thirty_tokens_is_small() -> None:
 
 
 def test_a_decoder_attends_to_what_it_has_read() -> None:
-    record = make_record(3)._replace(read_tokens=["<bos>", "w0", "w1"])
+    record = make_record(3)._replace(decoder_input_tokens=["<bos>", "w0", "w1"])
     assert record.tokens("decoder") == (["<bos>", "w0", "w1"], ["<bos>", "w0", "w1"])
     names = ["w0", "w1", "w2"]
     assert record.tokens("cross") == record.tokens("encoder") == (names, names)
@@ -66,7 +67,7 @@ def test_weights_that_are_not_finite_are_refused() -> None:
 
 
 def test_a_notebook_shows_it_in_a_frame() -> None:
-    record = make_record(3)
+    record = AttentionView(*make_record(3))
     shown = record._repr_html_()
     assert shown == notebook_frame(record) and shown.startswith("<iframe") and shown.count("<") == 2
 

@@ -15,6 +15,7 @@ from attention_zoo.tasks.configuration.composition import parse_command
 from attention_zoo.tasks.run_folder import JobRecord, RunFolder
 from attention_zoo.tasks.sweeps.jobs import Job
 from attention_zoo.tasks.sweeps.scheduling import outcome_table
+from attention_zoo.tasks.views.tables import print_table
 from tests.cli.conftest import ROOT, SMALL, TEXT
 
 ASK = (
@@ -281,7 +282,7 @@ def test_a_sweep_over_a_diagnostic_shows_how_much_is_right(tmp_path):
             folder.path.mkdir(exist_ok=True)
             folder.results_file.write_text(json.dumps(each))
         out = io.StringIO()
-        Console(file=out, width=100).print(outcome_table(jobs))
+        print_table(Console(file=out, width=100), outcome_table(jobs))
         return out.getvalue()
 
     losses = {"val/loss": 1.5, "test/loss": 2.5}

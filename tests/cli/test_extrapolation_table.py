@@ -17,10 +17,11 @@ TINY = [
 
 @pytest.mark.slow
 def test_the_sweep_is_reported_and_stands_between_the_marks(program):
-    readme = program.folder / "README.md"
+    document = program.folder / "docs" / "lengths.md"
+    document.parent.mkdir()
     marks = "<!-- extrapolation: begin -->\nold\n<!-- extrapolation: end -->\n"
-    readme.write_text(f"Before\n{marks}After\n")
-    command = [sys.executable, ROOT / "benchmarks" / "extrapolation.py", "--output", readme]
+    document.write_text(f"Before\n{marks}After\n")
+    command = [sys.executable, ROOT / "benchmarks" / "extrapolation.py", "--output", document]
     done = subprocess.run(
         [*command, "attention=linear", "position=learned,alibi,sinusoidal", *TINY],
         cwd=program.folder,
@@ -34,9 +35,9 @@ def test_the_sweep_is_reported_and_stands_between_the_marks(program):
     assert "Perplexity by length" in done.stdout and (sweep / "extrapolation.png").exists()
     results = [json.loads((sweep / job / "results.json").read_text()) for job in "02"]
     assert all(each["lengths"]["scored"] == [64, 128, 256, 512] for each in results)
-    first, _, picture, _, columns, _rule, *rows, _, how, _, last = readme.read_text().splitlines()
+    first, _, picture, _, columns, _rule, *rows, _, how, _, last = document.read_text().splitlines()
     assert (first, last) == ("Before", "After")
-    assert picture.endswith("(docs/images/extrapolation.png)")
+    assert picture.endswith("(images/extrapolation.png)")
     assert (program.folder / "docs" / "images" / "extrapolation.png").exists()
     assert columns.startswith("| position | at 64 | at 128 | at 256 | at 512 | 512 to 64 |")
     assert [row.split(" | ")[0] for row in rows] == ["| `learned`", "| `sinusoidal`"]

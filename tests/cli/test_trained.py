@@ -88,7 +88,7 @@ def test_the_terminal_shows_the_run_and_no_noise(trained):
 def test_evaluate_gives_the_figures_of_training(trained):
     results = json.loads((trained.run / "results.json").read_text())
     out = trained("evaluate", f"ckpt_path={trained.best}").stdout
-    shown = {line.split()[1]: line.split()[3] for line in out.splitlines() if "test/" in line}
+    shown = dict(line.split() for line in out.splitlines() if "test/" in line)
     expected = {name: results[name] for name in shown}
     assert shown == {k: f"{v:.4f}" if v < 10 else f"{v:.2f}" for k, v in expected.items()}
     assert len(shown) == 6
@@ -174,10 +174,10 @@ def test_attend_translates_and_writes_a_page(trained):
     expected = trained("translate", ckpt, "decoding=beam", "--", *lines).stdout
     assert written == expected.split("\n")[:-1]
     assert told.startswith("What attends to what: pages/seen.html (")
-    readings = readings_of(trained.folder / "pages" / "seen.html")
-    assert [reading["source"] for reading in readings] == lines
-    assert [reading["written"] for reading in readings] == written
-    for reading in readings:
+    records = read_records(trained.folder / "pages" / "seen.html")
+    assert [record["source"] for record in records] == lines
+    assert [record["written"] for record in records] == written
+    for reading in records:
         roles = {role["name"]: role for role in reading["roles"]}
         assert list(roles) == ["encoder", "decoder", "cross"]
         characters = reading["source"].replace(" ", "␣")
@@ -185,8 +185,8 @@ def test_attend_translates_and_writes_a_page(trained):
         assert [layer["heads"] for layer in roles["cross"]["layers"]] == [2]
 
 
-def readings_of(page):
-    return json.loads(re.search(r'id="readings">(.*?)</script>', page.read_text())[1])
+def read_records(page):
+    return json.loads(re.search(r'id="records">(.*?)</script>', page.read_text())[1])
 
 
 def test_a_checkpoint_is_loaded_in_one_call(trained):

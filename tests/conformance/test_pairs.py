@@ -115,12 +115,13 @@ def test_the_listed_pairs_are_those_that_run(capsys: pytest.CaptureFixture[str])
     assert [(p.attention, p.position, p.role) for p in found] == [
         (name, position, role) for name in ATTENTION for position in POSITION for role in ROLES
     ]
-    run = 0
+    valid = 0
     for pair in found:
         assert (pair.refusal is None) is runs(pair.attention, pair.position, pair.role)
-        run += pair.refusal is None
+        valid += pair.refusal is None
     with capsys.disabled():
-        print(f"\nattention × position × role: {run} pairs run, {len(found) - run} are refused")
+        count = f"{valid} pairs are valid, {len(found) - valid} are refused"
+        print(f"\nattention × position × role: {count}")
 
 
 @pytest.mark.parametrize(("name", "role"), PLAYED)

@@ -149,7 +149,7 @@ def test_lengths_are_drawn(report, tmp_path: Path) -> None:
     ("arguments", "message"),
     [
         (["logger=csv", "."], "logger must be one of wandb, none, got 'csv'"),
-        (["logger=wandb"], "report takes the folders of sweeps or runs, got none"),
+        (["logger=wandb"], "report needs at least one FOLDER"),
         (["nowhere"], "nowhere is no folder"),
     ],
 )

@@ -16,6 +16,7 @@ from attention_zoo.tasks.commands.exit_codes import FAILED, INTERRUPTED, REFUSED
 from attention_zoo.tasks.run_folder import JobRecord, RunFolder
 from attention_zoo.tasks.sweeps.jobs import Job
 from attention_zoo.tasks.sweeps.scheduling import DevicePool, outcome_table, run_jobs
+from attention_zoo.tasks.views.tables import print_table
 
 # The program, whose training does what the option `do` says, in the folder of the run.
 SCRIPT = """
@@ -112,7 +113,7 @@ def test_every_way_to_end_is_recorded_with_its_reason(tmp_path):
     assert "    error: no such file" in printed
     assert "here I am" in jobs[0].folder.log_file.read_text()
     out = io.StringIO()
-    Console(file=out, width=120).print(outcome_table(jobs))
+    print_table(Console(file=out, width=120), outcome_table(jobs))
     assert "1.500" in out.getvalue() and "SIGKILL" in out.getvalue()
 
 

@@ -54,7 +54,6 @@ def print_report(console: Console, comparisons: Sequence[Comparison], runs: Sequ
             for row, cells in zip(comparison.rows, table.rows, strict=True)
         ]
         print_table(console, Table(table.title, columns, rows))
-        console.print()
         for sentence in summarize(comparison):
             console.print(Text(sentence.replace("`", "")))
         for condition in find_conditions(comparison):
@@ -64,5 +63,4 @@ def print_report(console: Console, comparisons: Sequence[Comparison], runs: Sequ
     failures = failures_table(runs)
     if failures.rows:
         print_table(console, failures)
-        console.print()
     console.print(f"{count_outcomes(runs)}.", highlight=False)

@@ -1,7 +1,7 @@
 """The one style of all pictures: colours, fonts, sizes, and how a figure is made."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from matplotlib import colormaps
 from matplotlib.axes import Axes
@@ -10,7 +10,9 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties, findfont, fontManager, get_font
 from matplotlib.patches import Rectangle
-from torch import Tensor
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 # The colours of Okabe and Ito, which people with any colour vision can tell apart.
 BLUE, ORANGE, GREEN, PINK = "#0072b2", "#e69f00", "#009e73", "#cc79a7"
@@ -110,7 +112,7 @@ def lighten(colour: str, strength: float) -> tuple[float, ...]:
 
 def draw_matrix(
     axis: Axes,
-    values: Tensor,
+    values: "Tensor",
     left: float,
     top: float,
     cell: float,
