@@ -39,7 +39,6 @@ class DiagnosticData(PreparedData):
     There is a test set at the training length, and one more for each of `test_lengths`.
 
     Args:
-        source: draws the sequences.
         batch_size: sequences in a batch, on each rank.
         test_lengths: other lengths to test at, as the source counts them.
         answer_tokens: the most tokens of an answer, for the samples.
@@ -52,13 +51,13 @@ class DiagnosticData(PreparedData):
     def __init__(
         self,
         *,
-        source: Diagnostic,
         batch_size: int = 128,
         test_lengths: Sequence[int] = (),
         answer_tokens: int = 1,
         **options: Any,
     ) -> None:
-        super().__init__(source=source, **options)
+        super().__init__(**options)
+        source = self.source
         for name, value in (("batch_size", batch_size), ("answer_tokens", answer_tokens)):
             if value < 1:
                 raise UserError(f"data.{name} must be at least 1, got {value}.")
