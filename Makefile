@@ -11,8 +11,8 @@ help: ## this list
 demo: .venv/installed ## train the default translation model, score it, show what it does
 	$(BIN)/attention-zoo train
 
-test: .venv/installed ## run the tests, but for the slow ones
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto -m 'not slow'
+test: .venv/installed ## run the tests, without the slow and the exhaustive ones
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto -m 'not slow and not exhaustive'
 
 test-all: .venv/installed ## run all tests, as CI does
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto

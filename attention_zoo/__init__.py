@@ -35,17 +35,17 @@ __all__ = [
 
 
 def list_attention() -> list[str]:
-    """The names of all attention mechanisms."""
+    """Return the names of all attention mechanisms."""
     return list(ATTENTION)
 
 
 def list_position() -> list[str]:
-    """The names of all positional encodings."""
+    """Return the names of all positional encodings."""
     return list(POSITION)
 
 
 def card(name: str) -> Card:
-    """The card of an attention mechanism or a positional encoding.
+    """Return the card of an attention mechanism or a positional encoding.
 
     Raises:
         Unsupported: an unknown name.
@@ -58,7 +58,7 @@ def card(name: str) -> Card:
 
 
 def __getattr__(name: str) -> object:
-    # These need torch, whose import takes over a second: the command line's light verbs do without.
+    # These need torch, whose import takes over a second; light commands do without it.
     if name in ("create_attention", "create_position"):
         from attention_zoo import factory
 

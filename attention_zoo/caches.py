@@ -1,7 +1,7 @@
-"""What decoding remembers of the tokens it has seen.
+"""What decoding keeps of the tokens it has seen.
 
-Every cache counts them (`length`), and can be reordered along its batch, as beam search needs; an
-index that repeats rows also multiplies them.
+Every cache counts its tokens (`length`), and can be reordered along its batch, as beam search
+needs; an index that repeats rows also multiplies them.
 """
 
 from typing import Protocol
@@ -11,15 +11,20 @@ from torch import Tensor
 
 
 class Cache(Protocol):
+    """The interface of every cache."""
+
     length: int
 
-    def reorder(self, index: Tensor) -> None: ...
+    def reorder(self, index: Tensor) -> None:
+        """Keep the rows of the batch at an index [n], in its order."""
 
 
-class TokenCache:
-    """Something of every token, under names: keys, values, positions. Each is [b … k c].
+class TokenCache(Cache):
+    """Named features of every token, such as keys, values and positions, [b … k c] each.
 
-    Of the last `window` tokens only, where one is given: the rest can never be attended to again.
+    Args:
+        window: how many of the last tokens are kept; default: all. Earlier ones can never be
+            attended to again.
     """
 
     def __init__(self, window: int | None = None) -> None:
@@ -28,11 +33,11 @@ class TokenCache:
         self.tokens: dict[str, Tensor] = {}
 
     def append(self, **new: Tensor) -> dict[str, Tensor]:
-        """Take in new tokens; return the kept ones with the new ones behind them."""
+        """Add new tokens; return the cached ones followed by the new ones."""
         self.length += next(iter(new.values())).shape[-2]
-        held = self.tokens
+        cached = self.tokens
         joined = {
-            name: torch.cat([held[name], part], dim=-2) if name in held else part
+            name: torch.cat([cached[name], part], dim=-2) if name in cached else part
             for name, part in new.items()
         }
         self.tokens = {name: self._latest(part) for name, part in joined.items()}
@@ -48,8 +53,8 @@ class TokenCache:
         self.tokens = {name: part.index_select(0, index) for name, part in self.tokens.items()}
 
 
-class StateCache:
-    """Tensors [b …] of constant size, replaced as tokens come."""
+class StateCache(Cache):
+    """State tensors [b …] of constant size, which every step replaces."""
 
     def __init__(self) -> None:
         self.length = 0
@@ -60,8 +65,8 @@ class StateCache:
             self.state = tuple(part.index_select(0, index) for part in self.state)
 
 
-class LayeredCache:
-    """The caches of a decoder: for each layer those of its sublayers, None where there is none."""
+class LayeredCache(Cache):
+    """The caches of a decoder: those of the sublayers of each layer, None for no cache."""
 
     def __init__(self, layers: list[list[Cache | None]]) -> None:
         self.layers = layers

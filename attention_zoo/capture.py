@@ -1,4 +1,4 @@
-"""What the attention inside a module looks at, read while the module runs as it is."""
+"""Capture the attention maps inside a module while it runs."""
 
 import sys
 from collections.abc import Callable, Iterable, Iterator
@@ -13,17 +13,17 @@ from attention_zoo.errors import Unsupported, UserError
 from attention_zoo.zoo import Role
 
 Maps = dict[str, list[Tensor]]
-# Where attention of a role stands in an encoder-decoder.
+# The part of an encoder-decoder in which attention of a role stands.
 PARTS: dict[Role, str] = {"global": "encoder", "causal": "decoder", "cross": "cross"}
 
 
 class CapturedAttention(NamedTuple):
-    """What one attention looked at in one call.
+    """The weights of one attention in one call.
 
     Args:
-        name: of the attention among the watched module's modules.
+        name: of the attention among the module's submodules.
         role: "global", "causal" or "cross".
-        weights: [b h q k], what `attention_map` gives for the very arguments of the call.
+        weights: [b h q k], from `attention_map` with the arguments of the call.
     """
 
     name: str
@@ -33,34 +33,34 @@ class CapturedAttention(NamedTuple):
 
 @contextmanager
 def capture_attention(module: nn.Module) -> Iterator[list[CapturedAttention]]:
-    """Reads the weights of all attention in a module, in the order in which it is called.
+    """Capture the weights of all attention in a module, in the order of the calls.
 
-    The module gives what it gives unwatched: the weights are computed beside its own pass, without
-    dropout, and with gradients where these are on. Attention that is called twice is there twice.
-    Compiled modules run uncompiled meanwhile, as compiled ones do not see who watches.
+    The module's own outputs do not change: the weights are computed in addition, without dropout,
+    and with gradients if these are enabled. Attention that is called twice appears twice. Compiled
+    modules run uncompiled meanwhile, as compiled ones do not call hooks.
 
     Args:
-        module: whatever holds attention of the zoo, at any depth, or is such attention.
+        module: one that contains attention of the zoo, at any depth, or is such attention.
 
     Raises:
-        UserError: the module holds no attention of the zoo.
+        UserError: the module contains no attention of the zoo.
         Unsupported: in the module's pass, where it decodes with a cache.
 
     >>> from attention_zoo import create_attention
     >>> model = nn.Sequential(create_attention("multi_head", dim=8, heads=2, role="causal"))
-    >>> with watching(model) as watched:
+    >>> with capture_attention(model) as captured:
     ...     out = model(torch.randn(1, 5, 8))
-    >>> [(name, role, tuple(weights.shape)) for name, role, weights in watched]
+    >>> [(name, role, tuple(weights.shape)) for name, role, weights in captured]
     [('0', 'causal', (1, 2, 5, 5))]
     """
     parts = {name: x for name, x in module.named_modules() if isinstance(x, Attention)}
     if not parts:
         raise UserError(
-            f"{type(module).__name__} holds no attention of the zoo; watch a module that does."
+            f"{type(module).__name__} contains no attention of the zoo; choose a module that does."
         )
     captured: list[CapturedAttention] = []
     with ExitStack() as stack:
-        # Nothing can be compiled where this was not imported, which takes a second.
+        # Without this module nothing is compiled, and its import takes a second.
         if "torch._dynamo" in sys.modules:
             stack.enter_context(torch.compiler.set_stance("force_eager"))
         for name, attention in parts.items():
@@ -71,26 +71,29 @@ def capture_attention(module: nn.Module) -> Iterator[list[CapturedAttention]]:
 
 
 def capture_hook(name: str, captured: list[CapturedAttention]) -> Callable[..., None]:
-    """A hook that adds the weights of each call of an attention."""
+    """Return a hook that captures the weights of each call of an attention."""
 
-    def watch(attention: Attention, inputs: tuple[Any, ...], options: dict[str, Any]) -> None:
+    def hook(attention: Attention, inputs: tuple[Any, ...], options: dict[str, Any]) -> None:
         options = dict(options)
         if options.pop("cache", None) is not None:
             raise Unsupported(
-                "decoding with a cache cannot be watched: each call sees its own tokens only. "
-                "Watch one pass over all that was written, without a cache."
+                "decoding with a cache cannot be captured: each call sees its own tokens only. "
+                "Capture one pass over the whole sequence, without a cache."
             )
         weights = attention.attention_map(*inputs, **options)
         captured.append(CapturedAttention(name, attention.role, weights))
 
-    return watch
+    return hook
 
 
 def group_by_role(captured: Iterable[CapturedAttention]) -> Maps:
-    """The weights [b h q k] of every layer under `encoder` (global self-attention), `decoder`
-    (causal self-attention) and `cross`, as far as there are any."""
+    """Group the weights [b h q k] of all layers by `encoder`, `decoder` and `cross`.
+
+    These are the parts with global and causal self-attention and with cross-attention; parts
+    without attention are left out.
+    """
     maps: Maps = {}
     for role, part in PARTS.items():
-        if layers := [weights for _, its, weights in captured if its == role]:
+        if layers := [weights for _, its_role, weights in captured if its_role == role]:
             maps[part] = layers
     return maps

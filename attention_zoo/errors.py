@@ -1,8 +1,8 @@
-"""Errors that a user can mend. The command line prints them as one line, without a traceback."""
+"""Errors that a user can fix. The command line prints them as one line, without a traceback."""
 
 
 class UserError(ValueError):
-    """Something asked for cannot be done; the message says the rule, the value, the remedy."""
+    """A request that cannot be met; the message names the rule, the value and the remedy."""
 
 
 class Unsupported(UserError):
@@ -11,3 +11,22 @@ class Unsupported(UserError):
 
 class BadInput(UserError):
     """A file or a text that cannot be used as it is."""
+
+
+def check_positive(**values: int) -> None:
+    """Check options that count something.
+
+    Raises:
+        UserError: an option below 1.
+    """
+    for name, value in values.items():
+        if value < 1:
+            raise UserError(f"{name} must be at least 1, got {value}.")
+
+
+class TrainingDiverged(UserError):
+    """A training whose loss is no longer finite."""
+
+    def __init__(self, cause: str) -> None:
+        super().__init__(f"training diverged: {cause}")
+        self.cause = cause

@@ -1,12 +1,12 @@
-"""Entries of the zoo by name."""
+"""Build entries of the zoo by name."""
 
 import inspect
 from typing import Any
 
-from attention_zoo.attention.base import Attention
-from attention_zoo.errors import Unsupported, UserError
+from attention_zoo.attention.base import Attention, check_acts_inside
+from attention_zoo.errors import UserError
 from attention_zoo.position.base import PositionalEncoding
-from attention_zoo.zoo import ATTENTION, BEFORE_ATTENTION, POSITION, Role, join_names
+from attention_zoo.zoo import ATTENTION, POSITION, Role
 
 
 def create_attention(
@@ -18,8 +18,8 @@ def create_attention(
         name: a registered name; see `list_attention`.
         dim: width of inputs and output.
         role: `causal`, `global` or `cross`.
-        position: name of an encoding for it alone. A model gives one encoding to all its layers
-            instead, by `Attention.attach_position`.
+        position: name of an encoding of this attention alone. In a model one encoding serves all
+            layers; see `Attention.attach_position`.
         options: of the mechanism; `attention_zoo.ATTENTION[name]` documents them.
 
     Raises:
@@ -31,13 +31,8 @@ def create_attention(
     """
     attention = construct(ATTENTION[name], name, dim=dim, role=role, **options)
     if position is not None:
-        before = [site for site in POSITION.card(position).acts if site in BEFORE_ATTENTION]
-        if before:
-            raise Unsupported(
-                f"{position} acts on {join_names(tuple(before))}, before a model's layers; attention "
-                "alone takes an encoding that acts inside it only."
-            )
-        attention.attach_position_own(create_position(position, **attention.position_sizes))
+        check_acts_inside(POSITION.card(position))
+        attention.attach_position(create_position(position, **attention.position_sizes))
     return attention
 
 
@@ -55,9 +50,11 @@ def create_position(
 
     Args:
         name: a registered name; see `list_position`.
-        dim: width of the embeddings. heads, head_dim: number and width of the attention's heads.
+        dim: width of the embeddings.
+        heads: number of the attention's heads.
+        head_dim: width of a head.
         role: of the attention that it serves.
-        layer: place of the layer in the stack, from 0.
+        layer: index of the layer in its stack, from 0.
         options: of the encoding; `attention_zoo.POSITION[name]` documents them.
     """
     sizes = {"dim": dim, "heads": heads, "head_dim": head_dim, "role": role, "layer": layer}
@@ -65,7 +62,7 @@ def create_position(
 
 
 def construct(entry: type, name: str, **options: Any) -> Any:
-    """`entry(**options)`, refusing options that it does not have."""
+    """Call `entry(**options)`, and refuse options that it does not have."""
     legal = options_of(entry)
     unexpected = [option for option in options if option not in legal]
     missing = [
@@ -82,16 +79,16 @@ def construct(entry: type, name: str, **options: Any) -> Any:
 
 
 def options_of(entry: type) -> dict[str, inspect.Parameter]:
-    """What an entry's constructor takes, with what it hands on to those of its base classes."""
+    """Return the options of an entry's constructor, with those that it passes to base classes."""
     found: dict[str, inspect.Parameter] = {}
-    decided_options: set[str] = set()
+    decided: set[str] = set()
     for base in entry.__mro__:
-        decided_options.update(vars(base).get("decided_options", ()))
+        decided.update(vars(base).get("decided_options", ()))
         if "__init__" in vars(base):
             parameters = inspect.signature(vars(base)["__init__"]).parameters.values()
             named = [p for p in parameters if p.kind is p.KEYWORD_ONLY]
-            # A base that others hand on to stands first, so that sizes are listed before details.
+            # Options of a base class come first, so that sizes are listed before details.
             found = {p.name: p for p in named} | found
             if not any(p.kind is p.VAR_KEYWORD for p in parameters):
                 break
-    return {name: parameter for name, parameter in found.items() if name not in decided_options}
+    return {name: parameter for name, parameter in found.items() if name not in decided}

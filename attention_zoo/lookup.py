@@ -1,4 +1,4 @@
-"""Attention in its smallest form: a dictionary that answers any question with a mixture."""
+"""Attention in its smallest form: a dictionary that answers any query with a mixture."""
 
 from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
@@ -13,40 +13,39 @@ Meaning = Tensor | Sequence[float]
 
 def soft_lookup(
     entries: Mapping[str, Any],
-    asked: str,
+    query: str,
     meanings: Mapping[str, Meaning],
     *,
     temperature: float = 1.0,
 ) -> Tensor | dict[Hashable, Tensor]:
-    """Look up a word in a dictionary that need not have it: softmax(q·K/τ) V.
+    """Look up a word in a dictionary that need not contain it: softmax(q·K/τ) V.
 
-    A plain dictionary gives the value of the one key that equals the word asked for. Here every key
-    answers, the more the closer its meaning is to that of the word. The lower the temperature, the
-    more the nearest key has the say; in the limit the answer is its value alone.
+    A plain dictionary returns the value of the key that equals the query. Here every key
+    contributes, and more so the closer its meaning is to that of the query. The lower the
+    temperature, the more the nearest key dominates; in the limit its value is the answer.
 
-    The answer is differentiable in the meanings, which are the query and the keys, and in values
-    that are tensors.
+    The answer is differentiable in the meanings (the query and the keys), and in values that are
+    tensors.
 
     Args:
         entries: the dictionary, key -> value.
-        asked: the word to look up.
-        meanings: word -> vector [c], of the word asked for and of every key. They must come from
-            somewhere: attention learns them.
-        temperature: τ, above 0. Attention takes √c.
+        query: the word to look up.
+        meanings: word -> vector [c], for the query and for every key. Attention learns them.
+        temperature: τ, above 0. In attention it is √c.
 
     Returns:
         The mixture of the values, if they are numbers or tensors of one shape. Other values cannot
-        be added: then the weight of each, which add up to 1.
+        be added: then a dictionary with the weight of each, which add up to 1.
 
     Raises:
-        UserError: nothing to look up in, a word without a meaning, meanings of different widths,
+        UserError: an empty dictionary, a word without a meaning, meanings of different widths,
             values that are tensors of different shapes, or a temperature of 0 or less.
 
     Source: Bahdanau et al. 2015, arXiv 1409.0473, §3.1; as queries, keys and values, Vaswani et
     al. 2017, arXiv 1706.03762, §3.2.
 
-    These meanings are made by hand. The first number says how much a word is about what a thing is,
-    the second how much it is about how the thing looks:
+    These meanings are chosen by hand. The first number says how much a word describes what a thing
+    is, the second how much it describes how the thing looks:
 
     >>> meanings = {
     ...     "type": [1.0, 0.1],
@@ -71,31 +70,33 @@ def soft_lookup(
         raise UserError("a look-up needs at least one entry, got an empty dictionary.")
     if not temperature > 0:
         raise UserError(f"temperature must be above 0, got {temperature}.")
-    if missing := [word for word in (asked, *entries) if word not in meanings]:
+    if missing := [word for word in (query, *entries) if word not in meanings]:
         raise UserError(
             f"every word needs a meaning, got none of {missing[0]!r}; "
             f"those with one: {', '.join(meanings)}."
         )
-    query = torch.as_tensor(meanings[asked])
+    query_vector = torch.as_tensor(meanings[query])
     keys = [torch.as_tensor(meanings[key]) for key in entries]
-    if unexpected := [key.shape for key in keys if key.ndim != 1 or key.shape != query.shape]:
+    if unexpected := [
+        key.shape for key in keys if key.ndim != 1 or key.shape != query_vector.shape
+    ]:
         raise UserError(
             "meanings must be vectors of one width, got shapes "
-            f"{list(query.shape)} and {list(unexpected[0])}."
+            f"{list(query_vector.shape)} and {list(unexpected[0])}."
         )
-    scores = (torch.stack(keys) * query).sum(-1)
+    scores = (torch.stack(keys) * query_vector).sum(-1)
     weights = torch.softmax(scores / temperature, dim=0)
     values = list(entries.values())
     if all(isinstance(value, Tensor | int | float) for value in values):
-        return mixture(weights, [torch.as_tensor(value, dtype=weights.dtype) for value in values])
+        return mix(weights, [torch.as_tensor(value, dtype=weights.dtype) for value in values])
     answer: dict[Hashable, Tensor] = {}
     for value, weight in zip(values, weights, strict=True):
         answer[value] = answer[value] + weight if value in answer else weight
     return answer
 
 
-def mixture(weights: Tensor, values: list[Tensor]) -> Tensor:
-    """Σ wᵢ·vᵢ of weights [k] and k values of one shape."""
+def mix(weights: Tensor, values: list[Tensor]) -> Tensor:
+    """Compute Σ wᵢ·vᵢ for weights [k] and k values of one shape."""
     if len({value.shape for value in values}) > 1:
         shapes = ", ".join(str(list(value.shape)) for value in values)
         raise UserError(f"values must be tensors of one shape to be mixed, got {shapes}.")

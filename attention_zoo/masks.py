@@ -1,7 +1,9 @@
-"""Who may attend to whom, described once, as data; each backend renders it its own way."""
+"""Which keys a query may attend to, described once as predicates, and rendered by each backend."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields, replace
+from functools import reduce
+from operator import and_
 
 import torch
 from torch import Tensor
@@ -9,29 +11,29 @@ from torch.nn.functional import pad
 
 from attention_zoo.errors import UserError
 
-# Whether a query sees a key: of a row of the batch and of their columns, elementwise.
-Pattern = Callable[[Tensor, Tensor, Tensor], Tensor]
+# Whether a query may attend to a key, elementwise: of row b of the batch, and columns i and j.
+Predicate = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Mask:
-    """Which keys a query may attend to: the intersection of all that is set. True = may attend.
+    """Which keys a query may attend to: the intersection of all fields. True = may attend.
 
-    The last query is aligned with the last key: with q queries and k keys, query i stands at key
+    The last query is aligned with the last key: with q queries and k keys, query i has the column
     k - q + i. So decoding with a cache needs no case of its own.
 
     Args:
-        causal: no key after the query's own place.
-        window: W keys, oneself included. Causal: the W - 1 before and oneself; else W // 2 before
-            and (W - 1) // 2 after.
-        key_mask: [b k] bool, True at real keys.
-        segment_ids: [b k] numbers of the packed sequences; attention stays within one. Each sequence
-            is contiguous.
+        causal: a query sees no key after its own column.
+        window: a query sees W keys, itself included. Causal: the W - 1 keys before it and itself;
+            otherwise W // 2 keys before it and (W - 1) // 2 after it.
+        key_mask: [b k] bool, True at real keys, False at padding.
+        segment_ids: [b k] number of the packed sequence of each key; attention stays within one.
+            Each sequence is contiguous.
         query_segment_ids: [b q] the same for the queries, where they are not the last of the keys
             (cross-attention).
 
     Raises:
-        UserError: a window below 1, or segments of the queries without those of the keys.
+        UserError: a window below 1, or query_segment_ids without segment_ids.
     """
 
     causal: bool = False
@@ -42,142 +44,149 @@ class Mask:
 
     def __post_init__(self) -> None:
         if self.window is not None and self.window < 1:
-            raise UserError(f"window must be at least 1 (oneself), got {self.window}.")
+            raise UserError(f"window must be at least 1 (the query itself), got {self.window}.")
         if self.query_segment_ids is not None and self.segment_ids is None:
-            raise UserError("query_segments are compared with segments: give both.")
+            raise UserError("query_segment_ids are compared with segment_ids: give both.")
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The fields that are set."""
+        """Return the names of the fields that are set."""
         values = {field.name: getattr(self, field.name) for field in fields(self)}
         return tuple(
             name for name, value in values.items() if value is not None and value is not False
         )
 
+    @property
+    def batch(self) -> int | None:
+        """Return how many rows of the batch differ; None where all rows are alike."""
+        parts = (self.key_mask, self.segment_ids, self.query_segment_ids)
+        sizes = [len(part) for part in parts if part is not None]
+        return max(sizes) if sizes else None
+
     def intersect(self, *, causal: bool = False, window: int | None = None) -> "Mask":
-        """This mask, and causal or windowed besides."""
+        """Return this mask, narrowed to causal or windowed attention."""
         windows = [w for w in (self.window, window) if w is not None]
         return replace(self, causal=self.causal or causal, window=min(windows) if windows else None)
 
-    def visible(self, rows: range, columns: range, *, device: torch.device) -> Tensor | None:
-        """The mask of some queries and keys.
+    def predicates(self, batch: int, rows: range, columns: range) -> Iterator[Predicate]:
+        """Yield the predicate of each field that can hide a key from a query.
 
         Args:
-            rows: places of the queries among the keys (query i of q stands at k - q + i).
-            columns: places of the keys.
-
-        Returns:
-            [b|1 1 q k] bool, or None where every query may attend to every key.
+            batch: number of rows of the batch.
+            rows: columns of the queries among the keys (query i of q has the column k - q + i).
+            columns: columns of the keys.
         """
-        i = torch.arange(rows.start, rows.stop, device=device)[:, None]
-        j = torch.arange(columns.start, columns.stop, device=device)[None, :]
-        parts: list[Tensor] = []
         if self.causal and columns.stop - 1 > rows.start:
-            parts.append((j <= i)[None, None])
+            yield lambda b, i, j: j <= i
         if self.window is not None:
             before, after = window_span(self.window, self.causal)
             if rows.stop - 1 - columns.start > before or columns.stop - 1 - rows.start > after:
-                parts.append(((i - j <= before) & (j - i <= after))[None, None])
+                yield lambda b, i, j: (i - j <= before) & (j - i <= after)
         if self.key_mask is not None:
-            parts.append(self.key_mask[:, None, None, columns.start : columns.stop])
+            real = self.key_mask.expand(batch, -1)
+            yield lambda b, i, j: real[b, j]
         if self.segment_ids is not None:
-            queries = self.segment_ids_at(rows)[:, None, :, None]
-            parts.append(queries == self.segment_ids[:, None, None, columns.start : columns.stop])
-        if not parts:
-            return None
-        result = parts[0]
-        for part in parts[1:]:
-            result = result & part
-        return result
+            of_keys = of_queries = self.segment_ids.expand(batch, -1)
+            first_query = 0
+            if self.query_segment_ids is not None:
+                of_queries = self.query_segment_ids.expand(batch, -1)
+                first_query = of_keys.shape[1] - of_queries.shape[1]
+            yield lambda b, i, j: of_queries[b, i - first_query] == of_keys[b, j]
 
-    def gathered(self, queries: Tensor, keys: Tensor, length: int) -> Tensor:
-        """The mask of queries and of the keys gathered for them, block by block.
+    def dense(self, rows: range, columns: range, *, device: torch.device) -> Tensor | None:
+        """Render as a tensor [b|1 1 q|1 k], or None where every query sees every key."""
+        return Visibility(mask=self, rows=rows, columns=columns).dense(device)
+
+    def gather(self, queries: Tensor, keys: Tensor, length: int) -> Tensor:
+        """Render the mask for blocks of queries and for the keys that were gathered for each.
 
         Args:
-            queries: [b|1 m u], the columns where the queries of m blocks stand.
-            keys: [b|1 m s], the columns of the keys of each block. Nobody sees one that is not
+            queries: [b|1 m u], the columns of the queries of m blocks.
+            keys: [b|1 m s], the columns of the keys of each block. No query sees a key that is not
                 among the `length` columns of the row.
+            length: number of columns of a row.
 
         Returns:
             [b|1 m u s] bool.
         """
         i, j = queries[..., :, None], keys[..., None, :]
         visible = (j >= 0) & (j < length)
-        if self.causal:
-            visible = visible & (j <= i)
-        if self.window is not None:
-            before, after = window_span(self.window, self.causal)
-            visible = visible & (i - j <= before) & (j - i <= after)
-        if self.key_mask is not None:
-            visible = visible & columns_of(self.key_mask, keys)[..., None, :]
-        if self.segment_ids is not None:
-            own = columns_of(self.segment_ids, queries)[..., :, None]
-            visible = visible & (own == columns_of(self.segment_ids, keys)[..., None, :])
+        batch, row = self.batch or 1, range(length)
+        b = torch.arange(batch, device=keys.device).view(-1, 1, 1, 1)
+        # Columns outside the row have no entry to look up.
+        i, j = i.clamp(0, length - 1), j.clamp(0, length - 1)
+        for predicate in self.predicates(batch, row, row):
+            visible = visible & predicate(b, i, j)
         return visible.expand(*visible.shape[:-2], queries.shape[-1], -1)
-
-    def segment_ids_at(self, rows: range) -> Tensor:
-        """[b q], those of the queries at these places."""
-        assert self.segment_ids is not None
-        if self.query_segment_ids is None:
-            return self.segment_ids[:, rows.start : rows.stop]
-        shift = self.segment_ids.shape[1] - self.query_segment_ids.shape[1]
-        return self.query_segment_ids[:, rows.start - shift : rows.stop - shift]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Visibility:
-    """Who sees whom among some queries and keys, for a backend to render its own way.
+    """Which of some queries see which of some keys, for a backend to render in its own way.
 
     Args:
         mask: over whole rows.
-        rows: places of the queries among the keys. columns: those of the keys. As of
-            `Mask.visible`.
-        pattern: what else must hold for a query to see a key.
-        sinks: so many more keys stand before the others, and every query sees them.
+        rows: columns of the queries among the keys.
+        columns: columns of the keys.
+        pattern: a predicate of the mechanism that must hold as well.
+        sinks: number of extra keys before all others, which every query sees.
     """
 
     mask: Mask
     rows: range
     columns: range
-    pattern: Pattern | None = None
+    pattern: Predicate | None = None
     sinks: int = 0
+
+    @classmethod
+    def of_last(cls, mask: Mask, queries: int, keys: int, length: int) -> "Visibility":
+        """Describe the last `queries` and the last `keys` of a row of `length` columns."""
+        return cls(
+            mask=mask, rows=range(length - queries, length), columns=range(length - keys, length)
+        )
 
     @property
     def is_causal_square(self) -> bool:
         """Whether it is the lower triangle of a square, and nothing else."""
-        square = self.rows.start == self.columns.start and self.rows.stop == self.columns.stop
         plain = self.pattern is None and not self.sinks
+        # Ends one by one: torch.compile cannot compare ranges whose ends it does not know.
+        square = self.rows.start == self.columns.start and self.rows.stop == self.columns.stop
         return plain and square and self.mask.names == ("causal",)
 
-    @property
-    def batch(self) -> int | None:
-        """How many rows of the batch differ; None where none does."""
-        parts = (self.mask.key_mask, self.mask.segment_ids, self.mask.query_segment_ids)
-        return max((len(part) for part in parts if part is not None), default=None)
+    def predicate(self, batch: int) -> Predicate | None:
+        """Return the conjunction of all predicates; None where every query sees every key.
+
+        The sinks are not among its columns.
+        """
+        parts = [*self.mask.predicates(batch, self.rows, self.columns)]
+        if self.pattern is not None:
+            parts.append(self.pattern)
+        if not parts:
+            return None
+        return lambda b, i, j: reduce(and_, (part(b, i, j) for part in parts))
 
     def dense(self, device: torch.device) -> Tensor | None:
-        """[b|1 1 q k] bool, or None where every query sees every key."""
-        visible = self.mask.visible(self.rows, self.columns, device=device)
-        if self.pattern is not None:
-            b = torch.arange(self.batch or 1, device=device)[:, None, None]
-            i = torch.arange(self.rows.start, self.rows.stop, device=device)[:, None]
-            j = torch.arange(self.columns.start, self.columns.stop, device=device)
-            seen = self.pattern(b, i, j).expand(len(b), len(i), len(j))[:, None]
-            visible = seen if visible is None else visible & seen
-        if visible is None or not self.sinks:
-            return visible
-        return pad(visible, (self.sinks, 0), value=True)
+        """Render as a tensor [b|1 1 q|1 k], or None where every query sees every key."""
+        batch = self.mask.batch or 1
+        predicate = self.predicate(batch)
+        if predicate is None:
+            return None
+        b = torch.arange(batch, device=device).view(-1, 1, 1)
+        i = torch.arange(self.rows.start, self.rows.stop, device=device).view(1, -1, 1)
+        j = torch.arange(self.columns.start, self.columns.stop, device=device).view(1, 1, -1)
+        visible = predicate(b, i, j)[:, None]
+        return pad(visible, (self.sinks, 0), value=True) if self.sinks else visible
 
 
 def window_span(window: int, causal: bool) -> tuple[int, int]:
-    """How many keys of a window stand before a query, and how many after it."""
+    """Return how many keys of a window stand before a query, and how many after it."""
     return (window - 1, 0) if causal else (window // 2, (window - 1) // 2)
 
 
-def columns_of(x: Tensor, columns: Tensor) -> Tensor:
-    """x [b|1 n] at columns [b|1 m s]: [b|1 m s]. Columns outside the row give what is at its end.
+def gather_columns(x: Tensor, columns: Tensor) -> Tensor:
+    """Gather x [b|1 n] at columns [b|1 m s]: [b|1 m s]. Columns outside the row give its end.
 
-    >>> at(torch.tensor([[5, 6, 7]]), torch.tensor([[[-1, 1], [2, 3]]]))
+    >>> gather_columns(torch.tensor([[5, 6, 7]]), torch.tensor([[[-1, 1], [2, 3]]]))
     tensor([[[5, 6],
              [7, 7]]])
     """

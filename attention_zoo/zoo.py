@@ -1,7 +1,7 @@
-"""The registries: what the zoo holds, and what each entry declares of itself.
+"""The registries: the entries of the zoo, and what each declares about itself.
 
-An entry is a class with a card, registered under the card's name. The card is the only list there
-is: the command line, the tests, the tables and every refusal read it.
+An entry is a class with a card, registered under the card's name. The card is the only list: the
+command line, the tests, the tables and every refusal read it.
 """
 
 import importlib
@@ -20,24 +20,24 @@ Site = Literal["positions", "embeddings", "heads", "width", "length", "scores", 
 Weights = Literal["distribution", "nonnegative", "signed"]
 Cost = Literal["t", "t log t", "t²"]
 ROLES: tuple[Role, ...] = get_args(Role)
-# Where an encoding may act, as a refusal says it.
+# Where an encoding may act, in the words of a refusal.
 SITES: dict[Site, str] = {
     "positions": "positions",
     "embeddings": "embeddings",
     "heads": "queries and keys",
     "width": "the width of queries and keys",
     "length": "cached keys, anew as the sequence grows",
-    "scores": "scores by the places of query and key",
-    "content": "scores by what queries and keys hold",
-    "values": "values by the places of query and key",
+    "scores": "scores by the positions of query and key",
+    "content": "scores by the content of queries and keys",
+    "values": "values by the positions of query and key",
 }
-# What a model does before its layers, not attention.
+# The model, not the attention, lets an encoding act here: before its layers.
 BEFORE_ATTENTION: tuple[Site, ...] = ("positions", "embeddings")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Card:
-    """What every entry says of itself.
+    """What every entry declares.
 
     `deviations` says where the entry differs from its paper, and why.
     """
@@ -51,21 +51,23 @@ class Card:
 
 @dataclass(frozen=True, kw_only=True)
 class AttentionCard(Card):
-    """Of an attention mechanism.
+    """What an attention mechanism declares.
 
-    `roles` it can play; `masks`, the fields of `Mask` it honours; `positions`, where an encoding
-    may act on it; `cache`, what decoding keeps (empty: no cached decoding), with `decode_state`,
-    its numbers for one sequence and layer (t tokens, and the letters of `Attention.sizes`).
-    `weights`: whether those of a query are a `distribution` over the keys it sees, `nonnegative` or
-    `signed`. `chooses`: what it picks by comparing scores, if it does; no gradient passes a choice.
-    `cost`: how the time of training grows with t tokens.
+    Args:
+        roles: it can play.
+        masks: fields of `Mask` that it honours.
+        positions: where an encoding may act on it.
+        cache: what decoding keeps; empty if there is no cached decoding.
+        weights: whether the weights of a query are a `distribution` over the keys that it sees,
+            `nonnegative` or `signed`.
+        chooses: what it selects by comparing scores, if it does; no gradient passes a selection.
+        cost: how the time of training grows with t tokens.
     """
 
     roles: tuple[Role, ...]
     masks: tuple[str, ...]
     positions: tuple[Site, ...]
     cache: str = ""
-    decode_state: str = ""
     weights: Weights = "distribution"
     chooses: str = ""
     cost: Cost = "t²"
@@ -73,11 +75,13 @@ class AttentionCard(Card):
 
 @dataclass(frozen=True, kw_only=True)
 class PositionCard(Card):
-    """Of a positional encoding.
+    """What a positional encoding declares.
 
-    Where it `acts`: nowhere, or on some of `SITES`; in which self-attention `roles` it makes sense;
-    whether each layer has one of its own (`per_layer`), or all share one; whether inside attention
-    it knows distances only (`relative`), so that shifted positions change nothing.
+    Args:
+        acts: the sites where it acts; none for no encoding.
+        roles: of self-attention, in which it makes sense.
+        per_layer: whether each layer has its own, or all layers share one.
+        relative: whether attention sees distances only, so that shifted positions change nothing.
     """
 
     acts: tuple[Site, ...] = ()
@@ -91,14 +95,14 @@ T = TypeVar("T")
 
 
 class Registry(Generic[C]):
-    """Classes by the name on their cards."""
+    """The classes of one kind, by the names on their cards."""
 
     def __init__(self, kind: str) -> None:
         self.kind = kind
         self._entries: dict[str, type] = {}
 
     def register(self, card: C) -> Callable[[type[T]], type[T]]:
-        """Class decorator: gives the class its card and enters it.
+        """Return a class decorator that gives a class its card and registers it.
 
         Raises:
             ValueError: the name is taken by another class.
@@ -125,6 +129,7 @@ class Registry(Generic[C]):
         return iter(sorted(self._entries))
 
     def card(self, name: str) -> C:
+        """Return the card of an entry."""
         return self[name].card  # type: ignore[attr-defined]
 
 
@@ -134,7 +139,7 @@ POSITION: Registry[PositionCard] = Registry("position")
 
 @cache
 def discover() -> None:
-    """Import every module that registers entries: our own, and those of installed plugins.
+    """Import every module that registers entries: those of this package and of installed plugins.
 
     A plugin names its module under the entry point group `attention_zoo`.
     """
@@ -147,12 +152,12 @@ def discover() -> None:
 
 
 def origin(entry: type) -> tuple[str, str]:
-    """Where a class is written: a module that is imported anew may register it again."""
+    """Return where a class is defined: a module that is imported anew may register it again."""
     return entry.__module__, entry.__qualname__
 
 
 def unknown_name_message(kind: str, name: str, legal: list[str]) -> str:
-    """The sentence for a name that is not there: the nearest ones, then all."""
+    """Return the message for an unknown name: the nearest names, then all."""
     near = get_close_matches(name, legal, n=3, cutoff=0.5)
     hint = f" Did you mean {' or '.join(near)}?" if near else ""
     return f"There is no {kind} {name!r}.{hint} Choices: {', '.join(legal)}."
@@ -165,10 +170,11 @@ def check_pair(attention: AttentionCard, role: Role, position: PositionCard | No
         Unsupported: with the rule, the value and the legal choices.
     """
     if role not in attention.roles:
-        able = [name for name in ATTENTION if role in ATTENTION.card(name).roles]
+        candidates = [name for name in ATTENTION if role in ATTENTION.card(name).roles]
         raise Unsupported(
-            f"{attention.name} cannot be {role} attention; it can be {join_names(attention.roles)}. "
-            f"For {role} attention choose from: {', '.join(able)}."
+            f"{attention.name} cannot be {role} attention; it can be "
+            f"{join_names(attention.roles)}. For {role} attention choose from: "
+            f"{', '.join(candidates)}."
         )
     if position is None or not position.acts:
         return
@@ -181,25 +187,27 @@ def check_pair(attention: AttentionCard, role: Role, position: PositionCard | No
         )
     if role not in position.roles:
         raise Unsupported(
-            f"{position.name} cannot serve {role} attention; it serves {join_names(position.roles)}."
+            f"{position.name} cannot serve {role} attention; it serves "
+            f"{join_names(position.roles)}."
         )
     if not accepts(attention, position):
         missing = [SITES[site] for site in position.acts if site not in attention.positions]
-        fitting = [
+        candidates = [
             name
             for name in POSITION
             if accepts(attention, POSITION.card(name)) and role in POSITION.card(name).roles
         ]
         raise Unsupported(
             f"{attention.name} cannot take position={position.name}, which acts on "
-            f"{' and on '.join(missing)}. Positions it can take: {', '.join(fitting)}."
+            f"{' and on '.join(missing)}. Positions it can take: {', '.join(candidates)}."
         )
 
 
 def accepts(attention: AttentionCard, position: PositionCard) -> bool:
-    """Whether the mechanism lets an encoding act on all that it acts on."""
+    """Return whether the mechanism lets an encoding act wherever it acts."""
     return set(position.acts) <= set(attention.positions)
 
 
 def join_names(words: tuple[str, ...]) -> str:
+    """Return the names as an alternative: `a or b`."""
     return " or ".join(words) if words else "nothing"

@@ -1,10 +1,10 @@
-"""How the time of an attention layer grows with the length of its input.
+"""Growth of an attention layer's time with the length of its input.
 
-Forward and backward of one sequence, for every entry whose card says that it costs less than t²,
-and for multi_head beside them. Lengths take turns, the median of the rounds is kept, and the
-exponent is the slope of log time over log length.
+This times forward and backward of one sequence, for multi_head and for every entry whose card
+says that it costs less than t². Each round measures all lengths once. The exponent is the slope of
+log time over log length, of the medians over rounds.
 
-    python benchmarks/growth.py [--rounds 5] [--into benchmarks/growth.md] [NAME …]
+    python benchmarks/growth.py [--rounds 5] [--output benchmarks/growth.md] [NAME …]
 """
 
 import argparse
@@ -19,25 +19,26 @@ from rich.progress import Progress
 from attention_zoo import ATTENTION
 from attention_zoo.attention.base import Attention
 from attention_zoo.factory import create_attention
-from attention_zoo.tasks.commands.list import markdown
 from attention_zoo.tasks.configuration.entry_configs import entry_options
+from attention_zoo.tasks.views.tables import Table, markdown_table
 
 DIM, HEADS = 64, 2
 LENGTHS = (512, 1024, 2048, 4096, 8192)
-LIMIT = 1.2  # of the exponent, for what is said to be linear
+LIMIT = 1.2  # the largest exponent of an entry whose card says linear
 
 INTRODUCTION = f"""# Growth
 
 Milliseconds of forward and backward through one layer of width {DIM} with {HEADS} heads, for one
-sequence of so many tokens, on {{threads}} CPU threads in float32: medians of {{rounds}} rounds, in
-which the lengths take turns. The exponent is the slope of log time over log length: 1 is linear,
-2 quadratic. What the cards call linear must stay at or below {LIMIT}; the command fails where it
-does not. `python benchmarks/growth.py --into benchmarks/growth.md` makes this page.
+sequence, by its number of tokens. On {{threads}} CPU threads in float32: medians of {{rounds}}
+rounds, each of which measures all lengths once. The exponent is the slope of log time over log
+length: 1 is linear, 2 quadratic. Entries that their cards call linear must stay at or below
+{LIMIT}; otherwise the command fails. `python benchmarks/growth.py --output benchmarks/growth.md`
+makes this page.
 """
 
 
-def layer(name: str) -> Attention:
-    """The entry with its config's options, but for a limit of its length."""
+def create_layer(name: str) -> Attention:
+    """Return a layer with its config's options, except a limit of its length."""
     options = entry_options("attention", name, heads=HEADS)
     if "max_length" in options:
         options["max_length"] = max(LENGTHS)
@@ -46,15 +47,16 @@ def layer(name: str) -> Attention:
     return create_attention(name, dim=DIM, role=role, **options)
 
 
-def milliseconds(attention: Attention, length: int) -> float:
+def measure_milliseconds(attention: Attention, length: int) -> float:
+    """Return the time of forward and backward."""
     x = torch.randn(1, length, DIM, requires_grad=True)
     started = time.perf_counter()
     attention(x).sum().backward()
     return 1000 * (time.perf_counter() - started)
 
 
-def exponent(medians: dict[int, float]) -> float:
-    """The slope of the line of least squares through log time over log length."""
+def fit_exponent(medians: dict[int, float]) -> float:
+    """Return the slope of log time over log length, by least squares."""
     xs, ys = [math.log(n) for n in medians], [math.log(t) for t in medians.values()]
     x, y = statistics.mean(xs), statistics.mean(ys)
     return sum((a - x) * (b - y) for a, b in zip(xs, ys, strict=True)) / sum(
@@ -63,34 +65,38 @@ def exponent(medians: dict[int, float]) -> float:
 
 
 def main() -> None:
+    """Measure, print and write the table."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("names", nargs="*", metavar="NAME", help="entries; all that are not t²")
+    parser.add_argument(
+        "names", nargs="*", metavar="NAME", help="entries; default: all that cost less than t²"
+    )
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--into", type=Path, help="write the page to this file")
-    chosen = parser.parse_args()
+    parser.add_argument("--output", type=Path, help="write the page to this file")
+    arguments = parser.parse_args()
     cheap = [name for name in ATTENTION if ATTENTION.card(name).cost != "t²"]
     rows, failed = [], []
     with Progress() as progress:
-        for name in progress.track(chosen.names or ["multi_head", *cheap]):
-            attention = layer(name)
+        for name in progress.track(arguments.names or ["multi_head", *cheap]):
+            attention = create_layer(name)
             times: dict[int, list[float]] = {length: [] for length in LENGTHS}
-            for turn in range(chosen.rounds + 1):
+            for number in range(arguments.rounds + 1):
                 for length in LENGTHS:
-                    spent = milliseconds(attention, length)
-                    if turn > 0:  # The first one warms up.
-                        times[length].append(spent)
+                    elapsed = measure_milliseconds(attention, length)
+                    if number > 0:  # The first round warms up.
+                        times[length].append(elapsed)
             medians = {length: statistics.median(times[length]) for length in LENGTHS}
-            cost, found = ATTENTION.card(name).cost, exponent(medians)
-            if cost == "t" and found > LIMIT:
-                failed.append(f"{name} ({found:.2f})")
+            cost, exponent = ATTENTION.card(name).cost, fit_exponent(medians)
+            if cost == "t" and exponent > LIMIT:
+                failed.append(f"{name} ({exponent:.2f})")
             cells = [f"{value:.1f}" for value in medians.values()]
-            rows.append((name, cost, *cells, f"{found:.2f}"))
-            progress.console.print(name, *cells, f"exponent {found:.2f}")
+            rows.append((name, cost, *cells, f"{exponent:.2f}"))
+            progress.console.print(name, *cells, f"exponent {exponent:.2f}")
     columns = ("attention", "cost", *(f"{length:,}" for length in LENGTHS), "exponent")
-    introduction = INTRODUCTION.format(threads=torch.get_num_threads(), rounds=chosen.rounds)
-    text = f"{introduction}\n{markdown(columns, rows)}\n"
-    if chosen.into is not None:
-        chosen.into.write_text(text)
+    introduction = INTRODUCTION.format(threads=torch.get_num_threads(), rounds=arguments.rounds)
+    table = markdown_table(Table("Growth", columns, rows), code_names=True)
+    text = f"{introduction}\n{table}\n"
+    if arguments.output is not None:
+        arguments.output.write_text(text)
     if failed:
         raise SystemExit(f"Not linear: {', '.join(failed)}.")
 

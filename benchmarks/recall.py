@@ -1,9 +1,9 @@
-"""Which mechanisms can look things up: a table of `experiment=recall`, a training each.
+"""Associative recall of attention mechanisms: a table of `experiment=recall`.
 
-    python benchmarks/recall.py [--into README.md] [mechanism …] [overrides of train …]
+    python benchmarks/recall.py [--output docs/diagnostics.md] [mechanism …] [overrides of train …]
 
-Every mechanism is trained by `attention-zoo train`, as a process of its own, in a folder under
-`--runs`. What is refused, or fails, is said and left out.
+This trains every mechanism by `attention-zoo train`, in its own process and its own folder under
+`--runs`. It prints the errors of trainings that fail or are refused, and leaves them out.
 """
 
 import argparse
@@ -13,10 +13,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from attention_zoo.tasks.commands.list import markdown, marked
 from attention_zoo.tasks.training.checkpoints import read_checkpoint
+from attention_zoo.tasks.views.tables import Table, markdown_table, replace_section
 
-# Of each family, what tells it apart.
+# Representatives of each family.
 MECHANISMS = [
     *("multi_head", "multi_query", "differential", "forgetting", "sliding_window"),
     *("top_k", "native_sparse", "linear", "taylor", "hedgehog"),
@@ -26,28 +26,29 @@ COLUMNS = ("attention", "accuracy", "exact match", "seconds", "decode state in b
 
 
 def train(name: str, run: Path, overrides: list[str]) -> str | None:
-    """Train a mechanism into a folder; what went wrong, if something did."""
+    """Train a mechanism into a folder; return the error if the training fails."""
     command = [sys.executable, "-m", "attention_zoo", "train", "experiment=recall"]
     options = [f"attention={name}", f"hydra.run.dir='{run}'", "callbacks=minimal", "logger=none"]
-    done = subprocess.run([*command, *options, *overrides], capture_output=True, text=True)
-    return done.stderr.strip().rpartition("\n")[2] if done.returncode else None
+    process = subprocess.run([*command, *options, *overrides], capture_output=True, text=True)
+    return process.stderr.strip().rpartition("\n")[2] if process.returncode else None
 
 
-def row_of(name: str, run: Path) -> tuple[str, ...]:
-    """A line of the table: the scores of a run, and what its model keeps to decode."""
+def format_row(name: str, run: Path) -> tuple[str, ...]:
+    """Return a row of the table: the scores of a run and the size of the decode state."""
     results = read_results(run)
     scores = [f"{results[f'test/{score}']:.3f}" for score in ("accuracy", "exact_match")]
-    kept = results["decode_state_bytes"]
-    state = "no cached decoding" if kept is None else f"{kept:,}"
+    state_bytes = results["decode_state_bytes"]
+    state = "no cached decoding" if state_bytes is None else f"{state_bytes:,}"
     return (name, *scores, f"{results['seconds']:.0f}", state)
 
 
 def read_results(run: Path) -> dict[str, Any]:
+    """Return the `results.json` of a run."""
     return json.loads((run / "results.json").read_text())
 
 
-def caption(run: Path) -> str:
-    """How the table was made, out of one of its runs."""
+def format_caption(run: Path) -> str:
+    """Return how the table was made, from one of its runs."""
     config = read_checkpoint(run / "checkpoints" / "best.ckpt")["attention_zoo"]["config"]
     data, model = config["data"], config["model"]
     machine = read_results(run)["hardware"]
@@ -60,32 +61,34 @@ def caption(run: Path) -> str:
 
 
 def main() -> None:
+    """Train the mechanisms, and print or write the table."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--into", type=Path, help="put the table between this file's marks")
+    parser.add_argument("--output", type=Path, help="put the table between this file's marks")
     parser.add_argument("--runs", type=Path, default=Path("logs/recall"))
     parser.add_argument("names", nargs="*", help="mechanisms, and overrides of train")
     arguments = parser.parse_args()
-    overrides = [word for word in arguments.names if "=" in word]
-    names = [word for word in arguments.names if "=" not in word] or MECHANISMS
+    overrides = [argument for argument in arguments.names if "=" in argument]
+    names = [argument for argument in arguments.names if "=" not in argument] or MECHANISMS
     rows, runs = [], []
     for number, name in enumerate(names, start=1):
         print(f"{number}/{len(names)} {name}", end=" ", flush=True)
         run = (arguments.runs / name).resolve()
-        wrong = train(name, run, overrides)
-        if wrong is not None:
-            print(wrong)
+        error = train(name, run, overrides)
+        if error is not None:
+            print(error)
             continue
-        rows.append(row_of(name, run))
+        rows.append(format_row(name, run))
         runs.append(run)
-        told = zip(COLUMNS[1:], rows[-1][1:], strict=True)
-        print(*(f"{word} {figure}" for word, figure in told), sep=", ")
+        cells = zip(COLUMNS[1:], rows[-1][1:], strict=True)
+        print(*(f"{column} {cell}" for column, cell in cells), sep=", ")
     if not rows:
-        sys.exit("No mechanism was trained: there is no table to make.")
+        sys.exit("No mechanism was trained, so there is no table.")
     rows.sort(key=lambda row: row[2:3] + row[1:2], reverse=True)
-    text = f"{markdown(COLUMNS, rows)}\n\n{caption(runs[0])}"
+    table = markdown_table(Table("Recall", COLUMNS, rows), code_names=True)
+    text = f"{table}\n\n{format_caption(runs[0])}"
     print(f"\n{text}")
-    if arguments.into is not None:
-        arguments.into.write_text(marked(arguments.into.read_text(), "recall", text))
+    if arguments.output is not None:
+        arguments.output.write_text(replace_section(arguments.output.read_text(), "recall", text))
 
 
 if __name__ == "__main__":

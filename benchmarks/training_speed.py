@@ -1,8 +1,8 @@
-"""Tokens per second of `attention-zoo train` beside a bare PyTorch loop.
+"""Tokens per second of `attention-zoo train` compared with a bare PyTorch loop.
 
 Both train the same model, from the same weights, on the same batches, with the same optimiser and
-gradient clipping; the one with the Trainer, its callbacks and a logger, the other with none of
-them. They take turns in one process, and the median of the rounds' ratios is reported.
+gradient clipping. Only the first uses the Trainer, its callbacks and a logger. They take turns in
+one process. The result is the median of the ratios of all rounds.
 
     python benchmarks/training_speed.py [--rounds 9] [--steps 60] [overrides of train …]
 """
@@ -12,6 +12,7 @@ import copy
 import statistics
 import tempfile
 import time
+from functools import partial
 from typing import Any
 
 import torch
@@ -23,11 +24,14 @@ from rich.progress import track
 from rich.table import Table
 from torch.nn.functional import cross_entropy
 
-from attention_zoo.tasks.commands.warning_filters import quiet
-from attention_zoo.tasks.configuration.build import build_task, instantiate, resolve_defaults
+from attention_zoo.tasks.commands.warning_filters import silence_libraries
+from attention_zoo.tasks.configuration.build import build_task, instantiate
 from attention_zoo.tasks.configuration.composition import register_plugins
-from attention_zoo.tasks.training.loggers.loggers import create_loggers, finish
-from attention_zoo.tasks.training.task import IGNORED, Task
+from attention_zoo.tasks.configuration.defaults import resolve_defaults
+from attention_zoo.tasks.data.batches import IGNORE_INDEX
+from attention_zoo.tasks.training.loggers.factory import create_loggers
+from attention_zoo.tasks.training.loggers.loggers import finish_loggers
+from attention_zoo.tasks.training.task import Task
 
 CASES = {
     "translation (default)": [],
@@ -37,7 +41,7 @@ WARM_UP = 5  # steps before the clock starts
 
 
 class Stopwatch(Callback):
-    """Seconds from the end of the warm-up to the end of the last step."""
+    """Measure the seconds from the end of the warm-up to the end of the last step."""
 
     def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
         if trainer.global_step == WARM_UP:
@@ -45,8 +49,9 @@ class Stopwatch(Callback):
         self.stopped = time.perf_counter()
 
 
-def composed(overrides: list[str], run: str, steps: int) -> dict[str, Any]:
-    decided_options = [
+def compose_config(overrides: list[str], run: str, steps: int) -> dict[str, Any]:
+    """Return the config of a training of some steps, in plain containers."""
+    fixed_options = [
         f"paths.run={run}",
         "logger=csv",
         f"trainer.max_steps={steps}",
@@ -54,7 +59,7 @@ def composed(overrides: list[str], run: str, steps: int) -> dict[str, Any]:
         "schedule=constant",
     ]
     with initialize_config_module("attention_zoo.conf", version_base="1.3"):
-        config = compose("train", overrides=[*overrides, *decided_options])
+        config = compose("train", overrides=[*overrides, *fixed_options])
     resolve_defaults(config)
     plain = OmegaConf.to_container(config, resolve=True)
     assert isinstance(plain, dict)
@@ -62,9 +67,9 @@ def composed(overrides: list[str], run: str, steps: int) -> dict[str, Any]:
 
 
 def bare_seconds(task: Task, data: Any, config: dict[str, Any], steps: int) -> float:
-    """The loop that one would write: forward, loss, backward, clip, step."""
+    """Return the time of a bare loop: forward, loss, backward, clip, step."""
     model = task.model.train()
-    optimizer = task.new_optimizer(model)
+    optimizer = task.optimizer_factory(model)
     batches = iter(data.train_dataloader())
     started = 0.0
     for step in range(steps):
@@ -78,7 +83,7 @@ def bare_seconds(task: Task, data: Any, config: dict[str, Any], steps: int) -> f
         loss = cross_entropy(
             logits.flatten(0, 1),
             targets.flatten(),
-            ignore_index=IGNORED,
+            ignore_index=IGNORE_INDEX,
             label_smoothing=task.label_smoothing,
         )
         optimizer.zero_grad()
@@ -88,47 +93,47 @@ def bare_seconds(task: Task, data: Any, config: dict[str, Any], steps: int) -> f
     return time.perf_counter() - started
 
 
-def trained_seconds(task: Task, data: Any, config: dict[str, Any]) -> float:
-    """What `attention-zoo train` does after building: the Trainer with its callbacks and logger."""
+def trainer_seconds(task: Task, data: Any, config: dict[str, Any]) -> float:
+    """Return the time of the Trainer, with callbacks and logger as in `attention-zoo train`."""
     stopwatch = Stopwatch()
     loggers = create_loggers(config, job_type="train")
     callbacks = [instantiate(node) for node in config["callbacks"].values()]
     trainer = instantiate(config["trainer"], logger=loggers, callbacks=[*callbacks, stopwatch])
     trainer.fit(task, datamodule=data)
-    finish(loggers, 0)
+    finish_loggers(loggers, 0)
     return stopwatch.stopped - stopwatch.started
 
 
 def measure(overrides: list[str], rounds: int, steps: int, label: str) -> list[float]:
-    """Bare seconds over ours, of each round: 1 is as fast, less is slower."""
+    """Return bare seconds over the Trainer's, of each round: 1 is as fast, less is slower."""
     ratios = []
     with tempfile.TemporaryDirectory() as run:
-        config = composed(overrides, run, steps)
+        config = compose_config(overrides, run, steps)
         data = instantiate(config["data"])
         data.prepare_data()
         data.setup()
         seed_everything(config["seed"], verbose=False)
         start = build_task(config, data.tokenizer)
-        for turn in track(range(rounds), description=label):
-            bare, ours = copy.deepcopy(start), copy.deepcopy(start)
+        for number in track(range(rounds), description=label):
             runs = {
-                "bare": lambda task=bare: bare_seconds(task, data, config, steps),
-                "ours": lambda task=ours: trained_seconds(task, data, config),
+                "bare": partial(bare_seconds, copy.deepcopy(start), data, config, steps),
+                "trainer": partial(trainer_seconds, copy.deepcopy(start), data, config),
             }
-            order = ("bare", "ours") if turn % 2 else ("ours", "bare")
+            order = ("bare", "trainer") if number % 2 else ("trainer", "bare")
             seconds = {name: runs[name]() for name in order}
-            ratios.append(seconds["bare"] / seconds["ours"])
+            ratios.append(seconds["bare"] / seconds["trainer"])
     return ratios
 
 
 def main() -> None:
+    """Measure all cases and print the table."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--steps", type=int, default=60)
     arguments, overrides = parser.parse_known_args()
-    quiet()
+    silence_libraries()
     register_plugins("train")
-    table = Table("case", "tokens/s, ours over bare", "rounds from … to")
+    table = Table("case", "tokens/s, Trainer over bare", "rounds from … to")
     for label, case in CASES.items():
         ratios = measure([*case, *overrides], arguments.rounds, arguments.steps, label)
         median = statistics.median(ratios)

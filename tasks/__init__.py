@@ -8,7 +8,7 @@ if TYPE_CHECKING:
 
 
 def load(path: str | Path) -> "Task":
-    """What was trained, ready for use: `load("best.ckpt").attend("A line.")`.
+    """Return a trained task, ready for use: `load("best.ckpt").attend("A line.")`.
 
     Args:
         path: a checkpoint. It needs nothing beside it, and nothing in it is executed.

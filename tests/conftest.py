@@ -1,18 +1,38 @@
-"""What all tests share: one thread, the same numbers every time, the program, real text."""
+"""What all tests share: one thread, the same numbers every time, the program, real text.
 
+`pytest -k NAME` also finds the tests that name an entry in their code, such as its traps.
+"""
+
+import inspect
 import os
+import re
 import sys
 from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+import attention_zoo
 from tests.browser import started
 
 torch.set_num_threads(1)
+ENTRIES = frozenset([*attention_zoo.list_attention(), *attention_zoo.list_position()])
 DATA = Path(os.environ.get("ATTENTION_ZOO_DATA", Path(__file__).parents[2] / "shared" / "data"))
+
+
+@cache
+def entries_named_in(function: Callable[..., Any]) -> frozenset[str]:
+    """Return the entries whose names are strings in a function's code."""
+    return ENTRIES & {*re.findall(r"\"(\w+)\"", inspect.getsource(function))}
+
+
+def pytest_itemcollected(item: pytest.Item) -> None:
+    """Let `-k` match the entries that a test names."""
+    if isinstance(item, pytest.Function):
+        item.extra_keyword_matches |= entries_named_in(item.function)
 
 
 @pytest.fixture(autouse=True)

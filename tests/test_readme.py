@@ -1,30 +1,41 @@
-"""The README says what is true: its tables are the cards', its commands compose."""
+"""The documents say what is true: tables are the cards', commands compose, examples run."""
 
 import re
 import shlex
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hydra import compose, initialize_config_module
 
 from attention_zoo.tasks.commands.list import run
-from attention_zoo.tasks.configuration.composition import register_plugins, split
+from attention_zoo.tasks.configuration.composition import register_plugins
+from attention_zoo.tasks.configuration.overrides import split_arguments
 
-README = Path(__file__).parents[1] / "README.md"
-COMMANDS = re.findall(r"^attention-zoo train .*$", README.read_text(), flags=re.MULTILINE)
+ROOT = Path(__file__).parents[1]
+README = ROOT / "README.md"
+ZOO = ROOT / "docs" / "zoo.md"
+COMMANDS = sorted(
+    {
+        command
+        for document in (README, *ROOT.glob("docs/*.md"))
+        for command in re.findall(r"^attention-zoo train .*$", document.read_text(), re.MULTILINE)
+    }
+)
+EXAMPLES = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
 
 
 def test_tables_are_those_of_the_cards(tmp_path: Path) -> None:
-    copy = tmp_path / "README.md"
-    copy.write_text(README.read_text())
-    run(["--into", str(copy)])
+    copy = tmp_path / "zoo.md"
+    copy.write_text(ZOO.read_text())
+    run([f"output={copy}"])
     assert "<!-- zoo: begin -->\nRoles: C causal" in copy.read_text()
-    assert copy.read_text() == README.read_text(), "run: attention-zoo list --into README.md"
+    assert copy.read_text() == ZOO.read_text(), "run: attention-zoo list output=docs/zoo.md"
 
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_training_commands_compose(command: str) -> None:
-    overrides, lines = split(shlex.split(command, comments=True)[2:])
+    overrides, lines = split_arguments("train", shlex.split(command, comments=True)[2:])
     assert not lines
     register_plugins("train")
     assert "--help" in overrides or any("=" in x for x in overrides)
@@ -33,3 +44,10 @@ def test_training_commands_compose(command: str) -> None:
         values = [x.split(",")[0] for x in values]
     with initialize_config_module("attention_zoo.conf", version_base="1.3"):
         assert compose("train", overrides=values)
+
+
+@pytest.mark.parametrize("example", EXAMPLES[:-1])
+def test_python_examples_run(example: str) -> None:
+    names: dict[str, Any] = {}
+    exec(example, names)
+    assert names["output"].shape == (2, 10, 64)

@@ -1,4 +1,4 @@
-"""The tutorial: its code runs, its pictures are there, and its notebook is the same page."""
+"""Test the tutorial: its code runs, its pictures exist, and its notebook is the same page."""
 
 import json
 import re
@@ -45,16 +45,18 @@ def test_the_lessons_are_those_of_the_gallery() -> None:
 
 
 def test_its_pictures_are_there() -> None:
-    shown = re.findall(r"^!\[.+\]\((.*)\)$", PAGE, flags=re.MULTILINE)
-    assert shown == [f"images/tutorial/{name}" for name in NAMES]
-    for name in shown:
+    images = re.findall(r"^!\[(.+)\]\((.*)\)$", PAGE, flags=re.MULTILINE)
+    alts = [picture.alt for lesson in LESSONS for picture in lesson.pictures]
+    names = [f"images/tutorial/{name}" for name in NAMES]
+    assert images == list(zip(alts, names, strict=True))
+    for name in names:
         assert (DOCS / name).stat().st_size < 200_000, name
 
 
 def test_the_notebook_is_the_page() -> None:
     text = (DOCS / "tutorial.ipynb").read_text(encoding="utf-8")
-    made = runpy.run_path(str(DOCS / "notebook.py"))["notebook"](PAGE)
-    assert text == made, "run: python docs/notebook.py"
+    expected = runpy.run_path(str(DOCS / "notebook.py"))["create_notebook"](PAGE)
+    assert text == expected, "run: python docs/notebook.py"
     notebook = json.loads(text)
     assert (notebook["nbformat"], notebook["nbformat_minor"]) == (4, 5)
     cells = notebook["cells"]
@@ -63,7 +65,7 @@ def test_the_notebook_is_the_page() -> None:
     assert len({cell["id"] for cell in cells}) == len(cells)
     for cell in cells:
         assert re.fullmatch(r"[a-zA-Z0-9_-]{1,64}", cell["id"])
-        own = {"execution_count", "outputs"} if cell["cell_type"] == "code" else set()
-        assert cell.keys() == {"cell_type", "id", "metadata", "source"} | own
+        code_only = {"execution_count", "outputs"} if cell["cell_type"] == "code" else set()
+        assert cell.keys() == {"cell_type", "id", "metadata", "source"} | code_only
     written = "".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "markdown")
     assert "```" not in written

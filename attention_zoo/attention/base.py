@@ -1,6 +1,5 @@
 """The contract that every attention mechanism keeps."""
 
-import math
 from typing import Any, ClassVar
 
 import torch
@@ -12,21 +11,30 @@ from attention_zoo.caches import Cache
 from attention_zoo.errors import Unsupported, UserError
 from attention_zoo.masks import Mask
 from attention_zoo.position.base import PositionalEncoding
-from attention_zoo.zoo import AttentionCard, Role, check_pair, join_names
+from attention_zoo.zoo import (
+    BEFORE_ATTENTION,
+    AttentionCard,
+    PositionCard,
+    Role,
+    check_pair,
+    join_names,
+)
 
 
 class Attention(nn.Module):
     """Queries look up values by keys: projections to and from heads, and the contract.
 
+    A mechanism implements `attend_tokens`, `compute_map` and `naive`.
+
     Args:
         dim: width of the inputs and of the output.
         role: `causal` or `global` self-attention, or `cross`.
         heads: number of query heads.
-        kv_heads: number of key/value heads, each shared by heads / kv_heads queries; all, if not
-            given.
-        head_dim: width of a head; dim / heads, if not given.
-        bias: whether the projections have one.
-        layer: place in the stack of layers, from 0.
+        kv_heads: number of key/value heads, each shared by heads / kv_heads query heads; default:
+            heads.
+        head_dim: width of a head; default: dim / heads.
+        bias: whether the projections have a bias.
+        layer: index of the layer in its stack, from 0.
 
     Raises:
         Unsupported: a role that the card does not declare.
@@ -34,14 +42,14 @@ class Attention(nn.Module):
     """
 
     card: ClassVar[AttentionCard]
-    # Options of a base class that this one decides itself.
+    # Options of a base class that this class decides itself.
     decided_options: ClassVar[tuple[str, ...]] = ()
-    # Of the mechanism's own, in keys; it narrows every mask.
+    # The mechanism's own window, in keys; it narrows every mask.
     window: int | None = None
-    # The most tokens that it can take, if it has a limit.
+    # The longest sequence that it can take, if it has a limit.
     max_length: int | None = None
-    # A loss of the mechanism's own, of the last forward pass: the mean over its real tokens. Set in
-    # training only, by those that have one; `take_auxiliary_loss` collects it.
+    # A loss of the mechanism itself in the last forward pass: the mean over its real tokens. Set in
+    # training only, by the mechanisms that have one; `take_auxiliary_loss` collects it.
     auxiliary_loss: Tensor | None = None
 
     def __init__(
@@ -71,25 +79,28 @@ class Attention(nn.Module):
         self.head_dim = dim // heads if head_dim is None else head_dim
         self.layer = layer
         self.create_projections(bias)
-        self.position: PositionalEncoding
-        self.attach_position(
-            PositionalEncoding(dim=dim, heads=heads, head_dim=self.head_dim, role=role)
-        )
+        neutral = PositionalEncoding(dim=dim, heads=heads, head_dim=self.head_dim, role=role)
+        self.attach_position(neutral, shared=True)
 
     def create_projections(self, bias: bool) -> None:
-        """Make the projections; a mechanism that has others, or none, overrides this."""
+        """Create the projections; a mechanism that has others, or none, overrides this."""
         self.query = nn.Linear(self.dim, self.heads * self.head_dim, bias=bias)
         self.key = nn.Linear(self.dim, self.kv_heads * self.head_dim, bias=bias)
         self.value = nn.Linear(self.dim, self.kv_heads * self.head_dim, bias=bias)
         self.output = nn.Linear(self.heads * self.head_dim, self.dim, bias=bias)
 
     def __getstate__(self) -> dict[str, Any]:
-        """Without the loss: it belongs to a pass, and its graph can be neither copied nor saved."""
+        """Leave out the loss, whose graph can be neither copied nor saved."""
         return {name: part for name, part in vars(self).items() if name != "auxiliary_loss"}
 
     @property
+    def position(self) -> PositionalEncoding:
+        """Return the positional encoding that acts on this attention."""
+        return self._position[0]
+
+    @property
     def position_sizes(self) -> dict[str, Any]:
-        """What an encoding of this attention must know to be built."""
+        """Return the sizes that an encoding of this attention is built with."""
         return {
             "dim": self.dim,
             "heads": self.heads,
@@ -100,39 +111,28 @@ class Attention(nn.Module):
 
     @property
     def position_dim(self) -> int:
-        """Width of the part of a head that an encoding may turn."""
+        """Return the width of the part of a head that an encoding may rotate."""
         return self.head_dim
 
-    @property
-    def sizes(self) -> dict[str, int]:
-        """The letters of the card's `decode_state`: all but t, the number of tokens."""
-        return {"d": self.dim, "h": self.heads, "g": self.kv_heads, "c": self.head_dim}
+    def attach_position(self, encoding: PositionalEncoding, *, shared: bool = False) -> None:
+        """Let an encoding act on this attention.
 
-    def decode_state(self, tokens: int) -> int:
-        """How many numbers decoding keeps of a sequence of so many tokens, by the card's formula.
-
-        The positions of tokens, which are whole numbers, are not counted.
-        """
-        formula = self.card.decode_state.replace("·", "*")
-        functions = {"min": min, "max": max, "ceil": math.ceil, "log2": math.log2}
-        return eval(formula, {"__builtins__": {}}, {**functions, **self.sizes, "t": tokens})
-
-    def attach_position(self, position: PositionalEncoding) -> None:
-        """Let this encoding act on heads and scores.
-
-        It stays its owner's: a model shares one over its layers, so it is held here without being
-        registered as a submodule.
+        Args:
+            encoding: built with `position_sizes`.
+            shared: whether a model owns the encoding and applies the part of it that acts before
+                the layers. Otherwise it becomes a submodule, which is trained and saved with the
+                attention.
 
         Raises:
-            Unsupported: the card does not take it.
+            Unsupported: an encoding that the card does not take, or one that would have no effect.
         """
-        check_pair(self.card, self.role, position.card)
-        object.__setattr__(self, "position", position)
-
-    def attach_position_own(self, encoding: PositionalEncoding) -> None:
-        """Use an encoding that is this attention's own: it becomes a part of it."""
-        self.attach_position(encoding)
-        self.encoding = encoding
+        check_pair(self.card, self.role, encoding.card)
+        if not shared:
+            check_acts_inside(encoding.card)
+        # In a tuple, so that an encoding that many layers share is no submodule of each.
+        self._position = (encoding,)
+        if not shared:
+            self.encoding = encoding
 
     def forward(
         self,
@@ -146,12 +146,12 @@ class Attention(nn.Module):
         """Attend.
 
         Args:
-            x: [b q d], where the queries come from; the keys too, if there is no context.
-            context: [b k d], what cross-attention looks at. With a cache, it is read the first time
-                only.
-            mask: who may attend to whom, over all keys, those in the cache included. The role
+            x: [b q d], source of the queries; also of keys and values, if there is no context.
+            context: [b k d], source of keys and values in cross-attention. With a cache, it is
+                read the first time only.
+            mask: which keys a query may attend to, over all keys, cached ones included. The role
                 `causal` adds its own part.
-            positions: [b|1 q] places of the queries; counted on from the cache, if not given.
+            positions: [b|1 q] positions of the queries; default: they continue those of the cache.
             cache: from `new_cache`; holds the tokens before x, and takes x in.
 
         Returns:
@@ -159,7 +159,23 @@ class Attention(nn.Module):
 
         Raises:
             Unsupported: a mask that the card does not honour.
-            UserError: a context too many or too few, or a mask of another length.
+            UserError: a context that is missing or not wanted, or a mask of another length.
+        """
+        mask = self.effective_mask(mask, x, context, cache)
+        positions = resolve_positions(x, positions, None if self.role == "cross" else cache)
+        return self.project_output(self.attend_tokens(x, context, mask, positions, cache), x)
+
+    def attend_tokens(
+        self,
+        x: Tensor,
+        context: Tensor | None,
+        mask: Mask,
+        positions: Tensor,
+        cache: Cache | None,
+    ) -> Tensor:
+        """Compute the weighted sums of values [b h q c]; the arguments are those of `forward`.
+
+        The mask is the effective one, and the positions are resolved.
         """
         raise NotImplementedError
 
@@ -171,13 +187,15 @@ class Attention(nn.Module):
         mask: Mask = Mask(),
         positions: Tensor | None = None,
     ) -> Tensor:
-        """The weights [b h q k] that `forward` gives, or implies, to the values:
+        """Return the weights [b h q k] that `forward` gives, or implies, to the values.
 
-        forward(x) = finish(attention_map(x) @ values(x), x)
+            forward(x) = project_output(apply_weights(attention_map(x), values(x)), x)
 
-        An encoding that acts on values adds to the product what it gives to the weights.
+        An encoding that acts on values adds its own part to the weighted sums.
         """
-        raise NotImplementedError
+        mask = self.effective_mask(mask, x, context)
+        source = x if context is None else context
+        return self.compute_map(x, source, mask, resolve_positions(x, positions))
 
     def values(
         self,
@@ -187,39 +205,57 @@ class Attention(nn.Module):
         mask: Mask = Mask(),
         positions: Tensor | None = None,
     ) -> Tensor:
-        """[b h k c], what the weights of `attention_map` are given to."""
-        _, v = self.project_key_value(x if context is None else context)
-        return repeat_heads(v, self.heads)
+        """Return the values [b h k c] that the weights of `attention_map` apply to."""
+        mask = self.effective_mask(mask, x, context)
+        source = x if context is None else context
+        return self.compute_values(source, mask, resolve_positions(x, positions))
 
-    def finish(self, attended: Tensor, x: Tensor) -> Tensor:
-        """The output [b q d] of the weighted sums of values [b h q c], for queries from x."""
-        return self.project_output(attended)
+    def compute_map(self, x: Tensor, source: Tensor, mask: Mask, positions: Tensor) -> Tensor:
+        """Compute `attention_map` for queries from x and keys from the source."""
+        raise NotImplementedError
+
+    def compute_values(self, source: Tensor, mask: Mask, positions: Tensor) -> Tensor:
+        """Compute `values`."""
+        return repeat_heads(self.project_key_value(source)[1], self.heads)
+
+    def apply_weights(self, weights: Tensor, values: Tensor) -> Tensor:
+        """Combine weights [b h q k] and values [b h k c] to [b h q c]."""
+        return weights @ values
 
     def is_visible(self, query: int, key: int, length: int) -> bool:
-        """Whether the mechanism's own pattern lets the query at a place see the key at another.
+        """Return whether the mechanism's own pattern lets a query see a key.
 
-        Places are counted from the first real token of a sequence, whose last one stands at
-        length - 1. So padding at an end, and what else is packed into a row, changes no pattern.
-        It is for the tests, beside `naive`.
+        Indices count from the first real token of a sequence, whose last one has length - 1. So
+        neither padding at an end nor other sequences in the row change a pattern.
         """
         return True
 
-    def naive(
-        self,
-        x: Tensor,
-        context: Tensor | None = None,
-        *,
-        visible: Tensor,
-        positions: Tensor | None = None,
-    ) -> Tensor:
-        """`forward` as the paper writes it, plain and slow, for the tests.
+    def naive(self, x: Tensor, source: Tensor, visible: Tensor, positions: Tensor) -> Tensor:
+        """Compute `forward` as the paper writes it, slowly, for the tests.
 
-        `visible` is [b q k]: the mask with the role's part, the mechanism's window and `is_visible`.
+        It works from the module's weights alone and calls nothing that `forward` calls.
+
+        Args:
+            x: [b q d], source of the queries.
+            source: [b k d], source of keys and values: x itself, or the context.
+            visible: [b q k] bool: the mask with the role's part, the mechanism's window and its
+                pattern.
+            positions: [b|1 q], positions of the queries; in self-attention also of the keys.
+
+        Returns:
+            [b q d].
         """
         raise NotImplementedError
 
+    def decode_state(self, tokens: int) -> int:
+        """Return how many numbers decoding keeps for a sequence of so many tokens.
+
+        The positions of tokens, which are integers, are not counted.
+        """
+        return 2 * tokens * self.kv_heads * self.head_dim
+
     def new_cache(self) -> Cache:
-        """An empty cache for decoding.
+        """Create an empty cache for decoding.
 
         Raises:
             Unsupported: the mechanism has no cached decoding.
@@ -230,22 +266,22 @@ class Attention(nn.Module):
             raise Unsupported(
                 "global attention sees the future: it cannot be decoded with a cache."
             )
-        return self.empty_cache()
+        return self.create_cache()
 
-    def empty_cache(self) -> Cache:
-        """What `new_cache` gives once it may."""
+    def create_cache(self) -> Cache:
+        """Create the cache of a mechanism that can be decoded."""
         raise NotImplementedError
 
     def effective_mask(
         self, mask: Mask, x: Tensor, context: Tensor | None, cache: Cache | None = None
     ) -> Mask:
-        """The mask with the role's and the mechanism's own part, if all of it can be honoured."""
+        """Return the mask with the role's and the mechanism's own part, if all can be honoured."""
         cross = self.role == "cross"
         if (context is not None) != cross:
             raise UserError(f"{self.role} attention {'needs a' if cross else 'takes no'} context.")
         mask = mask.intersect(causal=self.role == "causal", window=self.window)
-        unexpected = ("causal", "window") if cross else ("query_segment_ids",)
-        legal = [name for name in self.card.masks if name not in unexpected]
+        unfit = ("causal", "window") if cross else ("query_segment_ids",)
+        legal = [name for name in self.card.masks if name not in unfit]
         refused = tuple(name for name in mask.names if name not in legal)
         if refused:
             raise Unsupported(
@@ -253,14 +289,11 @@ class Attention(nn.Module):
                 f"{join_names(refused)}; it honours: {', '.join(legal)}."
             )
         if cross and mask.segment_ids is not None and mask.query_segment_ids is None:
-            raise UserError("segments in cross attention need query_segments beside them.")
-        held = 0 if cache is None else cache.length
-        keys = held + x.shape[1] if context is None else held or context.shape[1]
-        for name, length in (
-            ("key_mask", keys),
-            ("segment_ids", keys),
-            ("query_segment_ids", x.shape[1]),
-        ):
+            raise UserError("segment_ids in cross-attention need query_segment_ids as well.")
+        cached = 0 if cache is None else cache.length
+        keys = cached + x.shape[1] if context is None else cached or context.shape[1]
+        lengths = {"key_mask": keys, "segment_ids": keys, "query_segment_ids": x.shape[1]}
+        for name, length in lengths.items():
             part = getattr(mask, name)
             if part is not None and part.shape[1] != length:
                 raise UserError(
@@ -274,23 +307,35 @@ class Attention(nn.Module):
         return mask
 
     def project_query(self, x: Tensor) -> Tensor:
-        """[b q d] -> [b h q c]."""
+        """Project inputs [b q d] to queries [b h q c]."""
         return rearrange(self.query(x), "b q (h c) -> b h q c", h=self.heads)
 
     def project_key_value(self, source: Tensor) -> tuple[Tensor, Tensor]:
-        """[b k d] -> [b g k c], [b g k c]."""
+        """Project inputs [b k d] to keys and values [b g k c]."""
         return (
             rearrange(self.key(source), "b k (g c) -> b g k c", g=self.kv_heads),
             rearrange(self.value(source), "b k (g c) -> b g k c", g=self.kv_heads),
         )
 
-    def project_output(self, heads: Tensor) -> Tensor:
-        """[b h q c] -> [b q d]."""
-        return self.output(rearrange(heads, "b h q c -> b q (h c)"))
+    def project_output(self, attended: Tensor, x: Tensor) -> Tensor:
+        """Project weighted sums of values [b h q c], of queries from x, to outputs [b q d]."""
+        return self.output(rearrange(attended, "b h q c -> b q (h c)"))
 
 
-def resolve_positions(x: Tensor, positions: Tensor | None, cache: Cache | None) -> Tensor:
-    """[b|1 q]: the given positions, or those that follow the cache's tokens."""
+def check_acts_inside(position: PositionCard) -> None:
+    """Refuse an encoding that acts before a model's layers: on attention alone it has no effect."""
+    before = tuple(site for site in position.acts if site in BEFORE_ATTENTION)
+    if before:
+        raise Unsupported(
+            f"{position.name} acts on {join_names(before)}, before a model's layers; attention "
+            "alone takes an encoding that acts inside it only."
+        )
+
+
+def resolve_positions(
+    x: Tensor, positions: Tensor | None = None, cache: Cache | None = None
+) -> Tensor:
+    """Return the positions [b|1 q] of x: the given ones, or those after the cached tokens."""
     if positions is not None:
         return positions
     start = 0 if cache is None else cache.length
@@ -298,9 +343,9 @@ def resolve_positions(x: Tensor, positions: Tensor | None, cache: Cache | None) 
 
 
 def take_auxiliary_loss(model: nn.Module) -> Tensor | None:
-    """The sum of the auxiliary losses of a model's attention, which keeps none of them.
+    """Return the sum of the auxiliary losses of a model's attention, and remove them.
 
-    Each is a mean over the tokens of the last pass; None where no mechanism has one.
+    Each is a mean over the tokens of the last pass. The result is None if no mechanism has one.
     """
     losses = []
     for part in model.modules():

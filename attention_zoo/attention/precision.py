@@ -1,4 +1,4 @@
-"""Where half precision would lose too much: sums of many terms, exponents, inverses."""
+"""Protection from half precision, which loses too much in long sums, exponents and inverses."""
 
 from contextlib import AbstractContextManager, nullcontext
 
@@ -7,10 +7,15 @@ from torch import Tensor
 
 
 def autocast_disabled(x: Tensor) -> AbstractContextManager[object]:
-    """A context without autocast, for the device of x; the meta device has no autocast at all."""
+    """Return a context without autocast on the device of x; the meta device has no autocast."""
     return nullcontext() if x.is_meta else torch.autocast(x.device.type, enabled=False)
 
 
 def upcast(x: Tensor) -> Tensor:
-    """In float32 at least."""
+    """Convert x to float32, unless its type is wider."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def safe_divide(numerator: Tensor, denominator: Tensor) -> Tensor:
+    """Divide; where the denominator is zero, return the numerator."""
+    return numerator / denominator.masked_fill(denominator == 0.0, 1.0)

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import product
 from typing import Any, ClassVar, NamedTuple, get_args
 
@@ -10,32 +11,37 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from attention_zoo.attention.base import Attention, resolve_positions
+from attention_zoo.attention.naive import linear_heads, linear_output
 from attention_zoo.backends import BACKENDS, resolve
 from attention_zoo.backends.reference import attention_weights, repeat_heads
 from attention_zoo.caches import Cache, TokenCache
 from attention_zoo.errors import Unsupported, UserError
-from attention_zoo.masks import Mask, Pattern, Visibility
+from attention_zoo.masks import Mask, Visibility
 from attention_zoo.position.base import ScoreInputs
 from attention_zoo.zoo import Site
 
-# Where an encoding may act, on attention that keeps the heads and the way to weights as they are.
+# Where an encoding may act on attention that keeps the heads and the way from scores to weights.
 SITES_OF_SOFTMAX: tuple[Site, ...] = get_args(Site)
 
 
-class Heads(NamedTuple):
-    """What attention works on; keys include those of the cache."""
+class QKV(NamedTuple):
+    """Projected queries, keys and values; keys and values include the cached ones."""
 
     q: Tensor  # [b h q c]
     k: Tensor  # [b g k c]
     v: Tensor  # [b g k c]
     q_positions: Tensor  # [b|1 q]
     k_positions: Tensor  # [b|1 k]
-    # What else the mechanism has of every key, [b … k c] each, or of every query, [b … q c].
-    more: dict[str, Tensor]
+    # What else the mechanism keeps of every key, [b … k c] each, or of every query, [b … q c].
+    features: dict[str, Tensor]
 
 
 class SoftmaxAttention(Attention):
-    """softmax(QKᵀ/√c + bias, masked) V, by a backend.
+    """softmax(QKᵀ/√c + bias, masked) V, computed by a backend.
+
+    A variant overrides some of eight hooks: `project_query` and `project_key_value`,
+    `apply_position`, `score_bias`, `weights` (for explicit scores: `scores` and `normalise`),
+    `attend`, `project_output`, and `extra_features` for the cache.
 
     Args:
         dropout: probability of dropping a weight in training. Above 0 the fused CPU kernel cannot
@@ -43,7 +49,6 @@ class SoftmaxAttention(Attention):
         backend: one of `backends`, or `auto`, the first of them, which is decided at construction.
     """
 
-    # Of the mechanism's own.
     backends: ClassVar[tuple[str, ...]] = ("sdpa", "reference", "flex")
 
     def __init__(self, *, dropout: float = 0.0, backend: str = "auto", **options: Any) -> None:
@@ -59,226 +64,209 @@ class SoftmaxAttention(Attention):
                 "Set dropout=0.0, or choose another backend."
             )
 
-    def forward(
-        self,
-        x: Tensor,
-        context: Tensor | None = None,
-        *,
-        mask: Mask = Mask(),
-        positions: Tensor | None = None,
-        cache: Cache | None = None,
-    ) -> Tensor:
-        return self.finish(self.looked_up(x, context, mask, positions, cache), x)
-
-    def looked_up(
+    def attend_tokens(
         self,
         x: Tensor,
         context: Tensor | None,
         mask: Mask,
-        positions: Tensor | None,
+        positions: Tensor,
         cache: Cache | None,
     ) -> Tensor:
-        """What each query gets of the values, [b h q c]."""
         assert cache is None or isinstance(cache, TokenCache)
-        mask = self.effective_mask(mask, x, context, cache)
-        heads = self.heads_of(x, context, positions, cache)
-        last = heads.k.shape[2] if cache is None or self.role == "cross" else cache.length
-        attended = [self.attended(run, mask, stop) for run, stop in self.turned(heads, last)]
+        qkv = self.project_qkv(x, context, positions, cache)
+        keys = qkv.k.shape[2]
+        length = keys if cache is None or context is not None else cache.length
+        visible = Visibility.of_last(mask, qkv.q.shape[2], keys, length)
+        acts_on_values = "values" in self.position.card.acts
+        attend = self.attend_explicitly if acts_on_values else self.attend
+        attended = [attend(*part) for part in self.length_spans(qkv, visible)]
         return attended[0] if len(attended) == 1 else torch.cat(attended, dim=2)
 
-    def attention_map(
-        self,
-        x: Tensor,
-        context: Tensor | None = None,
-        *,
-        mask: Mask = Mask(),
-        positions: Tensor | None = None,
-    ) -> Tensor:
-        mask = self.effective_mask(mask, x, context)
-        heads = self.heads_of(x, context, positions, None)
-        keys = heads.k.shape[2]
-        maps = [
-            pad(self.weights(run, visible_to(run, mask, stop)), (0, keys - stop))
-            for run, stop in self.turned(heads, keys)
-        ]
-        return maps[0] if len(maps) == 1 else torch.cat(maps, dim=2)
+    def project_qkv(
+        self, x: Tensor, context: Tensor | None, positions: Tensor, cache: TokenCache | None
+    ) -> QKV:
+        """Project x to queries, and x or the context to keys and values; the cache takes these in.
 
-    def naive(
-        self,
-        x: Tensor,
-        context: Tensor | None = None,
-        *,
-        visible: Tensor,
-        positions: Tensor | None = None,
-    ) -> Tensor:
-        """The equation, written out for one query of one head at a time.
-
-        To read, and for the tests to hold `forward` against.
+        In cross-attention with a cache, the context is projected the first time only.
         """
-        heads = self.heads_of(x, context, positions, None)
-        outputs, start = [], 0
-        for run, stop in self.turned(heads, heads.k.shape[2]):
-            q, k = run.q, run.k
-            rows = visible[:, start : start + q.shape[2], :stop]
-            bias = self.score_bias(run, rows[:, None])
-            weights = q.new_zeros(*q.shape[:3], k.shape[2])
-            for b, h, i in product(*map(range, q.shape[:3])):
-                seen = rows[b, i].nonzero()[:, 0]
-                if len(seen) == 0:
-                    continue
-                group = h * k.shape[1] // self.heads
-                scores = self.naive_scores(h, q[b, h, i], k[b, group, seen])
-                if bias is not None:
-                    scores = scores + bias[b % bias.shape[0], h, i, seen]
-                weights[b, h, i, seen] = self.naive_weights(h, scores)
-            outputs.append(self.weighted(weights, run))
-            start += q.shape[2]
-        return self.finish(torch.cat(outputs, dim=2), x)
-
-    def naive_scores(self, head: int, query: Tensor, keys: Tensor) -> Tensor:
-        """Of one query [c] and the keys [k c] that it sees: [k]."""
-        return (query * keys).sum(-1) / math.sqrt(self.head_dim)
-
-    def naive_weights(self, head: int, scores: Tensor) -> Tensor:
-        """Of one query's scores [k], those of the keys that it sees: [k]."""
-        powers = torch.exp(scores - scores.max())
-        return powers / powers.sum()
-
-    def empty_cache(self) -> Cache:
-        return TokenCache()
-
-    def heads_of(
-        self,
-        x: Tensor,
-        context: Tensor | None,
-        positions: Tensor | None,
-        cache: TokenCache | None,
-    ) -> Heads:
-        """The heads of x, and of the context or what the cache keeps; the cache takes them in."""
         q = self.project_query(x)
-        cross = self.role == "cross"
-        q_positions = resolve_positions(x, positions, None if cross else cache)
-        if cross and cache is not None and cache.tokens:
-            return with_kept(q, q_positions, cache.tokens)
-        source, k_positions = x, q_positions
-        if cross:
-            assert context is not None
-            source, k_positions = context, resolve_positions(context, None, None)
+        if context is not None and cache is not None and cache.tokens:
+            return unpack_tokens(q, positions, cache.tokens)
+        source = x if context is None else context
+        k_positions = positions if context is None else resolve_positions(context)
         k, v = self.project_key_value(source)
-        if not cross:
-            q, k = self.rotate(q, k, q_positions)
-        more = {**self.extra_features(source), **self.position.cached_features(source)}
-        kept = {"keys": k, "values": v, **more}
-        if cache is None:
-            return with_kept(q, q_positions, {**kept, "positions": k_positions[..., None]})
-        k_positions = k_positions.expand(len(source), -1)[..., None]
-        return with_kept(q, q_positions, cache.append(**kept, positions=k_positions))
+        if context is None:
+            q, k = self.apply_position(q, k, positions)
+        features = {**self.extra_features(source), **self.position.cached_features(source)}
+        tokens = {"keys": k, "values": v, **features, "positions": k_positions[..., None]}
+        if cache is not None:
+            tokens["positions"] = tokens["positions"].expand(len(source), -1, -1)
+            tokens = cache.append(**tokens)
+        return unpack_tokens(q, positions, tokens)
 
-    def rotate(self, q: Tensor, k: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
-        """Queries [b h t c] and keys [b g t c] of the same tokens, as the encoding turns them."""
+    def apply_position(self, q: Tensor, k: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
+        """Let the encoding act on queries [b h t c] and keys [b g t c] of the same tokens."""
         return self.position.rotate(q, k, positions)
 
     def extra_features(self, source: Tensor) -> dict[str, Tensor]:
-        """What the mechanism keeps of every token [b k d] beside keys and values, [b … k c]."""
+        """Return what else the cache keeps of every token [b k d], [b … k c] each."""
         return {}
 
-    def turned(self, heads: Heads, last: int) -> Iterator[tuple[Heads, int]]:
-        """The heads, and `last`, the number of tokens up to their last query.
-
-        All at once, unless the encoding turns the keys anew as the sequence grows: then one run of
-        queries after the other, each with the keys up to its last one.
-        """
-        position = self.position
-        if "length" not in position.card.acts:
-            yield heads, last
-            return
-        q, k, v, q_positions, k_positions, more = heads
-        assert not more, "what is kept beside keys and values cannot be cut to the keys of a run"
-        queries, keys = q.shape[2], k.shape[2]
-        for run in position.length_spans(q_positions):
-            behind = queries - run.stop
-            stop = keys - behind
-            token_positions = q_positions[:, run], k_positions[:, :stop]
-            turned = position.rotate_by_length(q[:, :, run], k[:, :, :stop], *token_positions)
-            yield Heads(*turned, v[:, :, :stop], *token_positions, {}), last - behind
-
-    def score_bias(self, heads: Heads, visible: Tensor | None) -> Tensor | None:
-        """What is added to the scores, [b|1 h q k], where a query sees a key, [b|1 1 q k]."""
+    def score_bias(self, qkv: QKV, visible: Visibility) -> Tensor | None:
+        """Return what is added to the scores, [b|1 h q k], or None."""
         position = self.position
         if "content" not in position.card.acts:
-            return position.score_bias(heads.q_positions, heads.k_positions)
+            return position.score_bias(qkv.q_positions, qkv.k_positions)
         return position.content_bias(
             ScoreInputs(
-                heads.q,
-                repeat_heads(heads.k, heads.q.shape[1]),
-                heads.q_positions,
-                heads.k_positions,
-                visible=visible,
+                qkv.q,
+                repeat_heads(qkv.k, qkv.q.shape[1]),
+                qkv.q_positions,
+                qkv.k_positions,
+                visible=visible.dense(qkv.q.device),
                 scale=self.scale,
-                kept=heads.more,
+                features=qkv.features,
             )
         )
 
-    def attended(self, heads: Heads, mask: Mask, last: int) -> Tensor:
-        """`attend`, or the same by way of the weights, where the encoding acts on values."""
-        if "values" not in self.position.card.acts:
-            return self.attend(heads, mask, last)
-        weights = self.weights(heads, visible_to(heads, mask, last))
-        return self.weighted(torch.dropout(weights, self.dropout, train=self.training), heads)
-
-    def weighted(self, weights: Tensor, heads: Heads) -> Tensor:
-        """What weights [b h q k] come to, [b h q c]."""
-        out = weights @ repeat_heads(heads.v, self.heads)
-        more = self.position.value_bias(weights, heads.q_positions, heads.k_positions)
-        return out if more is None else out + more
-
-    def attend(self, heads: Heads, mask: Mask, last: int) -> Tensor:
-        """[b h q c]. The keys, and the queries, are the last ones of `last` tokens."""
-        return self.attend_visible(heads, seen_by(heads, mask, last))
-
-    def attend_visible(self, heads: Heads, visible: Visibility) -> Tensor:
-        """[b h q c], by the backend."""
-        return self.computed(*heads[:3], visible, self.rendered_bias(heads, visible))
-
-    def rendered_bias(self, heads: Heads, visible: Visibility) -> Tensor | None:
-        """`bias`; who sees whom is rendered only for an encoding that asks for it."""
-        asked = "content" in self.position.card.acts
-        return self.score_bias(heads, visible.dense(heads.q.device) if asked else None)
-
-    def computed(
-        self, q: Tensor, k: Tensor, v: Tensor, visible: Visibility, bias: Tensor | None
-    ) -> Tensor:
-        """What the backend makes of them."""
+    def attend(self, qkv: QKV, visible: Visibility) -> Tensor:
+        """Compute the weighted sums of values, [b h q c], by the backend."""
         return BACKENDS[self.backend].attend(
-            q,
-            k,
-            v,
+            qkv.q,
+            qkv.k,
+            qkv.v,
             visible=visible,
-            bias=bias,
+            bias=self.score_bias(qkv, visible),
             scale=self.scale,
             dropout=self.dropout if self.training else 0.0,
         )
 
-    def weights(self, heads: Heads, visible: Tensor | None) -> Tensor:
-        """[b h q k]."""
-        bias = self.score_bias(heads, visible)
-        return attention_weights(heads.q, heads.k, visible=visible, bias=bias, scale=self.scale)
+    def attend_explicitly(self, qkv: QKV, visible: Visibility) -> Tensor:
+        """Compute the same by way of the weights, which an encoding of values needs."""
+        weights = torch.dropout(self.weights(qkv, visible), self.dropout, train=self.training)
+        attended = weights @ repeat_heads(qkv.v, self.heads)
+        bias = self.position.value_bias(weights, qkv.q_positions, qkv.k_positions)
+        return attended if bias is None else attended + bias
+
+    def weights(self, qkv: QKV, visible: Visibility) -> Tensor:
+        """Compute the weights [b h q k]."""
+        return attention_weights(
+            qkv.q,
+            qkv.k,
+            visible=visible.dense(qkv.q.device),
+            bias=self.score_bias(qkv, visible),
+            scale=self.scale,
+        )
+
+    def compute_map(self, x: Tensor, source: Tensor, mask: Mask, positions: Tensor) -> Tensor:
+        context = source if self.role == "cross" else None
+        qkv = self.project_qkv(x, context, positions, None)
+        queries, keys = qkv.q.shape[2], qkv.k.shape[2]
+        visible = Visibility.of_last(mask, queries, keys, keys)
+        maps = [
+            pad(self.weights(*part), (0, keys - part[0].k.shape[2]))
+            for part in self.length_spans(qkv, visible)
+        ]
+        return maps[0] if len(maps) == 1 else torch.cat(maps, dim=2)
+
+    def length_spans(self, qkv: QKV, visible: Visibility) -> Iterator[tuple[QKV, Visibility]]:
+        """Yield all heads at once, or spans of queries.
+
+        An encoding that acts by the length rotates the keys anew as the sequence grows: it gets
+        one span of queries after the other, each with the keys up to its last query.
+        """
+        position = self.position
+        if "length" not in position.card.acts:
+            yield qkv, visible
+            return
+        q, k, v, q_positions, k_positions, features = qkv
+        assert not features, "features of keys cannot be cut to the keys of a span"
+        queries, keys = q.shape[2], k.shape[2]
+        for span in position.length_spans(q_positions):
+            stop = keys - (queries - span.stop)
+            of_span = q_positions[:, span], k_positions[:, :stop]
+            rotated = position.rotate_by_length(q[:, :, span], k[:, :, :stop], *of_span)
+            yield (
+                QKV(*rotated, v[:, :, :stop], *of_span, {}),
+                replace(visible, rows=visible.rows[span], columns=visible.columns[:stop]),
+            )
+
+    def create_cache(self) -> Cache:
+        return TokenCache()
+
+    def naive(self, x: Tensor, source: Tensor, visible: Tensor, positions: Tensor) -> Tensor:
+        """Compute the equation for one query of one head at a time."""
+        q, k, v = self.naive_qkv(x, source)
+        scores = self.naive_score_matrix(q, k, source, visible, positions)
+        attended = v.new_zeros(*q.shape[:3], v.shape[3])
+        for b, h, i in product(*map(range, q.shape[:3])):
+            seen = visible[b, i].nonzero()[:, 0]
+            if len(seen):
+                weights = self.naive_weights(h, scores[b, h, i, seen])
+                here, there = self.naive_positions(b, i, seen, positions)
+                attended[b, h, i] = weights @ (
+                    v[b, h, seen] + self.position.naive_values(here, there)
+                )
+        return self.naive_output(attended, x)
+
+    def naive_score_matrices(
+        self, q: Tensor, k: Tensor, source: Tensor, visible: Tensor, positions: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Score queries [b h q c] and keys [b h k c]: scores and the encoding's bias, [b h q k].
+
+        Both are zero where a query does not see a key.
+        """
+        scores, biases = (q.new_zeros(*q.shape[:3], k.shape[2]) for _ in range(2))
+        encoding = self.position
+        for b, h, i in product(*map(range, q.shape[:3])):
+            seen = visible[b, i].nonzero()[:, 0]
+            if len(seen):
+                here, there = self.naive_positions(b, i, seen, positions)
+                length = int(here) + 1
+                query = encoding.naive_rotate(q[b, h, i], here, head=h, length=length, of="query")
+                keys = encoding.naive_rotate(k[b, h, seen], there, head=h, length=length, of="key")
+                scores[b, h, i, seen] = self.naive_scores(h, query, keys)
+                biases[b, h, i, seen] = encoding.naive_bias(
+                    query, keys, here, there, head=h, scale=self.scale, tokens=source[b, seen]
+                )
+        return scores, biases
+
+    def naive_score_matrix(
+        self, q: Tensor, k: Tensor, source: Tensor, visible: Tensor, positions: Tensor
+    ) -> Tensor:
+        """Return the sum of `naive_score_matrices`."""
+        scores, biases = self.naive_score_matrices(q, k, source, visible, positions)
+        return scores + biases
+
+    def naive_positions(
+        self, b: int, i: int, seen: Tensor, positions: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Return the positions of query i in row b, and of the keys that it sees."""
+        row = positions[b % len(positions)]
+        return row[i], seen if self.role == "cross" else row[seen]
+
+    def naive_qkv(self, x: Tensor, source: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Project x to queries [b h q c], and the source to keys and values [b h k c]."""
+        groups = torch.arange(self.heads) * self.kv_heads // self.heads
+        k, v = (linear_heads(layer, source, self.kv_heads) for layer in (self.key, self.value))
+        return linear_heads(self.query, x, self.heads), k[:, groups], v[:, groups]
+
+    def naive_scores(self, head: int, query: Tensor, keys: Tensor) -> Tensor:
+        """Return the scores [k] of one query [c] and the keys [k c] that it sees."""
+        return (query * keys).sum(-1) / math.sqrt(self.head_dim)
+
+    def naive_weights(self, head: int, scores: Tensor) -> Tensor:
+        """Return the weights [k] for the scores [k] of one query and the keys that it sees."""
+        powers = torch.exp(scores - scores.max())
+        return powers / powers.sum()
+
+    def naive_output(self, attended: Tensor, x: Tensor) -> Tensor:
+        """Project weighted sums of values [b h q c] to outputs [b q d]."""
+        return linear_output(self.output, attended)
 
 
-def with_kept(q: Tensor, q_positions: Tensor, kept: dict[str, Tensor]) -> Heads:
-    """Queries beside what is kept of every key."""
-    more = {k: v for k, v in kept.items() if k not in ("keys", "values", "positions")}
-    positions = kept["positions"][..., 0]
-    return Heads(q, kept["keys"], kept["values"], q_positions, positions, more)
-
-
-def seen_by(heads: Heads, mask: Mask, last: int, pattern: Pattern | None = None) -> Visibility:
-    """Who sees whom, where queries and keys are the last ones of `last` tokens."""
-    queries, keys = heads.q.shape[2], heads.k.shape[2]
-    rows, columns = range(last - queries, last), range(last - keys, last)
-    return Visibility(mask=mask, rows=rows, columns=columns, pattern=pattern)
-
-
-def visible_to(heads: Heads, mask: Mask, last: int) -> Tensor | None:
-    """The same, [b|1 1 q k], or None where every query sees every key."""
-    return seen_by(heads, mask, last).dense(heads.q.device)
+def unpack_tokens(q: Tensor, q_positions: Tensor, tokens: dict[str, Tensor]) -> QKV:
+    """Join queries with what is kept of every key."""
+    features = {k: v for k, v in tokens.items() if k not in ("keys", "values", "positions")}
+    k_positions = tokens["positions"][..., 0]
+    return QKV(q, tokens["keys"], tokens["values"], q_positions, k_positions, features)

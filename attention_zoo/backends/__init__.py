@@ -20,11 +20,11 @@ log = logging.getLogger(__name__)
 
 
 class Backend(NamedTuple):
-    """A way to attend, and what it can do."""
+    """A function that attends, and what it supports."""
 
     attend: Callable[..., Tensor]
-    # It computes only the blocks of queries and keys that see each other, so that whole rows may be
-    # handed to it at once.
+    # Whether it skips blocks of queries and keys that do not see each other: then it takes whole
+    # rows at once.
     sparse: bool = False
     dropout: bool = True
 
@@ -38,7 +38,7 @@ BACKENDS = {
 
 @cache
 def resolve(name: str, choices: tuple[str, ...]) -> str:
-    """The backend that a name stands for: `auto` is the first of the choices, and is logged once.
+    """Return the backend that a name stands for: `auto` is the first choice, and is logged once.
 
     Raises:
         Unsupported: it is not among them.

@@ -16,12 +16,16 @@ def attend(
     scale: float,
     dropout: float = 0.0,
 ) -> Tensor:
-    """softmax(QKᵀ·scale + bias, masked) V.
+    """Compute softmax(QKᵀ·scale + bias, masked) V.
 
     Args:
-        q: [b h q c]. k, v: [b g k c], each repeated over h / g neighbouring heads.
+        q: [b h q c].
+        k: [b g k c], each head shared by h / g neighbouring query heads.
+        v: [b g k c], likewise.
         visible: which of the q queries see which of the k keys.
         bias: [b|1 h q k], added to the scaled scores.
+        scale: factor of the products.
+        dropout: probability of dropping a weight.
 
     Returns:
         [b h q c]; a query that may attend to nothing gets zeros.
@@ -40,7 +44,10 @@ def attention_weights(
     bias: Tensor | None = None,
     scale: float,
 ) -> Tensor:
-    """[b h q k]; every row sums to 1, or is zero where nothing is visible [b|1 1|h q k]."""
+    """Compute weights [b h q k] whose rows sum to 1, or are zero where no key is visible.
+
+    `visible` is [b|1 1|h q k].
+    """
     scores = q @ repeat_heads(k, q.shape[1]).transpose(-2, -1) * scale
     if bias is not None:
         scores = scores + bias
@@ -48,7 +55,7 @@ def attention_weights(
 
 
 def masked_softmax(scores: Tensor, visible: Tensor | None) -> Tensor:
-    """Softmax over the visible keys, zeros elsewhere, and finite gradients in rows without any."""
+    """Compute the softmax over visible keys: zeros elsewhere, and finite gradients everywhere."""
     if visible is None:
         return scores.softmax(dim=-1)
     lowest = torch.finfo(scores.dtype).min
@@ -56,5 +63,5 @@ def masked_softmax(scores: Tensor, visible: Tensor | None) -> Tensor:
 
 
 def repeat_heads(x: Tensor, heads: int) -> Tensor:
-    """[b g k c] -> [b h k c], with each key/value head beside its copies."""
+    """Repeat each key/value head for the query heads that share it: [b g k c] -> [b h k c]."""
     return x if x.shape[1] == heads else x.repeat_interleave(heads // x.shape[1], dim=1)

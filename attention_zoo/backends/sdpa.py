@@ -8,6 +8,8 @@ from torch.nn.functional import pad, scaled_dot_product_attention
 
 from attention_zoo.masks import Visibility
 
+LOWERED = 2.0**20  # by how much the score of a padded key is lowered beside a bias
+
 
 def attend(
     q: Tensor,
@@ -19,7 +21,7 @@ def attend(
     scale: float,
     dropout: float = 0.0,
 ) -> Tensor:
-    """As `reference.attend`, whose docstring holds."""
+    """Compute what `reference.attend` computes."""
     if bias is not None and len(bias) == 1 and differs_by_padding_only(visible):
         return attend_padded(q, k, v, visible=visible, bias=bias, scale=scale, dropout=dropout)
     # A plain triangle is left to the kernel, which then skips the half that is not visible. A mask
@@ -42,7 +44,7 @@ def attend(
 
 
 def differs_by_padding_only(visible: Visibility) -> bool:
-    """Whether the rows of a batch see alike, but for their padding."""
+    """Return whether the rows of a batch differ by their padding only."""
     plain = visible.pattern is None and visible.mask.segment_ids is None
     return plain and visible.mask.key_mask is not None
 
@@ -57,16 +59,19 @@ def attend_padded(
     scale: float,
     dropout: float,
 ) -> Tensor:
-    """With a bias [1 h q k] and padding that differs from row to row.
+    """Attend with a bias [1 h q k] and padding that differs from row to row.
 
-    The kernel takes one mask, and both in one would be [b h q k]. So the padding comes as one more
-    channel of the heads, which lowers the scores of padded keys until their weights are zero.
+    The kernel takes one mask, and bias and padding together would be [b h q k]. So the padding
+    becomes one more channel of the heads, which lowers the scores of padded keys until their
+    weights are zero.
     """
     # Autocast would take the kernel's inputs to a type in which more than its largest is infinite.
     kinds = [q.dtype]
     if torch.is_autocast_enabled(q.device.type):
         kinds.append(torch.get_autocast_dtype(q.device.type))
-    low = (min(torch.finfo(kind).max for kind in kinds) / 4) ** 0.5
+    # No lower than needed: the backward pass computes scores again, and where a query sees nothing,
+    # a rounding error of a huge score would have an infinite exponential.
+    low = min(LOWERED, *(torch.finfo(kind).max / 4 for kind in kinds)) ** 0.5
     assert visible.mask.key_mask is not None
     columns = slice(visible.columns.start, visible.columns.stop)
     real = pad(visible.mask.key_mask[:, columns], (visible.sinks, 0), value=True)

@@ -1,4 +1,4 @@
-"""From a model to its words: greedy and beam search for translation, sampling for text."""
+"""Decoding: greedy and beam search for translation, sampling for language models."""
 
 from attention_zoo.decoding.base import Hypothesis
 from attention_zoo.decoding.beam import Beam

@@ -1,4 +1,4 @@
-"""Tokens drawn at random, as likely as the model holds them to be."""
+"""Sampling: tokens drawn at random from the model's distribution."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor, nn
 
-from attention_zoo.decoding.base import check_finite, check_mode, open_cache
+from attention_zoo.decoding.base import check_eval_mode, check_finite, create_cache
 from attention_zoo.errors import UserError
 
 
@@ -15,15 +15,15 @@ class Sample:
 
     p = softmax(logits / temperature), cut to the top_k likeliest tokens, then to the smallest set
     of likeliest tokens with mass >= top_p (nucleus sampling, Holtzman et al. 2020,
-    arXiv:1904.09751), each time scaled back to a sum of 1. A row ends at eos, or at bos, which
-    begins the next document. pad is never drawn. A model with a `max_length` sees the last
+    arXiv:1904.09751), and each time normalised to a sum of 1. A row ends at eos, or at bos, which
+    begins the next document. pad is never drawn. A model with a `max_length` reads the last
     max_length tokens.
 
     Args:
         temperature: 0 takes the likeliest token (greedy), 1 the model's own distribution.
         top_k: number of tokens to draw from; None for all.
         top_p: mass to draw from, in (0, 1]; None for all.
-        max_tokens: new tokens for each prompt, at most.
+        max_tokens: the most new tokens for each prompt.
         seed: the same seed, prompts and device give the same text; None draws from torch's global
             generator.
 
@@ -69,11 +69,18 @@ class Sample:
         eos_id: int,
         pad_id: int,
     ) -> list[list[int]]:
-        """Go on after each prompt: the new tokens, without the prompt and without eos.
+        """Continue each prompt.
 
         Args:
-            prompts: token ids, b lists of any lengths but 0; begin them with bos where the model
-                was trained to see one.
+            model: a language model, in evaluation mode.
+            prompts: token ids, b lists of at least one; begin them with bos if the model was
+                trained so.
+            bos_id: the token that begins a document.
+            eos_id: the token that ends it.
+            pad_id: the token that fills up rows.
+
+        Returns:
+            The new tokens of each row, without the prompt and without eos.
         """
         steps = list(self.stream(model, prompts, bos_id=bos_id, eos_id=eos_id, pad_id=pad_id))
         rows = torch.stack(steps, 1).tolist() if steps else [[] for _ in prompts]
@@ -89,34 +96,37 @@ class Sample:
         eos_id: int,
         pad_id: int,
     ) -> Iterator[Tensor]:
-        """As calling it does, token by token: each [b] as soon as it is drawn, pad_id in the rows
-        that have ended, until all have."""
-        check_mode(model)
+        """Continue each prompt token by token.
+
+        Yields tokens [b] as soon as they are drawn, until all rows have ended. Rows that have ended
+        have pad_id.
+        """
+        check_eval_mode(model)
         if not prompts or not all(map(len, prompts)):
             raise UserError(
-                "every prompt must have at least one token, and there must be one; "
-                "begin with bos to let the model begin."
+                "there must be at least one prompt, and at least one token in each; "
+                "a prompt of bos alone lets the model begin."
             )
         device = next(model.parameters()).device
-        tokens, key_mask = _left_padded(prompts, pad_id, device)
+        tokens, key_mask = _left_pad(prompts, pad_id, device)
         generator = None
         if self.seed is not None:
             generator = torch.Generator(device).manual_seed(self.seed)
         max_length = getattr(model, "max_length", None)
-        cache = open_cache(model)
+        cache = create_cache(model)
         ended = torch.zeros(len(prompts), dtype=torch.bool, device=device)
         for count in range(self.max_tokens):
             if max_length is not None and tokens.shape[1] > max_length:
-                # What a cache holds of the tokens that fall out would still be seen.
+                # A cache would still hold the tokens that are cut off.
                 tokens, key_mask = tokens[:, -max_length:], key_mask[:, -max_length:]
-                cache = open_cache(model)
-            seen = 0 if cache is None else cache.length
-            # Without padding the model may take a faster path.
+                cache = create_cache(model)
+            cached = 0 if cache is None else cache.length
+            # Without a mask the model may take a faster path.
             mask = None if key_mask.all() else key_mask
-            logits = model(tokens[:, seen:], key_mask=mask, cache=cache)[:, -1].float()
+            logits = model(tokens[:, cached:], key_mask=mask, cache=cache)[:, -1].float()
             logits[:, pad_id] = -torch.inf
             check_finite(logits.amax(-1), count + 1)
-            drawn = self._draw(logits, generator)
+            drawn = self._draw_tokens(logits, generator)
             ended = ended | (drawn == eos_id) | (drawn == bos_id)
             if ended.all():
                 return
@@ -125,25 +135,25 @@ class Sample:
             tokens = torch.cat([tokens, drawn[:, None]], 1)
             key_mask = torch.cat([key_mask, key_mask.new_ones(len(prompts), 1)], 1)
 
-    def _draw(self, logits: Tensor, generator: torch.Generator | None) -> Tensor:
-        """One token id for each row of logits [b v]: [b]."""
+    def _draw_tokens(self, logits: Tensor, generator: torch.Generator | None) -> Tensor:
+        """Draw a token id for each row of logits [b v]: [b]."""
         if self.temperature == 0:
             return logits.argmax(-1)
         vocabulary = logits.shape[1]
         values, ids = logits.topk(min(self.top_k or vocabulary, vocabulary))
         mass = torch.softmax(values / self.temperature, -1)
-        # At 1, rounding in the sum must not cut the rarest tokens off.
+        # At 1 nothing is cut, so that rounding in the sum does not remove the rarest tokens.
         if self.top_p is not None and self.top_p < 1:
             before = mass.cumsum(-1) - mass
             mass = mass.masked_fill(before >= self.top_p, 0)
         return ids.gather(1, torch.multinomial(mass, 1, generator=generator)).squeeze(1)
 
 
-def _left_padded(
+def _left_pad(
     prompts: Sequence[Sequence[int]], pad_id: int, device: torch.device
 ) -> tuple[Tensor, Tensor]:
-    """The prompts as token ids [b t] that end together, and where they are real [b t]."""
+    """Return the prompts as token ids [b t], filled up at the left, and their key mask [b t]."""
     longest = max(map(len, prompts))
     rows = [[pad_id] * (longest - len(prompt)) + list(prompt) for prompt in prompts]
-    real = [[False] * (longest - len(prompt)) + [True] * len(prompt) for prompt in prompts]
-    return torch.tensor(rows, device=device), torch.tensor(real, device=device)
+    mask = [[False] * (longest - len(prompt)) + [True] * len(prompt) for prompt in prompts]
+    return torch.tensor(rows, device=device), torch.tensor(mask, device=device)

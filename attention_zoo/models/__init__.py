@@ -1,4 +1,4 @@
-"""Transformers made of the zoo's attention: blocks, stacks, and the two whole models."""
+"""Transformers made of the zoo's attention: blocks, stacks, and two complete models."""
 
 from attention_zoo.models.language_model import LanguageModel
 from attention_zoo.models.seq2seq import Seq2Seq

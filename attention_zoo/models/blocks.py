@@ -25,7 +25,7 @@ class BlockOptions:
 
     Args:
         dim: width of the residual stream.
-        ffn_dim: width of the feed-forward's middle.
+        ffn_dim: width of the feed-forward's hidden layer.
         activation: of the feed-forward: `relu` (Vaswani et al. 2017), `gelu` (Hendrycks and Gimpel
             2016), `relu_squared` (So et al. 2021), `swiglu` (Shazeer 2020).
         norm: `layer` (Ba et al. 2016) or `rms` (Zhang and Sennrich 2019).
@@ -52,13 +52,14 @@ class BlockOptions:
         if not 0.0 <= self.dropout < 1.0:
             raise UserError(f"dropout must be at least 0 and below 1, got {self.dropout}.")
         if min(self.dim, self.ffn_dim) < 1:
-            raise UserError(f"dim and hidden must be positive, got {self.dim} and {self.ffn_dim}.")
+            raise UserError(f"dim and ffn_dim must be positive, got {self.dim} and {self.ffn_dim}.")
 
     def new_norm(self) -> nn.Module:
+        """Create the norm of a sublayer."""
         return nn.LayerNorm(self.dim) if self.norm == "layer" else nn.RMSNorm(self.dim, eps=1e-6)
 
     def final_norm(self) -> nn.Module:
-        """What closes a stack: pre-norm leaves the sum of all sublayers to be normed."""
+        """Create the norm at the end of a stack, which pre-norm layers need."""
         return self.new_norm() if self.norm_order == "pre" else nn.Identity()
 
 
@@ -72,6 +73,7 @@ class Sublayer(nn.Module):
         self.dropout = nn.Dropout(options.dropout)
 
     def residual(self, x: Tensor, f: Callable[[Tensor], Tensor]) -> Tensor:
+        """Apply f with norm, dropout and residual connection."""
         if self.pre_norm:
             return x + self.dropout(f(self.norm(x)))
         return self.norm(x + self.dropout(f(x)))
@@ -95,7 +97,7 @@ class AttentionSublayer(Sublayer):
         positions: Tensor | None = None,
         cache: Cache | None = None,
     ) -> Tensor:
-        """As `Attention.forward`, [b q d] -> [b q d]."""
+        """Attend as `Attention.forward` does, [b q d] -> [b q d]."""
         return self.residual(
             x,
             lambda y: self.attention(y, context, mask=mask, positions=positions, cache=cache),
@@ -103,19 +105,19 @@ class AttentionSublayer(Sublayer):
 
 
 class CausalSelfAttention(AttentionSublayer):
-    """Each token looks at itself and those before: in decoders and language models."""
+    """Each token attends to itself and earlier tokens: in decoders and language models."""
 
     role = "causal"
 
 
 class GlobalSelfAttention(AttentionSublayer):
-    """Each token looks at all others: in encoders."""
+    """Each token attends to all tokens: in encoders."""
 
     role = "global"
 
 
 class CrossAttention(AttentionSublayer):
-    """Each token looks at another sequence: where the decoder meets the encoder."""
+    """Each token attends to another sequence: from the decoder to the encoder."""
 
     role = "cross"
 

@@ -1,4 +1,4 @@
-"""Tokens in, logits out."""
+"""Embeddings of tokens, and the output head."""
 
 import math
 
@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 
 class TokenEmbedding(nn.Embedding):
-    """E[token]·√d, as in Vaswani et al. 2017, §3.4. Entries start with deviation 1/√d.
+    """E[token]·√d, as in Vaswani et al. 2017, §3.4. Entries start with standard deviation 1/√d.
 
     So embeddings start at the size of sinusoidal positions, and logits from a tied table around 1.
     """
@@ -17,12 +17,12 @@ class TokenEmbedding(nn.Embedding):
         self.scale = math.sqrt(dim)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """[b t] -> [b t d]."""
+        """Embed tokens: [b t] -> [b t d]."""
         return super().forward(tokens) * self.scale
 
 
 def output_head(embedding: TokenEmbedding, *, tied: bool) -> nn.Linear:
-    """d -> v, by the embedding's own table if tied."""
+    """Create the projection d -> v, with the embedding's own table if tied."""
     head = nn.Linear(embedding.embedding_dim, embedding.num_embeddings, bias=False)
     if tied:
         head.weight = embedding.weight

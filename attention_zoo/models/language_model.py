@@ -12,12 +12,12 @@ from attention_zoo.models.stacks import Decoder, PositionFactory
 
 
 class LanguageModel(nn.Module):
-    """Predicts each token from those before it.
+    """Predicts each token from the tokens before it.
 
     Args:
         vocabulary_size: v.
-        dim, ffn_dim, activation, norm, norm_order, dropout: as `BlockOptions` says.
-        layers: their number.
+        dim: as in `BlockOptions`, like `ffn_dim`, `activation`, `norm`, `norm_order`, `dropout`.
+        layers: number of layers.
         attention: factory of the mechanism, called with `dim`, `role` and `layer`.
         position: factory of the positional encoding.
         tie_embeddings: one table for input and output (Press and Wolf 2017).
@@ -59,7 +59,7 @@ class LanguageModel(nn.Module):
 
     @property
     def max_length(self) -> int | None:
-        """The longest sequence that it can take, if encoding or attention have a limit."""
+        """Return the longest sequence that encoding and attention can take, if there is a limit."""
         return self.decoder.max_length
 
     def forward(
@@ -69,16 +69,17 @@ class LanguageModel(nn.Module):
         key_mask: Tensor | None = None,
         segment_ids: Tensor | None = None,
         cache: LayeredCache | None = None,
-        places: Tensor | None = None,
+        target_positions: Tensor | None = None,
     ) -> Tensor:
-        """Logits [b t v] for the token after each of `tokens` [b t].
+        """Compute logits [b t v] for the token after each of `tokens` [b t].
 
         Args:
-            tokens: with a cache, only those that it has not seen.
-            key_mask: [b k], True at real tokens, over all tokens, those in the cache included.
+            tokens: [b t]; with a cache, only the new ones.
+            key_mask: [b k], True at real tokens, over all tokens, cached ones included.
             segment_ids: [b k], likewise; numbers of the documents packed in a row. Attention stays
-                within each, and its positions start from zero.
-            places: [b a], of the tokens whose logits [b a v] are wanted; all, if not given.
+                within each document, and its positions start from zero.
+            cache: from `new_cache`; it takes the tokens in.
+            target_positions: [b a], of the tokens whose logits [b a v] are returned; default: all.
         """
         start = 0 if cache is None else cache.length
         stop = start + tokens.shape[1]
@@ -89,13 +90,13 @@ class LanguageModel(nn.Module):
             positions=positions,
             cache=cache,
         )
-        if places is not None:
+        if target_positions is not None:
             # The head costs most where the vocabulary is large.
-            x = x.take_along_dim(places[:, :, None], dim=1)
+            x = x.take_along_dim(target_positions[:, :, None], dim=1)
         return self.head(x)
 
     def new_cache(self) -> LayeredCache:
-        """For decoding token by token.
+        """Create an empty cache for decoding token by token.
 
         Raises:
             Unsupported: an attention without cached decoding.
@@ -103,7 +104,7 @@ class LanguageModel(nn.Module):
         return self.decoder.new_cache()
 
     def attention_maps(self, tokens: Tensor, *, segment_ids: Tensor | None = None) -> Maps:
-        """Weights [b h q k] of every layer, under `decoder`."""
+        """Return the weights [b h q k] of every layer, under `decoder`."""
         with capture_attention(self) as captured:
             self(tokens, segment_ids=segment_ids)
         return group_by_role(captured)
@@ -112,7 +113,7 @@ class LanguageModel(nn.Module):
 def positions_in_row(
     key_mask: Tensor | None, segment_ids: Tensor | None, length: int, device: torch.device
 ) -> Tensor:
-    """[b|1 length]: places counted over real tokens only, and from zero in each segment."""
+    """Return positions [b|1 length] that count real tokens only, from zero in each segment."""
     places = torch.arange(length, device=device)[None, :]
     before = places
     if key_mask is not None:
@@ -121,7 +122,7 @@ def positions_in_row(
     if segment_ids is not None:
         starts = torch.ones_like(segment_ids, dtype=torch.bool)
         starts[:, 1:] = segment_ids[:, 1:] != segment_ids[:, :-1]
-        # What stands before a segment: its first token, if padded, has the last real one's place.
+        # Real tokens before a segment: a padded first token has the position of the last one.
         before = torch.where(starts, before, 0).cummax(dim=1).values
         places = (places - before).clamp(min=0)
     return places

@@ -12,16 +12,15 @@ from attention_zoo.models.stacks import Decoder, Encoder, PositionFactory, short
 
 
 class Seq2Seq(nn.Module):
-    """Reads a source sequence, and writes a target sequence token by token.
+    """Reads a source sequence and writes a target sequence token by token.
 
     Args:
         vocabulary_size: v, shared by source and target.
-        pad_id: the token that fills up shorter rows, at their end.
-        dim, ffn_dim, activation, norm, norm_order, dropout: as `BlockOptions` says.
-        layers: of encoder and decoder each, unless `encoder_layers` or `decoder_layers` say
-            otherwise.
-        encoder_attention, decoder_attention, cross_attention: factories, called with `dim`,
-            `role` and `layer`.
+        pad_id: the token that fills shorter rows at their end.
+        dim: as in `BlockOptions`, like `ffn_dim`, `activation`, `norm`, `norm_order`, `dropout`.
+        layers: of encoder and decoder each; `encoder_layers` and `decoder_layers` override it.
+        encoder_attention: factory, called with `dim`, `role` and `layer`; likewise
+            `decoder_attention` and `cross_attention`.
         position: factory of the positional encoding; encoder and decoder get one each.
         tie_embeddings: one table for source, target and output (Vaswani et al. 2017, §3.4).
     """
@@ -77,48 +76,50 @@ class Seq2Seq(nn.Module):
 
     @property
     def max_length(self) -> int | None:
-        """The longest sequence that it can take, if encoding or attention have a limit."""
+        """Return the longest sequence that encoding and attention can take, if there is a limit."""
         return shortest_limit(self.encoder.max_length, self.decoder.max_length)
 
     def forward(self, source: Tensor, target: Tensor) -> Tensor:
-        """Teacher forcing: logits [b t v] for the tokens after each of `target` [b t]."""
-        key_mask = source != self.pad_id
-        return self.decode(target, self.encode(source, key_mask), key_mask)
+        """Compute logits [b t v] for the token after each of `target` [b t], by teacher forcing."""
+        source_mask = source != self.pad_id
+        return self.decode(target, self.encode(source, source_mask), source_mask)
 
-    def encode(self, source: Tensor, key_mask: Tensor) -> Tensor:
-        """Source tokens [b s], with True at the real ones in `key_mask` -> memory [b s d]."""
+    def encode(self, source: Tensor, source_mask: Tensor) -> Tensor:
+        """Encode source tokens [b s], True at the real ones in `source_mask`: memory [b s d]."""
         positions = torch.arange(source.shape[1], device=source.device)[None, :]
         x = self.source_embedding(source)
-        return self.encoder(x, mask=Mask(key_mask=key_mask), positions=positions)
+        return self.encoder(x, mask=Mask(key_mask=source_mask), positions=positions)
 
     def decode(
         self,
         target: Tensor,
         memory: Tensor,
-        key_mask: Tensor,
+        source_mask: Tensor,
         *,
         cache: LayeredCache | None = None,
     ) -> Tensor:
-        """Logits [b t v] for the tokens after each of `target` [b t].
+        """Compute logits [b t v] for the token after each of `target` [b t].
 
         Args:
             target: with a cache, only the tokens that it has not seen. Filled up at the end:
                 padding there lies in every real token's future.
-            memory: [b s d] from `encode`. padding: [b s], True at real source tokens.
+            memory: [b s d] from `encode`.
+            source_mask: [b s], True at real source tokens.
+            cache: from `new_cache`; it takes the tokens in.
         """
         start = 0 if cache is None else cache.length
         positions = torch.arange(start, start + target.shape[1], device=target.device)[None, :]
         x = self.decoder(
             self.target_embedding(target),
             memory,
-            context_mask=Mask(key_mask=key_mask),
+            context_mask=Mask(key_mask=source_mask),
             positions=positions,
             cache=cache,
         )
         return self.head(x)
 
     def new_cache(self) -> LayeredCache:
-        """For decoding token by token.
+        """Create an empty cache for decoding token by token.
 
         Raises:
             Unsupported: an attention without cached decoding.
@@ -126,7 +127,7 @@ class Seq2Seq(nn.Module):
         return self.decoder.new_cache()
 
     def attention_maps(self, source: Tensor, target: Tensor) -> Maps:
-        """Weights [b h q k] of every layer, by role: `encoder`, `decoder`, `cross`."""
+        """Return the weights [b h q k] of every layer under `encoder`, `decoder` and `cross`."""
         with capture_attention(self) as captured:
             self(source, target)
         return group_by_role(captured)

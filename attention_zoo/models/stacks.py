@@ -1,4 +1,4 @@
-"""Encoder and decoder: N layers, with the one positional encoding that they share."""
+"""Encoder and decoder: N layers and the positional encoding that they share."""
 
 from collections.abc import Callable, Sequence
 from typing import cast
@@ -41,7 +41,7 @@ class Encoder(nn.Module):
     """Layers of global self-attention and feed-forward over embedded tokens.
 
     Args:
-        layers: their number.
+        layers: number of layers.
         attention: factory of the mechanism, called with `dim`, `role` and `layer` for every layer.
         position: factory of the encoding, called once, or for each layer, as its card says.
         options: of the blocks.
@@ -65,11 +65,11 @@ class Encoder(nn.Module):
 
     @property
     def max_length(self) -> int | None:
-        """The longest sequence that encoding and attention can take, if they have a limit."""
+        """Return the longest sequence that encoding and attention can take, if there is a limit."""
         return shortest_limit(self.position.max_length, *attention_length_limits(self))
 
     def forward(self, x: Tensor, *, mask: Mask, positions: Tensor) -> Tensor:
-        """[b s d] -> [b s d]."""
+        """Encode [b s d] -> [b s d]."""
         positions = self.position.map_positions(positions)
         x = self.dropout(self.position.embed(x, positions))
         for layer in self.layers:
@@ -78,7 +78,7 @@ class Encoder(nn.Module):
 
 
 class DecoderLayer(nn.Module):
-    """Causal self-attention, cross-attention where there is something to look at, feed-forward."""
+    """Causal self-attention, cross-attention if there is a context, then feed-forward."""
 
     def __init__(
         self,
@@ -98,7 +98,7 @@ class DecoderLayer(nn.Module):
         self.feed_forward = FeedForward(options)
 
     def new_caches(self) -> list[Cache | None]:
-        """Of the self-attention and, where there is one, of the cross-attention."""
+        """Create the caches of self-attention and, if there is any, of cross-attention."""
         sublayers = [self.self_attention, self.cross_attention]
         return [None if part is None else part.attention.new_cache() for part in sublayers]
 
@@ -112,10 +112,10 @@ class DecoderLayer(nn.Module):
         positions: Tensor,
         caches: Sequence[Cache | None] = (None, None),
     ) -> Tensor:
-        own, other = caches
-        x = self.self_attention(x, mask=mask, positions=positions, cache=own)
+        self_cache, cross_cache = caches
+        x = self.self_attention(x, mask=mask, positions=positions, cache=self_cache)
         if self.cross_attention is not None:
-            x = self.cross_attention(x, context, mask=context_mask, cache=other)
+            x = self.cross_attention(x, context, mask=context_mask, cache=cross_cache)
         return self.feed_forward(x)
 
 
@@ -123,11 +123,11 @@ class Decoder(nn.Module):
     """Layers of causal self-attention, cross-attention (optional) and feed-forward.
 
     Args:
-        layers: their number.
+        layers: number of layers.
         attention: factory of the self-attention, called with `dim`, `role` and `layer` for each.
         cross_attention: factory of the cross-attention; None for a language model.
-        position: factory of the encoding, called once, or for each layer, as its card says. It
-            acts on self-attention; cross-attention compares two sequences that share no positions.
+        position: factory of the encoding, called once or for each layer, as its card says. It acts
+            on self-attention; the two sides of cross-attention share no positions.
         options: of the blocks.
     """
 
@@ -153,10 +153,11 @@ class Decoder(nn.Module):
 
     @property
     def max_length(self) -> int | None:
-        """The longest sequence that encoding and attention can take, if they have a limit."""
+        """Return the longest sequence that encoding and attention can take, if there is a limit."""
         return shortest_limit(self.position.max_length, *attention_length_limits(self))
 
     def new_cache(self) -> LayeredCache:
+        """Create empty caches for all layers."""
         return LayeredCache([cast(DecoderLayer, layer).new_caches() for layer in self.layers])
 
     def forward(
@@ -169,7 +170,7 @@ class Decoder(nn.Module):
         positions: Tensor,
         cache: LayeredCache | None = None,
     ) -> Tensor:
-        """[b t d], looking at the context [b s d] -> [b t d]."""
+        """Decode [b t d], attending to the context [b s d]: [b t d]."""
         positions = self.position.map_positions(positions)
         x = self.dropout(self.position.embed(x, positions))
         for index, layer in enumerate(self.layers):
@@ -189,33 +190,34 @@ class Decoder(nn.Module):
 def attach_positions(
     layers: list[AttentionSublayer], factory: PositionFactory
 ) -> PositionalEncoding:
-    """One encoding for all the layers' attention, or an encoding for each, as its card says.
+    """Attach one encoding to the attention of all layers, or one to each, as its card says.
 
     Returns:
-        What acts before the layers.
+        The encoding that acts before the layers.
     """
     first = layers[0].attention
     position = factory(**first.position_sizes)
     if not position.card.per_layer:
         for layer in layers:
-            layer.attention.attach_position(position)
+            layer.attention.attach_position(position, shared=True)
         return position
-    first.attach_position_own(position)
+    first.attach_position(position)
     for layer in layers[1:]:
-        layer.attention.attach_position_own(factory(**layer.attention.position_sizes))
+        layer.attention.attach_position(factory(**layer.attention.position_sizes))
     return PositionalEncoding(**first.position_sizes)
 
 
 def attention_length_limits(stack: nn.Module) -> list[int | None]:
-    """The limits of a stack's attention."""
+    """Return the longest sequences of a stack's attention."""
     return [part.max_length for part in stack.modules() if isinstance(part, Attention)]
 
 
 def shortest_limit(*limits: int | None) -> int | None:
-    """The least of the limits that there are."""
+    """Return the smallest limit, or None if there is none."""
     return min((limit for limit in limits if limit is not None), default=None)
 
 
 def check_layers(layers: int) -> None:
+    """Refuse a stack without layers."""
     if layers < 1:
         raise UserError(f"a stack needs at least 1 layer, got {layers}.")

@@ -1,47 +1,49 @@
-"""What a model costs, counted before it is trained: FLOPs of training, bytes of decoding.
+"""Count what a model costs before it is trained: FLOPs of training, bytes of decoding.
 
-Both are counted on a model of the same config, made for it and thrown away, so that the one in
-training, its gradients and the random state stay as they are.
+Both are counted on a copy of the model, so that the model itself, its gradients and the random
+state stay as they are.
 """
 
 from collections.abc import Callable, Mapping
-from typing import Any, TypeVar
+from copy import deepcopy
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from attention_zoo.attention.base import take_auxiliary_loss
 from attention_zoo.errors import Unsupported
 from attention_zoo.models import Seq2Seq
-from attention_zoo.tasks.configuration.build import attention_by_role, build_task
 from attention_zoo.tasks.data.base import PreparedData
-from attention_zoo.zoo import ATTENTION
+
+if TYPE_CHECKING:
+    from attention_zoo.tasks.training.task import Task
 
 T = TypeVar("T")
 
-OF_GPUS = ("flex", "fla")  # backends that train on nothing else
+GPU_BACKENDS = ("flex", "fla")  # They train on nothing else.
 
 
-def training_flops_per_token(config: Mapping[str, Any], data: PreparedData) -> float:
-    """FLOPs of a forward and a backward pass, by the number of target tokens.
+def training_flops_per_token(task: "Task", data: PreparedData) -> float:
+    """Count the FLOPs of a forward and a backward pass, per target token.
 
         2 · multiply-adds of all matrix products and convolutions / target tokens
 
-    Counted on one example of the data, of the mean length that is trained on, without padding, so
-    that this times `tokens_seen` is what a training takes. Products are counted as they are
-    computed: one whose result is masked counts, one that a mechanism skips does not. Scaled dot
-    product attention is counted in its plain form, since a fused kernel computes the same, and so
-    are the backends of GPUs. Elementwise work (norms, activations, softmax), lookups, transforms
-    and the solving of triangles are not counted, nor is the optimiser.
+    They are counted on one example of the data, of the mean length that is trained on, without
+    padding, so that the result times `tokens_seen` is what a training takes. Products are counted
+    as they are computed: one whose result is masked counts, one that a mechanism skips does not.
+    Scaled dot product attention is counted in its plain form, since a fused kernel computes the
+    same, and so are the backends of GPUs. Elementwise work (norms, activations, softmax), lookups,
+    transforms, the solving of triangles and the optimiser are not counted.
 
     Args:
-        config: the resolved one of a run.
+        task: with the model.
         data: set up.
     """
 
-    def count(task: Any) -> float:
+    def count(task: "Task") -> float:
         task.train()
         with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
             logits, targets = task.predict_batch(data.example_batch())
@@ -50,72 +52,80 @@ def training_flops_per_token(config: Mapping[str, Any], data: PreparedData) -> f
             (loss if auxiliary is None else loss + auxiliary).backward()
         return counter.get_total_flops() / targets.numel()
 
-    return on_a_copy(config, data, count)
+    return count_on_copy(task, count)
 
 
-def decode_state_bytes(config: Mapping[str, Any], data: PreparedData) -> int | None:
-    """Bytes that decoding keeps of one sequence, all layers together, in float32.
+def decode_state_bytes(task: "Task", data: PreparedData) -> int | None:
+    """Count the bytes that decoding caches of one sequence, in all layers, in float32.
 
-    The sequence is an example of the data, of the mean length that is trained on; of a translation,
-    what is kept of its source counts too. None where the model has no cached decoding.
+    The sequence is an example of the data, of the mean length that is trained on. A translation
+    caches its source as well.
 
     Args:
-        config: the resolved one of a run.
+        task: with the model.
         data: set up.
+
+    Returns:
+        The bytes; None if the model has no cached decoding.
     """
 
-    def count(task: Any) -> int | None:
-        model, example = task.model.eval(), data.example_batch()
+    def count(task: "Task") -> int | None:
+        model: Any = task.model.eval()
+        example = data.example_batch()
         try:
             cache = model.new_cache()
         except Unsupported:
             return None
         with torch.no_grad():
             if isinstance(model, Seq2Seq):
-                key_mask = example.source != model.pad_id
-                memory = model.encode(example.source, key_mask)
-                model.decode(example.target[:, :-1], memory, key_mask, cache=cache)
+                source_mask = example.source != model.pad_id
+                memory = model.encode(example.source, source_mask)
+                model.decode(example.target[:, :-1], memory, source_mask, cache=cache)
             else:
                 model(example.inputs, cache=cache)
-        return bytes_in(cache)
+        return cache_bytes(cache)
 
-    return on_a_copy(config, data, count)
-
-
-def bytes_in(kept: Any) -> int:
-    """Of all real numbers in a cache, however it is built; positions are whole numbers."""
-    if isinstance(kept, Tensor):
-        return kept.nbytes if kept.is_floating_point() else 0
-    if isinstance(kept, Mapping):
-        return sum(map(bytes_in, kept.values()))
-    if isinstance(kept, list | tuple):
-        return sum(map(bytes_in, kept))
-    return bytes_in(vars(kept)) if hasattr(kept, "__dict__") else 0
+    return count_on_copy(task, count)
 
 
-def on_a_copy(config: Mapping[str, Any], data: PreparedData, count: Callable[[Any], T]) -> T:
-    """What a function counts on a new task of the config, and on an example of the data.
+def cache_bytes(cache: Any) -> int:
+    """Count the bytes of all real numbers in a cache; positions are whole numbers."""
+    if isinstance(cache, Tensor):
+        return cache.nbytes if cache.is_floating_point() else 0
+    if isinstance(cache, Mapping):
+        return sum(map(cache_bytes, cache.values()))
+    if isinstance(cache, list | tuple):
+        return sum(map(cache_bytes, cache))
+    return cache_bytes(vars(cache)) if hasattr(cache, "__dict__") else 0
 
-    On the device without memory, where nothing is computed; on the CPU, if the model has to read
-    its numbers. Both count the same.
+
+def count_on_copy(task: "Task", count: Callable[["Task"], T]) -> T:
+    """Return what a function counts on a copy of a task.
+
+    The copy is on the meta device, where nothing is computed. If the model has to read its numbers,
+    a copy on the task's own device gives the same count.
     """
-    plain = {**config, **in_plain_form(config)}
-
-    def count_on(device: str) -> T:
-        with torch.random.fork_rng(devices=[]), torch.device(device):
-            return count(build_task(plain, data.tokenizer))
-
-    try:
-        return count_on("meta")
-    except RuntimeError:
-        return count_on("cpu")
+    with torch.random.fork_rng(devices=[]):
+        try:
+            with torch.device("meta"):
+                return count(copy_task(task, device="meta"))
+        except RuntimeError:
+            return count(copy_task(task, device=None))
 
 
-def in_plain_form(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The attention of each role, by a backend that runs on any device."""
-    chosen = attention_by_role(config)
-    for node, options in chosen.items():
-        if options.get("backend") in OF_GPUS:
-            plain = ATTENTION[options["name"]].backends[0]  # type: ignore[attr-defined]
-            chosen[node] = {**options, "backend": plain}
-    return chosen
+def copy_task(task: "Task", device: str | None) -> "Task":
+    """Copy a task to a device, with backends that run on any device."""
+    tokenizer = task.tokenizer
+    # What the memo holds is shared by the copy, and its tensors take no memory in between.
+    memo: dict[int, Any] = {id(tokenizer): tokenizer}
+    if device is not None:
+        for parameter in task.parameters():
+            memo[id(parameter)] = nn.Parameter(parameter.to(device), parameter.requires_grad)
+        for buffer in task.buffers():
+            memo[id(buffer)] = buffer.to(device)
+    copied = deepcopy(task, memo)
+    for module in copied.modules():
+        if getattr(module, "backend", None) in GPU_BACKENDS:
+            choices: Any = module.backends
+            module.backend = choices[0]
+    return copied

@@ -1,1 +1,1 @@
-"""What the command line can do, one file a verb, each with `run`."""
+"""The commands of the program, one module each with a function `run`."""

@@ -1,4 +1,4 @@
-"""`attention-zoo attend ckpt_path=FILE "A sentence."`: a page in which one sees what attends to what."""
+"""`attention-zoo attend`: write a page that shows what attends to what."""
 
 from pathlib import Path
 from typing import Any
@@ -8,45 +8,49 @@ import torch
 from attention_zoo.errors import UserError
 from attention_zoo.tasks.commands.text_input import read_lines
 from attention_zoo.tasks.configuration.composition import Invocation
-from attention_zoo.tasks.training.checkpoints import required
+from attention_zoo.tasks.task_spec import task_spec
 from attention_zoo.tasks.training.task import load_task
-from attention_zoo.tasks.views.attention_viewer.page import page
+from attention_zoo.tasks.views.attention_viewer.page import attention_page
 
 
-def run(config: dict[str, Any], call: Invocation) -> None:
-    """Write a page of the lines of the command line, of `input=FILE`, or of standard input.
+def run(config: dict[str, Any], invocation: Invocation) -> None:
+    """Write a page for the lines of the command line, of `input=FILE`, or of standard input.
 
-    Prints the translation of each line, and where the page is. A language model is looked at while
-    it reads the text: it does not go on from there.
+    Prints the translation of each line, and the path of the page. Of a language model the page
+    shows the attention while it reads the text, which it does not continue.
 
     Raises:
-        UserError: `into` is no HTML file, or decoding is asked for what is not shown.
+        UserError: `output` is no HTML file, or an option of decoding has no effect.
     """
-    checkpoint = required(call.checkpoint, call.verb)
-    into = Path(str(config["output"]))
-    if into.suffix != ".html":
-        raise UserError(f"into must be an HTML file, such as attention.html, got {into}.")
-    check_decoding(config, call)
+    checkpoint = invocation.require_checkpoint()
+    output = Path(str(config["output"]))
+    if output.suffix != ".html":
+        raise UserError(f"output must be an HTML file, such as attention.html, got {output}.")
+    check_decoding(config, invocation)
     task = load_task(checkpoint, config).to(torch.get_default_device())
-    readings = []
-    for line in read_lines(call.lines, config["input"]):
-        readings.append(task.attend(line))
-        if config["task"]["name"] == "translation":
-            print(readings[-1].target, flush=True)
+    records = []
+    for line in read_lines(invocation.lines, config["input"]):
+        records.append(task.attend(line))
+        if task_spec(config).is_encoder_decoder:
+            print(records[-1].target, flush=True)
     try:
-        into.parent.mkdir(parents=True, exist_ok=True)
-        into.write_text(page(readings), encoding="utf-8")
+        output.parent.mkdir(parents=True, exist_ok=True)
+        output.write_text(attention_page(records), encoding="utf-8")
     except OSError as error:
-        raise UserError(f"{into} cannot be written: {error.strerror}.") from None
-    print(f"What attends to what: {into} ({into.stat().st_size / 1000:,.0f} kB)")
+        raise UserError(f"{output} cannot be written: {error.strerror}.") from None
+    print(f"What attends to what: {output} ({output.stat().st_size / 1000:,.0f} kB)")
 
 
-def check_decoding(config: dict[str, Any], call: Invocation) -> None:
-    """Raises: UserError, for options of decoding that nothing would come of."""
-    given = [x for x in call.overrides if x.lstrip("+~").startswith("decoding")]
-    if given and config["task"]["name"] == "language_modeling":
+def check_decoding(config: dict[str, Any], invocation: Invocation) -> None:
+    """Refuse options of decoding that would have no effect.
+
+    Raises:
+        UserError: with the option and the remedy.
+    """
+    options = [x for x in invocation.overrides if x.lstrip("+~").startswith("decoding")]
+    if options and not task_spec(config).is_encoder_decoder:
         raise UserError(
-            f"attend shows a language model as it reads the text, got {given[0]}, which is about "
+            f"attend shows a language model as it reads the text, got {options[0]}, which is about "
             "writing: let attention-zoo generate write, and give its text to attend."
         )
     if config["decoding"].get("n_best", 1) != 1:

@@ -1,155 +1,157 @@
-"""The command line: `attention-zoo VERB [overrides]`.
+"""The command line: `attention-zoo COMMAND [name=value …]`.
 
-What a verb needs is imported when the verb runs, so that help and composition answer at once.
+What a command needs is imported when it runs, so that help and composition answer at once.
 """
 
 import os
 import sys
 from importlib import import_module
+from importlib.metadata import version
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 from attention_zoo.errors import Unsupported, UserError
-from attention_zoo.tasks.commands.exit_codes import FAILED, INTERRUPTED, REFUSED
-
-# Verb, what it does. Each is a module of `attention_zoo.tasks.commands`.
-COMPOSED = {
-    "train": "train a model, and score it on the test split",
-    "evaluate": "score a checkpoint on a split: ckpt_path=FILE split=test",
-    "translate": "translate lines with a checkpoint: ckpt_path=FILE 'A sentence.'",
-    "attend": "translate, and write a page of what attends to what: ckpt_path=FILE 'A sentence.'",
-    "generate": "go on from a prompt with a checkpoint: ckpt_path=FILE 'Once'",
-}
-PLAIN = {
-    "list": "the zoo as a table",
-    "show": "the card of an entry: show rotary",
-    "report": "compare runs and sweeps: report DIR…",
-    "figures": "the pictures that explain attention: ckpt_path=FILE output=FOLDER",
-}
+from attention_zoo.tasks.commands.exit_codes import INTERRUPTED, exit_code
+from attention_zoo.tasks.commands.help import (
+    COMMANDS,
+    HELP_FLAGS,
+    override_help,
+    print_composed_help,
+    program_help,
+)
+from attention_zoo.tasks.sweeps.job_outcome import record_outcome
 
 
 def main() -> None:
-    """The program."""
-    verb, arguments = (sys.argv[1] if len(sys.argv) > 1 else "--help"), sys.argv[2:]
-    if verb in ("--help", "-h"):
-        print(usage())
-        return
-    if verb in ("-sc", "--shell-completion"):
-        complete(arguments)
-        return
+    """Run the command that the arguments of the program name."""
+    command, arguments = (sys.argv[1] if len(sys.argv) > 1 else "--help"), sys.argv[2:]
     try:
-        if verb in PLAIN:
-            import_module(f"attention_zoo.tasks.commands.{verb}").run(arguments)
-        elif verb in COMPOSED:
-            run_composed(verb, arguments)
-        else:
-            from attention_zoo.zoo import unknown_name_message
-
-            raise UserError(unknown_name_message("verb", verb, [*COMPOSED, *PLAIN]))
+        with record_outcome():
+            run_command(command, arguments)
     except UserError as error:
-        sys.exit(report(error))
+        print_error(error)
+        sys.exit(exit_code(error))
     except KeyboardInterrupt:
         sys.exit(INTERRUPTED)
 
 
-def report(error: UserError) -> int:
-    """Print what is wrong on one line; return the exit code that says which kind it is."""
+def run_command(command: str, arguments: list[str]) -> None:
+    """Run a command, or answer a flag of the program."""
+    if command in HELP_FLAGS:
+        print(program_help())
+    elif command == "--version":
+        print(f"attention-zoo {version('attention-zoo')}")
+    elif command in ("-sc", "--shell-completion"):
+        complete(arguments)
+    elif command not in COMMANDS:
+        from attention_zoo.zoo import unknown_name_message
+
+        raise UserError(unknown_name_message("command", command, list(COMMANDS)))
+    elif COMMANDS[command].composed:
+        run_composed(command, arguments)
+    else:
+        import_module(f"attention_zoo.tasks.commands.{command}").run(arguments)
+
+
+def print_error(error: UserError) -> None:
+    """Print an error on one line, once for all processes of the run."""
     refused = isinstance(error, Unsupported)
     if os.environ.get("LOCAL_RANK", "0") == "0":
         print(f"{'refused' if refused else 'error'}: {error}", file=sys.stderr)
-    return REFUSED if refused else FAILED
-
-
-def usage() -> str:
-    verbs = "\n".join(f"  {verb:<10} {does}" for verb, does in (COMPOSED | PLAIN).items())
-    return f"""attention-zoo VERB [overrides]
-
-{verbs}
-
-Overrides are Hydra's: attention=linear position=rotary model.dim=256 trainer.max_steps=500
-  attention-zoo train --help        the groups and their choices
-  attention-zoo train --cfg job     the composed config
-  attention-zoo train -m attention=multi_head,linear position=sinusoidal,rotary"""
 
 
 def complete(arguments: list[str]) -> None:
-    """Hydra's shell completion, which calls the program without its verb.
+    """Answer Hydra's shell completion, which calls the program without its command.
 
-    `attention-zoo -sc install=bash` prints the shell's part of it (likewise zsh, fish); what the
-    shell then asks is answered here: verbs, names to show, and behind the other verbs by Hydra.
+    `attention-zoo -sc install=bash` prints the part of the shell (likewise zsh, fish). To what the
+    shell then asks, the answer is commands, names to show, or what Hydra completes.
     """
-    if any(x.startswith("query=") for x in arguments):
-        program, *words = os.environ["COMP_LINE"].split(" ")
-        if len(words) < 2:
-            print(" ".join(verb for verb in (*COMPOSED, *PLAIN) if verb.startswith("".join(words))))
-            return
-        if words[0] == "show":
-            # The files are named as the entries are, and reading them takes no torch.
-            groups = (files("attention_zoo.conf") / group for group in ("attention", "position"))
-            print(" ".join(sorted(Path(x.name).stem for group in groups for x in group.iterdir())))
-        if words[0] in COMPOSED:
-            os.environ["COMP_LINE"] = " ".join([program, *words[1:]])
-            run_composed(words[0], ["-sc", *arguments])
+    if not any(x.startswith("query=") for x in arguments):
+        run_composed("train", ["-sc", *arguments])
         return
-    run_composed("train", ["-sc", *arguments])
+    program, *words = os.environ["COMP_LINE"].split(" ")
+    if len(words) < 2:
+        print(" ".join(name for name in COMMANDS if name.startswith("".join(words))))
+    elif words[0] == "show":
+        # The files are named as the entries are, and reading them takes no torch.
+        groups = (files("attention_zoo.conf") / group for group in ("attention", "position"))
+        print(" ".join(sorted(Path(x.name).stem for group in groups for x in group.iterdir())))
+    elif words[0] in COMMANDS and COMMANDS[words[0]].composed:
+        os.environ["COMP_LINE"] = " ".join([program, *words[1:]])
+        run_composed(words[0], ["-sc", *arguments])
 
 
-def run_composed(verb: str, arguments: list[str]) -> None:
-    """Run a verb whose arguments are Hydra's."""
+def run_composed(command: str, arguments: list[str]) -> None:
+    """Run a command whose config Hydra composes."""
     import hydra
-    from omegaconf import DictConfig, OmegaConf
+    from omegaconf import DictConfig
 
-    from attention_zoo.tasks.configuration.composition import (
-        explained,
-        group_choices,
-        parse_command,
-        resolve_output_dir,
-        source_flags,
+    from attention_zoo.tasks.configuration.composition import parse_command
+    from attention_zoo.tasks.configuration.composition_errors import explain_error
+    from attention_zoo.tasks.configuration.overrides import source_flags
+    from attention_zoo.tasks.sweeps.launcher import (
+        is_launched_by_other,
+        job_command,
+        run_in_subprocess,
     )
-    from attention_zoo.tasks.sweeps.launcher import command_of, launched_by_others, run_alone
 
-    given = sys.argv
-    call = parse_command(verb, arguments)
-    # Hydra reads sys.argv. Lightning starts its other processes with it, and they need the verb.
-    sys.argv = [given[0], *call.overrides]
-
-    command = command_of(verb, source_flags(call.overrides))
-    shown_in_full = "HYDRA_FULL_ERROR" in os.environ
+    program_arguments = sys.argv
+    invocation = parse_command(command, arguments)
+    # Hydra reads sys.argv. Lightning starts other processes with it, and they need the command.
+    asks_for_help = HELP_FLAGS & {*invocation.overrides}
+    help_overrides = override_help(command) if asks_for_help else []
+    sys.argv = [program_arguments[0], *invocation.overrides, *help_overrides]
+    show_traceback = "HYDRA_FULL_ERROR" in os.environ
     failures: list[Exception] = []
 
     @hydra.main(
-        config_path="pkg://attention_zoo.conf", config_name=call.config_name, version_base="1.3"
+        config_path="pkg://attention_zoo.conf",
+        config_name=invocation.config_name,
+        version_base="1.3",
     )
     def job(config: DictConfig) -> Any:
-        sys.argv = given
+        sys.argv = program_arguments
         try:
-            if verb == "train" and launched_by_others():
+            if command == "train" and is_launched_by_other():
                 environment = dict(os.environ)
-                if not shown_in_full:
-                    del environment["HYDRA_FULL_ERROR"]  # It is ours, see below.
-                return run_alone(config, command=command, environment=environment)
-
-            from attention_zoo.tasks.configuration.build import resolve_defaults
-
-            trained = call.checkpoint and call.checkpoint["attention_zoo"]["config"]
-            settled = resolve_defaults(config, trained)
-            resolve_output_dir(config)
-            plain: Any = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
-            plain["choices"] = group_choices() | settled
-            return import_module(f"attention_zoo.tasks.commands.{verb}").run(plain, call)
+                if not show_traceback:
+                    del environment["HYDRA_FULL_ERROR"]  # It was set below.
+                return run_in_subprocess(
+                    config,
+                    command=job_command(command, source_flags(invocation.overrides)),
+                    environment=environment,
+                )
+            return run_job(config, invocation)
         except Exception as error:
-            if launched_by_others():
+            if is_launched_by_other():
                 raise  # Perhaps in another process; Hydra says which job it was.
             failures.append(error)  # Hydra would add a line of its own to what is printed.
 
-    os.environ["HYDRA_FULL_ERROR"] = "1"  # Let Hydra raise; `explained` says it on one line.
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises errors, which are then explained here.
     try:
-        job()
+        print_composed_help(command, job) if asks_for_help else job()
         if failures:
             raise failures[0]
     except Exception as error:
-        told = error if shown_in_full else explained(error, call)
-        if told is error:
+        explained = error if show_traceback else explain_error(error, invocation)
+        if explained is error:
             raise
-        raise told from None
+        raise explained from None
+
+
+def run_job(config: Any, invocation: Any) -> Any:
+    """Complete a composed config and run the command with it, in plain containers."""
+    from omegaconf import OmegaConf
+
+    from attention_zoo.tasks.configuration.composition import hydra_choices
+    from attention_zoo.tasks.configuration.defaults import resolve_defaults, resolve_output_dir
+
+    checkpoint = invocation.checkpoint
+    training_config = checkpoint and checkpoint["attention_zoo"]["config"]
+    choices = hydra_choices() | resolve_defaults(config, training_config)
+    resolve_output_dir(config)
+    plain: Any = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+    plain["choices"] = choices
+    module = import_module(f"attention_zoo.tasks.commands.{invocation.command}")
+    return module.run(plain, invocation)

@@ -1,4 +1,4 @@
-"""`attention-zoo evaluate ckpt_path=FILE split=test`: score a checkpoint, also at other lengths."""
+"""`attention-zoo evaluate`: score a checkpoint on a split of its data, also at other lengths."""
 
 import time
 from functools import partial
@@ -12,97 +12,94 @@ from rich.console import Console
 from attention_zoo.errors import UserError
 from attention_zoo.tasks.analysis.length_report import PREFIX
 from attention_zoo.tasks.analysis.lengths import (
-    AtLengths,
+    LengthDataModule,
     check_lengths,
     report_lengths,
     score_lengths,
-    trained_at,
+    training_length,
 )
-from attention_zoo.tasks.commands.warning_filters import quiet
+from attention_zoo.tasks.commands.warning_filters import silence_libraries
 from attention_zoo.tasks.configuration.build import instantiate, parameter_counts
 from attention_zoo.tasks.configuration.composition import Invocation
+from attention_zoo.tasks.configuration.resolved_config import (
+    flat_hyperparameters,
+    with_choice_names,
+)
 from attention_zoo.tasks.data.base import PreparedData
 from attention_zoo.tasks.data.tokenizers import restore_tokenizer
+from attention_zoo.tasks.run_folder import RunFolder, relative_to_cwd
 from attention_zoo.tasks.training.callbacks.progress import Progress
-from attention_zoo.tasks.training.checkpoints import required
-from attention_zoo.tasks.training.loggers.loggers import (
-    create_loggers,
-    finish,
-    flat_config,
-    log_summary,
-)
-from attention_zoo.tasks.training.results import (
-    collect_surroundings,
-    named,
-    print_metrics,
-    print_paths,
-    relative_to_cwd,
-    write_outputs,
-    write_results,
-)
-from attention_zoo.tasks.training.task import Task, load_task, logged
+from attention_zoo.tasks.training.loggers.factory import create_loggers
+from attention_zoo.tasks.training.loggers.loggers import finish_loggers, log_summary
+from attention_zoo.tasks.training.manifest import collect_environment
+from attention_zoo.tasks.training.task import Task, load_task, logged_metrics
+from attention_zoo.tasks.views.console import print_metrics, print_paths
 
 
-def run(config: dict[str, Any], call: Invocation) -> None:
-    """Score the checkpoint's weights on a split of its data, or of data chosen now."""
-    checkpoint = required(call.checkpoint, call.verb)
+def run(config: dict[str, Any], invocation: Invocation) -> None:
+    """Score the checkpoint on a split of its data, or of data that are chosen anew."""
+    checkpoint = invocation.require_checkpoint()
     if config["split"] not in PREFIX:
         raise UserError(f"split must be valid or test, got {config['split']!r}.")
     check_lengths(config)
-    quiet()
+    silence_libraries()
     seed_everything(config["seed"], workers=True, verbose=False)
     task = load_task(checkpoint, config)
-    task.writes_at_validation = True
+    task.generates_in_validation = True
     state = checkpoint["attention_zoo"]["tokenizer"]
     data = instantiate(config["data"], tokenizer=partial(restore_tokenizer, state=state))
     data.prepare_data()
     data.setup()
-    tests = None
+    length_tests = None
     if config["lengths"]:
-        tests = AtLengths(
+        length_tests = LengthDataModule(
             config,
             data,
             split=config["split"],
-            limit=task.model.max_length,
-            trained_at=trained_at(checkpoint["attention_zoo"]["config"]["data"]),
+            max_length=task.model.max_length,
+            training_length=training_length(checkpoint["attention_zoo"]["config"]["data"]),
         )
     elif task.model.max_length is not None:
         data.check_max_length(task.model.max_length)
-    folder = None if config["output"] is None else made(Path(config["output"]))
-    loggers = create_loggers(config, job_type=call.verb)
+    output = None if config["output"] is None else create_folder(Path(config["output"]))
+    loggers = create_loggers(config, job_type=invocation.command)
     exit_code = 1
     try:
-        score(config, call, task, data, tests, folder, loggers)
+        score(config, invocation, task, data, length_tests, output, loggers)
         exit_code = 0
     finally:
-        finish(loggers, exit_code)
+        finish_loggers(loggers, exit_code)
 
 
-def made(folder: Path) -> Path:
-    """The folder, which may be new. Raises UserError where it cannot be written to."""
+def create_folder(path: Path) -> RunFolder:
+    """Create the folder for the results, if it does not exist.
+
+    Raises:
+        UserError: it cannot be created.
+    """
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(
-            f"{folder} cannot be made ({error.strerror or error}); name another: output=FOLDER."
+            f"{path} cannot be made ({error.strerror or error}); name another: output=FOLDER."
         ) from error
-    return folder
+    return RunFolder(relative_to_cwd(path))
 
 
 def score(
     config: dict[str, Any],
-    call: Invocation,
+    invocation: Invocation,
     task: Task,
     data: PreparedData,
-    tests: AtLengths | None,
-    folder: Path | None,
+    length_tests: LengthDataModule | None,
+    output: RunFolder | None,
     loggers: list[Logger],
 ) -> None:
-    """Score, print, and write down what came of it, where there is a folder."""
-    console = Console()
+    """Score, print the metrics, and write the results if there is a folder for them."""
+    console, split = Console(), config["split"]
     counts = parameter_counts(task.model)
     for logger in loggers:
-        logger.log_hyperparams(flat_config(named(config)) | counts)
+        logger.log_hyperparams(flat_hyperparameters(with_choice_names(config)) | counts)
     trainer: Trainer = instantiate(
         config["trainer"],
         logger=loggers or False,
@@ -110,40 +107,41 @@ def score(
         enable_checkpointing=False,
     )
     started = time.perf_counter()
-    told: dict[str, Any] = {}
-    if tests is not None:
-        told["lengths"] = score_lengths(trainer, task, tests)
+    lengths: dict[str, Any] = {}
+    if length_tests is not None:
+        lengths["lengths"] = score_lengths(trainer, task, length_tests)
     else:
-        of_split = trainer.test if config["split"] == "test" else trainer.validate
-        of_split(task, datamodule=data, verbose=False)
+        evaluate = trainer.test if split == "test" else trainer.validate
+        evaluate(task, datamodule=data, verbose=False)
     if not trainer.is_global_zero:
         return
-    metrics = logged(trainer, f"{PREFIX[config['split']]}/")
-    results = {
+    metrics = logged_metrics(trainer, f"{PREFIX[split]}/")
+    manifest = {
         "checkpoint": str(config["ckpt_path"]),
-        "overrides": call.overrides,
-        "split": config["split"],
+        "overrides": invocation.overrides,
+        "split": split,
         "parameters": counts["parameters"],
         "seconds": round(time.perf_counter() - started, 3),
         "seed": config["seed"],
         "data_hash": data.fingerprint,
         "precision": config["trainer"]["precision"],
-        **collect_surroundings(),
-        **task.manifest(),
-        **told,
+        **collect_environment(),
+        **task.metric_signatures(),
+        **lengths,
     }
     log_summary(loggers, metrics)
     paths = {}
-    if folder is not None:
-        paths["results"] = relative_to_cwd(folder) / "results.json"
-        write_results(paths["results"], metrics, results)
+    if output is not None:
+        output.write_results(metrics, manifest)
+        paths["results"] = output.results_file
         if task.outputs:
-            paths["outputs"] = relative_to_cwd(folder) / f"{config['split']}_outputs.jsonl"
-            write_outputs(paths["outputs"], getattr(data, config["split"]), task.outputs)
-    if tests is None:
+            output.write_outputs(split, getattr(data, split), task.outputs)
+            paths["outputs"] = output.outputs_file(split)
+    if length_tests is None:
         print_metrics(console, metrics)
     else:
-        assert folder is not None  # `resolve_output_dir` has named one
-        paths |= report_lengths(console, metrics | results, folder, loggers, trainer.global_step)
+        assert output is not None  # `resolve_output_dir` has named one.
+        step = trainer.global_step
+        paths |= report_lengths(console, metrics | manifest, output.path, loggers, step)
     if paths:
         print_paths(console, paths)

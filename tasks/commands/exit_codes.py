@@ -1,5 +1,19 @@
-"""Exit codes of the program, beside 0 and Python's own 1 for a crash."""
+"""Exit codes of the program, besides 0."""
 
+from attention_zoo.errors import Unsupported, UserError
+
+CRASHED = 1  # Python's own
 FAILED = 2  # something that the user can mend
 REFUSED = 3  # a combination that cannot be
-INTERRUPTED = 130  # by Ctrl-C; 128 + SIGINT, as shells have it
+INTERRUPTED = 130  # by Ctrl-C; 128 + SIGINT, as in shells
+
+
+def exit_code(error: BaseException | None) -> int:
+    """Return the exit code of a command that ended with an error, or without one."""
+    if error is None:
+        return 0
+    if isinstance(error, Unsupported):
+        return REFUSED
+    if isinstance(error, UserError):
+        return FAILED
+    return INTERRUPTED if isinstance(error, KeyboardInterrupt) else CRASHED

@@ -1,46 +1,45 @@
-"""`attention-zoo figures ckpt_path=FILE output=FOLDER`: pictures that explain attention, and a page."""
+"""`attention-zoo figures`: draw the pictures that explain attention, and a page of them."""
 
-import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from attention_zoo.errors import UserError
-from attention_zoo.zoo import unknown_name_message
+from attention_zoo.tasks.commands.arguments import parse_arguments
 
 if TYPE_CHECKING:
     from attention_zoo.tasks.views.figures.gallery import Picture
 
-OPTIONS = ("ckpt_path", "output")
-UNTRAINED = "it is of a trained translation; make demo trains one, ckpt_path=FILE names one."
+OPTIONS = {
+    "ckpt_path=FILE": "A trained translation. Without it, the newest one in logs is drawn.",
+    "output=figures": "The folder for the pictures and their page.",
+}
+NO_MODEL = "it needs a trained translation; train one with make demo, or name one: ckpt_path=FILE."
 
 
 def run(arguments: list[str]) -> None:
-    parser = argparse.ArgumentParser(prog="attention-zoo figures", description=__doc__)
-    parser.add_argument(
-        "options",
-        nargs="*",
-        metavar="ckpt_path=FILE output=FOLDER",
-        help="a trained translation, by default the newest under logs; by default output=figures",
-    )
-    options = read_options(parser.parse_args(arguments).options)
+    """Draw all pictures into a folder, and write its `index.html`."""
+    options, _ = parse_arguments("figures", arguments, OPTIONS)
 
-    from attention_zoo.tasks.views.figures.page import index
-    from attention_zoo.tasks.views.figures.trained import load_translation, newest_translation
+    from attention_zoo.tasks.views.figures.page import index_page
+    from attention_zoo.tasks.views.figures.trained_task import (
+        find_newest_translation,
+        load_translation,
+    )
 
     task = None
     try:
-        checkpoint = Path(options["ckpt_path"]) if "ckpt_path" in options else newest_translation()
-    except UserError as lack:
-        about = f"No trained model is drawn: {lack}"
+        path = Path(options["ckpt_path"]) if "ckpt_path" in options else find_newest_translation()
+    except UserError as error:
+        source = f"No trained model is drawn: {error}"
     else:
-        task = load_translation(checkpoint)
-        about = f"The trained model is {checkpoint}."
-    print(about)
+        task = load_translation(path)
+        source = f"The trained model is {path}."
+    print(source)
     folder = Path(options.get("output", "figures"))
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        missing = draw_all(folder, task)
-        (folder / "index.html").write_text(index(about, missing), encoding="utf-8")
+        missing = save_pictures(folder, task)
+        (folder / "index.html").write_text(index_page(source, missing), encoding="utf-8")
     except OSError as error:
         raise UserError(
             f"{folder} cannot be written to ({error.strerror}); name another: output=FOLDER."
@@ -48,37 +47,20 @@ def run(arguments: list[str]) -> None:
     print(folder / "index.html")
 
 
-def draw_all(folder: Path, task: Any) -> "dict[Picture, str]":
-    """Draw every picture that can be, and print a line for each; return why the others cannot."""
-    from attention_zoo.tasks.views.figures.gallery import LESSONS, draw, file_name
+def save_pictures(folder: Path, task: Any) -> "dict[Picture, str]":
+    """Save every picture, and print a line for each; return why some cannot be drawn."""
+    from attention_zoo.tasks.views.figures.gallery import LESSONS, file_name, save_picture
 
     missing: dict[Picture, str] = {}
     for number, lesson in enumerate(LESSONS, start=1):
         for picture in lesson.pictures:
             path = folder / file_name(number, picture)
             try:
-                if picture.trained and task is None:
-                    raise UserError(UNTRAINED)
-                draw(picture, path, task)
+                if picture.needs_model and task is None:
+                    raise UserError(NO_MODEL)
+                save_picture(picture, path, task)
                 print(path, flush=True)
             except UserError as error:
                 missing[picture] = str(error)
                 print(f"{path} is not drawn: {error}", flush=True)
     return missing
-
-
-def read_options(given: list[str]) -> dict[str, str]:
-    """What was given as name=value.
-
-    Raises:
-        UserError: no option of ours, one given twice, or without a value.
-    """
-    options: dict[str, str] = {}
-    for each in given:
-        name, equals, value = each.partition("=")
-        if name not in OPTIONS or not equals:
-            raise UserError(unknown_name_message("option", name if equals else each, list(OPTIONS)))
-        if not value or name in options:
-            raise UserError(f"{name} takes one value, {name}=…; got {' '.join(given)}.")
-        options[name] = value
-    return options

@@ -1,4 +1,4 @@
-"""`attention-zoo generate ckpt_path=FILE "Once"`: the text goes on, token by token."""
+"""`attention-zoo generate`: continue prompts, token by token."""
 
 from typing import Any
 
@@ -6,16 +6,17 @@ import torch
 
 from attention_zoo.tasks.commands.text_input import read_lines
 from attention_zoo.tasks.configuration.composition import Invocation
-from attention_zoo.tasks.training.checkpoints import require_task, required
+from attention_zoo.tasks.task_spec import LANGUAGE_MODELING
+from attention_zoo.tasks.training.checkpoints import require_task
 from attention_zoo.tasks.training.task import load_task
 
 
-def run(config: dict[str, Any], call: Invocation) -> None:
-    """Go on from each prompt: of the command line, of `input=FILE`, or of standard input."""
-    checkpoint = required(call.checkpoint, call.verb)
-    require_task(config, "language_modeling", "translate")
+def run(config: dict[str, Any], invocation: Invocation) -> None:
+    """Continue each prompt: of the command line, of `input=FILE`, or of standard input."""
+    checkpoint = invocation.require_checkpoint()
+    require_task(config, LANGUAGE_MODELING)
     task = load_task(checkpoint, config).to(torch.get_default_device())
-    for prompt in read_lines(call.lines, config["input"]):
+    for prompt in read_lines(invocation.lines, config["input"]):
         print(prompt, end="", flush=True)
         for piece in task.stream(prompt):
             print(piece, end="", flush=True)

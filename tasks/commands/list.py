@@ -1,30 +1,26 @@
-"""`attention-zoo list`: the zoo as a table, or as the README's Markdown."""
+"""`attention-zoo list`: print the zoo as a table, or as the Markdown of `docs/zoo.md`."""
 
-import argparse
 from collections.abc import Iterable
 from pathlib import Path
 
-from attention_zoo.errors import BadInput
-from attention_zoo.tasks.commands.pairs import print_matrix, print_reasons
+from rich.console import Console
+
+from attention_zoo.errors import UserError
+from attention_zoo.tasks.commands.arguments import parse_arguments
+from attention_zoo.tasks.commands.pairs import print_matrix, print_refusals
+from attention_zoo.tasks.views.tables import Table, markdown_table, print_table, replace_section
 from attention_zoo.zoo import ATTENTION, POSITION, AttentionCard
 
-ATTENTION_COLUMNS = (
-    "attention",
-    "paper",
-    "roles",
-    "masks",
-    "positions",
-    "time",
-    "a token",
-    "a sequence",
-    "growth",
-    "cache",
-)
-POSITION_COLUMNS = ("position", "paper", "acts on", "roles")
-# Columns that a narrower terminal goes without, and the most characters of what they say.
-WIDTH_TO_SHOW = {"paper": 116, "cache": 158}
-LONG = {"paper": 26, "cache": 40}
-# What the bytes are of: one layer of the base model, in float32.
+OPTIONS = {
+    "pairs=NAME": "Which attention takes which encoding: all, or one of them with the reasons.",
+    "format=table": "table, or markdown for the tables of docs/zoo.md.",
+    "output=FILE": "Write the Markdown between the marks in this file.",
+}
+FORMATS = ("table", "markdown")
+FULL_WIDTH = 158  # characters of a line with all columns
+WIDTH_TO_SHOW = {"paper": 116, "cache": FULL_WIDTH}  # narrower terminals lack these columns
+MAX_WIDTH = {"paper": 26, "cache": 40}
+# The size of the model whose cache is measured: one layer of the base model, in float32.
 DIM, HEADS, TOKENS, BYTES = 512, 8, 1024, 4
 ROLE_LETTERS = {"causal": "C", "global": "G", "cross": "X"}
 MASK_LETTERS = {"key_mask": "p", "segment_ids": "s", "window": "w"}
@@ -40,75 +36,59 @@ POSITION_LETTERS = {
 }
 LEGEND = (
     "Roles: C causal self-attention, G global self-attention, X cross-attention. "
-    "Masks, beside that of the role: p padded keys, s packed sequences, w window. "
-    "Positions act on: P positions, E embeddings, H queries and keys, W their width, L them by the "
-    "length so far, S scores, C scores by content, V values. "
-    "Time: how that of training grows with t tokens. "
-    "What decoding keeps of each token and of a sequence, in bytes: of one layer in float32, with "
+    "Masks, in addition to that of the role: p padded keys, s packed sequences, w window. "
+    "Positions act on: P positions, E embeddings, H queries and keys, W the width of queries and "
+    "keys, L queries and keys by the length so far, S scores, C scores by content, V values. "
+    "Time: how the time of training grows with t tokens. "
+    "A token, a sequence: the bytes that decoding caches for each, in one layer in float32 with "
     f"width {DIM}, {HEADS} heads, {TOKENS:,} tokens, and the options of the mechanism's config."
 )
 
 
 def run(arguments: list[str]) -> None:
-    parser = argparse.ArgumentParser(prog="attention-zoo list", description=__doc__)
-    parser.add_argument("--markdown", action="store_true", help="print the README's tables")
-    parser.add_argument("--into", type=Path, help="put the Markdown between this file's marks")
-    parser.add_argument(
-        "--pairs",
-        nargs="?",
-        const="",
-        metavar="NAME",
-        help="print which attention takes which encoding; with a NAME, and why not",
-    )
-    parsed = parser.parse_args(arguments)
-    if parsed.pairs is not None:
-        print_reasons(parsed.pairs) if parsed.pairs else print_matrix()
-        return
-    tables = ((ATTENTION_COLUMNS, attention_rows()), (POSITION_COLUMNS, position_rows()))
-    text = "\n\n".join([LEGEND, *(markdown(columns, rows) for columns, rows in tables)])
-    if parsed.into is not None:
-        parsed.into.write_text(marked(parsed.into.read_text(), "zoo", text))
-        return
-    if parsed.markdown:
-        print(text)
-        return
+    """Run the command."""
+    options, _ = parse_arguments("list", arguments, OPTIONS)
+    if (style := options.get("format", "table")) not in FORMATS:
+        raise UserError(f"format must be one of {', '.join(FORMATS)}, got {style!r}.")
+    if name := options.get("pairs"):
+        print_matrix() if name == "all" else print_refusals(name)
+    elif "output" in options:
+        path = Path(options["output"])
+        path.write_text(replace_section(path.read_text(), "zoo", zoo_markdown()))
+    elif style == "markdown":
+        print(zoo_markdown())
+    else:
+        print_zoo()
 
-    from rich.console import Console
-    from rich.table import Table
 
+def zoo_markdown() -> str:
+    """Return the legend and the tables of the zoo."""
+    tables = (markdown_table(x, code_names=True) for x in (attention_table(), position_table()))
+    return "\n\n".join([LEGEND, *tables])
+
+
+def print_zoo() -> None:
+    """Print the tables with the columns that the terminal has room for, and the legend."""
     console = Console()
-    if not console.is_terminal:
-        console = Console(width=max(console.width, 158))  # A file or a pager has room for all.
-    for columns, rows in tables:
-        table = Table(box=None, padding=(0, 2 if console.width > 100 else 1, 0, 0))
-        shown = [
-            index
-            for index, column in enumerate(columns)
-            if console.width >= WIDTH_TO_SHOW.get(column, 0)
-        ]
-        for index in shown:
-            name, cells = columns[index], [row[index] for row in rows]
-            table.add_column(
-                name,
-                justify="right" if name.startswith("a ") else "left",
-                min_width=None if name in LONG else max(map(len, (name, *cells))),
-                max_width=LONG.get(name),
-                no_wrap=True,
-            )
-        for row in rows:
-            # The paper's number and section are on the card.
-            short = [cell.split(", arXiv")[0].split(";")[0] for cell in row]
-            table.add_row(*(short[index] for index in shown))
-        console.print(table)
+    if not console.is_terminal:  # A file or a pager has room for all.
+        console.width = max(console.width, FULL_WIDTH)
+    for table in (attention_table(), position_table()):
+        shown = [i for i, x in enumerate(table.columns) if console.width >= WIDTH_TO_SHOW.get(x, 0)]
+        # The paper's number and section are on the card.
+        rows = [[row[i].split(", arXiv")[0].split(";")[0] for i in shown] for row in table.rows]
+        columns, align = [table.columns[i] for i in shown], "".join(table.align[i] for i in shown)
+        print_table(console, Table("", columns, rows, align), max_width=MAX_WIDTH)
         console.print()
     console.print(LEGEND, highlight=False)
     console.print(f"\n{len(list(ATTENTION))} mechanisms, {len(list(POSITION))} encodings.", end=" ")
     console.print("attention-zoo show NAME prints a card.", highlight=False)
 
 
-def attention_rows() -> list[tuple[str, ...]]:
-    """The columns of `ATTENTION_COLUMNS` for each mechanism."""
-    return [
+def attention_table() -> Table:
+    """Return a table of the attention mechanisms."""
+    columns = ["attention", "paper", "roles", "masks", "positions", "time"]
+    columns += ["a token", "a sequence", "growth", "cache"]
+    rows = [
         (
             card.name,
             card.paper,
@@ -116,19 +96,29 @@ def attention_rows() -> list[tuple[str, ...]]:
             letters(card.masks, MASK_LETTERS),
             letters(card.positions, POSITION_LETTERS),
             card.cost,
-            *decoding(card),
+            *cache_cells(card),
         )
         for card in map(ATTENTION.card, ATTENTION)
     ]
+    return Table("Attention", columns, rows, "llllllrrll")
+
+
+def position_table() -> Table:
+    """Return a table of the positional encodings."""
+    rows = [
+        (x.name, x.paper, letters(x.acts, POSITION_LETTERS), letters(x.roles, ROLE_LETTERS))
+        for x in map(POSITION.card, POSITION)
+    ]
+    return Table("Position", ["position", "paper", "acts on", "roles"], rows, "llll")
 
 
 def letters(words: Iterable[str], alphabet: dict[str, str]) -> str:
-    """One for each word that has one."""
+    """Return the letters that stand for the words."""
     return "".join(letter for word, letter in alphabet.items() if word in words) or "–"
 
 
-def decoding(card: AttentionCard) -> tuple[str, str, str, str]:
-    """Bytes kept of each token and of a sequence, how they grow, and what they are of."""
+def cache_cells(card: AttentionCard) -> tuple[str, str, str, str]:
+    """Return the bytes cached for a token and for a sequence, how they grow, and what is cached."""
     if not card.cache:
         return "–", "–", "–", "no cached decoding"
 
@@ -141,49 +131,17 @@ def decoding(card: AttentionCard) -> tuple[str, str, str, str]:
     with torch.device("meta"):
         options = entry_options("attention", card.name, heads=HEADS)
         attention = create_attention(card.name, dim=DIM, role=role, **options)
-    kept = {t: BYTES * attention.decode_state(t) for t in (1, TOKENS, 2**15, 2**16)}
-    if kept[2**16] == kept[2**15]:
-        growth = "constant" if kept[1] == kept[2**16] else "to a limit"
+    sizes = {t: BYTES * attention.decode_state(t) for t in (1, TOKENS, 2**15, 2**16)}
+    if sizes[2**16] == sizes[2**15]:
+        growth = "constant" if sizes[1] == sizes[2**16] else "to a limit"
     else:
-        growth = "linear" if kept[2**16] > 1.5 * kept[2**15] else "logarithmic"
-    slope = (kept[2**16] - kept[2**15]) / 2**15 if growth == "linear" else 0
-    return in_bytes(slope), in_bytes(kept[TOKENS]), growth, card.cache
+        growth = "linear" if sizes[2**16] > 1.5 * sizes[2**15] else "logarithmic"
+    slope = (sizes[2**16] - sizes[2**15]) / 2**15 if growth == "linear" else 0
+    return format_bytes(slope), format_bytes(sizes[TOKENS]), growth, card.cache
 
 
-def in_bytes(number: float) -> str:
-    """4096 -> 4 KiB."""
+def format_bytes(number: float) -> str:
+    """Return 4 KiB for 4096."""
     if number < 1024:
         return f"{number:.0f} B"
     return f"{number / 1024:.4g} KiB" if number < 2**20 else f"{number / 2**20:.3g} MiB"
-
-
-def position_rows() -> list[tuple[str, ...]]:
-    """Name, paper, where it acts, roles, of each encoding."""
-    return [
-        (
-            card.name,
-            card.paper,
-            letters(card.acts, POSITION_LETTERS),
-            letters(card.roles, ROLE_LETTERS),
-        )
-        for card in map(POSITION.card, POSITION)
-    ]
-
-
-def markdown(columns: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
-    """A Markdown table; names in the first column as code."""
-    columns = list(columns)
-    lines = [f"| {' | '.join(columns)} |", f"|{'---|' * len(columns)}"]
-    for name, *rest in rows:
-        lines.append(f"| {' | '.join([f'`{name}`', *rest])} |")
-    return "\n".join(lines)
-
-
-def marked(document: str, name: str, text: str) -> str:
-    """The document with the text between the two marks of a name."""
-    first, last = f"<!-- {name}: begin -->", f"<!-- {name}: end -->"
-    before, begin, rest = document.partition(f"{first}\n")
-    _, end, after = rest.partition(last)
-    if not begin or not end:
-        raise BadInput(f"The file has no {first} and {last} to write between.")
-    return f"{before}{begin}{text}\n{end}{after}"

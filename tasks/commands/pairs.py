@@ -1,21 +1,26 @@
-"""`attention-zoo list --pairs`: which attention takes which encoding, and why not."""
+"""`attention-zoo list pairs=all`: which attention takes which encoding, and why others do not."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import product
 from typing import NamedTuple
 
+from rich.console import Console
+
 from attention_zoo.errors import BadInput, Unsupported
+from attention_zoo.tasks.views.tables import Table, print_table
 from attention_zoo.zoo import ATTENTION, POSITION, ROLES, Role, check_pair, unknown_name_message
 
 LETTERS = {"causal": "C", "global": "G", "cross": "X"}
-NOTE = (
-    "C causal, G global self-attention with the encoding; X cross-attention, which has none of its "
-    "own, in a model that has it. attention-zoo list --pairs NAME says why the others are refused."
+LEGEND = (
+    "C: causal self-attention with the encoding. G: global self-attention with the encoding. "
+    "X: cross-attention, which has no encoding, in a model with the encoding. "
+    "attention-zoo list pairs=NAME prints why the others are refused."
 )
+WIDTH = 1000  # of a line in characters: the terminal wraps longer lines
 
 
 class Pair(NamedTuple):
-    """An attention in a role, in a model with an encoding; why it is refused, if it is."""
+    """An attention in a role, an encoding, and why the pair is refused, if it is."""
 
     attention: str
     position: str
@@ -23,68 +28,69 @@ class Pair(NamedTuple):
     refusal: str | None
 
 
-def pairs() -> Iterator[Pair]:
-    """Every attention × encoding × role."""
+def list_pairs() -> Iterator[Pair]:
+    """Yield every attention × encoding × role."""
     for attention, position, role in product(ATTENTION, POSITION, ROLES):
-        yield Pair(attention, position, role, refusal(attention, position, role))
+        yield Pair(attention, position, role, find_refusal(attention, position, role))
 
 
-def refusal(attention: str, position: str, role: Role) -> str | None:
-    """As it would be refused when a config is composed."""
+def find_refusal(attention: str, position: str, role: Role) -> str | None:
+    """Return the error with which a config of the pair is refused; None if it is valid."""
     card = POSITION.card(position)
     try:
         check_pair(ATTENTION.card(attention), role, None if role == "cross" else card)
         if role == "cross":
-            # A model that has it has an encoder beside it, of plain attention here.
+            # Such a model has an encoder too, whose self-attention takes the encoding.
             check_pair(ATTENTION.card("multi_head"), "global", card)
-    except Unsupported as reason:
-        return str(reason)
+    except Unsupported as refusal:
+        return str(refusal)
     return None
 
 
 def print_matrix() -> None:
-    """A line for each attention, a column for each encoding, the roles that run in the cells."""
-    from rich.console import Console
-
-    console, found = Console(), list(pairs())
-    runs = {(p.attention, p.position, p.role) for p in found if p.refusal is None}
-    width = max(map(len, ATTENTION)) + 2
-    # Names stand upright above their columns.
-    tall = max(map(len, POSITION))
-    for row in range(tall):
-        letters = (name.rjust(tall)[row] for name in POSITION)
-        console.print(" " * width + "".join(f"{letter:<4}" for letter in letters), soft_wrap=True)
-    for attention in ATTENTION:
-        cells = (
-            "".join(LETTERS[role] for role in ROLES if (attention, position, role) in runs) or "·"
-            for position in POSITION
+    """Print the roles that are valid, with a row for each attention, a column for each encoding."""
+    pairs = list(list_pairs())
+    valid = {(p.attention, p.position, p.role) for p in pairs if p.refusal is None}
+    rows = [
+        (
+            attention,
+            *(
+                "".join(LETTERS[role] for role in ROLES if (attention, position, role) in valid)
+                or "·"
+                for position in POSITION
+            ),
         )
-        line = f"{attention:<{width}}" + "".join(f"{cell:<4}" for cell in cells)
-        console.print(line, soft_wrap=True, highlight=False)
-    console.print(f"\n{NOTE}", highlight=False)
-    console.print(f"{len(found)} pairs with roles: {counted(found)}.", highlight=False)
+        for attention in ATTENTION
+    ]
+    # The names of encodings are written downwards.
+    height = max(map(len, POSITION))
+    columns = ["", *("\n".join(position.rjust(height)) for position in POSITION)]
+    print_table(Console(width=WIDTH), Table("", columns, rows, "l" * len(columns)))
+    Console().print(f"\n{LEGEND}", highlight=False)
+    print_count(pairs)
 
 
-def print_reasons(name: str) -> None:
-    """For one attention or one encoding: each pair, whether it runs, or why it is refused."""
-    from rich.console import Console
-
+def print_refusals(name: str) -> None:
+    """Print each pair of one attention or encoding: whether it is valid, or why it is refused."""
     if name not in (*ATTENTION, *POSITION):
         raise BadInput(unknown_name_message("attention or position", name, [*ATTENTION, *POSITION]))
-    console = Console()
-    found = [pair for pair in pairs() if name in (pair.attention, pair.position)]
-    for pair in found:
-        other = pair.position if name == pair.attention else pair.attention
-        # The sentences behind the reason list all that could be chosen instead.
-        said = "runs" if pair.refusal is None else f"refused: {first_sentence(pair.refusal)}"
-        console.print(f"{other:<22}{pair.role:<8}{said}", soft_wrap=True, highlight=False)
-    console.print(f"\n{len(found)} pairs with roles: {counted(found)}.", highlight=False)
+    pairs = [pair for pair in list_pairs() if name in (pair.attention, pair.position)]
+    rows = [
+        (
+            pair.position if name == pair.attention else pair.attention,
+            pair.role,
+            # The sentences after the first list the valid choices.
+            f"refused: {pair.refusal.partition('. ')[0].rstrip('.')}" if pair.refusal else "valid",
+        )
+        for pair in pairs
+    ]
+    table = Table(f"Pairs of {name}", ["with", "role", "result"], rows, "lll")
+    print_table(Console(width=WIDTH), table)
+    print_count(pairs)
 
 
-def counted(found: list[Pair]) -> str:
-    run = sum(pair.refusal is None for pair in found)
-    return f"{run} run, {len(found) - run} are refused"
-
-
-def first_sentence(text: str) -> str:
-    return text.partition(". ")[0].rstrip(".")
+def print_count(pairs: Sequence[Pair]) -> None:
+    """Print how many pairs are valid."""
+    valid = sum(pair.refusal is None for pair in pairs)
+    count = f"{len(pairs)} pairs with roles: {valid} are valid, {len(pairs) - valid} are refused."
+    Console().print(f"\n{count}", highlight=False)

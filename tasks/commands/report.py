@@ -1,114 +1,110 @@
-"""`attention-zoo report DIR…`: what runs and sweeps came to, compared, tested, and drawn."""
+"""`attention-zoo report FOLDER …`: compare runs and sweeps with tables, tests and charts."""
 
-import argparse
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from attention_zoo.errors import UserError
-from attention_zoo.tasks.analysis.report.comparison import (
-    Comparison,
-    compare,
-    count_tests,
-    run_tests,
-)
-from attention_zoo.tasks.analysis.report.page import page, panels
-from attention_zoo.tasks.analysis.report.runs import Run, find_runs
-from attention_zoo.tasks.analysis.report.text import comparison_table, csv_of, markdown, show
-from attention_zoo.tasks.views.pages import document
+from rich.console import Console
+from rich.progress import Progress
 
+from attention_zoo.errors import UserError
+from attention_zoo.tasks.analysis.report.charts import draw_charts
+from attention_zoo.tasks.analysis.report.comparison import Comparison, compare_runs
+from attention_zoo.tasks.analysis.report.page import report_page
+from attention_zoo.tasks.analysis.report.runs import Run, find_runs
+from attention_zoo.tasks.analysis.report.tables import comparison_table, csv_rows
+from attention_zoo.tasks.analysis.report.testing import count_tests, run_tests
+from attention_zoo.tasks.analysis.report.text import print_report, report_markdown
+from attention_zoo.tasks.commands.arguments import parse_arguments
+from attention_zoo.tasks.views.pages import render_page
+from attention_zoo.tasks.views.tables import csv_text
+
+OPTIONS = {
+    "baseline=LABEL": "The row to test against. Without it, the best one.",
+    "output=FOLDER": "The folder for the files. Without it, the first FOLDER.",
+    "logger=none": "wandb logs the report to W&B as well.",
+}
 LOGGERS = ("wandb", "none")
-PROJECT = "attention-zoo"  # in W&B, where the runs were not written down there
+PROJECT = "attention-zoo"  # of W&B, if the runs were not logged there
 
 
 def run(arguments: list[str]) -> None:
-    from rich.console import Console
-
-    parser = argparse.ArgumentParser(prog="attention-zoo report", description=__doc__)
-    parser.add_argument(
-        "folders", nargs="+", metavar="DIR", help="of sweeps or runs; logger=wandb shows it in W&B"
-    )
-    parser.add_argument("--baseline", metavar="LABEL", help="the row to test against: not the best")
-    parser.add_argument("--into", type=Path, metavar="FOLDER", help="for the files: not the first")
-    parsed = parser.parse_intermixed_args(arguments)
-    loggers = [x.removeprefix("logger=") for x in parsed.folders if x.startswith("logger=")]
-    folders = [Path(x) for x in parsed.folders if not x.startswith("logger=")]
-    if unknown_name_message := [name for name in loggers if name not in LOGGERS]:
-        raise UserError(
-            f"logger must be one of {', '.join(LOGGERS)}, got {unknown_name_message[0]!r}."
-        )
-    if not folders:
-        raise UserError("report takes the folders of sweeps or runs, got none.")
+    """Run the command."""
+    options, operands = parse_arguments("report", arguments, OPTIONS, operand="FOLDER")
+    if (logger := options.get("logger", "none")) not in LOGGERS:
+        raise UserError(f"logger must be one of {', '.join(LOGGERS)}, got {logger!r}.")
+    folders = [Path(folder) for folder in operands]
     console = Console()
     runs = find_runs(folders)
-    comparisons = compare(runs, parsed.baseline)
-    into = parsed.into or folders[0]
-    test(comparisons, console)
+    comparisons = compare_runs(runs, options.get("baseline"))
+    run_all_tests(comparisons, console)
     title = f"Report on {', '.join(folder.resolve().name for folder in folders)}"
-    html = page(title, comparisons, runs)
-    paths = write(
-        into,
-        {
-            "report.html": html,
-            "report.md": markdown(title, comparisons, runs),
-            "results.csv": csv_of(runs),
-        },
-    )
-    show(console, comparisons, runs)
+    charts = list(map(draw_charts, comparisons))
+    html = report_page(title, comparisons, charts, runs)
+    files = {
+        "report.html": html,
+        "report.md": report_markdown(title, comparisons, runs),
+        "results.csv": csv_text(csv_rows(runs)),
+    }
+    output = Path(options.get("output", folders[0]))
+    paths = write_files(output, files)
+    print_report(console, comparisons, runs)
     for path in paths:
         console.print(str(path), soft_wrap=True, highlight=False, markup=False)
-    if "wandb" in loggers:
-        log(title, html, comparisons, runs, folders[0], into)
+    if logger == "wandb":
+        log_report(title, html, comparisons, charts, runs, folders[0], output)
 
 
-def test(comparisons: Sequence[Comparison], console: Any) -> None:
-    """Run all tests; a bar shows in a terminal, as bootstraps take time."""
-    from rich.progress import Progress
-
+def run_all_tests(comparisons: Sequence[Comparison], console: Console) -> None:
+    """Run the tests of all comparisons; terminals show a bar, as bootstraps take time."""
     with Progress(console=console, transient=True) as progress:
         bar = progress.add_task("testing", total=sum(map(count_tests, comparisons)))
         for comparison in comparisons:
             run_tests(comparison, lambda: progress.advance(bar))
 
 
-def write(folder: Path, texts: dict[str, str]) -> list[Path]:
-    """Write the files; raises UserError where the folder cannot be written to."""
+def write_files(folder: Path, texts: Mapping[str, str]) -> list[Path]:
+    """Write files and return their paths.
+
+    Raises:
+        UserError: the folder cannot be written to.
+    """
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for name, text in texts.items():
             (folder / name).write_text(text, encoding="utf-8")
     except OSError as error:
         raise UserError(
-            f"{folder} cannot be written to ({error.strerror}); name another: --into FOLDER."
+            f"{folder} cannot be written to ({error.strerror}); name another: output=FOLDER."
         ) from error
     return [folder / name for name in texts]
 
 
-def log(
+def log_report(
     title: str,
     html: str,
     comparisons: Sequence[Comparison],
+    charts: Sequence[Mapping[str, Sequence[str]]],
     runs: Sequence[Run],
     sweep: Path,
-    folder: Path,
+    output: Path,
 ) -> None:
-    """The report as a run of W&B, in the project and group of the runs."""
+    """Log the report as a run of W&B, in the project and group of the runs."""
     from attention_zoo.tasks.training.loggers.loggers import (
-        finish,
+        finish_loggers,
         log_html,
         log_summary,
         log_table,
     )
     from attention_zoo.tasks.training.loggers.wandb_runs import create_wandb_logger
 
-    nodes = [(run.config.get("logger") or {}).get("wandb") for run in runs]
-    node: dict[str, Any] = next((node for node in nodes if node), {"project": PROJECT})
-    place: dict[str, Any] = {key: node[key] for key in ("project", "entity") if node.get(key)}
+    configs = [(run.config.get("logger") or {}).get("wandb") for run in runs]
+    config: dict[str, Any] = next((each for each in configs if each), {"project": PROJECT})
     logger = create_wandb_logger(
-        **place,
-        group=node.get("group") or sweep.resolve().name,
-        # A folder of its own: the run in W&B of a run's folder is that of its training.
-        save_dir=folder / "report",
+        **{key: config[key] for key in ("project", "entity") if config.get(key)},
+        group=config.get("group") or sweep.resolve().name,
+        # The W&B run of a run's own folder is that of its training.
+        save_dir=output / "report",
         name=title,
         job_type="report",
         tags=["report"],
@@ -116,22 +112,17 @@ def log(
     exit_code = 1
     try:
         log_html([logger], "report", html, 0)
-        for number, comparison in enumerate(comparisons):
-            above = f"{comparison.title}/" if len(comparisons) > 1 else ""
-            log_table([logger], f"{above}table", *comparison_table(comparison), 0)
-            kinds: dict[str, str] = {}
-            for kind, svg in panels(comparison, f"w{number}"):
-                kinds[kind] = kinds.get(kind, "") + f"<figure>{svg}</figure>"
-            for kind, figures in kinds.items():
-                shown = f'<section class="comparison plots">{figures}</section>'
-                log_html(
-                    [logger],
-                    f"{above}{kind}",
-                    document(kind, shown, of="analysis/report"),
-                    0,
-                )
-            best = {f"{above}best/{x.key}": comparison.best.mean(x.key) for x in comparison.quality}
-            log_summary([logger], {f"{above}best": comparison.best.label, **best})
+        for comparison, drawn in zip(comparisons, charts, strict=True):
+            prefix = f"{comparison.title}/" if len(comparisons) > 1 else ""
+            table = comparison_table(comparison)
+            rows = [[str(cell) for cell in row] for row in table.rows]
+            log_table([logger], f"{prefix}table", table.columns, rows, 0)
+            for kind, charts_of_kind in drawn.items():
+                page = render_page("analysis/report/charts.html", title=kind, charts=charts_of_kind)
+                log_html([logger], f"{prefix}{kind}", page, 0)
+            best = comparison.best
+            means = {f"{prefix}best/{x.key}": best.mean(x.key) for x in comparison.quality}
+            log_summary([logger], {f"{prefix}best": best.label, **means})
         exit_code = 0
     finally:
-        finish([logger], exit_code)
+        finish_loggers([logger], exit_code)

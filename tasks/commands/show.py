@@ -1,40 +1,45 @@
-"""`attention-zoo show NAME`: the card of an entry, and its options."""
+"""`attention-zoo show NAME`: print the card and the options of an entry of the zoo."""
 
-import argparse
 import inspect
 from dataclasses import asdict
 
+from rich.console import Console
+
 from attention_zoo import card
 from attention_zoo.errors import UserError
+from attention_zoo.tasks.commands.arguments import parse_arguments
+from attention_zoo.tasks.views.tables import Table, print_table
 from attention_zoo.zoo import ATTENTION, POSITION, unknown_name_message
 
 
 def run(arguments: list[str]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
+    """Run the command."""
     from attention_zoo.factory import options_of
 
-    parser = argparse.ArgumentParser(prog="attention-zoo show", description=__doc__)
-    parser.add_argument("name", help="of an attention mechanism or a positional encoding")
-    name = parser.parse_args(arguments).name
+    _, operands = parse_arguments("show", arguments, {}, operand="NAME")
+    if len(operands) > 1:
+        raise UserError(f"show takes one NAME, got {' '.join(operands)}.")
+    (name,) = operands
     names = sorted([*ATTENTION, *POSITION])
     if name not in names:
         raise UserError(unknown_name_message("entry", name, names))
-    shown = card(name)
     entry = POSITION[name] if name in list(POSITION) else ATTENTION[name]
-    table = Table(show_header=False, box=None)
-    for key, value in asdict(shown).items():
-        if isinstance(value, bool):
-            value = "yes" if value else "no"
-        text = ", ".join(value) if isinstance(value, tuple) else value
-        table.add_row(key.replace("_", " "), text or "none")
+    rows = [
+        (key.replace("_", " "), format_field(value)) for key, value in asdict(card(name)).items()
+    ]
     options = ", ".join(
         key if option.default is option.empty else f"{key}={option.default}"
         for key, option in options_of(entry).items()
     )
-    table.add_row("options", options)
     console = Console()
-    console.print(table)
+    table = Table("", ["field", "value"], [*rows, ("options", options)], "ll")
+    print_table(console, table, show_header=False)
     console.print()
     console.print(inspect.getdoc(entry), markup=False, highlight=False, soft_wrap=True)
+
+
+def format_field(value: bool | str | tuple[str, ...]) -> str:
+    """Return the value of a card's field as text."""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return (", ".join(value) if isinstance(value, tuple) else value) or "none"

@@ -1,24 +1,30 @@
-"""The lines that a verb works on."""
+"""Read the lines that a command works on."""
 
 import gzip
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from attention_zoo.errors import BadInput, UserError
 
 
-def read_lines(given: list[str], path: str | None) -> list[str]:
-    """The given lines, or those of a file, plain or gzipped, or of standard input.
+def read_lines(arguments: Sequence[str], path: str | None) -> list[str]:
+    """Return the lines of the command line, or of a file, plain or gzipped, or of standard input.
+
+    Args:
+        arguments: the lines in the command line.
+        path: the file.
 
     Raises:
-        BadInput: a missing file, or invalid UTF-8. UserError: nothing given at all, at a terminal.
+        BadInput: a missing file, or invalid UTF-8.
+        UserError: lines from two places, or none at all in a terminal.
     """
-    if given and path is not None:
+    if arguments and path is not None:
         raise UserError(f"Lines come from the command line or from input={path}, not from both.")
-    if given:
-        return given
+    if arguments:
+        return [*arguments]
     if path is None and sys.stdin.isatty():
-        raise UserError('No text given: "A line." behind the overrides, input=FILE, or < FILE.')
+        raise UserError('No text given: "A line." after the options, input=FILE, or < FILE.')
     name = "standard input" if path is None else path
     try:
         raw = sys.stdin.buffer.read() if path is None else Path(path).read_bytes()
@@ -26,13 +32,13 @@ def read_lines(given: list[str], path: str | None) -> list[str]:
             raw = gzip.decompress(raw)
     except OSError as error:
         raise BadInput(f"{path} cannot be read: {error.strerror or error}.") from None
-    lines = raw.removesuffix(b"\n").split(b"\n")
-    for number, line in enumerate(lines, start=1):
+    lines = []
+    for number, line in enumerate(raw.removesuffix(b"\n").split(b"\n"), start=1):
         try:
-            line.decode()
+            lines.append(line.decode())
         except UnicodeDecodeError as error:
             raise BadInput(
                 f"{name}, line {number}: invalid UTF-8 at byte {error.start}. Convert it, for "
                 f"instance with iconv -t UTF-8."
             ) from None
-    return [line.decode() for line in lines]
+    return lines

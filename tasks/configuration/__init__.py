@@ -1,1 +1,1 @@
-"""From the command line to a config, and from a config to objects."""
+"""Compose a config from the command line, and build objects from it."""

@@ -32,17 +32,17 @@ class LanguageBatch(NamedTuple):
     """Blocks of running text, or sequences that ask questions at some places.
 
     inputs: [b t] long.
-    targets: [b t] long, the token after each input, or [b a] long, the answer at each of `places`;
-        -100 where nothing is to be predicted.
+    targets: [b t] long, the token after each input, or [b a] long, the answer at each of
+        `target_positions`; -100 where nothing is to be predicted.
     segment_ids: [b t] long, the number of the document within the block, or None where attention
         may cross documents.
-    places: [b a] long, or None where all tokens are to be predicted.
+    target_positions: [b a] long, or None where all tokens are to be predicted.
     """
 
     inputs: Tensor
     targets: Tensor
     segment_ids: Tensor | None = None
-    places: Tensor | None = None
+    target_positions: Tensor | None = None
 
 
 Batch = TypeVar("Batch", bound=tuple[Any, ...])

@@ -30,7 +30,7 @@ class QueryDataset(BatchDataset[LanguageBatch]):
         inputs, places, answers = (
             torch.from_numpy(part[indices].astype(np.int64)) for part in self.rows
         )
-        return LanguageBatch(inputs, answers, places=places)
+        return LanguageBatch(inputs, answers, target_positions=places)
 
 
 class DiagnosticData(PreparedData):
@@ -121,7 +121,9 @@ class DiagnosticData(PreparedData):
         inputs, _, answers = self.rows["train"]
         queries = round((answers != IGNORE_INDEX).sum(1).mean())
         tokens = torch.full((1, inputs.shape[1]), self.tokenizer.eos_id)
-        return LanguageBatch(tokens, tokens[:, :queries], places=torch.arange(queries)[None])
+        return LanguageBatch(
+            tokens, tokens[:, :queries], target_positions=torch.arange(queries)[None]
+        )
 
     def check_max_length(self, max_length: int) -> None:
         for name, rows in self.rows.items():

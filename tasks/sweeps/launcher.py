@@ -1,19 +1,17 @@
 """Every job of a sweep is a process of its own, whichever launcher of Hydra's starts it.
 
-One process for all jobs would let loggers, random states and process groups leak from one into the
-next, and a distributed job inside a sweep would start the sweep again. `hydra/launcher=processes`
-is ours; in the places that other launchers choose, such as the tasks of a cluster, `run_alone` is
-what they run.
+In one process for all jobs, loggers, random states and process groups would leak from a job into
+the next, and a distributed job would start the whole sweep again. `hydra/launcher=processes` is
+this project's launcher; under any other one, such as that of a cluster, `run_in_subprocess` runs
+the job.
 """
 
 import os
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from importlib.util import find_spec
 from pathlib import Path
-from types import ModuleType
 from typing import Any, ClassVar
 
 from hydra.conf import HydraConf
@@ -27,172 +25,159 @@ from hydra.plugins.plugin import Plugin
 from hydra.types import HydraContext, RunMode, TaskFunction
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
+from rich.console import Console
 
 from attention_zoo.errors import UserError
-from attention_zoo.tasks.sweeps.jobs import Job, Pool, WholeMachine, run_jobs, say, summary
-from attention_zoo.tasks.training.results import fingerprint
+from attention_zoo.tasks.analysis.length_report import report_sweep
+from attention_zoo.tasks.configuration.resolved_config import hash_config
+from attention_zoo.tasks.run_folder import JobRecord, RunFolder
+from attention_zoo.tasks.sweeps.jobs import Job
+from attention_zoo.tasks.sweeps.scheduling import DevicePool, outcome_table, run_jobs
+from attention_zoo.tasks.views.console import print_line
 
-# What a job may be run again with: it does not change what the job is.
-OF_THE_LAUNCH = ("hydra", "paths", "logger", "ckpt_path", "jobs", "fail_fast")
+# Options that may differ when a job is run again: they do not change what it trains.
+LAUNCH_OPTIONS = ("hydra", "paths", "logger", "ckpt_path", "jobs", "fail_fast")
 
 
 class ProcessesLauncher(Launcher):
-    """Runs the jobs as devices allow, and says at the end how each one went.
+    """Runs jobs as devices allow, and prints a table of how they ended.
 
-    A job that is refused or that fails does not keep the others from running, unless `fail_fast`.
-    Launched again over the same folder, it runs what has no result yet, from its last checkpoint.
+    A job that is refused or that fails does not stop the others, unless `fail_fast`. Launched again
+    over the same folder, it runs the jobs that have no result yet, from their last checkpoints.
 
     Args:
-        command: what runs a job, followed by its overrides.
-        jobs: how many run at a time on the CPU, each with its share of the threads.
-        fail_fast: end the sweep with the first job that fails.
+        command: what the overrides of a job are added to.
+        jobs: how many jobs run at a time on the CPU, each with an equal share of the threads.
+        fail_fast: stop the sweep when the first job fails.
     """
 
-    environment: ClassVar[dict[str, str]] = {}  # as the user set it
+    environment: ClassVar[dict[str, str]] = {}  # that of the user, without what Hydra is set by
 
     def __init__(self, command: list[str], jobs: int = 1, fail_fast: bool = False) -> None:
         self.command = command
-        self.slots = jobs
+        self.cpu_slots = jobs
         self.fail_fast = fail_fast
 
     def setup(
         self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig
     ) -> None:
-        # Not in the constructor: Hydra would make an error of its own of it.
-        require_count("jobs", self.slots)
+        # Not in the constructor, whose errors Hydra wraps in its own.
+        require_count("jobs", self.cpu_slots)
         self.loader = hydra_context.config_loader
         self.config = config
 
     def launch(
         self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int
     ) -> Sequence[JobReturn]:
-        from rich.console import Console
-
         setup_globals()
         console = Console()
-        words = [filter_overrides(overrides) for overrides in job_overrides]
-        # Of a search, a job may be launched by itself.
-        shared = set.intersection(*map(set, words)) if len(words) > 1 else set()
-        shared |= {*self.config.hydra.overrides.task}
-        jobs = [
-            Job(
-                number=number,
-                overrides=overrides,
-                words=own,
-                label=" ".join([word for word in own if word not in shared] or own),
-                run=self.folder(number),
-            )
-            for number, (overrides, own) in enumerate(
-                zip(job_overrides, words, strict=True), start=initial_job_idx
-            )
-        ]
-        self.restore(jobs, console)
+        jobs = self.create_jobs(job_overrides, initial_job_idx)
+        self.restore_jobs(jobs, console)
+        sweep = Path(self.config.hydra.sweep.dir)
         try:
             run_jobs(
-                self.composed(job for job in jobs if not job.finished),
-                command=[*self.command, *said_of_hydra(self.config.hydra)],
+                self.compose_jobs(job for job in jobs if not job.record.is_final),
+                command=[*self.command, *hydra_overrides(self.config.hydra)],
                 environment=self.environment,
-                pool=Pool(self.slots),
+                pool=DevicePool(self.cpu_slots),
                 fail_fast=self.fail_fast,
                 console=console,
             )
         finally:
             for job in jobs:
-                if job.outcome == "waiting":
-                    job.outcome = "not run"
-            console.print(summary(jobs))
-            report_lengths(console, jobs, Path(self.config.hydra.sweep.dir))
-            console.print(f"Sweep: {self.config.hydra.sweep.dir}", soft_wrap=True)
-        return [returned(job) for job in jobs]
+                if job.record.outcome == "waiting":
+                    job.record.outcome = "not run"
+            console.print(outcome_table(jobs))
+            report_lengths(console, jobs, sweep)
+            console.print(f"Sweep: {sweep}", soft_wrap=True)
+        return [job_return(job) for job in jobs]
 
-    def folder(self, number: int) -> Path:
+    def create_jobs(self, job_overrides: Sequence[Sequence[str]], first: int) -> list[Job]:
+        """Return a job for each list of overrides, numbered from `first`."""
+        user_overrides = [filter_overrides(overrides) for overrides in job_overrides]
+        # A search may launch one job at a time.
+        shared = set.intersection(*map(set, user_overrides)) if len(user_overrides) > 1 else set()
+        shared |= {*self.config.hydra.overrides.task}
+        jobs = []
+        for index, overrides in enumerate(user_overrides):
+            name = " ".join([x for x in overrides if x not in shared] or overrides)
+            folder, record = self.run_folder(first + index), JobRecord(overrides=overrides)
+            jobs.append(Job(first + index, job_overrides[index], name, folder, record))
+        return jobs
+
+    def run_folder(self, number: int) -> RunFolder:
+        """Return the folder of the job of a number."""
         with open_dict(self.config):
             self.config.hydra.job.num = number
-        return Path(self.config.hydra.sweep.dir) / str(self.config.hydra.sweep.subdir)
+        return RunFolder(Path(self.config.hydra.sweep.dir) / str(self.config.hydra.sweep.subdir))
 
-    def restore(self, jobs: Sequence[Job], console: Any) -> None:
-        """Take up what an earlier launch over the same folder came to.
+    def restore_jobs(self, jobs: Sequence[Job], console: Console) -> None:
+        """Take over the results of an earlier launch over the same folder.
 
         Raises:
-            UserError: its jobs were composed from something else.
+            UserError: its jobs were composed of something else.
         """
-        earlier = [job for job in jobs if job.record]
-        for job in self.composed(earlier):
-            restore(job)
-        done = sum(job.finished for job in earlier)
+        earlier = [job for job in jobs if job.folder.job_file.exists()]
+        for job in self.compose_jobs(earlier):
+            job.restore()
+        done = sum(job.record.is_final for job in earlier)
         if earlier:
             console.print(
                 f"{done} of {len(jobs)} jobs have their result already; the others run.",
                 highlight=False,
             )
 
-    def composed(self, jobs: Iterator[Job] | Sequence[Job]) -> Iterator[Job]:
-        """Each job, once it is known what it is composed of and which devices it wants."""
+    def compose_jobs(self, jobs: Iterable[Job]) -> Iterator[Job]:
+        """Compose the config of each job, for its hash and the devices that it asks for."""
         for job in jobs:
-            # If it cannot be composed, its process will say what is wrong.
+            # If it cannot be composed, its process reports why.
             with suppress(HydraException, OmegaConfBaseException):
                 config = self.loader.load_sweep_config(self.config, list(job.overrides))
-                plain: Any = OmegaConf.to_container(config, resolve=False)
                 trainer = OmegaConf.select(config, "trainer") or {}
-                job.fingerprint = fingerprint(plain, without=OF_THE_LAUNCH)
+                job.record.config_hash = hash_job_config(config)
                 job.accelerator = trainer.get("accelerator", "cpu")
                 job.devices = trainer.get("devices", 1)
             yield job
 
 
-def report_lengths(console: Any, jobs: Sequence[Job], folder: Path) -> None:
-    """Where jobs were scored at several lengths: a table, and a picture in the sweep's folder."""
-    metrics = {job.label or f"job {job.number}": job.metrics for job in jobs}
-    scored = {label: found for label, found in metrics.items() if "lengths" in found}
+def report_lengths(console: Console, jobs: Sequence[Job], sweep: Path) -> None:
+    """Print a table of the jobs that were scored at several lengths, and draw a picture of it."""
+    results = {job.name or f"job {job.number}": job.folder.read_results() for job in jobs}
+    scored = {name: metrics for name, metrics in results.items() if "lengths" in metrics}
     if scored:
-        from attention_zoo.tasks.analysis.length_report import report_sweep
-
-        report_sweep(console, scored, folder)
-
-
-def restore(job: Job) -> None:
-    """Take up what an earlier launch left of a job.
-
-    Raises:
-        UserError: the job was composed from something else then.
-    """
-    before = job.record
-    if before and job.fingerprint != before["config"]:
-        then, now = before["overrides"], job.words
-        raise UserError(
-            f"{job.run} was composed from something else: it had "
-            f"{' '.join(x for x in then if x not in now) or 'the same overrides'}, and "
-            f"now {' '.join(x for x in now if x not in then) or 'other values behind them'}"
-            ". Go on with the command that began the sweep, or choose another "
-            "hydra.sweep.dir."
-        )
-    job.restore()
+        report_sweep(console, scored, sweep)
 
 
 def require_count(name: str, value: Any) -> None:
-    """Raises: UserError, unless a value is a whole number of at least 1."""
+    """Refuse what is not a whole number of at least 1."""
     if not isinstance(value, int) or value < 1:
         raise UserError(f"{name} must be a whole number of at least 1, got {value!r}.")
 
 
-def said_of_hydra(hydra: HydraConf) -> list[str]:
-    """What was said of Hydra itself and holds for the jobs too; and the sweep that they are of."""
+def hash_job_config(config: DictConfig) -> str:
+    """Return the hash of what a job trains: of its config without the launch's options."""
+    container: Any = OmegaConf.to_container(config, resolve=False)
+    return hash_config(container, without=LAUNCH_OPTIONS)
+
+
+def hydra_overrides(hydra: HydraConf) -> list[str]:
+    """Return the overrides of Hydra's own options, which hold for the jobs too, and the sweep's."""
     return [*hydra.overrides.hydra, f"hydra.sweep.dir='{hydra.sweep.dir}'"]
 
 
 def objective(job: Job) -> float | None:
-    """What a search would minimise; None for a job that cannot be.
+    """Return what a search minimises; None for a job that was refused.
 
     Raises:
         UserError: the job failed.
     """
-    if job.outcome not in ("trained", "refused"):
-        raise UserError(f"job {job.number} {job.outcome}: {job.reason}")
-    return job.metrics.get("val/loss")
+    if job.record.outcome not in ("trained", "refused"):
+        raise UserError(f"job {job.number} {job.record.outcome}: {job.record.reason}")
+    return job.folder.read_results().get("val/loss")
 
 
-def returned(job: Job) -> JobReturn:
-    """What Hydra's sweepers ask of a job."""
+def job_return(job: Job) -> JobReturn:
+    """Return a job's objective or error, as Hydra's sweepers expect it."""
     result = JobReturn(overrides=job.overrides, status=JobStatus.COMPLETED)
     try:
         result.return_value = objective(job)
@@ -202,33 +187,23 @@ def returned(job: Job) -> JobReturn:
     return result
 
 
-def launched_by_others() -> bool:
-    """Whether this is a job of a sweep, run where a launcher that is not ours has put it."""
+def is_launched_by_other() -> bool:
+    """Return whether another launcher than this project's runs this job of a sweep."""
     return bool(HydraConfig.get().mode == RunMode.MULTIRUN)
 
 
-def run_alone(
+def run_in_subprocess(
     config: DictConfig, *, command: Sequence[str], environment: Mapping[str, str]
 ) -> float | None:
-    """Run the job of another launcher in a process of its own, as `processes` would.
+    """Run the job of another launcher in a process of its own, and return its objective.
 
-    The process has all devices that are seen here. Where SLURM starts several tasks for the job,
-    each is a rank, and the first one keeps the record.
-
-    Args:
-        config: what the job is composed of.
-        command: what runs a job, followed by its overrides.
-        environment: of the process.
-
-    Returns:
-        What a search would minimise.
+    The process has all devices that this one sees. If SLURM starts several tasks for the job, each
+    is a rank, and the first one keeps the record.
 
     Raises:
-        UserError: the job failed, an earlier one of its folder was composed from something else,
-            or the launcher is asked for what only ours does.
+        UserError: the job failed, an earlier job of its folder was composed of something else, or
+            an option is for the launcher `processes` only.
     """
-    from rich.console import Console
-
     hydra = HydraConfig.get()
     choices = hydra.runtime.choices
     if choices["hydra/sweeper"] == "basic" and (config.jobs != 1 or config.fail_fast):
@@ -237,24 +212,22 @@ def run_alone(
             f"fail_fast={config.fail_fast} with hydra/launcher={choices['hydra/launcher']}, whose "
             "own options, hydra.launcher, are shown by --cfg hydra."
         )
-    plain: Any = OmegaConf.to_container(config, resolve=False)
-    words = filter_overrides(hydra.overrides.task)
+    overrides = filter_overrides(hydra.overrides.task)
     job = Job(
         number=hydra.job.num,
         overrides=hydra.overrides.task,
-        words=words,
-        label=" ".join(words),
-        run=Path(hydra.runtime.output_dir),
-        fingerprint=fingerprint(plain, without=OF_THE_LAUNCH),
+        name=" ".join(overrides),
+        folder=RunFolder(hydra.runtime.output_dir),
+        record=JobRecord(overrides=overrides, config_hash=hash_job_config(config)),
     )
-    restore(job)
-    command = [*command, *said_of_hydra(hydra)]
+    job.restore()
+    command = [*command, *hydra_overrides(hydra)]
     if environment.get("SLURM_NTASKS") == "1":
-        # Lightning takes each task of SLURM's for a rank, and would start no other.
+        # Lightning takes each of SLURM's tasks for a rank, and would start no other.
         environment = {k: v for k, v in environment.items() if k != "SLURM_NTASKS"}
     console = Console()
-    if job.finished:
-        say(console, f"job {job.number} has its result already")
+    if job.record.is_final:
+        print_line(console, f"job {job.number} has its result already")
     elif environment.get("SLURM_PROCID", "0") != "0":
         subprocess.run(job.command_line(command), env=environment, check=False)
         return None
@@ -263,51 +236,39 @@ def run_alone(
             iter([job]),
             command=command,
             environment=environment,
-            pool=WholeMachine(),
+            pool=DevicePool(cpu_slots=1),  # A single job: it has all devices that there are here.
             fail_fast=False,
             console=console,
+            use_terminal=False,
         )
     return objective(job)
 
 
-def command_of(verb: str, flags: Sequence[str]) -> list[str]:
-    """What runs a job of a verb.
-
-    Args:
-        flags: those of Hydra's that say where configs are.
-    """
+def job_command(verb: str, flags: Sequence[str]) -> list[str]:
+    """Return the command that runs a verb; `flags` are Hydra's, for the sources of configs."""
     return [sys.executable, "-m", "attention_zoo", verb, *flags]
 
 
-# Hydra instantiates plugins of the module `hydra_plugins` only. A real module of that name would
-# be imported by every Hydra program of the environment; ours are registered when our program runs.
-PLUGINS = "hydra_plugins.attention_zoo"
+def register_plugin(plugin: type[Plugin], group: str, name: str, **options: Any) -> None:
+    """Make `group=name` choose a plugin of this project.
 
-
-def register(plugin: type[Plugin], group: str, name: str, **options: Any) -> None:
-    """Make `group=name` mean a plugin of ours, with the options that its constructor has."""
-    # Hydra finds the class by importing what it calls itself.
-    plugin.__module__ = PLUGINS
-    if "hydra_plugins" not in sys.modules and find_spec("hydra_plugins") is None:
-        sys.modules["hydra_plugins"] = ModuleType("hydra_plugins")
-    setattr(sys.modules.setdefault(PLUGINS, ModuleType(PLUGINS)), plugin.__name__, plugin)
-    Plugins.instance().register(plugin)
-    node = {"_target_": f"{PLUGINS}.{plugin.__name__}", **options}
-    ConfigStore.instance().store(group=group, name=name, node=node)
+    Hydra looks plugins up by name, under `hydra_plugins` only. A package of that name would be
+    imported by every Hydra program of the environment; an entry in Hydra's table is our program's.
+    """
+    target = f"hydra_plugins.attention_zoo.{plugin.__name__}"
+    Plugins.instance().register(plugin)  # for --info plugins
+    Plugins.instance().class_name_to_class[target] = plugin
+    ConfigStore.instance().store(group=group, name=name, node={"_target_": target, **options})
 
 
 def register_launcher(verb: str, flags: Sequence[str] = ()) -> None:
-    """Make `hydra/launcher=processes` known, for jobs of a verb.
-
-    Args:
-        flags: those of Hydra's that say where configs are.
-    """
+    """Make `hydra/launcher=processes` run jobs of a verb; see `job_command` for the flags."""
     ProcessesLauncher.environment = dict(os.environ)
-    register(
+    register_plugin(
         ProcessesLauncher,
         "hydra/launcher",
         "processes",
-        command=command_of(verb, flags),
+        command=job_command(verb, flags),
         jobs="${oc.select:jobs,1}",
         fail_fast="${oc.select:fail_fast,false}",
     )

@@ -1,7 +1,7 @@
 """`hparams_search=optuna`: the jobs of a sweep are the trials of an Optuna study.
 
-The bridge between Hydra and Optuna that Hydra ships is bound to Optuna 2, whose storage does not
-work with today's SQLAlchemy, and does not know the trials of a launch that was cut off.
+Hydra's own Optuna sweeper needs Optuna 2, whose storage does not work with today's SQLAlchemy, and
+does not go on with a launch that was cut off.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,35 +17,36 @@ from hydra.plugins.launcher import Launcher
 from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf, open_dict
+from rich.console import Console
 
 from attention_zoo.errors import UserError
-from attention_zoo.tasks.sweeps.jobs import say
-from attention_zoo.tasks.sweeps.launcher import OF_THE_LAUNCH, require_count
-from attention_zoo.tasks.training.results import fingerprint
+from attention_zoo.tasks.configuration.resolved_config import hash_config
+from attention_zoo.tasks.run_folder import JOB_LOG
+from attention_zoo.tasks.sweeps.launcher import LAUNCH_OPTIONS, require_count
+from attention_zoo.tasks.views.console import print_line
 
 if TYPE_CHECKING:
     from optuna import Study
     from optuna.distributions import BaseDistribution
 
-CONDITIONS = "conditions"
+CONFIG_HASH = "conditions"  # the attribute of a study that holds it
 
 
 class TrialsSweeper(Sweeper):
-    """Minimises what the jobs return, `val/loss`, by Optuna's TPE sampler (Bergstra et al. 2011).
+    """Minimise what the jobs return, `val/loss`, by Optuna's TPE sampler (Bergstra et al. 2011).
 
-    A trial is a job of its number. One that fails, diverges or is refused has failed for Optuna
-    too, and does not end the search. What was cut off is run first when the study goes on: as it
-    has the number and values that it had, it goes on from its checkpoint. One launch at a time may
-    work on a study.
+    A trial is the job of the same number. A job that fails, diverges or is refused is a failed
+    trial, and does not end the search. A trial that was cut off runs first when the study goes on,
+    with its number and values, and so from its checkpoint. One launch at a time may use a study.
 
     Args:
-        storage: URL of the database, as Optuna has it.
-        study_name: trials of one name are one study. Null: of the hash of all that is searched, so
-            that the same command goes on with the same study.
-        n_trials: how many the study has when the search ends, those of earlier launches among them.
-        params: name of an option to what to try, in Hydra's grammar: `interval(0, 1)`,
+        storage: URL of the database, as Optuna takes it.
+        study_name: name of the study. Null: a hash of the config and of the search space, so that
+            the same command goes on with the same study.
+        n_trials: number of trials that end the search, those of earlier launches included.
+        params: option to the values to try, in Hydra's grammar: `interval(0, 1)`,
             `tag(log, interval(1e-4, 1e-2))`, `int(interval(1, 8))`, `choice(a, b)`. Overrides on
-            the command line add to them, and replace them.
+            the command line add to them or replace them.
     """
 
     config: DictConfig
@@ -69,31 +70,16 @@ class TrialsSweeper(Sweeper):
             )
         require_count("hydra.sweeper.n_trials", self.n_trials)
         require_count("jobs", config.jobs)
-        given = [f"{name}={value}" for name, value in self.params.items()]
-        parser = OverridesParser.create(config_loader=hydra_context.config_loader)
-        overrides = parser.parse_overrides([*given, *config.hydra.overrides.task])
-        # The last one of a name is meant.
-        by_name = {override.get_key_element(): override for override in overrides}
-        self.space = {n: searched(o) for n, o in by_name.items() if o.is_sweep_override()}
-        self.decided_options = [
-            f"{name}={override.get_value_element_as_str()}"
-            for name, override in by_name.items()
-            if name not in self.space
-        ]
-        if not self.space or "seed" in self.space:
-            raise UserError(
-                f"a search needs options to search, other than the seed, got "
-                f"{', '.join(self.space) or 'none'}; give some, such as "
-                "'optimizer.lr=tag(log,interval(1e-4,1e-2))'."
-            )
-        composed = hydra_context.config_loader.load_sweep_config(config, self.decided_options)
+        loader = hydra_context.config_loader
+        self.parse_overrides(OverridesParser.create(config_loader=loader), config)
+        composed = loader.load_sweep_config(config, self.fixed_overrides)
         self.seed = composed.seed
-        plain: Any = OmegaConf.to_container(composed, resolve=False)
-        space = {name: str(distribution) for name, distribution in self.space.items()}
-        self.conditions = fingerprint(plain | {"space": space}, without=OF_THE_LAUNCH)
+        container: Any = OmegaConf.to_container(composed, resolve=False)
+        space = {name: str(distribution) for name, distribution in self.search_space.items()}
+        self.config_hash = hash_config(container | {"space": space}, without=LAUNCH_OPTIONS)
         if self.study_name is None:
-            self.study_name = f"{composed.task.name}-{self.conditions[:8]}"
-            # As if it had been given: jobs and their folders are composed anew by launchers.
+            self.study_name = f"{composed.task.name}-{self.config_hash[:8]}"
+            # As if the user had chosen it: launchers compose jobs and their folders anew.
             with open_dict(config):
                 config.hydra.sweeper.study_name = self.study_name
                 config.hydra.overrides.hydra.append(f"hydra.sweeper.study_name={self.study_name}")
@@ -102,35 +88,67 @@ class TrialsSweeper(Sweeper):
             hydra_context=hydra_context, task_function=task_function, config=config
         )
 
-    def sweep(self, arguments: list[str]) -> Any:
-        """Run trials until there are `n_trials`; what was cut off first.
+    def parse_overrides(self, parser: OverridesParser, config: DictConfig) -> None:
+        """Divide the overrides into the search space and those that all trials share.
 
         Raises:
-            UserError: the study's trials were composed from something else, none of all has a
-                result, or, with `fail_fast`, one has failed.
+            UserError: the search space is empty, or holds the seed.
         """
-        from rich.console import Console
+        params = [f"{name}={value}" for name, value in self.params.items()]
+        parsed = parser.parse_overrides([*params, *config.hydra.overrides.task])
+        # The last override of an option holds.
+        overrides = {override.get_key_element(): override for override in parsed}
+        self.search_space = {
+            name: create_distribution(override)
+            for name, override in overrides.items()
+            if override.is_sweep_override()
+        }
+        self.fixed_overrides = [
+            f"{name}={override.get_value_element_as_str()}"
+            for name, override in overrides.items()
+            if name not in self.search_space
+        ]
+        if not self.search_space or "seed" in self.search_space:
+            raise UserError(
+                f"a search needs options to search, other than the seed, got "
+                f"{', '.join(self.search_space) or 'none'}; give some, such as "
+                "'optimizer.lr=tag(log,interval(1e-4,1e-2))'."
+            )
 
+    def sweep(self, arguments: list[str]) -> Any:
+        """Run trials until there are `n_trials`, first those that were cut off.
+
+        Raises:
+            UserError: the study's trials were composed of something else, no trial has a result,
+                or, with `fail_fast`, one has failed.
+        """
         console = Console()
         study = self.open_study()
         done = sum(trial.state.is_finished() for trial in study.trials)
-        say(console, f"study {study.study_name} in {self.storage}: {done} trials are done")
-        for numbers in self.batches(study):
-            overrides = [self.overrides(study, number) for number in numbers]
+        print_line(console, f"study {study.study_name} in {self.storage}: {done} trials are done")
+        for numbers in self.draw_batches(study):
+            overrides = [self.trial_overrides(study, number) for number in numbers]
             returns = self.launcher.launch(overrides, initial_job_idx=numbers[0])
-            tell(study, numbers, returns, fail_fast=self.config.fail_fast)
+            tell_results(study, numbers, returns, fail_fast=self.config.fail_fast)
+        count = len(study.trials)
         if not any(trial.value is not None for trial in study.trials):
             raise UserError(
-                f"none of the {len(study.trials)} trials has a val/loss; their job.log, in "
-                f"{self.config.hydra.sweep.dir}, say why."
+                f"none of the {count} trials has a val/loss; the reasons are in their {JOB_LOG}, "
+                f"in {self.config.hydra.sweep.dir}."
             )
         best = study.best_trial
-        words = " ".join(f"{name}={value}" for name, value in best.params.items())
-        count = len(study.trials)
-        say(console, f"Best of {count} trials: {best.number}, val/loss {best.value:.4f}: {words}")
+        values = " ".join(f"{name}={value}" for name, value in best.params.items())
+        print_line(
+            console, f"Best of {count} trials: {best.number}, val/loss {best.value:.4f}: {values}"
+        )
         return best.value
 
     def open_study(self) -> "Study":
+        """Create the study, or load it from its storage.
+
+        Raises:
+            UserError: its trials were composed of something else.
+        """
         import optuna
         from sqlalchemy.engine import make_url
 
@@ -141,62 +159,57 @@ class TrialsSweeper(Sweeper):
         study = optuna.create_study(
             storage=self.storage, study_name=self.study_name, load_if_exists=True
         )
-        # Not the same draws again, where a study goes on.
+        # A study that goes on must not repeat its draws.
         study.sampler = optuna.samplers.TPESampler(seed=self.seed + len(study.trials))
-        before = study.user_attrs.get(CONDITIONS)
-        if before not in (None, self.conditions):
+        if study.user_attrs.get(CONFIG_HASH) not in (None, self.config_hash):
             raise UserError(
-                f"the trials of study {self.study_name} in {self.storage} were composed from "
-                "something else, or searched another space. Go on with the command that began it, "
-                "or choose another hydra.sweeper.study_name."
+                f"the trials of study {self.study_name} in {self.storage} were composed of "
+                "something else, or searched another space. Repeat the command that began it, or "
+                "choose another hydra.sweeper.study_name."
             )
-        study.set_user_attr(CONDITIONS, self.conditions)
+        study.set_user_attr(CONFIG_HASH, self.config_hash)
         return study
 
-    def batches(self, study: "Study") -> Iterator[Sequence[int]]:
-        """Numbers of trials to run at a time, each batch one without gaps."""
+    def draw_batches(self, study: "Study") -> Iterator[Sequence[int]]:
+        """Yield the consecutive numbers of trials to run at a time."""
         for trial in study.trials:
             if not trial.state.is_finished():
                 yield [trial.number]
         while (missing := self.n_trials - len(study.trials)) > 0:
-            slots = min(self.config.jobs, missing)
-            yield [study.ask(self.space).number for _ in range(slots)]
+            size = min(self.config.jobs, missing)
+            yield [study.ask(self.search_space).number for _ in range(size)]
 
-    def overrides(self, study: "Study", number: int) -> list[str]:
+    def trial_overrides(self, study: "Study", number: int) -> list[str]:
+        """Return the overrides of a trial: those of all trials, and its values."""
         params = study.trials[number].params
-        return [*self.decided_options, *(f"{name}={value}" for name, value in params.items())]
+        return [*self.fixed_overrides, *(f"{name}={value}" for name, value in params.items())]
 
 
-def searched(override: Override) -> "BaseDistribution":
-    """What Optuna may try for an option: numbers of an interval, or one of several words."""
-    from optuna.distributions import (
-        CategoricalDistribution,
-        FloatDistribution,
-        IntDistribution,
-    )
+def create_distribution(override: Override) -> "BaseDistribution":
+    """Return what Optuna may try for an option: numbers of an interval, or some values."""
+    from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
     if override.is_discrete_sweep():
         return CategoricalDistribution([str(x) for x in override.sweep_string_iterator()])
     interval: Any = override.value()
-    of_integers = isinstance(interval.start, int) and isinstance(interval.end, int)
-    distribution = IntDistribution if of_integers else FloatDistribution
+    has_integers = isinstance(interval.start, int) and isinstance(interval.end, int)
+    distribution = IntDistribution if has_integers else FloatDistribution
     return distribution(interval.start, interval.end, log="log" in interval.tags)
 
 
-def tell(
+def tell_results(
     study: "Study", numbers: Sequence[int], returns: Sequence[JobReturn], *, fail_fast: bool
 ) -> None:
-    """Tell a study what came of its trials.
+    """Tell a study the results of its trials.
 
     Raises:
-        UserError: one has failed, and `fail_fast` is set; it is tried again when the study goes on.
+        UserError: one has failed, and `fail_fast` is set; it runs again when the study goes on.
     """
     from optuna.trial import TrialState
 
     for number, result in zip(numbers, returns, strict=True):
         if fail_fast and result.status is JobStatus.FAILED:
-            # Whatever it is, to ask for the value raises it.
-            _ = result.return_value
+            _ = result.return_value  # Reading an error raises it.
         value = result.return_value if result.status is JobStatus.COMPLETED else None
         if value is None:
             study.tell(number, state=TrialState.FAIL)

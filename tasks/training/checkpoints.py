@@ -1,4 +1,4 @@
-"""Checkpoints are whole: the model, the tokenizer, and the config it was composed of."""
+"""Read checkpoints, which hold the model, the tokenizer, and the config that it was composed of."""
 
 from pathlib import Path
 from typing import Any
@@ -6,16 +6,21 @@ from typing import Any
 import torch
 
 from attention_zoo.errors import BadInput, UserError
+from attention_zoo.tasks.configuration.renamed_options import upgrade_checkpoint
+from attention_zoo.tasks.run_folder import BEST_CHECKPOINT, CHECKPOINTS, LAST_CHECKPOINT
+from attention_zoo.tasks.task_spec import TaskSpec, task_spec
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
-    """A checkpoint of this project, on the CPU. Holds plain data: nothing in it is executed.
+    """Read a checkpoint of this project to the CPU, and translate it if it is of version 0.1.
+
+    A checkpoint holds plain data: nothing in it is executed.
 
     Raises:
-        BadInput: no such file, or not a checkpoint of ours.
+        BadInput: no such file, or not a checkpoint of this project.
     """
     if path.is_dir():
-        inside = sorted(path.glob("**/best.ckpt"))
+        inside = sorted(path.glob(f"**/{BEST_CHECKPOINT}"))
         hint = f" Did you mean {inside[0]}?" if inside else ""
         raise BadInput(f"{path} is a folder; a checkpoint is a file, checkpoints/best.ckpt.{hint}")
     if not path.exists():
@@ -27,37 +32,42 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         raise BadInput(f"{path} cannot be read as a checkpoint: {reason}") from None
     if not isinstance(checkpoint, dict) or "attention_zoo" not in checkpoint:
         raise BadInput(f"{path} is no checkpoint of attention-zoo: it has no config inside.")
+    upgrade_checkpoint(checkpoint)
     return checkpoint
 
 
-def newest_checkpoint(logs: Path, task: str) -> Path:
-    """The last.ckpt written latest under a task's runs.
+def last_checkpoint(logs: Path, task: str) -> Path:
+    """Return the last.ckpt that was written latest in the runs of a task.
 
     Raises:
         UserError: there is none.
     """
-    newest = newest_of_runs(logs, task, "last.ckpt")
-    if newest is None:
+    path = newest_checkpoint(logs, task, LAST_CHECKPOINT)
+    if path is None:
         raise UserError(f"ckpt_path=last: there is no checkpoint under {logs / task / 'runs'} yet.")
-    return newest
+    return path
 
 
-def newest_of_runs(logs: Path, task: str, name: str) -> Path | None:
-    """The checkpoint of a name, best.ckpt or last.ckpt, written latest under a task's runs."""
-    found = (logs / task / "runs").glob(f"*/checkpoints/{name}")
-    return max(found, key=lambda path: path.stat().st_mtime, default=None)
+def newest_checkpoint(logs: Path, task: str, file_name: str) -> Path | None:
+    """Return the checkpoint that was written latest in the runs of a task; None if there is none.
+
+    Args:
+        logs: the folder of all runs.
+        task: the name of the task.
+        file_name: best.ckpt or last.ckpt.
+    """
+    paths = (logs / task / "runs").glob(f"*/{CHECKPOINTS}/{file_name}")
+    return max(paths, key=lambda path: path.stat().st_mtime, default=None)
 
 
-def required(checkpoint: dict[str, Any] | None, verb: str) -> dict[str, Any]:
-    """Raises: UserError, if no checkpoint was named."""
-    if checkpoint is None:
-        raise UserError(f"{verb} needs a checkpoint: ckpt_path=logs/…/checkpoints/best.ckpt")
-    return checkpoint
+def require_task(config: dict[str, Any], task: TaskSpec) -> None:
+    """Refuse a checkpoint of another task, which another command uses.
 
-
-def require_task(config: dict[str, Any], task: str, other: str) -> None:
-    """Raises: UserError, if the checkpoint is of another task, which has another verb."""
-    if config["task"]["name"] != task:
+    Raises:
+        UserError: with that command.
+    """
+    found = task_spec(config)
+    if found != task:
         raise UserError(
-            f"This checkpoint is of task={config['task']['name']}: use attention-zoo {other}."
+            f"This checkpoint is of task={found.name}: use attention-zoo {found.command}."
         )

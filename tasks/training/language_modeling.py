@@ -1,4 +1,4 @@
-"""Language modelling: predict each token from those before it."""
+"""Language modelling: predict each token from the tokens before it."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -10,106 +10,114 @@ from attention_zoo.capture import Maps
 from attention_zoo.decoding import Sample
 from attention_zoo.errors import UserError
 from attention_zoo.models.language_model import LanguageModel
-from attention_zoo.tasks.data.batches import LanguageBatch
-from attention_zoo.tasks.training.metrics import LossByPlace, Share, TokenLoss
-from attention_zoo.tasks.training.task import IGNORED, Task, metric_name, token_losses
-from attention_zoo.tasks.views.attention_record import AttentionRecord
+from attention_zoo.tasks.data.batches import IGNORE_INDEX, LanguageBatch
+from attention_zoo.tasks.training.metrics import Accuracy, LossByPosition, TokenLoss
+from attention_zoo.tasks.training.task import Task, metric_name, token_losses
+from attention_zoo.tasks.views.attention_record import AttentionRecord, first_row
+from attention_zoo.tasks.views.attention_viewer.page import AttentionView
 
 
 class LanguageModelingTask(Task):
-    """Learns next tokens; scored by loss, perplexity and bits per byte.
+    """A task that predicts next tokens, scored by loss, perplexity and bits per byte.
 
-    Where the data ask questions, it learns their answers, and is scored by loss, accuracy (the
-    share of right answers) and exact match (the share of sequences whose answers are all right).
+    On data with queries it predicts their answers. The scores are then loss, accuracy (the share of
+    right answers) and exact match (the share of sequences whose answers are all right).
     """
 
     model: LanguageModel
     decoding: Sample
-    words = ("prompt", "continuation")
+    sample_columns = ("prompt", "continuation")
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
-        self.counters: dict[int, LossByPlace] = {}
-        # Of the last test, by the length of its windows: see `LossByPlace`.
-        self.by_place: dict[int, Tensor] = {}
         if not isinstance(self.decoding, Sample):
             raise UserError(
-                "a language model writes with decoding=sample (decoding.temperature=0 takes the "
+                "a language model needs decoding=sample (decoding.temperature=0 takes the "
                 f"likeliest token), got {type(self.decoding).__name__}."
             )
+        # By the length of the windows; the values are those of the last test.
+        self.position_metrics: dict[int, LossByPosition] = {}
+        self.loss_by_position: dict[int, Tensor] = {}
 
     def predict_batch(self, batch: LanguageBatch) -> tuple[Tensor, Tensor]:
-        logits = self.model(batch.inputs, segment_ids=batch.segment_ids, places=batch.places)
+        logits = self.model(
+            batch.inputs,
+            segment_ids=batch.segment_ids,
+            target_positions=batch.target_positions,
+        )
         return logits, batch.targets
+
+    def on_test_epoch_start(self) -> None:
+        self.position_metrics = {}
+
+    def on_test_epoch_end(self) -> None:
+        self.loss_by_position = {
+            length: metric.compute() for length, metric in self.position_metrics.items()
+        }
 
     def test_step(self, batch: LanguageBatch, _: int, dataloader_idx: int = 0) -> None:
         self.score(batch, self.trainer.datamodule.test_names[dataloader_idx])  # type: ignore[attr-defined]
 
     def score(self, batch: LanguageBatch, split: str) -> None:
         logits, targets = self.predict_batch(batch)
-        losses, predicted = token_losses(logits, targets), targets != IGNORED
-        if batch.places is None:
+        losses, is_target = token_losses(logits, targets), targets != IGNORE_INDEX
+        if batch.target_positions is None:
             self.update_loss_metrics(losses, targets, split)
             length = split.partition("@")[2]
             if length.isdecimal():  # not sliding
-                self.count_places(int(length), losses, predicted)
+                self.update_position_metric(int(length), losses, is_target)
             return
         right = logits.argmax(-1) == targets
-        self.update_metric(TokenLoss, metric_name("loss", split), losses.sum(), predicted.sum())
-        self.update_metric(Share, metric_name("accuracy", split), right[predicted])
-        self.update_metric(Share, metric_name("exact_match", split), (right == predicted).all(-1))
+        all_right = (right == is_target).all(-1)
+        self.update_metric(TokenLoss, metric_name("loss", split), losses.sum(), is_target.sum())
+        self.update_metric(Accuracy, metric_name("accuracy", split), right[is_target])
+        self.update_metric(Accuracy, metric_name("exact_match", split), all_right)
 
-    def count_places(self, length: int, losses: Tensor, predicted: Tensor) -> None:
-        """Add windows of a length, losses [b t] of what is predicted [b t], to `by_place`."""
-        if length not in self.counters:
-            self.counters[length] = LossByPlace(length).to(self.device)
-        self.counters[length].update(losses, predicted)
-
-    def on_test_epoch_start(self) -> None:
-        self.counters = {}
-
-    def on_test_epoch_end(self) -> None:
-        self.by_place = {length: counter.compute() for length, counter in self.counters.items()}
+    def update_position_metric(self, length: int, losses: Tensor, is_target: Tensor) -> None:
+        """Update the metric of windows of a length by losses [b t] of the targets [b t]."""
+        if length not in self.position_metrics:
+            self.position_metrics[length] = LossByPosition(length).to(self.device)
+        self.position_metrics[length].update(losses, is_target)
 
     def prompts(self, lines: list[str]) -> list[list[int]]:
-        """Each line as a document's beginning."""
+        """Return each line as the tokens of a document's beginning."""
         return [[self.tokenizer.bos_id, *self.tokenizer.encode(line)] for line in lines]
 
-    def respond(self, lines: list[str]) -> list[str]:
-        written = self.decoding(self.model, self.prompts(lines), **self.special_ids())
-        return [self.tokenizer.decode(tokens) for tokens in written]
+    def generate(self, lines: list[str]) -> list[str]:
+        rows = self.decoding(self.model, self.prompts(lines), **self.special_ids())
+        return [self.tokenizer.decode(tokens) for tokens in rows]
 
     def stream(self, line: str) -> Iterator[str]:
-        """What `respond` gives for a line, piece by piece, as soon as its characters are whole."""
+        """Yield what `generate` returns for a line, as soon as characters are complete."""
         tokens: list[int] = []
-        told = ""
-        for drawn in self.decoding.stream(self.model, self.prompts([line]), **self.special_ids()):
-            tokens.append(int(drawn))
+        yielded = ""
+        for token in self.decoding.stream(self.model, self.prompts([line]), **self.special_ids()):
+            tokens.append(int(token))
             text = self.tokenizer.decode(tokens)
             if not text.endswith("\ufffd"):  # A character may take several tokens.
-                yield text[len(told) :]
-                told = text
-        yield self.tokenizer.decode(tokens)[len(told) :]
+                yield text[len(yielded) :]
+                yielded = text
+        yield self.tokenizer.decode(tokens)[len(yielded) :]
 
     def special_ids(self) -> dict[str, int]:
+        """Return the tokenizer's special ids, as arguments of the decoding."""
         ids = self.tokenizer
         return {"bos_id": ids.bos_id, "eos_id": ids.eos_id, "pad_id": ids.pad_id}
 
     def attention_maps(self, batch: LanguageBatch) -> Iterator[Maps]:
         for row, tokens in enumerate(batch.inputs):
-            real = tokens != self.tokenizer.pad_id
-            segment_ids = None if batch.segment_ids is None else batch.segment_ids[row][real][None]
-            yield self.model.attention_maps(tokens[real][None], segment_ids=segment_ids)
+            mask = tokens != self.tokenizer.pad_id
+            segment_ids = None if batch.segment_ids is None else batch.segment_ids[row][mask][None]
+            yield self.model.attention_maps(tokens[mask][None], segment_ids=segment_ids)
 
     @torch.inference_mode()
     def attend(self, line: str) -> AttentionRecord:
-        """The attention over a line."""
         tokens = self.prompts([line])[0]
         maps = self.model.attention_maps(torch.tensor([tokens], device=self.device))
         names = ["<bos>", *self.tokenizer.tokens(tokens[1:])]
-        return AttentionRecord(
+        return AttentionView(
             source_tokens=names,
             target_tokens=names,
-            maps={role: [layer[0].float().cpu() for layer in maps[role]] for role in maps},
+            maps=first_row(maps),
             source=line,
         )

@@ -1,4 +1,4 @@
-"""The most memory that a training takes."""
+"""The peak memory of a training."""
 
 import sys
 from contextlib import suppress
@@ -8,35 +8,35 @@ import torch
 from lightning import Trainer
 
 
-def reset_peak(device: torch.device) -> None:
-    """Forget what was taken before, such as by the preparation of the data."""
+def reset_peak_memory(device: torch.device) -> None:
+    """Forget the peak so far, for instance that of the preparation of the data."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     elif sys.platform == "linux":
-        with suppress(OSError):  # Some containers do not let a process do this.
+        with suppress(OSError):  # Some containers forbid it.
             Path("/proc/self/clear_refs").write_text("5")
 
 
-def peak_bytes(trainer: Trainer) -> int:
-    """Bytes since `reset_peak`, of the rank that took the most.
+def peak_memory_bytes(trainer: Trainer) -> int:
+    """Return the peak since `reset_peak_memory`, of the rank with the highest one.
 
-    On a GPU, of the tensors allocated on it; on the CPU, of the process's memory that was resident
-    at a time, which holds its libraries too. All ranks have to ask.
+    On a GPU it counts the tensors allocated there; on the CPU the resident memory of the process,
+    its libraries included. All ranks have to call this.
     """
     device = trainer.strategy.root_device
     on_gpu = device.type == "cuda"
-    most = torch.cuda.max_memory_allocated(device) if on_gpu else most_resident()
-    peak = torch.tensor(most, device=device)
-    return int(trainer.strategy.reduce(peak, reduce_op="max"))
+    peak = torch.cuda.max_memory_allocated(device) if on_gpu else peak_resident_bytes()
+    return int(trainer.strategy.reduce(torch.tensor(peak, device=device), reduce_op="max"))
 
 
-def most_resident() -> int:
-    """Of this process. Unlike `resource`'s figure, Linux's own is not inherited from its parent."""
+def peak_resident_bytes() -> int:
+    """Return the peak resident memory of this process."""
     if sys.platform == "linux":
+        # Unlike the number of `resource`, this one is not inherited from the parent process.
         for line in Path("/proc/self/status").read_text().splitlines():
             if line.startswith("VmHWM:"):
                 return 1024 * int(line.split()[1])
     import resource
 
-    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return most if sys.platform == "darwin" else 1024 * most
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else 1024 * peak

@@ -1,4 +1,4 @@
-"""Optimisers, each a function of a model: which parameters decay, which are orthogonalised."""
+"""Optimisers: functions that assign a model's parameters to AdamW and Muon."""
 
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -17,10 +17,10 @@ def adamw(
     betas: tuple[float, float] = (0.9, 0.98),
     eps: float = 1e-9,
 ) -> torch.optim.AdamW:
-    """AdamW over all trainable parameters; only matrices decay.
+    """Return AdamW over all trainable parameters, with weight decay of matrices only.
 
-    Biases, norms, embeddings and every other parameter with a single axis longer than one are left
-    undecayed. The fused kernel is used on CPU and CUDA devices.
+    Biases, norms, embeddings and every other parameter with a single axis longer than one do not
+    decay. CPU and CUDA devices use the fused kernel.
 
     Args:
         model: the module whose parameters are trained.
@@ -35,8 +35,9 @@ def adamw(
     Source: Loshchilov and Hutter 2019, arXiv:1711.05101; betas and eps of Vaswani et al. 2017,
     arXiv:1706.03762 §5.3.
     """
-    _check(lr, weight_decay, betas)
-    return _adamw(_decay_groups(model, _trainable(model), weight_decay), lr, betas, eps)
+    _check_options(lr, weight_decay, betas)
+    groups = _decay_groups(model, _trainable_parameters(model), weight_decay)
+    return _adamw(groups, lr, betas, eps)
 
 
 def muon(
@@ -49,21 +50,21 @@ def muon(
     eps: float = 1e-9,
     head: str | None = "head",
 ) -> "MuonWithAdamW":
-    """Muon over the matrices of hidden `nn.Linear` layers, AdamW over everything else.
+    """Return Muon over the matrices of hidden `nn.Linear` layers and AdamW over everything else.
 
     Both take the same `lr`: Muon's update is scaled by 0.2 sqrt(max(rows, columns)), which gives it
-    the root mean square that AdamW's usually has (Liu et al. 2025, arXiv:2502.16982 §2.2).
-    Embeddings, the output head, norms, biases and raw parameters go to AdamW, which decays the
-    matrices among them as `adamw` does.
+    the usual root mean square of AdamW's (Liu et al. 2025, arXiv:2502.16982 §2.2). Embeddings, the
+    output head, norms, biases and raw parameters go to AdamW, which decays the matrices among them
+    as `adamw` does.
 
     Args:
         model: the module whose parameters are trained.
         lr: peak learning rate; a schedule multiplies it.
         weight_decay: decoupled decay, as a factor of the learning rate.
-        momentum: of Muon's running mean of the gradient.
+        momentum: decay rate of Muon's running mean of the gradient.
         betas: AdamW's decay rates of the first and second moments.
         eps: added to the root of AdamW's second moment.
-        head: name of the submodule that gives the logits; None where the model has none.
+        head: name of the submodule that computes the logits; None if the model has none.
 
     Raises:
         UserError: a value lies outside its range, no submodule is called `head`, or no matrix is
@@ -71,7 +72,7 @@ def muon(
 
     Source: Jordan et al. 2024, https://kellerjordan.github.io/posts/muon; `torch.optim.Muon`.
     """
-    _check(lr, weight_decay, betas)
+    _check_options(lr, weight_decay, betas)
     if not 0 <= momentum < 1:
         raise UserError(f"momentum must lie in [0, 1), got {momentum}.")
     matrices = _hidden_matrices(model, head)
@@ -81,7 +82,7 @@ def muon(
             "none. Choose optimizer=adamw."
         )
     hidden = {id(parameter) for parameter in matrices}
-    others = [parameter for parameter in _trainable(model) if id(parameter) not in hidden]
+    others = [x for x in _trainable_parameters(model) if id(x) not in hidden]
     return MuonWithAdamW(
         torch.optim.Muon(
             matrices,
@@ -95,23 +96,23 @@ def muon(
 
 
 class MuonWithAdamW(torch.optim.Optimizer):
-    """Two optimisers that step as one: parameter groups, state and checkpoints are shared.
+    """Two optimisers that step as one, with shared parameter groups, state and checkpoints.
 
-    The groups are the very dictionaries of both parts, Muon's first, so that a schedule which
-    writes `lr` into them reaches the part that reads it.
+    The groups are the same dictionaries as those of both parts, Muon's first, so that a schedule
+    that writes `lr` into them reaches the parts.
 
     Args:
-        muon: holds the hidden matrices.
-        adamw: holds the other parameters, or None where there are none.
+        muon: the optimiser of the hidden matrices.
+        adamw: the optimiser of the other parameters, or None if there are none.
     """
 
     def __init__(self, muon: torch.optim.Muon, adamw: torch.optim.AdamW | None) -> None:
         self.parts: list[torch.optim.Optimizer] = [muon] if adamw is None else [muon, adamw]
         super().__init__([group for part in self.parts for group in part.param_groups], {})
-        self._share()
+        self._share_state()
 
-    def _share(self) -> None:
-        """Let the parts work on this optimiser's own groups and state."""
+    def _share_state(self) -> None:
+        """Give the parts the groups and the state of this optimiser."""
         groups = iter(self.param_groups)
         for part in self.parts:
             part.param_groups = [next(groups) for _ in part.param_groups]
@@ -121,13 +122,13 @@ class MuonWithAdamW(torch.optim.Optimizer):
         return {**super().__getstate__(), "parts": self.parts}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        # load_state_dict comes by here too, with new dictionaries for groups and state.
+        # load_state_dict calls this too, with new dictionaries for groups and state.
         super().__setstate__(state)
-        self._share()
+        self._share_state()
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """Step both parts; `closure` computes the loss and its gradients, and is called once."""
+        """Step both parts, after one call of `closure`, which computes loss and gradients."""
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -137,7 +138,7 @@ class MuonWithAdamW(torch.optim.Optimizer):
         return loss
 
 
-def _check(lr: float, weight_decay: float, betas: tuple[float, float]) -> None:
+def _check_options(lr: float, weight_decay: float, betas: tuple[float, float]) -> None:
     for name, value in (("lr", lr), ("weight_decay", weight_decay)):
         if not isinstance(value, int | float):
             raise UserError(f"{name} must be a number, got {value!r}.")
@@ -149,68 +150,62 @@ def _check(lr: float, weight_decay: float, betas: tuple[float, float]) -> None:
         raise UserError(f"betas must be two numbers in [0, 1), got {list(betas)}.")
 
 
-def _trainable(model: nn.Module) -> list[nn.Parameter]:
+def _trainable_parameters(model: nn.Module) -> list[nn.Parameter]:
     return [parameter for parameter in model.parameters() if parameter.requires_grad]
 
 
-def _owned_by(model: nn.Module, *types: type[nn.Module]) -> Iterator[nn.Parameter]:
+def _parameters_of(model: nn.Module, *types: type[nn.Module]) -> Iterator[nn.Parameter]:
     for module in model.modules():
         if isinstance(module, types):
             yield from module.parameters(recurse=False)
 
 
 def _is_matrix(parameter: Tensor) -> bool:
-    """Whether two axes or more are longer than one: a row of weights is a vector."""
+    """Return whether at least two axes are longer than one: a row of weights is a vector."""
     return sum(size > 1 for size in parameter.shape) >= 2
 
 
 def _decay_groups(
     model: nn.Module, parameters: list[nn.Parameter], weight_decay: float
 ) -> list[dict[str, Any]]:
-    spared = {
-        id(parameter)
-        for parameter in _owned_by(model, nn.Embedding, nn.LayerNorm, nn.RMSNorm, nn.GroupNorm)
-    }
-    decayed: list[nn.Parameter] = []
-    undecayed: list[nn.Parameter] = []
+    excluded_types = (nn.Embedding, nn.LayerNorm, nn.RMSNorm, nn.GroupNorm)
+    excluded = {id(parameter) for parameter in _parameters_of(model, *excluded_types)}
+    decay: list[nn.Parameter] = []
+    no_decay: list[nn.Parameter] = []
     for parameter in parameters:
-        decays = _is_matrix(parameter) and id(parameter) not in spared
-        (decayed if decays else undecayed).append(parameter)
+        decays = _is_matrix(parameter) and id(parameter) not in excluded
+        (decay if decays else no_decay).append(parameter)
     groups = [
-        {"params": decayed, "weight_decay": weight_decay},
-        {"params": undecayed, "weight_decay": 0.0},
+        {"params": decay, "weight_decay": weight_decay},
+        {"params": no_decay, "weight_decay": 0.0},
     ]
     return [group for group in groups if group["params"]]
 
 
 def _hidden_matrices(model: nn.Module, head: str | None) -> list[nn.Parameter]:
-    outer = {id(parameter) for parameter in _owned_by(model, nn.Embedding)}
+    excluded = {id(parameter) for parameter in _parameters_of(model, nn.Embedding)}
     if head is not None:
         modules = dict(model.named_modules())
         if head not in modules:
             raise UserError(
-                f"muon leaves the output head to adamw and finds no submodule {head!r} in "
-                f"{type(model).__name__}; set optimizer.head to its name, or to null where the "
-                "model has none."
+                f"muon leaves the output head to adamw, but {type(model).__name__} has no "
+                f"submodule {head!r}; set optimizer.head to its name, or to null if there is none."
             )
-        outer |= {id(parameter) for parameter in modules[head].parameters()}
+        excluded |= {id(parameter) for parameter in modules[head].parameters()}
     # A dictionary, so that a matrix shared by two layers counts once.
     hidden = {
         id(parameter): parameter
-        for parameter in _owned_by(model, nn.Linear)
+        for parameter in _parameters_of(model, nn.Linear)
         if parameter.requires_grad and parameter.ndim == 2 and _is_matrix(parameter)
     }
-    return [parameter for key, parameter in hidden.items() if key not in outer]
+    return [parameter for key, parameter in hidden.items() if key not in excluded]
 
 
 def _adamw(
     groups: list[dict[str, Any]], lr: float, betas: tuple[float, float], eps: float
 ) -> torch.optim.AdamW:
     devices = {parameter.device.type for group in groups for parameter in group["params"]}
-    optimizer = torch.optim.AdamW(
-        groups, lr=lr, betas=betas, eps=eps, fused=devices <= {"cpu", "cuda"}
-    )
-    # The fused kernel offers to unscale gradients itself, whereupon Lightning refuses to clip them
-    # under mixed precision, bf16 included. Left to the gradient scaler, both work.
-    optimizer._step_supports_amp_scaling = False
-    return optimizer
+    # As an option of the groups, not of the optimiser: AdamW(fused=True) unscales gradients itself,
+    # so that Lightning refuses to clip them in mixed precision.
+    groups = [{**group, "fused": devices <= {"cpu", "cuda"}} for group in groups]
+    return torch.optim.AdamW(groups, lr=lr, betas=betas, eps=eps)

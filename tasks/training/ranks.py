@@ -1,4 +1,4 @@
-"""What the processes of a run do together: whether they do the same, and what each has."""
+"""What the processes of a run do together: compare their configs, and gather what each has."""
 
 from typing import Any
 
@@ -6,46 +6,49 @@ import torch
 from lightning import Trainer
 
 from attention_zoo.errors import UserError
-from attention_zoo.tasks.training.results import fingerprint
+from attention_zoo.tasks.configuration.resolved_config import hash_config
 
-# Where things are written differs from rank to rank, and means nothing.
-LOCAL = ("paths", "logger", "callbacks")
+# Paths differ from rank to rank without changing the training.
+LOCAL_OPTIONS = ("paths", "logger", "callbacks")
 
 
 def require_equal_ranks(trainer: Trainer, config: dict[str, Any]) -> None:
-    """Raises: UserError on every rank, if one has composed another config, or if some are missing.
+    """Refuse a training whose ranks have composed different configs, or some of whose ranks miss.
 
-    Ranks are started by the same command line, which need not mean the same thing twice: a value
-    may be drawn while composing, or a launcher hand on only some of the overrides.
+    All ranks are started with the same command line, which need not mean the same twice: a value
+    may be drawn while composing, or a launcher may pass on only some of the overrides.
+
+    Raises:
+        UserError: on every rank.
     """
     options = config.get("trainer", {})
-    wanted = options.get("devices", 1)
-    if isinstance(wanted, int) and wanted > 0:
-        wanted *= options.get("num_nodes", 1)
-        if trainer.world_size != wanted:
+    expected = options.get("devices", 1)
+    if isinstance(expected, int) and expected > 0:
+        expected *= options.get("num_nodes", 1)
+        if trainer.world_size != expected:
             raise UserError(
-                f"trainer.devices asks for {wanted} processes, and {trainer.world_size} have met. "
-                "Start the run anew, with nothing but the program itself starting processes."
+                f"trainer.devices asks for {expected} processes, and {trainer.world_size} have "
+                "met. Start the run again, and let only the program itself start processes."
             )
     if trainer.world_size == 1:
         return
-    ours = fingerprint(config, without=LOCAL)
+    own_hash = hash_config(config, without=LOCAL_OPTIONS)
     strategy = trainer.strategy
-    first = strategy.broadcast(ours, src=0)
-    differ = torch.tensor(float(ours != first), device=strategy.root_device)
-    count = int(strategy.reduce(differ, reduce_op="sum"))
+    first_hash = strategy.broadcast(own_hash, src=0)
+    differs = torch.tensor(float(own_hash != first_hash), device=strategy.root_device)
+    count = int(strategy.reduce(differs, reduce_op="sum"))
     if count:
         raise UserError(
             f"{count} of {trainer.world_size} processes composed another config than the first: "
-            f"{ours[:12]} and {first[:12]} by their hashes here. Give values, not draws, to a run "
-            "on several devices."
+            f"the hash is {own_hash[:12]} here and {first_hash[:12]} there. Give a run on several "
+            "devices values, not draws."
         )
 
 
-def gathered(trainer: Trainer, part: dict[int, str]) -> dict[int, str]:
-    """The parts of all ranks as one, on every rank."""
+def gather_outputs(trainer: Trainer, outputs: dict[int, str]) -> dict[int, str]:
+    """Return the outputs of all ranks, on every rank."""
     if trainer.world_size == 1:
-        return part
+        return outputs
     parts: list[Any] = [None] * trainer.world_size
-    torch.distributed.all_gather_object(parts, part)
-    return {key: value for each in parts for key, value in each.items()}
+    torch.distributed.all_gather_object(parts, outputs)
+    return {index: output for part in parts for index, output in part.items()}

@@ -1,4 +1,4 @@
-"""Translation: an encoder-decoder writes the target, token by token, looking at the source."""
+"""Translation: an encoder-decoder generates the target from the source."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -8,28 +8,28 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from attention_zoo.capture import Maps
-from attention_zoo.decoding import Beam, Greedy
-from attention_zoo.decoding.base import Hypothesis
+from attention_zoo.decoding.base import Hypothesis, Search
 from attention_zoo.errors import UserError
 from attention_zoo.models.seq2seq import Seq2Seq
-from attention_zoo.tasks.data.batches import TranslationBatch
+from attention_zoo.tasks.data.batches import IGNORE_INDEX, TranslationBatch
 from attention_zoo.tasks.training.metrics import ChrF, ExactMatch, SacreBleu
-from attention_zoo.tasks.training.ranks import gathered
-from attention_zoo.tasks.training.task import IGNORED, Task
-from attention_zoo.tasks.views.attention_record import AttentionRecord
+from attention_zoo.tasks.training.ranks import gather_outputs
+from attention_zoo.tasks.training.task import Task
+from attention_zoo.tasks.views.attention_record import AttentionRecord, first_row
+from attention_zoo.tasks.views.attention_viewer.page import AttentionView
 
 
 class TranslationTask(Task):
-    """Learns by teacher forcing, and is scored by what it writes: BLEU, chrF, exact match."""
+    """A task that trains by teacher forcing and scores translations: BLEU, chrF, exact match."""
 
     model: Seq2Seq
-    words = ("source", "translation")
+    sample_columns = ("source", "translation")
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
-        if not isinstance(self.decoding, Greedy | Beam):
+        if not isinstance(self.decoding, Search):
             raise UserError(
-                "a translation is written with decoding=greedy or decoding=beam, got "
+                "a translation needs decoding=greedy or decoding=beam, got "
                 f"{type(self.decoding).__name__}."
             )
         self.bleu = SacreBleu()
@@ -39,51 +39,44 @@ class TranslationTask(Task):
     def predict_batch(self, batch: TranslationBatch) -> tuple[Tensor, Tensor]:
         targets = batch.target[:, 1:]
         logits = self.model(batch.source, batch.target[:, :-1])
-        return logits, targets.masked_fill(targets == self.tokenizer.pad_id, IGNORED)
-
-    def on_validation_epoch_start(self) -> None:
-        self.outputs = {}
-
-    def on_test_epoch_start(self) -> None:
-        self.outputs = {}
+        return logits, targets.masked_fill(targets == self.tokenizer.pad_id, IGNORE_INDEX)
 
     def on_validation_epoch_end(self) -> None:
-        if self.writes_at_validation:
-            self.outputs = gathered(self.trainer, self.outputs)
+        if self.generates_in_validation:
+            self.outputs = gather_outputs(self.trainer, self.outputs)
 
     def on_test_epoch_end(self) -> None:
-        self.outputs = gathered(self.trainer, self.outputs)
+        self.outputs = gather_outputs(self.trainer, self.outputs)
 
     def validation_step(self, batch: TranslationBatch, index: int) -> None:
         super().validation_step(batch, index)
-        if self.writes_at_validation:
-            self.score_text(batch, "val")
+        if self.generates_in_validation:
+            self.score_translations(batch, "val")
 
     def test_step(self, batch: TranslationBatch, index: int) -> None:
         super().test_step(batch, index)
-        self.score_text(batch, "test")
+        self.score_translations(batch, "test")
 
-    def score_text(self, batch: TranslationBatch, split: str) -> None:
-        """Scores of the translations that the model writes by itself."""
-        written = [hypotheses[0].tokens for hypotheses in self.decode(batch.source)]
-        hypotheses = [self.tokenizer.decode(tokens) for tokens in written]
-        # The lines as they are: tokens may have lost what the tokenizer does not know.
+    def score_translations(self, batch: TranslationBatch, split: str) -> None:
+        """Translate a batch, and update the scores of the translations."""
+        hypotheses = [self.tokenizer.decode(best.tokens) for best, *_ in self.decode(batch.source)]
+        # The references are the lines themselves: the tokenizer may not know all of their text.
         lines = getattr(self.trainer.datamodule, {"val": "valid"}.get(split, split))  # type: ignore[attr-defined]
-        places = batch.index.tolist()
-        references = [lines[place][1] for place in places]
-        self.outputs.update(zip(places, hypotheses, strict=True))
+        line_numbers = batch.index.tolist()
+        references = [lines[number][1] for number in line_numbers]
+        self.outputs.update(zip(line_numbers, hypotheses, strict=True))
         for name in ("bleu", "chrf", "exact_match"):
             metric = getattr(self, name)
             metric.update(hypotheses, references, batch.index)
             self.log(f"{split}/{name}", metric, on_epoch=True, on_step=False)
 
-    def manifest(self) -> dict[str, Any]:
+    def metric_signatures(self) -> dict[str, Any]:
         if not self.outputs:
             return {}
         return {"sacrebleu_signature": self.bleu.signature, "chrf_signature": self.chrf.signature}
 
     def decode(self, source: Tensor) -> list[list[Hypothesis]]:
-        """The hypotheses for each row of source tokens [b s], best first."""
+        """Return the hypotheses for each row of source tokens [b s], best first."""
         return self.decoding(
             self.model,
             source,
@@ -94,41 +87,40 @@ class TranslationTask(Task):
         )
 
     def source_tokens(self, lines: list[str]) -> Tensor:
-        """[b s], each line closed by eos and filled up."""
+        """Return lines as tokens [b s], each with eos at its end and padding after that."""
         rows = [torch.tensor([*self.tokenizer.encode(x), self.tokenizer.eos_id]) for x in lines]
         source = pad_sequence(rows, batch_first=True, padding_value=self.tokenizer.pad_id)
         return source.to(self.device)
 
     def hypotheses(self, lines: list[str]) -> list[list[tuple[str, float]]]:
-        """Texts and scores for each line, best first."""
+        """Return texts and scores for each line, best first."""
         return [
-            [(self.tokenizer.decode(one.tokens), one.score) for one in hypotheses]
-            for hypotheses in self.decode(self.source_tokens(lines))
+            [(self.tokenizer.decode(hypothesis.tokens), hypothesis.score) for hypothesis in row]
+            for row in self.decode(self.source_tokens(lines))
         ]
 
-    def respond(self, lines: list[str]) -> list[str]:
+    def generate(self, lines: list[str]) -> list[str]:
         return [hypotheses[0][0] for hypotheses in self.hypotheses(lines)]
 
     def attention_maps(self, batch: TranslationBatch) -> Iterator[Maps]:
         pad = self.tokenizer.pad_id
         for source, target in zip(batch.source, batch.target, strict=True):
-            real = target[target != pad]
-            yield self.model.attention_maps(source[source != pad][None], real[None, :-1])
+            inputs = target[target != pad][:-1]
+            yield self.model.attention_maps(source[source != pad][None], inputs[None])
 
     @torch.inference_mode()
     def attend(self, line: str) -> AttentionRecord:
-        """The attention over a line and its translation."""
         source = self.source_tokens([line])
-        written = self.decode(source)[0][0].tokens
-        target = torch.tensor([[self.tokenizer.bos_id, *written]], device=self.device)
+        output = self.decode(source)[0][0].tokens
+        target = torch.tensor([[self.tokenizer.bos_id, *output]], device=self.device)
         maps = self.model.attention_maps(source, target)
-        target_tokens = [*self.tokenizer.tokens(written), "<eos>"]
-        return AttentionRecord(
+        target_tokens = [*self.tokenizer.tokens(output), "<eos>"]
+        return AttentionView(
             source_tokens=[*self.tokenizer.tokens(source[0, :-1].tolist()), "<eos>"],
-            # Row i shows where the decoder looked when it wrote token i.
+            # Row i is the attention from which the decoder predicted token i.
             target_tokens=target_tokens,
-            maps={role: [layer[0].float().cpu() for layer in maps[role]] for role in maps},
+            maps=first_row(maps),
             source=line,
-            target=self.tokenizer.decode(written),
-            read_tokens=["<bos>", *target_tokens[:-1]],
+            target=self.tokenizer.decode(output),
+            decoder_input_tokens=["<bos>", *target_tokens[:-1]],
         )

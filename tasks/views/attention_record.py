@@ -1,8 +1,10 @@
-"""What a model looked at while it read one line."""
+"""The attention of a model over one line."""
 
 from typing import NamedTuple
 
 from torch import Tensor
+
+from attention_zoo.capture import Maps
 
 # role -> title, which tokens attend, which tokens are attended to
 ROLES = {
@@ -13,17 +15,17 @@ ROLES = {
 
 
 class AttentionRecord(NamedTuple):
-    """What a model looked at while it read one line. In a notebook it shows itself.
+    """The attention of a model over one line, with the tokens.
 
     Args:
-        source_tokens: legible pieces on the source side; of a language model, those of its text.
-        target_tokens: legible pieces on the target side: row i of cross-attention shows where the
-            decoder looked when it wrote token i. Of a language model, those of its text.
-        maps: by role "encoder", "decoder" or "cross", one tensor [h q k] a layer.
+        source_tokens: readable tokens of the source; of a language model, those of its text.
+        target_tokens: readable tokens of the target: row i of cross-attention is the attention from
+            which the decoder predicted token i. Of a language model, those of its text.
+        maps: by role "encoder", "decoder" or "cross", one tensor [h q k] for each layer.
         source: the line.
-        target: what was written for it; empty for a language model.
-        read_tokens: what the decoder reads while it writes `target_tokens`, `<bos>` first; these
-            themselves, if not given.
+        target: its translation; empty for a language model.
+        decoder_input_tokens: what the decoder reads to predict `target_tokens`, `<bos>` first;
+            default: `target_tokens`.
     """
 
     source_tokens: list[str]
@@ -31,22 +33,22 @@ class AttentionRecord(NamedTuple):
     maps: dict[str, list[Tensor]]
     source: str = ""
     target: str = ""
-    read_tokens: list[str] | None = None
+    decoder_input_tokens: list[str] | None = None
 
     def tokens(self, role: str) -> tuple[list[str], list[str]]:
-        """The tokens that attend, and those that are attended to."""
+        """Return the tokens that attend, and the tokens that they attend to."""
         if role == "cross":
             return self.target_tokens, self.source_tokens
         if role == "encoder":
             return self.source_tokens, self.source_tokens
-        read = self.read_tokens or self.target_tokens
-        return read, read
+        inputs = self.decoder_input_tokens or self.target_tokens
+        return inputs, inputs
 
     def weights(self, role: str, layer: int) -> Tensor:
-        """The map [h q k] of a layer, counted from 0, on the CPU.
+        """Return the map [h q k] of a layer, counted from 0, on the CPU.
 
         Raises:
-            ValueError: there is none, or it does not fit its tokens.
+            ValueError: there is no such map, or it does not fit its tokens.
         """
         if role not in self.maps:
             raise ValueError(f"role must be one of {', '.join(self.maps)}, got {role!r}.")
@@ -62,7 +64,7 @@ class AttentionRecord(NamedTuple):
             )
         return weights
 
-    def _repr_html_(self) -> str:
-        from attention_zoo.tasks.views.attention_viewer.page import framed
 
-        return framed(self)
+def first_row(maps: Maps) -> Maps:
+    """Return the maps [h q k] of the first row of a batch [b h q k], in float32 on the CPU."""
+    return {role: [layer[0].float().cpu() for layer in layers] for role, layers in maps.items()}

@@ -12,10 +12,15 @@ from rich.console import Console
 
 from attention_zoo.errors import UserError
 from attention_zoo.tasks.configuration.composition import parse_command
-from attention_zoo.tasks.sweeps.jobs import Job, summary
+from attention_zoo.tasks.run_folder import JobRecord, RunFolder
+from attention_zoo.tasks.sweeps.jobs import Job
+from attention_zoo.tasks.sweeps.scheduling import outcome_table
 from tests.cli.conftest import ROOT, SMALL, TEXT
 
-ASK = "import sys; sys.argv = ['attention-zoo', *sys.argv[1:]]; from attention_zoo.tasks.commands.cli import"
+ASK = (
+    "import sys; sys.argv = ['attention-zoo', *sys.argv[1:]]; "
+    "from attention_zoo.tasks.commands.cli import"
+)
 
 
 def test_composition_needs_no_torch(program):
@@ -42,7 +47,7 @@ def test_composition_needs_no_torch(program):
         (["train", "attention=multihed"], 2, "Did you mean multi_head"),
         (["train", "model.dimm=3"], 2, "Did you mean model.dim"),
         (["train", "sed=3"], 2, "Did you mean seed"),
-        (["train", "hello"], 2, "overrides of the form name=value, got 'hello'"),
+        (["train", "hello"], 2, "options of the form name=value, got 'hello'"),
         (["train", "model.dim=[1,"], 2, "[1,"),
         (["train", "cross_attention.heads=2"], 2, "attention@cross_attention=NAME"),
         (["train", "cross_attention=linear"], 2, "give attention@cross_attention=linear"),
@@ -56,7 +61,7 @@ def test_composition_needs_no_torch(program):
         (["train", "-m", "attention=multi_head,multihed"], 2, "Did you mean multi_head"),
         (["train", "-m", "seed=1,2", "jobs=0"], 2, "jobs must be a whole number of at least 1"),
         (["train", "seed=abc"], 2, "seed"),
-        (["train", "seeds=3"], 2, "beside -m"),
+        (["train", "seeds=3"], 2, "with -m"),
         (["train", "match=size"], 2, "match must be null, parameters or flops, got 'size'"),
         (["train", "baseline.attention=linear"], 2, "match=parameters or match=flops"),
         (["train", "match=flops", "baseline.attention=multihed"], 3, "Did you mean multi_head"),
@@ -87,7 +92,7 @@ def test_the_process_exits_with_the_code(program):
     assert "linear" in program.refuses("train", "attention=linear", "position=alibi", code=3)
     assert program("show", "rotary").stdout.split()[:2] == ["name", "rotary"]
     assert "multi_head" in program("list").stdout
-    assert "| `multi_head` |" in program("list", "--markdown").stdout
+    assert "| `multi_head` |" in program("list", "format=markdown").stdout
 
 
 def complete(program, line):
@@ -95,7 +100,7 @@ def complete(program, line):
     return program("-sc", "query=bash", **words).stdout.split()
 
 
-def test_the_shell_completes_behind_the_verb(program):
+def test_the_shell_completes_after_the_command(program):
     assert "complete" in program("-sc", "install=bash").stdout
     assert complete(program, "attention-zoo tr") == ["train", "translate"]
     assert complete(program, "attention-zoo at") == ["attend"]
@@ -134,9 +139,9 @@ def test_bash_completes(program, tmp_path):
     ],
 )
 def test_data_imply_the_task_that_they_fit(overrides, implied):
-    call = parse_command("train", overrides)
-    assert call.implied == implied
-    assert call.overrides == overrides + ([implied] if implied else [])
+    invocation = parse_command("train", overrides)
+    assert invocation.inferred_task == implied
+    assert invocation.overrides == overrides + ([implied] if implied else [])
 
 
 @pytest.mark.parametrize(
@@ -271,11 +276,12 @@ def test_a_sweep_over_a_diagnostic_shows_how_much_is_right(tmp_path):
     def told(*metrics):
         jobs = []
         for number, each in enumerate(metrics):
-            jobs.append(Job(number, [], [], f"seed={number}", tmp_path / str(number)))
-            jobs[-1].run.mkdir(exist_ok=True)
-            (jobs[-1].run / "results.json").write_text(json.dumps(each))
+            folder = RunFolder(tmp_path / str(number))
+            jobs.append(Job(number, [], f"seed={number}", folder, JobRecord()))
+            folder.path.mkdir(exist_ok=True)
+            folder.results_file.write_text(json.dumps(each))
         out = io.StringIO()
-        Console(file=out, width=100).print(summary(jobs))
+        Console(file=out, width=100).print(outcome_table(jobs))
         return out.getvalue()
 
     losses = {"val/loss": 1.5, "test/loss": 2.5}

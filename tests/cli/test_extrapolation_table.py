@@ -20,7 +20,7 @@ def test_the_sweep_is_reported_and_stands_between_the_marks(program):
     readme = program.folder / "README.md"
     marks = "<!-- extrapolation: begin -->\nold\n<!-- extrapolation: end -->\n"
     readme.write_text(f"Before\n{marks}After\n")
-    command = [sys.executable, ROOT / "benchmarks" / "extrapolation.py", "--into", readme]
+    command = [sys.executable, ROOT / "benchmarks" / "extrapolation.py", "--output", readme]
     done = subprocess.run(
         [*command, "attention=linear", "position=learned,alibi,sinusoidal", *TINY],
         cwd=program.folder,

@@ -11,9 +11,13 @@ from pathlib import Path
 import pytest
 import yaml
 from hydra.errors import MissingConfigException
-from wandb import wandb_agent
+from wandb.sdk.launch.sweeps.utils import (
+    create_sweep_command_args,
+    make_launch_sweep_entrypoint,
+)
 
-from attention_zoo.tasks.configuration.composition import Invocation, explained
+from attention_zoo.tasks.configuration.composition import Invocation
+from attention_zoo.tasks.configuration.composition_errors import explain_error
 from tests.cli.conftest import QUICK, ROOT
 from tests.cli.slurm import Slurm
 
@@ -48,8 +52,8 @@ def test_other_launchers_run_jobs_as_ours_does(program, launcher, words, expecte
     assert outcomes(sweep) == [expected, "trained"]
     assert results(sweep / "1")["val/loss"] > 0
     if expected == "failed":
-        told = "error: job 0 failed: lr must be a number, got 'abc'."
-        assert done.stderr.splitlines()[-1] == told
+        message = "error: job 0 failed: lr must be a number, got 'abc'."
+        assert done.stderr.splitlines()[-1] == message
     # Ours takes up what the other one has left, as they are composed of the same.
     again = program("train", "-m", *rest, code=code)
     left = 1 if expected == "failed" else 2
@@ -64,8 +68,8 @@ def test_what_only_our_launcher_does_is_refused_to_others(program):
 @pytest.mark.parametrize("launcher, extra", [("joblib", "joblib"), ("submitit_slurm", "slurm")])
 def test_a_launcher_that_is_not_installed_says_what_to_install(launcher, extra):
     error = MissingConfigException("", f"hydra/launcher/{launcher}", ["basic", "processes"])
-    told = explained(error, Invocation("train", "train", []))
-    assert f"pip install 'attention-zoo[{extra}]'" in str(told)
+    message = explain_error(error, Invocation("train", "train", []))
+    assert f"pip install 'attention-zoo[{extra}]'" in str(message)
 
 
 @pytest.mark.slow
@@ -105,37 +109,24 @@ def kill_all(pid: int) -> None:
         kill_all(int(child))
 
 
-def test_the_arguments_of_an_agent_of_wandb_compose(program, monkeypatch, tmp_path):
-    """The agent's own code makes the command line of what the server might have drawn."""
+def test_the_arguments_of_an_agent_of_wandb_compose(program):
+    """wandb's own code makes the arguments of what the server might have drawn."""
     sweep = yaml.safe_load((ROOT / "sweep.yaml").read_text())
     drawn = {
         name: {"value": option.get("value", option.get("values", [option.get("min")])[0])}
         for name, option in sweep["parameters"].items()
     }
-    started = []
-    monkeypatch.setattr(
-        wandb_agent, "AgentProcess", lambda command, **_: started.append(command) or Process()
+    command, arguments = make_launch_sweep_entrypoint(
+        create_sweep_command_args({"args": drawn}), sweep["command"]
     )
-    for name in ("WANDB_DIR", "WANDB_RUN_ID", "WANDB_SWEEP_PARAM_PATH"):
-        monkeypatch.setenv(name, str(tmp_path))  # The agent sets them.
-    agent = wandb_agent.Agent(api=None, queue=None)
-    agent._sweep_command = sweep["command"]
-    agent._command_run({"run_id": "abc", "args": drawn, "program": sweep["program"]})
-    (command,) = started
-    assert command[:3] == ["/usr/bin/env", "attention-zoo", "train"]
-    composed = yaml.safe_load(program(*command[2:], "--cfg", "job").stdout)
+    assert command == ["${env}", "attention-zoo", "train"] and len(arguments) == len(drawn)
+    composed = yaml.safe_load(program("train", *arguments, "--cfg", "job").stdout)
     for name, option in drawn.items():
         if "." in name:
             group, key = name.split(".")
             assert composed[group][key] == option["value"], name
     assert composed["attention"]["name"] == drawn["attention"]["value"]
     assert sweep["metric"]["name"] == "val/loss"
-
-
-class Process:
-    """What an agent notes down about a process."""
-
-    last_sigterm_time = None
 
 
 @pytest.fixture(scope="module")

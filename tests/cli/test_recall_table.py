@@ -17,7 +17,7 @@ TINY = [
 def test_the_table_stands_between_the_marks(program):
     readme = program.folder / "README.md"
     readme.write_text("Before\n<!-- recall: begin -->\nold\n<!-- recall: end -->\nAfter\n")
-    command = [sys.executable, ROOT / "benchmarks" / "recall.py", "--into", readme]
+    command = [sys.executable, ROOT / "benchmarks" / "recall.py", "--output", readme]
     done = subprocess.run(
         [*command, "linear", "nothing", "multi_head", *TINY],
         cwd=program.folder,

@@ -38,12 +38,12 @@ def test_a_sweep_outlives_its_jobs_and_goes_on(program):
     process = program.start(*command)
     victim = sweep / str(list(TRIALS).index("killed"))
     kill_after(victim / "checkpoints" / "last.ckpt", process)
-    told, _ = process.communicate(timeout=400)
-    assert process.returncode == 2, told
+    printed, _ = process.communicate(timeout=400)
+    assert process.returncode == 2, printed
     outcomes = {name: record(sweep / str(n))["outcome"] for n, name in enumerate(TRIALS)}
     other = {"cannot": "refused", "bursts": "diverged", "killed": "killed"}
     assert outcomes == {name: other.get(name, "trained") for name in TRIALS}
-    assert "killed: signal 9 (SIGKILL)" in " ".join(told.split())
+    assert "killed: signal 9 (SIGKILL)" in " ".join(printed.split())
 
     times = {path: path.stat().st_mtime_ns for path in sweep.glob("*/job.json")}
     done = program(*command, code=2)  # One has diverged, as before.
@@ -56,8 +56,8 @@ def test_a_sweep_outlives_its_jobs_and_goes_on(program):
     first, second = sorted((victim / "wandb").glob("offline-run-*"))
     assert first.name.rpartition("-")[2] == second.name.rpartition("-")[2]
 
-    told = program("report", str(sweep)).stdout
-    assert "12 jobs: 10 trained, 1 refused, 1 diverged" in " ".join(told.split())
+    report = program("report", str(sweep)).stdout
+    assert "12 jobs: 10 trained, 1 refused, 1 diverged" in " ".join(report.split())
     lines = (sweep / "results.csv").read_text().splitlines()
     assert len(lines) == 1 + len(TRIALS)
 

@@ -9,7 +9,7 @@ import torch
 from omegaconf import OmegaConf
 
 from attention_zoo.tasks import load
-from tests.cli.conftest import LINES, SMALL, Program
+from tests.cli.conftest import LINES, ROOT, SMALL, Program
 
 
 @pytest.fixture(scope="module")
@@ -46,6 +46,12 @@ def test_a_run_folder_holds_what_was_done_and_how(trained):
     assert config.model.dim == 16
     assert (trained.run / "checkpoints" / "last.ckpt").exists()
     assert list((trained.run / "figures").glob("probe-1-cross-layer-1.png"))
+
+
+def test_the_last_python_example_of_the_readme_runs(trained, capsys):
+    examples = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    exec(examples[-1].replace("FILE", str(trained.best)), {})
+    assert capsys.readouterr().out.startswith("['")
 
 
 def outputs(path):
@@ -187,7 +193,7 @@ def test_a_checkpoint_is_loaded_in_one_call(trained):
     task = load(trained.best)
     assert not task.training
     reading = task.attend("Brazil")
-    assert reading.source == "Brazil" and reading.target == task.respond(["Brazil"])[0]
+    assert reading.source == "Brazil" and reading.target == task.generate(["Brazil"])[0]
     source, target = (torch.tensor([[*ids, 2]]) for ids in map(task.tokenizer.encode, reading[3:5]))
     maps = task.model.attention_maps(source, torch.cat([torch.tensor([[1]]), target[:, :-1]], 1))
     for role in maps:
@@ -220,8 +226,16 @@ def test_wrong_checkpoints_and_texts_get_one_line(trained, refuses):
         ("translate", ckpt, "input=latin1.txt", "x"): "not from both",
         ("evaluate", ckpt, "split=train"): "split must be",
         ("evaluate", ckpt, "match=flops"): "There is no option 'match'",
-        ("evaluate", ckpt, "position=learned"): "position.table.weight is missing there",
-        ("evaluate", ckpt, "model.ffn_dim=48"): "[32, 16] there, and [48, 16] here",
+        (
+            "evaluate",
+            ckpt,
+            "position=learned",
+        ): "position.table.weight is missing in the checkpoint",
+        (
+            "evaluate",
+            ckpt,
+            "model.ffn_dim=48",
+        ): "[32, 16] in the checkpoint, and [48, 16] in the model",
         ("translate", ckpt, "decoding=beam", "decoding.widht=2", "x"): "decoding.width",
         ("translate", ckpt, "decoding=bean", "x"): "beam",
         ("attend", "x"): "attend needs a checkpoint",

@@ -14,13 +14,13 @@ from tests.cli.test_runs import exit_code, records
 OPTIONS = [*SMALL, *LINES, "data.tokens_per_batch=512", "callbacks=minimal", "test=false"]
 
 
-def described(written: Path) -> dict:
-    """What W&B knows of a run before it trains."""
+def run_record(written: Path) -> dict:
+    """Return what W&B records of a run before it trains."""
     lines = [json.loads(line) for line in records(written).splitlines()]
     return next(line["run"] for line in lines if line["type"] == "run")
 
 
-def written_in(job: Path) -> list[Path]:
+def wandb_folders(job: Path) -> list[Path]:
     return sorted((job / "wandb").glob("offline-run-*"))
 
 
@@ -43,13 +43,13 @@ def test_a_job_that_is_killed_goes_on_as_the_same_run(program):
 
     done = program(*command)
     assert "1 of 2 jobs have their result already" in done.stdout
-    first, again = map(described, written_in(sweep / "0"))
-    (other,) = map(described, written_in(sweep / "1"))
+    first, again = map(run_record, wandb_folders(sweep / "0"))
+    (other,) = map(run_record, wandb_folders(sweep / "1"))
     assert first["run_id"] == again["run_id"] != other["run_id"]
     assert first["display_name"] == again["display_name"] == "translation-multi_head-rotary-1"
     assert other["display_name"] == "translation-multi_head-rotary-2"
     assert {run["run_group"] for run in (first, again, other)} == {"sweep of two"}
-    killed, finished = map(records, written_in(sweep / "0"))
+    killed, finished = map(records, wandb_folders(sweep / "0"))
     assert '"exit"' not in killed and '"exit"' in finished
     assert "val/loss" in killed
 
@@ -60,7 +60,7 @@ def test_a_run_holds_all_that_it_was_asked_for(program):
     asked += ["trainer.val_check_interval=2", "trainer.log_every_n_steps=1"]
     program("train", *SMALL, *LINES, *asked, "attention@cross_attention=additive")
     (run,) = program.runs()
-    (written,) = written_in(run)
+    (written,) = wandb_folders(run)
     read = json.loads(records(written, "--summary"))
     assert read["name"] == "translation-multi_head-cross=additive-rotary-1"
     results = json.loads((run / "results.json").read_text())
@@ -93,7 +93,7 @@ def test_ctrl_c_reads_as_stopped(program):
     finally:
         process.kill()
     (run,) = program.runs()
-    (written,) = written_in(run)
+    (written,) = wandb_folders(run)
     assert exit_code(written) == 255
 
 
@@ -111,10 +111,10 @@ def test_the_processes_of_a_job_are_one_run(program):
     (sweep,) = (program.folder / "logs" / "translation" / "multiruns").iterdir()
     runs = []
     for number, rate in enumerate((0.001, 0.002)):
-        (written,) = written_in(sweep / str(number))
+        (written,) = wandb_folders(sweep / str(number))
         summary = json.loads(records(written, "--summary"))
         assert summary["state"] == "finished"
         assert summary["config"]["optimizer/lr"] == rate
-        runs.append(described(written))
+        runs.append(run_record(written))
     assert {run["run_group"] for run in runs} == {sweep.name}
     assert len({run["run_id"] for run in runs}) == 2

@@ -12,13 +12,17 @@ import attention_zoo
 from attention_zoo.errors import Unsupported
 from attention_zoo.tasks.configuration.build import (
     build_model,
-    check,
+    find_targets,
     instantiate,
-    resolve_defaults,
-    targets,
 )
-from attention_zoo.tasks.configuration.compatibility import SYMBOLS, target_of, task_of
+from attention_zoo.tasks.configuration.compatibility import (
+    SYMBOL_TOKENIZER,
+    choice_target,
+    data_task,
+)
 from attention_zoo.tasks.configuration.composition import register_plugins
+from attention_zoo.tasks.configuration.defaults import resolve_defaults
+from attention_zoo.tasks.configuration.validation import validate
 from attention_zoo.zoo import ATTENTION, POSITION
 
 CONF = Path(attention_zoo.__file__).parent / "conf"
@@ -51,10 +55,10 @@ def overrides_of(group, choice):
         if "causal" in card.roles:
             return ["task=language_modeling", f"attention={choice}"]
         return [f"attention@encoder_attention={choice}"]
-    task = [f"task={task_of(choice)}"] if group == "data" else []
+    task = [f"task={data_task(choice)}"] if group == "data" else []
     if group == "position" and "global" not in POSITION.card(choice).roles:
         task = ["task=language_modeling"]
-    if target_of(group, choice) == SYMBOLS:
+    if choice_target(group, choice) == SYMBOL_TOKENIZER:
         task = ["task=language_modeling", "data=recall"]
     return [*task, *FITTING.get((group, choice), []), f"{group}={choice}"]
 
@@ -62,8 +66,8 @@ def overrides_of(group, choice):
 @pytest.mark.parametrize("group, choice", CHOICES)
 def test_every_choice_composes_and_its_targets_exist(group, choice):
     config = composed(*overrides_of(group, choice))
-    check(config)
-    found = list(targets(config))
+    validate(config)
+    found = list(find_targets(config))
     assert found
     for target in found:
         last = target.rpartition(".")[2]
@@ -92,17 +96,17 @@ def test_data_choose_the_symbols_of_diagnostics_and_the_command_line_comes_first
     language = ["task=language_modeling"]
     assert composed(*language)["tokenizer"]["vocabulary_size"] == 1000
     assert (
-        target_of("tokenizer", "symbols")
+        choice_target("tokenizer", "symbols")
         == composed(*language, "data=copy")["tokenizer"]["_target_"]
     )
     config = composed(*language, "data=copy", "tokenizer=bytes")
     config["choices"] = {"data": "copy"}
     with pytest.raises(Unsupported, match=r"tokenizer=bytes cannot read data=copy.* symbols"):
-        check(config)
+        validate(config)
     config = composed(*language, "tokenizer=symbols")
     config["choices"] = {"data": "python_docs"}
     with pytest.raises(Unsupported, match=r"made of text\. .* for it: bpe, bytes, characters"):
-        check(config)
+        validate(config)
 
 
 def test_the_model_writes_as_much_as_an_answer_takes():
@@ -146,7 +150,7 @@ def test_one_word_for_all_roles_and_one_override_for_one():
 def test_an_encoding_that_was_not_chosen_fits_all_attention(attention, position):
     config = composed(*attention)
     assert config["position"]["name"] == position
-    check(config)
+    validate(config)
 
 
 @pytest.mark.parametrize("target", ["os.system", "builtins.eval", "subprocess.run", "numpy.load"])

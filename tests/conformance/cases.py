@@ -1,6 +1,6 @@
 """Every entry, in every role that its card declares, with every encoding that it takes."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -77,6 +77,11 @@ class Case:
         return POSITION.card(self.position).acts if self.position else ()
 
     @property
+    def kind(self) -> tuple[type, Role, tuple[Site, ...]]:
+        """What cases have in common that share most of their code."""
+        return base_class(self.name), self.role, self.acts
+
+    @property
     def decodes(self) -> bool:
         """Whether it must have a cache: one that sees the future has nothing to keep."""
         return bool(self.card.cache) and self.role != "global"
@@ -87,7 +92,7 @@ class Case:
         attention = create_attention(self.name, role=self.role, **sizes | changes)
         if self.position is not None:
             chosen = small_options(self.position, "position")
-            attention.attach_position_own(
+            attention.attach_position(
                 create_position(self.position, **attention.position_sizes, **chosen)
             )
         return moved(attention)
@@ -116,6 +121,11 @@ class Case:
         return self.honours("segment_ids") and (
             self.role != "cross" or self.honours("query_segment_ids")
         )
+
+
+def base_class(name: str) -> type:
+    """Return the class that an attention varies."""
+    return ATTENTION[name].__mro__[1]
 
 
 def fits(card: AttentionCard, role: Role, position: PositionCard) -> bool:
@@ -162,9 +172,26 @@ def positioned_cases() -> Iterator[Case]:
     yield from representative_pairs()
 
 
-def over(cases: Iterator[Case]) -> pytest.MarkDecorator:
-    """Run a property on these cases."""
-    return pytest.mark.parametrize("case", list(cases), ids=str)
+def over(cases: Iterator[Case], *, every_entry: bool = False) -> pytest.MarkDecorator:
+    """Run a property on these cases.
+
+    All but one of each kind are marked as exhaustive, unless the property is for every entry.
+    """
+    return pytest.mark.parametrize(
+        "case",
+        list(cases) if every_entry else mark_exhaustive((case, case.kind) for case in cases),
+        ids=str,
+    )
+
+
+def mark_exhaustive(cases: Iterable[tuple[Any, Any]]) -> list[Any]:
+    """Mark those values, each with its kind, whose kind came before."""
+    seen, params = set(), []
+    for value, kind in cases:
+        marks = [pytest.mark.exhaustive] if kind in seen else []
+        seen.add(kind)
+        params.append(pytest.param(*(value if isinstance(value, tuple) else [value]), marks=marks))
+    return params
 
 
 def backends(name: str) -> list[dict[str, str]]:

@@ -26,15 +26,15 @@ def gradients_of_flex(monkeypatch: pytest.MonkeyPatch) -> None:
     """
     monkeypatch.setattr(flex, "differentiable", lambda device: True)
     monkeypatch.setattr(torch.nn.attention.flex_attention, "_validate_device", lambda *_: None)
-    plain = flex.plain
+    uncompiled = flex.uncompiled_flex_attention
 
     def quicker(*args: Any, score_mod: Any, **options: Any) -> Tensor:
         """Without tracing, which only the gradients of what a score function captures need."""
         with monkeypatch.context() as patch:
             name = "_FLEX_ATTENTION_DISABLE_COMPILE_DEBUG"
             patch.setattr(torch.nn.attention.flex_attention, name, score_mod is None)
-            return plain(*args, score_mod=score_mod, **options)
+            return uncompiled(*args, score_mod=score_mod, **options)
 
-    monkeypatch.setattr(flex, "plain", quicker)
+    monkeypatch.setattr(flex, "uncompiled_flex_attention", quicker)
     # Of what it does with inputs that are results themselves.
     warnings.filterwarnings("ignore", r"The \.grad attribute of a Tensor that is not a leaf")

@@ -1,8 +1,10 @@
 """Each entry has a yaml of its name, and each yaml an entry, whose options it gives."""
 
 import pytest
+from omegaconf import OmegaConf
 
 import attention_zoo
+from attention_zoo.factory import options_of
 from attention_zoo.zoo import ATTENTION, POSITION, ROLES
 from tests.conformance.configs import (
     GROUPS,
@@ -37,6 +39,22 @@ def test_every_yaml_has_an_entry(group: str) -> None:
     assert stems == set(registry)
 
 
+@pytest.mark.parametrize(
+    ("group", "name"), [(group, name) for group, registry in GROUPS.items() for name in registry]
+)
+def test_the_defaults_of_a_yaml_are_those_of_the_constructor(group: str, name: str) -> None:
+    """But for `heads`, which come from the model, and the length that the model is trained at."""
+    entry = GROUPS[group][name]
+    given = OmegaConf.load(config_folder(group, entry) / f"{name}.yaml")
+    for option, parameter in options_of(entry).items():
+        if option not in given or parameter.default is parameter.empty or option == "heads":
+            continue
+        if option == "original_length":
+            assert given[option] is None  # The program fills it in.
+        else:
+            assert given[option] == parameter.default, option
+
+
 @pytest.mark.parametrize("name", list(ATTENTION))
 def test_the_card_of_an_attention_is_filled_in(name: str) -> None:
     card = ATTENTION.card(name)
@@ -44,7 +62,6 @@ def test_the_card_of_an_attention_is_filled_in(name: str) -> None:
     assert card.paper and card.equation and card.reference
     assert card.roles and set(card.roles) <= set(ROLES)
     assert set(card.masks) <= set(attention_zoo.Mask.__dataclass_fields__)
-    assert bool(card.cache) == bool(card.decode_state)
     assert ATTENTION[name].__doc__
 
 

@@ -21,12 +21,12 @@ def test_the_map_times_values_is_the_output(case: Case, masked: bool) -> None:
     assert weights.shape == (2, attention.heads, queries, keys)
     sees = visible(attention, mask, 2, queries, keys)[:, None].expand_as(weights)
     assert (weights[~sees] == 0).all()
-    attended = weights @ attention.values(*inputs, mask=mask)
+    attended = attention.apply_weights(weights, attention.values(*inputs, mask=mask))
     given = attention.position.value_bias(
         weights, torch.arange(queries)[None], torch.arange(keys)[None]
     )
     attended = attended if given is None else attended + given
-    assert_same(attention.finish(attended, inputs[0]), attention(*inputs, mask=mask))
+    assert_same(attention.project_output(attended, inputs[0]), attention(*inputs, mask=mask))
     if case.position is not None:
         return  # The card speaks of the weights without an encoding.
     sums, ones = weights.sum(dim=-1), sees.any(dim=-1).to(weights.dtype)
@@ -61,7 +61,7 @@ def test_the_map_takes_the_positions_it_is_given(case: Case) -> None:
     (x,) = case.inputs(9)
     positions = torch.arange(0, 27, 3).flip(0)[None]
     weights = attention.attention_map(x, positions=positions)
-    attended = weights @ attention.values(x, positions=positions)
+    attended = attention.apply_weights(weights, attention.values(x, positions=positions))
     given = attention.position.value_bias(weights, positions, positions)
     attended = attended if given is None else attended + given
-    assert_same(attention.finish(attended, x), attention(x, positions=positions))
+    assert_same(attention.project_output(attended, x), attention(x, positions=positions))

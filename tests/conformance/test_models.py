@@ -15,7 +15,7 @@ from attention_zoo.models import LanguageModel, Seq2Seq
 from attention_zoo.models.blocks import AttentionFactory
 from attention_zoo.models.stacks import Decoder, Encoder, PositionFactory
 from attention_zoo.zoo import ATTENTION, POSITION, Role
-from tests.conformance.cases import DIM, fits, moved, small_options
+from tests.conformance.cases import DIM, base_class, fits, mark_exhaustive, moved, small_options
 from tests.conformance.definition import key_mask, packed
 from tests.conformance.numbers import assert_same
 
@@ -51,7 +51,8 @@ def pairs(*roles: str) -> pytest.MarkDecorator:
         ]
         if played and (name, fitting[-1]) not in found:
             found.append((name, fitting[-1]))
-    return pytest.mark.parametrize(("name", "position"), found)
+    kinds = (((name, position), (base_class(name), position)) for name, position in found)
+    return pytest.mark.parametrize(("name", "position"), mark_exhaustive(kinds))
 
 
 def attention_factory(name: str) -> AttentionFactory:
@@ -264,7 +265,7 @@ def test_layers_share_nothing_but_the_encoding(name: str, position: str) -> None
         addresses = [p.data_ptr() for layer in stack.layers for p in layer.parameters()]
         assert len(addresses) == len(set(addresses))
         assert_encodings_are_where_the_card_says(stack, position)
-    kept = [key for key in model.state_dict() if "position" in key]
+    kept = [key for key in model.state_dict() if "position" in key.split(".")]
     assert kept == [
         f"{name}.position.{key}"
         for name, stack in stacks.items()

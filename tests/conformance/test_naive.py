@@ -1,11 +1,14 @@
 """The fast form is the paper's equation, in values and in gradients."""
 
 import pytest
+import torch
 
 from attention_zoo.masks import Mask
 from tests.conformance.cases import Case, backends, over, plain_cases, representative_pairs
 from tests.conformance.definition import visible
 from tests.conformance.numbers import assert_same, values_and_gradients
+
+LENGTHS = [7, *(pytest.param(length, marks=pytest.mark.exhaustive) for length in (1, 65))]
 
 
 def hold_against_naive(case: Case, queries: int, keys: int, mask: Mask = Mask()) -> None:
@@ -19,15 +22,19 @@ def hold_against_naive(case: Case, queries: int, keys: int, mask: Mask = Mask())
                 lambda *args, attention=attention: attention(*args, mask=mask), attention, *inputs
             ),
             values_and_gradients(
-                lambda *args, attention=attention, sees=sees: attention.naive(*args, visible=sees),
+                lambda *args, attention=attention, sees=sees: attention.naive(
+                    args[0], args[-1], sees, torch.arange(queries)[None]
+                ),
                 attention,
                 *inputs,
             ),
         )
 
 
-@pytest.mark.parametrize("length", [1, 7, 65])
-@over(plain_cases())
+@pytest.mark.parametrize(
+    "length", [7, *(pytest.param(n, marks=pytest.mark.exhaustive) for n in (1, 65))]
+)
+@over(plain_cases(), every_entry=True)
 def test_forward_is_the_equation(case: Case, length: int) -> None:
     hold_against_naive(case, length, length)
 

@@ -9,13 +9,15 @@ from attention_zoo import Unsupported, create_attention, create_position
 from attention_zoo.attention.base import take_auxiliary_loss
 from attention_zoo.models import LanguageModel, Seq2Seq
 from attention_zoo.position.base import ScoreInputs
-from attention_zoo.tasks.commands.pairs import pairs as listed_pairs
+from attention_zoo.tasks.commands.pairs import list_pairs
 from attention_zoo.zoo import ATTENTION, POSITION, ROLES, Role, check_pair
 from tests.conformance.cases import (
     DIM,
     Case,
+    base_class,
     fits,
     inside,
+    mark_exhaustive,
     moved,
     over,
     representative_pairs,
@@ -27,6 +29,10 @@ from tests.conformance.test_models import PAD, language_model, seq2seq, tokens
 
 SOURCE, TARGET = 9, 13  # beyond the lengths that encodings are told they were trained at
 PLAYED = [(name, role) for name in ATTENTION for role in ROLES]
+REPRESENTATIVES = mark_exhaustive(
+    ((name, role), (base_class(name), role, role in ATTENTION.card(name).roles))
+    for name, role in PLAYED
+)
 
 
 def runs(name: str, position: str, role: Role) -> bool:
@@ -36,7 +42,7 @@ def runs(name: str, position: str, role: Role) -> bool:
     return role in card.roles and fitting
 
 
-@pytest.mark.parametrize(("name", "role"), PLAYED)
+@pytest.mark.parametrize(("name", "role"), REPRESENTATIVES)
 def test_a_model_trains_and_decodes_with_every_encoding_or_refuses_it(
     name: str, role: Role
 ) -> None:
@@ -95,17 +101,17 @@ def assert_decodes(model: LanguageModel | Seq2Seq, batch: tuple[Tensor, ...]) ->
     whole, cache, outputs = model(*batch), model.new_cache(), []
     for chunk in target.split([5, 1, 1, TARGET - 7], dim=1):
         if isinstance(model, Seq2Seq):
-            key_mask = sources[0] != PAD
-            memory = model.encode(sources[0], key_mask)
-            outputs.append(model.decode(chunk, memory, key_mask, cache=cache))
+            source_mask = sources[0] != PAD
+            memory = model.encode(sources[0], source_mask)
+            outputs.append(model.decode(chunk, memory, source_mask, cache=cache))
         else:
             outputs.append(model(chunk, cache=cache))
     assert_same(torch.cat(outputs, dim=1), whole)
 
 
 def test_the_listed_pairs_are_those_that_run(capsys: pytest.CaptureFixture[str]) -> None:
-    """`attention-zoo list --pairs` tells what the test above walks."""
-    found = list(listed_pairs())
+    """`attention-zoo list pairs=all` prints what the test above walks."""
+    found = list(list_pairs())
     assert [(p.attention, p.position, p.role) for p in found] == [
         (name, position, role) for name in ATTENTION for position in POSITION for role in ROLES
     ]
@@ -134,7 +140,7 @@ def test_a_refusal_names_the_choices(name: str, role: Role) -> None:
             assert "none" in str(refused.value) or "it serves" in str(refused.value)
 
 
-@pytest.mark.parametrize(("name", "role"), PLAYED)
+@pytest.mark.parametrize(("name", "role"), REPRESENTATIVES)
 def test_an_attention_alone_takes_what_acts_on_it(name: str, role: Role) -> None:
     """`create_attention(position=…)` runs and heeds it, or refuses what would have no effect."""
     card = ATTENTION.card(name)
@@ -194,7 +200,12 @@ def test_an_encoding_acts_where_its_card_says(name: str) -> None:
         seen = triangle if role == "causal" else None
         read = position.content_bias(
             ScoreInputs(
-                *rotated, places, places, seen, scale=width**-0.5, kept=position.cached_features(x)
+                *rotated,
+                places,
+                places,
+                seen,
+                scale=width**-0.5,
+                features=position.cached_features(x),
             )
         )
         given = position.value_bias(torch.rand(2, HEADS, length, length), places, places)

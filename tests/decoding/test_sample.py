@@ -199,7 +199,7 @@ def test_the_stream_brings_the_same_tokens_one_by_one():
     steps = []
     for drawn in sample.stream(model, PROMPTS, **IDS):
         assert drawn.shape == (len(PROMPTS),)
-        # Who reads the stream may train between two tokens.
+        # A reader of the stream may train between two tokens.
         assert not torch.is_inference_mode_enabled()
         steps.append(drawn.tolist())
     assert [[t for t in row if t != PAD] for row in zip(*steps, strict=True)] == whole

@@ -42,10 +42,10 @@ class Toy(nn.Module):
         self.rows = []
         self.eval()
 
-    def encode(self, source, key_mask):
-        return (self.embedding[source] * key_mask[..., None]).cumsum(1)
+    def encode(self, source, source_mask):
+        return (self.embedding[source] * source_mask[..., None]).cumsum(1)
 
-    def decode(self, target, memory, key_mask, *, cache=None):
+    def decode(self, target, memory, source_mask, *, cache=None):
         self.rows.append(len(target))
         sums = self.embedding[target].cumsum(1)
         length = target.shape[1]
@@ -55,7 +55,7 @@ class Toy(nn.Module):
             cache.length += length
             length = cache.length
         self.longest = max(self.longest, length)
-        last = (key_mask.sum(1) - 1)[:, None, None].expand(-1, 1, memory.shape[2])
+        last = (source_mask.sum(1) - 1)[:, None, None].expand(-1, 1, memory.shape[2])
         return torch.sin(sums + memory.gather(1, last)) @ self.output
 
     def new_cache(self):
@@ -63,13 +63,13 @@ class Toy(nn.Module):
             raise Unsupported("toy cannot cache.")
         return ToyCache()
 
-    def says(self, source, prefix):
-        """log p(next | prefix) as a list, of one sentence without padding."""
+    def log_probabilities(self, source, prefix):
+        """Return log p(next | prefix) as a list, for one sentence without padding."""
         source = torch.tensor([source])
-        key_mask = torch.ones_like(source, dtype=torch.bool)
+        source_mask = torch.ones_like(source, dtype=torch.bool)
         with torch.no_grad():
             logits = self.decode(
-                torch.tensor([[BOS, *prefix]]), self.encode(source, key_mask), key_mask
+                torch.tensor([[BOS, *prefix]]), self.encode(source, source_mask), source_mask
             )
         return torch.log_softmax(logits[0, -1].double(), -1).tolist()
 
@@ -87,7 +87,7 @@ def search(searcher, model, sentences=SENTENCES):
     return searcher(model, *batch(sentences), **IDS)
 
 
-def same(found, wanted):
+def assert_hypotheses(found, wanted):
     assert [[list(h.tokens) for h in row] for row in found] == [
         [list(tokens) for tokens, _ in row] for row in wanted
     ]
@@ -98,9 +98,9 @@ def same(found, wanted):
 def plain_greedy(model, source, limit):
     tokens, total = [], 0.0
     while True:
-        scores = model.says(source, tokens)
-        words = [EOS] if len(tokens) == limit else range(EOS, len(scores))
-        token = max(words, key=lambda word: scores[word])
+        scores = model.log_probabilities(source, tokens)
+        choices = [EOS] if len(tokens) == limit else range(EOS, len(scores))
+        token = max(choices, key=lambda choice: scores[choice])
         total += scores[token]
         if token == EOS:
             return [(tokens, total)]
@@ -113,9 +113,9 @@ def plain_beam(model, source, limit, width, penalty, n_best):
     while live:
         extended = []
         for tokens, total in live:
-            scores = model.says(source, tokens)
-            words = [EOS] if len(tokens) == limit else range(EOS, len(scores))
-            extended += [((*tokens, word), total + scores[word]) for word in words]
+            scores = model.log_probabilities(source, tokens)
+            choices = [EOS] if len(tokens) == limit else range(EOS, len(scores))
+            extended += [((*tokens, token), total + scores[token]) for token in choices]
         extended.sort(key=lambda pair: -pair[1])
         best = extended[:width]
         ended += [
@@ -132,7 +132,7 @@ def plain_beam(model, source, limit, width, penalty, n_best):
 def test_greedy_takes_the_likeliest_token(seed, cached):
     model = Toy(seed=seed, cached=cached)
     found = search(Greedy(max_ratio=1.0, max_extra=3), model)
-    same(found, [plain_greedy(model, row, len(row) + 3) for row in SENTENCES])
+    assert_hypotheses(found, [plain_greedy(model, row, len(row) + 3) for row in SENTENCES])
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -144,7 +144,7 @@ def test_beam_is_the_plain_beam(seed, cached, width, n_best, penalty):
     found = search(
         Beam(width=width, length_penalty=penalty, n_best=n_best, max_ratio=1.0, max_extra=3), model
     )
-    same(
+    assert_hypotheses(
         found,
         [plain_beam(model, row, len(row) + 3, width, penalty, n_best) for row in SENTENCES],
     )
@@ -168,15 +168,16 @@ def test_a_wide_beam_is_exhaustive_search(penalty):
     for length in range(limit + 1):
         for tokens in itertools.product(words, repeat=length):
             total = sum(
-                model.says([4, EOS], tokens[:i])[word] for i, word in enumerate([*tokens, EOS])
+                model.log_probabilities([4, EOS], tokens[:i])[word]
+                for i, word in enumerate([*tokens, EOS])
             )
             every.append((tokens, total / ((5 + length + 1) / 6) ** penalty))
     assert len(every) == 40
     every.sort(key=lambda pair: -pair[1])
     beam = Beam(width=200, n_best=40, length_penalty=penalty, max_ratio=0, max_extra=limit)
-    same(search(beam, model, [[4, EOS]]), [every])
+    assert_hypotheses(search(beam, model, [[4, EOS]]), [every])
     more = Beam(width=200, n_best=50, length_penalty=penalty, max_ratio=0, max_extra=limit)
-    same(search(more, model, [[4, EOS]]), [every])
+    assert_hypotheses(search(more, model, [[4, EOS]]), [every])
 
 
 @pytest.mark.parametrize("cached", [True, False])
@@ -184,9 +185,9 @@ def test_a_wide_beam_is_exhaustive_search(penalty):
 def test_a_batch_decodes_as_its_sentences_alone(searcher, cached):
     model = Toy(seed=3, cached=cached)
     together = search(searcher, model)
-    same(together, [search(searcher, model, [row])[0] for row in SENTENCES])
+    assert_hypotheses(together, [search(searcher, model, [row])[0] for row in SENTENCES])
     backwards = search(searcher, model, SENTENCES[::-1])
-    same(backwards, together[::-1])
+    assert_hypotheses(backwards, together[::-1])
 
 
 @pytest.mark.parametrize("searcher", [Greedy(), Beam()])
@@ -198,7 +199,7 @@ def test_rows_that_end_are_no_longer_computed(searcher):
 
 @pytest.mark.parametrize("searcher", [Greedy(), Beam(n_best=4)])
 @pytest.mark.parametrize("unwanted", [PAD, BOS])
-def test_pad_and_bos_are_never_said(searcher, unwanted):
+def test_pad_and_bos_are_never_generated(searcher, unwanted):
     model = Toy()
     model.embedding.data.abs_()
     # The unwanted token is by far the likeliest, wherever the sine is positive.
@@ -211,8 +212,8 @@ def test_pad_and_bos_are_never_said(searcher, unwanted):
 class Endless(Toy):
     """Never wants to end."""
 
-    def decode(self, target, memory, key_mask, *, cache=None):
-        logits = super().decode(target, memory, key_mask, cache=cache).clone()
+    def decode(self, target, memory, source_mask, *, cache=None):
+        logits = super().decode(target, memory, source_mask, cache=cache).clone()
         logits[..., EOS] = -80.0
         return logits
 
@@ -228,7 +229,7 @@ def test_the_limit_follows_the_length_of_each_source(make, max_ratio, max_extra)
 
 @pytest.mark.parametrize("make", [Greedy, Beam])
 @pytest.mark.parametrize("cached", [True, False])
-def test_a_model_is_never_asked_beyond_its_max_length(make, cached):
+def test_a_model_never_reads_beyond_its_max_length(make, cached):
     model = Endless(cached=cached)
     model.max_length = 5
     found = search(make(max_ratio=2.0, max_extra=3), model)
@@ -268,8 +269,8 @@ def test_a_model_in_training_mode_is_refused(searcher):
 
 
 class Half(Toy):
-    def decode(self, target, memory, key_mask, *, cache=None):
-        return super().decode(target, memory, key_mask, cache=cache).bfloat16()
+    def decode(self, target, memory, source_mask, *, cache=None):
+        return super().decode(target, memory, source_mask, cache=cache).bfloat16()
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -277,7 +278,10 @@ def test_half_precision_is_summed_in_float32(seed):
     model = Half(seed=seed)
     for row, source in zip(search(Greedy(), model), SENTENCES, strict=True):
         [(tokens, score)] = row
-        total = sum(model.says(source, tokens[:i])[word] for i, word in enumerate([*tokens, EOS]))
+        total = sum(
+            model.log_probabilities(source, tokens[:i])[word]
+            for i, word in enumerate([*tokens, EOS])
+        )
         assert score == pytest.approx(total, abs=1e-4)
 
 

@@ -11,13 +11,16 @@ import torch
 import torch._dynamo
 from torch import Tensor
 
-from attention_zoo.attention import softmax
+from attention_zoo import masks
+from attention_zoo.attention import base, explicit_scores
 from attention_zoo.attention.base import Attention
+from attention_zoo.attention.dense import cosine, general, tensor_product
 from attention_zoo.attention.kernel import linear
+from attention_zoo.attention.recurrent.steps import TokenSpan
 from attention_zoo.attention.softmax import SoftmaxAttention
 from attention_zoo.backends import BACKENDS, flex, reference
 from attention_zoo.caches import StateCache, TokenCache
-from attention_zoo.masks import Mask
+from attention_zoo.masks import Mask, Visibility
 from attention_zoo.models import language_model
 from attention_zoo.position.absolute import learned, sinusoidal
 from attention_zoo.position.base import PositionalEncoding
@@ -60,16 +63,21 @@ def plain(name: str, role: str = "causal", position: str | None = None) -> Case:
     return Case(name, role, position)  # type: ignore[arg-type]
 
 
-def rendering(patch: pytest.MonkeyPatch, change: Callable[[Mask], Mask]) -> None:
-    """Masks are rendered as if they were others."""
-    visible = Mask.visible
-    patch.setattr(
-        Mask, "visible", lambda mask, *args, **options: visible(change(mask), *args, **options)
-    )
+def render_mask_as(patch: pytest.MonkeyPatch, change: Callable[[Mask], Mask]) -> None:
+    """Render masks as if they were others."""
+    render_as(patch, lambda visible: replace(visible, mask=change(visible.mask)))
 
 
-def computing(patch: pytest.MonkeyPatch, name: str, change: Callable[..., dict[str, Any]]) -> None:
-    """A backend gets other arguments."""
+def render_as(patch: pytest.MonkeyPatch, change: Callable[[Visibility], Visibility]) -> None:
+    """Render who sees whom as if it were something else."""
+    dense = Visibility.dense
+    patch.setattr(Visibility, "dense", lambda visible, device: dense(change(visible), device))
+
+
+def change_arguments(
+    patch: pytest.MonkeyPatch, name: str, change: Callable[..., dict[str, Any]]
+) -> None:
+    """Give a backend other arguments."""
     attend = BACKENDS[name].attend
 
     def wrong(q: Tensor, k: Tensor, v: Tensor, **options: Any) -> Tensor:
@@ -92,14 +100,13 @@ HALVES = [(0, 3), (1, 4), (2, 5)]
 @caught_by(test_naive.test_forward_is_the_equation, plain("sliding_window"), 7)
 @caught_by(test_masks.test_all_fields_at_once, plain("multi_head"))
 def causal_mask_shifted_by_one(patch: pytest.MonkeyPatch) -> None:
-    visible = Mask.visible
+    def shift(visible: Visibility) -> Visibility:
+        by = int(visible.mask.causal)
+        mask = replace(visible.mask, segment_ids=None, query_segment_ids=None)
+        rows = range(visible.rows.start + by, visible.rows.stop + by)
+        return replace(visible, mask=mask, rows=rows)
 
-    def shifted(mask: Mask, rows: range, columns: range, *, device: torch.device) -> Any:
-        rows = range(rows.start + mask.causal, rows.stop + mask.causal)
-        mask = replace(mask, segment_ids=None, query_segment_ids=None)
-        return visible(mask, rows, columns, device=device)
-
-    patch.setattr(Mask, "visible", shifted)
+    render_as(patch, shift)
 
 
 @caught_by(test_leaks.test_no_gradient_reaches_the_future, plain("multi_head"), 7, range(7))
@@ -108,28 +115,25 @@ def causal_mask_shifted_by_one(patch: pytest.MonkeyPatch) -> None:
 @caught_by(test_models.test_language_model_does_not_see_the_future, "multi_head", "rotary")
 @caught_by(test_torch.test_multi_head_attention, "causal", False)
 def triangle_forgotten(patch: pytest.MonkeyPatch) -> None:
-    computing(patch, "sdpa", lambda visible, **_: {"visible": replace(visible, mask=Mask())})
+    change_arguments(patch, "sdpa", lambda visible, **_: {"visible": replace(visible, mask=Mask())})
 
 
 @caught_by(test_caches.test_chunks_are_one_pass, plain("multi_head"), [5, 1, 1, 4])
 def mask_aligned_at_the_top_left(patch: pytest.MonkeyPatch) -> None:
-    """As SDPA's own `is_causal`: query i sees the first i keys, also behind a cache."""
-    visible = Mask.visible
-
-    def aligned(mask: Mask, rows: range, columns: range, *, device: torch.device) -> Any:
-        return visible(mask, range(len(rows)), columns, device=device)
-
-    patch.setattr(Mask, "visible", aligned)
+    """As SDPA's own `is_causal`: query i sees the first i keys, with a cache too."""
+    render_as(patch, lambda visible: replace(visible, rows=range(len(visible.rows))))
 
 
 @caught_by(test_caches.test_every_backend_decodes, plain("multi_head"))
 def places_forgotten_by_flex(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(flex, "place", lambda number, device: 0)
+    patch.setattr(flex, "offset", lambda number, device: 0)
 
 
 @caught_by(test_naive.test_forward_is_the_equation, plain("big_bird"), 65)
 def patterns_forgotten_by_flex(patch: pytest.MonkeyPatch) -> None:
-    computing(patch, "flex", lambda visible, **_: {"visible": replace(visible, pattern=None)})
+    change_arguments(
+        patch, "flex", lambda visible, **_: {"visible": replace(visible, pattern=None)}
+    )
 
 
 @caught_by(test_leaks.test_no_gradient_reaches_the_future, plain("linear"), 65, [0, 63, 64])
@@ -150,7 +154,7 @@ def next_token_in_the_state(patch: pytest.MonkeyPatch) -> None:
 @caught_by(test_naive.test_forward_is_the_equation, plain("sliding_window", "global"), 65)
 @caught_by(test_masks.test_windows_of_every_size, plain("multi_head", "global"), 3)
 def window_one_too_wide(patch: pytest.MonkeyPatch) -> None:
-    rendering(patch, lambda mask: replace(mask, window=mask.window and mask.window + 1))
+    render_mask_as(patch, lambda mask: replace(mask, window=mask.window and mask.window + 1))
 
 
 @caught_by(test_naive.test_forward_is_the_equation, plain("sliding_window"), 7)
@@ -168,13 +172,8 @@ def window_one_too_narrow(patch: pytest.MonkeyPatch) -> None:
 @caught_by(test_naive.test_forward_is_the_equation, plain("sliding_window", "global"), 7)
 @caught_by(test_masks.test_windows_of_every_size, plain("multi_head", "global"), 2)
 def window_with_its_sides_exchanged(patch: pytest.MonkeyPatch) -> None:
-    def mirrored(mask: Mask, rows: range, columns: range, *, device: torch.device) -> Tensor:
-        i = torch.arange(rows.start, rows.stop)[:, None]
-        j = torch.arange(columns.start, columns.stop)
-        assert mask.window is not None
-        return ((i - j <= (mask.window - 1) // 2) & (j - i <= mask.window // 2))[None, None]
-
-    patch.setattr(Mask, "visible", mirrored)
+    span = masks.window_span
+    patch.setattr(masks, "window_span", lambda *args: span(*args)[::-1])
 
 
 @caught_by(test_padding.test_content_of_padding_is_irrelevant, plain("multi_head"), "left", 7)
@@ -187,26 +186,26 @@ def window_with_its_sides_exchanged(patch: pytest.MonkeyPatch) -> None:
 @caught_by(test_models.test_language_model_ignores_padding, "multi_head", "none")
 @caught_by(test_models.test_seq2seq_ignores_padding_and_the_future, "multi_head", "none")
 def padding_ignored(patch: pytest.MonkeyPatch) -> None:
-    rendering(patch, lambda mask: replace(mask, key_mask=None))
+    render_mask_as(patch, lambda mask: replace(mask, key_mask=None))
 
 
 @caught_by(test_padding.test_content_of_padding_is_irrelevant, plain("linear"), "interior", 7)
 @caught_by(test_padding.test_content_of_padding_is_irrelevant, plain("linear", "cross"), "left", 65)
 @caught_by(test_masks.test_a_query_that_sees_nothing_gives_zeros, plain("linear", "global"))
 def padding_ignored_in_the_sums(patch: pytest.MonkeyPatch) -> None:
-    heads_of = linear.LinearAttention.heads_of
+    project_features = linear.LinearAttention.project_features
 
-    def careless(self: Any, x: Tensor, context: Any, mask: Mask, *rest: Any) -> Any:
-        return heads_of(self, x, context, Mask(), *rest)
+    def careless(self: Any, x: Tensor, context: Any, span: TokenSpan, positions: Any) -> Any:
+        return project_features(self, x, context, TokenSpan(start=span.start), positions)
 
-    patch.setattr(linear.LinearAttention, "heads_of", careless)
+    patch.setattr(linear.LinearAttention, "project_features", careless)
 
 
 @caught_by(test_masks.test_a_field_is_obeyed_or_refused, plain("multi_head", "cross"), "key_mask")
 @caught_by(test_torch.test_multi_head_attention, "global", True)
 def padding_upside_down(patch: pytest.MonkeyPatch) -> None:
     """True = block, as `nn.MultiheadAttention` has it."""
-    rendering(
+    render_mask_as(
         patch,
         lambda mask: mask if mask.key_mask is None else replace(mask, key_mask=~mask.key_mask),
     )
@@ -216,7 +215,7 @@ def padding_upside_down(patch: pytest.MonkeyPatch) -> None:
 @caught_by(test_packing.test_packed_is_separate, plain("additive", "cross"), [3, 1, 5])
 @caught_by(test_models.test_language_model_keeps_packed_documents_apart, "grouped_query", "rotary")
 def segments_ignored(patch: pytest.MonkeyPatch) -> None:
-    rendering(patch, lambda mask: replace(mask, segment_ids=None, query_segment_ids=None))
+    render_mask_as(patch, lambda mask: replace(mask, segment_ids=None, query_segment_ids=None))
 
 
 @caught_by(test_packing.test_packed_is_separate, plain("linear"), [40, 30, 2])
@@ -253,8 +252,8 @@ def masks_swallowed(patch: pytest.MonkeyPatch) -> None:
 @caught_by(test_caches.test_chunks_are_one_pass, plain("multi_head", position="rotary"), [2, 9])
 @caught_by(test_caches.test_chunks_are_one_pass, plain("additive", position="alibi"), [1] * 11)
 def positions_not_advanced(patch: pytest.MonkeyPatch) -> None:
-    places = softmax.places
-    patch.setattr(softmax, "places", lambda x, positions, cache: places(x, positions, None))
+    resolve = base.resolve_positions
+    patch.setattr(base, "resolve_positions", lambda x, positions, _=None: resolve(x, positions))
 
 
 @caught_by(test_models.test_language_model_ignores_padding, "multi_head", "sinusoidal")
@@ -363,7 +362,7 @@ def windowed_cache_keeps_everything(patch: pytest.MonkeyPatch) -> None:
 @caught_by(test_maps.test_the_map_times_values_is_the_output, plain("multi_query"), False)
 @caught_by(test_torch.test_single_head_attention, "causal", "sdpa")
 def wrong_scale(patch: pytest.MonkeyPatch) -> None:
-    computing(patch, "sdpa", lambda scale, **_: {"scale": scale**2})
+    change_arguments(patch, "sdpa", lambda scale, **_: {"scale": scale**2})
 
 
 @caught_by(test_naive.test_forward_is_the_equation, plain("multi_head"), 7)
@@ -393,12 +392,60 @@ def heads_tiled(patch: pytest.MonkeyPatch) -> None:
 @caught_by(test_naive.test_forward_is_the_equation, plain("multi_head"), 7)
 def keys_without_gradient(patch: pytest.MonkeyPatch) -> None:
     """The values are right, and only the gradients are not."""
-    computing(patch, "sdpa", lambda k, **_: {"k": k.detach()})
+    change_arguments(patch, "sdpa", lambda k, **_: {"k": k.detach()})
 
 
 @caught_by(test_naive.test_forward_is_the_equation, plain("linear", "cross"), 7)
 def sums_not_normalised(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(linear, "divided", lambda above, below: above)
+    patch.setattr(linear, "safe_divide", lambda numerator, denominator: numerator)
+
+
+# Wrong equations that share their error with whatever calls the same methods.
+
+
+@caught_by(test_naive.test_forward_is_the_equation, plain("multi_head"), 7)
+@caught_by(test_naive.test_forward_is_the_equation_with_an_encoding, ROTARY)
+def keys_of_other_heads(patch: pytest.MonkeyPatch) -> None:
+    project = Attention.project_key_value
+
+    def flip(self: Attention, source: Tensor) -> tuple[Tensor, Tensor]:
+        k, v = project(self, source)
+        return k.flip(1), v
+
+    patch.setattr(Attention, "project_key_value", flip)
+
+
+@caught_by(test_naive.test_forward_is_the_equation, plain("cosine"), 7)
+def cosine_of_keys_of_any_length(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(cosine.CosineAttention, "project_key_value", Attention.project_key_value)
+
+
+@caught_by(test_naive.test_forward_is_the_equation, plain("tensor_product"), 7)
+def tensor_product_without_its_rank(patch: pytest.MonkeyPatch) -> None:
+    products = tensor_product.outer_products
+    patch.setattr(tensor_product, "outer_products", lambda a, b: products(a, b) * a.shape[1])
+
+
+@caught_by(test_naive.test_forward_is_the_equation, plain("general"), 7)
+def general_with_keys_flipped(patch: pytest.MonkeyPatch) -> None:
+    project = general.GeneralAttention.project_key_value
+
+    def flip(self: general.GeneralAttention, source: Tensor) -> tuple[Tensor, Tensor]:
+        k, v = project(self, source)
+        return k.flip(-1), v
+
+    patch.setattr(general.GeneralAttention, "project_key_value", flip)
+
+
+@caught_by(test_naive.test_forward_is_the_equation_with_an_encoding, ROTARY)
+def rotary_turns_queries_twice(patch: pytest.MonkeyPatch) -> None:
+    rotate = RotaryEncoding.rotate
+
+    def twice(self: RotaryEncoding, q: Tensor, k: Tensor, positions: Tensor) -> Any:
+        q, k = rotate(self, q, k, positions)
+        return rotate(self, q, k, positions)[0], k
+
+    patch.setattr(RotaryEncoding, "rotate", twice)
 
 
 # Encodings.
@@ -408,7 +455,9 @@ def sums_not_normalised(patch: pytest.MonkeyPatch) -> None:
 @caught_by(test_modules.test_backends_agree, T5, True)
 @caught_by(test_maps.test_the_map_times_values_is_the_output, ALIBI, False)
 def bias_of_another_head(patch: pytest.MonkeyPatch) -> None:
-    computing(patch, "sdpa", lambda bias, **_: {"bias": None if bias is None else bias.roll(1, 1)})
+    change_arguments(
+        patch, "sdpa", lambda bias, **_: {"bias": None if bias is None else bias.roll(1, 1)}
+    )
 
 
 @caught_by(
@@ -416,14 +465,14 @@ def bias_of_another_head(patch: pytest.MonkeyPatch) -> None:
     T5,
 )
 def bias_forgotten(patch: pytest.MonkeyPatch) -> None:
-    computing(patch, "sdpa", lambda **_: {"bias": None})
+    change_arguments(patch, "sdpa", lambda **_: {"bias": None})
 
 
 @caught_by(test_positions.test_alibi_of_eight_heads)
 @caught_by(test_positions.test_alibi_lowers_scores_by_the_slopes_of_the_paper, 6, "causal")
 def alibi_raises_scores(patch: pytest.MonkeyPatch) -> None:
-    bias = AlibiEncoding.bias
-    patch.setattr(AlibiEncoding, "bias", lambda *args: -bias(*args))
+    bias = AlibiEncoding.score_bias
+    patch.setattr(AlibiEncoding, "score_bias", lambda *args: -bias(*args))
 
 
 @caught_by(test_positions.test_alibi_lowers_scores_by_the_slopes_of_the_paper, 8, "global")
@@ -432,19 +481,19 @@ def alibi_of_one_direction(patch: pytest.MonkeyPatch) -> None:
         distance = q_positions[:, :, None] - k_positions[:, None, :]
         return -self.slopes[:, None, None] * distance[:, None]
 
-    patch.setattr(AlibiEncoding, "bias", signed)
+    patch.setattr(AlibiEncoding, "score_bias", signed)
 
 
 @caught_by(test_positions.test_values_are_not_rotated, "multi_head")
 @caught_by(test_pairs.test_an_encoding_sees_distances_only, ROTARY)
 def rotary_turns_values(patch: pytest.MonkeyPatch) -> None:
-    heads_of = SoftmaxAttention.heads_of
+    project_qkv = SoftmaxAttention.project_qkv
 
-    def turning(self: SoftmaxAttention, *args: Any) -> Any:
-        heads = heads_of(self, *args)
-        return heads._replace(v=self.position.rotate(heads.v, heads.v, heads.k_positions)[0])
+    def rotating(self: SoftmaxAttention, *args: Any) -> Any:
+        qkv = project_qkv(self, *args)
+        return qkv._replace(v=self.position.rotate(qkv.v, qkv.v, qkv.k_positions)[0])
 
-    patch.setattr(SoftmaxAttention, "heads_of", turning)
+    patch.setattr(SoftmaxAttention, "project_qkv", rotating)
 
 
 @caught_by(
@@ -515,13 +564,13 @@ def long_input_cut_silently(patch: pytest.MonkeyPatch) -> None:
 @caught_by(test_pairs.test_an_attention_alone_takes_what_acts_on_it, "additive", "global")
 @caught_by(test_models.test_layers_share_nothing_but_the_encoding, "multi_head", "rotary")
 def encoding_taken_and_not_used(patch: pytest.MonkeyPatch) -> None:
-    use = Attention.attach_position
+    attach = Attention.attach_position
 
-    def first_only(self: Attention, position: Any) -> None:
-        if "position" not in vars(self):
-            use(self, position)
+    def first_only(self: Attention, encoding: PositionalEncoding, **options: bool) -> None:
+        if "_position" not in vars(self):
+            attach(self, encoding, **options)
 
-    patch.setattr(Attention, "use", first_only)
+    patch.setattr(Attention, "attach_position", first_only)
 
 
 @caught_by(test_pairs.test_a_refusal_names_the_choices, "linear", "causal")
@@ -536,34 +585,44 @@ def every_pair_let_through(patch: pytest.MonkeyPatch) -> None:
 def nothing_given_to_values(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(
         SoftmaxAttention,
-        "weighted",
-        lambda self, weights, heads: weights @ reference.repeat_heads(heads.v, self.heads),
+        "attend_explicitly",
+        lambda self, qkv, visible: (
+            self.weights(qkv, visible) @ reference.repeat_heads(qkv.v, self.heads)
+        ),
     )
 
 
 @caught_by(test_models.test_language_model_does_not_see_the_future, "multi_head", "contextual")
 @caught_by(test_models.test_language_model_ignores_padding, "multi_head", "dynamic_bias")
 def content_read_where_it_is_masked(patch: pytest.MonkeyPatch) -> None:
-    bias = SoftmaxAttention.bias
-    patch.setattr(SoftmaxAttention, "bias", lambda self, heads, _: bias(self, heads, None))
+    bias, everything = SoftmaxAttention.score_bias, Mask()
+    patch.setattr(
+        SoftmaxAttention,
+        "score_bias",
+        lambda self, qkv, visible: bias(self, qkv, replace(visible, mask=everything)),
+    )
 
 
 @caught_by(test_models.test_language_model_does_not_see_the_future, "multi_head", "dynamic_ntk")
 @caught_by(test_models.test_language_model_decodes_in_chunks, "multi_head", "longrope")
 def the_whole_length_for_all_queries(patch: pytest.MonkeyPatch) -> None:
-    everything = PositionalEncoding.runs
-    patch.setattr(GrowingRotary, "runs", everything)
+    everything = PositionalEncoding.length_spans
+    patch.setattr(GrowingRotary, "length_spans", everything)
 
 
 @caught_by(test_models.test_layers_share_nothing_but_the_encoding, "multi_head", "shaw")
 def one_encoding_where_each_layer_has_its_own(patch: pytest.MonkeyPatch) -> None:
-    own = Attention.attach_position_own
-
-    def first_of_all(self: Attention, encoding: PositionalEncoding) -> None:
-        own(self, first.setdefault(encoding.role, encoding))
-
+    attach = Attention.attach_position
     first: dict[str, PositionalEncoding] = {}
-    patch.setattr(Attention, "attach_position_own", first_of_all)
+
+    def first_of_all(
+        self: Attention, encoding: PositionalEncoding, *, shared: bool = False
+    ) -> None:
+        if not shared:
+            encoding = first.setdefault(encoding.role, encoding)
+        attach(self, encoding, shared=shared)
+
+    patch.setattr(Attention, "attach_position", first_of_all)
 
 
 # Modules and models.
@@ -571,7 +630,8 @@ def one_encoding_where_each_layer_has_its_own(patch: pytest.MonkeyPatch) -> None
 
 @caught_by(test_models.test_layers_share_nothing_but_the_encoding, "multi_head", "t5_bias")
 def encoding_owned_by_every_layer(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(Attention, "use", lambda self, position: setattr(self, "position", position))
+    attach = Attention.attach_position
+    patch.setattr(Attention, "attach_position", lambda self, encoding, **_: attach(self, encoding))
 
 
 @caught_by(test_models.test_layers_share_nothing_but_the_encoding, "multi_head", "none")
@@ -595,13 +655,18 @@ def dropout_never_ends(patch: pytest.MonkeyPatch) -> None:
 @caught_by(test_maps.test_the_map_times_values_is_the_output, plain("multi_head"), False)
 def map_without_its_mask(patch: pytest.MonkeyPatch) -> None:
     weights = SoftmaxAttention.weights
-    patch.setattr(SoftmaxAttention, "weights", lambda self, heads, _: weights(self, heads, None))
+    everything = Mask()
+    patch.setattr(
+        SoftmaxAttention,
+        "weights",
+        lambda self, qkv, visible: weights(self, qkv, replace(visible, mask=everything)),
+    )
 
 
 @caught_by(test_modules.test_the_whole_graph_compiles, plain("multi_head"))
 def graph_broken(patch: pytest.MonkeyPatch) -> None:
     """By a branch on a value."""
-    computing(patch, "sdpa", lambda scale, q, **_: {"scale": scale if q.sum() > 0 else 1.0})
+    change_arguments(patch, "sdpa", lambda scale, q, **_: {"scale": scale if q.sum() > 0 else 1.0})
 
 
 @pytest.mark.parametrize(("plant", "prop"), FAULTS)

@@ -1,4 +1,4 @@
-"""The diagram of a model says what the model is."""
+"""Test that the diagram of a model shows its modules and sizes."""
 
 from functools import partial
 
@@ -8,9 +8,9 @@ from torch import nn
 
 from attention_zoo import create_attention, create_position
 from attention_zoo.models import LanguageModel, Seq2Seq
-from attention_zoo.tasks.views.figures.blueprint import columns
-from attention_zoo.tasks.views.figures.diagram import architecture
-from tests.figures.canvas import assert_legible, shown_texts
+from attention_zoo.tasks.views.figures.diagram import draw_architecture
+from attention_zoo.tasks.views.figures.model_summary import summarize_model
+from tests.figures.legibility import assert_legible, visible_texts
 
 SIZES = {"vocabulary_size": 1200, "dim": 16, "ffn_dim": 40, "layers": 2}
 
@@ -36,37 +36,37 @@ def language_model(attention, position="rotary", *, layers=2, **options):
 
 
 def alternating(*, layer, **options):
-    """Every third layer sees everything, as in models of long text."""
+    """Let every third layer attend to all tokens, as in models of long text."""
     if layer % 3 == 2:
         return create_attention("multi_head", heads=4, layer=layer, **options)
     return create_attention("sliding_window", heads=4, window=8, layer=layer, **options)
 
 
 def texts(model):
-    """All that the diagram says, from below to above, the left column first."""
-    figure = architecture(model)
-    shown = [text.get_text() for text in shown_texts(figure)]
+    """Return the texts of the diagram, from bottom to top, the left stack first."""
+    figure = draw_architecture(model)
     assert_legible(figure)
-    return shown
+    return [text.get_text() for text in visible_texts(figure)]
 
 
 def count(module):
     return f"{sum(parameter.numel() for parameter in module.parameters()):,}"
 
 
-def boxes(column, kind):
+def modules(stack, kind):
+    """Return the modules of a kind in the layers of a stack."""
     return [
-        box
-        for run in column.runs
-        for branch in run.branches
-        for box in (*branch.beside, *branch.behind)
-        if box.kind == kind
+        module
+        for group in stack.layer_groups
+        for sublayer in group.sublayers
+        for module in (*sublayer.inside_residual, *sublayer.after_residual)
+        if module.kind == kind
     ]
 
 
 def test_a_translator_is_drawn_with_its_sizes():
     model = translator(activation="swiglu", norm="rms", encoder_layers=3)
-    shown = texts(model)
+    drawn_texts = texts(model)
     for fact, times in {
         f"Seq2Seq, {count(model)} parameters": 1,
         f"{count(model.encoder)} parameters": 1,
@@ -86,31 +86,35 @@ def test_a_translator_is_drawn_with_its_sizes():
         "× 2": 1,
         "memory": 1,
     }.items():
-        assert shown.count(fact) == times, fact
+        assert drawn_texts.count(fact) == times, fact
 
 
 def test_each_role_has_its_own_mechanism():
-    encoder, decoder = columns(translator("sinusoidal", causal="linear", cross="additive"))
-    assert [(box.title, box.facts) for box in boxes(encoder, "attention")] == [
+    encoder, decoder = summarize_model(translator("sinusoidal", causal="linear", cross="additive"))
+    assert [(module.title, module.facts) for module in modules(encoder, "attention")] == [
         ("global self-attention", ("multi_head, 4 heads",))
     ]
-    assert [(box.title, box.facts) for box in boxes(decoder, "attention")] == [
+    assert [(module.title, module.facts) for module in modules(decoder, "attention")] == [
         ("causal self-attention", ("linear, 4 heads",)),
         ("cross-attention", ("additive, 4 heads",)),
     ]
-    assert [branch.reads_memory for branch in decoder.runs[0].branches] == [False, True, False]
+    assert [sublayer.reads_memory for sublayer in decoder.layer_groups[0].sublayers] == [
+        False,
+        True,
+        False,
+    ]
 
 
 @pytest.mark.parametrize(
-    ("order", "beside", "behind", "last"),
+    ("order", "inside", "after", "last"),
     [("pre", ["norm", "attention"], [], ["norm"]), ("post", ["attention"], ["norm"], [])],
 )
-def test_norms_stand_where_the_model_has_them(order, beside, behind, last):
-    encoder, _ = columns(translator(norm_order=order))
-    first = encoder.runs[0].branches[0]
-    assert [box.kind for box in first.beside] == beside
-    assert [box.kind for box in first.behind] == behind
-    assert [box.kind for box in encoder.behind] == last
+def test_norms_stand_where_the_model_has_them(order, inside, after, last):
+    encoder, _ = summarize_model(translator(norm_order=order))
+    first = encoder.layer_groups[0].sublayers[0]
+    assert [module.kind for module in first.inside_residual] == inside
+    assert [module.kind for module in first.after_residual] == after
+    assert [module.kind for module in encoder.modules_after] == last
 
 
 @pytest.mark.parametrize(
@@ -125,57 +129,59 @@ def test_norms_stand_where_the_model_has_them(order, beside, behind, last):
     ],
 )
 def test_positions_stand_where_they_act(position, options, before, inside):
-    (column,) = columns(language_model(attention("multi_head"), position, **options))
-    assert [box.facts for box in column.before[1:]] == ([] if before is None else [before])
-    (box,) = boxes(column, "attention")
-    assert box.facts == ("multi_head, 4 heads", *([] if inside is None else [inside]))
+    (stack,) = summarize_model(language_model(attention("multi_head"), position, **options))
+    assert [module.facts for module in stack.modules_before[1:]] == (
+        [] if before is None else [before]
+    )
+    (module,) = modules(stack, "attention")
+    assert module.facts == ("multi_head, 4 heads", *([] if inside is None else [inside]))
 
 
 def test_tables_that_are_not_shared_have_parameters_of_their_own():
-    shown = texts(translator(tie_embeddings=False))
-    assert shown.count("19,200 parameters") == 3
-    assert "the source's table" not in shown and "the embedding's table" not in shown
+    drawn_texts = texts(translator(tie_embeddings=False))
+    assert drawn_texts.count("19,200 parameters") == 3
+    assert "the source's table" not in drawn_texts and "the embedding's table" not in drawn_texts
 
 
 def test_a_language_model_has_no_memory():
     model = language_model(attention("grouped_query", kv_heads=1), layers=1)
-    shown = texts(model)
-    assert {"LanguageModel, " + count(model) + " parameters", "× 1"} <= set(shown)
-    assert "memory" not in shown and "cross-attention" not in shown
-    (box,) = boxes(columns(model)[0], "attention")
-    assert box.facts[0] == "grouped_query, 4 heads, 1 of keys and values"
+    drawn_texts = texts(model)
+    assert {"LanguageModel, " + count(model) + " parameters", "× 1"} <= set(drawn_texts)
+    assert "memory" not in drawn_texts and "cross-attention" not in drawn_texts
+    (module,) = modules(summarize_model(model)[0], "attention")
+    assert module.facts[0] == "grouped_query, 4 heads, 1 of keys and values"
 
 
 def test_layers_that_differ_stand_apart():
-    (column,) = columns(language_model(alternating, layers=5))
-    assert [(run.first, run.last) for run in column.runs] == [(1, 2), (3, 3), (4, 5)]
-    facts = [box.facts[:2] for box in boxes(column, "attention")]
+    (stack,) = summarize_model(language_model(alternating, layers=5))
+    assert [(group.first, group.last) for group in stack.layer_groups] == [(1, 2), (3, 3), (4, 5)]
+    facts = [module.facts[:2] for module in modules(stack, "attention")]
     assert facts[0] == facts[2] == ("sliding_window, 4 heads", "window of 8 tokens")
     assert facts[1] == ("multi_head, 4 heads", "rotary on queries and keys")
-    shown = texts(language_model(alternating, layers=5))
-    assert [text for text in shown if text.startswith("layer")] == [
+    drawn_texts = texts(language_model(alternating, layers=5))
+    assert [text for text in drawn_texts if text.startswith("layer")] == [
         "layers 1–2",
         "layer 3",
         "layers 4–5",
     ]
 
 
-def test_a_layer_that_an_encoding_passes_over_says_nothing_of_it():
+def test_a_layer_that_an_encoding_skips_does_not_name_it():
     model = language_model(attention("multi_head"), "rotary_every", every=3, layers=3)
-    (column,) = columns(model)
-    assert [(run.first, run.last) for run in column.runs] == [(1, 2), (3, 3)]
-    turned, plain = boxes(column, "attention")
-    assert turned.facts[1:] == ("rotary_every on queries and keys",)
-    assert plain.facts[1:] == ()
+    (stack,) = summarize_model(model)
+    assert [(group.first, group.last) for group in stack.layer_groups] == [(1, 2), (3, 3)]
+    encoded, skipped = modules(stack, "attention")
+    assert encoded.facts[1:] == ("rotary_every on queries and keys",)
+    assert skipped.facts[1:] == ()
 
 
 def test_other_models_are_refused():
     with pytest.raises(ValueError, match="a Seq2Seq or a LanguageModel, got a Linear"):
-        architecture(nn.Linear(2, 2))
+        draw_architecture(nn.Linear(2, 2))
 
 
 def test_drawing_leaves_the_model_as_it_was():
     model = translator("sinusoidal")
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    architecture(model)
+    draw_architecture(model)
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())

@@ -1,13 +1,18 @@
-"""Every picture of the gallery is drawn, and can be read."""
+"""Test that every picture of the gallery can be drawn, and is legible."""
 
 import re
 
 import pytest
 from PIL import Image
 
-from attention_zoo.tasks.views.figures.gallery import LESSONS, code, file_name, make
-from tests.figures.canvas import assert_legible
-from tests.figures.untrained import new_task
+from attention_zoo.tasks.views.figures.gallery import (
+    LESSONS,
+    draw_picture,
+    example_code,
+    file_name,
+)
+from tests.figures.legibility import assert_legible
+from tests.figures.untrained_task import create_untrained_task
 
 PICTURES = [
     (number, picture)
@@ -28,8 +33,8 @@ def test_there_are_twelve_lessons_each_with_pictures() -> None:
 
 @pytest.mark.parametrize("picture", [picture for _, picture in PICTURES], ids=NAMES)
 def test_its_text_is_legible_and_nothing_is_cut(picture, tmp_path) -> None:
-    task = new_task() if picture.trained else None
-    figure = make(picture, tmp_path / "x.gif", task)
+    task = create_untrained_task() if picture.needs_model else None
+    figure = draw_picture(picture, tmp_path / "x.gif", task)
     if picture.suffix == ".png":
         assert_legible(figure)
         return
@@ -38,11 +43,11 @@ def test_its_text_is_legible_and_nothing_is_cut(picture, tmp_path) -> None:
 
 
 @pytest.mark.parametrize("name", ["dictionary", "writing", "architecture"])
-def test_the_code_beside_a_picture_draws_it(name, tmp_path, monkeypatch) -> None:
-    trained = "attention_zoo.tasks.views.figures.trained"
-    monkeypatch.setattr(f"{trained}.newest_translation", lambda: None)
-    monkeypatch.setattr(f"{trained}.load_translation", lambda path: new_task())
+def test_the_example_code_draws_the_picture(name, tmp_path, monkeypatch) -> None:
+    module = "attention_zoo.tasks.views.figures.trained_task"
+    monkeypatch.setattr(f"{module}.find_newest_translation", lambda: None)
+    monkeypatch.setattr(f"{module}.load_translation", lambda path: create_untrained_task())
     monkeypatch.chdir(tmp_path)
-    number, picture = next(each for each in PICTURES if each[1].name == name)
-    exec(code(number, picture), {})
+    number, picture = next(pair for pair in PICTURES if pair[1].name == name)
+    exec(example_code(number, picture), {})
     assert [path.name for path in tmp_path.iterdir()] == [file_name(number, picture)]

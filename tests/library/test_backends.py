@@ -13,7 +13,7 @@ from attention_zoo.masks import Mask, Visibility
 from attention_zoo.zoo import Role
 from tests.conformance.definition import key_mask, packed
 from tests.conformance.numbers import assert_same
-from tests.traps.memory import memory_of
+from tests.traps.memory import measure_memory
 
 CPU = torch.device("cpu")
 
@@ -71,23 +71,26 @@ MASKS = {
 @pytest.mark.parametrize("sinks", [0, 1, 2])
 @pytest.mark.parametrize("pattern", [None, odd_pairs])
 @pytest.mark.parametrize("mask", MASKS.values(), ids=MASKS)
-def test_a_rule_is_the_mask(mask: Mask, pattern: Any, sinks: int) -> None:
+def test_a_mask_mod_is_the_mask(mask: Mask, pattern: Any, sinks: int) -> None:
     """Of the 32-bit numbers that kernels have, for any part of a mask."""
     if pattern is not None and mask.key_mask is None and mask.segment_ids is None:
         mask = Mask(causal=mask.causal, window=mask.window, key_mask=torch.ones(2, 9).bool())
     for rows, columns in ((range(3, 9), range(9)), (range(3, 9), range(2, 9))):
         visible = Visibility(mask=mask, rows=rows, columns=columns, pattern=pattern, sinks=sinks)
-        sees, dense = flex.rule(visible, 2, CPU), visible.dense(CPU)
-        assert sees is not None and dense is not None
+        mask_mod, dense = flex.create_mask_mod(visible, 2, CPU), visible.dense(CPU)
+        assert mask_mod is not None and dense is not None
         b, i, j = (torch.arange(n, dtype=torch.int32) for n in (2, 6, len(columns) + sinks))
         b, i = b[:, None, None], i[:, None]
-        assert torch.equal(sees(b, b, i, j).expand(2, -1, -1), dense[:, 0].expand(2, -1, -1))
+        assert torch.equal(mask_mod(b, b, i, j).expand(2, -1, -1), dense[:, 0].expand(2, -1, -1))
 
 
-def test_no_rule_is_made_where_everything_is_visible() -> None:
-    assert flex.rule(Visibility(mask=Mask(), rows=range(4), columns=range(4)), 2, CPU) is None
+def test_no_mask_mod_is_made_where_everything_is_visible() -> None:
+    assert (
+        flex.create_mask_mod(Visibility(mask=Mask(), rows=range(4), columns=range(4)), 2, CPU)
+        is None
+    )
     last = Visibility(mask=Mask(causal=True), rows=range(3, 4), columns=range(4))
-    assert flex.rule(last, 2, CPU) is None
+    assert flex.create_mask_mod(last, 2, CPU) is None
 
 
 @pytest.mark.parametrize("name", BACKENDS)
@@ -132,8 +135,18 @@ def test_a_bias_that_rows_share_is_not_repeated_for_padding(position: str, role:
     )
     real = torch.arange(length) >= torch.arange(batch)[:, None] * 5
     x = torch.randn(batch, length, 32)
-    memory = memory_of(lambda: attention(x, mask=Mask(key_mask=real)))
+    memory = measure_memory(lambda: attention(x, mask=Mask(key_mask=real)))
     assert memory.largest < batch * heads * length * length * x.itemsize
+
+
+@pytest.mark.parametrize("position", ["alibi", "sandwich"])
+def test_gradients_are_finite_where_a_query_sees_only_padding(position: str) -> None:
+    """In float32, in which scores that are computed twice differ by their rounding."""
+    attention = create_attention("multi_head", dim=32, heads=4, role="causal", position=position)
+    attention.float()
+    x = torch.randn(2, 13, 32, dtype=torch.float32, requires_grad=True)
+    attention(x, mask=Mask(key_mask=key_mask("left", 2, 13))).sum().backward()
+    assert x.grad is not None and x.grad.isfinite().all()
 
 
 @pytest.mark.parametrize("dtype", ["float64", "float32", "bfloat16", "float16"])

@@ -35,17 +35,17 @@ def test_every_block_is_the_definition(window: int | None, causal: bool, beside:
     for start, stop, first, last in product(range(shift, 9, 2), range(5, 10, 2), (0, 2), (5, 9)):
         if stop <= start:
             continue
-        block = mask.visible(range(start, stop), range(first, last), device=CPU)
+        block = mask.dense(range(start, stop), range(first, last), device=CPU)
         theirs = expected[:, start - shift : stop - shift, first:last]
         ours = torch.ones_like(theirs) if block is None else block[:, 0].expand_as(theirs)
         assert torch.equal(ours, theirs)
 
 
 def test_nothing_is_rendered_where_everything_is_visible() -> None:
-    assert Mask().visible(range(4), range(4), device=CPU) is None
-    assert Mask(causal=True).visible(range(3, 4), range(4), device=CPU) is None
-    assert Mask(causal=True, window=4).visible(range(3, 4), range(4), device=CPU) is None
-    assert Mask(causal=True, window=3).visible(range(3, 4), range(4), device=CPU) is not None
+    assert Mask().dense(range(4), range(4), device=CPU) is None
+    assert Mask(causal=True).dense(range(3, 4), range(4), device=CPU) is None
+    assert Mask(causal=True, window=4).dense(range(3, 4), range(4), device=CPU) is None
+    assert Mask(causal=True, window=3).dense(range(3, 4), range(4), device=CPU) is not None
 
 
 def test_names_are_the_fields_that_are_set() -> None:
@@ -64,5 +64,5 @@ def test_narrowing_never_widens() -> None:
 def test_masks_that_mean_nothing_are_refused() -> None:
     with pytest.raises(UserError, match="window must be at least 1"):
         Mask(window=0)
-    with pytest.raises(UserError, match="query_segments are compared with segments"):
+    with pytest.raises(UserError, match="query_segment_ids are compared with segment_ids"):
         Mask(query_segment_ids=torch.zeros(1, 2))

@@ -86,7 +86,7 @@ def test_a_stack_ends_normed(order: str) -> None:
         ({"norm": "batch"}, "norm must be one of layer, rms, got 'batch'"),
         ({"norm_order": "both"}, "norm_order must be one of pre, post, got 'both'"),
         ({"dropout": 1.0}, "dropout must be at least 0 and below 1, got 1.0"),
-        ({"ffn_dim": 0}, "dim and hidden must be positive, got 8 and 0"),
+        ({"ffn_dim": 0}, "dim and ffn_dim must be positive, got 8 and 0"),
         ({"layers": 0}, "at least 1 layer, got 0"),
     ],
 )
@@ -128,7 +128,7 @@ def test_logits_are_given_at_the_places_that_are_asked_for() -> None:
     )
     tokens = torch.randint(7, (2, 9))
     places = torch.tensor([[8, 0, 3], [2, 2, 7]])
-    found = model(tokens, places=places)
+    found = model(tokens, target_positions=places)
     whole = model(tokens)
     assert found.shape == (2, 3, whole.shape[-1])
     for row in range(2):

@@ -83,7 +83,9 @@ def test_transformer_xl_has_the_four_terms_of_the_paper(role: Role) -> None:
         ]
         place = own(xl.distance, h) @ torch.tensor(wave)
         terms = (
-            q[b, h, i].dot(place) + xl.content_bias[h].dot(k[b, h, j]) + xl.place_bias[h].dot(place)
+            q[b, h, i].dot(place)
+            + xl.query_content_bias[h].dot(k[b, h, j])
+            + xl.query_position_bias[h].dot(place)
         )
         expected[b, h, i, j] = terms / math.sqrt(WIDTH)
     assert_same(read(xl, q, k), expected)

@@ -160,7 +160,7 @@ def test_every_query_turns_its_keys_by_its_own_length(name: str, layout: str) ->
     growing = encoding(name, head_dim=WIDTH, base=BASE, layout=layout, **options)
     q, k = heads()
     assert all(map(torch.equal, growing.rotate(q, k, PLACES), (q, k)))
-    runs = growing.runs(PLACES)
+    runs = growing.length_spans(PLACES)
     assert [i for run in runs for i in range(5)[run]] == list(range(5))
     for run in runs:
         places = PLACES[:, run], PLACES[:, : run.stop]
@@ -274,6 +274,6 @@ def test_a_wrong_option_is_refused(name: str, options: dict[str, Any], message: 
 
 @pytest.mark.parametrize("name", ["rotary", "yarn", "xpos"])
 def test_an_odd_width_is_refused(name: str) -> None:
-    with pytest.raises(UserError, match=f"position={name} turns pairs .* even head width, got 7"):
+    with pytest.raises(UserError, match=f"position={name} rotates pairs .* even head width, got 7"):
         encoding(name, head_dim=7)
     assert encoding("partial_rotary", head_dim=7).width == 2

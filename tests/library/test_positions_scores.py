@@ -107,7 +107,13 @@ def test_dynamic_bias_sums_the_steps_behind_a_key() -> None:
     q, k, places = torch.randn(2, HEADS, 3, 6), torch.randn(2, HEADS, 7, 6), torch.arange(7)[None]
     ours = cable.content_bias(
         ScoreInputs(
-            q, k, places[:, 4:], places, visible[:, :, 4:], scale=1.0, kept=cable.cached_features(x)
+            q,
+            k,
+            places[:, 4:],
+            places,
+            visible[:, :, 4:],
+            scale=1.0,
+            features=cable.cached_features(x),
         )
     )
     assert ours is not None
@@ -123,7 +129,7 @@ def test_dynamic_bias_sums_the_steps_behind_a_key() -> None:
 def test_randomized_places_embed_as_their_encoding_says() -> None:
     """E(x, i_t), with i the sorted draw that `map_positions` gives; all places when evaluating."""
     places = torch.tensor([[0, 1, 2, 3, 4], [0, 0, 1, 2, 2]])
-    randomized = encoding("randomized", places=100, max_length=25)
+    randomized = encoding("randomized", num_positions=100, max_length=25)
     x = torch.randn(2, 5, DIM)
     drawn = randomized.map_positions(places)
     assert drawn.shape == places.shape and (drawn[0].diff() > 0).all()
@@ -134,7 +140,7 @@ def test_randomized_places_embed_as_their_encoding_says() -> None:
 
 def test_draws_are_even_over_all_places() -> None:
     """Of n places from L, without replacement, the t-th has the mean t(L + 1)/(n + 1), from 1."""
-    randomized = encoding("randomized", places=30, max_length=10)
+    randomized = encoding("randomized", num_positions=30, max_length=10)
     draws = torch.cat([randomized.map_positions(torch.arange(5)[None]) for _ in range(3000)])
     means = draws.double().mean(dim=0)
     torch.testing.assert_close(means, torch.arange(1.0, 6) * 31 / 6 - 1, atol=0.5, rtol=0)

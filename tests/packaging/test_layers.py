@@ -25,7 +25,7 @@ LAYERS = (
     {"backends"},
     {"position"},
     {"attention"},
-    {"factory", "models", "capture_attention"},
+    {"factory", "models", "capture"},
     {"decoding"},
     {"tasks"},
 )

@@ -61,7 +61,7 @@ def expected() -> set[str]:
     return {
         str(Path("attention_zoo", *path.relative_to(ROOT).parts[part == "attention_zoo" :]))
         for part in PACKAGES
-        for pattern in ("*.py", "*.yaml", "*.css", "*.js", "py.typed")
+        for pattern in ("*.py", "*.yaml", "*.css", "*.html", "*.js", "py.typed")
         for path in (ROOT / part).rglob(pattern)
     }
 

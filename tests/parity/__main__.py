@@ -1,6 +1,6 @@
 """The parity table: each entry beside the reference that its card names.
 
-python -m tests.parity [--into benchmarks/parity.md]
+python -m tests.parity [--output benchmarks/parity.md]
 """
 
 import argparse
@@ -15,7 +15,7 @@ INTRODUCTION = """# Parity
 Each entry computes what an independent implementation does, from copied weights: the largest
 difference of outputs and of gradients, relative to the largest number of theirs. In float32, or in
 float64 where theirs loses digits in float32, of which the case says why.
-`python -m tests.parity --into benchmarks/parity.md` makes this table; the same cases are tests.
+`python -m tests.parity --output benchmarks/parity.md` makes this table; the same cases are tests.
 """
 
 
@@ -30,13 +30,13 @@ def table() -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--into", type=Path, help="write the page to this file")
+    parser.add_argument("--output", type=Path, help="write the page to this file")
     chosen = parser.parse_args()
     text = f"{INTRODUCTION}\n{table()}\n\ntorch {torch.__version__}\n"
-    if chosen.into is None:
+    if chosen.output is None:
         print(text)
     else:
-        chosen.into.write_text(text)
+        chosen.output.write_text(text)
 
 
 if __name__ == "__main__":

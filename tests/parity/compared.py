@@ -59,7 +59,7 @@ def parity(entry: str, reference: str) -> Callable[..., Callable[[], tuple[Outco
 
 def encoded(attention: Attention, name: str, **options: Any) -> Attention:
     """The attention, with an encoding of its own that has these options."""
-    attention.attach_position_own(create_position(name, **attention.position_sizes, **options))
+    attention.attach_position(create_position(name, **attention.position_sizes, **options))
     return attention
 
 

@@ -7,7 +7,8 @@ from transformers.models.mamba2.modeling_mamba2 import Mamba2Mixer
 
 from attention_zoo import create_attention
 from attention_zoo.attention.base import Attention
-from attention_zoo.attention.recurrent.decayed import Heads, Span
+from attention_zoo.attention.recurrent.convolution import ConvolutionRunner
+from attention_zoo.attention.recurrent.steps import TokenSpan
 from attention_zoo.masks import Mask
 from tests.conformance.definition import key_mask
 from tests.parity.compared import Outcome, fla, outcome, parity
@@ -15,18 +16,17 @@ from tests.parity.compared import Outcome, fla, outcome, parity
 DIM, HEADS, GROUPS, STATE, LENGTH = 32, 4, 2, 16, 70
 
 
-def spread(module: Attention, *names: str) -> None:
+def randomise(module: Attention, *names: str) -> None:
     """Parameters that start alike, or near zero, would hide an exchange."""
     for name in names:
         nn.init.normal_(module.get_parameter(name))
 
 
-def heads_of(attention: Attention, x: Tensor) -> Heads:
-    """As [b t h c]: fla's order."""
-    places = torch.arange(x.shape[1])[None]
-    return Heads(
-        *(part.transpose(1, 2) for part in attention.heads_of(x, places, Span(None, None)))
-    )
+def project_steps(attention: Attention, x: Tensor) -> tuple[Tensor, ...]:
+    """Return q, k, v and the decay as [b t h c], in the order of fla."""
+    positions = torch.arange(x.shape[1])[None]
+    steps = attention.project_steps(x, positions, ConvolutionRunner(TokenSpan()))
+    return tuple(part.transpose(1, 2) for part in (steps.q, steps.k, steps.v, steps.decay))
 
 
 @parity("retention", "flash-linear-attention naive_retention")
@@ -37,7 +37,7 @@ def retention() -> tuple[Outcome, Outcome]:
         part(x).unflatten(-1, (HEADS, -1)).transpose(1, 2)
         for part in (ours.query, ours.key, ours.value)
     )
-    expected = ours.finish(fla("retention").naive_retention(q, k, v), x)
+    expected = ours.project_output(fla("retention").naive_retention(q, k, v), x)
     leaves = [x, *ours.parameters()]
     return outcome(ours(x), leaves), outcome(expected, leaves)
 
@@ -46,7 +46,7 @@ def retention() -> tuple[Outcome, Outcome]:
 def gated_linear() -> tuple[Outcome, Outcome]:
     """Some channels forget within a few tokens, others hardly at all."""
     ours = create_attention("gated_linear", dim=DIM, heads=HEADS, role="causal", temperature=2.0)
-    spread(ours, "forget.0.weight", "forget.1.bias")
+    randomise(ours, "forget.0.weight", "forget.1.bias")
     x = torch.randn(2, LENGTH, DIM, requires_grad=True)
     q, k, v = (part(x).unflatten(-1, (HEADS, -1)) for part in (ours.query, ours.key, ours.value))
     gate = nn.functional.logsigmoid(ours.forget(x)).unflatten(-1, (HEADS, -1)) / 2.0
@@ -54,7 +54,7 @@ def gated_linear() -> tuple[Outcome, Outcome]:
     leaves = [x, *ours.parameters()]
     return (
         outcome(ours(x), leaves),
-        outcome(ours.finish(expected.transpose(1, 2), x), leaves),
+        outcome(ours.project_output(expected.transpose(1, 2), x), leaves),
     )
 
 
@@ -62,7 +62,7 @@ def new_state_space(name: str) -> Attention:
     ours = create_attention(
         name, dim=DIM, heads=HEADS, groups=GROUPS, state_dim=STATE, role="causal"
     )
-    spread(ours, "step_bias", "skip", "scale")
+    randomise(ours, "step_bias", "skip", "scale")
     return ours
 
 
@@ -115,12 +115,14 @@ def state_space_dual() -> tuple[Outcome, Outcome]:
 def state_space_recurrence() -> tuple[Outcome, Outcome]:
     ours = new_state_space("state_space_dual")
     x = torch.randn(2, LENGTH, DIM, requires_grad=True)
-    q, k, v, decay = heads_of(ours, x)
+    q, k, v, decay = project_steps(ours, x)
     assert (v.shape[-1], q.shape[-1]) == (STATE, STATE), "theirs has one width for both"
     attended, _ = fla("simple_gla").naive_recurrent_simple_gla(q, k, v, decay[..., 0], scale=1.0)
     attended = attended + ours.skip[:, None] * v
     leaves = [x, *ours.parameters()]
-    return outcome(ours(x), leaves), outcome(ours.finish(attended.transpose(1, 2), x), leaves)
+    return outcome(ours(x), leaves), outcome(
+        ours.project_output(attended.transpose(1, 2), x), leaves
+    )
 
 
 @parity("log_linear", "flash-linear-attention naive_log_linear_attn")
@@ -130,12 +132,14 @@ def log_linear() -> tuple[Outcome, Outcome]:
     In float32 that costs their gradient by the rate its digits: 2.5e-4 from float64, ours 6e-7.
     """
     ours = new_state_space("log_linear").double()
-    spread(ours, "level_scale")
+    randomise(ours, "level_scale")
     x = torch.randn(2, LENGTH, DIM, dtype=torch.float64, requires_grad=True)
-    q, k, v, decay = heads_of(ours, x)
+    q, k, v, decay = project_steps(ours, x)
     attended = fla("log_linear_attn").naive_log_linear_attn(
         q, k, v, decay[..., 0], ours.level_weights(x).transpose(1, 2)
     )
     attended = attended + ours.skip[:, None] * v
     leaves = [x, *ours.parameters()]
-    return outcome(ours(x), leaves), outcome(ours.finish(attended.transpose(1, 2), x), leaves)
+    return outcome(ours(x), leaves), outcome(
+        ours.project_output(attended.transpose(1, 2), x), leaves
+    )

@@ -10,8 +10,8 @@ from transformers.models.qwen3_next.modeling_qwen3_next import Qwen3NextGatedDel
 
 from attention_zoo import create_attention
 from attention_zoo.attention.base import Attention
-from attention_zoo.attention.recurrent.delta_attention import mixing
-from attention_zoo.attention.recurrent.delta_rule import Steps
+from attention_zoo.attention.recurrent.convolution import ConvolutionRunner
+from attention_zoo.attention.recurrent.steps import Steps, TokenSpan
 from attention_zoo.masks import Mask
 from tests.conformance.definition import key_mask
 from tests.parity.compared import Outcome, fla, outcome, parity
@@ -23,7 +23,8 @@ def ours_and_steps(name: str) -> tuple[Attention, Tensor, Steps]:
     """An entry, tokens, and what becomes of them before the recurrence."""
     ours = create_attention(name, dim=DIM, heads=HEADS, role="causal")
     x = torch.randn(2, LENGTH, DIM, requires_grad=True)
-    return ours, x, ours.steps(x, mixing(Mask()))
+    positions = torch.arange(LENGTH)[None]
+    return ours, x, ours.project_steps(x, positions, ConvolutionRunner(TokenSpan()))
 
 
 @parity("delta", "flash-linear-attention delta_rule_recurrence")
@@ -33,7 +34,7 @@ def delta() -> tuple[Outcome, Outcome]:
     beta = ours.rate(x).sigmoid().transpose(1, 2)
     expected, _ = fla("delta_rule").delta_rule_recurrence(steps.q * scale, k, steps.v, beta)
     leaves = [x, *ours.parameters()]
-    return outcome(ours(x), leaves), outcome(ours.finish(expected, x), leaves)
+    return outcome(ours(x), leaves), outcome(ours.project_output(expected, x), leaves)
 
 
 @parity("gated_delta", "transformers Qwen3NextGatedDeltaNet")
@@ -90,7 +91,9 @@ def kimi_delta() -> tuple[Outcome, Outcome]:
     q, k, v, g = (part.transpose(1, 2) for part in (steps.q, steps.erase, steps.v, steps.decay))
     expected, _ = fla("kda").naive_recurrent_kda(q, k, v, g, ours.rate(x).sigmoid(), scale=1.0)
     leaves = [x, *ours.parameters()]
-    return outcome(ours(x), leaves), outcome(ours.finish(expected.transpose(1, 2), x), leaves)
+    return outcome(ours(x), leaves), outcome(
+        ours.project_output(expected.transpose(1, 2), x), leaves
+    )
 
 
 @parity("path", "flash-linear-attention naive_path_attn")
@@ -102,7 +105,9 @@ def path() -> tuple[Outcome, Outcome]:
     gate = torch.zeros(2, LENGTH, HEADS)
     expected = fla("path_attn").naive_path_attn(q, k, v, w, beta, gate, scale=1.0)
     leaves = [x, *ours.parameters()]
-    return outcome(ours(x), leaves), outcome(ours.finish(expected.transpose(1, 2), x), leaves)
+    return outcome(ours(x), leaves), outcome(
+        ours.project_output(expected.transpose(1, 2), x), leaves
+    )
 
 
 @parity("rwkv7", "flash-linear-attention dplr_recurrence")
@@ -116,7 +121,7 @@ def rwkv7() -> tuple[Outcome, Outcome]:
     )
     own = torch.einsum("bhtc,hc,bhtc,bhte->bhte", steps.q, ours.bonus[:, 0], steps.k, steps.v)
     leaves = [x, *ours.parameters()]
-    return outcome(ours(x), leaves), outcome(ours.finish(expected + own, x), leaves)
+    return outcome(ours(x), leaves), outcome(ours.project_output(expected + own, x), leaves)
 
 
 @parity("mesa", "flash-linear-attention naive_mesa_net_exact")
@@ -129,4 +134,6 @@ def mesa() -> tuple[Outcome, Outcome]:
         q, k, v, g[..., 0], ours.full_ridge()[:, 0, 0], ours.rate(x).sigmoid()
     )
     leaves = [x, *ours.parameters()]
-    return outcome(ours(x), leaves), outcome(ours.finish(expected.transpose(1, 2), x), leaves)
+    return outcome(ours(x), leaves), outcome(
+        ours.project_output(expected.transpose(1, 2), x), leaves
+    )

@@ -21,7 +21,7 @@ def taylor() -> tuple[Outcome, Outcome]:
     q, (k, v) = ours.project_query(x), ours.project_key_value(x)
     expected = fla("based").naive_parallel_based(q, k, v)
     leaves = [x, *ours.parameters()]
-    return outcome(ours(x), leaves), outcome(ours.project_output(expected), leaves)
+    return outcome(ours(x), leaves), outcome(ours.project_output(expected, x), leaves)
 
 
 @parity("rebased", "flash-linear-attention naive_parallel_rebased")
@@ -42,7 +42,7 @@ def rebased() -> tuple[Outcome, Outcome]:
     q, k = features.query_norm(q), features.key_norm(k)
     expected = fla("rebased").naive_parallel_rebased(q, k, v, scale=1000.0)
     leaves = [x, *ours.parameters()]
-    return outcome(ours(x), leaves), outcome(ours.project_output(expected), leaves)
+    return outcome(ours(x), leaves), outcome(ours.project_output(expected, x), leaves)
 
 
 @parity("nystrom", "transformers NystromformerSelfAttention")

@@ -93,7 +93,7 @@ def big_bird() -> tuple[Outcome, Outcome]:
     theirs = BigBirdBlockSparseAttention(config)
     for name in ("query", "key", "value"):
         getattr(theirs, name).load_state_dict(getattr(ours, name).state_dict())
-    drawn = [ours.drawn(own, BLOCKS - 1) for own in range(1, BLOCKS - 1)]
+    drawn = [ours.draw_blocks(block, BLOCKS - 1) for block in range(1, BLOCKS - 1)]
     assert all(0 < block < BLOCKS - 1 for row in drawn for block in row)
     theirs._bigbird_block_rand_mask_with_head = lambda **_: [drawn] * HEADS
     real = torch.ones(2, BLOCKS * BLOCK, dtype=torch.bool)
@@ -175,7 +175,7 @@ def reformer() -> tuple[Outcome, Outcome]:
     x = torch.cat([x, torch.randn(2, CHUNK, DIM)], dim=1).detach().requires_grad_()
     real = torch.ones(x.shape[:2], dtype=torch.bool)
     real[:, len(bucket) :] = False
-    found = ours.buckets_of(x, Mask(key_mask=real)).numbers
+    found = ours.hash_tokens(x, Mask(key_mask=real)).numbers
     assert (found[..., : len(bucket)] == bucket).all()
     attended = theirs(x, attention_mask=real).hidden_states
     return (

@@ -40,7 +40,7 @@ def heads_of(ours: Attention, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 def both(ours: Attention, x: Tensor, theirs: Callable[..., Tensor]) -> tuple[Outcome, Outcome]:
     """Our attention, and theirs of our heads: it turns q, k and v [b h t c] into [b h t c]."""
     leaves = [x, *ours.parameters()]
-    expected = ours.project_output(theirs(*heads_of(ours, x)))
+    expected = ours.project_output(theirs(*heads_of(ours, x)), x)
     return outcome(ours(x), leaves), outcome(expected, leaves)
 
 

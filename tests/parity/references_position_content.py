@@ -25,7 +25,7 @@ MEMORY = 7  # tokens
 def encoded(name: str, role: str = "causal", **options: object) -> Attention:
     """Multi-head attention with an encoding whose parameters are away from zero."""
     attention = create_attention("multi_head", dim=DIM, heads=HEADS, role=role)
-    attention.attach_position_own(create_position(name, **attention.position_sizes, **options))
+    attention.attach_position(create_position(name, **attention.position_sizes, **options))
     with torch.no_grad():
         for parameter in attention.encoding.parameters():
             parameter.add_(0.5 * torch.randn_like(parameter))
@@ -48,8 +48,8 @@ def transformer_xl() -> tuple[Outcome, Outcome]:
             getattr(theirs, part).copy_(linear.weight.T.unflatten(1, (HEADS, -1)))
         theirs.o.copy_(ours.output.weight.unflatten(1, (HEADS, -1)))
         theirs.r.copy_(own.distance.weight.T[order].unflatten(1, (HEADS, -1)))
-        theirs.r_w_bias.copy_(own.content_bias)
-        theirs.r_r_bias.copy_(own.place_bias)
+        theirs.r_w_bias.copy_(own.query_content_bias)
+        theirs.r_r_bias.copy_(own.query_position_bias)
     x = torch.randn(2, LENGTH, DIM, requires_grad=True)
     memory = torch.randn(2, MEMORY, DIM)
     keys = MEMORY + LENGTH
@@ -62,7 +62,7 @@ def transformer_xl() -> tuple[Outcome, Outcome]:
     ours(memory, cache=cache)
     found = theirs.layer_norm(ours(x, cache=cache) + x)
     return (
-        outcome(found, [x, own.content_bias, own.place_bias]),
+        outcome(found, [x, own.query_content_bias, own.query_position_bias]),
         outcome(expected.transpose(0, 1), [x, theirs.r_w_bias, theirs.r_r_bias]),
     )
 

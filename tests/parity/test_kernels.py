@@ -50,10 +50,14 @@ PLAIN = {
 }
 
 
+def packages_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kernels, "missing_packages", lambda: [])
+
+
 def plain_forms(monkeypatch: pytest.MonkeyPatch) -> torch.device:
-    monkeypatch.setattr(kernels, "missing", lambda: [])
-    monkeypatch.setattr(kernels, "runs_on", lambda device: True)
-    monkeypatch.setattr(kernels, "kernel", lambda operation, name: PLAIN[name])
+    packages_installed(monkeypatch)
+    monkeypatch.setattr(kernels, "has_kernels", lambda device: True)
+    monkeypatch.setattr(kernels, "load_kernel", lambda operation, name: PLAIN[name])
     return torch.device("cpu")
 
 
@@ -63,7 +67,7 @@ def triton_kernels(monkeypatch: pytest.MonkeyPatch) -> torch.device:
     for name in ("simple_gla", "gla", "gated_delta_rule", "kda"):
         importlib.import_module(f"fla.ops.{name}")
     if os.environ.get("TRITON_INTERPRET") == "1":
-        monkeypatch.setattr(kernels, "runs_on", lambda device: True)
+        monkeypatch.setattr(kernels, "has_kernels", lambda device: True)
         interpret(monkeypatch)
         return torch.device("cpu")
     if not torch.cuda.is_available():
@@ -126,8 +130,8 @@ def test_the_entries_that_can_choose_kernels() -> None:
 
 REFUSALS: list[tuple[Callable[[pytest.MonkeyPatch], object], dict[str, Any], str]] = [
     (plain_forms, {"segment_ids": torch.zeros(1, 5).long()}, "cannot keep packed segments apart"),
-    (lambda patch: patch.setattr(kernels, "missing", lambda: []), {}, "CUDA GPUs only, got .* cpu"),
-    (plain_forms, {}, "computes from float32, got float64"),
+    (packages_installed, {}, "CUDA GPUs only, got .* cpu"),
+    (plain_forms, {}, "computes in float32 at most, got float64"),
 ]
 
 
@@ -147,6 +151,6 @@ def test_what_kernels_cannot_do_is_refused(
 
 
 def test_missing_packages_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(kernels, "missing", lambda: ["triton"])
+    monkeypatch.setattr(kernels, "missing_packages", lambda: ["triton"])
     with pytest.raises(Unsupported, match=r"no triton\. Install attention-zoo\[fla\]"):
         create_attention("delta", dim=DIM, heads=HEADS, role="causal", backend="fla")

@@ -74,7 +74,7 @@ def test_grouped_heads_stand_beside_each_other() -> None:
     )
     x = torch.randn(2, KEYS, DIM)
     q, (k, v) = ours.project_query(x), ours.project_key_value(x)
-    expected = ours.project_output(scaled_dot_product_attention(q, k, v, enable_gqa=True))
+    expected = ours.project_output(scaled_dot_product_attention(q, k, v, enable_gqa=True), x)
     assert_same(ours(x), expected)
 
 
@@ -87,7 +87,7 @@ def copy_feed_forward(
 
 def options(order: str, activation: str) -> BlockOptions:
     return BlockOptions(
-        dim=DIM, hidden=HIDDEN, activation=activation, norm_order=order, dropout=0.0
+        dim=DIM, ffn_dim=HIDDEN, activation=activation, norm_order=order, dropout=0.0
     )
 
 

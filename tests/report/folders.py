@@ -14,30 +14,30 @@ CHRF_SIGNATURE = "nrefs:1|case:mixed|eff:yes|nc:6|nw:0|space:no|version:2.6.0"
 WORDS = ["the", "a", "small", "red", "old", "boat", "house", "child", "dog", "runs", "sees", "in"]
 
 
-def config(folder: Path, *, attention: str, position: str, seed: int, **more: Any) -> dict:
+def config(folder: Path, *, attention: str, position: str, seed: int, **changes: Any) -> dict:
     choices = {"task": "translation", "data": "phrases", "attention": attention}
-    whole: dict[str, Any] = {
+    contents: dict[str, Any] = {
         "seed": seed,
         "attention": {"name": attention, "heads": 4},
         "position": {"name": position},
         "data": {"seed": seed, "source": {"seed": 0}},
-        "optimizer": {"lr": more.pop("lr", 0.004)},
+        "optimizer": {"lr": changes.pop("lr", 0.004)},
         "logger": {"csv": {"save_dir": str(folder)}},
         "callbacks": {"best": {"dirpath": f"{folder}/checkpoints"}},
         "paths": {"run": str(folder)},
-        "choices": choices | {"position": position} | more.pop("choices", {}),
+        "choices": choices | {"position": position} | changes.pop("choices", {}),
     }
-    return whole | more
+    return contents | changes
 
 
-def results(*, seed: int, skill: float, chance: random.Random, **more: Any) -> dict[str, Any]:
+def results(*, seed: int, skill: float, chance: random.Random, **changes: Any) -> dict[str, Any]:
     """Of a run that is as good as `skill` says, from 0 to 1."""
     loss = 3.2 - 1.6 * skill + chance.gauss(0, 0.01)
     steps = range(100, 3001, 100)
 
-    def curve(rest: float) -> list[list[float]]:
+    def curve(offset: float) -> list[list[float]]:
         return [
-            [s, 2048 * s, loss + rest + 4 * math.exp(-s / 350) + chance.gauss(0, 0.01)]
+            [s, 2048 * s, loss + offset + 4 * math.exp(-s / 350) + chance.gauss(0, 0.01)]
             for s in steps
         ]
 
@@ -67,7 +67,7 @@ def results(*, seed: int, skill: float, chance: random.Random, **more: Any) -> d
         "sacrebleu_signature": SIGNATURE,
         "chrf_signature": CHRF_SIGNATURE,
         "history": {"train/loss": curve(-0.1), "val/loss": curve(0.0)},
-    } | more
+    } | changes
 
 
 def outputs(skill: float, seed: int, name: str) -> list[dict[str, str]]:
@@ -91,15 +91,15 @@ def write_run(
     seed: int = 1,
     skill: float = 0.7,
     figures: dict[str, Any] | None = None,
-    **more: Any,
+    **changes: Any,
 ) -> Path:
     """A run that was trained, without a sweep. What is added is of the config."""
     folder.mkdir(parents=True, exist_ok=True)
     chance = random.Random(f"{attention} {position} {seed}")
-    whole = config(folder, attention=attention, position=position, seed=seed, **more)
-    (folder / "config.yaml").write_text(yaml.safe_dump(whole, allow_unicode=True))
-    found = results(seed=seed, skill=skill, chance=chance) | (figures or {})
-    (folder / "results.json").write_text(json.dumps(found))
+    contents = config(folder, attention=attention, position=position, seed=seed, **changes)
+    (folder / "config.yaml").write_text(yaml.safe_dump(contents, allow_unicode=True))
+    figures_of_run = results(seed=seed, skill=skill, chance=chance) | (figures or {})
+    (folder / "results.json").write_text(json.dumps(figures_of_run))
     with (folder / "test_outputs.jsonl").open("w") as file:
         for line in outputs(skill, seed, f"{attention} {position}"):
             file.write(json.dumps(line, ensure_ascii=False) + "\n")
@@ -111,7 +111,7 @@ def write_job(
 ) -> Path:
     """The record that a sweep leaves of a job."""
     folder.mkdir(parents=True, exist_ok=True)
-    record = {"overrides": list(words), "config": "0" * 64, "outcome": outcome, "code": code}
+    record = {"overrides": list(words), "config_hash": "0" * 64, "outcome": outcome, "code": code}
     record |= {"reason": reason, "seconds": 12.5}
     (folder / "job.json").write_text(json.dumps(record, ensure_ascii=False))
     return folder
@@ -138,7 +138,7 @@ def write_sweep(folder: Path, *, seeds: int = 3) -> Path:
     """Nine mechanisms, some refused, diverged, failed, killed or cut off."""
     number = 0
 
-    def place() -> Path:
+    def next_folder() -> Path:
         nonlocal number
         number += 1
         return folder / str(number - 1)
@@ -147,7 +147,7 @@ def write_sweep(folder: Path, *, seeds: int = 3) -> Path:
         position = "sinusoidal" if attention in ("linear", "performer") else "rotary"
         for seed in range(1, seeds + 1):
             words = (f"attention={attention}", f"position={position}", f"seed={seed}")
-            run = write_job(place(), *words)
+            run = write_job(next_folder(), *words)
             figures = {
                 "tokens_per_second": speed * (1 + seed / 100),
                 "parameters": parameters,
@@ -167,6 +167,6 @@ def write_sweep(folder: Path, *, seeds: int = 3) -> Path:
                 drop(run, "results.json")
     reason = "linear cannot take position=alibi, which acts on scores. Positions: none, rotary."
     job = ("attention=linear", "position=alibi", "seed=1")
-    write_job(place(), *job, outcome="refused", reason=reason, code=3)
-    write_job(place(), "attention=fourier", outcome="failed", reason="no space left", code=2)
+    write_job(next_folder(), *job, outcome="refused", reason=reason, code=3)
+    write_job(next_folder(), "attention=fourier", outcome="failed", reason="no space left", code=2)
     return folder

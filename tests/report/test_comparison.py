@@ -5,73 +5,72 @@ from pathlib import Path
 import pytest
 
 from attention_zoo.errors import UserError
-from attention_zoo.tasks.analysis.report.answer import answer, how_tested
-from attention_zoo.tasks.analysis.report.comparison import (
-    Comparison,
-    compare,
-    count_tests,
-    run_tests,
-)
-from attention_zoo.tasks.analysis.report.conditions import conditions
+from attention_zoo.tasks.analysis.report.comparison import Comparison, compare_runs
+from attention_zoo.tasks.analysis.report.conditions import find_conditions
 from attention_zoo.tasks.analysis.report.runs import find_runs
+from attention_zoo.tasks.analysis.report.summary import describe_tests, summarize
+from attention_zoo.tasks.analysis.report.testing import count_tests, run_tests
 from tests.report.folders import write_job, write_run
 
 
-def compared(folder: Path, baseline: str | None = None) -> Comparison:
-    (found,) = compare(find_runs([folder]), baseline)
+def compare_folder(folder: Path, baseline: str | None = None) -> Comparison:
+    (found,) = compare_runs(find_runs([folder]), baseline)
     run_tests(found, lambda: None)
     return found
 
 
-def by_name(comparison: Comparison) -> dict:
-    return {x.name: x for x in conditions(comparison)}
+def conditions_by_name(comparison: Comparison) -> dict:
+    return {x.name: x for x in find_conditions(comparison)}
 
 
 def test_seeds_are_one_row_and_the_best_is_first(sweep: Path) -> None:
-    found = compared(sweep)
+    found = compare_folder(sweep)
     assert [len(row.runs) for row in found.rows] == [3, 3, 3, 3, 3, 2, 3, 3, 2]
     assert found.rows[0].label == "gated rotary"
-    assert {row.label for row in found.rows if row.lost} == {"delta rotary", "performer sinusoidal"}
+    assert {row.label for row in found.rows if row.failed} == {
+        "delta rotary",
+        "performer sinusoidal",
+    }
     means = [row.mean("test/bleu") for row in found.rows]
     assert means == sorted(means, reverse=True)
     assert found.primary_metric.key == "test/bleu"
 
 
 def test_the_winner_is_not_called_better_than_its_peers(sweep: Path) -> None:
-    found = compared(sweep)
-    told = " ".join(answer(found))
-    assert "Not shown to differ from `gated rotary`: `latent rotary` (p = " in told
-    worse = next(x for x in answer(found) if x.startswith("Significantly worse"))
+    found = compare_folder(sweep)
+    text = " ".join(summarize(found))
+    assert "Not significantly different from `gated rotary`: `latent rotary` (p = " in text
+    worse = next(x for x in summarize(found) if x.startswith("Significantly worse"))
     assert "`linear sinusoidal`" in worse and "latent" not in worse
-    assert "`delta rotary` 1 of 3 (diverged)" in told
-    assert "Not equal between the rows: seeds, parameters." in told
+    assert "`delta rotary` (1 of 3 diverged)" in text
+    assert "The rows differ in these conditions: seeds, parameters." in text
 
 
 def test_the_tests_are_stated(sweep: Path) -> None:
-    told = " ".join(how_tested(compared(sweep)))
+    text = " ".join(describe_tests(compare_folder(sweep)))
     for word in ("paired bootstrap", "1,000 times", "Welch's t-test", "Holm", "5 % level"):
-        assert word in told
-    assert "seed:12345" in told and "flatters it" in told
+        assert word in text
+    assert "seed:12345" in text and "flatters it" in text
 
 
 def test_a_baseline_is_named(sweep: Path) -> None:
-    found = compared(sweep, "linear sinusoidal")
+    found = compare_folder(sweep, "linear sinusoidal")
     assert found.reference.label == "linear sinusoidal" and found.best.label == "gated rotary"
-    told = " ".join(answer(found))
-    assert "The reference is `linear sinusoidal`" in told
-    assert "Significantly better than `linear sinusoidal`" in told
-    assert "flatters" not in " ".join(how_tested(found))
+    text = " ".join(summarize(found))
+    assert "The reference, `linear sinusoidal`, has " in text
+    assert "Significantly better than `linear sinusoidal`" in text
+    assert "flatters" not in " ".join(describe_tests(found))
     with pytest.raises(UserError, match="baseline must be the label of a row, got 'liner'"):
-        compare(find_runs([sweep]), "liner")
+        compare_runs(find_runs([sweep]), "liner")
 
 
 def test_one_seed_gives_no_test_of_losses(tmp_path: Path) -> None:
     for number, name in enumerate(("multi_head", "linear")):
         drop_bleu = {"test/bleu": None, "test/chrf": None, "test/exact_match": None}
         write_run(tmp_path / str(number), attention=name, figures=drop_bleu)
-    found = compared(tmp_path)
+    found = compare_folder(tmp_path)
     assert found.primary_metric.key == "test/loss"
-    assert "(one seed: no test)" in " ".join(answer(found))
+    assert "(one seed: no test)" in " ".join(summarize(found))
     assert count_tests(found) == 2
 
 
@@ -80,11 +79,11 @@ def test_what_is_alike_in_all_rows_does_not_decide(tmp_path: Path) -> None:
         write_run(tmp_path / str(number), attention=name, figures={"test/bleu": 0.0})
     outputs = (tmp_path / "0" / "test_outputs.jsonl").read_text()
     (tmp_path / "1" / "test_outputs.jsonl").write_text(outputs)
-    found = compared(tmp_path)
+    found = compare_folder(tmp_path)
     assert (found.primary_metric.key, found.quality[-1].key) == ("test/chrf", "test/bleu")
     # Though sacrebleu, which finds no resample that differs by more than nothing, has p < 0.001.
-    (told,) = (x.told for x in found.differences["test/bleu"] if x is not None)
-    assert told == "n.s., p = 1.000"
+    (difference,) = found.differences["test/bleu"].values()
+    assert difference.test_result == "n.s., p = 1.000"
 
 
 def test_rows_that_share_the_best_figure_share_the_praise(tmp_path: Path) -> None:
@@ -92,8 +91,8 @@ def test_rows_that_share_the_best_figure_share_the_praise(tmp_path: Path) -> Non
     alike = {"figures": dict.fromkeys([*keys, "test/perplexity"], 1.0)}
     for number, name in enumerate(("multi_head", "linear")):
         write_run(tmp_path / str(number), attention=name, **alike)
-    told = next(iter(answer(compared(tmp_path))))
-    assert told == "`multi_head`, `linear` have the highest BLEU: 1.00 (one seed)."
+    sentence = next(iter(summarize(compare_folder(tmp_path))))
+    assert sentence == "`multi_head`, `linear` have the highest BLEU: 1.00 (one seed)."
 
 
 @pytest.mark.parametrize(
@@ -127,21 +126,21 @@ def test_labels_tell_rows_apart(tmp_path: Path, runs: list[dict], labels: set[st
         write_run(tmp_path / str(number), **options)
         # What a sweep gives is told only where it differs.
         write_job(tmp_path / str(number), "optimizer.decay=1", "schedule.decay=2")
-    assert {row.label for row in compared(tmp_path).rows} == labels
+    assert {row.label for row in compare_folder(tmp_path).rows} == labels
 
 
 def test_what_a_sweep_varied_is_in_the_labels_even_if_it_follows(tmp_path: Path) -> None:
     for number, (name, lr) in enumerate((("linear", 0.01), ("multi_head", 0.02))):
         write_run(tmp_path / str(number), attention=name, lr=lr)
         write_job(tmp_path / str(number), f"attention={name}", f"optimizer.lr={lr}")
-    labels = {row.label for row in compared(tmp_path).rows}
+    labels = {row.label for row in compare_folder(tmp_path).rows}
     assert labels == {"linear lr=0.01", "multi_head lr=0.02"}
 
 
 def test_what_no_label_tells_is_among_the_conditions(tmp_path: Path) -> None:
     for number, (name, lr) in enumerate((("linear", 0.01), ("multi_head", 0.02))):
         write_run(tmp_path / str(number), attention=name, lr=lr)
-    found = by_name(compared(tmp_path))["other options"]
+    found = conditions_by_name(compare_folder(tmp_path))["other options"]
     assert found.equal is False and found.text == "optimizer.lr: 0.01, 0.02"
 
 
@@ -151,7 +150,7 @@ def test_what_no_label_tells_is_among_the_conditions(tmp_path: Path) -> None:
         ({"parameters": 1_060_104}, "parameters", "1.05 M to 1.06 M, 1.0 % apart"),
         ({"tokens_seen": 1}, "tokens seen", "1 to 6.14 M"),
         ({"data_hash": "f" * 64}, "data", "ffffffffffff…: `linear`"),
-        ({"data_order": "f" * 64}, "data order", "other batches under seed 1"),
+        ({"data_order": "f" * 64}, "data order", "other batches with seed 1"),
         ({"precision": "bf16-mixed"}, "precision", "bf16-mixed: `linear`"),
         (
             {"hardware": {"cpu": "x", "threads": 1, "gpus": ["H100"]}},
@@ -173,7 +172,7 @@ def test_each_condition_that_is_not_equal_is_stated(
 ) -> None:
     write_run(tmp_path / "0")
     write_run(tmp_path / "1", attention="linear", figures=figures)
-    found = by_name(compared(tmp_path))
+    found = conditions_by_name(compare_folder(tmp_path))
     assert found[name].equal is False and text in found[name].text
     assert all(x.equal for other, x in found.items() if other not in (name, "data order"))
 
@@ -181,9 +180,9 @@ def test_each_condition_that_is_not_equal_is_stated(
 def test_equal_conditions_are_stated_too(tmp_path: Path) -> None:
     for number, name in enumerate(("linear", "multi_head")):
         write_run(tmp_path / str(number), attention=name)
-    found = by_name(compared(tmp_path))
+    found = conditions_by_name(compare_folder(tmp_path))
     assert all(x.equal for x in found.values())
-    assert found["data order"].text == "the same batches in the same order, seed by seed"
+    assert found["data order"].text == "the same batches in the same order for each seed"
 
 
 def test_seeds_may_see_other_numbers_of_tokens(tmp_path: Path) -> None:
@@ -191,14 +190,14 @@ def test_seeds_may_see_other_numbers_of_tokens(tmp_path: Path) -> None:
         for seed in (1, 2):
             folder = tmp_path / f"{number}{seed}"
             write_run(folder, attention=name, seed=seed, figures={"tokens_seen": 1000 + seed})
-    found = by_name(compared(tmp_path))["tokens seen"]
-    assert found.equal and found.text == "1,001 to 1,002, seed by seed the same"
+    found = conditions_by_name(compare_folder(tmp_path))["tokens seen"]
+    assert found.equal and found.text == "1,001 to 1,002, the same in all rows for each seed"
 
 
 def test_without_a_seed_in_common_no_order_is_called_equal(tmp_path: Path) -> None:
     write_run(tmp_path / "0", seed=1, skill=0.8)
     write_run(tmp_path / "1", attention="linear", seed=2)
-    found = by_name(compared(tmp_path))["data order"]
+    found = conditions_by_name(compare_folder(tmp_path))["data order"]
     assert found.equal is False
     assert found.text == "`linear` has no seed in common with `multi_head`"
 
@@ -206,30 +205,30 @@ def test_without_a_seed_in_common_no_order_is_called_equal(tmp_path: Path) -> No
 def test_what_is_not_on_record_is_not_assumed(tmp_path: Path) -> None:
     write_run(tmp_path / "0")
     write_run(tmp_path / "1", attention="linear", figures={"data_order": None, "hardware": None})
-    found = by_name(compared(tmp_path))
+    found = conditions_by_name(compare_folder(tmp_path))
     for name in ("data order", "hardware"):
-        assert found[name].equal is None and found[name].text == "not on record in 1 of 2 runs"
+        assert found[name].equal is None and found[name].text == "not recorded in 1 of 2 runs"
 
 
 def test_a_match_is_told(tmp_path: Path) -> None:
-    matched = {"matched": {"by": "parameters", "target": 1_000_000, "ff_dim": 447}}
+    matched = {"matched": {"by": "parameters", "target": 1_000_000, "ffn_dim": 447}}
     for number, name in enumerate(("linear", "multi_head")):
         figures = matched | {"parameters": 1_000_000 + number}
         write_run(
             tmp_path / str(number), attention=name, figures=figures, model={"ffn_dim": 8 + number}
         )
-    found = by_name(compared(tmp_path))
+    found = conditions_by_name(compare_folder(tmp_path))
     assert found["matched"].text == "by parameters, within 1 % of 1 M"
     # Nor does the width that it takes make the conditions unequal.
     assert found["parameters"].equal and found["other options"].equal
     write_run(tmp_path / "2", attention="gated", figures=matched | {"parameters": 1_020_000})
-    assert by_name(compared(tmp_path))["parameters"].equal is False
+    assert conditions_by_name(compare_folder(tmp_path))["parameters"].equal is False
 
 
 def test_other_data_are_another_comparison(tmp_path: Path) -> None:
     write_run(tmp_path / "0")
     write_run(tmp_path / "1", choices={"data": "copy"})
-    titles = [x.title for x in compare(find_runs([tmp_path]), None)]
+    titles = [x.title for x in compare_runs(find_runs([tmp_path]), None)]
     assert titles == ["translation on phrases", "translation on copy"]
 
 
@@ -239,12 +238,12 @@ def test_losses_per_token_do_not_compare_across_tokenizers(tmp_path: Path) -> No
         figures |= {"test/bits_per_byte": 1.5}
         tokenizer = {"vocabulary_size": size}
         write_run(tmp_path / str(number), tokenizer=tokenizer, figures=figures)
-    assert [x.key for x in compared(tmp_path).quality] == ["test/bits_per_byte"]
+    assert [x.key for x in compare_folder(tmp_path).quality] == ["test/bits_per_byte"]
 
 
 def test_other_sacrebleu_settings_are_not_tested(tmp_path: Path) -> None:
     write_run(tmp_path / "0")
     write_run(tmp_path / "1", attention="linear", figures={"sacrebleu_signature": "other:1"})
-    found = compared(tmp_path)
+    found = compare_folder(tmp_path)
     worst = found.difference(found.rows[1])
-    assert worst is not None and worst.lacking == "other sacreBLEU settings: no test"
+    assert worst is not None and worst.untested_reason == "other sacreBLEU settings: no test"

@@ -14,7 +14,7 @@ pytestmark = in_browser
 @pytest.fixture(scope="module")
 def written(sweep: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
     folder = tmp_path_factory.mktemp("report")
-    run([str(sweep), "--into", str(folder)])
+    run([str(sweep), f"output={folder}"])
     return (folder / "report.html").as_uri()
 
 
@@ -30,11 +30,11 @@ def test_the_answer_comes_first_and_jobs_without_a_result_last(browser: Any, wri
         "Quality and cost",
         "Differences from gated rotary",
         "Conditions",
-        "Pictures",
+        "Charts",
         "Jobs without a result",
     ]
-    assert texts(browser, ".answer p")[0].startswith("gated rotary has the highest BLEU")
-    assert sorted(texts(browser, "main > .scroll .state")) == [
+    assert texts(browser, ".summary p")[0].startswith("gated rotary has the highest BLEU")
+    assert sorted(texts(browser, "main > .scroll .strong")) == [
         *("diverged", "failed", "killed", "refused")
     ]
     assert len(texts(browser, "details tbody tr")) == 29
@@ -72,23 +72,33 @@ def test_the_table_sorts_by_keyboard(browser: Any, written: str) -> None:
     assert labels == sorted(labels) and labels[0].startswith("delta")
 
 
-def test_pictures_are_there_and_tell_by_pointing(browser: Any, written: str) -> None:
+def test_charts_are_there_and_a_row_is_highlighted_by_pointing(browser: Any, written: str) -> None:
     from selenium.webdriver import ActionChains
 
     look(browser, written)
-    titles = texts(browser, "figure svg .title")
-    assert titles[:2] == ["Validation loss, nats per token", "Training loss, nats per token"]
+    labels = "return [...document.querySelectorAll('figure svg')].map((x) => x.ariaLabel)"
+    titles = browser.execute_script(labels)
+    assert titles[:3] == ["BLEU of each seed", "Validation loss", "Training loss"]
     for cost in ("tokens/s", "peak memory", "parameters", "decode state"):
         assert f"BLEU by {cost}" in titles
-    assert len(texts(browser, "figure:first-child .line:not(.hit)")) == 9
-    mark = browser.find_element("css selector", "figure:nth-child(3) .row[data-row='0'] .hit")
+    rows = [f"figure:nth-child(2) [data-row='{row}']" for row in range(9)]
+    assert all(browser.find_elements("css selector", row) for row in rows)
+    mark = browser.find_element("css selector", "figure:nth-child(4) .row[data-row='0'] use")
     browser.execute_script("arguments[0].scrollIntoView({block: 'center'})", mark)
     ActionChains(browser).move_to_element(mark).perform()
-    tip = browser.find_element("id", "tip")
-    assert tip.is_displayed() and tip.text.startswith("gated rotary: 34.")
-    assert "tokens/s" in tip.text
-    picked = "return document.querySelectorAll('figure:first-child .row.on').length"
-    assert browser.execute_script(picked) == 1
+    (label,) = set(texts(browser, ".row.on > title"))
+    assert label == "gated rotary"
+    highlighted = "return document.querySelectorAll('figure:nth-child(2) .row.on').length"
+    assert browser.execute_script(highlighted) == 2  # a curve and its band
+
+
+def test_charts_follow_the_scheme(browser: Any, written: str) -> None:
+    colour = "return getComputedStyle(document.querySelector('figure svg text')).fill"
+    fills = []
+    for scheme in ("light", "dark"):
+        look(browser, written, scheme=scheme)
+        fills.append(luminance(browser.execute_script(colour)))
+    assert fills[0] < 0.2 < 0.3 < fills[1]
 
 
 def test_a_name_in_the_legend_picks_its_row(browser: Any, written: str) -> None:
@@ -96,9 +106,9 @@ def test_a_name_in_the_legend_picks_its_row(browser: Any, written: str) -> None:
     browser.execute_script("document.querySelectorAll('.legend button')[8].click()")
     state = "return document.querySelectorAll('.legend button')[8].ariaPressed"
     assert browser.execute_script(state) == "true"
-    assert len(set(texts(browser, "figure .row.on"))) > 0
-    shown = "return getComputedStyle(document.querySelector('figure .row:not(.on)')).opacity"
-    assert float(browser.execute_script(shown)) < 0.5
+    assert set(texts(browser, "figure .row.on > title")) == {"performer sinusoidal"}
+    opacity = "return getComputedStyle(document.querySelector('figure .row:not(.on)')).opacity"
+    assert float(browser.execute_script(opacity)) < 0.5
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

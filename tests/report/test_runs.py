@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from attention_zoo.errors import BadInput, UserError
-from attention_zoo.tasks.analysis.report.answer import counted
-from attention_zoo.tasks.analysis.report.runs import find_runs, job_names
+from attention_zoo.tasks.analysis.report.runs import find_runs, run_names
+from attention_zoo.tasks.analysis.report.summary import count_outcomes
 from tests.report.folders import drop, write_job, write_run
 
 
@@ -15,7 +15,7 @@ def test_every_outcome_is_told_with_its_reason(sweep: Path) -> None:
     runs = find_runs([sweep])
     assert len(runs) == 29
     told = "29 jobs: 25 trained, 1 refused, 1 diverged, 1 failed, 1 killed"
-    assert counted(runs) == told
+    assert count_outcomes(runs) == told
     reasons = {run.outcome: run.reason for run in runs}
     assert reasons["killed"] == "signal 9 (SIGKILL)" and "alibi" in reasons["refused"]
     assert [run.folder.name for run in runs] == [str(number) for number in range(29)]
@@ -78,7 +78,7 @@ def test_jobs_are_named_by_what_not_all_were_given(tmp_path: Path) -> None:
     write_run(tmp_path / "2", seed=3)
     runs = find_runs([tmp_path])
     names = ["attention=linear", "attention=gated", "attention=multi_head position=rotary seed=3"]
-    assert job_names(runs) == names
+    assert run_names(runs) == names
 
 
 def test_hidden_folders_hold_no_runs(tmp_path: Path) -> None:

@@ -16,29 +16,33 @@ from torch.utils.data import DataLoader
 from attention_zoo import create_attention
 from attention_zoo.errors import UserError
 from attention_zoo.tasks.training.callbacks import attention_maps
-from attention_zoo.tasks.training.callbacks.attention_maps import AttentionMaps, Probe, read
+from attention_zoo.tasks.training.callbacks.attention_maps import (
+    AttentionMaps,
+    Probe,
+    record_probe,
+)
 from attention_zoo.tasks.training.callbacks.periodic_inspection import InspectionCallback
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*does not have many workers"),
     pytest.mark.filterwarnings("ignore:.*LeafSpec.*is deprecated"),
 ]
-DIM, WORDS, NAMES = 8, 6, ["the", "cat", "sat"]
+DIM, VOCABULARY, NAMES = 8, 6, ["the", "cat", "sat"]
 TOKENS, SOURCE = torch.tensor([[1, 2, 3]]), torch.tensor([[4, 5, 1, 2]])
 
 
-class Own(LightningModule):
-    """A language model of somebody's own, which knows nothing of our tasks."""
+class TinyModel(LightningModule):
+    """A user's language model, which does not use the tasks."""
 
     def __init__(self):
         super().__init__()
-        self.embedding = nn.Embedding(WORDS, DIM)
+        self.embedding = nn.Embedding(VOCABULARY, DIM)
         self.layers = nn.ModuleList(
             create_attention("multi_head", dim=DIM, heads=2, role="causal", position="rotary")
             for _ in range(2)
         )
         self.dropout = nn.Dropout(0.5)
-        self.head = nn.Linear(DIM, WORDS)
+        self.head = nn.Linear(DIM, VOCABULARY)
         self.steps = 0
 
     def forward(self, tokens):
@@ -60,8 +64,8 @@ class Own(LightningModule):
         return torch.optim.SGD(self.parameters(), lr=0.1)
 
 
-class Reader(Own):
-    """Reads another sequence as well."""
+class TinyEncoderDecoder(TinyModel):
+    """A model that reads a source sequence as well."""
 
     def __init__(self):
         super().__init__()
@@ -74,8 +78,8 @@ class Reader(Own):
         return self.cross(x, memory)
 
 
-class Drawn(list):
-    """What was drawn: readings, roles, layers and heads, as `attention_figure` was called."""
+class FigureCalls(list):
+    """The arguments of all calls of `draw_heatmaps`: records, roles, layers and heads."""
 
     def __call__(self, *arguments):
         self.append(arguments)
@@ -83,10 +87,10 @@ class Drawn(list):
 
 
 @pytest.fixture
-def drawn(monkeypatch):
-    """Without the time that a picture takes."""
-    calls = Drawn()
-    monkeypatch.setattr(attention_maps, "attention_figure", calls)
+def figure_calls(monkeypatch):
+    """Record the calls of `draw_heatmaps` instead of drawing."""
+    calls = FigureCalls()
+    monkeypatch.setattr(attention_maps, "draw_heatmaps", calls)
     return calls
 
 
@@ -109,8 +113,8 @@ def trainer(folder, *callbacks, **options):
 
 def fit(folder, *callbacks, module=None, **options):
     torch.manual_seed(0)
-    module = module or Own()
-    rows = DataLoader(torch.arange(32).view(8, 4) % WORDS, batch_size=2)
+    module = module or TinyModel()
+    rows = DataLoader(torch.arange(32).view(8, 4) % VOCABULARY, batch_size=2)
     trainer(folder, *callbacks, **options).fit(module, rows, rows)
     return module
 
@@ -119,7 +123,7 @@ def files(folder):
     return {str(path.relative_to(folder)) for path in folder.rglob("*.png")}
 
 
-def test_a_module_of_ones_own_is_drawn_in_a_plain_trainer(tmp_path):
+def test_a_users_module_is_drawn_in_a_users_trainer(tmp_path):
     maps = AttentionMaps(probes=[probe()], layers=[2])
     module = fit(tmp_path, maps)
     assert files(tmp_path) == {"figures/probe-1-decoder-layer-2.png"}
@@ -129,35 +133,35 @@ def test_a_module_of_ones_own_is_drawn_in_a_plain_trainer(tmp_path):
 
 
 @pytest.mark.parametrize("inputs", [TOKENS, (TOKENS,), [TOKENS], {"tokens": TOKENS}])
-def test_maps_are_those_of_the_module_and_tokens_are_called_as_said(tmp_path, inputs):
-    module = Own().eval()
-    reading = read(trainer(tmp_path), module, probe(inputs=inputs))
-    assert reading.source_tokens == reading.target_tokens == NAMES
-    assert list(reading.maps) == ["decoder"]
+def test_maps_and_tokens_are_those_of_the_module_and_the_probe(tmp_path, inputs):
+    module = TinyModel().eval()
+    record = record_probe(trainer(tmp_path), module, probe(inputs=inputs))
+    assert record.source_tokens == record.target_tokens == NAMES
+    assert list(record.maps) == ["decoder"]
     x = module.embedding(TOKENS)
-    for layer, weights in zip(module.layers, reading.maps["decoder"], strict=True):
+    for layer, weights in zip(module.layers, record.maps["decoder"], strict=True):
         assert torch.equal(weights, layer.attention_map(x)[0])
         x = x + layer(x)
 
 
 def test_cross_attention_has_the_tokens_of_both_sequences(tmp_path):
     names = ["quatro", "cinco", "um", "dois"]
-    asked = probe(inputs=(TOKENS, SOURCE), source_tokens=names)
-    reading = read(trainer(tmp_path), Reader().eval(), asked)
-    assert (reading.source_tokens, reading.target_tokens) == (names, NAMES)
-    shapes = {role: [tuple(x.shape) for x in layers] for role, layers in reading.maps.items()}
+    given_probe = probe(inputs=(TOKENS, SOURCE), source_tokens=names)
+    record = record_probe(trainer(tmp_path), TinyEncoderDecoder().eval(), given_probe)
+    assert (record.source_tokens, record.target_tokens) == (names, NAMES)
+    shapes = {role: [tuple(x.shape) for x in layers] for role, layers in record.maps.items()}
     assert shapes == {"encoder": [(4, 4, 4)], "decoder": [(2, 3, 3)], "cross": [(2, 3, 4)]}
 
 
 @pytest.mark.parametrize("precision", ["bf16-mixed", "bf16-true"])
 def test_a_probe_is_read_in_the_precision_of_training(tmp_path, precision):
     run = trainer(tmp_path, precision=precision)
-    module = run.precision_plugin.convert_module(Own().eval())
+    module = run.precision_plugin.convert_module(TinyModel().eval())
     seen = []
-    module.layers[0].register_forward_hook(lambda *its: seen.append(its[-1].dtype))
-    reading = read(run, module, probe())
+    module.layers[0].register_forward_hook(lambda *arguments: seen.append(arguments[-1].dtype))
+    record = record_probe(run, module, probe())
     assert seen == [torch.bfloat16]
-    assert reading.maps["decoder"][0].dtype == torch.float32
+    assert record.maps["decoder"][0].dtype == torch.float32
 
 
 @pytest.mark.parametrize(
@@ -169,39 +173,40 @@ def test_a_probe_is_read_in_the_precision_of_training(tmp_path, precision):
         ({"roles": ["encoder"], "layers": [1], "heads": [4]}, [("encoder", 0, [3])]),
     ],
 )
-def test_roles_layers_and_heads_are_chosen(tmp_path, drawn, options, expected):
-    module, asked = Reader().eval(), probe(inputs=(TOKENS, SOURCE), source_tokens=NAMES)
-    AttentionMaps(probes=[asked] * 2, **options).draw(trainer(tmp_path), module, tmp_path)
-    assert [call[1:] for call in drawn] == expected * 2
+def test_roles_layers_and_heads_are_chosen(tmp_path, figure_calls, options, expected):
+    module = TinyEncoderDecoder().eval()
+    given_probe = probe(inputs=(TOKENS, SOURCE), source_tokens=NAMES)
+    AttentionMaps(probes=[given_probe] * 2, **options).draw(trainer(tmp_path), module, tmp_path)
+    assert [call[1:] for call in figure_calls] == expected * 2
 
 
-def test_pictures_of_chosen_steps_are_kept_and_others_are_replaced(tmp_path, drawn):
+def test_pictures_of_chosen_steps_are_kept_and_others_are_replaced(tmp_path, figure_calls):
     maps = AttentionMaps(probes=[probe()], layers=[1], steps=[0, 3], every_n_validations=2)
-    module = Own()
+    module = TinyModel()
     seen = []
 
     class Spy(Callback):
         def on_validation_end(self, *_):
-            seen.append(len(drawn))
+            seen.append(len(figure_calls))
 
     fit(tmp_path, maps, Spy(), module=module, max_steps=12, val_check_interval=2)
     name = "probe-1-decoder-layer-1.png"
     folders = ["figures", "figures/step-0", "figures/step-3"]
     assert files(tmp_path) == {f"{folder}/{name}" for folder in folders}
     # Before the first, after step 3, at every second validation but the last, and at the end.
-    assert seen == [1, 3, 3, 4, 4, 4] and len(drawn) == 5
-    first, *_, last = (call[0].maps["decoder"][0] for call in drawn)
+    assert seen == [1, 3, 3, 4, 4, 4] and len(figure_calls) == 5
+    first, *_, last = (call[0].maps["decoder"][0] for call in figure_calls)
     assert not torch.equal(first, last)
 
 
-def test_a_step_of_several_batches_is_drawn_once(tmp_path, drawn):
+def test_a_step_of_several_batches_is_drawn_once(tmp_path, figure_calls):
     maps = AttentionMaps(probes=[probe()], layers=[1], steps=[0, 1], every_n_validations=None)
     fit(tmp_path, maps, max_steps=2, accumulate_grad_batches=2)
-    assert len(drawn) == 3
+    assert len(figure_calls) == 3
 
 
 @pytest.mark.parametrize("kind", [CSVLogger, TensorBoardLogger])
-def test_pictures_go_to_loggers_that_take_images_and_others_are_told_nothing(tmp_path, kind):
+def test_pictures_go_to_loggers_that_take_images_and_to_no_others(tmp_path, kind):
     logger = kind(tmp_path)
     maps = AttentionMaps(probes=[probe()], layers=[1], heads=[1], every_n_validations=None)
     fit(tmp_path, maps, logger=logger, log_every_n_steps=1)
@@ -216,20 +221,20 @@ def test_pictures_go_to_loggers_that_take_images_and_others_are_told_nothing(tmp
 # What it costs
 
 
-def test_looking_changes_no_weight(tmp_path, drawn):
+def test_inspections_change_no_weight(tmp_path, figure_calls):
     maps = AttentionMaps(probes=[probe()], steps=range(5), every_n_validations=1)
     weights = [
         fit(tmp_path, *callbacks, val_check_interval=1, max_steps=6).state_dict()
         for callbacks in ([], [maps])
     ]
-    assert len(drawn) > 10
-    plain, looked = weights
-    assert all(torch.equal(looked[name], value) for name, value in plain.items())
+    assert len(figure_calls) > 10
+    plain, inspected = weights
+    assert all(torch.equal(inspected[name], value) for name, value in plain.items())
 
 
 @pytest.mark.parametrize("on", [False, True])
-def test_training_runs_without_hooks(tmp_path, drawn, on):
-    """Off, there are none at all; on, only while it looks."""
+def test_training_runs_without_hooks(tmp_path, figure_calls, on):
+    """Off, there are none at all; on, only while it draws."""
     counts = []
 
     class Spy(Callback):
@@ -241,7 +246,7 @@ def test_training_runs_without_hooks(tmp_path, drawn, on):
     maps = [AttentionMaps(probes=[probe()], steps=[0, 2])] if on else []
     fit(tmp_path, *maps, Spy())
     assert counts and not any(counts)
-    assert bool(drawn) is on
+    assert bool(figure_calls) is on
 
 
 def test_its_share_of_the_time_is_printed(tmp_path, capsys, monkeypatch):
@@ -250,9 +255,9 @@ def test_its_share_of_the_time_is_printed(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("attention_zoo.tasks.training.callbacks.periodic_inspection.time", stopped)
 
     class Slow(InspectionCallback):
-        label = "slow looks"
+        label = "slow inspections"
 
-        def look(self, trainer, task):
+        def inspect(self, trainer, task):
             clock.now += 2.0
 
     class Clock(Callback):
@@ -262,22 +267,21 @@ def test_its_share_of_the_time_is_printed(tmp_path, capsys, monkeypatch):
     slow = Slow(every_n_validations=1)
     for _ in range(2):
         fit(tmp_path, slow, Clock(), val_check_interval=2)
-        assert capsys.readouterr().out == "slow looks  4.0 s, 50.0% of the training's time\n"
+        assert capsys.readouterr().out == "slow inspections  4.0 s, 50.0% of the training's time\n"
     fit(tmp_path, Clock())
     fit(tmp_path, slow, max_steps=0)  # does not train
     assert capsys.readouterr().out == ""
     assert slow.seconds == 0.0
 
 
-def test_the_first_look_counts_too(tmp_path, drawn, capsys, monkeypatch):
-    """Which finds out whether there is what is to be drawn."""
+def test_the_check_at_the_start_counts_too(tmp_path, figure_calls, capsys, monkeypatch):
     maps = AttentionMaps(probes=[probe()])
     monkeypatch.setattr(maps, "check", lambda *_: time.sleep(0.2))
     fit(tmp_path, maps)
-    told = re.fullmatch(
+    printed = re.fullmatch(
         r"attention maps  (\d+\.\d) s, \d+\.\d% of the training's time\n", capsys.readouterr().out
     )
-    assert float(told[1]) >= 0.2
+    assert float(printed[1]) >= 0.2
 
 
 # What is refused
@@ -300,11 +304,13 @@ def test_the_first_look_counts_too(tmp_path, drawn, capsys, monkeypatch):
         ({"probes": 2}, "probes=2 are lines of the data module"),
     ],
 )
-def test_what_is_not_there_is_refused_before_the_first_step(tmp_path, drawn, options, message):
-    module = Own()
+def test_what_is_not_there_is_refused_before_the_first_step(
+    tmp_path, figure_calls, options, message
+):
+    module = TinyModel()
     with pytest.raises(UserError, match=re.escape(message)):
         fit(tmp_path, AttentionMaps(**{"probes": [probe()]} | options), module=module)
-    assert module.steps == 0 and not drawn
+    assert module.steps == 0 and not figure_calls
 
 
 @pytest.mark.parametrize(
@@ -324,7 +330,7 @@ def test_what_means_nothing_is_refused_at_once(options, message):
 
 
 def test_a_module_that_calls_no_attention_is_refused(tmp_path):
-    class Idle(Own):
+    class Idle(TinyModel):
         def forward(self, tokens):
             return self.head(self.embedding(tokens))
 
@@ -335,4 +341,4 @@ def test_a_module_that_calls_no_attention_is_refused(tmp_path):
 def test_weights_in_pieces_over_ranks_are_refused(tmp_path):
     run = trainer(tmp_path, devices=2, strategy=ModelParallelStrategy())
     with pytest.raises(UserError, match="ModelParallelStrategy keeps a piece of the weights"):
-        AttentionMaps(probes=[probe()]).setup(run, Own(), "fit")
+        AttentionMaps(probes=[probe()]).setup(run, TinyModel(), "fit")

@@ -1,4 +1,4 @@
-"""A loss that the attention itself brings: trained by, logged beside the task's, and let go."""
+"""The auxiliary loss of an attention: it is trained, logged apart from the task's, and released."""
 
 import copy
 import math
@@ -12,10 +12,9 @@ from attention_zoo import create_attention, create_position
 from attention_zoo.attention.base import take_auxiliary_loss
 from attention_zoo.decoding import Sample
 from attention_zoo.models import LanguageModel
-from attention_zoo.tasks.data.batches import LanguageBatch
+from attention_zoo.tasks.data.batches import IGNORE_INDEX, LanguageBatch
 from attention_zoo.tasks.data.tokenizers import ByteTokenizer
 from attention_zoo.tasks.training.language_modeling import LanguageModelingTask
-from attention_zoo.tasks.training.task import IGNORED
 
 VOCABULARY = 11
 INDEXER = {"attention": "lightning_indexer", "top_k": 3}
@@ -38,7 +37,7 @@ def language_task(**options):
         optimizer=torch.optim.SGD,
         schedule=lambda *_, **__: None,
         decoding=Sample(),
-        composed={},
+        config={},
     )
 
 
@@ -46,7 +45,7 @@ def language_batch():
     """Of 18 tokens, 14 are to be predicted."""
     tokens = torch.randint(VOCABULARY, (2, 10))
     targets = tokens[:, 1:].clone()
-    targets[1, 5:] = IGNORED
+    targets[1, 5:] = IGNORE_INDEX
     return LanguageBatch(tokens[:, :-1], targets, None)
 
 
@@ -54,21 +53,21 @@ def gradients(loss, task):
     return torch.autograd.grad(loss, list(task.model.parameters()))
 
 
-def test_it_counts_as_a_mean_beside_the_mean_of_the_task():
+def test_it_counts_as_a_mean_added_to_the_mean_of_the_task():
     task, batch = language_task(**INDEXER), language_batch()
-    output = task.training_step(batch, 0)
-    assert output["tokens"] == 14
-    trained = gradients(output["loss"] / output["tokens"], task)
+    loss = task.training_step(batch, 0)
+    assert task.last_step.tokens == 14
+    trained = gradients(loss / 14, task)
 
     logits = task.model(batch.inputs)
-    mean = cross_entropy(logits.flatten(0, 1), batch.targets.flatten(), ignore_index=IGNORED)
+    mean = cross_entropy(logits.flatten(0, 1), batch.targets.flatten(), ignore_index=IGNORE_INDEX)
     auxiliary = take_auxiliary_loss(task.model)
-    torch.testing.assert_close(output["task_loss"] / 14, mean.detach())
+    torch.testing.assert_close(task.last_step.loss / 14, mean.detach())
     torch.testing.assert_close(trained, gradients(mean + auxiliary, task))
-    torch.testing.assert_close(task.since_log, torch.stack([mean, auxiliary, mean / mean]) * 14)
+    torch.testing.assert_close(task.running_sums, torch.stack([mean, auxiliary, mean / mean]) * 14)
 
 
-def test_it_is_let_go_after_the_step():
+def test_it_is_released_after_the_step():
     task = language_task(**INDEXER)
     task.training_step(language_batch(), 0)
     layers = [layer.self_attention.attention for layer in task.model.decoder.layers]
@@ -80,8 +79,8 @@ def test_it_is_let_go_after_the_step():
 
 def test_without_one_the_loss_is_the_task_loss():
     task = language_task(attention="multi_head")
-    output = task.training_step(language_batch(), 0)
-    assert output["loss"] == output["task_loss"] and not task.has_auxiliary_loss
+    loss = task.training_step(language_batch(), 0)
+    assert loss == task.last_step.loss and not task.has_auxiliary_loss
 
 
 def test_evaluation_does_not_compute_one():

@@ -20,10 +20,10 @@ def test_resuming_from_the_last_checkpoint_ends_at_the_same_weights(tmp_path, op
     part = fit(
         LastCheckpoint(dirpath=tmp_path), StopAfterTwoEpochs(), task=start(optimizer), **options
     )
-    rest = fit(task=start(optimizer), ckpt_path=tmp_path / "last.ckpt", **options)
-    assert whole.seen == part.seen + rest.seen
+    resumed = fit(task=start(optimizer), ckpt_path=tmp_path / "last.ckpt", **options)
+    assert whole.seen == part.seen + resumed.seen
     for name, value in weights(whole).items():
-        assert torch.equal(value, weights(rest)[name])
+        assert torch.equal(value, weights(resumed)[name])
 
 
 def test_the_last_checkpoint_is_the_last_even_where_nothing_improves(tmp_path):
@@ -74,9 +74,11 @@ def test_a_resumed_run_averages_the_same(tmp_path):
         task=start(),
         max_epochs=4,
     )
-    rest = fit(averaging("rest"), task=start(), max_epochs=4, ckpt_path=tmp_path / "last.ckpt")
+    resumed = fit(
+        averaging("resumed"), task=start(), max_epochs=4, ckpt_path=tmp_path / "last.ckpt"
+    )
     for name, value in weights(whole).items():
-        assert torch.equal(value, weights(rest)[name])
+        assert torch.equal(value, weights(resumed)[name])
 
 
 def test_averaging_nothing_changes_nothing(tmp_path):

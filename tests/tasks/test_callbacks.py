@@ -4,7 +4,6 @@ import json
 import os
 import subprocess
 import sys
-import types
 from pathlib import Path
 
 import pytest
@@ -14,19 +13,19 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
 from attention_zoo.errors import UserError
+from attention_zoo.tasks.training.callbacks import attention_maps, samples
 from attention_zoo.tasks.training.callbacks.attention_maps import AttentionMaps
-from attention_zoo.tasks.training.callbacks.periodic_inspection import undisturbed
+from attention_zoo.tasks.training.callbacks.periodic_inspection import evaluation_mode
 from attention_zoo.tasks.training.callbacks.samples import Samples
 from tests.tasks.training import QUIET, Data, Task, fit, weights
 
 pytestmark = QUIET
 
 
-class Loggers(types.ModuleType):
-    """Stands in for the module that dispatches images and tables to loggers."""
+class Loggers:
+    """Stands in for the functions that dispatch images and tables to loggers."""
 
     def __init__(self):
-        super().__init__("attention_zoo.tasks.training.loggers.loggers")
         self.images, self.tables = [], []
 
     def log_image(self, loggers, key, image, step):
@@ -39,12 +38,13 @@ class Loggers(types.ModuleType):
 
 @pytest.fixture
 def loggers(monkeypatch):
-    module = Loggers()
-    monkeypatch.setitem(sys.modules, module.__name__, module)
-    return module
+    loggers = Loggers()
+    monkeypatch.setattr(attention_maps, "log_image", loggers.log_image)
+    monkeypatch.setattr(samples, "log_table", loggers.log_table)
+    return loggers
 
 
-# Looking into the model
+# Inspection of the model
 
 
 def test_maps_are_drawn_for_every_probe_and_layer(tmp_path, loggers):
@@ -58,26 +58,26 @@ def test_maps_are_drawn_for_every_probe_and_layer(tmp_path, loggers):
 
 
 def test_samples_stand_beside_their_references(loggers):
-    samples = Samples(probes=2)
-    fit(samples, max_epochs=1)
+    callback = Samples(probes=2)
+    fit(callback, max_epochs=1)
     rows = [["one two", "um dois", "ONE TWO"]]
     rows += [["three four five", "três quatro cinco", "THREE FOUR FIVE"]]
     columns = ["source", "reference", "translation"]
     assert loggers.tables == [("samples", columns, rows, 4)]
-    assert samples.rows == rows
+    assert callback.rows == rows
 
 
 def test_samples_may_have_no_references(loggers):
     data = Data()
     data.probe_references = None
-    samples = Samples(probes=1)
-    fit(samples, data=data, max_epochs=1)
-    assert samples.columns == ["source", "translation"]
-    assert samples.rows == [["one two", "ONE TWO"]]
+    callback = Samples(probes=1)
+    fit(callback, data=data, max_epochs=1)
+    assert callback.columns == ["source", "translation"]
+    assert callback.rows == [["one two", "ONE TWO"]]
 
 
 @pytest.mark.parametrize("make", [Samples, AttentionMaps])
-def test_looking_happens_every_n_validations_and_once_at_the_end(tmp_path, loggers, make):
+def test_inspections_happen_every_n_validations_and_once_at_the_end(tmp_path, loggers, make):
     options = {"folder": tmp_path} if make is AttentionMaps else {}
     callback = make(every_n_validations=2, probes=1, **options)
     fit(callback, max_epochs=6)
@@ -86,21 +86,21 @@ def test_looking_happens_every_n_validations_and_once_at_the_end(tmp_path, logge
     assert len(steps) == (6 if make is AttentionMaps else 3)
 
 
-def test_looking_does_not_disturb_training(tmp_path, loggers):
+def test_inspections_do_not_disturb_training(tmp_path, loggers):
     plain = fit()
-    looked = fit(AttentionMaps(folder=tmp_path), Samples())
+    inspected = fit(AttentionMaps(folder=tmp_path), Samples())
     for name, value in weights(plain).items():
-        assert torch.equal(value, weights(looked)[name])
+        assert torch.equal(value, weights(inspected)[name])
 
 
 def test_modes_are_put_back_module_by_module():
     task = Task()
     task.train()
-    task.model.ffn_dim.eval()
-    with pytest.raises(RuntimeError, match="on purpose"), undisturbed(task):
+    task.model.hidden.eval()
+    with pytest.raises(RuntimeError, match="on purpose"), evaluation_mode(task):
         assert not any(module.training for module in task.modules())
         raise RuntimeError("on purpose")
-    assert task.model.dropout.training and not task.model.ffn_dim.training
+    assert task.model.dropout.training and not task.model.hidden.training
 
 
 @pytest.mark.parametrize("make", [Samples, AttentionMaps])
@@ -136,7 +136,7 @@ def test_callback_configurations_run(choice, tmp_path, loggers):
     assert (tmp_path / "figures").exists() == (choice in {"default", "averaged"})
 
 
-def test_averaging_comes_before_what_looks(tmp_path):
+def test_averaging_comes_before_inspections(tmp_path):
     names = list(composed("averaged", tmp_path))
     assert names.index("averaging") < min(names.index("attention_maps"), names.index("samples"))
 
@@ -160,6 +160,7 @@ import json, sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
 import torch
+from attention_zoo.tasks.training.callbacks import attention_maps, samples
 from attention_zoo.tasks.training.callbacks.attention_maps import AttentionMaps
 from attention_zoo.tasks.training.callbacks.averaging import CheckpointAveraging
 from attention_zoo.tasks.training.callbacks.last_checkpoint import LastCheckpoint
@@ -171,16 +172,17 @@ folder = Path(sys.argv[2])
 
 class Uneven(Task):
     def training_step(self, batch, index):
-        output = super().training_step(batch, index)
-        return {**output, "tokens": 10 + self.global_rank}
+        loss = super().training_step(batch, index)
+        self.last_step = self.last_step._replace(tokens=torch.tensor(10 + self.global_rank))
+        return loss
 
 throughput, spy = Throughput(), Spy()
 averaging = CheckpointAveraging(dirpath=folder, last=2)
 last = LastCheckpoint(dirpath=folder)
 loggers = Loggers()
-sys.modules[loggers.__name__] = loggers
-samples, maps = Samples(), AttentionMaps(folder=folder, roles=["cross"], steps=[1])
-task = fit(throughput, averaging, samples, maps, last, spy, task=Uneven(), devices=2,
+attention_maps.log_image, samples.log_table = loggers.log_image, loggers.log_table
+table, maps = Samples(), AttentionMaps(folder=folder, roles=["cross"], steps=[1])
+task = fit(throughput, averaging, table, maps, last, spy, task=Uneven(), devices=2,
              strategy="ddp", num_sanity_val_steps=0)
 by_hand = {name: (spy.validated[-1][name] + spy.validated[-2][name]) / 2
            for name in spy.validated[-1]}

@@ -9,7 +9,8 @@ from hydra import compose, initialize_config_module
 from omegaconf import OmegaConf
 
 from attention_zoo.tasks.analysis.costs import decode_state_bytes, training_flops_per_token
-from attention_zoo.tasks.configuration.build import resolve_defaults
+from attention_zoo.tasks.configuration.build import build_task
+from attention_zoo.tasks.configuration.defaults import resolve_defaults
 from attention_zoo.tasks.data.batches import LanguageBatch, TranslationBatch
 from attention_zoo.tasks.data.tokenizers import ByteTokenizer
 from attention_zoo.tasks.sweeps.launcher import register_launcher
@@ -48,8 +49,13 @@ def data(example):
     return SimpleNamespace(tokenizer=ByteTokenizer(), example_batch=example)
 
 
+def built(config, example):
+    """The task of a config, and data that have an example."""
+    return build_task(config, ByteTokenizer()), data(example)
+
+
 def language(*overrides):
-    return composed("task=language_modeling", *overrides), data(text)
+    return built(composed("task=language_modeling", *overrides), text)
 
 
 def of(attention):
@@ -57,16 +63,16 @@ def of(attention):
     if "causal" in ATTENTION.card(attention).roles:
         return language(f"attention={attention}", "position=sinusoidal")
     chosen = f"attention@encoder_attention={attention}"
-    return composed(chosen, "position=sinusoidal"), data(pair)
+    return built(composed(chosen, "position=sinusoidal"), pair)
 
 
 @pytest.mark.parametrize("attention", list(ATTENTION))
 def test_every_mechanism_has_its_costs(attention):
-    config, example = of(attention)
-    flops = training_flops_per_token(config, example)
+    task, example = of(attention)
+    flops = training_flops_per_token(task, example)
     # Feed-forward and head alone come to this.
     assert flops > 3 * 2 * DIM * (LAYERS * 2 * HIDDEN + VOCABULARY) and math.isfinite(flops)
-    state = decode_state_bytes(config, example)
+    state = decode_state_bytes(task, example)
     has_cache = bool(ATTENTION.card(attention).cache)
     if "causal" in ATTENTION.card(attention).roles:
         assert (state is not None) == has_cache
@@ -74,16 +80,16 @@ def test_every_mechanism_has_its_costs(attention):
 
 
 def test_the_flops_of_a_language_model_are_those_of_its_products():
-    config, example = language("attention=multi_head", "position=rotary")
+    task, example = language("attention=multi_head", "position=rotary")
     projections, scores_and_sums = 4 * DIM * DIM, 2 * LENGTH * DIM
     layer = projections + scores_and_sums + 2 * DIM * HIDDEN
     forward = 2 * (LAYERS * layer + DIM * VOCABULARY)
     # A product's gradients are two products of the same size.
-    assert training_flops_per_token(config, example) == 3 * forward
+    assert training_flops_per_token(task, example) == 3 * forward
 
 
 def test_the_flops_of_a_translation_are_by_its_target_tokens():
-    config, example = composed("attention=multi_head"), data(pair)
+    task, example = built(composed("attention=multi_head"), pair)
     # The target's first token is given, and its last one is not read.
     read, written = SOURCE, TARGET - 1
 
@@ -93,7 +99,7 @@ def test_the_flops_of_a_translation_are_by_its_target_tokens():
     encoder = attention(read, read) + 2 * read * DIM * HIDDEN
     decoder = attention(written, written) + attention(written, read) + 2 * written * DIM * HIDDEN
     forward = 2 * (LAYERS * (encoder + decoder) + written * DIM * VOCABULARY)
-    assert training_flops_per_token(config, example) == 3 * forward / written
+    assert training_flops_per_token(task, example) == 3 * forward / written
 
 
 def test_what_has_to_be_computed_costs_what_is_only_counted():
@@ -116,8 +122,8 @@ def test_a_backend_of_gpus_is_counted_in_its_plain_form(attention):
 
 
 def test_a_loss_of_the_attentions_own_is_counted():
-    config, example = of("lightning_indexer")
-    parts = training_flops_per_token(config, example)
+    task, example = of("lightning_indexer")
+    parts = training_flops_per_token(task, example)
     assert parts > training_flops_per_token(*language("attention=multi_head"))
 
 
@@ -131,21 +137,21 @@ def test_a_loss_of_the_attentions_own_is_counted():
 )
 def test_the_decode_state_is_what_the_layers_keep(attention, numbers):
     options = ["attention.window=8"] if attention == "sliding_window" else []
-    config, example = language(f"attention={attention}", "position=none", *options)
-    assert decode_state_bytes(config, example) == LAYERS * numbers * 4
+    task, example = language(f"attention={attention}", "position=none", *options)
+    assert decode_state_bytes(task, example) == LAYERS * numbers * 4
 
 
 def test_a_translation_keeps_its_source_too():
-    state = decode_state_bytes(composed("attention=multi_head"), data(pair))
+    state = decode_state_bytes(*built(composed("attention=multi_head"), pair))
     assert state == LAYERS * 2 * (SOURCE + TARGET - 1) * DIM * 4
 
 
 @pytest.mark.parametrize("position", ["rotary", "learned"])
 def test_counting_leaves_the_random_state_alone(position):
+    task, example = language(f"position={position}", "model.dropout=0.5")
     state = torch.get_rng_state()
-    config, example = language(f"position={position}", "model.dropout=0.5")
-    training_flops_per_token(config, example)
-    decode_state_bytes(config, example)
+    training_flops_per_token(task, example)
+    decode_state_bytes(task, example)
     assert torch.equal(torch.get_rng_state(), state)
 
 

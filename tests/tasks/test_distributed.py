@@ -31,12 +31,14 @@ OPTIONS = [
 
 
 def train(folder, *arguments):
-    keep = {k: v for k, v in os.environ.items() if not k.startswith(("WANDB", "HYDRA", "MASTER"))}
-    more = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "WANDB_MODE": "offline"}
+    environment = {
+        k: v for k, v in os.environ.items() if not k.startswith(("WANDB", "HYDRA", "MASTER"))
+    }
+    options = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "WANDB_MODE": "offline"}
     done = subprocess.run(
         [sys.executable, "-m", "attention_zoo", "train", *OPTIONS, *arguments],
         cwd=folder,
-        env=keep | more | {"ATTENTION_ZOO_CACHE": str(folder / "cache")},
+        env=environment | options | {"ATTENTION_ZOO_CACHE": str(folder / "cache")},
         capture_output=True,
         text=True,
         timeout=250,
@@ -84,7 +86,7 @@ def test_losses_and_weights_are_those_of_one_process(pair):
     assert results(one)["tokens_seen"] == results(two)["tokens_seen"]
 
 
-def test_what_was_done_is_told_as_of_one_process(pair):
+def test_the_manifest_is_that_of_one_process(pair):
     (one, two), _ = pair
     ours, theirs = results(one), results(two)
     for same in ("training_flops_per_token", "decode_state_bytes", "parameters"):
@@ -92,12 +94,12 @@ def test_what_was_done_is_told_as_of_one_process(pair):
     # Their batches are odd in number: two processes divide one of them.
     assert theirs["data_order"] != ours["data_order"]
     for loss, curve in ours["history"].items():
-        places = [point[:2] for point in theirs["history"][loss]]
-        assert places == [point[:2] for point in curve] != []
+        points = [point[:2] for point in theirs["history"][loss]]
+        assert points == [point[:2] for point in curve] != []
     assert theirs["peak_memory_bytes"] > 10**7
 
 
-def test_what_was_written_stands_in_the_order_of_the_split(pair):
+def test_outputs_are_in_the_order_of_the_split(pair):
     ours, theirs = ((run / "test_outputs.jsonl").read_text() for run in pair[0])
     assert ours.count("\n") == 7
     assert theirs == ours
@@ -105,8 +107,8 @@ def test_what_was_written_stands_in_the_order_of_the_split(pair):
 
 def losses(run):
     lines = (run / "csv" / "metrics.csv").read_text().splitlines()
-    place = lines[0].split(",").index("train/loss")
-    return [float(line.split(",")[place]) for line in lines[1:] if line.split(",")[place]]
+    column = lines[0].split(",").index("train/loss")
+    return [float(line.split(",")[column]) for line in lines[1:] if line.split(",")[column]]
 
 
 def test_evaluation_counts_every_sample_once(pair):
@@ -139,8 +141,8 @@ def test_every_job_of_a_sweep_has_both_processes_and_a_rate_of_its_own(tmp_path)
 
 
 @pytest.mark.slow
-def test_ranks_that_composed_something_else_are_found_out(tmp_path):
-    """Each draws a learning rate of its own."""
+def test_ranks_with_different_configs_are_refused(tmp_path):
+    """Each rank draws its own learning rate."""
     drawn = "optimizer.lr=${zoo_draw:}"
     starter = tmp_path / "starter.py"
     starter.write_text(
@@ -151,13 +153,15 @@ def test_ranks_that_composed_something_else_are_found_out(tmp_path):
         "from attention_zoo.tasks.commands.cli import main\n"
         "main()\n"
     )
-    keep = {k: v for k, v in os.environ.items() if not k.startswith(("WANDB", "HYDRA", "MASTER"))}
-    more = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    environment = {
+        k: v for k, v in os.environ.items() if not k.startswith(("WANDB", "HYDRA", "MASTER"))
+    }
+    options = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     cache = {"ATTENTION_ZOO_CACHE": str(tmp_path / "cache")}
     done = subprocess.run(
         [sys.executable, str(starter), "train", *OPTIONS, "trainer=ddp", "logger=none", drawn],
         cwd=tmp_path,
-        env=keep | more | cache,
+        env=environment | options | cache,
         capture_output=True,
         text=True,
         timeout=250,

@@ -1,4 +1,4 @@
-"""The language-modelling task, trained and asked."""
+"""The language-modelling task: its scores, its text, its answers on diagnostics."""
 
 import json
 import math
@@ -28,7 +28,7 @@ OPTIONS = [
 ]
 
 
-def test_scores_agree_with_each_other_and_the_model_goes_on(train):
+def test_scores_agree_with_each_other_and_the_model_generates(train):
     run = train(*OPTIONS, "data.documents=true", "attention=sliding_window", "attention.window=4")
     results = json.loads((run / "results.json").read_text())
     for split in ("val", "test"):
@@ -40,14 +40,14 @@ def test_scores_agree_with_each_other_and_the_model_goes_on(train):
     checkpoint = read_checkpoint(run / "checkpoints" / "best.ckpt")
     task = load_task(checkpoint, checkpoint["attention_zoo"]["config"])
     torch.manual_seed(0)
-    whole = task.respond(["The "])[0]
+    whole = task.generate(["The "])[0]
     torch.manual_seed(0)
     assert "".join(task.stream("The ")) == whole
-    reading = task.attend("The ")
-    assert list(reading.maps) == ["decoder"] and len(reading.source_tokens) == 5
+    record = task.attend("The ")
+    assert list(record.maps) == ["decoder"] and len(record.source_tokens) == 5
 
 
-ASKED = [
+DIAGNOSTIC = [
     *OPTIONS[1:6],
     "data.source.size=40",
     "data.source.valid=12",
@@ -68,8 +68,8 @@ def test_answers_are_scored_at_every_length(train, kind):
         "induction": ["data.source.length=12", "data.source.vocabulary=9"],
         "flip_flop": ["data.source.length=12", "data.source.ignore_fraction=0.3"],
     }
-    own = sizes.get(kind, sizes["copy"])
-    run = train(f"data={kind}", *ASKED, *own, "data.test_lengths=[18]")
+    size_options = sizes.get(kind, sizes["copy"])
+    run = train(f"data={kind}", *DIAGNOSTIC, *size_options, "data.test_lengths=[18]")
     results = json.loads((run / "results.json").read_text())
     assert not [name for name in results if "perplexity" in name or "bits" in name]
 
@@ -82,20 +82,21 @@ def test_answers_are_scored_at_every_length(train, kind):
     for name, loader in zip(["test", "test@18"], data.test_dataloader(), strict=True):
         nll, right, whole, answers = 0.0, 0, 0, 0
         for batch in loader:
-            logits = task.model(batch.inputs)  # Of every place, by the way that text takes.
+            logits = task.model(batch.inputs)  # At every position, as for text.
             for row in range(len(batch.inputs)):
                 hits = []
-                for place, answer in zip(batch.places[row], batch.targets[row], strict=True):
+                positions = batch.target_positions[row]
+                for position, answer in zip(positions, batch.targets[row], strict=True):
                     if answer >= 0:
-                        nll -= logits[row, place].log_softmax(-1)[answer].item()
-                        hits.append(logits[row, place].argmax() == answer)
+                        nll -= logits[row, position].log_softmax(-1)[answer].item()
+                        hits.append(logits[row, position].argmax() == answer)
                 right, answers, whole = right + sum(hits), answers + len(hits), whole + all(hits)
         at = name.removeprefix("test")
         assert results[f"test/loss{at}"] == pytest.approx(nll / answers, rel=1e-4)
         assert results[f"test/accuracy{at}"] == pytest.approx(float(right) / answers, rel=1e-6)
         assert results[f"test/exact_match{at}"] == pytest.approx(whole / 12, rel=1e-6)
-    asked = config["data"]["answer_tokens"]
-    assert all(len(line.split()) <= asked for line in task.respond(data.probes))
+    limit = config["data"]["answer_tokens"]
+    assert all(len(line.split()) <= limit for line in task.generate(data.probes))
 
 
 def test_a_small_recall_is_learned(train):

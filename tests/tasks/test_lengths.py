@@ -1,4 +1,4 @@
-"""Every length predicts the same targets, each once, and what is told of them is so."""
+"""Every length predicts the same targets, each once, and reports the right scores."""
 
 import json
 import math
@@ -17,18 +17,18 @@ from torch import nn
 
 from attention_zoo.decoding import Sample
 from attention_zoo.errors import Unsupported, UserError
-from attention_zoo.tasks.analysis.lengths import AtLengths, check_lengths, score_lengths
+from attention_zoo.tasks.analysis.lengths import LengthDataModule, check_lengths, score_lengths
 from attention_zoo.tasks.commands.cli import main
-from attention_zoo.tasks.commands.warning_filters import quiet
-from attention_zoo.tasks.configuration.build import resolve_defaults, trained_tokens
-from attention_zoo.tasks.configuration.entry_configs import TRAINED_LENGTH, entry_config
+from attention_zoo.tasks.commands.warning_filters import silence_libraries
+from attention_zoo.tasks.configuration.defaults import resolve_defaults, training_length
+from attention_zoo.tasks.configuration.entry_configs import DEFAULT_TRAINING_LENGTH, entry_config
 from attention_zoo.tasks.data.diagnostic_data import DiagnosticData
 from attention_zoo.tasks.data.diagnostics.copy import Copy
 from attention_zoo.tasks.data.language_data import LanguageData
 from attention_zoo.tasks.data.sources.text_files import TextFiles
 from attention_zoo.tasks.data.tokenizers import ByteTokenizer, SymbolTokenizer
 from attention_zoo.tasks.training.language_modeling import LanguageModelingTask
-from attention_zoo.tasks.training.metrics import LossByPlace
+from attention_zoo.tasks.training.metrics import LossByPosition
 from attention_zoo.zoo import POSITION, PositionCard
 
 BOS = 1
@@ -36,11 +36,11 @@ BOS = 1
 
 @pytest.fixture
 def data(tmp_path: Path) -> LanguageData:
-    """Text of several documents, a byte a token."""
+    """Text of several documents, with one token for each byte."""
     for number, size in enumerate((30, 7, 40)):
         (tmp_path / f"{number}.txt").write_text("".join(chr(97 + i % 26) for i in range(size)))
     source = TextFiles(train="0.txt", valid="1.txt", test=["0.txt", "1.txt", "2.txt"])
-    made = LanguageData(
+    data = LanguageData(
         source=source,
         root=tmp_path,
         tokenizer=ByteTokenizer.train,
@@ -48,67 +48,65 @@ def data(tmp_path: Path) -> LanguageData:
         context_length=8,
         batch_size=4,
     )
-    made.prepare_data()
-    made.setup()
-    return made
+    data.prepare_data()
+    data.setup()
+    return data
 
 
-def targets_of(data: LanguageData, length: int, stride: int, **share: int) -> dict[str, list]:
-    """By the way the text is cut, each target as its place in the stream, its place in the window
-    and that window's start.
-    """
-    # Tokens that tell their place; the beginnings of documents stay what they are.
+def find_targets(data: LanguageData, length: int, stride: int, **ranks: int) -> dict[str, list]:
+    """Return (position in the stream, position in the window, window start) by kind of window."""
+    # Each token is its position, except the beginnings of documents.
     stream = data.streams["test"]
-    told = np.arange(len(stream)) + 1000
-    told[stream == BOS] = BOS
-    data.streams["test"] = told
-    found: dict[str, list] = {}
-    share = {"rank": 0, "world_size": 1} | share
-    for how, loader in data.loaders_at_length(length, "test", stride=stride, **share).items():
-        found[how] = []
+    numbered = np.arange(len(stream)) + 1000
+    numbered[stream == BOS] = BOS
+    data.streams["test"] = numbered
+    targets: dict[str, list] = {}
+    ranks = {"rank": 0, "world_size": 1} | ranks
+    for kind, loader in data.loaders_at_length(length, "test", stride=stride, **ranks).items():
+        targets[kind] = []
         for starts, batch in zip(loader.sampler, loader, strict=True):
             assert batch.inputs.shape == (len(starts), length)
             for start, row in zip(starts, batch.targets, strict=True):
-                found[how] += [
-                    (int(token) - 1000, place, start)
-                    for place, token in enumerate(row)
+                targets[kind] += [
+                    (int(token) - 1000, position, start)
+                    for position, token in enumerate(row)
                     if token >= 0
                 ]
     data.streams["test"] = stream
-    return found
+    return targets
 
 
-CUTS = [(1, 1), (2, 1), (5, 3), (8, 8), (16, 5), (64, 32), (64, 1), (82, 41)]
+WINDOWS = [(1, 1), (2, 1), (5, 3), (8, 8), (16, 5), (64, 32), (64, 1), (82, 41)]
 
 
-@pytest.mark.parametrize("length, stride", CUTS)
+@pytest.mark.parametrize("length, stride", WINDOWS)
 def test_every_length_and_stride_has_the_same_targets_once(data, length, stride) -> None:
     stream = data.streams["test"]
     assert len(stream) == 77 + 6
-    expected = [place for place in range(1, len(stream)) if stream[place] != BOS]
-    for targets in targets_of(data, length, stride).values():
-        assert sorted(place for place, _, _ in targets) == expected
+    expected = [x for x in range(1, len(stream)) if stream[x] != BOS]
+    for targets in find_targets(data, length, stride).values():
+        assert sorted(target for target, _, _ in targets) == expected
 
 
-@pytest.mark.parametrize("length, stride", CUTS)
+@pytest.mark.parametrize("length, stride", WINDOWS)
 def test_windows_give_the_context_that_they_promise(data, length, stride) -> None:
-    found = targets_of(data, length, stride)
-    for target, place, start in found[""]:
-        assert start % length == 0 and place == (target - 1) % length == target - 1 - start
-    for target, place, start in found["sliding"]:
-        assert start % stride == 0 and place == target - 1 - start
-        assert place >= length - stride or start == 0
+    found = find_targets(data, length, stride)
+    for target, position, start in found[""]:
+        assert start % length == 0 and position == (target - 1) % length == target - 1 - start
+    for target, position, start in found["sliding"]:
+        assert start % stride == 0 and position == target - 1 - start
+        assert position >= length - stride or start == 0
 
 
 @pytest.mark.parametrize("length", [1, 5, 64])
 def test_sliding_by_a_whole_window_is_not_to_slide(data, length) -> None:
-    found = targets_of(data, length, length)
+    found = find_targets(data, length, length)
     assert found["sliding"] == found[""]
 
 
 def test_two_processes_share_the_targets(data) -> None:
-    whole = targets_of(data, 5, 2)
-    halves = [targets_of(data, 5, 2, rank=rank, world_size=2) for rank in range(2)]
+    whole = find_targets(data, 5, 2)
+    halves = [find_targets(data, 5, 2, rank=rank, world_size=2) for rank in range(2)]
     for how, targets in whole.items():
         assert sorted(halves[0][how] + halves[1][how]) == sorted(targets)
 
@@ -119,8 +117,8 @@ def test_batches_are_of_as_many_tokens_at_every_length(data) -> None:
         assert [max(map(len, loader.sampler)) for loader in loaders.values()] == [rows, rows]
 
 
-class ByPlace(nn.Module):
-    """Surer of the letter e the more it has read: its logit is the place in the window / 4."""
+class PositionalModel(nn.Module):
+    """A model whose logit of the letter e is the position in the window / 4."""
 
     max_length: int | None = None
 
@@ -128,41 +126,41 @@ class ByPlace(nn.Module):
         super().__init__()
         self.unused = nn.Parameter(torch.zeros(1))
 
-    def forward(self, tokens, segment_ids=None, places=None):
+    def forward(self, tokens, segment_ids=None, target_positions=None):
         logits = torch.zeros(*tokens.shape, 260)
         logits[..., ord("e") + 4] = torch.arange(tokens.shape[1]) / 4
         return logits
 
     @staticmethod
-    def loss(target: int, place: int) -> float:
-        return math.log(math.exp(place / 4) + 259) - (target == ord("e") + 4) * place / 4
+    def loss(target: int, position: int) -> float:
+        return math.log(math.exp(position / 4) + 259) - (target == ord("e") + 4) * position / 4
 
 
 def by_hand(stream: list[int], length: int, stride: int) -> list[tuple[int, float]]:
-    """Place and loss of each target, by a window of its own."""
-    told = []
+    """Return position and loss of each target, from a window for this target alone."""
+    losses = []
     for target in range(1, len(stream)):
         if stream[target] != BOS:
             # The first window that reaches it.
             start = stride * max(0, math.ceil((target - length) / stride))
-            place = target - 1 - start
-            told.append((place, ByPlace.loss(stream[target], place)))
-    return told
+            position = target - 1 - start
+            losses.append((position, PositionalModel.loss(stream[target], position)))
+    return losses
 
 
 @pytest.mark.parametrize("stride", [None, 3])
 def test_scores_are_those_counted_by_hand(data, stride) -> None:
     config = {"lengths": [16, 4], "stride": stride, "data": {"_target_": "text"}}
-    tests = AtLengths(config, data, split="test", limit=None, trained_at=8)
+    tests = LengthDataModule(config, data, split="test", max_length=None, training_length=8)
     task = LanguageModelingTask(
-        model=ByPlace(),
+        model=PositionalModel(),
         tokenizer=data.tokenizer,
         optimizer=torch.optim.SGD,
         schedule=None,
         decoding=Sample(),
-        composed={},
+        config={},
     )
-    quiet()
+    silence_libraries()
     trainer = Trainer(
         accelerator="cpu",
         logger=False,
@@ -170,12 +168,12 @@ def test_scores_are_those_counted_by_hand(data, stride) -> None:
         enable_checkpointing=False,
         enable_model_summary=False,
     )
-    told = score_lengths(trainer, task, tests)
+    entry = score_lengths(trainer, task, tests)
     metrics = {name: value.item() for name, value in trainer.callback_metrics.items()}
     stream = data.streams["test"].tolist()
-    assert told["targets"] == 77 + 3  # the letters, and the ends of the documents
-    assert told["scored"] == [4, 16]
-    assert told["stride"] == {str(x): stride or x // 2 for x in (4, 16)}
+    assert entry["targets"] == 77 + 3  # the letters, and the ends of the documents
+    assert entry["scored"] == [4, 16]
+    assert entry["stride"] == {str(x): stride or x // 2 for x in (4, 16)}
     for length in (4, 16):
         plain = by_hand(stream, length, length)
         loss = sum(x for _, x in plain) / len(plain)
@@ -183,8 +181,8 @@ def test_scores_are_those_counted_by_hand(data, stride) -> None:
         assert metrics[f"test/perplexity@{length}"] == pytest.approx(math.exp(loss), rel=1e-6)
         bits = sum(x for _, x in plain) / math.log(2) / 77
         assert metrics[f"test/bits_per_byte@{length}"] == pytest.approx(bits, rel=1e-6)
-        for place, mean in enumerate(told["loss_by_position"][str(length)]):
-            here = [x for at, x in plain if at == place]
+        for position, mean in enumerate(entry["loss_by_position"][str(length)]):
+            here = [x for at, x in plain if at == position]
             assert mean == pytest.approx(sum(here) / len(here), abs=1e-5)
         slid = by_hand(stream, length, stride or length // 2)
         loss = sum(x for _, x in slid) / len(slid)
@@ -194,8 +192,8 @@ def test_scores_are_those_counted_by_hand(data, stride) -> None:
         assert loss != pytest.approx(metrics[f"test/loss@{length}"], rel=1e-6)
 
 
-def test_losses_by_place_keep_digits_and_count_what_is_predicted() -> None:
-    metric = LossByPlace(3)
+def test_losses_by_position_keep_digits_and_count_what_is_predicted() -> None:
+    metric = LossByPosition(3)
     for _ in range(5000):
         metric.update(torch.tensor([[1e4, 0.1, 0.0]]), torch.tensor([[True, True, False]]))
     sums, counts = metric.compute()
@@ -203,15 +201,15 @@ def test_losses_by_place_keep_digits_and_count_what_is_predicted() -> None:
     assert sums[0] == 5e7 and sums[1] == pytest.approx(500, rel=1e-7)
 
 
-def test_lengths_are_refused_one_by_one_and_told(data) -> None:
+def test_lengths_are_refused_one_by_one_with_reasons(data) -> None:
     config = {"lengths": [200, 4, 16], "stride": None, "data": {"_target_": "text"}}
-    tests = AtLengths(config, data, split="test", limit=8, trained_at=8)
+    tests = LengthDataModule(config, data, split="test", max_length=8, training_length=8)
     assert tests.lengths == [4] and list(tests.refused) == [16, 200]
     assert "at most 8 tokens, got sequences of 16" in tests.refused[16]
     assert "82 tokens can be predicted" in tests.refused[200]
     config["lengths"] = [16, 200]
     with pytest.raises(Unsupported, match=r"None of the lengths.* 16: the model takes at most 8"):
-        AtLengths(config, data, split="test", limit=8, trained_at=8)
+        LengthDataModule(config, data, split="test", max_length=8, training_length=8)
 
 
 def test_diagnostics_come_at_any_length(tmp_path) -> None:
@@ -219,16 +217,16 @@ def test_diagnostics_come_at_any_length(tmp_path) -> None:
     data = DiagnosticData(
         source=source, tokenizer=SymbolTokenizer.train, cache_dir=tmp_path, batch_size=8
     )
-    assert data.tokens_at_length(6, "test") == 14 and data.tokens_at_length(10, "test") == 22
+    assert data.tokens_at(6, "test") == 14 and data.tokens_at(10, "test") == 22
     (own,) = data.loaders_at_length(6, "test", stride=3, rank=0, world_size=1).values()
-    rows = source.draw_split("test")
-    assert np.array_equal(torch.cat([batch.inputs for batch in own]), rows.inputs)
+    questions = source.questions("test")
+    assert np.array_equal(torch.cat([batch.inputs for batch in own]), questions.inputs)
     (longer,) = data.loaders_at_length(10, "valid", stride=5, rank=0, world_size=1).values()
     assert [len(batch.inputs) for batch in longer] == [5, 4]  # 8 rows of 14 are 5 of 22
     assert all(batch.targets.min() >= 0 for batch in longer)  # strings as long as that, all
     limited = {"lengths": [6, 10], "stride": None}
     limited["data"] = {"_target_": "attention_zoo.tasks.data.diagnostic_data.DiagnosticData"}
-    tests = AtLengths(limited, data, split="test", limit=14, trained_at=6)
+    tests = LengthDataModule(limited, data, split="test", max_length=14, training_length=6)
     assert tests.test_names == ["test@6"] and list(tests.refused) == [10]
 
 
@@ -236,7 +234,7 @@ def test_diagnostics_come_at_any_length(tmp_path) -> None:
     "changes, reason",
     [
         ({"lengths": 64}, r"lengths must be a list .* got 64"),
-        ({"lengths": [64, 64]}, "each of them once"),
+        ({"lengths": [64, 64]}, "different whole numbers"),
         ({"lengths": [0]}, "at least 1"),
         ({"lengths": [True]}, "whole numbers"),
         ({"lengths": [], "stride": 4}, "stride=4 needs lengths"),
@@ -247,7 +245,7 @@ def test_diagnostics_come_at_any_length(tmp_path) -> None:
         ({"trainer": {"limit_test_batches": 1}}, r"trainer\.limit_test_batches=1;"),
         ({"trainer": {"limit_test_batches": 0.5}}, r"limit_test_batches=0\.5"),
         ({"trainer": {"fast_dev_run": True}}, r"trainer\.fast_dev_run"),
-        ({"task": {"name": "translation"}}, "as long as its sentence"),
+        ({"task": {"name": "translation"}}, "the length of a translation"),
         (
             {"data": {"_target_": "attention_zoo.tasks.data.diagnostic_data.DiagnosticData"}}
             | {"stride": 4},
@@ -255,7 +253,7 @@ def test_diagnostics_come_at_any_length(tmp_path) -> None:
         ),
     ],
 )
-def test_senseless_lengths_are_refused(changes, reason) -> None:
+def test_invalid_lengths_are_refused(changes, reason) -> None:
     config = {
         "lengths": [128, 64],
         "stride": None,
@@ -274,13 +272,13 @@ def test_senseless_lengths_are_refused(changes, reason) -> None:
 TINY = [
     *["task=language_modeling", "model=tiny", "model.dim=16", "model.heads=2", "model.layers=1"],
     *["model.ffn_dim=32", "tokenizer=bytes", "data.context_length=16", "data.batch_size=64"],
-    *["data.source.valid_fraction=0.01", "trainer.max_steps=2", "trainer.accelerator=cpu"],
+    *["data.source.share=0.01", "trainer.max_steps=2", "trainer.accelerator=cpu"],
     *["callbacks=minimal", "+trainer.limit_val_batches=1"],
 ]
 
 
 class Trained(SimpleNamespace):
-    """A folder with one run, and the program in it."""
+    """The program in a folder with one run."""
 
     def __call__(self, *arguments: str) -> None:
         with pytest.MonkeyPatch.context() as patch:
@@ -309,15 +307,15 @@ def trained(tmp_path_factory) -> Trained:
 
 
 def test_training_ends_with_the_lengths(trained) -> None:
-    results, told = trained.results, trained.results["lengths"]
-    assert told["trained_at"] == 16 and told["split"] == "test" and told["scored"] == [8, 16, 32]
-    assert "at most 32 tokens" in told["refused"]["64"]
+    results, entry = trained.results, trained.results["lengths"]
+    assert entry["trained_at"] == 16 and entry["split"] == "test" and entry["scored"] == [8, 16, 32]
+    assert "at most 32 tokens" in entry["refused"]["64"]
     assert results["test/loss@16"] == pytest.approx(results["test/loss"], rel=1e-6)
     for length in (8, 16, 32):
-        places = told["loss_by_position"][str(length)]
-        assert len(places) == length
-        # Nearly all places have as many targets.
-        assert np.mean(places) == pytest.approx(results[f"test/loss@{length}"], rel=0.01)
+        losses = entry["loss_by_position"][str(length)]
+        assert len(losses) == length
+        # Nearly all positions have as many targets.
+        assert np.mean(losses) == pytest.approx(results[f"test/loss@{length}"], rel=0.01)
         for way in ("", "sliding_"):
             loss = results[f"test/{way}loss@{length}"]
             assert results[f"test/{way}perplexity@{length}"] == pytest.approx(math.exp(loss))
@@ -375,10 +373,10 @@ def test_wandb_gets_the_numbers_the_table_and_the_picture(trained) -> None:
     media = written / "files" / "media"
     assert list(media.glob("images/loss_by_position*.png"))
     (table,) = media.glob("table/lengths*.json")
-    told = json.loads(table.read_text())
-    assert told["columns"][:2] == ["length", "perplexity"]
+    logged = json.loads(table.read_text())
+    assert logged["columns"][:2] == ["length", "perplexity"]
     perplexity = trained.results["test/perplexity@32"]
-    assert told["data"][1][:2] == ["32", f"{perplexity:.3f}"]
+    assert logged["data"][1][:2] == ["32", f"{perplexity:.3f}"]
     (record,) = written.glob("*.wandb")
     # wandb's service closes the file a moment after `finish` has returned.
     until = time.monotonic() + 30
@@ -423,7 +421,7 @@ def test_the_original_length_is_that_of_the_data_unless_it_is_given() -> None:
     source = {"_target_": "attention_zoo.tasks.data.diagnostics.copy.Copy", "length": 10}
     source |= {"min_length": 5, "vocabulary": 4}
     target = "attention_zoo.tasks.data.diagnostic_data.DiagnosticData"
-    assert trained_tokens({"_target_": target, "source": source}) == 22
+    assert training_length({"_target_": target, "source": source}) == 22
 
 
 @pytest.fixture
@@ -479,4 +477,6 @@ def test_an_evaluation_stretches_from_the_length_of_the_training(
 
 
 def test_entries_without_a_training_have_a_length_too(stretchable) -> None:
-    assert entry_config("position", "stretched", heads=2)["original_length"] == TRAINED_LENGTH
+    assert (
+        entry_config("position", "stretched", heads=2)["original_length"] == DEFAULT_TRAINING_LENGTH
+    )

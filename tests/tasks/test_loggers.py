@@ -19,17 +19,16 @@ from torch import nn
 
 from attention_zoo.errors import UserError
 from attention_zoo.tasks.commands.exit_codes import INTERRUPTED
+from attention_zoo.tasks.configuration.resolved_config import flat_hyperparameters
 from attention_zoo.tasks.training.loggers import loggers as module
+from attention_zoo.tasks.training.loggers.factory import create_loggers, wandb_options
 from attention_zoo.tasks.training.loggers.loggers import (
-    create_loggers,
-    final_figures,
-    finish,
-    flat_config,
-    identity,
+    finish_loggers,
     log_artifact,
     log_image,
     log_summary,
     log_table,
+    summary_metrics,
 )
 from attention_zoo.tasks.training.loggers.wandb_runs import RunLogger, create_wandb_logger
 from tests.wandb_files import history, inspect, runs, summary
@@ -86,12 +85,12 @@ def test_offline_run_holds_config_history_summary_image_and_table(tmp_path):
         project="zoo", save_dir=tmp_path, name="first", group="g", tags=["linear"], mode="offline"
     )
     config = {"attention": {"name": "linear", "heads": 2}, "position": {"name": "rotary"}}
-    logger.log_hyperparams(flat_config(config) | {"parameters": 2})
+    logger.log_hyperparams(flat_hyperparameters(config) | {"parameters": 2})
     trainer = fit([logger], tmp_path)
     log_image(trainer.loggers, "attention/cross", figure(), trainer.global_step)
     log_table(trainer.loggers, "samples", ["source", "output"], [["uma", "one"]], step=2)
     log_summary(trainer.loggers, {"test/bleu": 33.25})
-    finish(trainer.loggers, 0)
+    finish_loggers(trainer.loggers, 0)
 
     [run] = runs(tmp_path)
     read = summary(run)
@@ -118,7 +117,7 @@ def test_two_jobs_in_one_process_are_two_runs_and_the_crashed_one_reads_as_faile
     for job, code in enumerate((1, 0)):
         logger = create_wandb_logger(project="zoo", save_dir=tmp_path / str(job), mode="offline")
         logger.log_metrics({"val/loss": job}, step=5)
-        finish([logger], code)
+        finish_loggers([logger], code)
     changed = {name for name in os.environ if os.environ[name] != before.get(name)}
     assert changed <= {"WANDB_ERROR_REPORTING"}
     first, second = (summary(runs(tmp_path / job)[0]) for job in "01")
@@ -131,7 +130,7 @@ def test_a_job_does_not_join_a_run_that_was_left_open(tmp_path):
     left_open = create_wandb_logger(project="zoo", save_dir=tmp_path, mode="offline")
     logger = create_wandb_logger(project="zoo", save_dir=tmp_path, mode="offline")
     assert logger.version != left_open.version
-    finish([left_open, logger], 0)
+    finish_loggers([left_open, logger], 0)
 
 
 def test_disabled_takes_everything_and_writes_nothing(tmp_path):
@@ -140,7 +139,7 @@ def test_disabled_takes_everything_and_writes_nothing(tmp_path):
     log_image([logger], "picture", figure(), 0)
     log_table([logger], "samples", ["a"], [["b"]], 0)
     log_summary([logger], {"test/loss": 1.0})
-    finish([logger], 0)
+    finish_loggers([logger], 0)
     assert not list(tmp_path.rglob("*"))
 
 
@@ -149,12 +148,12 @@ def test_other_ranks_start_no_run(tmp_path, monkeypatch):
     logger = create_wandb_logger(project="zoo", save_dir=tmp_path, mode="offline")
     logger.log_hyperparams({"attention": "linear"})
     log_summary([logger], {"test/loss": 1.0})
-    finish([logger], 0)
+    finish_loggers([logger], 0)
     assert not list(tmp_path.rglob("*"))
 
 
-def kept(run: Path) -> dict[str, list[str]]:
-    """The files of each artifact of a run, by its type."""
+def artifact_files(run: Path) -> dict[str, list[str]]:
+    """Return the files of each artifact of a run, by its type."""
     records = [json.loads(line) for line in inspect(run).splitlines()]
     artifacts = [record["artifact"] for record in records if record["type"] == "artifact"]
     return {
@@ -174,10 +173,10 @@ def test_artifacts_are_those_that_were_asked_for(tmp_path):
         )
         for kind, path in files.items():
             log_artifact([logger], kind, path)
-        finish([logger], 0)
+        finish_loggers([logger], 0)
         [run] = runs(folder)
         types = {"config": "config", "checkpoint": "model"}
-        assert kept(run) == {types[kind]: [str(files[kind])] for kind in asked}
+        assert artifact_files(run) == {types[kind]: [str(files[kind])] for kind in asked}
 
 
 def test_an_artifact_that_is_not_there_is_missed_aloud(tmp_path, caplog):
@@ -185,7 +184,7 @@ def test_an_artifact_that_is_not_there_is_missed_aloud(tmp_path, caplog):
         project="zoo", save_dir=tmp_path, mode="offline", artifacts=["checkpoint"]
     )
     log_artifact([logger], "checkpoint", None)
-    finish([logger], 0)
+    finish_loggers([logger], 0)
     assert "this run leaves no checkpoint" in caplog.text
 
 
@@ -197,9 +196,9 @@ def test_a_strange_artifact_is_refused(tmp_path):
 def test_a_table_waits_for_its_upload_in_the_folder_of_its_run(tmp_path):
     logger = create_wandb_logger(project="zoo", save_dir=tmp_path, mode="offline")
     log_table([logger], "samples", ["a"], [["b"]], 0)
-    finish([logger], 0)
+    finish_loggers([logger], 0)
     [run] = runs(tmp_path)
-    ((table,),) = kept(run).values()
+    ((table,),) = artifact_files(run).values()
     assert Path(table).is_relative_to(run) and "b" in Path(table).read_text()
     assert "WANDB_DATA_DIR" not in os.environ
 
@@ -209,7 +208,7 @@ def test_all_is_on_disk_when_finish_returns(tmp_path):
     for number in range(5):
         logger = create_wandb_logger(project="zoo", save_dir=tmp_path / str(number), mode="offline")
         log_summary([logger], {"test/loss": 1.0})
-        finish([logger], 0)
+        finish_loggers([logger], 0)
         [record] = (tmp_path / str(number)).glob("wandb/offline-run-*/*.wandb")
         assert b"test/loss" in record.read_bytes()
 
@@ -237,7 +236,7 @@ def test_a_run_that_is_killed_reads_as_crashed(tmp_path):
 
 def test_ctrl_c_has_the_exit_code_that_wandb_gives_it(tmp_path):
     logger = create_wandb_logger(project="zoo", save_dir=tmp_path, mode="offline")
-    finish([logger], INTERRUPTED)
+    finish_loggers([logger], INTERRUPTED)
     assert summary(runs(tmp_path)[0])["exit_code"] == 255
 
 
@@ -245,17 +244,17 @@ def test_an_id_from_the_environment_is_the_run_s(tmp_path, monkeypatch):
     """As `wandb agent` gives it."""
     monkeypatch.setenv("WANDB_RUN_ID", "agents1")
     logger = create_wandb_logger(project="zoo", save_dir=tmp_path, mode="offline")
-    finish([logger], 0)
+    finish_loggers([logger], 0)
     assert summary(runs(tmp_path)[0])["run_id"] == "agents1"
 
 
-def test_final_figures_are_scalars_with_the_best_and_the_last_loss():
+def test_summary_metrics_are_scalars_with_the_best_and_the_last_loss():
     results = {"val/loss": 1.5, "seed": 3, "bleu_signature": "nrefs:1", "versions": {"torch": "2"}}
     results |= {"git_commit": None, "lengths": [1]}
-    plain = {"val/loss": 1.5, "seed": 3, "bleu_signature": "nrefs:1"}
-    assert final_figures(results, []) == plain
-    told = {"val/best_loss": 1.5, "val/last_loss": 1.75}
-    assert final_figures(results, [2.0, 1.5, 1.75]) == plain | told
+    scalars = {"val/loss": 1.5, "seed": 3, "bleu_signature": "nrefs:1"}
+    assert summary_metrics(results, []) == scalars
+    losses = {"val/best_loss": 1.5, "val/last_loss": 1.75}
+    assert summary_metrics(results, [2.0, 1.5, 1.75]) == scalars | losses
 
 
 def composed(folder: Path, *overrides: str) -> dict:
@@ -280,15 +279,15 @@ def composed(folder: Path, *overrides: str) -> dict:
 def test_wandb_by_config(tmp_path):
     config = composed(tmp_path, "logger.wandb.mode=offline")
     [logger] = create_loggers(config, job_type="train")
-    finish([logger], 0)
+    finish_loggers([logger], 0)
     read = summary(runs(tmp_path)[0])
     assert read["name"] == "translation-linear-rotary-7"
     assert read["tags"] == ["translation", "phrases", "linear", "rotary"]
 
 
-def identified(folder, *overrides, roles=(), job_type="train"):
+def options_of(folder, *overrides, roles=(), job_type="train"):
     config = composed(folder, *overrides) | dict(roles)
-    return identity(config, config["logger"]["wandb"], job_type)
+    return wandb_options(config, config["logger"]["wandb"], job_type)
 
 
 @pytest.mark.parametrize(
@@ -308,39 +307,39 @@ def identified(folder, *overrides, roles=(), job_type="train"):
     ],
 )
 def test_a_role_with_an_attention_of_its_own_stands_in_the_name(tmp_path, roles, words):
-    told = identified(tmp_path, roles={role: {"name": name} for role, name in roles.items()})
-    assert told["name"] == f"translation-{'-'.join(words)}-rotary-7"
-    assert {word.rpartition("=")[2] for word in words} <= set(told["tags"])
-    assert len(told["tags"]) == len(set(told["tags"]))
+    options = options_of(tmp_path, roles={role: {"name": name} for role, name in roles.items()})
+    assert options["name"] == f"translation-{'-'.join(words)}-rotary-7"
+    assert {word.rpartition("=")[2] for word in words} <= set(options["tags"])
+    assert len(options["tags"]) == len(set(options["tags"]))
 
 
 def test_what_the_user_says_of_a_run_holds(tmp_path, monkeypatch):
     monkeypatch.setenv("WANDB_RUN_GROUP", "theirs")
     monkeypatch.setenv("WANDB_PROJECT", "elsewhere")
-    told = identified(
+    options = options_of(
         tmp_path, "logger.wandb.name=mine", "logger.wandb.job_type=try", "logger.wandb.tags=[paper]"
     )
-    assert (told["name"], told["group"], told["job_type"]) == ("mine", "theirs", "try")
-    assert "paper" in told["tags"] and "linear" in told["tags"]
+    assert (options["name"], options["group"], options["job_type"]) == ("mine", "theirs", "try")
+    assert "paper" in options["tags"] and "linear" in options["tags"]
     assert composed(tmp_path)["logger"]["wandb"]["project"] == "elsewhere"
 
 
 def test_a_single_run_has_no_group_and_the_verb_s_job_type(tmp_path):
-    told = identified(tmp_path, job_type="evaluate")
-    assert (told["group"], told["job_type"]) == (None, "evaluate")
+    options = options_of(tmp_path, job_type="evaluate")
+    assert (options["group"], options["job_type"]) == (None, "evaluate")
 
 
 def test_the_group_is_the_sweep_of_the_job_also_for_its_evaluations(tmp_path):
     (tmp_path / "sizes" / "3").mkdir(parents=True)
     (tmp_path / "sizes" / "3" / "job.json").write_text("{}")
     for folder in ("sizes/3", "sizes/3/evaluations/now"):
-        assert identified(tmp_path / folder)["group"] == "sizes"
-    assert identified(tmp_path / "sizes")["group"] is None
+        assert options_of(tmp_path / folder)["group"] == "sizes"
+    assert options_of(tmp_path / "sizes")["group"] is None
 
 
 def test_an_evaluation_keeps_no_artifacts(tmp_path):
     with pytest.raises(UserError, match=r"evaluate leaves nothing.*\['config'\]"):
-        identified(tmp_path, "logger.wandb.artifacts=[config]", job_type="evaluate")
+        options_of(tmp_path, "logger.wandb.artifacts=[config]", job_type="evaluate")
 
 
 def test_what_is_resumed_is_the_same_run(tmp_path):
@@ -352,12 +351,12 @@ def test_what_is_resumed_is_the_same_run(tmp_path):
         config["logger"]["wandb"]["save_dir"] = str(folder)
         (logger,) = create_loggers(config, job_type="train", resumed=resumed)
         ids.append(logger.experiment.id)
-        finish([logger], 0)
+        finish_loggers([logger], 0)
     assert len(set(ids)) == 1
     assert len(runs(tmp_path)) == 2 and len(runs(tmp_path / "b")) == 1
     (logger,) = create_loggers(config, job_type="train")
     assert logger.experiment.id != ids[0]
-    finish([logger], 0)
+    finish_loggers([logger], 0)
 
 
 @quiet_fit
@@ -369,7 +368,7 @@ def test_csv_by_config(tmp_path):
     log_image(trainer.loggers, "picture", figure(), 2)
     log_table(trainer.loggers, "samples", ["a"], [["b"]], 2)
     log_summary(trainer.loggers, {"test/loss": 1.0})
-    finish(trainer.loggers, 0)
+    finish_loggers(trainer.loggers, 0)
     header, *lines = (tmp_path / "csv" / "metrics.csv").read_text().splitlines()
     assert "train/loss" in header.split(",") and len(lines) == 2
     assert "linear" in (tmp_path / "csv" / "hparams.yaml").read_text()
@@ -388,7 +387,7 @@ def test_tensorboard_by_config(tmp_path):
     log_image(trainer.loggers, "picture", figure(), 2)
     log_table(trainer.loggers, "samples", ["a", "b"], [["x|y", "two\nlines"]], 2)
     log_summary(trainer.loggers, {"test/loss": 1.0})
-    finish(trainer.loggers, 0)
+    finish_loggers(trainer.loggers, 0)
     read = events.EventAccumulator(str(tmp_path / "tensorboard")).Reload()
     assert [event.step for event in read.Scalars("train/loss")] == [0, 1]
     [image] = read.Images("picture")
@@ -401,7 +400,7 @@ def test_a_picture_may_be_a_file(tmp_path):
     figure().savefig(tmp_path / "map.png")
     logger = create_wandb_logger(project="zoo", save_dir=tmp_path, mode="offline")
     log_image([logger], "map", tmp_path / "map.png", 0)
-    finish([logger], 0)
+    finish_loggers([logger], 0)
     [run] = runs(tmp_path)
     assert summary(run)["summary"]["map"]["count"] == 1
 
@@ -415,7 +414,7 @@ def test_no_logger_by_config(tmp_path):
 def test_two_loggers_by_config(tmp_path):
     config = composed(tmp_path, "logger=[wandb,csv]", "logger.wandb.mode=offline")
     loggers = create_loggers(config, job_type="train")
-    finish(loggers, 0)
+    finish_loggers(loggers, 0)
     assert [type(logger) for logger in loggers] == [RunLogger, CSVLogger]
 
 
@@ -431,7 +430,7 @@ def test_a_wrong_mode_by_config_is_one_line(tmp_path):
         create_loggers(composed(tmp_path, "logger.wandb.mode=of"), job_type="train")
 
 
-def test_flat_config_names_the_choices():
+def test_flat_hyperparameters_name_the_choices():
     config = {
         "seed": 3,
         "attention": {"name": "grouped_query", "kv_heads": 2, "_partial_": True, "_target_": "a.B"},
@@ -442,7 +441,7 @@ def test_flat_config_names_the_choices():
         "paths": {"run": "logs"},
         "ckpt_path": None,
     }
-    assert flat_config(config) == {
+    assert flat_hyperparameters(config) == {
         "seed": 3,
         "attention": "grouped_query",
         "attention/kv_heads": 2,
@@ -455,7 +454,7 @@ def test_flat_config_names_the_choices():
     }
 
 
-class Kept:
+class RecordingClient:
     """Stands in for a logger's client, which has `log_image`."""
 
     def __init__(self):
@@ -467,14 +466,14 @@ class Kept:
 
 @pytest.mark.parametrize("kind", [CometLogger, MLFlowLogger])
 def test_pictures_go_to_loggers_of_ones_own_trainer(kind):
-    class Standing(kind):
-        experiment, run_id = Kept(), "abc"
+    class StandIn(kind):
+        experiment, run_id = RecordingClient(), "abc"
 
         def __init__(self):
             pass  # Its package need not be there.
 
-    log_image([Standing()], "attention/cross", figure(), 7)
-    [(arguments, options)] = Standing.experiment.images
+    log_image([StandIn()], "attention/cross", figure(), 7)
+    [(arguments, options)] = StandIn.experiment.images
     picture = arguments[-1]
     assert (picture.size, picture.mode) == ((100, 50), "RGB")
     named = {"key": "attention/cross"} if kind is MLFlowLogger else {"name": "attention/cross"}

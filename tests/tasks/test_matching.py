@@ -8,7 +8,7 @@ from rich.console import Console
 
 from attention_zoo.errors import Unsupported
 from attention_zoo.tasks.configuration.build import parameter_counts
-from attention_zoo.tasks.sweeps.matching import baseline, cost, match_baseline
+from attention_zoo.tasks.sweeps.matching import baseline_config, match_baseline, matched_cost
 from attention_zoo.tasks.training.checkpoints import read_checkpoint
 from attention_zoo.tasks.training.task import load_task
 from tests.tasks.test_costs import SIZES, composed, data, pair, text
@@ -16,14 +16,14 @@ from tests.tasks.test_costs import SIZES, composed, data, pair, text
 WIDE = ["model.dim=32", "model.heads=4", "model.ffn_dim=128"]
 
 
-def matched(by, *overrides):
-    """The config, resized; what was told and printed; and its baseline's cost."""
+def resize(by, *overrides):
+    """Return the resized config, the match, what was printed, and the costs of both."""
     config = composed(*WIDE, f"match={by}", *overrides)
     example = data(pair if config["task"]["name"] == "translation" else text)
-    target = cost(baseline(config), example)
+    target = matched_cost(baseline_config(config), example)
     out = io.StringIO()
-    told = match_baseline(config, example, Console(file=out, width=200))
-    return config, told, out.getvalue(), target, cost(config, example)
+    match = match_baseline(config, example, Console(file=out, width=200))
+    return config, match, out.getvalue(), target, matched_cost(config, example)
 
 
 @pytest.mark.parametrize("by", ["parameters", "flops"])
@@ -40,9 +40,9 @@ def matched(by, *overrides):
     ],
 )
 def test_the_model_agrees_with_its_baseline(by, overrides):
-    config, told, _, target, come_to = matched(by, *overrides)
-    assert abs(come_to - target) <= 0.01 * target
-    assert told == {"by": by, "target": target, "ff_dim": config["model"]["ffn_dim"]}
+    config, match, _, target, cost = resize(by, *overrides)
+    assert abs(cost - target) <= 0.01 * target
+    assert match == {"by": by, "target": target, "ffn_dim": config["model"]["ffn_dim"]}
 
 
 @pytest.mark.parametrize("size", ["tiny", "small", "medium", "base"])
@@ -51,41 +51,41 @@ def test_every_size_of_model_can_be_matched(size, task):
     config = composed(
         f"task={task}", "attention=multi_query", "match=parameters", sizes=[f"model={size}"]
     )
-    before, target = config["model"]["ffn_dim"], cost(baseline(config), data(text))
+    before, target = config["model"]["ffn_dim"], matched_cost(baseline_config(config), data(text))
     match_baseline(config, data(text), Console(file=io.StringIO()))
     assert config["model"]["ffn_dim"] > before
-    assert abs(cost(config, data(text)) - target) <= 0.01 * target
+    assert abs(matched_cost(config, data(text)) - target) <= 0.01 * target
 
 
 def test_a_lighter_attention_gives_to_the_feed_forward_and_a_heavier_one_takes():
-    lighter, _, line, target, parameters = matched("parameters", "attention=multi_query")
+    lighter, _, line, target, parameters = resize("parameters", "attention=multi_query")
     assert lighter["model"]["ffn_dim"] > 128
     assert line == (
         f"match=parameters: feed-forward 128 → {lighter['model']['ffn_dim']}, {parameters:,} "
         f"parameters, the baseline has {target:,}\n"
     )
-    heavier, *_ = matched("parameters", "attention=gated")
+    heavier, *_ = resize("parameters", "attention=gated")
     assert heavier["model"]["ffn_dim"] < 128
 
 
 def test_what_agrees_is_left_alone():
-    config, told, line, *_ = matched("parameters", "attention=multi_head", "position=alibi")
-    assert config["model"]["ffn_dim"] == told["ff_dim"] == 128
+    config, match, line, *_ = resize("parameters", "attention=multi_head", "position=alibi")
+    assert config["model"]["ffn_dim"] == match["ffn_dim"] == 128
     assert "feed-forward stays 128" in line
 
 
 def test_a_round_width_is_taken_where_it_is_near_enough():
-    config, *_ = matched("parameters", "attention=multi_query", "model.dim=64")
+    config, *_ = resize("parameters", "attention=multi_query", "model.dim=64")
     assert config["model"]["ffn_dim"] % 8 == 0
 
 
 def test_the_baseline_can_be_another():
-    config, _, _, target, come_to = matched(
+    config, _, _, target, cost = resize(
         "parameters", "baseline.attention=multi_query", "baseline.position=none"
     )
-    assert baseline(config)["attention"]["name"] == "multi_query"
+    assert baseline_config(config)["attention"]["name"] == "multi_query"
     assert config["model"]["ffn_dim"] < 128
-    assert abs(come_to - target) <= 0.01 * target
+    assert abs(cost - target) <= 0.01 * target
 
 
 @pytest.mark.parametrize(
@@ -93,14 +93,14 @@ def test_the_baseline_can_be_another():
 )
 def test_the_baselines_encoding_is_the_default_of_its_attention(attention, position):
     config = composed("match=parameters", f"baseline.attention={attention}", "position=alibi")
-    assert baseline(config)["position"]["name"] == position
+    assert baseline_config(config)["position"]["name"] == position
 
 
 def test_what_no_feed_forward_makes_up_for_is_refused_with_the_figures():
     with pytest.raises(
         Unsupported, match=r"match=parameters finds no .* with a width of 8, .*Raise"
     ):
-        matched("parameters", "position=learned", "position.max_length=4096", "model.ffn_dim=40")
+        resize("parameters", "position=learned", "position.max_length=4096", "model.ffn_dim=40")
 
 
 def test_a_matched_run_is_as_any_other(train):
@@ -109,9 +109,9 @@ def test_a_matched_run_is_as_any_other(train):
     options += ["callbacks=minimal", "logger=none", "test=false", "trainer.accelerator=cpu"]
     run = train(*options, "trainer.max_steps=1")
     results = json.loads((run / "results.json").read_text())
-    width, target = results["matched"]["ff_dim"], results["matched"]["target"]
+    width, target = results["matched"]["ffn_dim"], results["matched"]["target"]
     assert width < 32 and abs(results["parameters"] - target) <= 0.01 * target
-    assert f"hidden: {width}\n" in (run / "config.yaml").read_text()
+    assert f"ffn_dim: {width}\n" in (run / "config.yaml").read_text()
     checkpoint = read_checkpoint(run / "checkpoints" / "last.ckpt")
     config = checkpoint["attention_zoo"]["config"]
     assert config["model"]["ffn_dim"] == width

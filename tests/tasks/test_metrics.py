@@ -18,12 +18,12 @@ from torch import multiprocessing
 
 from attention_zoo.errors import UserError
 from attention_zoo.tasks.training.metrics import (
+    Accuracy,
     BitsPerByte,
     ChrF,
     ExactMatch,
     Perplexity,
     SacreBleu,
-    Share,
     TokenLoss,
 )
 
@@ -31,7 +31,7 @@ ROOT = Path(__file__).parents[2]
 DATA = Path(os.environ.get("ATTENTION_ZOO_DATA", ROOT.parent / "shared" / "data"))
 
 
-def real(folder):
+def data_folder(folder):
     path = DATA / folder
     if not path.is_dir():
         pytest.skip(f"{path} is missing; set ATTENTION_ZOO_DATA to the folder of the real data.")
@@ -44,8 +44,8 @@ def lines(path):
     return [line.rstrip() for line in text.removesuffix("\n").split("\n")]
 
 
-def fed(metric, hypotheses, references, size):
-    """The metric after the samples, in batches of this size."""
+def updated(metric, hypotheses, references, size):
+    """Update a metric with samples in batches of this size, and return it."""
     for start in range(0, len(hypotheses), size):
         part = slice(start, start + size)
         index = torch.arange(len(hypotheses))[part]
@@ -63,7 +63,7 @@ COLUMNS = [
 
 @pytest.mark.parametrize("column, kind, options, published", COLUMNS)
 def test_published_scores_of_wmt17_systems(column, kind, options, published):
-    folder = real("wmt17-en-de-systems")
+    folder = data_folder("wmt17-en-de-systems")
     with open(folder / "scores.tsv", newline="") as file:
         scores = {row["system"]: row[column] for row in csv.DictReader(file, delimiter="\t")}
     assert len(scores) == 16
@@ -75,7 +75,7 @@ def test_published_scores_of_wmt17_systems(column, kind, options, published):
     for system, score in scores.items():
         hypotheses = lines(folder / "systems" / f"{system}.gz")
         digits = len(score.partition(".")[2])
-        value = fed(kind(**options), hypotheses, references, 97).compute().item()
+        value = updated(kind(**options), hypotheses, references, 97).compute().item()
         ours[system] = f"{value:.{digits}f}"
     assert {system: float(value) for system, value in ours.items()} == {
         system: float(score) for system, score in scores.items()
@@ -110,18 +110,18 @@ OPTIONS = ["lowercase", "max_ngram_order", "smooth_method", "smooth_value", "tok
 
 @pytest.mark.parametrize("name", CASES)
 def test_cases_of_sacrebleu(name):
-    cases = json.loads((real("sacrebleu-metric-cases") / "cases.json").read_text())
+    cases = json.loads((data_folder("sacrebleu-metric-cases") / "cases.json").read_text())
     assert {key for key in cases if not key.startswith("_")} == {*CASES, "corpus_ter"}
     kind, options = CASES[name]
     for case in cases[name]:
-        own = case.get("options", {}) | {key: case[key] for key in OPTIONS if key in case}
+        case_options = case.get("options", {}) | {key: case[key] for key in OPTIONS if key in case}
         hypotheses = case.get("hyps") or [case["hyp"]]
         if "hyp" in case:
             references = [case.get("refs") or [case["ref"]]]
         else:
             references = list(zip(*case["refs"], strict=False))
         hypotheses = hypotheses[: len(references)]
-        value = fed(kind(**options | own), hypotheses, references, 1).compute().item()
+        value = updated(kind(**options | case_options), hypotheses, references, 1).compute().item()
         if name.startswith("raw"):
             value /= 100
         if "score_2dp" in case:
@@ -143,7 +143,7 @@ REFERENCES = [
 @pytest.mark.parametrize("size", [1, 2, 5])
 @pytest.mark.parametrize("options", [{}, {"lowercase": True}, {"tokenize": "char"}])
 def test_bleu_is_sacrebleu(size, options):
-    value = fed(SacreBleu(**options), HYPOTHESES, REFERENCES, size).compute().item()
+    value = updated(SacreBleu(**options), HYPOTHESES, REFERENCES, size).compute().item()
     wanted = sacrebleu.corpus_bleu(HYPOTHESES, [REFERENCES], **options)
     assert value == pytest.approx(wanted.score, rel=1e-6)
     assert value > 0
@@ -152,13 +152,15 @@ def test_bleu_is_sacrebleu(size, options):
 @pytest.mark.parametrize("size", [1, 2, 5])
 @pytest.mark.parametrize("options", [{}, {"word_order": 2}, {"char_order": 3, "beta": 1}])
 def test_chrf_is_sacrebleu(size, options):
-    value = fed(ChrF(**options), HYPOTHESES, REFERENCES, size).compute().item()
+    value = updated(ChrF(**options), HYPOTHESES, REFERENCES, size).compute().item()
     wanted = sacrebleu.corpus_chrf(HYPOTHESES, [REFERENCES], **options)
     assert value == pytest.approx(wanted.score, rel=1e-6)
 
 
 def test_the_numbers_of_references_may_differ():
-    bleu = fed(SacreBleu(), ["a b c d e", "f g h i"], [["a b c d f", "b c d e"], ["f g h j"]], 2)
+    bleu = updated(
+        SacreBleu(), ["a b c d e", "f g h i"], [["a b c d f", "b c d e"], ["f g h j"]], 2
+    )
     streams = [["a b c d f", "f g h j"], ["b c d e", None]]
     wanted = sacrebleu.corpus_bleu(["a b c d e", "f g h i"], streams)
     assert bleu.compute().item() == pytest.approx(wanted.score, rel=1e-6)
@@ -169,13 +171,15 @@ def test_signatures_are_those_of_sacrebleu():
     assert SacreBleu().signature == (
         f"nrefs:1|case:mixed|eff:no|tok:13a|smooth:exp|version:{sacrebleu.__version__}"
     )
-    two = fed(SacreBleu(lowercase=True), ["a"], [["a", "b"]], 1)
+    two = updated(SacreBleu(lowercase=True), ["a"], [["a", "b"]], 1)
     assert two.signature.startswith("nrefs:2|case:lc|")
     assert ChrF(word_order=2).signature.startswith("nrefs:1|case:mixed|eff:yes|nc:6|nw:2|space:no|")
 
 
 def test_exact_match():
-    match = fed(ExactMatch(), [" ein Haus\n", "Haus", "", "x"], ["ein Haus", "haus", " ", "x"], 3)
+    match = updated(
+        ExactMatch(), [" ein Haus\n", "Haus", "", "x"], ["ein Haus", "haus", " ", "x"], 3
+    )
     assert match.compute().item() == 0.75
 
 
@@ -186,7 +190,7 @@ ALL = [
     (TokenLoss, lambda metric: metric.update(torch.tensor(6.0), 4)),
     (Perplexity, lambda metric: metric.update(torch.tensor(6.0), 4)),
     (BitsPerByte, lambda metric: metric.update(torch.tensor(6.0), torch.tensor(4))),
-    (Share, lambda metric: metric.update(torch.tensor([True, False, True]))),
+    (Accuracy, lambda metric: metric.update(torch.tensor([True, False, True]))),
 ]
 
 
@@ -197,7 +201,7 @@ def test_reset_forgets_everything(kind, update):
     first = metric.compute().item()
     if kind in (SacreBleu, ChrF, ExactMatch):
         metric.update(["zz"], ["yy"], [9])
-    elif kind is Share:
+    elif kind is Accuracy:
         metric.update(torch.tensor([False]))
     else:
         metric.update(torch.tensor(1.0), 1)
@@ -220,7 +224,7 @@ def test_metrics_are_copied_and_called(kind, update):
 
 @pytest.mark.parametrize("kind", [SacreBleu, ChrF, ExactMatch])
 def test_a_sample_counts_once(kind):
-    metric = fed(kind(), HYPOTHESES, REFERENCES, 2)
+    metric = updated(kind(), HYPOTHESES, REFERENCES, 2)
     once = metric.compute().item()
     metric.update(HYPOTHESES[1:3], REFERENCES[1:3], [1, 2])
     assert metric.compute().item() == once
@@ -239,7 +243,7 @@ def test_empty_hypotheses_and_empty_batches(kind):
 
 @pytest.mark.parametrize("kind", [SacreBleu, ChrF, ExactMatch])
 def test_lists_of_unequal_length_are_refused(kind):
-    with pytest.raises(UserError, match="equally many, got 2, 1 and 2"):
+    with pytest.raises(UserError, match="the same length, got 2, 1 and 2"):
         kind().update(["a", "b"], ["a"], [0, 1])
 
 
@@ -283,11 +287,11 @@ def test_losses_in_closed_form():
 
 
 def test_the_share_of_right_answers():
-    share = Share()
-    share.update(torch.tensor([True, True, False]))
-    share.update(torch.tensor([], dtype=torch.bool))
-    share.update(torch.tensor([True]))
-    assert share.compute().item() == 0.75
+    accuracy = Accuracy()
+    accuracy.update(torch.tensor([True, True, False]))
+    accuracy.update(torch.tensor([], dtype=torch.bool))
+    accuracy.update(torch.tensor([True]))
+    assert accuracy.compute().item() == 0.75
 
 
 def test_a_uniform_model_has_the_perplexity_of_its_vocabulary():
@@ -311,7 +315,7 @@ def test_a_diverged_model_has_an_infinite_perplexity():
 
 
 # Line 2 is seen by both processes; and then one of them sees nothing at all.
-SHARES = [[[0, 2], [1, 2, 3, 4]], [[0, 1, 2, 3, 4], []]]
+RANK_LINES = [[[0, 2], [1, 2, 3, 4]], [[0, 1, 2, 3, 4], []]]
 
 
 def one_process(rank, folder):
@@ -321,15 +325,15 @@ def one_process(rank, folder):
         "gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2
     )
     scores = []
-    for share in SHARES:
+    for lines_of_rank in RANK_LINES:
         metrics = {kind.__name__: kind() for kind, _ in ALL}
-        for line in share[rank]:
+        for line in lines_of_rank[rank]:
             for name in ("SacreBleu", "ChrF", "ExactMatch"):
                 metrics[name].update([HYPOTHESES[line]], [REFERENCES[line]], [line])
             if rank == 0 or line != 2:
                 for name in ("TokenLoss", "Perplexity", "BitsPerByte"):
                     metrics[name].update(torch.tensor(1.0 + line), 2 * line + 1)
-                metrics["Share"].update(torch.tensor([line < 2] * (line + 1)))
+                metrics["Accuracy"].update(torch.tensor([line < 2] * (line + 1)))
         scores.append({name: metric.compute().item() for name, metric in metrics.items()})
     Path(folder, f"{rank}.json").write_text(json.dumps(scores))
     torch.distributed.destroy_process_group()
@@ -341,8 +345,8 @@ def test_two_processes_agree_with_one(tmp_path):
     for kind, _ in ALL:
         metric = kind()
         if kind in (SacreBleu, ChrF, ExactMatch):
-            fed(metric, HYPOTHESES, REFERENCES, 5)
-        elif kind is Share:
+            updated(metric, HYPOTHESES, REFERENCES, 5)
+        elif kind is Accuracy:
             metric.update(torch.tensor([True] * 3 + [False] * 12))
         else:
             for line in range(5):
@@ -350,7 +354,7 @@ def test_two_processes_agree_with_one(tmp_path):
         wanted[kind.__name__] = metric.compute().item()
     for rank in (0, 1):
         found = json.loads((tmp_path / f"{rank}.json").read_text())
-        assert len(found) == len(SHARES)
+        assert len(found) == len(RANK_LINES)
         for scores in found:
             assert scores == pytest.approx(wanted, rel=1e-6)
 

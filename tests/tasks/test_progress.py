@@ -1,4 +1,4 @@
-"""How a training tells how far it is, how fast, and how it went."""
+"""Progress, throughput and loss curves of a training."""
 
 import io
 import math
@@ -24,7 +24,7 @@ def screen(*, terminal):
     return Console(file=io.StringIO(), force_terminal=terminal, width=100, color_system=None)
 
 
-def test_without_a_terminal_there_is_a_plain_line_every_tenth():
+def test_without_a_terminal_there_is_a_line_every_tenth():
     console = screen(terminal=False)
     fit(Progress(console=console), data=Data(10), max_epochs=2, enable_progress_bar=True)
     lines = console.file.getvalue().splitlines()
@@ -40,10 +40,10 @@ def test_the_loss_shown_is_that_of_the_step():
 
     class Spied(Task):
         def training_step(self, batch, index):
-            output = super().training_step(batch, index)
-            losses.append(output["task_loss"].item() / output["tokens"])
-            # Lightning divides it, and a loss of the attention's own may be part of it.
-            return {**output, "loss": output["loss"] + 100.0}
+            loss = super().training_step(batch, index)
+            losses.append(self.last_step.loss.item() / self.last_step.tokens.item())
+            # Lightning divides it, and an auxiliary loss of the attention may be part of it.
+            return loss + 100.0
 
     console = screen(terminal=False)
     fit(
@@ -88,7 +88,7 @@ def test_tokens_rate_and_learning_rate_are_logged_every_n_steps():
     fit(Throughput(), spy, max_epochs=1, data=Data(8))
     logged = {step: metrics for step, metrics in spy.logged if step % 2 == 0}
     assert [logged[step]["train/tokens"].item() for step in (2, 4, 6, 8)] == [64, 128, 192, 256]
-    # Warm-up of 2, then 6 steps of fall: the rates of steps 2, 4, 6 and 8.
+    # Warm-up of 2, then 6 steps of decay: the rates of steps 2, 4, 6 and 8.
     rates = [logged[step]["train/learning_rate"].item() for step in (2, 4, 6, 8)]
     assert rates == pytest.approx([0.1, 0.1 * 5 / 6, 0.1 * 3 / 6, 0.1 * 1 / 6])
     assert all(logged[step]["train/tokens_per_second"] > 0 for step in logged)
@@ -170,29 +170,29 @@ def test_the_rate_is_that_of_training_proper_and_of_the_whole_run(monkeypatch, t
 
 
 def history(**options):
-    """Of a run, whole, with the points that were logged."""
+    """Return the History of a run, and a Spy with what was logged."""
     spy, throughput = Spy(), Throughput()
-    kept = History(throughput)
+    curve = History(throughput)
 
     class Logged(Task):
         def training_step(self, batch, index):
-            output = super().training_step(batch, index)
-            self.log("train/loss", output["task_loss"])
-            return output
+            loss = super().training_step(batch, index)
+            self.log("train/loss", self.last_step.loss)
+            return loss
 
     torch.manual_seed(0)
     task = Logged()
     task.model.dropout.p = 0.0
-    fit(throughput, kept, spy, *options.pop("callbacks", []), task=task, **options)
-    return kept, spy
+    fit(throughput, curve, spy, *options.pop("callbacks", []), task=task, **options)
+    return curve, spy
 
 
 def test_the_curve_has_a_point_where_losses_are_logged():
-    kept, spy = history(max_epochs=2)
+    curve, spy = history(max_epochs=2)
     logged = {step: metrics["train/loss"].item() for step, metrics in spy.logged}
     expected = [(step, 32 * step, logged[step]) for step in (2, 4, 6, 8)]
-    assert kept.points["train/loss"] == expected
-    assert [point[:2] for point in kept.points["val/loss"]] == [(4, 128), (8, 256)]
+    assert curve.points["train/loss"] == expected
+    assert [point[:2] for point in curve.points["val/loss"]] == [(4, 128), (8, 256)]
 
 
 def test_a_resumed_run_has_the_whole_curve(tmp_path):
@@ -203,13 +203,13 @@ def test_a_resumed_run_has_the_whole_curve(tmp_path):
     assert resumed.points == whole.points
 
 
-def test_a_long_curve_is_thinned_and_ends_where_the_run_ends():
-    kept = History(Throughput())
-    kept.points["train/loss"] = [(step, 10 * step, 1 / step) for step in range(1, 1002)]
-    kept.points["val/loss"] = [(1, 10, math.nan), (2, 20, math.inf), (3, 30, 0.5)]
-    curves = kept.curves(most=400)
+def test_a_long_curve_is_downsampled_and_ends_where_the_run_ends():
+    curve = History(Throughput())
+    curve.points["train/loss"] = [(step, 10 * step, 1 / step) for step in range(1, 1002)]
+    curve.points["val/loss"] = [(1, 10, math.nan), (2, 20, math.inf), (3, 30, 0.5)]
+    curves = curve.loss_curves(max_points=400)
     train = curves["train/loss"]
     assert 300 < len(train) <= 400 and train[-1] == [1001, 10010, 1 / 1001]
     assert {later[0] - sooner[0] for sooner, later in pairwise(train)} == {3}
     assert curves["val/loss"] == [[1, 10, None], [2, 20, None], [3, 30, 0.5]]
-    assert History(Throughput()).curves() == {"train/loss": [], "val/loss": []}
+    assert History(Throughput()).loss_curves() == {"train/loss": [], "val/loss": []}

@@ -32,7 +32,7 @@ def test_warm_up_is_linear_and_ends_at_the_peak(name):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_no_rate_exceeds_the_peak_or_falls_to_nothing_within_the_run(name):
+def test_no_rate_exceeds_the_peak_or_reaches_zero_within_the_run(name):
     schedule = getattr(schedules, name)(optimizer(1.0), warmup_steps=4, total_steps=20)
     seen = rates(schedule, 20)
     assert max(seen) == 1.0
@@ -69,7 +69,7 @@ def test_values_halfway_and_after_the_last_step(name, options, halfway, end):
     ("decay", "factors"),
     [("linear", [1, 0.75, 0.5, 0.25]), ("sqrt", [1, 0.5, 1 - 0.5**0.5, 1 - 0.75**0.5])],
 )
-def test_warmup_stable_decay_falls_over_its_last_steps_only(decay, factors):
+def test_warmup_stable_decay_decays_over_its_last_steps_only(decay, factors):
     schedule = schedules.warmup_stable_decay(
         optimizer(1.0), warmup_steps=2, total_steps=20, decay_fraction=0.2, decay=decay
     )
@@ -132,7 +132,7 @@ def test_warm_up_must_fit_into_the_run(name, warmup_steps):
 
 @pytest.mark.parametrize("name", ["linear", "cosine", "warmup_stable_decay"])
 @pytest.mark.parametrize("min_lr_ratio", [-0.1, 1.5])
-def test_a_floor_is_a_factor(name, min_lr_ratio):
+def test_min_lr_ratio_is_a_factor(name, min_lr_ratio):
     with pytest.raises(UserError, match=rf"\[0, 1\].*{min_lr_ratio}"):
         getattr(schedules, name)(
             optimizer(1.0), warmup_steps=4, total_steps=20, min_lr_ratio=min_lr_ratio
@@ -140,7 +140,7 @@ def test_a_floor_is_a_factor(name, min_lr_ratio):
 
 
 @pytest.mark.parametrize("name", ["linear", "cosine", "warmup_stable_decay"])
-def test_a_fall_needs_an_end(name):
+def test_a_decay_needs_an_end(name):
     with pytest.raises(UserError, match=r"trainer\.max_steps"):
         getattr(schedules, name)(optimizer(1.0), warmup_steps=4, total_steps=math.inf)
 

@@ -1,5 +1,7 @@
 """Searches, with a launcher that trains nothing."""
 
+import sys
+
 import pytest
 from hydra import initialize_config_module
 from hydra.core.global_hydra import GlobalHydra
@@ -115,7 +117,7 @@ def test_a_study_is_of_one_config_and_one_space(search):
     search(Launcher(1.0, 2.0, 3.0), study_name="mine")
     search(Launcher(1.0, 2.0, 3.0), "jobs=3", "logger=none", study_name="mine")
     for other in ("model.dim=64", "optimizer.lr=interval(0.1,0.2)"):
-        with pytest.raises(UserError, match="composed from something else, or searched another"):
+        with pytest.raises(UserError, match="composed of something else, or searched another"):
             search(Launcher(), other, study_name="mine")
 
 
@@ -144,6 +146,13 @@ def test_the_first_failure_can_end_a_search(search):
     again = Launcher(1.0, 2.0, 3.0)
     search(again, "fail_fast=true")
     assert [number for number, _ in again.launched] == [0, 1, 2]
+
+
+def test_plugins_are_registered_without_modules_made_up():
+    register_plugins("train")
+    assert TrialsSweeper in Plugins.instance().discover(TrialsSweeper.__base__)
+    assert TrialsSweeper.__module__ == "attention_zoo.tasks.sweeps.search"
+    assert not [name for name in sys.modules if name.startswith("hydra_plugins.attention_zoo")]
 
 
 def test_optuna_is_named_where_it_is_missing(search, monkeypatch):

@@ -12,61 +12,72 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from attention_zoo.tasks.commands.exit_codes import FAILED, REFUSED
-from attention_zoo.tasks.sweeps.jobs import LOG, Job, Pool, run_jobs, summary
+from attention_zoo.tasks.commands.exit_codes import FAILED, INTERRUPTED, REFUSED
+from attention_zoo.tasks.run_folder import JobRecord, RunFolder
+from attention_zoo.tasks.sweeps.jobs import Job
+from attention_zoo.tasks.sweeps.scheduling import DevicePool, outcome_table, run_jobs
 
-# Does what its first word says, in the folder of the run.
-SCRIPT = f"""
+# The program, whose training does what the option `do` says, in the folder of the run.
+SCRIPT = """
 import json, os, pathlib, signal, sys, time
-words = dict(word.split("=", 1) for word in sys.argv[1:])
-run = pathlib.Path(words["hydra.run.dir"].strip("'"))
-(run / "seen.json").write_text(json.dumps(words | {{"threads": os.environ.get("OMP_NUM_THREADS"),
-    "gpus": os.environ.get("CUDA_VISIBLE_DEVICES"), "began": time.monotonic()}}))
-print("here I am")
-match words["do"]:
-    case "train":
-        time.sleep(float(words.get("seconds", 0)))
-        (run / "results.json").write_text(json.dumps({{"val/loss": 1.5}}))
-    case "refuse":
-        print("refused: linear cannot. Choices: none.", file=sys.stderr)
-        sys.exit({REFUSED})
-    case "diverge":
-        (run / "results.json").write_text(json.dumps(
-            {{"val/loss": None, "not_finite": {{"val/loss": "nan"}}}}))
-        print("error: training diverged: val/loss is nan. Try less.", file=sys.stderr)
-        sys.exit({FAILED})
-    case "fail":
-        print("error: no such file", file=sys.stderr)
-        sys.exit({FAILED})
-    case "die":
-        os.kill(os.getpid(), signal.SIGKILL)
-    case "save":
-        try:
+from attention_zoo.errors import TrainingDiverged, Unsupported, UserError
+from attention_zoo.tasks.commands import cli
+
+def train(verb, arguments):
+    options = dict(argument.split("=", 1) for argument in arguments)
+    run = pathlib.Path(options["hydra.run.dir"].strip("'"))
+    (run / "seen.json").write_text(json.dumps(options | {
+        "threads": os.environ.get("OMP_NUM_THREADS"),
+        "gpus": os.environ.get("CUDA_VISIBLE_DEVICES"), "began": time.monotonic()}))
+    print("here I am", flush=True)
+    match options["do"]:
+        case "train":
+            time.sleep(float(options.get("seconds", 0)))
+            (run / "results.json").write_text(json.dumps({"val/loss": 1.5}))
+        case "refuse":
+            raise Unsupported("linear cannot. Choices: none.")
+        case "diverge":
+            (run / "results.json").write_text(json.dumps(
+                {"val/loss": None, "not_finite": {"val/loss": "nan"}}))
+            raise TrainingDiverged("val/loss is nan. Try less.")
+        case "fail":
+            raise UserError("no such file")
+        case "crash":
+            raise KeyError("lr")
+        case "exit":
+            sys.exit(5)
+        case "die":
+            os.kill(os.getpid(), signal.SIGKILL)
+        case "save":
+            try:
+                time.sleep(60)
+            except KeyboardInterrupt:
+                (run / "saved").touch()
+                raise
+        case "stay":
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
             time.sleep(60)
-        except KeyboardInterrupt:
-            (run / "saved").touch()
-            sys.exit(130)
-    case "stay":
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
-        time.sleep(60)
-(run / "ended").write_text(str(time.monotonic()))
+    (run / "ended").write_text(str(time.monotonic()))
+
+cli.run_composed = train
+cli.main()
 """
-COMMAND = [sys.executable, "-c", SCRIPT]
+COMMAND = [sys.executable, "-c", SCRIPT, "train"]
 
 
-def job(folder: Path, number: int, *words: str, **options: object) -> Job:
-    label = " ".join(words)
-    return Job(number, words, words, label, folder / str(number), **options)  # type: ignore[arg-type]
+def job(folder: Path, number: int, *overrides: str, **options: object) -> Job:
+    run, record = RunFolder(folder / str(number)), JobRecord(overrides)
+    return Job(number, overrides, " ".join(overrides), run, record, **options)  # type: ignore[arg-type]
 
 
 def launch(jobs: list[Job], *, slots: int = 2, fail_fast: bool = False, pool=None) -> str:
-    """Run jobs; what was printed."""
+    """Run jobs; return what was printed."""
     out = io.StringIO()
     run_jobs(
-        iter([one for one in jobs if not one.finished]),
+        iter([one for one in jobs if not one.record.is_final]),
         command=COMMAND,
         environment=os.environ,
-        pool=pool or Pool(slots),
+        pool=pool or DevicePool(slots),
         fail_fast=fail_fast,
         console=Console(file=out, width=200),
     )
@@ -74,26 +85,42 @@ def launch(jobs: list[Job], *, slots: int = 2, fail_fast: bool = False, pool=Non
 
 
 def seen(one: Job) -> dict[str, str]:
-    return json.loads((one.run / "seen.json").read_text())
+    return json.loads((one.folder.path / "seen.json").read_text())
 
 
-def test_every_way_to_end_is_told_apart(tmp_path):
-    ways = ["train", "refuse", "diverge", "fail", "die"]
+def test_every_way_to_end_is_recorded_with_its_reason(tmp_path):
+    ways = ["train", "refuse", "diverge", "fail", "die", "crash", "exit"]
     jobs = [job(tmp_path, number, f"do={way}") for number, way in enumerate(ways)]
-    told = launch(jobs)
-    assert [one.outcome for one in jobs] == ["trained", "refused", "diverged", "failed", "killed"]
-    assert [one.code for one in jobs] == [0, REFUSED, FAILED, FAILED, -9]
-    assert jobs[1].told == "refused: linear cannot"
-    assert jobs[2].told == "diverged: val/loss is nan"
-    assert jobs[3].told == f"failed ({FAILED}): no such file"
-    assert jobs[4].told == "killed: signal 9 (SIGKILL)"
+    printed = launch(jobs)
+    assert [one.record.outcome for one in jobs] == [
+        *("trained", "refused", "diverged", "failed", "killed", "failed", "failed")
+    ]
+    assert [one.record.code for one in jobs] == [0, REFUSED, FAILED, FAILED, -9, 1, 5]
+    assert [str(one.record) for one in jobs] == [
+        "trained",
+        "refused: linear cannot",
+        "diverged: val/loss is nan",
+        f"failed ({FAILED}): no such file",
+        "killed: signal 9 (SIGKILL)",
+        "failed (1): KeyError: 'lr'",
+        "failed (5): its process recorded no reason",
+    ]
+    assert jobs[1].record.reason == "linear cannot. Choices: none."
+    assert [one.folder.read_job() for one in jobs] == [one.record for one in jobs]
     for one in jobs[2:]:
-        assert f"log: {one.run / LOG}" in told
-    assert "    error: no such file" in told
-    assert "here I am" in (jobs[0].run / LOG).read_text()
+        assert f"log: {one.folder.log_file}" in printed
+    assert "    error: no such file" in printed
+    assert "here I am" in jobs[0].folder.log_file.read_text()
     out = io.StringIO()
-    Console(file=out, width=120).print(summary(jobs))
+    Console(file=out, width=120).print(outcome_table(jobs))
     assert "1.500" in out.getvalue() and "SIGKILL" in out.getvalue()
+
+
+def test_only_the_first_rank_records(tmp_path, monkeypatch):
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    one = job(tmp_path, 0, "do=fail")
+    launch([one])
+    assert str(one.record) == f"failed ({FAILED}): its process recorded no reason"
 
 
 @pytest.mark.parametrize("slots", [1, 2])
@@ -101,7 +128,7 @@ def test_as_many_run_at_a_time_as_there_are_places(tmp_path, slots):
     jobs = [job(tmp_path, number, "do=train", "seconds=0.4") for number in range(3)]
     launch(jobs, slots=slots)
     began = sorted(float(seen(one)["began"]) for one in jobs)
-    ended = sorted(float((one.run / "ended").read_text()) for one in jobs)
+    ended = sorted(float((one.folder.path / "ended").read_text()) for one in jobs)
     assert (began[1] < ended[0]) is (slots == 2)
     assert began[2] > ended[0]
 
@@ -132,7 +159,7 @@ def test_jobs_get_gpus_of_their_own(tmp_path, monkeypatch):
     assert given[:2] == [["4"], ["5", "6"]]
     assert sorted(given[2]) == sorted(given[3]) == ["4", "5", "6"]
     began = [float(seen(one)["began"]) for one in jobs]
-    ended = [float((one.run / "ended").read_text()) for one in jobs]
+    ended = [float((one.folder.path / "ended").read_text()) for one in jobs]
     assert began[1] < ended[0] and began[2] > max(ended[:2]) and began[3] > ended[2]
 
 
@@ -145,34 +172,34 @@ def test_a_second_launch_runs_what_has_no_result(tmp_path):
     before = {n: seen(job(tmp_path, n))["began"] for n in range(5)}
     jobs = [job(tmp_path, number, "do=train") for number in range(5)]
     for one in jobs:
-        one.recall()
-    assert [one.finished for one in jobs] == [True, True, True, False, False]
+        one.restore()
+    assert [one.record.is_final for one in jobs] == [True, True, True, False, False]
     launch(jobs)
     again = [n for n in range(5) if seen(jobs[n])["began"] != before[n]]
     assert again == [3, 4]
     assert "ckpt_path" not in seen(jobs[3])
     assert seen(jobs[4])["ckpt_path"] == f"'{checkpoint}'"
-    assert [one.outcome for one in jobs[1:]] == ["refused", "diverged", "trained", "trained"]
+    assert [one.record.outcome for one in jobs[1:]] == ["refused", "diverged", "trained", "trained"]
 
 
 def test_the_first_failure_can_end_all(tmp_path):
     jobs = [job(tmp_path, 0, "do=save"), job(tmp_path, 1, "do=fail"), job(tmp_path, 2, "do=train")]
     launch(jobs, fail_fast=True)
-    assert (jobs[0].run / "saved").exists()
-    assert jobs[1].outcome == "failed" and jobs[2].outcome == "waiting"
+    assert (jobs[0].folder.path / "saved").exists()
+    assert jobs[1].record.outcome == "failed" and jobs[2].record.outcome == "waiting"
     refused = [job(tmp_path, 3, "do=refuse"), job(tmp_path, 4, "do=train")]
     launch(refused, fail_fast=True, slots=1)
-    assert refused[1].outcome == "trained"
+    assert refused[1].record.outcome == "trained"
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupt_ends_all_jobs(tmp_path, monkeypatch, number):
     """Gently first; what does not listen is killed."""
-    monkeypatch.setattr("attention_zoo.tasks.sweeps.jobs.GRACE", (1.0, 1.0))
+    monkeypatch.setattr("attention_zoo.tasks.sweeps.scheduling.GRACE_SECONDS", (1.0, 1.0))
     jobs = [job(tmp_path, 0, "do=save"), job(tmp_path, 1, "do=stay")]
 
     def interrupt() -> None:
-        while not all((one.run / "seen.json").exists() for one in jobs):
+        while not all((one.folder.path / "seen.json").exists() for one in jobs):
             time.sleep(0.02)
         time.sleep(0.2)
         os.kill(os.getpid(), number)
@@ -180,6 +207,10 @@ def test_an_interrupt_ends_all_jobs(tmp_path, monkeypatch, number):
     threading.Thread(target=interrupt).start()
     with pytest.raises(KeyboardInterrupt):
         launch(jobs)
-    assert (jobs[0].run / "saved").exists()
-    assert [one.process.poll() for one in jobs if one.process] == [130, -15]
-    assert json.loads((jobs[0].run / "job.json").read_text())["outcome"] == "failed"
+    assert (jobs[0].folder.path / "saved").exists()
+    assert [one.process.poll() for one in jobs] == [INTERRUPTED, -15]
+    assert [str(one.record) for one in jobs] == [
+        f"failed ({INTERRUPTED}): interrupted",
+        "killed: signal 15 (SIGTERM)",
+    ]
+    assert json.loads((jobs[0].folder.path / "job.json").read_text())["outcome"] == "failed"

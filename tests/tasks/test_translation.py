@@ -22,7 +22,7 @@ SHORT = [*SMALL, *LINES, "callbacks=minimal", "logger=none", "test=false", "trai
 RATE = 0.1
 
 
-class Keeping(torch.optim.SGD):
+class PlainSGD(torch.optim.SGD):
     """Plain descent, so that the step of a weight is its gradient."""
 
 
@@ -50,13 +50,13 @@ def new_task(label_smoothing=0.0):
     return TranslationTask(
         model=model,
         tokenizer=ByteTokenizer(),
-        optimizer=lambda model: Keeping(model.parameters(), lr=RATE),
+        optimizer=lambda model: PlainSGD(model.parameters(), lr=RATE),
         schedule=lambda optimizer, total_steps: torch.optim.lr_scheduler.LambdaLR(
             optimizer, lambda step: 1.0
         ),
         decoding=Greedy(),
         label_smoothing=label_smoothing,
-        composed={},
+        config={},
     ).double()
 
 
@@ -154,16 +154,22 @@ def test_the_averaged_weights_are_those_that_are_scored(train):
     )
     assert any(not torch.equal(averaged[name], best[name]) for name in averaged)
     stored = torch.load(folder / "best.ckpt", weights_only=True)["callbacks"]
-    (kept,) = (state for name, state in stored.items() if name.startswith("ModelCheckpoint"))
-    assert results(run)["val/loss"] != pytest.approx(float(kept["best_model_score"]), abs=1e-9)
+    (best_state,) = (state for name, state in stored.items() if name.startswith("ModelCheckpoint"))
+    assert results(run)["val/loss"] != pytest.approx(
+        float(best_state["best_model_score"]), abs=1e-9
+    )
 
 
 def test_losses_are_those_of_the_best_weights_and_the_last_step_is_validated(train):
     run = train(*SHORT, "trainer.max_steps=5", "trainer.val_check_interval=2", "optimizer.lr=0.05")
     checkpoint = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
     assert checkpoint["global_step"] == 5
-    (kept,) = (s for name, s in checkpoint["callbacks"].items() if name.startswith("ModelCheck"))
-    assert results(run)["val/loss"] == pytest.approx(float(kept["best_model_score"]), rel=1e-6)
+    (best_state,) = (
+        s for name, s in checkpoint["callbacks"].items() if name.startswith("ModelCheck")
+    )
+    assert results(run)["val/loss"] == pytest.approx(
+        float(best_state["best_model_score"]), rel=1e-6
+    )
 
 
 @pytest.mark.slow

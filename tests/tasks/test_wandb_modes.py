@@ -15,7 +15,7 @@ from typing import ClassVar
 import pytest
 
 from attention_zoo.errors import UserError
-from attention_zoo.tasks.training.loggers.loggers import finish
+from attention_zoo.tasks.training.loggers.loggers import finish_loggers
 from attention_zoo.tasks.training.loggers.wandb_runs import create_wandb_logger
 from tests.wandb_files import runs, summary
 
@@ -89,14 +89,14 @@ def run_and_time(folder: Path, **environment: str) -> tuple[str, float]:
     """A process that makes the logger and logs; its stderr, and the seconds that W&B cost it."""
     script = """
         import time
-        from attention_zoo.tasks.training.loggers.loggers import finish, log_table
+        from attention_zoo.tasks.training.loggers.loggers import finish_loggers, log_table
         from attention_zoo.tasks.training.loggers.wandb_runs import create_wandb_logger
         start = time.monotonic()
         logger = create_wandb_logger(project="zoo", save_dir=FOLDER, mode="auto")
         logger.log_metrics({"val/loss": 1.5}, step=1)
         for step in (1, 2):
             log_table([logger], "samples", ["source"], [["one"]], step)
-        finish([logger], 3)
+        finish_loggers([logger], 3)
         print(time.time() - (time.monotonic() - start))
     """
     script = textwrap.dedent(script).replace("FOLDER", repr(str(folder)))
@@ -188,7 +188,7 @@ def test_no_network_is_given_up_early(tmp_path):
 
 def test_the_environment_variable_decides_where_the_mode_is_auto(tmp_path, monkeypatch):
     monkeypatch.setenv("WANDB_MODE", "disabled")
-    finish([create_wandb_logger(project="zoo", save_dir=tmp_path)], 0)
+    finish_loggers([create_wandb_logger(project="zoo", save_dir=tmp_path)], 0)
     assert not list(tmp_path.rglob("*"))
 
 
@@ -196,10 +196,10 @@ def test_nothing_is_asked_on_a_terminal(tmp_path):
     pty = pytest.importorskip("pty", reason="no pseudo-terminals on this system")
     leader, follower = pty.openpty()
     code = (
-        "from attention_zoo.tasks.training.loggers.loggers import finish; "
+        "from attention_zoo.tasks.training.loggers.loggers import finish_loggers; "
         "from attention_zoo.tasks.training.loggers.wandb_runs import create_wandb_logger; "
         f"logger = create_wandb_logger(project='zoo', save_dir={str(tmp_path)!r}, mode='online'); "
-        "finish([logger], 0)"
+        "finish_loggers([logger], 0)"
     )
     clean = {name: value for name, value in os.environ.items() if not name.startswith("WANDB_")}
     streams = {"stdin": follower, "stdout": follower, "stderr": follower}

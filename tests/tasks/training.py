@@ -1,4 +1,4 @@
-"""A training of a second, for tests of what stands beside it."""
+"""A training of a second, for tests of callbacks."""
 
 import pytest
 import torch
@@ -10,6 +10,7 @@ from torch.utils.data import DataLoader
 from attention_zoo.tasks.training.callbacks.last_checkpoint import LastCheckpoint
 from attention_zoo.tasks.training.optimizers import adamw
 from attention_zoo.tasks.training.schedules import linear
+from attention_zoo.tasks.training.task import StepOutput
 from attention_zoo.tasks.views.attention_record import AttentionRecord
 
 QUIET = [
@@ -22,13 +23,13 @@ QUIET = [
 class Task(LightningModule):
     """A regression with dropout, so that modes and random states matter."""
 
-    words = ("source", "translation")
+    sample_columns = ("source", "translation")
 
     def __init__(self, optimizer=adamw):
         super().__init__()
         self.optimizer = optimizer
         self.model = nn.Sequential()
-        self.model.add_module("ffn_dim", nn.Linear(4, 4))
+        self.model.add_module("hidden", nn.Linear(4, 4))
         self.model.add_module("dropout", nn.Dropout(0.5))
         self.model.add_module("head", nn.Linear(4, 1))
         self.seen = []
@@ -36,7 +37,8 @@ class Task(LightningModule):
     def training_step(self, batch, index):
         self.seen.append(batch[0, 0].item())
         loss = self.model(batch).square().sum()
-        return {"loss": loss, "task_loss": loss.detach(), "tokens": batch.numel()}
+        self.last_step = StepOutput(loss.detach(), torch.tensor(batch.numel()))
+        return loss
 
     def validation_step(self, batch, index):
         self.log("val/loss", self.model(batch).square().mean())
@@ -50,7 +52,7 @@ class Task(LightningModule):
         schedule = linear(optimizer, warmup_steps=2, total_steps=steps)
         return [optimizer], [{"scheduler": schedule, "interval": "step"}]
 
-    def respond(self, lines):
+    def generate(self, lines):
         assert not self.model.dropout.training and not torch.is_grad_enabled()
         torch.rand(3)
         return [line.upper() for line in lines]

@@ -1,4 +1,4 @@
-"""What a computation holds in memory, counted exactly and alike on every run."""
+"""The memory that a computation needs, counted exactly and alike on every run."""
 
 from collections.abc import Callable
 from typing import Any
@@ -11,10 +11,9 @@ from torch.utils._pytree import tree_leaves
 
 
 class Memory(TorchDispatchMode):
-    """Follows the storages that operators give back: the largest, and the most alive at once.
+    """Record the storages that operators return: the largest, and the most alive at once, in bytes.
 
-    In bytes. Both passes run through it, and what was decomposed into plain operators; not what a
-    fused kernel allocates within itself.
+    It counts both passes. It does not count what a fused kernel allocates inside.
     """
 
     def __init__(self) -> None:
@@ -37,8 +36,8 @@ class Memory(TorchDispatchMode):
         return out
 
 
-def memory_of(compute: Callable[[], Tensor]) -> Memory:
-    """Of a computation, and of the gradients of the sum of what it gives."""
+def measure_memory(compute: Callable[[], Tensor]) -> Memory:
+    """Measure a computation, and the backward pass of the sum of its result."""
     with Memory() as memory, torch.enable_grad():
         compute().sum().backward()
     return memory

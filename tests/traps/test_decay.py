@@ -8,10 +8,10 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from attention_zoo import UserError, create_attention
 from attention_zoo.attention.base import Attention
-from attention_zoo.attention.recurrent.convolution import ShortConvolution
-from attention_zoo.attention.recurrent.decayed import Heads, Span
+from attention_zoo.attention.recurrent.convolution import ConvolutionRunner, ShortConvolution
 from attention_zoo.attention.recurrent.fenwick import level_table
 from attention_zoo.attention.recurrent.recurrence import decayed_product
+from attention_zoo.attention.recurrent.steps import Steps, TokenSpan
 from attention_zoo.masks import Mask
 from tests.conformance.cases import Case
 from tests.conformance.definition import key_mask
@@ -35,11 +35,16 @@ def causal(name: str, **options: object) -> Attention:
     return create_attention(name, dim=DIM, heads=HEADS, role="causal", **options)
 
 
-def heads_of(attention: Attention, x: Tensor) -> Heads:
-    return attention.heads_of(x, torch.arange(x.shape[1])[None], Span(None, None))
+def project_steps(attention: Attention, x: Tensor) -> Steps:
+    positions = torch.arange(x.shape[1])[None]
+    return attention.project_steps(x, positions, ConvolutionRunner(TokenSpan()))
 
 
-def over_time(q: Tensor, k: Tensor, v: Tensor, decay: Tensor) -> Tensor:
+def run_chunks(q: Tensor, k: Tensor, v: Tensor, decay: Tensor) -> tuple[Tensor, Tensor]:
+    return decayed_product(Steps(q, k, v, decay=decay))
+
+
+def run_tokens(q: Tensor, k: Tensor, v: Tensor, decay: Tensor) -> Tensor:
     """The recurrence, one token after the other."""
     state = q.new_zeros(*q.shape[:2], q.shape[3], v.shape[3])
     outputs = []
@@ -65,13 +70,13 @@ def test_decays_of_any_strength_are_exact_in_float32(kind: str, channels: int) -
     arguments = q, k, v, decays(kind, 150, channels)
     single = [part.float().requires_grad_() for part in arguments]
     double = [part.detach().double().requires_grad_() for part in single]
-    ours, _ = decayed_product(*single)
-    expected = over_time(*double)
+    ours, _ = run_chunks(*single)
+    expected = run_tokens(*double)
     torch.testing.assert_close(ours.double(), expected, rtol=1e-5, atol=1e-5)
     weights = torch.randn_like(expected)
-    found = torch.autograd.grad((ours * weights.float()).sum(), single)
-    wanted = torch.autograd.grad((expected * weights).sum(), double)
-    for a, b in zip(found, wanted, strict=True):
+    actual = torch.autograd.grad((ours * weights.float()).sum(), single)
+    reference = torch.autograd.grad((expected * weights).sum(), double)
+    for a, b in zip(actual, reference, strict=True):
         assert (a - b).abs().max() <= 2e-6 * b.abs().max() + 1e-30
 
 
@@ -79,8 +84,8 @@ def test_all_is_forgotten_where_a_decay_is_infinite() -> None:
     q, k, v = (torch.randn(2, 2, 90, 6) for _ in range(3))
     decay = torch.full((2, 2, 90, 1), -0.1, requires_grad=True)
     reset = torch.arange(90)[:, None] == 70
-    out, state = decayed_product(q, k, v, decay.masked_fill(reset, float("-inf")))
-    alone, last = decayed_product(*(part[:, :, 70:] for part in (q, k, v, decay)))
+    out, state = run_chunks(q, k, v, decay.masked_fill(reset, float("-inf")))
+    alone, last = run_chunks(*(part[:, :, 70:] for part in (q, k, v, decay)))
     assert_same([out[:, :, 70:], state], [alone, last])
     (gradient,) = torch.autograd.grad(out.sin().sum(), decay)
     assert gradient.isfinite().all()
@@ -107,7 +112,7 @@ def test_parallel_chunked_and_recurrent_forms_agree(name: str) -> None:
     x = torch.randn(2, 130, DIM)
     chunked = attention(x)
     attended = attention.attention_map(x) @ attention.values(x)
-    assert_same(attention.finish(attended, x), chunked)
+    assert_same(attention.project_output(attended, x), chunked)
     cache = attention.new_cache()
     one_by_one = [attention(x[:, t : t + 1], cache=cache) for t in range(130)]
     assert_same(torch.cat(one_by_one, dim=1), chunked)
@@ -127,10 +132,10 @@ def test_sums_are_exact_under_autocast(name: str) -> None:
     with default_dtype("float32"):
         attention = causal(name)
         x = torch.randn(2, 150, DIM)
-        heads = heads_of(attention, x)
-        _, (exact, *_) = attention.recur(heads, x, Span(None, None), 0, None)
+        steps = project_steps(attention, x)
+        _, (exact, *_) = attention.recur(steps, x, TokenSpan(), ())
         with torch.autocast("cpu", torch.bfloat16):
-            _, (state, *_) = attention.recur(heads, x, Span(None, None), 0, None)
+            _, (state, *_) = attention.recur(steps, x, TokenSpan(), ())
     assert state.dtype == torch.float32
     assert torch.equal(state, exact)
 
@@ -145,11 +150,11 @@ def test_padding_touches_neither_gate_nor_state(name: str) -> None:
     alone = attention.new_cache()
     attention(x, cache=alone)
     # In the middle of a sequence the convolution takes padded tokens for zeros.
-    places = [0, 12] if name in ("state_space_dual", "log_linear") else [0, 7, 12]
-    for place in places:
-        row = torch.cat([x[:, :place], padded, x[:, place:]], dim=1)
+    starts = [0, 12] if name in ("state_space_dual", "log_linear") else [0, 7, 12]
+    for start in starts:
+        row = torch.cat([x[:, :start], padded, x[:, start:]], dim=1)
         real = torch.ones(1, 17, dtype=torch.bool)
-        real[:, place : place + 5] = False
+        real[:, start : start + 5] = False
         cache = attention.new_cache()
         out = attention(row, mask=Mask(key_mask=real), cache=cache)
         assert_same(out[real], attention(x)[0])
@@ -165,7 +170,7 @@ def test_padding_touches_neither_gate_nor_state(name: str) -> None:
 
 def test_rates_of_retention_are_those_of_the_paper() -> None:
     """a = 1 − 2^(−5−h), h from 0: 31/32, 63/64, …"""
-    decay = causal("retention").decay(torch.randn(1, 3, DIM)).exp()
+    decay = causal("retention").log_decay(torch.randn(1, 3, DIM)).exp()
     assert_same(decay[0, :, 0, 0], torch.tensor([31 / 32, 63 / 64, 127 / 128, 255 / 256]))
     assert (decay == decay[:, :, :1]).all()
 
@@ -173,7 +178,7 @@ def test_rates_of_retention_are_those_of_the_paper() -> None:
 def test_rates_of_many_heads_stay_below_one_in_float32() -> None:
     """1 − 2^(−5−h) rounds to 1 from h = 20 on; its logarithm must not."""
     attention = create_attention("retention", dim=64, heads=32, role="causal")
-    assert (attention.decay(torch.randn(1, 3, 64, dtype=torch.float32)) < 0).all()
+    assert (attention.log_decay(torch.randn(1, 3, 64, dtype=torch.float32)) < 0).all()
 
 
 def test_retention_norms_each_head_and_gates_it() -> None:
@@ -181,8 +186,8 @@ def test_retention_norms_each_head_and_gates_it() -> None:
     attention = causal("retention")
     x, attended = torch.randn(2, 5, DIM), torch.randn(2, HEADS, 5, attention.value_dim)
     factors = torch.tensor([1.0, 2.0, 3.0, 4.0])[:, None, None]
-    out = attention.finish(1e4 * attended, x)
-    torch.testing.assert_close(attention.finish(1e4 * factors * attended, x), out)
+    out = attention.project_output(1e4 * attended, x)
+    torch.testing.assert_close(attention.project_output(1e4 * factors * attended, x), out)
     centred = attended - attended.mean(dim=-1, keepdim=True)
     normed = centred / centred.square().mean(dim=-1, keepdim=True).sqrt()
     expected = normed.transpose(1, 2).flatten(-2) * silu(attention.gate(x))
@@ -197,7 +202,7 @@ def test_the_gate_is_tempered_by_sixteen() -> None:
     attention = causal("gated_linear")
     torch.nn.init.zeros_(attention.forget[1].weight)
     torch.nn.init.zeros_(attention.forget[1].bias)
-    decay = attention.decay(torch.randn(2, 3, DIM))
+    decay = attention.log_decay(torch.randn(2, 3, DIM))
     assert_same(decay, torch.tensor(0.5).log().expand_as(decay) / 16)
 
 
@@ -205,12 +210,17 @@ def test_gates_are_those_of_the_tokens_own_channels() -> None:
     """diag(a_t) S_{t−1}: along the channels of keys, not of values, and before k_t is added."""
     attention = causal("gated_linear")
     x = torch.randn(2, 40, DIM)
-    q, k, v, decay = heads_of(attention, x)
-    assert decay.shape == k.shape
-    assert_same(attention(x), attention.finish(over_time(q, k, v, decay), x))
+    steps = project_steps(attention, x)
+    assert steps.decay.shape == steps.k.shape
+    attended = run_tokens(steps.q, steps.k, steps.v, steps.decay)
+    assert_same(attention(x), attention.project_output(attended, x))
 
 
 # State-space duality
+
+
+def convolution_input(attention: Attention, x: Tensor) -> Tensor:
+    return torch.cat([attention.value(x), attention.key(x), attention.query(x)], dim=-1)
 
 
 def test_the_state_of_the_convolution_belongs_to_the_cache() -> None:
@@ -218,14 +228,14 @@ def test_the_state_of_the_convolution_belongs_to_the_cache() -> None:
     x = torch.randn(2, 9, DIM)
     cache = attention.new_cache()
     attention(x[:, :6], cache=cache)
-    state = cache.state[0].clone()
-    assert_same(state, attention.unmixed(x)[:, 3:6].transpose(1, 2))
+    state = cache.state[-1].clone()
+    assert_same(state, convolution_input(attention, x)[:, 3:6].transpose(1, 2))
     rest = attention(x[:, 6:], cache=cache)
     assert_same(rest, attention(x)[:, 6:])
     # Without it the next tokens would come out otherwise.
     other = attention.new_cache()
     attention(x[:, :6], cache=other)
-    other.state = (torch.zeros_like(state), *other.state[1:])
+    other.state = (*other.state[:-1], torch.zeros_like(state))
     assert not torch.allclose(attention(x[:, 6:], cache=other), rest)
 
 
@@ -235,7 +245,7 @@ def test_the_step_scales_what_comes_in_and_what_stays() -> None:
     torch.nn.init.normal_(attention.step_bias)
     x = torch.randn(2, 12, DIM)
     step = softplus(attention.step(x) + attention.step_bias).transpose(1, 2)[..., None]
-    mixed, _ = attention.convolution(attention.unmixed(x))
+    mixed, _ = attention.convolution(convolution_input(attention, x), TokenSpan())
     v, b, c = silu(mixed).split([32, 16, 16], dim=-1)
     # Two heads share each of two groups.
     b, c = (
@@ -243,7 +253,7 @@ def test_the_step_scales_what_comes_in_and_what_stays() -> None:
     )
     v = v.unflatten(-1, (HEADS, 8)).transpose(1, 2)
     decay = -attention.rate.exp()[:, None, None] * step
-    y = over_time(c, step * b, v, decay) + attention.skip[:, None, None] * v
+    y = run_tokens(c, step * b, v, decay) + attention.skip[:, None, None] * v
     # The gate comes before the norm, which is over a group.
     y = y.transpose(1, 2).flatten(-2) * silu(attention.gate(x))
     y = rms_norm(y.unflatten(-1, (2, 16)), (16,), eps=1e-5).flatten(-2)
@@ -263,10 +273,10 @@ def test_the_skip_gives_nothing_to_a_query_that_sees_nothing(name: str) -> None:
 
 def test_the_convolution_is_that_of_torch() -> None:
     ours = ShortConvolution(6, 4, bias=True)
-    theirs = torch.nn.Conv1d(6, 6, 4, groups=6, key_mask=3)
+    theirs = torch.nn.Conv1d(6, 6, 4, groups=6, padding=3)
     theirs.load_state_dict({"weight": ours.weight[:, None], "bias": ours.bias})
     x = torch.randn(2, 9, 6)
-    assert_same(ours(x)[0], theirs(x.transpose(1, 2))[..., :9].transpose(1, 2))
+    assert_same(ours(x, TokenSpan())[0], theirs(x.transpose(1, 2))[..., :9].transpose(1, 2))
 
 
 @pytest.mark.parametrize("chunks", [[1] * 9, [2, 5, 1, 1], [9]], ids=str)
@@ -277,25 +287,25 @@ def test_taps_stay_in_their_segment_across_chunks(kernel_size: int, chunks: list
     outputs, state, start = [], None, 0
     for chunk in chunks:
         stop = start + chunk
-        numbers = segment_ids[:, max(start - 1, 0) : stop]
-        y, state = convolution(x[:, start:stop], state=state, segment_ids=numbers)
+        span = TokenSpan(Mask(segment_ids=segment_ids[:, :stop]), start)
+        y, state = convolution(x[:, start:stop], span, state)
         outputs.append(y)
         start = stop
     together = torch.cat(outputs, dim=1)
     for part in (slice(0, 3), slice(3, 5), slice(5, 9)):
-        assert_same(together[:, part], convolution(x[:, part])[0])
+        assert_same(together[:, part], convolution(x[:, part], TokenSpan())[0])
 
 
 def test_a_row_padded_at_the_left_is_convolved_as_the_row_alone() -> None:
     convolution = ShortConvolution(3, 4)
     x, real = torch.randn(1, 9, 3), torch.arange(9)[None] >= 3
-    y, state = convolution(x, key_mask=real)
-    alone, last = convolution(x[:, 3:])
+    y, state = convolution(x, TokenSpan(Mask(key_mask=real)))
+    alone, last = convolution(x[:, 3:], TokenSpan())
     assert_same([y[:, 3:], state], [alone, last])
 
 
 def test_the_convolutions_state_does_not_hold_the_prompt() -> None:
-    _, state = ShortConvolution(3, 4)(torch.randn(2, 1000, 3))
+    _, state = ShortConvolution(3, 4)(torch.randn(2, 1000, 3), TokenSpan())
     assert state.untyped_storage().nbytes() == state.nbytes
 
 
@@ -335,7 +345,8 @@ def test_levels_are_weighed_by_the_query() -> None:
     attention.level_weights = changed
     difference = (attention.attention_map(x) != before).any(dim=1)[0]
     assert difference.nonzero().tolist() == [[6, 0], [6, 1], [6, 2], [6, 3]]
-    assert_same(attention(x), attention.naive(x, visible=torch.ones(1, 9, 9).tril().bool()))
+    attended = attention.attention_map(x) @ attention.values(x)
+    assert_same(attention(x), attention.project_output(attended, x))
 
 
 def test_one_bucket_for_each_bit_of_the_length() -> None:
@@ -343,8 +354,8 @@ def test_one_bucket_for_each_bit_of_the_length() -> None:
     cache = attention.new_cache()
     for length in range(1, 71):
         attention(torch.randn(1, 1, DIM), cache=cache)
-        held = (cache.state[1][0, 0] != 0).any(dim=-1).any(dim=0)
-        assert held.tolist() == [bool(length >> bit & 1) for bit in range(length.bit_length())]
+        filled = (cache.state[0][0, 0] != 0).any(dim=-1).any(dim=0)
+        assert filled.tolist() == [bool(length >> bit & 1) for bit in range(length.bit_length())]
 
 
 def test_more_tokens_than_there_are_levels_for_are_refused() -> None:

@@ -1,4 +1,4 @@
-"""Of the entries whose state a delta rule updates."""
+"""The entries whose state a delta rule updates."""
 
 import pytest
 import torch
@@ -9,8 +9,10 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from attention_zoo import Unsupported, create_attention
 from attention_zoo.attention.base import Attention
-from attention_zoo.attention.recurrent.delta_attention import mixing, unit
-from attention_zoo.attention.recurrent.delta_rule import Steps, masked, one_hot, recurrence
+from attention_zoo.attention.recurrent.convolution import ConvolutionRunner
+from attention_zoo.attention.recurrent.delta_attention import unit_vectors
+from attention_zoo.attention.recurrent.delta_rule import delta_rule
+from attention_zoo.attention.recurrent.steps import Steps, TokenSpan
 from attention_zoo.masks import Mask
 from tests.conformance.numbers import assert_same, default_dtype
 
@@ -23,12 +25,17 @@ def attention(name: str) -> Attention:
     return create_attention(name, dim=DIM, heads=HEADS, role="causal")
 
 
-def steps(length: int, *, decay: Tensor | None = None, width: int = 4) -> Steps:
+def project_steps(ours: Attention, x: Tensor) -> Steps:
+    positions = torch.arange(x.shape[1])[None]
+    return ours.project_steps(x, positions, ConvolutionRunner(TokenSpan()))
+
+
+def draw_steps(length: int, *, decay: Tensor | None = None, width: int = 4) -> Steps:
     q, k, v, erase = (torch.randn(2, 3, length, width) for _ in range(4))
-    return Steps(q, k, v, unit(erase), write=0.5 * unit(erase), decay=decay)
+    return Steps(q, k, v, unit_vectors(erase), write=0.5 * unit_vectors(erase), decay=decay)
 
 
-def one_by_one(steps: Steps) -> Tensor:
+def run_tokens(steps: Steps) -> Tensor:
     """The recurrence as `Steps` has it."""
     q, k, v, erase, write, decay, _ = steps
     write = k if write is None else write
@@ -36,8 +43,8 @@ def one_by_one(steps: Steps) -> Tensor:
     for t in range(q.shape[2]):
         if decay is not None:
             state = state * decay[:, :, t, :, None].exp()
-        found = (state * erase[:, :, t, :, None]).sum(dim=-2, keepdim=True)
-        state = state - write[:, :, t, :, None] * found
+        read = (state * erase[:, :, t, :, None]).sum(dim=-2, keepdim=True)
+        state = state - write[:, :, t, :, None] * read
         state = state + k[:, :, t, :, None] * v[:, :, t, None, :]
         outputs.append((state * q[:, :, t, :, None]).sum(dim=-2))
     return torch.stack(outputs, dim=2)
@@ -45,19 +52,19 @@ def one_by_one(steps: Steps) -> Tensor:
 
 @pytest.mark.parametrize("length", [1, 2, 63, 64, 65, 130])
 @pytest.mark.parametrize("channels", [0, 1, 4], ids=["none", "head", "channel"])
-def test_chunks_are_the_recurrence(length: int, channels: int) -> None:
+def test_chunks_are_the_delta_rule(length: int, channels: int) -> None:
     decay = -torch.rand(2, 3, length, channels) if channels else None
-    general = steps(length, decay=decay)
-    for taken in (general, general._replace(write=None)):
-        assert_same(recurrence(taken)[0], one_by_one(taken))
+    general = draw_steps(length, decay=decay)
+    for steps in (general, general._replace(write=None)):
+        assert_same(delta_rule(steps)[0], run_tokens(steps))
 
 
 def test_a_key_that_is_written_again_holds_the_last_value_alone() -> None:
     """Sums of outer products, as linear attention has them, would give both values."""
     k = torch.eye(4)[[0, 1, 0]].expand(1, 1, 3, 4)
     v = torch.randn(1, 1, 3, 4)
-    assert_same(recurrence(Steps(k, k, v, erase=k))[0][:, :, 2], v[:, :, 2])
-    weights = recurrence(one_hot(Steps(k, k, v, erase=k)))[0]
+    assert_same(delta_rule(Steps(k, k, v, erase=k))[0][:, :, 2], v[:, :, 2])
+    weights = delta_rule(Steps(k, k, v, erase=k).use_unit_values())[0]
     assert_same(weights[0, 0, 2], torch.tensor([0.0, 0.0, 1.0]))
 
 
@@ -66,19 +73,19 @@ def test_decay_comes_before_the_delta_rule() -> None:
     k = torch.eye(4)[[0, 0]].expand(1, 1, 2, 4)
     v = torch.randn(1, 1, 2, 4)
     halved = torch.full((1, 1, 2, 1), 0.5).log()
-    assert_same(recurrence(Steps(k, k, v, erase=k, decay=halved))[0], v)
+    assert_same(delta_rule(Steps(k, k, v, erase=k, decay=halved))[0], v)
 
 
 @pytest.mark.parametrize("channels", [1, 8], ids=["head", "channel"])
 def test_strong_decays_are_exact_in_float32(channels: int) -> None:
-    """Neither exp(+large), nor a weak decay found as the difference of large sums."""
+    """Neither exp(+large), nor a weak decay as the difference of large sums."""
     decay = -20.0 * (torch.rand(2, 3, 200, channels) < 0.5) - 0.01 * torch.rand(2, 3, 200, channels)
     decay[:, :, 100:] = -20.0
-    exact = steps(200, decay=decay, width=8)
-    expected = one_by_one(exact)
+    exact = draw_steps(200, decay=decay, width=8)
+    expected = run_tokens(exact)
     with default_dtype("float32"):
         rough = Steps(*(part.float().requires_grad_() for part in exact[:-1]))
-        out, _ = recurrence(rough)
+        out, _ = delta_rule(rough)
         gradients = torch.autograd.grad(out.sin().sum(), rough[:-1])
     torch.testing.assert_close(out.double(), expected, rtol=1e-4, atol=1e-5)
     assert all(gradient.isfinite().all() for gradient in gradients)
@@ -87,24 +94,24 @@ def test_strong_decays_are_exact_in_float32(channels: int) -> None:
 @pytest.mark.parametrize("channels", [0, 1, 4], ids=["none", "head", "channel"])
 def test_padding_touches_neither_the_state_nor_its_decay(channels: int) -> None:
     """As if the padded tokens had been left out."""
-    taken = steps(70, decay=-torch.rand(2, 3, 70, channels) if channels else None)
+    steps = draw_steps(70, decay=-torch.rand(2, 3, 70, channels) if channels else None)
     real = (torch.rand(70) < 0.7).expand(2, -1)
-    kept = Steps(*(None if part is None else part[:, :, real[0]] for part in taken))
-    out, state = recurrence(masked(taken, real, None))
-    expected, last = recurrence(kept)
+    real_steps = Steps(*(None if part is None else part[:, :, real[0]] for part in steps))
+    out, state = delta_rule(steps.apply_mask(TokenSpan(Mask(key_mask=real))))
+    expected, last = delta_rule(real_steps)
     assert_same(out[:, :, real[0]], expected)
     assert_same(state, last)
 
 
 @pytest.mark.parametrize("channels", [0, 1, 4], ids=["none", "head", "channel"])
 def test_a_segment_starts_anew_with_finite_gradients(channels: int) -> None:
-    taken = steps(70, decay=-torch.rand(2, 3, 70, channels) if channels else None)
-    taken = Steps(*(None if part is None else part.requires_grad_() for part in taken))
+    steps = draw_steps(70, decay=-torch.rand(2, 3, 70, channels) if channels else None)
+    steps = Steps(*(None if part is None else part.requires_grad_() for part in steps))
     segment_ids = torch.repeat_interleave(torch.arange(3), torch.tensor([1, 30, 39])).expand(2, -1)
-    out, _ = recurrence(masked(taken, None, segment_ids))
-    last = Steps(*(None if part is None else part[:, :, 31:] for part in taken))
-    assert_same(out[:, :, 31:], recurrence(last)[0])
-    leaves = [part for part in taken if part is not None]
+    out, _ = delta_rule(steps.apply_mask(TokenSpan(Mask(segment_ids=segment_ids))))
+    last = Steps(*(None if part is None else part[:, :, 31:] for part in steps))
+    assert_same(out[:, :, 31:], delta_rule(last)[0])
+    leaves = [part for part in steps if part is not None]
     gradients = torch.autograd.grad(out.sin().sum(), leaves, retain_graph=True)
     assert all(gradient.isfinite().all() for gradient in gradients)
 
@@ -117,12 +124,12 @@ def test_queries_and_keys_are_unit_vectors(name: str) -> None:
         for parameter in ours.parameters():
             parameter.abs_()
     for scale in (1.0, 100.0):
-        taken = ours.steps(scale * torch.rand(2, 9, DIM), mixing(Mask()))
-        lengths = [part.norm(dim=-1) for part in (taken.q, taken.erase)]
+        steps = project_steps(ours, scale * torch.rand(2, 9, DIM))
+        lengths = [part.norm(dim=-1) for part in (steps.q, steps.erase)]
         expected = [torch.full_like(lengths[0], ours.head_dim**-0.5), torch.ones_like(lengths[1])]
         torch.testing.assert_close(lengths, expected, rtol=1e-4, atol=0.0)
-    taken = ours.steps(torch.zeros(1, 2, DIM), mixing(Mask()))
-    assert all(part.isfinite().all() for part in taken if part is not None)
+    steps = project_steps(ours, torch.zeros(1, 2, DIM))
+    assert all(part.isfinite().all() for part in steps if part is not None)
 
 
 @pytest.mark.parametrize("name", GATED)
@@ -132,7 +139,7 @@ def test_the_gate_is_kept_in_log_space(name: str) -> None:
     with torch.no_grad():
         ours.step_bias.fill_(1000.0)
     x = torch.randn(2, 9, DIM)
-    decay = ours.steps(x, mixing(Mask())).decay
+    decay = project_steps(ours, x).decay
     assert (decay < -500).all() and decay.isfinite().all()
     ours(x).sin().sum().backward()
     assert all(p.grad.isfinite().all() for p in ours.parameters() if p.grad is not None)
@@ -142,14 +149,14 @@ def test_every_channel_of_a_kimi_key_decays_by_itself() -> None:
     """And the gated delta rule's all alike."""
     ours = attention("kimi_delta")
     x = torch.randn(2, 9, DIM)
-    decay = ours.steps(x, mixing(Mask())).decay
+    decay = project_steps(ours, x).decay
     assert decay.shape == (2, HEADS, 9, DIM // HEADS)
     with torch.no_grad():
         ours.step_bias[5] += 1.0
-    changed = (ours.steps(x, mixing(Mask())).decay != decay).all(dim=2)
+    changed = (project_steps(ours, x).decay != decay).all(dim=2)
     # The sixth channel is the second of the second head.
     assert changed.nonzero().tolist() == [[0, 1, 1], [1, 1, 1]]
-    assert attention("gated_delta").steps(x, mixing(Mask())).decay.shape[-1] == 1
+    assert project_steps(attention("gated_delta"), x).decay.shape[-1] == 1
 
 
 def test_every_token_turns_the_cached_keys() -> None:
@@ -158,16 +165,16 @@ def test_every_token_turns_the_cached_keys() -> None:
     x, cache = torch.randn(1, 4, DIM), ours.new_cache()
     ours(x[:, :3], cache=cache)
     before = cache.state[0]
-    taken = ours.steps(x, mixing(Mask()))
-    w, write = taken.erase[:, :, 3, :, None], taken.write[:, :, 3, :, None]
+    steps = project_steps(ours, x)
+    w, write = steps.erase[:, :, 3, :, None], steps.write[:, :, 3, :, None]
     key_mask = torch.tensor([[True, True, True, False]])
     ours(x[:, 3:], cache=cache, mask=Mask(key_mask=key_mask))
     assert_same(cache.state[0][:, :, :3], before)
     cache = ours.new_cache()
     ours(x[:, :3], cache=cache)
     ours(x[:, 3:], cache=cache)
-    turning = torch.eye(DIM // HEADS) - w @ write.transpose(-2, -1)
-    assert_same(cache.state[0][:, :, :3], before @ turning)
+    householder = torch.eye(DIM // HEADS) - w @ write.transpose(-2, -1)
+    assert_same(cache.state[0][:, :, :3], before @ householder)
     assert not torch.allclose(cache.state[0][:, :, :3], before)
 
 
@@ -175,7 +182,7 @@ def test_what_lies_between_turns_the_key_and_the_query_s_own_token_too() -> None
     """The product goes from j + 1 to i: a key next to its query is turned once, its own never."""
     ours = attention("path")
     x = torch.randn(1, 3, DIM)
-    q, k, _, w, write, *_ = ours.steps(x, mixing(Mask()))
+    q, k, _, w, write, *_ = project_steps(ours, x)
     householder = torch.eye(DIM // HEADS) - write[..., :, None] * w[..., None, :]
     scores = [
         (q[:, :, 2] * k[:, :, 2]).sum(-1),
@@ -199,8 +206,8 @@ def test_rwkv7_takes_out_what_was_there_before_the_decay() -> None:
     ours(x[:, :2], cache=cache)
     before = cache.state[0]
     ours(x[:, 2:], cache=cache)
-    taken = [part[:, :, 2] for part in ours.steps(x, mixing(Mask())) if part is not None]
-    _, k, v, erase, write, decay = taken
+    steps = [part[:, :, 2] for part in project_steps(ours, x) if part is not None]
+    _, k, v, erase, write, decay = steps
     removed = erase * decay.exp()
     torch.testing.assert_close(removed.norm(dim=-1), torch.ones(1, HEADS), rtol=1e-4, atol=0.0)
     transition = torch.diag_embed(decay.exp()) - write[..., :, None] * removed[..., None, :]
@@ -210,7 +217,7 @@ def test_rwkv7_takes_out_what_was_there_before_the_decay() -> None:
 def test_rwkv7_never_decays_by_more_than_its_bound() -> None:
     """exp(−exp(−½)), on which the exponent that undoes the decay relies."""
     ours = attention("rwkv7")
-    decay = ours.steps(1e4 * torch.randn(1, 9, DIM), mixing(Mask())).decay
+    decay = project_steps(ours, 1e4 * torch.randn(1, 9, DIM)).decay
     assert decay.min() >= -0.6065306597126335 and decay.max() <= 0
 
 
@@ -257,7 +264,7 @@ def test_the_state_is_float32_under_autocast(name: str) -> None:
     assert cache.state[0].dtype == torch.float32
 
 
-class Numbers(TorchDispatchMode):
+class NumberCounter(TorchDispatchMode):
     """Counts the numbers that operations put out."""
 
     def __init__(self) -> None:
@@ -281,8 +288,8 @@ def test_work_grows_with_the_length(name: str) -> None:
         with FlopCounterMode(display=False) as counter:
             ours(torch.randn(1, length, DIM)).sum().backward()
         products.append(counter.get_total_flops())
-        with Numbers() as counted:
+        with NumberCounter() as counter:
             ours(torch.randn(1, length, DIM)).sum().backward()
-        numbers.append(counted.total)
+        numbers.append(counter.total)
     assert products[1] < 8.3 * products[0]
     assert numbers[1] < 8.3 * numbers[0]

@@ -58,7 +58,9 @@ def assert_whole(attention: Attention) -> None:
     sees = visible(attention, Mask(), 2, LENGTH, LENGTH)
     assert_same(
         values_and_gradients(attention, attention, x),
-        values_and_gradients(lambda x: attention.naive(x, visible=sees), attention, x),
+        values_and_gradients(
+            lambda x: attention.naive(x, x, sees, torch.arange(x.shape[1])[None]), attention, x
+        ),
     )
     if attention.role == "causal":
         assert_same(decode(attention, attention.new_cache(), x, [4, 1, 2]), attention(x))
@@ -183,7 +185,9 @@ def test_a_closed_gate_lets_nothing_through() -> None:
 def test_layers_are_counted_from_zero() -> None:
     """The paper counts them from 1: 0.8 − 0.6·exp(−0.3·(l − 1))."""
     starts = [
-        create_attention("differential", dim=DIM, heads=HEADS, role="causal", layer=layer).start
+        create_attention(
+            "differential", dim=DIM, heads=HEADS, role="causal", layer=layer
+        ).initial_mix
         for layer in (0, 1, 30)
     ]
     assert starts == pytest.approx([0.2, 0.8 - 0.6 * math.exp(-0.3), 0.8], abs=1e-3)
@@ -337,7 +341,7 @@ def test_heads_are_means_of_outer_products() -> None:
     weights = (q @ k.transpose(-2, -1) / math.sqrt(WIDTH)).softmax(dim=-1)
     assert_same(attention.attention_map(x), weights)
     assert_same(attention.values(x), v)
-    assert_same(attention(x), attention.project_output(weights @ v))
+    assert_same(attention(x), attention.project_output(weights @ v, x))
 
 
 def test_factors_are_kept_and_rotated_once() -> None:
@@ -474,7 +478,7 @@ def test_the_form_has_full_rank() -> None:
     x = torch.randn(1, 2 * DIM, DIM)
     for name, rank in (("general", DIM), ("multi_head", WIDTH)):
         attention = built(name)
-        heads = attention.heads_of(x, None, None, None)
+        heads = attention.project_qkv(x, None, torch.arange(x.shape[1])[None], None)
         scores = heads.q @ heads.k.transpose(-2, -1)
         assert (torch.linalg.matrix_rank(scores) == rank).all()
 

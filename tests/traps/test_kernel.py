@@ -1,6 +1,7 @@
 """Linear attention and its feature maps."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -64,11 +65,9 @@ def test_a_packed_context_is_read_once(name: str) -> None:
     attention = linear(name, "cross")
     x, context = torch.randn(2, 4, DIM), torch.randn(2, 9, DIM)
     # Not numbered from zero, and some sequences of the context are nobody's.
-    segment_ids, asking = (
-        7 * packed([3, 1, 5], 2) + 3,
-        torch.tensor([[3, 3, 10, 3], [17, 17, 3, 3]]),
-    )
-    mask = Mask(segment_ids=segment_ids, query_segment_ids=asking)
+    segment_ids = 7 * packed([3, 1, 5], 2) + 3
+    query_segment_ids = torch.tensor([[3, 3, 10, 3], [17, 17, 3, 3]])
+    mask = Mask(segment_ids=segment_ids, query_segment_ids=query_segment_ids)
     expected = attention(x, context, mask=mask)
     cache = attention.new_cache()
     later = torch.full_like(context, math.nan)
@@ -76,7 +75,7 @@ def test_a_packed_context_is_read_once(name: str) -> None:
         attention(
             x[:, i : i + 1],
             context if i == 0 else later,
-            mask=Mask(segment_ids=segment_ids, query_segment_ids=asking[:, i : i + 1]),
+            mask=replace(mask, query_segment_ids=query_segment_ids[:, i : i + 1]),
             cache=cache,
         )
         for i in range(4)
@@ -92,13 +91,14 @@ def test_random_features_estimate_the_exponential() -> None:
     q, k = 0.7 * torch.randn(1, 1, 5, 8), 0.7 * torch.randn(1, 1, 6, 8)
     features = random_features(features=50_000)
     expected = (q @ k.transpose(-2, -1) / math.sqrt(8)).exp()
-    own = features.exponents(q).amax(dim=-1, keepdim=True)
-    found = features.queries(q, None) * own.exp() @ features.keys(k, None).transpose(-2, -1)
-    torch.testing.assert_close(found, expected, rtol=0.1, atol=0.0)
+    largest = features.exponents(q).amax(dim=-1, keepdim=True)
+    queries = features.map_queries(q, None) * largest.exp()
+    estimate = queries @ features.map_keys(k, None).transpose(-2, -1)
+    torch.testing.assert_close(estimate, expected, rtol=0.1, atol=0.0)
 
 
 def test_random_features_are_positive() -> None:
-    assert (random_features().keys(torch.randn(1, 1, 50, 8), None) > 0).all()
+    assert (random_features().map_keys(torch.randn(1, 1, 50, 8), None) > 0).all()
 
 
 def test_random_directions_are_orthogonal_and_as_long_as_gaussian_ones() -> None:
@@ -151,26 +151,26 @@ def test_no_key_overflows_and_none_vanishes(head_dim: int) -> None:
     features = random_features(head_dim=head_dim).float()
     worst = features.directions[None, None] * head_dim**0.25
     usual = torch.randn(1, 1, 100, head_dim, dtype=torch.float32)
-    assert features.keys(worst, None).sum().isfinite()
-    assert (features.keys(usual, None).amax(dim=-1) > 1e-37).all()
+    assert features.map_keys(worst, None).sum().isfinite()
+    assert (features.map_keys(usual, None).amax(dim=-1) > 1e-37).all()
 
 
 # cosFormer.
 
 
-def test_cosformer_weighs_by_the_distance_of_places() -> None:
+def test_cosformer_weighs_by_the_distance_of_positions() -> None:
     attention = create_attention("cosformer", dim=DIM, heads=1, role="global", max_length=10)
     x = torch.randn(1, 4, DIM)
-    places = [0, 2, 3, 9]
+    positions = [0, 2, 3, 9]
     q, (k, _) = attention.project_query(x), attention.project_key_value(x)
     expected = torch.zeros(4, 4)
-    for i, a in enumerate(places):
-        for j, b in enumerate(places):
+    for i, a in enumerate(positions):
+        for j, b in enumerate(positions):
             product = (q[0, 0, i].relu() * k[0, 0, j].relu()).sum()
             expected[i, j] = product * math.cos(math.pi / 2 * (a - b) / 10)
     expected = expected / expected.sum(dim=-1, keepdim=True)
-    found = attention.attention_map(x, positions=torch.tensor([places]))
-    torch.testing.assert_close(found[0, 0], expected, rtol=1e-4, atol=1e-4)
+    actual = attention.attention_map(x, positions=torch.tensor([positions]))
+    torch.testing.assert_close(actual[0, 0], expected, rtol=1e-4, atol=1e-4)
 
 
 def test_cosformer_horizon_is_fixed() -> None:
@@ -189,12 +189,12 @@ def test_cosformer_refuses_longer_input() -> None:
         attention(torch.randn(1, 1, DIM), cache=cache)
     with pytest.raises(UserError, match="max_length=6, got 7 tokens"):
         attention(torch.randn(1, 7, DIM))
-    # Without places there is no horizon.
+    # Without positions there is no horizon.
     cross = create_attention("cosformer", role="cross", **options)
     cross(torch.randn(1, 7, DIM), torch.randn(1, 7, DIM))
 
 
-def test_cosformer_of_cross_attention_knows_no_places() -> None:
+def test_cosformer_of_cross_attention_knows_no_positions() -> None:
     attention = create_attention("cosformer", dim=DIM, heads=HEADS, role="cross")
     x, context = torch.randn(1, 3, DIM), torch.randn(1, 7, DIM)
     assert_same(attention(x, context.flip(1)), attention(x, context))
@@ -220,15 +220,15 @@ def test_taylor_is_near_softmax_where_scores_are_small() -> None:
     q, (k, v) = attention.project_query(x), attention.project_key_value(x)
     assert q.shape[-1] == k.shape[-1] == 4 and v.shape[-1] == DIM
     scores = q @ k.transpose(-2, -1) / 2.0
-    softmax, found = scores.softmax(dim=-1), attention.attention_map(x)
+    softmax, actual = scores.softmax(dim=-1), attention.attention_map(x)
     linear = (1 + scores) / (1 + scores).sum(dim=-1, keepdim=True)
-    assert (found - softmax).abs().max() < 0.1 * (linear - softmax).abs().max()
+    assert (actual - softmax).abs().max() < 0.1 * (linear - softmax).abs().max()
 
 
 def test_taylor_is_positive_where_the_line_is_not() -> None:
     features = FEATURE_MAPS["taylor"](heads=1, head_dim=8, role="causal")
     q = torch.full((1, 1, 1, 16), 0.5)
-    kernel = features.queries(q, None) @ features.keys(-q, None).transpose(-2, -1)
+    kernel = features.map_queries(q, None) @ features.map_keys(-q, None).transpose(-2, -1)
     # s = −16 · ¼ / 4 = −1, where 1 + s + s²/2 is least.
     assert kernel.item() == pytest.approx(0.5)
 
@@ -239,7 +239,7 @@ def test_rebased_norms_queries_and_keys_apart() -> None:
         for parameter in features.parameters():
             parameter.normal_()
     q, k = torch.randn(1, 1, 3, 4), torch.randn(1, 1, 5, 4)
-    found = features.queries(features.prepare_query(q), None) @ features.keys(
+    actual = features.map_queries(features.prepare_query(q), None) @ features.map_keys(
         features.prepare_key(k), None
     ).transpose(-2, -1)
 
@@ -248,7 +248,7 @@ def test_rebased_norms_queries_and_keys_apart() -> None:
         return x / (x.square().mean(dim=-1, keepdim=True) + 1e-5).sqrt() * norm.weight + norm.bias
 
     a, b = affine(q, features.query_norm), affine(k, features.key_norm)
-    assert_same(found, (a @ b.transpose(-2, -1)).square() / 4 + features.floor)
+    assert_same(actual, (a @ b.transpose(-2, -1)).square() / 4 + features.floor)
 
 
 def test_hedgehog_learns_each_head_and_queries_apart_from_keys() -> None:
@@ -258,15 +258,15 @@ def test_hedgehog_learns_each_head_and_queries_apart_from_keys() -> None:
     with torch.no_grad():
         features.query_weight.normal_()
     x = torch.randn(1, 1, HEADS, 3, 8)[0]
-    turned = [x[0, h] @ features.query_weight[h].T for h in range(HEADS)]
-    expected = torch.stack([torch.cat([y.exp(), (-y).exp()], dim=-1) for y in turned])
-    assert_same(features.queries(x, None)[0], expected / expected.sum(dim=-1, keepdim=True))
-    assert_same(features.keys(x, None), torch.cat([x, -x], dim=-1).softmax(dim=-1))
+    products = [x[0, h] @ features.query_weight[h].T for h in range(HEADS)]
+    expected = torch.stack([torch.cat([y.exp(), (-y).exp()], dim=-1) for y in products])
+    assert_same(features.map_queries(x, None)[0], expected / expected.sum(dim=-1, keepdim=True))
+    assert_same(features.map_keys(x, None), torch.cat([x, -x], dim=-1).softmax(dim=-1))
 
 
 @pytest.mark.parametrize("name", ["taylor", "rebased"])
 def test_rotary_positions_keep_functions_of_products_a_mean(name: str) -> None:
-    """Queries and keys are turned before the square: the weights stay positive, and sum to 1."""
+    """Queries and keys are rotated before the square: the weights stay positive, and sum to 1."""
     attention = create_attention(name, dim=DIM, heads=HEADS, role="causal", position="rotary")
     weights = attention.attention_map(torch.randn(2, 9, DIM))
     assert (weights >= 0).all()

@@ -8,10 +8,10 @@ from torch import Tensor
 from torch.nn.attention.flex_attention import create_mask
 
 from attention_zoo import UserError, create_attention
-from attention_zoo.attention.base import Attention
+from attention_zoo.attention.base import Attention, resolve_positions
 from attention_zoo.attention.local.big_bird import BigBirdAttention
-from attention_zoo.attention.local.pattern import PatternMap
-from attention_zoo.attention.online_softmax import merge_partial, partial_softmax
+from attention_zoo.attention.local.pattern import PatternAttention
+from attention_zoo.attention.online_softmax import compute_partial_softmax, merge_partial_softmax
 from attention_zoo.attention.selected.reformer import ReformerAttention
 from attention_zoo.backends import flex
 from attention_zoo.backends.reference import masked_softmax
@@ -22,17 +22,17 @@ from tests.conformance.cases import SMALL, small_options
 from tests.conformance.configs import options
 from tests.conformance.definition import key_mask, packed, visible
 from tests.conformance.numbers import assert_same, default_dtype
-from tests.traps.memory import memory_of
+from tests.traps.memory import measure_memory
 
 DIM, HEADS = 16, 2
 LONG = 8192
-PATTERNED = [
+BY_PATTERN = [
     (name, role)
     for name in ATTENTION
-    if issubclass(ATTENTION[name], PatternMap)
+    if issubclass(ATTENTION[name], PatternAttention)
     for role in ATTENTION.card(name).roles
 ]
-# Of entries that say how many tokens they look at, and do not find out which by looking.
+# Entries with an option that counts the tokens they look at, and without a selection by scores.
 SPARSE = [
     (name, role)
     for name in ATTENTION
@@ -42,38 +42,39 @@ SPARSE = [
 ]
 
 
-def build(name: str, role: str = "causal", **chosen: Any) -> Any:
-    return create_attention(name, dim=DIM, heads=HEADS, role=role, **chosen)
+def build(name: str, role: str = "causal", **sizes: Any) -> Any:
+    return create_attention(name, dim=DIM, heads=HEADS, role=role, **sizes)
 
 
-def weights_of(attention: Attention, x: Tensor) -> Tensor:
-    """[b h q k]: the map, after a look at whether `forward` gives the same weights."""
+def compute_map(attention: Attention, x: Tensor) -> Tensor:
+    """Return the map [b h q k], after a check that `forward` gives the same weights."""
     weights = attention.attention_map(x)
-    assert_same(attention.finish(weights @ attention.values(x), x), attention(x))
+    attended = attention.apply_weights(weights, attention.values(x))
+    assert_same(attention.project_output(attended, x), attention(x))
     return weights
 
 
-def seen_by(attention: Attention, query: int, length: int) -> list[int]:
-    """The keys to which the query gives any weight."""
-    weights = weights_of(attention, torch.randn(1, length, DIM))
+def find_visible_keys(attention: Attention, query: int, length: int) -> list[int]:
+    """Return the keys to which the query gives any weight."""
+    weights = compute_map(attention, torch.randn(1, length, DIM))
     return weights[0, :, query].ne(0).any(dim=0).nonzero()[:, 0].tolist()
 
 
-def hold_against_naive(attention: Attention, mask: Mask, length: int) -> None:
+def assert_same_as_naive(attention: Attention, mask: Mask, length: int) -> None:
     x = torch.randn(2, length, DIM)
-    sees = visible(attention, mask, 2, length, length)
-    assert_same(attention(x, mask=mask), attention.naive(x, visible=sees))
+    seen = visible(attention, mask, 2, length, length)
+    assert_same(attention(x, mask=mask), attention.naive(x, x, seen, resolve_positions(x)))
 
 
 # Cost.
 
 
-def is_sparse(length: int, mask: Mask, name: str, role: str, **chosen: Any) -> bool:
-    """No tensor of as many bytes as a mask of length², and less at once than scores of length²."""
+def is_sparse(length: int, mask: Mask, name: str, role: str, **sizes: Any) -> bool:
+    """Return whether no tensor is as large as a mask of length², nor all together as scores are."""
     with default_dtype("float32"):
-        attention = create_attention(name, dim=DIM, role=role, **chosen | {"heads": 1})
+        attention = create_attention(name, dim=DIM, role=role, **sizes | {"heads": 1})
         x = torch.randn(1, length, DIM, requires_grad=True)
-        memory = memory_of(lambda: attention(x, mask=mask))
+        memory = measure_memory(lambda: attention(x, mask=mask))
     return memory.largest < length**2 and memory.peak < 4 * length**2
 
 
@@ -91,15 +92,15 @@ def test_no_square_of_the_length_is_built(name: str, role: str, kind: str) -> No
         ),
     }
     position = "alibi" if kind == "biased" and "scores" in card.positions else None
-    chosen = options("attention", name)
-    sizes = {"window": 128, "stride": 128, "dilation": 3, "block": 64}
-    chosen |= {option: size for option, size in sizes.items() if option in chosen}
-    assert is_sparse(LONG, masks.get(kind, Mask()), name, role, position=position, **chosen)
+    sizes = options("attention", name)
+    changes = {"window": 128, "stride": 128, "dilation": 3, "block": 64}
+    sizes |= {option: size for option, size in changes.items() if option in sizes}
+    assert is_sparse(LONG, masks.get(kind, Mask()), name, role, position=position, **sizes)
 
 
 @pytest.mark.parametrize("role", ["causal", "global"])
 @pytest.mark.parametrize(
-    ("name", "chosen", "calls"),
+    ("name", "sizes", "calls"),
     [
         ("sliding_window", {"window": 128}, [96]),
         ("dilated", {"window": 128, "dilation": 3}, [33]),
@@ -112,20 +113,20 @@ def test_no_square_of_the_length_is_built(name: str, role: str, kind: str) -> No
     ],
 )
 def test_block_masks_hold_the_visible_blocks(
-    name: str, role: str, chosen: dict[str, int], calls: list[int], monkeypatch: pytest.MonkeyPatch
+    name: str, role: str, sizes: dict[str, int], calls: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Of 32 × 32 blocks of 128, or of 11 × 11 where three classes of tokens stand apart.
+    """There are 32 × 32 blocks of 128, or 11 × 11 for each of three classes of tokens.
 
     A window is seen from 3 blocks at most, 2 where it is causal; a global token, from all.
     """
     counts = []
 
-    def counting(q: Tensor, k: Tensor, v: Tensor, *, block_mask: Any, **options: Any) -> Tensor:
+    def count_blocks(q: Tensor, k: Tensor, v: Tensor, *, block_mask: Any, **options: Any) -> Tensor:
         counts.append((block_mask.kv_num_blocks + block_mask.full_kv_num_blocks)[0].sum().item())
         return q
 
-    monkeypatch.setattr(flex, "plain", counting)
-    build(name, role, backend="flex", **chosen)(torch.randn(1, 4096, DIM))
+    monkeypatch.setattr(flex, "uncompiled_flex_attention", count_blocks)
+    build(name, role, backend="flex", **sizes)(torch.randn(1, 4096, DIM))
     assert all(0 < count <= most for count, most in zip(counts, calls, strict=True))
 
 
@@ -136,7 +137,7 @@ def test_the_square_of_a_dense_attention_is_noticed() -> None:
 def test_memory_counts_what_is_alive() -> None:
     x = torch.ones(1000, requires_grad=True)
     # x·2, its exponential, which is kept for the gradient, and the sum; then the gradients.
-    memory = memory_of(lambda: (x * 2.0).exp())
+    memory = measure_memory(lambda: (x * 2.0).exp())
     assert memory.largest == 8000
     assert 16_000 <= memory.peak <= 40_000
 
@@ -144,13 +145,13 @@ def test_memory_counts_what_is_alive() -> None:
 # Patterns.
 
 
-@pytest.mark.parametrize(("name", "role"), PATTERNED)
+@pytest.mark.parametrize(("name", "role"), BY_PATTERN)
 def test_a_pattern_is_elementwise(name: str, role: str) -> None:
-    """Of integers and of tensors it is the same, and FlexAttention can make a mask of it."""
+    """It is the same for integers and for tensors, and FlexAttention can make a mask of it."""
     attention = create_attention(name, dim=DIM, role=role, **small_options(name))
     length = 45
-    places = torch.arange(length)
-    whole = attention.is_visible(places[:, None], places, torch.tensor(length))
+    indices = torch.arange(length)
+    whole = attention.is_visible(indices[:, None], indices, torch.tensor(length))
     single = [[attention.is_visible(i, j, length) for j in range(length)] for i in range(length)]
     assert torch.equal(whole, torch.tensor(single))
     mask = create_mask(
@@ -160,7 +161,7 @@ def test_a_pattern_is_elementwise(name: str, role: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "role", "chosen", "expected"),
+    ("name", "role", "sizes", "expected"),
     [
         ("sliding_window", "causal", {"window": 3}, [8, 9, 10]),
         ("sliding_window", "causal", {"window": 1}, [10]),
@@ -188,23 +189,23 @@ def test_a_pattern_is_elementwise(name: str, role: str) -> None:
     ],
 )
 def test_the_eleventh_of_fourteen_sees(
-    name: str, role: str, chosen: dict[str, Any], expected: list[int]
+    name: str, role: str, sizes: dict[str, Any], expected: list[int]
 ) -> None:
-    """Counted by hand; a window of W keys has oneself among them."""
-    assert seen_by(build(name, role, **chosen), 10, 14) == expected
+    """The keys were counted by hand; a window of W keys contains the query itself."""
+    assert find_visible_keys(build(name, role, **sizes), 10, 14) == expected
 
 
 @pytest.mark.parametrize("name", ["dilated", "strided_sparse", "longformer", "big_bird"])
 def test_a_pattern_without_gaps_is_dense_attention(name: str) -> None:
     """So a key that belongs to several parts of the pattern counts once."""
-    chosen = {
+    sizes = {
         "dilated": {"window": 99, "dilation": 1},
         "strided_sparse": {"stride": 50},
         "longformer": {"window": 99, "global_tokens": 3},
         "big_bird": {"block": 5, "global_blocks": 2, "random_blocks": 10, "seed": 0},
     }
     for role in ("causal", "global"):
-        sparse, dense = build(name, role, **chosen[name]), build("multi_head", role)
+        sparse, dense = build(name, role, **sizes[name]), build("multi_head", role)
         sparse.load_state_dict(dense.state_dict(), strict=False)
         for part in ("query", "key", "value"):
             if hasattr(sparse, f"{part}_global"):
@@ -213,7 +214,7 @@ def test_a_pattern_without_gaps_is_dense_attention(name: str) -> None:
         assert_same(sparse(x), dense(x))
 
 
-@pytest.mark.parametrize(("name", "role"), PATTERNED)
+@pytest.mark.parametrize(("name", "role"), BY_PATTERN)
 def test_padding_at_the_left_moves_a_pattern_along(name: str, role: str) -> None:
     """Blocks, global tokens and strides are counted from the first real token."""
     attention = create_attention(name, dim=DIM, role=role, **small_options(name))
@@ -222,9 +223,9 @@ def test_padding_at_the_left_moves_a_pattern_along(name: str, role: str) -> None
     assert_same(attention(x, mask=Mask(key_mask=real))[1:, real[1]], alone)
 
 
-@pytest.mark.parametrize(("name", "role"), PATTERNED)
+@pytest.mark.parametrize(("name", "role"), BY_PATTERN)
 def test_a_pattern_under_a_mask_beyond_its_blocks(name: str, role: str) -> None:
-    """Also where the role does not say that the future is hidden, and the mask does."""
+    """The mask may hide the future also where the role does not."""
     attention = create_attention(name, dim=DIM, role=role, **small_options(name))
     mask = Mask(
         causal=True,
@@ -232,18 +233,18 @@ def test_a_pattern_under_a_mask_beyond_its_blocks(name: str, role: str) -> None:
         segment_ids=packed([3, 26, 11], 2),
         window=15 if "window" in attention.card.masks else None,
     )
-    hold_against_naive(attention, mask, 40)
+    assert_same_as_naive(attention, mask, 40)
 
 
 # Decoding.
 
 
 def test_the_caches_of_windows_hold_what_can_be_seen_again() -> None:
-    for name, chosen, expected in (
+    for name, sizes, expected in (
         ("sliding_window", {"window": 4}, 4),
         ("dilated", {"window": 4, "dilation": 3}, 10),
     ):
-        attention = build(name, **chosen)
+        attention = build(name, **sizes)
         cache = attention.new_cache()
         assert isinstance(cache, TokenCache)
         for chunk in (20, 1, 1):
@@ -255,18 +256,18 @@ def test_the_caches_of_windows_hold_what_can_be_seen_again() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "chosen"),
+    ("name", "sizes"),
     [
         ("longformer", {"window": 3, "global_tokens": 2}),
         ("big_bird", {"block": 3, "global_blocks": 1, "random_blocks": 1, "seed": 0}),
     ],
 )
-def test_global_tokens_attend_and_are_attended(name: str, chosen: dict[str, int]) -> None:
-    attention = build(name, "global", **chosen)
-    weights = weights_of(attention, torch.randn(1, 30, DIM))
+def test_global_tokens_attend_and_are_attended(name: str, sizes: dict[str, int]) -> None:
+    attention = build(name, "global", **sizes)
+    weights = compute_map(attention, torch.randn(1, 30, DIM))
     assert (weights[:, :, :2] > 0).all()
     assert (weights[:, :, :, :2] > 0).all()
-    past = weights_of(build(name, "causal", **chosen), torch.randn(1, 30, DIM))
+    past = compute_map(build(name, "causal", **sizes), torch.randn(1, 30, DIM))
     assert (past[:, :, 2:, :2] > 0).all()
     assert (past.triu(1) == 0).all()
 
@@ -290,88 +291,88 @@ def test_global_projections_are_those_of_global_tokens() -> None:
 # Random blocks.
 
 
-def drawing(role: str = "causal", **chosen: int) -> BigBirdAttention:
-    defaults = {"block": 4, "global_blocks": 2, "random_blocks": 3, "seed": 0}
-    return build("big_bird", role, **defaults | chosen)
+def build_big_bird(role: str = "causal", **changes: int) -> BigBirdAttention:
+    sizes = {"block": 4, "global_blocks": 2, "random_blocks": 3, "seed": 0}
+    return build("big_bird", role, **sizes | changes)
 
 
 @pytest.mark.parametrize("role", ["causal", "global"])
 def test_random_blocks_are_others_and_each_drawn_once(role: str) -> None:
-    for own in range(2, 20):
-        others = {k for k in range(2, own if role == "causal" else 20) if abs(k - own) > 1}
+    for block in range(2, 20):
+        others = {k for k in range(2, block if role == "causal" else 20) if abs(k - block) > 1}
         for seed in range(10):
-            drawn = [k for k in drawing(role, seed=seed).drawn(own, 20) if k >= 0]
-            assert len(drawn) == len(set(drawn)) == min(3, len(others))
-            assert set(drawn) <= others
+            blocks = [k for k in build_big_bird(role, seed=seed).draw_blocks(block, 20) if k >= 0]
+            assert len(blocks) == len(set(blocks)) == min(3, len(others))
+            assert set(blocks) <= others
 
 
 def test_random_blocks_are_drawn_evenly() -> None:
     counts = torch.zeros(20)
     for seed in range(2000):
-        counts[drawing("global", seed=seed).drawn(9, 20)] += 1
+        counts[build_big_bird("global", seed=seed).draw_blocks(9, 20)] += 1
     others = [k for k in range(2, 20) if abs(k - 9) > 1]
     assert counts.sum() == counts[others].sum() == 6000
-    # 400 of each in the mean, with a deviation of 18.
+    # Each is drawn 400 times in the mean, with a standard deviation of 18.
     assert counts[others].min() > 320 and counts[others].max() < 480
 
 
 def test_random_blocks_are_fixed_by_seed_and_layer() -> None:
-    def drawn(**chosen: int) -> list[list[int]]:
-        return [drawing(**chosen).drawn(own, 30) for own in range(30)]
+    def draw_all(**changes: int) -> list[list[int]]:
+        return [build_big_bird(**changes).draw_blocks(block, 30) for block in range(30)]
 
-    first = drawn()
+    first = draw_all()
     torch.manual_seed(12345)
-    assert drawn() == first
-    assert drawn(seed=1) != first
-    assert drawn(layer=1) != first
-    assert drawn(layer=1) != drawn(seed=1)
+    assert draw_all() == first
+    assert draw_all(seed=1) != first
+    assert draw_all(layer=1) != first
+    assert draw_all(layer=1) != draw_all(seed=1)
 
 
 @pytest.mark.parametrize("role", ["causal", "global"])
-def test_random_blocks_hang_on_nothing_else_in_the_batch(role: str) -> None:
-    attention = drawing(role)
+def test_random_blocks_depend_on_nothing_else_in_the_batch(role: str) -> None:
+    attention = build_big_bird(role)
     short, long = torch.randn(45, DIM), torch.randn(80, DIM)
     rows, real = torch.randn(2, 80, DIM), torch.ones(2, 80, dtype=torch.bool)
-    for before in (0, 13, 35):
-        own = slice(before, before + 45)
-        rows[0, own], rows[1], real[0] = short, long, False
-        real[0, own] = True
+    for start in (0, 13, 35):
+        columns = slice(start, start + 45)
+        rows[0, columns], rows[1], real[0] = short, long, False
+        real[0, columns] = True
         together = attention(rows, mask=Mask(key_mask=real))
-        assert_same(together[0, own], attention(short[None])[0])
+        assert_same(together[0, columns], attention(short[None])[0])
         assert_same(together[1], attention(long[None])[0])
 
 
 @pytest.mark.parametrize("role", ["causal", "global"])
 @pytest.mark.parametrize("global_blocks", [1, 2, 3])
 def test_blocks_of_sequences_that_start_within_a_block(role: str, global_blocks: int) -> None:
-    attention = drawing(role, global_blocks=global_blocks)
-    hold_against_naive(attention, Mask(segment_ids=packed([6, 31, 3, 20], 2)), 60)
+    attention = build_big_bird(role, global_blocks=global_blocks)
+    assert_same_as_naive(attention, Mask(segment_ids=packed([6, 31, 3, 20], 2)), 60)
 
 
 # Buckets.
 
 
-def hashing(role: str = "causal", **chosen: int) -> ReformerAttention:
-    return build("reformer", role, **{"buckets": 2, "rounds": 1, "block": 4, "seed": 0} | chosen)
+def build_reformer(role: str = "causal", **changes: int) -> ReformerAttention:
+    return build("reformer", role, **{"buckets": 2, "rounds": 1, "block": 4, "seed": 0} | changes)
 
 
-def in_one_bucket(attention: ReformerAttention, length: int) -> Tensor:
-    """x [1 n d] of tokens that all fall into the same bucket: alike, but for their lengths."""
+def draw_one_bucket(length: int) -> Tensor:
+    """Draw tokens [1 n d] that all fall into the same bucket: they differ by a factor only."""
     return torch.randn(1, 1, DIM) * (1.0 + torch.rand(1, length, 1))
 
 
 def test_queries_see_their_chunk_and_the_one_before() -> None:
-    x = in_one_bucket(hashing(), 14)
-    weights = weights_of(hashing(), x)[0, 0]
+    x = draw_one_bucket(14)
+    weights = compute_map(build_reformer(), x)[0, 0]
     assert weights[13].nonzero()[:, 0].tolist() == [8, 9, 10, 11, 12]
     assert weights[8].nonzero()[:, 0].tolist() == [4, 5, 6, 7]
-    weights = weights_of(hashing("global"), x)[0, 0]
+    weights = compute_map(build_reformer("global"), x)[0, 0]
     assert weights[8].nonzero()[:, 0].tolist() == [4, 5, 6, 7, 9, 10, 11]
 
 
 def test_queries_see_themselves_only_where_they_see_nothing_else() -> None:
-    attention = hashing(buckets=8, rounds=2)
-    weights = weights_of(attention, torch.randn(1, 30, DIM))
+    attention = build_reformer(buckets=8, rounds=2)
+    weights = compute_map(attention, torch.randn(1, 30, DIM))
     itself = weights.diagonal(dim1=-2, dim2=-1)
     alone = weights.ne(0).sum(dim=-1) == 1
     assert ((itself == 1) | (itself == 0)).all()
@@ -380,32 +381,32 @@ def test_queries_see_themselves_only_where_they_see_nothing_else() -> None:
 
 
 def test_a_key_of_several_rounds_counts_once() -> None:
-    """Some are seen in one, some in two, some in three: that must not add to their weight."""
-    attention = hashing(buckets=4, rounds=3)
+    """Keys are seen in one, two or three rounds: that must not add to their weight."""
+    attention = build_reformer(buckets=4, rounds=3)
     x = torch.randn(2, 30, DIM)
-    q, k, _ = attention.heads_of(x, None)
-    weights = weights_of(attention, x)
+    q, k, _ = attention.project_qkv(x, resolve_positions(x))
+    weights = compute_map(attention, x)
     ratios = weights / (q @ k.transpose(-2, -1)).exp()
     ratios = ratios.masked_fill(torch.eye(30, dtype=torch.bool), 0.0)
     assert_same(ratios, ratios.amax(dim=-1, keepdim=True) * (ratios > 0))
 
 
 def test_queries_and_keys_are_shared_and_keys_have_length_1() -> None:
-    attention = hashing(block=50)
+    attention = build_reformer(block=50)
     assert not hasattr(attention, "key")
-    x = in_one_bucket(attention, 10)
-    q, _, _ = attention.heads_of(x, None)
+    x = draw_one_bucket(10)
+    q, _, _ = attention.project_qkv(x, resolve_positions(x))
     cosines = q @ torch.nn.functional.normalize(q, dim=-1).transpose(-2, -1)
     others = torch.ones(10, 10, dtype=torch.bool).tril(-1)
     expected = masked_softmax(cosines, others)
     expected[..., 0, 0] = 1.0
-    assert_same(weights_of(attention, x), expected)
+    assert_same(compute_map(attention, x), expected)
 
 
 @pytest.mark.parametrize("role", ["causal", "global"])
 def test_padding_does_not_enter_buckets(role: str) -> None:
-    """Wherever it stands: what is left comes out as if nothing had been there."""
-    attention = hashing(role, buckets=4, rounds=2)
+    """Wherever it stands, the real tokens give what they give without it."""
+    attention = build_reformer(role, buckets=4, rounds=2)
     x = torch.randn(1, 40, DIM)
     real = torch.rand(1, 40) < 0.6
     alone = attention(x[:, real[0]])
@@ -413,13 +414,13 @@ def test_padding_does_not_enter_buckets(role: str) -> None:
 
 
 def test_the_matrices_of_the_buckets_are_saved() -> None:
-    """So a model that was loaded hashes as the saved one, whatever its seed."""
-    ours, theirs = hashing(buckets=8), hashing(buckets=8, seed=5)
+    """So a loaded model hashes as the saved one does, whatever its seed."""
+    ours, theirs = build_reformer(buckets=8), build_reformer(buckets=8, seed=5)
     assert not torch.equal(ours.rotations, theirs.rotations)
     theirs.load_state_dict(ours.state_dict())
     x = torch.randn(1, 30, DIM)
     assert_same(theirs(x), ours(x))
-    assert not torch.equal(hashing(layer=1).rotations, hashing().rotations)
+    assert not torch.equal(build_reformer(layer=1).rotations, build_reformer().rotations)
 
 
 # Mechanics.
@@ -432,10 +433,10 @@ def test_parts_of_a_softmax_make_the_whole() -> None:
     seen[:, 1, :5] = False
     seen[:, 2] = False
     parts = [
-        partial_softmax(q, k[:, own], v[:, own], seen[..., own], scale=1.0)
-        for own in (slice(0, 5), slice(5, 6), slice(6, 12))
+        compute_partial_softmax(q, k[:, keys], v[:, keys], seen[..., keys], scale=1.0)
+        for keys in (slice(0, 5), slice(5, 6), slice(6, 12))
     ]
-    assert_same(merge_partial(parts), masked_softmax(q @ k.transpose(-2, -1), seen) @ v)
+    assert_same(merge_partial_softmax(parts), masked_softmax(q @ k.transpose(-2, -1), seen) @ v)
 
 
 @pytest.mark.parametrize("causal", [True, False])
@@ -446,20 +447,20 @@ def test_a_mask_of_gathered_keys_is_the_mask_at_their_columns(causal: bool) -> N
         key_mask=key_mask("interior", 2, 20),
         segment_ids=packed([4, 11, 5], 2),
     )
-    whole = mask.visible(range(20), range(20), device=torch.device("cpu"))
+    whole = mask.dense(range(20), range(20), device=torch.device("cpu"))
     assert whole is not None
     queries, keys = torch.arange(20).view(5, 4), torch.randint(-3, 23, (2, 5, 6))
-    found = mask.gathered(queries[None], keys, 20)
+    gathered = mask.gather(queries[None], keys, 20)
     for b in range(2):
-        for block, own in enumerate(queries):
-            inside = (keys[b, block] >= 0) & (keys[b, block] < 20)
+        for block, rows in enumerate(queries):
+            is_inside = (keys[b, block] >= 0) & (keys[b, block] < 20)
             columns = keys[b, block].clamp(0, 19)
-            expected = whole[b, 0][own][:, columns] & inside
-            assert torch.equal(found[b, block], expected)
+            expected = whole[b, 0][rows][:, columns] & is_inside
+            assert torch.equal(gathered[b, block], expected)
 
 
 @pytest.mark.parametrize(
-    ("name", "chosen", "message"),
+    ("name", "sizes", "message"),
     [
         ("dilated", {"window": 0, "dilation": 1}, "window=0"),
         ("dilated", {"window": 1, "dilation": 0}, "dilation=0"),
@@ -473,6 +474,6 @@ def test_a_mask_of_gathered_keys_is_the_mask_at_their_columns(causal: bool) -> N
         ("reformer", {"buckets": 3, "rounds": 1, "block": 4, "seed": 0}, "buckets=3"),
     ],
 )
-def test_impossible_sizes_are_refused(name: str, chosen: dict[str, int], message: str) -> None:
+def test_impossible_sizes_are_refused(name: str, sizes: dict[str, int], message: str) -> None:
     with pytest.raises(UserError, match=message):
-        build(name, **chosen)
+        build(name, **sizes)

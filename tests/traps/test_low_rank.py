@@ -6,7 +6,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from attention_zoo import Unsupported, UserError, create_attention
 from attention_zoo.attention.base import Attention
-from attention_zoo.attention.low_rank.nystrom import NystromAttention, inverse_of
+from attention_zoo.attention.low_rank.nystrom import NystromAttention, pseudo_inverse
 from attention_zoo.masks import Mask
 from tests.conformance.numbers import assert_same
 
@@ -34,8 +34,8 @@ def test_a_padded_row_gives_what_its_tokens_give_alone(name: str, side: str) -> 
     real = torch.ones(2, 90, dtype=torch.bool)
     real[1, :20] = False
     real = real.flip(1) if side == "right" else real
-    x, places = torch.randn(2, 90, DIM), (real.cumsum(dim=1) - 1).clamp(min=0)
-    together = attention(x, mask=Mask(key_mask=real), positions=places)
+    x, positions = torch.randn(2, 90, DIM), (real.cumsum(dim=1) - 1).clamp(min=0)
+    together = attention(x, mask=Mask(key_mask=real), positions=positions)
     assert_same(together[1, real[1]], attention(x[1, real[1]][None])[0])
 
 
@@ -66,12 +66,12 @@ def test_linformer_refuses_a_causal_mask() -> None:
         low_rank("linformer")(torch.randn(1, 6, DIM), mask=Mask(causal=True))
 
 
-def test_linformer_knows_tokens_by_their_places() -> None:
+def test_linformer_knows_tokens_by_their_positions() -> None:
     attention = low_rank("linformer")
-    x, places = torch.randn(1, 6, DIM), torch.tensor([[3, 0, 4, 1, 5, 2]])
-    turned = attention(x[:, places[0].argsort()])
-    assert_same(attention(x, positions=places), turned[:, places[0]])
-    assert not torch.allclose(attention(x), turned[:, places[0]])
+    x, positions = torch.randn(1, 6, DIM), torch.tensor([[3, 0, 4, 1, 5, 2]])
+    in_order = attention(x[:, positions[0].argsort()])
+    assert_same(attention(x, positions=positions), in_order[:, positions[0]])
+    assert not torch.allclose(attention(x), in_order[:, positions[0]])
 
 
 # Nyström.
@@ -100,9 +100,11 @@ def test_landmarks_are_made_of_neighbouring_real_tokens(
     real = torch.ones(1, length, dtype=torch.bool)
     if padded:
         real[0, [0, 1, 3]] = False
-    members, _ = nystrom(landmarks=4).landmarks_of(torch.empty(1, length, DIM), Mask(key_mask=real))
-    found = [row.nonzero()[:, 0].tolist() for row in members[0]]
-    assert [tokens for tokens in found if tokens] == expected
+    members, _ = nystrom(landmarks=4).assign_landmarks(
+        torch.empty(1, length, DIM), Mask(key_mask=real)
+    )
+    actual = [row.nonzero()[:, 0].tolist() for row in members[0]]
+    assert [tokens for tokens in actual if tokens] == expected
 
 
 def test_the_inverse_knows_no_other_row_and_no_other_head() -> None:
@@ -112,13 +114,13 @@ def test_the_inverse_knows_no_other_row_and_no_other_head() -> None:
     assert_same(attention(x)[:1], attention(x[:1]))
     matrix = torch.randn(1, 2, 5, 5).mul(3).softmax(dim=-1)
     whole = torch.ones(1, 1, 5, 5, dtype=torch.bool)
-    assert_same(inverse_of(matrix, whole)[:, :1], inverse_of(matrix[:, :1], whole))
+    assert_same(pseudo_inverse(matrix, whole)[:, :1], pseudo_inverse(matrix[:, :1], whole))
 
 
 def test_the_inverse_of_a_good_matrix_is_found() -> None:
     matrix = (4.0 * torch.eye(6) + torch.randn(1, 1, 6, 6)).softmax(dim=-1)
-    found = inverse_of(matrix, torch.ones(1, 1, 6, 6, dtype=torch.bool))
-    torch.testing.assert_close(found, torch.linalg.pinv(matrix), rtol=1e-3, atol=1e-3)
+    actual = pseudo_inverse(matrix, torch.ones(1, 1, 6, 6, dtype=torch.bool))
+    torch.testing.assert_close(actual, torch.linalg.pinv(matrix), rtol=1e-3, atol=1e-3)
 
 
 def test_landmarks_of_all_tokens_give_softmax_attention() -> None:

@@ -53,8 +53,8 @@ def test_fourier_angles_of_long_rows_are_exact_in_float32() -> None:
     attention = create_attention("fourier", dim=DIM, role="global")
     with default_dtype("float32"):
         x, real = torch.randn(1, 2048, DIM), torch.ones(1, 2048, dtype=torch.bool)
-        found, expected = attention(x, mask=Mask(key_mask=real)), attention(x)
-    assert (found - expected).norm() < 1e-5 * expected.norm()
+        actual, expected = attention(x, mask=Mask(key_mask=real)), attention(x)
+    assert (actual - expected).norm() < 1e-5 * expected.norm()
 
 
 # Synthesizer.
@@ -68,27 +68,27 @@ def test_synthesizer_does_not_look_at_keys() -> None:
     assert not hasattr(attention, "key")
 
 
-def test_synthesizer_gives_places_their_columns() -> None:
+def test_synthesizer_gives_positions_their_columns() -> None:
     attention = create_attention("synthesizer", dim=DIM, heads=HEADS, role="global", bias=True)
     with torch.no_grad():
         attention.position_bias.normal_()
-    x, places = torch.randn(1, 3, DIM), [5, 0, 900]
+    x, positions = torch.randn(1, 3, DIM), [5, 0, 900]
     hidden = attention.query(x).relu().view(3, HEADS, 4)
     scores = torch.empty(HEADS, 3, 3)
-    for j, place in enumerate(places):
+    for j, position in enumerate(positions):
         for head in range(HEADS):
-            column = attention.position_vectors[place, head]
-            scores[head, :, j] = hidden[:, head] @ column + attention.position_bias[place, head]
-    found = attention.attention_map(x, positions=torch.tensor([places]))
-    assert_same(found[0], scores.softmax(dim=-1))
+            column = attention.position_vectors[position, head]
+            scores[head, :, j] = hidden[:, head] @ column + attention.position_bias[position, head]
+    actual = attention.attention_map(x, positions=torch.tensor([positions]))
+    assert_same(actual[0], scores.softmax(dim=-1))
 
 
 def test_synthesizer_of_a_padded_row_gives_what_its_tokens_give_alone() -> None:
     attention = create_attention("synthesizer", dim=DIM, heads=HEADS, role="global")
     x, real = torch.randn(2, 9, DIM), torch.ones(2, 9, dtype=torch.bool)
     real[1, :4] = False
-    places = (real.cumsum(dim=1) - 1).clamp(min=0)
-    together = attention(x, mask=Mask(key_mask=real), positions=places)
+    positions = (real.cumsum(dim=1) - 1).clamp(min=0)
+    together = attention(x, mask=Mask(key_mask=real), positions=positions)
     assert_same(together[1, 4:], attention(x[1:, 4:])[0])
 
 

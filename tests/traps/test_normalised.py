@@ -8,7 +8,7 @@ from torch import Tensor
 
 from attention_zoo import UserError, create_attention
 from attention_zoo.attention.base import Attention
-from attention_zoo.attention.dense.selective import masking
+from attention_zoo.attention.dense.selective import accumulate_masking
 from attention_zoo.masks import Mask
 from tests.conformance.numbers import assert_same, default_dtype
 
@@ -58,7 +58,9 @@ def test_a_sink_multiplies_softmax_by_a_sigmoid() -> None:
     total = scores.masked_fill(future(), float("-inf")).logsumexp(dim=-1, keepdim=True)
     kept = (total - attention.sinks[:, None, None]).sigmoid()
     assert_same(attention.attention_map(x), plain.attention_map(x) * kept)
-    assert_same(attention(x), plain.finish(plain.attention_map(x) * kept @ plain.values(x), x))
+    assert_same(
+        attention(x), plain.project_output(plain.attention_map(x) * kept @ plain.values(x), x)
+    )
 
 
 def test_off_by_one_is_a_sink_of_score_zero() -> None:
@@ -268,7 +270,7 @@ def test_the_convolution_reads_earlier_queries_and_keys_on_both_sides() -> None:
             attention.kernel.zero_()
             attention.kernel[:, back, place] = 1.0
         shift = place - 2
-        z = attention.convolved(scores, ~future()[None, None])
+        z = attention.convolve(scores, ~future()[None, None])
         assert_same(z[:, :, 4, 3], scores[:, :, 4 - back, 3 - shift])
 
 
@@ -309,7 +311,7 @@ def test_what_masks_in_selective_attention() -> None:
     """The first head's positive scores, for later queries; never oneself or the first token."""
     scores = torch.tensor([[9.0, 0, 0, 0], [9, 9, 0, 0], [9, 2, 9, 0], [9, 3, -5, 9]])[None]
     visible = ~future(4)[None, None]
-    masked = masking(scores, visible, torch.zeros(1, 4, 1))
+    masked = accumulate_masking(scores, visible, torch.zeros(1, 4, 1))
     expected = [[0.0, 0, 0, 0], [0, 0, 0, 0], [0, 0, 0, 0], [0, 2, 0, 0], [0, 5, 0, 0]]
     assert_same(masked[0], torch.tensor(expected))
 

@@ -17,7 +17,7 @@ from tests.conformance.definition import key_mask, packed
 from tests.conformance.numbers import assert_same, default_dtype, values_and_gradients
 from tests.conformance.test_caches import decode
 from tests.conformance.test_modules import bfloat16_errors
-from tests.traps.memory import memory_of
+from tests.traps.memory import measure_memory
 
 DIM, HEADS, WIDTH = 16, 4, 4
 NAMES = ("contextual", "disentangled", "shaw", "transformer_xl")
@@ -39,7 +39,7 @@ def built(name: str, role: Role = "causal", **options: Any) -> PositionalEncodin
 
 def attending(name: str, role: Role = "causal", **options: Any) -> Attention:
     attention = create_attention("multi_head", dim=DIM, heads=HEADS, role=role)
-    attention.attach_position_own(built(name, role, **options))
+    attention.attach_position(built(name, role, **options))
     return attention
 
 
@@ -144,7 +144,7 @@ def test_no_vector_is_made_for_every_pair(name: str) -> None:
     length = 300
     attention = create_attention("multi_head", dim=64, heads=2, role="global", position=name)
     x = torch.randn(1, length, 64, requires_grad=True)
-    assert memory_of(lambda: attention(x)).largest <= 8 * 2 * length**2
+    assert measure_memory(lambda: attention(x)).largest <= 8 * 2 * length**2
 
 
 # Shaw
@@ -155,7 +155,7 @@ def test_shaw_gives_to_values_too() -> None:
     attention = attending("shaw", clip=5)
     x = torch.randn(2, 1, DIM)
     value = attention.values(x) + attention.encoding.value_table[5]
-    assert_same(attention(x), attention.finish(value, x))
+    assert_same(attention(x), attention.project_output(value, x))
 
 
 def test_distances_share_a_row_beyond_the_clip_only() -> None:
@@ -291,7 +291,7 @@ def test_cached_keys_are_whole() -> None:
 def counts(q: Tensor, k: Tensor, visible: Tensor | None, last: int = 64) -> Tensor:
     """Positions [b h q k], as gates of these heads count them."""
     gates = torch.sigmoid(q @ k.transpose(-2, -1) * 0.5)
-    return built("contextual", max_position=last).counted(gates, visible)
+    return built("contextual", max_position=last).count_positions(gates, visible)
 
 
 def test_what_a_query_does_not_see_has_no_gate() -> None:
@@ -330,16 +330,16 @@ def test_many_gates_are_summed_in_float32() -> None:
     """In bfloat16 a sum of halves stops at 256."""
     gates = torch.full((1, 1, 1, 3000), 0.5, dtype=torch.bfloat16)
     with default_dtype("float32"):
-        found = built("contextual", max_position=4000).counted(gates, None)
+        found = built("contextual", max_position=4000).count_positions(gates, None)
     assert torch.equal(found[0, 0, 0], torch.arange(3000, 0, -1).float() / 2)
 
 
 def test_contextual_positions_count_within_a_window() -> None:
     """In blocks with slices of the keys as over the whole row."""
     window = create_attention("sliding_window", dim=DIM, heads=HEADS, role="causal", window=5)
-    window.attach_position_own(built("contextual"))
+    window.attach_position(built("contextual"))
     plain = create_attention("multi_head", dim=DIM, heads=HEADS, role="causal")
-    plain.attach_position_own(window.encoding)
+    plain.attach_position(window.encoding)
     plain.load_state_dict(window.state_dict())
     x = torch.randn(2, 150, DIM)
     assert_same(window(x), plain(x, mask=Mask(window=5)))
@@ -348,7 +348,7 @@ def test_contextual_positions_count_within_a_window() -> None:
 def test_gates_learn_once_embeddings_differ() -> None:
     """They start alike, at zero: at first only they have a gradient."""
     attention = create_attention("multi_head", dim=DIM, heads=HEADS, role="causal")
-    attention.attach_position_own(
+    attention.attach_position(
         create_position("contextual", dim=DIM, heads=HEADS, head_dim=WIDTH, role="causal")
     )
     plain = create_attention("multi_head", dim=DIM, heads=HEADS, role="causal")

@@ -32,7 +32,7 @@ def encoding(name: str, **options: Any) -> Any:
 
 def growing(name: str) -> Attention:
     attention = create_attention("multi_head", dim=DIM, heads=HEADS, role="causal")
-    attention.attach_position_own(
+    attention.attach_position(
         create_position(name, **attention.position_sizes, original_length=LENGTH, base=100.0)
     )
     return attention
@@ -49,7 +49,7 @@ def model(name: str, layers: int = 2, **options: Any) -> LanguageModel:
     return LanguageModel(
         vocabulary_size=11,
         dim=DIM,
-        hidden=DIM,
+        ffn_dim=DIM,
         layers=layers,
         attention=partial(create_attention, "multi_head", heads=HEADS),
         position=partial(create_position, name, **options),
@@ -195,13 +195,18 @@ def test_within_the_length_of_training_all_queries_share_a_run() -> None:
     places = torch.arange(LENGTH + 3)[None]
     first = slice(0, LENGTH)
     dynamic, long = (encoding(name, original_length=LENGTH) for name in GROWING)
-    assert dynamic.runs(places) == [first, *(slice(i, i + 1) for i in range(LENGTH, LENGTH + 3))]
-    assert long.runs(places) == [first, slice(LENGTH, LENGTH + 3)]
-    assert dynamic.runs(places[:, :LENGTH]) == long.runs(places[:, :LENGTH]) == [first]
+    assert dynamic.length_spans(places) == [
+        first,
+        *(slice(i, i + 1) for i in range(LENGTH, LENGTH + 3)),
+    ]
+    assert long.length_spans(places) == [first, slice(LENGTH, LENGTH + 3)]
+    assert (
+        dynamic.length_spans(places[:, :LENGTH]) == long.length_spans(places[:, :LENGTH]) == [first]
+    )
     # Of rows that become long at different times; and of packed ones, which start anew.
     other = torch.cat([places, (places - 2).clamp(min=0)])
-    assert long.runs(other) == [first, slice(6, 8), slice(8, 9)]
-    assert long.runs(torch.cat([places, places], dim=1)) == [
+    assert long.length_spans(other) == [first, slice(6, 8), slice(8, 9)]
+    assert long.length_spans(torch.cat([places, places], dim=1)) == [
         first, slice(6, 9), slice(9, 15), slice(15, 18),
     ]  # fmt: skip
 
@@ -281,8 +286,8 @@ def test_xpos_ends_where_its_scales_leave_the_type(dtype: torch.dtype) -> None:
     """With room for queries and keys on both sides, and loudly."""
     with default_dtype("float32"):
         xpos = encoding("xpos", scale_base=64.0)
-        longest = xpos.longest(dtype)
-        assert xpos.max_length == xpos.longest(torch.float32)
+        longest = xpos.longest_sequence(dtype)
+        assert xpos.max_length == xpos.longest_sequence(torch.float32)
         x = torch.full((1, HEADS, 1, WIDTH), 10.0, dtype=dtype)
         last = torch.tensor([[longest - 1]])
         q, k = xpos.rotate(x, x, last)

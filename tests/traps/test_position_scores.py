@@ -31,7 +31,7 @@ def model(position: str, **options: Any) -> LanguageModel:
     return LanguageModel(
         vocabulary_size=11,
         dim=DIM,
-        hidden=DIM,
+        ffn_dim=DIM,
         layers=2,
         dropout=0.0,
         attention=partial(create_attention, "multi_head", heads=HEADS),
@@ -66,8 +66,8 @@ def test_blocks_of_a_window_have_their_own_bias(name: str) -> None:
     """As the whole under a mask: places are positions, not columns of a block."""
     local = create_attention("sliding_window", dim=DIM, heads=HEADS, role="causal", window=4)
     whole = create_attention("multi_head", dim=DIM, heads=HEADS, role="causal")
-    local.attach_position_own(built(name))
-    whole.attach_position_own(built(name))
+    local.attach_position(built(name))
+    whole.attach_position(built(name))
     whole.load_state_dict(local.state_dict())
     x, mask = torch.randn(2, 150, DIM), Mask(key_mask=key_mask("left", 2, 150))
     positions = torch.arange(0, 450, 3)[None]
@@ -122,7 +122,7 @@ def test_the_kernel_falls_with_the_distance(kernel: str) -> None:
 
 def test_the_products_are_of_sinusoids_and_end_somewhere() -> None:
     """A sum of distances without their cosines, as one implementation has it, has no end."""
-    bias = built("sandwich").bias(
+    bias = built("sandwich").score_bias(
         torch.tensor([[10**6]]), torch.arange(10**6 - 999, 10**6 + 1)[None]
     )
     assert (bias <= 1e-9).all() and bias[..., -1].abs().max() < 1e-9
@@ -208,7 +208,7 @@ def test_keys_ahead_of_a_query_stay_within_the_scale_in_global_attention() -> No
 
 def cable(**options: Any) -> Any:
     attention = create_attention("multi_head", dim=DIM, heads=HEADS, role="causal")
-    attention.attach_position_own(built("dynamic_bias", **options))
+    attention.attach_position(built("dynamic_bias", **options))
     return attention
 
 
@@ -271,26 +271,26 @@ def test_steps_are_summed_in_float32_under_autocast() -> None:
 
 
 def test_draws_are_in_order_distinct_and_new_each_time() -> None:
-    randomized = built("randomized", places=64, max_length=16)
+    randomized = built("randomized", num_positions=64, max_length=16)
     draws = torch.stack([randomized.map_positions(torch.arange(16)[None])[0] for _ in range(50)])
     assert (draws.diff(dim=1) > 0).all() and draws.min() >= 0 and draws.max() < 64
     assert len(draws.unique(dim=0)) == 50
 
 
 def test_short_sequences_are_trained_on_far_places() -> None:
-    randomized = built("randomized", places=2048, max_length=512)
+    randomized = built("randomized", num_positions=2048, max_length=512)
     draws = torch.cat([randomized.map_positions(torch.arange(8)[None]) for _ in range(100)])
     assert draws.max() > 1900 and draws[:, 0].max() > 300
 
 
 def test_a_whole_range_leaves_nothing_to_draw() -> None:
-    randomized = built("randomized", places=9, max_length=9)
+    randomized = built("randomized", num_positions=9, max_length=9)
     assert torch.equal(randomized.map_positions(PLACES), PLACES)
 
 
 def test_evaluating_neither_draws_nor_looks_at_the_length() -> None:
     """Otherwise a token would move as others come: cached keys would be stale."""
-    randomized = built("randomized", places=64, max_length=16).eval()
+    randomized = built("randomized", num_positions=64, max_length=16).eval()
     whole = randomized.map_positions(torch.arange(16)[None])
     assert torch.equal(whole, randomized.map_positions(torch.arange(16)[None]))
     assert (whole.diff() > 0).all() and whole.max() < 64
@@ -304,7 +304,7 @@ INSIDE = [name for name in POSITION if takes_positions(POSITION.card(name))]
 @pytest.mark.parametrize("name", INSIDE)
 def test_every_hook_of_the_inner_encoding_is_handed_on(name: str) -> None:
     """With as many places as tokens may come, it is the inner encoding alone."""
-    ours = model("randomized", encoding=name, places=40, max_length=40).eval()
+    ours = model("randomized", encoding=name, num_positions=40, max_length=40).eval()
     limit = {"max_length": 40} if "max_length" in parameters(POSITION[name]) else {}
     theirs = model(name, **limit).eval()
     theirs.load_state_dict({k.replace(".inner.", "."): v for k, v in ours.state_dict().items()})
@@ -328,8 +328,8 @@ def test_an_instance_acts_on_what_its_encoding_acts_on(name: str) -> None:
 def test_attention_refuses_it_as_it_refuses_the_inner_encoding(attention: str, name: str) -> None:
     made = create_attention(attention, dim=DIM, heads=HEADS, role="causal")
     with pytest.raises(Unsupported, match=f"{attention} cannot take position=randomized"):
-        made.attach_position(built("randomized", encoding=name))
-    made.attach_position(built("randomized"))
+        made.attach_position(built("randomized", encoding=name), shared=True)
+    made.attach_position(built("randomized"), shared=True)
 
 
 @pytest.mark.parametrize("name", ["randomized", "none", "fire"])
@@ -339,14 +339,14 @@ def test_what_takes_no_places_is_refused(name: str) -> None:
 
 
 def test_a_learned_table_has_a_row_for_each_place() -> None:
-    randomized = built("randomized", encoding="learned", places=64, max_length=16)
+    randomized = built("randomized", encoding="learned", num_positions=64, max_length=16)
     assert randomized.inner.table.weight.shape == (64, DIM)
     for _ in range(20):
         randomized.embed(torch.zeros(1, 16, DIM), randomized.map_positions(torch.arange(16)[None]))
 
 
 def test_a_longer_sequence_is_refused_with_the_number() -> None:
-    randomized = model("randomized", places=64, max_length=8)
+    randomized = model("randomized", num_positions=64, max_length=8)
     assert randomized.max_length == 8
     x = torch.randint(0, 11, (2, 9))
     for mode in (True, False):

@@ -1,4 +1,4 @@
-"""What implementations of chosen keys get wrong."""
+"""Traps of attention to selected keys."""
 
 import copy
 
@@ -27,17 +27,17 @@ of_blocks = pytest.mark.parametrize("name", ["block_mixture", "native_sparse"])
 
 
 def attention(name: str, **options: object) -> Attention:
-    """With larger weights than a new one has, so that choices differ from place to place."""
-    chosen = {"heads": 4, "kv_heads": 2, **OPTIONS[name], **options}
-    result = create_attention(name, dim=DIM, role="causal", **chosen)
+    """Build with larger weights than a new one has, so that selections differ between queries."""
+    options = {"heads": 4, "kv_heads": 2, **OPTIONS[name], **options}
+    result = create_attention(name, dim=DIM, role="causal", **options)
     with torch.no_grad():
         for parameter in result.parameters():
             parameter.mul_(3.0)
     return result
 
 
-def blocks_seen(weights: Tensor) -> Tensor:
-    """Of a map [… k]: which blocks have any weight [… m]."""
+def find_seen_blocks(weights: Tensor) -> Tensor:
+    """Return which blocks have any weight [… m] in a map [… k]."""
     return weights.unflatten(-1, (-1, BLOCK)).sum(-1) > 0
 
 
@@ -45,8 +45,8 @@ def blocks_seen(weights: Tensor) -> Tensor:
 
 
 @every
-def test_the_choice_knows_nothing_of_the_future(name: str) -> None:
-    """Neither of later blocks, nor of what is to come in the own one."""
+def test_the_selection_knows_nothing_of_the_future(name: str) -> None:
+    """It knows neither later blocks, nor later keys of the query's own block."""
     ours = attention(name)
     x = torch.randn(1, 24, DIM)
     out, weights = ours(x), ours.attention_map(x)
@@ -73,7 +73,7 @@ def test_padding_does_not_shift_what_is_counted(name: str) -> None:
 
 
 @every
-def test_the_choice_is_made_within_a_document(name: str) -> None:
+def test_the_selection_is_made_within_a_document(name: str) -> None:
     ours = attention(name)
     segment_ids = packed([7, 13, 5], 1)
     x = torch.randn(1, 25, DIM)
@@ -81,8 +81,8 @@ def test_the_choice_is_made_within_a_document(name: str) -> None:
     real = torch.arange(25)[None] != 7
     out = ours(x, mask=Mask(segment_ids=segment_ids, key_mask=real))
     for segment in range(3):
-        own = (segment_ids == segment) & real
-        assert_same(out[own], ours(x[own][None])[0])
+        tokens = (segment_ids == segment) & real
+        assert_same(out[tokens], ours(x[tokens][None])[0])
 
 
 @every
@@ -93,14 +93,14 @@ def test_queries_are_computed_in_parts(name: str, monkeypatch: pytest.MonkeyPatc
     whole = values_and_gradients(lambda x: ours(x, mask=mask), ours, x)
     loss = take_auxiliary_loss(ours)
     for gathered in (1, 50):
-        monkeypatch.setattr(topk_selection, "GATHERED", gathered)
+        monkeypatch.setattr(topk_selection, "MAX_GATHERED_KEYS", gathered)
         assert_same(values_and_gradients(lambda x: ours(x, mask=mask), ours, x), whole)
         if loss is not None:
             assert_same(take_auxiliary_loss(ours), loss)
 
 
 class Largest(TorchDispatchMode):
-    """Notes the size of the largest tensor of real numbers that is made."""
+    """Record the size of the largest tensor of real numbers."""
 
     numel = 0
 
@@ -114,8 +114,8 @@ class Largest(TorchDispatchMode):
 
 @every
 def test_no_weights_of_all_queries_and_keys(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Forward and backward: of choices too, there are fewer at once than length²."""
-    monkeypatch.setattr(topk_selection, "GATHERED", 1 << 9)
+    """In both passes, all tensors, also of scores for the selection, are below length²."""
+    monkeypatch.setattr(topk_selection, "MAX_GATHERED_KEYS", 1 << 9)
     length = 256
     options = {"lightning_indexer": {"index_heads": 1, "top_k": 16}}.get(name, {})
     ours = attention(name, heads=2, kv_heads=1, **options)
@@ -126,17 +126,16 @@ def test_no_weights_of_all_queries_and_keys(name: str, monkeypatch: pytest.Monke
 
 
 @every
-def test_enough_to_choose_is_all(name: str) -> None:
-    """Then the chosen keys are those of plain attention."""
+def test_a_selection_of_all_keys_is_dense_attention(name: str) -> None:
     plenty = {"top_k": 99} if name == "lightning_indexer" else {"blocks": 99}
     ours = attention(name, **plenty)
-    plain = create_attention("grouped_query", dim=DIM, heads=4, kv_heads=2, role="causal")
-    plain.load_state_dict(ours.state_dict(), strict=False)
+    dense = create_attention("grouped_query", dim=DIM, heads=4, kv_heads=2, role="causal")
+    dense.load_state_dict(ours.state_dict(), strict=False)
     x = torch.randn(2, 21, DIM)
     if isinstance(ours, NativeSparseAttention):
         x = open_gate(ours, x, "selected")
-    assert_same(ours.attention_map(x), plain.attention_map(x))
-    assert_same(ours(x), plain(x))
+    assert_same(ours.attention_map(x), dense.attention_map(x))
+    assert_same(ours(x), dense(x))
 
 
 # Blocks
@@ -155,29 +154,29 @@ def test_fewer_blocks_than_are_always_seen_are_refused(name: str) -> None:
 def test_block_mixture_counts_the_own_block_among_those_it_sees() -> None:
     """The paper's top-k holds it; a query at its beginning sees itself alone there."""
     x = torch.randn(1, 24, DIM)
-    seen = blocks_seen(attention("block_mixture", blocks=3).attention_map(x))
+    seen = find_seen_blocks(attention("block_mixture", blocks=3).attention_map(x))
     own = torch.arange(24) // BLOCK
     assert seen[0, :, torch.arange(24), own].all()
     assert (seen.sum(-1) == (own + 1).clamp(max=3)).all()
     alone = attention("block_mixture", blocks=1).attention_map(x)
-    assert (blocks_seen(alone).sum(-1) == 1).all()
+    assert (find_seen_blocks(alone).sum(-1) == 1).all()
     assert_same(alone[0, :, 8, 8], torch.ones(4))
 
 
-def test_block_mixture_lets_heads_choose_apart() -> None:
-    """Those that share keys too."""
-    seen = blocks_seen(attention("block_mixture").attention_map(torch.randn(1, 48, DIM)))
+def test_block_mixture_lets_each_head_select() -> None:
+    """Heads that share keys select different blocks too."""
+    seen = find_seen_blocks(attention("block_mixture").attention_map(torch.randn(1, 48, DIM)))
     assert (seen[:, 0] != seen[:, 1]).any()
 
 
-def test_block_mixture_chooses_by_the_mean_and_not_by_the_best_key() -> None:
+def test_block_mixture_selects_by_the_mean_and_not_by_the_best_key() -> None:
     ours = attention("block_mixture", heads=1, kv_heads=1, head_dim=DIM)
     with torch.no_grad():
         for part in (ours.query, ours.key):
             part.weight.copy_(torch.eye(DIM))
     x = torch.zeros(1, 12, DIM)
     x[0, :, 0] = torch.tensor([9.0, -4.0, -4.0, -4.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0])
-    seen = blocks_seen(ours.attention_map(x))
+    seen = find_seen_blocks(ours.attention_map(x))
     assert seen[0, 0, 8:].tolist() == [[False, True, True]] * 4
 
 
@@ -187,7 +186,7 @@ BRANCHES = ("compressed", "selected", "sliding")
 
 
 def open_gate(ours: NativeSparseAttention, x: Tensor, branch: str) -> Tensor:
-    """Opens the gates of one branch and closes the others; gives x with what they look at."""
+    """Open the gates of one branch, close the others, and return x with the gates' input."""
     gates = torch.tensor([1e4 if name == branch else -1e4 for name in BRANCHES])
     with torch.no_grad():
         ours.gate.weight.zero_()
@@ -197,14 +196,14 @@ def open_gate(ours: NativeSparseAttention, x: Tensor, branch: str) -> Tensor:
     return x
 
 
-def of_branch(branch: str, x: Tensor, **options: object) -> Tensor:
+def compute_branch_map(branch: str, x: Tensor, **options: object) -> Tensor:
     ours = attention("native_sparse", **options)
     assert isinstance(ours, NativeSparseAttention)
     return ours.attention_map(open_gate(ours, x, branch))
 
 
 def test_native_sparse_sees_a_compressed_block_once_it_is_whole() -> None:
-    weights = of_branch("compressed", torch.randn(1, 24, DIM))
+    weights = compute_branch_map("compressed", torch.randn(1, 24, DIM))
     for query in range(24):
         whole = (query + 1) // BLOCK * BLOCK
         assert (weights[0, :, query, :whole] > 0).all()
@@ -213,12 +212,12 @@ def test_native_sparse_sees_a_compressed_block_once_it_is_whole() -> None:
 
 
 def test_native_sparse_compresses_by_the_mean() -> None:
-    blocks = of_branch("compressed", torch.randn(1, 24, DIM)).unflatten(-1, (-1, BLOCK))
+    blocks = compute_branch_map("compressed", torch.randn(1, 24, DIM)).unflatten(-1, (-1, BLOCK))
     assert_same(blocks, blocks.mean(-1, keepdim=True).expand_as(blocks))
 
 
 def test_native_sparse_always_selects_the_first_and_the_last_two_blocks() -> None:
-    seen = blocks_seen(of_branch("selected", torch.randn(1, 48, DIM), blocks=3))
+    seen = find_seen_blocks(compute_branch_map("selected", torch.randn(1, 48, DIM), blocks=3))
     for query in range(48):
         own = query // BLOCK
         expected = torch.zeros(12, dtype=torch.bool)
@@ -228,19 +227,19 @@ def test_native_sparse_always_selects_the_first_and_the_last_two_blocks() -> Non
 
 def test_native_sparse_heads_of_a_group_select_alike() -> None:
     """By their weights together: groups differ, heads within one do not."""
-    seen = blocks_seen(of_branch("selected", torch.randn(1, 80, DIM), blocks=5))
+    seen = find_seen_blocks(compute_branch_map("selected", torch.randn(1, 80, DIM), blocks=5))
     groups = seen[0].unflatten(0, (2, 2))
     assert (groups[:, 0] == groups[:, 1]).all()
     assert (groups[0] != groups[1]).any()
 
 
 def test_native_sparse_selects_by_the_sum_over_a_group() -> None:
-    """The compressed weights of one head alone, or their largest, would choose otherwise."""
+    """The compressed weights of one head alone, or their largest, would select other blocks."""
     ours = attention("native_sparse", head_dim=DIM, kv_heads=1, heads=2)
     assert isinstance(ours, NativeSparseAttention)
     x = open_gate(ours, torch.randn(2, 80, DIM), "compressed")
     p = ours.attention_map(x).unflatten(-1, (-1, BLOCK)).sum(-1)
-    seen = blocks_seen(ours.attention_map(open_gate(ours, x, "selected")))[:, 0]
+    seen = find_seen_blocks(ours.attention_map(open_gate(ours, x, "selected")))[:, 0]
     for query in range(4 * BLOCK, 80):
         own = query // BLOCK
         others = p.sum(1)[:, query, 1 : own - 1]
@@ -252,9 +251,9 @@ def test_native_sparse_window_narrows_the_sliding_branch_alone() -> None:
     x = torch.randn(1, 24, DIM)
     distance = torch.arange(24)[:, None] - torch.arange(24)
     near = (distance >= 0) & (distance < 3)
-    assert ((of_branch("sliding", x) > 0) == near).all()
+    assert ((compute_branch_map("sliding", x) > 0) == near).all()
     for branch in ("compressed", "selected"):
-        assert (of_branch(branch, x)[:, :, 10:, 0] > 0).all()
+        assert (compute_branch_map(branch, x)[:, :, 10:, 0] > 0).all()
     with pytest.raises(UserError, match="window must be at least 1"):
         attention("native_sparse", window=0)
 
@@ -265,12 +264,12 @@ INDEXER = ("index_query.weight", "index_key.weight", "index_weight.weight")
 
 
 def gradients_by_name(ours: Attention, loss: Tensor) -> dict[str, bool]:
-    """Whether any gradient of the loss reaches a parameter."""
+    """Return for each parameter whether any gradient of the loss reaches it."""
     names, parameters = zip(*ours.named_parameters(), strict=True)
-    found = torch.autograd.grad(
+    gradients = torch.autograd.grad(
         loss, parameters, retain_graph=True, allow_unused=True, materialize_grads=True
     )
-    return {name: bool(part.ne(0).any()) for name, part in zip(names, found, strict=True)}
+    return {name: bool(part.ne(0).any()) for name, part in zip(names, gradients, strict=True)}
 
 
 def test_lightning_indexer_learns_by_its_own_loss_alone() -> None:
@@ -289,7 +288,7 @@ def test_lightning_indexer_learns_by_its_own_loss_alone() -> None:
     }
 
 
-def test_lightning_indexer_loss_is_the_divergence_on_the_chosen_keys() -> None:
+def test_lightning_indexer_loss_is_the_divergence_on_the_selected_keys() -> None:
     """Written out; the weights of all heads are added and normalised."""
     ours = attention("lightning_indexer", index_heads=2)
     x = torch.randn(1, 9, DIM)
@@ -301,11 +300,11 @@ def test_lightning_indexer_loss_is_the_divergence_on_the_chosen_keys() -> None:
     expected = 0.0
     for t in range(9):
         scores = sum(w[t, j] * (k[: t + 1] @ q[t, j]).relu() for j in range(2)) / 8**0.5
-        chosen = sorted(range(t + 1), key=lambda s, i=scores: (i[s].item(), s))[-TOP_K:]
-        assert set(chosen) == set(weights[0, t].nonzero()[:, 0].tolist())
-        p = weights[:, t, chosen].sum(0)
+        selected = sorted(range(t + 1), key=lambda s, i=scores: (i[s].item(), s))[-TOP_K:]
+        assert set(selected) == set(weights[0, t].nonzero()[:, 0].tolist())
+        p = weights[:, t, selected].sum(0)
         p = p / p.sum()
-        expected = expected + (p * (p.log() - scores[chosen].log_softmax(0))).sum()
+        expected = expected + (p * (p.log() - scores[selected].log_softmax(0))).sum()
     assert_same(loss, expected / 9)
 
 
@@ -316,7 +315,7 @@ def test_lightning_indexer_loss_is_a_mean_over_real_tokens() -> None:
     alone = take_auxiliary_loss(ours)
     ours(x, mask=Mask(key_mask=real))
     assert_same(take_auxiliary_loss(ours), alone)
-    # What stands at padded places behind real ones attends, but does not count.
+    # Padding after real tokens attends, but does not count.
     ours(x.roll(-8, dims=1), mask=Mask(key_mask=real.roll(-8, dims=1)))
     assert_same(take_auxiliary_loss(ours), alone)
     ours(x.repeat(3, 1, 1), mask=Mask(key_mask=real.repeat(3, 1)))
@@ -326,7 +325,7 @@ def test_lightning_indexer_loss_is_a_mean_over_real_tokens() -> None:
 
 
 def test_lightning_indexer_loss_falls_to_nothing_when_it_is_followed() -> None:
-    """The indexer can learn what the heads look at."""
+    """The indexer can learn the weights of the heads."""
     ours = attention("lightning_indexer", top_k=99)
     optimizer = torch.optim.Adam(ours.parameters(), lr=0.02)
     x, losses = torch.randn(2, 9, DIM), []
@@ -342,11 +341,11 @@ def test_lightning_indexer_loss_falls_to_nothing_when_it_is_followed() -> None:
 
 
 def test_lightning_indexer_has_no_loss_in_evaluation(monkeypatch: pytest.MonkeyPatch) -> None:
-    """It is not computed either: keys are scored once, for the choice."""
+    """It is not computed either: keys are scored once, for the selection."""
     ours = attention("lightning_indexer")
     assert isinstance(ours, LightningIndexerAttention)
-    scored, calls = ours.index_scores, []
-    monkeypatch.setattr(ours, "index_scores", lambda *args: calls.append(1) or scored(*args))
+    score_index, calls = ours.score_index, []
+    monkeypatch.setattr(ours, "score_index", lambda *args: calls.append(1) or score_index(*args))
     x = torch.randn(1, 9, DIM)
     ours(x)
     assert ours.auxiliary_loss is not None and len(calls) == 2
@@ -358,8 +357,8 @@ def test_lightning_indexer_has_no_loss_in_evaluation(monkeypatch: pytest.MonkeyP
     assert ours.auxiliary_loss is None
 
 
-def test_lightning_indexer_chooses_the_latest_of_equal_scores() -> None:
-    """Scores of 0 are common behind a ReLU; chunks of decoding must choose the same."""
+def test_lightning_indexer_selects_the_latest_of_equal_scores() -> None:
+    """Scores of 0 are common after a ReLU; decoding in chunks must select the same keys."""
     ours = attention("lightning_indexer")
     with torch.no_grad():
         ours.index_key.weight.zero_()
@@ -372,8 +371,8 @@ def test_lightning_indexer_chooses_the_latest_of_equal_scores() -> None:
     assert_same(torch.cat(steps, dim=1), ours(x))
 
 
-def test_lightning_indexer_heads_share_a_choice_by_its_scores() -> None:
-    """And not by their own weights."""
+def test_lightning_indexer_heads_share_a_selection_by_its_scores() -> None:
+    """Their own weights do not change it."""
     ours = attention("lightning_indexer")
     x = torch.randn(1, 21, DIM)
     seen = ours.attention_map(x) > 0

@@ -23,11 +23,10 @@ BLOCK = 32  # queries scored at once
         masks=("causal", "window", "key_mask", "segment_ids", "query_segment_ids"),
         positions=("positions", "embeddings", "scores"),
         cache="projected keys and values",
-        decode_state="2·t·h·c",
     )
 )
 class AdditiveAttention(ExplicitScoresAttention):
-    """A small network compares query and key:
+    """A small network compares query and key.
 
         a_ij = softmax_j(vᵀ tanh(W q_i + U k_j)),   out_i = Σ_j a_ij V_j
 
@@ -54,7 +53,7 @@ class AdditiveAttention(ExplicitScoresAttention):
 
 
 def additive_scores(q: Tensor, k: Tensor, energy: Tensor) -> Tensor:
-    """vᵀ tanh(q + k) for q [b h q c], k [b h k c], v [h c]: [b h q k]."""
+    """Compute vᵀ tanh(q + k) for q [b h q c], k [b h k c], v [h c]: [b h q k]."""
     return torch.einsum(
         "b h q k c, h c -> b h q k", torch.tanh(q[:, :, :, None] + k[:, :, None]), energy
     )

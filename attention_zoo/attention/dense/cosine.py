@@ -6,10 +6,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from attention_zoo.attention.dense.norms import unit
+from attention_zoo.attention.dense.norms import l2_normalise
 from attention_zoo.attention.precision import autocast_disabled, upcast
-from attention_zoo.attention.softmax import SITES_OF_SOFTMAX, Heads, SoftmaxAttention
-from attention_zoo.masks import Mask
+from attention_zoo.attention.softmax import QKV, SITES_OF_SOFTMAX, SoftmaxAttention
+from attention_zoo.masks import Visibility
 from attention_zoo.zoo import ATTENTION, AttentionCard
 
 FLOOR = 0.01  # of τ
@@ -26,14 +26,12 @@ FLOOR = 0.01  # of τ
         masks=("causal", "window", "key_mask", "segment_ids", "query_segment_ids"),
         positions=SITES_OF_SOFTMAX,
         cache="keys of length one, and values",
-        decode_state="2·t·g·c",
     )
 )
 class CosineAttention(SoftmaxAttention):
-    """softmax(cos(Q, K)/τ + bias) V: how long a query or a key is has no effect.
+    """softmax(cos(Q, K)/τ + bias) V: the length of a query or a key has no effect.
 
-    Every head learns a temperature τ, kept as log(1/τ). It starts at 0.1 and counts as 0.01 where
-    it would be lower.
+    Every head learns a temperature τ, stored as log(1/τ). It starts at 0.1, and is 0.01 at least.
     """
 
     def __init__(self, **options: Any) -> None:
@@ -42,29 +40,35 @@ class CosineAttention(SoftmaxAttention):
         self.log_sharpness = nn.Parameter(torch.full((self.heads,), math.log(10.0)))
 
     def project_query(self, x: Tensor) -> Tensor:
-        """cos(Q, K)/τ is the product of these, [b h q c], and the keys of length one."""
+        """Return [b h q c], whose products with keys of length one are cos(Q, K)/τ."""
         sharpness = self.log_sharpness.clamp(max=-math.log(FLOOR)).exp()
-        return unit(upcast(super().project_query(x))) * sharpness[:, None, None]
+        return l2_normalise(upcast(super().project_query(x))) * sharpness[:, None, None]
 
     def project_key_value(self, source: Tensor) -> tuple[Tensor, Tensor]:
         k, v = super().project_key_value(source)
-        return unit(upcast(k)).to(k.dtype), v
+        return l2_normalise(upcast(k)).to(k.dtype), v
 
-    def attend(self, heads: Heads, mask: Mask, last: int) -> Tensor:
-        with autocast_disabled(heads.v):
-            return super().attend(wide(heads), mask, last).to(heads.v.dtype)
+    def attend(self, qkv: QKV, visible: Visibility) -> Tensor:
+        with autocast_disabled(qkv.v):
+            return super().attend(upcast_qkv(qkv), visible).to(qkv.v.dtype)
 
-    def weights(self, heads: Heads, visible: Tensor | None) -> Tensor:
-        with autocast_disabled(heads.v):
-            return super().weights(wide(heads), visible).to(heads.v.dtype)
+    def weights(self, qkv: QKV, visible: Visibility) -> Tensor:
+        with autocast_disabled(qkv.v):
+            return super().weights(upcast_qkv(qkv), visible).to(qkv.v.dtype)
+
+    def naive_qkv(self, x: Tensor, source: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        q, k, v = super().naive_qkv(x, source)
+        q, k = (part / (part**2).sum(dim=-1, keepdim=True).sqrt() for part in (q, k))
+        temperatures = torch.exp(-self.log_sharpness).clamp(min=FLOOR)
+        return q / temperatures[:, None, None], k, v
 
     def naive_scores(self, head: int, query: Tensor, keys: Tensor) -> Tensor:
-        return (query * keys).sum(-1)
+        return keys @ query
 
 
-def wide(heads: Heads) -> Heads:
-    """In float32 at least.
+def upcast_qkv(qkv: QKV) -> QKV:
+    """Return queries, keys and values in float32 at least.
 
     Scores go up to 1/τ = 100: factors rounded to bfloat16 would make errors of some tenths.
     """
-    return heads._replace(q=upcast(heads.q), k=upcast(heads.k), v=upcast(heads.v))
+    return qkv._replace(q=upcast(qkv.q), k=upcast(qkv.k), v=upcast(qkv.v))

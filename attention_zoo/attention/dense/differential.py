@@ -7,15 +7,12 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from attention_zoo.attention.dense.definition import (
-    scores_by_definition,
-    weights_by_definition,
-)
-from attention_zoo.attention.dense.norms import rms_normed
+from attention_zoo.attention import naive
+from attention_zoo.attention.dense.norms import rms_normalise
 from attention_zoo.attention.precision import upcast
-from attention_zoo.attention.softmax import Heads, SoftmaxAttention
+from attention_zoo.attention.softmax import QKV, SoftmaxAttention
 from attention_zoo.errors import UserError
-from attention_zoo.masks import Mask
+from attention_zoo.masks import Visibility
 from attention_zoo.zoo import ATTENTION, AttentionCard
 
 
@@ -32,12 +29,11 @@ from attention_zoo.zoo import ATTENTION, AttentionCard
         masks=("causal", "window", "key_mask", "segment_ids", "query_segment_ids"),
         positions=("positions", "embeddings", "heads", "scores"),
         cache="keys and values",
-        decode_state="2·t·g·c",
         weights="signed",
     )
 )
 class DifferentialAttention(SoftmaxAttention):
-    """The difference of two maps, which cancels what both give to the irrelevant:
+    """The difference of two maps, which cancels what both give to irrelevant keys.
 
         head = (1 − λ_init)·RMSNorm((A₁ − λ A₂) V),   A_i = softmax(Q_i K_iᵀ/√(c/2))
         λ = exp(λ_q1·λ_k1) − exp(λ_q2·λ_k2) + λ_init,   λ_init = 0.8 − 0.6·exp(−0.3·layer)
@@ -45,7 +41,7 @@ class DifferentialAttention(SoftmaxAttention):
     The two queries, and keys, of a head are the two halves of its c channels; its values have all
     c. In the authors' code these are the neighbouring score heads 2i and 2i + 1, in DiffLlama the
     heads i and i + h: permutations of the same. One λ serves all heads of a layer. An encoding
-    turns each half by itself; a bias is added to both maps.
+    rotates each half by itself; a bias is added to both maps.
     """
 
     def __init__(self, **options: Any) -> None:
@@ -57,7 +53,7 @@ class DifferentialAttention(SoftmaxAttention):
             )
         self.scale = self.position_dim**-0.5
         # The paper counts layers from 1.
-        self.start = 0.8 - 0.6 * math.exp(-0.3 * self.layer)
+        self.initial_mix = 0.8 - 0.6 * math.exp(-0.3 * self.layer)
         # λ_q and λ_k of both maps, with the deviation of the authors' code.
         self.query_mix = nn.Parameter(torch.randn(2, self.position_dim) * 0.1)
         self.key_mix = nn.Parameter(torch.randn(2, self.position_dim) * 0.1)
@@ -67,62 +63,58 @@ class DifferentialAttention(SoftmaxAttention):
         return self.head_dim // 2
 
     def mix(self) -> Tensor:
-        """λ, a number."""
+        """Return λ, a number."""
         first, second = (self.query_mix * self.key_mix).sum(dim=-1).exp()
-        return first - second + self.start
+        return first - second + self.initial_mix
 
     def project_query(self, x: Tensor) -> Tensor:
-        """[b q d] -> [b 2h q c/2], the halves of a head beside each other."""
-        return halves(super().project_query(x))
+        """Project [b q d] to [b 2h q c/2], the halves of a head next to each other."""
+        return split_halves(super().project_query(x))
 
     def project_key_value(self, source: Tensor) -> tuple[Tensor, Tensor]:
-        """[b k d] -> [b 2g k c/2], [b g k c]."""
+        """Project [b k d] to keys [b 2g k c/2] and values [b g k c]."""
         k, v = super().project_key_value(source)
-        return halves(k), v
+        return split_halves(k), v
 
-    def attend(self, heads: Heads, mask: Mask, last: int) -> Tensor:
+    def attend(self, qkv: QKV, visible: Visibility) -> Tensor:
         attend = super().attend
-        first, second = (attend(map_of(heads, i), mask, last) for i in (0, 1))
+        first, second = (attend(select_half(qkv, half), visible) for half in (0, 1))
         return first - self.mix() * second
 
-    def weights(self, heads: Heads, visible: Tensor | None) -> Tensor:
+    def weights(self, qkv: QKV, visible: Visibility) -> Tensor:
         weights = super().weights
-        first, second = (weights(map_of(heads, i), visible) for i in (0, 1))
+        first, second = (weights(select_half(qkv, half), visible) for half in (0, 1))
         return first - self.mix() * second
 
-    def finish(self, attended: Tensor, x: Tensor) -> Tensor:
-        normed = rms_normed(upcast(attended), (-1,), epsilon=1e-5)
-        return self.project_output((normed * (1.0 - self.start)).to(attended.dtype))
+    def project_output(self, attended: Tensor, x: Tensor) -> Tensor:
+        normed = rms_normalise(upcast(attended), (-1,), epsilon=1e-5)
+        normed = normed * (1.0 - self.initial_mix)
+        return super().project_output(normed.to(attended.dtype), x)
 
-    def naive(
-        self,
-        x: Tensor,
-        context: Tensor | None = None,
-        *,
-        visible: Tensor,
-        positions: Tensor | None = None,
-    ) -> Tensor:
-        """The paper's equation, with both maps in full. `visible` is [b q k]."""
-        heads = self.heads_of(x, context, positions, None)
-        groups = torch.arange(self.heads) * self.kv_heads // self.heads
-        bias = self.score_bias(heads, visible[:, None])
+    def naive(self, x: Tensor, source: Tensor, visible: Tensor, positions: Tensor) -> Tensor:
+        """Compute the paper's equation with both maps in full."""
+        q, k, v = self.naive_qkv(x, source)
+        width = self.head_dim // 2
         maps = []
-        for half in (0, 1):
-            q, k = heads.q[:, half::2], heads.k[:, half::2][:, groups]
-            scores = scores_by_definition(q, k, bias, width=self.position_dim)
-            maps.append(weights_by_definition(scores, visible))
+        for half in (slice(0, width), slice(width, None)):
+            heads = q[..., half], k[..., half]
+            scores = self.naive_score_matrix(*heads, source, visible, positions)
+            maps.append(naive.softmax(scores, visible))
         (q1, q2), (k1, k2) = self.query_mix, self.key_mix
-        mix = torch.exp(q1 @ k1) - torch.exp(q2 @ k2) + self.start
-        out = (maps[0] - mix * maps[1]) @ heads.v[:, groups]
-        normed = out / torch.sqrt((out**2).mean(dim=-1, keepdim=True) + 1e-5)
-        return self.project_output((1.0 - self.start) * normed)
+        mix = torch.exp(q1 @ k1) - torch.exp(q2 @ k2) + self.initial_mix
+        attended = (maps[0] - mix * maps[1]) @ v
+        normed = attended / torch.sqrt((attended**2).mean(dim=-1, keepdim=True) + 1e-5)
+        return self.naive_output((1.0 - self.initial_mix) * normed, x)
+
+    def naive_scores(self, head: int, query: Tensor, keys: Tensor) -> Tensor:
+        return keys @ query / math.sqrt(self.head_dim / 2)
 
 
-def halves(x: Tensor) -> Tensor:
-    """[b h t c] -> [b 2h t c/2]."""
+def split_halves(x: Tensor) -> Tensor:
+    """Split heads [b h t c] into halves [b 2h t c/2]."""
     return rearrange(x, "b h t (half c) -> b (h half) t c", half=2)
 
 
-def map_of(heads: Heads, half: int) -> Heads:
-    """The heads of the first, or of the second map."""
-    return heads._replace(q=heads.q[:, half::2], k=heads.k[:, half::2])
+def select_half(qkv: QKV, half: int) -> QKV:
+    """Return the queries and keys of the first, or of the second map."""
+    return qkv._replace(q=qkv.q[:, half::2], k=qkv.k[:, half::2])

@@ -6,6 +6,7 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
+from attention_zoo.attention import naive
 from attention_zoo.attention.softmax import SITES_OF_SOFTMAX, SoftmaxAttention
 from attention_zoo.zoo import ATTENTION, AttentionCard
 
@@ -20,15 +21,14 @@ from attention_zoo.zoo import ATTENTION, AttentionCard
         masks=("causal", "window", "key_mask", "segment_ids", "query_segment_ids"),
         positions=SITES_OF_SOFTMAX,
         cache="keys and values",
-        decode_state="2·t·g·c",
     )
 )
 class GatedAttention(SoftmaxAttention):
-    """Every channel of every head passes a gate that its query's token opens:
+    """A gate that depends on the query's token scales every channel of every head.
 
         out = (softmax(QKᵀ/√c) V ⊙ σ(x W_G)) W_O
 
-    This is the place G1 of the paper: after attention, before the output projection.
+    This is the position G1 of the paper: after attention, before the output projection.
     """
 
     def __init__(self, **options: Any) -> None:
@@ -37,6 +37,10 @@ class GatedAttention(SoftmaxAttention):
             self.dim, self.heads * self.head_dim, bias=self.output.bias is not None
         )
 
-    def finish(self, attended: Tensor, x: Tensor) -> Tensor:
+    def project_output(self, attended: Tensor, x: Tensor) -> Tensor:
         gate = rearrange(self.gate(x), "b q (h c) -> b h q c", h=self.heads)
-        return self.project_output(attended * torch.sigmoid(gate))
+        return super().project_output(attended * torch.sigmoid(gate), x)
+
+    def naive_output(self, attended: Tensor, x: Tensor) -> Tensor:
+        gates = 1 / (1 + torch.exp(-naive.linear_heads(self.gate, x, self.heads)))
+        return super().naive_output(attended * gates, x)

@@ -2,9 +2,11 @@
 
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
-from attention_zoo.attention.softmax import Heads, SoftmaxAttention
+from attention_zoo.attention import naive
+from attention_zoo.attention.softmax import QKV, SoftmaxAttention
 from attention_zoo.caches import TokenCache
 from attention_zoo.zoo import ATTENTION, AttentionCard
 
@@ -21,15 +23,14 @@ from attention_zoo.zoo import ATTENTION, AttentionCard
         masks=("causal", "window", "key_mask", "segment_ids", "query_segment_ids"),
         positions=("positions", "embeddings", "heads", "width", "length", "scores", "content"),
         cache="the tokens themselves, which are the keys of all heads, and values",
-        decode_state="t·(d + h·c)",
     )
 )
 class GeneralAttention(SoftmaxAttention):
     """A head scores the pair of tokens x, y by a matrix W [d d] of its own: s = x W yᵀ, unscaled.
 
     Multi-head attention does so too, with W = W_Q W_Kᵀ of rank c at most. Here W has full rank, and
-    nothing is projected on the side of the keys: all heads share them, and an encoding turns all d
-    channels. A head costs as much as d/c heads there.
+    keys are not projected: all heads share them, and an encoding rotates all d channels. A head
+    costs as much as d/c heads there.
     """
 
     decided_options = ("kv_heads",)
@@ -48,20 +49,26 @@ class GeneralAttention(SoftmaxAttention):
         return self.dim
 
     def project_key_value(self, source: Tensor) -> tuple[Tensor, Tensor]:
-        """[b k d] -> [b 1 k d], [b h k c]."""
+        """Return the inputs as keys [b 1 k d], and project values [b h k c]."""
         v = self.value(source).unflatten(-1, (self.heads, self.head_dim)).transpose(1, 2)
         return source[:, None], v
 
-    def heads_of(
-        self,
-        x: Tensor,
-        context: Tensor | None,
-        positions: Tensor | None,
-        cache: TokenCache | None,
-    ) -> Heads:
-        """As the base's, with the kept keys given to every head."""
-        heads = super().heads_of(x, context, positions, cache)
-        return heads._replace(k=heads.k.expand(-1, self.heads, -1, -1))
+    def project_qkv(
+        self, x: Tensor, context: Tensor | None, positions: Tensor, cache: TokenCache | None
+    ) -> QKV:
+        """Give the cached keys to every head."""
+        qkv = super().project_qkv(x, context, positions, cache)
+        return qkv._replace(k=qkv.k.expand(-1, self.heads, -1, -1))
+
+    def decode_state(self, tokens: int) -> int:
+        return tokens * (self.dim + self.heads * self.head_dim)
+
+    def naive_qkv(self, x: Tensor, source: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        return (
+            naive.linear_heads(self.query, x, self.heads),
+            torch.stack([source] * self.heads, dim=1),
+            naive.linear_heads(self.value, source, self.heads),
+        )
 
     def naive_scores(self, head: int, query: Tensor, keys: Tensor) -> Tensor:
-        return (query * keys).sum(-1)
+        return keys @ query

@@ -16,7 +16,6 @@ from attention_zoo.zoo import ATTENTION, AttentionCard
         masks=("causal", "window", "key_mask", "segment_ids", "query_segment_ids"),
         positions=SITES_OF_SOFTMAX,
         cache="keys and values of g heads",
-        decode_state="2·t·g·c",
     )
 )
 class GroupedQueryAttention(SoftmaxAttention):

@@ -16,11 +16,10 @@ from attention_zoo.zoo import ATTENTION, AttentionCard
         masks=("causal", "window", "key_mask", "segment_ids", "query_segment_ids"),
         positions=SITES_OF_SOFTMAX,
         cache="keys and values",
-        decode_state="2·t·h·c",
     )
 )
 class MultiHeadAttention(SoftmaxAttention):
-    """Heads attend side by side, each in a projection of its own:
+    """Several heads attend in parallel, each with its own projections.
 
     head_i = softmax(Q_i K_iᵀ/√c) V_i,   out = [head_1 … head_h] W_O
     """

@@ -1,17 +1,17 @@
 """Multi-head latent attention (DeepSeek-AI 2024)."""
 
 import math
-from itertools import product
 from typing import Any
 
 import torch
 from einops import rearrange
 from torch import Tensor, nn
 
+from attention_zoo.attention import naive
 from attention_zoo.attention.dense.norms import RMSNorm
-from attention_zoo.attention.softmax import Heads, SoftmaxAttention
+from attention_zoo.attention.softmax import QKV, SoftmaxAttention
 from attention_zoo.errors import UserError
-from attention_zoo.masks import Mask
+from attention_zoo.masks import Mask, Visibility
 from attention_zoo.zoo import ATTENTION, AttentionCard
 
 
@@ -27,24 +27,23 @@ from attention_zoo.zoo import ATTENTION, AttentionCard
         masks=("causal", "window", "key_mask", "segment_ids", "query_segment_ids"),
         positions=("positions", "embeddings", "heads", "scores"),
         cache="latents, and one rotary key for all heads",
-        decode_state="t·(l + r)",
     )
 )
 class MultiHeadLatentAttention(SoftmaxAttention):
-    """Keys and values of all heads are projected up from one small latent, which is what is kept.
+    """Keys and values of all heads are projected from one small latent, which the cache keeps.
 
-    A rotation would come between the latent and its projection, so positions turn a part of their
-    own: r channels of each query, and one key of r channels for all heads.
+    A rotation would come between the latent and its projection, so positions rotate separate
+    channels: r channels of each query, and one key of r channels that all heads share.
 
-    A few queries on many keys, as in decoding, need neither keys nor values: their projections are
-    absorbed by the queries and by what is attended to, q·(W_K l) = (W_Kᵀ q)·l.
+    A few queries on many keys, as in decoding, need neither keys nor values: the queries and the
+    weighted sums absorb their projections, q·(W_K l) = (W_Kᵀ q)·l.
 
     Args:
-        latent_dim: width l of the latent; 4·c, as in the paper, if not given.
-        query_latent_dim: width of a latent for the queries, which saves memory in training; none,
-            if not given.
-        rope_dim: width r of the rotary part, which cross-attention does not have; c/2, as in the
-            paper, if not given.
+        latent_dim: width l of the latent; default: 4·c, as in the paper.
+        query_latent_dim: width of a latent for the queries, which saves memory in training;
+            default: no such latent.
+        rope_dim: width r of the rotary part, which cross-attention does not have; default: c/2,
+            as in the paper.
     """
 
     decided_options = ("kv_heads",)
@@ -73,11 +72,11 @@ class MultiHeadLatentAttention(SoftmaxAttention):
         self.scale = (self.head_dim + self.rope_dim) ** -0.5
 
         bias = self.output.bias is not None
-        self.latent = self.to_latent(latent_dim, bias=bias)
+        self.latent = self.new_latent(latent_dim, bias=bias)
         self.query_latent: nn.Module = nn.Identity()
         source = self.dim
         if query_latent_dim is not None:
-            self.query_latent = self.to_latent(query_latent_dim, bias=bias)
+            self.query_latent = self.new_latent(query_latent_dim, bias=bias)
             source = query_latent_dim
         query_dim = self.heads * (self.head_dim + self.rope_dim)
         self.query = nn.Linear(source, query_dim, bias=bias)
@@ -91,96 +90,88 @@ class MultiHeadLatentAttention(SoftmaxAttention):
     def position_dim(self) -> int:
         return super().position_dim if self.role == "cross" else self.rope_dim
 
-    @property
-    def sizes(self) -> dict[str, int]:
-        return super().sizes | {"l": self.latent_dim, "r": self.rope_dim}
+    def decode_state(self, tokens: int) -> int:
+        return tokens * (self.latent_dim + self.rope_dim)
 
-    def to_latent(self, width: int, *, bias: bool) -> nn.Module:
+    def new_latent(self, width: int, *, bias: bool) -> nn.Sequential:
+        """Create a projection to a latent, with its norm."""
         return nn.Sequential(nn.Linear(self.dim, width, bias=bias), RMSNorm(width))
 
     def project_query(self, x: Tensor) -> Tensor:
-        """[b q d] -> [b h q c+r]."""
+        """Project [b q d] to [b h q c+r]."""
         return super().project_query(self.query_latent(x))
 
     def project_key_value(self, source: Tensor) -> tuple[Tensor, Tensor]:
-        """[b k d] -> the shared key [b 1 k r] and the latent [b 1 k l], which are kept."""
+        """Project [b k d] to what is cached: a shared key [b 1 k r] and a latent [b 1 k l]."""
         latent = self.latent(source)[:, None]
         shared = self.shared_key(source)[:, None] if self.rope_dim else latent[..., :0]
         return shared, latent
 
-    def rotate(self, q: Tensor, k: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
-        plain, turned = q.split([self.head_dim, self.rope_dim], dim=-1)
-        turned, k = self.position.rotate(turned, k, positions)
-        return torch.cat([plain, turned], dim=-1), k
+    def apply_position(self, q: Tensor, k: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
+        plain, rotary = q.split([self.head_dim, self.rope_dim], dim=-1)
+        rotary, k = self.position.rotate(rotary, k, positions)
+        return torch.cat([plain, rotary], dim=-1), k
 
-    def values(
-        self,
-        x: Tensor,
-        context: Tensor | None = None,
-        *,
-        mask: Mask = Mask(),
-        positions: Tensor | None = None,
-    ) -> Tensor:
-        return self.up(self.value, self.latent(x if context is None else context))
+    def compute_values(self, source: Tensor, mask: Mask, positions: Tensor) -> Tensor:
+        return self.project_up(self.value, self.latent(source))
 
-    def attend(self, heads: Heads, mask: Mask, last: int) -> Tensor:
-        if not self.absorbs(heads.q.shape[2], heads.k.shape[2]):
-            return super().attend(self.expanded(heads), mask, last)
-        plain, turned = heads.q.split([self.head_dim, heads.q.shape[3] - self.head_dim], dim=-1)
-        one = heads._replace(
-            q=torch.cat([plain @ self.per_head(self.key), turned], dim=-1),
-            k=torch.cat([heads.v, heads.k], dim=-1),
+    def attend(self, qkv: QKV, visible: Visibility) -> Tensor:
+        if not self.absorbs(qkv.q.shape[2], qkv.k.shape[2]):
+            return super().attend(self.expand(qkv), visible)
+        plain, rotary = qkv.q.split([self.head_dim, qkv.q.shape[3] - self.head_dim], dim=-1)
+        absorbed = qkv._replace(
+            q=torch.cat([plain @ self.matrix_per_head(self.key), rotary], dim=-1),
+            k=torch.cat([qkv.v, qkv.k], dim=-1),
         )
-        return super().attend(one, mask, last) @ self.per_head(self.value).transpose(-2, -1)
+        latents = super().attend(absorbed, visible)
+        return latents @ self.matrix_per_head(self.value).transpose(-2, -1)
 
-    def weights(self, heads: Heads, visible: Tensor | None) -> Tensor:
-        return super().weights(self.expanded(heads), visible)
+    def weights(self, qkv: QKV, visible: Visibility) -> Tensor:
+        return super().weights(self.expand(qkv), visible)
 
     def absorbs(self, queries: int, keys: int) -> bool:
-        """Whether it takes fewer multiplications to attend to latents than to make keys of them."""
+        """Return whether attending to latents takes fewer products than computing the keys."""
         wide, narrow = self.latent_dim, self.head_dim
-        making = keys * wide * narrow + queries * keys * narrow
+        expanding = keys * wide * narrow + queries * keys * narrow
         absorbing = queries * wide * narrow + queries * keys * wide
-        return absorbing < making
+        return absorbing < expanding
 
-    def expanded(self, heads: Heads) -> Heads:
-        """With the keys [b h k c+r] and values [b h k c] of every head."""
-        latent = heads.v[:, 0]
-        shared = heads.k.expand(-1, self.heads, -1, -1)
-        k = torch.cat([self.up(self.key, latent), shared], dim=-1)
-        return heads._replace(k=k, v=self.up(self.value, latent))
+    def expand(self, qkv: QKV) -> QKV:
+        """Compute the keys [b h k c+r] and values [b h k c] of every head."""
+        latent = qkv.v[:, 0]
+        shared = qkv.k.expand(-1, self.heads, -1, -1)
+        k = torch.cat([self.project_up(self.key, latent), shared], dim=-1)
+        return qkv._replace(k=k, v=self.project_up(self.value, latent))
 
-    def up(self, projection: nn.Module, latent: Tensor) -> Tensor:
-        """[b k l] -> [b h k c]."""
+    def project_up(self, projection: nn.Module, latent: Tensor) -> Tensor:
+        """Project latents [b k l] to heads [b h k c]."""
         return rearrange(projection(latent), "b k (h c) -> b h k c", h=self.heads)
 
-    def per_head(self, projection: nn.Linear) -> Tensor:
-        """The matrix of an up-projection, [h c l]."""
+    def matrix_per_head(self, projection: nn.Linear) -> Tensor:
+        """Return the matrix of an up-projection, [h c l]."""
         return projection.weight.unflatten(0, (self.heads, self.head_dim))
 
-    def naive(
-        self,
-        x: Tensor,
-        context: Tensor | None = None,
-        *,
-        visible: Tensor,
-        positions: Tensor | None = None,
-    ) -> Tensor:
-        """The paper's equations, one query of one head at a time. `visible` is [b q k]."""
-        heads = self.heads_of(x, context, positions, None)
-        latent, shared = heads.v[:, 0], heads.k[:, 0]
-        bias = self.score_bias(heads, visible[:, None])
-        out = heads.q.new_zeros(*heads.q.shape[:3], self.head_dim)
-        for b, h, i in product(*map(range, out.shape[:3])):
-            seen = visible[b, i].nonzero()[:, 0]
-            if len(seen) == 0:
-                continue
-            own = slice(h * self.head_dim, (h + 1) * self.head_dim)
-            keys = latent[b, seen] @ self.key.weight[own].T
-            keys = torch.cat([keys, shared[b, seen]], dim=-1)
-            scores = keys @ heads.q[b, h, i] / math.sqrt(self.head_dim + self.rope_dim)
-            if bias is not None:
-                scores = scores + bias[b % bias.shape[0], h, i, seen]
-            values = latent[b, seen] @ self.value.weight[own].T
-            out[b, h, i] = self.naive_weights(h, scores) @ values
-        return self.finish(out, x)
+    def naive(self, x: Tensor, source: Tensor, visible: Tensor, positions: Tensor) -> Tensor:
+        """Compute the paper's equations, with all keys and values in full."""
+        latent = naive_latent(self.latent, source)
+        if isinstance(self.query_latent, nn.Sequential):
+            x = naive_latent(self.query_latent, x)
+        q = naive.linear_heads(self.query, x, self.heads)
+        content, rotary = q[..., : self.head_dim], q[..., self.head_dim :]
+        k, v = (naive.linear_heads(up, latent, self.heads) for up in (self.key, self.value))
+        scores = torch.einsum("b h q c, b h k c -> b h q k", content, k)
+        scores = scores / math.sqrt(self.head_dim + self.rope_dim)
+        if self.rope_dim:
+            shared = naive.linear(self.shared_key, source)[:, None].expand(-1, self.heads, -1, -1)
+            scores = scores + self.naive_score_matrix(rotary, shared, source, visible, positions)
+        return self.naive_output(naive.softmax(scores, visible) @ v, x)
+
+    def naive_scores(self, head: int, query: Tensor, keys: Tensor) -> Tensor:
+        return keys @ query / math.sqrt(self.head_dim + self.rope_dim)
+
+
+def naive_latent(layers: nn.Sequential, x: Tensor) -> Tensor:
+    """Project inputs [b t d] to normalised latents [b t l]."""
+    down, norm = layers
+    assert isinstance(down, nn.Linear) and isinstance(norm, RMSNorm)
+    return naive.rms_norm(naive.linear(down, x), norm.weight, epsilon=1e-6)

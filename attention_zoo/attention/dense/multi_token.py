@@ -7,9 +7,9 @@ from einops import einsum, rearrange
 from torch import Tensor, nn
 from torch.nn.functional import conv2d, pad
 
-from attention_zoo.attention.dense.definition import heads_in_full, scores_by_definition
+from attention_zoo.attention import naive
 from attention_zoo.attention.explicit_scores import ExplicitScoresAttention
-from attention_zoo.attention.softmax import Heads
+from attention_zoo.attention.softmax import QKV
 from attention_zoo.backends.reference import masked_softmax
 from attention_zoo.caches import Cache, TokenCache
 from attention_zoo.errors import UserError
@@ -17,18 +17,18 @@ from attention_zoo.zoo import ATTENTION, AttentionCard
 
 
 class QueryCache(TokenCache):
-    """Of every token what attention keeps, and of the last few their queries too."""
+    """A token cache that also keeps the queries of the last few tokens."""
 
     def __init__(self, count: int) -> None:
         super().__init__()
         self.count = count
         self.queries: dict[str, Tensor] = {}
 
-    def join(self, **new: Tensor) -> dict[str, Tensor]:
-        """Take in queries [b … q c]; return the kept ones with the new ones behind them."""
-        held = self.queries
+    def append_queries(self, **new: Tensor) -> dict[str, Tensor]:
+        """Take in queries [b … q c]; return the cached ones followed by the new ones."""
+        cached = self.queries
         joined = {
-            name: torch.cat([held[name], part], dim=-2) if name in held else part
+            name: torch.cat([cached[name], part], dim=-2) if name in cached else part
             for name, part in new.items()
         }
         # A copy: a slice would hold on to all of a long prompt.
@@ -56,22 +56,21 @@ class QueryCache(TokenCache):
         masks=("causal", "window", "key_mask", "segment_ids"),
         positions=("positions", "embeddings", "heads", "width", "scores", "content"),
         cache="keys and values, and the last C − 1 queries",
-        decode_state="2·t·g·c + min(t, C - 1)·h·c",
         weights="signed",
     )
 )
 class MultiTokenAttention(ExplicitScoresAttention):
-    """Weights that depend on several queries and keys, by a convolution over the scores:
+    """Weights that depend on several queries and keys, by a convolution over the scores.
 
         z_ij = Σ_{l < C} Σ_m θ_lm s_{i−l, j−m},   −⌊K/2⌋ ≤ m < ⌈K/2⌉
         a_h = Σ_{h'} W_hh' softmax_j(z_h'),   out = a V
 
     A score s counts as zero where its query does not see its key, or where query i does not see the
-    token of query i − l; z is masked as usual. θ is of each head its own; W mixes within groups of
+    token of query i − l; z is masked as usual. Each head has its own θ; W mixes within groups of
     heads. Both start as the identity.
 
     Args:
-        query_kernel: C, in queries, the latest one included.
+        query_kernel: C, in queries, the current one included.
         key_kernel: K, in keys.
         head_kernel: heads in a group.
     """
@@ -101,74 +100,60 @@ class MultiTokenAttention(ExplicitScoresAttention):
         self.kernel = nn.Parameter(kernel)
         self.mixture = nn.Parameter(torch.eye(head_kernel).repeat(self.heads // head_kernel, 1, 1))
 
-    @property
-    def sizes(self) -> dict[str, int]:
-        return super().sizes | {"C": self.kernel.shape[1]}
+    def decode_state(self, tokens: int) -> int:
+        queries = min(tokens, self.kernel.shape[1] - 1)
+        return super().decode_state(tokens) + queries * self.heads * self.head_dim
 
-    def empty_cache(self) -> Cache:
+    def create_cache(self) -> Cache:
         return QueryCache(self.kernel.shape[1] - 1)
 
-    def heads_of(
-        self,
-        x: Tensor,
-        context: Tensor | None,
-        positions: Tensor | None,
-        cache: TokenCache | None,
-    ) -> Heads:
-        """With the earlier queries that the convolution of the new ones' scores reads."""
-        heads = super().heads_of(x, context, positions, cache)
+    def project_qkv(
+        self, x: Tensor, context: Tensor | None, positions: Tensor, cache: TokenCache | None
+    ) -> QKV:
+        """Put the earlier queries, which the convolution reads, before the new ones."""
+        qkv = super().project_qkv(x, context, positions, cache)
         if cache is None:
-            return heads
+            return qkv
         assert isinstance(cache, QueryCache)
-        token_positions = heads.q_positions.expand(len(x), -1)[..., None]
-        joined = cache.join(q=heads.q, positions=token_positions)
-        return heads._replace(q=joined["q"], q_positions=joined["positions"][..., 0])
+        q_positions = qkv.q_positions.expand(len(x), -1)[..., None]
+        joined = cache.append_queries(q=qkv.q, positions=q_positions)
+        return qkv._replace(q=joined["q"], q_positions=joined["positions"][..., 0])
 
-    def finish(self, attended: Tensor, x: Tensor) -> Tensor:
-        # Rows before these are of earlier queries.
-        return self.project_output(attended[:, :, -x.shape[1] :])
+    def project_output(self, attended: Tensor, x: Tensor) -> Tensor:
+        # The rows before these belong to earlier queries.
+        return super().project_output(attended[:, :, -x.shape[1] :], x)
 
     def normalise(self, scores: Tensor, visible: Tensor | None) -> Tensor:
         if visible is None:
             visible = torch.ones_like(scores[:1, :1], dtype=torch.bool)
-        weights = masked_softmax(self.convolved(scores, visible), visible)
+        weights = masked_softmax(self.convolve(scores, visible), visible)
         grouped = rearrange(weights, "b (n i) q k -> b n i q k", i=self.mixture.shape[1])
         mixed = einsum(self.mixture, grouped, "n o i, b n i q k -> b n o q k")
         return mixed.flatten(1, 2)
 
-    def convolved(self, scores: Tensor, visible: Tensor) -> Tensor:
-        """z [b h q k] of scores s. The queries are the last ones."""
+    def convolve(self, scores: Tensor, visible: Tensor) -> Tensor:
+        """Compute z [b h q k] from scores s. The queries are the last ones."""
         rows, keys = scores.shape[2:]
         count, width = self.kernel.shape[1:]
-        # Above the first query stand count - 1 of zeros, and so before the first key.
+        # Pad with count - 1 rows of zeros before the first query.
         scores = pad(scores.masked_fill(~visible, 0.0), (0, 0, count - 1, 0))
         seen = pad(visible, (count - 1, 0))
-        # Keys are read from the right to the left by θ, and from the left to the right by torch.
+        # θ counts keys from right to left, conv2d from left to right.
         kernel = self.kernel.flip(-1)[:, None, None]
         total = scores.new_zeros(())
         for back in range(count):
             offset = count - 1 - back
-            # Whether each query sees the token `back` places before its own.
+            # Whether each query sees the token `back` columns before its own.
             sees = seen.diagonal(keys - rows + offset, 2, 3)[..., None]
             part = scores[:, :, offset : offset + rows].masked_fill(~sees, 0.0)
             part = pad(part, ((width - 1) // 2, width // 2))
             total = total + conv2d(part, kernel[:, :, :, back], groups=self.heads)
         return total
 
-    def naive(
-        self,
-        x: Tensor,
-        context: Tensor | None = None,
-        *,
-        visible: Tensor,
-        positions: Tensor | None = None,
-    ) -> Tensor:
-        """A sum over the places of the kernel, each with the scores shifted there."""
-        heads = self.heads_of(x, context, positions, None)
-        k, v = heads_in_full(heads)
-        bias = self.score_bias(heads, visible[:, None])
-        scores = scores_by_definition(heads.q, k, bias, width=self.head_dim)
-        scores = scores * visible[:, None]
+    def naive(self, x: Tensor, source: Tensor, visible: Tensor, positions: Tensor) -> Tensor:
+        """Sum over the kernel's entries, each with the scores shifted accordingly."""
+        q, k, v = self.naive_qkv(x, source)
+        scores = self.naive_score_matrix(q, k, source, visible, positions)
         length, width = x.shape[1], self.kernel.shape[2]
         total = torch.zeros_like(scores)
         for back in range(min(self.kernel.shape[1], length)):
@@ -179,9 +164,6 @@ class MultiTokenAttention(ExplicitScoresAttention):
                 here = slice(max(-shift, 0), length - max(shift, 0))
                 part = (scores[:, :, : length - back, here] * sees) * weight
                 total[:, :, back:, there] += part
-        powers = torch.exp(total - total.amax(dim=-1, keepdim=True).detach()) * visible[:, None]
-        sums = powers.sum(dim=-1, keepdim=True)
-        weights = powers / sums.masked_fill(sums == 0, 1.0)
-        mixture = torch.block_diag(*self.mixture)
-        mixed = torch.einsum("h i, b i q k -> b h q k", mixture, weights)
-        return self.finish(mixed @ v, x)
+        weights = naive.softmax(total, visible)
+        mixed = torch.einsum("h i, b i q k -> b h q k", torch.block_diag(*self.mixture), weights)
+        return self.naive_output(mixed @ v, x)

@@ -1,4 +1,4 @@
-"""Norms inside attention: of queries, keys, latents. In float32 at least, and back."""
+"""Norms of queries, keys and latents, computed in float32 at least."""
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +12,7 @@ class RMSNorm(nn.Module):
 
     Args:
         shape: of the weight w, which starts with ones.
-        over: the dimensions that the mean is taken over.
+        over: dimensions that the mean is taken over.
     """
 
     def __init__(self, *shape: int, over: tuple[int, ...] = (-1,)) -> None:
@@ -21,14 +21,14 @@ class RMSNorm(nn.Module):
         self.over = over
 
     def forward(self, x: Tensor) -> Tensor:
-        return (rms_normed(upcast(x), self.over, epsilon=1e-6) * self.weight).to(x.dtype)
+        return (rms_normalise(upcast(x), self.over, epsilon=1e-6) * self.weight).to(x.dtype)
 
 
 class L2Norm(nn.Module):
     """x / |x|, of each head."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return unit(upcast(x)).to(x.dtype)
+        return l2_normalise(upcast(x)).to(x.dtype)
 
 
 class ScaledL2Norm(nn.Module):
@@ -43,14 +43,14 @@ class ScaledL2Norm(nn.Module):
         self.scale = nn.Parameter(torch.tensor(start))
 
     def forward(self, x: Tensor) -> Tensor:
-        return (unit(upcast(x)) * self.scale).to(x.dtype)
+        return (l2_normalise(upcast(x)) * self.scale).to(x.dtype)
 
 
-def rms_normed(x: Tensor, over: tuple[int, ...], *, epsilon: float) -> Tensor:
-    """x / √(mean(x²) + ε)."""
+def rms_normalise(x: Tensor, over: tuple[int, ...], *, epsilon: float) -> Tensor:
+    """Compute x / √(mean(x²) + ε)."""
     return x * torch.rsqrt(x.square().mean(over, keepdim=True) + epsilon)
 
 
-def unit(x: Tensor) -> Tensor:
-    """[… c] of length one; zeros stay zeros."""
+def l2_normalise(x: Tensor) -> Tensor:
+    """Scale vectors [… c] to length one; zeros stay zeros."""
     return normalize(x, dim=-1)

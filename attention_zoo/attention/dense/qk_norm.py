@@ -3,6 +3,7 @@
 import math
 from typing import Any, Literal, get_args
 
+import torch
 from torch import Tensor, nn
 
 from attention_zoo.attention.dense.norms import L2Norm, RMSNorm, ScaledL2Norm
@@ -11,7 +12,7 @@ from attention_zoo.errors import UserError
 from attention_zoo.zoo import ATTENTION, AttentionCard
 
 Norm = Literal["l2", "rms_per_head", "rms_shared", "rms_full"]
-LENGTH = 1024  # tokens, for which the scale of `l2` starts
+LENGTH = 1024  # tokens, from which the initial scale of `l2` is computed
 
 
 @ATTENTION.register(
@@ -26,16 +27,15 @@ LENGTH = 1024  # tokens, for which the scale of `l2` starts
         masks=("causal", "window", "key_mask", "segment_ids", "query_segment_ids"),
         positions=SITES_OF_SOFTMAX,
         cache="normed keys, and values",
-        decode_state="2·t·g·c",
     )
 )
 class QKNormAttention(SoftmaxAttention):
     """softmax(norm(Q) norm(K)ᵀ·s) V: scores stay bounded, however long queries and keys grow.
 
-    Norms come before a rotation by the position.
+    The norms come before the encoding's rotation.
 
     Args:
-        norm: which of the norms that bear this name:
+        norm: which of the norms of this name:
             `l2`: x / |x| of each head, and a learned scale s, one for all heads (Henry et al.).
             `rms_per_head`: RMS of each head, with a weight for each.
             `rms_shared`: RMS of each head, with one weight for all (Qwen3).
@@ -48,10 +48,10 @@ class QKNormAttention(SoftmaxAttention):
             raise UserError(f"norm must be one of {', '.join(get_args(Norm))}, got {norm!r}.")
         self.query_norm, self.key_norm = self.new_norms(norm)
         if norm == "l2":
-            self.scale = 1.0  # The norm of the queries has it.
+            self.scale = 1.0  # It is part of the queries' norm.
 
     def new_norms(self, norm: Norm) -> tuple[nn.Module, nn.Module]:
-        """Of queries [b h q c] and of keys [b g k c]."""
+        """Create the norms of queries [b h q c] and of keys [b g k c]."""
         h, g, c = self.heads, self.kv_heads, self.head_dim
         match norm:
             case "l2":
@@ -70,5 +70,25 @@ class QKNormAttention(SoftmaxAttention):
         k, v = super().project_key_value(source)
         return self.key_norm(k), v
 
+    def naive_qkv(self, x: Tensor, source: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        q, k, v = super().naive_qkv(x, source)
+        shared = self.heads // self.kv_heads
+        q = naive_norm(self.query_norm, q, 1)
+        return q, naive_norm(self.key_norm, k, shared), v
+
     def naive_scores(self, head: int, query: Tensor, keys: Tensor) -> Tensor:
-        return (query * keys).sum(-1) * self.scale
+        scores = keys @ query
+        return scores if isinstance(self.key_norm, L2Norm) else scores / math.sqrt(self.head_dim)
+
+
+def naive_norm(norm: nn.Module, x: Tensor, shared: int) -> Tensor:
+    """Normalise heads [b h t c], of which `shared` neighbours are copies of one, by definition."""
+    if isinstance(norm, RMSNorm):
+        # Copies do not change a mean over all heads.
+        mean = (x**2).mean(norm.over, keepdim=True)
+        weight: Tensor = norm.weight
+        if weight.dim() == 3:
+            weight = weight.repeat_interleave(shared, dim=0)
+        return x / torch.sqrt(mean + 1e-6) * weight
+    scale = norm.scale if isinstance(norm, ScaledL2Norm) else 1.0
+    return scale * x / torch.sqrt((x**2).sum(dim=-1, keepdim=True))

@@ -4,12 +4,12 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from attention_zoo.attention.dense.definition import heads_in_full, scores_by_definition
+from attention_zoo.attention import naive
 from attention_zoo.attention.explicit_scores import ExplicitScoresAttention
-from attention_zoo.attention.softmax import Heads, visible_to
+from attention_zoo.attention.softmax import QKV
 from attention_zoo.backends.reference import repeat_heads
 from attention_zoo.caches import Cache, TokenCache
-from attention_zoo.masks import Mask
+from attention_zoo.masks import Mask, Visibility
 from attention_zoo.zoo import ATTENTION, AttentionCard
 
 
@@ -25,11 +25,10 @@ from attention_zoo.zoo import ATTENTION, AttentionCard
         masks=("causal", "window", "key_mask", "segment_ids"),
         positions=("positions", "embeddings", "heads", "width", "scores", "content"),
         cache="keys, values, and how much each key is masked",
-        decode_state="t·(2·g·c + 1)",
     )
 )
 class SelectiveAttention(ExplicitScoresAttention):
-    """Softmax attention in which every token masks, for all later queries, what is done with:
+    """Softmax attention in which every token masks, for all later queries, keys without use.
 
         a_ij = softmax_j(s_ij − F_ij),   F_ij = Σ_{l < i} S_lj
 
@@ -38,74 +37,66 @@ class SelectiveAttention(ExplicitScoresAttention):
     heads, and only ever grows.
     """
 
-    def forward(
+    def attend_tokens(
         self,
         x: Tensor,
-        context: Tensor | None = None,
-        *,
-        mask: Mask = Mask(),
-        positions: Tensor | None = None,
-        cache: Cache | None = None,
+        context: Tensor | None,
+        mask: Mask,
+        positions: Tensor,
+        cache: Cache | None,
     ) -> Tensor:
         assert cache is None or isinstance(cache, TokenCache)
-        mask = self.effective_mask(mask, x, context, cache)
-        heads = self.heads_of(x, context, positions, cache)
-        weights, masked = self.selected(heads, visible_to(heads, mask, heads.k.shape[2]))
+        qkv = self.project_qkv(x, context, positions, cache)
+        keys = qkv.k.shape[2]
+        visible = Visibility.of_last(mask, x.shape[1], keys, keys)
+        weights, masking = self.weights_and_masking(qkv, visible)
         if cache is not None:
-            cache.tokens["masked"] = masked[:, -1, :, None]
+            cache.tokens["masking"] = masking[:, -1, :, None]
         weights = torch.dropout(weights, self.dropout, train=self.training)
-        return self.finish(weights @ repeat_heads(heads.v, self.heads), x)
+        return weights @ repeat_heads(qkv.v, self.heads)
 
-    def weights(self, heads: Heads, visible: Tensor | None) -> Tensor:
-        return self.selected(heads, visible)[0]
+    def weights(self, qkv: QKV, visible: Visibility) -> Tensor:
+        return self.weights_and_masking(qkv, visible)[0]
 
-    def selected(self, heads: Heads, visible: Tensor | None) -> tuple[Tensor, Tensor]:
-        """The weights [b h q k], and F [b 1+q k]."""
-        scores, bias = self.scores(heads.q, heads.k), self.score_bias(heads, visible)
+    def weights_and_masking(self, qkv: QKV, visible: Visibility) -> tuple[Tensor, Tensor]:
+        """Return the weights [b h q k], and F [b 1+q k]."""
+        scores, bias = self.scores(qkv.q, qkv.k), self.score_bias(qkv, visible)
         if bias is not None:
             scores = scores + bias
-        masked = masking(scores[:, 0], visible, heads.more["masked"])
-        weights = self.normalise(scores - masked[:, None, :-1], visible)
-        return weights.to(heads.v.dtype), masked
+        seen = visible.dense(scores.device)
+        masking = accumulate_masking(scores[:, 0], seen, qkv.features["masking"])
+        weights = self.normalise(scores - masking[:, None, :-1], seen)
+        return weights.to(qkv.v.dtype), masking
 
     def extra_features(self, source: Tensor) -> dict[str, Tensor]:
         # Sums over all queries lose too much in half precision.
         dtype = torch.promote_types(source.dtype, torch.float32)
-        return {"masked": torch.zeros_like(source[..., :1], dtype=dtype)}
+        return {"masking": torch.zeros_like(source[..., :1], dtype=dtype)}
 
-    def naive(
-        self,
-        x: Tensor,
-        context: Tensor | None = None,
-        *,
-        visible: Tensor,
-        positions: Tensor | None = None,
-    ) -> Tensor:
-        """One query after the other."""
-        heads = self.heads_of(x, context, positions, None)
-        k, v = heads_in_full(heads)
-        bias = self.score_bias(heads, visible[:, None])
-        scores = scores_by_definition(heads.q, k, bias, width=self.head_dim)
-        masked, rows = scores.new_zeros(x.shape[:2]), []
-        token_positions = torch.arange(x.shape[1])
+    def decode_state(self, tokens: int) -> int:
+        return super().decode_state(tokens) + tokens
+
+    def naive(self, x: Tensor, source: Tensor, visible: Tensor, positions: Tensor) -> Tensor:
+        """Compute one query after the other."""
+        q, k, v = self.naive_qkv(x, source)
+        scores = self.naive_score_matrix(q, k, source, visible, positions)
+        masking, rows = scores.new_zeros(x.shape[:2]), []
+        columns = torch.arange(x.shape[1])
         for i, (row, seen) in enumerate(zip(scores.unbind(2), visible.unbind(1), strict=True)):
-            left = row - masked[:, None]
-            powers = torch.exp(left - left.amax(dim=-1, keepdim=True).detach()) * seen[:, None]
-            total = powers.sum(dim=-1, keepdim=True)
-            rows.append(powers / total.masked_fill(total == 0, 1.0))
+            rows.append(naive.softmax((row - masking[:, None])[:, :, None], seen[:, None])[:, :, 0])
             first = seen.int().argmax(dim=1, keepdim=True)
-            others = seen & (token_positions != i) & (token_positions != first)
+            others = seen & (columns != i) & (columns != first)
             real = seen[:, i : i + 1]
-            masked = masked + row[:, 0].clamp(min=0) * others * real
-        return self.finish(torch.stack(rows, dim=2) @ v, x)
+            masking = masking + row[:, 0].clamp(min=0) * others * real
+        return self.naive_output(torch.stack(rows, dim=2) @ v, x)
 
 
-def masking(scores: Tensor, visible: Tensor | None, before: Tensor) -> Tensor:
-    """F, how much each key is masked for each query, and for the one behind the last.
+def accumulate_masking(scores: Tensor, visible: Tensor | None, before: Tensor) -> Tensor:
+    """Return F, how much each key is masked for each query, and for the one after the last.
 
     Args:
         scores: [b q k] of the first head. The queries are the last ones.
-        visible: [b|1 1 q k]; None where all is.
+        visible: [b|1 1 q k]; None where every query sees every key.
         before: [b k 1], for the first of these queries.
 
     Returns:
@@ -113,8 +104,8 @@ def masking(scores: Tensor, visible: Tensor | None, before: Tensor) -> Tensor:
     """
     queries, keys = scores.shape[1:]
     seen = torch.ones_like(scores, dtype=torch.bool) if visible is None else visible[:, 0]
-    # Neither the first key in sight, nor those of the query itself and after it; and nothing by
-    # padded queries, which do not see themselves.
+    # A query masks neither the first key that it sees, nor itself, nor later keys. Padded queries,
+    # which do not see themselves, mask nothing.
     others = (seen & (seen.cumsum(dim=-1) > 1)).tril(keys - queries - 1)
     others = others & seen.diagonal(keys - queries, 1, 2)[..., None]
     selection = scores.relu().masked_fill(~others, 0.0).to(before.dtype)

@@ -22,11 +22,10 @@ from attention_zoo.zoo import ATTENTION, AttentionCard
         masks=("causal", "window", "key_mask", "segment_ids", "query_segment_ids"),
         positions=SITES_OF_SOFTMAX,
         cache="keys and values",
-        decode_state="2·t·g·c",
     )
 )
 class SoftCappedAttention(ExplicitScoresAttention):
-    """No score is beyond ±cap: s ← cap·tanh(s/cap) of the scaled scores, before they are masked.
+    """Scaled scores are bounded by ±cap, s ← cap·tanh(s/cap), before they are masked.
 
     Args:
         cap: the bound of the scores.

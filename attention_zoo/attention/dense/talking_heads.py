@@ -1,12 +1,11 @@
 """Talking-heads attention (Shazeer et al. 2020)."""
 
-import math
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from attention_zoo.attention.dense.definition import weights_by_definition
+from attention_zoo.attention import naive
 from attention_zoo.attention.explicit_scores import ExplicitScoresAttention
 from attention_zoo.zoo import ATTENTION, AttentionCard
 
@@ -24,12 +23,11 @@ from attention_zoo.zoo import ATTENTION, AttentionCard
         masks=("causal", "window", "key_mask", "segment_ids", "query_segment_ids"),
         positions=("positions", "embeddings", "heads", "width", "scores", "content"),
         cache="keys and values",
-        decode_state="2·t·g·c",
         weights="signed",
     )
 )
 class TalkingHeadsAttention(ExplicitScoresAttention):
-    """Heads are mixed before the softmax, and again behind it:
+    """Heads are mixed before the softmax, and again after it.
 
         W_i = Σ_j P_w[j, i] softmax(Σ_m P_l[m, j] Q_m K_mᵀ/√c),   head_i = W_i V_i
 
@@ -43,37 +41,24 @@ class TalkingHeadsAttention(ExplicitScoresAttention):
         self.weight_mix = nn.Parameter(torch.eye(self.heads))
 
     def scores(self, q: Tensor, k: Tensor) -> Tensor:
-        return mixed(super().scores(q, k), self.score_mix)
+        return mix_heads(super().scores(q, k), self.score_mix)
 
     def normalise(self, scores: Tensor, visible: Tensor | None) -> Tensor:
-        return mixed(super().normalise(scores, visible), self.weight_mix)
+        return mix_heads(super().normalise(scores, visible), self.weight_mix)
 
-    def naive(
-        self,
-        x: Tensor,
-        context: Tensor | None = None,
-        *,
-        visible: Tensor,
-        positions: Tensor | None = None,
-    ) -> Tensor:
-        """The paper's equations, head by head. `visible` is [b q k]."""
-        heads = self.heads_of(x, context, positions, None)
-        groups = [h * self.kv_heads // self.heads for h in range(self.heads)]
-        apart = [
-            heads.q[:, h] @ heads.k[:, group].transpose(-2, -1) / math.sqrt(self.head_dim)
-            for h, group in enumerate(groups)
+    def naive(self, x: Tensor, source: Tensor, visible: Tensor, positions: Tensor) -> Tensor:
+        """Mix all heads with one another, one pair of heads at a time."""
+        q, k, v = self.naive_qkv(x, source)
+        scores, biases = self.naive_score_matrices(q, k, source, visible, positions)
+        mixed = [sum(p * scores[:, m] for m, p in enumerate(mix)) for mix in self.score_mix.T]
+        weights = naive.softmax(torch.stack(mixed, dim=1) + biases, visible)
+        attended = [
+            sum(p * weights[:, j] for j, p in enumerate(mix)) @ v[:, i]
+            for i, mix in enumerate(self.weight_mix.T)
         ]
-        scores = [sum(p * s for p, s in zip(mix, apart, strict=True)) for mix in self.score_mix.T]
-        bias = self.score_bias(heads, visible[:, None])
-        joined = torch.stack(scores, dim=1)
-        weights = weights_by_definition(joined if bias is None else joined + bias, visible)
-        out = [
-            sum(p * weights[:, j] for j, p in enumerate(mix)) @ heads.v[:, group]
-            for mix, group in zip(self.weight_mix.T, groups, strict=True)
-        ]
-        return self.finish(torch.stack(out, dim=1), x)
+        return self.naive_output(torch.stack(attended, dim=1), x)
 
 
-def mixed(maps: Tensor, mix: Tensor) -> Tensor:
-    """Σ_m mix[m, i] maps_m for maps [b h q k] and a mix [h h]."""
+def mix_heads(maps: Tensor, mix: Tensor) -> Tensor:
+    """Compute Σ_m mix[m, i] maps_m for maps [b h q k] and a mix [h h]."""
     return torch.einsum("b m q k, m i -> b i q k", maps, mix)

@@ -6,7 +6,8 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from attention_zoo.attention.softmax import Heads, SoftmaxAttention
+from attention_zoo.attention import naive
+from attention_zoo.attention.softmax import QKV, SoftmaxAttention
 from attention_zoo.caches import TokenCache
 from attention_zoo.errors import UserError
 from attention_zoo.masks import Mask
@@ -25,20 +26,20 @@ from attention_zoo.zoo import ATTENTION, AttentionCard
         masks=("causal", "window", "key_mask", "segment_ids", "query_segment_ids"),
         positions=("positions", "embeddings", "heads", "scores", "content"),
         cache="factors of keys and values",
-        decode_state="t·(R_K + R_V)·(h + c)",
     )
 )
 class TensorProductAttention(SoftmaxAttention):
-    """The heads of a token, a matrix [h c], are a sum of few outer products that it projects to:
+    """The heads of a token, a matrix [h c], are a sum of few outer products.
 
         Q = 1/R Σ_r a_r ⊗ b_r,   a_r of h numbers, b_r of c;   K and V likewise
 
-    Only factors are kept. A rotation acts on the b_r, which are kept rotated: it is linear, so that
-    the keys come out as rotated.
+    The cache keeps the factors only. A rotation acts on the b_r: it is linear, so the keys come out
+    rotated.
 
     Args:
         query_rank: R of the queries.
-        key_rank, value_rank: R of keys and of values, R_K and R_V.
+        key_rank: R_K, of the keys.
+        value_rank: R_V, of the values.
     """
 
     decided_options = ("kv_heads",)
@@ -58,69 +59,67 @@ class TensorProductAttention(SoftmaxAttention):
                 raise UserError(f"{name} must be at least 1, got {rank}.")
         self.key_rank = key_rank
         self.value_rank = value_rank
-        self.query = self.to_factors(query_rank)
-        self.key = self.to_factors(key_rank)
-        self.value = self.to_factors(value_rank)
+        self.query = self.new_projection(query_rank)
+        self.key = self.new_projection(key_rank)
+        self.value = self.new_projection(value_rank)
 
-    @property
-    def sizes(self) -> dict[str, int]:
-        return super().sizes | {"R_K": self.key_rank, "R_V": self.value_rank}
+    def decode_state(self, tokens: int) -> int:
+        return tokens * (self.key_rank + self.value_rank) * (self.heads + self.head_dim)
 
-    def to_factors(self, rank: int) -> nn.Linear:
-        """d -> R·(h + c)."""
+    def new_projection(self, rank: int) -> nn.Linear:
+        """Create a projection to factors, d -> R·(h + c)."""
         projection = nn.Linear(
             self.dim, rank * (self.heads + self.head_dim), bias=self.output.bias is not None
         )
-        # Factors of variance one, of which each product has it too.
+        # Factors of variance one have products of variance one.
         nn.init.normal_(projection.weight, std=self.dim**-0.5)
         return projection
 
     def factors(self, projection: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
-        """[b t d] -> [b r t h], [b r t c]."""
+        """Project [b t d] to factors [b r t h] and [b r t c]."""
         joined = rearrange(projection(x), "b t (r n) -> b r t n", n=self.heads + self.head_dim)
         over_heads, over_channels = joined.split([self.heads, self.head_dim], dim=-1)
         return over_heads, over_channels
 
     def project_query(self, x: Tensor) -> Tensor:
-        return product_of(*self.factors(self.query, x))
+        return outer_products(*self.factors(self.query, x))
 
     def project_key_value(self, source: Tensor) -> tuple[Tensor, Tensor]:
-        """The factors over channels, [b R_K k c] and [b R_V k c]."""
+        """Project to the factors over channels, [b R_K k c] and [b R_V k c]."""
         return self.factors(self.key, source)[1], self.factors(self.value, source)[1]
 
     def extra_features(self, source: Tensor) -> dict[str, Tensor]:
-        """Those over heads, [b R_K k h] and [b R_V k h]."""
+        """Return the factors over heads, [b R_K k h] and [b R_V k h]."""
         return {
             "key_heads": self.factors(self.key, source)[0],
             "value_heads": self.factors(self.value, source)[0],
         }
 
-    def heads_of(
-        self,
-        x: Tensor,
-        context: Tensor | None,
-        positions: Tensor | None,
-        cache: TokenCache | None,
-    ) -> Heads:
-        """As the base's, which keeps factors, with keys and values made of them."""
-        heads = super().heads_of(x, context, positions, cache)
-        return heads._replace(
-            k=product_of(heads.more["key_heads"], heads.k),
-            v=product_of(heads.more["value_heads"], heads.v),
+    def project_qkv(
+        self, x: Tensor, context: Tensor | None, positions: Tensor, cache: TokenCache | None
+    ) -> QKV:
+        """Compute keys and values from their factors, which the cache keeps."""
+        qkv = super().project_qkv(x, context, positions, cache)
+        return qkv._replace(
+            k=outer_products(qkv.features["key_heads"], qkv.k),
+            v=outer_products(qkv.features["value_heads"], qkv.v),
         )
 
-    def values(
-        self,
-        x: Tensor,
-        context: Tensor | None = None,
-        *,
-        mask: Mask = Mask(),
-        positions: Tensor | None = None,
-    ) -> Tensor:
-        return product_of(*self.factors(self.value, x if context is None else context))
+    def compute_values(self, source: Tensor, mask: Mask, positions: Tensor) -> Tensor:
+        return outer_products(*self.factors(self.value, source))
+
+    def naive_qkv(self, x: Tensor, source: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        h, c = self.heads, self.head_dim
+
+        def heads(layer: nn.Linear, tokens: Tensor) -> Tensor:
+            factors = naive.linear(layer, tokens).unflatten(-1, (-1, h + c)).unbind(dim=-2)
+            products = [a[..., :h, None] * a[..., None, h:] for a in factors]
+            return (sum(products) / len(products)).transpose(1, 2)
+
+        return heads(self.query, x), heads(self.key, source), heads(self.value, source)
 
 
-def product_of(over_heads: Tensor, over_channels: Tensor) -> Tensor:
-    """1/R Σ_r a_r ⊗ b_r for a [b r t h] and b [b r t c]: [b h t c]."""
+def outer_products(over_heads: Tensor, over_channels: Tensor) -> Tensor:
+    """Compute 1/R Σ_r a_r ⊗ b_r for a [b r t h] and b [b r t c]: [b h t c]."""
     total = torch.einsum("b r t h, b r t c -> b h t c", over_heads, over_channels)
     return total / over_heads.shape[1]

@@ -19,12 +19,11 @@ from attention_zoo.zoo import ATTENTION, AttentionCard
         masks=("causal", "key_mask", "segment_ids", "query_segment_ids"),
         positions=("positions", "embeddings", "heads"),
         cache="sums of φ(k)ᵀv and φ(k)",
-        decode_state="h·f·(c + 1)",
         cost="t",
     )
 )
 class HedgehogAttention(LinearAttention):
-    """Features that are learned for each head, and spiky as those of softmax."""
+    """Linear attention with features that each head learns, as spiky as those of softmax."""
 
     decided_options = ("feature_map",)
 

@@ -14,27 +14,26 @@ from attention_zoo.zoo import ATTENTION, AttentionCard
         paper="Choromanski et al. 2021, arXiv 2009.14794",
         equation="φ(q)(Σ φ(k)ᵀv) / φ(q) Σ φ(k), φ(x)_i = exp(ω_i·x c^(−1/4) − |x|²/2√c)",
         reference="closed form",
-        deviations="the features are drawn once, by a seed, and not again in training; keys are "
-        "kept from overflow by a constant instead of the largest of all keys, which would show "
-        "the future; no ε is added; rotary positions as in linear",
+        deviations="the features are drawn once, by a seed, and not again in training; a constant "
+        "keeps keys from overflow, not the largest of all keys, which would show the future; no ε "
+        "is added; rotary positions as in linear",
         roles=("causal", "global", "cross"),
         masks=("causal", "key_mask", "segment_ids", "query_segment_ids"),
         positions=("positions", "embeddings", "heads"),
         cache="sums of φ(k)ᵀv and φ(k)",
-        decode_state="h·f·(c + 1)",
         cost="t",
     )
 )
 class PerformerAttention(LinearAttention):
-    """FAVOR+: the weights of softmax attention, estimated without bias by positive features.
+    """FAVOR+: positive random features estimate the weights of softmax attention without bias.
 
     Args:
-        features: m, their number in a head. The error falls with 1/√m.
+        features: m, the number of features of a head. The error falls with 1/√m.
         seed: of their draw. They are part of the state dict.
     """
 
     decided_options = ("feature_map",)
 
     def __init__(self, *, features: int = 128, seed: int = 0, **options: Any) -> None:
-        make = partial(PerformerFeatures, features=features, seed=seed)
-        super().__init__(feature_map=make, **options)
+        feature_map = partial(PerformerFeatures, features=features, seed=seed)
+        super().__init__(feature_map=feature_map, **options)

@@ -21,19 +21,18 @@ from attention_zoo.zoo import ATTENTION, AttentionCard
         masks=("causal", "key_mask", "segment_ids", "query_segment_ids"),
         positions=("positions", "embeddings", "heads"),
         cache="sums of φ(k)ᵀv and φ(k)",
-        decode_state="h·f·(c + 1)",
         cost="t",
     )
 )
 class RebasedAttention(LinearAttention):
-    """A square of the product, which can be zero: what Based's features cannot.
+    """Linear attention with a squared product, which can be zero, as Based's features cannot.
 
     Args:
-        feature_dim: n, channels of a query and a key. It has n(n + 1)/2 + 1 features.
+        feature_dim: n, channels of a query and a key. There are n(n + 1)/2 + 1 features.
     """
 
     decided_options = ("feature_map",)
 
     def __init__(self, *, feature_dim: int = 16, **options: Any) -> None:
-        make = partial(RebasedFeatures, feature_dim=feature_dim)
-        super().__init__(feature_map=make, **options)
+        feature_map = partial(RebasedFeatures, feature_dim=feature_dim)
+        super().__init__(feature_map=feature_map, **options)

@@ -20,19 +20,18 @@ from attention_zoo.zoo import ATTENTION, AttentionCard
         masks=("causal", "key_mask", "segment_ids", "query_segment_ids"),
         positions=("positions", "embeddings", "heads"),
         cache="sums of φ(k)ᵀv and φ(k)",
-        decode_state="h·f·(c + 1)",
         cost="t",
     )
 )
 class TaylorAttention(LinearAttention):
-    """The linear attention of Based: exp's first terms, of narrow queries and keys.
+    """The linear attention of Based: the first terms of exp, for narrow queries and keys.
 
     Args:
-        feature_dim: n, channels of a query and a key. It has 1 + n + n(n + 1)/2 features.
+        feature_dim: n, channels of a query and a key. There are 1 + n + n(n + 1)/2 features.
     """
 
     decided_options = ("feature_map",)
 
     def __init__(self, *, feature_dim: int = 16, **options: Any) -> None:
-        make = partial(TaylorFeatures, feature_dim=feature_dim)
-        super().__init__(feature_map=make, **options)
+        feature_map = partial(TaylorFeatures, feature_dim=feature_dim)
+        super().__init__(feature_map=feature_map, **options)

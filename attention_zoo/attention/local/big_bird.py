@@ -1,24 +1,24 @@
 """BigBird's attention: a window, global and random blocks (Zaheer et al. 2020)."""
 
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from attention_zoo.attention.local.blocks import BlockAttention, Blocks
-from attention_zoo.attention.local.pattern import Sequences, sequences
+from attention_zoo.attention.local.block_sparse import BlockSparseAttention, GatheredBlocks
+from attention_zoo.attention.local.pattern import Sequences, find_sequences
 from attention_zoo.attention.online_softmax import (
     PartialSoftmax,
     concatenate,
-    gathered,
-    merge_partial,
-    neighbouring_columns,
-    scatter_blocks,
+    extend_blocks,
+    merge_partial_softmax,
+    scatter_partial_softmax,
     split_into_blocks,
 )
-from attention_zoo.attention.softmax import Heads, seen_by
+from attention_zoo.attention.softmax import QKV
 from attention_zoo.errors import UserError
-from attention_zoo.masks import Mask, columns_of
+from attention_zoo.masks import Mask, Visibility, gather_columns
 from attention_zoo.zoo import ATTENTION, AttentionCard
 
 
@@ -37,19 +37,19 @@ from attention_zoo.zoo import ATTENTION, AttentionCard
         cost="t",
     )
 )
-class BigBirdAttention(BlockAttention):
+class BigBirdAttention(BlockSparseAttention):
     """Attention between blocks of B tokens, which are counted from the start of each sequence.
 
     A query sees the keys of its own block and its two neighbours, of the global blocks, and of
-    r blocks drawn at random from the others. Global blocks see everything. The draw hangs on the
-    seed, the layer, the query's block, and, without causality, the sequence's length: the rest of
-    the batch, or padding, cannot change it.
+    r blocks drawn at random from the others. Global blocks see everything. The draw depends on the
+    seed, the layer, the query's block and, without causality, the length of the sequence: padding
+    and other sequences cannot change it.
 
     Args:
         block: B, in tokens.
-        global_blocks: how many blocks are global: the first of each sequence.
-        random_blocks: r, how many other blocks a block sees; all of them, where there are fewer.
-        seed: of the draw.
+        global_blocks: number of global blocks: the first ones of each sequence.
+        random_blocks: r, number of other blocks that a block sees; all, where there are fewer.
+        seed: seed of the draw.
     """
 
     def __init__(
@@ -74,137 +74,140 @@ class BigBirdAttention(BlockAttention):
         self.seed = seed
 
     def is_visible(self, query: Any, key: Any, length: Any) -> Any:
-        return self.joins(query, key, self.drawn(query // self.block, -(-length // self.block)))
+        random_blocks = self.draw_blocks(query // self.block, -(-length // self.block))
+        return self.is_visible_by_blocks(query, key, random_blocks)
 
-    def joins(self, query: Any, key: Any, drawn: list[Any]) -> Any:
-        """Whether a query sees a key, by the random blocks that were drawn for it."""
-        own, other = query // self.block, key // self.block
-        seen = (abs(own - other) <= 1) | (other < self.global_blocks)
+    def is_visible_by_blocks(self, query: Any, key: Any, random_blocks: list[Any]) -> Any:
+        """Return whether a query sees a key, given the random blocks that the query sees."""
+        query_block, key_block = query // self.block, key // self.block
+        seen = (abs(query_block - key_block) <= 1) | (key_block < self.global_blocks)
         if self.role == "global":
-            seen = seen | (own < self.global_blocks)
-        for number in drawn:
-            seen = seen | (other == number)
+            seen = seen | (query_block < self.global_blocks)
+        for random_block in random_blocks:
+            seen = seen | (key_block == random_block)
         return seen & (query >= 0)
 
-    def drawn(self, own: Any, blocks: Any) -> list[Any]:
-        """The numbers of the random blocks that a block sees, or -1; of integers or tensors.
+    def draw_blocks(self, block: Any, count: Any) -> list[Any]:
+        """Draw the random blocks that a block sees, as integers or tensors; -1 stands for none.
 
-        Without replacement, by Floyd's algorithm: of n candidates, r are drawn by a number below
-        each of n - r + 1, …, n, of which the highest stands in for one that was drawn before.
+        Blocks are drawn without replacement, by Floyd's algorithm: of n candidates, r are drawn by
+        a number below each of n - r + 1, …, n. Where that number was drawn before, the highest
+        candidate takes its place.
 
         Args:
-            own: the number of the query's block.
-            blocks: how many the sequence has.
+            block: index of the query's block.
+            count: number of blocks of the sequence.
         """
-        ordinary = (own >= self.global_blocks) * 1
-        earlier = at_least_0(own - 1 - self.global_blocks)
-        later = at_least_0(blocks - own - 2) * ordinary
+        ordinary = (block >= self.global_blocks) * 1
+        earlier = clip_negative(block - 1 - self.global_blocks)
+        later = clip_negative(count - block - 2) * ordinary
         candidates = earlier if self.role == "causal" else earlier + later
-        found: list[Any] = []
+        numbers: list[Any] = []
         for i in range(self.random_blocks):
             highest = candidates - self.random_blocks + i
-            number = scrambled(self.seed, self.layer, own, i) % (at_least_0(highest) + 1)
-            taken = sum((number == other) * 1 for other in found)
-            number = number + (highest - number) * (taken > 0)
-            found.append(number * (highest >= 0) - 1 * (highest < 0))
-        # Candidates are counted over those before the neighbours, then over those behind them.
-        gap = own + 2 - earlier
+            number = hash_numbers(self.seed, self.layer, block, i) % (clip_negative(highest) + 1)
+            repetitions = sum((number == other) * 1 for other in numbers)
+            number = number + (highest - number) * (repetitions > 0)
+            numbers.append(number * (highest >= 0) - 1 * (highest < 0))
+        # The candidates are the blocks before the block's neighbours, then those after them.
+        gap = block + 2 - earlier
         return [
             n + (n >= 0) * (self.global_blocks * (n < earlier) + gap * (n >= earlier))
-            for n in found
+            for n in numbers
         ]
 
-    def by_pattern(self, heads: Heads, mask: Mask, last: int) -> Tensor:
-        """With the draw of each query made before: a kernel would make it for each pair."""
-        columns = torch.arange(last, device=heads.q.device)
+    def restrict(self, qkv: QKV, visible: Visibility) -> Visibility:
+        """Draw the blocks once for each query: a kernel would draw them for each pair."""
+        length, device = visible.rows.stop, qkv.q.device
         starts, lengths = (
-            part.expand(len(heads.q), -1) for part in sequences(mask, last, columns.device)
+            x.expand(len(qkv.q), -1) for x in find_sequences(visible.mask, length, device)
         )
-        drawn = self.drawn((columns - starts) // self.block, -(-lengths // self.block))
+        indices = torch.arange(length, device=device) - starts
+        random_blocks = self.draw_blocks(indices // self.block, -(-lengths // self.block))
 
         def pattern(b: Tensor, i: Tensor, j: Tensor) -> Tensor:
             start = starts[b, i]
-            return self.joins(i - start, j - start, [number[b, i] for number in drawn])
+            blocks_of_query = [block[b, i] for block in random_blocks]
+            return self.is_visible_by_blocks(i - start, j - start, blocks_of_query)
 
-        return self.attend_visible(heads, seen_by(heads, mask, last, pattern))
+        return replace(visible, pattern=pattern)
 
-    def by_blocks(self, heads: Heads, mask: Mask, last: int) -> Tensor:
-        rows = sequences(mask, last, heads.q.device)
-        columns = torch.arange(last, device=heads.q.device)
-        parts = [self.attend_blocks(heads, self.of_queries(mask, rows, columns), last)]
+    def attend_by_blocks(self, qkv: QKV, visible: Visibility) -> Tensor:
+        mask, length = visible.mask, visible.rows.stop
+        sequences = find_sequences(mask, length, qkv.q.device)
+        columns = torch.arange(length, device=qkv.q.device)
+        parts = [self.attend_blocks(qkv, self.gather_keys(mask, sequences, columns), length)]
         if self.role == "global":
-            parts.append(self.of_global_blocks(heads, mask, rows, columns))
-        before = (columns < rows.starts)[:, None, :, None]
-        return merge_partial(parts).masked_fill(before, 0.0).to(heads.v.dtype)
+            parts.append(self.attend_from_global_blocks(qkv, mask, sequences, columns))
+        is_before = (columns < sequences.starts)[:, None, :, None]
+        return merge_partial_softmax(parts).masked_fill(is_before, 0.0).to(qkv.v.dtype)
 
-    def of_queries(self, mask: Mask, rows: Sequences, columns: Tensor) -> Blocks:
-        """Each query's neighbouring blocks, the global ones before them, and random ones.
+    def gather_keys(self, mask: Mask, sequences: Sequences, columns: Tensor) -> GatheredBlocks:
+        """Gather each query's neighbouring blocks, the global ones before these, and random ones.
 
-        Queries are taken by blocks of columns, which are those of the sequences only where these
-        start together with the row. Else a block of columns may hold parts of several sequences,
-        but only of one, that of its first column, such that have a block before them; and of that
-        no more than two blocks. The others are global, or see nothing beyond their neighbours.
+        Queries are taken by blocks of columns. These are the blocks of the sequences only where
+        all sequences start at the first column. Otherwise a block of columns may hold parts of
+        several sequences. But only one of these, that of its first column, can have another block
+        before it, and of that one the block of columns meets at most two blocks. Queries of the
+        other sequences are in the first block of theirs, which is global.
         """
         length, device = len(columns), columns.device
-        aligned = mask.key_mask is None and mask.segment_ids is None
+        is_aligned = mask.key_mask is None and mask.segment_ids is None
         queries = split_into_blocks(columns, self.block)
-        own = (queries - columns_of(rows.starts, queries[None])) // self.block
-        slack = self.block if aligned else 2 * self.block - 1
-        near = neighbouring_columns(queries, slack, 0 if mask.causal else slack)
-        start = columns_of(rows.starts, queries[None, :, :1])
-        blocks = -(-columns_of(rows.lengths, queries[None, :, :1]) // self.block)
-        far = start + torch.arange(self.global_blocks * self.block, device=device)
+        query_blocks = (queries - gather_columns(sequences.starts, queries[None])) // self.block
+        span = self.block if is_aligned else 2 * self.block - 1
+        near_keys = extend_blocks(queries, span, 0 if mask.causal else span)
+        start = gather_columns(sequences.starts, queries[None, :, :1])
+        count = -(-gather_columns(sequences.lengths, queries[None, :, :1]) // self.block)
+        global_keys = start + torch.arange(self.global_blocks * self.block, device=device)
 
-        def ahead(keys: Tensor) -> Tensor:
-            """By how many blocks the queries are ahead of keys."""
-            return (
-                own[..., :, None]
-                - ((keys - columns_of(rows.starts, keys)) // self.block)[..., None, :]
-            )
+        def blocks_before(keys: Tensor) -> Tensor:
+            """Return by how many blocks keys [b|1 m s] come before queries: [b|1 m u s]."""
+            key_blocks = (keys - gather_columns(sequences.starts, keys)) // self.block
+            return query_blocks[..., :, None] - key_blocks[..., None, :]
 
-        keys, chosen = [near, far], [ahead(near).abs() <= 1, ahead(far) > 1]
-        for met in range(1 if aligned else 2):
-            number = own[:, :, :1] + met
-            for drawn in self.drawn(number, blocks):
-                keys.append(start + drawn * self.block + torch.arange(self.block, device=device))
-                chosen.append(((own == number) & (drawn >= 0))[..., None])
-        seen = [mask.gathered(queries[None], part, length) for part in keys]
-        visible = [a & b for a, b in zip(seen, chosen, strict=True)]
-        return Blocks(queries, concatenate(*keys, dim=2), concatenate(*visible, dim=3))
+        keys = [near_keys, global_keys]
+        selection = [blocks_before(near_keys).abs() <= 1, blocks_before(global_keys) > 1]
+        for offset in range(1 if is_aligned else 2):
+            block = query_blocks[:, :, :1] + offset
+            for random_block in self.draw_blocks(block, count):
+                first = start + random_block * self.block
+                keys.append(first + torch.arange(self.block, device=device))
+                selection.append(((query_blocks == block) & (random_block >= 0))[..., None])
+        visible = [
+            mask.gather(queries[None], part, length) & selected
+            for part, selected in zip(keys, selection, strict=True)
+        ]
+        return GatheredBlocks(queries, concatenate(*keys, dim=2), concatenate(*visible, dim=3))
 
-    def of_global_blocks(
-        self, heads: Heads, mask: Mask, rows: Sequences, columns: Tensor
+    def attend_from_global_blocks(
+        self, qkv: QKV, mask: Mask, sequences: Sequences, columns: Tensor
     ) -> PartialSoftmax:
-        """What the global blocks see behind their neighbours, [b h n …].
+        """Attend from the global blocks to the keys after their neighbours, [b h n …].
 
         Each block of keys is compared with the global blocks of the sequence of its first column:
         in a block of columns, keys that have two blocks before them are of that sequence.
         """
         length = len(columns)
         keys = split_into_blocks(columns, self.block)[None]
-        first = columns_of(rows.starts, keys[:, :, :1])
-        queries = first + torch.arange(self.global_blocks * self.block, device=columns.device)
-        own = (queries - first) // self.block
-        other = (keys - columns_of(rows.starts, keys)) // self.block
-        behind = other[..., None, :] - own[..., :, None] > 1
-        inside = (queries < length)[..., None]
-        part = self.attend_gathered(
-            gathered(heads.q, queries),
-            gathered(heads.k, keys),
-            gathered(heads.v, keys),
-            columns_of(heads.q_positions, queries),
-            columns_of(heads.k_positions, keys),
-            mask.gathered(queries, keys, length) & behind & inside,
-        )
-        return scatter_blocks(part, queries, length)
+        start = gather_columns(sequences.starts, keys[:, :, :1])
+        queries = start + torch.arange(self.global_blocks * self.block, device=columns.device)
+        query_blocks = (queries - start) // self.block
+        key_blocks = (keys - gather_columns(sequences.starts, keys)) // self.block
+        is_after = key_blocks[..., None, :] - query_blocks[..., :, None] > 1
+        is_inside = (queries < length)[..., None]
+        visible = mask.gather(queries, keys, length) & is_after & is_inside
+        part = self.attend_gathered(qkv, queries, keys, visible)
+        return scatter_partial_softmax(part, queries, length)
 
 
-def at_least_0(x: Any) -> Any:
+def clip_negative(x: Any) -> Any:
+    """Return x, or 0 where x is negative."""
     return x * (x > 0)
 
 
-def scrambled(*numbers: Any) -> Any:
-    """A pseudo-random number below 2³¹ − 1 for some small ones; of integers, or of tensors."""
+def hash_numbers(*numbers: Any) -> Any:
+    """Hash some small integers, or tensors of them, to a pseudo-random number below 2³¹ − 1."""
     state = 1
     for number in numbers:
         state = state + number

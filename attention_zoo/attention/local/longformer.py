@@ -6,22 +6,22 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from attention_zoo.attention.local.blocks import BlockAttention, Blocks
-from attention_zoo.attention.local.pattern import sequences
+from attention_zoo.attention.local.block_sparse import BlockSparseAttention, GatheredBlocks
+from attention_zoo.attention.local.pattern import add_pattern, find_sequences
+from attention_zoo.attention.naive import linear_heads, softmax
 from attention_zoo.attention.online_softmax import (
     PartialSoftmax,
     concatenate,
-    gathered,
-    merge_partial,
-    neighbouring_columns,
-    scatter_blocks,
+    extend_blocks,
+    merge_partial_softmax,
+    scatter_partial_softmax,
     split_into_blocks,
 )
-from attention_zoo.attention.softmax import Heads
-from attention_zoo.backends.reference import masked_softmax, repeat_heads
+from attention_zoo.attention.softmax import QKV, SoftmaxAttention
+from attention_zoo.backends.reference import repeat_heads
 from attention_zoo.caches import TokenCache
 from attention_zoo.errors import UserError
-from attention_zoo.masks import Mask, columns_of, window_span
+from attention_zoo.masks import Mask, Visibility, gather_columns, window_span
 from attention_zoo.zoo import ATTENTION, AttentionCard
 
 
@@ -33,9 +33,9 @@ from attention_zoo.zoo import ATTENTION, AttentionCard
         "softmax(Q_g K_gᵀ/√c) V_g over everything",
         reference="transformers LongformerSelfAttention",
         deviations="global tokens are the first of each sequence, where the paper chooses them by "
-        "the task; the window counts oneself, W // 2 keys before and (W - 1) // 2 after, where "
-        "theirs has W/2 on either side; the causal role, in which global tokens are seen by all "
-        "later ones and see what is before them, is ours; a mask's window is refused, as it would "
+        "the task; the window counts the query itself, W // 2 keys before and (W - 1) // 2 after, "
+        "where theirs has W/2 on either side; the causal role, in which global tokens are seen by "
+        "all later ones and see all earlier ones, is ours; a mask's window is refused, as it would "
         "cut off the global tokens; no cached decoding",
         roles=("causal", "global"),
         masks=("causal", "key_mask", "segment_ids"),
@@ -43,201 +43,172 @@ from attention_zoo.zoo import ATTENTION, AttentionCard
         cost="t",
     )
 )
-class LongformerAttention(BlockAttention):
+class LongformerAttention(BlockSparseAttention):
     """Attention to W neighbouring keys, and to and from a few global tokens.
 
     Every token sees its window and the global tokens, by one set of projections. A global token
-    sees, and is compared with, all tokens of its sequence, by another.
+    sees all tokens of its sequence, by another set, which also projects their keys and values.
 
     Args:
         window: W, the number of neighbouring keys that a query sees, itself included.
-        global_tokens: how many are global: those at the first places of each sequence, counted
-            from its first real token. Where it is causal, the first sees itself alone: then its
-            query and key projections need a second one to learn anything.
+        global_tokens: number of global tokens: the first ones of each sequence, counted from its
+            first real token. In causal attention the first one sees itself alone. So the global
+            query and key projections learn only if there are at least two.
     """
 
     def __init__(self, *, window: int, global_tokens: int, **options: Any) -> None:
         super().__init__(**options)
         if window < 1 or global_tokens < 1:
             raise UserError(
-                "longformer needs a window of at least 1 (oneself) and at least 1 of "
+                "longformer needs a window of at least 1 (the query itself) and at least 1 of "
                 f"global_tokens, got window={window}, global_tokens={global_tokens}. "
                 "sliding_window is the one without global tokens."
             )
-        # How many keys before the query, and how many after it, are in the window.
-        self.window_span = window_span(window, self.role == "causal")
+        # Number of keys in the window before a query, and after it.
+        self.before, self.after = window_span(window, self.role == "causal")
         self.global_tokens = global_tokens
-        like = {"bias": self.query.bias is not None}
-        self.query_global = nn.Linear(self.dim, self.query.out_features, **like)
-        self.key_global = nn.Linear(self.dim, self.key.out_features, **like)
-        self.value_global = nn.Linear(self.dim, self.value.out_features, **like)
+        bias = self.query.bias is not None
+        self.query_global = nn.Linear(self.dim, self.query.out_features, bias=bias)
+        self.key_global = nn.Linear(self.dim, self.key.out_features, bias=bias)
+        self.value_global = nn.Linear(self.dim, self.value.out_features, bias=bias)
 
     def is_visible(self, query: Any, key: Any, length: Any) -> Any:
-        before, after = self.window_span
-        near = (query - key <= before) & (key - query <= after)
-        seen = near | (key < self.global_tokens) | (query < self.global_tokens)
+        in_window = (query - key <= self.before) & (key - query <= self.after)
+        seen = in_window | (key < self.global_tokens) | (query < self.global_tokens)
         return seen & (query >= 0)
 
-    def heads_of(
-        self,
-        x: Tensor,
-        context: Tensor | None,
-        positions: Tensor | None,
-        cache: TokenCache | None,
-    ) -> Heads:
-        """With the heads of the global projections beside the others."""
-        heads = super().heads_of(x, context, positions, cache)
-        split = "b t (h c) -> b h t c"
-        q = rearrange(self.query_global(x), split, h=self.heads)
-        k = rearrange(self.key_global(x), split, h=self.kv_heads)
-        v = rearrange(self.value_global(x), split, h=self.kv_heads)
-        q, k = self.position.rotate(q, k, heads.q_positions)
-        return heads._replace(more={"query": q, "key": k, "value": v})
+    def is_global(self, index: Any) -> Any:
+        """Return whether the token at an index of a sequence is global."""
+        return (index >= 0) & (index < self.global_tokens)
 
-    def by_blocks(self, heads: Heads, mask: Mask, last: int) -> Tensor:
-        starts = sequences(mask, last, heads.q.device).starts
-        columns = torch.arange(last, device=heads.q.device)
-        out = merge_partial([self.attend_blocks(heads, self.ordinary(mask, starts, columns), last)])
-        token_positions = (columns - starts)[:, None, :, None]
-        everything = merge_partial([self.of_global_tokens(heads, mask, starts, columns)])
-        out = torch.where(self.is_global(token_positions), everything, out)
-        return out.masked_fill(token_positions < 0, 0.0).to(heads.v.dtype)
+    def project_qkv(
+        self, x: Tensor, context: Tensor | None, positions: Tensor, cache: TokenCache | None
+    ) -> QKV:
+        """Project by both sets; `features` holds the results of the global one."""
+        qkv = super().project_qkv(x, context, positions, cache)
+        q = rearrange(self.query_global(x), "b t (h c) -> b h t c", h=self.heads)
+        k = rearrange(self.key_global(x), "b t (g c) -> b g t c", g=self.kv_heads)
+        v = self.project_global_value(x)
+        q, k = self.apply_position(q, k, positions)
+        return qkv._replace(features={"query": q, "key": k, "value": v})
 
-    def by_pattern(self, heads: Heads, mask: Mask, last: int) -> Tensor:
-        """By each set of projections what its own queries see; the others get zeros."""
+    def project_global_value(self, source: Tensor) -> Tensor:
+        """Project inputs [b k d] to the values [b g k c] that global tokens see."""
+        return rearrange(self.value_global(source), "b k (g c) -> b g k c", g=self.kv_heads)
 
-        def ordinary(query: Any, key: Any, length: Any) -> Any:
+    def attend(self, qkv: QKV, visible: Visibility) -> Tensor:
+        if self.backend == "blocks":
+            return self.attend_by_blocks(qkv, visible)
+
+        def is_visible_ordinary(query: Any, key: Any, length: Any) -> Any:
             return self.is_visible(query, key, length) & ~self.is_global(query)
 
-        def everything(query: Any, key: Any, length: Any) -> Any:
+        def is_visible_global(query: Any, key: Any, length: Any) -> Any:
             return self.is_global(query)
 
-        out = self.attend_pattern(heads, mask, last, ordinary)
-        return out + self.attend_pattern(by_global_projections(heads), mask, last, everything)
+        # Queries of the other kind see nothing, and get zeros.
+        parts = ((qkv, is_visible_ordinary), (select_global(qkv), is_visible_global))
+        ordinary, everything = (
+            SoftmaxAttention.attend(
+                self, part, add_pattern(visible, pattern, len(part.q), part.q.device)
+            )
+            for part, pattern in parts
+        )
+        return ordinary + everything
 
-    def is_global(self, token_positions: Any) -> Any:
-        return (token_positions >= 0) & (token_positions < self.global_tokens)
+    def attend_by_blocks(self, qkv: QKV, visible: Visibility) -> Tensor:
+        mask, length = visible.mask, visible.rows.stop
+        starts = find_sequences(mask, length, qkv.q.device).starts
+        columns = torch.arange(length, device=qkv.q.device)
+        blocks = self.gather_keys(mask, starts, columns)
+        ordinary = merge_partial_softmax([self.attend_blocks(qkv, blocks, length)])
+        everything = merge_partial_softmax([self.attend_globally(qkv, mask, starts, columns)])
+        indices = (columns - starts)[:, None, :, None]
+        out = torch.where(self.is_global(indices), everything, ordinary)
+        return out.masked_fill(indices < 0, 0.0).to(qkv.v.dtype)
 
-    def ordinary(self, mask: Mask, starts: Tensor, columns: Tensor) -> Blocks:
-        """The window of each query, and the global tokens outside of it.
+    def gather_keys(self, mask: Mask, starts: Tensor, columns: Tensor) -> GatheredBlocks:
+        """Gather the window of each query, and the global tokens before it.
 
-        A query that has global tokens behind its window stands so far from its sequence's start
-        that, in blocks no longer than that, the block's first column is of the same sequence.
+        A query with global tokens before its window is far from the start of its sequence. So, in
+        blocks no longer than the window, the block's first column is of the same sequence.
         """
         length = len(columns)
-        before, after = self.window_span
-        queries = split_into_blocks(columns, before + 1)
-        near = neighbouring_columns(queries, before, after)
-        first = columns_of(starts, queries[None, :, :1])
-        far = first + torch.arange(self.global_tokens, device=columns.device)
-        distance = queries[:, :, None] - near[:, :, None]
-        in_window = (distance <= before) & (-distance <= after)
-        behind = queries[:, :, None] - far[:, :, None] > before
-        return Blocks(
-            queries,
-            concatenate(near, far, dim=2),
-            concatenate(
-                mask.gathered(queries[None], near, length) & in_window,
-                mask.gathered(queries[None], far, length) & behind,
-                dim=3,
-            ),
+        queries = split_into_blocks(columns, self.before + 1)
+        near_keys = extend_blocks(queries, self.before, self.after)
+        start = gather_columns(starts, queries[None, :, :1])
+        global_keys = start + torch.arange(self.global_tokens, device=columns.device)
+        distance = queries[:, :, None] - near_keys[:, :, None]
+        in_window = (distance <= self.before) & (-distance <= self.after)
+        is_before = queries[:, :, None] - global_keys[:, :, None] > self.before
+        visible = (
+            mask.gather(queries[None], near_keys, length) & in_window,
+            mask.gather(queries[None], global_keys, length) & is_before,
         )
+        keys = concatenate(near_keys, global_keys, dim=2)
+        return GatheredBlocks(queries, keys, concatenate(*visible, dim=3))
 
-    def of_global_tokens(
-        self, heads: Heads, mask: Mask, starts: Tensor, columns: Tensor
+    def attend_globally(
+        self, qkv: QKV, mask: Mask, starts: Tensor, columns: Tensor
     ) -> PartialSoftmax:
-        """What the global tokens of each sequence see, [b h n …]: all of it.
+        """Attend from the global tokens to all keys of their sequences, [b h n …].
 
-        Every block of keys is compared with the global tokens of its sequence. One block is as
-        long as the row, or one token, where a row may hold many sequences.
+        Every block of keys is compared with the global tokens of its sequence. A block is the row,
+        or one token, where a row may hold several sequences.
         """
         length = len(columns)
-        keys = split_into_blocks(columns, length if mask.segment_ids is None else 1)
-        rows = columns_of(starts, keys[None, :, :1])
-        rows = rows + torch.arange(self.global_tokens, device=columns.device)
-        inside = (rows < length)[..., None]
-        heads = by_global_projections(heads)
-        part = self.attend_gathered(
-            gathered(heads.q, rows),
-            gathered(heads.k, keys[None]),
-            gathered(heads.v, keys[None]),
-            columns_of(heads.q_positions, rows),
-            columns_of(heads.k_positions, keys[None]),
-            mask.gathered(rows, keys[None], length) & inside,
-        )
-        return scatter_blocks(part, rows, length)
+        keys = split_into_blocks(columns, length if mask.segment_ids is None else 1)[None]
+        start = gather_columns(starts, keys[:, :, :1])
+        queries = start + torch.arange(self.global_tokens, device=columns.device)
+        visible = mask.gather(queries, keys, length) & (queries < length)[..., None]
+        part = self.attend_gathered(select_global(qkv), queries, keys, visible)
+        return scatter_partial_softmax(part, queries, length)
 
-    def values(
-        self,
-        x: Tensor,
-        context: Tensor | None = None,
-        *,
-        mask: Mask = Mask(),
-        positions: Tensor | None = None,
-    ) -> Tensor:
-        """Those of both projections, and the column at which the token's sequence starts.
+    def weights(self, qkv: QKV, visible: Visibility) -> Tensor:
+        is_global = self.find_global_tokens(visible.mask, visible.rows.stop, qkv.q.device)
+        everything = super().weights(select_global(qkv), visible)
+        return torch.where(is_global, everything, super().weights(qkv, visible))
 
-        By that, `finish` finds the global tokens: weights add up to 1 within a sequence.
-        """
-        heads = self.heads_of(x, context, positions, None)
-        starts = sequences(mask, x.shape[1], x.device).starts[:, None, :, None]
-        both = [repeat_heads(v, self.heads) for v in (heads.v, heads.more["value"])]
-        return torch.cat([*both, starts.expand_as(both[0][..., :1])], dim=-1)
+    def compute_values(self, source: Tensor, mask: Mask, positions: Tensor) -> Tensor:
+        """Return the values of both projections, and a channel that is 1 at global tokens."""
+        ordinary = super().compute_values(source, mask, positions)
+        everything = repeat_heads(self.project_global_value(source), self.heads)
+        is_global = self.find_global_tokens(mask, source.shape[1], source.device)
+        is_global = is_global.to(ordinary.dtype).expand_as(ordinary[..., :1])
+        return torch.cat([ordinary, everything, is_global], dim=-1)
 
-    def finish(self, attended: Tensor, x: Tensor) -> Tensor:
-        """Also of weighted sums of `values`, [b h q 2c+1]."""
-        if attended.shape[-1] == self.head_dim:
-            return super().finish(attended, x)
-        ordinary, everything, starts = attended.split([self.head_dim, self.head_dim, 1], dim=-1)
-        columns = torch.arange(x.shape[1], device=x.device)[:, None]
-        chosen = self.is_global(columns - starts.round())
-        return super().finish(torch.where(chosen, everything, ordinary), x)
+    def apply_weights(self, weights: Tensor, values: Tensor) -> Tensor:
+        """Apply the weights of each query to the values of its own projection."""
+        ordinary, everything, is_global = values.split([self.head_dim, self.head_dim, 1], dim=-1)
+        return torch.where(is_global > 0, weights @ everything, weights @ ordinary)
 
-    def attention_map(
-        self,
-        x: Tensor,
-        context: Tensor | None = None,
-        *,
-        mask: Mask = Mask(),
-        positions: Tensor | None = None,
-    ) -> Tensor:
-        mask = self.effective_mask(mask, x, context)
-        heads = self.heads_of(x, context, positions, None)
-        visible = self.pattern(mask, x.shape[1], x.device)
-        starts = sequences(mask, x.shape[1], x.device).starts
-        chosen = self.is_global(torch.arange(x.shape[1], device=x.device) - starts)
-        return torch.where(
-            chosen[:, None, :, None],
-            self.weights(by_global_projections(heads), visible),
-            self.weights(heads, visible),
-        )
+    def find_global_tokens(self, mask: Mask, length: int, device: torch.device) -> Tensor:
+        """Return [b|1 1 n 1], true at the global tokens of rows of `length` columns."""
+        indices = torch.arange(length, device=device) - find_sequences(mask, length, device).starts
+        return self.is_global(indices)[:, None, :, None]
 
-    def naive(
-        self,
-        x: Tensor,
-        context: Tensor | None = None,
-        *,
-        visible: Tensor,
-        positions: Tensor | None = None,
-    ) -> Tensor:
-        """Both softmaxes in full, of which each query takes its own.
+    def naive(self, x: Tensor, source: Tensor, visible: Tensor, positions: Tensor) -> Tensor:
+        """Compute both softmaxes in full, and choose for each query.
 
         The first key that a query sees is the first token of its sequence, a global one.
         """
-        heads = self.heads_of(x, context, positions, None)
-        outputs = []
-        for q, k, v, *_ in (heads, by_global_projections(heads)):
-            k, v = repeat_heads(k, self.heads), repeat_heads(v, self.heads)
-            scores = torch.einsum("bhqc,bhkc->bhqk", q, k) / self.head_dim**0.5
-            bias = self.score_bias(heads, visible[:, None])
-            scores = scores if bias is None else scores + bias
-            outputs.append(masked_softmax(scores, visible[:, None]) @ v)
+        groups = torch.arange(self.heads) * self.kv_heads // self.heads
+        global_qkv = (
+            linear_heads(self.query_global, x, self.heads),
+            linear_heads(self.key_global, source, self.kv_heads)[:, groups],
+            linear_heads(self.value_global, source, self.kv_heads)[:, groups],
+        )
+        attended = []
+        for q, k, v in (self.naive_qkv(x, source), global_qkv):
+            scores = self.naive_score_matrix(q, k, source, visible, positions)
+            attended.append(softmax(scores, visible) @ v)
+        ordinary, everything = attended
         first = visible.int().argmax(dim=-1)
-        chosen = torch.arange(x.shape[1]) - first < self.global_tokens
-        return self.finish(torch.where(chosen[:, None, :, None], outputs[1], outputs[0]), x)
+        is_global = (torch.arange(x.shape[1]) - first < self.global_tokens)[:, None, :, None]
+        return self.naive_output(torch.where(is_global, everything, ordinary), x)
 
 
-def by_global_projections(heads: Heads) -> Heads:
-    """Queries, keys and values as the global tokens use them."""
-    more = heads.more
-    return heads._replace(q=more["query"], k=more["key"], v=more["value"])
+def select_global(qkv: QKV) -> QKV:
+    """Return the queries, keys and values of the global projections."""
+    features = qkv.features
+    return qkv._replace(q=features["query"], k=features["key"], v=features["value"])

@@ -1,92 +1,85 @@
-"""Sequences within rows, and the pattern of an attention over them."""
+"""Attention by a pattern over sequences, of which a row may hold several, and padding."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from attention_zoo.attention.softmax import SoftmaxAttention
-from attention_zoo.masks import Mask, Pattern, Visibility
+from attention_zoo.attention.softmax import QKV, SoftmaxAttention
+from attention_zoo.masks import Mask, Visibility
 
-# Of a query's and a key's place in a sequence, and of its length; of integers or tensors.
+# Whether a query sees a key, by their indices in a sequence and its length: integers or tensors.
 SequencePattern = Callable[[Any, Any, Any], Any]
 
 
 class Sequences(NamedTuple):
-    """Of every token of a row, by the sequence that it belongs to; [b|1 n] each."""
+    """For every token of a row, the sequence that it belongs to; [b|1 n] each."""
 
     starts: Tensor  # the column of its first real token
     lengths: Tensor  # from there to its last real token
 
 
-def sequences(mask: Mask, length: int, device: torch.device) -> Sequences:
-    """Where the sequences of each row stand: one for each segment, without padding at its ends."""
-    columns = torch.arange(length, device=device)[None, :]
-    if mask.key_mask is None and mask.segment_ids is None:
-        return Sequences(torch.zeros_like(columns), torch.full_like(columns, length))
-    begins, ends = columns == 0, columns == length - 1
-    if mask.segment_ids is not None:
-        changes = mask.segment_ids[:, 1:] != mask.segment_ids[:, :-1]
-        begins = torch.cat([begins[:, :1].expand(len(changes), 1), changes], dim=1)
-        ends = torch.cat([changes, ends[:, -1:].expand(len(changes), 1)], dim=1)
-    real = torch.ones_like(columns, dtype=torch.bool) if mask.key_mask is None else mask.key_mask
-    batch = max(len(begins), len(real))
-    first = latest(begins, columns).expand(batch, -1)
-    final = next_of(ends, columns).expand(batch, -1)
-    starts = next_of(real, columns).expand(batch, -1).gather(1, first)
-    stops = latest(real, columns).expand(batch, -1).gather(1, final)
-    return Sequences(starts, stops - starts + 1)
-
-
-def latest(marked: Tensor, columns: Tensor) -> Tensor:
-    """[b n]: the last marked column up to each; the first one, where there is none."""
-    return torch.where(marked, columns, 0).cummax(dim=1).values
-
-
-def next_of(marked: Tensor, columns: Tensor) -> Tensor:
-    """[b n]: the first marked column from each on; the last one, where there is none."""
-    last = columns.shape[1] - 1
-    return torch.where(marked, columns, last).flip(1).cummin(dim=1).values.flip(1)
-
-
-class PatternMap(SoftmaxAttention):
-    """The attention map of a mechanism whose `is_visible` works on tensors too, elementwise.
+class PatternAttention(SoftmaxAttention):
+    """Softmax attention whose `is_visible` also works on tensors, elementwise.
 
     FlexAttention's mask functions are of the same kind.
     """
 
     def is_visible(self, query: Any, key: Any, length: Any) -> Any:
-        """Of integers, a bool; of tensors of them, one of bools."""
+        """Return a bool for integers, and a tensor of bools for tensors of integers."""
         raise NotImplementedError
 
-    def attention_map(
-        self,
-        x: Tensor,
-        context: Tensor | None = None,
-        *,
-        mask: Mask = Mask(),
-        positions: Tensor | None = None,
-    ) -> Tensor:
-        mask = self.effective_mask(mask, x, context)
-        heads = self.heads_of(x, context, positions, None)
-        return self.weights(heads, self.pattern(mask, x.shape[1], x.device))
+    def weights(self, qkv: QKV, visible: Visibility) -> Tensor:
+        return super().weights(qkv, self.restrict(qkv, visible))
 
-    def pattern(self, mask: Mask, length: int, device: torch.device) -> Tensor:
-        """[b|1 1 q k]: who sees whom in whole rows, by the mask and the mechanism."""
-        whole, pattern = range(length), placed(self.is_visible, mask, 1, length, device)
-        seen = Visibility(mask=mask, rows=whole, columns=whole, pattern=pattern).dense(device)
-        assert seen is not None
-        return seen
+    def restrict(self, qkv: QKV, visible: Visibility) -> Visibility:
+        """Return what is visible by the mechanism's pattern too."""
+        return add_pattern(visible, self.is_visible, len(qkv.q), qkv.q.device)
 
 
-def placed(
-    sees: SequencePattern, mask: Mask, batch: int, length: int, device: torch.device
-) -> Pattern:
-    """What is said of places in a sequence, as said of columns of rows that are so long."""
+def add_pattern(
+    visible: Visibility, pattern: SequencePattern, batch: int, device: torch.device
+) -> Visibility:
+    """Return what is visible by a pattern over the sequences of the rows too."""
+    mask, length = visible.mask, visible.rows.stop
     if mask.key_mask is None and mask.segment_ids is None:
-        return lambda b, i, j: sees(i, j, length)
-    starts, lengths = sequences(mask, length, device)
-    if len(starts) == 1:
-        starts, lengths = starts.expand(batch, -1), lengths.expand(batch, -1)
-    return lambda b, i, j: sees(i - starts[b, i], j - starts[b, i], lengths[b, i])
+        return replace(visible, pattern=lambda b, i, j: pattern(i, j, length))
+    starts, lengths = (x.expand(batch, -1) for x in find_sequences(mask, length, device))
+    return replace(
+        visible,
+        pattern=lambda b, i, j: pattern(i - starts[b, i], j - starts[b, i], lengths[b, i]),
+    )
+
+
+def find_sequences(mask: Mask, length: int, device: torch.device) -> Sequences:
+    """Find the sequences of each row: one for each segment, without padding at its ends."""
+    columns = torch.arange(length, device=device)[None, :]
+    if mask.key_mask is None and mask.segment_ids is None:
+        return Sequences(torch.zeros_like(columns), torch.full_like(columns, length))
+    is_first, is_last = columns == 0, columns == length - 1
+    if mask.segment_ids is not None:
+        changes = mask.segment_ids[:, 1:] != mask.segment_ids[:, :-1]
+        is_first = torch.cat([is_first[:, :1].expand(len(changes), 1), changes], dim=1)
+        is_last = torch.cat([changes, is_last[:, -1:].expand(len(changes), 1)], dim=1)
+    is_real = torch.ones_like(columns, dtype=torch.bool)
+    if mask.key_mask is not None:
+        is_real = mask.key_mask
+    batch = max(len(is_first), len(is_real))
+    first = find_previous(is_first, columns).expand(batch, -1)
+    last = find_next(is_last, columns).expand(batch, -1)
+    starts = find_next(is_real, columns).expand(batch, -1).gather(1, first)
+    ends = find_previous(is_real, columns).expand(batch, -1).gather(1, last)
+    return Sequences(starts, ends - starts + 1)
+
+
+def find_previous(flags: Tensor, columns: Tensor) -> Tensor:
+    """Find the last true column up to each [b n]; the first column, where there is none."""
+    return torch.where(flags, columns, 0).cummax(dim=1).values
+
+
+def find_next(flags: Tensor, columns: Tensor) -> Tensor:
+    """Find the first true column from each on [b n]; the last column, where there is none."""
+    last = columns.shape[1] - 1
+    return torch.where(flags, columns, last).flip(1).cummin(dim=1).values.flip(1)

@@ -2,13 +2,9 @@
 
 from typing import Any
 
-from torch import Tensor
-
 from attention_zoo.attention.local.window import WindowAttention
-from attention_zoo.attention.softmax import Heads
 from attention_zoo.caches import Cache, TokenCache
 from attention_zoo.errors import UserError
-from attention_zoo.masks import Mask
 from attention_zoo.zoo import ATTENTION, AttentionCard
 
 
@@ -16,15 +12,14 @@ from attention_zoo.zoo import ATTENTION, AttentionCard
     AttentionCard(
         name="sliding_window",
         paper="Beltagy et al. 2020, arXiv 2004.05150, §3.1; Jiang et al. 2023, arXiv 2310.06825",
-        equation="softmax(QKᵀ/√c) V over the W keys up to oneself, or around oneself",
+        equation="softmax(QKᵀ/√c) V over the W keys up to the query, or around it",
         reference="closed form",
-        deviations="the window counts oneself; without causality W // 2 keys before and "
+        deviations="the window counts the query itself; without causality W // 2 keys before and "
         "(W - 1) // 2 after",
         roles=("causal", "global"),
         masks=("causal", "window", "key_mask", "segment_ids"),
         positions=("positions", "embeddings", "heads", "width", "scores", "content"),
         cache="keys and values of the last W tokens",
-        decode_state="2·min(t, W)·g·c",
         cost="t",
     )
 )
@@ -40,15 +35,11 @@ class SlidingWindowAttention(WindowAttention):
     def __init__(self, *, window: int, **options: Any) -> None:
         super().__init__(**options)
         if window < 1:
-            raise UserError(f"window must be at least 1 (oneself), got {window}.")
+            raise UserError(f"window must be at least 1 (the query itself), got {window}.")
         self.window = window
 
-    @property
-    def sizes(self) -> dict[str, int]:
-        return super().sizes | {"W": self.window}
-
-    def empty_cache(self) -> Cache:
+    def create_cache(self) -> Cache:
         return TokenCache(self.window)
 
-    def attend(self, heads: Heads, mask: Mask, last: int) -> Tensor:
-        return self.attend_window(heads, mask, last)
+    def decode_state(self, tokens: int) -> int:
+        return super().decode_state(min(tokens, self.window))

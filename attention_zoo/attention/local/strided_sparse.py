@@ -5,15 +5,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from attention_zoo.attention.local.blocks import BlockAttention, Blocks
+from attention_zoo.attention.local.block_sparse import BlockSparseAttention, GatheredBlocks
 from attention_zoo.attention.online_softmax import (
-    merge_partial,
-    neighbouring_columns,
+    extend_blocks,
+    merge_partial_softmax,
     split_into_blocks,
 )
-from attention_zoo.attention.softmax import Heads
+from attention_zoo.attention.softmax import QKV
 from attention_zoo.errors import UserError
-from attention_zoo.masks import Mask
+from attention_zoo.masks import Mask, Visibility
 from attention_zoo.zoo import ATTENTION, AttentionCard
 
 
@@ -29,15 +29,14 @@ from attention_zoo.zoo import ATTENTION, AttentionCard
         masks=("causal", "window", "key_mask", "segment_ids"),
         positions=("positions", "embeddings", "heads", "width", "scores"),
         cache="keys and values",
-        decode_state="2·t·g·c",
     )
 )
-class StridedSparseAttention(BlockAttention):
-    """Attention to the l nearest keys, and to every l-th one beyond them.
+class StridedSparseAttention(BlockSparseAttention):
+    """Attention to the l nearest keys, and to every l-th key beyond them.
 
-    The near keys are gathered for blocks of neighbouring queries; the far ones for the queries
-    whose places leave the same rest by l, which share them. With n tokens that is work and memory
-    for n·(2·l + n/l) scores: least where l is about √n.
+    The near keys are gathered for blocks of neighbouring queries. The distant keys are gathered for
+    the queries whose columns leave the same remainder modulo l, which share them. With n tokens
+    that takes work and memory for n·(2·l + n/l) scores: least where l is about √n.
 
     Args:
         stride: l, in tokens.
@@ -53,25 +52,28 @@ class StridedSparseAttention(BlockAttention):
         distance = abs(query - key)
         return (distance < self.stride) | (distance % self.stride == 0)
 
-    def by_blocks(self, heads: Heads, mask: Mask, last: int) -> Tensor:
-        columns = torch.arange(last - heads.q.shape[2], last, device=heads.q.device)
-        near = self.attend_blocks(heads, self.near(mask, columns, last), last)
-        far = self.attend_blocks(heads, self.far(mask, columns, last), last)
-        return merge_partial([near, far]).to(heads.v.dtype)
+    def attend_by_blocks(self, qkv: QKV, visible: Visibility) -> Tensor:
+        rows = visible.rows
+        columns = torch.arange(rows.start, rows.stop, device=qkv.q.device)
+        parts = [
+            self.attend_blocks(qkv, gather(visible.mask, columns, rows.stop), rows.stop)
+            for gather in (self.gather_near_keys, self.gather_distant_keys)
+        ]
+        return merge_partial_softmax(parts).to(qkv.v.dtype)
 
-    def near(self, mask: Mask, columns: Tensor, last: int) -> Blocks:
-        """Of queries at these columns, the keys at less than a stride."""
+    def gather_near_keys(self, mask: Mask, columns: Tensor, length: int) -> GatheredBlocks:
+        """Gather the keys at less than a stride from queries at these columns."""
         queries = split_into_blocks(columns, min(self.stride, len(columns)))
-        keys = neighbouring_columns(queries, self.stride - 1, 0 if mask.causal else self.stride - 1)
+        keys = extend_blocks(queries, self.stride - 1, 0 if mask.causal else self.stride - 1)
         distance = queries[:, :, None] - keys[:, :, None]
-        visible = mask.gathered(queries[None], keys, last) & (distance.abs() < self.stride)
-        return Blocks(queries, keys, visible)
+        visible = mask.gather(queries[None], keys, length) & (distance.abs() < self.stride)
+        return GatheredBlocks(queries, keys, visible)
 
-    def far(self, mask: Mask, columns: Tensor, last: int) -> Blocks:
-        """The keys at one, two, … strides."""
+    def gather_distant_keys(self, mask: Mask, columns: Tensor, length: int) -> GatheredBlocks:
+        """Gather the keys at one, two, … strides from queries at these columns."""
         queries = split_into_blocks(columns, self.stride)[:, : len(columns)].T
-        steps = torch.arange(-(-last // self.stride), device=columns.device)
+        steps = torch.arange(-(-length // self.stride), device=columns.device)
         keys = (queries[:, :1] % self.stride + self.stride * steps)[None]
         distance = queries[:, :, None] - keys[:, :, None]
-        visible = mask.gathered(queries[None], keys, last) & (distance != 0)
-        return Blocks(queries, keys, visible)
+        visible = mask.gather(queries[None], keys, length) & (distance != 0)
+        return GatheredBlocks(queries, keys, visible)

@@ -20,7 +20,7 @@ from attention_zoo.zoo import ATTENTION, AttentionCard
         equation="Re(F_n X F_d), discrete Fourier transforms over n tokens and d channels",
         reference="transformers FNetBasicFourierTransform",
         deviations="the transform is over the real tokens of each packed sequence, where theirs "
-        "takes padding in, and then costs length²; padded places get zeros",
+        "includes padding, and then costs length²; padded tokens get zeros",
         roles=("global",),
         masks=("key_mask", "segment_ids"),
         positions=("positions", "embeddings"),
@@ -29,14 +29,13 @@ from attention_zoo.zoo import ATTENTION, AttentionCard
     )
 )
 class FourierAttention(Attention):
-    """What attention is compared with, as nothing in it looks at anything: no parameter, and
-    weights that depend on places alone,
+    """A control without parameters, whose weights depend on positions alone.
 
         Re(F_n X F_d),   (F_n)_jk = exp(−2πi jk/n)
 
-    not normalised, so that outputs are about √(nd) times as large as inputs. Its map has two
+    It is not normalised, so that outputs are about √(nd) times as large as inputs. Its map has two
     "heads", the cosines and sines of F_n; their values are the real and the imaginary part of
-    X F_d, and the output is their sum. Places are counted over the real tokens.
+    X F_d, and the output is their sum. Positions count the real tokens.
     """
 
     decided_options = ("heads", "kv_heads", "head_dim", "bias")
@@ -45,87 +44,61 @@ class FourierAttention(Attention):
         super().__init__(heads=2, head_dim=options["dim"], **options)
 
     def create_projections(self, bias: bool) -> None:
-        """It has none."""
+        """Create none."""
 
-    def forward(
-        self,
-        x: Tensor,
-        context: Tensor | None = None,
-        *,
-        mask: Mask = Mask(),
-        positions: Tensor | None = None,
-        cache: Cache | None = None,
+    def attend_tokens(
+        self, x: Tensor, context: Tensor | None, mask: Mask, positions: Tensor, cache: Cache | None
     ) -> Tensor:
-        mask = self.effective_mask(mask, x, context, cache)
         if mask.names:
-            # A transform for each number of tokens: by the matrices.
+            # Rows of different lengths need different transforms: multiply by their matrices.
             with autocast_disabled(x):
-                return self.finish(self.attention_map(x, mask=mask) @ self.values(x), x)
-        return torch.fft.fft2(upcast(x), dim=(1, 2)).real.to(x.dtype)
+                weights = self.compute_map(x, x, mask, positions)
+                return weights @ self.compute_values(x, mask, positions)
+        return torch.fft.fft2(upcast(x), dim=(1, 2)).real[:, None]
 
-    def attention_map(
-        self,
-        x: Tensor,
-        context: Tensor | None = None,
-        *,
-        mask: Mask = Mask(),
-        positions: Tensor | None = None,
-    ) -> Tensor:
-        """cos(2πjk/n) and sin(2πjk/n) for the places j of queries and k of keys among n tokens."""
-        mask = self.effective_mask(mask, x, context)
-        length, wide = x.shape[1], upcast(x).dtype
-        visible = mask.visible(range(length), range(length), device=x.device)
+    def compute_map(self, x: Tensor, source: Tensor, mask: Mask, positions: Tensor) -> Tensor:
+        """Compute cos(2πjk/n) and sin(2πjk/n) for queries at j and keys at k of n tokens."""
+        length, dtype = x.shape[1], upcast(x).dtype
+        visible = mask.dense(range(length), range(length), device=x.device)
         if visible is None:
             visible = torch.ones(1, 1, length, length, dtype=torch.bool, device=x.device)
-        # A padded query is not among the tokens that it might see.
-        together = visible & visible.transpose(-2, -1)
-        place = together.tril(-1).sum(dim=-1)
-        number = together.sum(dim=-1).clamp(min=1)[..., None]
+        # A padded query is not among the tokens that it sees.
+        mutual = visible & visible.transpose(-2, -1)
+        position = mutual.tril(-1).sum(dim=-1)
+        number = mutual.sum(dim=-1).clamp(min=1)[..., None]
         # In whole numbers: a large angle would be inexact in float32.
-        turns = place[..., :, None] * place[..., None, :] % number
-        angles = 2 * math.pi * turns.to(wide) / number
-        waves = torch.cat([angles.cos(), angles.sin()], dim=1) * together
+        products = position[..., :, None] * position[..., None, :] % number
+        angles = 2 * math.pi * products.to(dtype) / number
+        waves = torch.cat([angles.cos(), angles.sin()], dim=1) * mutual
         return waves.expand(len(x), -1, -1, -1)
 
-    def values(
-        self,
-        x: Tensor,
-        context: Tensor | None = None,
-        *,
-        mask: Mask = Mask(),
-        positions: Tensor | None = None,
-    ) -> Tensor:
-        """Real and imaginary part of X F_d, [b 2 k d]."""
-        channels = torch.fft.fft(upcast(x), dim=-1)
+    def compute_values(self, source: Tensor, mask: Mask, positions: Tensor) -> Tensor:
+        """Compute the real and the imaginary part of X F_d, [b 2 k d]."""
+        channels = torch.fft.fft(upcast(source), dim=-1)
         return torch.stack([channels.real, channels.imag], dim=1)
 
-    def finish(self, attended: Tensor, x: Tensor) -> Tensor:
-        """Re((cos − i sin)(a + i b)) = cos a + sin b."""
+    def project_output(self, attended: Tensor, x: Tensor) -> Tensor:
+        """Compute Re((cos − i sin)(a + i b)) = cos a + sin b."""
         return attended.sum(dim=1).to(x.dtype)
 
-    def naive(
-        self,
-        x: Tensor,
-        context: Tensor | None = None,
-        *,
-        visible: Tensor,
-        positions: Tensor | None = None,
-    ) -> Tensor:
-        """By itself for each set of tokens that see one another, [b q k]."""
+    def naive(self, x: Tensor, source: Tensor, visible: Tensor, positions: Tensor) -> Tensor:
+        """Transform each set of tokens that see one another by itself."""
         out = torch.zeros_like(x)
         for b in range(len(x)):
             for seen in visible[b].unique(dim=0):
                 tokens = seen.nonzero()[:, 0]
                 if len(tokens):
-                    sequence, channels = fourier_matrix(len(tokens)), fourier_matrix(self.dim)
-                    own = x[b, tokens].to(sequence.dtype)
-                    at = torch.full_like(tokens, b), tokens
-                    out = out.index_put(at, (sequence @ own @ channels).real.to(x.dtype))
+                    token_matrix, channel_matrix = (
+                        fourier_matrix(len(tokens)),
+                        fourier_matrix(self.dim),
+                    )
+                    part = x[b, tokens].to(token_matrix.dtype)
+                    out[b, tokens] = (token_matrix @ part @ channel_matrix).real.to(x.dtype)
         return out
 
 
 def fourier_matrix(number: int) -> Tensor:
-    """[n n], exp(−2πi jk/n)."""
-    token_positions = torch.arange(number, dtype=torch.float64)
-    angles = -2 * math.pi * token_positions[:, None] * token_positions / number
+    """Compute exp(−2πi jk/n), [n n]."""
+    columns = torch.arange(number, dtype=torch.float64)
+    angles = -2 * math.pi * columns[:, None] * columns / number
     return torch.polar(torch.ones_like(angles), angles)

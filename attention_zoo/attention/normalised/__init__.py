@@ -1,1 +1,1 @@
-"""Every query is compared with every key; what becomes of the scores is no plain softmax."""
+"""Every query is compared with every key; the scores become weights by another map than softmax."""

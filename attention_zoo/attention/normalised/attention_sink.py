@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn.functional import pad
 
 from attention_zoo.attention.normalised.off_by_one import OffByOneAttention
-from attention_zoo.attention.softmax import SITES_OF_SOFTMAX, Heads
+from attention_zoo.attention.softmax import QKV, SITES_OF_SOFTMAX
 from attention_zoo.zoo import ATTENTION, AttentionCard
 
 CHANNELS = 8  # added to a head for the sink's score; kernels want widths that are multiples of it
@@ -24,12 +24,11 @@ CHANNELS = 8  # added to a head for the sink's score; kernels want widths that a
         masks=("causal", "window", "key_mask", "segment_ids", "query_segment_ids"),
         positions=SITES_OF_SOFTMAX,
         cache="keys and values",
-        decode_state="2·t·g·c",
         weights="nonnegative",
     )
 )
 class AttentionSink(OffByOneAttention):
-    """Softmax attention with one more term in the denominator, for attending to nothing:
+    """Softmax attention with one more term in the denominator, for attending to nothing.
 
         a_ij = exp(s_ij) / (exp(s) + Σ_j exp(s_ij)),   out_i = Σ_j a_ij V_j
 
@@ -40,16 +39,16 @@ class AttentionSink(OffByOneAttention):
         super().__init__(**options)
         self.sinks = nn.Parameter(torch.zeros(self.heads))
 
-    def with_sink(self, heads: Heads) -> tuple[Tensor, Tensor, Tensor]:
-        """The queries bring the score of their head, in a channel that only the sink's key has."""
-        q, k, v = super().with_sink(heads)
+    def add_sink(self, qkv: QKV) -> tuple[Tensor, Tensor, Tensor]:
+        """Give the score of the head to the queries, in a channel that only the sink's key has."""
+        q, k, v = super().add_sink(qkv)
         score = (self.sinks / self.scale).to(q.dtype)[:, None, None].expand(*q.shape[:3], 1)
         channel = torch.zeros_like(k[..., :1])
         channel[:, :, 0] = 1.0
-        more = (0, CHANNELS - 1)
+        padding = (0, CHANNELS - 1)
         return (
-            torch.cat([q, pad(score, more)], dim=-1),
-            torch.cat([k, pad(channel, more)], dim=-1),
+            torch.cat([q, pad(score, padding)], dim=-1),
+            torch.cat([k, pad(channel, padding)], dim=-1),
             pad(v, (0, CHANNELS)),
         )
 

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from attention_zoo.attention.normalised.sparse import SparseAttention, entmax, shifted
+from attention_zoo.attention.normalised.sparse import SparseAttention, entmax, shift_scores
 from attention_zoo.attention.softmax import SITES_OF_SOFTMAX
 from attention_zoo.zoo import ATTENTION, AttentionCard
 
@@ -21,11 +21,10 @@ from attention_zoo.zoo import ATTENTION, AttentionCard
         masks=("causal", "window", "key_mask", "segment_ids", "query_segment_ids"),
         positions=SITES_OF_SOFTMAX,
         cache="keys and values",
-        decode_state="2·t·g·c",
     )
 )
 class EntmaxAttention(SparseAttention):
-    """Attention by α-entmax, where each head learns how sparse it is:
+    """Attention by α-entmax, where each head learns how sparse it is.
 
         a_i = [(α − 1) s_i − τ_i]₊^(1/(α − 1)),   τ_i such that Σ_j a_ij = 1,   α = 1 + σ(shape)
 
@@ -42,12 +41,12 @@ class EntmaxAttention(SparseAttention):
         """[h], between 1 and 2."""
         return 1.0 + self.shape.sigmoid()
 
-    def mapped(self, scores: Tensor) -> Tensor:
+    def map_scores(self, scores: Tensor) -> Tensor:
         alpha = self.alpha[:, None, None].to(scores.dtype)
-        return entmax(scores, alpha, bisected)
+        return entmax(scores, alpha, solve_by_bisection)
 
     def naive_weights(self, head: int, scores: Tensor) -> Tensor:
-        """The root by Newton's method, whose last step carries the gradients."""
+        """Find the root by Newton's method, whose last step carries the gradients."""
         alpha = self.alpha[head]
         scores = (alpha - 1) * (scores - scores.max())
         # Left of the root of a convex falling function, Newton's method goes to it from there.
@@ -60,17 +59,17 @@ class EntmaxAttention(SparseAttention):
         return (scores - threshold).clamp(min=0) ** (1 / (alpha - 1))
 
 
-def bisected(scores: Tensor, alpha: Tensor) -> Tensor:
-    """α-entmax by bisection.
+def solve_by_bisection(scores: Tensor, alpha: Tensor) -> Tensor:
+    """Compute α-entmax by bisection.
 
-    The largest score alone has at most the whole weight, so that τ is not below it less 1; and n
-    equal scores have 1/n each, so that it is not above it less n^(1 − α).
+    The largest score has at most the whole weight, so τ is at least that score − 1. Of n equal
+    scores each has the weight 1/n, so τ is at most that score − n^(1 − α).
 
     Args:
         scores: [… k].
         alpha: [… 1], between 1 and 2.
     """
-    scores = shifted(scores * (alpha - 1))
+    scores = shift_scores(scores * (alpha - 1))
     power = 1 / (alpha - 1)
     low = torch.full_like(scores[..., :1], -1.0)
     width = 1 - scores.shape[-1] ** (1 - alpha)

@@ -6,9 +6,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from attention_zoo.attention.softmax import SITES_OF_SOFTMAX, Heads, SoftmaxAttention, seen_by
+from attention_zoo.attention.softmax import QKV, SITES_OF_SOFTMAX, SoftmaxAttention
+from attention_zoo.backends import BACKENDS
 from attention_zoo.backends.reference import attention_weights
-from attention_zoo.masks import Mask
+from attention_zoo.masks import Visibility
 from attention_zoo.zoo import ATTENTION, AttentionCard
 
 
@@ -22,45 +23,50 @@ from attention_zoo.zoo import ATTENTION, AttentionCard
         masks=("causal", "window", "key_mask", "segment_ids", "query_segment_ids"),
         positions=SITES_OF_SOFTMAX,
         cache="keys and values",
-        decode_state="2·t·g·c",
         weights="nonnegative",
     )
 )
 class OffByOneAttention(SoftmaxAttention):
-    """Softmax attention that may attend to nothing, by a 1 in the denominator:
+    """Softmax attention that may attend to nothing, by a 1 in the denominator.
 
         a_ij = exp(s_ij) / (1 + Σ_j exp(s_ij)),   out_i = Σ_j a_ij V_j
 
-    That is softmax over one key more, the sink: every query sees it, with the score 0, and its
-    value is 0. So any kernel for softmax attention serves.
+    That is softmax over one more key, the sink: every query sees it with the score 0, and its value
+    is 0. So any kernel for softmax attention serves.
     """
 
-    def attend(self, heads: Heads, mask: Mask, last: int) -> Tensor:
-        visible = seen_by(heads, mask, last)
-        bias = beside_sink(self.rendered_bias(heads, visible), 0.0)
-        out = self.computed(*self.with_sink(heads), replace(visible, sinks=1), bias)
-        return out[..., : self.head_dim]
+    def attend(self, qkv: QKV, visible: Visibility) -> Tensor:
+        bias = self.bias_with_sink(qkv, visible)
+        attended = BACKENDS[self.backend].attend(
+            *self.add_sink(qkv),
+            visible=replace(visible, sinks=1),
+            bias=bias,
+            scale=self.scale,
+            dropout=self.dropout if self.training else 0.0,
+        )
+        return attended[..., : self.head_dim]
 
-    def weights(self, heads: Heads, visible: Tensor | None) -> Tensor:
-        q, k, _ = self.with_sink(heads)
-        return attention_weights(
+    def weights(self, qkv: QKV, visible: Visibility) -> Tensor:
+        q, k, _ = self.add_sink(qkv)
+        weights = attention_weights(
             q,
             k,
-            visible=beside_sink(visible, True),
-            bias=beside_sink(self.score_bias(heads, visible), 0.0),
+            visible=replace(visible, sinks=1).dense(q.device),
+            bias=self.bias_with_sink(qkv, visible),
             scale=self.scale,
-        )[..., 1:]
+        )
+        return weights[..., 1:]
 
-    def with_sink(self, heads: Heads) -> tuple[Tensor, Tensor, Tensor]:
-        """q, k and v, the sink before the keys. Channels may be added to all of them."""
+    def add_sink(self, qkv: QKV) -> tuple[Tensor, Tensor, Tensor]:
+        """Return q, k and v with the sink before the keys. Channels may be added to all of them."""
         first = (0, 0, 1, 0)
-        return heads.q, pad(heads.k, first), pad(heads.v, first)
+        return qkv.q, pad(qkv.k, first), pad(qkv.v, first)
+
+    def bias_with_sink(self, qkv: QKV, visible: Visibility) -> Tensor | None:
+        """Return `score_bias` with a zero for the sink before the other keys."""
+        bias = self.score_bias(qkv, visible)
+        return None if bias is None else pad(bias, (1, 0))
 
     def naive_weights(self, head: int, scores: Tensor) -> Tensor:
         powers = torch.exp(scores - scores.max())
         return powers / (torch.exp(-scores.max()) + powers.sum())
-
-
-def beside_sink(part: Tensor | None, value: float) -> Tensor | None:
-    """A mask or bias [… q k], with the sink's column before the others."""
-    return None if part is None else pad(part, (1, 0), value=value)

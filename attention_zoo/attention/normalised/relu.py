@@ -19,12 +19,11 @@ from attention_zoo.zoo import ATTENTION, AttentionCard
         masks=("causal", "window", "key_mask", "segment_ids", "query_segment_ids"),
         positions=SITES_OF_SOFTMAX,
         cache="keys and values",
-        decode_state="2·t·g·c",
         weights="nonnegative",
     )
 )
 class ReluAttention(ExplicitScoresAttention):
-    """The positive scores, divided by the number n_i of keys that the query sees:
+    """The positive scores, divided by the number n_i of keys that the query sees.
 
     a_ij = [s_ij]₊ / n_i,   out_i = Σ_j a_ij V_j
     """

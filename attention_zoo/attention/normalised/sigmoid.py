@@ -24,19 +24,18 @@ from attention_zoo.zoo import ATTENTION, AttentionCard
         masks=("causal", "window", "key_mask", "segment_ids", "query_segment_ids"),
         positions=SITES_OF_SOFTMAX,
         cache="keys and values",
-        decode_state="2·t·g·c",
         weights="nonnegative",
     )
 )
 class SigmoidAttention(ExplicitScoresAttention):
-    """Each key is weighed for itself, without the others:
+    """Each key gets its weight independently of the others.
 
         a_ij = σ(s_ij − log n),   out_i = Σ_j a_ij V_j
 
     The bias − log n makes the weights of n keys add up to about 1 at first, as softmax does.
 
     Args:
-        length: n, in tokens, of the usual sequence. Others may be longer or shorter.
+        length: n, the usual length of a sequence, in tokens; others may be longer or shorter.
     """
 
     def __init__(self, *, length: int = 256, **options: Any) -> None:
@@ -46,7 +45,7 @@ class SigmoidAttention(ExplicitScoresAttention):
         self.offset = -math.log(length)
 
     def normalise(self, scores: Tensor, visible: Tensor | None) -> Tensor:
-        # The offset would take half of a half precision score's digits.
+        # In half precision the offset would cost half of a score's digits.
         weights = (upcast(scores) + self.offset).sigmoid().to(scores.dtype)
         return weights if visible is None else weights.masked_fill(~visible, 0.0)
 

@@ -17,35 +17,35 @@ from attention_zoo.attention.precision import upcast
 
 
 class SparseAttention(ExplicitScoresAttention):
-    """entmax(QKᵀ/√c + bias, masked) V, for a way of computing `mapped`."""
+    """entmax(QKᵀ/√c + bias, masked) V; a variant maps scores to weights."""
 
     def normalise(self, scores: Tensor, visible: Tensor | None) -> Tensor:
         # Thresholds are differences of sums, which lose too much in half precision.
         exact = upcast(scores)
         if visible is None:
-            return self.mapped(exact).to(scores.dtype)
+            return self.map_scores(exact).to(scores.dtype)
         # Finite: differences of infinite scores would be no numbers.
         exact = exact.masked_fill(~visible, torch.finfo(exact.dtype).min)
-        return self.mapped(exact).masked_fill(~visible, 0.0).to(scores.dtype)
+        return self.map_scores(exact).masked_fill(~visible, 0.0).to(scores.dtype)
 
-    def mapped(self, scores: Tensor) -> Tensor:
-        """Scores [b h q k] to weights; those far below the largest of a query weigh nothing."""
+    def map_scores(self, scores: Tensor) -> Tensor:
+        """Map scores [b h q k] to weights; scores far below a query's largest get no weight."""
         raise NotImplementedError
 
 
-def shifted(scores: Tensor) -> Tensor:
-    """Scores, times α − 1, with their largest at 0.
+def shift_scores(scores: Tensor) -> Tensor:
+    """Shift scores, times α − 1, so that their largest is 0.
 
-    What is 1 below it has no weight. So nothing is lost below 2, where sums stay exact.
+    A score 1 below it has no weight. So nothing is lost by clamping at −2, where sums stay exact.
     """
     return (scores - scores.amax(dim=-1, keepdim=True)).clamp(min=-2.0)
 
 
 def entmax(scores: Tensor, alpha: Tensor, solve: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
-    """α-entmax of scores z [… k] as p = `solve(z, alpha)` gives it, with its gradients.
+    """Compute α-entmax of scores z [… k] by p = `solve(z, alpha)`, with its gradients.
 
-    These need only the weights p, however they were found. With s = p^(2 − α) on the support, and
-    zero elsewhere (Peters et al. 2019),
+    The gradients need only the weights p, however they were found. With s = p^(2 − α) on the
+    support, and zero elsewhere (Peters et al. 2019),
 
         ∂p_i/∂z_j = s_i (δ_ij − s_j / Σ s)
 

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from attention_zoo.attention.normalised.sparse import SparseAttention, entmax, shifted
+from attention_zoo.attention.normalised.sparse import SparseAttention, entmax, shift_scores
 from attention_zoo.attention.softmax import SITES_OF_SOFTMAX
 from attention_zoo.zoo import ATTENTION, AttentionCard
 
@@ -18,24 +18,23 @@ from attention_zoo.zoo import ATTENTION, AttentionCard
         masks=("causal", "window", "key_mask", "segment_ids", "query_segment_ids"),
         positions=SITES_OF_SOFTMAX,
         cache="keys and values",
-        decode_state="2·t·g·c",
         # The weights have no jumps where a key comes or goes, but their gradients have.
         chooses="keys with any weight",
     )
 )
 class SparsemaxAttention(SparseAttention):
-    """The scores of a query, projected on the probability distributions:
+    """The scores of a query are projected on the probability distributions.
 
         a_i = argmin_p ‖p − s_i‖² = [s_i − τ_i]₊,   τ_i such that Σ_j a_ij = 1
 
     The threshold τ_i is found by sorting.
     """
 
-    def mapped(self, scores: Tensor) -> Tensor:
-        return entmax(scores, scores.new_tensor(2.0), by_sorting)
+    def map_scores(self, scores: Tensor) -> Tensor:
+        return entmax(scores, scores.new_tensor(2.0), solve_by_sorting)
 
     def naive_weights(self, head: int, scores: Tensor) -> Tensor:
-        """With the support found by leaving out, again and again, what would get no weight."""
+        """Find the support by leaving out, repeatedly, the keys that would get no weight."""
         support = torch.ones_like(scores, dtype=torch.bool)
         for _ in scores:
             threshold = (scores[support].sum() - 1) / support.sum()
@@ -43,13 +42,13 @@ class SparsemaxAttention(SparseAttention):
         return (scores - threshold) * support
 
 
-def by_sorting(scores: Tensor, alpha: Tensor) -> Tensor:
-    """Sparsemax of scores [… k]; α is 2.
+def solve_by_sorting(scores: Tensor, alpha: Tensor) -> Tensor:
+    """Compute sparsemax of scores [… k]; α is 2.
 
-    Of the scores in falling order, the k first are the support, for the largest k with
+    Let s be the scores in falling order. The support is the first k, for the largest k with
     1 + k s_k > Σ_{j ≤ k} s_j.
     """
-    scores = shifted(scores)
+    scores = shift_scores(scores)
     falling = scores.sort(dim=-1, descending=True).values
     counts = torch.arange(1, scores.shape[-1] + 1, device=scores.device, dtype=scores.dtype)
     sums = falling.cumsum(dim=-1)

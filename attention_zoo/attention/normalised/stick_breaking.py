@@ -22,17 +22,16 @@ from attention_zoo.zoo import ATTENTION, AttentionCard
         masks=("causal", "window", "key_mask", "segment_ids"),
         positions=SITES_OF_SOFTMAX,
         cache="keys and values",
-        decode_state="2·t·g·c",
         weights="nonnegative",
     )
 )
 class StickBreakingAttention(ExplicitScoresAttention):
-    """Each key in turn, from the query backwards, takes a part of what the later ones left:
+    """Each key in turn, from the query backwards, takes a share of what the later keys left.
 
         a_ij = β_ij Π_{j < l ≤ i} (1 − β_il),   β_ij = σ(s_ij)
 
-    over visible keys. The weights add up to at most 1. Their order alone tells places apart, so
-    that no encoding is needed. They are products, and are computed as sums of logarithms.
+    over visible keys. The weights add up to at most 1. They depend on the order of the keys, so no
+    encoding is needed. The products are computed as sums of logarithms.
     """
 
     def normalise(self, scores: Tensor, visible: Tensor | None) -> Tensor:
@@ -41,13 +40,13 @@ class StickBreakingAttention(ExplicitScoresAttention):
         kept = logsigmoid(-exact)
         if visible is not None:
             kept = kept.masked_fill(~visible, 0.0)
-        # A sum from the end, not a difference of sums: this is where they are close to zero.
+        # A sum from the end, not a difference of sums: near the end the sums are close to zero.
         left = kept.flip(-1).cumsum(dim=-1).flip(-1) - kept
         weights = (logsigmoid(exact) + left).exp().to(scores.dtype)
         return weights if visible is None else weights.masked_fill(~visible, 0.0)
 
     def naive_weights(self, head: int, scores: Tensor) -> Tensor:
-        """By products, as one breaks a stick."""
+        """Compute the products of the parts that are left."""
         parts = 1 / (1 + torch.exp(-scores.flip(0)))
         left = torch.cat([parts.new_ones(1), torch.cumprod(1 - parts, dim=0)[:-1]])
         return (parts * left).flip(0)

@@ -23,14 +23,14 @@ from attention_zoo.zoo import ATTENTION, AttentionCard
         masks=("causal", "window", "key_mask", "segment_ids", "query_segment_ids"),
         positions=SITES_OF_SOFTMAX,
         cache="keys and values",
-        decode_state="2·t·g·c",
         chooses="keys",
     )
 )
 class TopKAttention(ExplicitScoresAttention):
-    """Softmax over those k keys that score highest with a query, of the ones it sees.
+    """Softmax over the k visible keys that score highest with a query.
 
-    Where it sees fewer, over all of them. The others get neither weight nor gradient.
+    A query that sees fewer keys attends to all of them. The other keys get neither weight nor
+    gradient.
 
     Args:
         top_k: k, in keys.

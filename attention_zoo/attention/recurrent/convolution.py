@@ -3,19 +3,20 @@
 import torch
 from torch import Tensor, nn
 
-from attention_zoo.errors import UserError
+from attention_zoo.attention.recurrent.steps import TokenSpan
+from attention_zoo.errors import check_positive
 
 
 class ShortConvolution(nn.Module):
-    """Each channel mixes a token with the few before it, by weights of its own:
+    """A causal convolution over tokens, of each channel by itself.
 
         y_t = Σ_{l < K} w_{K−1−l} ⊙ x_{t−l} + b
 
-    What is before a sequence, and what is padded, counts as zeros.
+    Padded tokens, and those before the sequence, count as zeros.
 
     Args:
         channels: width of the tokens.
-        kernel_size: K, the tokens that are mixed, oneself included.
+        kernel_size: K, the number of tokens that are mixed, including the token itself.
         bias: whether there is a b.
 
     Raises:
@@ -24,63 +25,82 @@ class ShortConvolution(nn.Module):
 
     def __init__(self, channels: int, kernel_size: int, *, bias: bool = False) -> None:
         super().__init__()
-        if kernel_size < 1:
-            raise UserError(f"kernel_size must be at least 1 (oneself), got {kernel_size}.")
+        check_positive(kernel_size=kernel_size)
         self.kernel_size = kernel_size
-        # As torch.nn.Conv1d starts, of which every output has K inputs here.
+        # The start of torch.nn.Conv1d: every output has K inputs here.
         bound = kernel_size**-0.5
         self.weight = nn.Parameter(torch.empty(channels, kernel_size).uniform_(-bound, bound))
         self.bias = nn.Parameter(torch.empty(channels).uniform_(-bound, bound)) if bias else None
 
+    @property
+    def state_size(self) -> int:
+        """Return how many numbers the state of a sequence has."""
+        return len(self.weight) * (self.kernel_size - 1)
+
     def forward(
-        self,
-        x: Tensor,
-        *,
-        state: Tensor | None = None,
-        key_mask: Tensor | None = None,
-        segment_ids: Tensor | None = None,
+        self, x: Tensor, span: TokenSpan, state: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        """Mix neighbouring tokens.
+        """Mix neighbouring tokens of a segment.
 
         Args:
-            x: [b t d].
-            state: [b d K−1], the tokens before x, as the last call returned them; None for nothing.
-            key_mask: [b t] bool, True at real tokens of x. What comes out at the rest is of no use.
-            segment_ids: [b t], or [b 1+t] with the last number before x in front, where there is a
-                state: only tokens of the own segment count.
+            x: [b t d], the tokens of the span.
+            span: the mask's part for them. The output at padded tokens has no meaning.
+            state: [b d K−1], the tokens before x, from the last call; None at the start.
 
         Returns:
-            [b t d], and the state behind x.
+            [b t d], and the state after x.
         """
-        length, before = x.shape[1], self.kernel_size - 1
-        if key_mask is not None:
-            x = x.masked_fill(~key_mask[..., None], 0.0)
+        length, num_past = x.shape[1], self.kernel_size - 1
+        if span.key_mask is not None:
+            x = x.masked_fill(~span.key_mask[..., None], 0.0)
         if state is None:
-            state = x.new_zeros(len(x), x.shape[2], before)
+            state = x.new_zeros(len(x), x.shape[2], num_past)
         tokens = torch.cat([state.transpose(1, 2), x], dim=1)
-        numbers = None
+        segment_ids = span.segment_ids
         if segment_ids is not None:
-            # A state holds nothing but tokens of the segment that it ends with.
-            first, own = segment_ids[:, :1], segment_ids[:, -length:]
-            numbers = torch.cat([first.expand(-1, before), own], dim=1)
+            # A state holds only tokens of the segment that it ends with.
+            before = segment_ids[:, :1].expand(-1, num_past)
+            segment_ids = torch.cat([before, segment_ids[:, -length:]], dim=1)
         y = torch.zeros_like(x) if self.bias is None else self.bias.expand_as(x)
         for tap in range(self.kernel_size):
             part = tokens[:, tap : tap + length]
-            if numbers is not None:
-                same = numbers[:, tap : tap + length] == numbers[:, before:]
+            if segment_ids is not None:
+                same = segment_ids[:, tap : tap + length] == segment_ids[:, num_past:]
                 part = part * same[..., None]
             y = y + self.weight[:, tap] * part
-        kept = tokens[:, length:]
-        if numbers is not None:
-            kept = kept * (numbers[:, length:] == numbers[:, -1:])[..., None]
-        # A copy: a slice would hold on to all of a long prompt.
-        return y, kept.transpose(1, 2).clone()
+        state = tokens[:, length:]
+        if segment_ids is not None:
+            state = state * (segment_ids[:, length:] == segment_ids[:, -1:])[..., None]
+        # A copy: a slice would keep all of a long prompt in memory.
+        return y, state.transpose(1, 2).clone()
 
     def naive(self, x: Tensor, visible: Tensor) -> Tensor:
-        """The sum as it stands above, over the tokens that are visible [b t t]; for the tests."""
+        """Compute the sum of the equation over visible tokens [b t t], for the tests."""
         y = torch.zeros_like(x) if self.bias is None else self.bias.expand_as(x)
         for lag in range(min(self.kernel_size, x.shape[1])):
             seen = visible.diagonal(-lag, dim1=1, dim2=2)[..., None]
             term = self.weight[:, -1 - lag] * x[:, : x.shape[1] - lag] * seen
             y = y + nn.functional.pad(term, (0, 0, lag, 0))
+        return y
+
+
+class ConvolutionRunner:
+    """A runner of convolutions over the tokens of a span, from their cached states on.
+
+    Args:
+        span: the tokens.
+        cached_states: the state of each convolution before the tokens, in the order of the calls;
+            empty at the start.
+    """
+
+    def __init__(self, span: TokenSpan, cached_states: tuple[Tensor, ...] = ()) -> None:
+        self.span = span
+        self.cached_states = cached_states
+        # Those after the tokens.
+        self.states: tuple[Tensor, ...] = ()
+
+    def __call__(self, convolution: ShortConvolution, x: Tensor) -> Tensor:
+        state = self.cached_states[len(self.states)] if self.cached_states else None
+        y, state = convolution(x, self.span, state)
+        self.states = (*self.states, state)
         return y

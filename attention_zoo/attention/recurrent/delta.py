@@ -1,17 +1,24 @@
 """DeltaNet (Schlag et al. 2021, Yang et al. 2024)."""
 
+import math
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn.functional import silu
 
+from attention_zoo.attention import naive
 from attention_zoo.attention.precision import upcast
-from attention_zoo.attention.recurrent.delta_attention import (
-    DeltaRuleAttention,
-    Mix,
-    unit,
+from attention_zoo.attention.recurrent.convolution import ConvolutionRunner
+from attention_zoo.attention.recurrent.delta_attention import DeltaRuleAttention, unit_vectors
+from attention_zoo.attention.recurrent.naive import (
+    divide_by_length,
+    head_scalars,
+    outer,
+    read_states,
+    run_states,
 )
-from attention_zoo.attention.recurrent.delta_rule import Steps
+from attention_zoo.attention.recurrent.steps import Steps
 from attention_zoo.zoo import ATTENTION, AttentionCard
 
 
@@ -21,19 +28,18 @@ from attention_zoo.zoo import ATTENTION, AttentionCard
         paper="Schlag et al. 2021, arXiv 2102.11174, §4; Yang et al. 2024, arXiv 2406.06484, §2.2",
         equation="S ← S − β k (kᵀS) + β k vᵀ;  out = Sᵀ q/√c",
         reference="flash-linear-attention delta_rule_recurrence",
-        deviations="as in Yang et al., q and k are unit vectors after SiLU, and each head's RMS "
-        "norm comes last; without their short convolutions, which gated_delta has",
+        deviations="as in Yang et al., q and k are unit vectors after SiLU, and an RMS norm of "
+        "each head comes last; no short convolutions, which gated_delta has",
         roles=("causal",),
         masks=("causal", "key_mask", "segment_ids"),
         positions=("positions", "embeddings"),
         cache="one matrix for each head",
-        decode_state="h·c·c",
         weights="signed",
         cost="t",
     )
 )
 class DeltaAttention(DeltaRuleAttention):
-    """A matrix that remembers a value under each key; what a key held before is taken out first:
+    """A matrix stores a value under each key, after the key's earlier value is erased.
 
         S_t = (I − β_t k_t k_tᵀ) S_{t−1} + β_t k_t v_tᵀ,   out_t = norm(S_tᵀ q_t / √c)
 
@@ -45,12 +51,22 @@ class DeltaAttention(DeltaRuleAttention):
         self.rate = nn.Linear(self.dim, self.heads)
         self.norm = nn.RMSNorm(self.head_dim, eps=1e-5)
 
-    def steps(self, x: Tensor, mix: Mix) -> Steps:
-        q = unit(silu(self.heads_of(self.query(x))))
-        k = unit(silu(self.heads_of(self.key(x))))
-        v = self.heads_of(self.value(x))
+    def project_steps(self, x: Tensor, positions: Tensor, convolve: ConvolutionRunner) -> Steps:
+        q = unit_vectors(silu(self.split_heads(self.query(x))))
+        k = unit_vectors(silu(self.split_heads(self.key(x))))
+        v = self.split_heads(self.value(x))
         beta = upcast(self.rate(x)).sigmoid().transpose(1, 2)[..., None]
         return Steps(q * self.head_dim**-0.5, beta * k, v, erase=k, rate=beta)
 
-    def finish(self, attended: Tensor, x: Tensor) -> Tensor:
-        return self.project_output(self.norm(attended).to(x.dtype))
+    def project_output(self, attended: Tensor, x: Tensor) -> Tensor:
+        return super().project_output(self.norm(attended), x)
+
+    def naive(self, x: Tensor, source: Tensor, visible: Tensor, positions: Tensor) -> Tensor:
+        q, k, v = naive.linear_qkv(self, x)
+        q, k = divide_by_length(silu(q)), divide_by_length(silu(k))
+        beta = torch.sigmoid(head_scalars(self.rate, x))
+        transitions = torch.eye(self.head_dim) - outer(beta * k, k)
+        states = run_states(transitions, outer(beta * k, v), visible)
+        attended = read_states(q, states) / math.sqrt(self.head_dim)
+        normal = naive.rms_norm(attended, self.norm.weight, epsilon=1e-5)
+        return naive.linear_output(self.output, normal)

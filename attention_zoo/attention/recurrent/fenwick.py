@@ -1,4 +1,4 @@
-"""States of ever wider stretches of the past: a Fenwick tree of decaying states."""
+"""States of ever wider buckets of past tokens: a Fenwick tree of decaying states."""
 
 from typing import NamedTuple
 
@@ -7,143 +7,158 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from attention_zoo.attention.recurrent.recurrence import sum_after
+from attention_zoo.attention.recurrent.steps import Steps, TokenSpan
 
-# Tokens computed in parallel between two updates of the buckets; more than where there is but one
-# state to update.
+# Tokens computed in parallel between two updates of the buckets; more than for a single state, as
+# an update costs more.
 CHUNK = 128
 
 
 class Buckets(NamedTuple):
-    """Behind n tokens: for each bit b of n that is set, the state of a stretch of 2^b tokens.
+    """The buckets after n tokens: for each bit b of n that is set, the state of 2^b tokens.
 
-    The stretches follow each other, the largest first; where a bit is not set, the state is zero.
+    The tokens of the buckets follow each other, the largest bucket first; if a bit is not set, its
+    state is zero.
     """
 
     states: Tensor  # [b h c s e], of the bits 0 to s − 1
-    length: Tensor  # [b], n
+    lengths: Tensor  # [b], n
 
     @property
     def starts(self) -> Tensor:
-        """[b s], the place of the first token of each bucket."""
-        above = 1 + torch.arange(self.states.shape[3], device=self.length.device)
-        return (self.length[:, None] >> above) << above
+        """Return the position of the first token of each bucket, [b s]."""
+        shift = 1 + torch.arange(self.states.shape[3], device=self.lengths.device)
+        return (self.lengths[:, None] >> shift) << shift
 
 
-class Counts(NamedTuple):
-    """Of some successive tokens, how many real ones of their segment there are."""
+def count_tokens(x: Tensor, span: TokenSpan, before: Tensor) -> tuple[Tensor, Tensor]:
+    """Count the real tokens of a segment, up to each token x [b t d] of the span.
 
-    before: Tensor  # [b t], up to a token, without it: its place
-    behind: Tensor  # [b t], with it
+    Args:
+        x: the tokens.
+        span: the mask's part for them.
+        before: [b], the number of tokens before them in their segment.
+
+    Returns:
+        The number before each token, its position, and the number with it, [b t] each.
+    """
+    real = torch.ones(x.shape[:2], dtype=torch.long, device=x.device)
+    if span.key_mask is not None:
+        real = span.key_mask.long()
+    lengths = before[:, None] + real.cumsum(dim=1)
+    positions = lengths - real
+    starts = span.segment_starts
+    if starts is not None:
+        earlier_segments = torch.where(starts, positions, 0).cummax(dim=1).values
+        positions, lengths = positions - earlier_segments, lengths - earlier_segments
+    return positions, lengths
 
 
 def bucketed_product(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    decay: Tensor,
-    level_weights: Tensor,
-    counts: Counts,
-    buckets: Buckets,
+    steps: Steps, level_weights: Tensor, positions: Tensor, lengths: Tensor, buckets: Buckets
 ) -> tuple[Tensor, Buckets]:
-    """Σ_l λ_i^l q_i S_i^l, S_i^l the decayed sum of k_jᵀv_j in the bucket of the level l:
+    """Compute Σ_l λ_i^l q_i S_i^l, S_i^l the decayed sum of k_jᵀv_j in the bucket of level l.
 
         out_i = Σ_{j ≤ i} λ_i^{l(i, j)} (q_i·k_j) (Π_{j < m ≤ i} a_m) v_j
 
-    where l(i, j) is the number of binary digits of i xor j, and places are counted in a segment:
-    among aligned stretches of 2^l places there is one with j in its left half and i in its right
-    half, and that left half is the bucket.
+    where l(i, j) is the number of binary digits of i xor j, for positions i and j in a segment:
+    one of the aligned ranges of 2^l positions has j in its left half and i in its right half, and
+    that left half is the bucket.
 
     Args:
-        q, k: [b h t c]. v: [b h t e].
-        decay: log a, [b h t 1], as `decayed_product` takes it.
+        steps: with a decay log a, [b h t 1].
         level_weights: λ, [b h t l].
-        buckets: those before the first token, with room for those behind the last one.
+        positions: [b t], from `count_tokens`.
+        lengths: [b t], likewise.
+        buckets: those before the first token, with room for those after the last one.
 
     Returns:
-        [b h t e], and the buckets behind the last token.
+        [b h t e], and the buckets after the last token.
     """
     outputs = []
-    for start in range(0, q.shape[2], CHUNK):
-        own = slice(start, start + CHUNK)
-        queries, keys, values, decays, weights = (
-            part[:, :, own] for part in (q, k, v, decay, level_weights)
+    for start in range(0, steps.q.shape[2], CHUNK):
+        chunk = slice(start, start + CHUNK)
+        q, k, v, decay, weights = (
+            part[:, :, chunk]
+            for part in (steps.q, steps.k, steps.v, steps.decay, level_weights)
+            if part is not None
         )
-        token_positions, length = counts.before[:, own], counts.behind[:, own][:, -1]
         outputs.append(
-            within(queries, keys, values, decays, weights, token_positions)
-            + from_buckets(queries, decays, weights, token_positions, buckets)
+            product_within_chunk(q, k, v, decay, weights, positions[:, chunk])
+            + read_buckets(q, decay, weights, positions[:, chunk], buckets)
         )
-        buckets = merge_partial(keys, values, decays, token_positions, length, buckets)
+        length = lengths[:, chunk][:, -1]
+        buckets = update_buckets(k, v, decay, positions[:, chunk], length, buckets)
     return torch.cat(outputs, dim=2), buckets
 
 
-def within(
-    q: Tensor, k: Tensor, v: Tensor, decay: Tensor, level_weights: Tensor, token_positions: Tensor
+def product_within_chunk(
+    q: Tensor, k: Tensor, v: Tensor, decay: Tensor, level_weights: Tensor, positions: Tensor
 ) -> Tensor:
-    """`bucketed_product` of a chunk alone, [b h t e]."""
-    later = torch.ones(2 * q.shape[2:3], dtype=torch.bool, device=q.device).tril(-1)
-    # [b h i j], what decays behind j, up to i: as a sum, which keeps its digits.
-    window_span = torch.where(later, decay, 0.0).cumsum(dim=-2)
-    levels = digits(token_positions[:, :, None] ^ token_positions[:, None, :])
-    scores = (q @ k.transpose(-2, -1)) * window_span.exp() * chosen(level_weights, levels)
+    """Compute `bucketed_product` of a chunk alone, [b h t e]."""
+    is_after = torch.ones(2 * q.shape[2:3], dtype=torch.bool, device=q.device).tril(-1)
+    # [b h i j], the decays after j, up to i: as a sum, which keeps its digits.
+    decays = torch.where(is_after, decay, 0.0).cumsum(dim=-2)
+    levels = count_digits(positions[:, :, None] ^ positions[:, None, :])
+    scores = (q @ k.transpose(-2, -1)) * decays.exp() * gather_levels(level_weights, levels)
     return scores.tril() @ v
 
 
-def from_buckets(
-    q: Tensor, decay: Tensor, level_weights: Tensor, token_positions: Tensor, buckets: Buckets
+def read_buckets(
+    q: Tensor, decay: Tensor, level_weights: Tensor, positions: Tensor, buckets: Buckets
 ) -> Tensor:
-    """What the queries of a chunk see of the buckets before it, [b h t e]."""
-    levels = digits(token_positions[:, :, None] ^ buckets.starts[:, None, :])
-    weights = chosen(level_weights, levels) * decay.cumsum(dim=-2).exp()
-    seen = (q @ buckets.states.flatten(-2)).unflatten(-1, (weights.shape[-1], -1))
-    return (weights[..., None, :] @ seen)[..., 0, :]
+    """Let the queries of a chunk read the buckets before it, [b h t e]."""
+    levels = count_digits(positions[:, :, None] ^ buckets.starts[:, None, :])
+    weights = gather_levels(level_weights, levels) * decay.cumsum(dim=-2).exp()
+    products = (q @ buckets.states.flatten(-2)).unflatten(-1, (weights.shape[-1], -1))
+    return (weights[..., None, :] @ products)[..., 0, :]
 
 
-def merge_partial(
-    k: Tensor, v: Tensor, decay: Tensor, token_positions: Tensor, length: Tensor, before: Buckets
+def update_buckets(
+    k: Tensor, v: Tensor, decay: Tensor, positions: Tensor, lengths: Tensor, before: Buckets
 ) -> Buckets:
-    """The buckets behind a chunk, of `length` [b] tokens with those before."""
-    slots = torch.arange(before.states.shape[3], device=length.device)
-    # A stretch lies wholly in one of the new buckets: that whose size is the highest bit in which
-    # its place differs from the next token's.
-    moved = digits(before.starts ^ length[:, None])[..., None] - 1 == slots
-    added = digits(token_positions ^ length[:, None])[..., None] - 1 == slots
-    held = torch.einsum("b s z, b h c s e -> b h c z e", moved.to(k.dtype), before.states)
+    """Return the buckets after a chunk, which hold `lengths` [b] tokens."""
+    bits = torch.arange(before.states.shape[3], device=lengths.device)
+    # A bucket is part of one new bucket: its size is the highest bit in which the position of the
+    # old bucket differs from that of the next token.
+    is_moved = count_digits(before.starts ^ lengths[:, None])[..., None] - 1 == bits
+    is_added = count_digits(positions ^ lengths[:, None])[..., None] - 1 == bits
+    moved = torch.einsum("b s z, b h c s e -> b h c z e", is_moved.to(k.dtype), before.states)
     keys = (k * sum_after(decay).exp()).transpose(-2, -1)
-    values = (added[:, None, :, :, None] * v[..., None, :]).flatten(-2)
-    new = (keys @ values).unflatten(-1, (len(slots), -1))
-    kept = decay.sum(dim=-2).exp()[..., None, None]
-    return Buckets(kept * held + new, length)
+    values = (is_added[:, None, :, :, None] * v[..., None, :]).flatten(-2)
+    added = (keys @ values).unflatten(-1, (len(bits), -1))
+    factor = decay.sum(dim=-2).exp()[..., None, None]
+    return Buckets(factor * moved + added, lengths)
 
 
-def chosen(level_weights: Tensor, levels: Tensor) -> Tensor:
-    """Of λ [b h t l] those of the levels [b t k]: [b h t k]."""
+def gather_levels(level_weights: Tensor, levels: Tensor) -> Tensor:
+    """Gather λ [b h t l] at levels [b t k]: [b h t k]."""
     return level_weights.gather(-1, levels[:, None].expand(-1, level_weights.shape[1], -1, -1))
 
 
-def digits(n: Tensor) -> Tensor:
-    """Of integers from 0, how many binary digits they have."""
+def count_digits(n: Tensor) -> Tensor:
+    """Count the binary digits of integers from 0 on."""
     powers = 2 ** torch.arange(62, device=n.device)
     return torch.bucketize(n, powers, right=True)
 
 
-def with_room(buckets: Buckets, length: int) -> Buckets:
-    """With room for those behind `length` tokens."""
-    missing = length.bit_length() - buckets.states.shape[3]
-    return Buckets(pad(buckets.states, (0, 0, 0, missing)), buckets.length)
+def grow_buckets(buckets: Buckets, length: int) -> Buckets:
+    """Make room for the buckets after `length` tokens."""
+    new_bits = length.bit_length() - buckets.states.shape[3]
+    return Buckets(pad(buckets.states, (0, 0, 0, new_bits)), buckets.lengths)
 
 
 def level_table(length: int) -> Tensor:
-    """[length length], the level of each place for a query at each: the tree as it is defined.
+    """Build the table [length length] of the level of each position for a query at each.
 
-    From what is before the query, stretches are cut off at its end, each as long as the lowest bit
-    of what remains.
+    This is the definition of the tree: from the end of the tokens before the query, ranges are cut
+    off, each as long as the lowest bit of their number.
     """
     table = torch.zeros(length, length, dtype=torch.long)
-    for place in range(length):
-        end = place
+    for query in range(length):
+        end = query
         while end > 0:
             start = end & (end - 1)
-            table[place, start:end] = (end - start).bit_length()
+            table[query, start:end] = (end - start).bit_length()
             end = start
     return table

@@ -1,20 +1,25 @@
 """Gated DeltaNet (Yang et al. 2024)."""
 
-from typing import Any
+import math
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import silu, softplus
 
+from attention_zoo.attention import naive
 from attention_zoo.attention.precision import upcast
-from attention_zoo.attention.recurrent.convolution import ShortConvolution
-from attention_zoo.attention.recurrent.delta_attention import (
-    DeltaRuleAttention,
-    Mix,
-    unit,
+from attention_zoo.attention.recurrent.convolution import ConvolutionRunner, ShortConvolution
+from attention_zoo.attention.recurrent.delta_attention import DeltaRuleAttention, unit_vectors
+from attention_zoo.attention.recurrent.naive import (
+    divide_by_length,
+    head_scalars,
+    outer,
+    read_states,
+    run_states,
 )
-from attention_zoo.attention.recurrent.delta_rule import Steps
-from attention_zoo.attention.recurrent.recurrence import step_sizes
+from attention_zoo.attention.recurrent.recurrence import draw_step_bias
+from attention_zoo.attention.recurrent.steps import Steps
 from attention_zoo.zoo import ATTENTION, AttentionCard
 
 
@@ -24,28 +29,29 @@ from attention_zoo.zoo import ATTENTION, AttentionCard
         paper="Yang et al. 2024, arXiv 2412.06464",
         equation="S ← exp(g) S;  S ← S − β k (kᵀS) + β k vᵀ;  out = Sᵀ q/√c",
         reference="transformers Qwen3NextGatedDeltaNet",
-        deviations="values are as wide as keys, and all heads have keys of their own",
+        deviations="values are as wide as keys, and heads do not share keys",
         roles=("causal",),
         masks=("causal", "key_mask", "segment_ids"),
         positions=("positions", "embeddings"),
-        cache="one matrix for each head, and the tokens that the convolutions look back at",
-        decode_state="h·c·c + 3·(K - 1)·h·c",
+        cache="one matrix for each head, and the last tokens of the convolutions",
         weights="signed",
         cost="t",
     )
 )
 class GatedDeltaAttention(DeltaRuleAttention):
-    """The delta rule on a state that decays first, by one number for each head:
+    """The delta rule on a state that decays first, by one number for each head.
 
         S' = exp(g_t) S_{t−1},   S_t = S' + β_t k_t (v_t − S'ᵀ k_t)ᵀ
         out_t = norm(S_tᵀ q_t / √c) ⊙ SiLU(W x_t)
 
     with g = −exp(A) softplus(W x + b) and β = σ(W x). Short convolutions and SiLU come before
-    q, k and v; then q and k are made unit vectors.
+    q, k and v; then q and k become unit vectors.
 
     Args:
-        kernel_size: K, the tokens that a convolution mixes, oneself included.
+        kernel_size: number of tokens that a convolution mixes, including the token itself.
     """
+
+    norm_epsilon: ClassVar[float] = 1e-6
 
     def __init__(self, *, kernel_size: int = 4, **options: Any) -> None:
         super().__init__(**options)
@@ -54,29 +60,57 @@ class GatedDeltaAttention(DeltaRuleAttention):
         self.key_convolution = ShortConvolution(width, kernel_size)
         self.value_convolution = ShortConvolution(width, kernel_size)
         self.rate = nn.Linear(self.dim, self.heads, bias=False)
-        self.decay: nn.Module = nn.Linear(self.dim, self.heads, bias=False)
+        self.decay: Any = nn.Linear(self.dim, self.heads, bias=False)
         self.log_speed = nn.Parameter(torch.empty(self.heads).uniform_(1, 16).log())
-        self.step_bias = nn.Parameter(step_sizes(self.heads))
-        self.gate: nn.Module = nn.Linear(self.dim, width, bias=False)
-        self.norm = nn.RMSNorm(self.head_dim, eps=1e-6)
+        self.step_bias = nn.Parameter(draw_step_bias(self.heads))
+        self.gate: Any = nn.Linear(self.dim, width, bias=False)
+        self.norm = nn.RMSNorm(self.head_dim, eps=self.norm_epsilon)
 
-    @property
-    def sizes(self) -> dict[str, int]:
-        return super().sizes | {"K": self.query_convolution.kernel_size}
-
-    def steps(self, x: Tensor, mix: Mix) -> Steps:
-        q = silu(self.heads_of(mix(self.query_convolution, self.query(x))))
-        k = silu(self.heads_of(mix(self.key_convolution, self.key(x))))
-        v = silu(self.heads_of(mix(self.value_convolution, self.value(x))))
-        q, k = unit(q) * self.head_dim**-0.5, unit(k)
+    def project_steps(self, x: Tensor, positions: Tensor, convolve: ConvolutionRunner) -> Steps:
+        q = silu(self.split_heads(convolve(self.query_convolution, self.query(x))))
+        k = silu(self.split_heads(convolve(self.key_convolution, self.key(x))))
+        v = silu(self.split_heads(convolve(self.value_convolution, self.value(x))))
+        q, k = unit_vectors(q) * self.head_dim**-0.5, unit_vectors(k)
         beta = upcast(self.rate(x)).sigmoid().transpose(1, 2)[..., None]
         return Steps(q, beta * k, v, erase=k, decay=self.log_decay(x), rate=beta)
 
     def log_decay(self, x: Tensor) -> Tensor:
-        """g, [b h t 1]."""
-        steps = softplus(upcast(self.decay(x)) + self.step_bias)
-        return (-self.log_speed.exp() * steps).transpose(1, 2)[..., None]
+        """Compute g, [b h t 1|c]."""
+        sizes = softplus(upcast(self.decay(x)) + self.step_bias)
+        return (-self.log_speed.exp() * sizes).transpose(1, 2)[..., None]
 
-    def finish(self, attended: Tensor, x: Tensor) -> Tensor:
-        gate = silu(self.heads_of(self.gate(x)))
-        return self.project_output((self.norm(attended) * gate).to(x.dtype))
+    def output_gate(self, x: Tensor) -> Tensor:
+        """Compute the gate of the outputs, [b h t c]."""
+        return silu(self.split_heads(self.gate(x)))
+
+    def project_output(self, attended: Tensor, x: Tensor) -> Tensor:
+        gate = self.output_gate(x)
+        return super().project_output(self.norm(attended) * gate, x)
+
+    def naive(self, x: Tensor, source: Tensor, visible: Tensor, positions: Tensor) -> Tensor:
+        q, k, v = (
+            silu(naive.split_heads(convolution.naive(naive.linear(layer, x), visible), self.heads))
+            for layer, convolution in (
+                (self.query, self.query_convolution),
+                (self.key, self.key_convolution),
+                (self.value, self.value_convolution),
+            )
+        )
+        q, k = divide_by_length(q), divide_by_length(k)
+        beta = torch.sigmoid(head_scalars(self.rate, x))
+        transitions = torch.eye(self.head_dim) - outer(beta * k, k)
+        # The state decays before it is multiplied.
+        transitions = transitions * self.naive_decay(x)[..., None, :]
+        states = run_states(transitions, outer(beta * k, v), visible)
+        attended = read_states(q, states) / math.sqrt(self.head_dim)
+        normal = naive.rms_norm(attended, self.norm.weight, epsilon=self.norm_epsilon)
+        return naive.linear_output(self.output, normal * self.naive_gate(x))
+
+    def naive_decay(self, x: Tensor) -> Tensor:
+        """Compute exp g, [b h t 1|c]."""
+        sizes = softplus(head_scalars(self.decay, x) + self.step_bias[:, None, None])
+        return torch.exp(-torch.exp(self.log_speed)[:, None, None] * sizes)
+
+    def naive_gate(self, x: Tensor) -> Tensor:
+        """Compute the gate of the outputs, [b h t c]."""
+        return silu(naive.linear_heads(self.gate, x, self.heads))

@@ -2,13 +2,17 @@
 
 from typing import Any
 
+import torch
 from einops import rearrange
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import logsigmoid
 
+from attention_zoo.attention import naive
 from attention_zoo.attention.precision import upcast
+from attention_zoo.attention.recurrent.base import create_low_rank_linear
 from attention_zoo.attention.recurrent.decayed import DecayedAttention
-from attention_zoo.errors import UserError
+from attention_zoo.attention.recurrent.naive import low_rank_linear
+from attention_zoo.errors import UserError, check_positive
 from attention_zoo.zoo import ATTENTION, AttentionCard
 
 
@@ -18,27 +22,26 @@ from attention_zoo.zoo import ATTENTION, AttentionCard
         paper="Yang et al. 2023, arXiv 2312.06635, §4",
         equation="S_t = diag(a_t) S_{t−1} + k_tᵀv_t, out_t = q_t S_t, a_t = σ(x_t W₁ W₂ + b)^(1/τ)",
         reference="flash-linear-attention naive_recurrent_gla",
-        deviations="q is scaled by 1/√c, which the norm of each head undoes but for its ε; no "
-        "encoding on heads: channels that decay differently cannot be turned into each other "
-        "without losing that weights depend on distance",
+        deviations="q is scaled by 1/√c, which the norm of each head undoes except for its ε; no "
+        "encoding on heads: if channels that decay differently were rotated into each other, "
+        "weights would no longer depend on distance",
         roles=("causal",),
         masks=("causal", "key_mask", "segment_ids"),
         positions=("positions", "embeddings"),
         cache="the state",
-        decode_state="h·c·e",
         cost="t",
         weights="signed",
     )
 )
 class GatedLinearAttention(DecayedAttention):
-    """Linear attention whose state forgets, each channel of the keys as the token at hand says:
+    """Linear attention with a forget gate for each channel of the keys, computed from the token.
 
         S_t = diag(a_t) S_{t−1} + k_tᵀ v_t,   out_t = q_t S_t/√c,   a_t = σ(x_t W₁ W₂ + b)^(1/τ)
 
-    then a norm for each head and a swish gate.
+    A norm for each head and a swish gate follow.
 
     Args:
-        head_dim: width of a head's queries and keys; dim / heads / 2, if not given.
+        head_dim: width of a head's queries and keys; default: dim / heads / 2.
         expand: width of a head's values, as a multiple of head_dim.
         rank: of W₁ W₂.
         temperature: τ; above 1 it makes the state forget more slowly.
@@ -59,21 +62,21 @@ class GatedLinearAttention(DecayedAttention):
             if heads < 1 or dim % (2 * heads):
                 raise UserError(
                     "dim must be a multiple of 2·heads, as keys are half as wide as values, got "
-                    f"dim={dim}, heads={heads}. Or give head_dim."
+                    f"dim={dim}, heads={heads}. Otherwise give head_dim."
                 )
             head_dim = dim // heads // 2
-        if min(expand, rank) < 1 or temperature <= 0.0:
-            raise UserError(
-                "expand and rank must be at least 1, and temperature above 0, got "
-                f"expand={expand}, rank={rank}, temperature={temperature}."
-            )
+        check_positive(expand=expand, rank=rank)
+        if temperature <= 0.0:
+            raise UserError(f"temperature must be above 0, got {temperature}.")
         super().__init__(dim=dim, heads=heads, head_dim=head_dim, **options)
         self.set_value_dim(expand * head_dim)
         self.temperature = temperature
-        self.forget = nn.Sequential(
-            nn.Linear(dim, rank, bias=False), nn.Linear(rank, heads * head_dim)
-        )
+        self.forget = create_low_rank_linear(dim, rank, heads * head_dim, bias=True)
 
-    def decay(self, x: Tensor) -> Tensor:
+    def log_decay(self, x: Tensor) -> Tensor:
         logits = rearrange(upcast(self.forget(x)), "b t (h c) -> b h t c", h=self.heads)
         return logsigmoid(logits) / self.temperature
+
+    def naive_decay(self, x: Tensor) -> Tensor:
+        gates = torch.sigmoid(low_rank_linear(self.forget, x)) ** (1 / self.temperature)
+        return naive.split_heads(gates, self.heads)

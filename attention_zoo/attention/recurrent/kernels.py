@@ -1,15 +1,14 @@
 """The recurrences by the Triton kernels of flash-linear-attention, for CUDA GPUs.
 
-    S_t = a_t S_{t−1} + k_tᵀ v_t           chunk_simple_gla: retention, state_space_dual
-    S_t = diag(a_t) S_{t−1} + k_tᵀ v_t     chunk_gla: gated_linear
-    the delta rule, a decay for a head     chunk_gated_delta_rule: delta (no decay), gated_delta
-    the delta rule, one for each channel   chunk_kda: kimi_delta
+    S_t = a_t S_{t−1} + k_tᵀ v_t             chunk_simple_gla: retention, state_space_dual
+    S_t = diag(a_t) S_{t−1} + k_tᵀ v_t       chunk_gla: gated_linear
+    the delta rule, a decay for a head       chunk_gated_delta_rule: delta (no decay), gated_delta
+    the delta rule, a decay for a channel    chunk_kda: kimi_delta
 
-They compute from float32, and are not for packed rows: a decay to nothing, −∞, is lost in the
-differences of sums that they take. `chunk_delta_rule` is not used, as it refuses float32. The other
-recurrent entries have no kernel that keeps what they are: rwkv7 reads its state before it decays;
-linear turns queries and keys in the numerator only; path, mesa and log_linear are made of more than
-one recurrence.
+They compute in float32 at most, and cannot serve packed rows: the differences of sums that they
+take lose a decay of −∞, to nothing. `chunk_delta_rule` is not used, as it refuses float32. No
+kernel fits the other recurrent entries: rwkv7 reads its state before it decays; linear rotates
+queries and keys in the numerator only; path, mesa and log_linear have more than one recurrence.
 """
 
 import importlib
@@ -21,91 +20,93 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from attention_zoo.attention.recurrent.delta_rule import Steps
+from attention_zoo.attention.recurrent.steps import Steps
 from attention_zoo.backends import resolve
 from attention_zoo.errors import Unsupported
 from attention_zoo.masks import Mask
 
-CHOICES = ("torch", "fla")
+BACKENDS = ("torch", "fla")
 
 
-def chosen(name: str) -> str:
-    """Of `CHOICES`, the one that a name stands for.
+def resolve_backend(name: str) -> str:
+    """Return the one of `BACKENDS` that a name means.
 
     Raises:
         Unsupported: there is no such backend, or its packages are missing.
     """
-    name = resolve(name, CHOICES)
-    lacking = missing() if name == "fla" else []
-    if lacking:
+    name = resolve(name, BACKENDS)
+    missing = missing_packages() if name == "fla" else []
+    if missing:
         raise Unsupported(
             f"backend=fla needs flash-linear-attention and Triton, and there is no "
-            f"{' and no '.join(lacking)}. Install attention-zoo[fla], or choose backend=torch."
+            f"{' and no '.join(missing)}. Install attention-zoo[fla], or choose backend=torch."
         )
     return name
 
 
-def check(backend: str, mask: Mask, x: Tensor) -> None:
-    """Refuse what the kernels cannot do.
+def check_inputs(backend: str, mask: Mask, x: Tensor) -> None:
+    """Refuse inputs that the kernels cannot take.
 
     Raises:
-        Unsupported: packed rows, or tensors of another device or type than the kernels'.
+        Unsupported: packed rows, or a tensor on a device or of a type that kernels do not take.
     """
     if backend == "torch":
         return
-    fault = ""
+    reason = ""
     if mask.segment_ids is not None:
-        fault = "cannot keep packed segments apart, and the mask has some"
-    elif not runs_on(x.device):
-        fault = f"runs on CUDA GPUs only, got a tensor on {x.device.type}"
+        reason = "cannot keep packed segments apart, and the mask has some"
+    elif not has_kernels(x.device):
+        reason = f"runs on CUDA GPUs only, got a tensor on {x.device.type}"
     elif x.dtype == torch.float64:
-        fault = "computes from float32, got float64"
-    if fault:
-        raise Unsupported(f"backend=fla {fault}. Choose backend=torch for it.")
+        reason = "computes in float32 at most, got float64"
+    if reason:
+        raise Unsupported(f"backend=fla {reason}. Choose backend=torch for it.")
 
 
-def decayed_product(
-    q: Tensor, k: Tensor, v: Tensor, decay: Tensor, state: Tensor | None = None
-) -> tuple[Tensor, Tensor]:
-    """As `recurrence.decayed_product`."""
+def decayed_product(steps: Steps, state: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Compute what `recurrence.decayed_product` does."""
+    q, k, v, _, _, decay, _ = steps
+    assert decay is not None
     decay = decay.expand(len(q), -1, -1, -1)
     if decay.shape[-1] == 1:
-        simple = kernel("simple_gla", "chunk_simple_gla")
-        return run(simple, state, q=q, k=k, v=v, g=decay[..., 0])
-    return run(kernel("gla", "chunk_gla"), state, q=q, k=k, v=v, g=decay)
+        simple_gla = load_kernel("simple_gla", "chunk_simple_gla")
+        return run_kernel(simple_gla, state, q=q, k=k, v=v, g=decay[..., 0])
+    return run_kernel(load_kernel("gla", "chunk_gla"), state, q=q, k=k, v=v, g=decay)
 
 
-def recurrence(steps: Steps, state: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """As `delta_rule.recurrence`, of steps that have a rate."""
-    q, _, v, unit, write, decay, rate = steps
-    assert write is None and rate is not None
+def delta_rule(steps: Steps, state: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Compute what `delta_rule.delta_rule` does, for steps that have a rate."""
+    q, _, v, k, write, decay, rate = steps
+    assert write is None and k is not None and rate is not None
     rate = rate[..., 0]
     if decay is not None and decay.shape[-1] > 1:
-        kda = kernel("kda", "chunk_kda")
-        return run(kda, state, q=q, k=unit, v=v, g=decay, beta=rate)
+        kda = load_kernel("kda", "chunk_kda")
+        return run_kernel(kda, state, q=q, k=k, v=v, g=decay, beta=rate)
     g = torch.zeros_like(rate) if decay is None else decay[..., 0]
-    gated = kernel("gated_delta_rule", "chunk_gated_delta_rule")
-    return run(gated, state, q=q, k=unit, v=v, g=g, beta=rate)
+    gated = load_kernel("gated_delta_rule", "chunk_gated_delta_rule")
+    return run_kernel(gated, state, q=q, k=k, v=v, g=g, beta=rate)
 
 
-def run(
-    function: Callable[..., tuple[Tensor, Tensor]], state: Tensor | None, **heads: Tensor
+def run_kernel(
+    kernel: Callable[..., tuple[Tensor, Tensor]], state: Tensor | None, **inputs: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """With heads [b h t …], which the kernels have as [b t h …]; the state is [b h c e] in both."""
-    turned = {name: part.transpose(1, 2) for name, part in heads.items()}
-    out, last = function(**turned, scale=1.0, initial_state=state, output_final_state=True)
+    """Run a kernel, which takes inputs [b h t …] as [b t h …]; states are [b h c e] in both."""
+    transposed = {name: part.transpose(1, 2) for name, part in inputs.items()}
+    out, last = kernel(**transposed, scale=1.0, initial_state=state, output_final_state=True)
     return out.transpose(1, 2), last
 
 
 @cache
-def kernel(operation: str, name: str) -> Callable[..., Any]:
+def load_kernel(operation: str, name: str) -> Callable[..., Any]:
+    """Import a kernel of flash-linear-attention."""
     return getattr(importlib.import_module(f"fla.ops.{operation}"), name)
 
 
-def missing() -> list[str]:
-    """The packages that are not installed."""
+def missing_packages() -> list[str]:
+    """Return the names of the packages that are not installed."""
     return [name for name in ("fla", "triton") if importlib.util.find_spec(name) is None]
 
 
-def runs_on(device: torch.device) -> bool:
+def has_kernels(device: torch.device) -> bool:
+    """Return whether the kernels run on a device."""
     return device.type == "cuda"

@@ -2,13 +2,16 @@
 
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn.functional import softplus
 
+from attention_zoo.attention import naive
 from attention_zoo.attention.precision import upcast
-from attention_zoo.attention.recurrent.delta_attention import narrow
+from attention_zoo.attention.recurrent.base import create_low_rank_linear
 from attention_zoo.attention.recurrent.gated_delta import GatedDeltaAttention
-from attention_zoo.attention.recurrent.recurrence import step_sizes
+from attention_zoo.attention.recurrent.naive import low_rank_linear
+from attention_zoo.attention.recurrent.recurrence import draw_step_bias
 from attention_zoo.zoo import ATTENTION, AttentionCard
 
 
@@ -21,14 +24,13 @@ from attention_zoo.zoo import ATTENTION, AttentionCard
         roles=("causal",),
         masks=("causal", "key_mask", "segment_ids"),
         positions=("positions", "embeddings"),
-        cache="one matrix for each head, and the tokens that the convolutions look back at",
-        decode_state="h·c·c + 3·(K - 1)·h·c",
+        cache="one matrix for each head, and the last tokens of the convolutions",
         weights="signed",
         cost="t",
     )
 )
 class KimiDeltaAttention(GatedDeltaAttention):
-    """Gated delta attention in which every channel of the keys decays by a number of its own:
+    """Gated delta attention in which every channel of the keys decays separately.
 
         S' = Diag(exp g_t) S_{t−1},   S_t = S' + β_t k_t (v_t − S'ᵀ k_t)ᵀ
         out_t = norm(S_tᵀ q_t / √c) ⊙ σ(W x_t + b)
@@ -37,22 +39,30 @@ class KimiDeltaAttention(GatedDeltaAttention):
     pass through c channels.
 
     Args:
-        kernel_size: K, the tokens that a convolution mixes, oneself included.
+        kernel_size: number of tokens that a convolution mixes, including the token itself.
     """
+
+    norm_epsilon = 1e-5
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
         width = self.heads * self.head_dim
-        self.decay = narrow(self.dim, self.head_dim, width, bias=False)
-        self.step_bias = nn.Parameter(step_sizes(width))
-        self.gate = narrow(self.dim, self.head_dim, width, bias=True)
-        self.norm = nn.RMSNorm(self.head_dim, eps=1e-5)
+        self.decay = create_low_rank_linear(self.dim, self.head_dim, width, bias=False)
+        self.step_bias = nn.Parameter(draw_step_bias(width))
+        self.gate = create_low_rank_linear(self.dim, self.head_dim, width, bias=True)
 
     def log_decay(self, x: Tensor) -> Tensor:
-        """g, [b h t c]."""
-        steps = self.heads_of(softplus(upcast(self.decay(x)) + self.step_bias))
-        return -self.log_speed.exp()[:, None, None] * steps
+        sizes = self.split_heads(softplus(upcast(self.decay(x)) + self.step_bias))
+        return -self.log_speed.exp()[:, None, None] * sizes
 
-    def finish(self, attended: Tensor, x: Tensor) -> Tensor:
-        gate = self.heads_of(self.gate(x)).sigmoid()
-        return self.project_output((self.norm(attended) * gate).to(x.dtype))
+    def output_gate(self, x: Tensor) -> Tensor:
+        return self.split_heads(self.gate(x)).sigmoid()
+
+    def naive_decay(self, x: Tensor) -> Tensor:
+        sizes = naive.split_heads(
+            softplus(low_rank_linear(self.decay, x) + self.step_bias), self.heads
+        )
+        return torch.exp(-torch.exp(self.log_speed)[:, None, None] * sizes)
+
+    def naive_gate(self, x: Tensor) -> Tensor:
+        return torch.sigmoid(naive.split_heads(low_rank_linear(self.gate, x), self.heads))

@@ -7,25 +7,24 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import logsigmoid, silu, softplus
 
-from attention_zoo.attention.precision import autocast_disabled, upcast
-from attention_zoo.attention.recurrent.convolution import ShortConvolution
-from attention_zoo.attention.recurrent.delta_attention import (
-    DeltaRuleAttention,
-    Mix,
+from attention_zoo.attention import naive
+from attention_zoo.attention.precision import autocast_disabled, safe_divide, upcast
+from attention_zoo.attention.recurrent.convolution import ConvolutionRunner, ShortConvolution
+from attention_zoo.attention.recurrent.delta_attention import DeltaRuleAttention, unit_vectors
+from attention_zoo.attention.recurrent.delta_rule import decayed_scores, split_chunks, sum_up_to
+from attention_zoo.attention.recurrent.naive import (
+    divide_by_length,
+    head_scalars,
     outer,
-    unit,
-)
-from attention_zoo.attention.recurrent.delta_rule import (
-    Steps,
-    decayed_products,
-    in_chunks,
-    since_start,
+    read_states,
+    run_states,
 )
 from attention_zoo.attention.recurrent.recurrence import sum_after
-from attention_zoo.errors import UserError
+from attention_zoo.attention.recurrent.steps import Steps
+from attention_zoo.errors import check_positive
 from attention_zoo.zoo import ATTENTION, AttentionCard
 
-LEAST_RIDGE = 0.25
+MIN_RIDGE = 0.25
 
 
 @ATTENTION.register(
@@ -34,29 +33,28 @@ LEAST_RIDGE = 0.25
         paper="von Oswald et al. 2025, arXiv 2506.05233",
         equation="H ← f H + β k kᵀ,  G ← f G + β k vᵀ;  out = Gᵀ (H + Λ)⁻¹ q",
         reference="flash-linear-attention naive_mesa_net_exact",
-        deviations="conjugate gradients start from zero and add nothing to what they divide by, so "
-        "that c of them give the exact solution; f starts near 1, differently from head to head",
+        deviations="conjugate gradients start from zero and add no ε to denominators, so that c of "
+        "them give the exact solution; f starts near 1, differently from head to head",
         roles=("causal",),
         masks=("causal", "key_mask", "segment_ids"),
         positions=("positions", "embeddings"),
-        cache="two matrices for each head, and the tokens that the convolutions look back at",
-        decode_state="2·h·c·c + 2·(K - 1)·h·c",
+        cache="two matrices for each head, and the last tokens of the convolutions",
         weights="signed",
         cost="t",
     )
 )
 class MesaAttention(DeltaRuleAttention):
-    """The linear map from keys to values that fits all tokens so far best, applied to the query:
+    """The linear map from keys to values that fits all tokens so far best, applied to the query.
 
         H_t = f_t H_{t−1} + β_t k_t k_tᵀ,   G_t = f_t G_{t−1} + β_t k_t v_tᵀ
         out_t = norm(G_tᵀ (H_t + Λ)⁻¹ q_t)
 
     with f = σ(W x + b), β = σ(W x + b), and Λ = softplus(…) + ¼ on the diagonal. Short convolutions
-    and SiLU come before q and k, which are unit vectors. The system is solved for all tokens at
-    once by a fixed number of conjugate gradients; its gradient is another one, solved likewise.
+    and SiLU come before q and k, which are unit vectors. A fixed number of conjugate gradients
+    solves the systems of all tokens at once; the gradient is another system, solved likewise.
 
     Args:
-        kernel_size: K, the tokens that a convolution mixes, oneself included.
+        kernel_size: number of tokens that a convolution mixes, including the token itself.
         iterations: of conjugate gradients.
     """
 
@@ -64,147 +62,146 @@ class MesaAttention(DeltaRuleAttention):
 
     def __init__(self, *, kernel_size: int = 4, iterations: int = 30, **options: Any) -> None:
         super().__init__(backend="torch", **options)
-        if iterations < 1:
-            raise UserError(f"iterations must be at least 1, got {iterations}.")
+        check_positive(iterations=iterations)
         self.iterations = iterations
         width = self.heads * self.head_dim
         self.query_convolution = ShortConvolution(width, kernel_size)
         self.key_convolution = ShortConvolution(width, kernel_size)
         self.rate = nn.Linear(self.dim, self.heads)
         self.decay = nn.Linear(self.dim, self.heads)
-        # Some heads forget within a few tokens, and some keep hundreds.
+        # Some heads forget within a few tokens, and others keep hundreds.
         self.decay.bias = nn.Parameter(torch.linspace(1.0, 6.0, self.heads))
-        # So that Λ starts from 1.
-        start = math.log(math.expm1(1.0 - LEAST_RIDGE))
+        # So that Λ starts at 1.
+        start = math.log(math.expm1(1.0 - MIN_RIDGE))
         self.ridge = nn.Parameter(torch.full((self.heads, 1, 1, self.head_dim), start))
         self.norm = nn.RMSNorm(self.head_dim, eps=1e-5)
 
-    @property
-    def sizes(self) -> dict[str, int]:
-        return super().sizes | {"K": self.query_convolution.kernel_size}
-
-    def steps(self, x: Tensor, mix: Mix) -> Steps:
-        q = unit(silu(self.heads_of(mix(self.query_convolution, self.query(x)))))
-        k = unit(silu(self.heads_of(mix(self.key_convolution, self.key(x)))))
-        v = self.heads_of(self.value(x))
+    def project_steps(self, x: Tensor, positions: Tensor, convolve: ConvolutionRunner) -> Steps:
+        q = unit_vectors(silu(self.split_heads(convolve(self.query_convolution, self.query(x)))))
+        k = unit_vectors(silu(self.split_heads(convolve(self.key_convolution, self.key(x)))))
+        v = self.split_heads(self.value(x))
         beta = upcast(self.rate(x)).sigmoid().transpose(1, 2)[..., None]
         decay = logsigmoid(upcast(self.decay(x))).transpose(1, 2)[..., None]
         return Steps(q, beta * k, v, erase=k, decay=decay)
 
     def full_ridge(self) -> Tensor:
-        """Λ, [h 1 1 c]."""
-        return softplus(self.ridge) + LEAST_RIDGE
+        """Compute Λ, [h 1 1 c]."""
+        return softplus(self.ridge) + MIN_RIDGE
 
-    def recur(self, steps: Steps, state: Tensor | None) -> tuple[Tensor, Tensor]:
-        """The state is [b h c c+e], H beside G."""
+    def recurrence(self, steps: Steps, state: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Solve the systems; the state is H and G side by side, [b h c c+e]."""
         width, length = steps.q.shape[-1], steps.q.shape[2]
-        q, weighted, v, k, decay = in_chunks(steps)
+        q, weighted, v, k, decay = split_chunks(steps)
         assert decay is not None
-        since, sums = since_start(decay).exp(), torch.cat([k, v], dim=-1)
-        kept = (weighted * sum_after(decay).exp()).transpose(-2, -1)
+        from_start, pairs = sum_up_to(decay).exp(), torch.cat([k, v], dim=-1)
+        keys = (weighted * sum_after(decay).exp()).transpose(-2, -1)
         if state is None:
-            state = q.new_zeros(*q.shape[:2], *kept.shape[-2:-1], sums.shape[-1])
+            state = q.new_zeros(*q.shape[:2], *keys.shape[-2:-1], pairs.shape[-1])
         states = []
-        chunks = (part.unbind(dim=2) for part in (since[..., -1:, :], kept, sums))
-        for whole, kept_part, sums_part in zip(*chunks, strict=True):
+        chunks = (part.unbind(dim=2) for part in (from_start[..., -1:, :], keys, pairs))
+        for decay_part, keys_part, pairs_part in zip(*chunks, strict=True):
             states.append(state)
-            state = whole * state + kept_part @ sums_part
+            state = decay_part * state + keys_part @ pairs_part
         moments, cross = torch.stack(states, dim=2).split([width, v.shape[-1]], dim=-1)
         ones = torch.ones_like(q[..., :1])
-        decays = decayed_products(ones, ones, decay)
-        system = System(weighted, k, decays, since, moments, self.full_ridge())
+        decays = decayed_scores(ones, ones, decay)
+        system = System(weighted, k, decays, from_start, moments, self.full_ridge())
         solution = solve(system, q, self.iterations)
-        out = (since * solution) @ cross
+        out = (from_start * solution) @ cross
         out = out + (solution @ weighted.transpose(-2, -1) * decays) @ v
         return out.flatten(2, 3)[:, :, :length], state
 
-    def naive_reading(self, steps: Steps, visible: Tensor) -> Tensor:
-        """With exact solutions."""
-        q, weighted, v, k, _, decay, _ = steps
-        assert decay is not None
-        real, fresh = visible.diagonal(dim1=1, dim2=2), ~visible.tril(-1).any(dim=-1)
-        moments, cross = (k.new_zeros(*k[:, :, 0].shape, x.shape[-1]) for x in (k, v))
-        ridge, outputs = torch.diag_embed(self.full_ridge()[:, 0, 0]), []
-        for t in range(q.shape[2]):
-            rate = torch.where(real[:, t, None, None, None], decay[:, :, t, None].exp(), 1.0)
-            rate = rate.masked_fill(fresh[:, t, None, None, None], 0.0)
-            key = weighted[:, :, t] * real[:, t, None, None]
-            moments = rate * moments + outer(key, k[:, :, t])
-            cross = rate * cross + outer(key, v[:, :, t])
-            solution = torch.linalg.solve(moments + ridge, q[:, :, t])
-            outputs.append((solution[..., None] * cross).sum(dim=-2))
-        return torch.stack(outputs, dim=2)
+    def state_size(self, tokens: int) -> int:
+        return 2 * super().state_size(tokens)
 
-    def finish(self, attended: Tensor, x: Tensor) -> Tensor:
-        return self.project_output(self.norm(attended).to(x.dtype))
+    def project_output(self, attended: Tensor, x: Tensor) -> Tensor:
+        return super().project_output(self.norm(attended), x)
+
+    def naive(self, x: Tensor, source: Tensor, visible: Tensor, positions: Tensor) -> Tensor:
+        """Solve each system exactly."""
+        q, k = (
+            naive.split_heads(convolution.naive(naive.linear(layer, x), visible), self.heads)
+            for layer, convolution in (
+                (self.query, self.query_convolution),
+                (self.key, self.key_convolution),
+            )
+        )
+        q, k = divide_by_length(silu(q)), divide_by_length(silu(k))
+        v = naive.linear_heads(self.value, x, self.heads)
+        beta, decay = (torch.sigmoid(head_scalars(part, x)) for part in (self.rate, self.decay))
+        transitions = decay[..., None] * torch.eye(self.head_dim)
+        states = run_states(transitions, outer(beta * k, torch.cat([k, v], dim=-1)), visible)
+        moments, cross = states[..., : self.head_dim], states[..., self.head_dim :]
+        ridge = torch.diag_embed(torch.log(1 + torch.exp(self.ridge[:, 0])) + MIN_RIDGE)
+        attended = read_states(torch.linalg.solve(moments + ridge, q), cross)
+        normal = naive.rms_norm(attended, self.norm.weight, epsilon=1e-5)
+        return naive.linear_output(self.output, normal)
 
 
 class System(NamedTuple):
-    """H_t + Λ for every token of every chunk, by what H_t is made of."""
+    """H_t + Λ for every token of every chunk, by its factors."""
 
     weighted: Tensor  # β k, [b h n s c]
     k: Tensor  # [b h n s c]
-    decays: Tensor  # from key to query, zero where the key is later, [b h n s s]
-    since: Tensor  # decays since the chunk's start, [b h n s 1]
-    before: Tensor  # H at the chunk's start, [b h n c c]
+    decays: Tensor  # from key to query, zero if the key is later, [b h n s s]
+    from_start: Tensor  # decays since the chunk's start, [b h n s 1]
+    start: Tensor  # H at the chunk's start, [b h n c c]
     ridge: Tensor  # Λ, [h 1 1 c]
 
-    def times(self, x: Tensor) -> Tensor:
-        """(H_t + Λ) x_t, [b h n s c]."""
-        own = (x @ self.weighted.transpose(-2, -1) * self.decays) @ self.k
-        return own + (self.since * x) @ self.before + self.ridge * x
+    def multiply(self, x: Tensor) -> Tensor:
+        """Compute (H_t + Λ) x_t, [b h n s c]."""
+        within = (x @ self.weighted.transpose(-2, -1) * self.decays) @ self.k
+        return within + (self.from_start * x) @ self.start + self.ridge * x
 
 
 def solve(system: System, right: Tensor, iterations: int) -> Tensor:
-    """x with (H_t + Λ) x_t = right_t, [b h n s c], by conjugate gradients.
+    """Solve (H_t + Λ) x_t = right_t for x, [b h n s c], by conjugate gradients.
 
     The gradient is that of the exact solution: with A x = y, dx = A⁻¹ (dy − dA x).
     """
     with torch.no_grad():
         solution = conjugate_gradients(system, right, iterations)
-    residual = right - system.times(solution)
-    return solved(residual, solution, iterations, *(part.detach() for part in system))
+    residual = right - system.multiply(solution)
+    return attach_gradient(residual, solution, iterations, *(part.detach() for part in system))
 
 
-# Whole: to trace into a Function gives a warning of torch's own.
+# As a whole: to trace into a Function gives a warning of torch itself.
 @torch.compiler.allow_in_graph  # type: ignore[untyped-decorator]
-def solved(residual: Tensor, solution: Tensor, iterations: int, *system: Tensor) -> Tensor:
+def attach_gradient(residual: Tensor, solution: Tensor, iterations: int, *system: Tensor) -> Tensor:
+    """Return the solution, with a gradient by way of its residual."""
     return Solution.apply(residual, solution, iterations, *system)
 
 
 class Solution(torch.autograd.Function):
-    """The solution that has the residual; to the residual passes A⁻¹ times the gradient."""
+    """The solution; the residual gets A⁻¹ times its gradient."""
 
     @staticmethod
     def forward(
         ctx: Any, residual: Tensor, solution: Tensor, iterations: int, *system: Tensor
     ) -> Tensor:
+        """Return the solution."""
         ctx.iterations = iterations
         ctx.save_for_backward(*system)
         return solution.clone()
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        """Solve the system, which is symmetric, for the gradient."""
         system = System(*ctx.saved_tensors)
         with autocast_disabled(gradient):
-            # A is symmetric.
-            passed = conjugate_gradients(system, gradient, ctx.iterations)
-        return passed, None, None, *(None for _ in system)
+            residual_gradient = conjugate_gradients(system, gradient, ctx.iterations)
+        return residual_gradient, None, None, *(None for _ in system)
 
 
 def conjugate_gradients(system: System, right: Tensor, iterations: int) -> Tensor:
-    """Of Hestenes and Stiefel (1952), from zero."""
+    """Solve a system by the method of Hestenes and Stiefel (1952), from zero."""
     x, residual, direction = torch.zeros_like(right), right, right
     length = residual.square().sum(dim=-1, keepdim=True)
     for _ in range(iterations):
-        change = system.times(direction)
-        step = divided(length, (direction * change).sum(dim=-1, keepdim=True))
+        change = system.multiply(direction)
+        # Both are zero where the solution has been reached.
+        step = safe_divide(length, (direction * change).sum(dim=-1, keepdim=True))
         x, residual = x + step * direction, residual - step * change
         before, length = length, residual.square().sum(dim=-1, keepdim=True)
-        direction = residual + divided(length, before) * direction
+        direction = residual + safe_divide(length, before) * direction
     return x
-
-
-def divided(above: Tensor, below: Tensor) -> Tensor:
-    """above / below, and zero where a solution has been reached, so that both are zero."""
-    return above / below.masked_fill(below == 0.0, 1.0)

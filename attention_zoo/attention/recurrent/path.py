@@ -1,24 +1,22 @@
 """PaTH attention (Yang et al. 2025)."""
 
+import math
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad, silu
 
+from attention_zoo.attention import naive
 from attention_zoo.attention.precision import autocast_disabled, upcast
-from attention_zoo.attention.recurrent.convolution import ShortConvolution
-from attention_zoo.attention.recurrent.delta_attention import (
-    DeltaRuleAttention,
-    Mix,
-    mixing,
-    narrow,
-    unit,
-)
-from attention_zoo.attention.recurrent.delta_rule import Steps, masked, recurrence
+from attention_zoo.attention.recurrent.base import create_low_rank_linear
+from attention_zoo.attention.recurrent.convolution import ConvolutionRunner, ShortConvolution
+from attention_zoo.attention.recurrent.delta_attention import DeltaRuleAttention, unit_vectors
+from attention_zoo.attention.recurrent.delta_rule import delta_rule
+from attention_zoo.attention.recurrent.naive import divide_by_length, head_scalars, low_rank_linear
+from attention_zoo.attention.recurrent.steps import Steps, TokenSpan
 from attention_zoo.backends.reference import masked_softmax
-from attention_zoo.caches import Cache, StateCache
-from attention_zoo.errors import UserError
+from attention_zoo.errors import UserError, check_positive
 from attention_zoo.masks import Mask
 from attention_zoo.zoo import ATTENTION, AttentionCard
 
@@ -30,31 +28,30 @@ from attention_zoo.zoo import ATTENTION, AttentionCard
         equation="softmax_j(q_iᵀ H_i ⋯ H_{j+1} k_j / √c) V,  H = I − β w wᵀ",
         reference="flash-linear-attention naive_path_attn",
         deviations="SiLU before w becomes a unit vector, as in the authors' code; no windows: the "
-        "convolution before w looks beyond them; takes no other encoding of positions but in the "
-        "embeddings, as it is one",
+        "convolution before w sees beyond them; no encoding inside attention, as it is one itself",
         roles=("causal",),
         masks=("causal", "key_mask", "segment_ids"),
         positions=("positions", "embeddings"),
-        cache="keys, turned by every token that comes, values, and the last convolution inputs",
-        decode_state="2·t·h·c + (K - 1)·h·c",
+        cache="keys, which every new token transforms, values, and the last convolution inputs",
     )
 )
 class PathAttention(DeltaRuleAttention):
-    """Softmax attention; what lies between a key and a query turns the key on its way:
+    """Softmax attention in which the tokens between a key and a query transform the key.
 
         a_ij = softmax_j(q_iᵀ H_i H_{i−1} ⋯ H_{j+1} k_j / √c),   H_t = I − β_t w_t w_tᵀ
 
-    with β = 2 σ(W x + b), and w a unit vector made from x by a projection of low rank, a short
-    convolution and SiLU. The scores are what the delta rule's state, which holds the keys, is read
-    to hold; so the cached keys are that state.
+    with β = 2 σ(W x + b), and w a unit vector computed from x by a projection of low rank, a short
+    convolution and SiLU. The delta rule's state holds the keys, and the scores are read from it; so
+    the cached keys are that state.
 
     Args:
-        kernel_size: K, the tokens that the convolution mixes, oneself included.
+        kernel_size: number of tokens that the convolution mixes, including the token itself.
         rank: of the projection to w.
         dropout: probability of dropping a weight in training.
     """
 
     decided_options = ("backend",)
+    num_states = 2
 
     def __init__(
         self, *, kernel_size: int = 3, rank: int = 32, dropout: float = 0.0, **options: Any
@@ -62,88 +59,66 @@ class PathAttention(DeltaRuleAttention):
         super().__init__(backend="torch", **options)
         if not 0.0 <= dropout < 1.0:
             raise UserError(f"dropout must be at least 0 and below 1, got {dropout}.")
-        if rank < 1:
-            raise UserError(f"rank must be at least 1, got {rank}.")
+        check_positive(rank=rank)
         self.dropout = dropout
         width = self.heads * self.head_dim
-        self.rotate_by_length = narrow(self.dim, rank, width, bias=False)
-        self.turn_convolution = ShortConvolution(width, kernel_size)
+        self.householder = create_low_rank_linear(self.dim, rank, width, bias=False)
+        self.householder_convolution = ShortConvolution(width, kernel_size)
         self.rate = nn.Linear(self.dim, self.heads)
 
-    @property
-    def sizes(self) -> dict[str, int]:
-        return super().sizes | {"K": self.turn_convolution.kernel_size}
-
-    def steps(self, x: Tensor, mix: Mix) -> Steps:
-        q, k, v = (self.heads_of(part(x)) for part in (self.query, self.key, self.value))
-        w = unit(silu(self.heads_of(mix(self.turn_convolution, self.rotate_by_length(x)))))
+    def project_steps(self, x: Tensor, positions: Tensor, convolve: ConvolutionRunner) -> Steps:
+        q, k, v = (self.split_heads(part(x)) for part in (self.query, self.key, self.value))
+        vectors = convolve(self.householder_convolution, self.householder(x))
+        w = unit_vectors(silu(self.split_heads(vectors)))
         beta = 2.0 * upcast(self.rate(x)).sigmoid().transpose(1, 2)[..., None]
         return Steps(q * self.head_dim**-0.5, k, v, erase=w, write=beta * w)
 
-    def forward(
-        self,
-        x: Tensor,
-        context: Tensor | None = None,
-        *,
-        mask: Mask = Mask(),
-        positions: Tensor | None = None,
-        cache: Cache | None = None,
-    ) -> Tensor:
-        assert cache is None or isinstance(cache, StateCache)
-        mask = self.effective_mask(mask, x, context, cache)
-        kept = (None, None) if cache is None or cache.state is None else cache.state
-        keys, values, *before = kept
-        mix = mixing(mask, 0 if cache is None else cache.length, tuple(before))
-        steps = self.steps(x, mix)
+    def recur(
+        self, steps: Steps, x: Tensor, span: TokenSpan, states: tuple[Tensor, ...]
+    ) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """Attend; the states are the keys and the values so far."""
+        keys, values = states if states else (None, None)
         with autocast_disabled(x):
-            weights, keys = self.weights(steps, mix.real, mask, keys)
+            weights, keys = self.compute_weights(steps, span, keys)
             values = steps.v if values is None else torch.cat([values, steps.v], dim=2)
-            attended = torch.dropout(weights, self.dropout, train=self.training) @ values
-        if cache is not None:
-            cache.state = keys, values, *mix.after
-            cache.length += x.shape[1]
-        return self.finish(attended, x)
+            out = torch.dropout(weights, self.dropout, train=self.training) @ values
+        return out, (keys, values)
 
-    def weights(
-        self, steps: Steps, real: Tensor | None, mask: Mask, keys: Tensor | None = None
+    def compute_weights(
+        self, steps: Steps, span: TokenSpan, keys: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        """Those of all keys [b h q k], and the keys [b h k c] as they are behind the last step."""
-        queries = steps.q.shape[2]
-        held = 0 if keys is None else keys.shape[2]
-        token_positions = torch.eye(queries, dtype=steps.q.dtype, device=steps.q.device)
-        values = pad(token_positions, (held, 0)).expand(*steps.q.shape[:2], -1, -1)
+        """Return the weights of all keys [b h q k], and the keys [b h k c] after the last step."""
+        queries, cached = steps.q.shape[2], 0 if keys is None else keys.shape[2]
+        unit_values = pad(steps.use_unit_values().v, (cached, 0))
         state = None if keys is None else pad(keys.transpose(-2, -1), (0, queries))
-        scores, state = recurrence(masked(steps._replace(v=values), real, None), state)
-        length = held + queries
-        visible = mask.visible(range(held, length), range(length), device=scores.device)
+        # Segments are left to the softmax: keys of earlier ones get no weight.
+        real = TokenSpan(Mask(key_mask=span.mask.key_mask), span.start)
+        scores, state = delta_rule(steps._replace(v=unit_values).apply_mask(real), state)
+        length = cached + queries
+        visible = span.mask.dense(range(cached, length), range(length), device=scores.device)
         return masked_softmax(scores, visible), state.transpose(-2, -1)
 
-    def attention_map(
-        self,
-        x: Tensor,
-        context: Tensor | None = None,
-        *,
-        mask: Mask = Mask(),
-        positions: Tensor | None = None,
-    ) -> Tensor:
-        mask = self.effective_mask(mask, x, context)
-        mix = mixing(mask)
-        return self.weights(self.steps(x, mix), mix.real, mask)[0]
+    def compute_map(self, x: Tensor, source: Tensor, mask: Mask, positions: Tensor) -> Tensor:
+        span = TokenSpan(mask)
+        steps = self.project_steps(x, positions, ConvolutionRunner(span))
+        with autocast_disabled(x):
+            return self.compute_weights(steps, span)[0]
 
-    def naive_reading(self, steps: Steps, visible: Tensor) -> Tensor:
-        """Token after token, each turning all the keys before it."""
-        q, k, v, w, write = steps[:5]
-        assert write is not None
-        keys, outputs = k[:, :, :0], []
-        for t in range(q.shape[2]):
-            real = visible[:, t, t, None, None, None]
-            turned = keys - (keys @ w[:, :, t, :, None]) * write[:, :, t, None]
-            keys = torch.cat([torch.where(real, turned, keys), k[:, :, t, None]], dim=2)
-            powers = (keys @ q[:, :, t, :, None]).exp() * visible[:, None, t, : t + 1, None]
-            total = powers.sum(dim=2, keepdim=True)
-            weights = powers / total.masked_fill(total == 0.0, 1.0)
-            outputs.append((weights * v[:, :, : t + 1]).sum(dim=2))
-        return torch.stack(outputs, dim=2)
+    def state_size(self, tokens: int) -> int:
+        return 2 * tokens * self.heads * self.head_dim
 
-    def finish(self, attended: Tensor, x: Tensor) -> Tensor:
-        return self.project_output(attended.to(x.dtype))
+    def naive(self, x: Tensor, source: Tensor, visible: Tensor, positions: Tensor) -> Tensor:
+        """Let each token transform all the keys before it."""
+        q, k, v = naive.linear_qkv(self, x)
+        vectors = self.householder_convolution.naive(low_rank_linear(self.householder, x), visible)
+        w = divide_by_length(silu(naive.split_heads(vectors, self.heads)))
+        beta = 2 * torch.sigmoid(head_scalars(self.rate, x))
+        keys, scores = k[:, :, :0], []
+        for t in range(x.shape[1]):
+            changes = beta[:, :, t, None] * (keys @ w[:, :, t, :, None]) * w[:, :, t, None]
+            keys = keys - changes * visible[:, t, t, None, None, None]  # Padding changes nothing.
+            keys = torch.cat([keys, k[:, :, t, None]], dim=2)
+            row = (keys @ q[:, :, t, :, None])[..., 0] / math.sqrt(self.head_dim)
+            scores.append(pad(row, (0, x.shape[1] - t - 1)))
+        weights = naive.softmax(torch.stack(scores, dim=2), visible)
+        return naive.linear_output(self.output, weights @ v)

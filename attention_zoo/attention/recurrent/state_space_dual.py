@@ -7,12 +7,16 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn.functional import rms_norm, silu, softplus
 
+from attention_zoo.attention import naive
 from attention_zoo.attention.precision import upcast
-from attention_zoo.attention.recurrent.convolution import ShortConvolution
-from attention_zoo.attention.recurrent.decayed import DecayedAttention, Heads, Span, State
-from attention_zoo.attention.recurrent.recurrence import step_sizes
+from attention_zoo.attention.recurrent.convolution import ConvolutionRunner, ShortConvolution
+from attention_zoo.attention.recurrent.decayed import DecayedAttention, visible_keys
+from attention_zoo.attention.recurrent.naive import head_scalars, outer, read_states, run_states
+from attention_zoo.attention.recurrent.recurrence import draw_step_bias
+from attention_zoo.attention.recurrent.steps import Steps, TokenSpan
 from attention_zoo.backends.reference import repeat_heads
-from attention_zoo.errors import UserError
+from attention_zoo.errors import UserError, check_positive
+from attention_zoo.masks import Mask
 from attention_zoo.zoo import ATTENTION, AttentionCard
 
 
@@ -28,13 +32,12 @@ from attention_zoo.zoo import ATTENTION, AttentionCard
         masks=("causal", "key_mask", "segment_ids"),
         positions=("positions", "embeddings", "heads"),
         cache="the state, and the last tokens of the convolution",
-        decode_state="h·c·e + (w - 1)·(h·e + 2·g·c)",
         cost="t",
         weights="signed",
     )
 )
 class StateSpaceDualAttention(DecayedAttention):
-    """A state-space model whose matrix of weights is that of masked attention:
+    """A state-space model whose matrix of weights is that of masked attention.
 
         z, x, B, C, Δ = projections of the token;   x, B, C = swish(convolution(x, B, C))
         S_t = exp(−e^A Δ_t) S_{t−1} + Δ_t B_tᵀ x_t,   y_t = C_t S_t + D x_t
@@ -43,11 +46,11 @@ class StateSpaceDualAttention(DecayedAttention):
     C is the query, B the key, x the value; A, D and Δ are numbers of a head.
 
     Args:
-        groups: number of B and C, each shared by heads / groups heads; outputs are normed together
-            for each group.
+        groups: number of B and C, each shared by heads / groups heads; the norm of outputs is over
+            a group.
         state_dim: width of B and C.
         expand: width of all values, as a multiple of dim.
-        kernel_size: tokens that the convolution mixes, oneself included.
+        kernel_size: number of tokens that the convolution mixes, including the token itself.
     """
 
     decided_options = ("head_dim",)
@@ -61,11 +64,7 @@ class StateSpaceDualAttention(DecayedAttention):
         kernel_size: int = 4,
         **options: Any,
     ) -> None:
-        if min(groups, state_dim, expand) < 1:
-            raise UserError(
-                "groups, state_dim and expand must be at least 1, got "
-                f"groups={groups}, state_dim={state_dim}, expand={expand}."
-            )
+        check_positive(groups=groups, state_dim=state_dim, expand=expand)
         super().__init__(head_dim=state_dim, **options)
         if self.heads % groups or expand * self.dim % self.heads:
             raise UserError(
@@ -77,69 +76,73 @@ class StateSpaceDualAttention(DecayedAttention):
         self.groups = groups
         self.query = nn.Linear(self.dim, groups * state_dim, bias=bias)
         self.key = nn.Linear(self.dim, groups * state_dim, bias=bias)
-        self.mixed = (self.heads * self.value_dim, groups * state_dim, groups * state_dim)
-        self.convolution = ShortConvolution(sum(self.mixed), kernel_size, bias=True)
+        # Widths of the values, keys and queries in the convolution.
+        self.widths = (self.heads * self.value_dim, groups * state_dim, groups * state_dim)
+        self.convolution = ShortConvolution(sum(self.widths), kernel_size, bias=True)
         self.step = nn.Linear(self.dim, self.heads, bias=bias)
-        self.step_bias = nn.Parameter(step_sizes(self.heads))
+        self.step_bias = nn.Parameter(draw_step_bias(self.heads))
         self.rate = nn.Parameter(torch.empty(self.heads).uniform_(1.0, 16.0).log())
         self.skip = nn.Parameter(torch.ones(self.heads))
         self.scale = nn.Parameter(torch.ones(self.heads * self.value_dim))
 
-    @property
-    def sizes(self) -> dict[str, int]:
-        return super().sizes | {"g": self.groups, "w": self.convolution.kernel_size}
-
-    def attend(
-        self, x: Tensor, positions: Tensor, span: Span, start: int, state: State | None
-    ) -> tuple[Tensor, State]:
-        mixed, last = self.convolution(
-            self.unmixed(x),
-            state=None if state is None else state[0],
-            key_mask=span.key_mask,
-            segment_ids=span.segment_ids,
-        )
-        heads = self.split(mixed, x, positions)
-        attended, kept = self.recur(heads, x, span, start, None if state is None else state[1:])
-        own = self.skip[:, None, None] * heads.v
-        if span.key_mask is not None:
-            own = own.masked_fill(~span.key_mask[:, None, :, None], 0.0)
-        return attended + own, (last, *kept)
-
-    def weights(self, heads: Heads, x: Tensor, visible: Tensor) -> Tensor:
-        oneself = visible.diagonal(dim1=1, dim2=2)[:, None] * self.skip[:, None]
-        return super().weights(heads, x, visible) + torch.diag_embed(oneself)
-
-    def heads_of(self, x: Tensor, positions: Tensor, span: Span) -> Heads:
-        mixed, _ = self.convolution(
-            self.unmixed(x), key_mask=span.key_mask, segment_ids=span.segment_ids
-        )
-        return self.split(mixed, x, positions)
-
-    def naive_heads(self, x: Tensor, positions: Tensor, visible: Tensor) -> Heads:
-        return self.split(self.convolution.naive(self.unmixed(x), visible), x, positions)
-
-    def unmixed(self, x: Tensor) -> Tensor:
-        """What the convolution mixes: values, keys and queries side by side."""
-        return torch.cat([self.value(x), self.key(x), self.query(x)], dim=-1)
-
-    def split(self, mixed: Tensor, x: Tensor, positions: Tensor) -> Heads:
-        """What has been mixed [b t …], as heads; the step is part of the keys."""
-        v, k, q = silu(upcast(mixed)).split(self.mixed, dim=-1)
+    def project_steps(self, x: Tensor, positions: Tensor, convolve: ConvolutionRunner) -> Steps:
+        joined = torch.cat([self.value(x), self.key(x), self.query(x)], dim=-1)
+        v, k, q = silu(upcast(convolve(self.convolution, joined))).split(self.widths, dim=-1)
         q, k = (
             repeat_heads(rearrange(part, "b t (g c) -> b g t c", g=self.groups), self.heads)
             for part in (q, k)
         )
         q, k = self.position.rotate(q, k, positions)
         v = rearrange(v, "b t (h e) -> b h t e", h=self.heads)
-        step = self.steps(x)
-        return Heads(q, k * step, v, -self.rate.exp()[:, None, None] * step)
+        sizes = softplus(upcast(self.step(x)) + self.step_bias).transpose(1, 2)[..., None]
+        return Steps(q, k * sizes, v, decay=-self.rate.exp()[:, None, None] * sizes)
 
-    def steps(self, x: Tensor) -> Tensor:
-        """Δ, [b h t 1]."""
-        return softplus(upcast(self.step(x)) + self.step_bias).transpose(1, 2)[..., None]
+    def recur(
+        self, steps: Steps, x: Tensor, span: TokenSpan, states: tuple[Tensor, ...]
+    ) -> tuple[Tensor, tuple[Tensor, ...]]:
+        out, states = super().recur(steps, x, span, states)
+        return self.add_skip(out, steps, span), states
 
-    def finish(self, attended: Tensor, x: Tensor) -> Tensor:
+    def add_skip(self, out: Tensor, steps: Steps, span: TokenSpan) -> Tensor:
+        """Add D x to the outputs [b h t e] of real tokens."""
+        skips = self.skip[:, None, None] * steps.v
+        if span.key_mask is not None:
+            skips = skips.masked_fill(~span.key_mask[:, None, :, None], 0.0)
+        return out + skips
+
+    def compute_map(self, x: Tensor, source: Tensor, mask: Mask, positions: Tensor) -> Tensor:
+        skips = visible_keys(mask, x).diagonal(dim1=1, dim2=2)[:, None] * self.skip[:, None]
+        return super().compute_map(x, source, mask, positions) + torch.diag_embed(skips)
+
+    def project_output(self, attended: Tensor, x: Tensor) -> Tensor:
         y = rearrange(attended, "b h t e -> b t (h e)") * silu(self.gate(x))
         y = y.unflatten(-1, (self.groups, -1))
         y = rms_norm(y, y.shape[-1:], eps=1e-5).flatten(-2) * self.scale
         return self.output(y.to(x.dtype))
+
+    def naive(self, x: Tensor, source: Tensor, visible: Tensor, positions: Tensor) -> Tensor:
+        layers = (self.value, self.key, self.query)
+        joined = torch.cat([naive.linear(layer, x) for layer in layers], dim=-1)
+        v, k, q = silu(self.convolution.naive(joined, visible)).split(self.widths, dim=-1)
+        group = torch.arange(self.heads) * self.groups // self.heads
+        q, k = (naive.split_heads(part, self.groups)[:, group] for part in (q, k))
+        q, k = naive.rotate_qk(self, q, k, positions)
+        v = naive.split_heads(v, self.heads)
+        sizes = softplus(head_scalars(self.step, x) + self.step_bias[:, None, None])
+        decay = torch.exp(-torch.exp(self.rate)[:, None, None] * sizes)
+        y = self.naive_sums(q, sizes * k, v, decay, x, visible)
+        y = y + self.skip[:, None, None] * v * visible.diagonal(dim1=1, dim2=2)[:, None, :, None]
+        y = torch.cat([*y.unbind(dim=1)], dim=-1) * silu(naive.linear(self.gate, x))
+        scales = self.scale.chunk(self.groups)
+        normal = [
+            naive.rms_norm(part, scale, epsilon=1e-5)
+            for part, scale in zip(y.chunk(self.groups, dim=-1), scales, strict=True)
+        ]
+        return naive.linear(self.output, torch.cat(normal, dim=-1))
+
+    def naive_sums(
+        self, q: Tensor, k: Tensor, v: Tensor, decay: Tensor, x: Tensor, visible: Tensor
+    ) -> Tensor:
+        """Compute q_t S_t for S_t = a_t S_{t−1} + k_tᵀ v_t, with a number a [b h t 1] of a head."""
+        transitions = torch.diag_embed(decay.expand_as(k))
+        return read_states(q, run_states(transitions, outer(k, v), visible))

@@ -1,5 +1,6 @@
 """Reformer's attention by locality-sensitive hashing (Kitaev et al. 2020)."""
 
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import torch
@@ -7,12 +8,13 @@ from einops import rearrange
 from torch import Tensor
 from torch.nn.functional import linear, normalize
 
-from attention_zoo.attention.base import Attention, resolve_positions
+from attention_zoo.attention.base import Attention
+from attention_zoo.attention.naive import linear_heads, linear_output, rotate_heads, softmax
 from attention_zoo.attention.online_softmax import (
     PartialSoftmax,
-    merge_partial,
-    neighbouring_columns,
-    partial_softmax,
+    compute_partial_softmax,
+    extend_blocks,
+    merge_partial_softmax,
     split_into_blocks,
 )
 from attention_zoo.attention.precision import autocast_disabled
@@ -24,14 +26,14 @@ from attention_zoo.zoo import ATTENTION, AttentionCard
 
 
 class Buckets(NamedTuple):
-    """Of every token [b h r n], in r rounds."""
+    """The buckets of all tokens [b h r n], in r rounds."""
 
-    numbers: Tensor  # its bucket, of its own sequence alone
-    chunks: Tensor  # its chunk within the bucket
-    order: Tensor  # the tokens sorted by bucket and place
+    numbers: Tensor  # the bucket of each token, which holds tokens of one sequence only
+    chunks: Tensor  # the token's chunk within the bucket
+    order: Tensor  # the tokens sorted by bucket and column
 
-    def at(self, columns: Tensor) -> "Buckets":
-        """Of the tokens at columns [b h …], with the rounds in front of these: [b h r …]."""
+    def gather(self, columns: Tensor) -> "Buckets":
+        """Gather those of the tokens at columns [b h …], with the rounds first: [b h r …]."""
         rounds = self.numbers.shape[2]
         index = columns.flatten(2)[:, :, None].expand(-1, -1, rounds, -1)
         return Buckets(*(x.gather(3, index).unflatten(3, columns.shape[2:]) for x in self))
@@ -57,16 +59,16 @@ class Buckets(NamedTuple):
 class ReformerAttention(Attention):
     """Attention to the keys that fall into the query's own bucket, in one of several hashings.
 
-    Queries and keys are one projection; keys are brought to the length 1. A token x falls into
-    the bucket argmax([xR; −xR]) of a random matrix R. In each bucket, tokens stand in their order,
-    cut into chunks of m; a query sees those of its chunk and of the chunk before. It sees itself
-    only where it sees nothing else in any round. A key that is seen in several rounds counts once.
+    Queries and keys are one projection; keys are scaled to the length 1. A token x falls into the
+    bucket argmax([xR; −xR]) of a random matrix R. The tokens of a bucket, in their order, are cut
+    into chunks of m. A query sees those of its chunk and of the chunk before. It sees itself only
+    where it sees nothing else in any round. A key that is seen in several rounds counts once.
 
     Args:
-        buckets: their number, even.
-        rounds: of hashing, each with a matrix of its own for each head.
+        buckets: number of buckets, even.
+        rounds: number of hashings; each has a matrix for each head.
         block: m, in tokens.
-        seed: of the matrices, which differ from layer to layer.
+        seed: seed of the matrices, which differ from layer to layer.
     """
 
     decided_options = ("kv_heads",)
@@ -82,183 +84,166 @@ class ReformerAttention(Attention):
         del self.key
         self.buckets = buckets
         self.block = block
-        chance = torch.Generator().manual_seed(seed + self.layer)
+        generator = torch.Generator().manual_seed(seed + self.layer)
         shape = self.heads, self.head_dim, rounds, buckets // 2
-        self.register_buffer("rotations", torch.randn(shape, generator=chance))
+        self.register_buffer("rotations", torch.randn(shape, generator=generator))
 
-    def forward(
+    def attend_tokens(
         self,
         x: Tensor,
-        context: Tensor | None = None,
-        *,
-        mask: Mask = Mask(),
-        positions: Tensor | None = None,
-        cache: Cache | None = None,
+        context: Tensor | None,
+        mask: Mask,
+        positions: Tensor,
+        cache: Cache | None,
     ) -> Tensor:
         assert cache is None
-        mask = self.effective_mask(mask, x, context)
-        q, k, v = self.heads_of(x, positions)
-        parts = self.attend_rounds(q, k, v, self.buckets_of(x, mask), mask)
-        alone = torch.stack([part.denominator == 0.0 for part in parts]).all(dim=0)
+        q, k, v = self.project_qkv(x, positions)
+        parts = self.attend_rounds(q, k, v, self.hash_tokens(x, mask), mask)
+        is_alone = torch.stack([part.denominator == 0.0 for part in parts]).all(dim=0)
         if mask.key_mask is not None:
-            alone = alone & mask.key_mask[:, None]
-        weight = alone.to(parts[0].denominator.dtype)
+            is_alone = is_alone & mask.key_mask[:, None]
+        weight = is_alone.to(parts[0].denominator.dtype)
         parts.append(PartialSoftmax(v * weight[..., None], weight, parts[0].maximum))
-        return self.finish(merge_partial(parts).to(v.dtype), x)
+        return merge_partial_softmax(parts).to(v.dtype)
 
-    def attention_map(
-        self,
-        x: Tensor,
-        context: Tensor | None = None,
-        *,
-        mask: Mask = Mask(),
-        positions: Tensor | None = None,
-    ) -> Tensor:
-        """A softmax over what is seen in any round, with length² work."""
-        mask = self.effective_mask(mask, x, context)
-        q, k, _ = self.heads_of(x, positions)
-        found = self.buckets_of(x, mask)
+    def compute_map(self, x: Tensor, source: Tensor, mask: Mask, positions: Tensor) -> Tensor:
+        """Compute the softmax over all keys that are seen in any round, with length² work."""
+        q, k, _ = self.project_qkv(x, positions)
+        buckets = self.hash_tokens(x, mask)
         columns = torch.arange(x.shape[1], device=x.device)[None, None]
-        visible = mask.gathered(columns, columns, x.shape[1])
-        itself = torch.eye(x.shape[1], dtype=torch.bool, device=x.device)
-        seen = near(found, found).any(dim=2) & visible & ~itself
-        alone = ~seen.any(dim=-1, keepdim=True)
-        return masked_softmax(q @ k.transpose(-2, -1), seen | (alone & visible & itself))
+        visible = mask.gather(columns, columns, x.shape[1])
+        is_self = torch.eye(x.shape[1], dtype=torch.bool, device=x.device)
+        seen = share_bucket(buckets, buckets).any(dim=2) & visible & ~is_self
+        is_alone = ~seen.any(dim=-1, keepdim=True)
+        return masked_softmax(q @ k.transpose(-2, -1), seen | (is_alone & visible & is_self))
 
-    def values(
-        self,
-        x: Tensor,
-        context: Tensor | None = None,
-        *,
-        mask: Mask = Mask(),
-        positions: Tensor | None = None,
-    ) -> Tensor:
-        return self.heads_of(x, positions)[2]
+    def compute_values(self, source: Tensor, mask: Mask, positions: Tensor) -> Tensor:
+        return rearrange(self.value(source), "b n (h c) -> b h n c", h=self.heads)
 
-    def heads_of(self, x: Tensor, positions: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-        """q, k and v, [b h n c] each; keys are queries of length 1."""
+    def project_qkv(self, x: Tensor, positions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Project to queries, keys and values, [b h n c] each; keys are queries of length 1."""
         q = self.project_query(x)
-        q, k = self.position.rotate(q, normalize(q, dim=-1), resolve_positions(x, positions, None))
+        q, k = self.position.rotate(q, normalize(q, dim=-1), positions)
         return q, k, rearrange(self.value(x), "b n (h c) -> b h n c", h=self.heads)
 
     @torch.no_grad()
-    def buckets_of(self, x: Tensor, mask: Mask) -> Buckets:
-        """Of every token in every round, in float32 at least, so that rounding moves few."""
-        kind = torch.promote_types(x.dtype, torch.float32)
+    def hash_tokens(self, x: Tensor, mask: Mask) -> Buckets:
+        """Hash every token in every round, in float32 at least, so that rounding moves few."""
+        dtype = torch.promote_types(x.dtype, torch.float32)
         with autocast_disabled(x):
-            bias = None if self.query.bias is None else self.query.bias.to(kind)
-            q = linear(x.to(kind), self.query.weight.to(kind), bias)
+            bias = None if self.query.bias is None else self.query.bias.to(dtype)
+            q = linear(x.to(dtype), self.query.weight.to(dtype), bias)
             q = rearrange(q, "b n (h c) -> b h n c", h=self.heads)
-            turned = torch.einsum("b h n c, h c r m -> b h r n m", q, self.rotations.to(kind))
-        numbers = torch.cat([turned, -turned], dim=-1).argmax(dim=-1)
+            products = torch.einsum("b h n c, h c r m -> b h r n m", q, self.rotations.to(dtype))
+        numbers = torch.cat([products, -products], dim=-1).argmax(dim=-1)
         if mask.key_mask is not None:
             # Padding has a bucket of its own, where it cannot move anything.
             numbers = numbers.masked_fill(~mask.key_mask[:, None, None], self.buckets)
         if mask.segment_ids is not None:
             changes = (mask.segment_ids[:, 1:] != mask.segment_ids[:, :-1]).cumsum(dim=1)
-            sequence = torch.cat([torch.zeros_like(changes[:, :1]), changes], dim=1)
-            numbers = numbers + (self.buckets + 1) * sequence[:, None, None]
+            sequences = torch.cat([torch.zeros_like(changes[:, :1]), changes], dim=1)
+            numbers = numbers + (self.buckets + 1) * sequences[:, None, None]
         order = numbers.argsort(dim=-1, stable=True)
-        ranked = numbers.gather(-1, order)
+        sorted_numbers = numbers.gather(-1, order)
         ranks = torch.arange(x.shape[1], device=x.device)
-        begins = torch.where(ranked != ranked.roll(1, dims=-1), ranks, 0).cummax(dim=-1).values
-        chunks = torch.empty_like(order).scatter(-1, order, (ranks - begins) // self.block)
+        is_first = sorted_numbers != sorted_numbers.roll(1, dims=-1)
+        starts = torch.where(is_first, ranks, 0).cummax(dim=-1).values
+        chunks = torch.empty_like(order).scatter(-1, order, (ranks - starts) // self.block)
         return Buckets(numbers, chunks, order)
 
     def attend_rounds(
-        self, q: Tensor, k: Tensor, v: Tensor, found: Buckets, mask: Mask
+        self, q: Tensor, k: Tensor, v: Tensor, buckets: Buckets, mask: Mask
     ) -> list[PartialSoftmax]:
-        """Of each round, [b h n …], without the queries themselves.
+        """Attend in each round, [b h n …], from queries to others than themselves.
 
-        Sorted by bucket and place, keys that a query sees stand less than two chunks before it
-        and less than one behind it, if they may stand behind it at all.
+        Sorted by bucket and column, the keys that a query sees are less than two chunks before it,
+        and less than one after it, if it may see later keys at all.
         """
         length = q.shape[2]
-        ranks = torch.arange(length, device=q.device)
-        own = split_into_blocks(ranks, self.block)
-        other = neighbouring_columns(own, 2 * self.block - 1, 0 if mask.causal else self.block - 1)[
-            0
-        ]
-        inside = (other >= 0) & (other < length)
-        own, other = own.clamp(max=length - 1), other.clamp(0, length - 1)
+        blocks = split_into_blocks(torch.arange(length, device=q.device), self.block)
+        after = 0 if mask.causal else self.block - 1
+        others = extend_blocks(blocks, 2 * self.block - 1, after)[0]
+        is_inside = (others >= 0) & (others < length)
+        blocks, others = blocks.clamp(max=length - 1), others.clamp(0, length - 1)
         parts = []
-        for turn, order in enumerate(found.order.unbind(dim=2)):
-            i, j = order[:, :, own], order[:, :, other]
-            seen = near(found.at(i), found.at(j))
-            visible = mask.gathered(i.flatten(1, 2), j.flatten(1, 2), length)
-            others = inside[:, None] & (i[..., None] != j[..., None, :])
-            part = partial_softmax(
-                taken(q, i),
-                taken(k, j),
-                taken(v, j),
-                seen[:, :, turn] & visible.unflatten(1, i.shape[1:3]) & others,
-                # What is seen in several rounds counts once.
-                bias=-seen.sum(dim=2).clamp(min=1).to(q.dtype).log(),
+        for index, order in enumerate(buckets.order.unbind(dim=2)):
+            i, j = order[:, :, blocks], order[:, :, others]
+            shared = share_bucket(buckets.gather(i), buckets.gather(j))
+            visible = mask.gather(i.flatten(1, 2), j.flatten(1, 2), length)
+            is_other = is_inside[:, None] & (i[..., None] != j[..., None, :])
+            part = compute_partial_softmax(
+                gather_per_head(q, i),
+                gather_per_head(k, j),
+                gather_per_head(v, j),
+                shared[:, :, index] & visible.unflatten(1, i.shape[1:3]) & is_other,
+                # A key that is seen in several rounds counts once.
+                bias=-shared.sum(dim=2).clamp(min=1).to(q.dtype).log(),
                 scale=1.0,
             )
-            back = order.argsort(dim=-1)
+            inverse = order.argsort(dim=-1)
             numerator, denominator, maximum = (x.flatten(2, 3) for x in part)
             parts.append(
                 PartialSoftmax(
-                    taken(numerator, back), denominator.gather(2, back), maximum.gather(2, back)
+                    gather_per_head(numerator, inverse),
+                    denominator.gather(2, inverse),
+                    maximum.gather(2, inverse),
                 )
             )
         return parts
 
-    def naive(
-        self,
-        x: Tensor,
-        context: Tensor | None = None,
-        *,
-        visible: Tensor,
-        positions: Tensor | None = None,
-    ) -> Tensor:
-        """Buckets by counting, and the softmax over the union of the rounds in full."""
-        q, k, v = self.heads_of(x, positions)
-        content = self.project_query(x)
-        batch, heads, length, _ = q.shape
-        sequence = sequences_of(visible)
-        real = visible.diagonal(dim1=1, dim2=2)
-        alike = (sequence[:, :, None] == sequence[:, None]) & real[:, :, None] & real[:, None]
-        earlier = torch.ones(length, length).tril(-1).bool()
-        seen = torch.zeros(batch, heads, length, length, dtype=torch.bool)
-        for turn in range(self.rotations.shape[2]):
-            directions = torch.cat([self.rotations[:, :, turn], -self.rotations[:, :, turn]], -1)
-            bucket = (content @ directions).argmax(dim=-1)
-            same = (bucket[..., None] == bucket[..., None, :]) & alike[:, None]
-            chunk = (same & earlier).sum(dim=-1) // self.block
-            back = chunk[..., None] - chunk[..., None, :]
-            seen |= same & ((back == 0) | (back == 1)) & visible[:, None]
-        seen &= ~torch.eye(length, dtype=torch.bool)
-        alone = torch.diag_embed(~seen.any(dim=-1)) & visible[:, None]
-        return self.finish(masked_softmax(q @ k.transpose(-2, -1), seen | alone) @ v, x)
+    def naive(self, x: Tensor, source: Tensor, visible: Tensor, positions: Tensor) -> Tensor:
+        """Count the tokens of each bucket, and compute the softmax over the union of the rounds."""
+        content = linear_heads(self.query, x, self.heads)
+        q = rotate_heads(self.position, content, positions, of="query")
+        unit = content / torch.sqrt((content**2).sum(dim=-1, keepdim=True))
+        k = rotate_heads(self.position, unit, positions, of="key")
+        v = linear_heads(self.value, source, self.heads)
+        sequences, is_real = naive_sequences(visible), visible.diagonal(dim1=1, dim2=2)
+        same_sequence = sequences[:, :, None] == sequences[:, None]
+        same_sequence &= is_real[:, :, None] & is_real[:, None]
+        is_earlier = torch.ones_like(visible).tril(-1)
+        is_self = torch.eye(x.shape[1], dtype=torch.bool)
+        attended = []
+        for h in range(self.heads):
+            seen = torch.zeros_like(visible)
+            for matrix in self.rotations[h].unbind(dim=1):
+                buckets = (content[:, h] @ torch.cat([matrix, -matrix], dim=-1)).argmax(dim=-1)
+                together = (buckets[:, :, None] == buckets[:, None]) & same_sequence
+                chunks = (together & is_earlier).sum(dim=-1) // self.block
+                back = chunks[:, :, None] - chunks[:, None]
+                seen |= together & ((back == 0) | (back == 1))
+            seen &= visible & ~is_self
+            seen |= ~seen.any(dim=-1, keepdim=True) & visible & is_self
+            scores = q[:, h] @ k[:, h].transpose(1, 2)
+            attended.append(softmax(scores[:, None], seen)[:, 0] @ v[:, h])
+        return linear_output(self.output, torch.stack(attended, dim=1))
 
 
-def near(queries: Buckets, keys: Buckets) -> Tensor:
-    """Whether keys [b h r … s] are in the bucket of queries [b h r … u], in its chunk or the one
-    before: [b h r … u s]."""
+def share_bucket(queries: Buckets, keys: Buckets) -> Tensor:
+    """Return whether keys [b h r … s] are in the bucket of queries [b h r … u]: [b h r … u s].
+
+    They must be in the query's chunk, or the one before.
+    """
     same = queries.numbers[..., :, None] == keys.numbers[..., None, :]
     back = queries.chunks[..., :, None] - keys.chunks[..., None, :]
     return same & ((back == 0) | (back == 1))
 
 
-def taken(x: Tensor, columns: Tensor) -> Tensor:
-    """x [b h n c] at columns [b h …]: [b h … c]."""
+def gather_per_head(x: Tensor, columns: Tensor) -> Tensor:
+    """Gather x [b h n c] at columns [b h …]: [b h … c]."""
     index = columns.flatten(2)[..., None].expand(-1, -1, -1, x.shape[3])
     return x.gather(2, index).unflatten(2, columns.shape[2:])
 
 
-def sequences_of(visible: Tensor) -> Tensor:
-    """[b n]: numbers of the sequences in a row. A token that sees the real one before it is of the
-    same."""
+def naive_sequences(visible: Tensor) -> Tensor:
+    """Return the number of each token's sequence within its row, [b n].
+
+    A token is of the same sequence as the real one before it, if it sees it.
+    """
     batch, length, _ = visible.shape
     numbers = torch.zeros(batch, length, dtype=torch.long)
     for b in range(batch):
-        before = None
-        for i in range(length):
-            if not visible[b, i, i]:
-                continue
-            if before is not None:
-                numbers[b, i] = numbers[b, before] + int(not visible[b, i, before])
-            before = i
+        real = [i for i in range(length) if visible[b, i, i]]
+        for before, i in pairwise(real):
+            numbers[b, i] = numbers[b, before] + int(not visible[b, i, before])
     return numbers

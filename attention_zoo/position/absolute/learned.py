@@ -43,7 +43,7 @@ class LearnedEncoding(PositionalEncoding):
 
 
 def check_length(encoding: PositionalEncoding, positions: Tensor) -> None:
-    """Raises: UserError, if a position lies beyond the encoding's longest sequence."""
+    """Refuse positions beyond the encoding's longest sequence."""
     if torch.compiler.is_compiling():
         return
     last = int(positions.max())

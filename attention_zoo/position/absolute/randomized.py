@@ -20,23 +20,23 @@ from attention_zoo.zoo import POSITION, PositionCard
         equation="E(x, i_t), with i_1 < … < i_n drawn from {0, …, L − 1} without replacement",
         reference="closed form",
         acts=("positions", "embeddings"),
-        deviations="places are drawn in training alone, where the authors' code draws them when "
+        deviations="positions are drawn in training alone, where the authors' code draws them when "
         "evaluating too; then they are spread evenly over the longest sequence, not over the "
         "present one, so that no token moves as others come: a short sequence stands denser than "
         "in training",
     )
 )
 class RandomizedEncoding(PositionalEncoding):
-    """Gives tokens places of a far longer sequence, in order, to any encoding that takes places.
+    """Gives tokens the positions of a far longer sequence, in order, for any encoding of positions.
 
-    In training the t-th token stands at the t-th smallest of n places, drawn from all L without
-    replacement, anew for each pass and alike in all rows; n is the number of columns. So places
-    that are as large as those of long sequences are trained on short ones. When evaluating, token
-    t stands at t·⌊L / max_length⌋.
+    In training the t-th token gets the t-th smallest of n positions, drawn from all L without
+    replacement, anew for each pass and alike in all rows; n is the number of columns. So short
+    sequences train positions as large as those of long ones. In evaluation, token t gets the
+    position t·⌊L / max_length⌋.
 
     Args:
-        encoding: name of the encoding that takes the places, with its default options.
-        places: L, from how many is drawn; at least `max_length`.
+        encoding: name of the encoding that gets the positions, with its default options.
+        num_positions: L, from how many is drawn; at least `max_length`.
         max_length: the longest sequence, in tokens. A longer one is refused.
     """
 
@@ -46,27 +46,27 @@ class RandomizedEncoding(PositionalEncoding):
         self,
         *,
         encoding: str = "sinusoidal",
-        places: int = 2048,
+        num_positions: int = 2048,
         max_length: int = 512,
         **sizes: Any,
     ) -> None:
         super().__init__(**sizes)
-        if not 1 <= max_length <= places:
+        if not 1 <= max_length <= num_positions:
             raise UserError(
-                "position=randomized needs a max_length of at least 1 and at most as many as there "
-                f"are places, got max_length={max_length}, places={places}."
+                "position=randomized needs a max_length from 1 to num_positions, "
+                f"got max_length={max_length}, num_positions={num_positions}."
             )
         inner = POSITION[encoding]
         if not takes_positions(POSITION.card(encoding)):
             legal = [name for name in POSITION if takes_positions(POSITION.card(name))]
             raise Unsupported(
-                "position=randomized needs an encoding that takes places from without, one for all "
+                "position=randomized needs an encoding that takes positions, one for all "
                 f"layers, got encoding={encoding}. Choices: {', '.join(legal)}."
             )
-        # What has a longest sequence of its own must have room for all places.
-        limit = {"max_length": places} if "max_length" in signature(inner).parameters else {}
+        # An encoding with a longest sequence of its own must have room for all positions.
+        limit = {"max_length": num_positions} if "max_length" in signature(inner).parameters else {}
         self.inner: PositionalEncoding = inner(**sizes, **limit)
-        self.places = places
+        self.num_positions = num_positions
         self.max_length = max_length
         own = self.inner.card
         card = replace(
@@ -78,14 +78,14 @@ class RandomizedEncoding(PositionalEncoding):
     def map_positions(self, positions: Tensor) -> Tensor:
         check_length(self, positions)
         if not self.training:
-            return positions * (self.places // self.max_length)
+            return positions * (self.num_positions // self.max_length)
         columns = positions.shape[1]
         if not torch.compiler.is_compiling() and int(positions.max()) >= columns:
             raise UserError(
-                "position=randomized draws places anew for each pass in training, got tokens that "
-                "follow others of an earlier pass. Decode after model.eval()."
+                "position=randomized draws positions anew in each pass of training, got tokens "
+                "that follow others of an earlier pass. Decode after model.eval()."
             )
-        drawn = torch.randperm(self.places, device=positions.device)[:columns]
+        drawn = torch.randperm(self.num_positions, device=positions.device)[:columns]
         return drawn.sort().values[positions]
 
     def embed(self, x: Tensor, positions: Tensor) -> Tensor:
@@ -108,8 +108,8 @@ class RandomizedEncoding(PositionalEncoding):
     def cached_features(self, x: Tensor) -> dict[str, Tensor]:
         return self.inner.cached_features(x)
 
-    def content_bias(self, pairs: ScoreInputs) -> Tensor | None:
-        return self.inner.content_bias(pairs)
+    def content_bias(self, inputs: ScoreInputs) -> Tensor | None:
+        return self.inner.content_bias(inputs)
 
     def value_bias(
         self, weights: Tensor, q_positions: Tensor, k_positions: Tensor
@@ -118,5 +118,5 @@ class RandomizedEncoding(PositionalEncoding):
 
 
 def takes_positions(card: PositionCard) -> bool:
-    """Whether an encoding acts by places that are given to it, once for all layers."""
+    """Return whether an encoding acts on the positions it is given, once for all layers."""
     return bool(card.acts) and "positions" not in card.acts and not card.per_layer

@@ -38,9 +38,26 @@ class AlibiEncoding(PositionalEncoding):
         distance = (q_positions[:, :, None] - k_positions[:, None, :]).abs()
         return -self.slopes[:, None, None] * distance[:, None]
 
+    def naive_bias(
+        self,
+        query: Tensor,
+        keys: Tensor,
+        q_position: Tensor,
+        k_positions: Tensor,
+        *,
+        head: int,
+        scale: float,
+        tokens: Tensor,
+    ) -> Tensor:
+        # The slopes of a power of two of heads are a geometric sequence. Further heads get every
+        # second slope of twice as many.
+        power = 2 ** int(math.log2(self.heads))
+        exponent = head + 1 if head < power else head - power + 0.5
+        return -(2.0 ** (-8.0 * exponent / power)) * (q_position - k_positions).abs()
+
 
 def alibi_slopes(heads: int) -> list[float]:
-    """The slope of each head."""
+    """Return the slope of each head."""
     power = 2 ** math.floor(math.log2(heads))
     slopes = [2.0 ** (-8.0 * i / power) for i in range(1, power + 1)]
     between = [2.0 ** (-4.0 * i / power) for i in range(1, 2 * power + 1, 2)]

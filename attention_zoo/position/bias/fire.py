@@ -28,19 +28,19 @@ SMALL = 1e-6
     )
 )
 class FireEncoding(PositionalEncoding):
-    """Adds a learned function of the distance's share in the query's place:
+    """Adds a learned function of the distance, divided by the query's position.
 
         MLP(ψ(t − s)/ψ(max(L, t))),   ψ(x) = log(|c·x| + 1)
 
-    The share is between 0 and 1, however long the sequence is. The MLP has a layer of ReLUs and an
-    output for each head. c and L, the threshold below which the place of the query does not
+    The quotient is between 0 and 1, however long the sequence is. The MLP has a layer of ReLUs and
+    an output for each head. c and L, the threshold below which the position of the query does not
     matter, are learned too; each layer has its own.
 
     Args:
         hidden: width of the MLP.
-        log_scale: where c starts.
-        threshold: where L starts, in tokens. In shorter sequences the place of the query does not
-            matter yet. A quarter of `original_length`, if not given: the paper's 512 of 2,048.
+        log_scale: initial value of c.
+        threshold: initial value of L, in tokens; default: a quarter of `original_length`, as the
+            paper has 512 of 2,048.
         original_length: the length of sequences in training, in tokens.
     """
 
@@ -76,14 +76,38 @@ class FireEncoding(PositionalEncoding):
         i, j = q_positions[:, :, None], k_positions[:, None, :]
         last = i if self.role == "causal" else torch.maximum(i, j)
         threshold = (self.threshold_factor * self.threshold).abs()
-        normaliser = self.compressed(torch.maximum(last.to(wide), threshold)) + SMALL
-        share = self.compressed((i - j).to(wide)) / normaliser
+        normaliser = self.compress(torch.maximum(last.to(wide), threshold)) + SMALL
+        share = self.compress((i - j).to(wide)) / normaliser
         # In half precision neighbouring distances would be one.
         with torch.autocast(share.device.type, enabled=False):
             first = self.expand.weight.to(wide), self.expand.bias.to(wide)
             hidden = linear(share[..., None], *first).relu()
             return linear(hidden, self.contract.weight.to(wide)).movedim(-1, 1)
 
-    def compressed(self, x: Tensor) -> Tensor:
-        """ψ."""
+    def compress(self, x: Tensor) -> Tensor:
+        """Compute ψ."""
         return torch.log1p((self.log_scale * x).abs())
+
+    def naive_bias(
+        self,
+        query: Tensor,
+        keys: Tensor,
+        q_position: Tensor,
+        k_positions: Tensor,
+        *,
+        head: int,
+        scale: float,
+        tokens: Tensor,
+    ) -> Tensor:
+        def compress(x: Tensor) -> Tensor:
+            return torch.log((self.log_scale * x).abs() + 1)
+
+        last = q_position.expand_as(k_positions)
+        if self.role != "causal":
+            last = torch.maximum(last, k_positions)
+        threshold = (self.threshold_factor * self.threshold).abs()
+        shares = compress(q_position - k_positions) / (
+            compress(torch.maximum(last, threshold)) + SMALL
+        )
+        hidden = (shares[:, None] * self.expand.weight[:, 0] + self.expand.bias).clamp(min=0)
+        return hidden @ self.contract.weight[head]

@@ -11,7 +11,7 @@ from attention_zoo.position.base import PositionalEncoding
 from attention_zoo.zoo import POSITION, PositionCard
 
 Kernel = Literal["log", "power"]
-# Where r₁ and r₂ start: uniformly between 0 and these, as in the authors' code.
+# r₁ and r₂ start uniformly between 0 and these, as in the authors' code.
 START: dict[Kernel, tuple[float, float]] = {"log": (2.0, 1.0), "power": (1.0, 2.0)}
 LEAST_START = 0.01
 
@@ -29,7 +29,7 @@ LEAST_START = 0.01
     )
 )
 class KerpleEncoding(PositionalEncoding):
-    """Lowers the score of a key by a conditionally positive definite kernel of its distance:
+    """Lowers the score of a key by a conditionally positive definite kernel of its distance.
 
         log:    r₁ log(1 + r₂|t − s|),   r₁, r₂ > 0
         power:  r₁ |t − s|^r₂,           r₁ > 0, 0 < r₂ ≤ 2
@@ -54,7 +54,7 @@ class KerpleEncoding(PositionalEncoding):
         )
 
     def coefficients(self) -> tuple[Tensor, Tensor]:
-        """r₁ and r₂ of each head, [h], in float32 at least."""
+        """Return r₁ and r₂ of each head, [h], in float32 at least."""
         wide = torch.promote_types(self.raw_first.dtype, torch.float32)
         first, second = self.raw_first.to(wide), self.raw_second.to(wide)
         return softplus(first), softplus(second) if self.kernel == "log" else 2 * second.sigmoid()
@@ -65,3 +65,21 @@ class KerpleEncoding(PositionalEncoding):
         if self.kernel == "log":
             return -first * torch.log1p(second * distance)
         return -first * distance.to(second.dtype) ** second
+
+    def naive_bias(
+        self,
+        query: Tensor,
+        keys: Tensor,
+        q_position: Tensor,
+        k_positions: Tensor,
+        *,
+        head: int,
+        scale: float,
+        tokens: Tensor,
+    ) -> Tensor:
+        distances = (q_position - k_positions).abs()
+        first = torch.log(1 + torch.exp(self.raw_first[head]))
+        second = self.raw_second[head]
+        if self.kernel == "log":
+            return -first * torch.log(1 + torch.log(1 + torch.exp(second)) * distances)
+        return -first * distances ** (2 / (1 + torch.exp(-second)))

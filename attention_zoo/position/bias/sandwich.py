@@ -24,12 +24,12 @@ from attention_zoo.zoo import POSITION, PositionCard
     )
 )
 class SandwichEncoding(PositionalEncoding):
-    """Adds what sinusoidal embeddings of the two places would give as a product, and no more:
+    """Adds the inner product of the sinusoidal embeddings of both positions.
 
         (p_t·p_s − d̄/2) / (8n/h),   p_t·p_s = Σ_i cos((t − s)·ω_i),   ω_i = base^(−2i/d̄)
 
-    for head n = 1 … h. It is 0 at no distance and falls, about with the distance's logarithm, the
-    slower the later the head. Nothing is learned.
+    for head n = 1 … h. It is 0 at distance 0 and falls roughly with the logarithm of the distance,
+    more slowly in later heads. Nothing is learned.
 
     Args:
         embedding_dim: d̄, the width of the sinusoidal embeddings, whatever the model's is.
@@ -53,3 +53,19 @@ class SandwichEncoding(PositionalEncoding):
         heads = torch.arange(1, self.heads + 1, dtype=q.dtype, device=q.device)
         compression = 8 * heads[:, None, None] / self.heads
         return (product[:, None] - self.embedding_dim / 2) / compression
+
+    def naive_bias(
+        self,
+        query: Tensor,
+        keys: Tensor,
+        q_position: Tensor,
+        k_positions: Tensor,
+        *,
+        head: int,
+        scale: float,
+        tokens: Tensor,
+    ) -> Tensor:
+        steps = torch.arange(0, self.embedding_dim, 2, dtype=query.dtype)
+        frequencies = self.base ** (-steps / self.embedding_dim)
+        products = torch.cos((q_position - k_positions)[:, None] * frequencies).sum(dim=-1)
+        return (products - self.embedding_dim / 2) / (8 * (head + 1) / self.heads)

@@ -24,9 +24,9 @@ from attention_zoo.zoo import POSITION, PositionCard
 class T5BiasEncoding(PositionalEncoding):
     """Adds a learned number for each head and bucket of distances; one table for all layers.
 
-    Half of the buckets are for single distances, half grow logarithmically up to `max_distance`;
-    all beyond share the last. Causal: all buckets are for the past. Else: half of them for each
-    direction.
+    Half of the buckets hold one distance each, half grow logarithmically up to `max_distance`; all
+    longer distances share the last. Causal: all buckets are for the past. Otherwise: half of them
+    for each direction.
 
     Args:
         buckets: their number.
@@ -52,7 +52,7 @@ class T5BiasEncoding(PositionalEncoding):
         return self.table(self.bucket(relative)).movedim(-1, 1)
 
     def bucket(self, relative: Tensor) -> Tensor:
-        """The bucket of each distance s − t (key minus query)."""
+        """Return the bucket of each distance s − t (key minus query)."""
         if self.bidirectional:
             count = self.buckets // 2
             side = count * (relative > 0)
@@ -67,3 +67,27 @@ class T5BiasEncoding(PositionalEncoding):
         )
         far = exact + (growth * (count - exact)).long()
         return side + torch.where(distance < exact, distance, far.clamp(max=count - 1))
+
+    def naive_bias(
+        self,
+        query: Tensor,
+        keys: Tensor,
+        q_position: Tensor,
+        k_positions: Tensor,
+        *,
+        head: int,
+        scale: float,
+        tokens: Tensor,
+    ) -> Tensor:
+        rows = []
+        for distance in (q_position - k_positions).tolist():
+            count, first = self.buckets, 0
+            if self.bidirectional:
+                count, first = self.buckets // 2, self.buckets // 2 * (distance < 0)
+                distance = abs(distance)
+            exact, row = count // 2, max(distance, 0)
+            if row >= exact:
+                octaves = math.log(row / exact) / math.log(self.max_distance / exact)
+                row = min(exact + int(octaves * (count - exact)), count - 1)
+            rows.append(first + row)
+        return self.table.weight[rows, head]

@@ -24,13 +24,13 @@ from attention_zoo.zoo import POSITION, PositionCard
     )
 )
 class ContextualEncoding(PositionalEncoding):
-    """Counts, for a query, those tokens back to a key that its gates let through:
+    """Counts, for a query, the tokens back to a key that its gates let through.
 
         s_ts = q_t·k_s/√c + q_t·e[p_ts],   p_ts = Σ_{s ≤ l ≤ t} g_tl,   g_tl = σ(q_t·k_l/√c)
 
     over the keys l that the query sees. Between whole numbers e is interpolated; from
-    `max_position` on it stays. The heads of a layer share the table e, which starts at zero. The
-    places of tokens do not matter, only their order. Sums are in float32 at least.
+    `max_position` on it stays. The heads of a layer share the table e, which starts at zero. Only
+    the order of tokens matters, not their positions. Sums are in float32 at least.
 
     Args:
         max_position: the last row of e; its first is that of 0.
@@ -45,20 +45,40 @@ class ContextualEncoding(PositionalEncoding):
         self.max_position = max_position
         self.table = nn.Parameter(torch.zeros(max_position + 1, self.head_dim))
 
-    def content_bias(self, pairs: ScoreInputs) -> Tensor:
-        gates = torch.sigmoid(pairs.q @ pairs.k.transpose(-2, -1) * pairs.scale)
-        counted = self.counted(gates, pairs.visible)
-        products = pairs.q @ self.table.T
-        below, above = counted.floor(), counted.ceil()
-        part = (counted - below).to(products.dtype)
+    def content_bias(self, inputs: ScoreInputs) -> Tensor:
+        gates = torch.sigmoid(inputs.q @ inputs.k.transpose(-2, -1) * inputs.scale)
+        counts = self.count_positions(gates, inputs.visible)
+        products = inputs.q @ self.table.T
+        below, above = counts.floor(), counts.ceil()
+        part = (counts - below).to(products.dtype)
         low, high = (products.gather(-1, row.long()) for row in (below, above))
         return torch.lerp(low, high, part)
 
-    def counted(self, gates: Tensor, visible: Tensor | None) -> Tensor:
-        """p, of the gates [b h q k] of every key."""
+    def count_positions(self, gates: Tensor, visible: Tensor | None) -> Tensor:
+        """Compute p from the gates [b h q k] of every key."""
         wide = gates.to(torch.promote_types(gates.dtype, torch.float32))
         if visible is not None:
             wide = wide.masked_fill(~visible, 0.0)
-        # From the query back: a difference of sums from the start would lose the near ones' digits.
+        # A sum from the query back: a difference of sums from the start would lose digits.
         back = wide.flip(-1).cumsum(dim=-1).flip(-1)
         return back.clamp(max=self.max_position)
+
+    def naive_bias(
+        self,
+        query: Tensor,
+        keys: Tensor,
+        q_position: Tensor,
+        k_positions: Tensor,
+        *,
+        head: int,
+        scale: float,
+        tokens: Tensor,
+    ) -> Tensor:
+        gates = 1 / (1 + torch.exp(-(keys @ query) * scale))
+        biases = []
+        for s in range(len(keys)):
+            position = gates[s:].sum().clamp(max=self.max_position)
+            below, above = int(position.floor()), int(position.ceil())
+            share = position - below
+            biases.append(query @ ((1 - share) * self.table[below] + share * self.table[above]))
+        return torch.stack(biases)

@@ -1,7 +1,7 @@
 """Disentangled attention of DeBERTa (He et al. 2020)."""
 
 import math
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from einops import rearrange
@@ -29,7 +29,7 @@ TERMS = 3  # of a score
     )
 )
 class DisentangledEncoding(PositionalEncoding):
-    """Beside contents, queries meet the place of the key, and keys that of the query:
+    """Scores also compare queries with the position of the key, and keys with that of the query.
 
         s_ts = (q_t·k_s + q_t·(P_{δ(t,s)} W_K) + k_s·(P_{δ(s,t)} W_Q))/√(3c)
 
@@ -55,20 +55,48 @@ class DisentangledEncoding(PositionalEncoding):
     def rotate(self, q: Tensor, k: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
         return q / math.sqrt(TERMS), k
 
-    def content_bias(self, pairs: ScoreInputs) -> Tensor:
-        distance = pairs.q_positions[:, :, None] - pairs.k_positions[:, None, :]
-        asked = gather_rows(pairs.q @ self.projected(self.key), self.row(distance))
+    def content_bias(self, inputs: ScoreInputs) -> Tensor:
+        distance = inputs.q_positions[:, :, None] - inputs.k_positions[:, None, :]
+        of_query = gather_rows(inputs.q @ self.project_table(self.key), self.row(distance))
         # The queries come divided, as `rotate` left them; the keys do not.
-        divided = pairs.k / math.sqrt(TERMS)
-        answered = gather_rows(
-            divided @ self.projected(self.query), self.row(-distance.transpose(1, 2))
+        divided = inputs.k / math.sqrt(TERMS)
+        of_key = gather_rows(
+            divided @ self.project_table(self.query), self.row(-distance.transpose(1, 2))
         )
-        return (asked + answered.transpose(-2, -1)) * pairs.scale
+        return (of_query + of_key.transpose(-2, -1)) * inputs.scale
 
-    def projected(self, projection: nn.Module) -> Tensor:
-        """All rows of the table, for every head: [h c 2k]."""
+    def project_table(self, projection: nn.Module) -> Tensor:
+        """Project all rows of the table for every head: [h c 2k]."""
         return rearrange(projection(self.table), "r (h c) -> h c r", h=self.heads)
 
     def row(self, distance: Tensor) -> Tensor:
-        """δ of a distance."""
+        """Return the row δ of a distance."""
         return distance.clamp(-self.clip, self.clip - 1) + self.clip
+
+    def naive_rotate(
+        self, x: Tensor, positions: Tensor, *, head: int, length: int, of: Literal["query", "key"]
+    ) -> Tensor:
+        return x / math.sqrt(TERMS) if of == "query" else x
+
+    def naive_bias(
+        self,
+        query: Tensor,
+        keys: Tensor,
+        q_position: Tensor,
+        k_positions: Tensor,
+        *,
+        head: int,
+        scale: float,
+        tokens: Tensor,
+    ) -> Tensor:
+        own = slice(head * self.head_dim, (head + 1) * self.head_dim)
+        biases = []
+        for key, distance in zip(keys, (q_position - k_positions).tolist(), strict=True):
+            ahead, back = (
+                self.table[min(max(d, -self.clip), self.clip - 1) + self.clip]
+                for d in (distance, -distance)
+            )
+            of_query = query @ (self.key.weight[own] @ ahead)
+            of_key = key @ (self.query.weight[own] @ back) / math.sqrt(TERMS)
+            biases.append((of_query + of_key) * scale)
+        return torch.stack(biases)

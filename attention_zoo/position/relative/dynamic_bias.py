@@ -25,12 +25,12 @@ from attention_zoo.zoo import POSITION, PositionCard
     )
 )
 class DynamicBiasEncoding(PositionalEncoding):
-    """Lowers the score of a key by what the tokens behind it, up to the query, make of themselves:
+    """Lowers the score of a key by a learned step of each token from there to the query.
 
         b_ts = Σ_{s < l ≤ t} −softplus(w_h·x_l + β_h)
 
-    So every token says, for each head, how far it moves all before it away. A distance counts the
-    tokens that the query sees, whatever their positions are.
+    So every token decides, for each head, how much further away it moves all tokens before it. A
+    distance counts the tokens that the query sees, whatever their positions are.
     """
 
     def __init__(self, **sizes: Any) -> None:
@@ -42,12 +42,26 @@ class DynamicBiasEncoding(PositionalEncoding):
         steps = softplus(steps.to(torch.promote_types(steps.dtype, torch.float32)))
         return {"context_bias": -steps.transpose(1, 2)[..., None]}
 
-    def content_bias(self, pairs: ScoreInputs) -> Tensor:
-        # From the query backwards: a difference of sums from the start would lose the digits of
-        # what is near.
-        steps = pairs.kept["context_bias"].flip(-2).transpose(-2, -1)
-        steps = steps.expand(-1, -1, pairs.q.shape[2], -1)
-        if pairs.visible is not None:
-            steps = steps.masked_fill(~pairs.visible.flip(-1), 0.0)
+    def content_bias(self, inputs: ScoreInputs) -> Tensor:
+        # A sum from the query back: a difference of sums from the start would lose digits.
+        steps = inputs.features["context_bias"].flip(-2).transpose(-2, -1)
+        steps = steps.expand(-1, -1, inputs.q.shape[2], -1)
+        if inputs.visible is not None:
+            steps = steps.masked_fill(~inputs.visible.flip(-1), 0.0)
         behind = steps.cumsum(dim=-1)[..., :-1].flip(-1)
         return pad(behind, (0, 1))
+
+    def naive_bias(
+        self,
+        query: Tensor,
+        keys: Tensor,
+        q_position: Tensor,
+        k_positions: Tensor,
+        *,
+        head: int,
+        scale: float,
+        tokens: Tensor,
+    ) -> Tensor:
+        raw = tokens @ self.step.weight[head] + self.step.bias[head]
+        steps = torch.log(1 + torch.exp(raw))
+        return torch.stack([-steps[s + 1 :].sum() for s in range(len(keys))])

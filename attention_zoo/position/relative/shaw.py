@@ -23,13 +23,13 @@ from attention_zoo.zoo import POSITION, PositionCard
     )
 )
 class ShawEncoding(PositionalEncoding):
-    """Adds to every key and to every value a learned vector of its distance from the query:
+    """Adds to every key and value a learned vector of its distance from the query.
 
         s_ts = q_t·(k_s + a^K_{clip(s − t)})/√c,   out_t = Σ_s w_ts (v_s + a^V_{clip(s − t)})
 
-    The heads of a layer share the tables a^K and a^V, of 2k + 1 rows; causal: of k + 1. Neither
-    keys nor values are made anew for every query: a query meets each row once, and weights are
-    summed by their distance before they meet it.
+    The heads of a layer share the tables a^K and a^V, of 2k + 1 rows; causal: of k + 1. No keys or
+    values are computed per query: a query is multiplied with each row once, and weights are summed
+    by distance before they are multiplied with it.
 
     Args:
         clip: k, in tokens; all distances beyond share a row.
@@ -47,19 +47,41 @@ class ShawEncoding(PositionalEncoding):
         for table in (self.key_table, self.value_table):
             nn.init.normal_(table, std=self.head_dim**-0.5)
 
-    def content_bias(self, pairs: ScoreInputs) -> Tensor:
-        rows = self.rows(pairs.q_positions, pairs.k_positions)
-        return gather_rows(pairs.q @ self.key_table.T, rows) * pairs.scale
+    def content_bias(self, inputs: ScoreInputs) -> Tensor:
+        rows = self.rows(inputs.q_positions, inputs.k_positions)
+        return gather_rows(inputs.q @ self.key_table.T, rows) * inputs.scale
 
     def value_bias(self, weights: Tensor, q_positions: Tensor, k_positions: Tensor) -> Tensor:
         rows = self.rows(q_positions, k_positions)
-        # In float32 at least: the last row has the sum of many small weights.
+        # In float32 at least: the last row sums many small weights.
         wide = weights.to(torch.promote_types(weights.dtype, torch.float32))
         sums = wide.new_zeros(*weights.shape[:3], len(self.value_table))
         sums = sums.scatter_add(-1, rows[:, None].expand_as(weights), wide)
         return sums.to(weights.dtype) @ self.value_table
 
     def rows(self, q_positions: Tensor, k_positions: Tensor) -> Tensor:
-        """Which row stands for the distance s − t of each pair, [b|1 q k]."""
+        """Return the row of the distance s − t of each pair, [b|1 q k]."""
         distance = k_positions[:, None, :] - q_positions[:, :, None]
         return distance.clamp(-self.clip, self.ahead) + self.clip
+
+    def naive_bias(
+        self,
+        query: Tensor,
+        keys: Tensor,
+        q_position: Tensor,
+        k_positions: Tensor,
+        *,
+        head: int,
+        scale: float,
+        tokens: Tensor,
+    ) -> Tensor:
+        return self.key_table[self.naive_rows(q_position, k_positions)] @ query * scale
+
+    def naive_values(self, q_position: Tensor, k_positions: Tensor) -> Tensor:
+        return self.value_table[self.naive_rows(q_position, k_positions)]
+
+    def naive_rows(self, q_position: Tensor, k_positions: Tensor) -> list[int]:
+        """Return the row of the tables for each key."""
+        furthest = 0 if self.role == "causal" else self.clip
+        distances = (k_positions - q_position).tolist()
+        return [min(max(d, -self.clip), furthest) + self.clip for d in distances]

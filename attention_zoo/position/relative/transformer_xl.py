@@ -18,23 +18,24 @@ from attention_zoo.zoo import POSITION, PositionCard
         equation="((q_t + u)·k_s + (q_t + v)·W_R R_{t−s})/√c, R sinusoids of the distance",
         reference="transformers XLNetRelativeAttention",
         deviations="sines and cosines of R are interleaved: an order of the columns of W_R; its "
-        "shift of scores is replaced by the addition theorem, so that places may be any numbers; "
+        "shift of scores is replaced by the addition theorem, so positions may be any numbers; "
         "u and v are each layer's own, as in XLNet",
         acts=("content",),
         per_layer=True,
     )
 )
 class TransformerXLEncoding(PositionalEncoding):
-    """Scores of contents and of distances, with a bias of each head in the place of the query's:
+    """Scores of content and of distance, each with a learned bias in place of the query's position.
 
         s_ts = ((q_t + u)·k_s + (q_t + v)·W_R R_{t−s})/√c
 
     R has channels sin(n·ω_i) and cos(n·ω_i) for a distance of n tokens, ω_i = base^(−2i/d); u and
     v, [h c], are learned, and W_R, d -> h·c.
 
-    No R_{t−s} is made. By the addition theorem sin((t − s)ω) and cos((t − s)ω) are products of
-    what t has and of what s has: queries meet W_R, are turned by their places, [b h q d], and meet
-    the sinusoids of keys. A pair and head then take d products, where the paper's shift takes c.
+    No R_{t−s} is built. By the addition theorem sin((t − s)ω) and cos((t − s)ω) are products of
+    terms of t and terms of s: queries are multiplied with W_R, rotated by their positions,
+    [b h q d], and multiplied with the sinusoids of keys. Each pair and head then takes d products,
+    where the paper's shift takes c.
     Angles are computed in float32 at least.
 
     Args:
@@ -52,20 +53,39 @@ class TransformerXLEncoding(PositionalEncoding):
             nn.init.normal_(bias, std=0.02)
         self.distance = nn.Linear(self.dim, self.heads * self.head_dim, bias=False)
 
-    def content_bias(self, pairs: ScoreInputs) -> Tensor:
-        of_key = self.query_content_bias[:, None] @ pairs.k.transpose(-2, -1)
+    def content_bias(self, inputs: ScoreInputs) -> Tensor:
+        of_key = self.query_content_bias[:, None] @ inputs.k.transpose(-2, -1)
         by_head = self.distance.weight.unflatten(0, (self.heads, self.head_dim))
-        asked = self.turned(
-            (pairs.q + self.query_position_bias[:, None]) @ by_head, pairs.q_positions
+        coefficients = self.rotate_coefficients(
+            (inputs.q + self.query_position_bias[:, None]) @ by_head, inputs.q_positions
         )
-        waves = sinusoids(pairs.k_positions, self.dim, self.base)[:, None].transpose(-2, -1)
-        of_place = asked.to(pairs.q.dtype) @ waves.to(pairs.q.dtype)
-        return (of_key + of_place) * pairs.scale
+        waves = sinusoids(inputs.k_positions, self.dim, self.base)[:, None].transpose(-2, -1)
+        of_position = coefficients.to(inputs.q.dtype) @ waves.to(inputs.q.dtype)
+        return (of_key + of_position) * inputs.scale
 
-    def turned(self, asked: Tensor, positions: Tensor) -> Tensor:
-        """What meets the sinusoids of s as `asked` [b h q d] meets those of t − s."""
+    def rotate_coefficients(self, coefficients: Tensor, positions: Tensor) -> Tensor:
+        """Return factors of the sinusoids of s, from those [b h q d] of the sinusoids of t − s."""
         waves = sinusoids(positions, self.dim, self.base)[:, None]
         sin, cos = waves[..., 0::2], waves[..., 1::2]
-        of_sin, of_cos = asked[..., 0::2], asked[..., 1::2]
+        of_sin, of_cos = coefficients[..., 0::2], coefficients[..., 1::2]
         pairs = of_cos * sin - of_sin * cos, of_sin * sin + of_cos * cos
         return torch.stack(pairs, dim=-1).flatten(-2)
+
+    def naive_bias(
+        self,
+        query: Tensor,
+        keys: Tensor,
+        q_position: Tensor,
+        k_positions: Tensor,
+        *,
+        head: int,
+        scale: float,
+        tokens: Tensor,
+    ) -> Tensor:
+        frequencies = self.base ** (-torch.arange(0, self.dim, 2, dtype=query.dtype) / self.dim)
+        angles = (q_position - k_positions)[:, None] * frequencies
+        waves = torch.stack([angles.sin(), angles.cos()], dim=-1).flatten(-2)
+        by_distance = waves @ self.distance.weight.unflatten(0, (self.heads, -1))[head].T
+        of_content = keys @ self.query_content_bias[head]
+        of_position = by_distance @ (query + self.query_position_bias[head])
+        return (of_content + of_position) * scale

@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from attention_zoo.position.rotary.scaled import GrowingRotary
+from attention_zoo.position.rotary.scaled import GrowingRotary, rebased_frequencies
 from attention_zoo.zoo import POSITION, PositionCard
 
 
@@ -12,8 +12,8 @@ from attention_zoo.zoo import POSITION, PositionCard
         paper="emozilla 2023 (r/LocalLLaMA), as told by Peng et al. 2023, arXiv 2309.00071, §3.3",
         equation="rotary with base·(factor·n/L − (factor − 1))^(c/(c−2)) at a length n above L",
         reference="transformers LlamaAttention(rope_type=dynamic)",
-        deviations="n is a query's own place + 1, as when tokens are decoded one by one with keys "
-        "that are turned anew; transformers takes the whole sequence's length for all queries, "
+        deviations="n is a query's position + 1, as when tokens are decoded one by one with keys "
+        "that are rotated anew; transformers takes the whole sequence's length for all queries, "
         "which tells them of the future, and leaves the keys in its cache as they were",
         acts=("length",),
         roles=("causal",),
@@ -23,13 +23,12 @@ from attention_zoo.zoo import POSITION, PositionCard
 class DynamicNtkScaling(GrowingRotary):
     """As `ntk`, with a factor that grows with the length n so far: factor·n/L − (factor − 1).
 
-    Up to the length L in training it is plain `rotary`. Beyond, every further query has
-    frequencies of its own, and all keys are turned by them: in one pass, this costs as much as
-    decoding does.
+    Up to the length L in training it is plain `rotary`. Beyond L every query has its own
+    frequencies, by which all keys are rotated: one pass then costs as much as decoding.
 
     Args:
-        factor: how fast the base grows beyond L. Of 1, the factor of `ntk` is n/L, as Peng et al.
-            have it; of more, it grows that much faster.
+        factor: how fast the base grows beyond L. With 1 the factor of `ntk` is n/L, as in Peng et
+            al.; a larger one grows that much faster.
         original_length: L, the length of sequences in training, in tokens.
     """
 
@@ -40,3 +39,7 @@ class DynamicNtkScaling(GrowingRotary):
         plain = self.frequencies(x)
         growth = self.factor * stage.to(plain.dtype) / self.original_length - (self.factor - 1)
         return plain / self.stretch(x, growth)
+
+    def naive_frequencies(self, length: int) -> list[float]:
+        growth = max(length, self.original_length) / self.original_length
+        return rebased_frequencies(self.base, self.factor * growth - (self.factor - 1), self.width)

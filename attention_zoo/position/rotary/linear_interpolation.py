@@ -16,10 +16,10 @@ from attention_zoo.zoo import POSITION, PositionCard
     )
 )
 class LinearInterpolation(ScaledRotary):
-    """Rotary positions at t/factor: longer sequences are pressed into the places of training.
+    """Rotary positions at t/factor: longer sequences fit into the positions of training.
 
-    All frequencies slow down alike, so that neighbours become harder to tell apart: after some
-    training at the new length models do well.
+    All frequencies slow down alike, so neighbours become harder to distinguish; models do well
+    after some training at the new length.
 
     Args:
         factor: by which the length of sequences grows.
@@ -27,3 +27,6 @@ class LinearInterpolation(ScaledRotary):
 
     def frequencies(self, x: Tensor) -> Tensor:
         return super().frequencies(x) / self.factor
+
+    def naive_frequencies(self, length: int) -> list[float]:
+        return [frequency / self.factor for frequency in super().naive_frequencies(length)]

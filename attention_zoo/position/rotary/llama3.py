@@ -23,16 +23,17 @@ from attention_zoo.zoo import POSITION, PositionCard
     )
 )
 class Llama3Scaling(LengthScaledRotary):
-    """Slows down, by the factor s, the pairs that hardly turn round in training, and those only.
+    """Slows down, by the factor s, only the pairs that rotate few times within the training length.
 
-    A pair that turns round r = L·ω_i/2π times within L, the length in training, gets ω_i/s up to
-    `low_freq_factor` turns (m = 0), and ω_i from `high_freq_factor` turns on (m = 1); between,
-    m = (r − low)/(high − low). Unlike with `yarn`, scores are not sharpened.
+    A pair that makes r = L·ω_i/2π rotations within L, the length in training, gets ω_i/s up to
+    `low_freq_factor` rotations (m = 0), and ω_i from `high_freq_factor` rotations on (m = 1);
+    between, m = (r − low)/(high − low). Unlike with `yarn`, scores are not sharpened.
 
     Args:
         factor: s, by which the length of sequences grows.
         original_length: L, the length of sequences in training, in tokens.
-        low_freq_factor, high_freq_factor: in turns.
+        low_freq_factor: in rotations.
+        high_freq_factor: in rotations.
     """
 
     def __init__(
@@ -52,3 +53,16 @@ class Llama3Scaling(LengthScaledRotary):
         turns = self.original_length * plain / (2 * math.pi)
         kept = (turns - self.low_freq_factor) / (self.high_freq_factor - self.low_freq_factor)
         return torch.lerp(plain / self.factor, plain, kept.clamp(0.0, 1.0))
+
+    def naive_frequencies(self, length: int) -> list[float]:
+        found = []
+        for frequency in super().naive_frequencies(length):
+            turns = self.original_length * frequency / (2 * math.pi)
+            if turns <= self.low_freq_factor:
+                found.append(frequency / self.factor)
+            elif turns >= self.high_freq_factor:
+                found.append(frequency)
+            else:
+                m = (turns - self.low_freq_factor) / (self.high_freq_factor - self.low_freq_factor)
+                found.append((1 - m) * frequency / self.factor + m * frequency)
+        return found

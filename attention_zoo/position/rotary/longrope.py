@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from attention_zoo.errors import UserError
-from attention_zoo.position.rotary.scaled import GrowingRotary
+from attention_zoo.position.rotary.scaled import GrowingRotary, rebased_frequencies
 from attention_zoo.zoo import POSITION, PositionCard
 
 
@@ -19,8 +19,8 @@ from attention_zoo.zoo import POSITION, PositionCard
         reference="transformers LlamaAttention(rope_type=longrope)",
         deviations="the factors λ are options, which the paper searches on a trained model; not "
         "given, the long ones are those of NTK, a point of the search space. The first tokens are "
-        "no exception, as they may be in the paper. A query decides by its own place whether the "
-        "sequence is long, and has its keys turned accordingly: in transformers the whole sequence "
+        "no exception, as they may be in the paper. The position of a query decides whether the "
+        "sequence is long, and its keys are rotated accordingly; in transformers the whole length "
         "decides for all queries",
         acts=("length",),
         roles=("causal",),
@@ -28,7 +28,7 @@ from attention_zoo.zoo import POSITION, PositionCard
     )
 )
 class LongRope(GrowingRotary):
-    """Each pair has two factors of its own: frequencies are divided by the second, once n > L.
+    """Each pair has two factors: the second divides its frequency where n > L, otherwise the first.
 
     n is the length so far, L that in training. With s = factor, all cosines and sines are
     multiplied by √(1 + ln s/ln L).
@@ -36,8 +36,8 @@ class LongRope(GrowingRotary):
     Args:
         factor: s, by which the length of sequences grows.
         original_length: L, the length of sequences in training, in tokens.
-        short_factor: of each of the c/2 pairs, up to L tokens; 1, if not given.
-        long_factor: beyond; s^(2i/(c−2)), if not given.
+        short_factor: of each of the c/2 pairs, up to L tokens; default: 1.
+        long_factor: beyond; default: s^(2i/(c−2)).
     """
 
     def __init__(
@@ -70,3 +70,13 @@ class LongRope(GrowingRotary):
         if self.long_factor is not None:
             long = plain.new_tensor(self.long_factor)
         return plain / torch.where(stage, long, short)
+
+    def naive_frequencies(self, length: int) -> list[float]:
+        pairs = range(self.width // 2)
+        plain = [self.base ** (-2 * i / self.width) for i in pairs]
+        if length > self.original_length:
+            if self.long_factor is None:
+                return rebased_frequencies(self.base, self.factor, self.width)
+            return [plain[i] / self.long_factor[i] for i in pairs]
+        factors = self.short_factor or [1.0] * len(plain)
+        return [plain[i] / factors[i] for i in pairs]

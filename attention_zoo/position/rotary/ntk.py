@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from attention_zoo.position.rotary.scaled import ScaledRotary
+from attention_zoo.position.rotary.scaled import ScaledRotary, rebased_frequencies
 from attention_zoo.zoo import POSITION, PositionCard
 
 
@@ -28,3 +28,6 @@ class NtkScaling(ScaledRotary):
 
     def frequencies(self, x: Tensor) -> Tensor:
         return super().frequencies(x) / self.stretch(x, self.factor)
+
+    def naive_frequencies(self, length: int) -> list[float]:
+        return rebased_frequencies(self.base, self.factor, self.width)

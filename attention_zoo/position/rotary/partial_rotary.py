@@ -21,9 +21,9 @@ from attention_zoo.zoo import POSITION, PositionCard
     )
 )
 class PartialRotaryEncoding(RotaryEncoding):
-    """Turns the first r of a head's c channels, as `rotary` would in a head of that width.
+    """Rotates the first r of a head's c channels, as `rotary` does in a head of that width.
 
-    The others carry no position. The frequencies run over the r turned channels, not over all c.
+    The other channels carry no position. The frequencies run over the r rotated channels only.
 
     Args:
         fraction: of the channels; r is the largest even number up to fraction·c, and 2 at least.
@@ -40,6 +40,6 @@ class PartialRotaryEncoding(RotaryEncoding):
         # A little more, as 0.29·200 is 57.99….
         return max(2, 2 * math.floor(self.fraction * self.head_dim / 2 + 1e-9))
 
-    def _turn(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    def rotate_pairs(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         turned, plain = x.split([self.width, x.shape[-1] - self.width], dim=-1)
-        return torch.cat([super()._turn(turned, cos, sin), plain], dim=-1)
+        return torch.cat([super().rotate_pairs(turned, cos, sin), plain], dim=-1)

@@ -1,7 +1,7 @@
 """Polar coordinate positions, PoPE (Gopalakrishnan et al. 2025)."""
 
 import math
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -24,13 +24,13 @@ from attention_zoo.zoo import POSITION, PositionCard
     )
 )
 class PolarEncoding(RotaryEncoding):
-    """What a token is decides on magnitudes only, where it stands on phases only:
+    """Content decides the magnitudes, the position decides the phases.
 
         s_ts = Σ_i μ_ti·μ_si·cos((s − t)·ω_i + δ_i),  μ = softplus of the channel
 
     Each of the c channels is a pair of its own, with a frequency of its own, ω_i = base^(−i/c), so
     that heads become 2c wide. Scores keep the scale 1/√c. Each head of a layer learns phases δ,
-    between −2π and 0; they start from 0, the same as none.
+    between −2π and 0, which start at 0.
     """
 
     decided_options = ("layout",)
@@ -46,10 +46,20 @@ class PolarEncoding(RotaryEncoding):
     def rotate(self, q: Tensor, k: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
         angles = angles_of(positions, self.frequencies(q))
         phase = self.phase.clamp(-2 * math.pi, 0.0)
-        return cartesian(q, angles - phase), cartesian(k, angles)
+        return to_cartesian(q, angles - phase), to_cartesian(k, angles)
+
+    def naive_rotate(
+        self, x: Tensor, positions: Tensor, *, head: int, length: int, of: Literal["query", "key"]
+    ) -> Tensor:
+        frequencies = self.base ** (-torch.arange(self.head_dim, dtype=x.dtype) / self.head_dim)
+        angles = positions[..., None] * frequencies
+        if of == "query":
+            angles = angles - self.phase[head, 0].clamp(-2 * math.pi, 0.0)
+        magnitudes = torch.log(1 + torch.exp(x))
+        return torch.cat([magnitudes * torch.cos(angles), magnitudes * torch.sin(angles)], dim=-1)
 
 
-def cartesian(x: Tensor, angles: Tensor) -> Tensor:
-    """Heads [b h t c] by the angles of their channels [b|1 h|1 t c]: [b h t 2c]."""
+def to_cartesian(x: Tensor, angles: Tensor) -> Tensor:
+    """Convert heads [b h t c] with the angles [b|1 h|1 t c] of their channels to [b h t 2c]."""
     magnitudes = softplus(x.to(angles.dtype))
     return torch.cat([magnitudes * angles.cos(), magnitudes * angles.sin()], dim=-1).to(x.dtype)

@@ -22,12 +22,12 @@ Layout = Literal["half_split", "interleaved"]
     )
 )
 class RotaryEncoding(PositionalEncoding):
-    """Turns pairs of channels of queries and keys by angles t·ω_i, with ω_i = base^(−2i/c).
+    """Rotates pairs of channels of queries and keys by angles t·ω_i, with ω_i = base^(−2i/c).
 
-    A product of a query at t and a key at s then depends on t − s only. Values are not turned.
+    The product of a query at t and a key at s then depends on t − s only. Values are not rotated.
     Angles are computed in float32 at least.
 
-    A variant overrides the frequencies, the magnitude, or how wide the turned part of a head is.
+    A variant overrides the frequencies, the magnitude, or the width of the rotated part of a head.
 
     Args:
         base: the wavelengths run from 2π to base·2π tokens.
@@ -54,45 +54,66 @@ class RotaryEncoding(PositionalEncoding):
         self.layout = layout
         if self.width % 2:
             raise UserError(
-                f"position={self.card.name} turns pairs of channels: it needs an even head width, "
-                f"got {self.head_dim}."
+                f"position={self.card.name} rotates pairs of channels: it needs an even head "
+                f"width, got {self.head_dim}."
             )
 
     @property
     def width(self) -> int:
-        """How many channels of a head are turned."""
+        """Return how many channels of a head are rotated."""
         return self.head_dim
 
     def rotate(self, q: Tensor, k: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
         waves = self.waves(positions, self.frequencies(q))
-        return self._turn(q, *waves), self._turn(k, *waves)
+        return self.rotate_pairs(q, *waves), self.rotate_pairs(k, *waves)
 
     def exponents(self, x: Tensor) -> Tensor:
-        """2i/c of every pair, [c/2], where x is, in float32 at least."""
+        """Return 2i/c of every pair, [c/2], on the device of x, in float32 at least."""
         wide = torch.promote_types(x.dtype, torch.float32)
         return torch.arange(0, self.width, 2, device=x.device, dtype=wide) / self.width
 
     def frequencies(self, x: Tensor) -> Tensor:
-        """ω_i of every pair, [c/2], where x is, in float32 at least."""
+        """Return ω_i of every pair, [c/2], on the device of x, in float32 at least."""
         return self.base ** -self.exponents(x)
 
     def waves(self, positions: Tensor, frequencies: Tensor) -> tuple[Tensor, Tensor]:
-        """Cosines and sines of places [b|1 t] times frequencies [… c/2]: [b|1 1 t c/2]."""
+        """Return cosines and sines [b|1 1 t c/2] of positions [b|1 t] times frequencies [… c/2]."""
         angles = angles_of(positions, frequencies)
         return self.magnitude * angles.cos(), self.magnitude * angles.sin()
 
-    def _turn(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        """x [b h t c], cos and sin [b|1 1 t c/2]."""
+    def rotate_pairs(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        """X [b h t c], cos and sin [b|1 1 t c/2]."""
         if self.layout == "half_split":
             first, second = x.chunk(2, dim=-1)
         else:
             first, second = x[..., 0::2], x[..., 1::2]
-        turned = first * cos - second * sin, second * cos + first * sin
+        rotated = first * cos - second * sin, second * cos + first * sin
         if self.layout == "half_split":
-            return torch.cat(turned, dim=-1).to(x.dtype)
-        return torch.stack(turned, dim=-1).flatten(-2).to(x.dtype)
+            return torch.cat(rotated, dim=-1).to(x.dtype)
+        return torch.stack(rotated, dim=-1).flatten(-2).to(x.dtype)
+
+    def naive_rotate(
+        self, x: Tensor, positions: Tensor, *, head: int, length: int, of: Literal["query", "key"]
+    ) -> Tensor:
+        """Multiply pairs of channels, as complex numbers, by exp(i·t·ω)."""
+        frequencies = torch.tensor(self.naive_frequencies(length), dtype=x.dtype)
+        pairs = len(frequencies)
+        channels, rest = x[..., : 2 * pairs], x[..., 2 * pairs :]
+        by_layout = {"half_split": (2, pairs), "interleaved": (pairs, 2)}[self.layout]
+        grid = channels.unflatten(-1, by_layout)
+        first, second = grid.unbind(-2 if self.layout == "half_split" else -1)
+        angles = positions[..., None] * frequencies
+        turned = torch.complex(first, second) * torch.exp(1j * angles) * self.magnitude
+        parts = torch.stack(
+            [turned.real, turned.imag], dim=-2 if self.layout == "half_split" else -1
+        )
+        return torch.cat([parts.flatten(-2), rest], dim=-1)
+
+    def naive_frequencies(self, length: int) -> list[float]:
+        """Return ω_i of every pair, for a query that is the last of `length` tokens."""
+        return [self.base ** (-2 * i / self.width) for i in range(self.width // 2)]
 
 
 def angles_of(positions: Tensor, frequencies: Tensor) -> Tensor:
-    """Places [b|1 t] times frequencies [… f], in their precision: [b|1 1 t f]."""
+    """Return positions [b|1 t] times frequencies [… f], in their precision: [b|1 1 t f]."""
     return positions[:, None, :, None].to(frequencies.dtype) * frequencies

@@ -1,6 +1,6 @@
 """Rotary positions in some of the layers only (Yang et al. 2025)."""
 
-from typing import Any
+from typing import Any, Literal
 
 from torch import Tensor
 
@@ -24,8 +24,8 @@ from attention_zoo.zoo import POSITION, PositionCard
 class RotaryEvery(RotaryEncoding):
     """Rotary positions in all layers but every N-th, counted from 1, which have none.
 
-    A layer without positions finds tokens by content alone, however far away; those between give
-    it tokens that know their neighbours.
+    A layer without positions finds tokens by content alone, however far away; the layers between
+    tell each token about its neighbours.
 
     Args:
         every: N, in layers.
@@ -38,7 +38,14 @@ class RotaryEvery(RotaryEncoding):
                 f"every must be at least 2 layers, got {every}. For no positions in any layer "
                 "choose position=none."
             )
-        self.turns = (self.layer + 1) % every != 0
+        self.every = every
 
     def rotate(self, q: Tensor, k: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
-        return super().rotate(q, k, positions) if self.turns else (q, k)
+        return super().rotate(q, k, positions) if (self.layer + 1) % self.every else (q, k)
+
+    def naive_rotate(
+        self, x: Tensor, positions: Tensor, *, head: int, length: int, of: Literal["query", "key"]
+    ) -> Tensor:
+        if (self.layer + 1) % self.every == 0:
+            return x
+        return super().naive_rotate(x, positions, head=head, length=length, of=of)

@@ -1,4 +1,4 @@
-"""Rotary positions for sequences longer than those in training: what the rescalings share."""
+"""Rotary positions for sequences longer than in training: the base of all rescalings."""
 
 from itertools import pairwise
 from typing import Any
@@ -13,8 +13,8 @@ from attention_zoo.position.rotary.rotary import RotaryEncoding
 class ScaledRotary(RotaryEncoding):
     """Rotary positions that reach `factor` times as far.
 
-    They have no parameters of their own, so a model that was trained with `rotary` can be run with
-    them, or trained on.
+    They have no parameters, so a model that was trained with `rotary` can be run, or trained
+    further, with them.
 
     Args:
         factor: by which the length of sequences grows.
@@ -30,7 +30,7 @@ class ScaledRotary(RotaryEncoding):
         self.factor = factor
 
     def stretch(self, x: Tensor, factor: float | Tensor) -> Tensor:
-        """factor^(2i/(c−2)) of every pair, [… c/2]: from 1 of the fastest to the whole factor.
+        """Return factor^(2i/(c−2)) of every pair, [… c/2]: from 1 for the fastest to the factor.
 
         Frequencies divided by it are those of the base times factor^(c/(c−2)).
         """
@@ -39,7 +39,7 @@ class ScaledRotary(RotaryEncoding):
 
 
 class LengthScaledRotary(ScaledRotary):
-    """A rescaling that asks how long sequences were in training.
+    """A rescaling that depends on the length of sequences in training.
 
     Args:
         original_length: that length, in tokens.
@@ -58,20 +58,20 @@ class LengthScaledRotary(ScaledRotary):
 
 
 class GrowingRotary(LengthScaledRotary):
-    """A rescaling that depends on n, the length so far: keys are turned anew as it changes.
+    """A rescaling that depends on n, the length so far: keys are rotated anew as it changes.
 
-    The query at place t has n = t + 1, which is what decoding token by token gives it. So one pass
-    over a sequence equals decoding, and no query sees how long the sequence will become.
+    The query at position t has n = t + 1, as in decoding token by token. So one pass over a
+    sequence equals decoding, and no query sees how long the sequence will become.
     """
 
     def rotate(self, q: Tensor, k: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
-        """Nothing: a cache keeps the keys as they are, for `rotate_by_length`."""
+        """Return q and k: a cache keeps keys that are not rotated, for `rotate_by_length`."""
         return q, k
 
     def length_spans(self, q_positions: Tensor) -> list[slice]:
         count = q_positions.shape[1]
         if torch.compiler.is_compiling():
-            # What depends on places cannot be looked at: each query makes a run of its own.
+            # Values of positions cannot be inspected: each query is a span of its own.
             starts = list(range(count))
         else:
             stages = self.stage(q_positions + 1)
@@ -85,14 +85,20 @@ class GrowingRotary(LengthScaledRotary):
         stage = self.stage(q_positions[:, -1:] + 1)
         frequencies = self.frequencies_at(stage[:, :, None, None], q)
         return (
-            self._turn(q, *self.waves(q_positions, frequencies)),
-            self._turn(k, *self.waves(k_positions, frequencies)),
+            self.rotate_pairs(q, *self.waves(q_positions, frequencies)),
+            self.rotate_pairs(k, *self.waves(k_positions, frequencies)),
         )
 
     def stage(self, lengths: Tensor) -> Tensor:
-        """What of the lengths n [b|1 q] the frequencies depend on, of the same shape."""
+        """Return what the frequencies depend on, for lengths n [b|1 q], in the same shape."""
         raise NotImplementedError
 
     def frequencies_at(self, stage: Tensor, x: Tensor) -> Tensor:
-        """Those of each row, for its stage [b|1 1 1 1]: [b|1 1 1 c/2]."""
+        """Return the frequencies [b|1 1 1 c/2] of each row, for its stage [b|1 1 1 1]."""
         raise NotImplementedError
+
+
+def rebased_frequencies(base: float, factor: float, width: int) -> list[float]:
+    """Return the frequencies of the base times factor^(c/(c−2)), for naive forms."""
+    rebased = base * factor ** (width / max(width - 2, 1))
+    return [rebased ** (-2 * i / width) for i in range(width // 2)]

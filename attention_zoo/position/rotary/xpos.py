@@ -1,7 +1,7 @@
 """Extrapolatable positions, xPos (Sun et al. 2022)."""
 
 import math
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -28,14 +28,14 @@ SHIFT = 0.4  # gamma of the paper
     )
 )
 class Xpos(RotaryEncoding):
-    """Rotary positions that fade with the distance, the faster a pair turns the more:
+    """Rotary positions that fade with the distance, faster for faster pairs.
 
         q_t·ζ_i^(t/B),  k_s·ζ_i^(−s/B),  ζ_i = (2i/c + 0.4)/1.4
 
-    after the rotation, so that the product has ζ_i^((t − s)/B). For a key behind its query this
-    would grow: attention must be causal. The scales are powers of the place, and leave the numbers
-    that a type can hold: half of its exponents are left to queries and keys themselves, so that the
-    places end at `max_length`, in float32 and bfloat16 about 35·B, in float16 about 4·B.
+    after the rotation, so that the product has ζ_i^((t − s)/B). For a key after its query this
+    would grow, so attention must be causal. The scales are powers of the position, which exceed the
+    range of a type: half of its exponents are reserved for queries and keys, so positions end at
+    `max_length`, about 35·B in float32 and bfloat16, about 4·B in float16.
 
     Args:
         scale_base: B, in tokens.
@@ -46,28 +46,42 @@ class Xpos(RotaryEncoding):
         if scale_base <= 0:
             raise UserError(f"scale_base must be above 0 tokens, got {scale_base}.")
         self.scale_base = scale_base
-        self.max_length = self.longest(torch.float32)
+        self.max_length = self.longest_sequence(torch.float32)
 
     def rotate(self, q: Tensor, k: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
         self.check_length(q.dtype, positions)
         cos, sin = self.waves(positions, self.frequencies(q))
         decay = (self.exponents(q) + SHIFT) / (1 + SHIFT)
         scale = decay ** (positions[:, None, :, None].to(decay.dtype) / self.scale_base)
-        return self._turn(q, scale * cos, scale * sin), self._turn(k, cos / scale, sin / scale)
+        q = self.rotate_pairs(q, scale * cos, scale * sin)
+        return q, self.rotate_pairs(k, cos / scale, sin / scale)
 
-    def longest(self, dtype: torch.dtype) -> int:
-        """How many tokens a type has numbers for."""
+    def longest_sequence(self, dtype: torch.dtype) -> int:
+        """Return how many tokens the range of a type allows."""
         fastest = SHIFT / (1 + SHIFT)
         return int(self.scale_base * math.log(torch.finfo(dtype).tiny) / 2 / math.log(fastest))
 
     def check_length(self, dtype: torch.dtype, positions: Tensor) -> None:
-        """Raises: UserError, if a scale leaves what a type can hold."""
+        """Refuse positions whose scale exceeds the range of a type."""
         if torch.compiler.is_compiling():
             return
-        last, longest = int(positions.max()), self.longest(dtype)
+        last, longest = int(positions.max()), self.longest_sequence(dtype)
         if last >= longest:
             raise UserError(
                 f"position=xpos has max_length={longest} in {dtype}, got a sequence of {last + 1} "
-                f"tokens: its scales grow by the place. Train with a scale_base above "
+                f"tokens: its scales grow with the position. Train with a scale_base above "
                 f"{self.scale_base}, or choose another encoding."
             )
+
+    def naive_rotate(
+        self, x: Tensor, positions: Tensor, *, head: int, length: int, of: Literal["query", "key"]
+    ) -> Tensor:
+        turned = super().naive_rotate(x, positions, head=head, length=length, of=of)
+        pairs = torch.arange(self.width // 2, dtype=x.dtype)
+        decay = (2 * pairs / self.width + 0.4) / 1.4
+        sign = 1 if of == "query" else -1
+        scale = decay ** (sign * positions[..., None] / self.scale_base)
+        both = [scale, scale]
+        if self.layout == "half_split":
+            return turned * torch.cat(both, dim=-1)
+        return turned * torch.stack(both, dim=-1).flatten(-2)

@@ -23,18 +23,19 @@ from attention_zoo.zoo import POSITION, PositionCard
     )
 )
 class Yarn(LengthScaledRotary):
-    """Slows down, by the factor s, the pairs that hardly turn round in training, and those only.
+    """Slows down, by the factor s, only the pairs that rotate few times within the training length.
 
-    A pair that turns round `beta_fast` times or more within L, the length in training, keeps its
-    frequency (m = 1), one of `beta_slow` turns or fewer gets ω_i/s (m = 0); between, m falls
+    A pair that makes `beta_fast` rotations or more within L, the length in training, keeps its
+    frequency (m = 1), one of `beta_slow` rotations or fewer gets ω_i/s (m = 0); between, m falls
     linearly from pair to pair. Cosines and sines are multiplied by 0.1·ln s + 1, so that scores
     get its square: attention stays as sharp as it was in shorter sequences.
 
     Args:
         factor: s, by which the length of sequences grows.
         original_length: L, the length of sequences in training, in tokens.
-        beta_fast, beta_slow: in turns.
-        attention_factor: in place of 0.1·ln s + 1.
+        beta_fast: in rotations.
+        beta_slow: in rotations.
+        attention_factor: replaces 0.1·ln s + 1.
         truncate: whether the ends of the ramp are moved outward, to the next whole pair.
     """
 
@@ -64,7 +65,7 @@ class Yarn(LengthScaledRotary):
 
     def frequencies(self, x: Tensor) -> Tensor:
         plain = super().frequencies(x)
-        first, last = self.pair_of(self.beta_fast), self.pair_of(self.beta_slow)
+        first, last = self.pair_with(self.beta_fast), self.pair_with(self.beta_slow)
         if self.truncate:
             first, last = math.floor(first), math.ceil(last)
         first, last = max(first, 0.0), min(last, self.width - 1.0)
@@ -73,7 +74,23 @@ class Yarn(LengthScaledRotary):
         slowed = ((pairs - first) / max(last - first, 0.001)).clamp(0.0, 1.0)
         return plain / self.factor * slowed + plain * (1.0 - slowed)
 
-    def pair_of(self, turns: float) -> float:
-        """The number, with a fraction, of the pair that turns round so often in training."""
-        wavelength = self.original_length / turns
+    def pair_with(self, rotations: float) -> float:
+        """Return the (fractional) index of the pair that makes so many rotations in training."""
+        wavelength = self.original_length / rotations
         return self.width / 2 * math.log(wavelength / (2 * math.pi)) / math.log(self.base)
+
+    def naive_frequencies(self, length: int) -> list[float]:
+        plain = super().naive_frequencies(length)
+
+        def pair_with(turns: float) -> float:
+            return len(plain) * math.log(self.original_length / (2 * math.pi * turns), self.base)
+
+        first, last = pair_with(self.beta_fast), pair_with(self.beta_slow)
+        if self.truncate:
+            first, last = math.floor(first), math.ceil(last)
+        first, last = max(first, 0), min(last, 2 * len(plain) - 1)
+        found = []
+        for i, frequency in enumerate(plain):
+            m = 1 - min(max((i - first) / max(last - first, 0.001), 0), 1)
+            found.append((1 - m) * frequency / self.factor + m * frequency)
+        return found

@@ -1,183 +1,169 @@
-"""What was equal between rows, and what was not: equal conditions are stated, not assumed."""
+"""The conditions of a comparison: what was the same in all rows, and what was not."""
 
-import json
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
 
-from attention_zoo.tasks.analysis.report.comparison import Comparison, Row, unlabelled
-from attention_zoo.tasks.analysis.report.measures import scaled
-from attention_zoo.tasks.analysis.report.runs import Run
-from attention_zoo.tasks.training.results import MATCHED_WITHIN
+from attention_zoo.tasks.analysis.report.comparison import Comparison, Row, quote_labels
+from attention_zoo.tasks.analysis.report.measures import format_with_unit
+from attention_zoo.tasks.training.manifest import MATCH_TOLERANCE
 
-RESIZED = "model.ffn_dim"  # what `match` chooses
-NAMED = 4  # labels that are named, before the rest is counted
+MATCHED_OPTION = "model.ffn_dim"  # the width that `match` chooses
+MAX_LABELS = 4  # more labels are counted
 
 
-@dataclass(frozen=True)
-class Condition:
-    """One of them: True, where all rows had it; None, where that is not on record."""
+class Condition(NamedTuple):
+    """A condition: whether it was the same in all rows; None if that was not recorded."""
 
     name: str
     equal: bool | None
     text: str
 
 
-def conditions(comparison: Comparison) -> Iterator[Condition]:
-    """All that a comparison rests on."""
+def find_conditions(comparison: Comparison) -> Iterator[Condition]:
+    """Yield the conditions of a comparison."""
     rows = comparison.rows
-    yield seeds(rows)
-    by, target = matched_by(rows)
-    counts = sizes("parameters", rows, "parameters")
-    if by == "parameters" and counts.equal is False:
-        found = [x for row in rows for x in row.values("parameters")]
-        counts = replace(counts, equal=all(abs(x / target - 1) <= MATCHED_WITHIN for x in found))
-    yield counts
-    yield from matched(rows)
-    yield tokens(rows)
-    yield values("data", rows, "data_hash")
-    yield data_order(rows)
-    yield values("precision", rows, "precision")
-    yield values("hardware", rows, "hardware")
-    yield versions(rows)
-    yield values("commit", rows, "git_commit")
-    if comparison.primary_metric.test == "bootstrap":
-        yield values("sacreBLEU", rows, "sacrebleu_signature")
-    # What follows from matching is told by it.
-    other = {key: x for key, x in unlabelled(comparison).items() if key != RESIZED or not by}
-    yield Condition(
-        "other options",
-        not other,
-        "; ".join(f"{key}: {', '.join(kinds)}" for key, kinds in other.items())
-        or "what the labels do not tell is the same",
+    yield Condition("seeds", *compare_seeds(rows))
+    matches = find_matches(rows)
+    if matches != {(None, 0)}:
+        yield Condition("matched", len(matches) == 1, describe_matches(matches))
+    runs = [run for row in rows for run in row.runs]
+    for name, key, compare in COMPARED:
+        if name == "sacreBLEU" and comparison.primary_metric.test != "bootstrap":
+            continue
+        if missing := sum(run.results.get(key) is None for run in runs):
+            yield Condition(name, None, f"not recorded in {missing} of {len(runs)} runs")
+        else:
+            yield Condition(name, *compare(rows, key))
+    options = comparison.unlabelled_options()
+    if len(matches) == 1 and matches != {(None, 0)}:
+        options.pop(MATCHED_OPTION, None)
+    differing = "; ".join(f"{key}: {', '.join(values)}" for key, values in options.items())
+    yield Condition("other options", not options, differing or "the same in all rows")
+
+
+def compare_seeds(rows: list[Row]) -> tuple[bool, str]:
+    """Return whether the rows have the same seeds, and these."""
+    return describe_groups({row: [", ".join(str(run.seed) for run in row.runs)] for row in rows})
+
+
+def find_matches(rows: list[Row]) -> set[tuple[str | None, int]]:
+    """Return what models were matched by, and to which value; (None, 0) if they were not."""
+    matches = [run.results.get("matched", {}) for row in rows for run in row.runs]
+    return {(match.get("by"), match.get("target", 0)) for match in matches}
+
+
+def describe_matches(matches: set[tuple[str | None, int]]) -> str:
+    """Return "by parameters, within 1 % of 1 M"."""
+    criteria = " and ".join(sorted({by or "nothing" for by, _ in matches}))
+    targets = sorted({target for _, target in matches if target})
+    numbers = " and ".join(format_with_unit(x, "count") for x in targets)
+    return f"by {criteria}, within {100 * MATCH_TOLERANCE:.0f} % of {numbers}"
+
+
+def compare_parameters(rows: list[Row], key: str) -> tuple[bool, str]:
+    """Return whether the rows have as many parameters, or as many as they were matched to."""
+    equal, text = compare_numbers(rows, key)
+    matches = find_matches(rows)
+    if {by for by, _ in matches} == {"parameters"} and len(matches) == 1:
+        ((_, target),) = matches
+        counts = [x for row in rows for x in row.values(key)]
+        equal = all(abs(x / target - 1) <= MATCH_TOLERANCE for x in counts)
+    return equal, text
+
+
+def compare_numbers(rows: list[Row], key: str) -> tuple[bool, str]:
+    """Return whether a number is the same in all rows, and its range."""
+    numbers = [x for row in rows for x in row.values(key)]
+    low, high = min(numbers), max(numbers)
+    if low == high:
+        return True, f"{low:,.0f}"
+    percent = f", {100 * (high - low) / low:.1f} % apart" if low else ""
+    return False, f"{format_with_unit(low, 'count')} to {format_with_unit(high, 'count')}{percent}"
+
+
+def compare_tokens(rows: list[Row], key: str) -> tuple[bool, str]:
+    """Return whether the rows saw the same number of tokens, which may differ between seeds."""
+    equal, text = compare_numbers(rows, key)
+    if not equal and not differing_seeds(rows, key):
+        numbers = [x for row in rows for x in row.values(key)]
+        text = f"{min(numbers):,.0f} to {max(numbers):,.0f}, the same in all rows for each seed"
+        return True, text
+    return equal, text
+
+
+def compare_data_order(rows: list[Row], key: str) -> tuple[bool, str]:
+    """Return whether the runs of a seed saw the same batches in the same order."""
+    difference = differing_seeds(rows, key)
+    return not difference, difference or "the same batches in the same order for each seed"
+
+
+def differing_seeds(rows: list[Row], key: str) -> str:
+    """Return for which seeds the rows differ from the first, or why they cannot be compared."""
+    first = {run.seed: run.results[key] for run in rows[0].runs}
+    seeds: set[str] = set()
+    for row in rows[1:]:
+        shared = [run for run in row.runs if run.seed in first]
+        if not shared:
+            return f"`{row.label}` has no seed in common with `{rows[0].label}`"
+        seeds |= {str(run.seed) for run in shared if run.results[key] != first[run.seed]}
+    return f"other batches with seed {', '.join(sorted(seeds))}" if seeds else ""
+
+
+def compare_values(rows: list[Row], key: str) -> tuple[bool, str]:
+    """Return whether a result is the same in all runs, and its values."""
+    return describe_groups(
+        {row: [format_result(run.results[key]) for run in row.runs] for row in rows}
     )
 
 
-def seeds(rows: list[Row]) -> Condition:
-    found: dict[str, list[Row]] = {}
-    for row in rows:
-        found.setdefault(", ".join(str(run.seed) for run in row.runs), []).append(row)
-    return Condition("seeds", len(found) == 1, by_value(found, len(rows)))
+def compare_versions(rows: list[Row], key: str) -> tuple[bool, str]:
+    """Return whether the packages are the same, and which differ."""
+    installed = [run.results[key] for row in rows for run in row.runs]
+    versions = {
+        package: sorted({each.get(package, "none") for each in installed})
+        for package in sorted({name for each in installed for name in each})
+    }
+    differing = [f"{name} {' and '.join(x)}" for name, x in versions.items() if len(x) > 1]
+    if differing:
+        return False, "; ".join(differing)
+    main = [f"{name} {versions[name][0]}" for name in ("python", "torch") if name in versions]
+    return True, ", ".join([*main, "and all other packages"])
 
 
-def sizes(name: str, rows: list[Row], key: str) -> Condition:
-    """Whether numbers are equal; if not, how far apart they are."""
-    numbers = [x for row in rows for x in row.values(key)]
-    if not numbers or lacks(rows, key):
-        return unknown_name_message(name, rows, key)
-    low, high = min(numbers), max(numbers)
-    if low == high:
-        return Condition(name, True, f"{low:,.0f}")
-    apart = f", {100 * (high - low) / low:.1f} % apart" if low else ""
-    return Condition(name, False, f"{scaled(low, 'count')} to {scaled(high, 'count')}{apart}")
-
-
-def matched_by(rows: list[Row]) -> tuple[str | None, int]:
-    """In what all models were made to agree with one baseline, if they were, and its figure."""
-    found = [run.results.get("matched", {}) for run in every(rows)]
-    kinds = {(x.get("by"), x.get("target", 0)) for x in found}
-    return next(iter(kinds)) if len(kinds) == 1 else (None, 0)
-
-
-def matched(rows: list[Row]) -> Iterator[Condition]:
-    """To what the models were resized, where they were."""
-    found = {json.dumps(run.results.get("matched", {}).get("by")) for run in every(rows)}
-    if found == {"null"}:
-        return
-    targets = {run.results.get("matched", {}).get("target") for run in every(rows)}
-    by = " and ".join(sorted(json.loads(x) or "nothing" for x in found))
-    figures = " and ".join(scaled(x, "count") for x in sorted(x for x in targets if x))
-    yield Condition("matched", matched_by(rows)[0] is not None, f"by {by}, within 1 % of {figures}")
-
-
-def values(name: str, rows: list[Row], key: str) -> Condition:
-    if lacks(rows, key):
-        return unknown_name_message(name, rows, key)
-    found: dict[str, list[Row]] = {}
-    for row in rows:
-        for run in row.runs:
-            told = found.setdefault(plain(run.results[key]), [])
-            if row not in told:
-                told.append(row)
-    return Condition(name, len(found) == 1, by_value(found, len(rows)))
-
-
-def tokens(rows: list[Row]) -> Condition:
-    """Batches of a seed may hold other numbers of tokens than those of another."""
-    found = sizes("tokens seen", rows, "tokens_seen")
-    if found.equal is False and not unequal_seeds(rows, "tokens_seen"):
-        low, high = (f(x for row in rows for x in row.values("tokens_seen")) for f in (min, max))
-        return Condition(found.name, True, f"{low:,.0f} to {high:,.0f}, seed by seed the same")
-    return found
-
-
-def data_order(rows: list[Row]) -> Condition:
-    """Whether the runs of a seed saw the same batches in the same order."""
-    if lacks(rows, "data_order"):
-        return unknown_name_message("data order", rows, "data_order")
-    if unequal := unequal_seeds(rows, "data_order"):
-        return Condition("data order", False, unequal)
-    return Condition("data order", True, "the same batches in the same order, seed by seed")
-
-
-def unequal_seeds(rows: list[Row], key: str) -> str:
-    """Under which seeds rows differ from the first, or what keeps them from being compared."""
-    first = {run.seed: run.results[key] for run in rows[0].runs}
-    unequal: set[str] = set()
-    for row in rows[1:]:
-        both = [run for run in row.runs if run.seed in first]
-        if not both:
-            return f"`{row.label}` has no seed in common with `{rows[0].label}`"
-        unequal |= {str(run.seed) for run in both if run.results[key] != first[run.seed]}
-    return f"other batches under seed {', '.join(sorted(unequal))}" if unequal else ""
-
-
-def versions(rows: list[Row]) -> Condition:
-    """Which packages differ."""
-    if lacks(rows, "versions"):
-        return unknown_name_message("versions", rows, "versions")
-    kinds: dict[str, set[str]] = {}
-    runs = every(rows)
-    for package in {name for run in runs for name in run.results["versions"]}:
-        kinds[package] = {run.results["versions"].get(package, "none") for run in runs}
-    other = {name: kind for name, kind in sorted(kinds.items()) if len(kind) > 1}
-    if other:
-        told = (f"{name} {' and '.join(sorted(kind))}" for name, kind in other.items())
-        return Condition("versions", False, "; ".join(told))
-    shown = [f"{name} {kinds[name].pop()}" for name in ("python", "torch") if name in kinds]
-    return Condition("versions", True, ", ".join([*shown, "and all other packages"]))
-
-
-def every(rows: list[Row]) -> list[Run]:
-    return [run for row in rows for run in row.runs]
-
-
-def lacks(rows: list[Row], key: str) -> bool:
-    return any(run.results.get(key) is None for run in every(rows))
-
-
-def unknown_name_message(name: str, rows: list[Row], key: str) -> Condition:
-    runs = every(rows)
-    missing = sum(run.results.get(key) is None for run in runs)
-    return Condition(name, None, f"not on record in {missing} of {len(runs)} runs")
-
-
-def plain(value: Any) -> str:
-    """A value of a manifest, short enough to read."""
+def format_result(value: Any) -> str:
+    """Return a result as a short text."""
     if isinstance(value, dict):  # hardware
         processor = ", ".join(value.get("gpus", [])) or value.get("cpu", "–")
         return f"{processor}, {value.get('threads', '–')} threads"
     text = str(value)
-    return f"{text[:12]}…" if len(text) >= 40 and " " not in text and "|" not in text else text
+    is_hash = len(text) >= 40 and " " not in text and "|" not in text
+    return f"{text[:12]}…" if is_hash else text
 
 
-def by_value(found: dict[str, list[Row]], count: int) -> str:
-    """Each value with the rows that have it."""
-    if len(found) == 1:
-        return next(iter(found))
-    told = []
-    for value, rows in found.items():
-        names = ", ".join(f"`{row.label}`" for row in rows[:NAMED])
-        rest = f" and {len(rows) - NAMED} more" if len(rows) > NAMED else ""
-        told.append(f"{value}: {'all rows' if len(rows) == count else names + rest}")
-    return "; ".join(told)
+def describe_groups(values: dict[Row, list[str]]) -> tuple[bool, str]:
+    """Return whether all rows have the same value, and each value with the rows that have it."""
+    groups: dict[str, list[Row]] = {}
+    for row, texts in values.items():
+        for text in dict.fromkeys(texts):
+            groups.setdefault(text, []).append(row)
+    if len(groups) == 1:
+        return True, next(iter(groups))
+    parts = []
+    for text, rows in groups.items():
+        labels = "all rows" if len(rows) == len(values) else quote_labels(rows, MAX_LABELS)
+        parts.append(f"{text}: {labels}")
+    return False, "; ".join(parts)
+
+
+# Name, key of the results, and how the rows are compared.
+COMPARED: tuple[tuple[str, str, Callable[[list[Row], str], tuple[bool, str]]], ...] = (
+    ("parameters", "parameters", compare_parameters),
+    ("tokens seen", "tokens_seen", compare_tokens),
+    ("data", "data_hash", compare_values),
+    ("data order", "data_order", compare_data_order),
+    ("precision", "precision", compare_values),
+    ("hardware", "hardware", compare_values),
+    ("versions", "versions", compare_versions),
+    ("commit", "git_commit", compare_values),
+    ("sacreBLEU", "sacrebleu_signature", compare_values),
+)

@@ -1,53 +1,50 @@
-"""What is compared, and how its figures are written."""
+"""The measures that runs are compared by, and how their values are written."""
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-# Of a binary or decimal number, what a thousand times more is called.
-BINARY, DECIMAL = ("B", "KiB", "MiB", "GiB", "TiB"), ("", "k", "M", "G", "T", "P")
-SCALES = {"bytes": (1024, BINARY), "count": (1000, DECIMAL)}
+# The base of a kind of number, and the names of its powers.
+UNITS = {
+    "bytes": (1024, ("B", "KiB", "MiB", "GiB", "TiB")),
+    "count": (1000, ("", "k", "M", "G", "T", "P")),
+}
 
 
 @dataclass(frozen=True)
 class Measure:
-    """A figure of a run.
+    """A number of a run's results."""
 
-    Args:
-        key: its name in `results.json`.
-        title: its name in the report.
-        better: which end of it is the good one.
-        style: how it is written: a number of decimals, "bytes", or "count".
-        test: what tells whether two rows differ in it; None, where another measure says the same.
-    """
-
-    key: str
+    key: str  # in `results.json`
     title: str
     better: Literal["higher", "lower"]
-    style: int | Literal["bytes", "count"]
-    test: Literal["bootstrap", "welch"] | None = None
+    number_format: int | Literal["bytes", "count"]  # an integer is a number of decimals
+    test: Literal["bootstrap", "welch"] | None = None  # None if another measure is equivalent
 
-    def text(self, value: float | None) -> str:
-        """A value as it is shown."""
+    def format(self, value: float | None) -> str:
+        """Return a value as text."""
         if value is None:
             return "–"
         if not math.isfinite(value):
             return str(value)
-        if isinstance(self.style, int):
-            decimals = self.style if abs(value) < 1000 else 0
-            return f"{value:,.{decimals}f}".replace("-", "−")
-        return scaled(value, self.style)
+        if isinstance(self.number_format, int):
+            return f"{value:,.{self.number_format if abs(value) < 1000 else 0}f}".replace("-", "−")
+        return format_with_unit(value, self.number_format)
 
-    def spread(self, values: Sequence[float]) -> str:
-        """Mean ± standard deviation; of one value, the value."""
-        if len(values) < 2 or isinstance(self.style, str):
-            return self.text(mean(values))
-        return f"{self.text(mean(values))} ± {self.text(deviation(values))}"
+    def format_mean(self, values: Sequence[float]) -> str:
+        """Return mean ± standard deviation; of one value, the value."""
+        if len(values) < 2 or isinstance(self.number_format, str):
+            return self.format(mean(values))
+        return f"{self.format(mean(values))} ± {self.format(standard_deviation(values))}"
+
+    def format_difference(self, value: float) -> str:
+        """Return a difference with its sign."""
+        return f"{'+' if value > 0 else ''}{self.format(value)}"
 
 
-# The task's, the one that decides first. Exact match and accuracy come before BLEU in diagnostics,
-# which have none.
+# The primary metric of a comparison is the first that its rows have. Exact match and accuracy come
+# before the loss for diagnostics, which have no BLEU.
 QUALITY = (
     Measure("test/bleu", "BLEU", "higher", 2, "bootstrap"),
     Measure("test/chrf", "chrF", "higher", 2, "bootstrap"),
@@ -58,7 +55,7 @@ QUALITY = (
     Measure("test/perplexity", "perplexity", "lower", 2),
     Measure("val/loss", "validation loss", "lower", 4, "welch"),
 )
-# Per token: what a token is, the tokenizer says, so that they compare under one tokenizer only.
+# Values per token cannot be compared between tokenizers, which differ in what a token is.
 PER_TOKEN = ("test/loss", "test/perplexity", "val/loss")
 COST = (
     Measure("tokens_per_second", "tokens/s", "higher", 0),
@@ -73,20 +70,29 @@ COST = (
 
 
 def mean(values: Sequence[float]) -> float | None:
+    """Return the mean of values, if there are any."""
     return math.fsum(values) / len(values) if values else None
 
 
-def deviation(values: Sequence[float]) -> float:
-    """The sample standard deviation, √(Σ (x − mean)² / (n − 1))."""
+def standard_deviation(values: Sequence[float]) -> float:
+    """Return the sample standard deviation, √(Σ (x − mean)² / (n − 1)); 0 for fewer than two."""
+    if len(values) < 2:
+        return 0.0
     middle = math.fsum(values) / len(values)
     return math.sqrt(math.fsum((x - middle) ** 2 for x in values) / (len(values) - 1))
 
 
-def scaled(value: float, style: Literal["bytes", "count"]) -> str:
-    """269.5 KiB, or 1.05 M."""
-    base, units = SCALES[style]
+def split_unit(value: float, kind: Literal["bytes", "count"]) -> tuple[float, str]:
+    """Return the value in the largest unit that it has one of, and the unit: 269.5, "KiB"."""
+    base, units = UNITS[kind]
     power = 0
     while abs(value) >= base and power < len(units) - 1:
         value, power = value / base, power + 1
+    return value, units[power]
+
+
+def format_with_unit(value: float, kind: Literal["bytes", "count"]) -> str:
+    """Return "269.5 KiB", or "1.05 M"."""
+    value, unit = split_unit(value, kind)
     digits = 0 if value == int(value) else 2 if abs(value) < 10 else 1 if abs(value) < 100 else 0
-    return f"{value:.{digits}f} {units[power]}".rstrip()
+    return f"{value:.{digits}f} {unit}".rstrip()

@@ -1,61 +1,47 @@
 "use strict";
 for (const table of document.querySelectorAll("table.sortable")) {
-  const heads = [...table.tHead.rows[0].cells];
+  const headers = [...table.tHead.rows[0].cells];
   const body = table.tBodies[0];
-  const value = (row, column) => {
-    const given = row.cells[column].dataset.value;
-    return given === undefined ? row.cells[column].textContent.trim() : given === "" ? null : Number(given);
+  const cellValue = (row, column) => {
+    const { dataset, textContent } = row.cells[column];
+    if (dataset.value === undefined) return textContent.trim();
+    return dataset.value === "" ? null : Number(dataset.value);
   };
-  heads.forEach((head, column) => head.querySelector("button")?.addEventListener("click", () => {
-    const down = head.getAttribute("aria-sort") === "ascending";
-    for (const other of heads) other.removeAttribute("aria-sort");
-    head.setAttribute("aria-sort", down ? "descending" : "ascending");
+  headers.forEach((header, column) => header.querySelector("button").addEventListener("click", () => {
+    const descending = header.getAttribute("aria-sort") === "ascending";
+    for (const other of headers) other.removeAttribute("aria-sort");
+    header.setAttribute("aria-sort", descending ? "descending" : "ascending");
     const rows = [...body.rows].sort((a, b) => {
-      const [x, y] = [value(a, column), value(b, column)];
-      // What has no figure stays at the end.
+      const [x, y] = [cellValue(a, column), cellValue(b, column)];
+      // Rows without a value stay at the end.
       if (x === null || y === null) return (x === null) - (y === null);
       const order = typeof x === "number" ? x - y : x.localeCompare(y, undefined, { numeric: true });
-      return down ? -order : order;
+      return descending ? -order : order;
     });
     body.append(...rows);
   }));
 }
 
-const tip = document.createElement("div");
-tip.id = "tip";
-tip.hidden = true;
-document.body.append(tip);
-
-// The rows of a comparison are told apart by their places in it.
-function show(section, place) {
-  section.classList.toggle("picked", place !== null);
+// Marks of the same row have the same `data-row`.
+function highlight(section, row) {
+  section.classList.toggle("highlighting", row !== null);
   for (const mark of section.querySelectorAll("[data-row]")) {
-    mark.classList.toggle("on", mark.dataset.row === place);
+    mark.classList.toggle("on", mark.dataset.row === row);
   }
 }
 
 for (const section of document.querySelectorAll("section.comparison")) {
-  const pressed = () => section.querySelector('.legend [aria-pressed="true"]')?.dataset.row ?? null;
-  section.addEventListener("pointermove", (event) => {
-    const mark = event.target.closest("[data-row]");
-    show(section, mark ? mark.dataset.row : pressed());
-    tip.hidden = !mark?.dataset.tip;
-    if (tip.hidden) return;
-    tip.textContent = mark.dataset.tip;
-    const { width, height } = tip.getBoundingClientRect();
-    tip.style.left = `${Math.max(4, Math.min(event.clientX + 12, innerWidth - width - 4))}px`;
-    tip.style.top = `${event.clientY > height + 24 ? event.clientY - height - 12 : event.clientY + 18}px`;
+  const pressedRow = () => section.querySelector('.legend [aria-pressed="true"]')?.dataset.row ?? null;
+  section.addEventListener("pointermove", ({ target }) => {
+    highlight(section, target.closest("[data-row]")?.dataset.row ?? pressedRow());
   });
-  section.addEventListener("pointerleave", () => {
-    tip.hidden = true;
-    show(section, pressed());
-  });
+  section.addEventListener("pointerleave", () => highlight(section, pressedRow()));
   for (const button of section.querySelectorAll(".legend button")) {
     button.addEventListener("click", () => {
-      const on = button.getAttribute("aria-pressed") !== "true";
+      const pressed = button.getAttribute("aria-pressed") !== "true";
       for (const other of section.querySelectorAll(".legend button")) other.setAttribute("aria-pressed", "false");
-      button.setAttribute("aria-pressed", String(on));
-      show(section, pressed());
+      button.setAttribute("aria-pressed", String(pressed));
+      highlight(section, pressedRow());
     });
   }
 }

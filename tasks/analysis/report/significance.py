@@ -1,107 +1,101 @@
-"""Whether two rows differ by more than chance."""
+"""Tests of whether two rows differ by more than chance."""
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from attention_zoo.tasks.analysis.report.measures import deviation
+from attention_zoo.tasks.analysis.report.measures import mean, standard_deviation
 
 if TYPE_CHECKING:
     from sacrebleu.metrics.base import Metric
 
-LEVEL = 0.05
+SIGNIFICANCE_LEVEL = 0.05
+Outputs = dict[int | None, list[dict[str, str]]]  # of the test sentences, by seed
 
 
 @dataclass(frozen=True)
 class Difference:
-    """A row's mean less that of the reference.
+    """A row's mean minus that of the reference, and a two-sided test of it."""
 
-    Args:
-        amount: in units of the measure; None, where one of the two has no figure.
-        p: of the test, two-sided; None, where there is none.
-        adjusted: p after Holm's correction over the rows.
-        lacking: why there is no test.
-        signature: sacrebleu's of a bootstrap.
-    """
-
-    amount: float | None
-    p: float | None = None
-    adjusted: float | None = None
-    lacking: str = ""
-    signature: str = ""
+    delta: float | None  # in units of the measure; None if either row has no value
+    p_value: float | None = None  # None if there is no test
+    adjusted_p_value: float | None = None  # after Holm's correction over the rows
+    untested_reason: str = ""
+    signature: str = ""  # that of sacrebleu
 
     @property
     def significant(self) -> bool:
-        return self.adjusted is not None and self.adjusted < LEVEL
+        """Return whether the adjusted p value is below the level."""
+        return self.adjusted_p_value is not None and self.adjusted_p_value < SIGNIFICANCE_LEVEL
 
     @property
-    def told(self) -> str:
-        """The verdict of the test in a few words."""
-        if self.adjusted is None:
-            return self.lacking
-        p = "p < 0.001" if self.adjusted < 0.001 else f"p = {self.adjusted:.3f}"
-        return p if self.significant else f"n.s., {p}"
+    def p_text(self) -> str:
+        """Return the adjusted p value, or the reason why there is none."""
+        if self.adjusted_p_value is None:
+            return self.untested_reason
+        p_value = self.adjusted_p_value
+        return "p < 0.001" if p_value < 0.001 else f"p = {p_value:.3f}"
+
+    @property
+    def test_result(self) -> str:
+        """Return the p value, with n.s. if the difference is not significant."""
+        tested = self.adjusted_p_value is not None
+        return f"n.s., {self.p_text}" if tested and not self.significant else self.p_text
 
 
-def welch(ours: Sequence[float], theirs: Sequence[float]) -> Difference:
-    """Welch's t-test over seeds, for two samples of unequal variances, two-sided.
+def welch_test(ours: Sequence[float], theirs: Sequence[float]) -> Difference:
+    """Run Welch's t-test over seeds, for two samples of unequal variances, two-sided.
 
         t = (m₁ − m₂) / √(s₁²/n₁ + s₂²/n₂),  p = I_{f/(f + t²)}(f/2, ½)
 
     f of Welch and Satterthwaite, I the regularised incomplete beta function.
     """
     if not ours or not theirs:
-        return Difference(None, lacking="no figure")
-    amount = math.fsum(ours) / len(ours) - math.fsum(theirs) / len(theirs)
+        return Difference(None, untested_reason="no value")
+    delta = (mean(ours) or 0.0) - (mean(theirs) or 0.0)
     if min(len(ours), len(theirs)) < 2:
-        return Difference(amount, lacking="one seed: no test")
-    shares = [deviation(x) ** 2 / len(x) for x in (ours, theirs)]
-    if sum(shares) == 0:
-        return Difference(amount, lacking="no spread over seeds: no test")
+        return Difference(delta, untested_reason="one seed: no test")
+    variances = [standard_deviation(x) ** 2 / len(x) for x in (ours, theirs)]  # of the means
+    if sum(variances) == 0:
+        return Difference(delta, untested_reason="no spread over seeds: no test")
 
     from mpmath import betainc
 
-    t_squared = amount**2 / sum(shares)
-    freedom = sum(shares) ** 2 / sum(
-        share**2 / (len(x) - 1) for share, x in zip(shares, (ours, theirs), strict=True)
+    t_squared = delta**2 / sum(variances)
+    freedom = sum(variances) ** 2 / sum(
+        variance**2 / (len(x) - 1) for variance, x in zip(variances, (ours, theirs), strict=True)
     )
-    p = betainc(freedom / 2, 0.5, 0, freedom / (freedom + t_squared), regularized=True)
-    return Difference(amount, float(p))
+    p_value = betainc(freedom / 2, 0.5, 0, freedom / (freedom + t_squared), regularized=True)
+    return Difference(delta, float(p_value))
 
 
-Outputs = dict[int | None, list[dict[str, str]]]  # of the test sentences, by seed
-
-
-def bootstrap(
+def paired_bootstrap(
     key: str, signature: str, ours: Outputs, theirs: Outputs, *, resamples: int = 1000
 ) -> Difference:
-    """Paired bootstrap resampling of the test sentences (Koehn 2004), sacrebleu's, two-sided.
+    """Run sacrebleu's paired bootstrap resampling of test sentences (Koehn 2004), two-sided.
 
-    The outputs of all seeds that both have are scored together. A sentence is drawn with its
-    outputs of all seeds, as those are no sentences of their own.
-
-    Args:
-        key: test/bleu or test/chrf.
-        signature: sacrebleu's of the runs, whose settings are used.
-        resamples: how often the sentences are drawn; no p is lower than 1 / (resamples + 1).
+    The outputs of all seeds that both rows have are scored together, by the metric of the key,
+    test/bleu or test/chrf, with the settings of sacrebleu's signature. A sentence is drawn with its
+    outputs of all seeds, which are not independent samples. No p value is lower than
+    1 / (resamples + 1).
     """
     if not ours or not theirs:
-        return Difference(None, lacking="no test_outputs.jsonl: no test")
+        return Difference(None, untested_reason="no test_outputs.jsonl: no test")
     seeds = sorted(ours.keys() & theirs.keys(), key=str)
     if not seeds:
-        return Difference(None, lacking="no seed in common: no test")
+        return Difference(None, untested_reason="no seed in common: no test")
     sides = [[outputs[seed] for seed in seeds] for outputs in (theirs, ours)]
     sentences = [[(x["source"], x["reference"]) for x in each] for side in sides for each in side]
     if any(each != sentences[0] for each in sentences):
-        return Difference(None, lacking="other test sentences: no test")
+        return Difference(None, untested_reason="other test sentences: no test")
     metric = metric_over_seeds(key, signature)
     if metric is None:
-        return Difference(None, lacking=f"settings unknown to the report ({signature}): no test")
+        reason = f"settings unknown to the report ({signature}): no test"
+        return Difference(None, untested_reason=reason)
 
     from sacrebleu.significance import PairedTest
 
-    # For each sentence, the outputs of all seeds.
+    # Each sentence has the outputs of all seeds.
     systems: Any = [
         (name, list(zip(*([x["output"] for x in each] for each in side), strict=True)))
         for name, side in zip(("reference", "row"), sides, strict=True)
@@ -112,56 +106,57 @@ def bootstrap(
     )()
     (name,) = signatures
     reference, row = scores[name]
-    amount = float(row.score - reference.score)  # type: ignore[union-attr]
-    # sacrebleu counts the resamples that differ by more: none, where all are as equal as the rows.
-    p = row.p_value if amount else 1.0  # type: ignore[union-attr]
-    return Difference(amount, p, signature=str(signatures[name]))
+    delta = float(row.score - reference.score)  # type: ignore[union-attr]
+    # sacrebleu counts the resamples that differ by more, which are none if all outputs are equal.
+    p_value = row.p_value if delta else 1.0  # type: ignore[union-attr]
+    return Difference(delta, p_value, signature=str(signatures[name]))
 
 
 def metric_over_seeds(key: str, signature: str) -> "Metric | None":
-    """sacrebleu's metric, by a signature's settings, of texts that have an output a seed each.
+    """Return sacrebleu's metric for sentences that have an output from each seed.
 
-    None, where the signature says other settings than these two.
+    It has the settings of a signature; None if that has settings that are not supported here.
     """
     import numpy as np
     from sacrebleu.metrics.bleu import BLEU
     from sacrebleu.metrics.chrf import CHRF
 
-    said = dict(part.split(":", 1) for part in signature.split("|"))
-    lowercase = said.get("case") == "lc"
+    settings = dict(part.split(":", 1) for part in signature.split("|"))
+    lowercase = settings.get("case") == "lc"
     metric: Any
     if key == "test/bleu":
-        metric = BLEU(lowercase=lowercase, tokenize=said.get("tok"))
+        metric = BLEU(lowercase=lowercase, tokenize=settings.get("tok"))
     else:
-        metric = CHRF(lowercase=lowercase, word_order=int(said.get("nw", 0)))
-    metric.num_refs = 1  # What its signature says until references have been seen.
-    settings = dict(part.split(":", 1) for part in str(metric.get_signature()).split("|"))
-    if settings | {"version": said.get("version")} != said:
+        metric = CHRF(lowercase=lowercase, word_order=int(settings.get("nw", 0)))
+    metric.num_refs = 1  # The signature states it before references have been seen.
+    supported = dict(part.split(":", 1) for part in str(metric.get_signature()).split("|"))
+    if supported | {"version": settings.get("version")} != settings:
         return None
-    of_one = metric._extract_corpus_statistics
+    extract = metric._extract_corpus_statistics
 
-    def of_all(hypotheses: Any, references: Any) -> Any:
+    def extract_all(hypotheses: Any, references: Any) -> Any:
         return sum(
-            np.asarray(of_one(list(each), references)) for each in zip(*hypotheses, strict=True)
+            np.asarray(extract(list(each), references)) for each in zip(*hypotheses, strict=True)
         )
 
-    metric._extract_corpus_statistics = of_all
+    metric._extract_corpus_statistics = extract_all
     metric._aggregate_and_compute = lambda stats: metric._compute_score_from_stats(
         np.sum(stats, axis=0).tolist()
     )
     return metric
 
 
-def holm(differences: Sequence[Difference]) -> list[Difference]:
-    """Holm's step-down correction (1979) of those that have a p, which keeps the chance that any
-    difference is called significant wrongly below the level:
+def holm_correction(differences: Sequence[Difference]) -> list[Difference]:
+    """Adjust the p values by Holm's step-down correction (1979).
+
+    The chance that any difference is wrongly called significant stays below the level:
 
         adjusted p of rank i of m = max over j ≤ i of min(1, (m − j + 1) p_j)
     """
-    ranked = sorted((x.p, place) for place, x in enumerate(differences) if x.p is not None)
+    ranked = sorted((x.p_value, i) for i, x in enumerate(differences) if x.p_value is not None)
     adjusted = list(differences)
     highest = 0.0
-    for rank, (p, place) in enumerate(ranked):
-        highest = max(highest, min(1.0, (len(ranked) - rank) * p))
-        adjusted[place] = replace(differences[place], adjusted=highest)
+    for rank, (p_value, index) in enumerate(ranked):
+        highest = max(highest, min(1.0, (len(ranked) - rank) * p_value))
+        adjusted[index] = replace(differences[index], adjusted_p_value=highest)
     return adjusted

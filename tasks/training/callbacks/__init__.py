@@ -1,1 +1,1 @@
-"""Lightning callbacks: what a run shows, measures and keeps."""
+"""Lightning callbacks: progress, measurements, inspection of the model, checkpoints."""

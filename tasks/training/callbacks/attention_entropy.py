@@ -1,6 +1,5 @@
-"""How widely each head looks, over the course of a training."""
+"""The entropy of each attention head during training."""
 
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -13,15 +12,15 @@ from attention_zoo.tasks.training.callbacks.periodic_inspection import Inspectio
 
 
 class AttentionEntropy(InspectionCallback):
-    """Logs the entropy of every head as `attention_entropy/cross/layer-1/head-1` and so on, in
-    nats: 0 where each query looks at one key only, ln k where it looks at k keys alike.
+    """Log the entropy of every head as `attention_entropy/cross/layer-1/head-1` and so on.
 
-    It is the mean over the queries of some samples of the valid split, the same at every look.
-    Their targets are given, not written by the model. Roles are `encoder`, `decoder` and `cross`.
+    Entropy is in nats: 0 if each query attends to one key only, ln k if it attends to k keys
+    equally. It is the mean over the queries of some samples of the valid split, always the same
+    ones, by teacher forcing. Roles are `encoder`, `decoder` and `cross`.
 
     Args:
-        every_n_validations: look at every n-th validation; the end of training always does.
-        samples: their number; they are spread evenly over the split.
+        every_n_validations: compute at every n-th validation; the end of training always does.
+        samples: number of samples, at even intervals over the split.
 
     Raises:
         UserError: `every_n_validations` or `samples` is below 1.
@@ -35,12 +34,14 @@ class AttentionEntropy(InspectionCallback):
             raise UserError(f"samples must be at least 1, got {samples}.")
         self.samples = samples
 
-    def look(self, trainer: Trainer, task: Any) -> None:
+    def inspect(self, trainer: Trainer, task: Any) -> None:
         sums: dict[str, Tensor] = {}
-        for maps in task.attention_maps(self._batch(trainer, task)):
-            for name, weights in by_layer(maps):
-                queries = torch.stack(entropy_of_rows(weights.double()))
-                sums[name] = sums.get(name, 0) + queries.cpu()
+        for maps in task.attention_maps(self.sample_batch(trainer, task)):
+            for role, layers in maps.items():
+                for layer, weights in enumerate(layers, start=1):
+                    name = f"{role}/layer-{layer}"
+                    row_sums = torch.stack(sum_row_entropies(weights.double()))
+                    sums[name] = sums.get(name, 0) + row_sums.cpu()
         entropies = {
             f"attention_entropy/{name}/head-{head}": entropy
             for name, (entropy, rows) in sums.items()
@@ -49,27 +50,20 @@ class AttentionEntropy(InspectionCallback):
         for logger in trainer.loggers:
             logger.log_metrics(entropies, trainer.global_step)
 
-    def _batch(self, trainer: Trainer, task: Any) -> Any:
-        """The samples, as a batch of the valid split."""
+    def sample_batch(self, trainer: Trainer, task: Any) -> Any:
+        """Return the samples as a batch of the valid split."""
         loader = trainer.datamodule.val_dataloader()  # type: ignore[attr-defined]
-        places = np.concatenate(loader.sampler.rank_batches())
-        chosen = np.linspace(0, len(places) - 1, min(self.samples, len(places))).round()
-        batch = loader.dataset[places[chosen.astype(int)].tolist()]
+        indices = np.concatenate(loader.sampler.rank_batches())
+        picks = np.linspace(0, len(indices) - 1, min(self.samples, len(indices))).round()
+        batch = loader.dataset[indices[picks.astype(int)].tolist()]
         return task.transfer_batch_to_device(batch, task.device, 0)
 
 
-def by_layer(maps: dict[str, list[Tensor]]) -> Iterator[tuple[str, Tensor]]:
-    """Maps [1 h q k] by the names of their role and layer."""
-    for role, layers in maps.items():
-        for layer, weights in enumerate(layers, start=1):
-            yield f"{role}/layer-{layer}", weights
-
-
-def entropy_of_rows(weights: Tensor) -> tuple[Tensor, Tensor]:
-    """Sums over the queries of weights [b h q k] of their entropies [h], and numbers of them [h].
+def sum_row_entropies(weights: Tensor) -> tuple[Tensor, Tensor]:
+    """Sum the entropies of the rows of weights [b h q k]: sums [h] and numbers of rows [h].
 
     H = −Σ_k p_k ln p_k with p_k = |a_k| / Σ_j |a_j| for the weights a of a query. So weights that
-    have signs, or do not sum to one, count by their share. A query without any weight is left out.
+    are negative, or do not sum to one, count by their share. Rows without any weight are left out.
     """
     sizes = weights.abs()
     totals = sizes.sum(dim=-1, keepdim=True)

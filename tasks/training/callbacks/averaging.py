@@ -9,18 +9,19 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
 from attention_zoo.errors import UserError
+from attention_zoo.tasks.run_folder import AVERAGED_CHECKPOINT
 
 
 class CheckpointAveraging(Callback):
-    """Ends training with theta = (theta_1 + ... + theta_K) / K, the mean of the last K validations.
+    """End training with theta = (theta_1 + ... + theta_K) / K, the mean of the last K validations.
 
-    At each validation the weights are copied to host memory, K copies at most, which checkpoints
-    hold too, so that a resumed run averages the same. When training ends the mean replaces the
+    Each validation copies the weights to host memory, K copies at most. Checkpoints hold the copies
+    too, so that a resumed run has the same mean. At the end of training the mean replaces the
     weights, and is saved as `averaged.ckpt`, which loads like any other checkpoint but holds no
-    optimiser state. Best and last checkpoints keep the weights that were trained.
+    optimiser state. Best and last checkpoints keep the trained weights.
 
     Lightning's `WeightAveraging` keeps a mean over the whole run or an exponential one, and
-    validates with it all along; the window of the last K is what the paper describes.
+    validates with it; the paper describes the window of the last K.
 
     Args:
         dirpath: folder of `averaged.ckpt`.
@@ -35,7 +36,7 @@ class CheckpointAveraging(Callback):
     def __init__(self, *, dirpath: str | Path, last: int = 5) -> None:
         if last < 1:
             raise UserError(f"last must be at least 1 validation, got {last}.")
-        self.path = Path(dirpath) / "averaged.ckpt"
+        self.path = Path(dirpath) / AVERAGED_CHECKPOINT
         self.snapshots: deque[dict[str, Tensor]] = deque(maxlen=last)
 
     def state_dict(self) -> dict[str, Any]:
@@ -59,7 +60,7 @@ class CheckpointAveraging(Callback):
             return
         with torch.no_grad():
             for name, parameter in pl_module.named_parameters():
-                # In double precision, so that rounding does not depend on how many there are.
-                history = torch.stack([snapshot[name].double() for snapshot in self.snapshots])
-                parameter.copy_(history.mean(0))
+                # In double precision, so that rounding does not depend on their number.
+                values = torch.stack([snapshot[name].double() for snapshot in self.snapshots])
+                parameter.copy_(values.mean(0))
         trainer.save_checkpoint(self.path, weights_only=True)

@@ -1,4 +1,4 @@
-"""How large the gradients of each part of a model are."""
+"""Norms of the gradients of each part of a model."""
 
 from itertools import accumulate
 from typing import Any
@@ -12,12 +12,12 @@ from attention_zoo.models.blocks import Sublayer
 
 
 class GradientNorms(Callback):
-    """Logs ‖∇L‖₂ of each part of the model as `gradients/decoder.layers.0.cross_attention` and so
-    on, and that of all of them as `gradients/all`, every `trainer.log_every_n_steps` steps.
+    """Log ‖∇L‖₂ of each part of the model every `trainer.log_every_n_steps` steps.
 
-    L is the mean over the target tokens of a step, and the norms are those before
-    `trainer.gradient_clip_val` cuts them. A part is a sublayer, or a module outside of all
-    sublayers that has parameters of its own, by its name in the model.
+    The names are `gradients/decoder.layers.0.cross_attention` and so on, and `gradients/all` for
+    the whole model. L is the mean over the target tokens of a step. The norms are those before
+    `trainer.gradient_clip_val` clips them. A part is a sublayer, or a module outside of all
+    sublayers that has parameters itself, by its name in the model.
     """
 
     def on_before_optimizer_step(
@@ -27,7 +27,7 @@ class GradientNorms(Callback):
         every: int = trainer.log_every_n_steps  # type: ignore[attr-defined]
         if not every or (trainer.global_step + 1) % every:
             return
-        # The task divides the gradients after its callbacks have seen them.
+        # The task divides the gradients after its callbacks have run.
         scale = task.gradient_scale()
         norms = {
             name: get_total_norm(gradients) * scale
@@ -38,7 +38,7 @@ class GradientNorms(Callback):
 
 
 def gradients_by_part(model: nn.Module) -> dict[str, list[Tensor]]:
-    """The gradients that there are, by the name of the part that they belong to."""
+    """Return all gradients, by the name of the part that they belong to."""
     modules = dict(model.named_modules())
     parts: dict[str, list[Tensor]] = {}
     for name, parameter in model.named_parameters():

@@ -1,4 +1,4 @@
-"""A progress bar in a terminal, now and then a plain line anywhere else."""
+"""Progress of a run: a bar in a terminal, a line now and then anywhere else."""
 
 import time
 from datetime import timedelta
@@ -8,21 +8,23 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ProgressBar
 from rich.console import Console
 from rich.progress import BarColumn, TextColumn
-from rich.progress import Progress as Bars
+from rich.progress import Progress as RichProgress
+from torch import Tensor
+
+from attention_zoo.tasks.training.task import StepOutput
 
 
 class Progress(ProgressBar):
-    """Step, loss, tokens per second and time left, of the whole run.
+    """Show step, loss, tokens per second and time left, of the whole run.
 
-    The loss is the task's of the step, per target token: `training_step` returns the sum, as
-    `task_loss`, and `tokens`.
-    It is fetched from the device only when something is drawn; drawing happens in the training
-    thread, so its share of the time is what `refresh_seconds` allows.
+    The loss is the task's loss of the step, per target token. It is fetched from the device only
+    when something is drawn. Drawing happens in the training thread, so `refresh_seconds` limits its
+    share of the time.
 
     Args:
         refresh_seconds: seconds between two drawings in a terminal.
-        plain_seconds: seconds after which a plain line is due, where stdout is no terminal; every
-            tenth of the run is due as well.
+        line_seconds: seconds between two lines, where stdout is no terminal; every tenth of the run
+            prints a line as well.
         console: where to write; stdout by default.
     """
 
@@ -30,15 +32,15 @@ class Progress(ProgressBar):
         self,
         *,
         refresh_seconds: float = 0.5,
-        plain_seconds: float = 30.0,
+        line_seconds: float = 30.0,
         console: Console | None = None,
     ) -> None:
         super().__init__()
         self.refresh_seconds = refresh_seconds
-        self.plain_seconds = plain_seconds
+        self.line_seconds = line_seconds
         self.console = console or Console()
         self.enabled = True
-        self._bars: Bars | None = None
+        self._bar: RichProgress | None = None
 
     def disable(self) -> None:
         self.enabled = False
@@ -51,51 +53,47 @@ class Progress(ProgressBar):
             self.console.print(*args, **kwargs)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._total = trainer.estimated_stepping_batches
+        self._total_steps = trainer.estimated_stepping_batches
         self._first_step = trainer.global_step
-        self._start = self._drawn_at = time.perf_counter()
+        self._started = self._drawn_at = time.perf_counter()
         self._drawn_step = trainer.global_step
-        self._window_start: float | None = None
-        self._tokens = 0
-        if self.enabled and self.console.is_terminal:
-            self._open("training", self._total)
+        self._window_started: float | None = None
+        self._window_tokens: Tensor | int = 0
+        self._open("training", self._total_steps)
 
-    def on_train_batch_start(
-        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
-    ) -> None:
-        if self._window_start is None:
-            self._window_start, self._tokens = time.perf_counter(), 0
+    def on_train_batch_start(self, trainer: Trainer, *_: Any) -> None:
+        if self._window_started is None:
+            self._window_started, self._window_tokens = time.perf_counter(), 0
 
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         if not self.enabled:
             return
-        self._tokens += outputs["tokens"]
+        task: Any = pl_module
+        output: StepOutput = task.last_step
+        self._window_tokens += output.tokens
         now, step = time.perf_counter(), trainer.global_step
         if self._is_due(now, step):
-            loss = float(outputs["task_loss"]) / outputs["tokens"]
+            loss = float(output.loss / output.tokens)
             self._draw(now, step, loss, trainer.world_size)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._window_start = None
-        # Training's own bar stays, and waits.
-        if self.enabled and self._bars is None and self.console.is_terminal:
+        self._window_started = None
+        # The bar of a training stays as it is.
+        if self._bar is None:
             self._open("validating", sum(trainer.num_val_batches))
 
-    def on_validation_batch_end(self, trainer: Trainer, *args: Any, **kwargs: Any) -> None:
-        self._advance(trainer)
-
-    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if self.enabled and self.console.is_terminal:
-            self._open("testing", sum(trainer.num_test_batches))
-
-    def on_test_batch_end(self, trainer: Trainer, *args: Any, **kwargs: Any) -> None:
+    def on_validation_batch_end(self, trainer: Trainer, *_: Any) -> None:
         self._advance(trainer)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.sanity_checking:
             self._close()
+
+    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._open("testing", sum(trainer.num_test_batches))
+
+    def on_test_batch_end(self, trainer: Trainer, *_: Any) -> None:
+        self._advance(trainer)
 
     def on_exception(
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
@@ -108,56 +106,59 @@ class Progress(ProgressBar):
     def _is_due(self, now: float, step: int) -> bool:
         if step == self._drawn_step:
             return False
-        if step == self._total:
+        if step == self._total_steps:
             return True
-        if self._bars is not None:
+        if self._bar is not None:
             return now - self._drawn_at >= self.refresh_seconds
-        tenth = step * 10 // self._total > self._drawn_step * 10 // self._total
-        return tenth or now - self._drawn_at >= self.plain_seconds
+        tenth = step * 10 // self._total_steps > self._drawn_step * 10 // self._total_steps
+        return tenth or now - self._drawn_at >= self.line_seconds
 
-    def _draw(self, now: float, step: int, loss: float, ranks: int) -> None:
-        assert self._window_start is not None  # a batch has started
-        rate = self._tokens * ranks / max(now - self._window_start, 1e-9)
-        pace = (now - self._start) / (step - self._first_step)
+    def _draw(self, now: float, step: int, loss: float, world_size: int) -> None:
+        assert self._window_started is not None  # a batch has started
+        rate = self._window_tokens * world_size / max(now - self._window_started, 1e-9)
+        step_seconds = (now - self._started) / (step - self._first_step)
         status = f"loss {loss:.4f}  {rate:,.0f} tokens/s"
         steps = f"{step}"
-        if self._total < float("inf"):
-            steps = f"{step}/{self._total}"
-            status += f"  {timedelta(seconds=round(pace * (self._total - step)))} left"
-        if self._bars is not None:
-            self._bars.update(self._task, completed=step, status=status)
-            self._bars.refresh()
+        if self._total_steps < float("inf"):
+            steps = f"{step}/{self._total_steps}"
+            left = timedelta(seconds=round(step_seconds * (self._total_steps - step)))
+            status += f"  {left} left"
+        if self._bar is not None:
+            self._bar.update(self._task, completed=step, status=status)
+            self._bar.refresh()
         else:
             self.console.print(f"step {steps}  {status}", highlight=False, soft_wrap=True)
         self._drawn_at, self._drawn_step = now, step
-        self._window_start, self._tokens = now, 0
+        self._window_started, self._window_tokens = now, 0
 
     def _open(self, description: str, total: float) -> None:
+        """Open a bar if there is a terminal to draw it in."""
+        if not self.enabled or not self.console.is_terminal:
+            return
         self._close()
         self._drawn_at = time.perf_counter()
-        # Nothing is drawn by a thread of its own: it would compete with training for a core.
-        self._bars = Bars(
+        self._bar = RichProgress(
             TextColumn("{task.description}"),
             BarColumn(bar_width=24),
             TextColumn("{task.completed:.0f}/{task.total:.0f}"),
             TextColumn("{task.fields[status]}"),
             console=self.console,
-            auto_refresh=False,
+            auto_refresh=False,  # A thread would compete with training for a core.
         )
-        self._task = self._bars.add_task(description, total=total, status="")
-        self._bars.start()
+        self._task = self._bar.add_task(description, total=total, status="")
+        self._bar.start()
 
     def _advance(self, trainer: Trainer) -> None:
         """Count one batch of an evaluation outside training."""
-        if self._bars is None or (trainer.state.fn == "fit" and not trainer.sanity_checking):
+        if self._bar is None or (trainer.state.fn == "fit" and not trainer.sanity_checking):
             return
-        self._bars.advance(self._task)
+        self._bar.advance(self._task)
         now = time.perf_counter()
         if now - self._drawn_at >= self.refresh_seconds:
-            self._bars.refresh()
+            self._bar.refresh()
             self._drawn_at = now
 
     def _close(self) -> None:
-        if self._bars is not None:
-            self._bars.stop()
-            self._bars = None
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None

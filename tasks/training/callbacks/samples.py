@@ -1,21 +1,22 @@
-"""What the model answers to fixed probe lines."""
+"""What the model generates for fixed probe lines."""
 
 from typing import Any
 
 from lightning.pytorch import Trainer
 
 from attention_zoo.tasks.training.callbacks.periodic_inspection import InspectionCallback
+from attention_zoo.tasks.training.loggers.loggers import log_table
 
 
 class Samples(InspectionCallback):
-    """Logs a table of translations, or continuations of prompts, as `samples`.
+    """Log a table of translations, or of continuations of prompts, as `samples`.
 
-    Rank zero answers, at validations and at the end of training; `rows` holds the newest answers,
+    Rank zero generates, at validations and at the end of training. `rows` holds the newest samples,
     in the order of `columns`.
 
     Args:
-        every_n_validations: answer at every n-th validation; the end of training always does.
-        probes: number of the data module's probe lines to answer, from its first.
+        every_n_validations: generate at every n-th validation; the end of training always does.
+        probes: number of the data module's probe lines to generate from, from its first.
 
     Raises:
         UserError: `every_n_validations` is below 1.
@@ -29,19 +30,13 @@ class Samples(InspectionCallback):
         self.columns: list[str] = []
         self.rows: list[list[str]] = []
 
-    def look(self, trainer: Trainer, task: Any) -> None:
-        """Answer all probes, into `rows` and every logger."""
-        from attention_zoo.tasks.training.loggers.loggers import log_table
-
+    def inspect(self, trainer: Trainer, task: Any) -> None:
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
-        probes = data.probes[: self.probes]
-        answers = task.respond(probes)
-        given, written = task.words
-        if data.probe_references is None:
-            self.columns = [given, written]
-            self.rows = [list(row) for row in zip(probes, answers, strict=True)]
-        else:
-            references = data.probe_references[: self.probes]
-            self.columns = [given, "reference", written]
-            self.rows = [list(row) for row in zip(probes, references, answers, strict=True)]
+        input_column, output_column = task.sample_columns
+        table = {input_column: data.probes[: self.probes]}
+        if data.probe_references is not None:
+            table["reference"] = data.probe_references[: self.probes]
+        table[output_column] = task.generate(table[input_column])
+        self.columns = list(table)
+        self.rows = [list(row) for row in zip(*table.values(), strict=True)]
         log_table(trainer.loggers, "samples", self.columns, self.rows, trainer.global_step)

@@ -5,55 +5,59 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor
+
+from attention_zoo.tasks.training.task import StepOutput
 
 
 class Throughput(Callback):
-    """Logs `train/tokens_per_second`, `train/tokens` and `train/learning_rate`.
+    """Log `train/tokens_per_second`, `train/tokens` and `train/learning_rate`.
 
-    They are logged every `trainer.log_every_n_steps` steps, summed over all ranks. Validation, and
-    whatever else happens until the next training batch starts, is not counted as time. The device
-    is waited for then only: on a GPU the rate is that of the steps handed over, which over a window
-    of steps is the rate of those done.
+    They are logged every `trainer.log_every_n_steps` steps, with the tokens of all ranks. Time
+    between training batches, such as that of validation, does not count. A GPU is synchronised only
+    when values are logged.
 
-    `tokens` and `seconds` are saved in checkpoints, so that a resumed run goes on counting, and
+    Checkpoints hold `tokens` and `seconds`, so that a resumed run continues to count, and
     `tokens_per_second` is that of the whole run.
     """
 
     def __init__(self) -> None:
-        self._total = 0  # of all ranks, up to the last reduction
-        self._pending = 0  # of this rank, since then
-        self._ranks = 1
+        self._total_tokens = 0  # of all ranks, up to the last reduction
+        self._pending_tokens: Tensor | int = 0  # of this rank, since then
+        self._world_size = 1
         self._window_tokens = 0
         self._window_seconds = 0.0
-        self._before = 0.0  # seconds, up to the window
-        self._started: float | None = None
+        self._earlier_seconds = 0.0  # before the window
+        self._started: float | None = None  # while a training batch runs
         self._logged_step = 0
         self._learning_rate = 0.0
 
     @property
     def tokens(self) -> int:
-        """Target tokens trained on, by all ranks; between two reductions the ranks count alike."""
-        return int(self._total + self._pending * self._ranks)
+        """Target tokens seen by all ranks; since the last reduction those of this rank × ranks."""
+        return int(self._total_tokens + self._pending_tokens * self._world_size)
 
     @property
     def seconds(self) -> float:
-        """Of training proper, as the class says."""
+        """Seconds of training batches."""
         running = 0.0 if self._started is None else time.perf_counter() - self._started
-        return self._before + self._window_seconds + running
+        return self._earlier_seconds + self._window_seconds + running
 
     @property
     def tokens_per_second(self) -> float:
+        """Target tokens per second over the whole run."""
         return self.tokens / max(self.seconds, 1e-9)
 
     def state_dict(self) -> dict[str, Any]:
         return {"tokens": self.tokens, "seconds": self.seconds}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self._total, self._before = state_dict["tokens"], state_dict["seconds"]
+        self._total_tokens = state_dict["tokens"]
+        self._earlier_seconds = state_dict["seconds"]
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._ranks = trainer.world_size
-        self._pending = self._window_tokens = 0
+        self._world_size = trainer.world_size
+        self._pending_tokens = self._window_tokens = 0
         self._window_seconds, self._started = 0.0, None
         self._logged_step = trainer.global_step
 
@@ -62,13 +66,13 @@ class Throughput(Callback):
     ) -> None:
         if self._started is None:
             self._started = time.perf_counter()
-        # Read before the step: the schedule moves on before the batch ends.
+        # Read here, since the schedule steps before the batch ends.
         self._learning_rate = trainer.optimizers[0].param_groups[0]["lr"]
 
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        self._pending += outputs["tokens"]
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+        task: Any = pl_module
+        output: StepOutput = task.last_step
+        self._pending_tokens += output.tokens
         step = trainer.global_step
         every: int = trainer.log_every_n_steps  # type: ignore[attr-defined]
         if step == self._logged_step or step % every:
@@ -83,12 +87,12 @@ class Throughput(Callback):
                 "train/learning_rate": float(self._learning_rate),
             }
         )
-        self._before += self._window_seconds
+        self._earlier_seconds += self._window_seconds
         self._window_tokens, self._window_seconds = 0, 0.0
         self._started = time.perf_counter()
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        # Checkpoints are written at the end of a validation: let them hold the exact count.
+        # The checkpoint at the end of the validation shall hold the exact count.
         self._reduce(trainer)
         self._stop()
 
@@ -104,11 +108,11 @@ class Throughput(Callback):
             self._started = None
 
     def _reduce(self, trainer: Trainer) -> None:
-        tokens = int(self._pending)  # Waits for the forward pass of the last step on a GPU.
+        tokens = int(self._pending_tokens)  # Synchronises a GPU.
         if trainer.world_size > 1:
             count = torch.as_tensor(tokens, device=trainer.strategy.root_device).clone()
-            # Every rank takes the same number of steps, so all of them come by here.
+            # Every rank takes the same number of steps, so all of them reach this call.
             tokens = int(trainer.strategy.reduce(count, reduce_op="sum"))
-        self._total += tokens
+        self._total_tokens += tokens
         self._window_tokens += tokens
-        self._pending = 0
+        self._pending_tokens = 0

@@ -1,21 +1,21 @@
 "use strict";
-const readings = JSON.parse(document.getElementById("readings").textContent);
+const records = JSON.parse(document.getElementById("records").textContent);
 const ROW = 26; // height of a token in the line view, as in page.css
-const FAINTEST = 0.02; // of the greatest weight: fainter lines are left out
+const FAINTEST = 0.02; // of the largest weight: weaker lines are not drawn
 const find = (selector) => document.querySelector(selector);
-const every = (selector) => [...document.querySelectorAll(selector)];
+const findAll = (selector) => [...document.querySelectorAll(selector)];
 
-// What is shown, in the words of the address's hash; numbers count from 1.
-let chosen = Object.fromEntries(new URLSearchParams(location.hash.slice(1)));
-// Tokens by their side and place: what was pressed, and what the pointer or the keyboard is at.
-let pinned = {};
-let pointed = null;
-let role; // of the chosen line
+// The choices, as in the hash of the address; numbers count from 1.
+let selection = Object.fromEntries(new URLSearchParams(location.hash.slice(1)));
+// The token of each side, by its index, that was pressed, and that the pointer or keyboard is at.
+let pressedTokens = {};
+let pointedTokens = null;
+let role; // of the selected line
 let layer; // of the role
-let map; // the weights of the chosen head
-let inks; // red, green and blue of weights above zero, and below
+let map; // the weights of the selected head
+let colours; // red, green and blue of weights above zero, and below
 
-function make(name, properties = {}, ...children) {
+function createElement(name, properties = {}, ...children) {
   const element = Object.assign(document.createElement(name), properties);
   element.append(...children);
   return element;
@@ -24,74 +24,74 @@ function make(name, properties = {}, ...children) {
 // ---- choices
 
 function numbers(count) {
-  return Array.from({ length: count }, (_, place) => String(place + 1));
+  return Array.from({ length: count }, (_, index) => String(index + 1));
 }
 
-// Take the choice from those that there are, and let the others be chosen.
-function offer(name, legal, usual, title = (value) => value) {
-  if (!legal.includes(chosen[name])) chosen[name] = usual;
+// Show the choices, and select the fallback if the current choice is not one of them.
+function updateChoices(name, values, fallback, title = (value) => value) {
+  if (!values.includes(selection[name])) selection[name] = fallback;
   const group = find(`[data-name="${name}"]`);
-  if (group.dataset.legal !== legal.join()) {
-    group.dataset.legal = legal.join();
-    group.replaceChildren(...legal.map((value) => {
-      const input = make("input", { type: "radio", name, value });
-      return make("label", {}, input, title(value));
+  if (group.dataset.values !== values.join()) {
+    group.dataset.values = values.join();
+    group.replaceChildren(...values.map((value) => {
+      const input = createElement("input", { type: "radio", name, value });
+      return createElement("label", {}, input, title(value));
     }));
   }
-  for (const input of group.querySelectorAll("input")) input.checked = input.value === chosen[name];
+  for (const input of group.querySelectorAll("input")) input.checked = input.value === selection[name];
 }
 
-function settle() {
+function resolveSelection() {
   const lines = find("select");
-  if (!numbers(readings.length).includes(chosen.line)) chosen.line = "1";
-  lines.value = chosen.line;
-  const reading = readings[chosen.line - 1];
-  const names = reading.roles.map((each) => each.name);
-  const titled = (name) => reading.roles.find((each) => each.name === name).title;
-  offer("role", names, names.includes("cross") ? "cross" : names[0], titled);
+  if (!numbers(records.length).includes(selection.line)) selection.line = "1";
+  lines.value = selection.line;
+  const record = records[selection.line - 1];
+  const names = record.roles.map((each) => each.name);
+  const roleTitle = (name) => record.roles.find((each) => each.name === name).title;
+  updateChoices("role", names, names.includes("cross") ? "cross" : names[0], roleTitle);
   const before = role;
-  role = reading.roles.find((each) => each.name === chosen.role);
-  offer("layer", numbers(role.layers.length), String(role.layers.length));
-  layer = role.layers[chosen.layer - 1];
-  // The mean of a single head is that head.
+  role = record.roles.find((each) => each.name === selection.role);
+  updateChoices("layer", numbers(role.layers.length), String(role.layers.length));
+  layer = role.layers[selection.layer - 1];
+  // A single head needs no mean.
   const heads = [...(layer.heads > 1 ? ["mean"] : []), ...numbers(layer.heads)];
-  offer("head", heads, heads[0]);
-  map = weightsOf(layer, chosen.head);
+  updateChoices("head", heads, heads[0]);
+  map = headWeights(layer, selection.head);
   if (role !== before) {
-    pinned = {};
-    find("#source").textContent = reading.source;
-    find("#written").textContent = reading.written;
-    build();
-    tellPressed();
+    pressedTokens = {};
+    find("#source").textContent = record.source;
+    find("#written").textContent = record.written;
+    buildTokens();
+    updatePressed();
   }
 }
 
-function remember() {
+function saveSelection() {
   // A frame shares its address with the page that it is in.
   if (window !== top) return;
-  const places = Object.entries(pinned).map(([side, place]) => [side, place + 1]);
-  const { line, role, layer, head } = chosen;
-  const given = { ...(readings.length > 1 && { line }), role, layer, head, ...Object.fromEntries(places) };
-  history.replaceState(null, "", `#${new URLSearchParams(given)}`);
+  const positions = Object.entries(pressedTokens).map(([side, index]) => [side, index + 1]);
+  const { line, role, layer, head } = selection;
+  const parameters = { ...(records.length > 1 && { line }), role, layer, head, ...Object.fromEntries(positions) };
+  history.replaceState(null, "", `#${new URLSearchParams(parameters)}`);
 }
 
 // ---- weights
 
-// Of a head, or the mean of all: [q k] in one row.
-function weightsOf(layer, head) {
-  const all = unpacked(layer);
+// Return the weights of a head, or the mean over heads: [q k], flat.
+function headWeights(layer, head) {
+  const all = decodeWeights(layer);
   const size = role.queries.length * role.keys.length;
   if (head !== "mean") return all.subarray((head - 1) * size, head * size);
-  layer.mean ??= Float32Array.from({ length: size }, (_, place) => {
+  layer.mean ??= Float32Array.from({ length: size }, (_, index) => {
     let sum = 0;
-    for (let each = 0; each < layer.heads; each += 1) sum += all[each * size + place];
+    for (let each = 0; each < layer.heads; each += 1) sum += all[each * size + index];
     return sum / layer.heads;
   });
   return layer.mean;
 }
 
-// Of all heads, once they are wanted: [h q k] in one row.
-function unpacked(layer) {
+// Return the weights of all heads, decoded at the first call: [h q k], flat.
+function decodeWeights(layer) {
   if (!layer.all) {
     const bytes = Uint8Array.from(atob(layer.weights), (character) => character.charCodeAt(0));
     layer.all = Float32Array.from(new Int16Array(bytes.buffer), (number) => number * layer.step);
@@ -103,136 +103,136 @@ function weight(query, key) {
   return map[query * role.keys.length + key];
 }
 
-// The greatest weight of the layer: all its heads are on one scale.
-function most(layer) {
-  layer.most ??= unpacked(layer).reduce((far, each) => Math.max(far, Math.abs(each)), 0) || 1;
-  return layer.most;
+// Return the largest weight of a layer, the scale of all its heads.
+function largestWeight(layer) {
+  layer.largest ??= decodeWeights(layer).reduce((largest, each) => Math.max(largest, Math.abs(each)), 0) || 1;
+  return layer.largest;
 }
 
-// Three digits of the greatest weight.
-function figure(value) {
-  const decimals = Math.min(8, Math.max(0, 3 - Math.ceil(Math.log10(most(layer)))));
+// Format a weight so that the largest has three digits.
+function formatWeight(value) {
+  const decimals = Math.min(8, Math.max(0, 3 - Math.ceil(Math.log10(largestWeight(layer)))));
   return value.toFixed(decimals).replace("-", "−");
 }
 
 // ---- tokens
 
-// Whether a sentence is read from the right: most of its letters are.
-function fromTheRight(tokens) {
+// Return whether most letters are read from right to left.
+function isRightToLeft(tokens) {
   const letters = tokens.filter((token) => !/^<\w+>$/.test(token)).join("").match(/\p{L}/gu) ?? [];
   const right = letters.filter((letter) =>
     /[\p{Script=Hebrew}\p{Script=Arabic}\p{Script=Syriac}\p{Script=Thaana}\p{Script=Nko}]/u.test(letter));
   return right.length * 2 > letters.length;
 }
 
-function tokensOf(side) {
+function sideTokens(side) {
   return side === "query" ? role.queries : role.keys;
 }
 
-// What the role's tokens and layers decide, and no choice among them.
-function build() {
-  role.reversed = fromTheRight(role.keys);
+// Build what depends on the tokens and layers of the role only.
+function buildTokens() {
+  role.reversed = isRightToLeft(role.keys);
   for (const side of ["query", "key"]) {
-    const [list, axis] = every(`ol[data-side="${side}"]`);
-    const items = (inside) => tokensOf(side).map((token, place) => {
-      const item = make("li", {}, ...inside({ dir: "auto", title: token, textContent: token }, place));
-      item.dataset.place = place;
+    const [list, axis] = findAll(`ol[data-side="${side}"]`);
+    const items = (inside) => sideTokens(side).map((token, index) => {
+      const item = createElement("li", {}, ...inside({ dir: "auto", title: token, textContent: token }, index));
+      item.dataset.index = index;
       return item;
     });
-    list.replaceChildren(...items((name, place) => [
-      make("button", { ...name, type: "button", tabIndex: place ? -1 : 0 }),
-      make("span", { className: "figure" }),
+    list.replaceChildren(...items((name, index) => [
+      createElement("button", { ...name, type: "button", tabIndex: index ? -1 : 0 }),
+      createElement("span", { className: "figure" }),
     ]));
-    axis.replaceChildren(...items((name) => [make("span", name)]));
+    axis.replaceChildren(...items((name) => [createElement("span", name)]));
     const [queries, keys] = role.sides;
     const title = side === "query" ? `${queries} tokens (queries)` : `${keys} tokens (keys)`;
-    const [across, down] = every(`[data-title="${side}"]`);
+    const [across, down] = findAll(`[data-title="${side}"]`);
     across.textContent = title;
     down.textContent = `${side === "query" ? "↓" : role.reversed ? "←" : "→"} ${title}`;
   }
   find("#grid").classList.toggle("reversed", role.reversed);
-  for (const scroll of every(".scroll")) scroll.scrollTo(0, 0);
+  for (const scroll of findAll(".scroll")) scroll.scrollTo(0, 0);
   buildOverview();
 }
 
 function buildOverview() {
-  const most = Math.max(...role.layers.map((each) => each.heads));
-  const heads = most > 1 ? ["mean", ...numbers(most)] : ["1"];
+  const maxHeads = Math.max(...role.layers.map((each) => each.heads));
+  const heads = maxHeads > 1 ? ["mean", ...numbers(maxHeads)] : ["1"];
   const named = (head) => (head === "mean" ? "mean of heads" : `head ${head}`);
-  const titles = heads.map((head) => make("th", { scope: "col" }, head === "mean" ? head : named(head)));
-  const top = make("tr", {}, make("td"), ...titles);
-  const rows = role.layers.map((each, place) => {
+  const titles = heads.map((head) => createElement("th", { scope: "col" }, head === "mean" ? head : named(head)));
+  const top = createElement("tr", {}, createElement("td"), ...titles);
+  const rows = role.layers.map((each, index) => {
     const cells = heads.filter((head) => head === "mean" || head <= each.heads).map((head) => {
-      const title = `layer ${place + 1}, ${named(head)}`;
-      const button = make("button", { type: "button", title, ariaLabel: title }, make("canvas"));
-      Object.assign(button.dataset, { layer: place + 1, head });
-      return make("td", {}, button);
+      const title = `layer ${index + 1}, ${named(head)}`;
+      const button = createElement("button", { type: "button", title, ariaLabel: title }, createElement("canvas"));
+      Object.assign(button.dataset, { layer: index + 1, head });
+      return createElement("td", {}, button);
     });
-    return make("tr", {}, make("th", { scope: "row" }, `layer ${place + 1}`), ...cells);
+    return createElement("tr", {}, createElement("th", { scope: "row" }, `layer ${index + 1}`), ...cells);
   });
   find("#overview").replaceChildren(top, ...rows);
 }
 
-// ---- pictures
+// ---- drawing
 
-function readInks() {
+function readColours() {
   const style = getComputedStyle(document.documentElement);
-  inks = ["--plus", "--minus"].map((name) => {
+  colours = ["--plus", "--minus"].map((name) => {
     const colour = style.getPropertyValue(name).trim();
     return [1, 3, 5].map((start) => parseInt(colour.slice(start, start + 2), 16));
   });
 }
 
-function ink(value, opacity) {
-  return `rgba(${inks[value < 0 ? 1 : 0].join()}, ${opacity})`;
+function colourOf(value, opacity) {
+  return `rgba(${colours[value < 0 ? 1 : 0].join()}, ${opacity})`;
 }
 
-// A pixel a weight, as opaque as it is great.
-function paint(canvas, weights, most) {
+// Paint a pixel for each weight, more opaque for a larger weight.
+function paint(canvas, weights, largest) {
   const [rows, columns] = [role.queries.length, role.keys.length];
   Object.assign(canvas, { width: columns, height: rows });
   const pen = canvas.getContext("2d");
   const image = pen.createImageData(columns, rows);
-  for (let place = 0; place < weights.length; place += 1) {
-    const column = place % columns;
-    const value = weights[place - column + keyAt(column)];
-    const [red, green, blue] = inks[value < 0 ? 1 : 0];
-    image.data[4 * place] = red;
-    image.data[4 * place + 1] = green;
-    image.data[4 * place + 2] = blue;
-    image.data[4 * place + 3] = 255 * Math.abs(value) / most;
+  for (let index = 0; index < weights.length; index += 1) {
+    const column = index % columns;
+    const value = weights[index - column + keyInColumn(column)];
+    const [red, green, blue] = colours[value < 0 ? 1 : 0];
+    image.data[4 * index] = red;
+    image.data[4 * index + 1] = green;
+    image.data[4 * index + 2] = blue;
+    image.data[4 * index + 3] = 255 * Math.abs(value) / largest;
   }
   pen.putImageData(image, 0, 0);
 }
 
-// The key in a column of the heatmap, or the column of a key: of Hebrew, the first is at the right.
-function keyAt(column) {
+// Return the key of a heatmap's column, or the column of a key. The first key of Hebrew is at the right.
+function keyInColumn(column) {
   return role.reversed ? role.keys.length - 1 - column : column;
 }
 
 function drawHeatmap() {
   const [rows, columns] = [role.queries.length, role.keys.length];
   const room = find("#heat").clientWidth - find("#grid .down").offsetWidth - 2;
-  // Legible labels, and cells that fit where they can.
+  // Labels must be legible; cells fit if they can.
   const cell = Math.max(15, Math.min(34, Math.floor(room / columns), Math.floor(440 / rows)));
   find("#grid").style.setProperty("--cell", `${cell}px`);
   const canvas = find("#cells canvas");
   Object.assign(canvas.style, { width: `${cell * columns}px`, height: `${cell * rows}px` });
-  paint(canvas, map, most(layer));
+  paint(canvas, map, largestWeight(layer));
 }
 
 function drawOverview() {
   const shape = role.keys.length / role.queries.length;
   const [width, height] = shape > 1 ? [76, 76 / shape] : [76 * shape, 76];
-  for (const button of every("#overview button")) {
+  for (const button of findAll("#overview button")) {
     const each = role.layers[button.dataset.layer - 1];
     const canvas = button.firstChild;
     Object.assign(canvas.style, { width: `${Math.max(6, width)}px`, height: `${Math.max(6, height)}px` });
-    paint(canvas, weightsOf(each, button.dataset.head), most(each));
+    paint(canvas, headWeights(each, button.dataset.head), largestWeight(each));
   }
 }
 
-// As large as the view, whatever the sentence: it stays where one looks.
+// Make the canvas as large as the view; it does not scroll with the tokens.
 function sizeThreads() {
   const canvas = find("#threads");
   canvas.style.height = 0;
@@ -248,16 +248,16 @@ function drawThreads() {
   const pen = canvas.getContext("2d");
   pen.setTransform(devicePixelRatio, 0, 0, devicePixelRatio, 0, 0);
   pen.clearRect(0, 0, width, height);
-  const { query, key } = shown();
+  const { query, key } = activeTokens();
   const from = query === undefined ? role.queries.keys() : [query];
   for (const one of from) {
     const to = query === undefined && key !== undefined ? [key] : role.keys.keys();
     for (const other of to) {
       const value = weight(one, other);
-      const strength = Math.abs(value) / most(layer);
-      const [start, end] = [one, other].map((place) => (place + 0.5) * ROW - top);
+      const strength = Math.abs(value) / largestWeight(layer);
+      const [start, end] = [one, other].map((index) => (index + 0.5) * ROW - top);
       if (strength < FAINTEST || Math.max(start, end) < 0 || Math.min(start, end) > height) continue;
-      pen.strokeStyle = ink(value, strength);
+      pen.strokeStyle = colourOf(value, strength);
       pen.lineWidth = 1 + 2 * strength;
       pen.beginPath();
       pen.moveTo(0, start);
@@ -268,51 +268,51 @@ function drawThreads() {
 }
 
 function drawScale() {
-  const [low, none, high, told] = every("#scale > span");
-  const negative = unpacked(layer).some((each) => each < 0);
-  low.textContent = negative ? `weight ${figure(-most(layer))}` : "weight";
+  const [low, zero, high, text] = findAll("#scale > span");
+  const negative = decodeWeights(layer).some((each) => each < 0);
+  low.textContent = negative ? `weight ${formatWeight(-largestWeight(layer))}` : "weight";
   find("#scale .minus").hidden = !negative;
-  none.textContent = figure(0);
-  high.textContent = figure(most(layer));
+  zero.textContent = formatWeight(0);
+  high.textContent = formatWeight(largestWeight(layer));
   const sums = role.queries.map((_, query) => role.keys.reduce((sum, _, key) => sum + weight(query, key), 0));
   const [least, greatest] = [Math.min(...sums), Math.max(...sums)];
-  const range = [...new Set([short(least), short(greatest)])].join(" to ");
-  told.textContent = least > 0.99 && greatest < 1.01
+  const range = [...new Set([formatSum(least), formatSum(greatest)])].join(" to ");
+  text.textContent = least > 0.99 && greatest < 1.01
     ? "The weights of a query sum to 1."
     : `The weights of a query do not sum to 1 here, but to ${range}.`;
 }
 
-function short(value) {
+function formatSum(value) {
   return String(Number(value.toPrecision(3))).replace("-", "−");
 }
 
 // ---- pointing
 
-function shown() {
-  return pointed ?? pinned;
+function activeTokens() {
+  return pointedTokens ?? pressedTokens;
 }
 
-// How a token is lit: by its weight with the one that is pointed at on the other side. Of a cell,
-// the query's weights are shown.
-function lightOf(side, place) {
-  const { query, key } = shown();
-  if (side === "key") return query === undefined ? 0 : weight(query, place);
-  return query === undefined && key !== undefined ? weight(place, key) : 0;
+// Return the weight that colours a token: that with the active token on the other side. An active
+// cell shows the weights of its query.
+function highlightWeight(side, index) {
+  const { query, key } = activeTokens();
+  if (side === "key") return query === undefined ? 0 : weight(query, index);
+  return query === undefined && key !== undefined ? weight(index, key) : 0;
 }
 
-function light() {
-  const { query, key } = shown();
-  for (const list of every("ol[data-side]")) {
+function highlight() {
+  const { query, key } = activeTokens();
+  for (const list of findAll("ol[data-side]")) {
     const { side } = list.dataset;
     for (const item of list.children) {
-      const place = Number(item.dataset.place);
-      const value = lightOf(side, place);
-      const strength = Math.abs(value) / most(layer);
-      // Text stays legible on it.
-      item.style.backgroundColor = strength ? ink(value, 0.45 * strength) : "";
-      item.classList.toggle("at", place === (side === "query" ? query : key));
+      const index = Number(item.dataset.index);
+      const value = highlightWeight(side, index);
+      const strength = Math.abs(value) / largestWeight(layer);
+      // Text must be legible on it.
+      item.style.backgroundColor = strength ? colourOf(value, 0.45 * strength) : "";
+      item.classList.toggle("at", index === (side === "query" ? query : key));
       if (!item.lastChild.classList.contains("figure")) continue;
-      item.lastChild.textContent = strength < FAINTEST ? "" : figure(value);
+      item.lastChild.textContent = strength < FAINTEST ? "" : formatWeight(value);
     }
   }
   const mark = find("#mark");
@@ -321,57 +321,57 @@ function light() {
   Object.assign(mark.style, {
     top: query === undefined ? 0 : `calc(${query} * ${cell})`,
     height: query === undefined ? "100%" : cell,
-    left: key === undefined ? 0 : `calc(${keyAt(key)} * ${cell})`,
+    left: key === undefined ? 0 : `calc(${keyInColumn(key)} * ${cell})`,
     width: key === undefined ? "100%" : cell,
   });
-  tell();
+  describe();
   drawThreads();
 }
 
-// The same in words, with the greatest weights of a token that is pointed at.
-function tell() {
-  const { query, key } = shown();
-  const name = (side, place) => make("b", { dir: "auto" }, tokensOf(side)[place]);
-  const told = find("#told");
+// Describe the active cell, or the active token with its largest weights.
+function describe() {
+  const { query, key } = activeTokens();
+  const name = (side, index) => createElement("b", { dir: "auto" }, sideTokens(side)[index]);
+  const description = find("#description");
   if (query !== undefined && key !== undefined) {
-    told.replaceChildren(name("query", query), " attends to ", name("key", key), ` with ${figure(weight(query, key))}`);
+    description.replaceChildren(name("query", query), " attends to ", name("key", key), ` with ${formatWeight(weight(query, key))}`);
     return;
   }
   if (query === undefined && key === undefined) {
-    told.replaceChildren("Point at a token to see what it attends to, or at a cell. Press to keep it.");
+    description.replaceChildren("Point at a token to see what it attends to, or at a cell. Press to keep it.");
     return;
   }
   const [side, other] = key === undefined ? ["query", "key"] : ["key", "query"];
-  const weightAt = (place) => (key === undefined ? weight(query, place) : weight(place, key));
-  const greatest = tokensOf(other).map((_, place) => place).filter(weightAt)
+  const weightAt = (index) => (key === undefined ? weight(query, index) : weight(index, key));
+  const greatest = sideTokens(other).map((_, index) => index).filter(weightAt)
     .sort((one, two) => Math.abs(weightAt(two)) - Math.abs(weightAt(one))).slice(0, 5);
-  const listed = greatest.flatMap((place, rank) =>
-    [rank ? ", " : " ", name(other, place), ` ${figure(weightAt(place))}`]);
+  const names = greatest.flatMap((index, rank) =>
+    [rank ? ", " : " ", name(other, index), ` ${formatWeight(weightAt(index))}`]);
   const verb = key === undefined ? " attends to" : " is attended to by";
-  told.replaceChildren(name(side, shown()[side]), verb, ...(listed.length ? listed : [" nothing"]));
+  description.replaceChildren(name(side, activeTokens()[side]), verb, ...(names.length ? names : [" nothing"]));
 }
 
-function same(one, other) {
+function isSame(one, other) {
   return one?.query === other?.query && one?.key === other?.key;
 }
 
-function point(at) {
-  if (same(at, pointed)) return;
-  pointed = at;
-  light();
+function pointAt(at) {
+  if (isSame(at, pointedTokens)) return;
+  pointedTokens = at;
+  highlight();
 }
 
-function press(at) {
-  pinned = same(at, pinned) ? {} : at;
-  tellPressed();
-  remember();
-  light();
+function pressAt(at) {
+  pressedTokens = isSame(at, pressedTokens) ? {} : at;
+  updatePressed();
+  saveSelection();
+  highlight();
 }
 
-function tellPressed() {
-  for (const button of every(".tokens button")) {
-    const [[side, place]] = Object.entries(tokenAt(button));
-    button.setAttribute("aria-pressed", pinned[side] === place);
+function updatePressed() {
+  for (const button of findAll(".tokens button")) {
+    const [[side, index]] = Object.entries(tokenAt(button));
+    button.setAttribute("aria-pressed", pressedTokens[side] === index);
   }
 }
 
@@ -379,36 +379,36 @@ function draw() {
   sizeThreads();
   drawHeatmap();
   drawScale();
-  for (const button of every("#overview button")) {
+  for (const button of findAll("#overview button")) {
     const { layer, head } = button.dataset;
-    button.setAttribute("aria-pressed", layer === chosen.layer && head === chosen.head);
+    button.setAttribute("aria-pressed", layer === selection.layer && head === selection.head);
   }
-  light();
+  highlight();
 }
 
 function choose(choices) {
   const before = role;
-  Object.assign(chosen, choices);
-  settle();
+  Object.assign(selection, choices);
+  resolveSelection();
   if (role !== before) drawOverview();
-  remember();
+  saveSelection();
   draw();
 }
 
 function tokenAt(target) {
   const item = target.closest("ol[data-side] li");
-  return item && { [item.parentElement.dataset.side]: Number(item.dataset.place) };
+  return item && { [item.parentElement.dataset.side]: Number(item.dataset.index) };
 }
 
 function cellAt(event) {
   const box = find("#cells canvas").getBoundingClientRect();
-  const part = (at, start, size, count) => within(Math.floor((at - start) / size * count), count);
+  const part = (at, start, size, count) => clamp(Math.floor((at - start) / size * count), count);
   const column = part(event.clientX, box.left, box.width, role.keys.length);
-  return { query: part(event.clientY, box.top, box.height, role.queries.length), key: keyAt(column) };
+  return { query: part(event.clientY, box.top, box.height, role.queries.length), key: keyInColumn(column) };
 }
 
-function within(place, count) {
-  return Math.max(0, Math.min(count - 1, place));
+function clamp(index, count) {
+  return Math.max(0, Math.min(count - 1, index));
 }
 
 find("#choices").addEventListener("change", ({ target }) => choose({ [target.name]: target.value }));
@@ -417,42 +417,42 @@ find("#overview").addEventListener("click", ({ target }) => {
   const button = target.closest("button");
   if (button) choose({ layer: button.dataset.layer, head: button.dataset.head });
 });
-for (const panel of every(".panels .scroll")) {
-  // Not `pointerover`, which comes of scrolling too.
+for (const panel of findAll(".panels .scroll")) {
+  // `pointerover` would also fire when the page scrolls.
   panel.addEventListener("pointermove", ({ target }) => {
     const at = tokenAt(target);
-    if (at) point(at);
+    if (at) pointAt(at);
   });
   panel.addEventListener("pointerleave", () => {
-    // The page may have moved from under the pointer, by the keyboard.
-    if (!panel.matches(":focus-visible, :has(:focus-visible)")) point(null);
+    // The keyboard may have moved the page under the pointer.
+    if (!panel.matches(":focus-visible, :has(:focus-visible)")) pointAt(null);
   });
   panel.addEventListener("focusin", ({ target }) => {
     const at = target.matches(":focus-visible") && tokenAt(target);
-    if (at) point(at);
+    if (at) pointAt(at);
   });
-  panel.addEventListener("focusout", () => point(null));
+  panel.addEventListener("focusout", () => pointAt(null));
   panel.addEventListener("click", ({ target }) => {
     const at = tokenAt(target);
-    if (at) press(at);
+    if (at) pressAt(at);
   });
 }
-find("#threads").addEventListener("pointermove", () => point(null));
-find("#cells").addEventListener("pointermove", (event) => point(cellAt(event)));
-find("#cells").addEventListener("click", (event) => press(cellAt(event)));
+find("#threads").addEventListener("pointermove", () => pointAt(null));
+find("#cells").addEventListener("pointermove", (event) => pointAt(cellAt(event)));
+find("#cells").addEventListener("click", (event) => pressAt(cellAt(event)));
 find("#lines").addEventListener("scroll", drawThreads);
 
-// One token of a list is reached by the tabulator, the others from there by the arrows.
+// The tab key reaches one token of a list, and the arrow keys reach the others from there.
 find("#lines").addEventListener("keydown", (event) => {
   const item = event.target.closest("li");
   if (!item) return;
-  const [list, place] = [item.parentElement, Number(item.dataset.place)];
+  const [list, index] = [item.parentElement, Number(item.dataset.index)];
   const last = list.children.length - 1;
   const across = list.dataset.side === "query" ? "key" : "query";
-  const next = { ArrowUp: place - 1, ArrowDown: place + 1, Home: 0, End: last }[event.key];
+  const next = { ArrowUp: index - 1, ArrowDown: index + 1, Home: 0, End: last }[event.key];
   if (next !== undefined) {
     event.preventDefault();
-    const button = list.children[within(next, last + 1)].firstChild;
+    const button = list.children[clamp(next, last + 1)].firstChild;
     for (const each of list.children) each.firstChild.tabIndex = -1;
     button.tabIndex = 0;
     button.focus();
@@ -462,50 +462,50 @@ find("#lines").addEventListener("keydown", (event) => {
   }
 });
 find("#heat").addEventListener("keydown", (event) => {
-  if (event.key === "Enter" && pointed) press(pointed);
+  if (event.key === "Enter" && pointedTokens) pressAt(pointedTokens);
   const moves = { ArrowUp: [-1, 0], ArrowDown: [1, 0], ArrowLeft: [0, -1], ArrowRight: [0, 1] };
   if (!(event.key in moves)) return;
   event.preventDefault();
   const [down, on] = moves[event.key];
-  const { query, key } = pointed ?? {};
+  const { query, key } = pointedTokens ?? {};
   if (query === undefined || key === undefined) {
-    point({ query: 0, key: 0 });
+    pointAt({ query: 0, key: 0 });
   } else {
-    point({
-      query: within(query + down, role.queries.length),
-      key: within(key + (role.reversed ? -on : on), role.keys.length),
+    pointAt({
+      query: clamp(query + down, role.queries.length),
+      key: clamp(key + (role.reversed ? -on : on), role.keys.length),
     });
   }
   find("#mark").scrollIntoView({ block: "nearest", inline: "nearest" });
 });
 addEventListener("keydown", ({ key }) => {
   if (key !== "Escape") return;
-  pointed = null;
-  press({});
+  pointedTokens = null;
+  pressAt({});
 });
 
 // ---- start
 
 function start() {
-  readInks();
-  settle();
-  const places = ["query", "key"].map((side) => [side, chosen[side] - 1]);
-  pinned = Object.fromEntries(places.filter(([side, place]) => place in tokensOf(side)));
-  tellPressed();
+  readColours();
+  resolveSelection();
+  const positions = ["query", "key"].map((side) => [side, selection[side] - 1]);
+  pressedTokens = Object.fromEntries(positions.filter(([side, index]) => index in sideTokens(side)));
+  updatePressed();
   drawOverview();
   draw();
 }
 
-find("#several").hidden = readings.length === 1;
-find("select").append(...readings.map((reading, place) =>
-  make("option", { value: place + 1, textContent: `${place + 1}. ${reading.source}` })));
+find("#line").hidden = records.length === 1;
+find("select").append(...records.map((record, index) =>
+  createElement("option", { value: index + 1, textContent: `${index + 1}. ${record.source}` })));
 start();
 addEventListener("hashchange", () => {
-  chosen = Object.fromEntries(new URLSearchParams(location.hash.slice(1)));
+  selection = Object.fromEntries(new URLSearchParams(location.hash.slice(1)));
   start();
 });
 matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => {
-  readInks();
+  readColours();
   drawOverview();
   draw();
 });
@@ -515,7 +515,7 @@ new ResizeObserver(([{ contentRect }]) => {
   width = contentRect.width;
 }).observe(find("main"));
 if (window.frameElement) {
-  document.documentElement.classList.add("framed");
+  document.documentElement.classList.add("in-frame");
   const fit = () => { frameElement.style.height = `${document.documentElement.offsetHeight}px`; };
   new ResizeObserver(fit).observe(document.documentElement);
 }

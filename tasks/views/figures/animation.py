@@ -1,126 +1,102 @@
-"""A translation as it is written, token by token, with where the model looked for each."""
+"""The animation of a translation: token by token, with the cross-attention of each token."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from PIL.Image import Dither, Image, Quantize, fromarray
 from torch import Tensor
 
-from attention_zoo.tasks.views.figures.fonts import families, legible
-from attention_zoo.tasks.views.figures.style import BLACK, BLUE, RED, SOFT, new_figure
-from attention_zoo.tasks.views.figures.translated import clearest_layer, shares, translated
+from attention_zoo.tasks.views.figures import style
+from attention_zoo.tasks.views.figures.cross_attention import (
+    lowest_entropy_layer,
+    normalise_weights,
+    record_translation,
+)
 
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
-    from PIL.Image import Image
-
-_ROW = 0.3  # inches from token to token
+_ROW = 0.3  # height of a token, in inches
 _WIDTH = 6.0  # inches
-_SOURCE, _TARGET = 0.36, 0.64  # where the lines end, in shares of the width
-_FIRST, _TOKEN, _LAST = 1200, 700, 5000  # milliseconds that a picture stays
+_SOURCE, _TARGET = 0.36, 0.64  # ends of the lines, as fractions of the width
+_FIRST, _NEXT, _LAST = 1200, 700, 5000  # durations of frames, in milliseconds
 
 
-def write_translation(task: Any, line: str, path: Path) -> None:
-    """An animated GIF of a line's translation as it appears, token by token, without end.
+def animate_translation(task: Any, line: str, path: Path) -> None:
+    """Write an endless GIF of a translation as it appears, token by token.
 
-    The source stands at the left, the translation at the right. The token that is being written
-    sends a line to every source token, as wide as its weight there: the `shares` in the mean of the
-    heads of `clearest_layer`. The strongest line of each token stays. The first picture shows the
-    source alone, the last one the whole translation.
+    The source is at the left, the translation at the right. Lines join the newest token to all
+    source tokens, as wide as their weights: the normalised mean of the heads of
+    `lowest_entropy_layer`. Older tokens keep their strongest line. The first frame shows the source
+    alone, the last one the whole translation.
 
     Args:
         task: a `TranslationTask`, in evaluation mode.
         line: in the source language.
-        path: of the file.
+        path: of the GIF.
 
     Raises:
         UserError: the task is no translation.
     """
-    from PIL.Image import Dither, Quantize
-
-    reading = translated(task, line)
-    layers = reading.maps["cross"]
-    weights = shares(layers[clearest_layer(layers)].mean(0))
-    count = len(reading.target_tokens)
-    pictures = [
-        pixels(picture(reading.source_tokens, reading.target_tokens, weights, written))
-        for written in range(count + 2)
+    record = record_translation(task, line)
+    layers = record.maps["cross"]
+    weights = normalise_weights(layers[lowest_entropy_layer(layers)].mean(0))
+    count = len(record.target_tokens)
+    images = [
+        render(draw_frame(record.source_tokens, record.target_tokens, weights, length))
+        for length in range(count + 2)
     ]
-    # One palette for all, so that colours do not flicker: that of the last token, which has most.
-    palette = pictures[count].quantize(64, method=Quantize.MAXCOVERAGE)
-    frames = [one.quantize(palette=palette, dither=Dither.NONE) for one in pictures]
-    frames[0].save(
-        path,
-        save_all=True,
-        append_images=frames[1:],
-        duration=[_FIRST, *[_TOKEN] * count, _LAST],
-        loop=0,
-    )
+    # One palette keeps colours from flickering; the frame of the last token has most colours.
+    palette = images[count].quantize(64, method=Quantize.MAXCOVERAGE)
+    frames = [image.quantize(palette=palette, dither=Dither.NONE) for image in images]
+    durations = [_FIRST, *[_NEXT] * count, _LAST]
+    frames[0].save(path, save_all=True, append_images=frames[1:], duration=durations, loop=0)
 
 
-def picture(source: list[str], target: list[str], weights: Tensor, written: int) -> "Figure":
-    """The translation when so many tokens are written; one more than there are: when all is done.
+def draw_frame(source: list[str], target: list[str], weights: Tensor, length: int) -> Figure:
+    """Draw the first tokens of a translation, with their weights [q k] from 0 to 1.
 
-    Args:
-        source, target: tokens.
-        weights: [q k], of the target tokens on those of the source, from 0 to 1.
-        written: how many of the target are there. The last of them is the one that looks.
+    The last of them is highlighted. If `length` exceeds the number of tokens, none is.
     """
     height = _ROW * (max(len(source), len(target)) + 1.9)
-    figure = new_figure(_WIDTH, height)
-    figure.set_layout_engine("none")
-    axis = figure.add_axes((0, 0, 1, 1))
+    figure, axis = style.new_canvas(_WIDTH, height)
     axis.set(xlim=(0, 1), ylim=(height / _ROW - 1.6, -1.6))
-    axis.axis("off")
-    write(axis, _SOURCE - 0.02, -1, "source", ha="right", color=SOFT)
-    write(axis, _TARGET + 0.02, -1, "translation", ha="left", color=SOFT)
-    looking = written - 1 if written <= len(target) else None
-    for query in range(min(written, len(target))):
-        if query == looking:
-            join(axis, weights[query], query, RED)
+    draw_token(axis, _SOURCE - 0.02, -1, "source", ha="right", color=style.GREY)
+    draw_token(axis, _TARGET + 0.02, -1, "translation", ha="left", color=style.GREY)
+    newest = length - 1 if length <= len(target) else None
+    for query, row in enumerate(weights[: min(length, len(target))]):
+        if query == newest:
+            draw_lines(axis, row, query, style.RED)
         else:
-            strongest = weights[query] * (weights[query] == weights[query].max())
-            join(axis, strongest, query, BLUE)
-    if looking is not None and written:
-        for key, weight in enumerate(weights[looking].tolist()):
-            axis.barh(key, _SOURCE - 0.03, left=0.02, height=0.9, color=RED, alpha=0.6 * weight)
-    for place, token in enumerate(source):
-        write(axis, _SOURCE - 0.02, place, token, ha="right", color=BLACK)
-    for place, token in enumerate(target[:written]):
-        colour, weight = (RED, "bold") if place == looking else (BLACK, "normal")
-        write(axis, _TARGET + 0.02, place, token, ha="left", color=colour, fontweight=weight)
+            draw_lines(axis, row * (row == row.max()), query, style.BLUE)
+    if newest is not None and length:
+        for key, weight in enumerate(weights[newest].tolist()):
+            options = {"left": 0.02, "color": style.RED, "alpha": 0.6 * weight}
+            axis.barh(key, _SOURCE - 0.03, height=0.9, **options)
+    for row, token in enumerate(source):
+        draw_token(axis, _SOURCE - 0.02, row, token, ha="right", color=style.BLACK)
+    for row, token in enumerate(target[:length]):
+        options = {"color": style.BLACK}
+        if row == newest:
+            options = {"color": style.RED, "fontweight": "bold"}
+        draw_token(axis, _TARGET + 0.02, row, token, ha="left", **options)
     return figure
 
 
-def pixels(figure: "Figure") -> "Image":
-    import numpy as np
-    from PIL.Image import fromarray
-
+def render(figure: Figure) -> Image:
+    """Return the pixels of a figure."""
     figure.canvas.draw()
     return fromarray(np.asarray(figure.canvas.buffer_rgba())).convert("RGB")  # type: ignore[attr-defined]
 
 
-def join(axis: "Axes", weights: Tensor, query: int, colour: str) -> None:
-    """Lines from a target token to the source tokens, as wide as its weights [k] are large."""
+def draw_lines(axis: Axes, weights: Tensor, query: int, colour: str) -> None:
+    """Draw lines from a target token to the source tokens, as wide as its weights [k]."""
     for key, weight in enumerate(weights.tolist()):
-        axis.plot(
-            (_SOURCE, _TARGET),
-            (key, query),
-            color=colour,
-            linewidth=7 * weight,
-            alpha=0.8,
-            solid_capstyle="round",
-        )
+        options = {"linewidth": 7 * weight, "alpha": 0.8, "solid_capstyle": "round"}
+        axis.plot((_SOURCE, _TARGET), (key, query), color=colour, **options)
 
 
-def write(axis: "Axes", x: float, place: int, token: str, **style: Any) -> None:
-    axis.text(
-        x,
-        place,
-        legible(token),
-        va="center_baseline",
-        fontsize=13,
-        family=families(),
-        parse_math=False,
-        **style,
-    )
+def draw_token(axis: Axes, x: float, row: int, token: str, **options: Any) -> None:
+    """Write a token, or a title, in a row."""
+    options |= {"va": "center_baseline", "family": style.font_families(), "parse_math": False}
+    style.draw_text(axis, x, row, style.fit_label(token), size=style.HEADING_SIZE, **options)

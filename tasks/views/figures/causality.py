@@ -1,78 +1,85 @@
-"""Causal computing: what comes later changes nothing that came before."""
-
-from typing import TYPE_CHECKING
+"""The picture of causal attention: a word changes no output before it."""
 
 import torch
+from matplotlib import colormaps
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.image import AxesImage
 from torch import Tensor
 
 from attention_zoo.factory import create_attention
-from attention_zoo.tasks.views.figures.drawing import plain, same_draw
-from attention_zoo.tasks.views.figures.style import BLUE, EMPTY, RED, WEIGHTS, new_figure
+from attention_zoo.tasks.views.figures import style
+from attention_zoo.tasks.views.figures.seeding import fixed_seed
 from attention_zoo.zoo import Role
 
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
 WORDS = ("quarta-feira", ",", "4", "de", "março", "de", "2026")
-REPLACED = 4
+REPLACED = 4  # index of the word in the upper panels
 ROLES: tuple[Role, Role] = ("causal", "global")
-MOST = 1.6  # change, in the picture
+MAX_CHANGE = 1.6
 DIM, HEADS = 32, 4
 
 
-def changes(role: Role, words: int) -> Tensor:
-    """How much attention's output at each place changes when one word is replaced.
+def output_changes(role: Role, length: int) -> Tensor:
+    """Replace each word of a sequence in turn, and measure how much each output changes.
 
-    That is the length of the difference over the length of the output, for an attention before
-    any training and random vectors for words.
+    The change is ‖after − before‖ / ‖before‖, for an untrained attention and random vectors as
+    words.
 
     Args:
-        role: `causal` or `global`. words: their number, t.
+        role: `causal` or `global`.
+        length: t, the number of words.
 
     Returns:
-        [t t], a row for every word that is replaced, a column for every output.
+        [t t], a row for each word that is replaced, a column for each output.
     """
-    with same_draw(), torch.no_grad():
+    with fixed_seed(), torch.no_grad():
         attention = create_attention(
             "multi_head", dim=DIM, heads=HEADS, role=role, position="rotary"
         )
-        x = torch.randn(words, DIM).expand(words, -1, -1)
+        x = torch.randn(length, DIM).expand(length, -1, -1)
         replaced = x.clone()
-        replaced[range(words), range(words)] = torch.randn(words, DIM)
+        replaced[range(length), range(length)] = torch.randn(length, DIM)
         before = attention(x)
         after = attention(replaced)
     return (after - before).norm(dim=-1) / before.norm(dim=-1)
 
 
-def causal_computing() -> "Figure":
-    """What the change of a word does to every output: causal beside global attention."""
-    from matplotlib import colormaps
-
-    colours = colormaps[WEIGHTS].with_extremes(bad=EMPTY)
-    figure = new_figure(9.4, 6.6)
+def draw_causality() -> Figure:
+    """Draw how the change of a word changes every output, with causal and global attention."""
+    figure = style.new_figure(9.4, 6.6)
     bars, maps = figure.subplots(2, 2, height_ratios=(1, 1.15))
-    places = range(len(WORDS))
     for bar, grid, role in zip(bars, maps, ROLES, strict=True):
-        changed = changes(role, len(WORDS))
-        one = changed[REPLACED]
-        bar.barh(places, one.numpy(), color=[RED if x == REPLACED else BLUE for x in places])
-        for place in places:
-            text = "0" if one[place] == 0 else f"{one[place]:.2f}"
-            bar.text(one[place] + 0.02, place, text, va="center_baseline", fontsize=10)
-        bar.set_yticks(places, WORDS)
-        bar.set(xlim=(0, MOST), ylim=(len(WORDS) - 0.4, -0.6))
-        bar.set_title(f"{role}: “{WORDS[REPLACED]}” is replaced", fontsize=12)
-        bar.set_xlabel("change of the output")
-        plain(bar)
-        # What does not change at all has the colour of nothing.
-        shown = changed.T.masked_fill(changed.T == 0, float("nan"))
-        image = grid.imshow(shown.numpy(), cmap=colours, vmin=0, vmax=MOST, aspect="auto")
-        grid.set_xticks(places, WORDS, rotation=35, ha="right", rotation_mode="anchor")
-        grid.set_yticks(places, WORDS)
-        grid.set_title(f"{role}: each word is replaced in turn", fontsize=12)
-        grid.set_xlabel("word that is replaced")
+        changes = output_changes(role, len(WORDS))
+        draw_changes_of_one_word(bar, changes[REPLACED])
+        image = draw_changes_of_all_words(grid, changes)
+        bar.set_title(f"{role}: “{WORDS[REPLACED]}” is replaced", fontsize=style.TITLE_SIZE)
+        grid.set_title(f"{role}: each word is replaced in turn", fontsize=style.TITLE_SIZE)
         for axis in (bar, grid):
             axis.set_ylabel("output at")
-            axis.tick_params(length=0, labelsize=10)
+            axis.tick_params(length=0, labelsize=style.TEXT_SIZE)
     figure.colorbar(image, ax=maps, label="change of the output; grey: none", pad=0.01)
     return figure
+
+
+def draw_changes_of_one_word(axis: Axes, changes: Tensor) -> None:
+    """Draw the change of every output as a bar."""
+    colours = [style.RED if index == REPLACED else style.BLUE for index in range(len(WORDS))]
+    axis.barh(range(len(WORDS)), changes.numpy(), color=colours)
+    for index, change in enumerate(changes.tolist()):
+        number = "0" if change == 0 else f"{change:.2f}"
+        style.draw_text(axis, change + 0.02, index, number, ha="left", va="center_baseline")
+    axis.set_yticks(range(len(WORDS)), WORDS)
+    axis.set(xlim=(0, MAX_CHANGE), ylim=(len(WORDS) - 0.4, -0.6), xlabel="change of the output")
+    style.despine(axis)
+
+
+def draw_changes_of_all_words(axis: Axes, changes: Tensor) -> AxesImage:
+    """Draw the change of every output, by the word that is replaced."""
+    colours = colormaps[style.SEQUENTIAL].with_extremes(bad=style.EMPTY)
+    # An output that does not change at all is grey.
+    cells = changes.T.masked_fill(changes.T == 0, float("nan"))
+    image = axis.imshow(cells.numpy(), cmap=colours, vmin=0, vmax=MAX_CHANGE, aspect="auto")
+    axis.set_xticks(range(len(WORDS)), WORDS, rotation=35, ha="right", rotation_mode="anchor")
+    axis.set_yticks(range(len(WORDS)), WORDS)
+    axis.set_xlabel("word that is replaced")
+    return image

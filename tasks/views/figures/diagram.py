@@ -1,64 +1,55 @@
-"""A model as a diagram, drawn from the model itself."""
+"""The diagram of a model, drawn from the model itself."""
 
 import textwrap
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import Circle, FancyArrowPatch, FancyBboxPatch
+from matplotlib.path import Path
 from torch import nn
 
-from attention_zoo.tasks.views.figures.blueprint import (
-    Box,
-    Branch,
-    Column,
-    Run,
-    columns,
-    parameters,
-)
-from attention_zoo.tasks.views.figures.style import (
-    BLACK,
-    BLUE,
-    GREEN,
-    ORANGE,
-    PINK,
-    SKY,
-    SOFT,
-    new_figure,
+from attention_zoo.tasks.views.figures import style
+from attention_zoo.tasks.views.figures.model_summary import (
+    LayerGroup,
+    ModuleSummary,
+    StackSummary,
+    SublayerSummary,
+    count_parameters,
+    summarize_model,
 )
 
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
-
-# All lengths are inches.
-_BOX = 2.75  # width
-_GAP = 0.26  # between boxes, which an arrow crosses
-_LINE = 0.185  # of text
+# All lengths are in inches.
+_BOX = 2.75  # width of a box
+_GAP = 0.26  # arrow between boxes
+_LINE = 0.185  # height of a line of text
 _PADDING = 0.09  # above and below the text of a box
 _BYPASS = 0.22  # from a box to the residual connection beside it
-_PLUS = 0.1  # radius
-_MARGIN = 0.14  # of a frame around layers
+_PLUS = 0.1  # radius of the plus sign
+_MARGIN = 0.14  # between the layers and their frame
 _SIDE = 1.05  # beside a frame, for the number of its layers
 _MIDDLE = 0.6  # between two frames, for the memory
-_EDGE = 0.15  # of the figure
+_EDGE = 0.15  # around the diagram
 _CAPTION = 0.85  # below the first arrow
-_HALF = _BOX / 2 + _BYPASS + _MARGIN  # of a frame, where the residual connections are
-_OUTER, _INNER = _HALF + _SIDE, _BOX / 2 + _MARGIN
-_LETTERS = 34  # of a line in a box
+_TITLE = 0.75  # above the last arrow
+_HALF_FRAME = _BOX / 2 + _BYPASS + _MARGIN  # on the side of the residual connections
+_OUTER, _INNER = _HALF_FRAME + _SIDE, _BOX / 2 + _MARGIN  # halves of a stack
+_CHARACTERS = 34  # of a line in a box
 _COLOURS = {
-    "embedding": PINK,
-    "position": BLUE,
-    "norm": GREEN,
-    "attention": ORANGE,
-    "feed_forward": SKY,
-    "output": PINK,
+    "embedding": style.PINK,
+    "position": style.BLUE,
+    "norm": style.GREEN,
+    "attention": style.ORANGE,
+    "feed_forward": style.SKY,
+    "output": style.PINK,
 }
-_FRAME = "#eff1f3"
 
 
-def architecture(model: nn.Module) -> "Figure":
-    """The model as Vaswani et al. 2017 draw theirs (figure 1): computed from below to above.
+def draw_architecture(model: nn.Module) -> Figure:
+    """Draw a model from bottom to top, as Vaswani et al. 2017 do (figure 1).
 
-    Boxes, sizes and order are read off the model by `blueprint.columns`. Layers that are made alike
-    are drawn once, with their number; those that differ are drawn one above the other.
+    `summarize_model` reads modules, sizes and order from the model. Consecutive layers with the
+    same modules are drawn once, with their number.
 
     Args:
         model: a `Seq2Seq` or a `LanguageModel`.
@@ -66,198 +57,165 @@ def architecture(model: nn.Module) -> "Figure":
     Raises:
         ValueError: another model.
     """
-    figure = new_figure(1, 1)
-    figure.set_layout_engine("none")
-    axis = figure.add_axes((0, 0, 1, 1))
-    axis.axis("off")
-    pens = []
+    figure, axis = style.new_canvas(1, 1)
+    drawings = []
     left = _EDGE
-    for column in columns(model):
-        # Residual connections and numbers of layers stand at the outer sides.
-        outer = -1 if column.writes is None else 1
-        pen = _Pen(axis, left + (_OUTER if outer < 0 else _INNER), outer)
-        pen.column(column)
-        pens.append(pen)
+    for stack in summarize_model(model):
+        # Residual connections and numbers of layers are at the outer side of a stack.
+        outer = -1 if stack.outputs is None else 1
+        drawing = _StackDrawing(axis, left + (_OUTER if outer < 0 else _INNER), outer)
+        drawing.draw_stack(stack)
+        drawings.append(drawing)
         left += _OUTER + _INNER + _MIDDLE
-    width, height = left - _MIDDLE + _EDGE, max(pen.y for pen in pens) + 0.75
-    if len(pens) == 2:
-        bring_memory(*pens)
-    name, total = type(model).__name__, parameters(model)
-    axis.text(
-        width / 2,
-        height - 0.25,
-        f"{name}, {total:,} parameters",
-        ha="center",
-        va="center",
-        fontsize=14,
-    )
+    if len(drawings) == 2:
+        _draw_memory(*drawings)
+    width = left - _MIDDLE + _EDGE
+    height = max(drawing.y for drawing in drawings) + _TITLE
+    title = f"{type(model).__name__}, {count_parameters(model):,} parameters"
+    style.draw_text(axis, width / 2, height - 0.25, title, size=style.HEADING_SIZE)
     figure.set_size_inches(width, height)
     axis.set(xlim=(0, width), ylim=(0, height))
     return figure
 
 
-class _Pen:
-    """Draws a column from below to above, and knows where it is.
+class _StackDrawing:
+    """A stack that is drawn from bottom to top; `y` is the height reached so far.
 
     Args:
-        x: of the column's middle.
-        outer: the side where the residual connections are, −1 or 1.
+        axis: from `style.new_canvas`.
+        x: the middle of the stack.
+        outer: the side of the residual connections, −1 or 1.
     """
 
-    def __init__(self, axis: "Axes", x: float, outer: int) -> None:
+    def __init__(self, axis: Axes, x: float, outer: int) -> None:
         self.axis = axis
         self.x = x
         self.y = _CAPTION
         self.outer = outer
-        # The heights of what reads the memory.
-        self.readers: list[float] = []
+        self.memory_heights: list[float] = []  # of the boxes that read the memory
 
-    def column(self, column: Column) -> None:
-        self.say(0.38, column.title, size=13, weight="bold")
-        self.say(0.15, f"{column.parameters:,} parameters", size=9, color=SOFT)
-        self.say(self.y - 0.12, column.reads, size=11)
-        for box in column.before:
-            self.box(box)
-        for run in column.runs:
-            self.run(run, alone=len(column.runs) == 1)
-        for box in column.behind:
-            self.box(box)
-        self.up(_GAP, arrow=column.writes is not None)
-        if column.writes is not None:
-            self.say(self.y + 0.12, column.writes, size=11)
+    def draw_stack(self, stack: StackSummary) -> None:
+        """Draw the whole stack with its captions."""
+        self.draw_text(0.38, stack.title, size=style.HEADING_SIZE, weight="bold")
+        self.draw_text(0.15, f"{stack.num_parameters:,} parameters", color=style.GREY)
+        self.draw_text(self.y - 0.12, stack.inputs, size=style.LABEL_SIZE)
+        self.draw_modules(stack.modules_before)
+        for group in stack.layer_groups:
+            self.draw_layer_group(group, is_only=len(stack.layer_groups) == 1)
+        self.draw_modules(stack.modules_after)
+        self.advance(_GAP, arrow=stack.outputs is not None)
+        if stack.outputs is not None:
+            self.draw_text(self.y + 0.12, stack.outputs, size=style.LABEL_SIZE)
 
-    def run(self, run: Run, *, alone: bool) -> None:
-        from matplotlib.patches import FancyBboxPatch
-
-        self.up(_MARGIN)
+    def draw_layer_group(self, group: LayerGroup, *, is_only: bool) -> None:
+        """Draw a group of layers in a frame, with the number of layers beside it."""
+        self.advance(_MARGIN)
         bottom = self.y
-        self.up(_MARGIN)
-        for branch in run.branches:
-            self.branch(branch)
-        self.up(_MARGIN)
-        ends = sorted((self.x + self.outer * _HALF, self.x - self.outer * (_BOX / 2 + _MARGIN)))
-        self.axis.add_patch(
-            FancyBboxPatch(
-                (ends[0], bottom),
-                ends[1] - ends[0],
-                self.y - bottom,
-                boxstyle="round,pad=0,rounding_size=0.12",
-                facecolor=_FRAME,
-                edgecolor="none",
-                zorder=0,
-            )
-        )
-        number = f"× {run.last - run.first + 1}"
-        if not alone:
-            many = run.last > run.first
-            number = f"layers {run.first}–{run.last}" if many else f"layer {run.first}"
-        where = {
-            "x": self.x + self.outer * (_HALF + 0.1),
-            "ha": "left" if self.outer > 0 else "right",
-        }
+        self.advance(_MARGIN)
+        for sublayer in group.sublayers:
+            self.draw_sublayer(sublayer)
+        self.advance(_MARGIN)
+        left, right = sorted((self.x + self.outer * _HALF_FRAME, self.x - self.outer * _INNER))
+        frame = (left, bottom), right - left, self.y - bottom, 0.12
+        self.draw_box(*frame, facecolor=style.EMPTY, edgecolor="none", zorder=0)
+
+        single = group.first == group.last
+        if is_only:
+            number, size = f"× {group.last}", style.HEADING_SIZE
+        else:
+            numbers = f"layer {group.first}" if single else f"layers {group.first}–{group.last}"
+            number, size = numbers, style.LABEL_SIZE
+        x = self.x + self.outer * (_HALF_FRAME + 0.1)
+        options: style.Options = {"x": x, "ha": "left" if self.outer > 0 else "right"}
         middle = (bottom + self.y) / 2
-        self.say(middle + 0.2, number, size=16 if alone else 11, weight="bold", **where)
-        self.say(middle - 0.1, f"{run.parameters:,}", size=9, color=SOFT, **where)
-        self.say(middle - 0.27, "parameters", size=9, color=SOFT, **where)
-        if run.last > run.first:
-            self.say(middle - 0.44, "each", size=9, color=SOFT, **where)
+        self.draw_text(middle + 0.2, number, size=size, weight="bold", **options)
+        lines = [f"{group.num_parameters:,}", "parameters", *([] if single else ["each"])]
+        for index, line in enumerate(lines):
+            self.draw_text(middle - 0.1 - 0.17 * index, line, color=style.GREY, **options)
 
-    def branch(self, branch: Branch) -> None:
-        """A sublayer, and its residual connection."""
-        from matplotlib.patches import Circle
-
-        below = self.y
-        for box in branch.beside:
-            self.box(box)
-        if branch.reads_memory:
-            self.readers.append(self.y - height_of(branch.beside[-1]) / 2)
-        self.up(_GAP, arrow=True)
+    def draw_sublayer(self, sublayer: SublayerSummary) -> None:
+        """Draw a sublayer with its residual connection."""
+        start = self.y
+        self.draw_modules(sublayer.inside_residual)
+        if sublayer.reads_memory:
+            self.memory_heights.append(self.y - _height(sublayer.inside_residual[-1]) / 2)
+        self.advance(_GAP, arrow=True)
         plus = self.y + _PLUS
         side = self.x + self.outer * (_BOX / 2 + _BYPASS)
-        near = self.x + self.outer * _PLUS
-        self.line([(self.x, below), (side, below), (side, plus), (near, plus)], arrow=True)
-        self.axis.add_patch(Circle((self.x, plus), _PLUS, facecolor="white", edgecolor=BLACK))
-        self.say(plus, "+", size=12)
+        end = self.x + self.outer * _PLUS
+        self.draw_line([(self.x, start), (side, start), (side, plus), (end, plus)], arrow=True)
+        self.axis.add_patch(Circle((self.x, plus), _PLUS, facecolor="white", edgecolor=style.BLACK))
+        self.draw_text(plus, "+", size=style.TITLE_SIZE)
         self.y = plus + _PLUS
-        for box in branch.behind:
-            self.box(box)
-        self.up(_GAP / 2)
+        self.draw_modules(sublayer.after_residual)
+        self.advance(_GAP / 2)
 
-    def box(self, box: Box) -> None:
-        from matplotlib.patches import FancyBboxPatch
+    def draw_modules(self, modules: tuple[ModuleSummary, ...]) -> None:
+        """Draw each module as a box, with an arrow to it."""
+        for module in modules:
+            self.advance(_GAP, arrow=True)
+            height = _height(module)
+            colour = style.lighten(_COLOURS[module.kind], 0.32)
+            box = (self.x - _BOX / 2, self.y), _BOX, height, 0.08
+            self.draw_box(*box, facecolor=colour, edgecolor=style.BLACK, linewidth=1)
+            self.y += height
+            top = self.y - _PADDING - _LINE / 2
+            self.draw_text(top, module.title, size=style.TEXT_SIZE, weight="bold")
+            for number, line in enumerate(_wrap_facts(module), start=1):
+                self.draw_text(top - number * _LINE, line)
 
-        self.up(_GAP, arrow=True)
-        height = height_of(box)
-        self.axis.add_patch(
-            FancyBboxPatch(
-                (self.x - _BOX / 2, self.y),
-                _BOX,
-                height,
-                boxstyle="round,pad=0,rounding_size=0.08",
-                facecolor=tint(_COLOURS[box.kind]),
-                edgecolor=BLACK,
-                linewidth=1,
-            )
-        )
-        self.y += height
-        top = self.y - _PADDING - _LINE / 2
-        self.say(top, box.title, size=10.5, weight="bold")
-        for number, line in enumerate(lines_of(box), start=1):
-            self.say(top - number * _LINE, line, size=9)
-
-    def up(self, length: float, *, arrow: bool = False) -> None:
-        self.line([(self.x, self.y), (self.x, self.y + length)], arrow=arrow)
+    def advance(self, length: float, *, arrow: bool = False) -> None:
+        """Draw a line upwards."""
+        self.draw_line([(self.x, self.y), (self.x, self.y + length)], arrow=arrow)
         self.y += length
 
-    def line(self, corners: list[tuple[float, float]], *, arrow: bool = False) -> None:
-        from matplotlib.patches import FancyArrowPatch
-        from matplotlib.path import Path
-
-        style = "-|>" if arrow else "-"
-        self.axis.add_patch(
-            FancyArrowPatch(
-                path=Path(corners),
-                arrowstyle=style,
-                mutation_scale=10,
-                linewidth=1.2,
-                color=BLACK,
-                shrinkA=0,
-                shrinkB=0,
-                joinstyle="round",
-            )
+    def draw_line(self, corners: list[tuple[float, float]], *, arrow: bool = False) -> None:
+        """Draw a line through all corners."""
+        line = FancyArrowPatch(
+            path=Path(corners),
+            arrowstyle="-|>" if arrow else "-",
+            mutation_scale=10,
+            linewidth=1.2,
+            color=style.BLACK,
+            shrinkA=0,
+            shrinkB=0,
+            joinstyle="round",
         )
+        self.axis.add_patch(line)
 
-    def say(self, y: float, text: str, *, size: float, **style: Any) -> None:
-        options: dict[str, Any] = {
-            "x": self.x,
-            "ha": "center",
-            "va": "center",
-            "color": BLACK,
-        } | style
-        self.axis.text(y=y, s=text, fontsize=size, **options)
+    def draw_box(
+        self,
+        corner: tuple[float, float],
+        width: float,
+        height: float,
+        radius: float,
+        **options: Any,
+    ) -> None:
+        """Draw a box with round corners."""
+        shape = f"round,pad=0,rounding_size={radius}"
+        self.axis.add_patch(FancyBboxPatch(corner, width, height, boxstyle=shape, **options))
+
+    def draw_text(self, y: float, text: str, **options: Any) -> None:
+        """Write a text in the middle of the stack, unless the options differ."""
+        defaults: style.Options = {"x": self.x, "size": style.NOTE_SIZE, "color": style.BLACK}
+        style.draw_text(self.axis, y=y, text=text, **defaults | options)
 
 
-def bring_memory(encoder: _Pen, decoder: _Pen) -> None:
-    """From the top of the encoder to all that read it, by way of the middle."""
+def _draw_memory(encoder: _StackDrawing, decoder: _StackDrawing) -> None:
+    """Draw arrows from the top of the encoder to the boxes that read the memory."""
     middle = (encoder.x + decoder.x) / 2
     start = [(encoder.x, encoder.y), (middle, encoder.y)]
-    for reader in decoder.readers:
-        end = [(middle, reader), (decoder.x - _BOX / 2, reader)]
-        encoder.line([*start, *end], arrow=True)
-    encoder.say(encoder.y + 0.14, "memory", size=11)
+    for height in decoder.memory_heights:
+        end = [(middle, height), (decoder.x - _BOX / 2, height)]
+        encoder.draw_line([*start, *end], arrow=True)
+    encoder.draw_text(encoder.y + 0.14, "memory", size=style.LABEL_SIZE)
 
 
-def height_of(box: Box) -> float:
-    return _LINE * (1 + len(lines_of(box))) + 2 * _PADDING
+def _height(module: ModuleSummary) -> float:
+    """Return the height of a module's box."""
+    return _LINE * (1 + len(_wrap_facts(module))) + 2 * _PADDING
 
 
-def lines_of(box: Box) -> list[str]:
-    """The facts of a box, in lines that fit into it."""
-    return [line for fact in box.facts for line in textwrap.wrap(fact, _LETTERS)]
-
-
-def tint(colour: str) -> tuple[float, ...]:
-    """A colour mixed with white."""
-    from matplotlib.colors import to_rgb
-
-    return tuple(0.68 + 0.32 * part for part in to_rgb(colour))
+def _wrap_facts(module: ModuleSummary) -> list[str]:
+    """Return the facts of a module in lines that fit into its box."""
+    return [line for fact in module.facts for line in textwrap.wrap(fact, _CHARACTERS)]

@@ -1,290 +1,250 @@
-"""The pictures by which attention is explained, in the order in which they are told."""
+"""The lessons of the tutorial with their pictures, in order."""
 
-from importlib import import_module
+from collections.abc import Callable
+from inspect import signature
 from io import BytesIO
 from pathlib import Path
 from typing import Any, NamedTuple
+
+from matplotlib.figure import Figure
+from PIL import Image
+
+from attention_zoo.tasks.views.figures import trained_task
+from attention_zoo.tasks.views.figures.animation import animate_translation
+from attention_zoo.tasks.views.figures.causality import draw_causality
+from attention_zoo.tasks.views.figures.cross_attention import draw_cross_attention
+from attention_zoo.tasks.views.figures.diagram import draw_architecture
+from attention_zoo.tasks.views.figures.encodings import draw_positional_encodings
+from attention_zoo.tasks.views.figures.heads import draw_multi_head, draw_two_heads
+from attention_zoo.tasks.views.figures.patterns import draw_biases, draw_masks
+from attention_zoo.tasks.views.figures.roles import draw_roles
+from attention_zoo.tasks.views.figures.scaling import draw_scaling
+from attention_zoo.tasks.views.figures.soft_lookup import draw_soft_lookup
+from attention_zoo.tasks.views.figures.steps import draw_steps
+from attention_zoo.tasks.views.figures.word_order import draw_word_order
 
 LINE = "Wednesday, March 4, 2026"
 
 
 class Picture(NamedTuple):
-    """A picture, and what draws it.
+    """A picture, and the function that draws it.
 
     Args:
-        name: the stem of its file, behind the number of its lesson.
-        function: what draws it, as module.function of this package.
-        alt: what is to be seen, for who does not see it.
-        takes: what it is given: `task`, a trained translation; `model`, that of the task; `line`,
-            what is translated; `path`, where it writes an animation itself. What is given no path
-            returns a figure.
+        name: the stem of its file, without the number of the lesson.
+        draw: a function of `task`, a trained `TranslationTask`; `model`, that of the task; `line`,
+            the line to translate; `path`, the file to write. It has some of these parameters. It
+            returns a figure, or writes an animation to its path.
+        alt: text that describes the picture to readers who do not see it.
     """
 
     name: str
-    function: str
+    draw: Callable[..., Figure | None]
     alt: str
-    takes: tuple[str, ...] = ()
 
     @property
-    def trained(self) -> bool:
-        """Whether it is of a trained model."""
-        return bool({"task", "model"} & {*self.takes})
+    def parameters(self) -> list[str]:
+        """Return the parameters of the function that have no default."""
+        parameters = signature(self.draw).parameters.values()
+        return [parameter.name for parameter in parameters if parameter.default is parameter.empty]
+
+    @property
+    def needs_model(self) -> bool:
+        """Return whether the picture shows a trained model."""
+        return bool({"task", "model"} & {*self.parameters})
 
     @property
     def suffix(self) -> str:
-        return ".gif" if "path" in self.takes else ".png"
+        """Return the suffix of the file."""
+        return ".gif" if "path" in self.parameters else ".png"
 
 
-class Lesson(NamedTuple):
-    """One point, with the pictures that make it."""
+class Lesson:
+    """A lesson with its pictures."""
 
-    title: str
-    caption: str
-    pictures: tuple[Picture, ...]
+    def __init__(self, title: str, caption: str, *pictures: Picture) -> None:
+        self.title = title
+        self.caption = caption
+        self.pictures = pictures
 
 
 LESSONS = (
     Lesson(
         "A dictionary that answers with a mixture",
-        "A dictionary gives the value of the one key that equals the word asked for. Attention "
-        "asks every key how close it is, and answers with a mixture of all values, the nearest "
-        "key's most. At a low temperature the nearest entry alone is left, and since nothing "
-        "jumps, gradients can teach queries and keys what they should mean.",
-        (
-            Picture(
-                "dictionary",
-                "dictionary.soft_dictionary",
-                "Three panels: arrows of the keys type, color and age and of the word species, "
-                "which lies next to type; bars of weights, pickup 0.53, blue 0.33, 22 0.14; the "
-                "weights over temperature, from pickup alone to a third each.",
-            ),
+        "A dictionary returns the value of the one key that equals the query. Attention compares "
+        "the query with every key, and returns a mixture of all values; the closer the key, the "
+        "larger the weight. At a low temperature only the nearest key counts. The mixture is "
+        "differentiable, so queries and keys can be learned.",
+        Picture(
+            "dictionary",
+            draw_soft_lookup,
+            "Keys and query as arrows, weights of the values, weights by temperature.",
         ),
     ),
     Lesson(
         "Self-attention, step by step",
-        "Every word is compared with every word, QKᵀ, and the results say how much of each word's "
-        "value goes into the sum. Without scale and softmax, scores can be negative and sums of "
-        "any size. Softmax makes each row of scores weights that are positive and add up to 1.",
-        (
-            Picture(
-                "steps",
-                "steps.step_by_step",
-                "Two rows of matrices with their numbers. Above: Q times K transposed, times V. "
-                "Below: the same with a division by the root of 3 and softmax in between.",
-            ),
-        ),
+        "QKᵀ compares every word with every word. Its rows weight the values in the sums of the "
+        "output. Without scale and softmax, scores can be negative and sums of any size. Softmax "
+        "turns each row of scores into positive weights that sum to 1.",
+        Picture("steps", draw_steps, "QKᵀ V in numbers, and softmax(QKᵀ/√3) V in numbers."),
     ),
     Lesson(
         "Why scores are divided by √d",
-        "A product of two vectors of width d is a sum of d terms, and its deviation grows as √d. "
-        "Softmax over large scores gives nearly all the weight to one key, and where a weight is "
-        "close to 1 its gradient is close to 0. Divided by √d, scores are alike at every width.",
-        (
-            Picture(
-                "scaling",
-                "scaling.why_scaled",
-                "Distributions of scores for d of 4, 64 and 1024, which spread without the scale "
-                "and coincide with it; below, without the scale, the largest weight rises to "
-                "nearly 1 with d and the gradient falls to nearly 0, and both are level with it.",
-            ),
+        "The dot product of two vectors of width d is a sum of d terms, and its standard deviation "
+        "grows as √d. Softmax over large scores gives nearly all the weight to one key, and then "
+        "its gradient is close to 0. Divided by √d, scores have the same size at every width.",
+        Picture(
+            "scaling",
+            draw_scaling,
+            "Scores, the largest weight and the gradient, with and without the scale.",
         ),
     ),
     Lesson(
-        "Three layers, by who sees whom",
-        "The word above looks, the words below are looked at. In the encoder every word sees the "
-        "whole source (global). In the decoder a word sees itself and what was written before it "
-        "(causal), and the whole source across (cross). The grids are the masks: a row for each "
-        "word that looks.",
-        (
-            Picture(
-                "layers",
-                "roles.who_sees_whom",
-                "Cross, global and causal attention as lines between two rows of words, above "
-                "grids that are full for cross and global attention and a lower triangle for "
-                "causal.",
-            ),
+        "Three roles of attention",
+        "Lines join queries above to the keys below that they may attend to. In the encoder, every "
+        "word attends to the whole source (global). In the decoder, a word attends to itself and "
+        "the words before it (causal), and to the whole source (cross). The grids are the masks, "
+        "with a row for each query.",
+        Picture(
+            "layers",
+            draw_roles,
+            "Cross, global and causal attention as lines between words, and as masks.",
         ),
     ),
     Lesson(
-        "Causal: what comes later changes nothing before it",
-        "One word is replaced, and the outputs are compared. With causal attention the outputs "
-        "before it stay as they were, to the last bit; with global attention all change. This is "
-        "why a decoder can be trained on all places of a sentence at once, and why what was "
-        "computed for earlier words can be kept while it writes.",
-        (
-            Picture(
-                "causal",
-                "causality.causal_computing",
-                "Bars of how much each output changes when março is replaced: zero before it with "
-                "causal attention, not with global; below, the same for every word as grids, a "
-                "triangle and a full square.",
-            ),
+        "Causal attention: no word changes an output before it",
+        "One word is replaced, and the outputs are compared. With causal attention, the outputs "
+        "before it stay the same to the last bit; with global attention, all change. So a decoder "
+        "can be trained on all positions of a sentence at once, and decoding can cache the keys "
+        "and values of earlier words.",
+        Picture(
+            "causal",
+            draw_causality,
+            "Changes of each output when a word is replaced: none before it with causal attention.",
         ),
     ),
     Lesson(
-        "Four ways to say where a word stands",
-        "Sinusoidal and learned vectors are added to the embeddings, rotary positions turn "
-        "queries and keys, and ALiBi lowers scores. Below is what becomes of distance: products "
-        "of sinusoidal places fall as the distance grows, and rotary ones likewise, by the same "
-        "waves. A learned table knows of no distance before it is trained. ALiBi's slope differs "
-        "from head to head.",
-        (
-            Picture(
-                "positions",
-                "encodings.positional_encodings",
-                "Four columns. Above: the sinusoidal encoding as an image of waves by position "
-                "and channel, a learned one as noise, the rotary one as waves, ALiBi's bias as a "
-                "ridge on the diagonal. Below: products over distance, and ALiBi's lines for "
-                "eight heads.",
-            ),
+        "Four positional encodings",
+        "Sinusoidal and learned vectors are added to the embeddings, rotary positions rotate "
+        "queries and keys, and ALiBi lowers scores. Below are the dot products of two positions: "
+        "with sinusoidal and rotary positions, they fall with the distance. A learned table knows "
+        "no distance before training. ALiBi has a different slope for each head.",
+        Picture(
+            "positions",
+            draw_positional_encodings,
+            "Sinusoidal, learned, rotary and ALiBi encodings, and how they depend on distance.",
         ),
     ),
     Lesson(
         "Order matters",
-        "Attention by itself sees a bag of words: in another order, each word gets the same "
-        "output, in another row. With positions, who bites whom makes a difference.",
-        (
-            Picture(
-                "order",
-                "order.order_matters",
-                "Outputs for dog bites man and man bites dog. Without positions the rows are the "
-                "same but for their order, and the differences are zero; with rotary positions "
-                "they differ.",
-            ),
+        "Attention by itself ignores the order of words: in another order, each word gets the same "
+        "output, in another row. With positions, the outputs differ.",
+        Picture(
+            "order",
+            draw_word_order,
+            "Outputs for the same words in two orders, without and with positions.",
         ),
     ),
     Lesson(
         "Several heads",
-        "Queries, keys and values are split by columns into heads. Each head attends by itself, "
-        "with weights of its own; what they find is joined and mixed by one more projection. So "
-        "one word can look at several others at once, each for another reason.",
-        (
-            Picture(
-                "heads",
-                "heads.split_and_joined",
-                "Q, K and V of 5 by 12 in three colours, split into three heads of 5 by 4; "
-                "weights of 5 by 5 and sums of values for each head; the sums joined to 5 by 12 "
-                "in three colours, and the output.",
-            ),
-            Picture(
-                "two-heads",
-                "heads.two_heads",
-                "Two heads of one encoder layer over the date, as lines from each token to those "
-                "that it looks at; the two patterns differ.",
-                ("task", "line"),
-            ),
+        "The columns of queries, keys and values are split into heads. Each head attends with its "
+        "own weights; the outputs are joined and mixed by one more projection. So one word can "
+        "attend to several others at once, for different reasons.",
+        Picture(
+            "heads",
+            draw_multi_head,
+            "Queries, keys and values, split into three heads; their outputs, joined.",
+        ),
+        Picture(
+            "two-heads",
+            draw_two_heads,
+            "Two heads of a layer over the same line, as lines from token to token.",
         ),
     ),
     Lesson(
-        "A translation, and where it looked",
-        "Each row is a word as it was written, each column a word of the source. Where the order "
-        "of words differs between the languages, the marks leave the diagonal: day and month "
-        "change places between English and Portuguese, and the attention crosses with them.",
-        (
-            Picture(
-                "translation",
-                "translated.cross_attention",
-                "A heat map of cross-attention, target words down and source words across. The "
-                "strongest source word of each row is framed.",
-                ("task", "line"),
-            ),
+        "Cross-attention in a translation",
+        "Each row is a word of the translation, each column a word of the source. English and "
+        "Portuguese put day and month in different orders, and there the marks leave the diagonal.",
+        Picture(
+            "translation",
+            draw_cross_attention,
+            "Cross-attention from Portuguese to English words: day and month swap.",
         ),
     ),
     Lesson(
-        "Writing token by token",
-        "The decoder writes one token at a time, and asks the source anew for each. What it has "
-        "written is a part of the question.",
-        (
-            Picture(
-                "writing",
-                "animation.write_translation",
-                "An animation: the translation grows token by token, with lines from the token "
-                "that is being written to the source tokens it looks at.",
-                ("task", "line", "path"),
-            ),
+        "Decoding token by token",
+        "The decoder writes one token at a time. For each, it attends to the source anew, with a "
+        "query that depends on the tokens before.",
+        Picture(
+            "writing",
+            animate_translation,
+            "A translation that grows token by token, with lines to the source tokens.",
         ),
     ),
     Lesson(
         "The whole model",
-        "Encoder and decoder are stacks of N equal layers. A layer of the encoder is global "
-        "self-attention and a feed-forward network; one of the decoder has cross-attention "
-        "between causal self-attention and that. Every sublayer adds to what it was given. The "
-        "diagram is drawn from the model itself.",
-        (
-            Picture(
-                "architecture",
-                "diagram.architecture",
-                "A diagram of the model: embeddings, the layers of encoder and decoder with their "
-                "sublayers, arrows from encoder to cross-attention, and the output.",
-                ("model",),
-            ),
+        "Encoder and decoder are stacks of N equal layers. An encoder layer has global "
+        "self-attention and a feed-forward network; a decoder layer has causal self-attention, "
+        "cross-attention and a feed-forward network. Every sublayer adds its output to its input. "
+        "The diagram is drawn from the model itself.",
+        Picture(
+            "architecture",
+            draw_architecture,
+            "Encoder and decoder with their layers, drawn from the model.",
         ),
     ),
     Lesson(
         "Masks and biases of the zoo",
-        "A mask says which keys a query may see; a bias says how much more or less it sees them "
-        "by where they stand. These are all that the zoo has, each drawn by the code that "
-        "computes it. Where a pattern or a bias depends on content or is learned, it is one draw.",
-        (
-            Picture(
-                "masks",
-                "patterns.masks",
-                "Thumbnails of mask patterns, queries down and keys across, by family.",
-            ),
-            Picture(
-                "biases",
-                "patterns.biases",
-                "Thumbnails of score biases, queries down and keys across, by encoding.",
-            ),
-        ),
+        "A mask decides which keys a query may attend to; a bias raises or lowers scores. These "
+        "are all masks and biases of the zoo, drawn by the code that computes them. Patterns and "
+        "biases that depend on content or are learned are one example.",
+        Picture("masks", draw_masks, "All mask patterns of the zoo, by family."),
+        Picture("biases", draw_biases, "All score biases of the zoo, by family."),
     ),
 )
 
 
 def file_name(number: int, picture: Picture) -> str:
-    """`08-two-heads.png` of a picture of lesson 8."""
+    """Return the name of a picture's file, such as `08-two-heads.png` for lesson 8."""
     return f"{number:02}-{picture.name}{picture.suffix}"
 
 
-def make(picture: Picture, path: Path, task: Any = None) -> Any:
-    """The `Figure` of a picture; None of one that is written to the path.
+def draw_picture(picture: Picture, path: Path, task: Any = None) -> Figure | None:
+    """Return the figure of a picture, or write an animation and return None.
 
     Args:
-        task: a trained `TranslationTask`, for a picture that is of one.
+        picture: from `LESSONS`.
+        path: of the animation.
+        task: a trained `TranslationTask`, if the picture needs a model.
     """
-    given = {"task": task, "line": LINE, "path": path}
-    if "model" in picture.takes:
-        given["model"] = task.model
-    module, name = picture.function.split(".")
-    function = getattr(import_module(f"{__package__}.{module}"), name)
-    return function(*(given[each] for each in picture.takes))
+    arguments = {"task": task, "line": LINE, "path": path}
+    if "model" in picture.parameters:
+        arguments["model"] = task.model
+    return picture.draw(*(arguments[name] for name in picture.parameters))
 
 
-def draw(picture: Picture, path: Path, task: Any = None) -> None:
-    """Make a picture as a file, sharp on dense screens, and small."""
-    from PIL import Image
-
-    figure = make(picture, path, task)
+def save_picture(picture: Picture, path: Path, task: Any = None) -> None:
+    """Save a picture as a small file that is sharp on dense screens."""
+    figure = draw_picture(picture, path, task)
     if figure is not None:
-        sharp = BytesIO()
-        figure.savefig(sharp, dpi=150)
-        with Image.open(sharp) as image:
+        buffer = BytesIO()
+        figure.savefig(buffer, dpi=150)
+        with Image.open(buffer) as image:
             # This method keeps the ends of colour bars, which few pixels have.
             image.convert("RGB").quantize(256, Image.Quantize.MAXCOVERAGE).save(path)
 
 
-def code(number: int, picture: Picture) -> str:
-    """The Python that draws a picture, as a reader would write it."""
-    module, name = picture.function.split(".")
-    lines = [f"from attention_zoo.tasks.views.figures.{module} import {name}"]
-    if picture.trained:
+def example_code(number: int, picture: Picture) -> str:
+    """Return the Python code with which a reader can draw a picture."""
+    function = picture.draw.__name__
+    lines = [f"from {picture.draw.__module__} import {function}"]
+    if picture.needs_model:
         lines += [
-            "from attention_zoo.tasks.views.figures.trained import load_translation, newest_translation",
+            f"from {trained_task.__name__} import find_newest_translation, load_translation",
             "",
-            "task = load_translation(newest_translation())",
+            "task = load_translation(find_newest_translation())",
         ]
-    file = repr(file_name(number, picture))
-    written = {"task": "task", "model": "task.model", "line": repr(LINE), "path": file}
-    call = f"{name}({', '.join(written[each] for each in picture.takes)})"
-    lines.append(call if "path" in picture.takes else f"{call}.savefig({file})")
-    return "\n".join(lines).replace("'", '"')
+    file = f'"{file_name(number, picture)}"'
+    arguments = {"task": "task", "model": "task.model", "line": f'"{LINE}"', "path": file}
+    call = f"{function}({', '.join(arguments[name] for name in picture.parameters)})"
+    lines.append(call if "path" in picture.parameters else f"{call}.savefig({file})")
+    return "\n".join(lines)

@@ -1,86 +1,89 @@
-"""Pictures of attention: who looks at whom, in every head of a layer."""
+"""Heat maps of attention weights: every head of a layer."""
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from torch import Tensor
 
 from attention_zoo.tasks.views.attention_record import ROLES, AttentionRecord
-from attention_zoo.tasks.views.figures.fonts import families, legible
-from attention_zoo.tasks.views.figures.style import SIGNED, WEIGHTS, new_figure
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
+from attention_zoo.tasks.views.figures import style
 
 
-def attention_figure(
-    reading: AttentionRecord, role: str, layer: int, heads: Sequence[int] | None = None
-) -> "Figure":
-    """Heat maps of one layer: the mean of its heads, then every head, on one colour scale.
+def draw_heatmaps(
+    record: AttentionRecord, role: str, layer: int, heads: Sequence[int] | None = None
+) -> Figure:
+    """Draw heat maps of one layer on one colour scale: the mean of its heads, then every head.
 
-    Keys run along x and queries down y. Where some weights are negative, zero is white. Nothing of
-    pyplot is used: the figure belongs to the caller alone, and may be made in any thread.
+    Keys run along x and queries down y. If some weights are negative, zero is white. The figure
+    does not use pyplot, so any thread may draw it.
 
     Args:
-        reading: tokens and maps of one line.
+        record: tokens and weights of one line.
         role: "encoder", "decoder" or "cross".
         layer: index of the layer, from 0.
-        heads: indices of the heads to draw, from 0; then there is no mean.
+        heads: indices of the heads to draw, from 0, without their mean; all, if not given.
 
     Raises:
-        ValueError: the reading has no such role, layer or head, or a map does not fit its tokens.
+        ValueError: the record has no such role, layer or head, or a map does not fit its tokens.
     """
-    weights = reading.weights(role, layer)
+    panels = _named_panels(record.weights(role, layer), heads)
     title, queries_side, keys_side = ROLES[role]
-    queries, keys = reading.tokens(role)
-    labels = _Labels(keys, queries)
-    there = range(len(weights))
-    if strange := [head for head in heads or () if head not in there]:
-        raise ValueError(f"heads must lie between 0 and {there[-1]}, got {strange}.")
-    drawn = there if heads is None else heads
-    panels = [weights[head] for head in drawn]
-    names = [f"head {head + 1}" for head in drawn]
-    # The mean of a single head is that head.
-    if heads is None and len(weights) > 1:
-        panels.insert(0, weights.mean(0))
-        names.insert(0, "mean of heads")
-
-    columns = _columns(len(panels), labels.width / labels.height)
+    heading = f"{title}, layer {layer + 1} of {len(record.maps[role])}"
+    queries, keys = record.tokens(role)
+    labels = _TokenLabels(keys, queries)
+    columns = _num_columns(len(panels), labels.width / labels.height)
     rows = math.ceil(len(panels) / columns)
-    heading = f"{title}, layer {layer + 1} of {len(reading.maps[role])}"
-    figure = new_figure(
-        # Few tokens need less room than what is written above them.
-        max(columns * (labels.width + 0.25) + labels.margin + 1.4, 0.6 * 14 / 72 * len(heading)),
-        rows * (labels.height + 0.4) + labels.margin + 1.0,
-    )
+    width = columns * (labels.width + 0.25) + labels.margin + 1.4
+    height = rows * (labels.height + 0.4) + labels.margin + 1.0
+    # With few tokens, the heading needs more width than the panels.
+    figure = style.new_figure(max(width, _text_width(heading, style.HEADING_SIZE)), height)
     axes = figure.subplots(rows, columns, squeeze=False).flatten()
-    least = min(panel.min().item() for panel in panels)
-    low, high, colours = 0.0, max(panel.max().item() for panel in panels), WEIGHTS
-    if least < 0:
-        high = max(high, -least)
-        low, colours = -high, SIGNED
-    for index, (axis, panel, name) in enumerate(zip(axes, panels, names, strict=False)):
-        image = axis.imshow(
-            panel.numpy(), cmap=colours, vmin=low, vmax=high, aspect="auto", interpolation="none"
-        )
-        axis.set_title(name, fontsize=11, fontweight="bold" if name.startswith("mean") else None)
-        labels.draw(
-            axis, with_keys=index + columns >= len(panels), with_queries=index % columns == 0
-        )
+    low, high = _colour_limits([weights for _, weights in panels])
+    colours = style.SEQUENTIAL if low == 0 else style.DIVERGING
+    options: style.Options = {"cmap": colours, "vmin": low, "vmax": high}
+    for index, (axis, (name, weights)) in enumerate(zip(axes, panels, strict=False)):
+        image = axis.imshow(weights.numpy(), aspect="auto", interpolation="none", **options)
+        weight = "bold" if name.startswith("mean") else None
+        axis.set_title(name, fontsize=style.LABEL_SIZE, fontweight=weight)
+        is_bottom, is_left = index + columns >= len(panels), index % columns == 0
+        labels.draw(axis, with_keys=is_bottom, with_queries=is_left)
     for axis in axes[len(panels) :]:
         axis.remove()
-    figure.suptitle(heading, fontsize=14)
-    figure.supxlabel(f"{keys_side} tokens (keys)", fontsize=12)
-    figure.supylabel(f"{queries_side} tokens (queries)", fontsize=12)
-    # A bar as long as the figure is tall would outweigh a tall grid.
-    figure.colorbar(
-        image, ax=list(axes[: len(panels)]), label="attention weight", aspect=20 * rows, pad=0.01
-    )
+    figure.suptitle(heading, fontsize=style.HEADING_SIZE)
+    figure.supxlabel(f"{keys_side} tokens (keys)", fontsize=style.TITLE_SIZE)
+    figure.supylabel(f"{queries_side} tokens (queries)", fontsize=style.TITLE_SIZE)
+    # The aspect keeps the bar of a tall grid short and wide enough.
+    options = {"label": "attention weight", "aspect": 20 * rows, "pad": 0.01}
+    figure.colorbar(image, ax=list(axes[: len(panels)]), **options)
     return figure
 
 
-def _columns(panels: int, aspect: float) -> int:
-    """Columns of the grid, about 6:5 and with few empty places."""
+def _named_panels(weights: Tensor, heads: Sequence[int] | None) -> list[tuple[str, Tensor]]:
+    """Return the weights of the given heads with their titles, or those of all and their mean."""
+    available = range(len(weights))
+    if unknown := [head for head in heads or () if head not in available]:
+        raise ValueError(f"heads must lie between 0 and {available[-1]}, got {unknown}.")
+    chosen = available if heads is None else heads
+    panels = [(f"head {head + 1}", weights[head]) for head in chosen]
+    # The mean of a single head is that head.
+    if heads is None and len(panels) > 1:
+        panels.insert(0, ("mean of heads", weights.mean(0)))
+    return panels
+
+
+def _colour_limits(panels: Sequence[Tensor]) -> tuple[float, float]:
+    """Return the weights that get the first and the last colour."""
+    low = min(panel.min().item() for panel in panels)
+    high = max(panel.max().item() for panel in panels)
+    if low >= 0:
+        return 0.0, high
+    return -max(high, -low), max(high, -low)
+
+
+def _num_columns(panels: int, aspect: float) -> int:
+    """Return the number of columns of a grid whose shape is about 6:5, with few empty cells."""
 
     def cost(columns: int) -> tuple[float, int]:
         rows = math.ceil(panels / columns)
@@ -90,32 +93,35 @@ def _columns(panels: int, aspect: float) -> int:
     return min(range(1, panels + 1), key=cost)
 
 
-class _Labels:
-    """Token labels of a panel, and the panel's size in inches, which they decide."""
+def _text_width(text: str, size: float) -> float:
+    """Estimate the width of a text in inches."""
+    return 0.6 * size / 72 * len(text)
+
+
+class _TokenLabels:
+    """The token labels of a panel, and the size of the panel in inches."""
 
     def __init__(self, keys: list[str], queries: list[str]) -> None:
         longest = max(len(keys), len(queries))
-        # Square cells: roomy for a few tokens, and a panel of at most 7 inches for many.
+        # Cells are square. They are large for few tokens; for many, a panel has at most 7 inches.
         cell = min(0.36, 7.0 / longest)
         self.width = max(1.2, cell * len(keys))
         self.height = max(1.2, cell * len(queries))
         self.size = min(10.0, max(5.0, 0.72 * 72 * cell))  # points
-        # Where even the smallest letters are taller than a cell, every second label or so is drawn.
+        # If the smallest letters are taller than a cell, only every second label or so is drawn.
         self.stride = math.ceil(1.1 * self.size / 72 / cell)
-        self.keys = [legible(token) for token in keys]
-        self.queries = [legible(token) for token in queries]
-        self.family = families()
-        characters = max((len(label) for label in [*self.keys, *self.queries]), default=0)
-        self.margin = 0.6 * self.size / 72 * characters
-        widest_key = 0.6 * self.size / 72 * max(len(label) for label in self.keys)
+        self.keys = [style.fit_label(token) for token in keys]
+        self.queries = [style.fit_label(token) for token in queries]
+        widest_key = _text_width(max(self.keys, key=len), self.size)
+        self.margin = max(widest_key, _text_width(max(self.queries, key=len), self.size))
         self.rotation = 0 if widest_key < cell else 90
 
-    def draw(self, axis: "Axes", *, with_keys: bool, with_queries: bool) -> None:
+    def draw(self, axis: Axes, *, with_keys: bool, with_queries: bool) -> None:
+        """Label the axes of a panel."""
         keys = self.keys[:: self.stride] if with_keys else []
         queries = self.queries[:: self.stride] if with_queries else []
         axis.set_xticks(range(0, len(keys) * self.stride, self.stride), keys)
         axis.set_yticks(range(0, len(queries) * self.stride, self.stride), queries)
-        axis.tick_params(length=2, labelsize=self.size, labelfontfamily=self.family)
+        axis.tick_params(length=2, labelsize=self.size, labelfontfamily=style.font_families())
         axis.tick_params(axis="x", labelrotation=self.rotation)
-        for label in [*axis.get_xticklabels(), *axis.get_yticklabels()]:
-            label.set_parse_math(False)  # "$5 or $6" is no formula
+        style.disable_math(axis)

@@ -1,4 +1,4 @@
-// The list of lessons, which stays beside them, says which one is being read.
+// Mark the lesson that is being read in the list of lessons.
 const links = new Map(
   [...document.querySelectorAll("nav a")].map((link) => [link.hash.slice(1), link]),
 );

@@ -1,242 +1,222 @@
-"""Every mask pattern and every score bias of the zoo, as thumbnails that walk the registries."""
+"""The pictures of every mask pattern and every score bias in the registries, as thumbnails."""
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Sequence
 from itertools import groupby
-from typing import TYPE_CHECKING, Any, NamedTuple
+from operator import attrgetter
+from typing import Any, NamedTuple
 
 import torch
+from matplotlib.cm import ScalarMappable
+from matplotlib.colorbar import Colorbar
+from matplotlib.colors import Normalize
+from matplotlib.figure import Figure
 from torch import Tensor, nn
 
-from attention_zoo.attention.base import Attention
+from attention_zoo.attention.base import Attention, resolve_positions
 from attention_zoo.attention.softmax import SoftmaxAttention
 from attention_zoo.factory import create_attention, create_position
-from attention_zoo.masks import Mask
+from attention_zoo.masks import Mask, Visibility
 from attention_zoo.tasks.configuration.entry_configs import entry_options
-from attention_zoo.tasks.views.figures.style import EMPTY, SIGNED, WEIGHTS, new_figure
+from attention_zoo.tasks.views.figures import style
+from attention_zoo.tasks.views.figures.roles import render_mask
+from attention_zoo.tasks.views.figures.seeding import fixed_seed
 from attention_zoo.zoo import ATTENTION, POSITION, Role
 
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
-_TOKENS, _HEADS, _DIM = 48, 4, 32
-_SMALL = 4  # to what options that count tokens are lowered, to show among so few
-_ALIKE = 6  # neighbouring tokens that share content
+_LENGTH, _HEADS, _DIM = 48, 4, 32
+_MAX_OPTION = 4  # of options that count tokens: patterns must fit into so few tokens
+_SIMILAR = 6  # neighbouring tokens that share content
 _COLUMNS = 6
-_SHOWN_HEADS = 2  # of a bias
-_THUMBNAIL = 1.35  # inches
+_BIAS_HEADS = 2  # that are drawn
+_SIZE = 1.35  # of a thumbnail, in inches
 
 
 class Thumbnail(NamedTuple):
-    """A picture, and what is said below it."""
+    """A small picture of a mask or a bias, with the text below it."""
 
-    family: str  # under which it stands
+    family: str  # heading of its rows
     name: str
     notes: tuple[str, ...]
-    values: Tensor  # [q k], not a number where a query does not see a key
-    scale: float  # the largest value that has a colour
+    values: Tensor  # [q k], NaN for masked keys
+    limit: float = 1.0  # value of the last colour
 
 
-def masks() -> "Figure":
-    """Who sees whom: fields of `Mask`, alone and together, and mechanisms with a pattern of their
-    own.
+def draw_masks() -> Figure:
+    """Draw the fields of `Mask`, alone and together, and the mechanisms with their own pattern.
 
-    These have a window, a `is_visible`, or a choice by their card; or they give no weight to some keys
-    for what the tokens hold. Each is drawn as global attention where it can be, else as causal
-    attention, with options small enough for the picture. What depends on content is one real draw,
-    of random tokens and an untrained mechanism: its first head, in shares of each row's largest
-    weight.
+    A mechanism is drawn if it has a window or overrides `is_visible`, if it chooses keys by its
+    card, or if the content of tokens makes some of its weights zero. It is global attention if it
+    can be, else causal attention, with options small enough for the picture. Patterns that depend
+    on content are one example, of random tokens and an untrained mechanism: the weights of its
+    first head, relative to the largest of each row.
     """
-    figure, bar = sheet(
-        [*mask_thumbnails(), *pattern_thumbnails()],
-        "Who sees whom: a row for each query, a column for each key",
-        colours=WEIGHTS,
-        low=0.0,
-    )
-    bar.set_ticks([0, 1], labels=["not seen", "seen"])
-    bar.set_label("by content: one draw, in shares of each row's largest weight")
+    thumbnails = [*mask_thumbnails(), *pattern_thumbnails()]
+    figure, bar = draw_thumbnails(thumbnails, style.SEQUENTIAL, low=0.0)
+    title = "Masks: a row for each query, a column for each key"
+    figure.suptitle(title, fontsize=style.HEADING_SIZE)
+    bar.set_ticks([0, 1], labels=["masked", "visible"])
+    bar.set_label("by content: one example, relative to the largest weight of each row")
     return figure
 
 
-def biases() -> "Figure":
-    """What encodings add to the scores of causal attention: those that act on them by their card,
-    by places or by content.
+def draw_biases() -> Figure:
+    """Draw what encodings add to the scores of causal attention, by position or by content.
 
-    Of each the first two heads, on a scale of its own. What is learned is as training starts from
-    it; tables that start at zero would show nothing, and are drawn at random. What depends on
-    content is one real draw, of random tokens.
+    Each encoding has its own colour scale, and shows its first two heads. Learned biases are drawn
+    as they are initialised; tables of zeros, which would show nothing, get random values. Biases
+    that depend on content are one example, of random tokens.
     """
-    figure, bar = sheet(
-        list(bias_thumbnails()),
-        "What is added to scores: a row for each query, a column for each key",
-        colours=SIGNED,
-        low=-1.0,
-    )
+    figure, bar = draw_thumbnails(bias_thumbnails(), style.DIVERGING, low=-1.0)
+    title = "Score biases: a row for each query, a column for each key"
+    figure.suptitle(title, fontsize=style.HEADING_SIZE)
     bar.set_ticks([-1, 0, 1], labels=["less attention", "nothing added", "more attention"])
-    bar.set_label("each encoding on a scale of its own; unseen keys are grey")
+    bar.set_label("each encoding has its own scale; masked keys are grey")
     return figure
 
 
-def sheet(
-    thumbnails: list[Thumbnail], title: str, *, colours: str, low: float
-) -> tuple["Figure", Any]:
-    """Thumbnails in rows, each family from a new one on, and their colour bar.
+def draw_thumbnails(
+    thumbnails: Sequence[Thumbnail], colour_map: str, *, low: float
+) -> tuple[Figure, Colorbar]:
+    """Draw thumbnails, which are sorted by family, in rows, and a colour bar below.
 
-    `low` is the least value that has a colour, in multiples of a thumbnail's scale.
+    Each family starts a new row. The first colour is for `low` times the limit of a thumbnail.
     """
-    from matplotlib.cm import ScalarMappable
-    from matplotlib.colors import Normalize
-
-    families = [list(group) for _, group in groupby(thumbnails, key=lambda one: one.family)]
+    families = [list(group) for _, group in groupby(thumbnails, key=attrgetter("family"))]
     rows = sum(math.ceil(len(family) / _COLUMNS) for family in families)
-    figure = new_figure(_COLUMNS * (_THUMBNAIL + 0.16), rows * (_THUMBNAIL + 0.75) + 1.2)
+    figure = style.new_figure(_COLUMNS * (_SIZE + 0.16), rows * (_SIZE + 0.75) + 1.2)
     figure.set_layout_engine("constrained", w_pad=0.08, h_pad=0.09)
     grid = figure.add_gridspec(rows, _COLUMNS)
-    row = 0
+    first_row = 0
     for family in families:
-        for place, one in enumerate(family):
-            axis = figure.add_subplot(grid[row + place // _COLUMNS, place % _COLUMNS])
+        for index, thumbnail in enumerate(family):
+            row, column = divmod(index, _COLUMNS)
+            axis = figure.add_subplot(grid[first_row + row, column])
             axis.imshow(
-                one.values.numpy(),
-                cmap=colours,
-                vmin=low * one.scale,
-                vmax=one.scale,
+                thumbnail.values.numpy(),
+                cmap=colour_map,
+                vmin=low * thumbnail.limit,
+                vmax=thumbnail.limit,
                 interpolation="nearest",
             )
-            axis.set(xticks=[], yticks=[], facecolor=EMPTY)
-            axis.set_xlabel("\n".join([one.name, *one.notes]), fontsize=9)
-            if place == 0:
-                axis.set_title(one.family, loc="left", fontsize=11, fontweight="bold")
-        row += math.ceil(len(family) / _COLUMNS)
-    figure.suptitle(title, fontsize=13)
-    mappable = ScalarMappable(Normalize(low, 1), colours)
-    bar = figure.colorbar(mappable, ax=figure.axes, location="bottom", aspect=30, shrink=0.5)
+            axis.set(xticks=[], yticks=[], facecolor=style.EMPTY)
+            text = "\n".join([thumbnail.name, *thumbnail.notes])
+            axis.set_xlabel(text, fontsize=style.NOTE_SIZE)
+            if index == 0:
+                size = style.LABEL_SIZE
+                axis.set_title(thumbnail.family, loc="left", fontsize=size, fontweight="bold")
+        first_row += math.ceil(len(family) / _COLUMNS)
+    colours = ScalarMappable(Normalize(low, 1), colour_map)
+    bar = figure.colorbar(colours, ax=figure.axes, location="bottom", aspect=30, shrink=0.5)
     return figure, bar
 
 
-def mask_thumbnails() -> Iterator[Thumbnail]:
-    place = torch.arange(_TOKENS)[None, :]
-    third = _TOKENS // 3
-    real, segment_ids = place < 2 * third, place // third
-    for mask in (
+def mask_thumbnails() -> list[Thumbnail]:
+    """Return a thumbnail of every field of `Mask`, and of some that are often combined."""
+    positions = torch.arange(_LENGTH)[None, :]
+    key_mask, segment_ids = positions < 2 * _LENGTH // 3, positions // (_LENGTH // 3)
+    masks = (
         Mask(),
         Mask(causal=True),
-        Mask(window=3 * _SMALL),
-        Mask(causal=True, window=3 * _SMALL),
-        Mask(key_mask=real),
-        Mask(causal=True, key_mask=real),
+        Mask(window=3 * _MAX_OPTION),
+        Mask(causal=True, window=3 * _MAX_OPTION),
+        Mask(key_mask=key_mask),
+        Mask(causal=True, key_mask=key_mask),
         Mask(segment_ids=segment_ids),
         Mask(causal=True, segment_ids=segment_ids),
         Mask(segment_ids=segment_ids, query_segment_ids=segment_ids.flip(1)),
-    ):
+    )
+    thumbnails = []
+    for mask in masks:
         first, *others = mask.names or ("no field is set",)
         notes = tuple(f"+ {name}" for name in others)
-        yield Thumbnail("fields of Mask", first, notes, seen(mask).float(), 1.0)
+        visible = render_mask(mask, _LENGTH, _LENGTH).float()
+        thumbnails.append(Thumbnail("fields of Mask", first, notes, visible))
+    return thumbnails
 
 
-def pattern_thumbnails() -> Iterable[Thumbnail]:
-    """Of every mechanism that has a pattern of its own, by family."""
-    found = []
+@torch.no_grad()
+def pattern_thumbnails() -> list[Thumbnail]:
+    """Return a thumbnail of every mechanism with its own pattern, sorted by family."""
+    thumbnails = []
     for name in ATTENTION:
-        attention = small_attention(name)
-        weights, others = (drawn_weights(attention, seed) for seed in (1, 2))
-        by_content = attention.card.chooses or not torch.equal(weights == 0, others == 0)
-        patterned = (
-            attention.window is not None or type(attention).is_visible is not Attention.is_visible
-        )
-        if by_content:
-            # A query may see nothing by chance.
-            shares = weights / weights.amax(dim=1, keepdim=True).clamp(min=1e-9)
+        attention = create_small_attention(name)
+        family = entry_family(type(attention))
+        weights, others = (attention.attention_map(sample_tokens(seed))[0, 0] for seed in (1, 2))
+        if attention.card.chooses or not torch.equal(weights == 0, others == 0):
+            # By chance, a query may have no visible key.
+            relative = weights / weights.amax(dim=1, keepdim=True).clamp(min=1e-9)
             notes = (f"{attention.role}, by content",)
-            found.append(Thumbnail(family(type(attention)), name, notes, shares, 1.0))
-        elif patterned:
-            sees = (weights != 0).float()
-            found.append(Thumbnail(family(type(attention)), name, (attention.role,), sees, 1.0))
-    return sorted(found, key=lambda one: one.family)
+            thumbnails.append(Thumbnail(family, name, notes, relative))
+        elif attention.window or type(attention).is_visible is not Attention.is_visible:
+            visible = (weights != 0).float()
+            thumbnails.append(Thumbnail(family, name, (attention.role,), visible))
+    return sorted(thumbnails, key=attrgetter("family"))
 
 
-def bias_thumbnails() -> Iterable[Thumbnail]:
-    """Of every encoding that acts on scores, two heads, by family."""
-    found = []
+def bias_thumbnails() -> list[Thumbnail]:
+    """Return thumbnails of every encoding that acts on scores, sorted by family."""
+    causal = render_mask(Mask(causal=True), _LENGTH, _LENGTH)
+    thumbnails = []
     for name in POSITION:
         acts = POSITION.card(name).acts
         if not {"scores", "content"} & set(acts):
             continue
-        added, learned = drawn_bias(name)
+        bias, learned = sample_bias(name)
         kinds = (["learned"] if learned else []) + (["by content"] if "content" in acts else [])
-        shown = added.masked_fill(~seen(Mask(causal=True)), torch.nan)[:_SHOWN_HEADS]
-        scale = shown.nan_to_num().abs().max().item()
-        for head, values in enumerate(shown, start=1):
-            notes = f"head {head}, up to ±{scale:.2g}", ", ".join(kinds)
-            found.append(Thumbnail(family(POSITION[name]), name, notes, values, scale))
-    return sorted(found, key=lambda one: one.family)
+        bias = bias.masked_fill(~causal, torch.nan)[:_BIAS_HEADS]
+        limit = bias.nan_to_num().abs().max().item()
+        for head, values in enumerate(bias, start=1):
+            notes = f"head {head}, up to ±{limit:.2g}", ", ".join(kinds)
+            thumbnails.append(Thumbnail(entry_family(POSITION[name]), name, notes, values, limit))
+    return sorted(thumbnails, key=attrgetter("family"))
 
 
-def small_attention(name: str) -> Attention:
-    """A mechanism as global attention, if it can be, with small numbers for its options.
+def create_small_attention(name: str) -> Attention:
+    """Return a mechanism as global attention, if it can be, with small numbers as options.
 
-    Odd numbers stay odd, and even ones even. A longest sequence stays as long as it is.
+    Odd numbers stay odd and even ones even. `max_length` does not change.
     """
-    options = {
-        option: min(value, _SMALL + value % 2) if counts(option, value) else value
+    options: dict[str, Any] = {
+        option: min(value, _MAX_OPTION + value % 2)
+        if type(value) is int and option != "max_length"
+        else value
         for option, value in entry_options("attention", name, heads=_HEADS).items()
     }
     role: Role = "global" if "global" in ATTENTION.card(name).roles else "causal"
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
+    with fixed_seed():
         return create_attention(name, dim=_DIM, role=role, **options).eval()
 
 
-def counts(option: str, value: Any) -> bool:
-    return type(value) is int and option != "max_length"
-
-
 @torch.no_grad()
-def drawn_weights(attention: Attention, seed: int) -> Tensor:
-    """The weights [q k] of the first head over random tokens."""
-    return attention.attention_map(random_tokens(seed))[0, 0]
-
-
-@torch.no_grad()
-def drawn_bias(name: str) -> tuple[Tensor, bool]:
-    """What an encoding adds to scores [h q k] over random tokens; whether it is learned."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
+def sample_bias(name: str) -> tuple[Tensor, bool]:
+    """Return the bias [h q k] of an encoding over random tokens, and whether it is learned."""
+    with fixed_seed():
         attention = create_attention("multi_head", dim=_DIM, role="causal", heads=_HEADS)
         assert isinstance(attention, SoftmaxAttention)
-        options = entry_options("position", name, heads=_HEADS)
+        options: dict[str, Any] = entry_options("position", name, heads=_HEADS)
         position = create_position(name, **attention.position_sizes, **options)
-        attention.attach_position_own(position)
+        attention.attach_position(position)
         for parameter in position.parameters():
             if not parameter.any():
                 nn.init.normal_(parameter)
-    heads = attention.heads_of(random_tokens(1), None, None, None)
-    added = attention.score_bias(heads, seen(Mask(causal=True))[None, None])
-    assert added is not None
-    return added[0], any(True for _ in position.parameters())
+    tokens, row = sample_tokens(1), range(_LENGTH)
+    qkv = attention.project_qkv(tokens, None, resolve_positions(tokens), None)
+    causal = Visibility(mask=Mask(causal=True), rows=row, columns=row)
+    bias = attention.score_bias(qkv, causal)
+    assert bias is not None
+    return bias[0], any(True for _ in position.parameters())
 
 
-def random_tokens(seed: int) -> Tensor:
-    """[1 t d], normal numbers. Neighbours are alike, as in text, or patterns would look like noise.
+def sample_tokens(seed: int) -> Tensor:
+    """Return normal numbers [1 t d], similar for neighbours, because text is no white noise.
 
-    Each is the sum of `_ALIKE` tokens of independent numbers, over √`_ALIKE`.
+    Each token is the sum of `_SIMILAR` independent ones over √`_SIMILAR`.
     """
     generator = torch.Generator().manual_seed(seed)
-    numbers = torch.randn(1, _TOKENS + _ALIKE - 1, _DIM, generator=generator)
-    return numbers.unfold(1, _ALIKE, 1).sum(-1) / math.sqrt(_ALIKE)
+    numbers = torch.randn(1, _LENGTH + _SIMILAR - 1, _DIM, generator=generator)
+    return numbers.unfold(1, _SIMILAR, 1).sum(-1) / math.sqrt(_SIMILAR)
 
 
-def seen(mask: Mask) -> Tensor:
-    """The whole mask, [q k]."""
-    whole = range(_TOKENS)
-    visible = mask.visible(whole, whole, device=torch.device("cpu"))
-    return (
-        torch.ones(_TOKENS, _TOKENS, dtype=torch.bool)
-        if visible is None
-        else visible[0, 0].expand(_TOKENS, -1)
-    )
-
-
-def family(entry: type) -> str:
-    """The name of the package in which an entry stands."""
+def entry_family(entry: type) -> str:
+    """Return the name of the package that an entry is in."""
     return entry.__module__.split(".")[-2]

@@ -1,90 +1,90 @@
-"""The three layers of a Transformer that attend: who sees whom."""
+"""The picture of the three roles of attention in a Transformer, and their masks."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import torch
+from matplotlib.axes import Axes
+from matplotlib.colors import ListedColormap
+from matplotlib.figure import Figure
 from torch import Tensor
 
 from attention_zoo.factory import create_attention
 from attention_zoo.masks import Mask
-from attention_zoo.tasks.views.figures.style import BLACK, BLUE, EMPTY, RED, SOFT, new_figure
+from attention_zoo.tasks.views.figures import style
 from attention_zoo.zoo import Role
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
 SOURCE = ("Today", "is", "March", "4")
 TARGET = ("Hoje", "é", "4", "de", "março")
-# Role, its name, where in the model it is, who looks, whom they look at.
-LAYERS: tuple[tuple[Role, str, str, Sequence[str], Sequence[str]], ...] = (
-    ("cross", "Cross-attention", "from decoder to encoder", TARGET, SOURCE),
-    ("global", "Global self-attention", "in the encoder", SOURCE, SOURCE),
-    ("causal", "Causal self-attention", "in the decoder", TARGET, TARGET),
+# Role, title, words of the queries, words of the keys.
+LAYERS: tuple[tuple[Role, str, Sequence[str], Sequence[str]], ...] = (
+    ("cross", "Cross-attention\nfrom decoder to encoder", TARGET, SOURCE),
+    ("global", "Global self-attention\nin the encoder", SOURCE, SOURCE),
+    ("causal", "Causal self-attention\nin the decoder", TARGET, TARGET),
 )
-PICKED = 2  # the query whose lines stand out
+HIGHLIGHTED = 2  # query
 
 
-def who_sees(role: Role, queries: int, keys: int) -> Tensor:
-    """Which of the keys each query may attend to by its role alone, [q k] bool."""
+def role_mask(role: Role, queries: int, keys: int) -> Tensor:
+    """Return the mask of a role, [q k]: True where the query may attend to the key."""
     attention = create_attention("multi_head", dim=4, heads=1, role=role)
     x = torch.zeros(1, queries, 4)
     context = torch.zeros(1, keys, 4) if role == "cross" else None
-    mask = attention.effective_mask(Mask(), x, context)
-    visible = mask.visible(range(queries), range(keys), device=x.device)
-    # A mask that hides nothing is not rendered.
-    return torch.ones(queries, keys).bool() if visible is None else visible[0, 0]
+    return render_mask(attention.effective_mask(Mask(), x, context), queries, keys)
 
 
-def who_sees_whom() -> "Figure":
-    """Cross, global and causal attention: lines between two rows of words, and their masks."""
-    figure = new_figure(10.6, 5.7)
+def render_mask(mask: Mask, queries: int, keys: int) -> Tensor:
+    """Return a mask as a matrix [q k]."""
+    visible = mask.dense(range(queries), range(keys), device=torch.device("cpu"))
+    if visible is None:
+        return torch.ones(queries, keys, dtype=torch.bool)
+    return visible[0, 0].expand(queries, -1)
+
+
+def draw_roles() -> Figure:
+    """Draw cross, global and causal attention as lines between words, and their masks."""
+    figure = style.new_figure(10.6, 5.7)
     figure.set_layout_engine("constrained", w_pad=0.15)
-    rows = figure.subplots(2, 3, height_ratios=(1, 1.2))
-    for (lines, grid), (role, name, where, queries, keys) in zip(rows.T, LAYERS, strict=True):
-        visible = who_sees(role, len(queries), len(keys))
+    axes = figure.subplots(2, 3, height_ratios=(1, 1.2))
+    for (lines, grid), (role, title, queries, keys) in zip(axes.T, LAYERS, strict=True):
+        visible = role_mask(role, len(queries), len(keys))
         draw_lines(lines, visible, queries, keys)
         draw_mask(grid, visible, queries, keys)
-        lines.set_title(f"{name}\n{where}", fontsize=12)
+        lines.set_title(title, fontsize=style.TITLE_SIZE)
     return figure
 
 
-def draw_lines(axis: "Axes", visible: Tensor, queries: Sequence[str], keys: Sequence[str]) -> None:
-    """Those who look above, whom they see below, the lines of one query in red."""
-    # Both rows are as wide, whatever their number of words.
-    upper = torch.linspace(0, 1, len(queries)).tolist()
-    lower = torch.linspace(0, 1, len(keys)).tolist()
+def draw_lines(axis: Axes, visible: Tensor, queries: Sequence[str], keys: Sequence[str]) -> None:
+    """Draw lines from queries above to the keys below that they may attend to."""
+    # Both rows have the same width, whatever their numbers of words.
+    query_x = torch.linspace(0, 1, len(queries)).tolist()
+    key_x = torch.linspace(0, 1, len(keys)).tolist()
     for query, key in visible.nonzero().tolist():
-        picked = query == PICKED
-        axis.plot(
-            [upper[query], lower[key]],
-            [1, 0],
-            color=RED if picked else BLUE,
-            linewidth=2.4 if picked else 1,
-            alpha=1 if picked else 0.4,
-            zorder=2 if picked else 1,
-        )
-    for places, words, y, side in ((upper, queries, 1.05, "bottom"), (lower, keys, -0.05, "top")):
-        for number, (x, word) in enumerate(zip(places, words, strict=True)):
-            text = axis.text(x, y, word, ha="center", va=side, fontsize=11, color=BLACK)
-            if side == "bottom" and number == PICKED:
-                text.set(color=RED, fontweight="bold")
-    axis.text(-0.2, 1.05, "query", ha="right", va="bottom", fontsize=10, color=SOFT)
-    axis.text(-0.2, -0.05, "key", ha="right", va="top", fontsize=10, color=SOFT)
+        options: style.Options = {"color": style.BLUE, "linewidth": 1, "alpha": 0.4, "zorder": 1}
+        if query == HIGHLIGHTED:
+            options = {"color": style.RED, "linewidth": 2.4, "alpha": 1, "zorder": 2}
+        axis.plot([query_x[query], key_x[key]], [1, 0], **options)
+    for number, (x, word) in enumerate(zip(query_x, queries, strict=True)):
+        options = {"color": style.BLACK}
+        if number == HIGHLIGHTED:
+            options = {"color": style.RED, "fontweight": "bold"}
+        style.draw_text(axis, x, 1.05, word, size=style.LABEL_SIZE, va="bottom", **options)
+    for x, word in zip(key_x, keys, strict=True):
+        style.draw_text(axis, x, -0.05, word, size=style.LABEL_SIZE, va="top", color=style.BLACK)
+    style.draw_text(axis, -0.2, 1.05, "query", ha="right", va="bottom", color=style.GREY)
+    style.draw_text(axis, -0.2, -0.05, "key", ha="right", va="top", color=style.GREY)
     axis.set(xlim=(-0.42, 1.12), ylim=(-0.25, 1.25))
     axis.set_axis_off()
 
 
-def draw_mask(axis: "Axes", visible: Tensor, queries: Sequence[str], keys: Sequence[str]) -> None:
-    """A row a query, a column a key; coloured where the one sees the other."""
-    from matplotlib.colors import ListedColormap
-
-    shown = visible.int()
-    shown[PICKED] *= 2
-    axis.imshow(shown.numpy(), cmap=ListedColormap([EMPTY, BLUE, RED]), vmin=0, vmax=2)
-    axis.set_xticks(range(len(keys)), keys, fontsize=10)
-    axis.set_yticks(range(len(queries)), queries, fontsize=10)
+def draw_mask(axis: Axes, visible: Tensor, queries: Sequence[str], keys: Sequence[str]) -> None:
+    """Draw a mask [q k] as a grid, coloured where the query may attend to the key."""
+    cells = visible.int()
+    cells[HIGHLIGHTED] *= 2
+    axis.imshow(
+        cells.numpy(), cmap=ListedColormap([style.EMPTY, style.BLUE, style.RED]), vmin=0, vmax=2
+    )
+    axis.set_xticks(range(len(keys)), keys, fontsize=style.TEXT_SIZE)
+    axis.set_yticks(range(len(queries)), queries, fontsize=style.TEXT_SIZE)
     axis.set_xticks([x + 0.5 for x in range(len(keys) - 1)], minor=True)
     axis.set_yticks([y + 0.5 for y in range(len(queries) - 1)], minor=True)
     axis.grid(which="minor", color="white", linewidth=2)

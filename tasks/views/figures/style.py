@@ -1,26 +1,136 @@
-"""What pictures share: figures that belong to their caller, colours that everybody can tell."""
+"""The one style of all pictures: colours, fonts, sizes, and how a figure is made."""
 
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from typing import Any
 
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+from matplotlib import colormaps
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import to_rgb
+from matplotlib.figure import Figure
+from matplotlib.font_manager import FontProperties, findfont, fontManager, get_font
+from matplotlib.patches import Rectangle
+from torch import Tensor
 
-# Okabe and Ito's colours, which people who see no red or no green tell apart.
+# The colours of Okabe and Ito, which people with any colour vision can tell apart.
 BLUE, ORANGE, GREEN, PINK = "#0072b2", "#e69f00", "#009e73", "#cc79a7"
 SKY, RED, BLACK = "#56b4e9", "#d55e00", "#1b1f24"
 COLOURS = (BLUE, ORANGE, GREEN, PINK, SKY, RED, BLACK)
-SOFT = "#5b636d"  # of what stands beside the point
-EMPTY = "#eceef0"  # where there is nothing, as a key that is not seen
-WEIGHTS = "cividis"  # from none to much
-SIGNED = "PuOr"  # around zero, which is white
+GREY = "#5b636d"  # secondary text and lines
+EMPTY = "#eceef0"  # background, and the colour of what is absent, such as a masked key
+SEQUENTIAL = "cividis"  # colour map of weights, from 0 to the largest
+DIVERGING = "PuOr"  # colour map of signed numbers; zero is white
 DPI = 100
+# Font sizes in points.
+NOTE_SIZE, TEXT_SIZE, LABEL_SIZE, TITLE_SIZE, HEADING_SIZE = 9, 10, 11, 12, 13
+
+# Matplotlib has no glyphs for Asian scripts; these fonts are used where they are installed.
+_FALLBACK_FONTS = ("Noto Sans CJK SC", "Noto Sans CJK JP", "PingFang SC", "Microsoft YaHei")
+_LABEL_LENGTH = 14  # characters
+_UNKNOWN = "\N{WHITE SQUARE}"
+
+ColourMap = Callable[[float], tuple[float, ...]]
+Options = dict[str, Any]  # of a function of matplotlib
 
 
-def new_figure(width: float, height: float) -> "Figure":
-    """An empty figure of a size in inches, without pyplot: it may be drawn in any thread."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
+def new_figure(width: float, height: float) -> Figure:
+    """Return an empty figure of a size in inches, with constrained layout.
 
+    It does not use pyplot: no global state holds the figure, and any thread may draw it.
+    """
     figure = Figure(figsize=(width, height), dpi=DPI, layout="constrained")
     FigureCanvasAgg(figure)
     return figure
+
+
+def new_canvas(width: float, height: float) -> tuple[Figure, Axes]:
+    """Return a figure and axes that fill it, in inches from the lower left corner."""
+    figure = new_figure(width, height)
+    figure.set_layout_engine("none")
+    axis = figure.add_axes((0, 0, 1, 1))
+    axis.set(xlim=(0, width), ylim=(0, height))
+    axis.set_axis_off()
+    return figure, axis
+
+
+def despine(axis: Axes) -> None:
+    """Hide the top and the right line of the frame."""
+    axis.spines[["top", "right"]].set_visible(False)
+
+
+def draw_text(axis: Axes, x: float, y: float, text: str, **options: Any) -> None:
+    """Write a text, centred on a point unless the options of matplotlib's `Text` differ."""
+    defaults: Options = {"size": TEXT_SIZE, "ha": "center", "va": "center"}
+    axis.text(x, y, text, **defaults | options)
+
+
+def draw_arrow(
+    axis: Axes, start: tuple[float, float], stop: tuple[float, float], **options: Any
+) -> None:
+    """Draw a straight arrow between two points."""
+    defaults: Options = {"arrowstyle": "-|>", "shrinkA": 0, "shrinkB": 0}
+    axis.annotate("", xy=stop, xytext=start, arrowprops=defaults | options)
+
+
+def font_families() -> list[str]:
+    """Return the fonts for tokens, in the order in which matplotlib tries them."""
+    installed = set(fontManager.get_font_names())
+    return ["DejaVu Sans", *(name for name in _FALLBACK_FONTS if name in installed)]
+
+
+def fit_label(token: str) -> str:
+    """Return at most `_LABEL_LENGTH` characters of a token, all of which the fonts can show."""
+    fonts = [get_font(findfont(FontProperties(family=name))) for name in font_families()]
+    label = "".join(
+        character
+        if character.isprintable() and any(font.get_char_index(ord(character)) for font in fonts)
+        else repr(character)[1:-1].replace(character, _UNKNOWN)
+        for character in token
+    )
+    if len(label) > _LABEL_LENGTH:
+        return label[: _LABEL_LENGTH - 1] + "…"
+    return label.strip() or label
+
+
+def disable_math(axis: Axes) -> None:
+    """Show the dollars in tick labels, such as "$5 or $6", as they are, and not as a formula."""
+    for label in [*axis.get_xticklabels(), *axis.get_yticklabels()]:
+        label.set_parse_math(False)
+
+
+def weight_colour(weight: float) -> tuple[float, ...]:
+    """Return the colour of a weight between 0 and 1."""
+    return colormaps[SEQUENTIAL](weight)
+
+
+def lighten(colour: str, strength: float) -> tuple[float, ...]:
+    """Mix a colour with white: strength 0 gives white, 1 the colour itself."""
+    return tuple(1 - strength * (1 - part) for part in to_rgb(colour))
+
+
+def draw_matrix(
+    axis: Axes,
+    values: Tensor,
+    left: float,
+    top: float,
+    cell: float,
+    colour_map: ColourMap,
+    *,
+    decimals: int | None = None,
+) -> None:
+    """Draw a matrix [r c] on a canvas, as a grid of coloured squares.
+
+    `cell` is the width of a square. The squares have numbers with so many decimals, or no numbers.
+    """
+    for row, line in enumerate(values.tolist()):
+        for column, value in enumerate(line):
+            colour = colour_map(value)
+            x, y = left + column * cell, top - (row + 1) * cell
+            square = Rectangle((x, y), cell, cell, fc=colour, ec="white", linewidth=0.8)
+            axis.add_patch(square)
+            if decimals is not None:
+                # Adding 0.0 turns a negative zero into zero.
+                number = f"{round(value, decimals) + 0.0:.{decimals}f}".replace("-", "−")
+                dark = sum(colour[:3]) < 1.4
+                options = {"va": "center_baseline", "color": "white" if dark else BLACK}
+                draw_text(axis, x + cell / 2, y + cell / 2, number, size=NOTE_SIZE, **options)

@@ -1,23 +1,45 @@
-"""Pages of one file, which ask nothing of any network."""
+"""Pages of one file each, which need no network, from Jinja templates."""
 
-from html import escape
-from importlib.resources import files
+import re
+from functools import cache
+from posixpath import dirname
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup, escape
 
 
-def document(title: str, body: str, *, of: str) -> str:
-    """A page with its style and script in it: what all pages have, and `page.css` and `page.js` of
-    a package of `attention_zoo.tasks`.
+def render_page(template: str, **values: Any) -> str:
+    """Render a template that extends `views/pages/base.html`.
+
+    The page contains the `page.css` and `page.js` next to the template.
+
+    Args:
+        template: its path in `attention_zoo.tasks`.
+        values: variables of the template; `title` is one.
     """
-    tasks = files("attention_zoo.tasks")
-    base, css, js = (
-        tasks.joinpath(name).read_text(encoding="utf-8")
-        for name in ("views/pages/base.css", f"{of}/page.css", f"{of}/page.js")
+    return create_environment().get_template(template).render(folder=dirname(template), **values)
+
+
+@cache
+def create_environment() -> Environment:
+    """Return the environment of the templates, which escapes all values."""
+    loader = PackageLoader("attention_zoo.tasks", ".")
+    environment = Environment(
+        loader=loader,
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
-    # The icon is empty, as a browser would ask for one.
-    return (
-        "<!doctype html>\n"
-        f'<html lang="en"><head><meta charset="utf-8"><title>{escape(title)}</title>'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        '<meta name="color-scheme" content="light dark"><link rel="icon" href="data:,">'
-        f"<style>{base}{css}</style></head><body>{body}<script>{js}</script></body></html>\n"
+    environment.policies["json.dumps_kwargs"] = {"ensure_ascii": False, "separators": (",", ":")}
+    environment.globals["read_source"] = lambda path: Markup(
+        loader.get_source(environment, path)[0]
     )
+    environment.filters["bold_labels"] = bold_labels
+    return environment
+
+
+def bold_labels(text: str) -> Markup:
+    """Return a text with the labels that it quotes in backticks in bold."""
+    return Markup(re.sub(r"`([^`]*)`", r"<b>\1</b>", str(escape(text))))

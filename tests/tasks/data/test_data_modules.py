@@ -11,7 +11,11 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from omegaconf import OmegaConf
 
 from attention_zoo.errors import BadInput, UserError
-from attention_zoo.tasks.configuration.compatibility import SYMBOLS, choices, target_of
+from attention_zoo.tasks.configuration.compatibility import (
+    SYMBOL_TOKENIZER,
+    choice_target,
+    list_choices,
+)
 from attention_zoo.tasks.data.language_data import LanguageData, encode_documents
 from attention_zoo.tasks.data.samplers import RandomBlockSampler
 from attention_zoo.tasks.data.sources.parallel_files import ParallelFiles
@@ -27,7 +31,11 @@ from attention_zoo.tasks.data.translation_data import TranslationData
 CONF = Path(__file__).parents[3] / "conf"
 BPE = partial(BytePairTokenizer.train, vocabulary_size=400)
 SOURCES = sorted(path.stem for path in (CONF / "data").glob("*.yaml"))
-TOKENIZERS = [name for name in choices("tokenizer") if target_of("tokenizer", name) != SYMBOLS]
+TOKENIZERS = [
+    name
+    for name in list_choices("tokenizer")
+    if choice_target("tokenizer", name) != SYMBOL_TOKENIZER
+]
 
 
 def phrases(cache: Path, **changes) -> TranslationData:

@@ -227,9 +227,9 @@ def test_batches_have_queries_and_every_length_a_test_set(kind: str, tmp_path: P
     assert [len(loader) for loader in (train, valid, *tests)] == [38, 3, 3, 3]
     batch = next(iter(train))
     assert batch.segment_ids is None
-    assert len(batch.inputs) == len(batch.places) == len(batch.targets) == 16
+    assert len(batch.inputs) == len(batch.target_positions) == len(batch.targets) == 16
     asked = batch.targets != -100
-    assert (batch.inputs.gather(1, batch.places)[asked] >= FIRST_ID).all()
+    assert (batch.inputs.gather(1, batch.target_positions)[asked] >= FIRST_ID).all()
     lengths = [next(iter(loader)).inputs.shape[1] for loader in tests]
     assert lengths == [
         part.draw_split("test").inputs.shape[1] for part in (source, source.with_length(24))
@@ -259,7 +259,7 @@ def test_an_example_has_the_mean_number_of_queries(tmp_path: Path) -> None:
     example, batch = data.example_batch(), next(iter(data.train_dataloader()))
     asked = (data.rows["train"].answers >= 0).sum(1)
     assert example.inputs.shape == (1, batch.inputs.shape[1])
-    assert example.targets.shape == example.places.shape == (1, round(asked.mean()))
+    assert example.targets.shape == example.target_positions.shape == (1, round(asked.mean()))
     assert min(asked) < example.targets.shape[1] < max(asked)
 
 

@@ -1,50 +1,55 @@
-"""Rectified features, re-weighted by distance (Qin et al. 2022)."""
+"""Rectified features, weighted by distance (Qin et al. 2022)."""
 
 import math
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from attention_zoo.attention.kernel.feature_maps.base import FeatureMap, check_positive
+from attention_zoo.attention.kernel.feature_maps.base import FeatureMap
+from attention_zoo.errors import check_positive
 
-# So that a query or a key without a positive channel still has features to be normalised.
-LEAST = 1e-6
+# So that a query or a key without a positive channel still has features.
+EPSILON = 1e-6
 
 
 class CosformerFeatures(FeatureMap):
-    """Products of rectified channels, less for distant tokens (Qin et al. 2022, arXiv 2202.08791):
+    """Products of rectified channels, smaller for distant tokens.
 
         κ(q_i, k_j) = relu(q_i)·relu(k_j) cos(π/2 · (i − j)/M)
 
-    As cos(a − b) = cos a cos b + sin a sin b, φ(x_i) is relu(x_i) times cos(πi/2M), beside
-    relu(x_i) times sin(πi/2M). In cross-attention, whose sides share no places, the cosine is left
-    out.
+    (Qin et al. 2022, arXiv 2202.08791). As cos(a − b) = cos a cos b + sin a sin b, φ(x_i) joins
+    relu(x_i) cos(πi/2M) and relu(x_i) sin(πi/2M). Cross-attention, whose sides share no positions,
+    has no cosine.
 
     Args:
-        max_length: M, in tokens; a longer input is refused, as weights would become negative.
+        max_length: M, in tokens. A longer input is refused, as weights would become negative.
     """
 
     def __init__(self, *, max_length: int = 1024, **options: Any) -> None:
         super().__init__(**options)
-        check_positive("max_length", max_length)
+        check_positive(max_length=max_length)
         self.horizon = max_length
         if options["role"] != "cross":
             self.max_length = max_length
-            self.features = 2 * self.input_dim
+            self.num_features = 2 * self.input_dim
 
-    def queries(self, q: Tensor, positions: Tensor | None) -> Tensor:
-        rectified = q.relu() + LEAST
+    def map_queries(self, q: Tensor, positions: Tensor | None) -> Tensor:
+        rectified = q.relu() + EPSILON
         if self.max_length is None:
             return rectified
         assert positions is not None
         angles = math.pi / 2 * positions[:, None, :, None].to(q.dtype) / self.horizon
         return torch.cat([rectified * angles.cos(), rectified * angles.sin()], dim=-1)
 
-    def kernel(self, q: Tensor, k: Tensor, positions: Tensor | None) -> Tensor:
-        products = (q.relu() + LEAST) @ (k.relu() + LEAST).transpose(-2, -1)
+    def naive_features(self, x: Tensor, positions: Tensor, of: Literal["query", "key"]) -> Tensor:
+        rectified = x.clamp(min=0) + EPSILON
+        angles = math.pi * positions[:, None, :, None] / (2 * self.horizon)
+        return torch.cat([rectified * torch.cos(angles), rectified * torch.sin(angles)], dim=-1)
+
+    def naive_kernel(self, q: Tensor, k: Tensor, positions: Tensor) -> Tensor:
+        products = (q.clamp(min=0) + EPSILON) @ (k.clamp(min=0) + EPSILON).transpose(-2, -1)
         if self.max_length is None:
             return products
-        assert positions is not None
-        distance = (positions[:, :, None] - positions[:, None, :])[:, None].to(q.dtype)
-        return products * (math.pi / 2 * distance / self.horizon).cos()
+        distances = positions[:, None, :, None] - positions[:, None, None, :]
+        return products * torch.cos(math.pi / 2 * distances / self.horizon)

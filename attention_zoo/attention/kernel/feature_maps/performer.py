@@ -1,28 +1,29 @@
 """Positive orthogonal random features (Choromanski et al. 2021)."""
 
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from attention_zoo.attention.kernel.feature_maps.base import FeatureMap, check_positive
+from attention_zoo.attention.kernel.feature_maps.base import FeatureMap
+from attention_zoo.errors import check_positive
 
 # The largest exponent of a feature: e⁸⁰, times e⁸ keys that all have it, is a number of float32.
-LARGEST = 80.0
+MAX_EXPONENT = 80.0
 
 
 class PerformerFeatures(FeatureMap):
-    """FAVOR+ (Choromanski et al. 2021, arXiv 2009.14794): with x scaled by c^(−1/4),
+    """FAVOR+ (Choromanski et al. 2021, arXiv 2009.14794): with x scaled by c^(−1/4).
 
         φ(x)_i = exp(ω_i·x − |x|²/2) / √m,   so that E φ(q)·φ(k) = exp(q·k/√c)
 
     The ω are drawn once, orthogonal to each other in blocks of c, each as long as a Gaussian
-    vector. What keeps the exponents small knows no other token: a query's own largest one, which
-    falls out of the weights; and for the keys a constant, as no k makes ω·k − |k|²/2 larger than
-    |ω|²/2.
+    vector. Exponents are kept small without a look at other tokens: a query's largest exponent is
+    subtracted, which cancels in the weights; for the keys a constant is, as no k makes
+    ω·k − |k|²/2 larger than |ω|²/2.
 
     Args:
-        features: m, the number of ω, shared by the heads.
+        features: m, the number of ω, which the heads share.
         seed: of the draw. The ω are part of the state dict.
     """
 
@@ -30,35 +31,37 @@ class PerformerFeatures(FeatureMap):
 
     def __init__(self, *, features: int = 128, seed: int = 0, **options: Any) -> None:
         super().__init__(**options)
-        check_positive("features", features)
-        self.features = features
+        check_positive(features=features)
+        self.num_features = features
         # Drawn on the CPU: the same numbers wherever the module is built.
-        drawn = orthogonal_directions(features, self.input_dim, seed)
-        self.register_buffer("directions", torch.empty(drawn.shape).copy_(drawn))
+        directions = draw_orthogonal_directions(features, self.input_dim, seed)
+        self.register_buffer("directions", torch.empty(directions.shape).copy_(directions))
 
-    def queries(self, q: Tensor, positions: Tensor | None) -> Tensor:
+    def map_queries(self, q: Tensor, positions: Tensor | None) -> Tensor:
         exponents = self.exponents(q)
-        own = exponents.detach().amax(dim=-1, keepdim=True)
-        return (exponents - own).exp() * self.features**-0.5
+        largest = exponents.detach().amax(dim=-1, keepdim=True)
+        return (exponents - largest).exp() * self.num_features**-0.5
 
-    def keys(self, k: Tensor, positions: Tensor | None) -> Tensor:
-        longest = self.directions.square().sum(dim=-1).max() / 2
-        return (self.exponents(k) - (longest - LARGEST).clamp(min=0.0)).exp() * self.features**-0.5
+    def map_keys(self, k: Tensor, positions: Tensor | None) -> Tensor:
+        largest = self.directions.square().sum(dim=-1).max() / 2
+        shift = (largest - MAX_EXPONENT).clamp(min=0.0)
+        return (self.exponents(k) - shift).exp() * self.num_features**-0.5
 
     def exponents(self, x: Tensor) -> Tensor:
-        """ω·x − |x|²/2 for x [b h t c]: [b h t m]."""
+        """Compute ω·x − |x|²/2 for x [b h t c]: [b h t m]."""
         x = x * self.input_dim**-0.25
         return x @ self.directions.to(x.dtype).T - x.square().sum(dim=-1, keepdim=True) / 2
 
-    def kernel(self, q: Tensor, k: Tensor, positions: Tensor | None) -> Tensor:
-        """Σ_i exp(ω_i·(q + k) − (|q|² + |k|²)/2) / m, without what keeps exponents small."""
-        q, k = (x.unsqueeze(dim) * self.input_dim**-0.25 for x, dim in ((q, 3), (k, 2)))
-        lengths = (q.square().sum(dim=-1) + k.square().sum(dim=-1)) / 2
-        return ((q + k) @ self.directions.to(q.dtype).T - lengths[..., None]).exp().mean(dim=-1)
+    def naive_features(self, x: Tensor, positions: Tensor, of: Literal["query", "key"]) -> Tensor:
+        """Compute φ without the shifts of exponents, which cancel in the weights."""
+        x = x / self.input_dim ** (1 / 4)
+        products = torch.einsum("m c, b h t c -> b h t m", self.directions.to(x.dtype), x)
+        powers = torch.exp(products - (x**2).sum(dim=-1, keepdim=True) / 2)
+        return powers / self.num_features ** (1 / 2)
 
 
-def orthogonal_directions(number: int, dim: int, seed: int) -> Tensor:
-    """[number dim] in float64: each Gaussian by itself, those of a block of `dim` orthogonal."""
+def draw_orthogonal_directions(number: int, dim: int, seed: int) -> Tensor:
+    """Draw vectors [number dim] in float64: each Gaussian, orthogonal in blocks of `dim`."""
     generator = torch.Generator().manual_seed(seed)
 
     def gaussian() -> Tensor:
@@ -66,8 +69,8 @@ def orthogonal_directions(number: int, dim: int, seed: int) -> Tensor:
 
     blocks = []
     for _ in range(-(-number // dim)):
-        turned, triangle = torch.linalg.qr(gaussian())
-        # Without the signs, the decomposition would not turn all ways alike.
-        turned = turned * triangle.diagonal().sign()
-        blocks.append(turned.T * gaussian().norm(dim=-1, keepdim=True))
+        rotation, triangle = torch.linalg.qr(gaussian())
+        # Without the signs, the decomposition would prefer some rotations.
+        rotation = rotation * triangle.diagonal().sign()
+        blocks.append(rotation.T * gaussian().norm(dim=-1, keepdim=True))
     return torch.cat(blocks)[:number]

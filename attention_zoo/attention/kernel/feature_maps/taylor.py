@@ -1,34 +1,37 @@
 """The exponential's Taylor series (Arora et al. 2024)."""
 
+import math
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from attention_zoo.attention.kernel.feature_maps.base import FeatureMap, check_positive, squares
+from attention_zoo.attention.kernel.feature_maps.base import FeatureMap, squares
+from attention_zoo.errors import check_positive
 
 
 class TaylorFeatures(FeatureMap):
-    """The first terms of exp(s), s = q·k/√n (Arora et al. 2024, arXiv 2402.18668):
+    """The first terms of exp(s), s = q·k/√n (Arora et al. 2024, arXiv 2402.18668).
 
         κ(q, k) = 1 + s + s²/2,   φ(x) = [1, y, squares(y)/√2] with y = x n^(−1/4)
 
     Args:
-        feature_dim: n, the channels of q and k. Features are 1 + n + n(n + 1)/2, so it is small.
+        feature_dim: n, the channels of q and k. There are 1 + n + n(n + 1)/2 features, so n is
+            small.
     """
 
-    of_products = True
+    rotate_inputs = True
 
     def __init__(self, *, feature_dim: int = 16, **options: Any) -> None:
         super().__init__(**options)
-        check_positive("feature_dim", feature_dim)
+        check_positive(feature_dim=feature_dim)
         self.input_dim = feature_dim
-        self.features = 1 + feature_dim + feature_dim * (feature_dim + 1) // 2
+        self.num_features = 1 + feature_dim + feature_dim * (feature_dim + 1) // 2
 
-    def queries(self, q: Tensor, positions: Tensor | None) -> Tensor:
+    def map_queries(self, q: Tensor, positions: Tensor | None) -> Tensor:
         y = q * self.input_dim**-0.25
         return torch.cat([torch.ones_like(y[..., :1]), y, squares(y) * 0.5**0.5], dim=-1)
 
-    def kernel(self, q: Tensor, k: Tensor, positions: Tensor | None) -> Tensor:
-        scores = q @ k.transpose(-2, -1) * self.input_dim**-0.5
-        return 1.0 + scores + scores.square() / 2
+    def naive_kernel(self, q: Tensor, k: Tensor, positions: Tensor) -> Tensor:
+        scores = q @ k.transpose(-2, -1) / math.sqrt(self.input_dim)
+        return 1 + scores + scores**2 / 2

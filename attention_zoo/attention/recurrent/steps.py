@@ -1,0 +1,88 @@
+"""What a recurrence works on: what each token does to the state."""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from attention_zoo.masks import Mask
+
+
+@dataclass(frozen=True)
+class TokenSpan:
+    """The tokens of a row from a column on, as a mask describes them.
+
+    Args:
+        mask: over the whole row.
+        start: column of the first token.
+    """
+
+    mask: Mask = Mask()
+    start: int = 0
+
+    @property
+    def key_mask(self) -> Tensor | None:
+        """Return [b t] bool, True at real tokens."""
+        mask = self.mask.key_mask
+        return None if mask is None else mask[:, self.start :]
+
+    @property
+    def segment_ids(self) -> Tensor | None:
+        """Return [b t], or [b 1+t] with that of the token before the span, if there is one."""
+        segment_ids = self.mask.segment_ids
+        return None if segment_ids is None else segment_ids[:, max(self.start - 1, 0) :]
+
+    @property
+    def segment_starts(self) -> Tensor | None:
+        """Return [b t] bool, True where another segment ends before the token."""
+        segment_ids = self.segment_ids
+        if segment_ids is None:
+            return None
+        if self.start == 0:  # No segment ends before a row.
+            segment_ids = torch.cat([segment_ids[:, :1], segment_ids], dim=1)
+        return segment_ids[:, 1:] != segment_ids[:, :-1]
+
+
+class Steps(NamedTuple):
+    """What each token does to the state S [b h c e], and how it reads it.
+
+        S_t = (I − w_t e_tᵀ) Diag(exp g_t) S_{t−1} + k_t v_tᵀ,   o_t = S_tᵀ q_t
+
+    The state decays first; what e_t then reads is erased along w_t. If `write` is None, w is k:
+
+        S_t = S' + k_t (v_t − S'ᵀ e_t)ᵀ,   S' = Diag(exp g_t) S_{t−1}.
+
+    If `erase` is None, nothing is erased. DeltaNet's k is β k̂, and its e is k̂, with a unit vector
+    k̂; kernels need β as well.
+    """
+
+    q: Tensor  # [b h t c]
+    k: Tensor  # [b h t c]
+    v: Tensor  # [b h t e]
+    erase: Tensor | None = None  # e, [b h t c]
+    write: Tensor | None = None  # w, [b h t c]
+    decay: Tensor | None = None  # g, log, [b|1 h|1 t c|1], at most 0; −inf forgets everything
+    rate: Tensor | None = None  # β, [b h t 1], where k is β e and there is no other w
+
+    def apply_mask(self, span: TokenSpan) -> "Steps":
+        """Return steps that skip padded tokens, and start from an empty state in each segment."""
+        _, k, _, _, write, decay, rate = self
+        if span.key_mask is not None:
+            padded = ~span.key_mask[:, None, :, None]
+            k = k.masked_fill(padded, 0.0)
+            write, decay, rate = (
+                None if part is None else part.masked_fill(padded, 0.0)
+                for part in (write, decay, rate)
+            )
+        starts = span.segment_starts
+        if starts is not None:
+            decay = k.new_zeros(len(k), 1, k.shape[2], 1) if decay is None else decay
+            decay = decay.masked_fill(starts[:, None, :, None], float("-inf"))
+        return self._replace(k=k, write=write, decay=decay, rate=rate)
+
+    def use_unit_values(self) -> "Steps":
+        """Return steps with unit vectors as values, so that tokens read weights [b h t t]."""
+        length = self.q.shape[2]
+        values = torch.eye(length, dtype=self.q.dtype, device=self.q.device)
+        return self._replace(v=values.expand(*self.q.shape[:2], -1, -1))

@@ -1,0 +1,136 @@
+"""The commands, and the help of each: what it does, its options, and the groups to choose from."""
+
+import re
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import redirect_stdout, suppress
+from dataclasses import dataclass
+from importlib.resources import files
+from io import StringIO
+from textwrap import fill
+from typing import Any
+
+HELP_FLAGS = {"--help", "-h"}
+
+
+@dataclass(frozen=True)
+class Command:
+    """A command of the program, with its module in `attention_zoo.tasks.commands`.
+
+    Args:
+        summary: what it does.
+        usage: its arguments.
+        composed: Hydra composes its config, so that it takes Hydra's flags and overrides.
+    """
+
+    summary: str
+    usage: str
+    composed: bool = False
+
+
+COMMANDS = {
+    "train": Command(
+        "Train a model, and score it on the test split", "[name=value …]", composed=True
+    ),
+    "evaluate": Command(
+        "Score a checkpoint on a split of its data, also at other lengths",
+        "ckpt_path=FILE [name=value …]",
+        composed=True,
+    ),
+    "translate": Command(
+        "Translate lines with a checkpoint", "ckpt_path=FILE [name=value …] [LINE …]", composed=True
+    ),
+    "attend": Command(
+        "Write a page that shows what attends to what, for lines",
+        "ckpt_path=FILE [name=value …] [LINE …]",
+        composed=True,
+    ),
+    "generate": Command(
+        "Continue prompts with a checkpoint",
+        "ckpt_path=FILE [name=value …] [LINE …]",
+        composed=True,
+    ),
+    "list": Command("Print the mechanisms and encodings of the zoo as tables", "[name=value …]"),
+    "show": Command("Print the card of a mechanism or an encoding", "NAME"),
+    "report": Command("Compare runs and sweeps", "FOLDER … [name=value …]"),
+    "figures": Command("Draw the pictures that explain attention", "[name=value …]"),
+}
+
+
+def program_help() -> str:
+    """Return the help of the program."""
+    commands = "\n".join(f"  {name:<10} {command.summary}" for name, command in COMMANDS.items())
+    return f"""attention-zoo COMMAND [name=value …]
+
+{commands}
+
+  attention-zoo COMMAND --help      what a command does, its options, and choices
+  attention-zoo train attention=linear position=rotary model.dim=256 trainer.max_steps=500
+  attention-zoo train --cfg job     the composed config
+  attention-zoo train -m attention=multi_head,linear position=sinusoidal,rotary
+  attention-zoo --version           the version"""
+
+
+def command_help(command: str, options: Mapping[str, str]) -> str:
+    """Return the help of a command.
+
+    Args:
+        command: its name.
+        options: what each option does, by its form on the command line, such as `output=FILE`.
+    """
+    lines = [
+        f"attention-zoo {command} {COMMANDS[command].usage}",
+        "",
+        f"{COMMANDS[command].summary}.",
+    ]
+    indent = " " * 6
+    for option, description in options.items():
+        text = fill(description, 100, initial_indent=indent, subsequent_indent=indent)
+        lines += ["", f"  {option}", *([text] if text else [])]
+    return "\n".join(lines)
+
+
+def override_help(command: str) -> list[str]:
+    """Return the override that makes Hydra print our help of a command in place of its own."""
+    from hydra.core.config_store import ConfigStore
+
+    text = f"""{command_help(command, dict(documented_options(command)))}
+
+Groups: choose with group=choice
+$APP_CONFIG_GROUPS
+Config: change a value with name=value, such as model.dim=256
+$CONFIG
+--cfg job prints the config alone, and --hydra-help the flags of Hydra."""
+    ConfigStore.instance().store(group="hydra/help", name="command", node={"template": text})
+    return ["hydra/help=command"]
+
+
+def print_composed_help(command: str, job: Callable[[], Any]) -> None:
+    """Print the help that Hydra makes of `override_help`, without groups that are for training."""
+    from attention_zoo.tasks.configuration.composition import TRAINING_GROUPS
+
+    hidden = set() if command == "train" else {"task", *TRAINING_GROUPS}
+    if command == "evaluate":
+        hidden.remove("logger")
+    with redirect_stdout(StringIO()) as text, suppress(SystemExit):
+        job()
+    for line in text.getvalue().splitlines():
+        if not line.startswith(tuple(f"{group}: " for group in hidden)):
+            print(line)
+
+
+def documented_options(command: str) -> Iterator[tuple[str, str]]:
+    """Yield the options in the yaml file of a command with their comments."""
+    parent, comments, after_comment = "", [""], False
+    for line in files("attention_zoo.conf").joinpath(f"{command}.yaml").read_text().splitlines():
+        if line.startswith("#"):
+            comments = [*(comments if after_comment else []), line.removeprefix("# ")]
+        after_comment = line.startswith("#")
+        option = re.fullmatch(r"(  )?(\w+):(?: (.+))?", line)
+        if option is None:
+            continue
+        indent, name, value = option.groups()
+        parent = parent if indent else name
+        if value and parent not in ("defaults", "hydra"):
+            yield f"{parent}.{name}={value}" if indent else f"{name}={value}", " ".join(comments)
+        if value and not indent:
+            comments = []

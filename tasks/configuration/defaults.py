@@ -1,0 +1,72 @@
+"""Choose what a composed config leaves open and what its other parts decide."""
+
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from attention_zoo.tasks.configuration.build import attention_by_role, instantiate
+from attention_zoo.tasks.configuration.entry_configs import entry_config
+from attention_zoo.tasks.run_folder import RunFolder
+from attention_zoo.tasks.task_spec import DIAGNOSTIC_DATA, task_spec
+from attention_zoo.zoo import ATTENTION
+
+
+def resolve_defaults(
+    config: DictConfig, training_config: Mapping[str, Any] | None = None
+) -> dict[str, str]:
+    """Choose a positional encoding where none was chosen, and set its `original_length`.
+
+    The encoding is one that all attention takes. `original_length` is null in the yaml of an
+    encoding that has one; it becomes the length that the model is trained at.
+
+    Args:
+        config: the composed config, changed in place.
+        training_config: the config of the training, if the model comes from a checkpoint.
+
+    Returns:
+        The choice that was made, by group.
+    """
+    if "position" not in config:
+        return {}
+    choices = {} if config["position"] is not None else resolve_position(config)
+    position = config["position"]
+    if "original_length" in position and position["original_length"] is None:
+        data: Any = OmegaConf.to_container(config["data"], resolve=True)
+        position["original_length"] = training_length(
+            training_config["data"] if training_config else data
+        )
+    return choices
+
+
+def resolve_position(config: DictConfig | dict[str, Any]) -> dict[str, str]:
+    """Choose rotary positions, or sinusoidal ones if an attention cannot take those."""
+    roles = task_spec(config).attention_roles
+    accepted = [
+        ATTENTION.card(chosen["name"]).positions
+        for node, chosen in attention_by_role(config).items()
+        if roles[node] != "cross"
+    ]
+    name = "rotary" if all("heads" in kinds for kinds in accepted) else "sinusoidal"
+    config["position"] = entry_config("position", name, heads=config["model"]["heads"])
+    return {"position": name}
+
+
+def training_length(data: Mapping[str, Any]) -> int | None:
+    """Return the longest sequence that data are trained on, in tokens; None if it is unknown.
+
+    It is the window of text, the sequence of a diagnostic, or the longest line of a translation.
+    """
+    if data["_target_"] == DIAGNOSTIC_DATA:
+        return instantiate(data["source"]).tokens
+    return data.get("context_length") or data.get("max_tokens")
+
+
+def resolve_output_dir(config: DictConfig) -> None:
+    """Give an evaluation that writes files a folder in the run of its checkpoint."""
+    if "output" not in config or not config.ckpt_path or config.output is not None:
+        return
+    if config.lengths or config.logger:
+        run = RunFolder.of_checkpoint(str(config.ckpt_path))
+        config.output = str(run.evaluations / f"{datetime.now():%Y-%m-%d_%H-%M-%S-%f}")

@@ -1,0 +1,155 @@
+"""Read the arguments of a command: Hydra's flags, overrides `name=value`, and lines of text."""
+
+import re
+from collections.abc import Sequence
+from importlib.resources import files
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from hydra import compose, initialize_config_module
+from hydra.errors import HydraException
+from omegaconf import OmegaConf
+
+from attention_zoo.errors import UserError
+from attention_zoo.tasks.configuration.compatibility import data_task
+
+OVERRIDE = re.compile(r"^(\+{0,2}|~)[\w/@.:$-]+=|^~[\w/@.:-]+$", re.ASCII)
+# Flags of Hydra that say where configs are.
+SOURCE_FLAGS = ("--config-path", "-cp", "--config-name", "-cn", "--config-dir", "-cd")
+VALUE_FLAGS = (
+    *SOURCE_FLAGS,
+    *("--cfg", "-c", "--package", "-p", "--info", "-i", "--experimental-rerun"),
+)
+SWITCHES = (
+    *("--help", "-h", "--hydra-help", "--multirun", "-m", "--run", "-r", "--resolve"),
+    *("--shell-completion", "-sc", "--info", "-i"),
+)
+
+
+def split_arguments(command: str, arguments: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Separate what is for Hydra, flags and overrides, from lines of text.
+
+    All that follows `--` is text. Flags come first in the result, as Hydra's parser takes none
+    between overrides.
+
+    Raises:
+        UserError: a flag that is not Hydra's.
+    """
+    flags: list[str] = []
+    overrides: list[str] = []
+    lines: list[str] = []
+    remaining = iter(arguments)
+    for argument in remaining:
+        flag, equals, value = argument.partition("=")
+        if argument == "--":
+            lines.extend(remaining)
+        elif argument in VALUE_FLAGS:
+            flags.extend([argument, next(remaining, "")])
+        elif argument in SWITCHES or (equals and flag in VALUE_FLAGS):
+            flags.append(argument)
+        elif argument.startswith("-"):
+            option = f"{flag.lstrip('-')}={value or 'VALUE'}"
+            raise UserError(
+                f"{command} takes options as name=value, such as {option}, got {argument!r}. "
+                "Lines that begin with a dash come after --."
+            )
+        elif OVERRIDE.match(argument):
+            overrides.append(argument)
+        else:
+            lines.append(argument)
+    return [*flags, *overrides], lines
+
+
+def source_flags(arguments: Sequence[str]) -> list[str]:
+    """Return the flags that say where configs are, with their values."""
+    flags = []
+    for argument, following in pairwise([*arguments, ""]):
+        if argument in SOURCE_FLAGS:
+            flags += [argument, following]
+        elif argument.partition("=")[0] in SOURCE_FLAGS:
+            flags.append(argument)
+    return flags
+
+
+def override_values(overrides: Sequence[str]) -> dict[str, str]:
+    """Return the value of each override, by name."""
+    return dict(x.lstrip("+").split("=", 1) for x in overrides if "=" in x)
+
+
+def infer_task(overrides: Sequence[str]) -> str | None:
+    """Return the override for the task that the chosen data need; None if the task stays.
+
+    An experiment chooses its task itself.
+    """
+    values = override_values(overrides)
+    if "data" not in values or values.keys() & {"task", "experiment"}:
+        return None
+    tasks = {data_task(choice) for choice in values["data"].split(",")}
+    default = next(group["task"] for group in train_yaml().defaults if "task" in group)
+    if len(tasks) > 1 or tasks <= {None, default}:
+        return None
+    return f"task={tasks.pop()}"
+
+
+def expand_seeds(overrides: list[str]) -> list[str]:
+    """Replace `seeds=3` of a sweep by the seeds to sweep over: `seed=1,2,3`, counted from `seed`.
+
+    Raises:
+        UserError: `seeds` is no whole number, there is not one seed to count from, or the sweep is
+            a search.
+    """
+    values = override_values(overrides)
+    count = values.get("seeds", "null")
+    is_sweep = {"-m", "--multirun"} & {*overrides} or values.get("hydra.mode") == "MULTIRUN"
+    if count == "null" or not is_sweep:
+        return overrides  # A single run refuses `seeds` itself.
+    if not re.fullmatch(r"[1-9][0-9]*", count):
+        raise UserError(f"seeds must be a whole number of at least 1, such as 3, got {count}.")
+    first = values.get("hydra.sweeper.params.seed") or values.get("seed") or default_seed(overrides)
+    if not first.isdecimal():
+        raise UserError(
+            f"seeds={count} counts on from one seed, got seed={first}; give either the seeds to "
+            "sweep over, such as seed=1,2,3, or their number."
+        )
+    for group, harmless in (("hparams_search", "null"), ("hydra/sweeper", "basic")):
+        if values.get(group, harmless) != harmless:
+            raise UserError(
+                f"seeds={count} repeats all jobs, and {group}={values[group]} would search for the "
+                "best seed. Search without it, and repeat what was found with other seeds."
+            )
+    seeds = ",".join(str(int(first) + offset) for offset in range(int(count)))
+    others = [x for x in overrides if x.lstrip("+").split("=")[0] not in ("seed", "seeds")]
+    return [*others, f"seed={seeds}"]
+
+
+def default_seed(overrides: Sequence[str]) -> str:
+    """Return the seed of jobs without an override for it: their experiment's, or train.yaml's.
+
+    Raises:
+        UserError: there are several experiments, which may have several seeds.
+    """
+    chosen = [x for x in overrides if x.partition("=")[0] in ("experiment", "debug")]
+    if any("," in x or "(" in x for x in chosen):
+        raise UserError(
+            f"seeds counts on from one seed, and {' '.join(chosen)} may have several; give the "
+            "first one: seed=1."
+        )
+    search_paths = [x for x in overrides if x.startswith("hydra.searchpath=")]
+    # A folder of --config-dir is searched as well.
+    for flag, following in pairwise([*overrides, ""]):
+        name, _, value = flag.partition("=")
+        if name in ("--config-dir", "-cd"):
+            folder = Path(value or following).absolute()
+            search_paths.append(f"hydra.searchpath=['file://{folder}']")
+    try:
+        with initialize_config_module("attention_zoo.conf", version_base="1.3"):
+            return str(compose("train", overrides=[*search_paths, *chosen]).seed)
+    except HydraException:
+        # The composition of the jobs says what is wrong.
+        return str(train_yaml().seed)
+
+
+def train_yaml() -> Any:
+    """Return the config that trainings are composed from, before anything is chosen."""
+    return OmegaConf.create(files("attention_zoo.conf").joinpath("train.yaml").read_text())

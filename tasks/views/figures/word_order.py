@@ -1,0 +1,71 @@
+"""The picture of word order: the same words in two orders, without and with positions."""
+
+import torch
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from attention_zoo.factory import create_attention
+from attention_zoo.tasks.views.figures import style
+from attention_zoo.tasks.views.figures.seeding import fixed_seed
+
+SENTENCE = ("dog", "bites", "man")
+REORDERED = ("man", "bites", "dog")
+DIM, HEADS = 12, 2
+
+
+def attention_outputs(position: str | None, *sentences: tuple[str, ...]) -> list[Tensor]:
+    """Return the output of self-attention for each sentence, [t d].
+
+    Words have random vectors, the same at every position. All encodings use the same weights.
+    """
+    with fixed_seed():
+        # With long vectors, an untrained attention prefers some words, as a trained one does.
+        vectors = {word: 3 * torch.randn(DIM) for word in sorted({*SENTENCE, *REORDERED})}
+        sizes = {"dim": DIM, "heads": HEADS}
+        attention = create_attention("multi_head", role="global", position=position, **sizes)
+    with torch.inference_mode():
+        return [attention(torch.stack([vectors[w] for w in words])[None])[0] for words in sentences]
+
+
+def output_differences(position: str | None) -> dict[str, float]:
+    """Compare the outputs for each word in the two orders: ‖one − other‖ / ‖one‖."""
+    one, other = attention_outputs(position, SENTENCE, REORDERED)
+    other = other[[REORDERED.index(word) for word in SENTENCE]]
+    # In single precision, the same sum in another order differs in its last digits.
+    differences = ((one - other).norm(dim=-1) / one.norm(dim=-1)).round(decimals=5)
+    return dict(zip(SENTENCE, differences.tolist(), strict=True))
+
+
+def draw_word_order() -> Figure:
+    """Draw the outputs for two orders of the same words, and their difference for each word.
+
+    The upper row is without an encoding, the lower one with rotary positions.
+    """
+    figure = style.new_figure(9.4, 4.6)
+    axes = figure.subplots(2, 3, width_ratios=(1, 1, 0.8))
+    widest = max(output_differences("rotary").values())
+    draw_row(axes[0], None, "without positions")
+    draw_row(axes[1], "rotary", "with rotary positions")
+    for bars in axes[:, 2]:
+        bars.set(xlim=(0, 1.25 * widest))
+    return figure
+
+
+def draw_row(axes: list[Axes], position: str | None, title: str) -> None:
+    """Draw the outputs for both orders with one encoding, and their differences."""
+    outputs = attention_outputs(position, SENTENCE, REORDERED)
+    limit = max(output.abs().max().item() for output in outputs)
+    for axis, words, output in zip(axes[:2], (SENTENCE, REORDERED), outputs, strict=True):
+        axis.imshow(output.numpy(), cmap=style.DIVERGING, vmin=-limit, vmax=limit, aspect="auto")
+        axis.set_yticks(range(len(words)), words, fontsize=style.LABEL_SIZE)
+        axis.set_xticks([])
+        axis.set_title(f"“{' '.join(words)}”, {title}", fontsize=style.LABEL_SIZE)
+        axis.set_xlabel("output vector of each word")
+    differences = output_differences(position).values()
+    bars = axes[2].barh(range(len(SENTENCE)), list(differences), color=style.BLUE, height=0.6)
+    labels = ["0" if difference == 0 else f"{difference:.2f}" for difference in differences]
+    axes[2].bar_label(bars, labels, padding=3, fontsize=style.TEXT_SIZE)
+    axes[2].set_yticks(range(len(SENTENCE)), SENTENCE, fontsize=style.LABEL_SIZE)
+    axes[2].set(ylim=(len(SENTENCE) - 0.5, -0.5), xlabel="difference of the outputs")
+    style.despine(axes[2])
