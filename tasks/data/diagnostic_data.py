@@ -27,10 +27,10 @@ class QueryDataset(BatchDataset[LanguageBatch]):
         return len(self.rows.inputs)
 
     def __getitem__(self, indices: list[int]) -> LanguageBatch:
-        inputs, places, answers = (
+        inputs, positions, answers = (
             torch.from_numpy(part[indices].astype(np.int64)) for part in self.rows
         )
-        return LanguageBatch(inputs, answers, target_positions=places)
+        return LanguageBatch(inputs, answers, target_positions=positions)
 
 
 class DiagnosticData(PreparedData):
@@ -106,12 +106,12 @@ class DiagnosticData(PreparedData):
     def _first_queries(self, rows: QueryRows) -> tuple[list[str], list[str]]:
         """Return sequences up to their first query, and the next answers within `answer_tokens`."""
         prompts, references = [], []
-        for inputs, places, answers in zip(*(part[:PROBES] for part in rows), strict=True):
+        for inputs, positions, answers in zip(*(part[:PROBES] for part in rows), strict=True):
             asked = answers != IGNORE_INDEX
-            answer_at = dict(zip(places[asked].tolist(), answers[asked].tolist(), strict=True))
+            answer_at = dict(zip(positions[asked].tolist(), answers[asked].tolist(), strict=True))
             first = min(answer_at)
-            positions = range(first, first + self.answer_tokens)
-            answer = [answer_at[position] for position in positions if position in answer_at]
+            answer_span = range(first, first + self.answer_tokens)
+            answer = [answer_at[position] for position in answer_span if position in answer_at]
             prompts.append(self.tokenizer.decode(inputs[: first + 1]).strip())
             references.append(self.tokenizer.decode(answer).strip())
         return prompts, references

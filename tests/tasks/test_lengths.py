@@ -272,7 +272,7 @@ def test_invalid_lengths_are_refused(changes, reason) -> None:
 TINY = [
     *["task=language_modeling", "model=tiny", "model.dim=16", "model.heads=2", "model.layers=1"],
     *["model.ffn_dim=32", "tokenizer=bytes", "data.context_length=16", "data.batch_size=64"],
-    *["data.source.share=0.01", "trainer.max_steps=2", "trainer.accelerator=cpu"],
+    *["data.source.valid_fraction=0.01", "trainer.max_steps=2", "trainer.accelerator=cpu"],
     *["callbacks=minimal", "+trainer.limit_val_batches=1"],
 ]
 

@@ -16,12 +16,12 @@ class QueryRows(NamedTuple):
     """n sequences with a queries each, as token ids.
 
     inputs: [n t], bos first.
-    places: [n a], the position of each query in its row.
+    target_positions: [n a], the position of each query in its row.
     answers: [n a], the token to predict there; `IGNORE_INDEX` where there is no query.
     """
 
     inputs: np.ndarray
-    places: np.ndarray
+    target_positions: np.ndarray
     answers: np.ndarray
 
 
