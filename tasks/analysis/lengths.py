@@ -157,7 +157,7 @@ def score_lengths(
     """
     trainer.test(task, datamodule=tests, verbose=False, **options)
     entry: dict[str, Any] = {
-        "training_length": tests.training_length,
+        "trained_at": tests.training_length,
         "split": tests.split,
         "scored": tests.lengths,
         "refused": {str(length): reason for length, reason in tests.refused.items()},
