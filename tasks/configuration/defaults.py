@@ -59,7 +59,7 @@ def training_length(data: Mapping[str, Any]) -> int | None:
     It is the window of text, the sequence of a diagnostic, or the longest line of a translation.
     """
     if data["_target_"] == DIAGNOSTIC_DATA:
-        return instantiate(data["source"]).tokens
+        return instantiate(data["source"]).tokens_per_sequence
     return data.get("context_length") or data.get("max_tokens")
 
 

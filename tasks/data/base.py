@@ -12,7 +12,6 @@ from lightning import LightningDataModule
 from attention_zoo.errors import Unsupported, UserError
 from attention_zoo.tasks.data.batches import BatchDataset
 from attention_zoo.tasks.data.cache import CacheEntry, get_or_build, sha256_of_code
-from attention_zoo.tasks.data.diagnostics.base import Diagnostic
 from attention_zoo.tasks.data.loader import ResumableLoader
 from attention_zoo.tasks.data.samplers import EpochSampler, FixedBatchSampler, consecutive_batches
 from attention_zoo.tasks.data.sources.base import Source
@@ -34,12 +33,13 @@ class PreparedData(LightningDataModule):
         source: provides the text.
         tokenizer: makes the tokenizer of the train split.
         cache_dir: the folder of the cache.
+        root: folder of files to read `source` from.
         seed: of the order of the batches.
         num_workers: processes that prepare batches; 0 prepares them in the training process.
         probes: lines to try the model on during training; each data module has its own default.
     """
 
-    source: Source[Any] | Diagnostic
+    source: Source[Any]
     batch_size: int
     cache_options: Mapping[str, Any] = {}  # those that the cached values depend on
     test_names: Sequence[str] = ("test",)  # of the test sets, in the order of their loaders
@@ -52,15 +52,16 @@ class PreparedData(LightningDataModule):
     def __init__(
         self,
         *,
-        source: Source[Any] | Diagnostic,
+        source: Source[Any],
         tokenizer: TokenizerFactory,
         cache_dir: str | Path,
+        root: str | Path | None = None,
         seed: int = 0,
         num_workers: int = 0,
         probes: Sequence[str] | None = None,
     ) -> None:
         super().__init__()
-        self.source = source
+        self.source = source if root is None else source.with_root(root)
         self.tokenizer_factory = tokenizer
         self.cache_dir = Path(cache_dir)
         self.seed = seed

@@ -29,7 +29,7 @@ class TranslationBatch(NamedTuple):
 
 
 class LanguageBatch(NamedTuple):
-    """Blocks of running text, or sequences that ask questions at some places.
+    """Blocks of running text, or sequences with queries at some positions.
 
     inputs: [b t] long.
     targets: [b t] long, the token after each input, or [b a] long, the answer at each of

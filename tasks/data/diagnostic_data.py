@@ -27,10 +27,10 @@ class QueryDataset(BatchDataset[LanguageBatch]):
         return len(self.rows.inputs)
 
     def __getitem__(self, indices: list[int]) -> LanguageBatch:
-        inputs, places, answers = (
+        inputs, positions, answers = (
             torch.from_numpy(part[indices].astype(np.int64)) for part in self.rows
         )
-        return LanguageBatch(inputs, answers, target_positions=places)
+        return LanguageBatch(inputs, answers, target_positions=positions)
 
 
 class DiagnosticData(PreparedData):
@@ -39,7 +39,6 @@ class DiagnosticData(PreparedData):
     There is a test set at the training length, and one more for each of `test_lengths`.
 
     Args:
-        source: draws the sequences.
         batch_size: sequences in a batch, on each rank.
         test_lengths: other lengths to test at, as the source counts them.
         answer_tokens: the most tokens of an answer, for the samples.
@@ -52,13 +51,13 @@ class DiagnosticData(PreparedData):
     def __init__(
         self,
         *,
-        source: Diagnostic,
         batch_size: int = 128,
         test_lengths: Sequence[int] = (),
         answer_tokens: int = 1,
         **options: Any,
     ) -> None:
-        super().__init__(source=source, **options)
+        super().__init__(**options)
+        source = self.source
         for name, value in (("batch_size", batch_size), ("answer_tokens", answer_tokens)):
             if value < 1:
                 raise UserError(f"data.{name} must be at least 1, got {value}.")
@@ -107,12 +106,12 @@ class DiagnosticData(PreparedData):
     def _first_queries(self, rows: QueryRows) -> tuple[list[str], list[str]]:
         """Return sequences up to their first query, and the next answers within `answer_tokens`."""
         prompts, references = [], []
-        for inputs, places, answers in zip(*(part[:PROBES] for part in rows), strict=True):
+        for inputs, positions, answers in zip(*(part[:PROBES] for part in rows), strict=True):
             asked = answers != IGNORE_INDEX
-            answer_at = dict(zip(places[asked].tolist(), answers[asked].tolist(), strict=True))
+            answer_at = dict(zip(positions[asked].tolist(), answers[asked].tolist(), strict=True))
             first = min(answer_at)
-            positions = range(first, first + self.answer_tokens)
-            answer = [answer_at[position] for position in positions if position in answer_at]
+            answer_span = range(first, first + self.answer_tokens)
+            answer = [answer_at[position] for position in answer_span if position in answer_at]
             prompts.append(self.tokenizer.decode(inputs[: first + 1]).strip())
             references.append(self.tokenizer.decode(answer).strip())
         return prompts, references

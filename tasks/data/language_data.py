@@ -2,7 +2,6 @@
 
 import re
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -30,18 +29,16 @@ class LanguageData(PreparedData):
     blocks. An evaluation predicts every token of the stream once, in blocks that do not overlap.
 
     Args:
-        source: provides the documents.
         context_length: tokens in a block.
         batch_size: blocks in a batch, on each rank.
         sampling: how train blocks are drawn: `ShuffledBlockSampler` or `RandomBlockSampler`.
         documents: give the number of each token's document, so that attention stays within
             documents.
-        root: folder of files to read `source` from.
         options: of `PreparedData`. The default `probes` are prompts: the first words of the first
             valid documents.
     """
 
-    source: Source[str]
+    source: Source[list[str]]
     train: list[str]
     valid: list[str]
     test: list[str]
@@ -49,15 +46,13 @@ class LanguageData(PreparedData):
     def __init__(
         self,
         *,
-        source: Source[str],
         context_length: int = 64,
         batch_size: int = 12,
         sampling: Callable[..., EpochSampler] = ShuffledBlockSampler,
         documents: bool = False,
-        root: str | Path | None = None,
         **options: Any,
     ) -> None:
-        super().__init__(source=source if root is None else source.with_root(root), **options)
+        super().__init__(**options)
         for name, value in (("context_length", context_length), ("batch_size", batch_size)):
             if value < 1:
                 raise UserError(f"data.{name} must be at least 1, got {value}.")

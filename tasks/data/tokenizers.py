@@ -98,12 +98,12 @@ class Tokenizer(ABC):
         ids = list(ids)
         check_ids(ids, self.vocabulary_size, location="the tokens to show")
         return [
-            SPECIAL_TOKENS[token] if token < FIRST_ID else readable(self._pieces[token])
+            SPECIAL_TOKENS[token] if token < FIRST_ID else readable_token(self._pieces[token])
             for token in ids
         ]
 
 
-def readable(piece: bytes) -> str:
+def readable_token(piece: bytes) -> str:
     """Return a piece as figures show it."""
     text = piece.decode("utf-8", errors="backslashreplace")
     if text.startswith(" ") and len(text) > 1:

@@ -1,6 +1,5 @@
 """The data module of translation."""
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,16 +20,14 @@ class TranslationData(PreparedData):
     and `report` counts them. The other splits keep every line.
 
     Args:
-        source: provides the pairs.
         tokens_per_batch: the most rows x longest row of a batch, on each side and rank.
         max_tokens: the most tokens of a train line, special tokens included.
-        root: folder of files to read `source` from.
         length_jitter: of the bucketing, in tokens (see `TokenBudgetSampler`).
         options: of `PreparedData`. The tokenizer is a joint one of both languages. The default
             `probes` are the source's own, else the first lines of the valid split.
     """
 
-    source: Source[Pair]
+    source: Source[list[Pair]]
     train: list[Pair]
     valid: list[Pair]
     test: list[Pair]
@@ -38,14 +35,12 @@ class TranslationData(PreparedData):
     def __init__(
         self,
         *,
-        source: Source[Pair],
         tokens_per_batch: int = 2048,
         max_tokens: int = 128,
-        root: str | Path | None = None,
         length_jitter: float = 2.0,
         **options: Any,
     ) -> None:
-        super().__init__(source=source if root is None else source.with_root(root), **options)
+        super().__init__(**options)
         if not 3 <= max_tokens <= tokens_per_batch:
             raise UserError(
                 "data.max_tokens must lie between 3 and data.tokens_per_batch, got "

@@ -217,10 +217,10 @@ def test_diagnostics_come_at_any_length(tmp_path) -> None:
     data = DiagnosticData(
         source=source, tokenizer=SymbolTokenizer.train, cache_dir=tmp_path, batch_size=8
     )
-    assert data.tokens_at(6, "test") == 14 and data.tokens_at(10, "test") == 22
+    assert data.tokens_at_length(6, "test") == 14 and data.tokens_at_length(10, "test") == 22
     (own,) = data.loaders_at_length(6, "test", stride=3, rank=0, world_size=1).values()
-    questions = source.questions("test")
-    assert np.array_equal(torch.cat([batch.inputs for batch in own]), questions.inputs)
+    rows = source.draw_split("test")
+    assert np.array_equal(torch.cat([batch.inputs for batch in own]), rows.inputs)
     (longer,) = data.loaders_at_length(10, "valid", stride=5, rank=0, world_size=1).values()
     assert [len(batch.inputs) for batch in longer] == [5, 4]  # 8 rows of 14 are 5 of 22
     assert all(batch.targets.min() >= 0 for batch in longer)  # strings as long as that, all
@@ -272,7 +272,7 @@ def test_invalid_lengths_are_refused(changes, reason) -> None:
 TINY = [
     *["task=language_modeling", "model=tiny", "model.dim=16", "model.heads=2", "model.layers=1"],
     *["model.ffn_dim=32", "tokenizer=bytes", "data.context_length=16", "data.batch_size=64"],
-    *["data.source.share=0.01", "trainer.max_steps=2", "trainer.accelerator=cpu"],
+    *["data.source.valid_fraction=0.01", "trainer.max_steps=2", "trainer.accelerator=cpu"],
     *["callbacks=minimal", "+trainer.limit_val_batches=1"],
 ]
 

@@ -1,14 +1,13 @@
 """The base of the diagnostics: sequences of symbols with queries and their answers."""
 
-from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from abc import abstractmethod
 from dataclasses import asdict, dataclass, replace
-from typing import Any, ClassVar, NamedTuple, Self
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 
 from attention_zoo.errors import UserError
-from attention_zoo.tasks.data.sources.base import SPLITS, split_of
+from attention_zoo.tasks.data.sources.base import SPLITS, Source, split_of
 
 ROWS_PER_DRAW = 10_000
 
@@ -17,17 +16,17 @@ class QueryRows(NamedTuple):
     """n sequences with a queries each, as token ids.
 
     inputs: [n t], bos first.
-    places: [n a], the position of each query in its row.
+    target_positions: [n a], the position of each query in its row.
     answers: [n a], the token to predict there; `IGNORE_INDEX` where there is no query.
     """
 
     inputs: np.ndarray
-    places: np.ndarray
+    target_positions: np.ndarray
     answers: np.ndarray
 
 
 @dataclass(frozen=True, kw_only=True)
-class Diagnostic(ABC):
+class Diagnostic(Source[QueryRows]):
     """Draws sequences of one kind and length.
 
     A hash of a sequence decides its split. So the splits share no sequence, whatever their sizes
@@ -44,7 +43,6 @@ class Diagnostic(ABC):
     valid: int = 1000
     test: int = 1000
     seed: int = 0
-    notes: ClassVar[Sequence[str]] = ()
 
     def __post_init__(self) -> None:
         for name in ("length", "size", "valid", "test"):
@@ -54,7 +52,7 @@ class Diagnostic(ABC):
     @property
     @abstractmethod
     def symbols(self) -> list[str]:
-        """The names of the symbols; symbol i has token id `FIRST_ID` + i."""
+        """Return the names of the symbols; symbol i has token id `FIRST_ID` + i."""
 
     @abstractmethod
     def draw_rows(self, generator: np.random.Generator, rows: int) -> QueryRows:
@@ -62,7 +60,7 @@ class Diagnostic(ABC):
 
     @property
     def tokens_per_sequence(self) -> int:
-        """The tokens of a sequence, with those that `length` does not count."""
+        """Return the tokens of a sequence, with those that `length` does not count."""
         return self.draw_rows(np.random.default_rng(0), 1).inputs.shape[1]
 
     def with_length(self, length: int) -> Self:
@@ -70,11 +68,9 @@ class Diagnostic(ABC):
         return replace(self, length=length)
 
     def cache_key(self) -> dict[str, Any]:
-        """Return every input of `splits`, in plain types."""
         return {"source": type(self).__name__, "numpy": np.__version__, **asdict(self)}
 
     def splits(self) -> dict[str, QueryRows]:
-        """Draw the sequences of "train", "valid" and "test"."""
         return {split: self.draw_split(split) for split in SPLITS}
 
     def draw_split(self, split: str) -> QueryRows:

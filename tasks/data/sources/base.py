@@ -2,6 +2,7 @@
 
 import hashlib
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from copy import copy
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -14,25 +15,21 @@ HASH_BUCKETS = 20
 HELD_OUT_BUCKETS = {0: "valid", 1: "test"}
 
 Pair = tuple[str, str]
-Item = TypeVar("Item")
+Split = TypeVar("Split")
 
 
-class Source(ABC, Generic[Item]):
-    """Provides splits of (source, target) pairs, or of texts.
+class Source(ABC, Generic[Split]):
+    """Provides splits: lists of (source, target) pairs, lists of texts, or sequences to query.
 
     After `splits()`, `notes` holds what the user should know about them.
-
-    Args:
-        root: the folder that file names start from; None for a source that reads no files.
     """
 
-    def __init__(self, root: str | Path | None = None) -> None:
-        self.root = None if root is None else Path(root)
-        self.notes: list[str] = []
+    root: Path | None = None  # the folder that file names start from, if the source reads files
+    notes: Sequence[str] = ()
 
     @abstractmethod
-    def splits(self) -> dict[str, list[Item]]:
-        """Return the items of "train", "valid" and "test". Raise BadInput where there are none."""
+    def splits(self) -> dict[str, Split]:
+        """Return "train", "valid" and "test". Raise BadInput if one of them is missing."""
 
     @abstractmethod
     def cache_key(self) -> dict[str, Any]:
@@ -42,11 +39,11 @@ class Source(ABC, Generic[Item]):
         """Return where item `index` of a split was read, for messages."""
         return f"{split}, line {index + 1}"
 
-    def probes(self) -> list[Item]:
+    def probes(self) -> list[Any]:
         """Return items to try the model on during training; the train split has none of them."""
         return []
 
-    def with_root(self, root: str | Path) -> "Source[Item]":
+    def with_root(self, root: str | Path) -> "Source[Split]":
         """Return the same text, read from files under `root`."""
         if self.root is None:
             raise Unsupported(

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from attention_zoo.errors import BadInput
-from attention_zoo.tasks.data.sources.base import Item, Source
+from attention_zoo.tasks.data.sources.base import Source, Split
 
 
-class SplitFiles(Source[Item]):
+class SplitFiles(Source[Split]):
     """Files of each split; without `test`, the valid split is the test split as well.
 
     Args:
@@ -18,8 +18,6 @@ class SplitFiles(Source[Item]):
             gzipped file too.
         root: the folder that relative names start from.
     """
-
-    root: Path
 
     def __init__(
         self,
@@ -29,7 +27,7 @@ class SplitFiles(Source[Item]):
         test: Sequence[Any] | None = None,
         root: str | Path = ".",
     ) -> None:
-        super().__init__(root)
+        self.root: Path = Path(root)
         self.files = {"train": train, "valid": valid, "test": valid if test is None else test}
         self.valid_is_test = test is None
         if self.valid_is_test:

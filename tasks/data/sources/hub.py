@@ -6,13 +6,13 @@ from pathlib import Path
 from typing import Any
 
 from attention_zoo.errors import BadInput
-from attention_zoo.tasks.data.sources.base import SPLITS, Item, Pair, Source
+from attention_zoo.tasks.data.sources.base import SPLITS, Pair, Source, Split
 from attention_zoo.tasks.data.sources.files import check_folder
 from attention_zoo.tasks.data.sources.parallel_files import ParallelFiles
 from attention_zoo.tasks.data.sources.text_files import OneTextFile, TextFiles, cut_text
 
 
-class HubSource(Source[Item]):
+class HubSource(Source[Split]):
     """A dataset of the hub.
 
     Args:
@@ -32,12 +32,11 @@ class HubSource(Source[Item]):
         config: str | None = None,
         revision: str | None = None,
     ) -> None:
-        super().__init__()
         self.path, self.config, self.revision = path, config, revision
         self.split_names: Any = splits if isinstance(splits, str) else dict(splits)
         self.files = dict(files)
 
-    def splits(self) -> dict[str, list[Item]]:
+    def splits(self) -> dict[str, Split]:
         corpus = self.load_corpus()
         try:
             return self.read_corpus(corpus)
@@ -73,7 +72,7 @@ class HubSource(Source[Item]):
             ) from error
 
     @abstractmethod
-    def read_corpus(self, corpus: Any) -> dict[str, list[Item]]:
+    def read_corpus(self, corpus: Any) -> dict[str, Split]:
         """Return the splits of a loaded dataset. Raise KeyError for a name that it lacks."""
 
     def cache_key(self) -> dict[str, Any]:
@@ -85,7 +84,7 @@ class HubSource(Source[Item]):
         }
 
 
-class HubPairs(HubSource[Pair]):
+class HubPairs(HubSource[list[Pair]]):
     """A parallel corpus.
 
     Args:
@@ -126,7 +125,7 @@ class HubPairs(HubSource[Pair]):
         return ParallelFiles.from_patterns(self.pair, self.files, root)
 
 
-class HubTexts(HubSource[str]):
+class HubTexts(HubSource[list[str]]):
     """Running text: the rows of a split, joined, are one document.
 
     Args:

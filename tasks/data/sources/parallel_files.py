@@ -11,7 +11,7 @@ from attention_zoo.tasks.data.sources.base import SPLITS, Pair
 from attention_zoo.tasks.data.sources.files import SplitFiles, read_lines
 
 
-class ParallelFiles(SplitFiles[Pair]):
+class ParallelFiles(SplitFiles[list[Pair]]):
     """Pairs of files: line i of the source file is translated by line i of the target file."""
 
     def __init__(self, **options: Any) -> None:

@@ -45,7 +45,7 @@ FIRST_DAY = datetime.date(1980, 1, 1)
 DAYS = 60 * 365
 
 
-class Phrases(Source[Pair]):
+class Phrases(Source[list[Pair]]):
     """Dates, times, durations, measures, prices, lists of countries and languages, numbers.
 
     One to three of them make a line, which is rendered in the source locale and in the target
@@ -71,7 +71,6 @@ class Phrases(Source[Pair]):
         test: int = 500,
         seed: int = 0,
     ) -> None:
-        super().__init__()
         self.sizes = {"train": size, "valid": valid, "test": test}
         for split, lines in self.sizes.items():
             if lines < 1:
@@ -137,7 +136,7 @@ class Phrases(Source[Pair]):
 
     def _samplers(self) -> list[PhraseSampler]:
         """Return the kinds that both locales can render, and note the others."""
-        self.notes = []
+        notes: list[str] = []
         samplers: list[PhraseSampler] = [
             sample_date,
             sample_time,
@@ -153,21 +152,19 @@ class Phrases(Source[Pair]):
         units = [u for u in all_units if all(has_unit(locale, u) for locale in self.locales)]
         missing = sorted(set(all_units) - set(units))
         if missing:
-            self._note_missing("measures in " + ", ".join(missing), "Babel")
+            notes.append(f"Babel does not render measures in {', '.join(missing)}")
         samplers.append(partial(sample_measure, units))
         if all("long" in locale.compact_decimal_formats for locale in self.locales):
             samplers.append(sample_magnitude)
         else:
-            self._note_missing("magnitudes such as '3 million'", "Babel")
+            notes.append("Babel does not render magnitudes such as '3 million'")
         unspelled = [str(locale) for locale in self.locales if not can_spell_numbers(locale)]
         if unspelled:
-            self._note_missing("spelled-out numbers", f"num2words ({', '.join(unspelled)})")
+            notes.append(f"num2words ({', '.join(unspelled)}) does not render spelled-out numbers")
         else:
             samplers.append(sample_number)
+        self.notes = [f"{note} in both locales: left out" for note in notes]
         return samplers
-
-    def _note_missing(self, kind: str, package: str) -> None:
-        self.notes.append(f"{package} does not render {kind} in both locales: left out")
 
 
 def parse_locale(name: str) -> Locale:

@@ -9,7 +9,7 @@ from attention_zoo.tasks.data.cache import sha256_of_json
 from attention_zoo.tasks.data.sources.base import SPLITS, Source
 
 
-class PythonDocs(Source[str]):
+class PythonDocs(Source[list[str]]):
     """The topics of `help()`, each of them one document; parts of other topics are left out.
 
     The text differs between Python versions, so version and content are part of the cache key. A
@@ -20,7 +20,6 @@ class PythonDocs(Source[str]):
     """
 
     def __init__(self, *, valid_fraction: float = 0.05) -> None:
-        super().__init__()
         if not 0 < valid_fraction < 0.5:
             raise UserError(
                 "data.source.valid_fraction must lie between 0 and 0.5, got "

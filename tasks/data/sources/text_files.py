@@ -17,7 +17,7 @@ from attention_zoo.tasks.data.sources.files import (
 )
 
 
-class TextFiles(SplitFiles[str]):
+class TextFiles(SplitFiles[list[str]]):
     """Text files, each of them one document; a single name may stand for a list of one."""
 
     def paths(self, split: str) -> list[Path]:
@@ -33,7 +33,7 @@ class TextFiles(SplitFiles[str]):
         return {"source": "text_files", "files": hashes, "valid_is_test": self.valid_is_test}
 
 
-class OneTextFile(Source[str]):
+class OneTextFile(Source[list[str]]):
     """One file, cut in order into train, valid and test.
 
     Args:
@@ -43,10 +43,8 @@ class OneTextFile(Source[str]):
         root: the folder that a relative name starts from.
     """
 
-    root: Path
-
     def __init__(self, *, file: str, fractions: Sequence[float], root: str | Path = ".") -> None:
-        super().__init__(root)
+        self.root: Path = Path(root)
         if len(fractions) not in (2, 3) or min(fractions) <= 0 or abs(sum(fractions) - 1) > 1e-9:
             raise UserError(
                 "fractions must be two or three positive numbers that sum to 1, got "

@@ -83,7 +83,7 @@ def test_recall_asks_at_distances_of_a_power_law() -> None:
     """The authors' draw: without replacement, the g-th position with weight g^(power - 1)."""
     for power in (0.01, 1.0):
         source = Recall(length=40, pairs=1, vocabulary=64, power=power, size=20_000)
-        positions = source.draw_split("train").places[:, 0]
+        positions = source.draw_split("train").target_positions[:, 0]
         counts = np.bincount((positions - 3) // 2, minlength=19)
         weights = np.arange(1, 20) ** (power - 1.0)
         expected = len(positions) * weights / weights.sum()
