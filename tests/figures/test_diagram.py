@@ -123,8 +123,8 @@ def test_norms_stand_where_the_model_has_them(order, inside, after, last):
         ("sinusoidal", {}, ("on embeddings",), None),
         ("learned", {"max_length": 512}, ("on embeddings", "8,192 parameters"), None),
         ("randomized", {}, ("on positions and embeddings",), None),
-        ("alibi", {}, None, "alibi on scores by the places of query and key"),
-        ("fire", {}, None, "fire on scores by the places of query and key"),
+        ("alibi", {}, None, "alibi on scores by the positions of query and key"),
+        ("fire", {}, None, "fire on scores by the positions of query and key"),
         ("none", {}, None, None),
     ],
 )
