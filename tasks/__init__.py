@@ -1,4 +1,4 @@
-"""The Lightning side of the zoo: tasks, data, callbacks and the command line's verbs."""
+"""The Lightning side of the zoo: tasks, data, callbacks and the commands of the program."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING

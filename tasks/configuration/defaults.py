@@ -34,7 +34,7 @@ def resolve_defaults(
     position = config["position"]
     if "original_length" in position and position["original_length"] is None:
         data: Any = OmegaConf.to_container(config["data"], resolve=True)
-        position["original_length"] = training_length(
+        position["original_length"] = longest_training_sequence(
             training_config["data"] if training_config else data
         )
     return choices
@@ -53,7 +53,7 @@ def resolve_position(config: DictConfig | dict[str, Any]) -> dict[str, str]:
     return {"position": name}
 
 
-def training_length(data: Mapping[str, Any]) -> int | None:
+def longest_training_sequence(data: Mapping[str, Any]) -> int | None:
     """Return the longest sequence that data are trained on, in tokens; None if it is unknown.
 
     It is the window of text, the sequence of a diagnostic, or the longest line of a translation.

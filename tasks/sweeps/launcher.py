@@ -245,9 +245,9 @@ def run_in_subprocess(
     return objective(job)
 
 
-def job_command(verb: str, flags: Sequence[str]) -> list[str]:
-    """Return the command that runs a verb; `flags` are Hydra's, for the sources of configs."""
-    return [sys.executable, "-m", "attention_zoo", verb, *flags]
+def job_command(command: str, flags: Sequence[str]) -> list[str]:
+    """Return the command that runs a command of the program; `flags` are Hydra's, for the sources of configs."""
+    return [sys.executable, "-m", "attention_zoo", command, *flags]
 
 
 def register_plugin(plugin: type[Plugin], group: str, name: str, **options: Any) -> None:
@@ -262,14 +262,14 @@ def register_plugin(plugin: type[Plugin], group: str, name: str, **options: Any)
     ConfigStore.instance().store(group=group, name=name, node={"_target_": target, **options})
 
 
-def register_launcher(verb: str, flags: Sequence[str] = ()) -> None:
-    """Make `hydra/launcher=processes` run jobs of a verb; see `job_command` for the flags."""
+def register_launcher(command: str, flags: Sequence[str] = ()) -> None:
+    """Make `hydra/launcher=processes` run jobs of a command; see `job_command` for the flags."""
     ProcessesLauncher.environment = dict(os.environ)
     register_plugin(
         ProcessesLauncher,
         "hydra/launcher",
         "processes",
-        command=job_command(verb, flags),
+        command=job_command(command, flags),
         jobs="${oc.select:jobs,1}",
         fail_fast="${oc.select:fail_fast,false}",
     )

@@ -20,7 +20,7 @@ from attention_zoo.errors import Unsupported, UserError
 from attention_zoo.tasks.analysis.lengths import LengthDataModule, check_lengths, score_lengths
 from attention_zoo.tasks.commands.cli import main
 from attention_zoo.tasks.commands.warning_filters import silence_libraries
-from attention_zoo.tasks.configuration.defaults import resolve_defaults, training_length
+from attention_zoo.tasks.configuration.defaults import longest_training_sequence, resolve_defaults
 from attention_zoo.tasks.configuration.entry_configs import DEFAULT_TRAINING_LENGTH, entry_config
 from attention_zoo.tasks.data.diagnostic_data import DiagnosticData
 from attention_zoo.tasks.data.diagnostics.copy import Copy
@@ -421,7 +421,7 @@ def test_the_original_length_is_that_of_the_data_unless_it_is_given() -> None:
     source = {"_target_": "attention_zoo.tasks.data.diagnostics.copy.Copy", "length": 10}
     source |= {"min_length": 5, "vocabulary": 4}
     target = "attention_zoo.tasks.data.diagnostic_data.DiagnosticData"
-    assert training_length({"_target_": target, "source": source}) == 22
+    assert longest_training_sequence({"_target_": target, "source": source}) == 22
 
 
 @pytest.fixture

@@ -19,7 +19,7 @@ def create_loggers(
 
     Args:
         config: the whole config, in plain containers; its `logger` is None for no logger.
-        job_type: the verb.
+        job_type: the command.
         resumed: the checkpoint of a run that goes on; its run in W&B goes on too.
 
     Raises:
@@ -60,7 +60,7 @@ def wandb_options(
     of the sweep, also for an evaluation of one of its jobs; a single run has none.
 
     Raises:
-        UserError: artifacts of a verb that leaves none.
+        UserError: artifacts of a command that leaves none.
     """
     if node.get("artifacts") and job_type != "train":
         raise UserError(
