@@ -246,7 +246,7 @@ def run_in_subprocess(
 
 
 def job_command(command: str, flags: Sequence[str]) -> list[str]:
-    """Return the command that runs a command of the program; `flags` are Hydra's, for the sources of configs."""
+    """Return the argv of a command; `flags` are Hydra's, for the sources of configs."""
     return [sys.executable, "-m", "attention_zoo", command, *flags]
 
 
