@@ -7,6 +7,7 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -64,6 +65,14 @@ cli.run_composed = train
 cli.main()
 """
 COMMAND = [sys.executable, "-c", SCRIPT, "train"]
+
+
+@pytest.fixture(autouse=True)
+def sigint_interrupts() -> Iterator[None]:
+    """Shells start background programs with SIGINT ignored, which their jobs would inherit."""
+    previous = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, previous)
 
 
 def job(folder: Path, number: int, *overrides: str, **options: object) -> Job:
