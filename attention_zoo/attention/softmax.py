@@ -17,7 +17,7 @@ from attention_zoo.backends.reference import attention_weights, repeat_heads
 from attention_zoo.caches import Cache, TokenCache
 from attention_zoo.errors import Unsupported, UserError
 from attention_zoo.masks import Mask, Visibility
-from attention_zoo.position.base import ScoreInputs
+from attention_zoo.position.base import NaiveScoreInputs, ScoreInputs
 from attention_zoo.zoo import Site
 
 # Where an encoding may act on attention that keeps the heads and the way from scores to weights.
@@ -226,9 +226,8 @@ class SoftmaxAttention(Attention):
                 query = encoding.naive_rotate(q[b, h, i], here, head=h, length=length, of="query")
                 keys = encoding.naive_rotate(k[b, h, seen], there, head=h, length=length, of="key")
                 scores[b, h, i, seen] = self.naive_scores(h, query, keys)
-                biases[b, h, i, seen] = encoding.naive_bias(
-                    query, keys, here, there, head=h, scale=self.scale, tokens=source[b, seen]
-                )
+                inputs = NaiveScoreInputs(query, keys, here, there, h, self.scale, source[b, seen])
+                biases[b, h, i, seen] = encoding.naive_bias(inputs)
         return scores, biases
 
     def naive_score_matrix(

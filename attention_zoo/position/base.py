@@ -20,6 +20,23 @@ class ScoreInputs(NamedTuple):
     features: Mapping[str, Tensor]  # of every key, from `cached_features`
 
 
+class NaiveScoreInputs(NamedTuple):
+    """One query, and the keys that it sees."""
+
+    query: Tensor  # [c], as `naive_rotate` left it
+    keys: Tensor  # [k c], likewise
+    q_position: Tensor  # []
+    k_positions: Tensor  # [k]
+    head: int  # index of the query head
+    scale: float  # of the attention's scores
+    tokens: Tensor  # [k d], inputs of the keys
+
+    @property
+    def distances(self) -> Tensor:
+        """Return the signed distance from each key to the query, t − s, [k]."""
+        return self.q_position - self.k_positions
+
+
 class PositionalEncoding(nn.Module):
     """Tells attention where tokens stand.
 
@@ -110,28 +127,8 @@ class PositionalEncoding(nn.Module):
         """
         return x
 
-    def naive_bias(
-        self,
-        query: Tensor,
-        keys: Tensor,
-        q_position: Tensor,
-        k_positions: Tensor,
-        *,
-        head: int,
-        scale: float,
-        tokens: Tensor,
-    ) -> Tensor | float:
-        """Return what to add to the scores of one query [c] and the keys [k c] that it sees, [k].
-
-        Args:
-            query: as `naive_rotate` left it.
-            keys: likewise.
-            q_position: position of the query.
-            k_positions: positions [k] of the keys.
-            head: index of the query head.
-            scale: of the attention's scores.
-            tokens: [k d], inputs of the keys.
-        """
+    def naive_bias(self, inputs: NaiveScoreInputs) -> Tensor | float:
+        """Return what to add to the scores [k] of one query and the keys that it sees."""
         return 0.0
 
     def naive_values(self, q_position: Tensor, k_positions: Tensor) -> Tensor | float:

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from attention_zoo.position.base import PositionalEncoding
+from attention_zoo.position.base import NaiveScoreInputs, PositionalEncoding
 from attention_zoo.zoo import POSITION, PositionCard
 
 
@@ -38,22 +38,12 @@ class AlibiEncoding(PositionalEncoding):
         distance = (q_positions[:, :, None] - k_positions[:, None, :]).abs()
         return -self.slopes[:, None, None] * distance[:, None]
 
-    def naive_bias(
-        self,
-        query: Tensor,
-        keys: Tensor,
-        q_position: Tensor,
-        k_positions: Tensor,
-        *,
-        head: int,
-        scale: float,
-        tokens: Tensor,
-    ) -> Tensor:
+    def naive_bias(self, inputs: NaiveScoreInputs) -> Tensor:
         # The slopes of a power of two of heads are a geometric sequence. Further heads get every
         # second slope of twice as many.
         power = 2 ** int(math.log2(self.heads))
-        exponent = head + 1 if head < power else head - power + 0.5
-        return -(2.0 ** (-8.0 * exponent / power)) * (q_position - k_positions).abs()
+        exponent = inputs.head + 1 if inputs.head < power else inputs.head - power + 0.5
+        return -(2.0 ** (-8.0 * exponent / power)) * inputs.distances.abs()
 
 
 def alibi_slopes(heads: int) -> list[float]:

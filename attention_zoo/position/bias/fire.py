@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 
 from attention_zoo.errors import UserError
-from attention_zoo.position.base import PositionalEncoding
+from attention_zoo.position.base import NaiveScoreInputs, PositionalEncoding
 from attention_zoo.zoo import POSITION, PositionCard
 
 # Keeps the quotient finite, should the threshold be learned to be 0.
@@ -88,26 +88,14 @@ class FireEncoding(PositionalEncoding):
         """Compute ψ."""
         return torch.log1p((self.log_scale * x).abs())
 
-    def naive_bias(
-        self,
-        query: Tensor,
-        keys: Tensor,
-        q_position: Tensor,
-        k_positions: Tensor,
-        *,
-        head: int,
-        scale: float,
-        tokens: Tensor,
-    ) -> Tensor:
+    def naive_bias(self, inputs: NaiveScoreInputs) -> Tensor:
         def compress(x: Tensor) -> Tensor:
             return torch.log((self.log_scale * x).abs() + 1)
 
-        last = q_position.expand_as(k_positions)
+        last = inputs.q_position.expand_as(inputs.k_positions)
         if self.role != "causal":
-            last = torch.maximum(last, k_positions)
+            last = torch.maximum(last, inputs.k_positions)
         threshold = (self.threshold_factor * self.threshold).abs()
-        shares = compress(q_position - k_positions) / (
-            compress(torch.maximum(last, threshold)) + SMALL
-        )
+        shares = compress(inputs.distances) / (compress(torch.maximum(last, threshold)) + SMALL)
         hidden = (shares[:, None] * self.expand.weight[:, 0] + self.expand.bias).clamp(min=0)
-        return hidden @ self.contract.weight[head]
+        return hidden @ self.contract.weight[inputs.head]

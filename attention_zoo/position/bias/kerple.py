@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn.functional import softplus
 
 from attention_zoo.errors import UserError
-from attention_zoo.position.base import PositionalEncoding
+from attention_zoo.position.base import NaiveScoreInputs, PositionalEncoding
 from attention_zoo.zoo import POSITION, PositionCard
 
 Kernel = Literal["log", "power"]
@@ -66,20 +66,10 @@ class KerpleEncoding(PositionalEncoding):
             return -first * torch.log1p(second * distance)
         return -first * distance.to(second.dtype) ** second
 
-    def naive_bias(
-        self,
-        query: Tensor,
-        keys: Tensor,
-        q_position: Tensor,
-        k_positions: Tensor,
-        *,
-        head: int,
-        scale: float,
-        tokens: Tensor,
-    ) -> Tensor:
-        distances = (q_position - k_positions).abs()
-        first = torch.log(1 + torch.exp(self.raw_first[head]))
-        second = self.raw_second[head]
+    def naive_bias(self, inputs: NaiveScoreInputs) -> Tensor:
+        distances = inputs.distances.abs()
+        first = torch.log(1 + torch.exp(self.raw_first[inputs.head]))
+        second = self.raw_second[inputs.head]
         if self.kernel == "log":
             return -first * torch.log(1 + torch.log(1 + torch.exp(second)) * distances)
         return -first * distances ** (2 / (1 + torch.exp(-second)))

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from attention_zoo.errors import UserError
 from attention_zoo.position.absolute.sinusoidal import sinusoids
-from attention_zoo.position.base import PositionalEncoding
+from attention_zoo.position.base import NaiveScoreInputs, PositionalEncoding
 from attention_zoo.zoo import POSITION, PositionCard
 
 
@@ -54,18 +54,8 @@ class SandwichEncoding(PositionalEncoding):
         compression = 8 * heads[:, None, None] / self.heads
         return (product[:, None] - self.embedding_dim / 2) / compression
 
-    def naive_bias(
-        self,
-        query: Tensor,
-        keys: Tensor,
-        q_position: Tensor,
-        k_positions: Tensor,
-        *,
-        head: int,
-        scale: float,
-        tokens: Tensor,
-    ) -> Tensor:
-        steps = torch.arange(0, self.embedding_dim, 2, dtype=query.dtype)
+    def naive_bias(self, inputs: NaiveScoreInputs) -> Tensor:
+        steps = torch.arange(0, self.embedding_dim, 2, dtype=inputs.query.dtype)
         frequencies = self.base ** (-steps / self.embedding_dim)
-        products = torch.cos((q_position - k_positions)[:, None] * frequencies).sum(dim=-1)
-        return (products - self.embedding_dim / 2) / (8 * (head + 1) / self.heads)
+        products = torch.cos(inputs.distances[:, None] * frequencies).sum(dim=-1)
+        return (products - self.embedding_dim / 2) / (8 * (inputs.head + 1) / self.heads)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from attention_zoo.errors import UserError
-from attention_zoo.position.base import PositionalEncoding
+from attention_zoo.position.base import NaiveScoreInputs, PositionalEncoding
 from attention_zoo.zoo import POSITION, PositionCard
 
 
@@ -68,19 +68,9 @@ class T5BiasEncoding(PositionalEncoding):
         far = exact + (growth * (count - exact)).long()
         return side + torch.where(distance < exact, distance, far.clamp(max=count - 1))
 
-    def naive_bias(
-        self,
-        query: Tensor,
-        keys: Tensor,
-        q_position: Tensor,
-        k_positions: Tensor,
-        *,
-        head: int,
-        scale: float,
-        tokens: Tensor,
-    ) -> Tensor:
+    def naive_bias(self, inputs: NaiveScoreInputs) -> Tensor:
         rows = []
-        for distance in (q_position - k_positions).tolist():
+        for distance in inputs.distances.tolist():
             count, first = self.buckets, 0
             if self.bidirectional:
                 count, first = self.buckets // 2, self.buckets // 2 * (distance < 0)
@@ -90,4 +80,4 @@ class T5BiasEncoding(PositionalEncoding):
                 octaves = math.log(row / exact) / math.log(self.max_distance / exact)
                 row = min(exact + int(octaves * (count - exact)), count - 1)
             rows.append(first + row)
-        return self.table.weight[rows, head]
+        return self.table.weight[rows, inputs.head]

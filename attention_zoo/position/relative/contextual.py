@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from attention_zoo.errors import UserError
-from attention_zoo.position.base import PositionalEncoding, ScoreInputs
+from attention_zoo.position.base import NaiveScoreInputs, PositionalEncoding, ScoreInputs
 from attention_zoo.zoo import POSITION, PositionCard
 
 
@@ -63,22 +63,14 @@ class ContextualEncoding(PositionalEncoding):
         back = wide.flip(-1).cumsum(dim=-1).flip(-1)
         return back.clamp(max=self.max_position)
 
-    def naive_bias(
-        self,
-        query: Tensor,
-        keys: Tensor,
-        q_position: Tensor,
-        k_positions: Tensor,
-        *,
-        head: int,
-        scale: float,
-        tokens: Tensor,
-    ) -> Tensor:
-        gates = 1 / (1 + torch.exp(-(keys @ query) * scale))
+    def naive_bias(self, inputs: NaiveScoreInputs) -> Tensor:
+        gates = 1 / (1 + torch.exp(-(inputs.keys @ inputs.query) * inputs.scale))
         biases = []
-        for s in range(len(keys)):
+        for s in range(len(inputs.keys)):
             position = gates[s:].sum().clamp(max=self.max_position)
             below, above = int(position.floor()), int(position.ceil())
             share = position - below
-            biases.append(query @ ((1 - share) * self.table[below] + share * self.table[above]))
+            biases.append(
+                inputs.query @ ((1 - share) * self.table[below] + share * self.table[above])
+            )
         return torch.stack(biases)

@@ -8,7 +8,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from attention_zoo.errors import UserError
-from attention_zoo.position.base import PositionalEncoding, ScoreInputs
+from attention_zoo.position.base import NaiveScoreInputs, PositionalEncoding, ScoreInputs
 from attention_zoo.position.relative.tables import gather_rows
 from attention_zoo.zoo import POSITION, PositionCard
 
@@ -78,25 +78,15 @@ class DisentangledEncoding(PositionalEncoding):
     ) -> Tensor:
         return x / math.sqrt(TERMS) if of == "query" else x
 
-    def naive_bias(
-        self,
-        query: Tensor,
-        keys: Tensor,
-        q_position: Tensor,
-        k_positions: Tensor,
-        *,
-        head: int,
-        scale: float,
-        tokens: Tensor,
-    ) -> Tensor:
-        own = slice(head * self.head_dim, (head + 1) * self.head_dim)
+    def naive_bias(self, inputs: NaiveScoreInputs) -> Tensor:
+        own = slice(inputs.head * self.head_dim, (inputs.head + 1) * self.head_dim)
         biases = []
-        for key, distance in zip(keys, (q_position - k_positions).tolist(), strict=True):
+        for key, distance in zip(inputs.keys, inputs.distances.tolist(), strict=True):
             ahead, back = (
                 self.table[min(max(d, -self.clip), self.clip - 1) + self.clip]
                 for d in (distance, -distance)
             )
-            of_query = query @ (self.key.weight[own] @ ahead)
+            of_query = inputs.query @ (self.key.weight[own] @ ahead)
             of_key = key @ (self.query.weight[own] @ back) / math.sqrt(TERMS)
-            biases.append((of_query + of_key) * scale)
+            biases.append((of_query + of_key) * inputs.scale)
         return torch.stack(biases)

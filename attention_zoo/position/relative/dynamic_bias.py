@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad, softplus
 
-from attention_zoo.position.base import PositionalEncoding, ScoreInputs
+from attention_zoo.position.base import NaiveScoreInputs, PositionalEncoding, ScoreInputs
 from attention_zoo.zoo import POSITION, PositionCard
 
 
@@ -51,17 +51,7 @@ class DynamicBiasEncoding(PositionalEncoding):
         behind = steps.cumsum(dim=-1)[..., :-1].flip(-1)
         return pad(behind, (0, 1))
 
-    def naive_bias(
-        self,
-        query: Tensor,
-        keys: Tensor,
-        q_position: Tensor,
-        k_positions: Tensor,
-        *,
-        head: int,
-        scale: float,
-        tokens: Tensor,
-    ) -> Tensor:
-        raw = tokens @ self.step.weight[head] + self.step.bias[head]
+    def naive_bias(self, inputs: NaiveScoreInputs) -> Tensor:
+        raw = inputs.tokens @ self.step.weight[inputs.head] + self.step.bias[inputs.head]
         steps = torch.log(1 + torch.exp(raw))
-        return torch.stack([-steps[s + 1 :].sum() for s in range(len(keys))])
+        return torch.stack([-steps[s + 1 :].sum() for s in range(len(inputs.keys))])

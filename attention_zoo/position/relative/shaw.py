@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from attention_zoo.errors import UserError
-from attention_zoo.position.base import PositionalEncoding, ScoreInputs
+from attention_zoo.position.base import NaiveScoreInputs, PositionalEncoding, ScoreInputs
 from attention_zoo.position.relative.tables import gather_rows
 from attention_zoo.zoo import POSITION, PositionCard
 
@@ -64,18 +64,12 @@ class ShawEncoding(PositionalEncoding):
         distance = k_positions[:, None, :] - q_positions[:, :, None]
         return distance.clamp(-self.clip, self.ahead) + self.clip
 
-    def naive_bias(
-        self,
-        query: Tensor,
-        keys: Tensor,
-        q_position: Tensor,
-        k_positions: Tensor,
-        *,
-        head: int,
-        scale: float,
-        tokens: Tensor,
-    ) -> Tensor:
-        return self.key_table[self.naive_rows(q_position, k_positions)] @ query * scale
+    def naive_bias(self, inputs: NaiveScoreInputs) -> Tensor:
+        return (
+            self.key_table[self.naive_rows(inputs.q_position, inputs.k_positions)]
+            @ inputs.query
+            * inputs.scale
+        )
 
     def naive_values(self, q_position: Tensor, k_positions: Tensor) -> Tensor:
         return self.value_table[self.naive_rows(q_position, k_positions)]

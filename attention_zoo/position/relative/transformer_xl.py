@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from attention_zoo.errors import UserError
 from attention_zoo.position.absolute.sinusoidal import sinusoids
-from attention_zoo.position.base import PositionalEncoding, ScoreInputs
+from attention_zoo.position.base import NaiveScoreInputs, PositionalEncoding, ScoreInputs
 from attention_zoo.zoo import POSITION, PositionCard
 
 
@@ -71,21 +71,13 @@ class TransformerXLEncoding(PositionalEncoding):
         pairs = of_cos * sin - of_sin * cos, of_sin * sin + of_cos * cos
         return torch.stack(pairs, dim=-1).flatten(-2)
 
-    def naive_bias(
-        self,
-        query: Tensor,
-        keys: Tensor,
-        q_position: Tensor,
-        k_positions: Tensor,
-        *,
-        head: int,
-        scale: float,
-        tokens: Tensor,
-    ) -> Tensor:
-        frequencies = self.base ** (-torch.arange(0, self.dim, 2, dtype=query.dtype) / self.dim)
-        angles = (q_position - k_positions)[:, None] * frequencies
+    def naive_bias(self, inputs: NaiveScoreInputs) -> Tensor:
+        frequencies = self.base ** (
+            -torch.arange(0, self.dim, 2, dtype=inputs.query.dtype) / self.dim
+        )
+        angles = inputs.distances[:, None] * frequencies
         waves = torch.stack([angles.sin(), angles.cos()], dim=-1).flatten(-2)
-        by_distance = waves @ self.distance.weight.unflatten(0, (self.heads, -1))[head].T
-        of_content = keys @ self.query_content_bias[head]
-        of_position = by_distance @ (query + self.query_position_bias[head])
-        return (of_content + of_position) * scale
+        by_distance = waves @ self.distance.weight.unflatten(0, (self.heads, -1))[inputs.head].T
+        of_content = inputs.keys @ self.query_content_bias[inputs.head]
+        of_position = by_distance @ (inputs.query + self.query_position_bias[inputs.head])
+        return (of_content + of_position) * inputs.scale
