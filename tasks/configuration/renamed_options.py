@@ -110,9 +110,10 @@ def upgrade_checkpoint(checkpoint: dict[str, Any]) -> None:
     for node, old, new in find_renamed_keys(contents["config"]):
         node[new.rpartition(".")[2]] = node.pop(old.rpartition(".")[2])
     contents["config"] = rename_targets(contents["config"])
-    weights = checkpoint["state_dict"]
-    for name in list(weights):
-        weights[rename_parts(name, RENAMED_PARAMETERS)] = weights.pop(name)
+    averaging = checkpoint.get("callbacks", {}).get("CheckpointAveraging", {})
+    for weights in (checkpoint["state_dict"], *averaging.get("snapshots", ())):
+        for name in list(weights):
+            weights[rename_parts(name, RENAMED_PARAMETERS)] = weights.pop(name)
     contents["version"] = version("attention-zoo")
 
 

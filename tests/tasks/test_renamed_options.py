@@ -13,6 +13,7 @@ from attention_zoo.tasks.configuration.renamed_options import (
     refuse_renamed_options,
     upgrade_checkpoint,
 )
+from attention_zoo.tasks.training.callbacks.averaging import CheckpointAveraging
 
 
 def nest(name: str, value: object) -> dict:
@@ -77,3 +78,16 @@ def test_a_checkpoint_of_version_0_1_gets_the_new_names() -> None:
     before = {**checkpoint["state_dict"]}
     upgrade_checkpoint(checkpoint)
     assert checkpoint["state_dict"] == before
+
+
+def test_the_averaged_weights_of_version_0_1_get_the_new_names(tmp_path) -> None:
+    averaging = CheckpointAveraging(dirpath=tmp_path)
+    averaging.snapshots.extend({"attention.turn.weight": torch.tensor(n)} for n in (1.0, 2.0))
+    checkpoint = {
+        "attention_zoo": {"version": "0.1.0", "config": {}},
+        "state_dict": {},
+        "callbacks": {averaging.state_key: averaging.state_dict()},
+    }
+    upgrade_checkpoint(checkpoint)
+    snapshots = checkpoint["callbacks"][averaging.state_key]["snapshots"]
+    assert snapshots == [{"attention.householder.weight": n} for n in (1, 2)]
