@@ -1,4 +1,7 @@
-"""Metrics as torchmetrics objects, so that any number of processes agree on one figure."""
+"""Metrics as torchmetrics objects, so that any number of processes agree on one figure.
+
+All raise UserError when they are computed without a sample.
+"""
 
 import itertools
 import json
@@ -67,11 +70,7 @@ class TextMetric(Metric):
         """Return the score of the samples that are in the state."""
         lines = dim_zero_cat(self.samples).cpu().numpy().tobytes() if len(self.samples) else b""
         pairs = {index: pair for index, *pair in map(json.loads, lines.splitlines())}
-        if not pairs:
-            raise UserError(
-                f"{type(self).__name__} needs at least one sample, got none; "
-                "see whether the split is empty."
-            )
+        require_data(self, len(pairs), "sample")
         hypotheses, references = map(list, zip(*pairs.values(), strict=True))
         return self.score(hypotheses, references)
 
@@ -84,12 +83,17 @@ def gather_bytes(state: Tensor, group: Any = None) -> list[Tensor]:
     return gather_all_tensors(state.byte(), group)
 
 
-class SacrebleuMetric(TextMetric):
-    """A score by sacrebleu.
+def require_data(metric: Metric, count: int | Tensor, unit: str) -> None:
+    """Raise UserError if a metric has counted nothing."""
+    if count == 0:
+        raise UserError(
+            f"{type(metric).__name__} needs at least one {unit}, got none; "
+            "see whether the split is empty."
+        )
 
-    Args:
-        scorer: sacrebleu's metric.
-    """
+
+class SacrebleuMetric(TextMetric):
+    """A score by one of sacrebleu's metrics."""
 
     def __init__(self, scorer: BLEU | CHRF) -> None:
         super().__init__()
@@ -103,7 +107,7 @@ class SacrebleuMetric(TextMetric):
 
     @property
     def signature(self) -> str:
-        """The signature of sacrebleu, which says how the score was computed."""
+        """Return sacrebleu's signature, which says how the score was computed."""
         if len(self.samples):
             self.corpus_score()  # Counts the references.
         return str(self.scorer.get_signature())
@@ -115,47 +119,18 @@ class SacreBleu(SacrebleuMetric):
         BLEU = 100 min(1, exp(1 - r/c)) (p_1 p_2 p_3 p_4) ** (1/4)
 
     p_n is the share of the hypotheses' n-grams that are in the reference, c and r are the lengths.
-    The defaults are sacrebleu's: mteval-v13a tokens, mixed case.
-
-    Args:
-        tokenize: one of sacrebleu's tokenizers: "13a", "intl", "char", "zh", "none", …
-        lowercase: ignore case.
-        smooth_method: "exp", "floor", "add-k" or "none", for an order without a match.
-        smooth_value: of "floor" (default 0.1) and "add-k" (default 1).
-        max_ngram_order: longest n-gram.
-        effective_order: leave out orders longer than the hypothesis; for single sentences.
+    `options` are those of `sacrebleu.BLEU`, whose defaults are mteval-v13a tokens, mixed case.
 
     Raises:
-        UserError: a name that sacrebleu does not know; when computed without a sample.
+        UserError: `tokenize` or `smooth_method` is not one that sacrebleu knows.
     """
 
-    def __init__(
-        self,
-        *,
-        tokenize: str = "13a",
-        lowercase: bool = False,
-        smooth_method: str = "exp",
-        smooth_value: float | None = None,
-        max_ngram_order: int = 4,
-        effective_order: bool = False,
-    ) -> None:
-        for option, value, known in [
-            ("tokenize", tokenize, BLEU.TOKENIZERS),
-            ("smooth_method", smooth_method, BLEU.SMOOTH_DEFAULTS),
-        ]:
-            if value not in known:
-                raise UserError(f"{option} must be one of {', '.join(known)}, got {value!r}.")
-        super().__init__(
-            BLEU(
-                tokenize=tokenize,
-                lowercase=lowercase,
-                smooth_method=smooth_method,
-                smooth_value=smooth_value,
-                max_ngram_order=max_ngram_order,
-                effective_order=effective_order,
-                force=True,  # No warning about outputs that end in " .".
-            )
-        )
+    def __init__(self, **options: Any) -> None:
+        for name, known in ("tokenize", BLEU.TOKENIZERS), ("smooth_method", BLEU.SMOOTH_DEFAULTS):
+            if options.get(name) not in (None, *known):
+                raise UserError(f"{name} must be one of {', '.join(known)}, got {options[name]!r}.")
+        # With `force`, sacrebleu does not warn about outputs that end in " .".
+        super().__init__(BLEU(**options, force=True))
 
 
 class ChrF(SacrebleuMetric):
@@ -163,50 +138,17 @@ class ChrF(SacrebleuMetric):
 
         chrF = 100 (1 + beta²) P R / (beta² P + R)
 
-    P and R are the mean precision and recall over the orders. The defaults are chrF2;
-    word_order=2 gives chrF2++.
-
-    Args:
-        char_order: longest n-gram of characters.
-        word_order: longest n-gram of words; 0 for none.
-        beta: how many times more recall counts than precision.
-        lowercase: ignore case.
-        whitespace: count white space as characters.
-        eps_smoothing: take the mean of the orders' F-scores, smoothed as in chrF++.py, NLTK and
-            Moses, instead of the F-score of the means over the orders that occur.
-
-    Raises:
-        UserError: when computed without a sample.
+    P and R are the mean precision and recall over the orders. `options` are those of
+    `sacrebleu.CHRF`, whose defaults are chrF2; `word_order=2` gives chrF2++, and `eps_smoothing`
+    the scores of chrF++.py, NLTK and Moses.
     """
 
-    def __init__(
-        self,
-        *,
-        char_order: int = 6,
-        word_order: int = 0,
-        beta: int = 2,
-        lowercase: bool = False,
-        whitespace: bool = False,
-        eps_smoothing: bool = False,
-    ) -> None:
-        super().__init__(
-            CHRF(
-                char_order=char_order,
-                word_order=word_order,
-                beta=beta,
-                lowercase=lowercase,
-                whitespace=whitespace,
-                eps_smoothing=eps_smoothing,
-            )
-        )
+    def __init__(self, **options: Any) -> None:
+        super().__init__(CHRF(**options))
 
 
 class ExactMatch(TextMetric):
-    """Share, in 0 … 1, of hypotheses that equal a reference, without white space at the ends.
-
-    Raises:
-        UserError: when computed without a sample.
-    """
+    """Share, in 0 … 1, of hypotheses that equal a reference, without white space at the ends."""
 
     def score(self, hypotheses: list[str], references: list[list[str]]) -> float:
         matches = sum(
@@ -217,11 +159,7 @@ class ExactMatch(TextMetric):
 
 
 class Accuracy(Metric):
-    """Share, in 0 … 1, of right answers.
-
-    Raises:
-        UserError: when computed without an answer.
-    """
+    """Share, in 0 … 1, of right answers."""
 
     higher_is_better = True
     correct: Tensor
@@ -238,19 +176,12 @@ class Accuracy(Metric):
         self.total += correct.numel()
 
     def compute(self) -> Tensor:
-        if self.total == 0:
-            raise UserError(
-                "Accuracy needs at least one answer, got none; see whether the split is empty."
-            )
+        require_data(self, self.total, "answer")
         return torch.tensor(int(self.correct) / int(self.total), device=self.device)
 
 
 class TokenLoss(Metric):
-    """Mean negative log-likelihood of a target token, in nats: sum nll / number of tokens.
-
-    Raises:
-        UserError: when computed without a token.
-    """
+    """Mean negative log-likelihood of a target token, in nats: sum nll / number of tokens."""
 
     higher_is_better = False
     nll: list[Tensor]
@@ -272,33 +203,22 @@ class TokenLoss(Metric):
 
     def mean_nll(self) -> float:
         """Return sum nll / count in double precision."""
-        if self.count == 0:
-            raise UserError(
-                f"{type(self).__name__} needs at least one target token, got none; "
-                "see whether the split is empty."
-            )
+        require_data(self, self.count, "target token")
         return float(dim_zero_cat(self.nll).cpu().double().sum()) / int(self.count)
 
 
 class Perplexity(TokenLoss):
-    """exp(sum nll / number of tokens): updated as TokenLoss is.
-
-    Raises:
-        UserError: when computed without a token.
-    """
+    """exp(sum nll / number of tokens): updated as TokenLoss is."""
 
     def compute(self) -> Tensor:
         # As a tensor, since a diverged model's perplexity is infinite and no error.
-        return torch.tensor(self.mean_nll(), device=self.device).exp()
+        return super().compute().exp()
 
 
 class BitsPerByte(TokenLoss):
     """sum nll / (ln 2 · bytes): the loss in a unit that is the same for every tokenizer.
 
     Updated as TokenLoss is. The count is that of the UTF-8 bytes of the target tokens.
-
-    Raises:
-        UserError: when computed without a byte.
     """
 
     def compute(self) -> Tensor:
@@ -306,11 +226,7 @@ class BitsPerByte(TokenLoss):
 
 
 class LossByPosition(Metric):
-    """Negative log-likelihood of the targets at each position of a window, and their numbers.
-
-    Args:
-        length: number of positions of a window.
-    """
+    """Negative log-likelihood of the targets at each position of a window, and their numbers."""
 
     nll: list[Tensor]
     count: Tensor
