@@ -5,7 +5,14 @@ Steps count from 1 in the formulae: step n is the n-th update. So the first upda
 and its step from the checkpoint: a run resumed with another `total_steps` follows the new shape
 from its step.
 
-`warmup_steps` below 1 is a share of the run, so that one config serves runs of any length.
+All schedules take these arguments, and raise UserError for a value that they cannot take:
+
+    optimizer: its learning rates are the peaks.
+    warmup_steps: steps of linear warm-up, at most total_steps; 0 for none. Below 1 it is a share of
+        the run, so that one config serves runs of any length.
+    total_steps: optimiser steps of the run; infinite only for a schedule without a decay to the
+        end of the run.
+    min_lr_ratio: of those with such a decay, the factor at the end, in [0, 1].
 """
 
 import math
@@ -17,18 +24,16 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from attention_zoo.errors import UserError
 
+# From 1 to 0 as the progress of the decay goes from 0 to 1.
+DECAYS: dict[str, Callable[[float], float]] = {
+    "linear": lambda progress: 1 - progress,
+    "sqrt": lambda progress: 1 - math.sqrt(progress),
+    "cosine": lambda progress: (1 + math.cos(math.pi * progress)) / 2,
+}
+
 
 def constant(optimizer: Optimizer, *, warmup_steps: float, total_steps: float) -> LambdaLR:
-    """Return the schedule min(1, n / warmup_steps).
-
-    Args:
-        optimizer: its learning rates are the peaks.
-        warmup_steps: steps of linear warm-up from 0; may be 0.
-        total_steps: optimiser steps of the run; may be infinite.
-
-    Raises:
-        UserError: warm-up is negative or longer than the run.
-    """
+    """Return the schedule min(1, n / warmup_steps)."""
     warmup_steps = _in_steps(warmup_steps, total_steps)
     return LambdaLR(optimizer, partial(_warmup, warmup_steps=warmup_steps))
 
@@ -36,18 +41,10 @@ def constant(optimizer: Optimizer, *, warmup_steps: float, total_steps: float) -
 def inverse_square_root(
     optimizer: Optimizer, *, warmup_steps: float, total_steps: float
 ) -> LambdaLR:
-    """Return the schedule min(n / warmup_steps, sqrt(warmup_steps / n)).
+    """Return the schedule min(n / warmup_steps, sqrt(warmup_steps / n)), with warmup_steps above 0.
 
     Vaswani et al. 2017, arXiv:1706.03762, eq. 3, is d^-0.5 min(n^-0.5, n warmup_steps^-1.5). This
     is that value divided by its peak, (d warmup_steps)^-0.5: the optimiser's rate is the peak.
-
-    Args:
-        optimizer: its learning rates are the peaks.
-        warmup_steps: steps of linear warm-up, at least 1; they set the pace of the decay as well.
-        total_steps: optimiser steps of the run; may be infinite.
-
-    Raises:
-        UserError: warm-up is below 1 or longer than the run.
     """
     if warmup_steps == 0:
         raise UserError(
@@ -65,18 +62,8 @@ def linear(
 
     p = (n - 1 - warmup_steps) / (total_steps - warmup_steps): the first step after warm-up has
     the peak too, and the step after the last would have m.
-
-    Args:
-        optimizer: its learning rates are the peaks.
-        warmup_steps: steps of linear warm-up from 0; may be 0.
-        total_steps: optimiser steps of the run.
-        min_lr_ratio: factor at the end, in [0, 1].
-
-    Raises:
-        UserError: warm-up is negative or longer than the run, the run has no end, or min_lr_ratio
-            lies outside [0, 1].
     """
-    return _decaying(_linear_decay, optimizer, warmup_steps, total_steps, min_lr_ratio)
+    return _decaying("linear", optimizer, warmup_steps, total_steps, min_lr_ratio)
 
 
 def cosine(
@@ -84,19 +71,9 @@ def cosine(
 ) -> LambdaLR:
     """Return linear warm-up, then m + (1 - m) (1 + cos(pi p)) / 2, with m and p as in `linear`.
 
-    Args:
-        optimizer: its learning rates are the peaks.
-        warmup_steps: steps of linear warm-up from 0; may be 0.
-        total_steps: optimiser steps of the run.
-        min_lr_ratio: factor at the end, in [0, 1].
-
-    Raises:
-        UserError: warm-up is negative or longer than the run, the run has no end, or min_lr_ratio
-            lies outside [0, 1].
-
     Source: Loshchilov and Hutter 2017, arXiv:1608.03983, eq. 5, without restarts.
     """
-    return _decaying(_cosine_decay, optimizer, warmup_steps, total_steps, min_lr_ratio)
+    return _decaying("cosine", optimizer, warmup_steps, total_steps, min_lr_ratio)
 
 
 def warmup_stable_decay(
@@ -113,48 +90,39 @@ def warmup_stable_decay(
     With p from 0 to 1 over the decay and m = min_lr_ratio, `decay="linear"` is m + (1 - m) (1 - p),
     and `decay="sqrt"` is m + (1 - m) (1 - sqrt(p)): faster at first, slower at the end.
 
-    Args:
-        optimizer: its learning rates are the peaks.
-        warmup_steps: steps of linear warm-up from 0; may be 0.
-        total_steps: optimiser steps of the run.
-        decay_fraction: share of `total_steps` with decay, in (0, 1].
-        decay: "linear" or "sqrt".
-        min_lr_ratio: factor at the end, in [0, 1].
-
-    Raises:
-        UserError: a value lies outside its range, the run has no end, or warm-up and decay together
-            are longer than the run.
-
     Source: Hu et al. 2024, arXiv:2404.06395 §4 (the schedule); Hägele et al. 2024, arXiv:2405.18392
     §3 (1 - sqrt).
     """
-    decays = {"linear": _linear_decay, "sqrt": _sqrt_decay}
-    if decay not in decays:
-        raise UserError(f"decay must be one of {', '.join(decays)}, got {decay!r}.")
+    if decay not in ("linear", "sqrt"):
+        raise UserError(f"decay must be one of linear, sqrt, got {decay!r}.")
     if not 0 < decay_fraction <= 1:
         raise UserError(f"decay_fraction must lie in (0, 1], got {decay_fraction}.")
-    _check_finite(total_steps)
-    warmup_steps = _in_steps(warmup_steps, total_steps)
-    decay_start = total_steps - max(1, round(decay_fraction * total_steps))
+    return _decaying(decay, optimizer, warmup_steps, total_steps, min_lr_ratio, decay_fraction)
+
+
+def _decaying(
+    decay: str,
+    optimizer: Optimizer,
+    warmup_steps: float,
+    total_steps: float,
+    min_lr_ratio: float,
+    decay_fraction: float | None = None,
+) -> LambdaLR:
+    """Return a schedule with a decay at the end of the run, by default from the end of warm-up."""
+    if not 1 <= total_steps < math.inf:
+        raise UserError(
+            f"a schedule with a decay needs a run with an end, got total_steps={total_steps}; set "
+            "trainer.max_steps or trainer.max_epochs, or choose schedule=inverse_square_root or "
+            "schedule=constant."
+        )
+    decay_start = warmup_steps = _in_steps(warmup_steps, total_steps)
+    if decay_fraction is not None:
+        decay_start = total_steps - max(1, round(decay_fraction * total_steps))
     if decay_start < warmup_steps:
         raise UserError(
             f"warm-up and decay must fit into the run, got warmup_steps={warmup_steps} and "
             f"decay_fraction={decay_fraction} of total_steps={total_steps}; shorten one of them."
         )
-    return _decaying(decays[decay], optimizer, warmup_steps, total_steps, min_lr_ratio, decay_start)
-
-
-def _decaying(
-    decay: Callable[[float], float],
-    optimizer: Optimizer,
-    warmup_steps: float,
-    total_steps: float,
-    min_lr_ratio: float,
-    decay_start: float | None = None,
-) -> LambdaLR:
-    """Return a schedule of warm-up, peak, and decay from a step: the end of warm-up by default."""
-    _check_finite(total_steps)
-    warmup_steps = _in_steps(warmup_steps, total_steps)
     if not 0 <= min_lr_ratio <= 1:
         raise UserError(
             f"min_lr_ratio must lie in [0, 1], as a factor of the peak rate, got {min_lr_ratio}."
@@ -162,7 +130,7 @@ def _decaying(
     factor = partial(
         _warmup_and_decay,
         warmup_steps=warmup_steps,
-        decay_start=warmup_steps if decay_start is None else decay_start,
+        decay_start=decay_start,
         total_steps=total_steps,
         min_lr_ratio=min_lr_ratio,
         decay=decay,
@@ -189,24 +157,12 @@ def _warmup_and_decay(
     decay_start: float,
     total_steps: float,
     min_lr_ratio: float,
-    decay: Callable[[float], float],
+    decay: str,
 ) -> float:
     if step < decay_start:
         return _warmup(step, warmup_steps=warmup_steps)
     progress = min(1.0, (step - decay_start) / max(1.0, total_steps - decay_start))
-    return min_lr_ratio + (1 - min_lr_ratio) * decay(progress)
-
-
-def _linear_decay(progress: float) -> float:
-    return 1 - progress
-
-
-def _sqrt_decay(progress: float) -> float:
-    return 1 - math.sqrt(progress)
-
-
-def _cosine_decay(progress: float) -> float:
-    return (1 + math.cos(math.pi * progress)) / 2
+    return min_lr_ratio + (1 - min_lr_ratio) * DECAYS[decay](progress)
 
 
 def _in_steps(warmup_steps: float, total_steps: float) -> int:
@@ -220,12 +176,3 @@ def _in_steps(warmup_steps: float, total_steps: float) -> int:
             "below 1 is a share of the run, or train longer."
         )
     return int(warmup_steps)
-
-
-def _check_finite(total_steps: float) -> None:
-    if not 1 <= total_steps < math.inf:
-        raise UserError(
-            f"a schedule with a decay needs a run with an end, got total_steps={total_steps}; set "
-            "trainer.max_steps or trainer.max_epochs, or choose schedule=inverse_square_root or "
-            "schedule=constant."
-        )
