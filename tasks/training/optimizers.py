@@ -1,10 +1,10 @@
 """Optimisers: functions that assign a model's parameters to AdamW and Muon."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from attention_zoo.errors import UserError
 
@@ -36,8 +36,8 @@ def adamw(
     arXiv:1706.03762 §5.3.
     """
     _check_options(lr, weight_decay, betas)
-    groups = _decay_groups(model, _trainable_parameters(model), weight_decay)
-    return _adamw(groups, lr, betas, eps)
+    groups = _adamw_groups(model, weight_decay)
+    return torch.optim.AdamW(groups, lr=lr, betas=betas, eps=eps)
 
 
 def muon(
@@ -81,34 +81,30 @@ def muon(
             f"muon needs a trainable nn.Linear below the output head; {type(model).__name__} has "
             "none. Choose optimizer=adamw."
         )
-    hidden = {id(parameter) for parameter in matrices}
-    others = [x for x in _trainable_parameters(model) if id(x) not in hidden]
-    return MuonWithAdamW(
+    parts: list[torch.optim.Optimizer] = [
         torch.optim.Muon(
             matrices,
             lr=lr,
             weight_decay=weight_decay,
             momentum=momentum,
             adjust_lr_fn="match_rms_adamw",
-        ),
-        _adamw(_decay_groups(model, others, weight_decay), lr, betas, eps) if others else None,
-    )
+        )
+    ]
+    if groups := _adamw_groups(model, weight_decay, without=matrices):
+        parts.append(torch.optim.AdamW(groups, lr=lr, betas=betas, eps=eps))
+    return MuonWithAdamW(parts)
 
 
 class MuonWithAdamW(torch.optim.Optimizer):
-    """Two optimisers that step as one, with shared parameter groups, state and checkpoints.
+    """Optimisers that step as one, with shared parameter groups, state and checkpoints.
 
-    The groups are the same dictionaries as those of both parts, Muon's first, so that a schedule
-    that writes `lr` into them reaches the parts.
-
-    Args:
-        muon: the optimiser of the hidden matrices.
-        adamw: the optimiser of the other parameters, or None if there are none.
+    The groups are the same dictionaries as those of the parts, Muon's first, so that a schedule
+    that writes `lr` into them reaches the parts. Muon is alone where it has all parameters.
     """
 
-    def __init__(self, muon: torch.optim.Muon, adamw: torch.optim.AdamW | None) -> None:
-        self.parts: list[torch.optim.Optimizer] = [muon] if adamw is None else [muon, adamw]
-        super().__init__([group for part in self.parts for group in part.param_groups], {})
+    def __init__(self, parts: list[torch.optim.Optimizer]) -> None:
+        self.parts = parts
+        super().__init__([group for part in parts for group in part.param_groups], {})
         self._share_state()
 
     def _share_state(self) -> None:
@@ -128,7 +124,7 @@ class MuonWithAdamW(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """Step both parts, after one call of `closure`, which computes loss and gradients."""
+        """Step all parts, after one call of `closure`, which computes loss and gradients."""
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -150,62 +146,52 @@ def _check_options(lr: float, weight_decay: float, betas: tuple[float, float]) -
         raise UserError(f"betas must be two numbers in [0, 1), got {list(betas)}.")
 
 
-def _trainable_parameters(model: nn.Module) -> list[nn.Parameter]:
-    return [parameter for parameter in model.parameters() if parameter.requires_grad]
-
-
 def _parameters_of(model: nn.Module, *types: type[nn.Module]) -> Iterator[nn.Parameter]:
     for module in model.modules():
         if isinstance(module, types):
             yield from module.parameters(recurse=False)
 
 
-def _is_matrix(parameter: Tensor) -> bool:
+def _is_matrix(parameter: nn.Parameter) -> bool:
     """Return whether at least two axes are longer than one: a row of weights is a vector."""
     return sum(size > 1 for size in parameter.shape) >= 2
 
 
-def _decay_groups(
-    model: nn.Module, parameters: list[nn.Parameter], weight_decay: float
-) -> list[dict[str, Any]]:
-    excluded_types = (nn.Embedding, nn.LayerNorm, nn.RMSNorm, nn.GroupNorm)
-    excluded = {id(parameter) for parameter in _parameters_of(model, *excluded_types)}
-    decay: list[nn.Parameter] = []
-    no_decay: list[nn.Parameter] = []
-    for parameter in parameters:
-        decays = _is_matrix(parameter) and id(parameter) not in excluded
-        (decay if decays else no_decay).append(parameter)
-    groups = [
-        {"params": decay, "weight_decay": weight_decay},
-        {"params": no_decay, "weight_decay": 0.0},
-    ]
-    return [group for group in groups if group["params"]]
-
-
 def _hidden_matrices(model: nn.Module, head: str | None) -> list[nn.Parameter]:
-    excluded = {id(parameter) for parameter in _parameters_of(model, nn.Embedding)}
+    excluded = set(_parameters_of(model, nn.Embedding))
     if head is not None:
-        modules = dict(model.named_modules())
-        if head not in modules:
+        try:
+            excluded.update(model.get_submodule(head).parameters())
+        except AttributeError:
             raise UserError(
                 f"muon leaves the output head to adamw, but {type(model).__name__} has no "
                 f"submodule {head!r}; set optimizer.head to its name, or to null if there is none."
-            )
-        excluded |= {id(parameter) for parameter in modules[head].parameters()}
-    # A dictionary, so that a matrix shared by two layers counts once.
-    hidden = {
-        id(parameter): parameter
-        for parameter in _parameters_of(model, nn.Linear)
-        if parameter.requires_grad and parameter.ndim == 2 and _is_matrix(parameter)
-    }
-    return [parameter for key, parameter in hidden.items() if key not in excluded]
+            ) from None
+    return [
+        parameter
+        # A dictionary, so that a matrix shared by two layers counts once.
+        for parameter in dict.fromkeys(_parameters_of(model, nn.Linear))
+        if parameter.requires_grad
+        and parameter.ndim == 2
+        and _is_matrix(parameter)
+        and parameter not in excluded
+    ]
 
 
-def _adamw(
-    groups: list[dict[str, Any]], lr: float, betas: tuple[float, float], eps: float
-) -> torch.optim.AdamW:
-    devices = {parameter.device.type for group in groups for parameter in group["params"]}
-    # As an option of the groups, not of the optimiser: AdamW(fused=True) unscales gradients itself,
-    # so that Lightning refuses to clip them in mixed precision.
-    groups = [{**group, "fused": devices <= {"cpu", "cuda"}} for group in groups]
-    return torch.optim.AdamW(groups, lr=lr, betas=betas, eps=eps)
+def _adamw_groups(
+    model: nn.Module, weight_decay: float, without: Sequence[nn.Parameter] = ()
+) -> list[dict[str, Any]]:
+    """Return the groups with and without weight decay that are not empty."""
+    others = set(without)
+    parameters = [p for p in model.parameters() if p.requires_grad and p not in others]
+    excluded = set(_parameters_of(model, nn.Embedding, nn.LayerNorm, nn.RMSNorm, nn.GroupNorm))
+    # `fused` is an option of the groups, not of the optimiser: AdamW(fused=True) unscales gradients
+    # itself, so that Lightning refuses to clip them in mixed precision.
+    fused = {parameter.device.type for parameter in parameters} <= {"cpu", "cuda"}
+    decay: list[nn.Parameter] = []
+    no_decay: list[nn.Parameter] = []
+    for parameter in parameters:
+        decays = _is_matrix(parameter) and parameter not in excluded
+        (decay if decays else no_decay).append(parameter)
+    groups = ((decay, weight_decay), (no_decay, 0.0))
+    return [{"params": p, "weight_decay": rate, "fused": fused} for p, rate in groups if p]

@@ -10,9 +10,8 @@ All schedules take these arguments, and raise UserError for a value that they ca
     optimizer: its learning rates are the peaks.
     warmup_steps: steps of linear warm-up, at most total_steps; 0 for none. Below 1 it is a share of
         the run, so that one config serves runs of any length.
-    total_steps: optimiser steps of the run; infinite only for a schedule without a decay to the
-        end of the run.
-    min_lr_ratio: of those with such a decay, the factor at the end, in [0, 1].
+    total_steps: optimiser steps of the run; infinite for `constant` and `inverse_square_root` only.
+    min_lr_ratio: the factor at the end of the others, in [0, 1].
 """
 
 import math
