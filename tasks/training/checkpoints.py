@@ -14,14 +14,12 @@ from attention_zoo.tasks.task_spec import TaskSpec, task_spec
 def read_checkpoint(path: Path) -> dict[str, Any]:
     """Read a checkpoint of this project to the CPU, and translate it if it is of version 0.1.
 
-    A checkpoint holds plain data: nothing in it is executed.
-
-    Raises:
-        BadInput: no such file, or not a checkpoint of this project.
+    A checkpoint holds plain data: nothing in it is executed. Raise BadInput if there is no such
+    file, or if it is not a checkpoint of this project.
     """
     if path.is_dir():
-        inside = sorted(path.glob(f"**/{BEST_CHECKPOINT}"))
-        hint = f" Did you mean {inside[0]}?" if inside else ""
+        inside = min(path.glob(f"**/{BEST_CHECKPOINT}"), default=None)
+        hint = f" Did you mean {inside}?" if inside else ""
         raise BadInput(f"{path} is a folder; a checkpoint is a file, checkpoints/best.ckpt.{hint}")
     if not path.exists():
         raise BadInput(f"There is no checkpoint {path}. Training writes them to checkpoints/.")
@@ -37,11 +35,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
 
 
 def last_checkpoint(logs: Path, task: str) -> Path:
-    """Return the last.ckpt that was written latest in the runs of a task.
-
-    Raises:
-        UserError: there is none.
-    """
+    """Return the last.ckpt that was written latest in the runs of a task, or raise UserError."""
     path = newest_checkpoint(logs, task, LAST_CHECKPOINT)
     if path is None:
         raise UserError(f"ckpt_path=last: there is no checkpoint under {logs / task / 'runs'} yet.")
@@ -49,25 +43,15 @@ def last_checkpoint(logs: Path, task: str) -> Path:
 
 
 def newest_checkpoint(logs: Path, task: str, file_name: str) -> Path | None:
-    """Return the checkpoint that was written latest in the runs of a task; None if there is none.
-
-    Args:
-        logs: the folder of all runs.
-        task: the name of the task.
-        file_name: best.ckpt or last.ckpt.
-    """
+    """Return the file of this name that was written latest in the runs of a task, if any."""
     paths = (logs / task / "runs").glob(f"*/{CHECKPOINTS}/{file_name}")
     return max(paths, key=lambda path: path.stat().st_mtime, default=None)
 
 
 def require_task(config: dict[str, Any], task: TaskSpec) -> None:
-    """Refuse a checkpoint of another task, which another command uses.
-
-    Raises:
-        UserError: with that command.
-    """
-    found = task_spec(config)
-    if found != task:
+    """Raise UserError for a checkpoint of another task, with the command that takes it."""
+    other = task_spec(config)
+    if other != task:
         raise UserError(
-            f"This checkpoint is of task={found.name}: use attention-zoo {found.command}."
+            f"This checkpoint is of task={other.name}: use attention-zoo {other.command}."
         )

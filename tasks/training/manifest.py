@@ -3,6 +3,7 @@
 import platform
 import subprocess
 import sys
+from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -16,23 +17,13 @@ MATCH_TOLERANCE = 0.01
 
 
 def collect_environment() -> dict[str, Any]:
-    """Return `git_commit`, the code's, `versions` of Python and of packages, and `hardware`."""
-    return {
-        "git_commit": git_commit(Path(__file__).resolve()),
-        "versions": {"python": platform.python_version(), **installed_versions()},
-        "hardware": describe_hardware(),
-    }
-
-
-def installed_versions() -> dict[str, str]:
-    """Return the versions of those of `PACKAGES` that are installed."""
-    versions = {}
+    """Return the code's git commit, the versions of Python and packages, and the hardware."""
+    versions = {"python": platform.python_version()}
     for package in PACKAGES:
-        try:
+        with suppress(PackageNotFoundError):
             versions[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    return versions
+    commit = git_commit(Path(__file__).resolve())
+    return {"git_commit": commit, "versions": versions, "hardware": describe_hardware()}
 
 
 def git_commit(file: Path) -> str | None:
@@ -41,20 +32,19 @@ def git_commit(file: Path) -> str | None:
     It ends in "-dirty" where tracked files were changed.
     """
 
-    def git(*arguments: str) -> str | None:
-        try:
-            command = ["git", "-C", str(file.parent), *arguments]
-            return subprocess.run(
-                command, capture_output=True, text=True, check=True, timeout=10
-            ).stdout.strip()
-        except (OSError, subprocess.SubprocessError):
-            return None
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(file.parent), *arguments]
+        return subprocess.run(
+            command, capture_output=True, text=True, check=True, timeout=10
+        ).stdout.strip()
 
-    # A virtual environment often lies inside another project's repository, whose commit says
-    # nothing about this code.
-    if git("ls-files", "--error-unmatch", str(file)) is None:
+    try:
+        # A virtual environment often lies inside another project's repository, whose commit says
+        # nothing about this code.
+        git("ls-files", "--error-unmatch", str(file))
+        return git("describe", "--always", "--dirty", "--abbrev=40", "--exclude=*")
+    except (OSError, subprocess.SubprocessError):
         return None
-    return git("describe", "--always", "--dirty", "--abbrev=40", "--exclude=*")
 
 
 def describe_hardware() -> dict[str, Any]:

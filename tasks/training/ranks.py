@@ -1,4 +1,4 @@
-"""What the processes of a run do together: compare their configs, and gather what each has."""
+"""Compare the configs of a run's processes, and gather their outputs."""
 
 from typing import Any
 
@@ -13,13 +13,10 @@ LOCAL_OPTIONS = ("paths", "logger", "callbacks")
 
 
 def require_equal_ranks(trainer: Trainer, config: dict[str, Any]) -> None:
-    """Refuse a training whose ranks have composed different configs, or some of whose ranks miss.
+    """Raise UserError on every rank if ranks are missing, or have composed different configs.
 
     All ranks are started with the same command line, which need not mean the same twice: a value
     may be drawn while composing, or a launcher may pass on only some of the overrides.
-
-    Raises:
-        UserError: on every rank.
     """
     options = config.get("trainer", {})
     expected = options.get("devices", 1)
