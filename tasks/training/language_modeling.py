@@ -41,9 +41,7 @@ class LanguageModelingTask(Task):
 
     def predict_batch(self, batch: LanguageBatch) -> tuple[Tensor, Tensor]:
         logits = self.model(
-            batch.inputs,
-            segment_ids=batch.segment_ids,
-            target_positions=batch.target_positions,
+            batch.inputs, segment_ids=batch.segment_ids, target_positions=batch.target_positions
         )
         return logits, batch.targets
 
@@ -63,21 +61,18 @@ class LanguageModelingTask(Task):
         losses, is_target = token_losses(logits, targets), targets != IGNORE_INDEX
         if batch.target_positions is None:
             self.update_loss_metrics(losses, targets, split)
-            length = split.partition("@")[2]
-            if length.isdecimal():  # not sliding
-                self.update_position_metric(int(length), losses, is_target)
+            windows = split.partition("@")[2]
+            if windows.isdecimal():  # not sliding
+                length = int(windows)
+                if length not in self.position_metrics:
+                    self.position_metrics[length] = LossByPosition(length).to(self.device)
+                self.position_metrics[length].update(losses, is_target)
             return
         right = logits.argmax(-1) == targets
         all_right = (right == is_target).all(-1)
         self.update_metric(TokenLoss, metric_name("loss", split), losses.sum(), is_target.sum())
         self.update_metric(Accuracy, metric_name("accuracy", split), right[is_target])
         self.update_metric(Accuracy, metric_name("exact_match", split), all_right)
-
-    def update_position_metric(self, length: int, losses: Tensor, is_target: Tensor) -> None:
-        """Update the metric of windows of a length by losses [b t] of the targets [b t]."""
-        if length not in self.position_metrics:
-            self.position_metrics[length] = LossByPosition(length).to(self.device)
-        self.position_metrics[length].update(losses, is_target)
 
     def prompts(self, lines: list[str]) -> list[list[int]]:
         """Return each line as the tokens of a document's beginning."""
@@ -99,11 +94,6 @@ class LanguageModelingTask(Task):
                 yielded = text
         yield self.tokenizer.decode(tokens)[len(yielded) :]
 
-    def special_ids(self) -> dict[str, int]:
-        """Return the tokenizer's special ids, as arguments of the decoding."""
-        ids = self.tokenizer
-        return {"bos_id": ids.bos_id, "eos_id": ids.eos_id, "pad_id": ids.pad_id}
-
     def attention_maps(self, batch: LanguageBatch) -> Iterator[Maps]:
         for row, tokens in enumerate(batch.inputs):
             mask = tokens != self.tokenizer.pad_id
@@ -115,9 +105,4 @@ class LanguageModelingTask(Task):
         tokens = self.prompts([line])[0]
         maps = self.model.attention_maps(torch.tensor([tokens], device=self.device))
         names = ["<bos>", *self.tokenizer.tokens(tokens[1:])]
-        return AttentionView(
-            source_tokens=names,
-            target_tokens=names,
-            maps=first_row(maps),
-            source=line,
-        )
+        return AttentionView(names, names, first_row(maps), source=line)

@@ -114,7 +114,8 @@ def _decaying(
             "trainer.max_steps or trainer.max_epochs, or choose schedule=inverse_square_root or "
             "schedule=constant."
         )
-    decay_start = warmup_steps = _in_steps(warmup_steps, total_steps)
+    warmup_steps = _in_steps(warmup_steps, total_steps)
+    decay_start: float = warmup_steps
     if decay_fraction is not None:
         decay_start = total_steps - max(1, round(decay_fraction * total_steps))
     if decay_start < warmup_steps:

@@ -1,4 +1,4 @@
-"""What the tasks share: optimisation, losses per target token, self-contained checkpoints."""
+"""The base of the tasks: optimisation, losses per target token, self-contained checkpoints."""
 
 from collections.abc import Callable, Iterator
 from importlib.metadata import version
@@ -25,16 +25,10 @@ from attention_zoo.tasks.views.attention_record import AttentionRecord
 
 
 class StepOutput(NamedTuple):
-    """What a training step reports to callbacks.
+    """The report of a training step to callbacks."""
 
-    Args:
-        loss: the task's loss [], summed over the target tokens of the batch; without an auxiliary
-            loss of the attention.
-        tokens: the number of these tokens [].
-    """
-
-    loss: Tensor
-    tokens: Tensor
+    loss: Tensor  # [], summed over the target tokens; without an auxiliary loss of the attention
+    tokens: Tensor  # [], the number of these tokens
 
 
 class Task(LightningModule):
@@ -77,15 +71,12 @@ class Task(LightningModule):
         self.label_smoothing = label_smoothing
         self.config = config
         self.metrics = nn.ModuleDict()
-        self.token_bytes: Tensor
-        self.register_buffer("token_bytes", torch.tensor(tokenizer.token_bytes), persistent=False)
+        self.token_bytes: Tensor = nn.Buffer(torch.tensor(tokenizer.token_bytes), persistent=False)
         self.last_step: StepOutput
         # Target tokens of the optimizer step so far.
-        self.step_tokens: Tensor
-        self.register_buffer("step_tokens", torch.zeros(()), persistent=False)
+        self.step_tokens: Tensor = nn.Buffer(torch.zeros(()), persistent=False)
         # Sums of loss, auxiliary loss and target tokens since the last log.
-        self.running_sums: Tensor
-        self.register_buffer("running_sums", torch.zeros(3), persistent=False)
+        self.running_sums: Tensor = nn.Buffer(torch.zeros(3), persistent=False)
         self.has_auxiliary_loss = False
         # Generated text of the last scored split, by line number; empty if no text is scored.
         self.outputs: dict[int, str] = {}
@@ -119,13 +110,9 @@ class Task(LightningModule):
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         optimizer = self.optimizer_factory(self.model)
-        schedule = self.schedule_factory(
-            optimizer, total_steps=self.trainer.estimated_stepping_batches
-        )
-        return {
-            "optimizer": optimizer,
-            "lr_scheduler": {"scheduler": schedule, "interval": "step"},
-        }
+        steps = self.trainer.estimated_stepping_batches
+        schedule = self.schedule_factory(optimizer, total_steps=steps)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def training_step(self, batch: Any, _: int) -> Tensor:
         """Return the loss summed over the batch's tokens; `last_step` reports it to callbacks.
@@ -152,11 +139,7 @@ class Task(LightningModule):
         return loss + weighted
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        """Divide the gradients by the target tokens of the whole step.
-
-        That is over all ranks and micro-batches, so that a step does not depend on how it is
-        divided.
-        """
+        """Divide the gradients by the target tokens of all ranks and micro-batches of the step."""
         scale = self.gradient_scale()
         for parameter in self.model.parameters():
             if parameter.grad is not None:
@@ -177,6 +160,11 @@ class Task(LightningModule):
         """
         parts = self.trainer.world_size * self.trainer.accumulate_grad_batches
         return parts / self.sum_over_ranks(self.step_tokens)
+
+    def special_ids(self) -> dict[str, int]:
+        """Return the tokenizer's special ids, as arguments of the decoding."""
+        ids = self.tokenizer
+        return {"bos_id": ids.bos_id, "eos_id": ids.eos_id, "pad_id": ids.pad_id}
 
     def sum_over_ranks(self, tensor: Tensor) -> Tensor:
         """Return the sum of a tensor over all ranks."""
@@ -236,12 +224,8 @@ class Task(LightningModule):
 
 def token_losses(logits: Tensor, targets: Tensor) -> Tensor:
     """Return the negative log-likelihood of targets [b t], zero where there are none."""
-    losses = cross_entropy(
-        logits.flatten(0, 1).float(),
-        targets.flatten(),
-        ignore_index=IGNORE_INDEX,
-        reduction="none",
-    )
+    flat_logits, flat_targets = logits.flatten(0, 1).float(), targets.flatten()
+    losses = cross_entropy(flat_logits, flat_targets, ignore_index=IGNORE_INDEX, reduction="none")
     return losses.view_as(targets)
 
 
@@ -268,8 +252,7 @@ def logged_metrics(trainer: Trainer, prefix: str) -> dict[str, Any]:
 def load_task(checkpoint: dict[str, Any], config: dict[str, Any]) -> Any:
     """Return the `Task` in a checkpoint, with a config that may differ from the one in training.
 
-    Raises:
-        UserError: the config's model has other weights than the checkpoint.
+    Raise UserError if the config's model has other weights than the checkpoint.
     """
     validate(config)
     task = build_task(config, tokenizer_from_state(checkpoint["attention_zoo"]["tokenizer"]))

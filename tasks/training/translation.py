@@ -32,9 +32,7 @@ class TranslationTask(Task):
                 "a translation needs decoding=greedy or decoding=beam, got "
                 f"{type(self.decoding).__name__}."
             )
-        self.bleu = SacreBleu()
-        self.chrf = ChrF()
-        self.exact_match = ExactMatch()
+        self.bleu, self.chrf, self.exact_match = SacreBleu(), ChrF(), ExactMatch()
 
     def predict_batch(self, batch: TranslationBatch) -> tuple[Tensor, Tensor]:
         targets = batch.target[:, 1:]
@@ -48,17 +46,10 @@ class TranslationTask(Task):
     def on_test_epoch_end(self) -> None:
         self.outputs = gather_outputs(self.trainer, self.outputs)
 
-    def validation_step(self, batch: TranslationBatch, index: int) -> None:
-        super().validation_step(batch, index)
-        if self.generates_in_validation:
-            self.score_translations(batch, "val")
-
-    def test_step(self, batch: TranslationBatch, index: int) -> None:
-        super().test_step(batch, index)
-        self.score_translations(batch, "test")
-
-    def score_translations(self, batch: TranslationBatch, split: str) -> None:
-        """Translate a batch, and update the scores of the translations."""
+    def score(self, batch: TranslationBatch, split: str) -> None:
+        super().score(batch, split)
+        if split == "val" and not self.generates_in_validation:
+            return
         hypotheses = [self.tokenizer.decode(best.tokens) for best, *_ in self.decode(batch.source)]
         # The references are the lines themselves: the tokenizer may not know all of their text.
         lines = getattr(self.trainer.datamodule, {"val": "valid"}.get(split, split))  # type: ignore[attr-defined]
@@ -77,14 +68,8 @@ class TranslationTask(Task):
 
     def decode(self, source: Tensor) -> list[list[Hypothesis]]:
         """Return the hypotheses for each row of source tokens [b s], best first."""
-        return self.decoding(
-            self.model,
-            source,
-            source != self.tokenizer.pad_id,
-            bos_id=self.tokenizer.bos_id,
-            eos_id=self.tokenizer.eos_id,
-            pad_id=self.tokenizer.pad_id,
-        )
+        mask = source != self.tokenizer.pad_id
+        return self.decoding(self.model, source, mask, **self.special_ids())
 
     def source_tokens(self, lines: list[str]) -> Tensor:
         """Return lines as tokens [b s], each with eos at its end and padding after that."""
