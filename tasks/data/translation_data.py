@@ -113,7 +113,6 @@ class TranslationData(PreparedData):
             if lengths.max() <= max_length:
                 continue
             row = int(np.argmax(lengths > max_length))
-            self.source.splits()  # data from the cache have not read the files, nor their lines
             remedy = (
                 f"lower data.max_tokens to {max_length}"
                 if split == "train"

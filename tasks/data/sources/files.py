@@ -1,4 +1,4 @@
-"""Reading text files, and the base of the sources that do."""
+"""Text files, and the base of the sources that read one or more for each split."""
 
 import gzip
 import zlib
@@ -14,8 +14,8 @@ class SplitFiles(Source[Split]):
     """Files of each split; without `test`, the valid split is the test split as well.
 
     Args:
-        train, valid, test: the files of a split, plain or gzipped. A name without ".gz" finds the
-            gzipped file too.
+        train, valid, test: the files of a split, plain or gzipped. A name without ".gz" stands for
+            the gzipped file too.
         root: the folder that relative names start from.
     """
 
@@ -33,19 +33,8 @@ class SplitFiles(Source[Split]):
         if self.valid_is_test:
             self.notes = ["no test files are given: the test split is the valid split"]
 
-    def find(self, name: str, split: str) -> Path:
-        """Return the path of a file of a split. Raise BadInput if it is missing."""
-        remedy = f"check data.root and the names of the {split} files in data.source"
-        return find_file(self.root / name, remedy=remedy)
 
-
-def check_folder(root: str | Path) -> None:
-    """Raise BadInput if there is no such folder."""
-    if not Path(root).is_dir():
-        raise BadInput(f"there is no folder {root}; give data.root=FOLDER the one with the files.")
-
-
-def find_file(path: Path, *, remedy: str) -> Path:
+def find_file(path: Path) -> Path:
     """Return `path`, or `path` with ".gz". Raise BadInput if neither is a file."""
     for candidate in (path, path.with_name(path.name + ".gz")):
         if candidate.is_file():
@@ -55,33 +44,26 @@ def find_file(path: Path, *, remedy: str) -> Path:
         names = sorted(entry.name for entry in path.parent.iterdir())
         listing = ", ".join(names[:8]) or "nothing"
         contents = f"the folder holds {listing}" + ", …" * (len(names) > 8)
-    raise BadInput(f"there is no file {path} (nor {path.name}.gz): {contents}; {remedy}.")
+    raise BadInput(
+        f"there is no file {path} (nor {path.name}.gz): {contents}; check data.root and the names "
+        "of the files in data.source."
+    )
 
 
-def read_bytes(path: Path) -> bytes:
-    """Read a plain or gzipped file."""
+def read_text(path: Path) -> str:
+    """Read a plain or gzipped file of UTF-8; line ends stay as they are."""
     try:
         content = path.read_bytes()
-        return gzip.decompress(content) if path.suffix == ".gz" else content
-    except (OSError, EOFError, zlib.error) as error:
-        raise BadInput(f"{path} cannot be read ({error}); fetch or unpack it again.") from error
-
-
-def decode_utf8(content: bytes, path: Path) -> str:
-    """Decode a file's bytes. Raise BadInput with the line of the first bad byte."""
-    try:
-        return content.decode("utf-8")
+        content = gzip.decompress(content) if path.suffix == ".gz" else content
+        return content.decode()
     except UnicodeDecodeError as error:
         line = content.count(b"\n", 0, error.start) + 1
         raise BadInput(
             f"{path}, line {line}: byte 0x{content[error.start]:02x} is not valid UTF-8; "
             f"convert the file, for example iconv -f latin1 -t utf-8."
         ) from None
-
-
-def read_text(path: Path) -> str:
-    """Read a file's text; line ends stay as they are."""
-    return decode_utf8(read_bytes(path), path)
+    except (OSError, EOFError, zlib.error) as error:
+        raise BadInput(f"{path} cannot be read ({error}); fetch or unpack it again.") from error
 
 
 def read_lines(path: Path) -> list[str]:

@@ -7,7 +7,6 @@ from typing import Any
 
 from attention_zoo.errors import BadInput
 from attention_zoo.tasks.data.sources.base import SPLITS, Pair, Source, Split
-from attention_zoo.tasks.data.sources.files import check_folder
 from attention_zoo.tasks.data.sources.parallel_files import ParallelFiles
 from attention_zoo.tasks.data.sources.text_files import OneTextFile, TextFiles, cut_text
 
@@ -47,15 +46,9 @@ class HubSource(Source[Split]):
             ) from error
 
     def load_corpus(self) -> Any:
-        """Load all splits.
-
-        Raise BadInput, in one line, if the package `datasets` is missing or the hub fails.
-        """
-        names = [str(self.files[name]) for name in ("file", *SPLITS) if name in self.files]
-        remedy = (
-            f"data.root=FOLDER reads it from a folder with the files {', '.join(names)} "
-            f"{self.file_hint}"
-        )
+        """Load all splits. Raise BadInput if the package `datasets` is missing or the hub fails."""
+        names = ", ".join(str(self.files[x]) for x in ("file", *SPLITS) if x in self.files)
+        remedy = f"data.root=FOLDER reads it from a folder with the files {names} {self.file_hint}"
         try:
             import datasets
         except ImportError:
@@ -75,13 +68,20 @@ class HubSource(Source[Split]):
     def read_corpus(self, corpus: Any) -> dict[str, Split]:
         """Return the splits of a loaded dataset. Raise KeyError for a name that it lacks."""
 
+    @abstractmethod
+    def from_folder(self, root: str | Path) -> Source[Split]:
+        """Return the same text, read from the files in a folder."""
+
+    def with_root(self, root: str | Path) -> Source[Split]:
+        if not Path(root).is_dir():
+            raise BadInput(
+                f"there is no folder {root}; give data.root=FOLDER the one with the files."
+            )
+        return self.from_folder(root)
+
     def cache_key(self) -> dict[str, Any]:
-        return {
-            "path": self.path,
-            "config": self.config,
-            "revision": self.revision,
-            "splits": self.split_names,
-        }
+        key = {"path": self.path, "config": self.config, "revision": self.revision}
+        return {**key, "splits": self.split_names}
 
 
 class HubPairs(HubSource[list[Pair]]):
@@ -109,9 +109,10 @@ class HubPairs(HubSource[list[Pair]]):
         self.file_hint = f"in {' and '.join(pair)}, such as train.{pair[0]}[.gz]"
 
     def read_corpus(self, corpus: Any) -> dict[str, list[Pair]]:
-        return {split: self._pairs(corpus[self.split_names[split]]) for split in SPLITS}
+        return {split: self.read_pairs(corpus[self.split_names[split]]) for split in SPLITS}
 
-    def _pairs(self, rows: Any) -> list[Pair]:
+    def read_pairs(self, rows: Any) -> list[Pair]:
+        """Return the pairs of a split."""
         if self.column is not None:
             source, target = self.pair
             return [(row[source], row[target]) for row in rows[self.column]]
@@ -120,8 +121,7 @@ class HubPairs(HubSource[list[Pair]]):
     def cache_key(self) -> dict[str, Any]:
         return {"source": "hub_pairs", "pair": self.pair, **super().cache_key()}
 
-    def with_root(self, root: str | Path) -> ParallelFiles:
-        check_folder(root)
+    def from_folder(self, root: str | Path) -> ParallelFiles:
         return ParallelFiles.from_patterns(self.pair, self.files, root)
 
 
@@ -143,21 +143,16 @@ class HubTexts(HubSource[list[str]]):
     def read_corpus(self, corpus: Any) -> dict[str, list[str]]:
         if not isinstance(self.split_names, str):
             return {s: ["".join(corpus[self.split_names[s]][self.column])] for s in SPLITS}
-        content = "".join(corpus[self.split_names][self.column]).encode()
-        parts = [[part.decode()] for part in cut_text(content, self.files["fractions"])]
-        if len(parts) == 2:
+        text = "".join(corpus[self.split_names][self.column])
+        texts = cut_text(text, self.files["fractions"])
+        if len(texts) == 2:
             self.notes = ["the text is cut in two: the test split is the valid split"]
-        return {"train": parts[0], "valid": parts[1], "test": parts[-1]}
+        return {"train": [texts[0]], "valid": [texts[1]], "test": [texts[-1]]}
 
     def cache_key(self) -> dict[str, Any]:
-        return {
-            "source": "hub_texts",
-            "column": self.column,
-            "fractions": list(self.files.get("fractions", [])),
-            **super().cache_key(),
-        }
+        key = {"column": self.column, "fractions": list(self.files.get("fractions", []))}
+        return {"source": "hub_texts", **key, **super().cache_key()}
 
-    def with_root(self, root: str | Path) -> TextFiles | OneTextFile:
-        check_folder(root)
+    def from_folder(self, root: str | Path) -> TextFiles | OneTextFile:
         kind = OneTextFile if "file" in self.files else TextFiles
         return kind(**self.files, root=root)

@@ -1,6 +1,5 @@
 """Pairs of lines from pairs of files."""
 
-from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -8,7 +7,7 @@ from typing import Any
 from attention_zoo.errors import BadInput, UserError
 from attention_zoo.tasks.data.cache import sha256_of_file
 from attention_zoo.tasks.data.sources.base import SPLITS, Pair
-from attention_zoo.tasks.data.sources.files import SplitFiles, read_lines
+from attention_zoo.tasks.data.sources.files import SplitFiles, find_file, read_lines
 
 
 class ParallelFiles(SplitFiles[list[Pair]]):
@@ -23,7 +22,6 @@ class ParallelFiles(SplitFiles[list[Pair]]):
                         f"{split} must be pairs of files, [[source, target], …], got {pair!r}; "
                         f"for example data.source.{split}=[[{split}.en,{split}.pt]]."
                     )
-        self._starts: dict[str, list[int]] = {}
 
     @classmethod
     def from_patterns(
@@ -34,7 +32,7 @@ class ParallelFiles(SplitFiles[list[Pair]]):
         Args:
             languages: of source and target, as the file names spell them.
             files: for each split a pattern, or several whose lines follow each other. A pattern
-                without `{}` is a stem: "train" reads `train.en` and `train.pt`.
+                without `{}` is a stem: "train" stands for `train.en` and `train.pt`.
             root: the folder with the files.
         """
         if len(languages) != 2:
@@ -53,21 +51,15 @@ class ParallelFiles(SplitFiles[list[Pair]]):
     def paths(self, split: str) -> list[tuple[Path, Path]]:
         """Return the files of a split. Raise BadInput if one is missing."""
         return [
-            (self.find(source, split), self.find(target, split))
+            (find_file(self.root / source), find_file(self.root / target))
             for source, target in self.files[split]
         ]
 
     def splits(self) -> dict[str, list[Pair]]:
-        self._starts = {}
-        result: dict[str, list[Pair]] = {}
-        for split in SPLITS:
-            lines: list[Pair] = []
-            starts = []
-            for source, target in self.paths(split):
-                starts.append(len(lines))
-                lines += read_pairs(source, target)
-            result[split], self._starts[split] = lines, starts
-        return result
+        return {
+            split: [pair for files in self.paths(split) for pair in read_pairs(*files)]
+            for split in SPLITS
+        }
 
     def cache_key(self) -> dict[str, Any]:
         hashes = {
@@ -77,10 +69,12 @@ class ParallelFiles(SplitFiles[list[Pair]]):
         return {"source": "parallel_files", "files": hashes, "valid_is_test": self.valid_is_test}
 
     def location(self, split: str, index: int) -> str:
-        starts = self._starts.get(split, [0])
-        number = bisect_right(starts, index) - 1
-        source, target = self.files[split][number]
-        return f"{self.root / source} (and {target}), line {index - starts[number] + 1}"
+        for source, target in self.files[split]:
+            lines = len(read_lines(find_file(self.root / source)))
+            if index < lines:
+                return f"{self.root / source} (and {target}), line {index + 1}"
+            index -= lines
+        raise IndexError(f"the {split} split has no such line.")
 
 
 def read_pairs(source: Path, target: Path) -> list[Pair]:

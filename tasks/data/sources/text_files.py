@@ -8,13 +8,7 @@ from typing import Any
 from attention_zoo.errors import UserError
 from attention_zoo.tasks.data.cache import sha256_of_file
 from attention_zoo.tasks.data.sources.base import SPLITS, Source
-from attention_zoo.tasks.data.sources.files import (
-    SplitFiles,
-    decode_utf8,
-    find_file,
-    read_bytes,
-    read_text,
-)
+from attention_zoo.tasks.data.sources.files import SplitFiles, find_file, read_text
 
 
 class TextFiles(SplitFiles[list[str]]):
@@ -23,7 +17,7 @@ class TextFiles(SplitFiles[list[str]]):
     def paths(self, split: str) -> list[Path]:
         """Return the files of a split. Raise BadInput if one is missing."""
         names = self.files[split]
-        return [self.find(name, split) for name in ([names] if isinstance(names, str) else names)]
+        return [find_file(self.root / x) for x in ([names] if isinstance(names, str) else names)]
 
     def splits(self) -> dict[str, list[str]]:
         return {split: [read_text(path) for path in self.paths(split)] for split in SPLITS}
@@ -55,28 +49,22 @@ class OneTextFile(Source[list[str]]):
         if len(fractions) == 2:
             self.notes = ["the file is cut in two: the test split is the valid split"]
 
-    def path(self) -> Path:
-        """Return the file. Raise BadInput if it is missing."""
-        remedy = "check data.root, or name the file in data.source"
-        return find_file(self.root / self.file, remedy=remedy)
-
     def splits(self) -> dict[str, list[str]]:
-        path = self.path()
-        parts = cut_text(read_bytes(path), self.fractions)
-        texts = [[decode_utf8(part, path)] for part in parts]
-        return {"train": texts[0], "valid": texts[1], "test": texts[-1]}
+        texts = cut_text(read_text(find_file(self.root / self.file)), self.fractions)
+        return {"train": [texts[0]], "valid": [texts[1]], "test": [texts[-1]]}
 
     def cache_key(self) -> dict[str, Any]:
-        file = sha256_of_file(self.path())
+        file = sha256_of_file(find_file(self.root / self.file))
         return {"source": "one_text_file", "file": file, "fractions": self.fractions}
 
 
-def cut_text(content: bytes, fractions: Sequence[float]) -> list[bytes]:
-    """Cut UTF-8 text into consecutive parts of these fractions, between characters."""
+def cut_text(text: str, fractions: Sequence[float]) -> list[str]:
+    """Cut text into consecutive parts of these fractions of its UTF-8, between characters."""
+    content = text.encode()
     ends = [0]
     for count in range(1, len(fractions)):
         end = int(len(content) * sum(fractions[:count]))
         while 0 < end < len(content) and content[end] & 0xC0 == 0x80:
             end -= 1
         ends.append(end)
-    return [content[start:end] for start, end in pairwise([*ends, len(content)])]
+    return [content[start:end].decode() for start, end in pairwise([*ends, len(content)])]
