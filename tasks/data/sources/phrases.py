@@ -6,7 +6,7 @@ import platform
 import random
 from collections.abc import Callable, Sequence
 from difflib import get_close_matches
-from functools import cache, partial
+from functools import partial
 from typing import Any
 
 from babel import Locale, UnknownLocaleError
@@ -15,11 +15,12 @@ from babel.lists import format_list
 from babel.localedata import locale_identifiers
 from babel.numbers import format_compact_decimal, format_currency, format_percent
 from babel.units import UnknownUnitError, format_unit
+from num2words import num2words
 
-from attention_zoo.errors import UserError
+from attention_zoo.errors import UserError, check_positive
 from attention_zoo.tasks.data.sources.base import Pair, Source, split_of
 
-# A phrase renders itself: called with `locale=…`, it returns that locale's words.
+# Called with `locale=…`, a phrase returns that locale's words.
 Phrase = Callable[..., str]
 PhraseSampler = Callable[[random.Random], Phrase]
 
@@ -41,8 +42,6 @@ UNITS = (
 )
 CURRENCIES = ("USD", "EUR", "GBP", "JPY", "BRL", "MXN", "INR", "CNY", "CHF", "CAD")
 SECONDS = {"minute": 60, "hour": 3600, "day": 86400, "week": 7 * 86400, "year": 365 * 86400}
-FIRST_DAY = datetime.date(1980, 1, 1)
-DAYS = 60 * 365
 
 
 class Phrases(Source[list[Pair]]):
@@ -71,39 +70,34 @@ class Phrases(Source[list[Pair]]):
         test: int = 500,
         seed: int = 0,
     ) -> None:
+        check_positive(
+            **{"data.source.size": size, "data.source.valid": valid, "data.source.test": test}
+        )
         self.sizes = {"train": size, "valid": valid, "test": test}
-        for split, lines in self.sizes.items():
-            if lines < 1:
-                raise UserError(f"the {split} split must have at least 1 line, got {lines}.")
         self.locales = (parse_locale(source), parse_locale(target))
         self.seed = seed
 
     def splits(self) -> dict[str, list[Pair]]:
         samplers = self._samplers()
-        styles = [
-            style
-            for style in ("standard", "or")
-            if all(style in locale.list_patterns for locale in self.locales)
-        ]
+        patterns = [locale.list_patterns for locale in self.locales]
+        styles = [style for style in ("standard", "or") if all(style in x for x in patterns)]
         generator = random.Random(self.seed)
-        probes = self.probes()
+        probes = dict(self.probes())
         result: dict[str, list[Pair]] = {split: [] for split in self.sizes}
-        translations: dict[str, str] = dict(probes)
-        probe_sources = {source for source, _ in probes}
+        translations = probes.copy()
         useless_draws = 0
-        while any(len(result[split]) < size for split, size in self.sizes.items()):
-            source, target = sample_line(generator, samplers, styles, self.locales)
+        while small := [split for split, size in self.sizes.items() if len(result[split]) < size]:
+            source, target = self.translate(sample_line(generator, samplers, styles))
             split = split_of(source.encode())
             repeated = source in translations
             useless_draws += 1
             if useless_draws > 100_000:
-                small = next(s for s, size in self.sizes.items() if len(result[s]) < size)
                 raise UserError(
                     f"the locales {self.locales[0]} and {self.locales[1]} give too few different "
-                    f"{small} lines, got {small}={self.sizes[small]}; "
-                    f"ask for {len(result[small])} at most: data.source.{small}."
+                    f"{small[0]} lines, got {small[0]}={self.sizes[small[0]]}; "
+                    f"ask for {len(result[small[0]])} at most: data.source.{small[0]}."
                 )
-            if source in probe_sources or translations.setdefault(source, target) != target:
+            if source in probes or translations.setdefault(source, target) != target:
                 continue
             if len(result[split]) < self.sizes[split] and (split == "train" or not repeated):
                 result[split].append((source, target))
@@ -131,35 +125,31 @@ class Phrases(Source[list[Pair]]):
             partial(render_list, countries),
             partial(render_list, [time, price]),
         ]
-        source, target = self.locales
-        return [(render(phrase, source), render(phrase, target)) for phrase in phrases]
+        return [self.translate(phrase) for phrase in phrases]
+
+    def translate(self, phrase: Phrase) -> Pair:
+        """Render a phrase in both locales on one line with plain spaces; CLDR also has others."""
+        source, target = (" ".join(phrase(locale=locale).split()) for locale in self.locales)
+        return source, target
 
     def _samplers(self) -> list[PhraseSampler]:
         """Return the kinds that both locales can render, and note the others."""
         notes: list[str] = []
-        samplers: list[PhraseSampler] = [
-            sample_date,
-            sample_time,
-            sample_duration,
-            sample_percentage,
-            sample_price,
-        ]
+        samplers: list[PhraseSampler] = [sample_date, sample_time, sample_duration]
+        samplers += [sample_percentage, sample_price]
         for table, codes in (("territories", COUNTRIES), ("languages", LANGUAGES)):
             tables = [getattr(locale, table) for locale in self.locales]
             known = [code for code in codes.split() if all(code in names for names in tables)]
             samplers.append(partial(sample_names, table, known))
-        all_units = UNITS.split()
-        units = [u for u in all_units if all(has_unit(locale, u) for locale in self.locales)]
-        missing = sorted(set(all_units) - set(units))
-        if missing:
+        units = [x for x in UNITS.split() if all(has_unit(locale, x) for locale in self.locales)]
+        if missing := sorted({*UNITS.split()} - {*units}):
             notes.append(f"Babel does not render measures in {', '.join(missing)}")
         samplers.append(partial(sample_measure, units))
         if all("long" in locale.compact_decimal_formats for locale in self.locales):
             samplers.append(sample_magnitude)
         else:
             notes.append("Babel does not render magnitudes such as '3 million'")
-        unspelled = [str(locale) for locale in self.locales if not can_spell_numbers(locale)]
-        if unspelled:
+        if unspelled := [str(locale) for locale in self.locales if not can_spell_numbers(locale)]:
             notes.append(f"num2words ({', '.join(unspelled)}) does not render spelled-out numbers")
         else:
             samplers.append(sample_number)
@@ -179,21 +169,12 @@ def parse_locale(name: str) -> Locale:
 
 
 def sample_line(
-    generator: random.Random,
-    samplers: list[PhraseSampler],
-    styles: list[str],
-    locales: tuple[Locale, Locale],
-) -> Pair:
+    generator: random.Random, samplers: list[PhraseSampler], styles: list[str]
+) -> Phrase:
     """Draw one to three phrases, joined as either language joins a list."""
     count = generator.choices((1, 2, 3), weights=(6, 3, 1))[0]
     phrases = [generator.choice(samplers)(generator) for _ in range(count)]
-    line = partial(render_list, phrases, style=generator.choice(styles))
-    return render(line, locales[0]), render(line, locales[1])
-
-
-def render(phrase: Phrase, locale: Locale) -> str:
-    """Render a phrase on one line with plain spaces; CLDR also has no-break and narrow ones."""
-    return " ".join(phrase(locale=locale).split())
+    return partial(render_list, phrases, style=generator.choice(styles))
 
 
 def render_list(phrases: Sequence[Phrase], *, style: Any = "standard", locale: Locale) -> str:
@@ -201,21 +182,21 @@ def render_list(phrases: Sequence[Phrase], *, style: Any = "standard", locale: L
     return format_list([phrase(locale=locale) for phrase in phrases], style=style, locale=locale)
 
 
-# Each kind of phrase draws its values; its rendering is Babel's, or stands below it.
+# Each kind of phrase draws its values, and is rendered by Babel or by the function below it.
 
 
 def sample_date(generator: random.Random) -> Phrase:
     """Draw a date, or a part of one."""
-    day = FIRST_DAY + datetime.timedelta(days=generator.randrange(DAYS))
+    days = datetime.timedelta(days=generator.randrange(60 * 365))
     form = generator.choice(("full", "full", "full", "long", "medium", "yMMMM", "MMMMd", "EEEE"))
-    return partial(render_date, day, form)
+    return partial(render_date, datetime.date(1980, 1, 1) + days, form)
 
 
 def render_date(day: datetime.date, form: str, *, locale: Locale) -> str:
     """Render a date by a style or a skeleton of CLDR."""
     if form in ("yMMMM", "MMMMd"):
         if form in locale.datetime_skeletons:
-            moment = datetime.datetime(day.year, day.month, day.day)
+            moment = datetime.datetime.combine(day, datetime.time())
             return format_skeleton(form, moment, locale=locale)
         form = "MMMM"
     return format_date(day, format=form, locale=locale)
@@ -249,7 +230,6 @@ def sample_measure(units: list[str], generator: random.Random) -> Phrase:
     return partial(format_unit, value, generator.choice(units), length="long")
 
 
-@cache
 def has_unit(locale: Locale, unit: str) -> bool:
     """Check that a locale has words for a unit; where it has none, Babel writes the unit's code."""
     try:
@@ -297,13 +277,10 @@ def sample_number(generator: random.Random) -> Phrase:
 
 def spell_number(value: int, *, locale: Locale) -> str:
     """Spell out a number."""
-    from num2words import num2words
-
     # The language alone: num2words' variants pt_BR and fr_CH have faults.
     return num2words(value, lang=locale.language)
 
 
-@cache
 def can_spell_numbers(locale: Locale) -> bool:
     """Check that num2words knows this locale's language."""
     try:

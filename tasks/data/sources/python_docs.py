@@ -22,8 +22,7 @@ class PythonDocs(Source[list[str]]):
     def __init__(self, *, valid_fraction: float = 0.05) -> None:
         if not 0 < valid_fraction < 0.5:
             raise UserError(
-                "data.source.valid_fraction must lie between 0 and 0.5, got "
-                f"{valid_fraction}; 0.05 is usual."
+                f"data.source.valid_fraction must lie between 0 and 0.5, got {valid_fraction}."
             )
         self.valid_fraction = valid_fraction
 
@@ -36,12 +35,9 @@ class PythonDocs(Source[list[str]]):
         result: dict[str, list[str]] = {split: [] for split in SPLITS}
         for name in sorted(topics, key=lambda name: hashlib.sha256(name.encode()).hexdigest()):
             text = topics[name]
-            for split in ("test", "valid"):
-                if sum(map(len, result[split])) + len(text) <= max_characters:
-                    result[split].append(text)
-                    break
-            else:
-                result["train"].append(text)
+            size = {split: sum(map(len, result[split])) + len(text) for split in ("test", "valid")}
+            with_room = (split for split in size if size[split] <= max_characters)
+            result[next(with_room, "train")].append(text)
         return result
 
     def cache_key(self) -> dict[str, Any]:
@@ -71,20 +67,13 @@ def without_contained_topics(topics: dict[str, str]) -> dict[str, str]:
     Of topics with the same paragraphs, the first one stays. Paragraphs of up to 80 characters do
     not count, as headings are underlined in different ways.
     """
-    paragraphs = {
-        name: frozenset(
-            paragraph
-            for paragraph in (" ".join(part.split()) for part in text.split("\n\n"))
-            if len(paragraph) > 80
-        )
-        for name, text in topics.items()
-    }
-    return {
-        name: text
-        for name, text in topics.items()
-        if not paragraphs[name]
-        or not any(
-            paragraphs[name] < other or (paragraphs[name] == other and name > other_name)
-            for other_name, other in paragraphs.items()
-        )
-    }
+    paragraphs: dict[str, set[str]] = {}
+    for name, text in topics.items():
+        joined = (" ".join(part.split()) for part in text.split("\n\n"))
+        paragraphs[name] = {paragraph for paragraph in joined if len(paragraph) > 80}
+
+    def is_contained(name: str) -> bool:
+        own = paragraphs[name]
+        return any(own < x or (own == x and name > other) for other, x in paragraphs.items())
+
+    return {x: text for x, text in topics.items() if not paragraphs[x] or not is_contained(x)}

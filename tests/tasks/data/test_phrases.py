@@ -131,7 +131,7 @@ def test_every_process_draws_the_same_lines() -> None:
 def test_impossible_requests_are_refused() -> None:
     with pytest.raises(UserError, match=r"does not know the locale 'pt_BRR'; try .*pt_BR"):
         Phrases(target="pt_BRR")
-    with pytest.raises(UserError, match="valid split must have at least 1 line, got 0"):
+    with pytest.raises(UserError, match=r"data\.source\.valid must be at least 1, got 0"):
         Phrases(valid=0)
     with pytest.raises(UserError, match=r"data\.root=/x"):
         Phrases().with_root("/x")
