@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 from lightning import LightningDataModule
 
-from attention_zoo.errors import Unsupported, UserError
+from attention_zoo.errors import Unsupported
 from attention_zoo.tasks.data.batches import BatchDataset
-from attention_zoo.tasks.data.cache import CacheEntry, get_or_build, sha256_of_code
+from attention_zoo.tasks.data.cache import get_or_build, sha256_of_code
 from attention_zoo.tasks.data.loader import ResumableLoader
 from attention_zoo.tasks.data.samplers import EpochSampler, FixedBatchSampler, consecutive_batches
 from attention_zoo.tasks.data.sources.base import Source
@@ -67,7 +67,6 @@ class PreparedData(LightningDataModule):
         self.seed = seed
         self.num_workers = num_workers
         self.chosen_probes = probes
-        self._cache_entry: CacheEntry | None = None
 
     def read_splits(self) -> dict[str, Any]:
         """Return the items of all splits."""
@@ -86,12 +85,12 @@ class PreparedData(LightningDataModule):
         """Make the splits and the probes from the cached values."""
 
     @abstractmethod
-    def dataset(self, split: str) -> BatchDataset[Any]:
+    def dataset(self, split: str) -> BatchDataset:
         """Return the samples of a split."""
 
     @abstractmethod
-    def train_sampler(self, **options: int) -> EpochSampler:
-        """Return the batches of the train split; `options` are those of `EpochSampler`."""
+    def sampler(self, split: str, **options: int) -> EpochSampler:
+        """Return a split's batches for training; `options` are those of `EpochSampler`."""
 
     def evaluation_batches(self, split: str) -> list[np.ndarray]:
         """Return the batches of another split, as indices into its dataset."""
@@ -99,10 +98,7 @@ class PreparedData(LightningDataModule):
 
     @abstractmethod
     def example_batch(self) -> Any:
-        """Return a batch of one sample, without padding, of the train split's mean length.
-
-        Its tokens have no meaning: only its sizes count.
-        """
+        """Return a batch of one meaningless sample of the train split's mean length, unpadded."""
 
     @abstractmethod
     def check_max_length(self, max_length: int) -> None:
@@ -121,10 +117,10 @@ class PreparedData(LightningDataModule):
     def loaders_at_length(
         self, length: int, split: str, *, stride: int, **ranks: int
     ) -> dict[str, ResumableLoader]:
-        """Return the loaders of a split at a length that `tokens_at_length` allows.
+        """Return the loaders of a split at a length that `tokens_at_length` allows, by name.
 
-        Their names say how text is cut: "" into windows that do not overlap, "sliding" into windows
-        that start every `stride` tokens. `ranks` are the rank and the world size.
+        In "" windows of text do not overlap; in "sliding" they start every `stride` tokens. `ranks`
+        are the rank and the world size.
         """
         raise NotImplementedError
 
@@ -151,17 +147,10 @@ class PreparedData(LightningDataModule):
         return values
 
     def prepare_data(self) -> None:
-        if self._cache_entry is None and not hasattr(self, "fingerprint"):
-            folder = self.cache_dir / "data"
-            self._cache_entry = get_or_build(folder, self.cache_key(), self.build_values)
-
-    def setup(self, stage: str | None = None) -> None:
         if hasattr(self, "fingerprint"):
             return
-        self.prepare_data()  # Lightning calls it in one process of each node only.
-        assert self._cache_entry is not None
-        values, fingerprint, note = self._cache_entry
-        self._cache_entry = None
+        folder = self.cache_dir / "data"
+        values, fingerprint, note = get_or_build(folder, self.cache_key(), self.build_values)
         self.tokenizer = tokenizer_from_state(values["tokenizer"])
         self.report = values["report"]
         if note is not None:
@@ -169,8 +158,11 @@ class PreparedData(LightningDataModule):
         self.load_values(values)
         self.fingerprint = fingerprint
 
+    def setup(self, stage: str | None = None) -> None:
+        self.prepare_data()  # Lightning calls it in one process of each node only.
+
     def train_dataloader(self) -> ResumableLoader:
-        sampler = self.train_sampler(seed=self.seed, **self.rank_and_world_size())
+        sampler = self.sampler("train", seed=self.seed, **self.rank_and_world_size())
         return ResumableLoader(self.dataset("train"), sampler, num_workers=self.num_workers)
 
     def val_dataloader(self) -> ResumableLoader:
@@ -185,7 +177,7 @@ class PreparedData(LightningDataModule):
         return self.fixed_loader(self.dataset(split), batches, **self.rank_and_world_size())
 
     def fixed_loader(
-        self, dataset: BatchDataset[Any], batches: list[np.ndarray], **ranks: int
+        self, dataset: BatchDataset, batches: list[np.ndarray], **ranks: int
     ) -> ResumableLoader:
         """Return the loader of these batches, in this order."""
         sampler = FixedBatchSampler(batches, **ranks)
@@ -201,11 +193,5 @@ class PreparedData(LightningDataModule):
 def factory_cache_key(factory: Any) -> dict[str, Any]:
     """Return a tokenizer factory in plain types: its function's name and its options."""
     function = getattr(factory, "func", factory)
-    if getattr(factory, "args", ()):
-        raise UserError(
-            "a tokenizer's options must be given by name, such as vocabulary_size=4000."
-        )
-    return {
-        "function": f"{function.__module__}.{function.__qualname__}",
-        "options": dict(getattr(factory, "keywords", {})),
-    }
+    name = f"{function.__module__}.{function.__qualname__}"
+    return {"function": name, "options": dict(getattr(factory, "keywords", {}))}

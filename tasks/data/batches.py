@@ -1,8 +1,9 @@
-"""What a batch of each task holds, and the datasets that give a batch for a list of indices."""
+"""The batches of each task, and the datasets that give a batch for a list of indices."""
 
 from abc import abstractmethod
 from collections.abc import Iterable, Sequence
-from typing import Any, NamedTuple, TypeVar
+from functools import partial
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -45,10 +46,7 @@ class LanguageBatch(NamedTuple):
     target_positions: Tensor | None = None
 
 
-Batch = TypeVar("Batch", bound=tuple[Any, ...])
-
-
-class BatchDataset(Dataset[Batch]):
+class BatchDataset(Dataset[Any]):
     """A dataset that gives a whole batch for a list of indices."""
 
     @abstractmethod
@@ -69,24 +67,19 @@ class JaggedArray(NamedTuple):
     def from_rows(cls, rows: Iterable[Sequence[int] | np.ndarray]) -> "JaggedArray":
         """Concatenate the rows."""
         arrays = [np.asarray(row, dtype=np.int32) for row in rows]
-        values = np.concatenate([np.zeros(0, np.int32), *arrays])
         starts = np.cumsum([0, *map(len, arrays)], dtype=np.int64)
-        return cls(values, starts)
+        return cls(np.concatenate([np.zeros(0, np.int32), *arrays]), starts)
 
     def row(self, index: int) -> np.ndarray:
         """Return row `index`."""
         return self.values[self.starts[index] : self.starts[index + 1]]
-
-    def take(self, indices: np.ndarray) -> "JaggedArray":
-        """Return the rows at these indices, in their order."""
-        return JaggedArray.from_rows(self.row(index) for index in indices)
 
     def lengths(self) -> np.ndarray:
         """Return the length of each row."""
         return np.diff(self.starts)
 
 
-class PairDataset(BatchDataset[TranslationBatch]):
+class PairDataset(BatchDataset):
     """Encoded sentence pairs.
 
     Args:
@@ -104,17 +97,14 @@ class PairDataset(BatchDataset[TranslationBatch]):
 
     def __getitem__(self, rows: list[int]) -> TranslationBatch:
         source, target = (
-            pad_sequence(
-                [torch.from_numpy(side.row(row).astype(np.int64)) for row in rows],
-                batch_first=True,
-                padding_value=PAD,
-            )
+            [torch.from_numpy(side.row(row).astype(np.int64)) for row in rows]
             for side in (self.source, self.target)
         )
-        return TranslationBatch(source, target, self.index[rows])
+        pad = partial(pad_sequence, batch_first=True, padding_value=PAD)
+        return TranslationBatch(pad(source), pad(target), self.index[rows])
 
 
-class BlockDataset(BatchDataset[LanguageBatch]):
+class BlockDataset(BatchDataset):
     """Blocks of a stream of tokens; a list of start positions gives a batch.
 
     The bos of the next document is no target, nor is anything after the end of the stream.

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from attention_zoo.errors import Unsupported, UserError
+from attention_zoo.errors import Unsupported, UserError, check_positive
 from attention_zoo.tasks.data.base import EncodedSplit, PreparedData
 from attention_zoo.tasks.data.batches import IGNORE_INDEX, BatchDataset, LanguageBatch
 from attention_zoo.tasks.data.diagnostics.base import Diagnostic, QueryRows
@@ -17,7 +17,7 @@ from attention_zoo.tasks.data.tokenizers import Tokenizer
 PROBES = 3
 
 
-class QueryDataset(BatchDataset[LanguageBatch]):
+class QueryDataset(BatchDataset):
     """The sequences of a diagnostic, with the answers to their queries as targets."""
 
     def __init__(self, rows: QueryRows) -> None:
@@ -58,9 +58,7 @@ class DiagnosticData(PreparedData):
     ) -> None:
         super().__init__(**options)
         source = self.source
-        for name, value in (("batch_size", batch_size), ("answer_tokens", answer_tokens)):
-            if value < 1:
-                raise UserError(f"data.{name} must be at least 1, got {value}.")
+        check_positive(**{"data.batch_size": batch_size, "data.answer_tokens": answer_tokens})
         if len({source.length, *test_lengths}) <= len(test_lengths):
             raise UserError(
                 "data.test_lengths must differ from each other and from the length that is trained "
@@ -155,8 +153,8 @@ class DiagnosticData(PreparedData):
     def dataset(self, split: str) -> QueryDataset:
         return QueryDataset(self.rows[split])
 
-    def train_sampler(self, **options: int) -> ShuffledRowSampler:
-        rows = len(self.rows["train"].inputs)
+    def sampler(self, split: str, **options: int) -> ShuffledRowSampler:
+        rows = len(self.rows[split].inputs)
         return ShuffledRowSampler(rows, batch_size=self.batch_size, **options)
 
     def test_dataloader(self) -> list[ResumableLoader]:

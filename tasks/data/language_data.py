@@ -1,15 +1,15 @@
 """The data module of language modelling."""
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 import torch
 
-from attention_zoo.errors import BadInput, UserError
+from attention_zoo.errors import BadInput, UserError, check_positive
 from attention_zoo.tasks.data.base import EncodedSplit, PreparedData
-from attention_zoo.tasks.data.batches import BlockDataset, LanguageBatch
+from attention_zoo.tasks.data.batches import BlockDataset, JaggedArray, LanguageBatch
 from attention_zoo.tasks.data.loader import ResumableLoader
 from attention_zoo.tasks.data.samplers import (
     EpochSampler,
@@ -53,9 +53,7 @@ class LanguageData(PreparedData):
         **options: Any,
     ) -> None:
         super().__init__(**options)
-        for name, value in (("context_length", context_length), ("batch_size", batch_size)):
-            if value < 1:
-                raise UserError(f"data.{name} must be at least 1, got {value}.")
+        check_positive(**{"data.context_length": context_length, "data.batch_size": batch_size})
         self.context_length = context_length
         self.batch_size = batch_size
         self.sampling = sampling
@@ -127,13 +125,9 @@ class LanguageData(PreparedData):
             documents=self.documents,
         )
 
-    def train_sampler(self, **options: int) -> EpochSampler:
-        return self.sampling(
-            len(self.streams["train"]),
-            context_length=self.context_length,
-            batch_size=self.batch_size,
-            **options,
-        )
+    def sampler(self, split: str, **options: int) -> EpochSampler:
+        sizes = {"context_length": self.context_length, "batch_size": self.batch_size}
+        return self.sampling(len(self.streams[split]), **sizes, **options)
 
 
 def encode_documents(tokenizer: Tokenizer, texts: list[str]) -> np.ndarray:
@@ -142,15 +136,14 @@ def encode_documents(tokenizer: Tokenizer, texts: list[str]) -> np.ndarray:
     Texts are encoded a line at a time. They are cut only where no token of any tokenizer can span
     the cut: after a line end between characters that are not white space.
     """
-    parts: list[np.ndarray] = []
-    for text in texts:
-        lines = LINE_ENDS.split(text)
-        parts.append(np.array([tokenizer.bos_id], dtype=np.int32))
-        for start in range(0, len(lines), 10_000):
-            rows = tokenizer.encode_lines(lines[start : start + 10_000])
-            parts += [np.asarray(row, dtype=np.int32) for row in rows]
-        parts.append(np.array([tokenizer.eos_id], dtype=np.int32))
-    return np.concatenate(parts)
+
+    def rows() -> Iterator[list[int]]:
+        for text in texts:
+            yield [tokenizer.bos_id]
+            yield from tokenizer.encode_each(LINE_ENDS.split(text))
+            yield [tokenizer.eos_id]
+
+    return JaggedArray.from_rows(rows()).values
 
 
 def first_words(text: str, *, max_characters: int = 60) -> str:

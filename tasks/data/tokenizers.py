@@ -1,14 +1,9 @@
-"""Tokenizers of bytes, characters, symbols, and byte-level BPE, with one interface.
-
-Every id stands for a fixed string of bytes. So decoding, display and byte counts are the same few
-lines for all of them.
-"""
+"""Tokenizers of bytes, characters, symbols, and byte-level BPE: each id is a string of bytes."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Self
 
-import numpy as np
 from tokenizers import Tokenizer as Backend
 from tokenizers import models, pre_tokenizers, trainers
 
@@ -19,19 +14,7 @@ PAD, BOS, EOS, UNK = 0, 1, 2, 3
 SPECIAL_TOKENS = ("<pad>", "<bos>", "<eos>", "<unk>")
 FIRST_ID = len(SPECIAL_TOKENS)  # of the tokens that are not special
 REPLACEMENT_CHARACTER = "\N{REPLACEMENT CHARACTER}"
-VISIBLE_SPACES = {" ": "␣", "\n": "⏎", "\t": "⇥"}
-
-
-def check_ids(ids: Sequence[int] | np.ndarray, vocabulary_size: int, *, location: str) -> None:
-    """Raise BadInput for the first id outside 0 … vocabulary_size - 1."""
-    values = np.asarray(ids)
-    wrong = values[(values < 0) | (values >= vocabulary_size)]
-    if wrong.size:
-        raise BadInput(
-            f"token id {wrong[0]} in {location} is out of range: the tokenizer has "
-            f"{vocabulary_size} ids (0 to {vocabulary_size - 1}); use the tokenizer that the ids "
-            "were made with."
-        )
+VISIBLE_SPACES = str.maketrans({" ": "␣", "\n": "⏎", "\t": "⇥"})
 
 
 def check_unicode(text: str) -> None:
@@ -66,10 +49,7 @@ class Tokenizer(ABC):
 
     @abstractmethod
     def encode(self, text: str) -> list[int]:
-        """Return the token ids of `text`, without special tokens.
-
-        Raise BadInput if the text is not valid Unicode.
-        """
+        """Return the token ids of `text`, without special tokens, or raise BadInput."""
 
     @abstractmethod
     def state(self) -> dict[str, Any]:
@@ -79,15 +59,30 @@ class Tokenizer(ABC):
         """Encode many lines."""
         return [self.encode(line) for line in lines]
 
+    def encode_each(self, lines: Sequence[str]) -> Iterator[list[int]]:
+        """Yield the ids of each line; 10,000 at a time, as lists of ids take much memory."""
+        for start in range(0, len(lines), 10_000):
+            yield from self.encode_lines(lines[start : start + 10_000])
+
+    def check_ids(self, ids: Iterable[int]) -> list[int]:
+        """Return the ids as a list. Raise BadInput for the first one that is out of range."""
+        ids = list(ids)
+        for token in ids:
+            if not 0 <= token < self.vocabulary_size:
+                raise BadInput(
+                    f"token id {token} is out of range: the tokenizer has {self.vocabulary_size} "
+                    f"ids (0 to {self.vocabulary_size - 1}); use the one that made the ids."
+                )
+        return ids
+
     def decode(self, ids: Iterable[int]) -> str:
         """Return the text of `ids`, without `<pad>`, `<bos>` and `<eos>`.
 
         `<unk>`, and bytes that make no character, become U+FFFD. Raise BadInput for an id out of
         range.
         """
-        ids = list(ids)
-        check_ids(ids, self.vocabulary_size, location="the text to decode")
-        return b"".join(self._pieces[token] for token in ids).decode("utf-8", errors="replace")
+        pieces = [self._pieces[token] for token in self.check_ids(ids)]
+        return b"".join(pieces).decode("utf-8", errors="replace")
 
     def tokens(self, ids: Iterable[int]) -> list[str]:
         r"""Return a readable string for each id, for figures.
@@ -95,20 +90,16 @@ class Tokenizer(ABC):
         The space before a word is not shown. White space alone is shown as ␣ ⏎ ⇥, and bytes that
         are only a part of a character as `\xd0`.
         """
-        ids = list(ids)
-        check_ids(ids, self.vocabulary_size, location="the tokens to show")
         return [
             SPECIAL_TOKENS[token] if token < FIRST_ID else readable_token(self._pieces[token])
-            for token in ids
+            for token in self.check_ids(ids)
         ]
 
 
 def readable_token(piece: bytes) -> str:
     """Return a piece as figures show it."""
     text = piece.decode("utf-8", errors="backslashreplace")
-    if text.startswith(" ") and len(text) > 1:
-        text = text[1:]
-    return "".join(VISIBLE_SPACES.get(character, character) for character in text)
+    return (text.removeprefix(" ") or text).translate(VISIBLE_SPACES)
 
 
 class BytePairTokenizer(Tokenizer):
@@ -142,16 +133,13 @@ class BytePairTokenizer(Tokenizer):
                 f"got {vocabulary_size}."
             )
         backend = Backend(models.BPE())
-        backend.pre_tokenizer = pre_tokenizers.Sequence(
-            [
-                pre_tokenizers.Digits(individual_digits=True),
-                pre_tokenizers.ByteLevel(add_prefix_space=False),
-            ]
-        )
+        digits = pre_tokenizers.Digits(individual_digits=True)
+        byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        backend.pre_tokenizer = pre_tokenizers.Sequence([digits, byte_level])
         trainer = trainers.BpeTrainer(
             vocab_size=vocabulary_size,
             special_tokens=list(SPECIAL_TOKENS),
-            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+            initial_alphabet=byte_level.alphabet(),
             show_progress=False,
         )
         backend.train_from_iterator(lines, trainer)
@@ -271,11 +259,10 @@ def tokenizer_from_state(state: dict[str, Any]) -> Tokenizer:
         "bytes": ByteTokenizer,
         "symbols": SymbolTokenizer,
     }
-    arguments = dict(state)
-    kind = arguments.pop("kind", None)
+    kind = state.get("kind")
     if kind not in kinds:
         raise BadInput(f"a tokenizer's state must be of kind {', '.join(kinds)}, got {kind!r}.")
-    return kinds[kind](**arguments)
+    return kinds[kind](**{name: value for name, value in state.items() if name != "kind"})
 
 
 def restore_tokenizer(lines: Iterable[str], *, state: dict[str, Any]) -> Tokenizer:

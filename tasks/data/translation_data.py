@@ -60,13 +60,15 @@ class TranslationData(PreparedData):
     def encode_split(self, split: str, items: list[Pair], tokenizer: Tokenizer) -> EncodedSplit:
         if not items:
             raise BadInput(f"the {split} split holds no line; give it at least one.")
-        source = encode_lines([source for source, _ in items], tokenizer, prefix=[])
-        target = encode_lines([target for _, target in items], tokenizer, prefix=[tokenizer.bos_id])
+        bos, eos = tokenizer.bos_id, tokenizer.eos_id
+        sources, targets = ([pair[side] for pair in items] for side in (0, 1))
+        source = JaggedArray.from_rows([*ids, eos] for ids in tokenizer.encode_each(sources))
+        target = JaggedArray.from_rows([bos, *ids, eos] for ids in tokenizer.encode_each(targets))
         max_tokens = self.max_tokens if split == "train" else None
         rows, counts = select_rows(items, source, target, max_tokens=max_tokens)
         values: dict[str, Any] = {"lines": items, "index": rows}
-        for side, ids in (("source", source), ("target", target)):
-            values[side], values[f"{side}_starts"] = ids.take(rows)
+        for side, encoded in (("source", source), ("target", target)):
+            values[side], values[f"{side}_starts"] = JaggedArray.from_rows(map(encoded.row, rows))
         return values, counts
 
     def load_values(self, values: dict[str, Any]) -> None:
@@ -103,10 +105,7 @@ class TranslationData(PreparedData):
         return TranslationBatch(source, target, torch.zeros(1, dtype=torch.long))
 
     def check_max_length(self, max_length: int) -> None:
-        """Raise BadInput for the first line, on either side, that is longer than `max_length`.
-
-        The message says where the line is, and the remedy. Special tokens count.
-        """
+        """Raise BadInput for the first line, on either side, that is longer than `max_length`."""
         for split in SPLITS:
             pairs = self.pairs[split]
             lengths = np.maximum(pairs.source.lengths(), pairs.target.lengths())
@@ -126,10 +125,7 @@ class TranslationData(PreparedData):
     def dataset(self, split: str) -> PairDataset:
         return self.pairs[split]
 
-    def train_sampler(self, **options: int) -> TokenBudgetSampler:
-        return self._budget_sampler("train", **options)
-
-    def _budget_sampler(self, split: str, **options: int) -> TokenBudgetSampler:
+    def sampler(self, split: str, **options: int) -> TokenBudgetSampler:
         pairs = self.pairs[split]
         return TokenBudgetSampler(
             pairs.source.lengths(),
@@ -140,24 +136,13 @@ class TranslationData(PreparedData):
         )
 
     def evaluation_batches(self, split: str) -> list[np.ndarray]:
-        return self._budget_sampler(split).batches_by_length()
-
-
-def encode_lines(lines: list[str], tokenizer: Tokenizer, *, prefix: list[int]) -> JaggedArray:
-    """Return the token ids of lines: `prefix`, the line, eos.
-
-    Lines are encoded 10,000 at a time, as lists of ids take much memory.
-    """
-    parts = (lines[start : start + 10_000] for start in range(0, len(lines), 10_000))
-    return JaggedArray.from_rows(
-        [*prefix, *ids, tokenizer.eos_id] for part in parts for ids in tokenizer.encode_lines(part)
-    )
+        return self.sampler(split).batches_by_length()
 
 
 def select_rows(
     pairs: list[Pair], source: JaggedArray, target: JaggedArray, *, max_tokens: int | None
 ) -> tuple[np.ndarray, dict[str, int]]:
-    """Return the indices of the pairs to keep, and counts for the report.
+    """Return the indices of the pairs to use, and counts for the report.
 
     With `max_tokens`, lines that are empty or longer are left out. Raise BadInput if none is left.
     """

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple, Self
 
 import numpy as np
 
-from attention_zoo.errors import UserError
+from attention_zoo.errors import UserError, check_positive
 from attention_zoo.tasks.data.sources.base import SPLITS, Source, split_of
 
 ROWS_PER_DRAW = 10_000
@@ -45,9 +45,7 @@ class Diagnostic(Source[QueryRows]):
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("length", "size", "valid", "test"):
-            if getattr(self, name) < 1:
-                raise UserError(f"{name} must be at least 1, got {getattr(self, name)}.")
+        check_positive(length=self.length, size=self.size, valid=self.valid, test=self.test)
 
     @property
     @abstractmethod

@@ -5,7 +5,7 @@ from typing import Self
 
 import numpy as np
 
-from attention_zoo.errors import UserError
+from attention_zoo.errors import UserError, check_positive
 from attention_zoo.tasks.data.batches import IGNORE_INDEX
 from attention_zoo.tasks.data.diagnostics.base import Diagnostic, QueryRows, numbered_symbols
 from attention_zoo.tasks.data.tokenizers import BOS, EOS, FIRST_ID, PAD
@@ -35,8 +35,7 @@ class Copy(Diagnostic):
                 "min_length must be at least 1 and at most length, got "
                 f"min_length={self.min_length} and length={self.length}."
             )
-        if self.vocabulary < 1:
-            raise UserError(f"vocabulary must be at least 1, got {self.vocabulary}.")
+        check_positive(vocabulary=self.vocabulary)
 
     @property
     def symbols(self) -> list[str]:
