@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from lightning import LightningDataModule
 
 from attention_zoo.errors import Unsupported
@@ -17,7 +16,6 @@ from attention_zoo.tasks.data.samplers import EpochSampler, FixedBatchSampler, c
 from attention_zoo.tasks.data.sources.base import Source
 from attention_zoo.tasks.data.tokenizers import Tokenizer, tokenizer_from_state
 
-TokenizerFactory = Callable[[Iterable[str]], Tokenizer]
 # The values to cache for a split, by name, and its counts for the report.
 EncodedSplit = tuple[dict[str, Any], dict[str, int]]
 
@@ -53,7 +51,7 @@ class PreparedData(LightningDataModule):
         self,
         *,
         source: Source[Any],
-        tokenizer: TokenizerFactory,
+        tokenizer: Callable[[Iterable[str]], Tokenizer],
         cache_dir: str | Path,
         root: str | Path | None = None,
         seed: int = 0,
@@ -92,10 +90,6 @@ class PreparedData(LightningDataModule):
     def sampler(self, split: str, **options: int) -> EpochSampler:
         """Return a split's batches for training; `options` are those of `EpochSampler`."""
 
-    def evaluation_batches(self, split: str) -> list[np.ndarray]:
-        """Return the batches of another split, as indices into its dataset."""
-        return consecutive_batches(self.dataset(split).indices(), self.batch_size)
-
     @abstractmethod
     def example_batch(self) -> Any:
         """Return a batch of one meaningless sample of the train split's mean length, unpadded."""
@@ -125,10 +119,14 @@ class PreparedData(LightningDataModule):
         raise NotImplementedError
 
     def cache_key(self) -> dict[str, Any]:
-        """Return every input of the cached values."""
+        """Return every input of the cached values, in plain types."""
+        function = getattr(self.tokenizer_factory, "func", self.tokenizer_factory)
         return {
             "source": self.source.cache_key(),
-            "tokenizer": factory_cache_key(self.tokenizer_factory),
+            "tokenizer": {
+                "function": f"{function.__module__}.{function.__qualname__}",
+                "options": dict(getattr(self.tokenizer_factory, "keywords", {})),
+            },
             "tokenizers": importlib.metadata.version("tokenizers"),
             "options": dict(self.cache_options),
             "code": sha256_of_code(Path(__file__).parent),
@@ -173,25 +171,18 @@ class PreparedData(LightningDataModule):
 
     def evaluation_loader(self, split: str) -> ResumableLoader:
         """Return the loader of another split than train."""
-        batches = self.evaluation_batches(split)
-        return self.fixed_loader(self.dataset(split), batches, **self.rank_and_world_size())
+        ranks = self.rank_and_world_size()
+        return self.consecutive_loader(self.dataset(split), self.batch_size, **ranks)
 
-    def fixed_loader(
-        self, dataset: BatchDataset, batches: list[np.ndarray], **ranks: int
+    def consecutive_loader(
+        self, dataset: BatchDataset, batch_size: int, **ranks: int
     ) -> ResumableLoader:
-        """Return the loader of these batches, in this order."""
-        sampler = FixedBatchSampler(batches, **ranks)
+        """Return the loader of all samples in order."""
+        sampler = FixedBatchSampler(consecutive_batches(dataset.indices(), batch_size), **ranks)
         return ResumableLoader(dataset, sampler, num_workers=self.num_workers)
 
     def rank_and_world_size(self) -> dict[str, int]:
         """Return the trainer's rank and world size, as options of a sampler."""
         if self.trainer is None:
-            return {"rank": 0, "world_size": 1}
+            return {}
         return {"rank": self.trainer.global_rank, "world_size": self.trainer.world_size}
-
-
-def factory_cache_key(factory: Any) -> dict[str, Any]:
-    """Return a tokenizer factory in plain types: its function's name and its options."""
-    function = getattr(factory, "func", factory)
-    name = f"{function.__module__}.{function.__qualname__}"
-    return {"function": name, "options": dict(getattr(factory, "keywords", {}))}

@@ -1,9 +1,8 @@
 """A cache of prepared data on disk, addressed by the sha256 of every input they were made from.
 
 An entry is a folder of plain files: `NAME.json`, `NAME.npy` (no pickle) and `manifest.json` with
-the key and the sha256 of each file. It is written to a temporary folder and moved into the cache
-in one step. So a reader sees a complete entry or none, and two processes may prepare the same data
-at the same time.
+the key and the sha256 of each file. It is moved into the cache in one step. So a reader sees a
+complete entry or none, and two processes may prepare the same data at the same time.
 """
 
 import hashlib
@@ -39,16 +38,13 @@ def sha256_of_file(path: Path) -> str:
 
 def sha256_of_json(value: Any) -> str:
     """Return the hex sha256 of a plain value; the order of its keys does not matter."""
-    text = json.dumps(value, sort_keys=True, ensure_ascii=True)
-    return hashlib.sha256(text.encode()).hexdigest()
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
 def sha256_of_code(folder: Path) -> str:
     """Return the hex sha256 of the Python files under `folder`: other code makes other data."""
-    digest = hashlib.sha256()
-    for path in sorted(folder.rglob("*.py")):
-        digest.update(path.read_bytes())
-    return digest.hexdigest()
+    code = b"".join(path.read_bytes() for path in sorted(folder.rglob("*.py")))
+    return hashlib.sha256(code).hexdigest()
 
 
 def get_or_build(
@@ -57,12 +53,9 @@ def get_or_build(
     """Return the entry of `key`; build and store it where it is missing or damaged.
 
     Args:
-        cache_dir: the folder of all entries.
+        cache_dir: the folder of all entries; UserError if it cannot be written to.
         key: every input of `build`, in plain types.
         build: returns the values by name: numpy arrays, or what JSON can hold.
-
-    Raises:
-        UserError: the folder cannot be written to.
     """
     entry_dir = cache_dir / sha256_of_json(key)[:32]
     note = None

@@ -11,7 +11,7 @@ from attention_zoo.tasks.data.base import EncodedSplit, PreparedData
 from attention_zoo.tasks.data.batches import IGNORE_INDEX, BatchDataset, LanguageBatch
 from attention_zoo.tasks.data.diagnostics.base import Diagnostic, QueryRows
 from attention_zoo.tasks.data.loader import ResumableLoader
-from attention_zoo.tasks.data.samplers import ShuffledRowSampler, consecutive_batches
+from attention_zoo.tasks.data.samplers import ShuffledRowSampler
 from attention_zoo.tasks.data.tokenizers import Tokenizer
 
 PROBES = 3
@@ -143,8 +143,7 @@ class DiagnosticData(PreparedData):
         source = self._source_at_length(length)
         dataset = QueryDataset(source.draw_split(split))
         batch_size = self.batch_size * self.source.tokens_per_sequence // source.tokens_per_sequence
-        batches = consecutive_batches(dataset.indices(), max(1, batch_size))
-        return {"": self.fixed_loader(dataset, batches, **ranks)}
+        return {"": self.consecutive_loader(dataset, max(1, batch_size), **ranks)}
 
     def _source_at_length(self, length: int) -> Diagnostic:
         # `Copy.with_length` draws strings of that length only, and training those up to it.

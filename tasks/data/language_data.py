@@ -11,11 +11,7 @@ from attention_zoo.errors import BadInput, UserError, check_positive
 from attention_zoo.tasks.data.base import EncodedSplit, PreparedData
 from attention_zoo.tasks.data.batches import BlockDataset, JaggedArray, LanguageBatch
 from attention_zoo.tasks.data.loader import ResumableLoader
-from attention_zoo.tasks.data.samplers import (
-    EpochSampler,
-    ShuffledBlockSampler,
-    consecutive_batches,
-)
+from attention_zoo.tasks.data.samplers import EpochSampler, ShuffledBlockSampler
 from attention_zoo.tasks.data.sources.base import SPLITS, Source
 from attention_zoo.tasks.data.tokenizers import Tokenizer
 
@@ -111,8 +107,7 @@ class LanguageData(PreparedData):
         loaders = {}
         for name, step in (("", length), ("sliding", stride)):
             dataset = self.dataset(split, context_length=length, stride=step)
-            batches = consecutive_batches(dataset.indices(), batch_size)
-            loaders[name] = self.fixed_loader(dataset, batches, **ranks)
+            loaders[name] = self.consecutive_loader(dataset, batch_size, **ranks)
         return loaders
 
     def dataset(

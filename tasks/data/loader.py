@@ -16,11 +16,6 @@ class ResumableLoader(DataLoader[Any]):
 
     The state counts the batches that the trainer received, not those that workers prepared ahead.
     It is valid for the same world size only.
-
-    Args:
-        dataset: gives a batch for a list of indices.
-        sampler: gives the lists of indices.
-        num_workers: processes that prepare batches; 0 prepares them in the training process.
     """
 
     sampler: EpochSampler
@@ -49,12 +44,9 @@ class ResumableLoader(DataLoader[Any]):
     def order_hash(self) -> str:
         """Return a sha256 that is equal where the same batches come in the same order.
 
-        It covers the seed, the class of the sampler, the indices of the first epoch, batch by
-        batch, and the tokens of its first batch. Every order is a function of seed and epoch alone.
-        So two runs with an equal hash and equal data take the same batches in every epoch.
-
-        The hash does not depend on the rank, nor on where a run was resumed; on the number of ranks
-        only if batches are halved for them; nor on how many batches make a step.
+        It covers the seed, the class of the sampler, the batches of indices of the first epoch, and
+        the tokens of its first batch. Every order is a function of seed and epoch alone. The number
+        of ranks has an influence only if batches are halved for them.
         """
         sampler = self.sampler
         digest = hashlib.sha256(f"{type(sampler).__name__} {sampler.seed}".encode())
@@ -68,17 +60,14 @@ class ResumableLoader(DataLoader[Any]):
 
     def state_dict(self) -> dict[str, int]:
         """Return the number of batches yielded, and the world size it was counted in."""
-        world_size = self.sampler.world_size
-        return {"yielded_batches": self.yielded_batches, "world_size": world_size}
+        return {"yielded_batches": self.yielded_batches, "world_size": self.sampler.world_size}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
         """Skip the batches that were yielded when the state was saved."""
-        world_size = self.sampler.world_size
-        if state["world_size"] != world_size:
+        if state["world_size"] != self.sampler.world_size:
             raise UserError(
-                "the checkpoint lies in the middle of an epoch of "
-                f"{state['world_size']} processes, got {world_size}; resume with as many, or from "
-                "the end of an epoch."
+                f"the checkpoint lies in the middle of an epoch of {state['world_size']} processes,"
+                f" got {self.sampler.world_size}; resume with as many, or from the end of an epoch."
             )
         # Version 0.1 saved the number as "given".
         yielded = state["yielded_batches"] if "yielded_batches" in state else state["given"]

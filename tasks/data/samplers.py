@@ -1,9 +1,8 @@
 """Samplers: which samples make a batch, in which order, and on which rank.
 
 An order is a function of seed and epoch alone. All world sizes divide the same list of batches:
-rank r of n takes batches r, r + n, … of it. If the length of the list is not a multiple of n,
-batches are halved until it is. So all ranks take the same number of steps, and every sample is
-taken once.
+rank r of n takes batches r, r + n, … of it, and batches are halved until n divides their number.
+So all ranks take the same number of steps, and every sample is taken once.
 """
 
 from abc import ABC, abstractmethod
@@ -94,9 +93,8 @@ class FixedBatchSampler(EpochSampler):
 class TokenBudgetSampler(EpochSampler):
     """Pairs of similar length, padded to at most `tokens_per_batch` tokens on each side.
 
-    Noise on the length of the shorter sides, and random order among equals, change the members of
-    the batches each epoch. The order of the longer sides is the same in all epochs, and so are the
-    sizes of the batches and their number.
+    Noise on the length of the shorter sides changes the members of the batches each epoch. The
+    sizes of the batches and their number are the same in all epochs.
 
     Args:
         source_lengths, target_lengths: tokens of each pair, special tokens included, [n].
@@ -152,8 +150,7 @@ class ShuffledBlockSampler(EpochSampler):
         if tokens <= context_length:
             raise UserError(
                 f"the train split must have more tokens than a block, got {tokens} tokens and "
-                f"data.context_length={context_length}; lower data.context_length, or take more "
-                "text."
+                f"data.context_length={context_length}; lower data.context_length or add text."
             )
         self.tokens, self.context_length, self.batch_size = tokens, context_length, batch_size
         # One block less than fits, if there is more than one, leaves room for every offset.

@@ -8,7 +8,8 @@ import torch
 from attention_zoo.errors import BadInput, UserError
 from attention_zoo.tasks.data.base import EncodedSplit, PreparedData
 from attention_zoo.tasks.data.batches import JaggedArray, PairDataset, TranslationBatch
-from attention_zoo.tasks.data.samplers import TokenBudgetSampler
+from attention_zoo.tasks.data.loader import ResumableLoader
+from attention_zoo.tasks.data.samplers import FixedBatchSampler, TokenBudgetSampler
 from attention_zoo.tasks.data.sources.base import SPLITS, Pair, Source
 from attention_zoo.tasks.data.tokenizers import Tokenizer
 
@@ -135,8 +136,10 @@ class TranslationData(PreparedData):
             **options,
         )
 
-    def evaluation_batches(self, split: str) -> list[np.ndarray]:
-        return self.sampler(split).batches_by_length()
+    def evaluation_loader(self, split: str) -> ResumableLoader:
+        batches = self.sampler(split).batches_by_length()
+        sampler = FixedBatchSampler(batches, **self.rank_and_world_size())
+        return ResumableLoader(self.pairs[split], sampler, num_workers=self.num_workers)
 
 
 def select_rows(

@@ -112,8 +112,3 @@ def draw_distinct(
         repeated = (chosen[:, :column] == drawn[:, None]).any(axis=1)
         chosen[:, column] = np.where(repeated, last, drawn)
     return generator.permuted(chosen, axis=1)
-
-
-def numbered_symbols(count: int) -> list[str]:
-    """Return the symbols 1, 2, …, which have no role of their own."""
-    return [str(number) for number in range(1, count + 1)]

@@ -7,7 +7,7 @@ import numpy as np
 
 from attention_zoo.errors import UserError, check_positive
 from attention_zoo.tasks.data.batches import IGNORE_INDEX
-from attention_zoo.tasks.data.diagnostics.base import Diagnostic, QueryRows, numbered_symbols
+from attention_zoo.tasks.data.diagnostics.base import Diagnostic, QueryRows
 from attention_zoo.tasks.data.tokenizers import BOS, EOS, FIRST_ID, PAD
 
 
@@ -39,7 +39,7 @@ class Copy(Diagnostic):
 
     @property
     def symbols(self) -> list[str]:
-        return [*numbered_symbols(self.vocabulary), "|"]
+        return [*map(str, range(1, self.vocabulary + 1)), "|"]
 
     def with_length(self, length: int) -> Self:
         return replace(self, length=length, min_length=length)

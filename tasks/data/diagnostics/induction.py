@@ -6,12 +6,7 @@ import numpy as np
 
 from attention_zoo.errors import UserError
 from attention_zoo.tasks.data.batches import IGNORE_INDEX
-from attention_zoo.tasks.data.diagnostics.base import (
-    Diagnostic,
-    QueryRows,
-    draw_distinct,
-    numbered_symbols,
-)
+from attention_zoo.tasks.data.diagnostics.base import Diagnostic, QueryRows, draw_distinct
 from attention_zoo.tasks.data.tokenizers import BOS, FIRST_ID
 
 
@@ -41,7 +36,7 @@ class Induction(Diagnostic):
 
     @property
     def symbols(self) -> list[str]:
-        return numbered_symbols(self.vocabulary)
+        return [*map(str, range(1, self.vocabulary + 1))]
 
     def draw_rows(self, generator: np.random.Generator, rows: int) -> QueryRows:
         longest, shortest = self.length // 2, self.length // 4
