@@ -14,8 +14,6 @@ from attention_zoo.tasks.data.loader import ResumableLoader
 from attention_zoo.tasks.data.samplers import ShuffledRowSampler
 from attention_zoo.tasks.data.tokenizers import Tokenizer
 
-PROBES = 3
-
 
 class QueryDataset(BatchDataset):
     """The sequences of a diagnostic, with the answers to their queries as targets."""
@@ -104,7 +102,7 @@ class DiagnosticData(PreparedData):
     def _first_queries(self, rows: QueryRows) -> tuple[list[str], list[str]]:
         """Return sequences up to their first query, and the next answers within `answer_tokens`."""
         prompts, references = [], []
-        for inputs, positions, answers in zip(*(part[:PROBES] for part in rows), strict=True):
+        for inputs, positions, answers in zip(*(part[:3] for part in rows), strict=True):
             asked = answers != IGNORE_INDEX
             answer_at = dict(zip(positions[asked].tolist(), answers[asked].tolist(), strict=True))
             first = min(answer_at)

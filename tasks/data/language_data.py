@@ -141,8 +141,6 @@ def encode_documents(tokenizer: Tokenizer, texts: list[str]) -> np.ndarray:
     return JaggedArray.from_rows(rows()).values
 
 
-def first_words(text: str, *, max_characters: int = 60) -> str:
-    """Return the first words of a text."""
-    if len(text) <= max_characters:
-        return text
-    return text[:max_characters].rsplit(maxsplit=1)[0]
+def first_words(text: str) -> str:
+    """Return the first words of a text, up to 60 characters."""
+    return text if len(text) <= 60 else text[:60].rsplit(maxsplit=1)[0]

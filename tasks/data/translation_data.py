@@ -11,7 +11,7 @@ from attention_zoo.tasks.data.batches import JaggedArray, PairDataset, Translati
 from attention_zoo.tasks.data.loader import ResumableLoader
 from attention_zoo.tasks.data.samplers import FixedBatchSampler, TokenBudgetSampler
 from attention_zoo.tasks.data.sources.base import SPLITS, Pair, Source
-from attention_zoo.tasks.data.tokenizers import Tokenizer
+from attention_zoo.tasks.data.tokenizers import BOS, EOS, Tokenizer
 
 
 class TranslationData(PreparedData):
@@ -61,10 +61,9 @@ class TranslationData(PreparedData):
     def encode_split(self, split: str, items: list[Pair], tokenizer: Tokenizer) -> EncodedSplit:
         if not items:
             raise BadInput(f"the {split} split holds no line; give it at least one.")
-        bos, eos = tokenizer.bos_id, tokenizer.eos_id
         sources, targets = ([pair[side] for pair in items] for side in (0, 1))
-        source = JaggedArray.from_rows([*ids, eos] for ids in tokenizer.encode_each(sources))
-        target = JaggedArray.from_rows([bos, *ids, eos] for ids in tokenizer.encode_each(targets))
+        source = JaggedArray.from_rows([*ids, EOS] for ids in tokenizer.encode_each(sources))
+        target = JaggedArray.from_rows([BOS, *ids, EOS] for ids in tokenizer.encode_each(targets))
         max_tokens = self.max_tokens if split == "train" else None
         rows, counts = select_rows(items, source, target, max_tokens=max_tokens)
         values: dict[str, Any] = {"lines": items, "index": rows}

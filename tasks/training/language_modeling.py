@@ -12,7 +12,7 @@ from attention_zoo.errors import UserError
 from attention_zoo.models.language_model import LanguageModel
 from attention_zoo.tasks.data.batches import IGNORE_INDEX, LanguageBatch
 from attention_zoo.tasks.training.metrics import Accuracy, LossByPosition, TokenLoss
-from attention_zoo.tasks.training.task import Task, metric_name, token_losses
+from attention_zoo.tasks.training.task import Task, token_losses
 from attention_zoo.tasks.views.attention_record import AttentionRecord, first_row
 from attention_zoo.tasks.views.attention_viewer.page import AttentionView
 
@@ -70,9 +70,9 @@ class LanguageModelingTask(Task):
             return
         right = logits.argmax(-1) == targets
         all_right = (right == is_target).all(-1)
-        self.update_metric(TokenLoss, metric_name("loss", split), losses.sum(), is_target.sum())
-        self.update_metric(Accuracy, metric_name("accuracy", split), right[is_target])
-        self.update_metric(Accuracy, metric_name("exact_match", split), all_right)
+        self.update_metric(TokenLoss, "loss", split, losses.sum(), is_target.sum())
+        self.update_metric(Accuracy, "accuracy", split, right[is_target])
+        self.update_metric(Accuracy, "exact_match", split, all_right)
 
     def prompts(self, lines: list[str]) -> list[list[int]]:
         """Return each line as the tokens of a document's beginning."""

@@ -189,25 +189,27 @@ class Task(LightningModule):
     def update_loss_metrics(self, losses: Tensor, targets: Tensor, split: str) -> None:
         """Update loss, perplexity and bits per byte from targets [b t] and their losses [b t]."""
         nll, is_target = losses.sum(), targets != IGNORE_INDEX
-        self.update_metric(TokenLoss, metric_name("loss", split), nll, is_target.sum())
-        self.update_metric(Perplexity, metric_name("perplexity", split), nll, is_target.sum())
+        self.update_metric(TokenLoss, "loss", split, nll, is_target.sum())
+        self.update_metric(Perplexity, "perplexity", split, nll, is_target.sum())
         num_bytes = self.token_bytes[targets[is_target]].sum()
-        self.update_metric(BitsPerByte, metric_name("bits_per_byte", split), nll, num_bytes)
+        self.update_metric(BitsPerByte, "bits_per_byte", split, nll, num_bytes)
 
-    def update_metric(self, metric_class: Callable[[], Metric], name: str, *values: Any) -> None:
-        """Update the metric of this name, which is logged at the end of the split."""
+    def update_metric(
+        self, kind: Callable[[], Metric], metric_name: str, split: str, *values: Any
+    ) -> None:
+        """Update a metric, which is logged at the end of the split.
+
+        The loss of `test` is `test/loss`, that of `test@128` is `test/loss@128`, and that of
+        `test@128 sliding` is `test/sliding_loss@128`.
+        """
+        split, at, suffix = split.partition("@")
+        length, _, windows = suffix.partition(" ")
+        name = f"{split}/{windows}{'_' if windows else ''}{metric_name}{at}{length}"
         if name not in self.metrics:
-            self.metrics[name] = metric_class().to(self.device)
+            self.metrics[name] = kind().to(self.device)
         metric = cast(Metric, self.metrics[name])
         metric.update(*values)
-        self.log(
-            name,
-            metric,
-            on_epoch=True,
-            on_step=False,
-            add_dataloader_idx=False,
-            metric_attribute=f"metrics.{name}",
-        )
+        self.log(name, metric, add_dataloader_idx=False, metric_attribute=f"metrics.{name}")
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add what is needed to use the model: the config and the tokenizer."""
@@ -229,17 +231,6 @@ def token_losses(logits: Tensor, targets: Tensor) -> Tensor:
     return losses.view_as(targets)
 
 
-def metric_name(metric: str, split: str) -> str:
-    """Return the name under which a metric of a split is logged.
-
-    `test` gives `test/loss`, `test@128` gives `test/loss@128`, and `test@128 sliding` gives
-    `test/sliding_loss@128`.
-    """
-    split, at, suffix = split.partition("@")
-    length, _, windows = suffix.partition(" ")
-    return f"{split}/{windows}{'_' if windows else ''}{metric}{at}{length}"
-
-
 def logged_metrics(trainer: Trainer, prefix: str) -> dict[str, Any]:
     """Return the last logged values of the metrics of a split."""
     return {
@@ -256,19 +247,17 @@ def load_task(checkpoint: dict[str, Any], config: dict[str, Any]) -> Any:
     """
     validate(config)
     task = build_task(config, tokenizer_from_state(checkpoint["attention_zoo"]["tokenizer"]))
-    saved, expected = checkpoint["state_dict"], task.state_dict()
+    saved, expected = (
+        {name: list(weights.shape) for name, weights in state.items()}
+        for state in (checkpoint["state_dict"], task.state_dict())
+    )
     for name in (*expected, *saved):
-        there, here = format_shape(saved.get(name)), format_shape(expected.get(name))
+        there, here = saved.get(name, "missing"), expected.get(name, "missing")
         if there != here:
             raise UserError(
                 f"the checkpoint does not fit the composed model: {name} is {there} in the "
                 f"checkpoint, and {here} in the model. Only options that change no weights may "
                 "differ from those in training, such as position=yarn instead of rotary."
             )
-    task.load_state_dict(saved)
+    task.load_state_dict(checkpoint["state_dict"])
     return task.eval()
-
-
-def format_shape(weights: Tensor | None) -> str:
-    """Return the shape of weights for a message."""
-    return "missing" if weights is None else str(list(weights.shape))

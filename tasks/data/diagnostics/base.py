@@ -9,8 +9,6 @@ import numpy as np
 from attention_zoo.errors import UserError, check_positive
 from attention_zoo.tasks.data.sources.base import SPLITS, Source, split_of
 
-ROWS_PER_DRAW = 10_000
-
 
 class QueryRows(NamedTuple):
     """n sequences with a queries each, as token ids.
@@ -79,9 +77,7 @@ class Diagnostic(Source[QueryRows]):
         seen: set[bytes] = set()
         parts: list[QueryRows] = []
         while len(seen) < size:
-            drawn = QueryRows(
-                *(part.astype("<i4") for part in self.draw_rows(generator, ROWS_PER_DRAW))
-            )
+            drawn = QueryRows(*(x.astype("<i4") for x in self.draw_rows(generator, rows=10_000)))
             new_rows = []
             for row, tokens in enumerate(drawn.inputs):
                 content = tokens.tobytes()

@@ -109,14 +109,15 @@ class HubPairs(HubSource[list[Pair]]):
         self.file_hint = f"in {' and '.join(pair)}, such as train.{pair[0]}[.gz]"
 
     def read_corpus(self, corpus: Any) -> dict[str, list[Pair]]:
-        return {split: self.read_pairs(corpus[self.split_names[split]]) for split in SPLITS}
-
-    def read_pairs(self, rows: Any) -> list[Pair]:
-        """Return the pairs of a split."""
-        if self.column is not None:
-            source, target = self.pair
-            return [(row[source], row[target]) for row in rows[self.column]]
-        return list(zip(*(rows[language] for language in self.pair), strict=True))
+        result = {}
+        source, target = self.pair
+        for split in SPLITS:
+            rows = corpus[self.split_names[split]]
+            if self.column is None:
+                result[split] = list(zip(rows[source], rows[target], strict=True))
+            else:
+                result[split] = [(row[source], row[target]) for row in rows[self.column]]
+        return result
 
     def cache_key(self) -> dict[str, Any]:
         return {"source": "hub_pairs", "pair": self.pair, **super().cache_key()}
