@@ -99,10 +99,7 @@ class PreparedData(LightningDataModule):
         """Raise UserError if a sequence is longer than the model's `max_length`."""
 
     def tokens_at_length(self, length: int, split: str) -> int:
-        """Return the tokens of a sequence at another length than that of training.
-
-        Raise Unsupported if the data have no length to choose, UserError if the split is too short.
-        """
+        """Return the tokens of a sequence at this length, or raise UserError if there is none."""
         raise Unsupported(
             "lengths needs text or a diagnostic, whose length can be chosen, got data of "
             f"{type(self).__name__}."

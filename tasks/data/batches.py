@@ -2,6 +2,7 @@
 
 from abc import abstractmethod
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -17,33 +18,24 @@ IGNORE_INDEX = -100  # torch's cross-entropy skips this target
 
 
 class TranslationBatch(NamedTuple):
-    """Sentence pairs.
+    """Sentence pairs."""
 
-    source: [b s] long, right-padded with 0; ends with eos.
-    target: [b t] long, right-padded with 0; bos … eos.
-    index: [b] long, the index of each pair in its split.
-    """
-
-    source: Tensor
-    target: Tensor
-    index: Tensor  # type: ignore[assignment]  # hides tuple.index, which nobody needs here
+    source: Tensor  # [b s] long, right-padded with 0; ends with eos
+    target: Tensor  # [b t] long, right-padded with 0; bos … eos
+    # [b] long, of each pair in its split; hides tuple.index, which nobody needs here
+    index: Tensor  # type: ignore[assignment]
 
 
 class LanguageBatch(NamedTuple):
-    """Blocks of running text, or sequences with queries at some positions.
+    """Blocks of running text, or sequences with queries at some positions."""
 
-    inputs: [b t] long.
-    targets: [b t] long, the token after each input, or [b a] long, the answer at each of
-        `target_positions`; -100 where nothing is to be predicted.
-    segment_ids: [b t] long, the number of the document within the block, or None where attention
-        may cross documents.
-    target_positions: [b a] long, or None where all tokens are to be predicted.
-    """
-
-    inputs: Tensor
+    inputs: Tensor  # [b t] long
+    # [b t] long, the token after each input, or [b a] long, the answer at each of
+    # `target_positions`; -100 where nothing is to be predicted
     targets: Tensor
+    # [b t] long, the number of the document in the block; None: attention may cross documents
     segment_ids: Tensor | None = None
-    target_positions: Tensor | None = None
+    target_positions: Tensor | None = None  # [b a] long; None: all tokens are to be predicted
 
 
 class BatchDataset(Dataset[Any]):
@@ -79,18 +71,13 @@ class JaggedArray(NamedTuple):
         return np.diff(self.starts)
 
 
+@dataclass(eq=False)
 class PairDataset(BatchDataset):
-    """Encoded sentence pairs.
+    """Encoded sentence pairs."""
 
-    Args:
-        source: rows that end with eos.
-        target: rows bos … eos.
-        index: the index of each pair in its split.
-    """
-
-    def __init__(self, source: JaggedArray, target: JaggedArray, index: np.ndarray) -> None:
-        self.source, self.target = source, target
-        self.index = torch.from_numpy(index)
+    source: JaggedArray  # rows that end with eos
+    target: JaggedArray  # rows bos … eos
+    index: np.ndarray  # of each pair in its split, [n]
 
     def __len__(self) -> int:
         return len(self.index)
@@ -101,18 +88,16 @@ class PairDataset(BatchDataset):
             for side in (self.source, self.target)
         )
         pad = partial(pad_sequence, batch_first=True, padding_value=PAD)
-        return TranslationBatch(pad(source), pad(target), self.index[rows])
+        return TranslationBatch(pad(source), pad(target), torch.from_numpy(self.index[rows]))
 
 
 class BlockDataset(BatchDataset):
     """Blocks of a stream of tokens; a list of start positions gives a batch.
 
-    The bos of the next document is no target, nor is anything after the end of the stream.
-
-    With a `stride`, a block has its last `stride` tokens as targets, and the first block has all of
-    its tokens. So from the starts 0, stride, 2 · stride, … every token after the first is a target
-    once. Outside the first block, a target has at least context_length + 1 - stride tokens before
-    it in its block.
+    The bos of the next document is no target, nor is anything after the end of the stream. The last
+    `stride` tokens of a block are targets, and all of the first block. So from the starts 0,
+    stride, 2 · stride, … every token after the first is a target once; outside the first block, at
+    least context_length + 1 - stride tokens of its block are before it.
 
     Args:
         stream: bos … eos of one document after the other, [n].

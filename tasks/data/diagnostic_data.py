@@ -1,6 +1,7 @@
 """The data module of diagnostics: language modelling whose answers are right or wrong."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -15,11 +16,11 @@ from attention_zoo.tasks.data.samplers import ShuffledRowSampler
 from attention_zoo.tasks.data.tokenizers import Tokenizer
 
 
+@dataclass(eq=False)
 class QueryDataset(BatchDataset):
     """The sequences of a diagnostic, with the answers to their queries as targets."""
 
-    def __init__(self, rows: QueryRows) -> None:
-        self.rows = rows
+    rows: QueryRows
 
     def __len__(self) -> int:
         return len(self.rows.inputs)

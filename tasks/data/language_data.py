@@ -99,9 +99,8 @@ class LanguageData(PreparedData):
     ) -> dict[str, ResumableLoader]:
         """Return the windows that do not overlap, and the `sliding` ones; both have all targets.
 
-        A window begins with the last target of the one before, so its first target has one token
-        before it. Windows that do not fit into the text are padded. A batch has the same number of
-        tokens at every length, but at least one window.
+        Windows that do not fit into the text are padded. A batch has the same number of tokens at
+        every length, but at least one window.
         """
         batch_size = max(1, self.batch_size * self.context_length // length)
         loaders = {}

@@ -15,12 +15,7 @@ from attention_zoo.errors import UserError
 
 
 class EpochSampler(Sampler[list[int]], ABC):
-    """Batches of indices into a dataset, in the order of an epoch.
-
-    Args:
-        seed: of all randomness, together with the epoch.
-        rank, world_size: which of the batches this sampler gives.
-    """
+    """Batches of indices into a dataset, in an order that `seed` and the epoch decide."""
 
     def __init__(self, *, seed: int = 0, rank: int = 0, world_size: int = 1) -> None:
         self.seed, self.rank, self.world_size = seed, rank, world_size
@@ -135,13 +130,7 @@ class TokenBudgetSampler(EpochSampler):
 
 
 class ShuffledBlockSampler(EpochSampler):
-    """The blocks of a stream in random order, from another offset each epoch.
-
-    Args:
-        tokens: length of the stream.
-        context_length: tokens in a block.
-        batch_size: blocks in a batch.
-    """
+    """The blocks of a stream of `tokens` in random order, from another offset each epoch."""
 
     def __init__(
         self, tokens: int, *, context_length: int, batch_size: int, **options: int

@@ -78,8 +78,7 @@ class Tokenizer(ABC):
     def decode(self, ids: Iterable[int]) -> str:
         """Return the text of `ids`, without `<pad>`, `<bos>` and `<eos>`.
 
-        `<unk>`, and bytes that make no character, become U+FFFD. Raise BadInput for an id out of
-        range.
+        `<unk>`, and bytes that make no character, become U+FFFD.
         """
         pieces = [self._pieces[token] for token in self.check_ids(ids)]
         return b"".join(pieces).decode("utf-8", errors="replace")
@@ -120,12 +119,7 @@ class BytePairTokenizer(Tokenizer):
 
     @classmethod
     def train(cls, lines: Iterable[str], *, vocabulary_size: int = 4000) -> Self:
-        """Learn the merges from `lines`.
-
-        Args:
-            lines: the train split; source and target lines together give a joint vocabulary.
-            vocabulary_size: the most ids, with the special tokens and the 256 bytes.
-        """
+        """Learn the merges from `lines`, up to a vocabulary with special tokens and 256 bytes."""
         min_size = FIRST_ID + 256
         if vocabulary_size < min_size:
             raise UserError(
@@ -174,11 +168,7 @@ def byte_alphabet() -> dict[str, int]:
 
 
 class CharacterTokenizer(Tokenizer):
-    """One id for each character of the train split; others are `<unk>`, which counts no bytes.
-
-    Args:
-        characters: the vocabulary, in the order of the ids.
-    """
+    """One id for each character of the train split; others are `<unk>`, which counts no bytes."""
 
     def __init__(self, characters: str) -> None:
         self._characters = characters
@@ -221,11 +211,7 @@ class ByteTokenizer(Tokenizer):
 
 
 class SymbolTokenizer(Tokenizer):
-    """One id for each symbol of a diagnostic; in text, white space separates symbols.
-
-    Args:
-        symbols: the vocabulary, in the order of the ids.
-    """
+    """One id for each symbol of a diagnostic; in text, white space separates symbols."""
 
     def __init__(self, symbols: Sequence[str]) -> None:
         self.symbols = list(symbols)

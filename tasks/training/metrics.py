@@ -46,13 +46,7 @@ class TextMetric(Metric):
         references: Sequence[str] | Sequence[Sequence[str]],
         index: Sequence[int] | Tensor,
     ) -> None:
-        """Add a batch.
-
-        Args:
-            hypotheses: b texts, detokenised.
-            references: b texts, or for each hypothesis the list of its references.
-            index: [b], the line number of each in the split.
-        """
+        """Add b texts, detokenised, the reference or references of each, and their line numbers."""
         if not len(hypotheses) == len(references) == len(index):
             raise UserError(
                 "hypotheses, references and index must have the same length, got "

@@ -1,4 +1,13 @@
-"""Optimisers: functions that assign a model's parameters to AdamW and Muon."""
+"""Optimisers: functions that assign a model's parameters to AdamW and Muon.
+
+Both take these arguments, and raise UserError for a value that they cannot take:
+
+    model: the module whose parameters are trained.
+    lr: peak learning rate; a schedule multiplies it.
+    weight_decay: decoupled decay, as a factor of the learning rate.
+    betas: AdamW's decay rates of the first and second moments.
+    eps: added to the root of AdamW's second moment.
+"""
 
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -21,16 +30,6 @@ def adamw(
 
     Biases, norms, embeddings and every other parameter with a single axis longer than one do not
     decay. CPU and CUDA devices use the fused kernel.
-
-    Args:
-        model: the module whose parameters are trained.
-        lr: peak learning rate; a schedule multiplies it.
-        weight_decay: decoupled decay, as a factor of the learning rate.
-        betas: decay rates of the first and second moments.
-        eps: added to the root of the second moment.
-
-    Raises:
-        UserError: a value lies outside its range.
 
     Source: Loshchilov and Hutter 2019, arXiv:1711.05101; betas and eps of Vaswani et al. 2017,
     arXiv:1706.03762 §5.3.
@@ -55,20 +54,8 @@ def muon(
     Both take the same `lr`: Muon's update is scaled by 0.2 sqrt(max(rows, columns)), which gives it
     the usual root mean square of AdamW's (Liu et al. 2025, arXiv:2502.16982 §2.2). Embeddings, the
     output head, norms, biases and raw parameters go to AdamW, which decays the matrices among them
-    as `adamw` does.
-
-    Args:
-        model: the module whose parameters are trained.
-        lr: peak learning rate; a schedule multiplies it.
-        weight_decay: decoupled decay, as a factor of the learning rate.
-        momentum: decay rate of Muon's running mean of the gradient.
-        betas: AdamW's decay rates of the first and second moments.
-        eps: added to the root of AdamW's second moment.
-        head: name of the submodule that computes the logits; None if the model has none.
-
-    Raises:
-        UserError: a value lies outside its range, no submodule is called `head`, or no matrix is
-            left to orthogonalise.
+    as `adamw` does. `momentum` is the decay rate of Muon's running mean of the gradient, and `head`
+    the name of the submodule that computes the logits, None if the model has none.
 
     Source: Jordan et al. 2024, https://kellerjordan.github.io/posts/muon; `torch.optim.Muon`.
     """

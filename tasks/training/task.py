@@ -47,8 +47,7 @@ class Task(LightningModule):
 
     # Titles of the input and the output of `generate`, for the table of samples.
     sample_columns: tuple[str, str]
-    # Whether validation also scores generated text. Training leaves that out, since it takes many
-    # times as long as the loss.
+    # Validation in training scores no generated text: that takes many times as long as the loss.
     generates_in_validation = False
 
     def __init__(
@@ -82,10 +81,7 @@ class Task(LightningModule):
         self.outputs: dict[int, str] = {}
 
     def predict_batch(self, batch: Any) -> tuple[Tensor, Tensor]:
-        """Return logits [b t v] by teacher forcing and targets [b t].
-
-        Targets are `IGNORE_INDEX` where there is nothing to predict.
-        """
+        """Return logits [b t v] by teacher forcing, and targets [b t]: `IGNORE_INDEX` is none."""
         raise NotImplementedError
 
     def generate(self, lines: list[str]) -> list[str]:
@@ -118,8 +114,7 @@ class Task(LightningModule):
         """Return the loss summed over the batch's tokens; `last_step` reports it to callbacks.
 
         `on_before_optimizer_step` makes the gradients those of a mean. An auxiliary loss of the
-        attention, a mean over tokens, has the same weight as the task's. The reported loss is
-        without it.
+        attention, a mean over tokens, has the same weight as the task's.
         """
         logits, targets = self.predict_batch(batch)
         loss = cross_entropy(
@@ -154,10 +149,8 @@ class Task(LightningModule):
             self.running_sums.zero_()
 
     def gradient_scale(self) -> Tensor:
-        """Return the factor that makes the gradients of this step those of a mean over tokens.
-
-        It also undoes two means: DDP's over ranks and Lightning's over micro-batches.
-        """
+        """Return the factor that makes the gradients of this step those of a mean over tokens."""
+        # Undoes two means: DDP's over ranks and Lightning's over micro-batches.
         parts = self.trainer.world_size * self.trainer.accumulate_grad_batches
         return parts / self.sum_over_ranks(self.step_tokens)
 

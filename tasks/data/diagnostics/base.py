@@ -11,16 +11,11 @@ from attention_zoo.tasks.data.sources.base import SPLITS, Source, split_of
 
 
 class QueryRows(NamedTuple):
-    """n sequences with a queries each, as token ids.
+    """n sequences with a queries each, as token ids."""
 
-    inputs: [n t], bos first.
-    target_positions: [n a], the position of each query in its row.
-    answers: [n a], the token to predict there; `IGNORE_INDEX` where there is no query.
-    """
-
-    inputs: np.ndarray
-    target_positions: np.ndarray
-    answers: np.ndarray
+    inputs: np.ndarray  # [n t], bos first
+    target_positions: np.ndarray  # [n a], the position of each query in its row
+    answers: np.ndarray  # [n a], the token to predict there; `IGNORE_INDEX` for no query
 
 
 @dataclass(frozen=True, kw_only=True)

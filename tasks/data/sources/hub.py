@@ -90,22 +90,13 @@ class HubPairs(HubSource[list[Pair]]):
     Args:
         pair: the languages of source and target, which are the columns' names.
         column: the column that maps languages to lines, if there is one.
-        note: what the user should know about the hub's copy.
         options: of `HubSource`; `files` as in `ParallelFiles.from_patterns`.
     """
 
-    def __init__(
-        self,
-        *,
-        pair: Sequence[str],
-        column: str | None = None,
-        note: str | None = None,
-        **options: Any,
-    ) -> None:
+    def __init__(self, *, pair: Sequence[str], column: str | None = None, **options: Any) -> None:
         super().__init__(**options)
         self.pair = list(pair)
         self.column = column
-        self.notes = [note] if note else []
         self.file_hint = f"in {' and '.join(pair)}, such as train.{pair[0]}[.gz]"
 
     def read_corpus(self, corpus: Any) -> dict[str, list[Pair]]:
