@@ -92,7 +92,7 @@ class PreparedData(LightningDataModule):
 
     @abstractmethod
     def example_batch(self) -> Any:
-        """Return a batch of one meaningless sample of the train split's mean length, unpadded."""
+        """Return a batch of one sample, of the train split's mean length, with arbitrary tokens."""
 
     @abstractmethod
     def check_max_length(self, max_length: int) -> None:

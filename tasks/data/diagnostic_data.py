@@ -114,7 +114,7 @@ class DiagnosticData(PreparedData):
         return prompts, references
 
     def example_batch(self) -> LanguageBatch:
-        """Return a batch with the width of all batches, and a row's mean number of queries."""
+        """Return a batch with the width of all batches, and the mean number of queries in a row."""
         inputs, _, answers = self.rows["train"]
         queries = round((answers != IGNORE_INDEX).sum(1).mean())
         tokens = torch.full((1, inputs.shape[1]), self.tokenizer.eos_id)

@@ -28,8 +28,7 @@ class LanguageData(PreparedData):
         context_length: tokens in a block.
         batch_size: blocks in a batch, on each rank.
         sampling: how train blocks are drawn: `ShuffledBlockSampler` or `RandomBlockSampler`.
-        documents: give the number of each token's document, so that attention stays within
-            documents.
+        documents: number the document of each token, so that attention stays within documents.
         options: of `PreparedData`. The default `probes` are prompts: the first words of the first
             valid documents.
     """

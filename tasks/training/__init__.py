@@ -1,1 +1,1 @@
-"""One run: the tasks, what optimises them, what measures them, and what a run leaves behind."""
+"""Training: the tasks, optimisers, schedules, metrics, checkpoints, callbacks and loggers."""

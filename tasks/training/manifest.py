@@ -1,4 +1,4 @@
-"""Where a result was obtained: code, packages and hardware, for `results.json`."""
+"""Collect the code, packages and hardware of a result, for `results.json`."""
 
 import platform
 import subprocess

@@ -81,7 +81,7 @@ class Task(LightningModule):
         self.outputs: dict[int, str] = {}
 
     def predict_batch(self, batch: Any) -> tuple[Tensor, Tensor]:
-        """Return logits [b t v] by teacher forcing, and targets [b t]: `IGNORE_INDEX` is none."""
+        """Return logits [b t v] by teacher forcing, and targets [b t] (`IGNORE_INDEX`: none)."""
         raise NotImplementedError
 
     def generate(self, lines: list[str]) -> list[str]:

@@ -53,6 +53,6 @@ class Source(ABC, Generic[Split]):
 
 
 def split_of(content: bytes) -> str:
-    """Return the split of a generated line or sequence by a hash: 1 in 20 is valid, 1 is test."""
+    """Return the split of generated content by a hash: 1 in 20 is valid, 1 in 20 is test."""
     digest = hashlib.blake2b(content, digest_size=4).digest()
     return {0: "valid", 1: "test"}.get(int.from_bytes(digest) % 20, "train")

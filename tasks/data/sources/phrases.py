@@ -128,7 +128,7 @@ class Phrases(Source[list[Pair]]):
         return [self.translate(phrase) for phrase in phrases]
 
     def translate(self, phrase: Phrase) -> Pair:
-        """Render a phrase in both locales on one line with plain spaces; CLDR also has others."""
+        """Render a phrase in both locales, on one line with plain spaces only."""
         source, target = (" ".join(phrase(locale=locale).split()) for locale in self.locales)
         return source, target
 

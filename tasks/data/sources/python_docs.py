@@ -73,7 +73,7 @@ def without_contained_topics(topics: dict[str, str]) -> dict[str, str]:
         paragraphs[name] = {paragraph for paragraph in joined if len(paragraph) > 80}
 
     def is_contained(name: str) -> bool:
-        own = paragraphs[name]
-        return any(own < x or (own == x and name > other) for other, x in paragraphs.items())
+        part = paragraphs[name]
+        return any(part < x or (part == x and name > other) for other, x in paragraphs.items())
 
     return {x: text for x, text in topics.items() if not paragraphs[x] or not is_contained(x)}
