@@ -41,11 +41,9 @@ def animate_translation(task: Any, line: str, path: Path) -> None:
     record = record_translation(task, line)
     layers = record.maps["cross"]
     weights = normalise_weights(layers[lowest_entropy_layer(layers)].mean(0))
-    count = len(record.target_tokens)
-    images = [
-        render(draw_frame(record.source_tokens, record.target_tokens, weights, length))
-        for length in range(count + 2)
-    ]
+    source, target = record.source_tokens, record.target_tokens
+    count = len(target)
+    images = [render(draw_frame(source, target, weights, x)) for x in range(count + 2)]
     # One palette keeps colours from flickering; the frame of the last token has most colours.
     palette = images[count].quantize(64, method=Quantize.MAXCOVERAGE)
     frames = [image.quantize(palette=palette, dither=Dither.NONE) for image in images]
@@ -61,25 +59,23 @@ def draw_frame(source: list[str], target: list[str], weights: Tensor, length: in
     height = _ROW * (max(len(source), len(target)) + 1.9)
     figure, axis = style.new_canvas(_WIDTH, height)
     axis.set(xlim=(0, 1), ylim=(height / _ROW - 1.6, -1.6))
-    draw_token(axis, _SOURCE - 0.02, -1, "source", ha="right", color=style.GREY)
-    draw_token(axis, _TARGET + 0.02, -1, "translation", ha="left", color=style.GREY)
-    newest = length - 1 if length <= len(target) else None
-    for query, row in enumerate(weights[: min(length, len(target))]):
-        if query == newest:
+    left: style.Options = {"ha": "right", "size": style.HEADING_SIZE}
+    right: style.Options = {"ha": "left", "size": style.HEADING_SIZE}
+    style.draw_token(axis, _SOURCE - 0.02, -1, "source", color=style.GREY, **left)
+    style.draw_token(axis, _TARGET + 0.02, -1, "translation", color=style.GREY, **right)
+    for key, token in enumerate(source):
+        style.draw_token(axis, _SOURCE - 0.02, key, token, color=style.BLACK, **left)
+    for query, token in enumerate(target[:length]):
+        row, text_style = weights[query], {"color": style.BLACK}
+        if query == length - 1:
+            text_style = {"color": style.RED, "fontweight": "bold"}
             draw_lines(axis, row, query, style.RED)
+            for key, weight in enumerate(row.tolist()):
+                bar = {"left": 0.02, "color": style.RED, "alpha": 0.6 * weight}
+                axis.barh(key, _SOURCE - 0.03, height=0.9, **bar)
         else:
             draw_lines(axis, row * (row == row.max()), query, style.BLUE)
-    if newest is not None and length:
-        for key, weight in enumerate(weights[newest].tolist()):
-            options = {"left": 0.02, "color": style.RED, "alpha": 0.6 * weight}
-            axis.barh(key, _SOURCE - 0.03, height=0.9, **options)
-    for row, token in enumerate(source):
-        draw_token(axis, _SOURCE - 0.02, row, token, ha="right", color=style.BLACK)
-    for row, token in enumerate(target[:length]):
-        options = {"color": style.BLACK}
-        if row == newest:
-            options = {"color": style.RED, "fontweight": "bold"}
-        draw_token(axis, _TARGET + 0.02, row, token, ha="left", **options)
+        style.draw_token(axis, _TARGET + 0.02, query, token, **text_style, **right)
     return figure
 
 
@@ -94,9 +90,3 @@ def draw_lines(axis: Axes, weights: Tensor, query: int, colour: str) -> None:
     for key, weight in enumerate(weights.tolist()):
         options = {"linewidth": 7 * weight, "alpha": 0.8, "solid_capstyle": "round"}
         axis.plot((_SOURCE, _TARGET), (key, query), color=colour, **options)
-
-
-def draw_token(axis: Axes, x: float, row: int, token: str, **options: Any) -> None:
-    """Write a token, or a title, in a row."""
-    options |= {"va": "center_baseline", "family": style.font_families(), "parse_math": False}
-    style.draw_text(axis, x, row, style.fit_label(token), size=style.HEADING_SIZE, **options)

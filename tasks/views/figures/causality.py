@@ -1,7 +1,6 @@
 """The picture of causal attention: a word changes no output before it."""
 
 import torch
-from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
@@ -14,9 +13,7 @@ from attention_zoo.zoo import Role
 
 WORDS = ("quarta-feira", ",", "4", "de", "março", "de", "2026")
 REPLACED = 4  # index of the word in the upper panels
-ROLES: tuple[Role, Role] = ("causal", "global")
 MAX_CHANGE = 1.6
-DIM, HEADS = 32, 4
 
 
 def output_changes(role: Role, length: int) -> Tensor:
@@ -33,14 +30,11 @@ def output_changes(role: Role, length: int) -> Tensor:
         [t t], a row for each word that is replaced, a column for each output.
     """
     with fixed_seed(), torch.no_grad():
-        attention = create_attention(
-            "multi_head", dim=DIM, heads=HEADS, role=role, position="rotary"
-        )
-        x = torch.randn(length, DIM).expand(length, -1, -1)
+        attention = create_attention("multi_head", dim=32, heads=4, role=role, position="rotary")
+        x = torch.randn(length, 32).expand(length, -1, -1)
         replaced = x.clone()
-        replaced[range(length), range(length)] = torch.randn(length, DIM)
-        before = attention(x)
-        after = attention(replaced)
+        replaced[range(length), range(length)] = torch.randn(length, 32)
+        before, after = attention(x), attention(replaced)
     return (after - before).norm(dim=-1) / before.norm(dim=-1)
 
 
@@ -48,7 +42,8 @@ def draw_causality() -> Figure:
     """Draw how the change of a word changes every output, with causal and global attention."""
     figure = style.new_figure(9.4, 6.6)
     bars, maps = figure.subplots(2, 2, height_ratios=(1, 1.15))
-    for bar, grid, role in zip(bars, maps, ROLES, strict=True):
+    roles: tuple[Role, Role] = ("causal", "global")
+    for bar, grid, role in zip(bars, maps, roles, strict=True):
         changes = output_changes(role, len(WORDS))
         draw_changes_of_one_word(bar, changes[REPLACED])
         image = draw_changes_of_all_words(grid, changes)
@@ -63,23 +58,18 @@ def draw_causality() -> Figure:
 
 def draw_changes_of_one_word(axis: Axes, changes: Tensor) -> None:
     """Draw the change of every output as a bar."""
-    colours = [style.RED if index == REPLACED else style.BLUE for index in range(len(WORDS))]
-    axis.barh(range(len(WORDS)), changes.numpy(), color=colours)
-    for index, change in enumerate(changes.tolist()):
-        number = "0" if change == 0 else f"{change:.2f}"
-        style.draw_text(axis, change + 0.02, index, number, ha="left", va="center_baseline")
-    axis.set_yticks(range(len(WORDS)), WORDS)
+    style.draw_bars(axis, WORDS, changes.tolist()).patches[REPLACED].set_facecolor(style.RED)
+    for number in axis.texts:
+        number.set(va="center_baseline")  # as the words
     axis.set(xlim=(0, MAX_CHANGE), ylim=(len(WORDS) - 0.4, -0.6), xlabel="change of the output")
-    style.despine(axis)
 
 
 def draw_changes_of_all_words(axis: Axes, changes: Tensor) -> AxesImage:
     """Draw the change of every output, by the word that is replaced."""
-    colours = colormaps[style.SEQUENTIAL].with_extremes(bad=style.EMPTY)
+    colours = style.SEQUENTIAL.with_extremes(bad=style.EMPTY)
     # An output that does not change at all is grey.
     cells = changes.T.masked_fill(changes.T == 0, float("nan"))
     image = axis.imshow(cells.numpy(), cmap=colours, vmin=0, vmax=MAX_CHANGE, aspect="auto")
-    axis.set_xticks(range(len(WORDS)), WORDS, rotation=35, ha="right", rotation_mode="anchor")
-    axis.set_yticks(range(len(WORDS)), WORDS)
+    style.label_cells(axis, WORDS, WORDS, rotation=35, ha="right", rotation_mode="anchor")
     axis.set_xlabel("word that is replaced")
     return image

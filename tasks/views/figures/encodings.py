@@ -13,14 +13,14 @@ from attention_zoo.position.base import PositionalEncoding
 from attention_zoo.tasks.views.figures import style
 from attention_zoo.tasks.views.figures.seeding import fixed_seed
 
-LENGTH, CHANNELS, HEADS = 64, 64, 8
+LENGTH, CHANNELS = 64, 64
 MAX_DISTANCE = 48  # larger distances have few pairs
 
 
 def create_encoding(name: str, **options: Any) -> PositionalEncoding:
     """Return an untrained encoding of the zoo."""
+    sizes: dict[str, Any] = {"dim": CHANNELS, "heads": 8, "head_dim": CHANNELS}
     with fixed_seed():
-        sizes: dict[str, Any] = {"dim": CHANNELS, "heads": HEADS, "head_dim": CHANNELS}
         return create_position(name, **sizes, role="global", **options)
 
 
@@ -78,10 +78,8 @@ def draw_positional_encodings() -> Figure:
 def draw_vectors(axis: Axes, vectors: Tensor) -> None:
     """Draw vectors [t c] as an image."""
     limit = vectors.abs().max().item()
-    image = axis.imshow(
-        vectors.numpy(), cmap=style.DIVERGING, vmin=-limit, vmax=limit, aspect="auto"
-    )
-    draw_colour_bar(image)
+    colours: style.Options = {"cmap": style.DIVERGING, "vmin": -limit, "vmax": limit}
+    draw_colour_bar(axis.imshow(vectors.numpy(), **colours, aspect="auto"))
     axis.set(xlabel="channel", ylabel="position")
 
 

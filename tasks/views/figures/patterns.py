@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from matplotlib.cm import ScalarMappable
 from matplotlib.colorbar import Colorbar
-from matplotlib.colors import Normalize
+from matplotlib.colors import Colormap, Normalize
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
@@ -75,7 +75,7 @@ def draw_biases() -> Figure:
 
 
 def draw_thumbnails(
-    thumbnails: Sequence[Thumbnail], colour_map: str, *, low: float
+    thumbnails: Sequence[Thumbnail], colour_map: Colormap, *, low: float
 ) -> tuple[Figure, Colorbar]:
     """Draw thumbnails, which are sorted by family, in rows, and a colour bar below.
 

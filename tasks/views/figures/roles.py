@@ -63,9 +63,9 @@ def draw_lines(axis: Axes, visible: Tensor, queries: Sequence[str], keys: Sequen
         if query == HIGHLIGHTED:
             options = {"color": style.RED, "linewidth": 2.4, "alpha": 1, "zorder": 2}
         axis.plot([query_x[query], key_x[key]], [1, 0], **options)
-    for number, (x, word) in enumerate(zip(query_x, queries, strict=True)):
+    for index, (x, word) in enumerate(zip(query_x, queries, strict=True)):
         options = {"color": style.BLACK}
-        if number == HIGHLIGHTED:
+        if index == HIGHLIGHTED:
             options = {"color": style.RED, "fontweight": "bold"}
         style.draw_text(axis, x, 1.05, word, size=style.LABEL_SIZE, va="bottom", **options)
     for x, word in zip(key_x, keys, strict=True):
@@ -80,11 +80,9 @@ def draw_mask(axis: Axes, visible: Tensor, queries: Sequence[str], keys: Sequenc
     """Draw a mask [q k] as a grid, coloured where the query may attend to the key."""
     cells = visible.int()
     cells[HIGHLIGHTED] *= 2
-    axis.imshow(
-        cells.numpy(), cmap=ListedColormap([style.EMPTY, style.BLUE, style.RED]), vmin=0, vmax=2
-    )
-    axis.set_xticks(range(len(keys)), keys, fontsize=style.TEXT_SIZE)
-    axis.set_yticks(range(len(queries)), queries, fontsize=style.TEXT_SIZE)
+    colours = ListedColormap([style.EMPTY, style.BLUE, style.RED])
+    axis.imshow(cells.numpy(), cmap=colours, vmin=0, vmax=2)
+    style.label_cells(axis, keys, queries)
     axis.set_xticks([x + 0.5 for x in range(len(keys) - 1)], minor=True)
     axis.set_yticks([y + 0.5 for y in range(len(queries) - 1)], minor=True)
     axis.grid(which="minor", color="white", linewidth=2)

@@ -1,10 +1,8 @@
 """The picture of self-attention step by step, with its numbers."""
 
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
-from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
@@ -53,8 +51,8 @@ def compute_steps(attention: SoftmaxAttention, x: Tensor) -> AttentionSteps:
     scores = queries @ keys.T
     scaled = scores * attention.scale
     weights = scaled.softmax(-1)
-    results = (queries, keys, values, scores, scaled, weights)
-    return AttentionSteps(*results, weights @ values, scores @ values)
+    outputs = weights @ values, scores @ values
+    return AttentionSteps(queries, keys, values, scores, scaled, weights, *outputs)
 
 
 class Matrix(NamedTuple):
@@ -70,38 +68,32 @@ def draw_steps() -> Figure:
     """Draw softmax(QKᵀ/√3) V in numbers, and above it QKᵀ V, without scale and softmax."""
     steps = compute_steps(create_identity_attention(3), VECTORS)
     small, medium, large = map(signed_colours, (3.0, 10.0, 30.0))
-    queries = Matrix("Q", steps.queries, small, 0)
-    keys = Matrix("Kᵀ", steps.keys.T, small, 0)
-    values = Matrix("V", steps.values, small, 0)
+    q = Matrix("Q", steps.queries, small, 0)
+    k = Matrix("Kᵀ", steps.keys.T, small, 0)
+    v = Matrix("V", steps.values, small, 0)
     scores = Matrix("QKᵀ", steps.scores, medium, 0)
-    scaled_scores = Matrix("QKᵀ/√3", steps.scaled_scores, medium, 1)
-    weights = Matrix("weights", steps.weights, style.weight_colour, 2)
     unnormalised = Matrix("QKᵀ V", steps.unnormalised_output, large, 0)
+    scaled_scores = Matrix("QKᵀ/√3", steps.scaled_scores, medium, 1)
+    weights = Matrix("weights", steps.weights, style.SEQUENTIAL, 2)
     output = Matrix("weights · V", steps.output, small, 1)
     figure, axis = style.new_canvas(10.0, 4.9)
-    draw_row(
-        axis,
-        4.0,
-        "Without scale and softmax: the larger the scores, the larger the outputs",
-        [queries, "·", keys, "=", scores, SKIPPED, "·", values, "=", unnormalised],
+    title = "Without scale and softmax: the larger the scores, the larger the outputs"
+    draw_row(axis, 4.0, title, q, "·", k, "=", scores, SKIPPED, "·", v, "=", unnormalised)
+    title = (
+        "With them: every row of weights adds up to 1, so that outputs are averages of rows of V"
     )
-    draw_row(
-        axis,
-        1.6,
-        "With them: every row of weights adds up to 1, so that outputs are averages of rows of V",
-        [queries, "·", keys, "/√3  =", scaled_scores, "softmax", weights, "·", values, "=", output],
-    )
+    parts = (q, "·", k, "/√3  =", scaled_scores, "softmax", weights, "·", v, "=", output)
+    draw_row(axis, 1.6, title, *parts)
     return figure
 
 
-def draw_row(axis: Axes, top: float, title: str, parts: Sequence[Matrix | str]) -> None:
+def draw_row(axis: Axes, top: float, title: str, *parts: Matrix | str) -> None:
     """Draw an equation of matrices and operators from left to right."""
     options: style.Options = {"ha": "left", "va": "center_baseline", "fontweight": "bold"}
     style.draw_text(axis, 0.12, top + 0.62, title, size=style.TITLE_SIZE, **options)
     left = 0.62
     for row, word in enumerate(WORDS):
-        options = {"ha": "right", "va": "center_baseline"}
-        style.draw_text(axis, left - 0.08, top - (row + 0.5) * CELL, word, **options)
+        style.draw_token(axis, left - 0.08, top - (row + 0.5) * CELL, word, ha="right")
     for part in parts:
         if isinstance(part, str):
             width = OPERATORS[part]
@@ -112,9 +104,9 @@ def draw_row(axis: Axes, top: float, title: str, parts: Sequence[Matrix | str]) 
             rows, columns = part.values.shape
             width = columns * CELL
             # The middles of all matrices are at one height.
-            upper = top - (4 - rows) / 2 * CELL
-            cells = part.values, left, upper, CELL, part.colour_map
-            style.draw_matrix(axis, *cells, decimals=part.decimals)
+            corner = left, top - (4 - rows) / 2 * CELL
+            cells = part.values.tolist(), corner, CELL, part.colour_map, part.decimals
+            style.draw_matrix(axis, *cells)
             name = f"{part.name}\n[{rows} × {columns}]"
             style.draw_text(axis, left + width / 2, top + 0.07, name, va="bottom")
         left += width
@@ -122,4 +114,4 @@ def draw_row(axis: Axes, top: float, title: str, parts: Sequence[Matrix | str]) 
 
 def signed_colours(limit: float) -> style.ColourMap:
     """Return colours for numbers from −limit to limit, pale enough for black text on them."""
-    return lambda value: colormaps[style.DIVERGING](0.5 + 0.28 * value / limit)
+    return lambda value: style.DIVERGING(0.5 + 0.28 * value / limit)

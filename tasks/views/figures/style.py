@@ -1,18 +1,16 @@
 """The one style of all pictures: colours, fonts, sizes, and how a figure is made."""
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Sequence
+from typing import Any
 
 from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_rgb
+from matplotlib.container import BarContainer
 from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties, findfont, fontManager, get_font
 from matplotlib.patches import Rectangle
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 # The colours of Okabe and Ito, which people with any colour vision can tell apart.
 BLUE, ORANGE, GREEN, PINK = "#0072b2", "#e69f00", "#009e73", "#cc79a7"
@@ -20,9 +18,8 @@ SKY, RED, BLACK = "#56b4e9", "#d55e00", "#1b1f24"
 COLOURS = (BLUE, ORANGE, GREEN, PINK, SKY, RED, BLACK)
 GREY = "#5b636d"  # secondary text and lines
 EMPTY = "#eceef0"  # background, and the colour of what is absent, such as a masked key
-SEQUENTIAL = "cividis"  # colour map of weights, from 0 to the largest
-DIVERGING = "PuOr"  # colour map of signed numbers; zero is white
-DPI = 100
+SEQUENTIAL = colormaps["cividis"]  # of weights, from 0 to the largest
+DIVERGING = colormaps["PuOr"]  # of signed numbers; zero is white
 # Font sizes in points.
 NOTE_SIZE, TEXT_SIZE, LABEL_SIZE, TITLE_SIZE, HEADING_SIZE = 9, 10, 11, 12, 13
 
@@ -31,6 +28,7 @@ _FALLBACK_FONTS = ("Noto Sans CJK SC", "Noto Sans CJK JP", "PingFang SC", "Micro
 _LABEL_LENGTH = 14  # characters
 _UNKNOWN = "\N{WHITE SQUARE}"
 
+Point = tuple[float, float]
 ColourMap = Callable[[float], tuple[float, ...]]
 Options = dict[str, Any]  # of a function of matplotlib
 
@@ -40,7 +38,7 @@ def new_figure(width: float, height: float) -> Figure:
 
     It does not use pyplot: no global state holds the figure, and any thread may draw it.
     """
-    figure = Figure(figsize=(width, height), dpi=DPI, layout="constrained")
+    figure = Figure(figsize=(width, height), dpi=100, layout="constrained")
     FigureCanvasAgg(figure)
     return figure
 
@@ -66,12 +64,22 @@ def draw_text(axis: Axes, x: float, y: float, text: str, **options: Any) -> None
     axis.text(x, y, text, **defaults | options)
 
 
-def draw_arrow(
-    axis: Axes, start: tuple[float, float], stop: tuple[float, float], **options: Any
-) -> None:
+def draw_arrow(axis: Axes, start: Point, stop: Point, **options: Any) -> None:
     """Draw a straight arrow between two points."""
     defaults: Options = {"arrowstyle": "-|>", "shrinkA": 0, "shrinkB": 0}
     axis.annotate("", xy=stop, xytext=start, arrowprops=defaults | options)
+
+
+def draw_bars(
+    axis: Axes, names: Sequence[str], values: Sequence[float], **options: Any
+) -> BarContainer:
+    """Draw a bar to the right for each value, with its number, and a name at its left."""
+    bars = axis.barh(range(len(names)), values, color=BLUE, **options)
+    labels = ["0" if value == 0 else f"{value:.2f}" for value in values]
+    axis.bar_label(bars, labels, padding=3, fontsize=TEXT_SIZE)
+    axis.set_yticks(range(len(names)), names)
+    despine(axis)
+    return bars
 
 
 def font_families() -> list[str]:
@@ -94,15 +102,24 @@ def fit_label(token: str) -> str:
     return label.strip() or label
 
 
-def disable_math(axis: Axes) -> None:
-    """Show the dollars in tick labels, such as "$5 or $6", as they are, and not as a formula."""
+def draw_token(axis: Axes, x: float, y: float, token: str, **options: Any) -> None:
+    """Write the label of a token, in the fonts for tokens."""
+    options |= {"family": font_families(), "parse_math": False, "va": "center_baseline"}
+    draw_text(axis, x, y, fit_label(token), **options)
+
+
+def label_cells(
+    axis: Axes, columns: Sequence[str], rows: Sequence[str], *, stride: int = 1, **options: Any
+) -> None:
+    """Label the columns and rows of a heat map, or every second one for a `stride` of 2.
+
+    The options are of matplotlib's `Text`, for the labels of the columns.
+    """
+    axis.set_xticks(range(len(columns))[::stride], columns[::stride], **options)
+    axis.set_yticks(range(len(rows))[::stride], rows[::stride])
+    axis.tick_params(labelfontfamily=font_families())
     for label in [*axis.get_xticklabels(), *axis.get_yticklabels()]:
-        label.set_parse_math(False)
-
-
-def weight_colour(weight: float) -> tuple[float, ...]:
-    """Return the colour of a weight between 0 and 1."""
-    return colormaps[SEQUENTIAL](weight)
+        label.set_parse_math(False)  # of dollars, such as "$5 or $6"
 
 
 def lighten(colour: str, strength: float) -> tuple[float, ...]:
@@ -112,22 +129,20 @@ def lighten(colour: str, strength: float) -> tuple[float, ...]:
 
 def draw_matrix(
     axis: Axes,
-    values: "Tensor",
-    left: float,
-    top: float,
+    values: Sequence[Sequence[float]],
+    corner: Point,
     cell: float,
     colour_map: ColourMap,
-    *,
     decimals: int | None = None,
 ) -> None:
-    """Draw a matrix [r c] on a canvas, as a grid of coloured squares.
+    """Draw a matrix below its upper left corner, as a grid of coloured squares.
 
     `cell` is the width of a square. The squares have numbers with so many decimals, or no numbers.
     """
-    for row, line in enumerate(values.tolist()):
+    for row, line in enumerate(values):
         for column, value in enumerate(line):
             colour = colour_map(value)
-            x, y = left + column * cell, top - (row + 1) * cell
+            x, y = corner[0] + column * cell, corner[1] - (row + 1) * cell
             square = Rectangle((x, y), cell, cell, fc=colour, ec="white", linewidth=0.8)
             axis.add_patch(square)
             if decimals is not None:
