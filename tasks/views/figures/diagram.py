@@ -5,7 +5,7 @@ from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.patches import Circle, FancyArrowPatch, FancyBboxPatch
+from matplotlib.patches import BoxStyle, Circle, FancyArrowPatch, FancyBboxPatch
 from matplotlib.path import Path
 from torch import nn
 
@@ -48,14 +48,8 @@ _COLOURS = {
 def draw_architecture(model: nn.Module) -> Figure:
     """Draw a model from bottom to top, as Vaswani et al. 2017 do (figure 1).
 
-    `summarize_model` reads modules, sizes and order from the model. Consecutive layers with the
-    same modules are drawn once, with their number.
-
-    Args:
-        model: a `Seq2Seq` or a `LanguageModel`.
-
-    Raises:
-        ValueError: another model.
+    `summarize_model` reads modules, sizes and order from the model, a `Seq2Seq` or a
+    `LanguageModel`. Consecutive layers with the same modules are drawn once, with their number.
     """
     figure, axis = style.new_canvas(1, 1)
     drawings = []
@@ -63,9 +57,8 @@ def draw_architecture(model: nn.Module) -> Figure:
     for stack in summarize_model(model):
         # Residual connections and numbers of layers are at the outer side of a stack.
         outer = -1 if stack.outputs is None else 1
-        drawing = _StackDrawing(axis, left + (_OUTER if outer < 0 else _INNER), outer)
-        drawing.draw_stack(stack)
-        drawings.append(drawing)
+        drawings.append(_StackDrawing(axis, left + (_OUTER if outer < 0 else _INNER), outer))
+        drawings[-1].draw_stack(stack)
         left += _OUTER + _INNER + _MIDDLE
     if len(drawings) == 2:
         _draw_memory(*drawings)
@@ -79,19 +72,13 @@ def draw_architecture(model: nn.Module) -> Figure:
 
 
 class _StackDrawing:
-    """A stack that is drawn from bottom to top; `y` is the height reached so far.
-
-    Args:
-        axis: from `style.new_canvas`.
-        x: the middle of the stack.
-        outer: the side of the residual connections, −1 or 1.
-    """
+    """A stack that is drawn from bottom to top."""
 
     def __init__(self, axis: Axes, x: float, outer: int) -> None:
         self.axis = axis
-        self.x = x
-        self.y = _CAPTION
-        self.outer = outer
+        self.x = x  # the middle of the stack
+        self.y = _CAPTION  # the height reached so far
+        self.outer = outer  # the side of the residual connections, −1 or 1
         self.memory_heights: list[float] = []  # of the boxes that read the memory
 
     def draw_stack(self, stack: StackSummary) -> None:
@@ -115,16 +102,16 @@ class _StackDrawing:
         for sublayer in group.sublayers:
             self.draw_sublayer(sublayer)
         self.advance(_MARGIN)
-        left, right = sorted((self.x + self.outer * _HALF_FRAME, self.x - self.outer * _INNER))
-        frame = (left, bottom), right - left, self.y - bottom, 0.12
-        self.draw_box(*frame, facecolor=style.EMPTY, edgecolor="none", zorder=0)
+        left = self.x - (_INNER if self.outer > 0 else _HALF_FRAME)
+        frame = (left, bottom), _HALF_FRAME + _INNER, self.y - bottom
+        shape = BoxStyle.Round(pad=0, rounding_size=0.12)
+        box = FancyBboxPatch(*frame, shape, fc=style.EMPTY, ec="none", zorder=0)
+        self.axis.add_patch(box)
 
         single = group.first == group.last
-        if is_only:
-            number, size = f"× {group.last}", style.HEADING_SIZE
-        else:
-            numbers = f"layer {group.first}" if single else f"layers {group.first}–{group.last}"
-            number, size = numbers, style.LABEL_SIZE
+        numbers = f"layer {group.first}" if single else f"layers {group.first}–{group.last}"
+        number = f"× {group.last}" if is_only else numbers
+        size = style.HEADING_SIZE if is_only else style.LABEL_SIZE
         x = self.x + self.outer * (_HALF_FRAME + 0.1)
         options: style.Options = {"x": x, "ha": "left" if self.outer > 0 else "right"}
         middle = (bottom + self.y) / 2
@@ -155,9 +142,10 @@ class _StackDrawing:
         for module in modules:
             self.advance(_GAP, arrow=True)
             height = _height(module)
-            colour = style.lighten(_COLOURS[module.kind], 0.32)
-            box = (self.x - _BOX / 2, self.y), _BOX, height, 0.08
-            self.draw_box(*box, facecolor=colour, edgecolor=style.BLACK, linewidth=1)
+            corner, colour = (self.x - _BOX / 2, self.y), _COLOURS[module.kind]
+            shape = BoxStyle.Round(pad=0, rounding_size=0.08)
+            box = FancyBboxPatch(corner, _BOX, height, shape, fc=style.lighten(colour, 0.32))
+            self.axis.add_patch(box).set(edgecolor=style.BLACK, linewidth=1)
             self.y += height
             top = self.y - _PADDING - _LINE / 2
             self.draw_text(top, module.title, size=style.TEXT_SIZE, weight="bold")
@@ -171,29 +159,9 @@ class _StackDrawing:
 
     def draw_line(self, corners: list[tuple[float, float]], *, arrow: bool = False) -> None:
         """Draw a line through all corners."""
-        line = FancyArrowPatch(
-            path=Path(corners),
-            arrowstyle="-|>" if arrow else "-",
-            mutation_scale=10,
-            linewidth=1.2,
-            color=style.BLACK,
-            shrinkA=0,
-            shrinkB=0,
-            joinstyle="round",
-        )
-        self.axis.add_patch(line)
-
-    def draw_box(
-        self,
-        corner: tuple[float, float],
-        width: float,
-        height: float,
-        radius: float,
-        **options: Any,
-    ) -> None:
-        """Draw a box with round corners."""
-        shape = f"round,pad=0,rounding_size={radius}"
-        self.axis.add_patch(FancyBboxPatch(corner, width, height, boxstyle=shape, **options))
+        shape: style.Options = {"arrowstyle": "-|>" if arrow else "-", "shrinkA": 0, "shrinkB": 0}
+        shape |= {"mutation_scale": 10, "linewidth": 1.2, "joinstyle": "round"}
+        self.axis.add_patch(FancyArrowPatch(path=Path(corners), color=style.BLACK, **shape))
 
     def draw_text(self, y: float, text: str, **options: Any) -> None:
         """Write a text in the middle of the stack, unless the options differ."""

@@ -63,7 +63,7 @@ def summarize_model(model: nn.Module) -> tuple[StackSummary, ...]:
     if isinstance(model, LanguageModel):
         embedding = summarize_embedding(model.embedding)
         head = summarize_head(model.head, model.embedding)
-        return (summarize_stack("Decoder", model.decoder, "tokens", embedding, head),)
+        return (summarize_stack(model.decoder, "tokens", embedding, head),)
     if not isinstance(model, Seq2Seq):
         raise ValueError(
             f"a diagram can be drawn of a Seq2Seq or a LanguageModel, got a {type(model).__name__}."
@@ -72,23 +72,20 @@ def summarize_model(model: nn.Module) -> tuple[StackSummary, ...]:
     shared = model.target_embedding is model.source_embedding
     target = summarize_embedding(model.target_embedding, "the source's" if shared else None)
     head = summarize_head(model.head, model.target_embedding)
-    return (
-        summarize_stack("Encoder", model.encoder, "source tokens", source, None),
-        summarize_stack("Decoder", model.decoder, "target tokens", target, head),
-    )
+    encoder = summarize_stack(model.encoder, "source tokens", source)
+    return encoder, summarize_stack(model.decoder, "target tokens", target, head)
 
 
 def summarize_stack(
-    title: str,
     stack: Encoder | Decoder,
     inputs: str,
     embedding: ModuleSummary,
-    head: ModuleSummary | None,
+    head: ModuleSummary | None = None,
 ) -> StackSummary:
     """Summarize an encoder, which has no head, or a decoder."""
     norm = () if isinstance(stack.norm, nn.Identity) else (summarize_norm(stack.norm),)
     return StackSummary(
-        title,
+        type(stack).__name__,
         count_parameters(stack),
         inputs,
         (embedding, *summarize_position(stack.position)),
@@ -100,18 +97,12 @@ def summarize_stack(
 
 def group_layers(stack: Encoder | Decoder) -> tuple[LayerGroup, ...]:
     """Group consecutive layers of a stack that have the same modules."""
-    layers = [
-        LayerGroup(number, number, count_parameters(layer), summarize_sublayers(layer))
-        for number, layer in enumerate(stack.layers, start=1)
-    ]
+    layers = []
+    for number, layer in enumerate(stack.layers, start=1):
+        sublayers = [summarize_sublayer(x) for x in layer.children() if isinstance(x, Sublayer)]
+        layers.append(LayerGroup(number, number, count_parameters(layer), tuple(sublayers)))
     groups = [list(group) for _, group in groupby(layers, key=lambda layer: layer[2:])]
     return tuple(group[0]._replace(last=group[-1].last) for group in groups)
-
-
-def summarize_sublayers(layer: nn.Module) -> tuple[SublayerSummary, ...]:
-    """Summarize the sublayers of a layer, in order."""
-    sublayers = [module for module in layer.children() if isinstance(module, Sublayer)]
-    return tuple(map(summarize_sublayer, sublayers))
 
 
 def summarize_sublayer(sublayer: Sublayer) -> SublayerSummary:
@@ -121,9 +112,8 @@ def summarize_sublayer(sublayer: Sublayer) -> SublayerSummary:
     else:
         module, reads_memory = summarize_feed_forward(cast(FeedForward, sublayer)), False
     norm = summarize_norm(sublayer.norm)
-    if sublayer.pre_norm:
-        return SublayerSummary((norm, module), (), reads_memory)
-    return SublayerSummary((module,), (norm,), reads_memory)
+    inside, after = ((norm, module), ()) if sublayer.pre_norm else ((module,), (norm,))
+    return SublayerSummary(inside, after, reads_memory)
 
 
 def summarize_attention(attention: Attention) -> ModuleSummary:
