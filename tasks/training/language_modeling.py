@@ -13,7 +13,7 @@ from attention_zoo.models.language_model import LanguageModel
 from attention_zoo.tasks.data.batches import IGNORE_INDEX, LanguageBatch
 from attention_zoo.tasks.training.metrics import Accuracy, LossByPosition, TokenLoss
 from attention_zoo.tasks.training.task import Task, metric_name, token_losses
-from attention_zoo.tasks.views.attention_record import AttentionRecord, first_row
+from attention_zoo.tasks.views.attention_record import AttentionRecord, first_example
 from attention_zoo.tasks.views.attention_viewer.page import AttentionView
 
 
@@ -118,6 +118,6 @@ class LanguageModelingTask(Task):
         return AttentionView(
             source_tokens=names,
             target_tokens=names,
-            maps=first_row(maps),
+            maps=first_example(maps),
             source=line,
         )

@@ -1,6 +1,6 @@
-"""The lessons of the tutorial with their pictures, in order."""
+"""The lessons of the tutorial with their pictures, in order, and their page, `index.html`."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from inspect import signature
 from io import BytesIO
 from pathlib import Path
@@ -22,6 +22,7 @@ from attention_zoo.tasks.views.figures.scaling import draw_scaling
 from attention_zoo.tasks.views.figures.soft_lookup import draw_soft_lookup
 from attention_zoo.tasks.views.figures.steps import draw_steps
 from attention_zoo.tasks.views.figures.word_order import draw_word_order
+from attention_zoo.tasks.views.pages import render_page
 
 LINE = "Wednesday, March 4, 2026"
 
@@ -29,27 +30,22 @@ LINE = "Wednesday, March 4, 2026"
 class Picture(NamedTuple):
     """A picture, and the function that draws it.
 
-    Args:
-        name: the stem of its file, without the number of the lesson.
-        draw: a function of `task`, a trained `TranslationTask`; `model`, that of the task; `line`,
-            the line to translate; `path`, the file to write. It has some of these parameters. It
-            returns a figure, or writes an animation to its path.
-        alt: text that describes the picture to readers who do not see it.
+    The parameters of the function are some of `task`, a trained `TranslationTask`; `model`, that of
+    the task; `line`, the line to translate; `path`, the file of an animation.
     """
 
-    name: str
+    name: str  # of its file, without the number of the lesson and the suffix
     draw: Callable[..., Figure | None]
-    alt: str
+    alt: str  # for readers who do not see the picture
 
     @property
     def parameters(self) -> list[str]:
-        """Return the parameters of the function that have no default."""
-        parameters = signature(self.draw).parameters.values()
-        return [parameter.name for parameter in parameters if parameter.default is parameter.empty]
+        """Return the names of the function's parameters."""
+        return [*signature(self.draw).parameters]
 
     @property
     def needs_model(self) -> bool:
-        """Return whether the picture shows a trained model."""
+        """Tell if the picture shows a trained model."""
         return bool({"task", "model"} & {*self.parameters})
 
     @property
@@ -209,16 +205,8 @@ def file_name(number: int, picture: Picture) -> str:
 
 
 def draw_picture(picture: Picture, path: Path, task: Any = None) -> Figure | None:
-    """Return the figure of a picture, or write an animation and return None.
-
-    Args:
-        picture: from `LESSONS`.
-        path: of the animation.
-        task: a trained `TranslationTask`, if the picture needs a model.
-    """
-    arguments = {"task": task, "line": LINE, "path": path}
-    if "model" in picture.parameters:
-        arguments["model"] = task.model
+    """Return the figure of a picture, or write an animation to the path and return None."""
+    arguments = {"task": task, "model": getattr(task, "model", None), "line": LINE, "path": path}
     return picture.draw(*(arguments[name] for name in picture.parameters))
 
 
@@ -238,13 +226,18 @@ def example_code(number: int, picture: Picture) -> str:
     function = picture.draw.__name__
     lines = [f"from {picture.draw.__module__} import {function}"]
     if picture.needs_model:
-        lines += [
-            f"from {trained_task.__name__} import find_newest_translation, load_translation",
-            "",
-            "task = load_translation(find_newest_translation())",
-        ]
+        functions = "find_newest_translation, load_translation"
+        lines += [f"from {trained_task.__name__} import {functions}", ""]
+        lines.append("task = load_translation(find_newest_translation())")
     file = f'"{file_name(number, picture)}"'
     arguments = {"task": "task", "model": "task.model", "line": f'"{LINE}"', "path": file}
     call = f"{function}({', '.join(arguments[name] for name in picture.parameters)})"
     lines.append(call if "path" in picture.parameters else f"{call}.savefig({file})")
     return "\n".join(lines)
+
+
+def index_page(source: str, missing: Mapping[Picture, str]) -> str:
+    """Return the page of all lessons; `missing` tells why pictures were not drawn."""
+    functions = {"file_name": file_name, "code": example_code}
+    values = {"title": "See attention", "source": source, "lessons": LESSONS, "missing": missing}
+    return render_page("views/figures/page.html", **values, **functions)

@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 from itertools import groupby
 from operator import attrgetter
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from matplotlib.cm import ScalarMappable
@@ -51,9 +51,7 @@ def draw_masks() -> Figure:
     first head, relative to the largest of each row.
     """
     thumbnails = [*mask_thumbnails(), *pattern_thumbnails()]
-    figure, bar = draw_thumbnails(thumbnails, style.SEQUENTIAL, low=0.0)
-    title = "Masks: a row for each query, a column for each key"
-    figure.suptitle(title, fontsize=style.HEADING_SIZE)
+    figure, bar = draw_thumbnails("Masks", thumbnails, style.SEQUENTIAL, low=0.0)
     bar.set_ticks([0, 1], labels=["masked", "visible"])
     bar.set_label("by content: one example, relative to the largest weight of each row")
     return figure
@@ -66,16 +64,14 @@ def draw_biases() -> Figure:
     as they are initialised; tables of zeros, which would show nothing, get random values. Biases
     that depend on content are one example, of random tokens.
     """
-    figure, bar = draw_thumbnails(bias_thumbnails(), style.DIVERGING, low=-1.0)
-    title = "Score biases: a row for each query, a column for each key"
-    figure.suptitle(title, fontsize=style.HEADING_SIZE)
+    figure, bar = draw_thumbnails("Score biases", bias_thumbnails(), style.DIVERGING, low=-1.0)
     bar.set_ticks([-1, 0, 1], labels=["less attention", "nothing added", "more attention"])
     bar.set_label("each encoding has its own scale; masked keys are grey")
     return figure
 
 
 def draw_thumbnails(
-    thumbnails: Sequence[Thumbnail], colour_map: Colormap, *, low: float
+    name: str, thumbnails: Sequence[Thumbnail], colours: Colormap, *, low: float
 ) -> tuple[Figure, Colorbar]:
     """Draw thumbnails, which are sorted by family, in rows, and a colour bar below.
 
@@ -85,28 +81,25 @@ def draw_thumbnails(
     rows = sum(math.ceil(len(family) / _COLUMNS) for family in families)
     figure = style.new_figure(_COLUMNS * (_SIZE + 0.16), rows * (_SIZE + 0.75) + 1.2)
     figure.set_layout_engine("constrained", w_pad=0.08, h_pad=0.09)
+    title = f"{name}: a row for each query, a column for each key"
+    figure.suptitle(title, fontsize=style.HEADING_SIZE)
     grid = figure.add_gridspec(rows, _COLUMNS)
     first_row = 0
     for family in families:
         for index, thumbnail in enumerate(family):
             row, column = divmod(index, _COLUMNS)
             axis = figure.add_subplot(grid[first_row + row, column])
-            axis.imshow(
-                thumbnail.values.numpy(),
-                cmap=colour_map,
-                vmin=low * thumbnail.limit,
-                vmax=thumbnail.limit,
-                interpolation="nearest",
-            )
+            scale = Normalize(low * thumbnail.limit, thumbnail.limit)
+            axis.imshow(thumbnail.values.numpy(), colours, scale, interpolation="nearest")
             axis.set(xticks=[], yticks=[], facecolor=style.EMPTY)
             text = "\n".join([thumbnail.name, *thumbnail.notes])
             axis.set_xlabel(text, fontsize=style.NOTE_SIZE)
             if index == 0:
                 size = style.LABEL_SIZE
                 axis.set_title(thumbnail.family, loc="left", fontsize=size, fontweight="bold")
-        first_row += math.ceil(len(family) / _COLUMNS)
-    colours = ScalarMappable(Normalize(low, 1), colour_map)
-    bar = figure.colorbar(colours, ax=figure.axes, location="bottom", aspect=30, shrink=0.5)
+        first_row += row + 1
+    mappable = ScalarMappable(Normalize(low, 1), colours)
+    bar = figure.colorbar(mappable, ax=figure.axes, location="bottom", aspect=30, shrink=0.5)
     return figure, bar
 
 
@@ -128,8 +121,8 @@ def mask_thumbnails() -> list[Thumbnail]:
     thumbnails = []
     for mask in masks:
         first, *others = mask.names or ("no field is set",)
-        notes = tuple(f"+ {name}" for name in others)
         visible = render_mask(mask, _LENGTH, _LENGTH).float()
+        notes = tuple(f"+ {name}" for name in others)
         thumbnails.append(Thumbnail("fields of Mask", first, notes, visible))
     return thumbnails
 
@@ -157,17 +150,19 @@ def bias_thumbnails() -> list[Thumbnail]:
     """Return thumbnails of every encoding that acts on scores, sorted by family."""
     causal = render_mask(Mask(causal=True), _LENGTH, _LENGTH)
     thumbnails = []
-    for name in POSITION:
-        acts = POSITION.card(name).acts
-        if not {"scores", "content"} & set(acts):
+    for card in map(POSITION.card, POSITION):
+        if not {"scores", "content"} & {*card.acts}:
             continue
-        bias, learned = sample_bias(name)
-        kinds = (["learned"] if learned else []) + (["by content"] if "content" in acts else [])
+        bias, learned = sample_bias(card.name)
+        kinds = (["learned"] if learned else []) + (
+            ["by content"] if "content" in card.acts else []
+        )
         bias = bias.masked_fill(~causal, torch.nan)[:_BIAS_HEADS]
         limit = bias.nan_to_num().abs().max().item()
+        family = entry_family(POSITION[card.name])
         for head, values in enumerate(bias, start=1):
             notes = f"head {head}, up to ±{limit:.2g}", ", ".join(kinds)
-            thumbnails.append(Thumbnail(entry_family(POSITION[name]), name, notes, values, limit))
+            thumbnails.append(Thumbnail(family, card.name, notes, values, limit))
     return sorted(thumbnails, key=attrgetter("family"))
 
 
@@ -176,12 +171,10 @@ def create_small_attention(name: str) -> Attention:
 
     Odd numbers stay odd and even ones even. `max_length` does not change.
     """
-    options: dict[str, Any] = {
-        option: min(value, _MAX_OPTION + value % 2)
-        if type(value) is int and option != "max_length"
-        else value
-        for option, value in entry_options("attention", name, heads=_HEADS).items()
-    }
+    options = entry_options("attention", name, heads=_HEADS)
+    for option, value in options.items():
+        if type(value) is int and option != "max_length":
+            options[option] = min(value, _MAX_OPTION + value % 2)
     role: Role = "global" if "global" in ATTENTION.card(name).roles else "causal"
     with fixed_seed():
         return create_attention(name, dim=_DIM, role=role, **options).eval()
@@ -193,7 +186,7 @@ def sample_bias(name: str) -> tuple[Tensor, bool]:
     with fixed_seed():
         attention = create_attention("multi_head", dim=_DIM, role="causal", heads=_HEADS)
         assert isinstance(attention, SoftmaxAttention)
-        options: dict[str, Any] = entry_options("position", name, heads=_HEADS)
+        options = entry_options("position", name, heads=_HEADS)
         position = create_position(name, **attention.position_sizes, **options)
         attention.attach_position(position)
         for parameter in position.parameters():
