@@ -23,20 +23,13 @@ _FIRST, _NEXT, _LAST = 1200, 700, 5000  # durations of frames, in milliseconds
 
 
 def animate_translation(task: Any, line: str, path: Path) -> None:
-    """Write an endless GIF of a translation as it appears, token by token.
+    """Draw a translation that grows token by token, with lines to the source tokens.
 
-    The source is at the left, the translation at the right. Lines join the newest token to all
-    source tokens, as wide as their weights: the normalised mean of the heads of
-    `lowest_entropy_layer`. Older tokens keep their strongest line. The first frame shows the source
-    alone, the last one the whole translation.
-
-    Args:
-        task: a `TranslationTask`, in evaluation mode.
-        line: in the source language.
-        path: of the GIF.
-
-    Raises:
-        UserError: the task is no translation.
+    The task is a `TranslationTask` in evaluation mode; the path is that of an endless GIF. The
+    source is at the left, the translation at the right. Lines join the newest token to all source
+    tokens, as wide as their weights: the normalised mean of the heads of `lowest_entropy_layer`.
+    Older tokens keep their strongest line. The first frame shows the source alone, the last one the
+    whole translation.
     """
     record = record_translation(task, line)
     layers = record.maps["cross"]

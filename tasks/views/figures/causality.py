@@ -39,7 +39,7 @@ def output_changes(role: Role, length: int) -> Tensor:
 
 
 def draw_causality() -> Figure:
-    """Draw how the change of a word changes every output, with causal and global attention."""
+    """Draw changes of each output when a word is replaced: none before it with causal attention."""
     figure = style.new_figure(9.4, 6.6)
     bars, maps = figure.subplots(2, 2, height_ratios=(1, 1.15))
     roles: tuple[Role, Role] = ("causal", "global")
@@ -58,7 +58,8 @@ def draw_causality() -> Figure:
 
 def draw_changes_of_one_word(axis: Axes, changes: Tensor) -> None:
     """Draw the change of every output as a bar."""
-    style.draw_bars(axis, WORDS, changes.tolist()).patches[REPLACED].set_facecolor(style.RED)
+    style.draw_bars(axis, WORDS, changes.tolist())
+    axis.patches[REPLACED].set_facecolor(style.RED)
     for number in axis.texts:
         number.set(va="center_baseline")  # as the words
     axis.set(xlim=(0, MAX_CHANGE), ylim=(len(WORDS) - 0.4, -0.6), xlabel="change of the output")

@@ -32,17 +32,11 @@ class Words(NamedTuple):
 
 
 def draw_cross_attention(task: Any, line: str) -> Figure:
-    """Draw a heat map of cross-attention, from the words of a translation to those of its source.
+    """Draw cross-attention from Portuguese to English words: day and month swap.
 
-    The weights are the mean of the heads of `lowest_entropy_layer`, joined to words by
-    `aggregate_by_word`. A frame marks the largest weight of each row.
-
-    Args:
-        task: a `TranslationTask`, in evaluation mode.
-        line: in the source language.
-
-    Raises:
-        UserError: the task is no translation.
+    Another task, a `TranslationTask` in evaluation mode, has its own languages. The weights are the
+    mean of the heads of `lowest_entropy_layer`, joined to words by `aggregate_by_word`. A frame
+    marks the largest weight of each row.
     """
     layers = record_translation(task, line).maps["cross"]
     layer = lowest_entropy_layer(layers)

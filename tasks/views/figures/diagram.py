@@ -46,10 +46,10 @@ _COLOURS = {
 
 
 def draw_architecture(model: nn.Module) -> Figure:
-    """Draw a model from bottom to top, as Vaswani et al. 2017 do (figure 1).
+    """Draw encoder and decoder with their layers, drawn from the model.
 
-    `summarize_model` reads modules, sizes and order from the model, a `Seq2Seq` or a
-    `LanguageModel`. Consecutive layers with the same modules are drawn once, with their number.
+    The model is a `Seq2Seq` or a `LanguageModel`. As in Vaswani et al. 2017 (figure 1), it is drawn
+    from bottom to top. Consecutive layers with the same modules are drawn once, with their number.
     """
     figure, axis = style.new_canvas(1, 1)
     drawings = []

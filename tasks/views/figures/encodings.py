@@ -56,7 +56,7 @@ def alibi_bias() -> Tensor:
 
 
 def draw_positional_encodings() -> Figure:
-    """Draw four encodings, and below each how it depends on distance."""
+    """Draw sinusoidal, learned, rotary and ALiBi encodings, and how they depend on distance."""
     figure = style.new_figure(12, 5.8)
     images, curves = figure.subplots(2, 4, height_ratios=(1.2, 1))
     vectors = {

@@ -1,7 +1,7 @@
 """The lessons of the tutorial with their pictures, in order, and their page, `index.html`."""
 
 from collections.abc import Callable, Mapping
-from inspect import signature
+from inspect import getdoc, signature
 from io import BytesIO
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -28,7 +28,7 @@ LINE = "Wednesday, March 4, 2026"
 
 
 class Picture(NamedTuple):
-    """A picture, and the function that draws it.
+    """A picture, and the function that draws it, whose docstring describes it.
 
     The parameters of the function are some of `task`, a trained `TranslationTask`; `model`, that of
     the task; `line`, the line to translate; `path`, the file of an animation.
@@ -36,7 +36,12 @@ class Picture(NamedTuple):
 
     name: str  # of its file, without the number of the lesson and the suffix
     draw: Callable[..., Figure | None]
-    alt: str  # for readers who do not see the picture
+
+    @property
+    def alt(self) -> str:
+        """Return a text for readers who do not see the picture, from the function's docstring."""
+        text = (getdoc(self.draw) or "").partition("\n")[0].removeprefix("Draw ")
+        return text[:1].upper() + text[1:]
 
     @property
     def parameters(self) -> list[str]:
@@ -70,29 +75,21 @@ LESSONS = (
         "the query with every key, and returns a mixture of all values; the closer the key, the "
         "larger the weight. At a low temperature only the nearest key counts. The mixture is "
         "differentiable, so queries and keys can be learned.",
-        Picture(
-            "dictionary",
-            draw_soft_lookup,
-            "Keys and query as arrows, weights of the values, weights by temperature.",
-        ),
+        Picture("dictionary", draw_soft_lookup),
     ),
     Lesson(
         "Self-attention, step by step",
         "QKᵀ compares every word with every word. Its rows weight the values in the sums of the "
         "output. Without scale and softmax, scores can be negative and sums of any size. Softmax "
         "turns each row of scores into positive weights that sum to 1.",
-        Picture("steps", draw_steps, "QKᵀ V in numbers, and softmax(QKᵀ/√3) V in numbers."),
+        Picture("steps", draw_steps),
     ),
     Lesson(
         "Why scores are divided by √d",
         "The dot product of two vectors of width d is a sum of d terms, and its standard deviation "
         "grows as √d. Softmax over large scores gives nearly all the weight to one key, and then "
         "its gradient is close to 0. Divided by √d, scores have the same size at every width.",
-        Picture(
-            "scaling",
-            draw_scaling,
-            "Scores, the largest weight and the gradient, with and without the scale.",
-        ),
+        Picture("scaling", draw_scaling),
     ),
     Lesson(
         "Three roles of attention",
@@ -100,11 +97,7 @@ LESSONS = (
         "word attends to the whole source (global). In the decoder, a word attends to itself and "
         "the words before it (causal), and to the whole source (cross). The grids are the masks, "
         "with a row for each query.",
-        Picture(
-            "layers",
-            draw_roles,
-            "Cross, global and causal attention as lines between words, and as masks.",
-        ),
+        Picture("layers", draw_roles),
     ),
     Lesson(
         "Causal attention: no word changes an output before it",
@@ -112,11 +105,7 @@ LESSONS = (
         "before it stay the same to the last bit; with global attention, all change. So a decoder "
         "can be trained on all positions of a sentence at once, and decoding can cache the keys "
         "and values of earlier words.",
-        Picture(
-            "causal",
-            draw_causality,
-            "Changes of each output when a word is replaced: none before it with causal attention.",
-        ),
+        Picture("causal", draw_causality),
     ),
     Lesson(
         "Four positional encodings",
@@ -124,57 +113,33 @@ LESSONS = (
         "queries and keys, and ALiBi lowers scores. Below are the dot products of two positions: "
         "with sinusoidal and rotary positions, they fall with the distance. A learned table knows "
         "no distance before training. ALiBi has a different slope for each head.",
-        Picture(
-            "positions",
-            draw_positional_encodings,
-            "Sinusoidal, learned, rotary and ALiBi encodings, and how they depend on distance.",
-        ),
+        Picture("positions", draw_positional_encodings),
     ),
     Lesson(
         "Order matters",
         "Attention by itself ignores the order of words: in another order, each word gets the same "
         "output, in another row. With positions, the outputs differ.",
-        Picture(
-            "order",
-            draw_word_order,
-            "Outputs for the same words in two orders, without and with positions.",
-        ),
+        Picture("order", draw_word_order),
     ),
     Lesson(
         "Several heads",
         "The columns of queries, keys and values are split into heads. Each head attends with its "
         "own weights; the outputs are joined and mixed by one more projection. So one word can "
         "attend to several others at once, for different reasons.",
-        Picture(
-            "heads",
-            draw_multi_head,
-            "Queries, keys and values, split into three heads; their outputs, joined.",
-        ),
-        Picture(
-            "two-heads",
-            draw_two_heads,
-            "Two heads of a layer over the same line, as lines from token to token.",
-        ),
+        Picture("heads", draw_multi_head),
+        Picture("two-heads", draw_two_heads),
     ),
     Lesson(
         "Cross-attention in a translation",
         "Each row is a word of the translation, each column a word of the source. English and "
         "Portuguese put day and month in different orders, and there the marks leave the diagonal.",
-        Picture(
-            "translation",
-            draw_cross_attention,
-            "Cross-attention from Portuguese to English words: day and month swap.",
-        ),
+        Picture("translation", draw_cross_attention),
     ),
     Lesson(
         "Decoding token by token",
         "The decoder writes one token at a time. For each, it attends to the source anew, with a "
         "query that depends on the tokens before.",
-        Picture(
-            "writing",
-            animate_translation,
-            "A translation that grows token by token, with lines to the source tokens.",
-        ),
+        Picture("writing", animate_translation),
     ),
     Lesson(
         "The whole model",
@@ -182,19 +147,15 @@ LESSONS = (
         "self-attention and a feed-forward network; a decoder layer has causal self-attention, "
         "cross-attention and a feed-forward network. Every sublayer adds its output to its input. "
         "The diagram is drawn from the model itself.",
-        Picture(
-            "architecture",
-            draw_architecture,
-            "Encoder and decoder with their layers, drawn from the model.",
-        ),
+        Picture("architecture", draw_architecture),
     ),
     Lesson(
         "Masks and biases of the zoo",
         "A mask decides which keys a query may attend to; a bias raises or lowers scores. These "
         "are all masks and biases of the zoo, drawn by the code that computes them. Patterns and "
         "biases that depend on content or are learned are one example.",
-        Picture("masks", draw_masks, "All mask patterns of the zoo, by family."),
-        Picture("biases", draw_biases, "All score biases of the zoo, by family."),
+        Picture("masks", draw_masks),
+        Picture("biases", draw_biases),
     ),
 )
 

@@ -53,7 +53,7 @@ def create_example() -> tuple[Attention, Tensor]:
 
 
 def draw_multi_head() -> Figure:
-    """Draw how Q, K and V are split into heads, attend, and are joined: a colour for each head."""
+    """Draw queries, keys and values, split into three heads; their outputs, joined."""
     steps = compute_multi_head(*create_example())
     figure, axis = style.new_canvas(10.5, 4.5)
     wide, square, narrow = DIM * CELL, TOKENS * CELL, DIM // HEADS * CELL
@@ -128,14 +128,9 @@ def find_most_different_heads(layers: list[Tensor]) -> tuple[int, int, int]:
 
 
 def draw_two_heads(task: Any, line: str) -> Figure:
-    """Draw the two heads of an encoder layer that differ most, as lines from token to token.
+    """Draw two heads of a layer over the same line, as lines from token to token.
 
-    Args:
-        task: a trained `TranslationTask`.
-        line: in the source language.
-
-    Raises:
-        UserError: no layer of the encoder has two heads.
+    The encoder of a trained `TranslationTask` reads the line. Its heads that differ most are drawn.
     """
     record: AttentionRecord = task.attend(line)
     layers = record.maps["encoder"]

@@ -56,9 +56,6 @@ def summarize_model(model: nn.Module) -> tuple[StackSummary, ...]:
     """Summarize encoder and decoder of a `Seq2Seq`, or the decoder of a `LanguageModel`.
 
     Dropout is left out, because it does nothing in a trained model.
-
-    Raises:
-        ValueError: another model.
     """
     if isinstance(model, LanguageModel):
         embedding = summarize_embedding(model.embedding)

@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 from itertools import groupby
 from operator import attrgetter
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from matplotlib.cm import ScalarMappable
@@ -36,19 +36,19 @@ class Thumbnail(NamedTuple):
 
     family: str  # heading of its rows
     name: str
-    notes: tuple[str, ...]
+    notes: Sequence[str]
     values: Tensor  # [q k], NaN for masked keys
     limit: float = 1.0  # value of the last colour
 
 
 def draw_masks() -> Figure:
-    """Draw the fields of `Mask`, alone and together, and the mechanisms with their own pattern.
+    """Draw all mask patterns of the zoo, by family.
 
-    A mechanism is drawn if it has a window or overrides `is_visible`, if it chooses keys by its
-    card, or if the content of tokens makes some of its weights zero. It is global attention if it
-    can be, else causal attention, with options small enough for the picture. Patterns that depend
-    on content are one example, of random tokens and an untrained mechanism: the weights of its
-    first head, relative to the largest of each row.
+    They are the fields of `Mask`, alone and together, and mechanisms with a pattern of their own:
+    with a window, another `is_visible`, or weights of zero that depend on content. A mechanism is
+    global attention if it can be, else causal attention, with options small enough for the picture.
+    Patterns that depend on content are one example, of random tokens and an untrained mechanism:
+    the weights of its first head, relative to the largest of each row.
     """
     thumbnails = [*mask_thumbnails(), *pattern_thumbnails()]
     figure, bar = draw_thumbnails("Masks", thumbnails, style.SEQUENTIAL, low=0.0)
@@ -58,11 +58,12 @@ def draw_masks() -> Figure:
 
 
 def draw_biases() -> Figure:
-    """Draw what encodings add to the scores of causal attention, by position or by content.
+    """Draw all score biases of the zoo, by family.
 
-    Each encoding has its own colour scale, and shows its first two heads. Learned biases are drawn
-    as they are initialised; tables of zeros, which would show nothing, get random values. Biases
-    that depend on content are one example, of random tokens.
+    They are what encodings add to the scores of causal attention. Each encoding has its own colour
+    scale, and shows its first two heads. Learned biases are drawn as they are initialised; tables
+    of zeros, which would show nothing, get random values. Biases that depend on content are one
+    example, of random tokens.
     """
     figure, bar = draw_thumbnails("Score biases", bias_thumbnails(), style.DIVERGING, low=-1.0)
     bar.set_ticks([-1, 0, 1], labels=["less attention", "nothing added", "more attention"])
@@ -106,23 +107,16 @@ def draw_thumbnails(
 def mask_thumbnails() -> list[Thumbnail]:
     """Return a thumbnail of every field of `Mask`, and of some that are often combined."""
     positions = torch.arange(_LENGTH)[None, :]
-    key_mask, segment_ids = positions < 2 * _LENGTH // 3, positions // (_LENGTH // 3)
-    masks = (
-        Mask(),
-        Mask(causal=True),
-        Mask(window=3 * _MAX_OPTION),
-        Mask(causal=True, window=3 * _MAX_OPTION),
-        Mask(key_mask=key_mask),
-        Mask(causal=True, key_mask=key_mask),
-        Mask(segment_ids=segment_ids),
-        Mask(causal=True, segment_ids=segment_ids),
-        Mask(segment_ids=segment_ids, query_segment_ids=segment_ids.flip(1)),
-    )
+    key_mask, ids = positions < 2 * _LENGTH // 3, positions // (_LENGTH // 3)
+    fields: list[dict[str, Any]] = [{}, {"window": 3 * _MAX_OPTION}]
+    fields += [{"key_mask": key_mask}, {"segment_ids": ids}]
+    masks = [Mask(causal=causal, **field) for field in fields for causal in (False, True)]
+    masks.append(Mask(segment_ids=ids, query_segment_ids=ids.flip(1)))
     thumbnails = []
     for mask in masks:
         first, *others = mask.names or ("no field is set",)
         visible = render_mask(mask, _LENGTH, _LENGTH).float()
-        notes = tuple(f"+ {name}" for name in others)
+        notes = [f"+ {name}" for name in others]
         thumbnails.append(Thumbnail("fields of Mask", first, notes, visible))
     return thumbnails
 
@@ -138,11 +132,11 @@ def pattern_thumbnails() -> list[Thumbnail]:
         if attention.card.chooses or not torch.equal(weights == 0, others == 0):
             # By chance, a query may have no visible key.
             relative = weights / weights.amax(dim=1, keepdim=True).clamp(min=1e-9)
-            notes = (f"{attention.role}, by content",)
-            thumbnails.append(Thumbnail(family, name, notes, relative))
+            notes = f"{attention.role}, by content"
+            thumbnails.append(Thumbnail(family, name, [notes], relative))
         elif attention.window or type(attention).is_visible is not Attention.is_visible:
             visible = (weights != 0).float()
-            thumbnails.append(Thumbnail(family, name, (attention.role,), visible))
+            thumbnails.append(Thumbnail(family, name, [attention.role], visible))
     return sorted(thumbnails, key=attrgetter("family"))
 
 
@@ -154,9 +148,9 @@ def bias_thumbnails() -> list[Thumbnail]:
         if not {"scores", "content"} & {*card.acts}:
             continue
         bias, learned = sample_bias(card.name)
-        kinds = (["learned"] if learned else []) + (
-            ["by content"] if "content" in card.acts else []
-        )
+        kinds = ["learned"] if learned else []
+        if "content" in card.acts:
+            kinds.append("by content")
         bias = bias.masked_fill(~causal, torch.nan)[:_BIAS_HEADS]
         limit = bias.nan_to_num().abs().max().item()
         family = entry_family(POSITION[card.name])

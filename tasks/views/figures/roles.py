@@ -41,7 +41,7 @@ def render_mask(mask: Mask, queries: int, keys: int) -> Tensor:
 
 
 def draw_roles() -> Figure:
-    """Draw cross, global and causal attention as lines between words, and their masks."""
+    """Draw cross, global and causal attention as lines between words, and as masks."""
     figure = style.new_figure(10.6, 5.7)
     figure.set_layout_engine("constrained", w_pad=0.15)
     axes = figure.subplots(2, 3, height_ratios=(1, 1.2))

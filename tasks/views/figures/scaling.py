@@ -36,7 +36,7 @@ def gradient_norm(scores: Tensor) -> float:
 
 
 def draw_scaling() -> Figure:
-    """Draw distributions of scores, the largest weight and the gradient of softmax, by width."""
+    """Draw scores, the largest weight and the gradient, with and without the scale."""
     scores = {width: sample_scores(width) for width in WIDTHS}
     scaled = {width: scores[width] / math.sqrt(width) for width in WIDTHS}
     figure = style.new_figure(9.4, 6.4)

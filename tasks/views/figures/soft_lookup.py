@@ -22,7 +22,7 @@ def value_weights(temperature: float) -> list[float]:
 
 
 def draw_soft_lookup() -> Figure:
-    """Draw the look-up of a word that is no key: meanings, weights, and weights by temperature."""
+    """Draw keys and query as arrows, weights of the values, weights by temperature."""
     figure = style.new_figure(10, 3.7)
     axes = figure.subplots(1, 3, width_ratios=(1.15, 0.95, 1.15))
     for draw, axis in zip((draw_meanings, draw_weights, draw_curves), axes, strict=True):

@@ -65,7 +65,7 @@ class Matrix(NamedTuple):
 
 
 def draw_steps() -> Figure:
-    """Draw softmax(QKᵀ/√3) V in numbers, and above it QKᵀ V, without scale and softmax."""
+    """Draw QKᵀ V in numbers, and softmax(QKᵀ/√3) V in numbers."""
     steps = compute_steps(create_identity_attention(3), VECTORS)
     small, medium, large = map(signed_colours, (3.0, 10.0, 30.0))
     q = Matrix("Q", steps.queries, small, 0)

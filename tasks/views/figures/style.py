@@ -7,7 +7,6 @@ from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_rgb
-from matplotlib.container import BarContainer
 from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties, findfont, fontManager, get_font
 from matplotlib.patches import Rectangle
@@ -26,7 +25,6 @@ NOTE_SIZE, TEXT_SIZE, LABEL_SIZE, TITLE_SIZE, HEADING_SIZE = 9, 10, 11, 12, 13
 # Matplotlib has no glyphs for Asian scripts; these fonts are used where they are installed.
 _FALLBACK_FONTS = ("Noto Sans CJK SC", "Noto Sans CJK JP", "PingFang SC", "Microsoft YaHei")
 _LABEL_LENGTH = 14  # characters
-_UNKNOWN = "\N{WHITE SQUARE}"
 
 Point = tuple[float, float]
 ColourMap = Callable[[float], tuple[float, ...]]
@@ -70,16 +68,13 @@ def draw_arrow(axis: Axes, start: Point, stop: Point, **options: Any) -> None:
     axis.annotate("", xy=stop, xytext=start, arrowprops=defaults | options)
 
 
-def draw_bars(
-    axis: Axes, names: Sequence[str], values: Sequence[float], **options: Any
-) -> BarContainer:
+def draw_bars(axis: Axes, names: Sequence[str], values: Sequence[float], **options: Any) -> None:
     """Draw a bar to the right for each value, with its number, and a name at its left."""
     bars = axis.barh(range(len(names)), values, color=BLUE, **options)
     labels = ["0" if value == 0 else f"{value:.2f}" for value in values]
     axis.bar_label(bars, labels, padding=3, fontsize=TEXT_SIZE)
     axis.set_yticks(range(len(names)), names)
     despine(axis)
-    return bars
 
 
 def font_families() -> list[str]:
@@ -94,7 +89,7 @@ def fit_label(token: str) -> str:
     label = "".join(
         character
         if character.isprintable() and any(font.get_char_index(ord(character)) for font in fonts)
-        else repr(character)[1:-1].replace(character, _UNKNOWN)
+        else repr(character)[1:-1].replace(character, "\N{WHITE SQUARE}")
         for character in token
     )
     if len(label) > _LABEL_LENGTH:

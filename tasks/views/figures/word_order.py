@@ -38,10 +38,7 @@ def output_differences(position: str | None) -> dict[str, float]:
 
 
 def draw_word_order() -> Figure:
-    """Draw the outputs for two orders of the same words, and their difference for each word.
-
-    The upper row is without an encoding, the lower one with rotary positions.
-    """
+    """Draw outputs for the same words in two orders, without and with positions."""
     figure = style.new_figure(9.4, 4.6)
     axes = figure.subplots(2, 3, width_ratios=(1, 1, 0.8))
     draw_row(axes[0], None, "without positions")
