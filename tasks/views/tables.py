@@ -98,11 +98,7 @@ def escape_markdown(text: str) -> str:
 
 
 def replace_section(document: str, name: str, text: str) -> str:
-    """Return a document with a text between the two marks of a section's name.
-
-    Raises:
-        BadInput: the document does not have the marks.
-    """
+    """Return a document with a text between the two marks of a section's name."""
     first, last = f"<!-- {name}: begin -->", f"<!-- {name}: end -->"
     before, begin, remainder = document.partition(f"{first}\n")
     _, end, after = remainder.partition(last)

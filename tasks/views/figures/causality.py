@@ -20,14 +20,7 @@ def output_changes(role: Role, length: int) -> Tensor:
     """Replace each word of a sequence in turn, and measure how much each output changes.
 
     The change is ‖after − before‖ / ‖before‖, for an untrained attention and random vectors as
-    words.
-
-    Args:
-        role: `causal` or `global`.
-        length: t, the number of words.
-
-    Returns:
-        [t t], a row for each word that is replaced, a column for each output.
+    words. The result has a row for each word that is replaced, and a column for each output.
     """
     with fixed_seed(), torch.no_grad():
         attention = create_attention("multi_head", dim=32, heads=4, role=role, position="rotary")

@@ -115,10 +115,8 @@ def source_and_target_words(task: Any, line: str) -> tuple[Words, Words]:
 
 
 def group_into_words(tokenizer: Tokenizer, tokens: list[int]) -> Words:
-    """Group token ids into the words that they spell, and add `<eos>` as a token and a word.
-
-    White space belongs to the word after it.
-    """
+    """Group token ids into the words that they spell, and add `<eos>` as a token and a word."""
+    # White space belongs to the word after it.
     words = list(_WORD.finditer(tokenizer.decode(tokens)))
     # A character may take several tokens: then it ends where each of them ends.
     ends = [len(tokenizer.decode(tokens[: index + 1])) for index in range(len(tokens))]
@@ -129,10 +127,6 @@ def group_into_words(tokenizer: Tokenizer, tokens: list[int]) -> Words:
 
 
 def aggregate_by_word(weights: Tensor, query_words: list[int], key_words: list[int]) -> Tensor:
-    """Turn weights [q k] between tokens into weights between words, given the word of each token.
-
-    They are summed over the tokens of a key's word, and averaged over the tokens of a query's word.
-    So rows that sum to 1 still do.
-    """
+    """Sum weights [q k] over the tokens of a key's word, and average them over a query's word."""
     queries, keys = (one_hot(torch.tensor(x)).to(weights.dtype) for x in (query_words, key_words))
     return (queries / queries.sum(0)).T @ weights @ keys

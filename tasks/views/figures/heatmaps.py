@@ -15,17 +15,13 @@ def draw_heatmaps(
 ) -> Figure:
     """Draw heat maps of one layer on one colour scale: the mean of its heads, then every head.
 
-    Keys run along x and queries down y. If some weights are negative, zero is white. The figure
-    does not use pyplot, so any thread may draw it.
+    Keys run along x and queries down y. If some weights are negative, zero is white.
 
     Args:
         record: tokens and weights of one line.
         role: "encoder", "decoder" or "cross".
         layer: index of the layer, from 0.
         heads: indices of the heads to draw, from 0, without their mean; all, if not given.
-
-    Raises:
-        ValueError: the record has no such role, layer or head, or a map does not fit its tokens.
     """
     panels = _named_panels(record.weights(role, layer), heads)
     title, queries_side, keys_side = ROLES[role]

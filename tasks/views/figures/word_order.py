@@ -14,10 +14,7 @@ REORDERED = ("man", "bites", "dog")
 
 
 def attention_outputs(position: str | None, *sentences: tuple[str, ...]) -> list[Tensor]:
-    """Return the output of self-attention for each sentence, [t d].
-
-    Words have random vectors, the same at every position. All encodings use the same weights.
-    """
+    """Return the output [t d] of self-attention with the same weights for each sentence."""
     with fixed_seed():
         # With long vectors, an untrained attention prefers some words, as a trained one does.
         vectors = {word: 3 * torch.randn(12) for word in sorted(SENTENCE)}
