@@ -28,10 +28,7 @@ SVG_SETTINGS: Any = {
     "svg.hashsalt": "attention-zoo",
     "text.parse_math": False,  # A label may have dollar signs.
     "text.color": BLACK,
-    "axes.labelcolor": GREY,
-    "axes.edgecolor": GREY,
-    "xtick.color": GREY,
-    "ytick.color": GREY,
+    **dict.fromkeys(["axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color"], GREY),
 }
 
 

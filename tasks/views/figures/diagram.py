@@ -79,6 +79,7 @@ class _StackDrawing:
         self.x = x  # the middle of the stack
         self.y = _CAPTION  # the height reached so far
         self.outer = outer  # the side of the residual connections, −1 or 1
+        self.box_middle = 0.0  # height of the middle of the latest box
         self.memory_heights: list[float] = []  # of the boxes that read the memory
 
     def draw_stack(self, stack: StackSummary) -> None:
@@ -125,7 +126,7 @@ class _StackDrawing:
         start = self.y
         self.draw_modules(sublayer.inside_residual)
         if sublayer.reads_memory:
-            self.memory_heights.append(self.y - _height(sublayer.inside_residual[-1]) / 2)
+            self.memory_heights.append(self.box_middle)
         self.advance(_GAP, arrow=True)
         plus = self.y + _PLUS
         side = self.x + self.outer * (_BOX / 2 + _BYPASS)
@@ -141,15 +142,17 @@ class _StackDrawing:
         """Draw each module as a box, with an arrow to it."""
         for module in modules:
             self.advance(_GAP, arrow=True)
-            height = _height(module)
+            lines = [line for fact in module.facts for line in textwrap.wrap(fact, _CHARACTERS)]
+            height = _LINE * (1 + len(lines)) + 2 * _PADDING
             corner, colour = (self.x - _BOX / 2, self.y), _COLOURS[module.kind]
             shape = BoxStyle.Round(pad=0, rounding_size=0.08)
             box = FancyBboxPatch(corner, _BOX, height, shape, fc=style.lighten(colour, 0.32))
             self.axis.add_patch(box).set(edgecolor=style.BLACK, linewidth=1)
+            self.box_middle = self.y + height / 2
             self.y += height
             top = self.y - _PADDING - _LINE / 2
             self.draw_text(top, module.title, size=style.TEXT_SIZE, weight="bold")
-            for number, line in enumerate(_wrap_facts(module), start=1):
+            for number, line in enumerate(lines, start=1):
                 self.draw_text(top - number * _LINE, line)
 
     def advance(self, length: float, *, arrow: bool = False) -> None:
@@ -177,13 +180,3 @@ def _draw_memory(encoder: _StackDrawing, decoder: _StackDrawing) -> None:
         end = [(middle, height), (decoder.x - _BOX / 2, height)]
         encoder.draw_line([*start, *end], arrow=True)
     encoder.draw_text(encoder.y + 0.14, "memory", size=style.LABEL_SIZE)
-
-
-def _height(module: ModuleSummary) -> float:
-    """Return the height of a module's box."""
-    return _LINE * (1 + len(_wrap_facts(module))) + 2 * _PADDING
-
-
-def _wrap_facts(module: ModuleSummary) -> list[str]:
-    """Return the facts of a module in lines that fit into its box."""
-    return [line for fact in module.facts for line in textwrap.wrap(fact, _CHARACTERS)]

@@ -69,27 +69,21 @@ def summarize_model(model: nn.Module) -> tuple[StackSummary, ...]:
     shared = model.target_embedding is model.source_embedding
     target = summarize_embedding(model.target_embedding, "the source's" if shared else None)
     head = summarize_head(model.head, model.target_embedding)
-    encoder = summarize_stack(model.encoder, "source tokens", source)
+    encoder = summarize_stack(model.encoder, "source tokens", source, None)
     return encoder, summarize_stack(model.decoder, "target tokens", target, head)
 
 
 def summarize_stack(
-    stack: Encoder | Decoder,
-    inputs: str,
-    embedding: ModuleSummary,
-    head: ModuleSummary | None = None,
+    stack: Encoder | Decoder, inputs: str, embedding: ModuleSummary, head: ModuleSummary | None
 ) -> StackSummary:
     """Summarize an encoder, which has no head, or a decoder."""
-    norm = () if isinstance(stack.norm, nn.Identity) else (summarize_norm(stack.norm),)
-    return StackSummary(
-        type(stack).__name__,
-        count_parameters(stack),
-        inputs,
-        (embedding, *summarize_position(stack.position)),
-        group_layers(stack),
-        norm if head is None else (*norm, head),
-        None if head is None else "logits of the next token",
-    )
+    before = (embedding, *summarize_position(stack.position))
+    after = () if isinstance(stack.norm, nn.Identity) else (summarize_norm(stack.norm),)
+    outputs = None
+    if head is not None:
+        after, outputs = (*after, head), "logits of the next token"
+    title, parameters, groups = type(stack).__name__, count_parameters(stack), group_layers(stack)
+    return StackSummary(title, parameters, inputs, before, groups, after, outputs)
 
 
 def group_layers(stack: Encoder | Decoder) -> tuple[LayerGroup, ...]:
