@@ -30,18 +30,16 @@ def attention_page(records: Sequence[AttentionRecord]) -> str:
     return render_page("views/attention_viewer/page.html", title=title, records=encoded)
 
 
+def notebook_frame(record: AttentionRecord) -> str:
+    """Return the page in a frame, for a notebook."""
+    return render_page("views/attention_viewer/frame.html", page=attention_page([record]))
+
+
 class AttentionView(AttentionRecord):
     """A record that shows itself in a notebook."""
 
     __slots__ = ()
-
-    def _repr_html_(self) -> str:
-        return notebook_frame(self)
-
-
-def notebook_frame(record: AttentionRecord) -> str:
-    """Return the page in a frame, for a notebook."""
-    return render_page("views/attention_viewer/frame.html", page=attention_page([record]))
+    _repr_html_ = notebook_frame
 
 
 def encode_role(record: AttentionRecord, role: str) -> dict[str, Any]:

@@ -62,11 +62,9 @@ def draw_cross_attention(task: Any, line: str) -> Figure:
         style.draw_text(axis, column, row, f"{weight:.2f}", size=style.NOTE_SIZE, color=colour)
     axis.xaxis.tick_top()
     axis.xaxis.set_label_position("top")
+    rotated: style.Options = {"rotation": 45, "ha": "left", "rotation_mode": "anchor"}
     is_wide = _LETTER * max(map(len, sources)) > cell
-    rotated: style.Options = (
-        {"rotation": 45, "ha": "left", "rotation_mode": "anchor"} if is_wide else {}
-    )
-    style.label_cells(axis, sources, targets, **rotated)
+    style.label_cells(axis, sources, targets, **rotated if is_wide else {})
     axis.tick_params(length=0, labelsize=style.TITLE_SIZE)
     axis.set_xlabel("source words (keys)", fontsize=style.LABEL_SIZE, labelpad=8)
     axis.set_ylabel("target words (queries)", fontsize=style.LABEL_SIZE)
@@ -90,10 +88,9 @@ def record_translation(task: Any, line: str) -> AttentionRecord:
 
 
 def lowest_entropy_layer(layers: list[Tensor]) -> int:
-    """Return the index of the layer [h q k] whose attention is most like an alignment of words.
+    """Return the index of the layer [h q k] whose mean of heads has the lowest mean entropy.
 
-    It has the lowest entropy −Σ_k p log p, averaged over queries, where p are the normalised
-    weights of the mean over heads.
+    Such attention is most like an alignment of words. The entropy of a query is −Σ_k p log p.
     """
     means = [normalise_weights(layer.mean(0)) for layer in layers]
     entropies = [-torch.xlogy(mean, mean).sum(-1).mean().item() for mean in means]

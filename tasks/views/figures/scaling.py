@@ -41,8 +41,8 @@ def draw_scaling() -> Figure:
     scaled = {width: scores[width] / math.sqrt(width) for width in WIDTHS}
     figure = style.new_figure(9.4, 6.4)
     (left, right), (weight, gradient) = figure.subplots(2, 2)
-    draw_histograms(left, scores, 60)
-    draw_histograms(right, scaled, 4)
+    draw_histograms(left, "Scores q·k: wider vectors, larger scores", scores, 60)
+    draw_histograms(right, "Scores q·k/√d: alike at every width", scaled, 4)
     for by_width, colour, name in (
         (scores, style.RED, "without /√d"),
         (scaled, style.BLUE, "with /√d"),
@@ -51,24 +51,21 @@ def draw_scaling() -> Figure:
         weight.plot(WIDTHS, [largest_weight(x) for x in by_width.values()], **options)
         gradient.plot(WIDTHS, [gradient_norm(x) for x in by_width.values()], **options)
     weight.set(ylim=(0, 1.02), ylabel=f"largest of {KEYS} weights")
+    weight.set(title="Large scores: one key takes all the weight")
     gradient.set(ylim=(0, None), ylabel="norm of ∂ weights / ∂ scores")
-    for axis, title in (
-        (left, "Scores q·k: wider vectors, larger scores"),
-        (right, "Scores q·k/√d: alike at every width"),
-        (weight, "Large scores: one key takes all the weight"),
-        (gradient, "Large scores: the gradient nearly vanishes"),
-    ):
-        axis.set_title(title, fontsize=style.LABEL_SIZE)
-        style.despine(axis)
+    gradient.set(title="Large scores: the gradient nearly vanishes")
     for axis in (weight, gradient):
         axis.set_xscale("log", base=2)
         axis.set_xticks(WIDTHS[::2], map(str, WIDTHS[::2]))
         axis.set_xlabel("d, the width of queries and keys")
         axis.legend(frameon=False, fontsize=style.TEXT_SIZE)
+    for axis in figure.axes:
+        axis.title.set_fontsize(style.LABEL_SIZE)
+        style.despine(axis)
     return figure
 
 
-def draw_histograms(axis: Axes, scores: dict[int, Tensor], limit: float) -> None:
+def draw_histograms(axis: Axes, title: str, scores: dict[int, Tensor], limit: float) -> None:
     """Draw the distributions of scores between −limit and limit for some widths."""
     for width, colour in HISTOGRAM_COLOURS.items():
         values = scores[width].flatten()
@@ -78,5 +75,5 @@ def draw_histograms(axis: Axes, scores: dict[int, Tensor], limit: float) -> None
         options |= {"linewidth": 2, "label": label}
         axis.hist(values.numpy(), histtype="step", color=colour, **options)
     axis.margins(y=0.5)
-    axis.set(xlabel="score", ylabel="density", yticks=[])
+    axis.set(title=title, xlabel="score", ylabel="density", yticks=[])
     axis.legend(frameon=False, fontsize=style.TEXT_SIZE, loc="upper left", handlelength=1.2)

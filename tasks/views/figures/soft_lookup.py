@@ -27,6 +27,7 @@ def draw_soft_lookup() -> Figure:
     axes = figure.subplots(1, 3, width_ratios=(1.15, 0.95, 1.15))
     for draw, axis in zip((draw_meanings, draw_weights, draw_curves), axes, strict=True):
         draw(axis)
+        axis.title.set_fontsize(style.LABEL_SIZE)
         style.despine(axis)
     return figure
 
@@ -44,7 +45,7 @@ def draw_meanings(axis: Axes) -> None:
     axis.axvline(0, color=style.GREY, linewidth=0.6, zorder=0)
     axis.set(xlim=(-0.8, 1.25), ylim=(-0.2, 1.0), xticks=[], yticks=[])
     axis.set(xlabel="about what a thing is", ylabel="about how it looks")
-    axis.set_title("Keys and the query,\na word that is no key", fontsize=style.LABEL_SIZE)
+    axis.set_title("Keys and the query,\na word that is no key")
 
 
 def draw_weights(axis: Axes) -> None:
@@ -53,8 +54,7 @@ def draw_weights(axis: Axes) -> None:
     bars = axis.bar(names, value_weights(1.0), color=colours, width=0.65)
     axis.bar_label(bars, fmt="%.2f", fontsize=style.LABEL_SIZE, padding=2)
     axis.set(ylim=(0, 1), ylabel="weight", xlabel="value")
-    title = "All values have a weight,\nthe nearest key the largest"
-    axis.set_title(title, fontsize=style.LABEL_SIZE)
+    axis.set_title("All values have a weight,\nthe nearest key the largest")
     axis.tick_params(axis="x", labelsize=style.LABEL_SIZE)
 
 
@@ -69,7 +69,7 @@ def draw_curves(axis: Axes) -> None:
     axis.set_xticks([0.01, 0.1, 1, 10], ["0.01", "0.1", "1", "10"])
     for key, point in (("type", (0.013, 0.92)), ("color", (0.13, 0.29)), ("age", (1.6, 0.1))):
         draw_label(axis, point, repr(ENTRIES[key]), COLOURS[key])
-    axis.set_title("Low τ: a normal dictionary;\nhigh τ: an average", fontsize=style.LABEL_SIZE)
+    axis.set_title("Low τ: a normal dictionary;\nhigh τ: an average")
 
 
 def draw_label(axis: Axes, point: tuple[float, float], text: str, colour: str) -> None:
