@@ -34,13 +34,9 @@ SVG_SETTINGS: Any = {
 
 def series_style(index: int) -> dict[str, Any]:
     """Return colour, marker and dashes of a series; those of the first 28 series differ."""
-    return {
-        "color": COLOURS[index % len(COLOURS)],
-        "marker": MARKERS[index % len(MARKERS)],
-        "linestyle": DASHES[index % len(DASHES)],
-        "markersize": 6,
-        "linewidth": 1.8,
-    }
+    colour, marker, dashes = (each[index % len(each)] for each in (COLOURS, MARKERS, DASHES))
+    sizes = {"markersize": 6, "linewidth": 1.8}
+    return {"color": colour, "marker": marker, "linestyle": dashes, **sizes}
 
 
 def style_axes(axes: Axes) -> None:
