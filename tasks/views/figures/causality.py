@@ -1,9 +1,7 @@
 """The picture of causal attention: a word changes no output before it."""
 
 import torch
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.image import AxesImage
 from torch import Tensor
 
 from attention_zoo.factory import create_attention
@@ -12,7 +10,7 @@ from attention_zoo.tasks.views.figures.seeding import fixed_seed
 from attention_zoo.zoo import Role
 
 WORDS = ("quarta-feira", ",", "4", "de", "março", "de", "2026")
-REPLACED = 4  # index of the word in the upper panels
+REPLACED = 4  # index of the word that is replaced in the upper panels
 MAX_CHANGE = 1.6
 
 
@@ -38,32 +36,21 @@ def draw_causality() -> Figure:
     roles: tuple[Role, Role] = ("causal", "global")
     for bar, grid, role in zip(bars, maps, roles, strict=True):
         changes = output_changes(role, len(WORDS))
-        draw_changes_of_one_word(bar, changes[REPLACED])
-        image = draw_changes_of_all_words(grid, changes)
+        style.draw_bars(bar, WORDS, changes[REPLACED].tolist())
+        bar.patches[REPLACED].set_facecolor(style.RED)
+        for number in bar.texts:
+            number.set(va="center_baseline")  # as the words
+        bar.set(xlim=(0, MAX_CHANGE), ylim=(len(WORDS) - 0.4, -0.6), xlabel="change of the output")
         bar.set_title(f"{role}: “{WORDS[REPLACED]}” is replaced", fontsize=style.TITLE_SIZE)
+        # An output that does not change at all is grey.
+        cells = changes.T.masked_fill(changes.T == 0, float("nan"))
+        colours = style.SEQUENTIAL.with_extremes(bad=style.EMPTY)
+        image = grid.imshow(cells.numpy(), cmap=colours, vmin=0, vmax=MAX_CHANGE, aspect="auto")
+        style.label_cells(grid, WORDS, WORDS, rotation=35, ha="right", rotation_mode="anchor")
+        grid.set_xlabel("word that is replaced")
         grid.set_title(f"{role}: each word is replaced in turn", fontsize=style.TITLE_SIZE)
         for axis in (bar, grid):
             axis.set_ylabel("output at")
             axis.tick_params(length=0, labelsize=style.TEXT_SIZE)
     figure.colorbar(image, ax=maps, label="change of the output; grey: none", pad=0.01)
     return figure
-
-
-def draw_changes_of_one_word(axis: Axes, changes: Tensor) -> None:
-    """Draw the change of every output as a bar."""
-    style.draw_bars(axis, WORDS, changes.tolist())
-    axis.patches[REPLACED].set_facecolor(style.RED)
-    for number in axis.texts:
-        number.set(va="center_baseline")  # as the words
-    axis.set(xlim=(0, MAX_CHANGE), ylim=(len(WORDS) - 0.4, -0.6), xlabel="change of the output")
-
-
-def draw_changes_of_all_words(axis: Axes, changes: Tensor) -> AxesImage:
-    """Draw the change of every output, by the word that is replaced."""
-    colours = style.SEQUENTIAL.with_extremes(bad=style.EMPTY)
-    # An output that does not change at all is grey.
-    cells = changes.T.masked_fill(changes.T == 0, float("nan"))
-    image = axis.imshow(cells.numpy(), cmap=colours, vmin=0, vmax=MAX_CHANGE, aspect="auto")
-    style.label_cells(axis, WORDS, WORDS, rotation=35, ha="right", rotation_mode="anchor")
-    axis.set_xlabel("word that is replaced")
-    return image

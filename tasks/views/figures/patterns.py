@@ -45,10 +45,8 @@ def draw_masks() -> Figure:
     """Draw all mask patterns of the zoo, by family.
 
     They are the fields of `Mask`, alone and together, and mechanisms with a pattern of their own:
-    with a window, another `is_visible`, or weights of zero that depend on content. A mechanism is
-    global attention if it can be, else causal attention, with options small enough for the picture.
-    Patterns that depend on content are one example, of random tokens and an untrained mechanism:
-    the weights of its first head, relative to the largest of each row.
+    with a window, another `is_visible`, or weights of zero that depend on content. The last are one
+    example: the weights of the first head of an untrained mechanism over random tokens.
     """
     thumbnails = [*mask_thumbnails(), *pattern_thumbnails()]
     figure, bar = draw_thumbnails("Masks", thumbnails, style.SEQUENTIAL, low=0.0)
@@ -60,10 +58,9 @@ def draw_masks() -> Figure:
 def draw_biases() -> Figure:
     """Draw all score biases of the zoo, by family.
 
-    They are what encodings add to the scores of causal attention. Each encoding has its own colour
-    scale, and shows its first two heads. Learned biases are drawn as they are initialised; tables
-    of zeros, which would show nothing, get random values. Biases that depend on content are one
-    example, of random tokens.
+    They are what encodings add to the scores of the first two heads of causal attention. Learned
+    biases are drawn as they are initialised; tables of zeros, which would show nothing, get random
+    values. Biases that depend on content are one example, of random tokens.
     """
     figure, bar = draw_thumbnails("Score biases", bias_thumbnails(), style.DIVERGING, low=-1.0)
     bar.set_ticks([-1, 0, 1], labels=["less attention", "nothing added", "more attention"])

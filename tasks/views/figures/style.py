@@ -45,8 +45,7 @@ def new_canvas(width: float, height: float) -> tuple[Figure, Axes]:
     """Return a figure and axes that fill it, in inches from the lower left corner."""
     figure = new_figure(width, height)
     figure.set_layout_engine("none")
-    axis = figure.add_axes((0, 0, 1, 1))
-    axis.set(xlim=(0, width), ylim=(0, height))
+    axis = figure.add_axes((0, 0, 1, 1), xlim=(0, width), ylim=(0, height))
     axis.set_axis_off()
     return figure, axis
 
