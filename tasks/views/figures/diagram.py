@@ -246,7 +246,8 @@ def summarize_stack(
 ) -> StackSummary:
     """Summarize an encoder, which has no head, or a decoder."""
     before = (embedding, *summarize_position(stack.position))
-    after = () if isinstance(stack.norm, nn.Identity) else (summarize_norm(stack.norm),)
+    norm = ModuleSummary("norm", type(stack.norm).__name__)
+    after = () if isinstance(stack.norm, nn.Identity) else (norm,)
     outputs = None
     if head is not None:
         after, outputs = (*after, head), "logits of the next token"
@@ -270,7 +271,7 @@ def summarize_sublayer(sublayer: Sublayer) -> SublayerSummary:
         module, reads_memory = summarize_attention(sublayer.attention), sublayer.role == "cross"
     else:
         module, reads_memory = summarize_feed_forward(cast(FeedForward, sublayer)), False
-    norm = summarize_norm(sublayer.norm)
+    norm = ModuleSummary("norm", type(sublayer.norm).__name__)
     inside, after = ((norm, module), ()) if sublayer.pre_norm else ((module,), (norm,))
     return SublayerSummary(inside, after, reads_memory)
 
@@ -312,11 +313,6 @@ def summarize_feed_forward(feed_forward: FeedForward) -> ModuleSummary:
     dim, ffn_dim = feed_forward.contract.out_features, feed_forward.contract.in_features
     facts = f"{dim:,} → {ffn_dim:,} → {dim:,}", feed_forward.activation
     return ModuleSummary("feed_forward", "feed-forward", facts)
-
-
-def summarize_norm(norm: nn.Module) -> ModuleSummary:
-    """Summarize a norm by its class."""
-    return ModuleSummary("norm", type(norm).__name__)
 
 
 def summarize_embedding(embedding: TokenEmbedding, owner: str | None = None) -> ModuleSummary:

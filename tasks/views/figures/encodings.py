@@ -68,7 +68,12 @@ def draw_positional_encodings() -> Figure:
         colours: style.Options = {"cmap": style.DIVERGING, "vmin": -limit, "vmax": limit}
         draw_image(image, title, values, **colours)
         image.set(xlabel="channel", ylabel="position")
-        draw_products(curve, values / values.norm(dim=-1).mean())
+        means, deviations = products_by_distance(values / values.norm(dim=-1).mean())
+        band = means - deviations, means + deviations
+        curve.fill_between(range(LENGTH), *band, color=style.BLUE, alpha=0.2)
+        curve.plot(means, color=style.BLUE, linewidth=2)
+        curve.axhline(0, color=style.GREY, linewidth=0.8)
+        curve.set(ylim=(-0.5, 1.05), ylabel="dot product of positions")
     draw_alibi(images[3], curves[3])
     for curve in curves:
         curve.set(xlim=(0, MAX_DISTANCE), xlabel="distance")
@@ -83,16 +88,6 @@ def draw_image(axis: Axes, title: str, values: Tensor, **options: Any) -> None:
     bar = axis.figure.colorbar(image, ax=axis, aspect=30, pad=0.03)
     bar.ax.tick_params(labelsize=style.NOTE_SIZE, length=2)
     bar.ax.locator_params(nbins=5)
-
-
-def draw_products(axis: Axes, vectors: Tensor) -> None:
-    """Draw the dot products of the vectors of two positions by their distance."""
-    means, deviations = products_by_distance(vectors)
-    band = means - deviations, means + deviations
-    axis.fill_between(range(LENGTH), *band, color=style.BLUE, alpha=0.2)
-    axis.plot(means, color=style.BLUE, linewidth=2)
-    axis.axhline(0, color=style.GREY, linewidth=0.8)
-    axis.set(ylim=(-0.5, 1.05), ylabel="dot product of positions")
 
 
 def draw_alibi(image: Axes, curve: Axes) -> None:
