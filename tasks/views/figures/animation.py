@@ -17,9 +17,7 @@ from attention_zoo.tasks.views.figures.cross_attention import (
 )
 
 _ROW = 0.3  # height of a token, in inches
-_WIDTH = 6.0  # inches
 _SOURCE, _TARGET = 0.36, 0.64  # ends of the lines, as fractions of the width
-_FIRST, _NEXT, _LAST = 1200, 700, 5000  # durations of frames, in milliseconds
 
 
 def animate_translation(task: Any, line: str, path: Path) -> None:
@@ -40,7 +38,7 @@ def animate_translation(task: Any, line: str, path: Path) -> None:
     # One palette keeps colours from flickering; the frame of the last token has most colours.
     palette = images[count].quantize(64, method=Quantize.MAXCOVERAGE)
     frames = [image.quantize(palette=palette, dither=Dither.NONE) for image in images]
-    durations = [_FIRST, *[_NEXT] * count, _LAST]
+    durations = [1200, *[700] * count, 5000]  # milliseconds
     frames[0].save(path, save_all=True, append_images=frames[1:], duration=durations, loop=0)
 
 
@@ -50,7 +48,7 @@ def draw_frame(source: list[str], target: list[str], weights: Tensor, length: in
     The last of them is highlighted. If `length` exceeds the number of tokens, none is.
     """
     height = _ROW * (max(len(source), len(target)) + 1.9)
-    figure, axis = style.new_canvas(_WIDTH, height)
+    figure, axis = style.new_canvas(6, height)
     axis.set(xlim=(0, 1), ylim=(height / _ROW - 1.6, -1.6))
     left: style.Options = {"ha": "right", "size": style.HEADING_SIZE}
     right: style.Options = {"ha": "left", "size": style.HEADING_SIZE}

@@ -20,8 +20,6 @@ from attention_zoo.tasks.views.figures import style
 _MARKS = ",.;:!?"
 _WORD = re.compile(rf"[^\s{_MARKS}]+(?:[{_MARKS}]+[^\s{_MARKS}]+)*|[{_MARKS}]|\s+\Z")
 _LETTER = 0.105  # width of a letter of a label, in inches
-_MIN_CELL = 0.45  # width of a cell that has room for a number, in inches
-_MIN_WEIGHT = 0.1  # smaller weights get no number
 
 
 class Words(NamedTuple):
@@ -55,7 +53,7 @@ def draw_cross_attention(task: Any, line: str) -> Figure:
     for row, column in enumerate(weights.argmax(1).tolist()):
         corner = (column - 0.47, row - 0.47)
         axis.add_patch(Rectangle(corner, 0.94, 0.94, fill=False, ec=style.RED, linewidth=3))
-    labelled = weights >= (_MIN_WEIGHT if cell >= _MIN_CELL else math.inf)
+    labelled = weights >= (0.1 if cell >= 0.45 else math.inf)  # Small cells lack room for a number.
     for row, column in labelled.nonzero().tolist():
         weight = weights[row, column].item()
         colour = style.BLACK if weight - low > 0.55 * (high - low) else "white"

@@ -35,7 +35,6 @@ _CAPTION = 0.85  # below the first arrow
 _TITLE = 0.75  # above the last arrow
 _HALF_FRAME = _BOX / 2 + _BYPASS + _MARGIN  # on the side of the residual connections
 _OUTER, _INNER = _HALF_FRAME + _SIDE, _BOX / 2 + _MARGIN  # halves of a stack
-_CHARACTERS = 34  # of a line in a box
 _COLOURS = {
     "embedding": style.PINK,
     "position": style.BLUE,
@@ -180,7 +179,7 @@ class _StackDrawing:
         """Draw each module as a box, with an arrow to it."""
         for module in modules:
             self.advance(_GAP, arrow=True)
-            lines = [line for fact in module.facts for line in textwrap.wrap(fact, _CHARACTERS)]
+            lines = [line for fact in module.facts for line in textwrap.wrap(fact, width=34)]
             height = _LINE * (1 + len(lines)) + 2 * _PADDING
             corner, colour = (self.x - _BOX / 2, self.y), _COLOURS[module.kind]
             shape = BoxStyle.Round(pad=0, rounding_size=0.08)

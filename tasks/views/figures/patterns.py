@@ -27,7 +27,6 @@ _LENGTH, _HEADS, _DIM = 48, 4, 32
 _MAX_OPTION = 4  # of options that count tokens: patterns must fit into so few tokens
 _SIMILAR = 6  # neighbouring tokens that share content
 _COLUMNS = 6
-_BIAS_HEADS = 2  # that are drawn
 _SIZE = 1.35  # of a thumbnail, in inches
 
 
@@ -148,7 +147,7 @@ def bias_thumbnails() -> list[Thumbnail]:
         kinds = ["learned"] if learned else []
         if "content" in card.acts:
             kinds.append("by content")
-        bias = bias.masked_fill(~causal, torch.nan)[:_BIAS_HEADS]
+        bias = bias.masked_fill(~causal, torch.nan)[:2]
         limit = bias.nan_to_num().abs().max().item()
         family = entry_family(POSITION[card.name])
         for head, values in enumerate(bias, start=1):

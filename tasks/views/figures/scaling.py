@@ -11,7 +11,6 @@ from attention_zoo.tasks.views.figures import style
 from attention_zoo.tasks.views.figures.seeding import fixed_seed
 
 WIDTHS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
-HISTOGRAM_COLOURS = {4: style.BLUE, 64: style.ORANGE, 1024: style.GREEN}  # by width
 KEYS = 16
 
 
@@ -67,7 +66,7 @@ def draw_scaling() -> Figure:
 
 def draw_histograms(axis: Axes, title: str, scores: dict[int, Tensor], limit: float) -> None:
     """Draw the distributions of scores between −limit and limit for some widths."""
-    for width, colour in HISTOGRAM_COLOURS.items():
+    for width, colour in ((4, style.BLUE), (64, style.ORANGE), (1024, style.GREEN)):
         values = scores[width].flatten()
         label = f"d = {width}: standard deviation {values.std():.0f}"
         options: style.Options = {"bins": 40, "range": (-limit, limit), "density": True}

@@ -18,6 +18,8 @@ CELL = 0.34  # inches
 SKIPPED = "no scale, no softmax"
 # The operators between matrices, and their widths in inches. The last fills two missing steps.
 OPERATORS = {"·": 0.22, "=": 0.3, "/√3  =": 0.62, "softmax": 0.7, SKIPPED: 2.38}
+# By name: values, colours, and the number of decimals.
+Matrices = dict[str, tuple[Tensor, style.ColourMap, int]]
 
 
 class AttentionSteps(NamedTuple):
@@ -55,39 +57,33 @@ def compute_steps(attention: SoftmaxAttention, x: Tensor) -> AttentionSteps:
     return AttentionSteps(queries, keys, values, scores, scaled, weights, *outputs)
 
 
-class Matrix(NamedTuple):
-    """A matrix in the picture."""
-
-    name: str
-    values: Tensor
-    colour_map: style.ColourMap
-    decimals: int
-
-
 def draw_steps() -> Figure:
     """Draw QKᵀ V in numbers, and softmax(QKᵀ/√3) V in numbers."""
     steps = compute_steps(create_identity_attention(3), VECTORS)
     small, medium, large = map(signed_colours, (3.0, 10.0, 30.0))
-    q = Matrix("Q", steps.queries, small, 0)
-    k = Matrix("Kᵀ", steps.keys.T, small, 0)
-    v = Matrix("V", steps.values, small, 0)
-    scores = Matrix("QKᵀ", steps.scores, medium, 0)
-    unnormalised = Matrix("QKᵀ V", steps.unnormalised_output, large, 0)
-    scaled_scores = Matrix("QKᵀ/√3", steps.scaled_scores, medium, 1)
-    weights = Matrix("weights", steps.weights, style.SEQUENTIAL, 2)
-    output = Matrix("weights · V", steps.output, small, 1)
+    matrices: Matrices = {
+        "Q": (steps.queries, small, 0),
+        "Kᵀ": (steps.keys.T, small, 0),
+        "V": (steps.values, small, 0),
+        "QKᵀ": (steps.scores, medium, 0),
+        "QKᵀ V": (steps.unnormalised_output, large, 0),
+        "QKᵀ/√3": (steps.scaled_scores, medium, 1),
+        "weights": (steps.weights, style.SEQUENTIAL, 2),
+        "weights · V": (steps.output, small, 1),
+    }
     figure, axis = style.new_canvas(10.0, 4.9)
     title = "Without scale and softmax: the larger the scores, the larger the outputs"
-    draw_row(axis, 4.0, title, q, "·", k, "=", scores, SKIPPED, "·", v, "=", unnormalised)
+    parts = ["Q", "·", "Kᵀ", "=", "QKᵀ", SKIPPED, "·", "V", "=", "QKᵀ V"]
+    draw_row(axis, 4.0, title, parts, matrices)
     title = (
         "With them: every row of weights adds up to 1, so that outputs are averages of rows of V"
     )
-    parts = (q, "·", k, "/√3  =", scaled_scores, "softmax", weights, "·", v, "=", output)
-    draw_row(axis, 1.6, title, *parts)
+    parts = ["Q", "·", "Kᵀ", "/√3  =", "QKᵀ/√3", "softmax", "weights", "·", "V", "=", "weights · V"]
+    draw_row(axis, 1.6, title, parts, matrices)
     return figure
 
 
-def draw_row(axis: Axes, top: float, title: str, *parts: Matrix | str) -> None:
+def draw_row(axis: Axes, top: float, title: str, parts: list[str], matrices: Matrices) -> None:
     """Draw an equation of matrices and operators from left to right."""
     options: style.Options = {"ha": "left", "va": "center_baseline", "fontweight": "bold"}
     style.draw_text(axis, 0.12, top + 0.62, title, size=style.TITLE_SIZE, **options)
@@ -95,20 +91,20 @@ def draw_row(axis: Axes, top: float, title: str, *parts: Matrix | str) -> None:
     for row, word in enumerate(WORDS):
         style.draw_token(axis, left - 0.08, top - (row + 0.5) * CELL, word, ha="right")
     for part in parts:
-        if isinstance(part, str):
+        if part in matrices:
+            values, colours, decimals = matrices[part]
+            rows, columns = values.shape
+            width = columns * CELL
+            # The middles of all matrices are at one height.
+            corner = left, top - (4 - rows) / 2 * CELL
+            style.draw_matrix(axis, values.tolist(), corner, CELL, colours, decimals)
+            name = f"{part}\n[{rows} × {columns}]"
+            style.draw_text(axis, left + width / 2, top + 0.07, name, va="bottom")
+        else:
             width = OPERATORS[part]
             colour = style.GREY if part == SKIPPED else style.BLACK
             options = {"va": "center_baseline", "size": style.LABEL_SIZE, "color": colour}
             style.draw_text(axis, left + width / 2, top - 2 * CELL, part, **options)
-        else:
-            rows, columns = part.values.shape
-            width = columns * CELL
-            # The middles of all matrices are at one height.
-            corner = left, top - (4 - rows) / 2 * CELL
-            cells = part.values.tolist(), corner, CELL, part.colour_map, part.decimals
-            style.draw_matrix(axis, *cells)
-            name = f"{part.name}\n[{rows} × {columns}]"
-            style.draw_text(axis, left + width / 2, top + 0.07, name, va="bottom")
         left += width
 
 
