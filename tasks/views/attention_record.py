@@ -36,11 +36,7 @@ class AttentionRecord(NamedTuple):
         return (encoder, encoder) if role == "encoder" else (decoder, decoder)
 
     def weights(self, role: str, layer: int) -> Tensor:
-        """Return the map [h q k] of a layer, counted from 0, on the CPU.
-
-        Raises:
-            ValueError: there is no such map, or it does not fit its tokens.
-        """
+        """Return the map [h q k] of a layer, counted from 0, on the CPU; refuse a wrong one."""
         if role not in self.maps:
             raise ValueError(f"role must be one of {', '.join(self.maps)}, got {role!r}.")
         layers = self.maps[role]

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from PIL.Image import Dither, Image, Quantize, fromarray
+from PIL.Image import Dither, Quantize, fromarray
 from torch import Tensor
 
 from attention_zoo.tasks.views.figures import style
@@ -34,7 +34,12 @@ def animate_translation(task: Any, line: str, path: Path) -> None:
     weights = normalise_weights(layers[lowest_entropy_layer(layers)].mean(0))
     source, target = record.source_tokens, record.target_tokens
     count = len(target)
-    images = [render(draw_frame(source, target, weights, x)) for x in range(count + 2)]
+    images = []
+    for length in range(count + 2):
+        canvas = draw_frame(source, target, weights, length).canvas
+        canvas.draw()
+        pixels = np.asarray(canvas.buffer_rgba())  # type: ignore[attr-defined]
+        images.append(fromarray(pixels).convert("RGB"))
     # One palette keeps colours from flickering; the frame of the last token has most colours.
     palette = images[count].quantize(64, method=Quantize.MAXCOVERAGE)
     frames = [image.quantize(palette=palette, dither=Dither.NONE) for image in images]
@@ -43,10 +48,7 @@ def animate_translation(task: Any, line: str, path: Path) -> None:
 
 
 def draw_frame(source: list[str], target: list[str], weights: Tensor, length: int) -> Figure:
-    """Draw the first tokens of a translation, with their weights [q k] from 0 to 1.
-
-    The last of them is highlighted. If `length` exceeds the number of tokens, none is.
-    """
+    """Draw the first tokens of a translation with weights [q k], and highlight the last of them."""
     height = _ROW * (max(len(source), len(target)) + 1.9)
     figure, axis = style.new_canvas(6, height)
     axis.set(xlim=(0, 1), ylim=(height / _ROW - 1.6, -1.6))
@@ -58,7 +60,7 @@ def draw_frame(source: list[str], target: list[str], weights: Tensor, length: in
         style.draw_token(axis, _SOURCE - 0.02, key, token, color=style.BLACK, **left)
     for query, token in enumerate(target[:length]):
         row, text_style = weights[query], {"color": style.BLACK}
-        if query == length - 1:
+        if query == length - 1:  # None is, if `length` exceeds the number of tokens.
             text_style = {"color": style.RED, "fontweight": "bold"}
             draw_lines(axis, row, query, style.RED)
             for key, weight in enumerate(row.tolist()):
@@ -68,12 +70,6 @@ def draw_frame(source: list[str], target: list[str], weights: Tensor, length: in
             draw_lines(axis, row * (row == row.max()), query, style.BLUE)
         style.draw_token(axis, _TARGET + 0.02, query, token, **text_style, **right)
     return figure
-
-
-def render(figure: Figure) -> Image:
-    """Return the pixels of a figure."""
-    figure.canvas.draw()
-    return fromarray(np.asarray(figure.canvas.buffer_rgba())).convert("RGB")  # type: ignore[attr-defined]
 
 
 def draw_lines(axis: Axes, weights: Tensor, query: int, colour: str) -> None:

@@ -31,8 +31,7 @@ _MARGIN = 0.14  # between the layers and their frame
 _SIDE = 1.05  # beside a frame, for the number of its layers
 _MIDDLE = 0.6  # between two frames, for the memory
 _EDGE = 0.15  # around the diagram
-_CAPTION = 0.85  # below the first arrow
-_TITLE = 0.75  # above the last arrow
+_CAPTION, _TITLE = 0.85, 0.75  # below the first arrow, and above the last one
 _HALF_FRAME = _BOX / 2 + _BYPASS + _MARGIN  # on the side of the residual connections
 _OUTER, _INNER = _HALF_FRAME + _SIDE, _BOX / 2 + _MARGIN  # halves of a stack
 _COLOURS = {
@@ -79,7 +78,7 @@ class StackSummary(NamedTuple):
     modules_before: tuple[ModuleSummary, ...]
     layer_groups: tuple[LayerGroup, ...]
     modules_after: tuple[ModuleSummary, ...]
-    outputs: str | None  # None for an encoder, whose output is the memory of the decoder
+    outputs: str  # empty for an encoder, whose output is the memory of the decoder
 
 
 def draw_architecture(model: nn.Module) -> Figure:
@@ -93,12 +92,18 @@ def draw_architecture(model: nn.Module) -> Figure:
     left = _EDGE
     for stack in summarize_model(model):
         # Residual connections and numbers of layers are at the outer side of a stack.
-        outer = -1 if stack.outputs is None else 1
+        outer = 1 if stack.outputs else -1
         drawings.append(_StackDrawing(axis, left + (_OUTER if outer < 0 else _INNER), outer))
         drawings[-1].draw_stack(stack)
         left += _OUTER + _INNER + _MIDDLE
     if len(drawings) == 2:
-        _draw_memory(*drawings)
+        encoder, decoder = drawings
+        middle = (encoder.x + decoder.x) / 2
+        start = [(encoder.x, encoder.y), (middle, encoder.y)]
+        for height in decoder.memory_heights:
+            end = [(middle, height), (decoder.x - _BOX / 2, height)]
+            encoder.draw_line([*start, *end], arrow=True)
+        encoder.draw_text(encoder.y + 0.14, "memory", size=style.LABEL_SIZE)
     width = left - _MIDDLE + _EDGE
     height = max(drawing.y for drawing in drawings) + _TITLE
     title = f"{type(model).__name__}, {count_parameters(model):,} parameters"
@@ -128,9 +133,8 @@ class _StackDrawing:
         for group in stack.layer_groups:
             self.draw_layer_group(group, is_only=len(stack.layer_groups) == 1)
         self.draw_modules(stack.modules_after)
-        self.advance(_GAP, arrow=stack.outputs is not None)
-        if stack.outputs is not None:
-            self.draw_text(self.y + 0.12, stack.outputs, size=style.LABEL_SIZE)
+        self.advance(_GAP, arrow=bool(stack.outputs))
+        self.draw_text(self.y + 0.12, stack.outputs, size=style.LABEL_SIZE)
 
     def draw_layer_group(self, group: LayerGroup, *, is_only: bool) -> None:
         """Draw a group of layers in a frame, with the number of layers beside it."""
@@ -209,16 +213,6 @@ class _StackDrawing:
         style.draw_text(self.axis, y=y, text=text, **defaults | options)
 
 
-def _draw_memory(encoder: _StackDrawing, decoder: _StackDrawing) -> None:
-    """Draw arrows from the top of the encoder to the boxes that read the memory."""
-    middle = (encoder.x + decoder.x) / 2
-    start = [(encoder.x, encoder.y), (middle, encoder.y)]
-    for height in decoder.memory_heights:
-        end = [(middle, height), (decoder.x - _BOX / 2, height)]
-        encoder.draw_line([*start, *end], arrow=True)
-    encoder.draw_text(encoder.y + 0.14, "memory", size=style.LABEL_SIZE)
-
-
 def summarize_model(model: nn.Module) -> tuple[StackSummary, ...]:
     """Summarize encoder and decoder of a `Seq2Seq`, or the decoder of a `LanguageModel`.
 
@@ -234,7 +228,7 @@ def summarize_model(model: nn.Module) -> tuple[StackSummary, ...]:
         )
     source = summarize_embedding(model.source_embedding)
     shared = model.target_embedding is model.source_embedding
-    target = summarize_embedding(model.target_embedding, "the source's" if shared else None)
+    target = summarize_embedding(model.target_embedding, is_shared=shared)
     head = summarize_head(model.head, model.target_embedding)
     encoder = summarize_stack(model.encoder, "source tokens", source, None)
     return encoder, summarize_stack(model.decoder, "target tokens", target, head)
@@ -247,9 +241,7 @@ def summarize_stack(
     before = (embedding, *summarize_position(stack.position))
     norm = ModuleSummary("norm", type(stack.norm).__name__)
     after = () if isinstance(stack.norm, nn.Identity) else (norm,)
-    outputs = None
-    if head is not None:
-        after, outputs = (*after, head), "logits of the next token"
+    after, outputs = ((*after, head), "logits of the next token") if head else (after, "")
     title, parameters, groups = type(stack).__name__, count_parameters(stack), group_layers(stack)
     return StackSummary(title, parameters, inputs, before, groups, after, outputs)
 
@@ -292,17 +284,14 @@ def summarize_attention(attention: Attention) -> ModuleSummary:
 
 
 def position_sites(attention: Attention) -> list[Site]:
-    """Return where the encoding of an attention acts inside it.
-
-    An encoding may skip a layer: then its `rotate` returns the queries themselves.
-    """
+    """Return where the encoding of an attention acts inside it."""
     position = attention.position
     sites = [site for site in position.card.acts if site not in BEFORE_ATTENTION]
     if "heads" in sites:
         device = next(attention.parameters()).device
         heads = torch.zeros(1, position.heads, 1, position.head_dim, device=device)
         positions = torch.ones(1, 1, dtype=torch.long, device=device)
-        if position.rotate(heads, heads, positions)[0] is heads:
+        if position.rotate(heads, heads, positions)[0] is heads:  # It skips this layer.
             sites.remove("heads")
     return sites
 
@@ -314,10 +303,10 @@ def summarize_feed_forward(feed_forward: FeedForward) -> ModuleSummary:
     return ModuleSummary("feed_forward", "feed-forward", facts)
 
 
-def summarize_embedding(embedding: TokenEmbedding, owner: str | None = None) -> ModuleSummary:
-    """Summarize an embedding; `owner` is set if it uses the table of another one."""
+def summarize_embedding(embedding: TokenEmbedding, *, is_shared: bool = False) -> ModuleSummary:
+    """Summarize an embedding, which may share the table of the source."""
     size = f"{embedding.num_embeddings:,} × {embedding.embedding_dim:,}"
-    table = f"{count_parameters(embedding):,} parameters" if owner is None else f"{owner} table"
+    table = "the source's table" if is_shared else f"{count_parameters(embedding):,} parameters"
     return ModuleSummary("embedding", "token embedding", (size, table))
 
 

@@ -25,10 +25,7 @@ def create_encoding(name: str, **options: Any) -> PositionalEncoding:
 
 @torch.no_grad()
 def position_vectors(name: str, **options: Any) -> Tensor:
-    """Return the vector [t c] that an encoding adds at each position.
-
-    For an encoding of queries and keys, return what it makes of constant heads of length 1.
-    """
+    """Return the vectors [t c] that an encoding adds, or makes of constant queries."""
     encoding = create_encoding(name, **options)
     positions = torch.arange(LENGTH)[None]
     if "embeddings" in encoding.card.acts:
@@ -71,7 +68,7 @@ def draw_positional_encodings() -> Figure:
         means, deviations = products_by_distance(values / values.norm(dim=-1).mean())
         band = means - deviations, means + deviations
         curve.fill_between(range(LENGTH), *band, color=style.BLUE, alpha=0.2)
-        curve.plot(means, color=style.BLUE, linewidth=2)
+        curve.plot(means.numpy(), color=style.BLUE, linewidth=2)
         curve.axhline(0, color=style.GREY, linewidth=0.8)
         curve.set(ylim=(-0.5, 1.05), ylabel="dot product of positions")
     draw_alibi(images[3], curves[3])
@@ -96,7 +93,7 @@ def draw_alibi(image: Axes, curve: Axes) -> None:
     title = f"ALiBi\nadded to scores (head {HEADS // 2 + 1})"
     draw_image(image, title, bias[HEADS // 2], cmap=style.SEQUENTIAL)
     image.set(xlabel="key", ylabel="query")
-    curve.plot(bias[:, 0].T, color=style.BLUE, linewidth=1.6)
+    curve.plot(bias[:, 0].T.numpy(), color=style.BLUE, linewidth=1.6)
     style.draw_text(curve, 4, -14.5, "head 1", ha="left", va="baseline")
     style.draw_text(curve, MAX_DISTANCE, 0.4, f"head {HEADS}", ha="right", va="bottom")
     curve.set(ylim=(-16, 2.4), ylabel="added to the score")

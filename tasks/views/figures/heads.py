@@ -130,7 +130,7 @@ def find_most_different_heads(layers: list[Tensor]) -> tuple[int, int, int]:
 def draw_two_heads(task: Any, line: str) -> Figure:
     """Draw two heads of a layer over the same line, as lines from token to token.
 
-    The encoder of a trained `TranslationTask` reads the line. Its heads that differ most are drawn.
+    The layer and the heads are those of the encoder of a `TranslationTask` that differ most.
     """
     record: AttentionRecord = task.attend(line)
     layers = record.maps["encoder"]

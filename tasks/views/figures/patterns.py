@@ -157,13 +157,11 @@ def bias_thumbnails() -> list[Thumbnail]:
 
 
 def create_small_attention(name: str) -> Attention:
-    """Return a mechanism as global attention, if it can be, with small numbers as options.
-
-    Odd numbers stay odd and even ones even. `max_length` does not change.
-    """
+    """Return a mechanism as global attention, if it can be, with small numbers as options."""
     options = entry_options("attention", name, heads=_HEADS)
     for option, value in options.items():
         if type(value) is int and option != "max_length":
+            # Odd numbers stay odd and even ones even.
             options[option] = min(value, _MAX_OPTION + value % 2)
     role: Role = "global" if "global" in ATTENTION.card(name).roles else "causal"
     with fixed_seed():
@@ -191,10 +189,7 @@ def sample_bias(name: str) -> tuple[Tensor, bool]:
 
 
 def sample_tokens(seed: int) -> Tensor:
-    """Return normal numbers [1 t d], similar for neighbours, because text is no white noise.
-
-    Each token is the sum of `_SIMILAR` independent ones over √`_SIMILAR`.
-    """
+    """Return normal numbers [1 t d], similar for neighbours, because text is no white noise."""
     generator = torch.Generator().manual_seed(seed)
     numbers = torch.randn(1, _LENGTH + _SIMILAR - 1, _DIM, generator=generator)
     return numbers.unfold(1, _SIMILAR, 1).sum(-1) / math.sqrt(_SIMILAR)

@@ -35,9 +35,8 @@ def role_mask(role: Role, queries: int, keys: int) -> Tensor:
 def render_mask(mask: Mask, queries: int, keys: int) -> Tensor:
     """Return a mask as a matrix [q k]."""
     visible = mask.dense(range(queries), range(keys), device=torch.device("cpu"))
-    if visible is None:
-        return torch.ones(queries, keys, dtype=torch.bool)
-    return visible[0, 0].expand(queries, -1)
+    unmasked = torch.ones(queries, keys, dtype=torch.bool)
+    return unmasked if visible is None else visible[0, 0].expand(queries, -1)
 
 
 def draw_roles() -> Figure:

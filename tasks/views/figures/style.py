@@ -32,10 +32,8 @@ Options = dict[str, Any]  # of a function of matplotlib
 
 
 def new_figure(width: float, height: float) -> Figure:
-    """Return an empty figure of a size in inches, with constrained layout.
-
-    It does not use pyplot: no global state holds the figure, and any thread may draw it.
-    """
+    """Return an empty figure of a size in inches, with constrained layout."""
+    # Without pyplot, no global state holds the figure, and any thread may draw it.
     figure = Figure(figsize=(width, height), dpi=100, layout="constrained")
     FigureCanvasAgg(figure)
     return figure
@@ -105,10 +103,7 @@ def draw_token(axis: Axes, x: float, y: float, token: str, **options: Any) -> No
 def label_cells(
     axis: Axes, columns: Sequence[str], rows: Sequence[str], *, stride: int = 1, **options: Any
 ) -> None:
-    """Label the columns and rows of a heat map, or every second one for a `stride` of 2.
-
-    The options are of matplotlib's `Text`, for the labels of the columns.
-    """
+    """Label the columns, with options of matplotlib's `Text`, and the rows of a heat map."""
     axis.set_xticks(range(len(columns))[::stride], columns[::stride], **options)
     axis.set_yticks(range(len(rows))[::stride], rows[::stride])
     axis.tick_params(labelfontfamily=font_families())
@@ -124,15 +119,12 @@ def lighten(colour: str, strength: float) -> tuple[float, ...]:
 def draw_matrix(
     axis: Axes,
     values: Sequence[Sequence[float]],
-    corner: Point,
+    corner: Point,  # at the upper left
     cell: float,
     colour_map: ColourMap,
     decimals: int | None = None,
 ) -> None:
-    """Draw a matrix below its upper left corner, as a grid of coloured squares.
-
-    `cell` is the width of a square. The squares have numbers with so many decimals, or no numbers.
-    """
+    """Draw a matrix as squares of the width `cell`; without `decimals`, they have no numbers."""
     for row, line in enumerate(values):
         for column, value in enumerate(line):
             colour = colour_map(value)
