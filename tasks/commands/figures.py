@@ -20,7 +20,7 @@ def run(arguments: list[str]) -> None:
     """Draw all pictures into a folder, and write its `index.html`."""
     options, _ = parse_arguments("figures", arguments, OPTIONS)
 
-    from attention_zoo.tasks.views.figures.page import index_page
+    from attention_zoo.tasks.views.figures.gallery import index_page
     from attention_zoo.tasks.views.figures.trained_task import (
         find_newest_translation,
         load_translation,

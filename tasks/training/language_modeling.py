@@ -13,7 +13,7 @@ from attention_zoo.models.language_model import LanguageModel
 from attention_zoo.tasks.data.batches import IGNORE_INDEX, LanguageBatch
 from attention_zoo.tasks.training.metrics import Accuracy, LossByPosition, TokenLoss
 from attention_zoo.tasks.training.task import Task, token_losses
-from attention_zoo.tasks.views.attention_record import AttentionRecord, first_row
+from attention_zoo.tasks.views.attention_record import AttentionRecord, first_example
 from attention_zoo.tasks.views.attention_viewer.page import AttentionView
 
 
@@ -105,4 +105,4 @@ class LanguageModelingTask(Task):
         tokens = self.prompts([line])[0]
         maps = self.model.attention_maps(torch.tensor([tokens], device=self.device))
         names = ["<bos>", *self.tokenizer.tokens(tokens[1:])]
-        return AttentionView(names, names, first_row(maps), source=line)
+        return AttentionView(names, names, first_example(maps), source=line)

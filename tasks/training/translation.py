@@ -15,7 +15,7 @@ from attention_zoo.tasks.data.batches import IGNORE_INDEX, TranslationBatch
 from attention_zoo.tasks.training.metrics import ChrF, ExactMatch, SacreBleu
 from attention_zoo.tasks.training.ranks import gather_outputs
 from attention_zoo.tasks.training.task import Task
-from attention_zoo.tasks.views.attention_record import AttentionRecord, first_row
+from attention_zoo.tasks.views.attention_record import AttentionRecord, first_example
 from attention_zoo.tasks.views.attention_viewer.page import AttentionView
 
 
@@ -104,7 +104,7 @@ class TranslationTask(Task):
             source_tokens=[*self.tokenizer.tokens(source[0, :-1].tolist()), "<eos>"],
             # Row i is the attention from which the decoder predicted token i.
             target_tokens=target_tokens,
-            maps=first_row(maps),
+            maps=first_example(maps),
             source=line,
             target=self.tokenizer.decode(output),
             decoder_input_tokens=["<bos>", *target_tokens[:-1]],

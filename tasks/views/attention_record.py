@@ -17,39 +17,26 @@ ROLES = {
 class AttentionRecord(NamedTuple):
     """The attention of a model over one line, with the tokens.
 
-    Args:
-        source_tokens: readable tokens of the source; of a language model, those of its text.
-        target_tokens: readable tokens of the target: row i of cross-attention is the attention from
-            which the decoder predicted token i. Of a language model, those of its text.
-        maps: by role "encoder", "decoder" or "cross", one tensor [h q k] for each layer.
-        source: the line.
-        target: its translation; empty for a language model.
-        decoder_input_tokens: what the decoder reads to predict `target_tokens`, `<bos>` first;
-            default: `target_tokens`.
+    The decoder predicted target token i with the attention in row i of cross-attention. The tokens
+    of a language model, on both sides, are those of its text.
     """
 
-    source_tokens: list[str]
+    source_tokens: list[str]  # readable
     target_tokens: list[str]
-    maps: dict[str, list[Tensor]]
-    source: str = ""
-    target: str = ""
-    decoder_input_tokens: list[str] | None = None
+    maps: dict[str, list[Tensor]]  # by role "encoder", "decoder" or "cross", [h q k] of each layer
+    source: str = ""  # the line
+    target: str = ""  # its translation; empty for a language model
+    decoder_input_tokens: list[str] | None = None  # `<bos>` first; default: `target_tokens`
 
     def tokens(self, role: str) -> tuple[list[str], list[str]]:
         """Return the tokens that attend, and the tokens that they attend to."""
         if role == "cross":
             return self.target_tokens, self.source_tokens
-        if role == "encoder":
-            return self.source_tokens, self.source_tokens
-        inputs = self.decoder_input_tokens or self.target_tokens
-        return inputs, inputs
+        encoder, decoder = self.source_tokens, self.decoder_input_tokens or self.target_tokens
+        return (encoder, encoder) if role == "encoder" else (decoder, decoder)
 
     def weights(self, role: str, layer: int) -> Tensor:
-        """Return the map [h q k] of a layer, counted from 0, on the CPU.
-
-        Raises:
-            ValueError: there is no such map, or it does not fit its tokens.
-        """
+        """Return the map [h q k] of a layer, counted from 0, on the CPU; refuse a wrong one."""
         if role not in self.maps:
             raise ValueError(f"role must be one of {', '.join(self.maps)}, got {role!r}.")
         layers = self.maps[role]
@@ -65,6 +52,6 @@ class AttentionRecord(NamedTuple):
         return weights
 
 
-def first_row(maps: Maps) -> Maps:
-    """Return the maps [h q k] of the first row of a batch [b h q k], in float32 on the CPU."""
+def first_example(maps: Maps) -> Maps:
+    """Return the maps [h q k] of the first example of a batch [b h q k], in float32 on the CPU."""
     return {role: [layer[0].float().cpu() for layer in layers] for role, layers in maps.items()}

@@ -14,13 +14,13 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter, NullLocator, StrMethodFormatter
 from matplotlib.transforms import Bbox
 
-from attention_zoo.tasks.views.figures.style import BLACK, COLOURS, GREY
+from attention_zoo.tasks.views.figures.style import BLACK, COLOURS, GREY, despine
 
 MARKERS = "os^DvPX"
 DASHES = ("-", "--", ":", "-.")
 GRID = "#dcdfe3"
-# Offsets in points of a label from its point, with its alignment.
-LABEL_POSITIONS = (((8, 0), "left"), ((-8, 0), "right"), ((0, 11), "center"), ((0, -11), "center"))
+# Of a label from its point, in points, with its alignment.
+LABEL_OFFSETS = ((8, 0, "left"), (-8, 0, "right"), (0, 11, "center"), (0, -11, "center"))
 # A page replaces the colours of text and grid by its own, which follow its light or dark scheme.
 CSS_COLOURS = {BLACK: "var(--ink)", GREY: "var(--soft)", GRID: "var(--line)"}
 SVG_SETTINGS: Any = {
@@ -28,29 +28,22 @@ SVG_SETTINGS: Any = {
     "svg.hashsalt": "attention-zoo",
     "text.parse_math": False,  # A label may have dollar signs.
     "text.color": BLACK,
-    "axes.labelcolor": GREY,
-    "axes.edgecolor": GREY,
-    "xtick.color": GREY,
-    "ytick.color": GREY,
+    **dict.fromkeys(["axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color"], GREY),
 }
 
 
 def series_style(index: int) -> dict[str, Any]:
     """Return colour, marker and dashes of a series; those of the first 28 series differ."""
-    return {
-        "color": COLOURS[index % len(COLOURS)],
-        "marker": MARKERS[index % len(MARKERS)],
-        "linestyle": DASHES[index % len(DASHES)],
-        "markersize": 6,
-        "linewidth": 1.8,
-    }
+    colour, marker, dashes = (each[index % len(each)] for each in (COLOURS, MARKERS, DASHES))
+    sizes = {"markersize": 6, "linewidth": 1.8}
+    return {"color": colour, "marker": marker, "linestyle": dashes, **sizes}
 
 
 def style_axes(axes: Axes) -> None:
     """Draw a grid and no frame, and write numbers in full."""
     axes.grid(color=GRID)
     axes.set_axisbelow(True)
-    axes.spines[["top", "right"]].set_visible(False)
+    despine(axes)
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_major_formatter(StrMethodFormatter("{x:,.10g}"))
         axis.set_minor_formatter(NullFormatter())
@@ -61,17 +54,10 @@ def set_length_axis(axes: Axes, lengths: Sequence[int], trained_at: Set[int | No
     axes.set_xscale("log", base=2)
     axes.set_xticks(lengths, [str(length) for length in lengths])
     axes.xaxis.set_minor_locator(NullLocator())
-    for length in (length for length in trained_at if length is not None):
+    for length in filter(None, trained_at):
         axes.axvline(length, color=GREY, linestyle="--", linewidth=1, zorder=0)
-        axes.annotate(
-            f"trained at {length}",
-            (length, 1),
-            (4, -4),
-            xycoords=("data", "axes fraction"),
-            textcoords="offset points",
-            va="top",
-            color=GREY,
-        )
+        style: Any = {"xycoords": ("data", "axes fraction"), "textcoords": "offset points"}
+        axes.annotate(f"trained at {length}", (length, 1), (4, -4), va="top", color=GREY, **style)
 
 
 def label_points(axes: Axes, points: Mapping[str, tuple[float, float]]) -> None:
@@ -83,8 +69,8 @@ def label_points(axes: Axes, points: Mapping[str, tuple[float, float]]) -> None:
     boxes = [Bbox.from_bounds(x - 7, y - 7, 14, 14) for x, y in positions]
     style: Any = {"textcoords": "offset points", "va": "center", "fontsize": 8.5, "color": GREY}
     for label, point in points.items():
-        for offset, side in LABEL_POSITIONS:
-            text = axes.annotate(shorten(label, 24), point, offset, ha=side, **style)
+        for x, y, side in LABEL_OFFSETS:
+            text = axes.annotate(shorten(label, 24), point, (x, y), ha=side, **style)
             box = text.get_window_extent()
             inside = axes.bbox.contains(*box.min) and axes.bbox.contains(*box.max)
             if inside and not any(box.overlaps(other) for other in boxes):
@@ -107,13 +93,11 @@ def svg_settings() -> Iterator[None]:
         yield
 
 
-def figure_svg(figure: Figure, title: str, labels: Sequence[str] = ()) -> Markup:
-    """Return a figure as an SVG element for a page.
+def figure_svg(figure: Figure, title: str, row_labels: Sequence[str] = ()) -> Markup:
+    """Return a figure as an SVG element for a page, with a title that describes it.
 
-    Args:
-        figure: what is drawn by a row has the id `row-0`, `row-1` and so on.
-        title: a description of the figure.
-        labels: the labels of the rows, which are shown where the pointer is.
+    What shows a row of the table has the id `row-0`, `row-1` and so on. The label of the row
+    appears where the pointer is.
     """
     file = io.StringIO()
     metadata = dict.fromkeys(["Creator", "Date", "Format", "Type"])
@@ -123,11 +107,9 @@ def figure_svg(figure: Figure, title: str, labels: Sequence[str] = ()) -> Markup
     # Several elements of a page must not share an id.
     svg = re.sub(r' id="[A-Za-z.]+(2d)?_\d+"', "", svg)
 
-    def row_group(match: re.Match[str]) -> str:
-        label = escape(labels[int(match[1])])
-        return f'<g class="row" data-row="{match[1]}"><title>{label}</title>'
-
-    svg = re.sub(r'<g id="row-(\d+)">', row_group, svg)
+    for row, label in enumerate(row_labels):
+        group = f'<g class="row" data-row="{row}"><title>{escape(label)}</title>'
+        svg = svg.replace(f'<g id="row-{row}">', group)
     for colour, variable in CSS_COLOURS.items():
         svg = svg.replace(colour, variable)
     return Markup(f'<svg role="img" aria-label="{escape(title)}" {svg.rstrip()}')

@@ -33,17 +33,13 @@ class Cell(str):
 class Table:
     """A table; its first column names the rows.
 
-    Args:
-        title: its title.
-        columns: the titles of the columns.
-        rows: their texts, some of which are a `Cell`.
-        align: a letter for each column, as in LaTeX: l for text, r for numbers, p for prose that
-            quotes labels in backticks. The default is l for the first and r for the others.
+    `align` has a letter for each column, as in LaTeX: l for text, r for numbers, p for prose that
+    quotes labels in backticks. The default is l for the first and r for the others.
     """
 
     title: str
-    columns: Sequence[str]
-    rows: Sequence[Sequence[str]]
+    columns: Sequence[str]  # their titles
+    rows: Sequence[Sequence[str]]  # some of the texts are a `Cell`
     align: str = ""
 
     @property
@@ -89,12 +85,9 @@ def print_table(
 
 def markdown_table(table: Table, *, code_names: bool = False) -> str:
     """Return a table as Markdown; the names of the rows may be set as code."""
-    rows = table.rows
-    if code_names:
-        rows = [[f"`{name}`", *cells] for name, *cells in rows]
-    texts = [
-        [escape_markdown(x).replace("|", "\\|") for x in row] for row in [table.columns, *rows]
-    ]
+    code = "`" if code_names else ""
+    rows = [table.columns, *([f"{code}{name}{code}", *cells] for name, *cells in table.rows)]
+    texts = [[escape_markdown(cell).replace("|", "\\|") for cell in row] for row in rows]
     head, *body = (f"| {' | '.join(row)} |" for row in texts)
     return "\n".join([head, f"|{'---|' * len(table.columns)}", *body])
 
@@ -105,11 +98,7 @@ def escape_markdown(text: str) -> str:
 
 
 def replace_section(document: str, name: str, text: str) -> str:
-    """Return a document with a text between the two marks of a section's name.
-
-    Raises:
-        BadInput: the document does not have the marks.
-    """
+    """Return a document with a text between the two marks of a section's name."""
     first, last = f"<!-- {name}: begin -->", f"<!-- {name}: end -->"
     before, begin, remainder = document.partition(f"{first}\n")
     _, end, after = remainder.partition(last)

@@ -10,7 +10,7 @@ import torch
 
 from attention_zoo.errors import UserError
 from attention_zoo.tasks.commands.figures import run
-from attention_zoo.tasks.views.figures import gallery, page
+from attention_zoo.tasks.views.figures import gallery
 from attention_zoo.tasks.views.figures.gallery import LESSONS, file_name
 from tests.browser import assert_quiet, in_browser, look, texts
 
@@ -30,7 +30,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     gallery.save_picture(PICTURES[first], folder / first)
     for name in others:
         shutil.copy(folder / first, folder / name)
-    (folder / "index.html").write_text(page.index_page("The trained model is x.ckpt.", {}))
+    (folder / "index.html").write_text(gallery.index_page("The trained model is x.ckpt.", {}))
     return folder
 
 

@@ -8,8 +8,7 @@ from torch import nn
 
 from attention_zoo import create_attention, create_position
 from attention_zoo.models import LanguageModel, Seq2Seq
-from attention_zoo.tasks.views.figures.diagram import draw_architecture
-from attention_zoo.tasks.views.figures.model_summary import summarize_model
+from attention_zoo.tasks.views.figures.diagram import draw_architecture, summarize_model
 from tests.figures.legibility import assert_legible, visible_texts
 
 SIZES = {"vocabulary_size": 1200, "dim": 16, "ffn_dim": 40, "layers": 2}

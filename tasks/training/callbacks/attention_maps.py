@@ -16,7 +16,7 @@ from attention_zoo.tasks.training.callbacks.periodic_inspection import (
     evaluation_mode,
 )
 from attention_zoo.tasks.training.loggers.loggers import log_image
-from attention_zoo.tasks.views.attention_record import ROLES, AttentionRecord, first_row
+from attention_zoo.tasks.views.attention_record import ROLES, AttentionRecord, first_example
 from attention_zoo.tasks.views.figures.heatmaps import draw_heatmaps
 
 
@@ -208,7 +208,7 @@ def record_probe(trainer: Trainer, module: LightningModule, probe: Probe) -> Att
     return AttentionRecord(
         source_tokens=list(source_tokens),
         target_tokens=list(probe.tokens),
-        maps=first_row(group_by_role(captured)),
+        maps=first_example(group_by_role(captured)),
     )
 
 

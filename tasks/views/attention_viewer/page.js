@@ -60,7 +60,7 @@ function resolveSelection() {
   if (role !== before) {
     pressedTokens = {};
     find("#source").textContent = record.source;
-    find("#written").textContent = record.written;
+    find("#target").textContent = record.target;
     buildTokens();
     updatePressed();
   }

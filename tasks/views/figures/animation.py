@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from PIL.Image import Dither, Image, Quantize, fromarray
+from PIL.Image import Dither, Quantize, fromarray
 from torch import Tensor
 
 from attention_zoo.tasks.views.figures import style
@@ -17,76 +17,59 @@ from attention_zoo.tasks.views.figures.cross_attention import (
 )
 
 _ROW = 0.3  # height of a token, in inches
-_WIDTH = 6.0  # inches
 _SOURCE, _TARGET = 0.36, 0.64  # ends of the lines, as fractions of the width
-_FIRST, _NEXT, _LAST = 1200, 700, 5000  # durations of frames, in milliseconds
 
 
 def animate_translation(task: Any, line: str, path: Path) -> None:
-    """Write an endless GIF of a translation as it appears, token by token.
+    """Draw a translation that grows token by token, with lines to the source tokens.
 
-    The source is at the left, the translation at the right. Lines join the newest token to all
-    source tokens, as wide as their weights: the normalised mean of the heads of
-    `lowest_entropy_layer`. Older tokens keep their strongest line. The first frame shows the source
-    alone, the last one the whole translation.
-
-    Args:
-        task: a `TranslationTask`, in evaluation mode.
-        line: in the source language.
-        path: of the GIF.
-
-    Raises:
-        UserError: the task is no translation.
+    The task is a `TranslationTask` in evaluation mode; the path is that of an endless GIF. The
+    source is at the left, the translation at the right. Lines join the newest token to all source
+    tokens, as wide as their weights: the normalised mean of the heads of `lowest_entropy_layer`.
+    Older tokens keep their strongest line. The first frame shows the source alone, the last one the
+    whole translation.
     """
     record = record_translation(task, line)
     layers = record.maps["cross"]
     weights = normalise_weights(layers[lowest_entropy_layer(layers)].mean(0))
-    count = len(record.target_tokens)
-    images = [
-        render(draw_frame(record.source_tokens, record.target_tokens, weights, length))
-        for length in range(count + 2)
-    ]
+    source, target = record.source_tokens, record.target_tokens
+    count = len(target)
+    images = []
+    for length in range(count + 2):
+        canvas = draw_frame(source, target, weights, length).canvas
+        canvas.draw()
+        pixels = np.asarray(canvas.buffer_rgba())  # type: ignore[attr-defined]
+        images.append(fromarray(pixels).convert("RGB"))
     # One palette keeps colours from flickering; the frame of the last token has most colours.
     palette = images[count].quantize(64, method=Quantize.MAXCOVERAGE)
     frames = [image.quantize(palette=palette, dither=Dither.NONE) for image in images]
-    durations = [_FIRST, *[_NEXT] * count, _LAST]
+    durations = [1200, *[700] * count, 5000]  # milliseconds
     frames[0].save(path, save_all=True, append_images=frames[1:], duration=durations, loop=0)
 
 
 def draw_frame(source: list[str], target: list[str], weights: Tensor, length: int) -> Figure:
-    """Draw the first tokens of a translation, with their weights [q k] from 0 to 1.
-
-    The last of them is highlighted. If `length` exceeds the number of tokens, none is.
-    """
+    """Draw the first tokens of a translation with weights [q k], and highlight the last of them."""
     height = _ROW * (max(len(source), len(target)) + 1.9)
-    figure, axis = style.new_canvas(_WIDTH, height)
+    figure, axis = style.new_canvas(6, height)
     axis.set(xlim=(0, 1), ylim=(height / _ROW - 1.6, -1.6))
-    draw_token(axis, _SOURCE - 0.02, -1, "source", ha="right", color=style.GREY)
-    draw_token(axis, _TARGET + 0.02, -1, "translation", ha="left", color=style.GREY)
-    newest = length - 1 if length <= len(target) else None
-    for query, row in enumerate(weights[: min(length, len(target))]):
-        if query == newest:
+    left: style.Options = {"ha": "right", "size": style.HEADING_SIZE}
+    right: style.Options = {"ha": "left", "size": style.HEADING_SIZE}
+    style.draw_token(axis, _SOURCE - 0.02, -1, "source", color=style.GREY, **left)
+    style.draw_token(axis, _TARGET + 0.02, -1, "translation", color=style.GREY, **right)
+    for key, token in enumerate(source):
+        style.draw_token(axis, _SOURCE - 0.02, key, token, color=style.BLACK, **left)
+    for query, token in enumerate(target[:length]):
+        row, text_style = weights[query], {"color": style.BLACK}
+        if query == length - 1:  # None is, if `length` exceeds the number of tokens.
+            text_style = {"color": style.RED, "fontweight": "bold"}
             draw_lines(axis, row, query, style.RED)
+            for key, weight in enumerate(row.tolist()):
+                bar = {"left": 0.02, "color": style.RED, "alpha": 0.6 * weight}
+                axis.barh(key, _SOURCE - 0.03, height=0.9, **bar)
         else:
             draw_lines(axis, row * (row == row.max()), query, style.BLUE)
-    if newest is not None and length:
-        for key, weight in enumerate(weights[newest].tolist()):
-            options = {"left": 0.02, "color": style.RED, "alpha": 0.6 * weight}
-            axis.barh(key, _SOURCE - 0.03, height=0.9, **options)
-    for row, token in enumerate(source):
-        draw_token(axis, _SOURCE - 0.02, row, token, ha="right", color=style.BLACK)
-    for row, token in enumerate(target[:length]):
-        options = {"color": style.BLACK}
-        if row == newest:
-            options = {"color": style.RED, "fontweight": "bold"}
-        draw_token(axis, _TARGET + 0.02, row, token, ha="left", **options)
+        style.draw_token(axis, _TARGET + 0.02, query, token, **text_style, **right)
     return figure
-
-
-def render(figure: Figure) -> Image:
-    """Return the pixels of a figure."""
-    figure.canvas.draw()
-    return fromarray(np.asarray(figure.canvas.buffer_rgba())).convert("RGB")  # type: ignore[attr-defined]
 
 
 def draw_lines(axis: Axes, weights: Tensor, query: int, colour: str) -> None:
@@ -94,9 +77,3 @@ def draw_lines(axis: Axes, weights: Tensor, query: int, colour: str) -> None:
     for key, weight in enumerate(weights.tolist()):
         options = {"linewidth": 7 * weight, "alpha": 0.8, "solid_capstyle": "round"}
         axis.plot((_SOURCE, _TARGET), (key, query), color=colour, **options)
-
-
-def draw_token(axis: Axes, x: float, row: int, token: str, **options: Any) -> None:
-    """Write a token, or a title, in a row."""
-    options |= {"va": "center_baseline", "family": style.font_families(), "parse_math": False}
-    style.draw_text(axis, x, row, style.fit_label(token), size=style.HEADING_SIZE, **options)

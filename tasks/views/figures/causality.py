@@ -1,10 +1,7 @@
 """The picture of causal attention: a word changes no output before it."""
 
 import torch
-from matplotlib import colormaps
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.image import AxesImage
 from torch import Tensor
 
 from attention_zoo.factory import create_attention
@@ -13,73 +10,47 @@ from attention_zoo.tasks.views.figures.seeding import fixed_seed
 from attention_zoo.zoo import Role
 
 WORDS = ("quarta-feira", ",", "4", "de", "março", "de", "2026")
-REPLACED = 4  # index of the word in the upper panels
-ROLES: tuple[Role, Role] = ("causal", "global")
+REPLACED = 4  # index of the word that is replaced in the upper panels
 MAX_CHANGE = 1.6
-DIM, HEADS = 32, 4
 
 
 def output_changes(role: Role, length: int) -> Tensor:
     """Replace each word of a sequence in turn, and measure how much each output changes.
 
     The change is ‖after − before‖ / ‖before‖, for an untrained attention and random vectors as
-    words.
-
-    Args:
-        role: `causal` or `global`.
-        length: t, the number of words.
-
-    Returns:
-        [t t], a row for each word that is replaced, a column for each output.
+    words. The result has a row for each word that is replaced, and a column for each output.
     """
     with fixed_seed(), torch.no_grad():
-        attention = create_attention(
-            "multi_head", dim=DIM, heads=HEADS, role=role, position="rotary"
-        )
-        x = torch.randn(length, DIM).expand(length, -1, -1)
+        attention = create_attention("multi_head", dim=32, heads=4, role=role, position="rotary")
+        x = torch.randn(length, 32).expand(length, -1, -1)
         replaced = x.clone()
-        replaced[range(length), range(length)] = torch.randn(length, DIM)
-        before = attention(x)
-        after = attention(replaced)
+        replaced[range(length), range(length)] = torch.randn(length, 32)
+        before, after = attention(x), attention(replaced)
     return (after - before).norm(dim=-1) / before.norm(dim=-1)
 
 
 def draw_causality() -> Figure:
-    """Draw how the change of a word changes every output, with causal and global attention."""
+    """Draw changes of each output when a word is replaced: none before it with causal attention."""
     figure = style.new_figure(9.4, 6.6)
     bars, maps = figure.subplots(2, 2, height_ratios=(1, 1.15))
-    for bar, grid, role in zip(bars, maps, ROLES, strict=True):
+    roles: tuple[Role, Role] = ("causal", "global")
+    for bar, grid, role in zip(bars, maps, roles, strict=True):
         changes = output_changes(role, len(WORDS))
-        draw_changes_of_one_word(bar, changes[REPLACED])
-        image = draw_changes_of_all_words(grid, changes)
+        style.draw_bars(bar, WORDS, changes[REPLACED].tolist())
+        bar.patches[REPLACED].set_facecolor(style.RED)
+        for number in bar.texts:
+            number.set(va="center_baseline")  # as the words
+        bar.set(xlim=(0, MAX_CHANGE), ylim=(len(WORDS) - 0.4, -0.6), xlabel="change of the output")
         bar.set_title(f"{role}: “{WORDS[REPLACED]}” is replaced", fontsize=style.TITLE_SIZE)
+        # An output that does not change at all is grey.
+        cells = changes.T.masked_fill(changes.T == 0, float("nan"))
+        colours = style.SEQUENTIAL.with_extremes(bad=style.EMPTY)
+        image = grid.imshow(cells.numpy(), cmap=colours, vmin=0, vmax=MAX_CHANGE, aspect="auto")
+        style.label_cells(grid, WORDS, WORDS, rotation=35, ha="right", rotation_mode="anchor")
+        grid.set_xlabel("word that is replaced")
         grid.set_title(f"{role}: each word is replaced in turn", fontsize=style.TITLE_SIZE)
         for axis in (bar, grid):
             axis.set_ylabel("output at")
             axis.tick_params(length=0, labelsize=style.TEXT_SIZE)
     figure.colorbar(image, ax=maps, label="change of the output; grey: none", pad=0.01)
     return figure
-
-
-def draw_changes_of_one_word(axis: Axes, changes: Tensor) -> None:
-    """Draw the change of every output as a bar."""
-    colours = [style.RED if index == REPLACED else style.BLUE for index in range(len(WORDS))]
-    axis.barh(range(len(WORDS)), changes.numpy(), color=colours)
-    for index, change in enumerate(changes.tolist()):
-        number = "0" if change == 0 else f"{change:.2f}"
-        style.draw_text(axis, change + 0.02, index, number, ha="left", va="center_baseline")
-    axis.set_yticks(range(len(WORDS)), WORDS)
-    axis.set(xlim=(0, MAX_CHANGE), ylim=(len(WORDS) - 0.4, -0.6), xlabel="change of the output")
-    style.despine(axis)
-
-
-def draw_changes_of_all_words(axis: Axes, changes: Tensor) -> AxesImage:
-    """Draw the change of every output, by the word that is replaced."""
-    colours = colormaps[style.SEQUENTIAL].with_extremes(bad=style.EMPTY)
-    # An output that does not change at all is grey.
-    cells = changes.T.masked_fill(changes.T == 0, float("nan"))
-    image = axis.imshow(cells.numpy(), cmap=colours, vmin=0, vmax=MAX_CHANGE, aspect="auto")
-    axis.set_xticks(range(len(WORDS)), WORDS, rotation=35, ha="right", rotation_mode="anchor")
-    axis.set_yticks(range(len(WORDS)), WORDS)
-    axis.set_xlabel("word that is replaced")
-    return image

@@ -2,10 +2,10 @@
 
 import math
 import re
+from bisect import bisect_right
 from typing import Any, NamedTuple
 
 import torch
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from torch import Tensor
@@ -20,8 +20,6 @@ from attention_zoo.tasks.views.figures import style
 _MARKS = ",.;:!?"
 _WORD = re.compile(rf"[^\s{_MARKS}]+(?:[{_MARKS}]+[^\s{_MARKS}]+)*|[{_MARKS}]|\s+\Z")
 _LETTER = 0.105  # width of a letter of a label, in inches
-_MIN_CELL = 0.45  # width of a cell that has room for a number, in inches
-_MIN_WEIGHT = 0.1  # smaller weights get no number
 
 
 class Words(NamedTuple):
@@ -32,17 +30,11 @@ class Words(NamedTuple):
 
 
 def draw_cross_attention(task: Any, line: str) -> Figure:
-    """Draw a heat map of cross-attention, from the words of a translation to those of its source.
+    """Draw cross-attention from Portuguese to English words: day and month swap.
 
-    The weights are the mean of the heads of `lowest_entropy_layer`, joined to words by
-    `aggregate_by_word`. A frame marks the largest weight of each row.
-
-    Args:
-        task: a `TranslationTask`, in evaluation mode.
-        line: in the source language.
-
-    Raises:
-        UserError: the task is no translation.
+    Another task, a `TranslationTask` in evaluation mode, has its own languages. The weights are the
+    mean of the heads of `lowest_entropy_layer`, joined to words by `aggregate_by_word`. A frame
+    marks the largest weight of each row.
     """
     layers = record_translation(task, line).maps["cross"]
     layer = lowest_entropy_layer(layers)
@@ -50,26 +42,30 @@ def draw_cross_attention(task: Any, line: str) -> Figure:
     weights = aggregate_by_word(layers[layer].mean(0), target.word_ids, source.word_ids)
 
     rows, columns = weights.shape
-    sources, targets = (
-        [style.fit_label(text) for text in words.texts] for words in (source, target)
-    )
+    sources = [style.fit_label(text) for text in source.texts]
+    targets = [style.fit_label(text) for text in target.texts]
     cell = max(0.35, min(0.98, 9.0 / max(rows, columns)))  # inches
-    figure = style.new_figure(
-        max(4.0, columns * cell) + _LETTER * max(map(len, targets)) + 1.6,
-        max(2.0, rows * cell * 0.6) + 1.6,
-    )
+    width = max(4.0, columns * cell) + _LETTER * max(map(len, targets)) + 1.6
+    figure = style.new_figure(width, max(2.0, rows * cell * 0.6) + 1.6)
     axis = figure.add_subplot()
     low, high = min(0.0, weights.min().item()), max(1.0, weights.max().item())
     image = axis.imshow(weights.numpy(), cmap=style.SEQUENTIAL, vmin=low, vmax=high, aspect="auto")
     for row, column in enumerate(weights.argmax(1).tolist()):
         corner = (column - 0.47, row - 0.47)
         axis.add_patch(Rectangle(corner, 0.94, 0.94, fill=False, ec=style.RED, linewidth=3))
-    labelled = weights >= (_MIN_WEIGHT if cell >= _MIN_CELL else math.inf)
+    labelled = weights >= (0.1 if cell >= 0.45 else math.inf)  # Small cells lack room for a number.
     for row, column in labelled.nonzero().tolist():
         weight = weights[row, column].item()
         colour = style.BLACK if weight - low > 0.55 * (high - low) else "white"
         style.draw_text(axis, column, row, f"{weight:.2f}", size=style.NOTE_SIZE, color=colour)
-    draw_labels(axis, sources, targets, rotated=_LETTER * max(map(len, sources)) > cell)
+    axis.xaxis.tick_top()
+    axis.xaxis.set_label_position("top")
+    rotated: style.Options = {"rotation": 45, "ha": "left", "rotation_mode": "anchor"}
+    is_wide = _LETTER * max(map(len, sources)) > cell
+    style.label_cells(axis, sources, targets, **rotated if is_wide else {})
+    axis.tick_params(length=0, labelsize=style.TITLE_SIZE)
+    axis.set_xlabel("source words (keys)", fontsize=style.LABEL_SIZE, labelpad=8)
+    axis.set_ylabel("target words (queries)", fontsize=style.LABEL_SIZE)
     heads = len(layers[layer])
     averaged = f"mean of {heads} heads" if heads > 1 else "1 head"
     title = f"Cross-attention, layer {layer + 1} of {len(layers)}, {averaged}"
@@ -78,28 +74,8 @@ def draw_cross_attention(task: Any, line: str) -> Figure:
     return figure
 
 
-def draw_labels(axis: Axes, sources: list[str], targets: list[str], *, rotated: bool) -> None:
-    """Write the source words above the heat map, and the target words at its left."""
-    axis.set_xticks(range(len(sources)), sources)
-    axis.set_yticks(range(len(targets)), targets)
-    axis.xaxis.tick_top()
-    axis.xaxis.set_label_position("top")
-    axis.tick_params(length=0, labelsize=style.TITLE_SIZE, labelfontfamily=style.font_families())
-    if rotated:
-        axis.tick_params(axis="x", labelrotation=45)
-        for label in axis.get_xticklabels():
-            label.set(ha="left", rotation_mode="anchor")
-    style.disable_math(axis)
-    axis.set_xlabel("source words (keys)", fontsize=style.LABEL_SIZE, labelpad=8)
-    axis.set_ylabel("target words (queries)", fontsize=style.LABEL_SIZE)
-
-
 def record_translation(task: Any, line: str) -> AttentionRecord:
-    """Return the attention of a translation task over a line.
-
-    Raises:
-        UserError: the task is no translation, and has no cross-attention.
-    """
+    """Return the attention of a translation task over a line; refuse another task."""
     record: AttentionRecord = task.attend(line)
     if "cross" not in record.maps:
         raise UserError(
@@ -110,10 +86,9 @@ def record_translation(task: Any, line: str) -> AttentionRecord:
 
 
 def lowest_entropy_layer(layers: list[Tensor]) -> int:
-    """Return the index of the layer [h q k] whose attention is most like an alignment of words.
+    """Return the index of the layer [h q k] whose mean of heads has the lowest mean entropy.
 
-    It has the lowest entropy −Σ_k p log p, averaged over queries, where p are the normalised
-    weights of the mean over heads.
+    Such attention is most like an alignment of words. The entropy of a query is −Σ_k p log p.
     """
     means = [normalise_weights(layer.mean(0)) for layer in layers]
     entropies = [-torch.xlogy(mean, mean).sum(-1).mean().item() for mean in means]
@@ -129,36 +104,24 @@ def normalise_weights(weights: Tensor) -> Tensor:
 def source_and_target_words(task: Any, line: str) -> tuple[Words, Words]:
     """Return the words of a line and those of its translation."""
     source = task.source_tokens([line])
-    target = task.decode(source)[0][0].tokens
-    return (
-        group_into_words(task.tokenizer, source[0, :-1].tolist()),
-        group_into_words(task.tokenizer, target),
-    )
+    tokens = source[0, :-1].tolist(), task.decode(source)[0][0].tokens
+    source_words, target_words = (group_into_words(task.tokenizer, side) for side in tokens)
+    return source_words, target_words
 
 
 def group_into_words(tokenizer: Tokenizer, tokens: list[int]) -> Words:
-    """Group token ids into the words that they spell, and add `<eos>` as a token and a word.
-
-    White space belongs to the word after it.
-    """
+    """Group token ids into the words that they spell, and add `<eos>` as a token and a word."""
+    # White space belongs to the word after it.
     words = list(_WORD.finditer(tokenizer.decode(tokens)))
     # A character may take several tokens: then it ends where each of them ends.
     ends = [len(tokenizer.decode(tokens[: index + 1])) for index in range(len(tokens))]
     starts = [min(start, end - 1) for start, end in zip([0, *ends], ends, strict=False)]
-    word_ids = [
-        next(index for index, word in enumerate(words) if word.end() > start) for start in starts
-    ]
+    word_ends = [word.end() for word in words]
+    word_ids = [bisect_right(word_ends, start) for start in starts]
     return Words([*(word.group() for word in words), "<eos>"], [*word_ids, len(words)])
 
 
-def aggregate_by_word(
-    weights: Tensor, query_word_ids: list[int], key_word_ids: list[int]
-) -> Tensor:
-    """Turn weights [q k] between tokens into weights between words, given the word of each token.
-
-    They are summed over the tokens of a key's word, and averaged over the tokens of a query's word.
-    So rows that sum to 1 still do.
-    """
-    queries = one_hot(torch.tensor(query_word_ids)).to(weights.dtype)
-    keys = one_hot(torch.tensor(key_word_ids)).to(weights.dtype)
+def aggregate_by_word(weights: Tensor, query_words: list[int], key_words: list[int]) -> Tensor:
+    """Sum weights [q k] over the tokens of a key's word, and average them over a query's word."""
+    queries, keys = (one_hot(torch.tensor(x)).to(weights.dtype) for x in (query_words, key_words))
     return (queries / queries.sum(0)).T @ weights @ keys

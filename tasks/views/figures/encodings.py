@@ -5,7 +5,6 @@ from typing import Any
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.image import AxesImage
 from torch import Tensor
 
 from attention_zoo.factory import create_position
@@ -19,17 +18,14 @@ MAX_DISTANCE = 48  # larger distances have few pairs
 
 def create_encoding(name: str, **options: Any) -> PositionalEncoding:
     """Return an untrained encoding of the zoo."""
+    sizes: dict[str, Any] = {"dim": CHANNELS, "heads": HEADS, "head_dim": CHANNELS}
     with fixed_seed():
-        sizes: dict[str, Any] = {"dim": CHANNELS, "heads": HEADS, "head_dim": CHANNELS}
         return create_position(name, **sizes, role="global", **options)
 
 
 @torch.no_grad()
 def position_vectors(name: str, **options: Any) -> Tensor:
-    """Return the vector [t c] that an encoding adds at each position.
-
-    For an encoding of queries and keys, return what it makes of constant heads of length 1.
-    """
+    """Return the vectors [t c] that an encoding adds, or makes of constant queries."""
     encoding = create_encoding(name, **options)
     positions = torch.arange(LENGTH)[None]
     if "embeddings" in encoding.card.acts:
@@ -56,7 +52,7 @@ def alibi_bias() -> Tensor:
 
 
 def draw_positional_encodings() -> Figure:
-    """Draw four encodings, and below each how it depends on distance."""
+    """Draw sinusoidal, learned, rotary and ALiBi encodings, and how they depend on distance."""
     figure = style.new_figure(12, 5.8)
     images, curves = figure.subplots(2, 4, height_ratios=(1.2, 1))
     vectors = {
@@ -65,53 +61,39 @@ def draw_positional_encodings() -> Figure:
         "rotary\nrotates queries and keys": position_vectors("rotary", layout="interleaved"),
     }
     for image, curve, (title, values) in zip(images, curves, vectors.items(), strict=False):
-        draw_vectors(image, values)
-        image.set_title(title, fontsize=style.LABEL_SIZE)
-        draw_products(curve, values / values.norm(dim=-1).mean())
-    draw_alibi(images[3], curves[3], alibi_bias())
+        limit = values.abs().max().item()
+        colours: style.Options = {"cmap": style.DIVERGING, "vmin": -limit, "vmax": limit}
+        draw_image(image, title, values, **colours)
+        image.set(xlabel="channel", ylabel="position")
+        means, deviations = products_by_distance(values / values.norm(dim=-1).mean())
+        band = means - deviations, means + deviations
+        curve.fill_between(range(LENGTH), *band, color=style.BLUE, alpha=0.2)
+        curve.plot(means.numpy(), color=style.BLUE, linewidth=2)
+        curve.axhline(0, color=style.GREY, linewidth=0.8)
+        curve.set(ylim=(-0.5, 1.05), ylabel="dot product of positions")
+    draw_alibi(images[3], curves[3])
     for curve in curves:
         curve.set(xlim=(0, MAX_DISTANCE), xlabel="distance")
         style.despine(curve)
     return figure
 
 
-def draw_vectors(axis: Axes, vectors: Tensor) -> None:
-    """Draw vectors [t c] as an image."""
-    limit = vectors.abs().max().item()
-    image = axis.imshow(
-        vectors.numpy(), cmap=style.DIVERGING, vmin=-limit, vmax=limit, aspect="auto"
-    )
-    draw_colour_bar(image)
-    axis.set(xlabel="channel", ylabel="position")
-
-
-def draw_colour_bar(image: AxesImage) -> None:
-    """Draw the colour bar of an image beside it."""
-    bar = image.axes.figure.colorbar(image, ax=image.axes, aspect=30, pad=0.03)
+def draw_image(axis: Axes, title: str, values: Tensor, **options: Any) -> None:
+    """Draw a matrix as an image, with a title and a colour bar beside it."""
+    image = axis.imshow(values.numpy(), aspect="auto", **options)
+    axis.set_title(title, fontsize=style.LABEL_SIZE)
+    bar = axis.figure.colorbar(image, ax=axis, aspect=30, pad=0.03)
     bar.ax.tick_params(labelsize=style.NOTE_SIZE, length=2)
     bar.ax.locator_params(nbins=5)
 
 
-def draw_products(axis: Axes, vectors: Tensor) -> None:
-    """Draw the dot products of the vectors of two positions by their distance."""
-    means, deviations = products_by_distance(vectors)
-    distances = torch.arange(LENGTH)
-    band = means - deviations, means + deviations
-    axis.fill_between(distances, *band, color=style.BLUE, alpha=0.2)
-    axis.plot(distances, means, color=style.BLUE, linewidth=2)
-    axis.axhline(0, color=style.GREY, linewidth=0.8)
-    axis.set(ylim=(-0.5, 1.05), ylabel="dot product of positions")
-
-
-def draw_alibi(image: Axes, curve: Axes, bias: Tensor) -> None:
+def draw_alibi(image: Axes, curve: Axes) -> None:
     """Draw the bias of one head as an image, and that of all heads by distance."""
-    heads = len(bias)
-    head = heads // 2
-    draw_colour_bar(image.imshow(bias[head].numpy(), cmap=style.SEQUENTIAL, aspect="auto"))
-    image.set_title(f"ALiBi\nadded to scores (head {head + 1})", fontsize=style.LABEL_SIZE)
+    bias = alibi_bias()
+    title = f"ALiBi\nadded to scores (head {HEADS // 2 + 1})"
+    draw_image(image, title, bias[HEADS // 2], cmap=style.SEQUENTIAL)
     image.set(xlabel="key", ylabel="query")
-    for line in bias[:, 0]:
-        curve.plot(line.numpy(), color=style.BLUE, linewidth=1.6)
+    curve.plot(bias[:, 0].T.numpy(), color=style.BLUE, linewidth=1.6)
     style.draw_text(curve, 4, -14.5, "head 1", ha="left", va="baseline")
-    style.draw_text(curve, MAX_DISTANCE, 0.4, f"head {heads}", ha="right", va="bottom")
+    style.draw_text(curve, MAX_DISTANCE, 0.4, f"head {HEADS}", ha="right", va="bottom")
     curve.set(ylim=(-16, 2.4), ylabel="added to the score")

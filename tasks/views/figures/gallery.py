@@ -1,7 +1,7 @@
-"""The lessons of the tutorial with their pictures, in order."""
+"""The lessons of the tutorial with their pictures, in order, and their page, `index.html`."""
 
-from collections.abc import Callable
-from inspect import signature
+from collections.abc import Callable, Mapping
+from inspect import getdoc, signature
 from io import BytesIO
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,34 +22,35 @@ from attention_zoo.tasks.views.figures.scaling import draw_scaling
 from attention_zoo.tasks.views.figures.soft_lookup import draw_soft_lookup
 from attention_zoo.tasks.views.figures.steps import draw_steps
 from attention_zoo.tasks.views.figures.word_order import draw_word_order
+from attention_zoo.tasks.views.pages import render_page
 
 LINE = "Wednesday, March 4, 2026"
 
 
 class Picture(NamedTuple):
-    """A picture, and the function that draws it.
+    """A picture, and the function that draws it, whose docstring describes it.
 
-    Args:
-        name: the stem of its file, without the number of the lesson.
-        draw: a function of `task`, a trained `TranslationTask`; `model`, that of the task; `line`,
-            the line to translate; `path`, the file to write. It has some of these parameters. It
-            returns a figure, or writes an animation to its path.
-        alt: text that describes the picture to readers who do not see it.
+    The parameters of the function are some of `task`, a trained `TranslationTask`; `model`, that of
+    the task; `line`, the line to translate; `path`, the file of an animation.
     """
 
-    name: str
+    name: str  # of its file, without the number of the lesson and the suffix
     draw: Callable[..., Figure | None]
-    alt: str
+
+    @property
+    def alt(self) -> str:
+        """Return a text for readers who do not see the picture, from the function's docstring."""
+        text = (getdoc(self.draw) or "").partition("\n")[0].removeprefix("Draw ")
+        return text[:1].upper() + text[1:]
 
     @property
     def parameters(self) -> list[str]:
-        """Return the parameters of the function that have no default."""
-        parameters = signature(self.draw).parameters.values()
-        return [parameter.name for parameter in parameters if parameter.default is parameter.empty]
+        """Return the names of the function's parameters."""
+        return [*signature(self.draw).parameters]
 
     @property
     def needs_model(self) -> bool:
-        """Return whether the picture shows a trained model."""
+        """Tell if the picture shows a trained model."""
         return bool({"task", "model"} & {*self.parameters})
 
     @property
@@ -74,29 +75,21 @@ LESSONS = (
         "the query with every key, and returns a mixture of all values; the closer the key, the "
         "larger the weight. At a low temperature only the nearest key counts. The mixture is "
         "differentiable, so queries and keys can be learned.",
-        Picture(
-            "dictionary",
-            draw_soft_lookup,
-            "Keys and query as arrows, weights of the values, weights by temperature.",
-        ),
+        Picture("dictionary", draw_soft_lookup),
     ),
     Lesson(
         "Self-attention, step by step",
         "QKᵀ compares every word with every word. Its rows weight the values in the sums of the "
         "output. Without scale and softmax, scores can be negative and sums of any size. Softmax "
         "turns each row of scores into positive weights that sum to 1.",
-        Picture("steps", draw_steps, "QKᵀ V in numbers, and softmax(QKᵀ/√3) V in numbers."),
+        Picture("steps", draw_steps),
     ),
     Lesson(
         "Why scores are divided by √d",
         "The dot product of two vectors of width d is a sum of d terms, and its standard deviation "
         "grows as √d. Softmax over large scores gives nearly all the weight to one key, and then "
         "its gradient is close to 0. Divided by √d, scores have the same size at every width.",
-        Picture(
-            "scaling",
-            draw_scaling,
-            "Scores, the largest weight and the gradient, with and without the scale.",
-        ),
+        Picture("scaling", draw_scaling),
     ),
     Lesson(
         "Three roles of attention",
@@ -104,11 +97,7 @@ LESSONS = (
         "word attends to the whole source (global). In the decoder, a word attends to itself and "
         "the words before it (causal), and to the whole source (cross). The grids are the masks, "
         "with a row for each query.",
-        Picture(
-            "layers",
-            draw_roles,
-            "Cross, global and causal attention as lines between words, and as masks.",
-        ),
+        Picture("layers", draw_roles),
     ),
     Lesson(
         "Causal attention: no word changes an output before it",
@@ -116,11 +105,7 @@ LESSONS = (
         "before it stay the same to the last bit; with global attention, all change. So a decoder "
         "can be trained on all positions of a sentence at once, and decoding can cache the keys "
         "and values of earlier words.",
-        Picture(
-            "causal",
-            draw_causality,
-            "Changes of each output when a word is replaced: none before it with causal attention.",
-        ),
+        Picture("causal", draw_causality),
     ),
     Lesson(
         "Four positional encodings",
@@ -128,57 +113,33 @@ LESSONS = (
         "queries and keys, and ALiBi lowers scores. Below are the dot products of two positions: "
         "with sinusoidal and rotary positions, they fall with the distance. A learned table knows "
         "no distance before training. ALiBi has a different slope for each head.",
-        Picture(
-            "positions",
-            draw_positional_encodings,
-            "Sinusoidal, learned, rotary and ALiBi encodings, and how they depend on distance.",
-        ),
+        Picture("positions", draw_positional_encodings),
     ),
     Lesson(
         "Order matters",
         "Attention by itself ignores the order of words: in another order, each word gets the same "
         "output, in another row. With positions, the outputs differ.",
-        Picture(
-            "order",
-            draw_word_order,
-            "Outputs for the same words in two orders, without and with positions.",
-        ),
+        Picture("order", draw_word_order),
     ),
     Lesson(
         "Several heads",
         "The columns of queries, keys and values are split into heads. Each head attends with its "
         "own weights; the outputs are joined and mixed by one more projection. So one word can "
         "attend to several others at once, for different reasons.",
-        Picture(
-            "heads",
-            draw_multi_head,
-            "Queries, keys and values, split into three heads; their outputs, joined.",
-        ),
-        Picture(
-            "two-heads",
-            draw_two_heads,
-            "Two heads of a layer over the same line, as lines from token to token.",
-        ),
+        Picture("heads", draw_multi_head),
+        Picture("two-heads", draw_two_heads),
     ),
     Lesson(
         "Cross-attention in a translation",
         "Each row is a word of the translation, each column a word of the source. English and "
         "Portuguese put day and month in different orders, and there the marks leave the diagonal.",
-        Picture(
-            "translation",
-            draw_cross_attention,
-            "Cross-attention from Portuguese to English words: day and month swap.",
-        ),
+        Picture("translation", draw_cross_attention),
     ),
     Lesson(
         "Decoding token by token",
         "The decoder writes one token at a time. For each, it attends to the source anew, with a "
         "query that depends on the tokens before.",
-        Picture(
-            "writing",
-            animate_translation,
-            "A translation that grows token by token, with lines to the source tokens.",
-        ),
+        Picture("writing", animate_translation),
     ),
     Lesson(
         "The whole model",
@@ -186,19 +147,15 @@ LESSONS = (
         "self-attention and a feed-forward network; a decoder layer has causal self-attention, "
         "cross-attention and a feed-forward network. Every sublayer adds its output to its input. "
         "The diagram is drawn from the model itself.",
-        Picture(
-            "architecture",
-            draw_architecture,
-            "Encoder and decoder with their layers, drawn from the model.",
-        ),
+        Picture("architecture", draw_architecture),
     ),
     Lesson(
         "Masks and biases of the zoo",
         "A mask decides which keys a query may attend to; a bias raises or lowers scores. These "
         "are all masks and biases of the zoo, drawn by the code that computes them. Patterns and "
         "biases that depend on content or are learned are one example.",
-        Picture("masks", draw_masks, "All mask patterns of the zoo, by family."),
-        Picture("biases", draw_biases, "All score biases of the zoo, by family."),
+        Picture("masks", draw_masks),
+        Picture("biases", draw_biases),
     ),
 )
 
@@ -209,16 +166,8 @@ def file_name(number: int, picture: Picture) -> str:
 
 
 def draw_picture(picture: Picture, path: Path, task: Any = None) -> Figure | None:
-    """Return the figure of a picture, or write an animation and return None.
-
-    Args:
-        picture: from `LESSONS`.
-        path: of the animation.
-        task: a trained `TranslationTask`, if the picture needs a model.
-    """
-    arguments = {"task": task, "line": LINE, "path": path}
-    if "model" in picture.parameters:
-        arguments["model"] = task.model
+    """Return the figure of a picture, or write an animation to the path and return None."""
+    arguments = {"task": task, "model": getattr(task, "model", None), "line": LINE, "path": path}
     return picture.draw(*(arguments[name] for name in picture.parameters))
 
 
@@ -238,13 +187,18 @@ def example_code(number: int, picture: Picture) -> str:
     function = picture.draw.__name__
     lines = [f"from {picture.draw.__module__} import {function}"]
     if picture.needs_model:
-        lines += [
-            f"from {trained_task.__name__} import find_newest_translation, load_translation",
-            "",
-            "task = load_translation(find_newest_translation())",
-        ]
+        functions = "find_newest_translation, load_translation"
+        lines += [f"from {trained_task.__name__} import {functions}", ""]
+        lines.append("task = load_translation(find_newest_translation())")
     file = f'"{file_name(number, picture)}"'
     arguments = {"task": "task", "model": "task.model", "line": f'"{LINE}"', "path": file}
     call = f"{function}({', '.join(arguments[name] for name in picture.parameters)})"
     lines.append(call if "path" in picture.parameters else f"{call}.savefig({file})")
     return "\n".join(lines)
+
+
+def index_page(source: str, missing: Mapping[Picture, str]) -> str:
+    """Return the page of all lessons; `missing` tells why pictures were not drawn."""
+    functions = {"file_name": file_name, "code": example_code}
+    values = {"title": "See attention", "source": source, "lessons": LESSONS, "missing": missing}
+    return render_page("views/figures/page.html", **values, **functions)

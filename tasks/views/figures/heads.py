@@ -18,7 +18,6 @@ from attention_zoo.tasks.views.figures.seeding import fixed_seed
 
 TOKENS, DIM, HEADS = 5, 12, 3
 COLOURS = (style.BLUE, style.RED, style.GREEN)  # of the heads
-SUBSCRIPTS = "₁₂₃"
 CELL, GAP = 0.17, 0.16  # inches
 
 
@@ -54,7 +53,7 @@ def create_example() -> tuple[Attention, Tensor]:
 
 
 def draw_multi_head() -> Figure:
-    """Draw how Q, K and V are split into heads, attend, and are joined: a colour for each head."""
+    """Draw queries, keys and values, split into three heads; their outputs, joined."""
     steps = compute_multi_head(*create_example())
     figure, axis = style.new_canvas(10.5, 4.5)
     wide, square, narrow = DIM * CELL, TOKENS * CELL, DIM // HEADS * CELL
@@ -79,9 +78,9 @@ def draw_multi_head() -> Figure:
         for index, (name, matrix) in enumerate(projections):
             left = x_split + index * (narrow + GAP)
             draw_shaded(axis, matrix.chunk(HEADS, dim=1)[head], left, top, colour)
-            style.draw_text(axis, left + narrow / 2, top + 0.13, f"{name}{SUBSCRIPTS[head]}")
-        weights = steps.weights[head]
-        style.draw_matrix(axis, weights, x_weights, top, CELL, style.weight_colour)
+            style.draw_text(axis, left + narrow / 2, top + 0.13, f"{name}{'₁₂₃'[head]}")
+        weights = steps.weights[head].tolist()
+        style.draw_matrix(axis, weights, (x_weights, top), CELL, style.SEQUENTIAL)
         draw_shaded(axis, steps.head_outputs[head], x_outputs, top, colour)
         options = {"color": colour, "fontweight": "bold"}
         style.draw_text(axis, x_weights + square / 2, top + 0.13, f"head {head + 1}", **options)
@@ -115,7 +114,7 @@ def draw_shaded(axis: Axes, matrix: Tensor, left: float, top: float, colour: str
     def shade(value: float) -> tuple[float, ...]:
         return style.lighten(colour, 0.12 + 0.88 * abs(value) / largest)
 
-    style.draw_matrix(axis, matrix, left, top, CELL, shade)
+    style.draw_matrix(axis, matrix.tolist(), (left, top), CELL, shade)
 
 
 def find_most_different_heads(layers: list[Tensor]) -> tuple[int, int, int]:
@@ -129,21 +128,16 @@ def find_most_different_heads(layers: list[Tensor]) -> tuple[int, int, int]:
 
 
 def draw_two_heads(task: Any, line: str) -> Figure:
-    """Draw the two heads of an encoder layer that differ most, as lines from token to token.
+    """Draw two heads of a layer over the same line, as lines from token to token.
 
-    Args:
-        task: a trained `TranslationTask`.
-        line: in the source language.
-
-    Raises:
-        UserError: no layer of the encoder has two heads.
+    The layer and the heads are those of the encoder of a `TranslationTask` that differ most.
     """
     record: AttentionRecord = task.attend(line)
     layers = record.maps["encoder"]
     if all(len(weights) < 2 for weights in layers):
         raise UserError("two heads are drawn side by side, but no layer of this encoder has two.")
     layer, *heads = find_most_different_heads(layers)
-    tokens = [style.fit_label(token) for token in record.source_tokens]
+    tokens = record.source_tokens
     figure = style.new_figure(9.4, 0.34 * len(tokens) + 1.0)
     for axis, head, colour in zip(figure.subplots(1, 2), heads, COLOURS, strict=False):
         draw_lines(axis, layers[layer][head], tokens, colour)
@@ -159,11 +153,9 @@ def draw_lines(axis: Axes, weights: Tensor, tokens: list[str], colour: str) -> N
             if weight > 0.04:
                 options = {"linewidth": 0.5 + 3.5 * weight, "alpha": min(1.0, 0.1 + weight)}
                 axis.plot([0, 1], [query, key], color=colour, solid_capstyle="round", **options)
-    families = style.font_families()
     for x, side, name in ((-0.04, "right", "query"), (1.04, "left", "key")):
-        options = {"ha": side, "va": "center_baseline"}
         for index, token in enumerate(tokens):
-            style.draw_text(axis, x, index, token, family=families, parse_math=False, **options)
-        style.draw_text(axis, x, -1.1, name, color=style.GREY, **options)
+            style.draw_token(axis, x, index, token, ha=side)
+        style.draw_token(axis, x, -1.1, name, ha=side, color=style.GREY)
     axis.set(xlim=(-0.45, 1.45), ylim=(len(tokens) - 0.4, -1.5))
     axis.set_axis_off()

@@ -3,7 +3,6 @@
 import math
 from collections.abc import Sequence
 
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
@@ -16,23 +15,18 @@ def draw_heatmaps(
 ) -> Figure:
     """Draw heat maps of one layer on one colour scale: the mean of its heads, then every head.
 
-    Keys run along x and queries down y. If some weights are negative, zero is white. The figure
-    does not use pyplot, so any thread may draw it.
+    Keys run along x and queries down y. If some weights are negative, zero is white.
 
     Args:
         record: tokens and weights of one line.
         role: "encoder", "decoder" or "cross".
         layer: index of the layer, from 0.
         heads: indices of the heads to draw, from 0, without their mean; all, if not given.
-
-    Raises:
-        ValueError: the record has no such role, layer or head, or a map does not fit its tokens.
     """
     panels = _named_panels(record.weights(role, layer), heads)
     title, queries_side, keys_side = ROLES[role]
     heading = f"{title}, layer {layer + 1} of {len(record.maps[role])}"
-    queries, keys = record.tokens(role)
-    labels = _TokenLabels(keys, queries)
+    labels = _TokenLabels(*record.tokens(role))
     columns = _num_columns(len(panels), labels.width / labels.height)
     rows = math.ceil(len(panels) / columns)
     width = columns * (labels.width + 0.25) + labels.margin + 1.4
@@ -40,15 +34,21 @@ def draw_heatmaps(
     # With few tokens, the heading needs more width than the panels.
     figure = style.new_figure(max(width, _text_width(heading, style.HEADING_SIZE)), height)
     axes = figure.subplots(rows, columns, squeeze=False).flatten()
-    low, high = _colour_limits([weights for _, weights in panels])
-    colours = style.SEQUENTIAL if low == 0 else style.DIVERGING
-    options: style.Options = {"cmap": colours, "vmin": low, "vmax": high}
+    low = min(weights.min().item() for _, weights in panels)
+    high = max(weights.max().item() for _, weights in panels)
+    if low >= 0:
+        options: style.Options = {"cmap": style.SEQUENTIAL, "vmin": 0, "vmax": high}
+    else:
+        limit = max(high, -low)
+        options = {"cmap": style.DIVERGING, "vmin": -limit, "vmax": limit}
     for index, (axis, (name, weights)) in enumerate(zip(axes, panels, strict=False)):
         image = axis.imshow(weights.numpy(), aspect="auto", interpolation="none", **options)
         weight = "bold" if name.startswith("mean") else None
         axis.set_title(name, fontsize=style.LABEL_SIZE, fontweight=weight)
-        is_bottom, is_left = index + columns >= len(panels), index % columns == 0
-        labels.draw(axis, with_keys=is_bottom, with_queries=is_left)
+        keys = labels.keys if index + columns >= len(panels) else []  # at the bottom
+        queries = labels.queries if index % columns == 0 else []  # at the left
+        style.label_cells(axis, keys, queries, stride=labels.stride, rotation=labels.rotation)
+        axis.tick_params(length=2, labelsize=labels.size)
     for axis in axes[len(panels) :]:
         axis.remove()
     figure.suptitle(heading, fontsize=style.HEADING_SIZE)
@@ -73,15 +73,6 @@ def _named_panels(weights: Tensor, heads: Sequence[int] | None) -> list[tuple[st
     return panels
 
 
-def _colour_limits(panels: Sequence[Tensor]) -> tuple[float, float]:
-    """Return the weights that get the first and the last colour."""
-    low = min(panel.min().item() for panel in panels)
-    high = max(panel.max().item() for panel in panels)
-    if low >= 0:
-        return 0.0, high
-    return -max(high, -low), max(high, -low)
-
-
 def _num_columns(panels: int, aspect: float) -> int:
     """Return the number of columns of a grid whose shape is about 6:5, with few empty cells."""
 
@@ -101,27 +92,16 @@ def _text_width(text: str, size: float) -> float:
 class _TokenLabels:
     """The token labels of a panel, and the size of the panel in inches."""
 
-    def __init__(self, keys: list[str], queries: list[str]) -> None:
-        longest = max(len(keys), len(queries))
+    def __init__(self, queries: list[str], keys: list[str]) -> None:
         # Cells are square. They are large for few tokens; for many, a panel has at most 7 inches.
-        cell = min(0.36, 7.0 / longest)
-        self.width = max(1.2, cell * len(keys))
-        self.height = max(1.2, cell * len(queries))
+        cell = min(0.36, 7.0 / max(len(queries), len(keys)))
+        self.width, self.height = max(1.2, cell * len(keys)), max(1.2, cell * len(queries))
         self.size = min(10.0, max(5.0, 0.72 * 72 * cell))  # points
         # If the smallest letters are taller than a cell, only every second label or so is drawn.
         self.stride = math.ceil(1.1 * self.size / 72 / cell)
-        self.keys = [style.fit_label(token) for token in keys]
-        self.queries = [style.fit_label(token) for token in queries]
-        widest_key = _text_width(max(self.keys, key=len), self.size)
-        self.margin = max(widest_key, _text_width(max(self.queries, key=len), self.size))
+        self.queries, self.keys = ([style.fit_label(x) for x in side] for side in (queries, keys))
+        widest_query, widest_key = (
+            _text_width(max(side, key=len), self.size) for side in (self.queries, self.keys)
+        )
+        self.margin = max(widest_key, widest_query)
         self.rotation = 0 if widest_key < cell else 90
-
-    def draw(self, axis: Axes, *, with_keys: bool, with_queries: bool) -> None:
-        """Label the axes of a panel."""
-        keys = self.keys[:: self.stride] if with_keys else []
-        queries = self.queries[:: self.stride] if with_queries else []
-        axis.set_xticks(range(0, len(keys) * self.stride, self.stride), keys)
-        axis.set_yticks(range(0, len(queries) * self.stride, self.stride), queries)
-        axis.tick_params(length=2, labelsize=self.size, labelfontfamily=style.font_families())
-        axis.tick_params(axis="x", labelrotation=self.rotation)
-        style.disable_math(axis)

@@ -35,13 +35,12 @@ def role_mask(role: Role, queries: int, keys: int) -> Tensor:
 def render_mask(mask: Mask, queries: int, keys: int) -> Tensor:
     """Return a mask as a matrix [q k]."""
     visible = mask.dense(range(queries), range(keys), device=torch.device("cpu"))
-    if visible is None:
-        return torch.ones(queries, keys, dtype=torch.bool)
-    return visible[0, 0].expand(queries, -1)
+    unmasked = torch.ones(queries, keys, dtype=torch.bool)
+    return unmasked if visible is None else visible[0, 0].expand(queries, -1)
 
 
 def draw_roles() -> Figure:
-    """Draw cross, global and causal attention as lines between words, and their masks."""
+    """Draw cross, global and causal attention as lines between words, and as masks."""
     figure = style.new_figure(10.6, 5.7)
     figure.set_layout_engine("constrained", w_pad=0.15)
     axes = figure.subplots(2, 3, height_ratios=(1, 1.2))
@@ -63,9 +62,9 @@ def draw_lines(axis: Axes, visible: Tensor, queries: Sequence[str], keys: Sequen
         if query == HIGHLIGHTED:
             options = {"color": style.RED, "linewidth": 2.4, "alpha": 1, "zorder": 2}
         axis.plot([query_x[query], key_x[key]], [1, 0], **options)
-    for number, (x, word) in enumerate(zip(query_x, queries, strict=True)):
+    for index, (x, word) in enumerate(zip(query_x, queries, strict=True)):
         options = {"color": style.BLACK}
-        if number == HIGHLIGHTED:
+        if index == HIGHLIGHTED:
             options = {"color": style.RED, "fontweight": "bold"}
         style.draw_text(axis, x, 1.05, word, size=style.LABEL_SIZE, va="bottom", **options)
     for x, word in zip(key_x, keys, strict=True):
@@ -80,11 +79,9 @@ def draw_mask(axis: Axes, visible: Tensor, queries: Sequence[str], keys: Sequenc
     """Draw a mask [q k] as a grid, coloured where the query may attend to the key."""
     cells = visible.int()
     cells[HIGHLIGHTED] *= 2
-    axis.imshow(
-        cells.numpy(), cmap=ListedColormap([style.EMPTY, style.BLUE, style.RED]), vmin=0, vmax=2
-    )
-    axis.set_xticks(range(len(keys)), keys, fontsize=style.TEXT_SIZE)
-    axis.set_yticks(range(len(queries)), queries, fontsize=style.TEXT_SIZE)
+    colours = ListedColormap([style.EMPTY, style.BLUE, style.RED])
+    axis.imshow(cells.numpy(), cmap=colours, vmin=0, vmax=2)
+    style.label_cells(axis, keys, queries)
     axis.set_xticks([x + 0.5 for x in range(len(keys) - 1)], minor=True)
     axis.set_yticks([y + 0.5 for y in range(len(queries) - 1)], minor=True)
     axis.grid(which="minor", color="white", linewidth=2)

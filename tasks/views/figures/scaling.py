@@ -11,11 +11,10 @@ from attention_zoo.tasks.views.figures import style
 from attention_zoo.tasks.views.figures.seeding import fixed_seed
 
 WIDTHS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
-HISTOGRAM_COLOURS = {4: style.BLUE, 64: style.ORANGE, 1024: style.GREEN}  # by width
-KEYS, SAMPLES = 16, 1000
+KEYS = 16
 
 
-def sample_scores(width: int, samples: int = SAMPLES) -> Tensor:
+def sample_scores(width: int, samples: int = 1000) -> Tensor:
     """Return q·k [samples keys] of random queries with `KEYS` keys each, all of variance 1."""
     with fixed_seed():
         q = torch.randn(samples, 1, width)
@@ -35,52 +34,45 @@ def gradient_norm(scores: Tensor) -> float:
     return torch.linalg.matrix_norm(jacobian).mean().item()
 
 
-def draw_scaling(samples: int = SAMPLES) -> Figure:
-    """Draw distributions of scores, the largest weight and the gradient of softmax, by width.
-
-    Args:
-        samples: number of queries at every width, each with `KEYS` keys.
-    """
-    scores = {width: sample_scores(width, samples) for width in WIDTHS}
+def draw_scaling() -> Figure:
+    """Draw scores, the largest weight and the gradient, with and without the scale."""
+    scores = {width: sample_scores(width) for width in WIDTHS}
     scaled = {width: scores[width] / math.sqrt(width) for width in WIDTHS}
     figure = style.new_figure(9.4, 6.4)
     (left, right), (weight, gradient) = figure.subplots(2, 2)
-    draw_histograms(left, scores, 60)
-    draw_histograms(right, scaled, 4)
+    draw_histograms(left, "Scores q·k: wider vectors, larger scores", scores, 60)
+    draw_histograms(right, "Scores q·k/√d: alike at every width", scaled, 4)
     for by_width, colour, name in (
         (scores, style.RED, "without /√d"),
         (scaled, style.BLUE, "with /√d"),
     ):
         options = {"color": colour, "linewidth": 2.2, "marker": "o", "markersize": 4, "label": name}
-        weight.plot(WIDTHS, [largest_weight(by_width[width]) for width in WIDTHS], **options)
-        gradient.plot(WIDTHS, [gradient_norm(by_width[width]) for width in WIDTHS], **options)
+        weight.plot(WIDTHS, [largest_weight(x) for x in by_width.values()], **options)
+        gradient.plot(WIDTHS, [gradient_norm(x) for x in by_width.values()], **options)
     weight.set(ylim=(0, 1.02), ylabel=f"largest of {KEYS} weights")
+    weight.set(title="Large scores: one key takes all the weight")
     gradient.set(ylim=(0, None), ylabel="norm of ∂ weights / ∂ scores")
-    for axis, title in (
-        (left, "Scores q·k: wider vectors, larger scores"),
-        (right, "Scores q·k/√d: alike at every width"),
-        (weight, "Large scores: one key takes all the weight"),
-        (gradient, "Large scores: the gradient nearly vanishes"),
-    ):
-        axis.set_title(title, fontsize=style.LABEL_SIZE)
-        style.despine(axis)
+    gradient.set(title="Large scores: the gradient nearly vanishes")
     for axis in (weight, gradient):
         axis.set_xscale("log", base=2)
-        axis.set_xticks([1, 4, 16, 64, 256, 1024], ["1", "4", "16", "64", "256", "1024"])
+        axis.set_xticks(WIDTHS[::2], map(str, WIDTHS[::2]))
         axis.set_xlabel("d, the width of queries and keys")
         axis.legend(frameon=False, fontsize=style.TEXT_SIZE)
+    for axis in figure.axes:
+        axis.title.set_fontsize(style.LABEL_SIZE)
+        style.despine(axis)
     return figure
 
 
-def draw_histograms(axis: Axes, scores: dict[int, Tensor], limit: float) -> None:
+def draw_histograms(axis: Axes, title: str, scores: dict[int, Tensor], limit: float) -> None:
     """Draw the distributions of scores between −limit and limit for some widths."""
-    for width, colour in HISTOGRAM_COLOURS.items():
+    for width, colour in ((4, style.BLUE), (64, style.ORANGE), (1024, style.GREEN)):
         values = scores[width].flatten()
         label = f"d = {width}: standard deviation {values.std():.0f}"
         options: style.Options = {"bins": 40, "range": (-limit, limit), "density": True}
-        options |= {"color": colour}
-        axis.hist(values.numpy(), histtype="stepfilled", alpha=0.18, **options)
-        axis.hist(values.numpy(), histtype="step", linewidth=2, label=label, **options)
+        axis.hist(values.numpy(), histtype="stepfilled", color=colour, alpha=0.18, **options)
+        options |= {"linewidth": 2, "label": label}
+        axis.hist(values.numpy(), histtype="step", color=colour, **options)
     axis.margins(y=0.5)
-    axis.set(xlabel="score", ylabel="density", yticks=[])
+    axis.set(title=title, xlabel="score", ylabel="density", yticks=[])
     axis.legend(frameon=False, fontsize=style.TEXT_SIZE, loc="upper left", handlelength=1.2)

@@ -10,12 +10,7 @@ from attention_zoo.tasks.views.figures import style
 ENTRIES = {"color": "blue", "age": 22, "type": "pickup"}
 QUERY = "species"
 # Made by hand: how much a word is about what a thing is, and about how it looks.
-MEANINGS = {
-    "type": (1.0, 0.1),
-    "species": (0.9, 0.3),
-    "color": (0.25, 0.8),
-    "age": (-0.6, 0.5),
-}
+MEANINGS = {"type": (1.0, 0.1), "species": (0.9, 0.3), "color": (0.25, 0.8), "age": (-0.6, 0.5)}
 COLOURS = {"color": style.BLUE, "age": style.RED, "type": style.GREEN}
 
 
@@ -27,52 +22,43 @@ def value_weights(temperature: float) -> list[float]:
 
 
 def draw_soft_lookup() -> Figure:
-    """Draw the look-up of a word that is no key: meanings, weights, and weights by temperature."""
+    """Draw keys and query as arrows, weights of the values, weights by temperature."""
     figure = style.new_figure(10, 3.7)
-    plane, bars, curves = figure.subplots(1, 3, width_ratios=(1.15, 0.95, 1.15))
-    draw_meanings(plane)
-    draw_weights(bars)
-    draw_weights_by_temperature(curves)
-    for axis in (plane, bars, curves):
+    axes = figure.subplots(1, 3, width_ratios=(1.15, 0.95, 1.15))
+    for draw, axis in zip((draw_meanings, draw_weights, draw_curves), axes, strict=True):
+        draw(axis)
+        axis.title.set_fontsize(style.LABEL_SIZE)
         style.despine(axis)
     return figure
 
 
 def draw_meanings(axis: Axes) -> None:
     """Draw the vectors of the keys and of the query as arrows."""
-    for word, point in (
-        ("type", (0.72, -0.09)),
-        ("species", (0.72, 0.36)),
-        ("color", (0.3, 0.83)),
-        ("age", (-0.72, 0.55)),
-    ):
+    points = ((0.72, -0.09), (0.72, 0.36), (0.3, 0.83), (-0.72, 0.55))  # of the words
+    for (word, meaning), point in zip(MEANINGS.items(), points, strict=True):
         colour = COLOURS.get(word, style.BLACK)
         line, name = ("--", f"{word!r}?") if word == QUERY else ("-", repr(word))
         options = {"color": colour, "linewidth": 2.2, "linestyle": line, "mutation_scale": 16}
-        style.draw_arrow(axis, (0, 0), MEANINGS[word], **options)
+        style.draw_arrow(axis, (0, 0), meaning, **options)
         draw_label(axis, point, name, colour)
     axis.axhline(0, color=style.GREY, linewidth=0.6, zorder=0)
     axis.axvline(0, color=style.GREY, linewidth=0.6, zorder=0)
     axis.set(xlim=(-0.8, 1.25), ylim=(-0.2, 1.0), xticks=[], yticks=[])
     axis.set(xlabel="about what a thing is", ylabel="about how it looks")
-    axis.set_title("Keys and the query,\na word that is no key", fontsize=style.LABEL_SIZE)
+    axis.set_title("Keys and the query,\na word that is no key")
 
 
 def draw_weights(axis: Axes) -> None:
     """Draw the weight of each value as a bar."""
-    weights = value_weights(1.0)
-    names = [repr(value) for value in ENTRIES.values()]
-    bars = axis.bar(names, weights, color=list(COLOURS.values()), width=0.65)
-    labels = [f"{weight:.2f}" for weight in weights]
-    axis.bar_label(bars, labels, fontsize=style.LABEL_SIZE, padding=2)
+    names, colours = [*map(repr, ENTRIES.values())], [*COLOURS.values()]
+    bars = axis.bar(names, value_weights(1.0), color=colours, width=0.65)
+    axis.bar_label(bars, fmt="%.2f", fontsize=style.LABEL_SIZE, padding=2)
     axis.set(ylim=(0, 1), ylabel="weight", xlabel="value")
-    axis.set_title(
-        "All values have a weight,\nthe nearest key the largest", fontsize=style.LABEL_SIZE
-    )
+    axis.set_title("All values have a weight,\nthe nearest key the largest")
     axis.tick_params(axis="x", labelsize=style.LABEL_SIZE)
 
 
-def draw_weights_by_temperature(axis: Axes) -> None:
+def draw_curves(axis: Axes) -> None:
     """Draw the weight of each value as a curve over temperature."""
     temperatures = torch.logspace(-2, 1.3, 100).tolist()
     curves = torch.tensor([value_weights(temperature) for temperature in temperatures]).T
@@ -83,7 +69,7 @@ def draw_weights_by_temperature(axis: Axes) -> None:
     axis.set_xticks([0.01, 0.1, 1, 10], ["0.01", "0.1", "1", "10"])
     for key, point in (("type", (0.013, 0.92)), ("color", (0.13, 0.29)), ("age", (1.6, 0.1))):
         draw_label(axis, point, repr(ENTRIES[key]), COLOURS[key])
-    axis.set_title("Low τ: a normal dictionary;\nhigh τ: an average", fontsize=style.LABEL_SIZE)
+    axis.set_title("Low τ: a normal dictionary;\nhigh τ: an average")
 
 
 def draw_label(axis: Axes, point: tuple[float, float], text: str, colour: str) -> None:

@@ -1,10 +1,8 @@
 """The picture of self-attention step by step, with its numbers."""
 
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
-from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
@@ -20,6 +18,8 @@ CELL = 0.34  # inches
 SKIPPED = "no scale, no softmax"
 # The operators between matrices, and their widths in inches. The last fills two missing steps.
 OPERATORS = {"·": 0.22, "=": 0.3, "/√3  =": 0.62, "softmax": 0.7, SKIPPED: 2.38}
+# By name: values, colours, and the number of decimals.
+Matrices = dict[str, tuple[Tensor, style.ColourMap, int]]
 
 
 class AttentionSteps(NamedTuple):
@@ -53,73 +53,61 @@ def compute_steps(attention: SoftmaxAttention, x: Tensor) -> AttentionSteps:
     scores = queries @ keys.T
     scaled = scores * attention.scale
     weights = scaled.softmax(-1)
-    results = (queries, keys, values, scores, scaled, weights)
-    return AttentionSteps(*results, weights @ values, scores @ values)
-
-
-class Matrix(NamedTuple):
-    """A matrix in the picture."""
-
-    name: str
-    values: Tensor
-    colour_map: style.ColourMap
-    decimals: int
+    outputs = weights @ values, scores @ values
+    return AttentionSteps(queries, keys, values, scores, scaled, weights, *outputs)
 
 
 def draw_steps() -> Figure:
-    """Draw softmax(QKᵀ/√3) V in numbers, and above it QKᵀ V, without scale and softmax."""
+    """Draw QKᵀ V in numbers, and softmax(QKᵀ/√3) V in numbers."""
     steps = compute_steps(create_identity_attention(3), VECTORS)
     small, medium, large = map(signed_colours, (3.0, 10.0, 30.0))
-    queries = Matrix("Q", steps.queries, small, 0)
-    keys = Matrix("Kᵀ", steps.keys.T, small, 0)
-    values = Matrix("V", steps.values, small, 0)
-    scores = Matrix("QKᵀ", steps.scores, medium, 0)
-    scaled_scores = Matrix("QKᵀ/√3", steps.scaled_scores, medium, 1)
-    weights = Matrix("weights", steps.weights, style.weight_colour, 2)
-    unnormalised = Matrix("QKᵀ V", steps.unnormalised_output, large, 0)
-    output = Matrix("weights · V", steps.output, small, 1)
+    matrices: Matrices = {
+        "Q": (steps.queries, small, 0),
+        "Kᵀ": (steps.keys.T, small, 0),
+        "V": (steps.values, small, 0),
+        "QKᵀ": (steps.scores, medium, 0),
+        "QKᵀ V": (steps.unnormalised_output, large, 0),
+        "QKᵀ/√3": (steps.scaled_scores, medium, 1),
+        "weights": (steps.weights, style.SEQUENTIAL, 2),
+        "weights · V": (steps.output, small, 1),
+    }
     figure, axis = style.new_canvas(10.0, 4.9)
-    draw_row(
-        axis,
-        4.0,
-        "Without scale and softmax: the larger the scores, the larger the outputs",
-        [queries, "·", keys, "=", scores, SKIPPED, "·", values, "=", unnormalised],
+    title = "Without scale and softmax: the larger the scores, the larger the outputs"
+    parts = ["Q", "·", "Kᵀ", "=", "QKᵀ", SKIPPED, "·", "V", "=", "QKᵀ V"]
+    draw_row(axis, 4.0, title, parts, matrices)
+    title = (
+        "With them: every row of weights adds up to 1, so that outputs are averages of rows of V"
     )
-    draw_row(
-        axis,
-        1.6,
-        "With them: every row of weights adds up to 1, so that outputs are averages of rows of V",
-        [queries, "·", keys, "/√3  =", scaled_scores, "softmax", weights, "·", values, "=", output],
-    )
+    parts = ["Q", "·", "Kᵀ", "/√3  =", "QKᵀ/√3", "softmax", "weights", "·", "V", "=", "weights · V"]
+    draw_row(axis, 1.6, title, parts, matrices)
     return figure
 
 
-def draw_row(axis: Axes, top: float, title: str, parts: Sequence[Matrix | str]) -> None:
+def draw_row(axis: Axes, top: float, title: str, parts: list[str], matrices: Matrices) -> None:
     """Draw an equation of matrices and operators from left to right."""
     options: style.Options = {"ha": "left", "va": "center_baseline", "fontweight": "bold"}
     style.draw_text(axis, 0.12, top + 0.62, title, size=style.TITLE_SIZE, **options)
     left = 0.62
     for row, word in enumerate(WORDS):
-        options = {"ha": "right", "va": "center_baseline"}
-        style.draw_text(axis, left - 0.08, top - (row + 0.5) * CELL, word, **options)
+        style.draw_token(axis, left - 0.08, top - (row + 0.5) * CELL, word, ha="right")
     for part in parts:
-        if isinstance(part, str):
+        if part in matrices:
+            values, colours, decimals = matrices[part]
+            rows, columns = values.shape
+            width = columns * CELL
+            # The middles of all matrices are at one height.
+            corner = left, top - (4 - rows) / 2 * CELL
+            style.draw_matrix(axis, values.tolist(), corner, CELL, colours, decimals)
+            name = f"{part}\n[{rows} × {columns}]"
+            style.draw_text(axis, left + width / 2, top + 0.07, name, va="bottom")
+        else:
             width = OPERATORS[part]
             colour = style.GREY if part == SKIPPED else style.BLACK
             options = {"va": "center_baseline", "size": style.LABEL_SIZE, "color": colour}
             style.draw_text(axis, left + width / 2, top - 2 * CELL, part, **options)
-        else:
-            rows, columns = part.values.shape
-            width = columns * CELL
-            # The middles of all matrices are at one height.
-            upper = top - (4 - rows) / 2 * CELL
-            cells = part.values, left, upper, CELL, part.colour_map
-            style.draw_matrix(axis, *cells, decimals=part.decimals)
-            name = f"{part.name}\n[{rows} × {columns}]"
-            style.draw_text(axis, left + width / 2, top + 0.07, name, va="bottom")
         left += width
 
 
 def signed_colours(limit: float) -> style.ColourMap:
     """Return colours for numbers from −limit to limit, pale enough for black text on them."""
-    return lambda value: colormaps[style.DIVERGING](0.5 + 0.28 * value / limit)
+    return lambda value: style.DIVERGING(0.5 + 0.28 * value / limit)

@@ -1,7 +1,7 @@
 """The one style of all pictures: colours, fonts, sizes, and how a figure is made."""
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Sequence
+from typing import Any
 
 from matplotlib import colormaps
 from matplotlib.axes import Axes
@@ -11,36 +11,30 @@ from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties, findfont, fontManager, get_font
 from matplotlib.patches import Rectangle
 
-if TYPE_CHECKING:
-    from torch import Tensor
-
 # The colours of Okabe and Ito, which people with any colour vision can tell apart.
 BLUE, ORANGE, GREEN, PINK = "#0072b2", "#e69f00", "#009e73", "#cc79a7"
 SKY, RED, BLACK = "#56b4e9", "#d55e00", "#1b1f24"
 COLOURS = (BLUE, ORANGE, GREEN, PINK, SKY, RED, BLACK)
 GREY = "#5b636d"  # secondary text and lines
 EMPTY = "#eceef0"  # background, and the colour of what is absent, such as a masked key
-SEQUENTIAL = "cividis"  # colour map of weights, from 0 to the largest
-DIVERGING = "PuOr"  # colour map of signed numbers; zero is white
-DPI = 100
+SEQUENTIAL = colormaps["cividis"]  # of weights, from 0 to the largest
+DIVERGING = colormaps["PuOr"]  # of signed numbers; zero is white
 # Font sizes in points.
 NOTE_SIZE, TEXT_SIZE, LABEL_SIZE, TITLE_SIZE, HEADING_SIZE = 9, 10, 11, 12, 13
 
 # Matplotlib has no glyphs for Asian scripts; these fonts are used where they are installed.
 _FALLBACK_FONTS = ("Noto Sans CJK SC", "Noto Sans CJK JP", "PingFang SC", "Microsoft YaHei")
 _LABEL_LENGTH = 14  # characters
-_UNKNOWN = "\N{WHITE SQUARE}"
 
+Point = tuple[float, float]
 ColourMap = Callable[[float], tuple[float, ...]]
 Options = dict[str, Any]  # of a function of matplotlib
 
 
 def new_figure(width: float, height: float) -> Figure:
-    """Return an empty figure of a size in inches, with constrained layout.
-
-    It does not use pyplot: no global state holds the figure, and any thread may draw it.
-    """
-    figure = Figure(figsize=(width, height), dpi=DPI, layout="constrained")
+    """Return an empty figure of a size in inches, with constrained layout."""
+    # Without pyplot, no global state holds the figure, and any thread may draw it.
+    figure = Figure(figsize=(width, height), dpi=100, layout="constrained")
     FigureCanvasAgg(figure)
     return figure
 
@@ -49,8 +43,7 @@ def new_canvas(width: float, height: float) -> tuple[Figure, Axes]:
     """Return a figure and axes that fill it, in inches from the lower left corner."""
     figure = new_figure(width, height)
     figure.set_layout_engine("none")
-    axis = figure.add_axes((0, 0, 1, 1))
-    axis.set(xlim=(0, width), ylim=(0, height))
+    axis = figure.add_axes((0, 0, 1, 1), xlim=(0, width), ylim=(0, height))
     axis.set_axis_off()
     return figure, axis
 
@@ -66,12 +59,19 @@ def draw_text(axis: Axes, x: float, y: float, text: str, **options: Any) -> None
     axis.text(x, y, text, **defaults | options)
 
 
-def draw_arrow(
-    axis: Axes, start: tuple[float, float], stop: tuple[float, float], **options: Any
-) -> None:
+def draw_arrow(axis: Axes, start: Point, stop: Point, **options: Any) -> None:
     """Draw a straight arrow between two points."""
     defaults: Options = {"arrowstyle": "-|>", "shrinkA": 0, "shrinkB": 0}
     axis.annotate("", xy=stop, xytext=start, arrowprops=defaults | options)
+
+
+def draw_bars(axis: Axes, names: Sequence[str], values: Sequence[float], **options: Any) -> None:
+    """Draw a bar to the right for each value, with its number, and a name at its left."""
+    bars = axis.barh(range(len(names)), values, color=BLUE, **options)
+    labels = ["0" if value == 0 else f"{value:.2f}" for value in values]
+    axis.bar_label(bars, labels, padding=3, fontsize=TEXT_SIZE)
+    axis.set_yticks(range(len(names)), names)
+    despine(axis)
 
 
 def font_families() -> list[str]:
@@ -86,7 +86,7 @@ def fit_label(token: str) -> str:
     label = "".join(
         character
         if character.isprintable() and any(font.get_char_index(ord(character)) for font in fonts)
-        else repr(character)[1:-1].replace(character, _UNKNOWN)
+        else repr(character)[1:-1].replace(character, "\N{WHITE SQUARE}")
         for character in token
     )
     if len(label) > _LABEL_LENGTH:
@@ -94,15 +94,21 @@ def fit_label(token: str) -> str:
     return label.strip() or label
 
 
-def disable_math(axis: Axes) -> None:
-    """Show the dollars in tick labels, such as "$5 or $6", as they are, and not as a formula."""
+def draw_token(axis: Axes, x: float, y: float, token: str, **options: Any) -> None:
+    """Write the label of a token, in the fonts for tokens."""
+    options |= {"family": font_families(), "parse_math": False, "va": "center_baseline"}
+    draw_text(axis, x, y, fit_label(token), **options)
+
+
+def label_cells(
+    axis: Axes, columns: Sequence[str], rows: Sequence[str], *, stride: int = 1, **options: Any
+) -> None:
+    """Label the columns, with options of matplotlib's `Text`, and the rows of a heat map."""
+    axis.set_xticks(range(len(columns))[::stride], columns[::stride], **options)
+    axis.set_yticks(range(len(rows))[::stride], rows[::stride])
+    axis.tick_params(labelfontfamily=font_families())
     for label in [*axis.get_xticklabels(), *axis.get_yticklabels()]:
-        label.set_parse_math(False)
-
-
-def weight_colour(weight: float) -> tuple[float, ...]:
-    """Return the colour of a weight between 0 and 1."""
-    return colormaps[SEQUENTIAL](weight)
+        label.set_parse_math(False)  # of dollars, such as "$5 or $6"
 
 
 def lighten(colour: str, strength: float) -> tuple[float, ...]:
@@ -112,22 +118,17 @@ def lighten(colour: str, strength: float) -> tuple[float, ...]:
 
 def draw_matrix(
     axis: Axes,
-    values: "Tensor",
-    left: float,
-    top: float,
+    values: Sequence[Sequence[float]],
+    corner: Point,  # at the upper left
     cell: float,
     colour_map: ColourMap,
-    *,
     decimals: int | None = None,
 ) -> None:
-    """Draw a matrix [r c] on a canvas, as a grid of coloured squares.
-
-    `cell` is the width of a square. The squares have numbers with so many decimals, or no numbers.
-    """
-    for row, line in enumerate(values.tolist()):
+    """Draw a matrix as squares of the width `cell`; without `decimals`, they have no numbers."""
+    for row, line in enumerate(values):
         for column, value in enumerate(line):
             colour = colour_map(value)
-            x, y = left + column * cell, top - (row + 1) * cell
+            x, y = corner[0] + column * cell, corner[1] - (row + 1) * cell
             square = Rectangle((x, y), cell, cell, fc=colour, ec="white", linewidth=0.8)
             axis.add_patch(square)
             if decimals is not None:

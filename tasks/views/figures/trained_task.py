@@ -6,35 +6,22 @@ from typing import Any
 from attention_zoo.errors import UserError
 from attention_zoo.tasks.run_folder import BEST_CHECKPOINT
 from attention_zoo.tasks.task_spec import TRANSLATION, task_spec
+from attention_zoo.tasks.training.checkpoints import newest_checkpoint, read_checkpoint
 
-LOGS = Path("logs")
 
-
-def find_newest_translation(logs: Path = LOGS) -> Path:
-    """Return the best checkpoint of the latest training of a translation.
-
-    Raises:
-        UserError: there is none.
-    """
-    from attention_zoo.tasks.training.checkpoints import newest_checkpoint
-
-    newest = newest_checkpoint(logs, TRANSLATION.name, BEST_CHECKPOINT)
-    if newest is None:
+def find_newest_translation() -> Path:
+    """Return the best checkpoint of the latest training of a translation."""
+    path = newest_checkpoint(Path("logs"), TRANSLATION.name, BEST_CHECKPOINT)
+    if path is None:
         raise UserError(
-            f"there is no trained translation under {logs / TRANSLATION.name / 'runs'} yet; "
+            f"there is no trained translation under logs/{TRANSLATION.name}/runs yet; "
             "train one with make demo or attention-zoo train."
         )
-    return newest
+    return path
 
 
 def load_translation(path: Path) -> Any:
-    """Return the `TranslationTask` of a checkpoint, on the CPU, in evaluation mode.
-
-    Raises:
-        UserError: the file is no checkpoint of attention-zoo, or one of another task.
-    """
-    from attention_zoo.tasks.training.checkpoints import read_checkpoint
-
+    """Return the `TranslationTask` of a checkpoint, on the CPU, in evaluation mode."""
     checkpoint = read_checkpoint(path)
     config = checkpoint["attention_zoo"]["config"]
     if task_spec(config) != TRANSLATION:

@@ -11,19 +11,16 @@ from attention_zoo.tasks.views.figures.seeding import fixed_seed
 
 SENTENCE = ("dog", "bites", "man")
 REORDERED = ("man", "bites", "dog")
-DIM, HEADS = 12, 2
 
 
 def attention_outputs(position: str | None, *sentences: tuple[str, ...]) -> list[Tensor]:
-    """Return the output of self-attention for each sentence, [t d].
-
-    Words have random vectors, the same at every position. All encodings use the same weights.
-    """
+    """Return the output [t d] of self-attention with the same weights for each sentence."""
     with fixed_seed():
         # With long vectors, an untrained attention prefers some words, as a trained one does.
-        vectors = {word: 3 * torch.randn(DIM) for word in sorted({*SENTENCE, *REORDERED})}
-        sizes = {"dim": DIM, "heads": HEADS}
-        attention = create_attention("multi_head", role="global", position=position, **sizes)
+        vectors = {word: 3 * torch.randn(12) for word in sorted(SENTENCE)}
+        attention = create_attention(
+            "multi_head", dim=12, heads=2, role="global", position=position
+        )
     with torch.inference_mode():
         return [attention(torch.stack([vectors[w] for w in words])[None])[0] for words in sentences]
 
@@ -38,17 +35,14 @@ def output_differences(position: str | None) -> dict[str, float]:
 
 
 def draw_word_order() -> Figure:
-    """Draw the outputs for two orders of the same words, and their difference for each word.
-
-    The upper row is without an encoding, the lower one with rotary positions.
-    """
+    """Draw outputs for the same words in two orders, without and with positions."""
     figure = style.new_figure(9.4, 4.6)
     axes = figure.subplots(2, 3, width_ratios=(1, 1, 0.8))
-    widest = max(output_differences("rotary").values())
     draw_row(axes[0], None, "without positions")
     draw_row(axes[1], "rotary", "with rotary positions")
-    for bars in axes[:, 2]:
-        bars.set(xlim=(0, 1.25 * widest))
+    largest = max(output_differences("rotary").values())
+    for axis in axes[:, 2]:
+        axis.set(xlim=(0, 1.25 * largest))
     return figure
 
 
@@ -58,14 +52,11 @@ def draw_row(axes: list[Axes], position: str | None, title: str) -> None:
     limit = max(output.abs().max().item() for output in outputs)
     for axis, words, output in zip(axes[:2], (SENTENCE, REORDERED), outputs, strict=True):
         axis.imshow(output.numpy(), cmap=style.DIVERGING, vmin=-limit, vmax=limit, aspect="auto")
-        axis.set_yticks(range(len(words)), words, fontsize=style.LABEL_SIZE)
-        axis.set_xticks([])
+        style.label_cells(axis, [], words)
+        axis.tick_params(labelsize=style.LABEL_SIZE)
         axis.set_title(f"“{' '.join(words)}”, {title}", fontsize=style.LABEL_SIZE)
         axis.set_xlabel("output vector of each word")
-    differences = output_differences(position).values()
-    bars = axes[2].barh(range(len(SENTENCE)), list(differences), color=style.BLUE, height=0.6)
-    labels = ["0" if difference == 0 else f"{difference:.2f}" for difference in differences]
-    axes[2].bar_label(bars, labels, padding=3, fontsize=style.TEXT_SIZE)
-    axes[2].set_yticks(range(len(SENTENCE)), SENTENCE, fontsize=style.LABEL_SIZE)
+    differences = output_differences(position)
+    style.draw_bars(axes[2], [*differences], [*differences.values()], height=0.6)
+    axes[2].tick_params(axis="y", labelsize=style.LABEL_SIZE)
     axes[2].set(ylim=(len(SENTENCE) - 0.5, -0.5), xlabel="difference of the outputs")
-    style.despine(axes[2])

@@ -10,13 +10,10 @@ from markupsafe import Markup, escape
 
 
 def render_page(template: str, **values: Any) -> str:
-    """Render a template that extends `views/pages/base.html`.
+    """Render a template, whose path starts in `attention_zoo.tasks`, with values of its variables.
 
-    The page contains the `page.css` and `page.js` next to the template.
-
-    Args:
-        template: its path in `attention_zoo.tasks`.
-        values: variables of the template; `title` is one.
+    If it extends `views/pages/base.html`, the page contains the `page.css` and `page.js` next to
+    it, and `title` is one of the variables.
     """
     return create_environment().get_template(template).render(folder=dirname(template), **values)
 
@@ -25,17 +22,10 @@ def render_page(template: str, **values: Any) -> str:
 def create_environment() -> Environment:
     """Return the environment of the templates, which escapes all values."""
     loader = PackageLoader("attention_zoo.tasks", ".")
-    environment = Environment(
-        loader=loader,
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    options: dict[str, Any] = {"trim_blocks": True, "lstrip_blocks": True}
+    environment = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, **options)
     environment.policies["json.dumps_kwargs"] = {"ensure_ascii": False, "separators": (",", ":")}
-    environment.globals["read_source"] = lambda path: Markup(
-        loader.get_source(environment, path)[0]
-    )
+    environment.globals["read_source"] = lambda x: Markup(loader.get_source(environment, x)[0])
     environment.filters["bold_labels"] = bold_labels
     return environment
 
