@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from attention_zoo.attention.precision import upcast
+from attention_zoo.precision import upcast
 
 
 class PartialSoftmax(NamedTuple):

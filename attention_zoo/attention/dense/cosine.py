@@ -7,9 +7,9 @@ import torch
 from torch import Tensor, nn
 
 from attention_zoo.attention.dense.norms import l2_normalise
-from attention_zoo.attention.precision import autocast_disabled, upcast
 from attention_zoo.attention.softmax import QKV, SITES_OF_SOFTMAX, SoftmaxAttention
 from attention_zoo.masks import Visibility
+from attention_zoo.precision import autocast_disabled, upcast
 from attention_zoo.zoo import ATTENTION, AttentionCard
 
 FLOOR = 0.01  # of τ

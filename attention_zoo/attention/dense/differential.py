@@ -9,10 +9,10 @@ from torch import Tensor, nn
 
 from attention_zoo.attention import naive
 from attention_zoo.attention.dense.norms import rms_normalise
-from attention_zoo.attention.precision import upcast
 from attention_zoo.attention.softmax import QKV, SoftmaxAttention
 from attention_zoo.errors import UserError
 from attention_zoo.masks import Visibility
+from attention_zoo.precision import upcast
 from attention_zoo.zoo import ATTENTION, AttentionCard
 
 

@@ -7,9 +7,9 @@ from torch import Tensor, nn
 from torch.nn.functional import logsigmoid
 
 from attention_zoo.attention import naive
-from attention_zoo.attention.precision import upcast
 from attention_zoo.attention.softmax import QKV, SoftmaxAttention
 from attention_zoo.masks import Visibility
+from attention_zoo.precision import upcast
 from attention_zoo.zoo import ATTENTION, AttentionCard
 
 

@@ -6,10 +6,10 @@ import torch
 from torch import Tensor
 
 from attention_zoo.attention import naive
-from attention_zoo.attention.precision import autocast_disabled, upcast
 from attention_zoo.attention.softmax import QKV, SoftmaxAttention
 from attention_zoo.backends.reference import repeat_heads
 from attention_zoo.masks import Visibility
+from attention_zoo.precision import autocast_disabled, upcast
 from attention_zoo.zoo import ATTENTION, AttentionCard
 
 

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
-from attention_zoo.attention.precision import upcast
+from attention_zoo.precision import upcast
 
 
 class RMSNorm(nn.Module):

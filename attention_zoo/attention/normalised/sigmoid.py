@@ -6,9 +6,9 @@ from typing import Any
 from torch import Tensor
 
 from attention_zoo.attention.explicit_scores import ExplicitScoresAttention
-from attention_zoo.attention.precision import upcast
 from attention_zoo.attention.softmax import SITES_OF_SOFTMAX
 from attention_zoo.errors import UserError
+from attention_zoo.precision import upcast
 from attention_zoo.zoo import ATTENTION, AttentionCard
 
 

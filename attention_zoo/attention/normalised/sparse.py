@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from attention_zoo.attention.explicit_scores import ExplicitScoresAttention
-from attention_zoo.attention.precision import upcast
+from attention_zoo.precision import upcast
 
 
 class SparseAttention(ExplicitScoresAttention):

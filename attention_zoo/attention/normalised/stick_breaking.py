@@ -5,8 +5,8 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from attention_zoo.attention.explicit_scores import ExplicitScoresAttention
-from attention_zoo.attention.precision import upcast
 from attention_zoo.attention.softmax import SITES_OF_SOFTMAX
+from attention_zoo.precision import upcast
 from attention_zoo.zoo import ATTENTION, AttentionCard
 
 

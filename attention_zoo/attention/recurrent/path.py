@@ -8,7 +8,6 @@ from torch import Tensor, nn
 from torch.nn.functional import pad, silu
 
 from attention_zoo.attention import naive
-from attention_zoo.attention.precision import autocast_disabled, upcast
 from attention_zoo.attention.recurrent.base import create_low_rank_linear
 from attention_zoo.attention.recurrent.convolution import ConvolutionRunner, ShortConvolution
 from attention_zoo.attention.recurrent.delta_attention import DeltaRuleAttention, unit_vectors
@@ -18,6 +17,7 @@ from attention_zoo.attention.recurrent.steps import Steps, TokenSpan
 from attention_zoo.backends.reference import masked_softmax
 from attention_zoo.errors import UserError, check_positive
 from attention_zoo.masks import Mask
+from attention_zoo.precision import autocast_disabled, upcast
 from attention_zoo.zoo import ATTENTION, AttentionCard
 
 

@@ -17,11 +17,11 @@ from attention_zoo.attention.online_softmax import (
     merge_partial_softmax,
     split_into_blocks,
 )
-from attention_zoo.attention.precision import autocast_disabled
 from attention_zoo.backends.reference import masked_softmax
 from attention_zoo.caches import Cache
 from attention_zoo.errors import UserError
 from attention_zoo.masks import Mask
+from attention_zoo.precision import autocast_disabled
 from attention_zoo.zoo import ATTENTION, AttentionCard
 
 
