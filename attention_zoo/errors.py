@@ -24,6 +24,16 @@ def check_positive(**values: int) -> None:
             raise UserError(f"{name} must be at least 1, got {value}.")
 
 
+def check_dropout(dropout: float) -> None:
+    """Check a probability of dropout.
+
+    Raises:
+        UserError: it is not at least 0 and below 1.
+    """
+    if not 0.0 <= dropout < 1.0:
+        raise UserError(f"dropout must be at least 0 and below 1, got {dropout}.")
+
+
 class TrainingDiverged(UserError):
     """A training whose loss is no longer finite."""
 

@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from attention_zoo.attention import naive
 from attention_zoo.attention.base import Attention, resolve_positions
-from attention_zoo.attention.naive import linear_heads, linear_output
 from attention_zoo.backends import BACKENDS, resolve
 from attention_zoo.backends.reference import attention_weights, repeat_heads
 from attention_zoo.caches import Cache, TokenCache
-from attention_zoo.errors import Unsupported, UserError
+from attention_zoo.errors import Unsupported, check_dropout
 from attention_zoo.masks import Mask, Visibility
 from attention_zoo.position.base import NaiveScoreInputs, ScoreInputs
 from attention_zoo.zoo import Site
@@ -53,8 +53,7 @@ class SoftmaxAttention(Attention):
 
     def __init__(self, *, dropout: float = 0.0, backend: str = "auto", **options: Any) -> None:
         super().__init__(**options)
-        if not 0.0 <= dropout < 1.0:
-            raise UserError(f"dropout must be at least 0 and below 1, got {dropout}.")
+        check_dropout(dropout)
         self.dropout = dropout
         self.scale = self.head_dim**-0.5
         self.backend = resolve(backend, self.backends)
@@ -143,10 +142,14 @@ class SoftmaxAttention(Attention):
 
     def attend_explicitly(self, qkv: QKV, visible: Visibility) -> Tensor:
         """Compute the same by way of the weights, which an encoding of values needs."""
-        weights = torch.dropout(self.weights(qkv, visible), self.dropout, train=self.training)
+        weights = self.drop_weights(self.weights(qkv, visible))
         attended = weights @ repeat_heads(qkv.v, self.heads)
         bias = self.position.value_bias(weights, qkv.q_positions, qkv.k_positions)
         return attended if bias is None else attended + bias
+
+    def drop_weights(self, weights: Tensor) -> Tensor:
+        """Drop some of the weights in training."""
+        return torch.dropout(weights, self.dropout, train=self.training)
 
     def weights(self, qkv: QKV, visible: Visibility) -> Tensor:
         """Compute the weights [b h q k]."""
@@ -246,9 +249,12 @@ class SoftmaxAttention(Attention):
 
     def naive_qkv(self, x: Tensor, source: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Project x to queries [b h q c], and the source to keys and values [b h k c]."""
-        groups = torch.arange(self.heads) * self.kv_heads // self.heads
-        k, v = (linear_heads(layer, source, self.kv_heads) for layer in (self.key, self.value))
-        return linear_heads(self.query, x, self.heads), k[:, groups], v[:, groups]
+        q = naive.linear_heads(self.query, x, self.heads)
+        k, v = (
+            naive.repeat_groups(naive.linear_heads(layer, source, self.kv_heads), self.heads)
+            for layer in (self.key, self.value)
+        )
+        return q, k, v
 
     def naive_scores(self, head: int, query: Tensor, keys: Tensor) -> Tensor:
         """Return the scores [k] of one query [c] and the keys [k c] that it sees."""
@@ -261,7 +267,7 @@ class SoftmaxAttention(Attention):
 
     def naive_output(self, attended: Tensor, x: Tensor) -> Tensor:
         """Project weighted sums of values [b h q c] to outputs [b q d]."""
-        return linear_output(self.output, attended)
+        return naive.linear_output(self.output, attended)
 
 
 def unpack_tokens(q: Tensor, q_positions: Tensor, tokens: dict[str, Tensor]) -> QKV:

@@ -52,8 +52,7 @@ class SelectiveAttention(ExplicitScoresAttention):
         weights, masking = self.weights_and_masking(qkv, visible)
         if cache is not None:
             cache.tokens["masking"] = masking[:, -1, :, None]
-        weights = torch.dropout(weights, self.dropout, train=self.training)
-        return weights @ repeat_heads(qkv.v, self.heads)
+        return self.drop_weights(weights) @ repeat_heads(qkv.v, self.heads)
 
     def weights(self, qkv: QKV, visible: Visibility) -> Tensor:
         return self.weights_and_masking(qkv, visible)[0]
