@@ -166,12 +166,7 @@ class Attention(nn.Module):
         return self.project_output(self.attend_tokens(x, context, mask, positions, cache), x)
 
     def attend_tokens(
-        self,
-        x: Tensor,
-        context: Tensor | None,
-        mask: Mask,
-        positions: Tensor,
-        cache: Cache | None,
+        self, x: Tensor, context: Tensor | None, mask: Mask, positions: Tensor, cache: Cache | None
     ) -> Tensor:
         """Compute the weighted sums of values [b h q c]; the arguments are those of `forward`.
 

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import product
 from typing import Any, ClassVar, NamedTuple, get_args
 
@@ -18,10 +18,17 @@ from attention_zoo.caches import Cache, TokenCache
 from attention_zoo.errors import Unsupported, check_dropout
 from attention_zoo.masks import Mask, Visibility
 from attention_zoo.position.base import NaiveScoreInputs, ScoreInputs
-from attention_zoo.zoo import Site
+from attention_zoo.zoo import ROLES, AttentionCard, Role, Site
 
-# Where an encoding may act on attention that keeps the heads and the way from scores to weights.
-SITES_OF_SOFTMAX: tuple[Site, ...] = get_args(Site)
+
+@dataclass(frozen=True, kw_only=True)
+class SoftmaxCard(AttentionCard):
+    """The card of a relative of softmax attention; the defaults are what most of them declare."""
+
+    roles: tuple[Role, ...] = ROLES
+    masks: tuple[str, ...] = ("causal", "window", "key_mask", "segment_ids", "query_segment_ids")
+    positions: tuple[Site, ...] = get_args(Site)
+    cache: str = "keys and values"
 
 
 class QKV(NamedTuple):
@@ -39,8 +46,8 @@ class QKV(NamedTuple):
 class SoftmaxAttention(Attention):
     """softmax(QKᵀ/√c + bias, masked) V, computed by a backend.
 
-    A variant overrides some of eight hooks: `project_query` and `project_key_value`,
-    `apply_position`, `score_bias`, `weights` (for explicit scores: `scores` and `normalise`),
+    A variant overrides some hooks: `project_query` and `project_key_value`, `apply_position`,
+    `score_bias`, `kernel_inputs`, `weights` (for explicit scores: `scores` and `normalise`),
     `attend`, `project_output`, and `extra_features` for the cache.
 
     Args:
@@ -64,12 +71,7 @@ class SoftmaxAttention(Attention):
             )
 
     def attend_tokens(
-        self,
-        x: Tensor,
-        context: Tensor | None,
-        mask: Mask,
-        positions: Tensor,
-        cache: Cache | None,
+        self, x: Tensor, context: Tensor | None, mask: Mask, positions: Tensor, cache: Cache | None
     ) -> Tensor:
         assert cache is None or isinstance(cache, TokenCache)
         qkv = self.project_qkv(x, context, positions, cache)
@@ -128,14 +130,19 @@ class SoftmaxAttention(Attention):
             )
         )
 
+    def kernel_inputs(self, qkv: QKV, visible: Visibility) -> tuple[QKV, Visibility, Tensor | None]:
+        """Return what the backend computes softmax attention of; the last is the scores' bias."""
+        return qkv, visible, self.score_bias(qkv, visible)
+
     def attend(self, qkv: QKV, visible: Visibility) -> Tensor:
         """Compute the weighted sums of values, [b h q c], by the backend."""
+        qkv, visible, bias = self.kernel_inputs(qkv, visible)
         return BACKENDS[self.backend].attend(
             qkv.q,
             qkv.k,
             qkv.v,
             visible=visible,
-            bias=self.score_bias(qkv, visible),
+            bias=bias,
             scale=self.scale,
             dropout=self.dropout if self.training else 0.0,
         )
@@ -153,13 +160,9 @@ class SoftmaxAttention(Attention):
 
     def weights(self, qkv: QKV, visible: Visibility) -> Tensor:
         """Compute the weights [b h q k]."""
-        return attention_weights(
-            qkv.q,
-            qkv.k,
-            visible=visible.dense(qkv.q.device),
-            bias=self.score_bias(qkv, visible),
-            scale=self.scale,
-        )
+        qkv, visible, bias = self.kernel_inputs(qkv, visible)
+        seen = visible.dense(qkv.q.device)
+        return attention_weights(qkv.q, qkv.k, visible=seen, bias=bias, scale=self.scale)
 
     def compute_map(self, x: Tensor, source: Tensor, mask: Mask, positions: Tensor) -> Tensor:
         context = source if self.role == "cross" else None

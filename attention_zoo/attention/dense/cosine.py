@@ -7,24 +7,21 @@ import torch
 from torch import Tensor, nn
 
 from attention_zoo.attention.dense.norms import l2_normalise
-from attention_zoo.attention.softmax import QKV, SITES_OF_SOFTMAX, SoftmaxAttention
+from attention_zoo.attention.softmax import QKV, SoftmaxAttention, SoftmaxCard
 from attention_zoo.masks import Visibility
 from attention_zoo.precision import autocast_disabled, upcast
-from attention_zoo.zoo import ATTENTION, AttentionCard
+from attention_zoo.zoo import ATTENTION
 
 FLOOR = 0.01  # of τ
 
 
 @ATTENTION.register(
-    AttentionCard(
+    SoftmaxCard(
         name="cosine",
         paper="Liu et al. 2022 (Swin Transformer V2), arXiv 2111.09883, eq. 2",
         equation="softmax(cos(Q, K)/τ + bias) V",
         reference="closed form",
         deviations="the bias is that of the chosen position, if any, in place of a network's",
-        roles=("causal", "global", "cross"),
-        masks=("causal", "window", "key_mask", "segment_ids", "query_segment_ids"),
-        positions=SITES_OF_SOFTMAX,
         cache="keys of length one, and values",
     )
 )

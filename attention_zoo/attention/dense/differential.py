@@ -9,15 +9,15 @@ from torch import Tensor, nn
 
 from attention_zoo.attention import naive
 from attention_zoo.attention.dense.norms import rms_normalise
-from attention_zoo.attention.softmax import QKV, SoftmaxAttention
+from attention_zoo.attention.softmax import QKV, SoftmaxAttention, SoftmaxCard
 from attention_zoo.errors import UserError
 from attention_zoo.masks import Visibility
 from attention_zoo.precision import upcast
-from attention_zoo.zoo import ATTENTION, AttentionCard
+from attention_zoo.zoo import ATTENTION
 
 
 @ATTENTION.register(
-    AttentionCard(
+    SoftmaxCard(
         name="differential",
         paper="Ye et al. 2024, arXiv 2410.05258, §2.1",
         equation="(softmax(Q₁K₁ᵀ/√c) − λ softmax(Q₂K₂ᵀ/√c)) V, normed, ×(1 − λ_init)",
@@ -25,10 +25,7 @@ from attention_zoo.zoo import ATTENTION, AttentionCard
         deviations="a head is a pair: c here is 2d there, so that heads and parameters count as in "
         "multi-head attention; dropout, which the paper leaves open, drops from both maps apart; "
         "the norm has no weight, which the output projection would take in",
-        roles=("causal", "global", "cross"),
-        masks=("causal", "window", "key_mask", "segment_ids", "query_segment_ids"),
         positions=("positions", "embeddings", "heads", "scores"),
-        cache="keys and values",
         weights="signed",
     )
 )

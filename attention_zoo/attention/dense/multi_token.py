@@ -9,11 +9,11 @@ from torch.nn.functional import conv2d, pad
 
 from attention_zoo.attention import naive
 from attention_zoo.attention.explicit_scores import ExplicitScoresAttention
-from attention_zoo.attention.softmax import QKV
+from attention_zoo.attention.softmax import QKV, SoftmaxCard
 from attention_zoo.backends.reference import masked_softmax
 from attention_zoo.caches import Cache, TokenCache
 from attention_zoo.errors import UserError
-from attention_zoo.zoo import ATTENTION, AttentionCard
+from attention_zoo.zoo import ATTENTION
 
 
 class QueryCache(TokenCache):
@@ -44,7 +44,7 @@ class QueryCache(TokenCache):
 
 
 @ATTENTION.register(
-    AttentionCard(
+    SoftmaxCard(
         name="multi_token",
         paper="Golovneva et al. 2025, arXiv 2504.00927, §3.1 and §3.2",
         equation="W softmax(mask(θ * mask₀(QKᵀ/√c))) V, W mixes heads",

@@ -7,25 +7,22 @@ import torch
 from torch import Tensor, nn
 
 from attention_zoo.attention.dense.norms import L2Norm, RMSNorm, ScaledL2Norm
-from attention_zoo.attention.softmax import SITES_OF_SOFTMAX, SoftmaxAttention
+from attention_zoo.attention.softmax import SoftmaxAttention, SoftmaxCard
 from attention_zoo.errors import UserError
-from attention_zoo.zoo import ATTENTION, AttentionCard
+from attention_zoo.zoo import ATTENTION
 
 Norm = Literal["l2", "rms_per_head", "rms_shared", "rms_full"]
 LENGTH = 1024  # tokens, from which the initial scale of `l2` is computed
 
 
 @ATTENTION.register(
-    AttentionCard(
+    SoftmaxCard(
         name="qk_norm",
         paper="Henry et al. 2020, arXiv 2010.04245; Dehghani et al. 2023, arXiv 2302.05442",
         equation="softmax(norm(Q) norm(K)ᵀ·s) V, s = 1/√c, or learned (l2)",
         reference="transformers Qwen3Attention",
         deviations="Dehghani et al. use LayerNorm, later models RMSNorm; the learned scale of l2 "
         "starts at log2(L² − L) with L = 1024, where Henry et al. take L from the training data",
-        roles=("causal", "global", "cross"),
-        masks=("causal", "window", "key_mask", "segment_ids", "query_segment_ids"),
-        positions=SITES_OF_SOFTMAX,
         cache="normed keys, and values",
     )
 )

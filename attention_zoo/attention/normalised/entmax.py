@@ -7,20 +7,16 @@ import torch
 from torch import Tensor, nn
 
 from attention_zoo.attention.normalised.sparse import SparseAttention, entmax, shift_scores
-from attention_zoo.attention.softmax import SITES_OF_SOFTMAX
-from attention_zoo.zoo import ATTENTION, AttentionCard
+from attention_zoo.attention.softmax import SoftmaxCard
+from attention_zoo.zoo import ATTENTION
 
 
 @ATTENTION.register(
-    AttentionCard(
+    SoftmaxCard(
         name="entmax",
         paper="Correia et al. 2019, arXiv 1909.00015",
         equation="[(α_h − 1) s_ij − τ_i]₊^(1/(α_h − 1)), τ_i such that Σ_j = 1, α_h learned",
         reference="entmax entmax_bisect",
-        roles=("causal", "global", "cross"),
-        masks=("causal", "window", "key_mask", "segment_ids", "query_segment_ids"),
-        positions=SITES_OF_SOFTMAX,
-        cache="keys and values",
     )
 )
 class EntmaxAttention(SparseAttention):

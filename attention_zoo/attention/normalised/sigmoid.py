@@ -6,24 +6,20 @@ from typing import Any
 from torch import Tensor
 
 from attention_zoo.attention.explicit_scores import ExplicitScoresAttention
-from attention_zoo.attention.softmax import SITES_OF_SOFTMAX
+from attention_zoo.attention.softmax import SoftmaxCard
 from attention_zoo.errors import UserError
 from attention_zoo.precision import upcast
-from attention_zoo.zoo import ATTENTION, AttentionCard
+from attention_zoo.zoo import ATTENTION
 
 
 @ATTENTION.register(
-    AttentionCard(
+    SoftmaxCard(
         name="sigmoid",
         paper="Ramapuram et al. 2024, arXiv 2409.04431",
         equation="σ(QKᵀ/√c − log n) V",
         reference="closed form",
         deviations="n is an option, not the length at hand, so that neither decoding nor padding "
         "changes the weights; the bias is not learned; none of the norms that the paper adds",
-        roles=("causal", "global", "cross"),
-        masks=("causal", "window", "key_mask", "segment_ids", "query_segment_ids"),
-        positions=SITES_OF_SOFTMAX,
-        cache="keys and values",
         weights="nonnegative",
     )
 )
