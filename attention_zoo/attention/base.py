@@ -131,8 +131,7 @@ class Attention(nn.Module):
             check_acts_inside(encoding.card)
         # In a tuple, so that an encoding that many layers share is no submodule of each.
         self._position = (encoding,)
-        if not shared:
-            self.encoding = encoding
+        self.encoding = None if shared else encoding
 
     def forward(
         self,

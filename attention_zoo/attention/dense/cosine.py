@@ -5,8 +5,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import normalize
 
-from attention_zoo.attention.dense.norms import l2_normalise
 from attention_zoo.attention.softmax import QKV, SoftmaxAttention, SoftmaxCard
 from attention_zoo.masks import Visibility
 from attention_zoo.precision import autocast_disabled, upcast
@@ -39,11 +39,11 @@ class CosineAttention(SoftmaxAttention):
     def project_query(self, x: Tensor) -> Tensor:
         """Return [b h q c], whose products with keys of length one are cos(Q, K)/τ."""
         sharpness = self.log_sharpness.clamp(max=-math.log(FLOOR)).exp()
-        return l2_normalise(upcast(super().project_query(x))) * sharpness[:, None, None]
+        return normalize(upcast(super().project_query(x)), dim=-1) * sharpness[:, None, None]
 
     def project_key_value(self, source: Tensor) -> tuple[Tensor, Tensor]:
         k, v = super().project_key_value(source)
-        return l2_normalise(upcast(k)).to(k.dtype), v
+        return normalize(upcast(k), dim=-1).to(k.dtype), v
 
     def attend(self, qkv: QKV, visible: Visibility) -> Tensor:
         with autocast_disabled(qkv.v):

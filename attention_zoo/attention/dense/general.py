@@ -36,7 +36,9 @@ class GeneralAttention(SoftmaxAttention):
     def __init__(self, **options: Any) -> None:
         super().__init__(kv_heads=None, **options)
         self.scale = 1.0
-        bias = self.output.bias is not None
+
+    def create_projections(self, bias: bool) -> None:
+        super().create_projections(bias)
         self.query = nn.Linear(self.dim, self.heads * self.dim, bias=bias)
         # So that scores start with about the variance that scaled dot products have.
         nn.init.normal_(self.query.weight, std=1.0 / self.dim)

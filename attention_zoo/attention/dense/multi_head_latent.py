@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from attention_zoo.attention import naive
 from attention_zoo.attention.dense.norms import RMSNorm
 from attention_zoo.attention.softmax import QKV, SoftmaxAttention, SoftmaxCard
-from attention_zoo.errors import UserError
+from attention_zoo.errors import check_positive
 from attention_zoo.masks import Mask, Visibility
 from attention_zoo.zoo import ATTENTION
 
@@ -57,14 +57,7 @@ class MultiHeadLatentAttention(SoftmaxAttention):
         super().__init__(kv_heads=None, **options)
         latent_dim = 4 * self.head_dim if latent_dim is None else latent_dim
         rope_dim = self.head_dim // 2 if rope_dim is None else rope_dim
-        widths = {
-            "latent_dim": latent_dim,
-            "query_latent_dim": query_latent_dim,
-            "rope_dim": rope_dim,
-        }
-        for name, width in widths.items():
-            if width is not None and width < 1:
-                raise UserError(f"{name} must be at least 1, got {width}.")
+        check_positive(latent_dim=latent_dim, query_latent_dim=query_latent_dim, rope_dim=rope_dim)
         self.latent_dim = latent_dim
         self.rope_dim = 0 if self.role == "cross" else rope_dim
         self.scale = (self.head_dim + self.rope_dim) ** -0.5
@@ -76,8 +69,7 @@ class MultiHeadLatentAttention(SoftmaxAttention):
         if query_latent_dim is not None:
             self.query_latent = self.new_latent(query_latent_dim, bias=bias)
             source = query_latent_dim
-        query_dim = self.heads * (self.head_dim + self.rope_dim)
-        self.query = nn.Linear(source, query_dim, bias=bias)
+        self.query = nn.Linear(source, self.heads * (self.head_dim + self.rope_dim), bias=bias)
         if self.rope_dim:
             self.shared_key = nn.Linear(self.dim, self.rope_dim, bias=bias)
         # Without a bias, so that they can be absorbed.
@@ -116,7 +108,7 @@ class MultiHeadLatentAttention(SoftmaxAttention):
     def attend(self, qkv: QKV, visible: Visibility) -> Tensor:
         if not self.absorbs(qkv.q.shape[2], qkv.k.shape[2]):
             return super().attend(self.expand(qkv), visible)
-        plain, rotary = qkv.q.split([self.head_dim, qkv.q.shape[3] - self.head_dim], dim=-1)
+        plain, rotary = qkv.q.split([self.head_dim, self.rope_dim], dim=-1)
         absorbed = qkv._replace(
             q=torch.cat([plain @ self.matrix_per_head(self.key), rotary], dim=-1),
             k=torch.cat([qkv.v, qkv.k], dim=-1),

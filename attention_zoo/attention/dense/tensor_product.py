@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from attention_zoo.attention import naive
 from attention_zoo.attention.softmax import QKV, SoftmaxAttention, SoftmaxCard
 from attention_zoo.caches import TokenCache
-from attention_zoo.errors import UserError
+from attention_zoo.errors import check_positive
 from attention_zoo.masks import Mask
 from attention_zoo.zoo import ATTENTION
 
@@ -43,18 +43,10 @@ class TensorProductAttention(SoftmaxAttention):
     decided_options = ("kv_heads",)
 
     def __init__(
-        self,
-        *,
-        query_rank: int = 6,
-        key_rank: int = 2,
-        value_rank: int = 2,
-        **options: Any,
+        self, *, query_rank: int = 6, key_rank: int = 2, value_rank: int = 2, **options: Any
     ) -> None:
         super().__init__(kv_heads=None, **options)
-        ranks = {"query_rank": query_rank, "key_rank": key_rank, "value_rank": value_rank}
-        for name, rank in ranks.items():
-            if rank < 1:
-                raise UserError(f"{name} must be at least 1, got {rank}.")
+        check_positive(query_rank=query_rank, key_rank=key_rank, value_rank=value_rank)
         self.key_rank = key_rank
         self.value_rank = value_rank
         self.query = self.new_projection(query_rank)

@@ -1,4 +1,4 @@
-"""Adaptively sparse attention (Correia et al. 2019), and the family of its mappings."""
+"""Adaptively sparse attention (Correia et al. 2019)."""
 
 import math
 from typing import Any
@@ -32,18 +32,13 @@ class EntmaxAttention(SparseAttention):
         super().__init__(**options)
         self.shape = nn.Parameter(torch.zeros(self.heads))
 
-    @property
-    def alpha(self) -> Tensor:
-        """[h], between 1 and 2."""
-        return 1.0 + self.shape.sigmoid()
-
     def map_scores(self, scores: Tensor) -> Tensor:
-        alpha = self.alpha[:, None, None].to(scores.dtype)
-        return entmax(scores, alpha, solve_by_bisection)
+        alpha = 1.0 + self.shape.sigmoid()
+        return entmax(scores, alpha[:, None, None].to(scores.dtype), solve_by_bisection)
 
     def naive_weights(self, head: int, scores: Tensor) -> Tensor:
         """Find the root by Newton's method, whose last step carries the gradients."""
-        alpha = self.alpha[head]
+        alpha = 1 + 1 / (1 + torch.exp(-self.shape[head]))
         scores = (alpha - 1) * (scores - scores.max())
         # Left of the root of a convex falling function, Newton's method goes to it from there.
         threshold = scores.new_tensor(-1.0)

@@ -8,7 +8,7 @@ from torch import Tensor
 from attention_zoo.attention.explicit_scores import ExplicitScoresAttention
 from attention_zoo.attention.softmax import SoftmaxCard
 from attention_zoo.backends.reference import masked_softmax
-from attention_zoo.errors import UserError
+from attention_zoo.errors import check_positive
 from attention_zoo.zoo import ATTENTION
 
 
@@ -34,8 +34,7 @@ class TopKAttention(ExplicitScoresAttention):
 
     def __init__(self, *, top_k: int = 8, **options: Any) -> None:
         super().__init__(**options)
-        if top_k < 1:
-            raise UserError(f"top_k must be at least 1 key, got {top_k}.")
+        check_positive(top_k=top_k)
         self.top_k = top_k
 
     def normalise(self, scores: Tensor, visible: Tensor | None) -> Tensor:
