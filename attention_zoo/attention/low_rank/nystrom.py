@@ -8,11 +8,11 @@ from torch import Tensor, nn
 
 from attention_zoo.attention import naive
 from attention_zoo.attention.base import Attention
-from attention_zoo.attention.precision import autocast_disabled, upcast
 from attention_zoo.backends.reference import masked_softmax
 from attention_zoo.caches import Cache
 from attention_zoo.errors import UserError, check_positive
 from attention_zoo.masks import Mask
+from attention_zoo.precision import autocast_disabled, upcast
 from attention_zoo.zoo import ATTENTION, AttentionCard
 
 ITERATIONS = 6  # of the inverse, as in the paper

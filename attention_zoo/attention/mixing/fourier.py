@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 
 from attention_zoo.attention.base import Attention
-from attention_zoo.attention.precision import autocast_disabled, upcast
 from attention_zoo.caches import Cache
 from attention_zoo.masks import Mask
+from attention_zoo.precision import autocast_disabled, upcast
 from attention_zoo.zoo import ATTENTION, AttentionCard
 
 

@@ -12,8 +12,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from attention_zoo.attention.explicit_scores import ExplicitScoresAttention
-from attention_zoo.attention.precision import upcast
+from attention_zoo.attention.softmax import ExplicitScoresAttention
+from attention_zoo.precision import upcast
 
 
 class SparseAttention(ExplicitScoresAttention):

@@ -8,7 +8,6 @@ from torch import Tensor, nn
 from torch.nn.functional import silu
 
 from attention_zoo.attention import naive
-from attention_zoo.attention.precision import upcast
 from attention_zoo.attention.recurrent.convolution import ConvolutionRunner
 from attention_zoo.attention.recurrent.delta_attention import DeltaRuleAttention, unit_vectors
 from attention_zoo.attention.recurrent.naive import (
@@ -19,6 +18,7 @@ from attention_zoo.attention.recurrent.naive import (
     run_states,
 )
 from attention_zoo.attention.recurrent.steps import Steps
+from attention_zoo.precision import upcast
 from attention_zoo.zoo import ATTENTION, AttentionCard
 
 

@@ -4,13 +4,13 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
-from attention_zoo.attention.precision import upcast
 from attention_zoo.attention.recurrent import kernels
 from attention_zoo.attention.recurrent.base import RecurrentAttention
 from attention_zoo.attention.recurrent.convolution import ConvolutionRunner
 from attention_zoo.attention.recurrent.delta_rule import delta_rule
-from attention_zoo.attention.recurrent.steps import Steps, TokenSpan
-from attention_zoo.masks import Mask
+from attention_zoo.attention.recurrent.steps import Steps
+from attention_zoo.masks import Mask, TokenSpan
+from attention_zoo.precision import upcast
 
 
 class DeltaRuleAttention(RecurrentAttention):

@@ -8,7 +8,6 @@ from torch import Tensor, nn
 from torch.nn.functional import silu, softplus
 
 from attention_zoo.attention import naive
-from attention_zoo.attention.precision import upcast
 from attention_zoo.attention.recurrent.convolution import ConvolutionRunner, ShortConvolution
 from attention_zoo.attention.recurrent.delta_attention import DeltaRuleAttention, unit_vectors
 from attention_zoo.attention.recurrent.naive import (
@@ -20,6 +19,7 @@ from attention_zoo.attention.recurrent.naive import (
 )
 from attention_zoo.attention.recurrent.recurrence import draw_step_bias
 from attention_zoo.attention.recurrent.steps import Steps
+from attention_zoo.precision import upcast
 from attention_zoo.zoo import ATTENTION, AttentionCard
 
 

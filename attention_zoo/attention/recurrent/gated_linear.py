@@ -8,11 +8,11 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from attention_zoo.attention import naive
-from attention_zoo.attention.precision import upcast
 from attention_zoo.attention.recurrent.base import create_low_rank_linear
 from attention_zoo.attention.recurrent.decayed import DecayedAttention
 from attention_zoo.attention.recurrent.naive import low_rank_linear
 from attention_zoo.errors import UserError, check_positive
+from attention_zoo.precision import upcast
 from attention_zoo.zoo import ATTENTION, AttentionCard
 
 

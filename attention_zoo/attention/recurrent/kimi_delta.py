@@ -7,11 +7,11 @@ from torch import Tensor, nn
 from torch.nn.functional import softplus
 
 from attention_zoo.attention import naive
-from attention_zoo.attention.precision import upcast
 from attention_zoo.attention.recurrent.base import create_low_rank_linear
 from attention_zoo.attention.recurrent.gated_delta import GatedDeltaAttention
 from attention_zoo.attention.recurrent.naive import low_rank_linear
 from attention_zoo.attention.recurrent.recurrence import draw_step_bias
+from attention_zoo.precision import upcast
 from attention_zoo.zoo import ATTENTION, AttentionCard
 
 

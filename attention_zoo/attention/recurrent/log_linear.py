@@ -9,7 +9,6 @@ from torch import Tensor, nn
 from torch.nn.functional import softplus
 
 from attention_zoo.attention import naive
-from attention_zoo.attention.precision import autocast_disabled, upcast
 from attention_zoo.attention.recurrent.fenwick import (
     Buckets,
     bucketed_product,
@@ -19,8 +18,10 @@ from attention_zoo.attention.recurrent.fenwick import (
     level_table,
 )
 from attention_zoo.attention.recurrent.state_space_dual import StateSpaceDualAttention
-from attention_zoo.attention.recurrent.steps import Steps, TokenSpan
+from attention_zoo.attention.recurrent.steps import Steps
 from attention_zoo.errors import check_positive
+from attention_zoo.masks import TokenSpan
+from attention_zoo.precision import autocast_disabled, upcast
 from attention_zoo.zoo import ATTENTION, AttentionCard
 
 

@@ -8,7 +8,6 @@ from torch import Tensor, nn
 from torch.nn.functional import logsigmoid, silu, softplus
 
 from attention_zoo.attention import naive
-from attention_zoo.attention.precision import autocast_disabled, safe_divide, upcast
 from attention_zoo.attention.recurrent.convolution import ConvolutionRunner, ShortConvolution
 from attention_zoo.attention.recurrent.delta_attention import DeltaRuleAttention, unit_vectors
 from attention_zoo.attention.recurrent.delta_rule import decayed_scores, split_chunks, sum_up_to
@@ -22,6 +21,7 @@ from attention_zoo.attention.recurrent.naive import (
 from attention_zoo.attention.recurrent.recurrence import sum_after
 from attention_zoo.attention.recurrent.steps import Steps
 from attention_zoo.errors import check_positive
+from attention_zoo.precision import autocast_disabled, safe_divide, upcast
 from attention_zoo.zoo import ATTENTION, AttentionCard
 
 MIN_RIDGE = 0.25

@@ -27,10 +27,6 @@ class TopKSelectionAttention(SoftmaxAttention):
     def __init__(self, **options: Any) -> None:
         super().__init__(backend="reference", **options)
 
-    def drop_weights(self, weights: Tensor) -> Tensor:
-        """Drop some weights in training."""
-        return torch.dropout(weights, self.dropout, train=self.training)
-
 
 def split_queries(queries: int, keys: int) -> list[slice]:
     """Split queries into parts, for each of which enough keys can be gathered at once.

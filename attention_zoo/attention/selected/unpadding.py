@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from attention_zoo.masks import Mask
+from attention_zoo.masks import Mask, count_real_tokens
 
 
 class Unpadding(NamedTuple):
@@ -40,15 +40,10 @@ class Unpadding(NamedTuple):
 def find_unpadding(mask: Mask, queries: int, keys: int, device: torch.device) -> Unpadding:
     """Find the unpadding for a causal mask without a window; the queries are the last keys."""
     assert mask.causal and mask.window is None
-    columns = torch.arange(keys, device=device)[None, :]
-    order, before, last = None, columns, columns
+    order = None
     if mask.key_mask is not None:
         order = mask.key_mask.logical_not().to(torch.uint8).argsort(dim=1, stable=True)
-        last = mask.key_mask.cumsum(dim=1) - 1
-        before = last + 1 - mask.key_mask.long()
-    first = torch.zeros_like(columns[:, :1])
+    counts, first = count_real_tokens(mask, keys, device)
     if mask.segment_ids is not None:
-        starts = torch.ones_like(mask.segment_ids, dtype=torch.bool)
-        starts[:, 1:] = mask.segment_ids[:, 1:] != mask.segment_ids[:, :-1]
-        first = torch.where(starts, before, 0).cummax(dim=1).values[:, keys - queries :]
-    return Unpadding(order, first, last[:, keys - queries :])
+        first = first[:, keys - queries :]
+    return Unpadding(order, first, counts[:, keys - queries :] - 1)
