@@ -29,22 +29,14 @@ class FeatureMap(nn.Module):
 
     A map overrides `map_queries`, and `map_keys` if keys differ; and for the naive form of
     attention `naive_features`, or `naive_kernel` if κ is a function of q·k alone.
-
-    Args:
-        heads: number of heads.
-        head_dim: width of a head.
-        role: of the attention.
     """
 
     # Whether an encoding rotates q and k, not φ(q) and φ(k). If κ is a function of q·k alone, it
     # then sees distances.
     rotate_inputs: ClassVar[bool] = False
-    # Number of channels of a query or a key.
-    input_dim: int
-    # Number of features.
+    input_dim: int  # channels of a query or a key
     num_features: int
-    # The longest sequence that it can take, if it has a limit.
-    max_length: int | None = None
+    max_length: int | None = None  # the longest sequence that it can take, if it has a limit
 
     def __init__(self, *, heads: int, head_dim: int, role: Role) -> None:
         super().__init__()
@@ -59,14 +51,9 @@ class FeatureMap(nn.Module):
         return k
 
     def map_queries(self, q: Tensor, positions: Tensor | None) -> Tensor:
-        """Compute φ of prepared queries.
+        """Compute φ [b h q f] of prepared queries [b h q c] at positions [b|1 q].
 
-        Args:
-            q: [b h q c].
-            positions: [b|1 q]; None in cross-attention.
-
-        Returns:
-            [b h q f].
+        Cross-attention has no positions.
         """
         raise NotImplementedError
 

@@ -7,26 +7,24 @@ from torch import Tensor, nn
 from torch.nn.functional import softplus
 
 from attention_zoo.attention import naive
-from attention_zoo.attention.recurrent.base import create_low_rank_linear
+from attention_zoo.attention.recurrent.base import (
+    create_low_rank_linear,
+    draw_step_bias,
+    recurrent_card,
+)
 from attention_zoo.attention.recurrent.gated_delta import GatedDeltaAttention
 from attention_zoo.attention.recurrent.naive import low_rank_linear
-from attention_zoo.attention.recurrent.recurrence import draw_step_bias
 from attention_zoo.precision import upcast
-from attention_zoo.zoo import ATTENTION, AttentionCard
+from attention_zoo.zoo import ATTENTION
 
 
 @ATTENTION.register(
-    AttentionCard(
+    recurrent_card(
         name="kimi_delta",
         paper="Kimi Team 2025, arXiv 2510.26692",
         equation="S ← Diag(exp g) S;  S ← S − β k (kᵀS) + β k vᵀ;  out = Sᵀ q/√c",
         reference="flash-linear-attention naive_recurrent_kda",
-        roles=("causal",),
-        masks=("causal", "key_mask", "segment_ids"),
-        positions=("positions", "embeddings"),
         cache="one matrix for each head, and the last tokens of the convolutions",
-        weights="signed",
-        cost="t",
     )
 )
 class KimiDeltaAttention(GatedDeltaAttention):
