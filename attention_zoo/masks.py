@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from attention_zoo.errors import UserError
+from attention_zoo.errors import UserError, check_positive
 
 # Whether a query may attend to a key, elementwise: of row b of the batch, and columns i and j.
 Predicate = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -43,18 +43,15 @@ class Mask:
     query_segment_ids: Tensor | None = None
 
     def __post_init__(self) -> None:
-        if self.window is not None and self.window < 1:
-            raise UserError(f"window must be at least 1 (the query itself), got {self.window}.")
+        check_positive(window=self.window)
         if self.query_segment_ids is not None and self.segment_ids is None:
             raise UserError("query_segment_ids are compared with segment_ids: give both.")
 
     @property
     def names(self) -> tuple[str, ...]:
         """Return the names of the fields that are set."""
-        values = {field.name: getattr(self, field.name) for field in fields(self)}
-        return tuple(
-            name for name, value in values.items() if value is not None and value is not False
-        )
+        values = ((field.name, getattr(self, field.name)) for field in fields(self))
+        return tuple(name for name, value in values if value is not None and value is not False)
 
     @property
     def batch(self) -> int | None:

@@ -1,10 +1,10 @@
 """Softmax attention over projected heads: what most of the zoo varies."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from itertools import product
-from typing import Any, ClassVar, NamedTuple, get_args
+from typing import Any, ClassVar, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -13,15 +13,28 @@ from torch.nn.functional import pad
 from attention_zoo.attention import naive
 from attention_zoo.attention.base import Attention, resolve_positions
 from attention_zoo.backends import BACKENDS, resolve
-from attention_zoo.backends.reference import attention_weights, repeat_heads
+from attention_zoo.backends.reference import attention_weights, masked_softmax, repeat_heads
 from attention_zoo.caches import Cache, TokenCache
 from attention_zoo.errors import Unsupported, check_dropout
 from attention_zoo.masks import Mask, Visibility
 from attention_zoo.position.base import NaiveScoreInputs, ScoreInputs
-from attention_zoo.zoo import Site
+from attention_zoo.zoo import ATTENTION, ROLES, SITES, AttentionCard
 
-# Where an encoding may act on attention that keeps the heads and the way from scores to weights.
-SITES_OF_SOFTMAX: tuple[Site, ...] = get_args(Site)
+T = TypeVar("T")
+
+
+def register_softmax(**fields: Any) -> Callable[[type[T]], type[T]]:
+    """Register a relative of softmax attention by the fields of its card.
+
+    A field that is left out is as most relatives declare it.
+    """
+    defaults = {
+        "roles": ROLES,
+        "masks": ("causal", "window", "key_mask", "segment_ids", "query_segment_ids"),
+        "positions": tuple(SITES),
+        "cache": "keys and values",
+    }
+    return ATTENTION.register(AttentionCard(**defaults | fields))
 
 
 class QKV(NamedTuple):
@@ -39,8 +52,8 @@ class QKV(NamedTuple):
 class SoftmaxAttention(Attention):
     """softmax(QKᵀ/√c + bias, masked) V, computed by a backend.
 
-    A variant overrides some of eight hooks: `project_query` and `project_key_value`,
-    `apply_position`, `score_bias`, `weights` (for explicit scores: `scores` and `normalise`),
+    A variant overrides some hooks: `project_query` and `project_key_value`, `apply_position`,
+    `score_bias`, `kernel_inputs`, `weights` (for explicit scores: `scores` and `normalise`),
     `attend`, `project_output`, and `extra_features` for the cache.
 
     Args:
@@ -64,12 +77,7 @@ class SoftmaxAttention(Attention):
             )
 
     def attend_tokens(
-        self,
-        x: Tensor,
-        context: Tensor | None,
-        mask: Mask,
-        positions: Tensor,
-        cache: Cache | None,
+        self, x: Tensor, context: Tensor | None, mask: Mask, positions: Tensor, cache: Cache | None
     ) -> Tensor:
         assert cache is None or isinstance(cache, TokenCache)
         qkv = self.project_qkv(x, context, positions, cache)
@@ -128,14 +136,19 @@ class SoftmaxAttention(Attention):
             )
         )
 
+    def kernel_inputs(self, qkv: QKV, visible: Visibility) -> tuple[QKV, Visibility, Tensor | None]:
+        """Return what the backend computes softmax attention of; the last is the scores' bias."""
+        return qkv, visible, self.score_bias(qkv, visible)
+
     def attend(self, qkv: QKV, visible: Visibility) -> Tensor:
         """Compute the weighted sums of values, [b h q c], by the backend."""
+        qkv, visible, bias = self.kernel_inputs(qkv, visible)
         return BACKENDS[self.backend].attend(
             qkv.q,
             qkv.k,
             qkv.v,
             visible=visible,
-            bias=self.score_bias(qkv, visible),
+            bias=bias,
             scale=self.scale,
             dropout=self.dropout if self.training else 0.0,
         )
@@ -153,13 +166,9 @@ class SoftmaxAttention(Attention):
 
     def weights(self, qkv: QKV, visible: Visibility) -> Tensor:
         """Compute the weights [b h q k]."""
-        return attention_weights(
-            qkv.q,
-            qkv.k,
-            visible=visible.dense(qkv.q.device),
-            bias=self.score_bias(qkv, visible),
-            scale=self.scale,
-        )
+        qkv, visible, bias = self.kernel_inputs(qkv, visible)
+        seen = visible.dense(qkv.q.device)
+        return attention_weights(qkv.q, qkv.k, visible=seen, bias=bias, scale=self.scale)
 
     def compute_map(self, x: Tensor, source: Tensor, mask: Mask, positions: Tensor) -> Tensor:
         context = source if self.role == "cross" else None
@@ -268,6 +277,34 @@ class SoftmaxAttention(Attention):
     def naive_output(self, attended: Tensor, x: Tensor) -> Tensor:
         """Project weighted sums of values [b h q c] to outputs [b q d]."""
         return naive.linear_output(self.output, attended)
+
+
+class ExplicitScoresAttention(SoftmaxAttention):
+    """normalise(scores(Q, K) + bias, masked) V.
+
+    The scores [b h q k] are built in full, so no fused kernel can serve.
+    """
+
+    decided_options = ("backend",)
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(backend="reference", **options)
+
+    def attend(self, qkv: QKV, visible: Visibility) -> Tensor:
+        return self.attend_explicitly(qkv, visible)
+
+    def weights(self, qkv: QKV, visible: Visibility) -> Tensor:
+        scores, bias = self.scores(qkv.q, qkv.k), self.score_bias(qkv, visible)
+        scores = scores if bias is None else scores + bias
+        return self.normalise(scores, visible.dense(scores.device))
+
+    def scores(self, q: Tensor, k: Tensor) -> Tensor:
+        """Return the scores [b h q k] of queries [b h q c] and keys [b g k c]."""
+        return q @ repeat_heads(k, self.heads).transpose(-2, -1) * self.scale
+
+    def normalise(self, scores: Tensor, visible: Tensor | None) -> Tensor:
+        """Return weights [b h q k] for scores; zero where no key is visible [b|1 1 q k]."""
+        return masked_softmax(scores, visible)
 
 
 def unpack_tokens(q: Tensor, q_positions: Tensor, tokens: dict[str, Tensor]) -> QKV:

@@ -5,24 +5,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from attention_zoo.attention.explicit_scores import ExplicitScoresAttention
-from attention_zoo.attention.softmax import SITES_OF_SOFTMAX
+from attention_zoo.attention.softmax import ExplicitScoresAttention, register_softmax
 from attention_zoo.errors import UserError
-from attention_zoo.zoo import ATTENTION, AttentionCard
 
 
-@ATTENTION.register(
-    AttentionCard(
-        name="soft_capped",
-        paper="Gemma Team 2024, arXiv 2408.00118, §2",
-        equation="softmax(cap·tanh(QKᵀ/(√c·cap))) V",
-        reference="transformers Gemma2Attention",
-        deviations="a bias of the position is added behind the cap: the cap is for contents",
-        roles=("causal", "global", "cross"),
-        masks=("causal", "window", "key_mask", "segment_ids", "query_segment_ids"),
-        positions=SITES_OF_SOFTMAX,
-        cache="keys and values",
-    )
+@register_softmax(
+    name="soft_capped",
+    paper="Gemma Team 2024, arXiv 2408.00118, §2",
+    equation="softmax(cap·tanh(QKᵀ/(√c·cap))) V",
+    reference="transformers Gemma2Attention",
+    deviations="a bias of the position is added behind the cap: the cap is for contents",
 )
 class SoftCappedAttention(ExplicitScoresAttention):
     """Scaled scores are bounded by ±cap, s ← cap·tanh(s/cap), before they are masked.
