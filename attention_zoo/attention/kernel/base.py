@@ -1,7 +1,6 @@
 """The contract of feature maps, and the attention whose weights are products of features."""
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
@@ -12,16 +11,19 @@ from attention_zoo.attention.base import Attention
 from attention_zoo.caches import Cache, StateCache
 from attention_zoo.masks import Mask, TokenSpan
 from attention_zoo.precision import autocast_disabled, safe_divide, upcast
-from attention_zoo.zoo import AttentionCard, Role
+from attention_zoo.zoo import ATTENTION, ROLES, AttentionCard, Role, T
 
-kernel_card = partial(
-    AttentionCard,
-    roles=("causal", "global", "cross"),
-    masks=("causal", "key_mask", "segment_ids", "query_segment_ids"),
-    positions=("positions", "embeddings", "heads"),
-    cache="sums of φ(k)ᵀv and φ(k)",
-    cost="t",
-)
+
+def register_kernel(**fields: Any) -> Callable[[type[T]], type[T]]:
+    """Register a mechanism with a feature map by the fields of its card that are its own."""
+    defaults = {
+        "roles": ROLES,
+        "masks": ("causal", "key_mask", "segment_ids", "query_segment_ids"),
+        "positions": ("positions", "embeddings", "heads"),
+        "cache": "sums of φ(k)ᵀv and φ(k)",
+        "cost": "t",
+    }
+    return ATTENTION.register(AttentionCard(**defaults | fields))
 
 
 class FeatureMap(nn.Module):

@@ -7,9 +7,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from attention_zoo.attention.kernel.base import FeatureMap, KernelAttention, kernel_card
+from attention_zoo.attention.kernel.base import FeatureMap, KernelAttention, register_kernel
 from attention_zoo.errors import check_positive
-from attention_zoo.zoo import ATTENTION
 
 # So that a query or a key without a positive channel still has features.
 EPSILON = 1e-6
@@ -53,16 +52,14 @@ class CosformerFeatures(FeatureMap):
         return products * torch.cos(math.pi / 2 * distances / self.max_length)
 
 
-@ATTENTION.register(
-    kernel_card(
-        name="cosformer",
-        paper="Qin et al. 2022, arXiv 2202.08791",
-        equation="Σ relu(q_i)·relu(k_j) cos(π/2·(i − j)/M) v_j, normalised",
-        reference="closed form",
-        deviations="M is an option, not the length of the input, so that decoding agrees; "
-        "cross-attention, whose sides share no positions, has no cosine; 10⁻⁶ is added to the "
-        "rectified channels, where theirs bounds the denominator; rotary positions as in linear",
-    )
+@register_kernel(
+    name="cosformer",
+    paper="Qin et al. 2022, arXiv 2202.08791",
+    equation="Σ relu(q_i)·relu(k_j) cos(π/2·(i − j)/M) v_j, normalised",
+    reference="closed form",
+    deviations="M is an option, not the length of the input, so that decoding agrees; "
+    "cross-attention, whose sides share no positions, has no cosine; 10⁻⁶ is added to the "
+    "rectified channels, where theirs bounds the denominator; rotary positions as in linear",
 )
 class CosformerAttention(KernelAttention):
     """Products of rectified channels, smaller for distant tokens.

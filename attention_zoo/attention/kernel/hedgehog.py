@@ -5,8 +5,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from attention_zoo.attention.kernel.base import FeatureMap, KernelAttention, kernel_card
-from attention_zoo.zoo import ATTENTION
+from attention_zoo.attention.kernel.base import FeatureMap, KernelAttention, register_kernel
 
 
 class HedgehogFeatures(FeatureMap):
@@ -40,15 +39,13 @@ def softmax_of_signs(x: Tensor, weight: Tensor) -> Tensor:
     return torch.cat([y, -y], dim=-1).softmax(dim=-1)
 
 
-@ATTENTION.register(
-    kernel_card(
-        name="hedgehog",
-        paper="Zhang et al. 2024, arXiv 2402.04347",
-        equation="φ(q)(Σ φ(k)ᵀv) / φ(q) Σ φ(k), φ(x) = softmax([W x, −W x])",
-        reference="closed form",
-        deviations="trained with the task alone, not to mimic the weights of softmax attention; "
-        "rotary positions as in linear",
-    )
+@register_kernel(
+    name="hedgehog",
+    paper="Zhang et al. 2024, arXiv 2402.04347",
+    equation="φ(q)(Σ φ(k)ᵀv) / φ(q) Σ φ(k), φ(x) = softmax([W x, −W x])",
+    reference="closed form",
+    deviations="trained with the task alone, not to mimic the weights of softmax attention; "
+    "rotary positions as in linear",
 )
 class HedgehogAttention(KernelAttention):
     """Linear attention with features that each head learns, as spiky as those of softmax."""

@@ -10,7 +10,7 @@ from attention_zoo.attention.kernel.base import (
     FeatureMap,
     FeatureMapFactory,
     KernelAttention,
-    kernel_card,
+    register_kernel,
 )
 from attention_zoo.attention.kernel.cosformer import CosformerFeatures
 from attention_zoo.attention.kernel.hedgehog import HedgehogFeatures
@@ -18,7 +18,7 @@ from attention_zoo.attention.kernel.performer import PerformerFeatures
 from attention_zoo.attention.kernel.rebased import RebasedFeatures
 from attention_zoo.attention.kernel.taylor import TaylorFeatures
 from attention_zoo.errors import Unsupported
-from attention_zoo.zoo import ATTENTION, unknown_name_message
+from attention_zoo.zoo import unknown_name_message
 
 
 class EluFeatures(FeatureMap):
@@ -41,15 +41,13 @@ FEATURE_MAPS: dict[str, FeatureMapFactory] = {
 }
 
 
-@ATTENTION.register(
-    kernel_card(
-        name="linear",
-        paper="Katharopoulos et al. 2020, arXiv 2006.16236, eq. 9 to 12",
-        equation="φ(q)(Σ φ(k)ᵀv) / φ(q) Σ φ(k), φ(x) = elu(x) + 1",
-        reference="flash-linear-attention naive_recurrent_linear_attn",
-        deviations="rotary positions rotate φ(q) and φ(k) in the numerator only (Su et al. 2021, "
-        "arXiv 2104.09864, eq. 19); packed sequences in cross-attention cost length²",
-    )
+@register_kernel(
+    name="linear",
+    paper="Katharopoulos et al. 2020, arXiv 2006.16236, eq. 9 to 12",
+    equation="φ(q)(Σ φ(k)ᵀv) / φ(q) Σ φ(k), φ(x) = elu(x) + 1",
+    reference="flash-linear-attention naive_recurrent_linear_attn",
+    deviations="rotary positions rotate φ(q) and φ(k) in the numerator only (Su et al. 2021, "
+    "arXiv 2104.09864, eq. 19); packed sequences in cross-attention cost length²",
 )
 class LinearAttention(KernelAttention):
     """Attention whose weights are products of features, so that the keys can be summed first.

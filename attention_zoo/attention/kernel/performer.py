@@ -6,9 +6,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from attention_zoo.attention.kernel.base import FeatureMap, KernelAttention, kernel_card
+from attention_zoo.attention.kernel.base import FeatureMap, KernelAttention, register_kernel
 from attention_zoo.errors import check_positive
-from attention_zoo.zoo import ATTENTION
 
 # The largest exponent of a feature: e⁸⁰, times e⁸ keys that all have it, is a number of float32.
 MAX_EXPONENT = 80.0
@@ -74,16 +73,14 @@ def draw_orthogonal_directions(number: int, dim: int, seed: int) -> Tensor:
     return torch.cat(blocks)[:number]
 
 
-@ATTENTION.register(
-    kernel_card(
-        name="performer",
-        paper="Choromanski et al. 2021, arXiv 2009.14794",
-        equation="φ(q)(Σ φ(k)ᵀv) / φ(q) Σ φ(k), φ(x)_i = exp(ω_i·x c^(−1/4) − |x|²/2√c)",
-        reference="closed form",
-        deviations="the features are drawn once, by a seed, and not again in training; a constant "
-        "keeps keys from overflow, not the largest of all keys, which would show the future; no ε "
-        "is added; rotary positions as in linear",
-    )
+@register_kernel(
+    name="performer",
+    paper="Choromanski et al. 2021, arXiv 2009.14794",
+    equation="φ(q)(Σ φ(k)ᵀv) / φ(q) Σ φ(k), φ(x)_i = exp(ω_i·x c^(−1/4) − |x|²/2√c)",
+    reference="closed form",
+    deviations="the features are drawn once, by a seed, and not again in training; a constant "
+    "keeps keys from overflow, not the largest of all keys, which would show the future; no ε "
+    "is added; rotary positions as in linear",
 )
 class PerformerAttention(KernelAttention):
     """FAVOR+: positive random features estimate the weights of softmax attention without bias.

@@ -7,9 +7,13 @@ from torch import Tensor, nn
 from torch.nn.functional import layer_norm, pad
 
 from attention_zoo.attention import naive
-from attention_zoo.attention.kernel.base import FeatureMap, KernelAttention, kernel_card, squares
+from attention_zoo.attention.kernel.base import (
+    FeatureMap,
+    KernelAttention,
+    register_kernel,
+    squares,
+)
 from attention_zoo.errors import UserError
-from attention_zoo.zoo import ATTENTION
 
 
 class RebasedFeatures(FeatureMap):
@@ -57,16 +61,14 @@ def apply_norm(x: Tensor, norm: nn.LayerNorm) -> Tensor:
     return layer_norm(x, norm.normalized_shape, weight, bias, norm.eps)
 
 
-@ATTENTION.register(
-    kernel_card(
-        name="rebased",
-        paper="Aksenov et al. 2024, arXiv 2402.10644",
-        equation="Σ (q'·k'_j)² v_j, normalised, q' = a_q ⊙ norm(q) + b_q, k' = a_k ⊙ norm(k) + b_k",
-        reference="flash-linear-attention naive_parallel_rebased",
-        deviations="ReBased's linear attention alone, without the convolutions of its other "
-        "layers; ε is added to each weight, not to their sum; flash-linear-attention's layer "
-        "shares a and b between q and k",
-    )
+@register_kernel(
+    name="rebased",
+    paper="Aksenov et al. 2024, arXiv 2402.10644",
+    equation="Σ (q'·k'_j)² v_j, normalised, q' = a_q ⊙ norm(q) + b_q, k' = a_k ⊙ norm(k) + b_k",
+    reference="flash-linear-attention naive_parallel_rebased",
+    deviations="ReBased's linear attention alone, without the convolutions of its other "
+    "layers; ε is added to each weight, not to their sum; flash-linear-attention's layer "
+    "shares a and b between q and k",
 )
 class RebasedAttention(KernelAttention):
     """Linear attention with a squared product, which can be zero, as Based's features cannot.

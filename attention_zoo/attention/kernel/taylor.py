@@ -7,9 +7,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from attention_zoo.attention.kernel.base import FeatureMap, KernelAttention, kernel_card, squares
+from attention_zoo.attention.kernel.base import (
+    FeatureMap,
+    KernelAttention,
+    register_kernel,
+    squares,
+)
 from attention_zoo.errors import check_positive
-from attention_zoo.zoo import ATTENTION
 
 
 class TaylorFeatures(FeatureMap):
@@ -37,15 +41,13 @@ class TaylorFeatures(FeatureMap):
         return 1 + scores + scores**2 / 2
 
 
-@ATTENTION.register(
-    kernel_card(
-        name="taylor",
-        paper="Arora et al. 2024, arXiv 2402.18668",
-        equation="Σ (1 + s_j + s_j²/2) v_j, normalised, s_j = q·k_j/√n, q and k of n channels",
-        reference="flash-linear-attention naive_parallel_based",
-        deviations="Based's linear attention alone, without the sliding windows and convolutions "
-        "of its other layers; no ε in the denominator, as 1 + s + s²/2 is at least 1/2",
-    )
+@register_kernel(
+    name="taylor",
+    paper="Arora et al. 2024, arXiv 2402.18668",
+    equation="Σ (1 + s_j + s_j²/2) v_j, normalised, s_j = q·k_j/√n, q and k of n channels",
+    reference="flash-linear-attention naive_parallel_based",
+    deviations="Based's linear attention alone, without the sliding windows and convolutions "
+    "of its other layers; no ε in the denominator, as 1 + s + s²/2 is at least 1/2",
 )
 class TaylorAttention(KernelAttention):
     """The linear attention of Based: the first terms of exp, for narrow queries and keys.

@@ -1,7 +1,7 @@
 """Attention by a state of constant size that takes in one token after the other."""
 
 import math
-from functools import partial
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 import torch
@@ -15,16 +15,22 @@ from attention_zoo.attention.recurrent.steps import Steps
 from attention_zoo.caches import Cache, StateCache
 from attention_zoo.masks import Mask, TokenSpan
 from attention_zoo.precision import autocast_disabled, upcast
-from attention_zoo.zoo import AttentionCard
+from attention_zoo.zoo import ATTENTION, AttentionCard, T
 
-recurrent_card = partial(
-    AttentionCard,
-    roles=("causal",),
-    masks=("causal", "key_mask", "segment_ids"),
-    positions=("positions", "embeddings"),
-    weights="signed",
-    cost="t",
-)
+
+def register_recurrent(**fields: Any) -> Callable[[type[T]], type[T]]:
+    """Register a recurrent mechanism by the fields of its card.
+
+    A field that is left out is as most of them declare it.
+    """
+    defaults = {
+        "roles": ("causal",),
+        "masks": ("causal", "key_mask", "segment_ids"),
+        "positions": ("positions", "embeddings"),
+        "weights": "signed",
+        "cost": "t",
+    }
+    return ATTENTION.register(AttentionCard(**defaults | fields))
 
 
 class RecurrentAttention(Attention):

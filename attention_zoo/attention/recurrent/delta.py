@@ -7,24 +7,21 @@ from torch import Tensor, nn
 from torch.nn.functional import silu
 
 from attention_zoo.attention import naive
-from attention_zoo.attention.recurrent.base import recurrent_card
+from attention_zoo.attention.recurrent.base import register_recurrent
 from attention_zoo.attention.recurrent.convolution import ConvolutionRunner
 from attention_zoo.attention.recurrent.delta_rule import DeltaRuleAttention, unit_vectors
 from attention_zoo.attention.recurrent.naive import run_delta_rule
 from attention_zoo.attention.recurrent.steps import Steps
-from attention_zoo.zoo import ATTENTION
 
 
-@ATTENTION.register(
-    recurrent_card(
-        name="delta",
-        paper="Schlag et al. 2021, arXiv 2102.11174, §4; Yang et al. 2024, arXiv 2406.06484, §2.2",
-        equation="S ← S − β k (kᵀS) + β k vᵀ;  out = Sᵀ q/√c",
-        reference="flash-linear-attention delta_rule_recurrence",
-        deviations="as in Yang et al., q and k are unit vectors after SiLU, and an RMS norm of "
-        "each head comes last; no short convolutions, which gated_delta has",
-        cache="one matrix for each head",
-    )
+@register_recurrent(
+    name="delta",
+    paper="Schlag et al. 2021, arXiv 2102.11174, §4; Yang et al. 2024, arXiv 2406.06484, §2.2",
+    equation="S ← S − β k (kᵀS) + β k vᵀ;  out = Sᵀ q/√c",
+    reference="flash-linear-attention delta_rule_recurrence",
+    deviations="as in Yang et al., q and k are unit vectors after SiLU, and an RMS norm of "
+    "each head comes last; no short convolutions, which gated_delta has",
+    cache="one matrix for each head",
 )
 class DeltaAttention(DeltaRuleAttention):
     """A matrix stores a value under each key, after the key's earlier value is erased.

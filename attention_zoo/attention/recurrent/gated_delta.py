@@ -7,24 +7,21 @@ from torch import Tensor, nn
 from torch.nn.functional import silu, softplus
 
 from attention_zoo.attention import naive
-from attention_zoo.attention.recurrent.base import draw_step_bias, recurrent_card
+from attention_zoo.attention.recurrent.base import draw_step_bias, register_recurrent
 from attention_zoo.attention.recurrent.convolution import ConvolutionRunner, ShortConvolution
 from attention_zoo.attention.recurrent.delta_rule import DeltaRuleAttention, unit_vectors
 from attention_zoo.attention.recurrent.naive import convolve_heads, run_delta_rule
 from attention_zoo.attention.recurrent.steps import Steps
 from attention_zoo.precision import upcast
-from attention_zoo.zoo import ATTENTION
 
 
-@ATTENTION.register(
-    recurrent_card(
-        name="gated_delta",
-        paper="Yang et al. 2024, arXiv 2412.06464",
-        equation="S ← exp(g) S;  S ← S − β k (kᵀS) + β k vᵀ;  out = Sᵀ q/√c",
-        reference="transformers Qwen3NextGatedDeltaNet",
-        deviations="values are as wide as keys, and heads do not share keys",
-        cache="one matrix for each head, and the last tokens of the convolutions",
-    )
+@register_recurrent(
+    name="gated_delta",
+    paper="Yang et al. 2024, arXiv 2412.06464",
+    equation="S ← exp(g) S;  S ← S − β k (kᵀS) + β k vᵀ;  out = Sᵀ q/√c",
+    reference="transformers Qwen3NextGatedDeltaNet",
+    deviations="values are as wide as keys, and heads do not share keys",
+    cache="one matrix for each head, and the last tokens of the convolutions",
 )
 class GatedDeltaAttention(DeltaRuleAttention):
     """The delta rule on a state that decays first, by one number for each head.

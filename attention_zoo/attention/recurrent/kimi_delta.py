@@ -10,22 +10,19 @@ from attention_zoo.attention import naive
 from attention_zoo.attention.recurrent.base import (
     create_low_rank_linear,
     draw_step_bias,
-    recurrent_card,
+    register_recurrent,
 )
 from attention_zoo.attention.recurrent.gated_delta import GatedDeltaAttention
 from attention_zoo.attention.recurrent.naive import low_rank_linear
 from attention_zoo.precision import upcast
-from attention_zoo.zoo import ATTENTION
 
 
-@ATTENTION.register(
-    recurrent_card(
-        name="kimi_delta",
-        paper="Kimi Team 2025, arXiv 2510.26692",
-        equation="S ← Diag(exp g) S;  S ← S − β k (kᵀS) + β k vᵀ;  out = Sᵀ q/√c",
-        reference="flash-linear-attention naive_recurrent_kda",
-        cache="one matrix for each head, and the last tokens of the convolutions",
-    )
+@register_recurrent(
+    name="kimi_delta",
+    paper="Kimi Team 2025, arXiv 2510.26692",
+    equation="S ← Diag(exp g) S;  S ← S − β k (kᵀS) + β k vᵀ;  out = Sᵀ q/√c",
+    reference="flash-linear-attention naive_recurrent_kda",
+    cache="one matrix for each head, and the last tokens of the convolutions",
 )
 class KimiDeltaAttention(GatedDeltaAttention):
     """Gated delta attention in which every channel of the keys decays separately.

@@ -8,31 +8,28 @@ from torch import Tensor, nn
 from torch.nn.functional import pad, softplus
 
 from attention_zoo.attention import naive
-from attention_zoo.attention.recurrent.base import recurrent_card
+from attention_zoo.attention.recurrent.base import register_recurrent
 from attention_zoo.attention.recurrent.state_space_dual import StateSpaceDualAttention
 from attention_zoo.attention.recurrent.steps import Steps, sum_after
 from attention_zoo.errors import check_positive
 from attention_zoo.masks import TokenSpan
 from attention_zoo.precision import autocast_disabled
-from attention_zoo.zoo import ATTENTION
 
 # Tokens computed in parallel between two updates of the buckets; more than for a single state, as
 # an update costs more.
 UPDATE_INTERVAL = 128
 
 
-@ATTENTION.register(
-    recurrent_card(
-        name="log_linear",
-        paper="Guo et al. 2025, arXiv 2506.04761, §3",
-        equation="y_t = Σ_l λ_t^l C_t S_t^l, S_t^l the state of the bucket l of a Fenwick tree",
-        reference="flash-linear-attention naive_log_linear_attn",
-        deviations="on the state of Mamba-2 only, not on that of the gated delta rule; buckets "
-        "count the real tokens of a segment; cost grows with length·log(length)",
-        positions=("positions", "embeddings", "heads"),
-        cache="a state for each bucket, and the last tokens of the convolution",
-        cost="t log t",
-    )
+@register_recurrent(
+    name="log_linear",
+    paper="Guo et al. 2025, arXiv 2506.04761, §3",
+    equation="y_t = Σ_l λ_t^l C_t S_t^l, S_t^l the state of the bucket l of a Fenwick tree",
+    reference="flash-linear-attention naive_log_linear_attn",
+    deviations="on the state of Mamba-2 only, not on that of the gated delta rule; buckets "
+    "count the real tokens of a segment; cost grows with length·log(length)",
+    positions=("positions", "embeddings", "heads"),
+    cache="a state for each bucket, and the last tokens of the convolution",
+    cost="t log t",
 )
 class LogLinearAttention(StateSpaceDualAttention):
     """State-space duality with a state for each bucket of a Fenwick tree, instead of one.

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn.functional import logsigmoid, silu, softplus
 
 from attention_zoo.attention import naive
-from attention_zoo.attention.recurrent.base import recurrent_card
+from attention_zoo.attention.recurrent.base import register_recurrent
 from attention_zoo.attention.recurrent.convolution import ConvolutionRunner, ShortConvolution
 from attention_zoo.attention.recurrent.delta_rule import (
     DeltaRuleAttention,
@@ -24,21 +24,18 @@ from attention_zoo.attention.recurrent.naive import (
 from attention_zoo.attention.recurrent.steps import Steps, sum_after
 from attention_zoo.errors import check_positive
 from attention_zoo.precision import autocast_disabled, safe_divide
-from attention_zoo.zoo import ATTENTION
 
 MIN_RIDGE = 0.25
 
 
-@ATTENTION.register(
-    recurrent_card(
-        name="mesa",
-        paper="von Oswald et al. 2025, arXiv 2506.05233",
-        equation="H ← f H + β k kᵀ,  G ← f G + β k vᵀ;  out = Gᵀ (H + Λ)⁻¹ q",
-        reference="flash-linear-attention naive_mesa_net_exact",
-        deviations="conjugate gradients start from zero and add no ε to denominators, so that c of "
-        "them give the exact solution; f starts near 1, differently from head to head",
-        cache="two matrices for each head, and the last tokens of the convolutions",
-    )
+@register_recurrent(
+    name="mesa",
+    paper="von Oswald et al. 2025, arXiv 2506.05233",
+    equation="H ← f H + β k kᵀ,  G ← f G + β k vᵀ;  out = Gᵀ (H + Λ)⁻¹ q",
+    reference="flash-linear-attention naive_mesa_net_exact",
+    deviations="conjugate gradients start from zero and add no ε to denominators, so that c of "
+    "them give the exact solution; f starts near 1, differently from head to head",
+    cache="two matrices for each head, and the last tokens of the convolutions",
 )
 class MesaAttention(DeltaRuleAttention):
     """The linear map from keys to values that fits all tokens so far best, applied to the query.

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn.functional import pad, silu
 
 from attention_zoo.attention import naive
-from attention_zoo.attention.recurrent.base import create_low_rank_linear, recurrent_card
+from attention_zoo.attention.recurrent.base import create_low_rank_linear, register_recurrent
 from attention_zoo.attention.recurrent.convolution import ConvolutionRunner, ShortConvolution
 from attention_zoo.attention.recurrent.delta_rule import (
     DeltaRuleAttention,
@@ -21,21 +21,18 @@ from attention_zoo.backends.reference import masked_softmax
 from attention_zoo.errors import check_dropout, check_positive
 from attention_zoo.masks import Mask, TokenSpan
 from attention_zoo.precision import autocast_disabled
-from attention_zoo.zoo import ATTENTION
 
 
-@ATTENTION.register(
-    recurrent_card(
-        name="path",
-        paper="Yang et al. 2025, arXiv 2505.16381",
-        equation="softmax_j(q_iᵀ H_i ⋯ H_{j+1} k_j / √c) V,  H = I − β w wᵀ",
-        reference="flash-linear-attention naive_path_attn",
-        deviations="SiLU before w becomes a unit vector, as in the authors' code; no windows: the "
-        "convolution before w sees beyond them; no encoding inside attention, as it is one itself",
-        cache="keys, which every new token transforms, values, and the last convolution inputs",
-        weights="distribution",
-        cost="t²",
-    )
+@register_recurrent(
+    name="path",
+    paper="Yang et al. 2025, arXiv 2505.16381",
+    equation="softmax_j(q_iᵀ H_i ⋯ H_{j+1} k_j / √c) V,  H = I − β w wᵀ",
+    reference="flash-linear-attention naive_path_attn",
+    deviations="SiLU before w becomes a unit vector, as in the authors' code; no windows: the "
+    "convolution before w sees beyond them; no encoding inside attention, as it is one itself",
+    cache="keys, which every new token transforms, values, and the last convolution inputs",
+    weights="distribution",
+    cost="t²",
 )
 class PathAttention(DeltaRuleAttention):
     """Softmax attention in which the tokens between a key and a query transform the key.

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn.functional import layer_norm
 
 from attention_zoo.attention import naive
-from attention_zoo.attention.recurrent.base import create_low_rank_linear, recurrent_card
+from attention_zoo.attention.recurrent.base import create_low_rank_linear, register_recurrent
 from attention_zoo.attention.recurrent.convolution import ConvolutionRunner, ShortConvolution
 from attention_zoo.attention.recurrent.delta_rule import DeltaRuleAttention, unit_vectors
 from attention_zoo.attention.recurrent.naive import (
@@ -20,23 +20,20 @@ from attention_zoo.attention.recurrent.naive import (
 )
 from attention_zoo.attention.recurrent.steps import Steps
 from attention_zoo.errors import check_positive
-from attention_zoo.zoo import ATTENTION
 
 MIN_LOG_DECAY = -math.exp(-0.5)  # of the strongest decay
 
 
-@ATTENTION.register(
-    recurrent_card(
-        name="rwkv7",
-        paper="Peng et al. 2025, arXiv 2503.14456",
-        equation="S ← (diag(w) − (a ⊙ κ) κᵀ) S + k vᵀ;  out = Sᵀ r + (r·(u ⊙ k)) v",
-        reference="flash-linear-attention dplr_recurrence",
-        deviations="the bonus r·(u ⊙ k) is added before the norm, not after it, so that it is a "
-        "weight like the others; the norm has no bias, so that a query that sees nothing gets "
-        "zeros; the gate sees the token alone, not the one before it; no value residual from the "
-        "first layer, as layers do not know each other; one rank for all projections of low rank",
-        cache="one matrix for each head, and the last token",
-    )
+@register_recurrent(
+    name="rwkv7",
+    paper="Peng et al. 2025, arXiv 2503.14456",
+    equation="S ← (diag(w) − (a ⊙ κ) κᵀ) S + k vᵀ;  out = Sᵀ r + (r·(u ⊙ k)) v",
+    reference="flash-linear-attention dplr_recurrence",
+    deviations="the bonus r·(u ⊙ k) is added before the norm, not after it, so that it is a "
+    "weight like the others; the norm has no bias, so that a query that sees nothing gets "
+    "zeros; the gate sees the token alone, not the one before it; no value residual from the "
+    "first layer, as layers do not know each other; one rank for all projections of low rank",
+    cache="one matrix for each head, and the last token",
 )
 class RWKV7Attention(DeltaRuleAttention):
     """A delta rule that erases along one key, channel by channel, and adds under another.

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn.functional import rms_norm, silu, softplus
 
 from attention_zoo.attention import naive
-from attention_zoo.attention.recurrent.base import draw_step_bias, recurrent_card
+from attention_zoo.attention.recurrent.base import draw_step_bias, register_recurrent
 from attention_zoo.attention.recurrent.convolution import ConvolutionRunner, ShortConvolution
 from attention_zoo.attention.recurrent.decayed import DecayedAttention
 from attention_zoo.attention.recurrent.naive import read_states, run_states
@@ -17,20 +17,17 @@ from attention_zoo.backends.reference import repeat_heads
 from attention_zoo.errors import UserError, check_positive
 from attention_zoo.masks import Mask, TokenSpan
 from attention_zoo.precision import upcast
-from attention_zoo.zoo import ATTENTION
 
 
-@ATTENTION.register(
-    recurrent_card(
-        name="state_space_dual",
-        paper="Dao and Gu 2024, arXiv 2405.21060, §6 and §7",
-        equation="S_t = exp(−e^A Δ_t) S_{t−1} + Δ_t B_tᵀx_t, y_t = C_t S_t + D x_t",
-        reference="transformers Mamba2Mixer",
-        deviations="one projection for each of z, x, B, C, Δ, which the paper's block joins into "
-        "one; padded tokens leave the state as it is, and count as zeros in the convolution",
-        positions=("positions", "embeddings", "heads"),
-        cache="the state, and the last tokens of the convolution",
-    )
+@register_recurrent(
+    name="state_space_dual",
+    paper="Dao and Gu 2024, arXiv 2405.21060, §6 and §7",
+    equation="S_t = exp(−e^A Δ_t) S_{t−1} + Δ_t B_tᵀx_t, y_t = C_t S_t + D x_t",
+    reference="transformers Mamba2Mixer",
+    deviations="one projection for each of z, x, B, C, Δ, which the paper's block joins into "
+    "one; padded tokens leave the state as it is, and count as zeros in the convolution",
+    positions=("positions", "embeddings", "heads"),
+    cache="the state, and the last tokens of the convolution",
 )
 class StateSpaceDualAttention(DecayedAttention):
     """A state-space model whose matrix of weights is that of masked attention.
