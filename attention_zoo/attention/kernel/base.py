@@ -15,7 +15,7 @@ from attention_zoo.zoo import ATTENTION, ROLES, AttentionCard, Role, T
 
 
 def register_kernel(**fields: Any) -> Callable[[type[T]], type[T]]:
-    """Register a mechanism with a feature map by the fields of its card that are its own."""
+    """Register kernel attention by the fields of its card that differ from the defaults."""
     defaults = {
         "roles": ROLES,
         "masks": ("causal", "key_mask", "segment_ids", "query_segment_ids"),
@@ -53,10 +53,7 @@ class FeatureMap(nn.Module):
         return k
 
     def map_queries(self, q: Tensor, positions: Tensor | None) -> Tensor:
-        """Compute φ [b h q f] of prepared queries [b h q c] at positions [b|1 q].
-
-        Cross-attention has no positions.
-        """
+        """Compute φ [b h q f] of queries [b h q c] at positions [b|1 q] (None for cross)."""
         raise NotImplementedError
 
     def map_keys(self, k: Tensor, positions: Tensor | None) -> Tensor:
@@ -86,9 +83,8 @@ class Features(NamedTuple):
 
     q: Tensor  # [b h q f]
     k: Tensor  # [b h k f]
-    # For the numerator, rotated by the encoding.
-    rotated_q: Tensor  # [b h q f]
-    rotated_k: Tensor  # [b h k f]
+    rotated_q: Tensor  # by the encoding, for the numerator
+    rotated_k: Tensor
     v: Tensor  # [b h k c]
 
 
@@ -253,17 +249,11 @@ def global_product(q: Tensor, k: Tensor, v: Tensor, segment_ids: Tensor | None) 
 def causal_product(
     q: Tensor, k: Tensor, v: Tensor, state: Tensor | None, segment_ids: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    """Compute Σ_{j ≤ i} (q_i·k_j) v_j over the keys of the query's segment, in chunks.
+    """Compute Σ_{j ≤ i} (q_i·k_j) v_j [b h t e] over the keys of the query's segment, in chunks.
 
-    Args:
-        q: [b h t f].
-        k: [b h t f].
-        v: [b h t e].
-        state: [b h f e], Σ k_jᵀ v_j of the tokens before; None at the start.
-        segment_ids: [b t], or [b 1+t] with that of the token before, if there is a state.
-
-    Returns:
-        The sums [b h t e], and the state after the last token.
+    The state [b h f e] is Σ k_jᵀ v_j of the tokens before, or None at the start; that after the
+    last token is returned as well. With a state, the segment ids [b 1+t] begin with that of the
+    token before; otherwise they are [b t].
     """
     first = int(state is not None)
     state = q.new_zeros(*q.shape[:2], q.shape[3], v.shape[3]) if state is None else state

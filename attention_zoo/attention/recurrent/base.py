@@ -19,10 +19,7 @@ from attention_zoo.zoo import ATTENTION, AttentionCard, T
 
 
 def register_recurrent(**fields: Any) -> Callable[[type[T]], type[T]]:
-    """Register a recurrent mechanism by the fields of its card.
-
-    A field that is left out is as most of them declare it.
-    """
+    """Register a recurrent mechanism by the fields of its card that differ from the defaults."""
     defaults = {
         "roles": ("causal",),
         "masks": ("causal", "key_mask", "segment_ids"),
@@ -75,10 +72,9 @@ class RecurrentAttention(Attention):
     def recur(
         self, steps: Steps, x: Tensor, span: TokenSpan, states: tuple[Tensor, ...]
     ) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """Run the steps of tokens x from states on; at the start of a sequence there are none.
+        """Compute what the tokens x read [b h t e], and the states after them.
 
-        Returns:
-            What the tokens read, [b h t e], and the states after the last token.
+        The states before them are none at the start of a sequence.
         """
         # Sums of many terms lose too much in half precision.
         with autocast_disabled(x):

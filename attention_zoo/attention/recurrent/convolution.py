@@ -32,15 +32,10 @@ class ShortConvolution(nn.Module):
     def forward(
         self, x: Tensor, span: TokenSpan, state: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        """Mix neighbouring tokens of a segment.
+        """Mix neighbouring tokens of a segment; return y and the state after x [b t d].
 
-        Args:
-            x: [b t d], the tokens of the span.
-            span: the mask's part for them. The output at padded tokens has no meaning.
-            state: [b d K−1], the tokens before x, from the last call; None at the start.
-
-        Returns:
-            [b t d], and the state after x.
+        The state [b d K−1] holds the tokens before x, and is None at the start. The output at
+        padded tokens has no meaning.
         """
         length, num_past = x.shape[1], self.kernel_size - 1
         if span.key_mask is not None:

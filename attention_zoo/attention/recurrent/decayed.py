@@ -100,14 +100,9 @@ def decayed_product(steps: Steps, state: Tensor | None = None) -> tuple[Tensor, 
 
         out_i = Σ_{j ≤ i} (Σ_c q_ic k_jc Π_{j < m ≤ i} a_mc) v_j
 
-    Work and memory grow with the length. Sums are in the type of the arguments.
-
-    Args:
-        steps: with a decay log a, [b|1 h t c|1].
-        state: [b h c e], S before the first token; None for zeros.
-
-    Returns:
-        [b h t e], and the state [b h c e] after the last token.
+    The steps have a decay log a, [b|1 h t c|1]. The state [b h c e] is S before the first token, or
+    None for zeros; that after the last token is returned with the outputs [b h t e]. Work and
+    memory grow with the length. Sums are in the type of the arguments.
     """
     q, k, v, _, _, decay, _ = steps.split_chunks()
     assert decay is not None

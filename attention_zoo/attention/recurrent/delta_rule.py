@@ -31,9 +31,9 @@ def unit_vectors(x: Tensor) -> Tensor:
 
 
 def delta_rule(steps: Steps, state: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """Compute what tokens read [b h t e], and the last state [b h c e], from a state or zeros on.
+    """Compute S_tᵀ q_t [b h t e] of the steps, and the last state [b h c e].
 
-    Work grows with the number of tokens.
+    The state before them is None for zeros. Work grows with the length.
     """
     if steps.write is None:
         return chunked_delta_rule(steps, state)
@@ -44,13 +44,11 @@ def delta_rule(steps: Steps, state: Tensor | None = None) -> tuple[Tensor, Tenso
 def chunked_delta_rule(steps: Steps, state: Tensor | None) -> tuple[Tensor, Tensor]:
     """Compute `delta_rule` for keys that write along themselves, by the WY representation.
 
-    What key i of a chunk writes, n_i, is v_i minus what e_i reads, which depends on what the
-    chunk's earlier keys write: a triangular system, solved for all chunks at once (Yang et al.
-    2024, arXiv 2406.06484, §3).
+    Key i of a chunk writes v_i minus what e_i reads, which depends on what earlier keys write. This
+    is a triangular system, solved for all chunks at once (Yang et al. 2024, arXiv 2406.06484, §3).
     """
     q, k, v, erase, _, decay, _ = steps.split_chunks()
     assert erase is not None
-    width = v.shape[-1]
     scores, overlaps = decayed_scores(torch.stack([q, erase]), k, decay)
     from_start, to_end = (None, None) if decay is None else (decay.cumsum(-2), sum_after(decay))
     solution = torch.linalg.solve_triangular(
@@ -59,7 +57,7 @@ def chunked_delta_rule(steps: Steps, state: Tensor | None) -> tuple[Tensor, Tens
         upper=False,
         unitriangular=True,
     )
-    values, readers = solution.split([width, q.shape[-1]], dim=-1)
+    values, readers = solution.split([v.shape[-1], q.shape[-1]], dim=-1)
     keys = apply_decay(k, to_end).transpose(-2, -1)
     parts = apply_decay(q, from_start), scores, values, readers, keys
     decays = (
@@ -67,7 +65,7 @@ def chunked_delta_rule(steps: Steps, state: Tensor | None) -> tuple[Tensor, Tens
     )
     # Unbound: the gradient of an index into all chunks would be as large as all of them.
     chunks = zip(*(part.unbind(dim=2) for part in parts), decays, strict=True)
-    state = q.new_zeros(*q.shape[:2], q.shape[-1], width) if state is None else state
+    state = q.new_zeros(*q.shape[:2], q.shape[-1], v.shape[-1]) if state is None else state
     outputs = []
     for q_part, scores_part, values_part, readers_part, keys_part, chunk_decay in chunks:
         written = values_part - readers_part @ state
@@ -83,13 +81,9 @@ def split_steps(steps: Steps) -> Steps:
     zeros = torch.zeros_like(k)
     if decay is not None:
         decay = interleave(decay, torch.zeros_like(decay))
-    return Steps(
-        interleave(zeros, q),
-        interleave(write, k),
-        interleave(torch.zeros_like(v), v),
-        interleave(erase, zeros),
-        decay=decay,
-    )
+    pairs = (zeros, q), (write, k), (torch.zeros_like(v), v), (erase, zeros)
+    q, k, v, erase = (interleave(*pair) for pair in pairs)
+    return Steps(q, k, v, erase, decay=decay)
 
 
 def interleave(first: Tensor, second: Tensor) -> Tensor:

@@ -30,11 +30,7 @@ BACKENDS = ("torch", "fla")
 
 
 def resolve_backend(name: str) -> str:
-    """Return the one of `BACKENDS` that a name means.
-
-    Raises:
-        Unsupported: there is no such backend, or its packages are missing.
-    """
+    """Return the one of `BACKENDS` that a name means; refuse one whose packages are missing."""
     name = resolve(name, BACKENDS)
     missing = missing_packages() if name == "fla" else []
     if missing:
@@ -46,11 +42,7 @@ def resolve_backend(name: str) -> str:
 
 
 def check_inputs(backend: str, mask: Mask, x: Tensor) -> None:
-    """Refuse inputs that the kernels cannot take.
-
-    Raises:
-        Unsupported: packed rows, or a tensor on a device or of a type that kernels do not take.
-    """
+    """Refuse packed rows, and a tensor on a device or of a type that the kernels do not take."""
     if backend == "torch":
         return
     reason = ""

@@ -121,10 +121,10 @@ class Buckets(NamedTuple):
 
 
 def count_tokens(x: Tensor, span: TokenSpan, before: Tensor) -> tuple[Tensor, Tensor]:
-    """Count the real tokens of a segment before each token x [b t d] of a span, and with it.
+    """Return the positions of tokens x [b t d] among the real ones of their segments, and lengths.
 
-    The former, [b t], are positions, and the latter lengths. Before the span, the segment has
-    `before` [b] tokens.
+    The position [b t] of a token is the number of real tokens before it; the length [b t] counts
+    the token as well. The segment has `before` [b] tokens before the span.
     """
     real = torch.ones(x.shape[:2], dtype=torch.long, device=x.device)
     if span.key_mask is not None:
@@ -185,8 +185,7 @@ def read_buckets(
     q: Tensor, decay: Tensor, level_weights: Tensor, positions: Tensor, buckets: Buckets
 ) -> Tensor:
     """Let the queries of a chunk read the buckets before it, [b h t e]."""
-    weights = gather_levels(level_weights, positions, buckets.starts)
-    weights = weights * decay.cumsum(dim=-2).exp()
+    weights = gather_levels(level_weights, positions, buckets.starts) * decay.cumsum(dim=-2).exp()
     products = (q @ buckets.states.flatten(-2)).unflatten(-1, (weights.shape[-1], -1))
     return (weights[..., None, :] @ products)[..., 0, :]
 

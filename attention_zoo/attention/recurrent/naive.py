@@ -13,17 +13,10 @@ from attention_zoo.attention.naive import linear, split_heads
 
 
 def run_states(transitions: Tensor, k: Tensor, v: Tensor, visible: Tensor) -> Tensor:
-    """Compute S_t = T_t S_{t−1} + k_t v_tᵀ, token after token.
+    """Compute S_t = T_t S_{t−1} + k_t v_tᵀ, [b h t c e], for transitions T [b|1 h t c c].
 
-    Args:
-        transitions: T, [b|1 h t c c].
-        k: [b h t c].
-        v: [b h t e].
-        visible: [b t t] bool. A token that does not see itself is padding, and leaves the state as
-            it is; one that sees nothing before it starts from an empty state.
-
-    Returns:
-        S, [b h t c e].
+    A token that does not see itself, by visible [b t t], is padding, and leaves the state as it is;
+    one that sees nothing before it starts from an empty state.
     """
     additions, states = outer(k, v), []
     state = torch.zeros_like(additions[:, :, 0])
