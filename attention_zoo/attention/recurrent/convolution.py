@@ -32,7 +32,7 @@ class ShortConvolution(nn.Module):
     def forward(
         self, x: Tensor, span: TokenSpan, state: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        """Mix neighbouring tokens of a segment; return y and the state after x [b t d].
+        """Mix neighbouring tokens x [b t d] of a segment; return y and the state after x.
 
         The state [b d K−1] holds the tokens before x, and is None at the start. The output at
         padded tokens has no meaning.
