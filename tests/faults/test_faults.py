@@ -15,7 +15,7 @@ from attention_zoo import masks
 from attention_zoo.attention import base, softmax
 from attention_zoo.attention.base import Attention
 from attention_zoo.attention.dense import cosine, general, tensor_product
-from attention_zoo.attention.kernel import linear
+from attention_zoo.attention.kernel import base as kernel
 from attention_zoo.attention.softmax import SoftmaxAttention
 from attention_zoo.backends import BACKENDS, flex, reference
 from attention_zoo.caches import StateCache, TokenCache
@@ -138,9 +138,9 @@ def patterns_forgotten_by_flex(patch: pytest.MonkeyPatch) -> None:
 @caught_by(test_leaks.test_no_gradient_reaches_the_future, plain("linear"), 65, [0, 63, 64])
 @caught_by(test_naive.test_forward_is_the_equation, plain("linear"), 7)
 def next_token_in_the_state(patch: pytest.MonkeyPatch) -> None:
-    product = linear.causal_product
+    product = kernel.causal_product
     patch.setattr(
-        linear,
+        kernel,
         "causal_product",
         lambda q, k, v, *rest: product(q, k.roll(-1, dims=2), v.roll(-1, dims=2), *rest),
     )
@@ -192,12 +192,12 @@ def padding_ignored(patch: pytest.MonkeyPatch) -> None:
 @caught_by(test_padding.test_content_of_padding_is_irrelevant, plain("linear", "cross"), "left", 65)
 @caught_by(test_masks.test_a_query_that_sees_nothing_gives_zeros, plain("linear", "global"))
 def padding_ignored_in_the_sums(patch: pytest.MonkeyPatch) -> None:
-    project_features = linear.LinearAttention.project_features
+    project_features = kernel.KernelAttention.project_features
 
     def careless(self: Any, x: Tensor, context: Any, span: TokenSpan, positions: Any) -> Any:
         return project_features(self, x, context, TokenSpan(start=span.start), positions)
 
-    patch.setattr(linear.LinearAttention, "project_features", careless)
+    patch.setattr(kernel.KernelAttention, "project_features", careless)
 
 
 @caught_by(test_masks.test_a_field_is_obeyed_or_refused, plain("multi_head", "cross"), "key_mask")
@@ -219,8 +219,8 @@ def segments_ignored(patch: pytest.MonkeyPatch) -> None:
 
 @caught_by(test_packing.test_packed_is_separate, plain("linear"), [40, 30, 2])
 def segments_ignored_in_the_state(patch: pytest.MonkeyPatch) -> None:
-    product = linear.causal_product
-    patch.setattr(linear, "causal_product", lambda *args: product(*args[:4], None))
+    product = kernel.causal_product
+    patch.setattr(kernel, "causal_product", lambda *args: product(*args[:4], None))
 
 
 @caught_by(test_masks.test_a_query_that_sees_nothing_gives_zeros, plain("additive", "cross"))
@@ -300,8 +300,8 @@ def context_read_again(patch: pytest.MonkeyPatch) -> None:
 @caught_by(test_caches.test_chunks_are_one_pass, plain("linear"), [5, 1, 1, 4])
 @caught_by(test_caches.test_reordering_continues_other_rows, plain("linear"), [1, 1])
 def state_not_carried_on(patch: pytest.MonkeyPatch) -> None:
-    product = linear.causal_product
-    patch.setattr(linear, "causal_product", lambda q, k, v, _, __: product(q, k, v, None, None))
+    product = kernel.causal_product
+    patch.setattr(kernel, "causal_product", lambda q, k, v, _, __: product(q, k, v, None, None))
 
 
 @caught_by(test_caches.test_reordering_continues_other_rows, plain("multi_head"), [1, 0])
@@ -396,7 +396,7 @@ def keys_without_gradient(patch: pytest.MonkeyPatch) -> None:
 
 @caught_by(test_naive.test_forward_is_the_equation, plain("linear", "cross"), 7)
 def sums_not_normalised(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(linear, "safe_divide", lambda numerator, denominator: numerator)
+    patch.setattr(kernel, "safe_divide", lambda numerator, denominator: numerator)
 
 
 # Wrong equations that share their error with whatever calls the same methods.

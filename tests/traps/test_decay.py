@@ -9,8 +9,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from attention_zoo import UserError, create_attention
 from attention_zoo.attention.base import Attention
 from attention_zoo.attention.recurrent.convolution import ConvolutionRunner, ShortConvolution
-from attention_zoo.attention.recurrent.fenwick import level_table
-from attention_zoo.attention.recurrent.recurrence import decayed_product
+from attention_zoo.attention.recurrent.decayed import decayed_product
+from attention_zoo.attention.recurrent.log_linear import count_digits
 from attention_zoo.attention.recurrent.steps import Steps
 from attention_zoo.masks import Mask, TokenSpan
 from tests.conformance.cases import Case
@@ -313,7 +313,8 @@ def test_the_convolutions_state_does_not_hold_the_prompt() -> None:
 
 
 def test_buckets_are_those_of_a_fenwick_tree() -> None:
-    table = level_table(8)
+    positions = torch.arange(8)
+    table = count_digits(positions[:, None] ^ positions).tril(-1)
     assert table[5].tolist() == [3, 3, 3, 3, 1, 0, 0, 0]
     assert table[6].tolist() == [3, 3, 3, 3, 2, 2, 0, 0]
     assert table[7].tolist() == [3, 3, 3, 3, 2, 2, 1, 0]

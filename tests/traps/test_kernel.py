@@ -10,8 +10,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from attention_zoo import UserError, create_attention
 from attention_zoo.attention.base import Attention
-from attention_zoo.attention.kernel.feature_maps import FEATURE_MAPS
-from attention_zoo.attention.kernel.feature_maps.performer import PerformerFeatures
+from attention_zoo.attention.kernel.linear import FEATURE_MAPS
+from attention_zoo.attention.kernel.performer import PerformerFeatures
 from attention_zoo.masks import Mask
 from attention_zoo.zoo import Role
 from tests.conformance.definition import packed

@@ -1,30 +1,67 @@
 """Attention by rectified features and distance (Qin et al. 2022)."""
 
+import math
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
-from attention_zoo.attention.kernel.feature_maps.cosformer import CosformerFeatures
-from attention_zoo.attention.kernel.linear import LinearAttention
-from attention_zoo.zoo import ATTENTION, AttentionCard
+import torch
+from torch import Tensor
+
+from attention_zoo.attention.kernel.base import FeatureMap, KernelAttention, register_kernel
+from attention_zoo.errors import check_positive
+
+# So that a query or a key without a positive channel still has features.
+EPSILON = 1e-6
 
 
-@ATTENTION.register(
-    AttentionCard(
-        name="cosformer",
-        paper="Qin et al. 2022, arXiv 2202.08791",
-        equation="Σ relu(q_i)·relu(k_j) cos(π/2·(i − j)/M) v_j, normalised",
-        reference="closed form",
-        deviations="M is an option, not the length of the input, so that decoding agrees; "
-        "cross-attention, whose sides share no positions, has no cosine; 10⁻⁶ is added to the "
-        "rectified channels, where theirs bounds the denominator; rotary positions as in linear",
-        roles=("causal", "global", "cross"),
-        masks=("causal", "key_mask", "segment_ids", "query_segment_ids"),
-        positions=("positions", "embeddings", "heads"),
-        cache="sums of φ(k)ᵀv and φ(k)",
-        cost="t",
-    )
+class CosformerFeatures(FeatureMap):
+    """Products of rectified channels, smaller for distant tokens.
+
+        κ(q_i, k_j) = relu(q_i)·relu(k_j) cos(π/2 · (i − j)/M)
+
+    (Qin et al. 2022, arXiv 2202.08791). As cos(a − b) = cos a cos b + sin a sin b, φ(x_i) joins
+    relu(x_i) cos(πi/2M) and relu(x_i) sin(πi/2M). M is `max_length`: beyond it weights would become
+    negative. Cross-attention, whose sides share no positions, has no M and no cosine.
+    """
+
+    def __init__(self, *, max_length: int = 1024, **options: Any) -> None:
+        super().__init__(**options)
+        check_positive(max_length=max_length)
+        if options["role"] != "cross":
+            self.max_length = max_length
+            self.num_features = 2 * self.input_dim
+
+    def map_queries(self, q: Tensor, positions: Tensor | None) -> Tensor:
+        rectified = q.relu() + EPSILON
+        if self.max_length is None or positions is None:
+            return rectified
+        angles = math.pi / 2 * positions[:, None, :, None].to(q.dtype) / self.max_length
+        return torch.cat([rectified * angles.cos(), rectified * angles.sin()], dim=-1)
+
+    def naive_features(self, x: Tensor, positions: Tensor, of: Literal["query", "key"]) -> Tensor:
+        assert self.max_length is not None
+        rectified = x.clamp(min=0) + EPSILON
+        angles = math.pi * positions[:, None, :, None] / (2 * self.max_length)
+        return torch.cat([rectified * torch.cos(angles), rectified * torch.sin(angles)], dim=-1)
+
+    def naive_kernel(self, q: Tensor, k: Tensor, positions: Tensor) -> Tensor:
+        products = (q.clamp(min=0) + EPSILON) @ (k.clamp(min=0) + EPSILON).transpose(-2, -1)
+        if self.max_length is None:
+            return products
+        distances = positions[:, None, :, None] - positions[:, None, None, :]
+        return products * torch.cos(math.pi / 2 * distances / self.max_length)
+
+
+@register_kernel(
+    name="cosformer",
+    paper="Qin et al. 2022, arXiv 2202.08791",
+    equation="Σ relu(q_i)·relu(k_j) cos(π/2·(i − j)/M) v_j, normalised",
+    reference="closed form",
+    deviations="M is an option, not the length of the input, so that decoding agrees; "
+    "cross-attention, whose sides share no positions, has no cosine; 10⁻⁶ is added to the "
+    "rectified channels, where theirs bounds the denominator; rotary positions as in linear",
 )
-class CosformerAttention(LinearAttention):
+class CosformerAttention(KernelAttention):
     """Products of rectified channels, smaller for distant tokens.
 
     Args:
@@ -35,5 +72,4 @@ class CosformerAttention(LinearAttention):
     decided_options = ("feature_map",)
 
     def __init__(self, *, max_length: int = 1024, **options: Any) -> None:
-        feature_map = partial(CosformerFeatures, max_length=max_length)
-        super().__init__(feature_map=feature_map, **options)
+        super().__init__(feature_map=partial(CosformerFeatures, max_length=max_length), **options)

@@ -1,7 +1,11 @@
 """Attention by a state of constant size that takes in one token after the other."""
 
+import math
+from collections.abc import Callable
 from typing import Any, ClassVar
 
+import torch
+from einops import rearrange
 from torch import Tensor, nn
 
 from attention_zoo.attention.base import Attention
@@ -10,14 +14,27 @@ from attention_zoo.attention.recurrent.convolution import ConvolutionRunner, Sho
 from attention_zoo.attention.recurrent.steps import Steps
 from attention_zoo.caches import Cache, StateCache
 from attention_zoo.masks import Mask, TokenSpan
-from attention_zoo.precision import autocast_disabled
+from attention_zoo.precision import autocast_disabled, upcast
+from attention_zoo.zoo import ATTENTION, AttentionCard, T
+
+
+def register_recurrent(**fields: Any) -> Callable[[type[T]], type[T]]:
+    """Register a recurrent mechanism by the fields of its card that differ from the defaults."""
+    defaults = {
+        "roles": ("causal",),
+        "masks": ("causal", "key_mask", "segment_ids"),
+        "positions": ("positions", "embeddings"),
+        "weights": "signed",
+        "cost": "t",
+    }
+    return ATTENTION.register(AttentionCard(**defaults | fields))
 
 
 class RecurrentAttention(Attention):
     """out_t = S_tᵀ q_t, with a state S that each token changes; see `Steps`.
 
-    Training runs over chunks, and so does decoding, with chunks as they come. States and sums are
-    in float32 at least. A variant overrides `project_steps` and `recurrence` (or `recur`).
+    Training and decoding run over chunks of tokens. States and sums are in float32 at least. A
+    variant overrides `project_steps`, `recurrence` (or `recur`) and `implied_weights`.
 
     Args:
         backend: `torch`; `fla`, the kernels of flash-linear-attention; or `auto`, which is `torch`.
@@ -25,7 +42,7 @@ class RecurrentAttention(Attention):
 
     decided_options = ("kv_heads",)
     backends: ClassVar[tuple[str, ...]] = kernels.BACKENDS
-    # How many tensors of a cache's state belong to the recurrence; convolutions have the others.
+    # How many tensors of a cache's state belong to the recurrence; the others, to convolutions.
     num_states: ClassVar[int] = 1
 
     def __init__(self, *, backend: str = "auto", **options: Any) -> None:
@@ -38,9 +55,7 @@ class RecurrentAttention(Attention):
     ) -> Tensor:
         assert cache is None or isinstance(cache, StateCache)
         kernels.check_inputs(self.backend, mask, x)
-        states: tuple[Tensor, ...] = ()
-        if cache is not None and cache.state is not None:
-            states = cache.state
+        states = () if cache is None else cache.state or ()
         span = TokenSpan(mask, 0 if cache is None else cache.length)
         convolve = ConvolutionRunner(span, states[self.num_states :])
         steps = self.project_steps(x, positions, convolve)
@@ -57,10 +72,9 @@ class RecurrentAttention(Attention):
     def recur(
         self, steps: Steps, x: Tensor, span: TokenSpan, states: tuple[Tensor, ...]
     ) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """Run the steps of tokens x from the states of the recurrence on, which are none at first.
+        """Compute what the tokens x read [b h t e], and the states after them.
 
-        Returns:
-            What the tokens read, [b h t e], and the states after the last token.
+        The states before them are none at the start of a sequence.
         """
         # Sums of many terms lose too much in half precision.
         with autocast_disabled(x):
@@ -69,6 +83,19 @@ class RecurrentAttention(Attention):
 
     def recurrence(self, steps: Steps, state: Tensor | None) -> tuple[Tensor, Tensor]:
         """Compute S_tᵀ q_t [b h t e], and the last S [b h c e]."""
+        raise NotImplementedError
+
+    def split_heads(self, y: Tensor) -> Tensor:
+        """Split [b t (h c)] into heads [b h t c], in float32 at least."""
+        return upcast(rearrange(y, "b t (h c) -> b h t c", h=self.heads))
+
+    def compute_map(self, x: Tensor, source: Tensor, mask: Mask, positions: Tensor) -> Tensor:
+        span = TokenSpan(mask)
+        steps = self.project_steps(x, positions, ConvolutionRunner(span))
+        return self.implied_weights(steps, x, span)
+
+    def implied_weights(self, steps: Steps, x: Tensor, span: TokenSpan) -> Tensor:
+        """Compute the weights [b h t t] of tokens x for each other, from their unmasked steps."""
         raise NotImplementedError
 
     def compute_values(self, source: Tensor, mask: Mask, positions: Tensor) -> Tensor:
@@ -92,3 +119,13 @@ class RecurrentAttention(Attention):
 def create_low_rank_linear(inputs: int, rank: int, outputs: int, *, bias: bool) -> nn.Sequential:
     """Create a linear map of low rank."""
     return nn.Sequential(nn.Linear(inputs, rank, bias=False), nn.Linear(rank, outputs, bias=bias))
+
+
+def draw_step_bias(number: int) -> Tensor:
+    """Draw biases that softplus maps to step sizes from 0.001 to 0.1, uniform in their logarithm.
+
+    As in Mamba (Gu and Dao 2023, arXiv 2312.00752): at the start, some channels forget within tens
+    of tokens, and others keep thousands.
+    """
+    sizes = torch.empty(number).uniform_(math.log(0.001), math.log(0.1)).exp()
+    return sizes + torch.log(-torch.expm1(-sizes))

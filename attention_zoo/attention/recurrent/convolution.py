@@ -12,15 +12,7 @@ class ShortConvolution(nn.Module):
 
         y_t = Σ_{l < K} w_{K−1−l} ⊙ x_{t−l} + b
 
-    Padded tokens, and those before the sequence, count as zeros.
-
-    Args:
-        channels: width of the tokens.
-        kernel_size: K, the number of tokens that are mixed, including the token itself.
-        bias: whether there is a b.
-
-    Raises:
-        UserError: a kernel of no tokens.
+    K is `kernel_size`. Padded tokens, and those before the sequence, count as zeros.
     """
 
     def __init__(self, channels: int, kernel_size: int, *, bias: bool = False) -> None:
@@ -40,15 +32,10 @@ class ShortConvolution(nn.Module):
     def forward(
         self, x: Tensor, span: TokenSpan, state: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        """Mix neighbouring tokens of a segment.
+        """Mix neighbouring tokens x [b t d] of a segment; return y and the state after x.
 
-        Args:
-            x: [b t d], the tokens of the span.
-            span: the mask's part for them. The output at padded tokens has no meaning.
-            state: [b d K−1], the tokens before x, from the last call; None at the start.
-
-        Returns:
-            [b t d], and the state after x.
+        The state [b d K−1] holds the tokens before x, and is None at the start. The output at
+        padded tokens has no meaning.
         """
         length, num_past = x.shape[1], self.kernel_size - 1
         if span.key_mask is not None:
@@ -85,19 +72,15 @@ class ShortConvolution(nn.Module):
 
 
 class ConvolutionRunner:
-    """A runner of convolutions over the tokens of a span, from their cached states on.
+    """A runner of convolutions over a span, from cached states on.
 
-    Args:
-        span: the tokens.
-        cached_states: the state of each convolution before the tokens, in the order of the calls;
-            empty at the start.
+    There is a state for each convolution, in the order of the calls, or none at the start.
     """
 
     def __init__(self, span: TokenSpan, cached_states: tuple[Tensor, ...] = ()) -> None:
         self.span = span
         self.cached_states = cached_states
-        # Those after the tokens.
-        self.states: tuple[Tensor, ...] = ()
+        self.states: tuple[Tensor, ...] = ()  # after the span
 
     def __call__(self, convolution: ShortConvolution, x: Tensor) -> Tensor:
         state = self.cached_states[len(self.states)] if self.cached_states else None

@@ -1,4 +1,8 @@
-"""Attention by a state that decays: what its variants share."""
+"""Attention by a state that decays, S_t = diag(a_t) S_{t−1} + k_tᵀ v_t, computed in chunks.
+
+Decays are log a ≤ 0, and only ever summed over neighbouring tokens, never subtracted: no exponent
+is positive, nothing overflows, and a weak decay after a strong one keeps its digits.
+"""
 
 import math
 from typing import Any
@@ -12,10 +16,9 @@ from attention_zoo.attention import naive
 from attention_zoo.attention.recurrent import kernels
 from attention_zoo.attention.recurrent.base import RecurrentAttention
 from attention_zoo.attention.recurrent.convolution import ConvolutionRunner
-from attention_zoo.attention.recurrent.naive import outer, read_states, run_states
-from attention_zoo.attention.recurrent.recurrence import decayed_product, unrolled_weights
-from attention_zoo.attention.recurrent.steps import Steps
-from attention_zoo.masks import Mask, TokenSpan
+from attention_zoo.attention.recurrent.naive import read_states, run_states
+from attention_zoo.attention.recurrent.steps import Steps, sum_after
+from attention_zoo.masks import TokenSpan
 from attention_zoo.precision import autocast_disabled, upcast
 
 
@@ -55,15 +58,23 @@ class DecayedAttention(RecurrentAttention):
         product = kernels.decayed_product if self.backend == "fla" else decayed_product
         return product(steps, state)
 
-    def compute_map(self, x: Tensor, source: Tensor, mask: Mask, positions: Tensor) -> Tensor:
-        steps = self.project_steps(x, positions, ConvolutionRunner(TokenSpan(mask)))
-        return self.implied_weights(steps, x, visible_keys(mask, x))
+    def implied_weights(self, steps: Steps, x: Tensor, span: TokenSpan) -> Tensor:
+        """Compute Σ_c q_ic k_jc Π_m a_mc over the m after j, up to i, that i sees.
 
-    def implied_weights(self, steps: Steps, x: Tensor, visible: Tensor) -> Tensor:
-        """Compute the weights [b h t t] of visible [b|1 t t] keys, with length² work."""
-        assert steps.decay is not None
+        Work grows with length²; one query is computed at a time.
+        """
+        q, k, _, _, _, decay, _ = steps
+        assert decay is not None
+        columns = torch.arange(x.shape[1], device=x.device)[None, None]
+        visible = span.mask.gather(columns, columns, x.shape[1])
+        is_after = torch.ones(2 * k.shape[2:3], dtype=decay.dtype, device=x.device).triu(1)
+        rows = []
         with autocast_disabled(x):
-            return unrolled_weights(steps.q, steps.k, steps.decay, visible)
+            for i in range(x.shape[1]):
+                seen = visible[:, :, i, :, None]
+                decays = (is_after @ decay.masked_fill(~seen, 0.0)).exp()
+                rows.append((q[:, :, i : i + 1] * k * decays * seen).sum(dim=-1))
+        return torch.stack(rows, dim=2)
 
     def project_output(self, attended: Tensor, x: Tensor) -> Tensor:
         normal = layer_norm(attended, (self.value_dim,))
@@ -73,7 +84,7 @@ class DecayedAttention(RecurrentAttention):
     def naive(self, x: Tensor, source: Tensor, visible: Tensor, positions: Tensor) -> Tensor:
         q, k, v = naive.linear_qkv(self, x)
         q, k = naive.rotate_qk(self, q, k, positions)
-        states = run_states(torch.diag_embed(self.naive_decay(x)), outer(k, v), visible)
+        states = run_states(torch.diag_embed(self.naive_decay(x)), k, v, visible)
         attended = read_states(q, states) / math.sqrt(self.head_dim)
         normal = naive.layer_norm(attended, epsilon=1e-5)
         gate = silu(naive.linear_heads(self.gate, x, self.heads))
@@ -84,10 +95,48 @@ class DecayedAttention(RecurrentAttention):
         raise NotImplementedError
 
 
-def visible_keys(mask: Mask, x: Tensor) -> Tensor:
-    """Return which tokens x [b t d] see which, [b|1 t t] bool."""
-    columns = range(x.shape[1])
-    visible = mask.dense(columns, columns, device=x.device)
-    if visible is None:
-        return torch.ones(1, 1, 1, dtype=torch.bool, device=x.device)
-    return visible[:, 0]
+def decayed_product(steps: Steps, state: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Compute q_t S_t for S_t = diag(a_t) S_{t−1} + k_tᵀ v_t.
+
+        out_i = Σ_{j ≤ i} (Σ_c q_ic k_jc Π_{j < m ≤ i} a_mc) v_j
+
+    The steps have a decay log a, [b|1 h t c|1]. The state [b h c e] is S before the first token, or
+    None for zeros; that after the last token is returned with the outputs [b h t e]. Work and
+    memory grow with the length. Sums are in the type of the arguments.
+    """
+    q, k, v, _, _, decay, _ = steps.split_chunks()
+    assert decay is not None
+    sums = decay.cumsum(dim=-2)
+    additions = (k * sum_after(decay).exp()).transpose(-2, -1) @ v
+    chunk_decays = sums[..., -1:, :].exp().transpose(-2, -1)
+    states = [torch.zeros_like(additions[:, :, 0]) if state is None else state]
+    # Unbound: each index in a loop would have a gradient as large as all chunks.
+    for chunk_decay, addition in zip(chunk_decays.unbind(2), additions.unbind(2), strict=True):
+        states.append(chunk_decay * states[-1] + addition)
+    earlier = (q * sums.exp()) @ torch.stack(states[:-1], dim=2)
+    out = product_within_chunks(q, k, v, decay) + earlier
+    return out.flatten(2, 3)[:, :, : steps.q.shape[2]], states[-1]
+
+
+def product_within_chunks(q: Tensor, k: Tensor, v: Tensor, decay: Tensor) -> Tensor:
+    """Compute `decayed_product` in each chunk alone.
+
+    A chunk is halved, and halved again. One border between halves separates any two tokens, and
+    the decay between them is that after the key up to the border, times that from there up to the
+    query. So each halving is a product of matrices, whose factors do not exceed q and k.
+
+    Here q and k are [… s c], v is [… s e], and the decay [… s c|1], with s a power of two.
+    """
+    out = (q * k).sum(dim=-1, keepdim=True) * v
+    half = 1
+    while half < q.shape[-2]:
+        first, second = zip(
+            *(part.unflatten(-2, (-1, 2, half)).unbind(-3) for part in (q, k, v, decay)),
+            strict=True,
+        )
+        queries = second[0] * second[3].cumsum(dim=-2).exp()
+        keys = first[1] * sum_after(first[3]).exp()
+        product = queries @ keys.transpose(-2, -1) @ first[2]
+        out = out + torch.stack([torch.zeros_like(product), product], dim=-3).flatten(-4, -2)
+        half *= 2
+    return out

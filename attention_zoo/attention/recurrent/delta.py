@@ -1,6 +1,5 @@
 """DeltaNet (Schlag et al. 2021, Yang et al. 2024)."""
 
-import math
 from typing import Any
 
 import torch
@@ -8,35 +7,21 @@ from torch import Tensor, nn
 from torch.nn.functional import silu
 
 from attention_zoo.attention import naive
+from attention_zoo.attention.recurrent.base import register_recurrent
 from attention_zoo.attention.recurrent.convolution import ConvolutionRunner
-from attention_zoo.attention.recurrent.delta_attention import DeltaRuleAttention, unit_vectors
-from attention_zoo.attention.recurrent.naive import (
-    divide_by_length,
-    head_scalars,
-    outer,
-    read_states,
-    run_states,
-)
+from attention_zoo.attention.recurrent.delta_rule import DeltaRuleAttention, unit_vectors
+from attention_zoo.attention.recurrent.naive import run_delta_rule
 from attention_zoo.attention.recurrent.steps import Steps
-from attention_zoo.precision import upcast
-from attention_zoo.zoo import ATTENTION, AttentionCard
 
 
-@ATTENTION.register(
-    AttentionCard(
-        name="delta",
-        paper="Schlag et al. 2021, arXiv 2102.11174, §4; Yang et al. 2024, arXiv 2406.06484, §2.2",
-        equation="S ← S − β k (kᵀS) + β k vᵀ;  out = Sᵀ q/√c",
-        reference="flash-linear-attention delta_rule_recurrence",
-        deviations="as in Yang et al., q and k are unit vectors after SiLU, and an RMS norm of "
-        "each head comes last; no short convolutions, which gated_delta has",
-        roles=("causal",),
-        masks=("causal", "key_mask", "segment_ids"),
-        positions=("positions", "embeddings"),
-        cache="one matrix for each head",
-        weights="signed",
-        cost="t",
-    )
+@register_recurrent(
+    name="delta",
+    paper="Schlag et al. 2021, arXiv 2102.11174, §4; Yang et al. 2024, arXiv 2406.06484, §2.2",
+    equation="S ← S − β k (kᵀS) + β k vᵀ;  out = Sᵀ q/√c",
+    reference="flash-linear-attention delta_rule_recurrence",
+    deviations="as in Yang et al., q and k are unit vectors after SiLU, and an RMS norm of "
+    "each head comes last; no short convolutions, which gated_delta has",
+    cache="one matrix for each head",
 )
 class DeltaAttention(DeltaRuleAttention):
     """A matrix stores a value under each key, after the key's earlier value is erased.
@@ -55,7 +40,7 @@ class DeltaAttention(DeltaRuleAttention):
         q = unit_vectors(silu(self.split_heads(self.query(x))))
         k = unit_vectors(silu(self.split_heads(self.key(x))))
         v = self.split_heads(self.value(x))
-        beta = upcast(self.rate(x)).sigmoid().transpose(1, 2)[..., None]
+        beta = self.split_heads(self.rate(x)).sigmoid()
         return Steps(q * self.head_dim**-0.5, beta * k, v, erase=k, rate=beta)
 
     def project_output(self, attended: Tensor, x: Tensor) -> Tensor:
@@ -63,10 +48,7 @@ class DeltaAttention(DeltaRuleAttention):
 
     def naive(self, x: Tensor, source: Tensor, visible: Tensor, positions: Tensor) -> Tensor:
         q, k, v = naive.linear_qkv(self, x)
-        q, k = divide_by_length(silu(q)), divide_by_length(silu(k))
-        beta = torch.sigmoid(head_scalars(self.rate, x))
-        transitions = torch.eye(self.head_dim) - outer(beta * k, k)
-        states = run_states(transitions, outer(beta * k, v), visible)
-        attended = read_states(q, states) / math.sqrt(self.head_dim)
+        beta = torch.sigmoid(naive.linear_heads(self.rate, x, self.heads))
+        attended = run_delta_rule(silu(q), silu(k), v, beta, visible)
         normal = naive.rms_norm(attended, self.norm.weight, epsilon=1e-5)
         return naive.linear_output(self.output, normal)

@@ -1,17 +1,39 @@
-"""The delta rule over chunks."""
+"""Attention by a state that the delta rule updates, computed in chunks."""
 
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from attention_zoo.attention.recurrent.recurrence import chunk_size, sum_after
-from attention_zoo.attention.recurrent.steps import Steps
+from attention_zoo.attention.recurrent import kernels
+from attention_zoo.attention.recurrent.base import RecurrentAttention
+from attention_zoo.attention.recurrent.steps import Steps, sum_after
+from attention_zoo.masks import TokenSpan
+
+
+class DeltaRuleAttention(RecurrentAttention):
+    """Recurrent attention whose state erases what a key reads before it adds a value.
+
+    A variant overrides `project_steps`, `project_output` and `naive`. All that leads to the state
+    is in float32 at least.
+    """
+
+    def recurrence(self, steps: Steps, state: Tensor | None) -> tuple[Tensor, Tensor]:
+        return (kernels.delta_rule if self.backend == "fla" else delta_rule)(steps, state)
+
+    def implied_weights(self, steps: Steps, x: Tensor, span: TokenSpan) -> Tensor:
+        """Compute what each token would read if values were unit vectors."""
+        return self.recurrence(steps.use_unit_values().apply_mask(span), None)[0]
+
+
+def unit_vectors(x: Tensor) -> Tensor:
+    """Scale vectors [… c] to the length 1; zeros stay zeros."""
+    return x * torch.rsqrt(x.square().sum(dim=-1, keepdim=True) + 1e-6)
 
 
 def delta_rule(steps: Steps, state: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """Read the states [b h t e], from a state [b h c e] on; return the last state as well.
+    """Compute S_tᵀ q_t [b h t e] of the steps, and the last state [b h c e].
 
-    Work grows with the number of tokens.
+    The state before them is None for zeros. Work grows with the length.
     """
     if steps.write is None:
         return chunked_delta_rule(steps, state)
@@ -22,21 +44,20 @@ def delta_rule(steps: Steps, state: Tensor | None = None) -> tuple[Tensor, Tenso
 def chunked_delta_rule(steps: Steps, state: Tensor | None) -> tuple[Tensor, Tensor]:
     """Compute `delta_rule` for keys that write along themselves, by the WY representation.
 
-    What key i of a chunk writes, n_i, is v_i minus what e_i reads, which depends on what the
-    chunk's earlier keys write: a triangular system, solved for all chunks at once (Yang et al.
-    2024, arXiv 2406.06484, §3).
+    Key i of a chunk writes v_i minus what e_i reads, which depends on what earlier keys write. This
+    is a triangular system, solved for all chunks at once (Yang et al. 2024, arXiv 2406.06484, §3).
     """
-    length, width = steps.q.shape[2], steps.v.shape[-1]
-    q, k, v, erase, decay = split_chunks(steps)
+    q, k, v, erase, _, decay, _ = steps.split_chunks()
+    assert erase is not None
     scores, overlaps = decayed_scores(torch.stack([q, erase]), k, decay)
-    from_start, to_end = (None, None) if decay is None else (sum_up_to(decay), sum_after(decay))
+    from_start, to_end = (None, None) if decay is None else (decay.cumsum(-2), sum_after(decay))
     solution = torch.linalg.solve_triangular(
         overlaps,
         torch.cat([v, apply_decay(erase, from_start)], dim=-1),
         upper=False,
         unitriangular=True,
     )
-    values, readers = solution.split([width, q.shape[-1]], dim=-1)
+    values, readers = solution.split([v.shape[-1], q.shape[-1]], dim=-1)
     keys = apply_decay(k, to_end).transpose(-2, -1)
     parts = apply_decay(q, from_start), scores, values, readers, keys
     decays = (
@@ -44,13 +65,13 @@ def chunked_delta_rule(steps: Steps, state: Tensor | None) -> tuple[Tensor, Tens
     )
     # Unbound: the gradient of an index into all chunks would be as large as all of them.
     chunks = zip(*(part.unbind(dim=2) for part in parts), decays, strict=True)
-    state = q.new_zeros(*q.shape[:2], q.shape[-1], width) if state is None else state
+    state = q.new_zeros(*q.shape[:2], q.shape[-1], v.shape[-1]) if state is None else state
     outputs = []
     for q_part, scores_part, values_part, readers_part, keys_part, chunk_decay in chunks:
         written = values_part - readers_part @ state
         outputs.append(q_part @ state + scores_part @ written)
         state = apply_decay(state, chunk_decay) + keys_part @ written
-    return torch.cat(outputs, dim=2)[:, :, :length], state
+    return torch.cat(outputs, dim=2)[:, :, : steps.q.shape[2]], state
 
 
 def split_steps(steps: Steps) -> Steps:
@@ -60,13 +81,9 @@ def split_steps(steps: Steps) -> Steps:
     zeros = torch.zeros_like(k)
     if decay is not None:
         decay = interleave(decay, torch.zeros_like(decay))
-    return Steps(
-        interleave(zeros, q),
-        interleave(write, k),
-        interleave(torch.zeros_like(v), v),
-        interleave(erase, zeros),
-        decay=decay,
-    )
+    pairs = (zeros, q), (write, k), (torch.zeros_like(v), v), (erase, zeros)
+    q, k, v, erase = (interleave(*pair) for pair in pairs)
+    return Steps(q, k, v, erase, decay=decay)
 
 
 def interleave(first: Tensor, second: Tensor) -> Tensor:
@@ -74,30 +91,12 @@ def interleave(first: Tensor, second: Tensor) -> Tensor:
     return torch.stack([first, second], dim=-2).flatten(-3, -2)
 
 
-def split_chunks(steps: Steps) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor | None]:
-    """Split q, k, v, erase and decay into chunks [b h n s c], padded with steps that do nothing."""
-    length = steps.q.shape[2]
-    size = chunk_size(length)
-    parts = [
-        None if part is None else pad(part, (0, 0, 0, -length % size)).unflatten(2, (-1, size))
-        for part in (steps.q, steps.k, steps.v, steps.erase, steps.decay)
-    ]
-    return tuple(parts)  # type: ignore[return-value]
-
-
 def decayed_scores(rows: Tensor, columns: Tensor, decay: Tensor | None) -> Tensor:
-    """Compute the lower triangle of Σ_c x_ic y_jc exp(Σ_{j < m ≤ i} g_mc).
+    """Compute the lower triangle [… s s] of Σ_c x_ic y_jc exp(Σ_{j < m ≤ i} g_mc).
 
-    By halves: the scores between the halves are one product, in which the decay is split where the
-    halves meet. So no exponent is ever positive, and none is a difference of large sums.
-
-    Args:
-        rows: x, [… s c], with s a power of two.
-        columns: y, [… s c].
-        decay: g, log, [… s c|1].
-
-    Returns:
-        [… s s].
+    The rows x and the columns y are [… s c], and the log decay g is [… s c|1]; s is a power of two.
+    The scores between the two halves of the tokens are one product, in which the decay is split
+    where the halves meet. So no exponent is ever positive, and none is a difference of large sums.
     """
     size = rows.shape[-2]
     if decay is None:
@@ -106,7 +105,7 @@ def decayed_scores(rows: Tensor, columns: Tensor, decay: Tensor | None) -> Tenso
         return (rows * columns).sum(dim=-1, keepdim=True)
     rows, columns, decay = (part.unflatten(-2, (2, -1)) for part in (rows, columns, decay))
     upper, lower = decayed_scores(rows, columns, decay).unbind(dim=-3)
-    late = apply_decay(rows[..., 1, :, :], sum_up_to(decay[..., 1, :, :]))
+    late = apply_decay(rows[..., 1, :, :], decay[..., 1, :, :].cumsum(dim=-2))
     early = apply_decay(columns[..., 0, :, :], sum_after(decay[..., 0, :, :]))
     across = late @ early.transpose(-2, -1)
     return torch.cat([pad(upper, (0, size // 2)), torch.cat([across, lower], dim=-1)], dim=-2)
@@ -115,8 +114,3 @@ def decayed_scores(rows: Tensor, columns: Tensor, decay: Tensor | None) -> Tenso
 def apply_decay(x: Tensor, decay: Tensor | None) -> Tensor:
     """Multiply x by the exponential of a log decay, if there is one."""
     return x if decay is None else x * decay.exp()
-
-
-def sum_up_to(decay: Tensor) -> Tensor:
-    """Sum decays [… s c] up to each token, including it."""
-    return decay.cumsum(dim=-2)

@@ -1,6 +1,5 @@
 """Gated DeltaNet (Yang et al. 2024)."""
 
-import math
 from typing import Any, ClassVar
 
 import torch
@@ -8,35 +7,21 @@ from torch import Tensor, nn
 from torch.nn.functional import silu, softplus
 
 from attention_zoo.attention import naive
+from attention_zoo.attention.recurrent.base import draw_step_bias, register_recurrent
 from attention_zoo.attention.recurrent.convolution import ConvolutionRunner, ShortConvolution
-from attention_zoo.attention.recurrent.delta_attention import DeltaRuleAttention, unit_vectors
-from attention_zoo.attention.recurrent.naive import (
-    divide_by_length,
-    head_scalars,
-    outer,
-    read_states,
-    run_states,
-)
-from attention_zoo.attention.recurrent.recurrence import draw_step_bias
+from attention_zoo.attention.recurrent.delta_rule import DeltaRuleAttention, unit_vectors
+from attention_zoo.attention.recurrent.naive import convolve_heads, run_delta_rule
 from attention_zoo.attention.recurrent.steps import Steps
 from attention_zoo.precision import upcast
-from attention_zoo.zoo import ATTENTION, AttentionCard
 
 
-@ATTENTION.register(
-    AttentionCard(
-        name="gated_delta",
-        paper="Yang et al. 2024, arXiv 2412.06464",
-        equation="S ← exp(g) S;  S ← S − β k (kᵀS) + β k vᵀ;  out = Sᵀ q/√c",
-        reference="transformers Qwen3NextGatedDeltaNet",
-        deviations="values are as wide as keys, and heads do not share keys",
-        roles=("causal",),
-        masks=("causal", "key_mask", "segment_ids"),
-        positions=("positions", "embeddings"),
-        cache="one matrix for each head, and the last tokens of the convolutions",
-        weights="signed",
-        cost="t",
-    )
+@register_recurrent(
+    name="gated_delta",
+    paper="Yang et al. 2024, arXiv 2412.06464",
+    equation="S ← exp(g) S;  S ← S − β k (kᵀS) + β k vᵀ;  out = Sᵀ q/√c",
+    reference="transformers Qwen3NextGatedDeltaNet",
+    deviations="values are as wide as keys, and heads do not share keys",
+    cache="one matrix for each head, and the last tokens of the convolutions",
 )
 class GatedDeltaAttention(DeltaRuleAttention):
     """The delta rule on a state that decays first, by one number for each head.
@@ -71,44 +56,32 @@ class GatedDeltaAttention(DeltaRuleAttention):
         k = silu(self.split_heads(convolve(self.key_convolution, self.key(x))))
         v = silu(self.split_heads(convolve(self.value_convolution, self.value(x))))
         q, k = unit_vectors(q) * self.head_dim**-0.5, unit_vectors(k)
-        beta = upcast(self.rate(x)).sigmoid().transpose(1, 2)[..., None]
+        beta = self.split_heads(self.rate(x)).sigmoid()
         return Steps(q, beta * k, v, erase=k, decay=self.log_decay(x), rate=beta)
 
     def log_decay(self, x: Tensor) -> Tensor:
         """Compute g, [b h t 1|c]."""
         sizes = softplus(upcast(self.decay(x)) + self.step_bias)
-        return (-self.log_speed.exp() * sizes).transpose(1, 2)[..., None]
+        return self.split_heads(-self.log_speed.exp() * sizes)
 
     def output_gate(self, x: Tensor) -> Tensor:
         """Compute the gate of the outputs, [b h t c]."""
         return silu(self.split_heads(self.gate(x)))
 
     def project_output(self, attended: Tensor, x: Tensor) -> Tensor:
-        gate = self.output_gate(x)
-        return super().project_output(self.norm(attended) * gate, x)
+        return super().project_output(self.norm(attended) * self.output_gate(x), x)
 
     def naive(self, x: Tensor, source: Tensor, visible: Tensor, positions: Tensor) -> Tensor:
-        q, k, v = (
-            silu(naive.split_heads(convolution.naive(naive.linear(layer, x), visible), self.heads))
-            for layer, convolution in (
-                (self.query, self.query_convolution),
-                (self.key, self.key_convolution),
-                (self.value, self.value_convolution),
-            )
-        )
-        q, k = divide_by_length(q), divide_by_length(k)
-        beta = torch.sigmoid(head_scalars(self.rate, x))
-        transitions = torch.eye(self.head_dim) - outer(beta * k, k)
-        # The state decays before it is multiplied.
-        transitions = transitions * self.naive_decay(x)[..., None, :]
-        states = run_states(transitions, outer(beta * k, v), visible)
-        attended = read_states(q, states) / math.sqrt(self.head_dim)
+        q, k, v = (convolve_heads(self, name, x, visible) for name in ("query", "key", "value"))
+        beta = torch.sigmoid(naive.linear_heads(self.rate, x, self.heads))
+        attended = run_delta_rule(q, k, v, beta, visible, self.naive_decay(x))
         normal = naive.rms_norm(attended, self.norm.weight, epsilon=self.norm_epsilon)
         return naive.linear_output(self.output, normal * self.naive_gate(x))
 
     def naive_decay(self, x: Tensor) -> Tensor:
         """Compute exp g, [b h t 1|c]."""
-        sizes = softplus(head_scalars(self.decay, x) + self.step_bias[:, None, None])
+        logits = naive.linear_heads(self.decay, x, self.heads)
+        sizes = softplus(logits + self.step_bias[:, None, None])
         return torch.exp(-torch.exp(self.log_speed)[:, None, None] * sizes)
 
     def naive_gate(self, x: Tensor) -> Tensor:

@@ -3,35 +3,25 @@
 from typing import Any
 
 import torch
-from einops import rearrange
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from attention_zoo.attention import naive
-from attention_zoo.attention.recurrent.base import create_low_rank_linear
+from attention_zoo.attention.recurrent.base import create_low_rank_linear, register_recurrent
 from attention_zoo.attention.recurrent.decayed import DecayedAttention
 from attention_zoo.attention.recurrent.naive import low_rank_linear
 from attention_zoo.errors import UserError, check_positive
-from attention_zoo.precision import upcast
-from attention_zoo.zoo import ATTENTION, AttentionCard
 
 
-@ATTENTION.register(
-    AttentionCard(
-        name="gated_linear",
-        paper="Yang et al. 2023, arXiv 2312.06635, §4",
-        equation="S_t = diag(a_t) S_{t−1} + k_tᵀv_t, out_t = q_t S_t, a_t = σ(x_t W₁ W₂ + b)^(1/τ)",
-        reference="flash-linear-attention naive_recurrent_gla",
-        deviations="q is scaled by 1/√c, which the norm of each head undoes except for its ε; no "
-        "encoding on heads: if channels that decay differently were rotated into each other, "
-        "weights would no longer depend on distance",
-        roles=("causal",),
-        masks=("causal", "key_mask", "segment_ids"),
-        positions=("positions", "embeddings"),
-        cache="the state",
-        cost="t",
-        weights="signed",
-    )
+@register_recurrent(
+    name="gated_linear",
+    paper="Yang et al. 2023, arXiv 2312.06635, §4",
+    equation="S_t = diag(a_t) S_{t−1} + k_tᵀv_t, out_t = q_t S_t, a_t = σ(x_t W₁ W₂ + b)^(1/τ)",
+    reference="flash-linear-attention naive_recurrent_gla",
+    deviations="q is scaled by 1/√c, which the norm of each head undoes except for its ε; no "
+    "encoding on heads: if channels that decay differently were rotated into each other, "
+    "weights would no longer depend on distance",
+    cache="the state",
 )
 class GatedLinearAttention(DecayedAttention):
     """Linear attention with a forget gate for each channel of the keys, computed from the token.
@@ -74,8 +64,7 @@ class GatedLinearAttention(DecayedAttention):
         self.forget = create_low_rank_linear(dim, rank, heads * head_dim, bias=True)
 
     def log_decay(self, x: Tensor) -> Tensor:
-        logits = rearrange(upcast(self.forget(x)), "b t (h c) -> b h t c", h=self.heads)
-        return logsigmoid(logits) / self.temperature
+        return logsigmoid(self.split_heads(self.forget(x))) / self.temperature
 
     def naive_decay(self, x: Tensor) -> Tensor:
         gates = torch.sigmoid(low_rank_linear(self.forget, x)) ** (1 / self.temperature)

@@ -5,10 +5,11 @@
     the delta rule, a decay for a head       chunk_gated_delta_rule: delta (no decay), gated_delta
     the delta rule, a decay for a channel    chunk_kda: kimi_delta
 
-They compute in float32 at most, and cannot serve packed rows: the differences of sums that they
-take lose a decay of −∞, to nothing. `chunk_delta_rule` is not used, as it refuses float32. No
-kernel fits the other recurrent entries: rwkv7 reads its state before it decays; linear rotates
-queries and keys in the numerator only; path, mesa and log_linear have more than one recurrence.
+They compute in float32 at most. They cannot serve packed rows: a segment starts with a decay of −∞,
+which is lost in the differences of sums that they take. `chunk_delta_rule` is not used, as it
+refuses float32. No kernel fits the other entries: rwkv7 reads its state before it decays; linear
+rotates queries and keys in the numerator only; path, mesa and log_linear have more than one
+recurrence.
 """
 
 import importlib
@@ -29,11 +30,7 @@ BACKENDS = ("torch", "fla")
 
 
 def resolve_backend(name: str) -> str:
-    """Return the one of `BACKENDS` that a name means.
-
-    Raises:
-        Unsupported: there is no such backend, or its packages are missing.
-    """
+    """Return the one of `BACKENDS` that a name means; refuse one whose packages are missing."""
     name = resolve(name, BACKENDS)
     missing = missing_packages() if name == "fla" else []
     if missing:
@@ -45,11 +42,7 @@ def resolve_backend(name: str) -> str:
 
 
 def check_inputs(backend: str, mask: Mask, x: Tensor) -> None:
-    """Refuse inputs that the kernels cannot take.
-
-    Raises:
-        Unsupported: packed rows, or a tensor on a device or of a type that kernels do not take.
-    """
+    """Refuse packed rows, and a tensor on a device or of a type that the kernels do not take."""
     if backend == "torch":
         return
     reason = ""
@@ -63,36 +56,32 @@ def check_inputs(backend: str, mask: Mask, x: Tensor) -> None:
         raise Unsupported(f"backend=fla {reason}. Choose backend=torch for it.")
 
 
-def decayed_product(steps: Steps, state: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """Compute what `recurrence.decayed_product` does."""
+def decayed_product(steps: Steps, state: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Compute what `decayed.decayed_product` does."""
     q, k, v, _, _, decay, _ = steps
     assert decay is not None
     decay = decay.expand(len(q), -1, -1, -1)
     if decay.shape[-1] == 1:
-        simple_gla = load_kernel("simple_gla", "chunk_simple_gla")
-        return run_kernel(simple_gla, state, q=q, k=k, v=v, g=decay[..., 0])
-    return run_kernel(load_kernel("gla", "chunk_gla"), state, q=q, k=k, v=v, g=decay)
+        return run_kernel("simple_gla", state, q=q, k=k, v=v, g=decay[..., 0])
+    return run_kernel("gla", state, q=q, k=k, v=v, g=decay)
 
 
-def delta_rule(steps: Steps, state: Tensor | None = None) -> tuple[Tensor, Tensor]:
+def delta_rule(steps: Steps, state: Tensor | None) -> tuple[Tensor, Tensor]:
     """Compute what `delta_rule.delta_rule` does, for steps that have a rate."""
     q, _, v, k, write, decay, rate = steps
     assert write is None and k is not None and rate is not None
     rate = rate[..., 0]
     if decay is not None and decay.shape[-1] > 1:
-        kda = load_kernel("kda", "chunk_kda")
-        return run_kernel(kda, state, q=q, k=k, v=v, g=decay, beta=rate)
+        return run_kernel("kda", state, q=q, k=k, v=v, g=decay, beta=rate)
     g = torch.zeros_like(rate) if decay is None else decay[..., 0]
-    gated = load_kernel("gated_delta_rule", "chunk_gated_delta_rule")
-    return run_kernel(gated, state, q=q, k=k, v=v, g=g, beta=rate)
+    return run_kernel("gated_delta_rule", state, q=q, k=k, v=v, g=g, beta=rate)
 
 
-def run_kernel(
-    kernel: Callable[..., tuple[Tensor, Tensor]], state: Tensor | None, **inputs: Tensor
-) -> tuple[Tensor, Tensor]:
+def run_kernel(name: str, state: Tensor | None, **inputs: Tensor) -> tuple[Tensor, Tensor]:
     """Run a kernel, which takes inputs [b h t …] as [b t h …]; states are [b h c e] in both."""
-    transposed = {name: part.transpose(1, 2) for name, part in inputs.items()}
-    out, last = kernel(**transposed, scale=1.0, initial_state=state, output_final_state=True)
+    transposed = {part: tensor.transpose(1, 2) for part, tensor in inputs.items()}
+    options = {"scale": 1.0, "initial_state": state, "output_final_state": True}
+    out, last = load_kernel(name, f"chunk_{name}")(**transposed, **options)
     return out.transpose(1, 2), last
 
 

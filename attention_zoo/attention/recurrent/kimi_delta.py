@@ -7,27 +7,22 @@ from torch import Tensor, nn
 from torch.nn.functional import softplus
 
 from attention_zoo.attention import naive
-from attention_zoo.attention.recurrent.base import create_low_rank_linear
+from attention_zoo.attention.recurrent.base import (
+    create_low_rank_linear,
+    draw_step_bias,
+    register_recurrent,
+)
 from attention_zoo.attention.recurrent.gated_delta import GatedDeltaAttention
 from attention_zoo.attention.recurrent.naive import low_rank_linear
-from attention_zoo.attention.recurrent.recurrence import draw_step_bias
 from attention_zoo.precision import upcast
-from attention_zoo.zoo import ATTENTION, AttentionCard
 
 
-@ATTENTION.register(
-    AttentionCard(
-        name="kimi_delta",
-        paper="Kimi Team 2025, arXiv 2510.26692",
-        equation="S ← Diag(exp g) S;  S ← S − β k (kᵀS) + β k vᵀ;  out = Sᵀ q/√c",
-        reference="flash-linear-attention naive_recurrent_kda",
-        roles=("causal",),
-        masks=("causal", "key_mask", "segment_ids"),
-        positions=("positions", "embeddings"),
-        cache="one matrix for each head, and the last tokens of the convolutions",
-        weights="signed",
-        cost="t",
-    )
+@register_recurrent(
+    name="kimi_delta",
+    paper="Kimi Team 2025, arXiv 2510.26692",
+    equation="S ← Diag(exp g) S;  S ← S − β k (kᵀS) + β k vᵀ;  out = Sᵀ q/√c",
+    reference="flash-linear-attention naive_recurrent_kda",
+    cache="one matrix for each head, and the last tokens of the convolutions",
 )
 class KimiDeltaAttention(GatedDeltaAttention):
     """Gated delta attention in which every channel of the keys decays separately.

@@ -8,40 +8,34 @@ from torch import Tensor, nn
 from torch.nn.functional import logsigmoid, silu, softplus
 
 from attention_zoo.attention import naive
+from attention_zoo.attention.recurrent.base import register_recurrent
 from attention_zoo.attention.recurrent.convolution import ConvolutionRunner, ShortConvolution
-from attention_zoo.attention.recurrent.delta_attention import DeltaRuleAttention, unit_vectors
-from attention_zoo.attention.recurrent.delta_rule import decayed_scores, split_chunks, sum_up_to
+from attention_zoo.attention.recurrent.delta_rule import (
+    DeltaRuleAttention,
+    decayed_scores,
+    unit_vectors,
+)
 from attention_zoo.attention.recurrent.naive import (
+    convolve_heads,
     divide_by_length,
-    head_scalars,
-    outer,
     read_states,
     run_states,
 )
-from attention_zoo.attention.recurrent.recurrence import sum_after
-from attention_zoo.attention.recurrent.steps import Steps
+from attention_zoo.attention.recurrent.steps import Steps, sum_after
 from attention_zoo.errors import check_positive
-from attention_zoo.precision import autocast_disabled, safe_divide, upcast
-from attention_zoo.zoo import ATTENTION, AttentionCard
+from attention_zoo.precision import autocast_disabled, safe_divide
 
 MIN_RIDGE = 0.25
 
 
-@ATTENTION.register(
-    AttentionCard(
-        name="mesa",
-        paper="von Oswald et al. 2025, arXiv 2506.05233",
-        equation="H ← f H + β k kᵀ,  G ← f G + β k vᵀ;  out = Gᵀ (H + Λ)⁻¹ q",
-        reference="flash-linear-attention naive_mesa_net_exact",
-        deviations="conjugate gradients start from zero and add no ε to denominators, so that c of "
-        "them give the exact solution; f starts near 1, differently from head to head",
-        roles=("causal",),
-        masks=("causal", "key_mask", "segment_ids"),
-        positions=("positions", "embeddings"),
-        cache="two matrices for each head, and the last tokens of the convolutions",
-        weights="signed",
-        cost="t",
-    )
+@register_recurrent(
+    name="mesa",
+    paper="von Oswald et al. 2025, arXiv 2506.05233",
+    equation="H ← f H + β k kᵀ,  G ← f G + β k vᵀ;  out = Gᵀ (H + Λ)⁻¹ q",
+    reference="flash-linear-attention naive_mesa_net_exact",
+    deviations="conjugate gradients start from zero and add no ε to denominators, so that c of "
+    "them give the exact solution; f starts near 1, differently from head to head",
+    cache="two matrices for each head, and the last tokens of the convolutions",
 )
 class MesaAttention(DeltaRuleAttention):
     """The linear map from keys to values that fits all tokens so far best, applied to the query.
@@ -80,8 +74,8 @@ class MesaAttention(DeltaRuleAttention):
         q = unit_vectors(silu(self.split_heads(convolve(self.query_convolution, self.query(x)))))
         k = unit_vectors(silu(self.split_heads(convolve(self.key_convolution, self.key(x)))))
         v = self.split_heads(self.value(x))
-        beta = upcast(self.rate(x)).sigmoid().transpose(1, 2)[..., None]
-        decay = logsigmoid(upcast(self.decay(x))).transpose(1, 2)[..., None]
+        beta = self.split_heads(self.rate(x)).sigmoid()
+        decay = logsigmoid(self.split_heads(self.decay(x)))
         return Steps(q, beta * k, v, erase=k, decay=decay)
 
     def full_ridge(self) -> Tensor:
@@ -90,10 +84,9 @@ class MesaAttention(DeltaRuleAttention):
 
     def recurrence(self, steps: Steps, state: Tensor | None) -> tuple[Tensor, Tensor]:
         """Solve the systems; the state is H and G side by side, [b h c c+e]."""
-        width, length = steps.q.shape[-1], steps.q.shape[2]
-        q, weighted, v, k, decay = split_chunks(steps)
-        assert decay is not None
-        from_start, pairs = sum_up_to(decay).exp(), torch.cat([k, v], dim=-1)
+        q, weighted, v, k, _, decay, _ = steps.split_chunks()
+        assert k is not None and decay is not None
+        from_start, pairs = decay.cumsum(dim=-2).exp(), torch.cat([k, v], dim=-1)
         keys = (weighted * sum_after(decay).exp()).transpose(-2, -1)
         if state is None:
             state = q.new_zeros(*q.shape[:2], *keys.shape[-2:-1], pairs.shape[-1])
@@ -102,14 +95,14 @@ class MesaAttention(DeltaRuleAttention):
         for decay_part, keys_part, pairs_part in zip(*chunks, strict=True):
             states.append(state)
             state = decay_part * state + keys_part @ pairs_part
-        moments, cross = torch.stack(states, dim=2).split([width, v.shape[-1]], dim=-1)
+        moments, cross = torch.stack(states, dim=2).split([k.shape[-1], v.shape[-1]], dim=-1)
         ones = torch.ones_like(q[..., :1])
         decays = decayed_scores(ones, ones, decay)
         system = System(weighted, k, decays, from_start, moments, self.full_ridge())
         solution = solve(system, q, self.iterations)
         out = (from_start * solution) @ cross
         out = out + (solution @ weighted.transpose(-2, -1) * decays) @ v
-        return out.flatten(2, 3)[:, :, :length], state
+        return out.flatten(2, 3)[:, :, : steps.q.shape[2]], state
 
     def state_size(self, tokens: int) -> int:
         return 2 * super().state_size(tokens)
@@ -120,17 +113,15 @@ class MesaAttention(DeltaRuleAttention):
     def naive(self, x: Tensor, source: Tensor, visible: Tensor, positions: Tensor) -> Tensor:
         """Solve each system exactly."""
         q, k = (
-            naive.split_heads(convolution.naive(naive.linear(layer, x), visible), self.heads)
-            for layer, convolution in (
-                (self.query, self.query_convolution),
-                (self.key, self.key_convolution),
-            )
+            divide_by_length(convolve_heads(self, name, x, visible)) for name in ("query", "key")
         )
-        q, k = divide_by_length(silu(q)), divide_by_length(silu(k))
         v = naive.linear_heads(self.value, x, self.heads)
-        beta, decay = (torch.sigmoid(head_scalars(part, x)) for part in (self.rate, self.decay))
+        beta, decay = (
+            torch.sigmoid(naive.linear_heads(layer, x, self.heads))
+            for layer in (self.rate, self.decay)
+        )
         transitions = decay[..., None] * torch.eye(self.head_dim)
-        states = run_states(transitions, outer(beta * k, torch.cat([k, v], dim=-1)), visible)
+        states = run_states(transitions, beta * k, torch.cat([k, v], dim=-1), visible)
         moments, cross = states[..., : self.head_dim], states[..., self.head_dim :]
         ridge = torch.diag_embed(torch.log(1 + torch.exp(self.ridge[:, 0])) + MIN_RIDGE)
         attended = read_states(torch.linalg.solve(moments + ridge, q), cross)
@@ -179,14 +170,13 @@ class Solution(torch.autograd.Function):
     def forward(
         ctx: Any, residual: Tensor, solution: Tensor, iterations: int, *system: Tensor
     ) -> Tensor:
-        """Return the solution."""
         ctx.iterations = iterations
         ctx.save_for_backward(*system)
         return solution.clone()
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        """Solve the system, which is symmetric, for the gradient."""
+        # The system is symmetric.
         system = System(*ctx.saved_tensors)
         with autocast_disabled(gradient):
             residual_gradient = conjugate_gradients(system, gradient, ctx.iterations)

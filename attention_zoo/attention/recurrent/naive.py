@@ -1,28 +1,26 @@
 """What the naive forms of recurrences share; no `forward` calls it."""
 
+import math
 from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+from torch.nn.functional import silu
 
-from attention_zoo.attention.naive import linear
+from attention_zoo.attention.base import Attention
+from attention_zoo.attention.naive import linear, split_heads
 
 
-def run_states(transitions: Tensor, additions: Tensor, visible: Tensor) -> Tensor:
-    """Compute S_t = T_t S_{t−1} + A_t, token after token.
+def run_states(transitions: Tensor, k: Tensor, v: Tensor, visible: Tensor) -> Tensor:
+    """Compute S_t = T_t S_{t−1} + k_t v_tᵀ, [b h t c e], for transitions T [b|1 h t c c].
 
-    Args:
-        transitions: T, [b|1 h t c c].
-        additions: A, [b h t c e].
-        visible: [b t t] bool. A token that does not see itself is padding, and leaves the state as
-            it is; one that sees nothing before it starts from an empty state.
-
-    Returns:
-        S, [b h t c e].
+    A token that does not see itself, by visible [b t t], is padding, and leaves the state as it is;
+    one that sees nothing before it starts from an empty state.
     """
-    state, states = torch.zeros_like(additions[:, :, 0]), []
-    for t in range(additions.shape[2]):
+    additions, states = outer(k, v), []
+    state = torch.zeros_like(additions[:, :, 0])
+    for t in range(k.shape[2]):
         is_real, is_first = visible[:, t, t], ~visible[:, t, :t].any(dim=-1)
         state = state.masked_fill(is_first[:, None, None, None], 0.0)
         after = transitions[:, :, t] @ state + additions[:, :, t]
@@ -36,6 +34,20 @@ def read_states(q: Tensor, states: Tensor) -> Tensor:
     return (q[..., None] * states).sum(dim=-2)
 
 
+def run_delta_rule(
+    q: Tensor, k: Tensor, v: Tensor, rate: Tensor, visible: Tensor, decay: Tensor | None = None
+) -> Tensor:
+    """Compute S_tᵀ q_t/√c for S_t = (I − β_t k_t k_tᵀ) Diag(a_t) S_{t−1} + β_t k_t v_tᵀ: [b h t e].
+
+    Queries and keys are made unit vectors; β is [b h t 1], and the decay a [b h t 1|c].
+    """
+    q, k = divide_by_length(q), divide_by_length(k)
+    transitions = torch.eye(k.shape[-1]) - outer(rate * k, k)
+    if decay is not None:
+        transitions = transitions * decay[..., None, :]
+    return read_states(q, run_states(transitions, rate * k, v, visible)) / math.sqrt(k.shape[-1])
+
+
 def outer(x: Tensor, y: Tensor) -> Tensor:
     """Compute x yᵀ for [… c] and [… e]: [… c e]."""
     return x[..., :, None] * y[..., None, :]
@@ -46,9 +58,11 @@ def divide_by_length(x: Tensor) -> Tensor:
     return x / torch.sqrt((x**2).sum(dim=-1, keepdim=True) + 1e-6)
 
 
-def head_scalars(layer: nn.Linear, x: Tensor) -> Tensor:
-    """Project [b t d] to a number for each head, [b h t 1]."""
-    return linear(layer, x).transpose(1, 2)[..., None]
+def convolve_heads(attention: Attention, name: str, x: Tensor, visible: Tensor) -> Tensor:
+    """Project [b t d] by the layer of a name, and convolve visible tokens; SiLU: [b h t c]."""
+    projected = linear(getattr(attention, name), x)
+    convolution = getattr(attention, f"{name}_convolution")
+    return silu(split_heads(convolution.naive(projected, visible), attention.heads))
 
 
 def low_rank_linear(

@@ -8,32 +8,31 @@ from torch import Tensor, nn
 from torch.nn.functional import pad, silu
 
 from attention_zoo.attention import naive
-from attention_zoo.attention.recurrent.base import create_low_rank_linear
+from attention_zoo.attention.recurrent.base import create_low_rank_linear, register_recurrent
 from attention_zoo.attention.recurrent.convolution import ConvolutionRunner, ShortConvolution
-from attention_zoo.attention.recurrent.delta_attention import DeltaRuleAttention, unit_vectors
-from attention_zoo.attention.recurrent.delta_rule import delta_rule
-from attention_zoo.attention.recurrent.naive import divide_by_length, head_scalars, low_rank_linear
+from attention_zoo.attention.recurrent.delta_rule import (
+    DeltaRuleAttention,
+    delta_rule,
+    unit_vectors,
+)
+from attention_zoo.attention.recurrent.naive import divide_by_length, low_rank_linear
 from attention_zoo.attention.recurrent.steps import Steps
 from attention_zoo.backends.reference import masked_softmax
 from attention_zoo.errors import check_dropout, check_positive
 from attention_zoo.masks import Mask, TokenSpan
-from attention_zoo.precision import autocast_disabled, upcast
-from attention_zoo.zoo import ATTENTION, AttentionCard
+from attention_zoo.precision import autocast_disabled
 
 
-@ATTENTION.register(
-    AttentionCard(
-        name="path",
-        paper="Yang et al. 2025, arXiv 2505.16381",
-        equation="softmax_j(q_iᵀ H_i ⋯ H_{j+1} k_j / √c) V,  H = I − β w wᵀ",
-        reference="flash-linear-attention naive_path_attn",
-        deviations="SiLU before w becomes a unit vector, as in the authors' code; no windows: the "
-        "convolution before w sees beyond them; no encoding inside attention, as it is one itself",
-        roles=("causal",),
-        masks=("causal", "key_mask", "segment_ids"),
-        positions=("positions", "embeddings"),
-        cache="keys, which every new token transforms, values, and the last convolution inputs",
-    )
+@register_recurrent(
+    name="path",
+    paper="Yang et al. 2025, arXiv 2505.16381",
+    equation="softmax_j(q_iᵀ H_i ⋯ H_{j+1} k_j / √c) V,  H = I − β w wᵀ",
+    reference="flash-linear-attention naive_path_attn",
+    deviations="SiLU before w becomes a unit vector, as in the authors' code; no windows: the "
+    "convolution before w sees beyond them; no encoding inside attention, as it is one itself",
+    cache="keys, which every new token transforms, values, and the last convolution inputs",
+    weights="distribution",
+    cost="t²",
 )
 class PathAttention(DeltaRuleAttention):
     """Softmax attention in which the tokens between a key and a query transform the key.
@@ -69,7 +68,7 @@ class PathAttention(DeltaRuleAttention):
         q, k, v = (self.split_heads(part(x)) for part in (self.query, self.key, self.value))
         vectors = convolve(self.householder_convolution, self.householder(x))
         w = unit_vectors(silu(self.split_heads(vectors)))
-        beta = 2.0 * upcast(self.rate(x)).sigmoid().transpose(1, 2)[..., None]
+        beta = 2.0 * self.split_heads(self.rate(x)).sigmoid()
         return Steps(q * self.head_dim**-0.5, k, v, erase=w, write=beta * w)
 
     def recur(
@@ -97,9 +96,7 @@ class PathAttention(DeltaRuleAttention):
         visible = span.mask.dense(range(cached, length), range(length), device=scores.device)
         return masked_softmax(scores, visible), state.transpose(-2, -1)
 
-    def compute_map(self, x: Tensor, source: Tensor, mask: Mask, positions: Tensor) -> Tensor:
-        span = TokenSpan(mask)
-        steps = self.project_steps(x, positions, ConvolutionRunner(span))
+    def implied_weights(self, steps: Steps, x: Tensor, span: TokenSpan) -> Tensor:
         return self.compute_weights(steps, span)[0]
 
     def state_size(self, tokens: int) -> int:
@@ -110,7 +107,7 @@ class PathAttention(DeltaRuleAttention):
         q, k, v = naive.linear_qkv(self, x)
         vectors = self.householder_convolution.naive(low_rank_linear(self.householder, x), visible)
         w = divide_by_length(silu(naive.split_heads(vectors, self.heads)))
-        beta = 2 * torch.sigmoid(head_scalars(self.rate, x))
+        beta = 2 * torch.sigmoid(naive.linear_heads(self.rate, x, self.heads))
         keys, scores = k[:, :, :0], []
         for t in range(x.shape[1]):
             changes = beta[:, :, t, None] * (keys @ w[:, :, t, :, None]) * w[:, :, t, None]

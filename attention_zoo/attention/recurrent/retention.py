@@ -5,26 +5,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from attention_zoo.attention.recurrent.base import register_recurrent
 from attention_zoo.attention.recurrent.decayed import DecayedAttention
 from attention_zoo.errors import check_positive
-from attention_zoo.zoo import ATTENTION, AttentionCard
 
 
-@ATTENTION.register(
-    AttentionCard(
-        name="retention",
-        paper="Sun et al. 2023, arXiv 2307.08621, §2.1 and §2.2",
-        equation="S_t = a_h S_{t−1} + k_tᵀv_t, out_t = q_t S_t, a_h = 1 − 2^(−5−h)",
-        reference="flash-linear-attention naive_retention",
-        deviations="it does not rotate: an encoding that acts on heads does; 1/√c scales q, not k; "
-        "no division by row sums, which the norm of each head undoes except for its ε",
-        roles=("causal",),
-        masks=("causal", "key_mask", "segment_ids"),
-        positions=("positions", "embeddings", "heads"),
-        cache="the state Σ a^(t−j) k_jᵀv_j",
-        cost="t",
-        weights="signed",
-    )
+@register_recurrent(
+    name="retention",
+    paper="Sun et al. 2023, arXiv 2307.08621, §2.1 and §2.2",
+    equation="S_t = a_h S_{t−1} + k_tᵀv_t, out_t = q_t S_t, a_h = 1 − 2^(−5−h)",
+    reference="flash-linear-attention naive_retention",
+    deviations="it does not rotate: an encoding that acts on heads does; 1/√c scales q, not k; "
+    "no division by row sums, which the norm of each head undoes except for its ε",
+    positions=("positions", "embeddings", "heads"),
+    cache="the state Σ a^(t−j) k_jᵀv_j",
 )
 class RetentionAttention(DecayedAttention):
     """Products of queries and keys decay with distance, faster in some heads than in others.

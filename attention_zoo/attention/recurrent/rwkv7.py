@@ -8,9 +8,9 @@ from torch import Tensor, nn
 from torch.nn.functional import layer_norm
 
 from attention_zoo.attention import naive
-from attention_zoo.attention.recurrent.base import create_low_rank_linear
+from attention_zoo.attention.recurrent.base import create_low_rank_linear, register_recurrent
 from attention_zoo.attention.recurrent.convolution import ConvolutionRunner, ShortConvolution
-from attention_zoo.attention.recurrent.delta_attention import DeltaRuleAttention, unit_vectors
+from attention_zoo.attention.recurrent.delta_rule import DeltaRuleAttention, unit_vectors
 from attention_zoo.attention.recurrent.naive import (
     divide_by_length,
     low_rank_linear,
@@ -20,28 +20,20 @@ from attention_zoo.attention.recurrent.naive import (
 )
 from attention_zoo.attention.recurrent.steps import Steps
 from attention_zoo.errors import check_positive
-from attention_zoo.zoo import ATTENTION, AttentionCard
 
 MIN_LOG_DECAY = -math.exp(-0.5)  # of the strongest decay
 
 
-@ATTENTION.register(
-    AttentionCard(
-        name="rwkv7",
-        paper="Peng et al. 2025, arXiv 2503.14456",
-        equation="S ← (diag(w) − (a ⊙ κ) κᵀ) S + k vᵀ;  out = Sᵀ r + (r·(u ⊙ k)) v",
-        reference="flash-linear-attention dplr_recurrence",
-        deviations="the bonus r·(u ⊙ k) is added before the norm, not after it, so that it is a "
-        "weight like the others; the norm has no bias, so that a query that sees nothing gets "
-        "zeros; the gate sees the token alone, not the one before it; no value residual from the "
-        "first layer, as layers do not know each other; one rank for all projections of low rank",
-        roles=("causal",),
-        masks=("causal", "key_mask", "segment_ids"),
-        positions=("positions", "embeddings"),
-        cache="one matrix for each head, and the last token",
-        weights="signed",
-        cost="t",
-    )
+@register_recurrent(
+    name="rwkv7",
+    paper="Peng et al. 2025, arXiv 2503.14456",
+    equation="S ← (diag(w) − (a ⊙ κ) κᵀ) S + k vᵀ;  out = Sᵀ r + (r·(u ⊙ k)) v",
+    reference="flash-linear-attention dplr_recurrence",
+    deviations="the bonus r·(u ⊙ k) is added before the norm, not after it, so that it is a "
+    "weight like the others; the norm has no bias, so that a query that sees nothing gets "
+    "zeros; the gate sees the token alone, not the one before it; no value residual from the "
+    "first layer, as layers do not know each other; one rank for all projections of low rank",
+    cache="one matrix for each head, and the last token",
 )
 class RWKV7Attention(DeltaRuleAttention):
     """A delta rule that erases along one key, channel by channel, and adds under another.
@@ -82,11 +74,10 @@ class RWKV7Attention(DeltaRuleAttention):
 
     def project_steps(self, x: Tensor, positions: Tensor, convolve: ConvolutionRunner) -> Steps:
         change = convolve(self.shift, x) - x
-        inputs = (x + share * change for share in self.shift_shares)
         projections = (self.query, self.key, self.value, self.decay, self.rate)
         q, key, v, decay, rate = (
-            self.split_heads(project(part))
-            for project, part in zip(projections, inputs, strict=True)
+            self.split_heads(project(x + share * change))
+            for project, share in zip(projections, self.shift_shares, strict=True)
         )
         decay, rate = MIN_LOG_DECAY * decay.sigmoid(), rate.sigmoid()
         removed = unit_vectors(self.removal * key)
@@ -100,12 +91,15 @@ class RWKV7Attention(DeltaRuleAttention):
         return out + bonus, state
 
     def project_output(self, attended: Tensor, x: Tensor) -> Tensor:
-        width = (self.head_dim,)
-        normal = self.norm_weight * layer_norm(attended, width, eps=1e-5 * self.head_dim)
-        return super().project_output(normal * self.split_heads(self.gate(x)), x)
+        normal = layer_norm(attended, (self.head_dim,), eps=1e-5 * self.head_dim)
+        gate = self.split_heads(self.gate(x))
+        return super().project_output(self.norm_weight * normal * gate, x)
 
     def naive(self, x: Tensor, source: Tensor, visible: Tensor, positions: Tensor) -> Tensor:
-        change = self.shift.naive(x, visible) - x
+        before = torch.zeros_like(x)
+        for t in range(1, x.shape[1]):
+            before[:, t] = x[:, t - 1] * visible[:, t, t - 1, None]
+        change = before - x
         query_input, key_input, value_input, decay_input, rate_input = (
             x + share * change for share in self.shift_shares
         )
@@ -117,7 +111,7 @@ class RWKV7Attention(DeltaRuleAttention):
         a = torch.sigmoid(naive.split_heads(low_rank_linear(self.rate, rate_input), self.heads))
         removal, k = divide_by_length(self.removal * key), key * (1 + self.replacement * (a - 1))
         transitions = torch.diag_embed(w) - outer(a * removal, removal)
-        attended = read_states(r, run_states(transitions, outer(k, v), visible))
+        attended = read_states(r, run_states(transitions, k, v, visible))
         bonus = (r * self.bonus * k).sum(dim=-1, keepdim=True) * v
         attended = attended + bonus * visible.diagonal(dim1=1, dim2=2)[:, None, :, None]
         normal = self.norm_weight * naive.layer_norm(attended, epsilon=1e-5 * self.head_dim)

@@ -8,33 +8,26 @@ from torch import Tensor, nn
 from torch.nn.functional import rms_norm, silu, softplus
 
 from attention_zoo.attention import naive
+from attention_zoo.attention.recurrent.base import draw_step_bias, register_recurrent
 from attention_zoo.attention.recurrent.convolution import ConvolutionRunner, ShortConvolution
-from attention_zoo.attention.recurrent.decayed import DecayedAttention, visible_keys
-from attention_zoo.attention.recurrent.naive import head_scalars, outer, read_states, run_states
-from attention_zoo.attention.recurrent.recurrence import draw_step_bias
+from attention_zoo.attention.recurrent.decayed import DecayedAttention
+from attention_zoo.attention.recurrent.naive import read_states, run_states
 from attention_zoo.attention.recurrent.steps import Steps
 from attention_zoo.backends.reference import repeat_heads
 from attention_zoo.errors import UserError, check_positive
 from attention_zoo.masks import Mask, TokenSpan
 from attention_zoo.precision import upcast
-from attention_zoo.zoo import ATTENTION, AttentionCard
 
 
-@ATTENTION.register(
-    AttentionCard(
-        name="state_space_dual",
-        paper="Dao and Gu 2024, arXiv 2405.21060, §6 and §7",
-        equation="S_t = exp(−e^A Δ_t) S_{t−1} + Δ_t B_tᵀx_t, y_t = C_t S_t + D x_t",
-        reference="transformers Mamba2Mixer",
-        deviations="one projection for each of z, x, B, C, Δ, which the paper's block joins into "
-        "one; padded tokens leave the state as it is, and count as zeros in the convolution",
-        roles=("causal",),
-        masks=("causal", "key_mask", "segment_ids"),
-        positions=("positions", "embeddings", "heads"),
-        cache="the state, and the last tokens of the convolution",
-        cost="t",
-        weights="signed",
-    )
+@register_recurrent(
+    name="state_space_dual",
+    paper="Dao and Gu 2024, arXiv 2405.21060, §6 and §7",
+    equation="S_t = exp(−e^A Δ_t) S_{t−1} + Δ_t B_tᵀx_t, y_t = C_t S_t + D x_t",
+    reference="transformers Mamba2Mixer",
+    deviations="one projection for each of z, x, B, C, Δ, which the paper's block joins into "
+    "one; padded tokens leave the state as it is, and count as zeros in the convolution",
+    positions=("positions", "embeddings", "heads"),
+    cache="the state, and the last tokens of the convolution",
 )
 class StateSpaceDualAttention(DecayedAttention):
     """A state-space model whose matrix of weights is that of masked attention.
@@ -93,26 +86,27 @@ class StateSpaceDualAttention(DecayedAttention):
             for part in (q, k)
         )
         q, k = self.position.rotate(q, k, positions)
-        v = rearrange(v, "b t (h e) -> b h t e", h=self.heads)
-        sizes = softplus(upcast(self.step(x)) + self.step_bias).transpose(1, 2)[..., None]
+        v = self.split_heads(v)
+        sizes = self.split_heads(softplus(upcast(self.step(x)) + self.step_bias))
         return Steps(q, k * sizes, v, decay=-self.rate.exp()[:, None, None] * sizes)
 
     def recur(
         self, steps: Steps, x: Tensor, span: TokenSpan, states: tuple[Tensor, ...]
     ) -> tuple[Tensor, tuple[Tensor, ...]]:
         out, states = super().recur(steps, x, span, states)
-        return self.add_skip(out, steps, span), states
+        return self.add_skip(out, steps.v, span), states
 
-    def add_skip(self, out: Tensor, steps: Steps, span: TokenSpan) -> Tensor:
-        """Add D x to the outputs [b h t e] of real tokens."""
-        skips = self.skip[:, None, None] * steps.v
+    def add_skip(self, out: Tensor, v: Tensor, span: TokenSpan) -> Tensor:
+        """Add D v to the outputs [b h t e] of real tokens with the values v [… t e]."""
+        skips = self.skip[:, None, None] * v
         if span.key_mask is not None:
             skips = skips.masked_fill(~span.key_mask[:, None, :, None], 0.0)
         return out + skips
 
     def compute_map(self, x: Tensor, source: Tensor, mask: Mask, positions: Tensor) -> Tensor:
-        skips = visible_keys(mask, x).diagonal(dim1=1, dim2=2)[:, None] * self.skip[:, None]
-        return super().compute_map(x, source, mask, positions) + torch.diag_embed(skips)
+        weights = super().compute_map(x, source, mask, positions)
+        unit_values = torch.eye(x.shape[1], dtype=weights.dtype, device=weights.device)
+        return self.add_skip(weights, unit_values, TokenSpan(mask))
 
     def project_output(self, attended: Tensor, x: Tensor) -> Tensor:
         y = rearrange(attended, "b h t e -> b t (h e)") * silu(self.gate(x))
@@ -124,11 +118,13 @@ class StateSpaceDualAttention(DecayedAttention):
         layers = (self.value, self.key, self.query)
         joined = torch.cat([naive.linear(layer, x) for layer in layers], dim=-1)
         v, k, q = silu(self.convolution.naive(joined, visible)).split(self.widths, dim=-1)
-        group = torch.arange(self.heads) * self.groups // self.heads
-        q, k = (naive.split_heads(part, self.groups)[:, group] for part in (q, k))
+        q, k = (
+            naive.repeat_groups(naive.split_heads(part, self.groups), self.heads) for part in (q, k)
+        )
         q, k = naive.rotate_qk(self, q, k, positions)
         v = naive.split_heads(v, self.heads)
-        sizes = softplus(head_scalars(self.step, x) + self.step_bias[:, None, None])
+        steps = naive.linear_heads(self.step, x, self.heads)
+        sizes = softplus(steps + self.step_bias[:, None, None])
         decay = torch.exp(-torch.exp(self.rate)[:, None, None] * sizes)
         y = self.naive_sums(q, sizes * k, v, decay, x, visible)
         y = y + self.skip[:, None, None] * v * visible.diagonal(dim1=1, dim2=2)[:, None, :, None]
@@ -145,4 +141,4 @@ class StateSpaceDualAttention(DecayedAttention):
     ) -> Tensor:
         """Compute q_t S_t for S_t = a_t S_{t−1} + k_tᵀ v_t, with a number a [b h t 1] of a head."""
         transitions = torch.diag_embed(decay.expand_as(k))
-        return read_states(q, run_states(transitions, outer(k, v), visible))
+        return read_states(q, run_states(transitions, k, v, visible))

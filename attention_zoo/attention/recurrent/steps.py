@@ -1,11 +1,14 @@
-"""What a recurrence works on: what each token does to the state."""
+"""What a recurrence works on: what each token does to the state, in chunks of tokens."""
 
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from attention_zoo.masks import TokenSpan
+
+CHUNK_LENGTH = 64  # tokens computed in parallel between two updates of the state
 
 
 class Steps(NamedTuple):
@@ -50,3 +53,21 @@ class Steps(NamedTuple):
         length = self.q.shape[2]
         values = torch.eye(length, dtype=self.q.dtype, device=self.q.device)
         return self._replace(v=values.expand(*self.q.shape[:2], -1, -1))
+
+    def split_chunks(self) -> "Steps":
+        """Split all parts into chunks [b h n s c], padded at the end with steps that do nothing.
+
+        The size of a chunk is a power of two, no larger than the length needs.
+        """
+        length, size = self.q.shape[2], 1
+        while size < min(length, CHUNK_LENGTH):
+            size *= 2
+        return Steps._make(
+            None if part is None else pad(part, (0, 0, 0, -length % size)).unflatten(2, (-1, size))
+            for part in self
+        )
+
+
+def sum_after(decay: Tensor) -> Tensor:
+    """Sum decays [… t c] over the tokens after each token."""
+    return pad(decay[..., 1:, :], (0, 0, 0, 1)).flip(-2).cumsum(dim=-2).flip(-2)
