@@ -1,13 +1,13 @@
 """Encoder and decoder: N layers and the positional encoding that they share."""
 
 from collections.abc import Callable, Sequence
-from typing import cast
+from typing import Any, ClassVar, cast
 
 from torch import Tensor, nn
 
 from attention_zoo.attention.base import Attention
 from attention_zoo.caches import Cache, LayeredCache
-from attention_zoo.errors import UserError
+from attention_zoo.errors import check_positive
 from attention_zoo.masks import Mask
 from attention_zoo.models.blocks import (
     AttentionFactory,
@@ -21,6 +21,38 @@ from attention_zoo.models.blocks import (
 from attention_zoo.position.base import PositionalEncoding
 
 PositionFactory = Callable[..., PositionalEncoding]
+
+
+class Stack(nn.Module):
+    """N layers over embedded tokens, the encoding that acts on them, and a norm after them.
+
+    Args:
+        layers: number of layers.
+        position: factory of the encoding, called once, or for each layer, as its card says.
+        options: of the blocks.
+        attention: factories for the arguments of a layer, called with `dim`, `role` and `layer`.
+    """
+
+    layer_class: ClassVar[type[Any]]
+
+    def __init__(
+        self,
+        *,
+        layers: int,
+        position: PositionFactory,
+        options: BlockOptions,
+        **attention: AttentionFactory | None,
+    ) -> None:
+        super().__init__()
+        check_positive(layers=layers)
+        stack = [self.layer_class(**attention, options=options, layer=i) for i in range(layers)]
+        self.layers = nn.ModuleList(stack)
+        self.position = attach_positions([layer.self_attention for layer in stack], position)
+        self.dropout = nn.Dropout(options.dropout)
+        self.norm = options.create_final_norm()
+        # The longest sequence that encoding and attention can take, if there is a limit.
+        limits = [part.max_length for part in self.modules() if isinstance(part, Attention)]
+        self.max_length = shortest_limit(self.position.max_length, *limits)
 
 
 class EncoderLayer(nn.Module):
@@ -37,36 +69,10 @@ class EncoderLayer(nn.Module):
         return self.feed_forward(self.self_attention(x, mask=mask, positions=positions))
 
 
-class Encoder(nn.Module):
-    """Layers of global self-attention and feed-forward over embedded tokens.
+class Encoder(Stack):
+    """Layers of global self-attention and feed-forward, with the factory `attention`."""
 
-    Args:
-        layers: number of layers.
-        attention: factory of the mechanism, called with `dim`, `role` and `layer` for every layer.
-        position: factory of the encoding, called once, or for each layer, as its card says.
-        options: of the blocks.
-    """
-
-    def __init__(
-        self,
-        *,
-        layers: int,
-        attention: AttentionFactory,
-        position: PositionFactory,
-        options: BlockOptions,
-    ) -> None:
-        super().__init__()
-        check_layers(layers)
-        stack = [EncoderLayer(attention, options, layer=index) for index in range(layers)]
-        self.layers = nn.ModuleList(stack)
-        self.position = attach_positions([layer.self_attention for layer in stack], position)
-        self.dropout = nn.Dropout(options.dropout)
-        self.norm = options.final_norm()
-
-    @property
-    def max_length(self) -> int | None:
-        """Return the longest sequence that encoding and attention can take, if there is a limit."""
-        return shortest_limit(self.position.max_length, *attention_length_limits(self))
+    layer_class = EncoderLayer
 
     def forward(self, x: Tensor, *, mask: Mask, positions: Tensor) -> Tensor:
         """Encode [b s d] -> [b s d]."""
@@ -97,7 +103,7 @@ class DecoderLayer(nn.Module):
         )
         self.feed_forward = FeedForward(options)
 
-    def new_caches(self) -> list[Cache | None]:
+    def create_caches(self) -> list[Cache | None]:
         """Create the caches of self-attention and, if there is any, of cross-attention."""
         sublayers = [self.self_attention, self.cross_attention]
         return [None if part is None else part.attention.new_cache() for part in sublayers]
@@ -119,46 +125,18 @@ class DecoderLayer(nn.Module):
         return self.feed_forward(x)
 
 
-class Decoder(nn.Module):
+class Decoder(Stack):
     """Layers of causal self-attention, cross-attention (optional) and feed-forward.
 
-    Args:
-        layers: number of layers.
-        attention: factory of the self-attention, called with `dim`, `role` and `layer` for each.
-        cross_attention: factory of the cross-attention; None for a language model.
-        position: factory of the encoding, called once or for each layer, as its card says. It acts
-            on self-attention; the two sides of cross-attention share no positions.
-        options: of the blocks.
+    The factories are `attention` and `cross_attention`, which is None for a language model. The
+    encoding acts on self-attention; the two sides of cross-attention share no positions.
     """
 
-    def __init__(
-        self,
-        *,
-        layers: int,
-        attention: AttentionFactory,
-        cross_attention: AttentionFactory | None,
-        position: PositionFactory,
-        options: BlockOptions,
-    ) -> None:
-        super().__init__()
-        check_layers(layers)
-        stack = [
-            DecoderLayer(attention, cross_attention, options, layer=index)
-            for index in range(layers)
-        ]
-        self.layers = nn.ModuleList(stack)
-        self.position = attach_positions([layer.self_attention for layer in stack], position)
-        self.dropout = nn.Dropout(options.dropout)
-        self.norm = options.final_norm()
-
-    @property
-    def max_length(self) -> int | None:
-        """Return the longest sequence that encoding and attention can take, if there is a limit."""
-        return shortest_limit(self.position.max_length, *attention_length_limits(self))
+    layer_class = DecoderLayer
 
     def new_cache(self) -> LayeredCache:
         """Create empty caches for all layers."""
-        return LayeredCache([cast(DecoderLayer, layer).new_caches() for layer in self.layers])
+        return LayeredCache([cast(DecoderLayer, layer).create_caches() for layer in self.layers])
 
     def forward(
         self,
@@ -207,17 +185,6 @@ def attach_positions(
     return PositionalEncoding(**first.position_sizes)
 
 
-def attention_length_limits(stack: nn.Module) -> list[int | None]:
-    """Return the longest sequences of a stack's attention."""
-    return [part.max_length for part in stack.modules() if isinstance(part, Attention)]
-
-
 def shortest_limit(*limits: int | None) -> int | None:
     """Return the smallest limit, or None if there is none."""
     return min((limit for limit in limits if limit is not None), default=None)
-
-
-def check_layers(layers: int) -> None:
-    """Refuse a stack without layers."""
-    if layers < 1:
-        raise UserError(f"a stack needs at least 1 layer, got {layers}.")

@@ -86,8 +86,8 @@ def test_a_stack_ends_normed(order: str) -> None:
         ({"norm": "batch"}, "norm must be one of layer, rms, got 'batch'"),
         ({"norm_order": "both"}, "norm_order must be one of pre, post, got 'both'"),
         ({"dropout": 1.0}, "dropout must be at least 0 and below 1, got 1.0"),
-        ({"ffn_dim": 0}, "dim and ffn_dim must be positive, got 8 and 0"),
-        ({"layers": 0}, "at least 1 layer, got 0"),
+        ({"ffn_dim": 0}, "ffn_dim must be at least 1, got 0"),
+        ({"layers": 0}, "layers must be at least 1, got 0"),
     ],
 )
 def test_wrong_sizes_are_refused(wrong: dict[str, object], message: str) -> None:
