@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from attention_zoo.decoding.base import Hypothesis, IncrementalDecoder, Search, check_finite
-from attention_zoo.errors import UserError
+from attention_zoo.errors import UserError, check_positive
 
 
 class Beam(Search):
@@ -42,8 +42,7 @@ class Beam(Search):
         max_ratio: float = 2.0,
         max_extra: int = 50,
     ) -> None:
-        if width < 1:
-            raise UserError(f"width must be at least 1, got {width=}.")
+        check_positive(width=width)
         if not 1 <= n_best <= width:
             raise UserError(
                 f"n_best must be at least 1 and at most width, got {n_best=}, {width=}; "
@@ -77,13 +76,14 @@ class Beam(Search):
             totals, picks = extended.topk(min(self.width, extended.shape[1]))
             check_finite(totals[:, 0], length)
             parents, tokens = picks // vocabulary, picks % vocabulary
-            target = torch.cat([_take_rows(target, parents), tokens[..., None]], 2)
+            target = torch.cat([target.take_along_dim(parents[..., None], 1), tokens[..., None]], 2)
 
             ended = tokens == decoder.eos_id
             ended_scores = (totals / self._divisor(length)).masked_fill(~ended, -torch.inf)
             finished_scores, best = torch.cat([finished_scores, ended_scores], 1).topk(self.n_best)
             finished = F.pad(finished, (0, 1), value=decoder.pad_id)
-            finished = _take_rows(torch.cat([finished, target[..., 1:]], 1), best)
+            finished = torch.cat([finished, target[..., 1:]], 1)
+            finished = finished.take_along_dim(best[..., None], 1)
 
             totals = totals.masked_fill(ended, -torch.inf)
             longest = decoder.limits.unflatten(0, (-1, beams))[:, 0] + 1
@@ -113,8 +113,3 @@ class Beam(Search):
 
     def _divisor(self, length: int | Tensor) -> float | Tensor:
         return ((5 + length) / 6) ** self.length_penalty
-
-
-def _take_rows(sequences: Tensor, index: Tensor) -> Tensor:
-    """Take the rows of sequences [b m t] at the index [b n]: [b n t]."""
-    return sequences.gather(1, index[..., None].expand(-1, -1, sequences.shape[2]))

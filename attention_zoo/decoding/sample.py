@@ -2,12 +2,15 @@
 
 import math
 from collections.abc import Iterator, Sequence
+from functools import partial
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from attention_zoo.decoding.base import check_eval_mode, check_finite, create_cache
-from attention_zoo.errors import UserError
+from attention_zoo.errors import UserError, check_positive
+from attention_zoo.models import LanguageModel
 
 
 class Sample:
@@ -52,8 +55,7 @@ class Sample:
             raise UserError(
                 f"top_p must be above 0 and at most 1, or null for all tokens, got {top_p=}."
             )
-        if max_tokens < 1:
-            raise UserError(f"max_tokens must be at least 1, got {max_tokens=}.")
+        check_positive(max_tokens=max_tokens)
         self.temperature = temperature
         self.top_k = top_k
         self.top_p = top_p
@@ -62,7 +64,7 @@ class Sample:
 
     def __call__(
         self,
-        model: nn.Module,
+        model: LanguageModel,
         prompts: Sequence[Sequence[int]],
         *,
         bos_id: int,
@@ -89,7 +91,7 @@ class Sample:
     @torch.inference_mode()
     def stream(
         self,
-        model: nn.Module,
+        model: LanguageModel,
         prompts: Sequence[Sequence[int]],
         *,
         bos_id: int,
@@ -108,11 +110,14 @@ class Sample:
                 "a prompt of bos alone lets the model begin."
             )
         device = next(model.parameters()).device
-        tokens, key_mask = _left_pad(prompts, pad_id, device)
+        rows = [torch.tensor(prompt, device=device) for prompt in prompts]
+        pad_left = partial(pad_sequence, batch_first=True, padding_side="left")
+        tokens = pad_left(rows, padding_value=pad_id)
+        key_mask = pad_left([torch.ones_like(row, dtype=torch.bool) for row in rows])
         generator = None
         if self.seed is not None:
             generator = torch.Generator(device).manual_seed(self.seed)
-        max_length = getattr(model, "max_length", None)
+        max_length = model.max_length
         cache = create_cache(model)
         ended = torch.zeros(len(prompts), dtype=torch.bool, device=device)
         for count in range(self.max_tokens):
@@ -147,13 +152,3 @@ class Sample:
             before = mass.cumsum(-1) - mass
             mass = mass.masked_fill(before >= self.top_p, 0)
         return ids.gather(1, torch.multinomial(mass, 1, generator=generator)).squeeze(1)
-
-
-def _left_pad(
-    prompts: Sequence[Sequence[int]], pad_id: int, device: torch.device
-) -> tuple[Tensor, Tensor]:
-    """Return the prompts as token ids [b t], filled up at the left, and their key mask [b t]."""
-    longest = max(map(len, prompts))
-    rows = [[pad_id] * (longest - len(prompt)) + list(prompt) for prompt in prompts]
-    mask = [[False] * (longest - len(prompt)) + [True] * len(prompt) for prompt in prompts]
-    return torch.tensor(rows, device=device), torch.tensor(mask, device=device)
