@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from attention_zoo.caches import LayeredCache
 from attention_zoo.errors import Unsupported, UserError
 from attention_zoo.models import LanguageModel, Seq2Seq
+from attention_zoo.precision import upcast
 
 log = logging.getLogger(__name__)
 
@@ -96,8 +97,7 @@ class IncrementalDecoder:
         new = target if self.cache is None else target[:, self.cache.length :]
         logits = self.model.decode(new, self.memory, self.source_mask, cache=self.cache)[:, -1]
         # In half precision the sums of log-probabilities would be wrong.
-        dtype = torch.promote_types(logits.dtype, torch.float32)
-        scores = torch.log_softmax(logits, -1, dtype=dtype)
+        scores = torch.log_softmax(upcast(logits), -1)
         scores[:, [self.bos_id, self.pad_id]] = -torch.inf
         generated = target.shape[1] - 1
         must_end = (self.limits <= generated)[:, None]

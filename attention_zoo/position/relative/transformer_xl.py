@@ -64,7 +64,7 @@ class TransformerXLEncoding(PositionalEncoding):
         return (of_key + of_position) * inputs.scale
 
     def rotate_coefficients(self, coefficients: Tensor, positions: Tensor) -> Tensor:
-        """Return factors of the sinusoids of s, from those [b h q d] of the sinusoids of t − s."""
+        """Convert coefficients [b h q d] of sinusoids of t − s to those of sinusoids of s."""
         waves = sinusoids(positions, self.dim, self.base)[:, None]
         sin, cos = waves[..., 0::2], waves[..., 1::2]
         of_sin, of_cos = coefficients[..., 0::2], coefficients[..., 1::2]
