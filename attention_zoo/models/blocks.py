@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -77,33 +77,16 @@ class Sublayer(nn.Module):
 class AttentionSublayer(Sublayer):
     """Any mechanism of the zoo in one role, with residual and norm."""
 
-    role: ClassVar[Role]
-
-    def __init__(self, attention: AttentionFactory, options: BlockOptions, *, layer: int) -> None:
+    def __init__(
+        self, attention: AttentionFactory, options: BlockOptions, *, role: Role, layer: int
+    ) -> None:
         super().__init__(options)
-        self.attention = attention(dim=options.dim, role=self.role, layer=layer)
+        self.role = role
+        self.attention = attention(dim=options.dim, role=role, layer=layer)
 
     def forward(self, x: Tensor, context: Tensor | None = None, **inputs: Any) -> Tensor:
         """Attend as `Attention.forward` does, with the same inputs: [b q d] -> [b q d]."""
         return self.residual(x, lambda y: self.attention(y, context, **inputs))
-
-
-class CausalSelfAttention(AttentionSublayer):
-    """Each token attends to itself and earlier tokens: in decoders and language models."""
-
-    role = "causal"
-
-
-class GlobalSelfAttention(AttentionSublayer):
-    """Each token attends to all tokens: in encoders."""
-
-    role = "global"
-
-
-class CrossAttention(AttentionSublayer):
-    """Each token attends to another sequence: from the decoder to the encoder."""
-
-    role = "cross"
 
 
 class FeedForward(Sublayer):

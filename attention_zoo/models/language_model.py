@@ -41,7 +41,6 @@ class LanguageModel(nn.Module):
         self.decoder = Decoder(
             layers=layers,
             attention=attention,
-            cross_attention=None,
             position=position,
             options=options,
         )
@@ -83,11 +82,7 @@ class LanguageModel(nn.Module):
         return self.head(x)
 
     def new_cache(self) -> LayeredCache:
-        """Create an empty cache for decoding token by token.
-
-        Raises:
-            Unsupported: an attention without cached decoding.
-        """
+        """Create an empty cache for decoding, or raise Unsupported if an attention has none."""
         return self.decoder.new_cache()
 
     def attention_maps(self, tokens: Tensor, *, segment_ids: Tensor | None = None) -> Maps:

@@ -108,11 +108,7 @@ class Seq2Seq(nn.Module):
         return self.head(x)
 
     def new_cache(self) -> LayeredCache:
-        """Create an empty cache for decoding token by token.
-
-        Raises:
-            Unsupported: an attention without cached decoding.
-        """
+        """Create an empty cache for decoding, or raise Unsupported if an attention has none."""
         return self.decoder.new_cache()
 
     def attention_maps(self, source: Tensor, target: Tensor) -> Maps:
