@@ -17,7 +17,7 @@ from attention_zoo.errors import Unsupported, UserError
 from attention_zoo.models import LanguageModel, Seq2Seq
 from attention_zoo.precision import upcast
 
-log = logging.getLogger(__name__)
+log_once = functools.cache(logging.getLogger(__name__).info)
 
 
 class Hypothesis(NamedTuple):
@@ -53,33 +53,18 @@ def create_cache(model: LanguageModel | Seq2Seq) -> LayeredCache | None:
     try:
         return model.new_cache()
     except Unsupported as refusal:
-        _log_once(str(refusal))
+        log_once("Decoding without a cache, to the same result but slower: %s", str(refusal))
         return None
-
-
-@functools.cache
-def _log_once(reason: str) -> None:
-    log.info("Decoding without a cache, to the same result but slower: %s", reason)
 
 
 @dataclass(eq=False)
 class IncrementalDecoder:
-    """A translation model that encodes its sources and scores next tokens.
-
-    Args:
-        model: in evaluation mode.
-        source: token ids [b s].
-        source_mask: [n s], True at real tokens.
-        limits: [n], the most tokens of each row, eos not counted.
-        bos_id: the token that begins a target.
-        eos_id: the token that ends it.
-        pad_id: the token that fills up rows.
-    """
+    """A translation model that encodes its sources and scores next tokens."""
 
     model: Seq2Seq
-    source: Tensor
-    source_mask: Tensor
-    limits: Tensor
+    source: Tensor  # [b s]
+    source_mask: Tensor  # [n s], True at real tokens
+    limits: Tensor  # [n], the most tokens of each row, eos not counted
     bos_id: int
     eos_id: int
     pad_id: int
@@ -99,8 +84,7 @@ class IncrementalDecoder:
         # In half precision the sums of log-probabilities would be wrong.
         scores = torch.log_softmax(upcast(logits), -1)
         scores[:, [self.bos_id, self.pad_id]] = -torch.inf
-        generated = target.shape[1] - 1
-        must_end = (self.limits <= generated)[:, None]
+        must_end = (self.limits < target.shape[1])[:, None]  # bos is not counted
         is_eos = torch.arange(scores.shape[1], device=scores.device) == self.eos_id
         return scores.masked_fill_(must_end & ~is_eos, -torch.inf)
 
@@ -139,14 +123,7 @@ class Search(ABC):
 
     @torch.inference_mode()
     def __call__(
-        self,
-        model: Seq2Seq,
-        source: Tensor,
-        source_mask: Tensor,
-        *,
-        bos_id: int,
-        eos_id: int,
-        pad_id: int,
+        self, model: Seq2Seq, source: Tensor, source_mask: Tensor, **special_ids: int
     ) -> list[list[Hypothesis]]:
         """Translate a batch; each sentence has the outputs that it would have alone.
 
@@ -154,9 +131,8 @@ class Search(ABC):
             model: the model, in evaluation mode.
             source: token ids [b s].
             source_mask: [b s], True at real tokens.
-            bos_id: the token that begins a target.
-            eos_id: the token that ends it.
-            pad_id: the token that fills up rows.
+            special_ids: `bos_id`, which begins a target, `eos_id`, which ends it, and `pad_id`,
+                which fills up rows.
 
         Returns:
             For each sentence its hypotheses, best first.
@@ -165,8 +141,7 @@ class Search(ABC):
         limits = (source_mask.sum(1) * self.max_ratio).long() + self.max_extra
         if model.max_length is not None:
             limits = limits.clamp(max=model.max_length - 1)  # bos has a position too
-        decoder = IncrementalDecoder(model, source, source_mask, limits, bos_id, eos_id, pad_id)
-        return self.search(decoder)
+        return self.search(IncrementalDecoder(model, source, source_mask, limits, **special_ids))
 
     @abstractmethod
     def search(self, decoder: IncrementalDecoder) -> list[list[Hypothesis]]:

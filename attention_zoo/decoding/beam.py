@@ -1,5 +1,7 @@
 """Beam search: the best of several hypotheses that grow in parallel."""
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -27,20 +29,14 @@ class Beam(Search):
         width: number of hypotheses that grow in parallel.
         length_penalty: 0 compares log-probabilities; larger values favour longer outputs.
         n_best: number of outputs for each sentence, at most width; a narrow beam may find fewer.
-        max_ratio, max_extra: see `Search`.
+        limits: `max_ratio` and `max_extra`, see `Search`.
 
     Raises:
         UserError: an option out of its range.
     """
 
     def __init__(
-        self,
-        *,
-        width: int = 4,
-        length_penalty: float = 0.6,
-        n_best: int = 1,
-        max_ratio: float = 2.0,
-        max_extra: int = 50,
+        self, *, width: int = 4, length_penalty: float = 0.6, n_best: int = 1, **limits: Any
     ) -> None:
         check_positive(width=width)
         if not 1 <= n_best <= width:
@@ -53,7 +49,7 @@ class Beam(Search):
                 f"length_penalty must not be negative, got {length_penalty=}; 0 compares "
                 "log-probabilities, which favours short outputs most."
             )
-        super().__init__(max_ratio=max_ratio, max_extra=max_extra)
+        super().__init__(**limits)
         self.width = width
         self.length_penalty = length_penalty
         self.n_best = n_best

@@ -63,30 +63,16 @@ class Sample:
         self.seed = seed
 
     def __call__(
-        self,
-        model: LanguageModel,
-        prompts: Sequence[Sequence[int]],
-        *,
-        bos_id: int,
-        eos_id: int,
-        pad_id: int,
+        self, model: LanguageModel, prompts: Sequence[Sequence[int]], **special_ids: int
     ) -> list[list[int]]:
-        """Continue each prompt.
-
-        Args:
-            model: a language model, in evaluation mode.
-            prompts: token ids, b lists of at least one; begin them with bos if the model was
-                trained so.
-            bos_id: the token that begins a document.
-            eos_id: the token that ends it.
-            pad_id: the token that fills up rows.
+        """Continue each prompt, as `stream` does.
 
         Returns:
             The new tokens of each row, without the prompt and without eos.
         """
-        steps = list(self.stream(model, prompts, bos_id=bos_id, eos_id=eos_id, pad_id=pad_id))
+        steps = list(self.stream(model, prompts, **special_ids))
         rows = torch.stack(steps, 1).tolist() if steps else [[] for _ in prompts]
-        return [[token for token in row if token != pad_id] for row in rows]
+        return [[token for token in row if token != special_ids["pad_id"]] for row in rows]
 
     @torch.inference_mode()
     def stream(
@@ -102,6 +88,14 @@ class Sample:
 
         Yields tokens [b] as soon as they are drawn, until all rows have ended. Rows that have ended
         have pad_id.
+
+        Args:
+            model: the model, in evaluation mode.
+            prompts: token ids, b lists of at least one; begin them with bos if the model was
+                trained so.
+            bos_id: the token that begins a document.
+            eos_id: the token that ends it.
+            pad_id: the token that fills up rows.
         """
         check_eval_mode(model)
         if not prompts or not all(map(len, prompts)):
@@ -114,9 +108,8 @@ class Sample:
         pad_left = partial(pad_sequence, batch_first=True, padding_side="left")
         tokens = pad_left(rows, padding_value=pad_id)
         key_mask = pad_left([torch.ones_like(row, dtype=torch.bool) for row in rows])
-        generator = None
-        if self.seed is not None:
-            generator = torch.Generator(device).manual_seed(self.seed)
+        seed = self.seed
+        generator = None if seed is None else torch.Generator(device).manual_seed(seed)
         max_length = model.max_length
         cache = create_cache(model)
         ended = torch.zeros(len(prompts), dtype=torch.bool, device=device)

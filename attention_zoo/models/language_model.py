@@ -39,10 +39,7 @@ class LanguageModel(nn.Module):
         options = BlockOptions(**block_options)
         self.embedding = TokenEmbedding(vocabulary_size, options.dim)
         self.decoder = Decoder(
-            layers=layers,
-            attention=attention,
-            position=position,
-            options=options,
+            layers=layers, attention=attention, position=position, options=options
         )
         self.head = output_head(self.embedding, tied=tie_embeddings)
         # The longest sequence that encoding and attention can take, if there is a limit.

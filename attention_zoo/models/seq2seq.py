@@ -2,9 +2,9 @@
 
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
+from attention_zoo.attention.base import resolve_positions
 from attention_zoo.caches import LayeredCache
 from attention_zoo.capture import Maps, capture_attention, group_by_role
 from attention_zoo.masks import Mask
@@ -46,11 +46,9 @@ class Seq2Seq(nn.Module):
         options = BlockOptions(**block_options)
         self.pad_id = pad_id
         self.source_embedding = TokenEmbedding(vocabulary_size, options.dim)
-        self.target_embedding = (
-            self.source_embedding
-            if tie_embeddings
-            else TokenEmbedding(vocabulary_size, options.dim)
-        )
+        self.target_embedding = self.source_embedding
+        if not tie_embeddings:
+            self.target_embedding = TokenEmbedding(vocabulary_size, options.dim)
         self.encoder = Encoder(
             layers=layers if encoder_layers is None else encoder_layers,
             attention=encoder_attention,
@@ -75,9 +73,8 @@ class Seq2Seq(nn.Module):
 
     def encode(self, source: Tensor, source_mask: Tensor) -> Tensor:
         """Encode source tokens [b s], True at the real ones in `source_mask`: memory [b s d]."""
-        positions = torch.arange(source.shape[1], device=source.device)[None, :]
         x = self.source_embedding(source)
-        return self.encoder(x, mask=Mask(key_mask=source_mask), positions=positions)
+        return self.encoder(x, mask=Mask(key_mask=source_mask), positions=resolve_positions(x))
 
     def decode(
         self,
@@ -96,13 +93,11 @@ class Seq2Seq(nn.Module):
             source_mask: [b s], True at real source tokens.
             cache: from `new_cache`; it takes the tokens in.
         """
-        start = 0 if cache is None else cache.length
-        positions = torch.arange(start, start + target.shape[1], device=target.device)[None, :]
         x = self.decoder(
             self.target_embedding(target),
             memory,
             context_mask=Mask(key_mask=source_mask),
-            positions=positions,
+            positions=resolve_positions(target, cache=cache),
             cache=cache,
         )
         return self.head(x)

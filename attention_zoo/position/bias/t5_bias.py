@@ -57,7 +57,8 @@ class T5BiasEncoding(PositionalEncoding):
             count, distance = self.buckets // 2, relative.abs()
             first = count * (relative > 0)
         else:
-            count, distance, first = self.buckets, (-relative).clamp(min=0), 0
+            count, distance = self.buckets, (-relative).clamp(min=0)
+            first = torch.zeros_like(relative)
         exact = count // 2
         growth = torch.log(distance.clamp(min=1).float() / exact) / math.log(
             self.max_distance / exact

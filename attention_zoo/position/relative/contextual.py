@@ -47,10 +47,8 @@ class ContextualEncoding(PositionalEncoding):
         gates = torch.sigmoid(inputs.q @ inputs.k.transpose(-2, -1) * inputs.scale)
         counts = self.count_positions(gates, inputs.visible)
         products = inputs.q @ self.table.T
-        below, above = counts.floor(), counts.ceil()
-        part = (counts - below).to(products.dtype)
-        low, high = (products.gather(-1, row.long()) for row in (below, above))
-        return torch.lerp(low, high, part)
+        low, high = (products.gather(-1, row.long()) for row in (counts.floor(), counts.ceil()))
+        return torch.lerp(low, high, counts.frac().to(products.dtype))
 
     def count_positions(self, gates: Tensor, visible: Tensor | None) -> Tensor:
         """Compute p from the gates [b h q k] of every key."""
@@ -67,7 +65,6 @@ class ContextualEncoding(PositionalEncoding):
             position = gates[s:].sum().clamp(max=self.max_position)
             below, above = int(position.floor()), int(position.ceil())
             share = position - below
-            biases.append(
-                inputs.query @ ((1 - share) * self.table[below] + share * self.table[above])
-            )
+            row = (1 - share) * self.table[below] + share * self.table[above]
+            biases.append(inputs.query @ row)
         return torch.stack(biases)

@@ -11,8 +11,6 @@ from attention_zoo.errors import check_positive
 from attention_zoo.position.base import NaiveScoreInputs, PositionalEncoding, ScoreInputs
 from attention_zoo.zoo import POSITION, PositionCard
 
-TERMS = 3  # of a score
-
 
 @POSITION.register(
     PositionCard(
@@ -51,14 +49,14 @@ class DisentangledEncoding(PositionalEncoding):
         self.query = nn.Linear(self.dim, self.heads * self.head_dim, bias=False)
 
     def rotate(self, q: Tensor, k: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
-        return q / math.sqrt(TERMS), k
+        return q / math.sqrt(3), k
 
     def content_bias(self, inputs: ScoreInputs) -> Tensor:
         distance = inputs.q_positions[:, :, None] - inputs.k_positions[:, None, :]
         by_row = inputs.q @ self.project_table(self.key)
         of_query = by_row.take_along_dim(self.row(distance)[:, None], dim=-1)
         # The queries come divided, as `rotate` left them; the keys do not.
-        by_row = inputs.k / math.sqrt(TERMS) @ self.project_table(self.query)
+        by_row = inputs.k / math.sqrt(3) @ self.project_table(self.query)
         of_key = by_row.take_along_dim(self.row(-distance.mT)[:, None], dim=-1)
         return (of_query + of_key.mT) * inputs.scale
 
@@ -73,7 +71,7 @@ class DisentangledEncoding(PositionalEncoding):
     def naive_rotate(
         self, x: Tensor, positions: Tensor, *, head: int, length: int, of: Literal["query", "key"]
     ) -> Tensor:
-        return x / math.sqrt(TERMS) if of == "query" else x
+        return x / math.sqrt(3) if of == "query" else x
 
     def naive_bias(self, inputs: NaiveScoreInputs) -> Tensor:
         own = slice(inputs.head * self.head_dim, (inputs.head + 1) * self.head_dim)
@@ -84,6 +82,6 @@ class DisentangledEncoding(PositionalEncoding):
                 for d in (distance, -distance)
             )
             of_query = inputs.query @ (self.key.weight[own] @ ahead)
-            of_key = key @ (self.query.weight[own] @ back) / math.sqrt(TERMS)
+            of_key = key @ (self.query.weight[own] @ back) / math.sqrt(3)
             biases.append((of_query + of_key) * inputs.scale)
         return torch.stack(biases)

@@ -27,9 +27,8 @@ class ShawEncoding(PositionalEncoding):
 
         s_ts = q_t·(k_s + a^K_{clip(s − t)})/√c,   out_t = Σ_s w_ts (v_s + a^V_{clip(s − t)})
 
-    The heads of a layer share the tables a^K and a^V, of 2k + 1 rows; causal: of k + 1. No keys or
-    values are computed per query: a query is multiplied with each row once, and weights are summed
-    by distance before they are multiplied with it.
+    The heads of a layer share the tables a^K and a^V, of 2k + 1 rows; causal: of k + 1. A query is
+    multiplied with each row once, and weights are summed by distance before they meet a^V.
 
     Args:
         clip: k, in tokens; all distances beyond share a row.

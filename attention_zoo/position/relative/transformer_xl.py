@@ -32,11 +32,9 @@ class TransformerXLEncoding(PositionalEncoding):
     R has channels sin(n·ω_i) and cos(n·ω_i) for a distance of n tokens, ω_i = base^(−2i/d); u and
     v, [h c], are learned, and W_R, d -> h·c.
 
-    No R_{t−s} is built. By the addition theorem sin((t − s)ω) and cos((t − s)ω) are products of
-    terms of t and terms of s: queries are multiplied with W_R, rotated by their positions,
-    [b h q d], and multiplied with the sinusoids of keys. Each pair and head then takes d products,
-    where the paper's shift takes c.
-    Angles are computed in float32 at least.
+    No R_{t−s} is built: by the addition theorem queries are multiplied with W_R, rotated by their
+    positions, [b h q d], and multiplied with the sinusoids of keys. Each pair and head takes d
+    products, where the paper's shift takes c. Angles are computed in float32 at least.
 
     Args:
         base: the wavelengths run from 2π to base·2π tokens.

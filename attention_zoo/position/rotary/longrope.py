@@ -64,11 +64,9 @@ class LongRope(GrowingRotary):
 
     def frequencies_at(self, stage: Tensor, x: Tensor) -> Tensor:
         plain = self.frequencies(x)
-        long = (
-            self.stretch(x, self.factor)
-            if self.long_factor is None
-            else plain.new_tensor(self.long_factor)
-        )
+        long = self.stretch(x, self.factor)
+        if self.long_factor is not None:
+            long = plain.new_tensor(self.long_factor)
         return plain / torch.where(stage, long, plain.new_tensor(self.short_factor))
 
     def naive_frequencies(self, length: int) -> list[float]:

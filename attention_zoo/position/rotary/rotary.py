@@ -74,7 +74,7 @@ class RotaryEncoding(PositionalEncoding):
 
     def waves(self, positions: Tensor, frequencies: Tensor) -> tuple[Tensor, Tensor]:
         """Return cosines and sines [b|1 1 t c/2] of positions [b|1 t] times frequencies [… c/2]."""
-        angles = angles_of(positions, frequencies)
+        angles = positions[:, None, :, None] * frequencies
         return self.magnitude * angles.cos(), self.magnitude * angles.sin()
 
     def rotate_pairs(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -107,8 +107,3 @@ class RotaryEncoding(PositionalEncoding):
     def naive_magnitude(self) -> float:
         """Return what multiplies rotated queries and keys."""
         return 1.0
-
-
-def angles_of(positions: Tensor, frequencies: Tensor) -> Tensor:
-    """Return positions [b|1 t] times frequencies [… f], in their precision: [b|1 1 t f]."""
-    return positions[:, None, :, None].to(frequencies.dtype) * frequencies

@@ -78,10 +78,7 @@ class Xpos(RotaryEncoding):
     ) -> Tensor:
         rotated = super().naive_rotate(x, positions, head=head, length=length, of=of)
         pairs = torch.arange(self.head_dim // 2)
-        if self.layout == "half_split":
-            pair_of_channel = pairs.repeat(2)
-        else:
-            pair_of_channel = pairs.repeat_interleave(2)
-        decay = (2 * pair_of_channel / self.head_dim + 0.4) / 1.4
+        of_channel = pairs.repeat(2) if self.layout == "half_split" else pairs.repeat_interleave(2)
+        decay = (2 * of_channel / self.head_dim + 0.4) / 1.4
         sign = 1 if of == "query" else -1
         return rotated * decay ** (sign * positions[..., None] / self.scale_base)
