@@ -6,14 +6,18 @@ Shapes: b batch, n rows being decoded, s source length, t target length, v vocab
 import functools
 import logging
 from abc import ABC, abstractmethod
-from typing import Any, NamedTuple, Protocol
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from attention_zoo.caches import LayeredCache
 from attention_zoo.errors import Unsupported, UserError
+from attention_zoo.models import LanguageModel, Seq2Seq
+from attention_zoo.precision import upcast
 
-log = logging.getLogger(__name__)
+log_once = functools.cache(logging.getLogger(__name__).info)
 
 
 class Hypothesis(NamedTuple):
@@ -23,33 +27,7 @@ class Hypothesis(NamedTuple):
     score: float
 
 
-class Cache(Protocol):
-    """The interface of a cache that decoding uses."""
-
-    length: int
-
-    def reorder(self, index: Tensor) -> None:
-        """Continue with these rows [n], in this order."""
-
-
-class TranslationModel(Protocol):
-    """The interface of a sequence-to-sequence model that decoding uses."""
-
-    training: bool
-
-    def encode(self, source: Tensor, source_mask: Tensor) -> Tensor:
-        """Return the memory [b s d] of source tokens [b s]; the mask is True at real tokens."""
-
-    def decode(
-        self, target: Tensor, memory: Tensor, source_mask: Tensor, *, cache: Any = None
-    ) -> Tensor:
-        """Return logits [n t v] of the tokens after each of `target` [n t]."""
-
-    def new_cache(self) -> Any:
-        """Return an empty cache, or raise Unsupported."""
-
-
-def check_eval_mode(model: Any) -> None:
+def check_eval_mode(model: nn.Module) -> None:
     """Refuse a model in training mode: dropout would change its outputs from call to call."""
     if model.training:
         raise UserError(
@@ -67,7 +45,7 @@ def check_finite(best: Tensor, step: int) -> None:
         )
 
 
-def create_cache(model: Any) -> Cache | None:
+def create_cache(model: LanguageModel | Seq2Seq) -> LayeredCache | None:
     """Return a new cache of the model, or None where the model refuses.
 
     Without a cache the model reads the whole prefix again for every token.
@@ -75,44 +53,25 @@ def create_cache(model: Any) -> Cache | None:
     try:
         return model.new_cache()
     except Unsupported as refusal:
-        _log_once(str(refusal))
+        log_once("Decoding without a cache, to the same result but slower: %s", str(refusal))
         return None
 
 
-@functools.cache
-def _log_once(reason: str) -> None:
-    log.info("Decoding without a cache, to the same result but slower: %s", reason)
-
-
+@dataclass(eq=False)
 class IncrementalDecoder:
-    """A translation model that has encoded its sources and scores next tokens.
+    """A translation model that encodes its sources and scores next tokens."""
 
-    A row ends at its length limit: floor(max_ratio * source tokens) + max_extra tokens, eos not
-    counted. Where the model has a `max_length`, bos and the tokens fit into that too.
-    """
+    model: Seq2Seq
+    source: Tensor  # [b s]
+    source_mask: Tensor  # [n s], True at real tokens
+    limits: Tensor  # [n], the most tokens of each row, eos not counted
+    bos_id: int
+    eos_id: int
+    pad_id: int
 
-    def __init__(
-        self,
-        model: TranslationModel,
-        source: Tensor,
-        source_mask: Tensor,
-        *,
-        bos_id: int,
-        eos_id: int,
-        pad_id: int,
-        max_ratio: float,
-        max_extra: int,
-    ) -> None:
-        check_eval_mode(model)
-        self.model = model
-        self.source = source
-        self.source_mask = source_mask
-        self.bos_id, self.eos_id, self.pad_id = bos_id, eos_id, pad_id
-        self.memory = model.encode(source, source_mask)
-        self.cache = create_cache(model)
-        limits = (source_mask.sum(1) * max_ratio).long() + max_extra
-        max_length = getattr(model, "max_length", None)
-        self.limits = limits if max_length is None else limits.clamp(max=max_length - 1)
+    def __post_init__(self) -> None:
+        self.memory = self.model.encode(self.source, self.source_mask)
+        self.cache = create_cache(self.model)
 
     def __call__(self, target: Tensor) -> Tensor:
         """Return log p(next token) [n v] after the targets so far [n t], bos first.
@@ -123,11 +82,9 @@ class IncrementalDecoder:
         new = target if self.cache is None else target[:, self.cache.length :]
         logits = self.model.decode(new, self.memory, self.source_mask, cache=self.cache)[:, -1]
         # In half precision the sums of log-probabilities would be wrong.
-        dtype = torch.promote_types(logits.dtype, torch.float32)
-        scores = torch.log_softmax(logits, -1, dtype=dtype)
+        scores = torch.log_softmax(upcast(logits), -1)
         scores[:, [self.bos_id, self.pad_id]] = -torch.inf
-        generated = target.shape[1] - 1
-        must_end = (self.limits <= generated)[:, None]
+        must_end = (self.limits < target.shape[1])[:, None]  # bos is not counted
         is_eos = torch.arange(scores.shape[1], device=scores.device) == self.eos_id
         return scores.masked_fill_(must_end & ~is_eos, -torch.inf)
 
@@ -155,7 +112,7 @@ class Search(ABC):
         UserError: the limits leave no room, the model is in training mode or gives NaN logits.
     """
 
-    def __init__(self, *, max_ratio: float, max_extra: int) -> None:
+    def __init__(self, *, max_ratio: float = 2.0, max_extra: int = 50) -> None:
         if max_ratio < 0 or max_extra < 0 or max_ratio + max_extra == 0:
             raise UserError(
                 "max_ratio and max_extra must not be negative, nor both 0: an output has at most "
@@ -166,14 +123,7 @@ class Search(ABC):
 
     @torch.inference_mode()
     def __call__(
-        self,
-        model: TranslationModel,
-        source: Tensor,
-        source_mask: Tensor,
-        *,
-        bos_id: int,
-        eos_id: int,
-        pad_id: int,
+        self, model: Seq2Seq, source: Tensor, source_mask: Tensor, **special_ids: int
     ) -> list[list[Hypothesis]]:
         """Translate a batch; each sentence has the outputs that it would have alone.
 
@@ -181,24 +131,17 @@ class Search(ABC):
             model: the model, in evaluation mode.
             source: token ids [b s].
             source_mask: [b s], True at real tokens.
-            bos_id: the token that begins a target.
-            eos_id: the token that ends it.
-            pad_id: the token that fills up rows.
+            special_ids: `bos_id`, which begins a target, `eos_id`, which ends it, and `pad_id`,
+                which fills up rows.
 
         Returns:
             For each sentence its hypotheses, best first.
         """
-        decoder = IncrementalDecoder(
-            model,
-            source,
-            source_mask,
-            bos_id=bos_id,
-            eos_id=eos_id,
-            pad_id=pad_id,
-            max_ratio=self.max_ratio,
-            max_extra=self.max_extra,
-        )
-        return self.search(decoder)
+        check_eval_mode(model)
+        limits = (source_mask.sum(1) * self.max_ratio).long() + self.max_extra
+        if model.max_length is not None:
+            limits = limits.clamp(max=model.max_length - 1)  # bos has a position too
+        return self.search(IncrementalDecoder(model, source, source_mask, limits, **special_ids))
 
     @abstractmethod
     def search(self, decoder: IncrementalDecoder) -> list[list[Hypothesis]]:

@@ -1,11 +1,13 @@
 """Beam search: the best of several hypotheses that grow in parallel."""
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from attention_zoo.decoding.base import Hypothesis, IncrementalDecoder, Search, check_finite
-from attention_zoo.errors import UserError
+from attention_zoo.errors import UserError, check_positive
 
 
 class Beam(Search):
@@ -27,23 +29,16 @@ class Beam(Search):
         width: number of hypotheses that grow in parallel.
         length_penalty: 0 compares log-probabilities; larger values favour longer outputs.
         n_best: number of outputs for each sentence, at most width; a narrow beam may find fewer.
-        max_ratio, max_extra: see `Search`.
+        limits: `max_ratio` and `max_extra`, see `Search`.
 
     Raises:
         UserError: an option out of its range.
     """
 
     def __init__(
-        self,
-        *,
-        width: int = 4,
-        length_penalty: float = 0.6,
-        n_best: int = 1,
-        max_ratio: float = 2.0,
-        max_extra: int = 50,
+        self, *, width: int = 4, length_penalty: float = 0.6, n_best: int = 1, **limits: Any
     ) -> None:
-        if width < 1:
-            raise UserError(f"width must be at least 1, got {width=}.")
+        check_positive(width=width)
         if not 1 <= n_best <= width:
             raise UserError(
                 f"n_best must be at least 1 and at most width, got {n_best=}, {width=}; "
@@ -54,7 +49,7 @@ class Beam(Search):
                 f"length_penalty must not be negative, got {length_penalty=}; 0 compares "
                 "log-probabilities, which favours short outputs most."
             )
-        super().__init__(max_ratio=max_ratio, max_extra=max_extra)
+        super().__init__(**limits)
         self.width = width
         self.length_penalty = length_penalty
         self.n_best = n_best
@@ -77,13 +72,14 @@ class Beam(Search):
             totals, picks = extended.topk(min(self.width, extended.shape[1]))
             check_finite(totals[:, 0], length)
             parents, tokens = picks // vocabulary, picks % vocabulary
-            target = torch.cat([_take_rows(target, parents), tokens[..., None]], 2)
+            target = torch.cat([target.take_along_dim(parents[..., None], 1), tokens[..., None]], 2)
 
             ended = tokens == decoder.eos_id
             ended_scores = (totals / self._divisor(length)).masked_fill(~ended, -torch.inf)
             finished_scores, best = torch.cat([finished_scores, ended_scores], 1).topk(self.n_best)
             finished = F.pad(finished, (0, 1), value=decoder.pad_id)
-            finished = _take_rows(torch.cat([finished, target[..., 1:]], 1), best)
+            finished = torch.cat([finished, target[..., 1:]], 1)
+            finished = finished.take_along_dim(best[..., None], 1)
 
             totals = totals.masked_fill(ended, -torch.inf)
             longest = decoder.limits.unflatten(0, (-1, beams))[:, 0] + 1
@@ -113,8 +109,3 @@ class Beam(Search):
 
     def _divisor(self, length: int | Tensor) -> float | Tensor:
         return ((5 + length) / 6) ** self.length_penalty
-
-
-def _take_rows(sequences: Tensor, index: Tensor) -> Tensor:
-    """Take the rows of sequences [b m t] at the index [b n]: [b n t]."""
-    return sequences.gather(1, index[..., None].expand(-1, -1, sequences.shape[2]))

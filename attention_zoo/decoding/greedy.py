@@ -15,9 +15,6 @@ class Greedy(Search):
         max_ratio, max_extra: see `Search`.
     """
 
-    def __init__(self, *, max_ratio: float = 2.0, max_extra: int = 50) -> None:
-        super().__init__(max_ratio=max_ratio, max_extra=max_extra)
-
     def search(self, decoder: IncrementalDecoder) -> list[list[Hypothesis]]:
         source = decoder.source
         outputs: list[list[Hypothesis]] = [[] for _ in source]

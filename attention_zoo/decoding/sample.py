@@ -2,12 +2,15 @@
 
 import math
 from collections.abc import Iterator, Sequence
+from functools import partial
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from attention_zoo.decoding.base import check_eval_mode, check_finite, create_cache
-from attention_zoo.errors import UserError
+from attention_zoo.errors import UserError, check_positive
+from attention_zoo.models import LanguageModel
 
 
 class Sample:
@@ -52,8 +55,7 @@ class Sample:
             raise UserError(
                 f"top_p must be above 0 and at most 1, or null for all tokens, got {top_p=}."
             )
-        if max_tokens < 1:
-            raise UserError(f"max_tokens must be at least 1, got {max_tokens=}.")
+        check_positive(max_tokens=max_tokens)
         self.temperature = temperature
         self.top_k = top_k
         self.top_p = top_p
@@ -61,35 +63,21 @@ class Sample:
         self.seed = seed
 
     def __call__(
-        self,
-        model: nn.Module,
-        prompts: Sequence[Sequence[int]],
-        *,
-        bos_id: int,
-        eos_id: int,
-        pad_id: int,
+        self, model: LanguageModel, prompts: Sequence[Sequence[int]], **special_ids: int
     ) -> list[list[int]]:
-        """Continue each prompt.
-
-        Args:
-            model: a language model, in evaluation mode.
-            prompts: token ids, b lists of at least one; begin them with bos if the model was
-                trained so.
-            bos_id: the token that begins a document.
-            eos_id: the token that ends it.
-            pad_id: the token that fills up rows.
+        """Continue each prompt, as `stream` does.
 
         Returns:
             The new tokens of each row, without the prompt and without eos.
         """
-        steps = list(self.stream(model, prompts, bos_id=bos_id, eos_id=eos_id, pad_id=pad_id))
+        steps = list(self.stream(model, prompts, **special_ids))
         rows = torch.stack(steps, 1).tolist() if steps else [[] for _ in prompts]
-        return [[token for token in row if token != pad_id] for row in rows]
+        return [[token for token in row if token != special_ids["pad_id"]] for row in rows]
 
     @torch.inference_mode()
     def stream(
         self,
-        model: nn.Module,
+        model: LanguageModel,
         prompts: Sequence[Sequence[int]],
         *,
         bos_id: int,
@@ -100,6 +88,14 @@ class Sample:
 
         Yields tokens [b] as soon as they are drawn, until all rows have ended. Rows that have ended
         have pad_id.
+
+        Args:
+            model: the model, in evaluation mode.
+            prompts: token ids, b lists of at least one; begin them with bos if the model was
+                trained so.
+            bos_id: the token that begins a document.
+            eos_id: the token that ends it.
+            pad_id: the token that fills up rows.
         """
         check_eval_mode(model)
         if not prompts or not all(map(len, prompts)):
@@ -108,11 +104,13 @@ class Sample:
                 "a prompt of bos alone lets the model begin."
             )
         device = next(model.parameters()).device
-        tokens, key_mask = _left_pad(prompts, pad_id, device)
-        generator = None
-        if self.seed is not None:
-            generator = torch.Generator(device).manual_seed(self.seed)
-        max_length = getattr(model, "max_length", None)
+        rows = [torch.tensor(prompt, device=device) for prompt in prompts]
+        pad_left = partial(pad_sequence, batch_first=True, padding_side="left")
+        tokens = pad_left(rows, padding_value=pad_id)
+        key_mask = pad_left([torch.ones_like(row, dtype=torch.bool) for row in rows])
+        seed = self.seed
+        generator = None if seed is None else torch.Generator(device).manual_seed(seed)
+        max_length = model.max_length
         cache = create_cache(model)
         ended = torch.zeros(len(prompts), dtype=torch.bool, device=device)
         for count in range(self.max_tokens):
@@ -147,13 +145,3 @@ class Sample:
             before = mass.cumsum(-1) - mass
             mass = mass.masked_fill(before >= self.top_p, 0)
         return ids.gather(1, torch.multinomial(mass, 1, generator=generator)).squeeze(1)
-
-
-def _left_pad(
-    prompts: Sequence[Sequence[int]], pad_id: int, device: torch.device
-) -> tuple[Tensor, Tensor]:
-    """Return the prompts as token ids [b t], filled up at the left, and their key mask [b t]."""
-    longest = max(map(len, prompts))
-    rows = [[pad_id] * (longest - len(prompt)) + list(prompt) for prompt in prompts]
-    mask = [[False] * (longest - len(prompt)) + [True] * len(prompt) for prompt in prompts]
-    return torch.tensor(rows, device=device), torch.tensor(mask, device=device)

@@ -2,15 +2,14 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar, Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import gelu, silu
 
 from attention_zoo.attention.base import Attention
-from attention_zoo.caches import Cache
-from attention_zoo.errors import UserError, check_dropout
-from attention_zoo.masks import Mask
+from attention_zoo.errors import UserError, check_dropout, check_positive
 from attention_zoo.zoo import Role
 
 AttentionFactory = Callable[..., Attention]
@@ -41,25 +40,21 @@ class BlockOptions:
     dropout: float = 0.1
 
     def __post_init__(self) -> None:
-        for name, choices in (
-            ("activation", Activation),
-            ("norm", Norm),
-            ("norm_order", NormOrder),
-        ):
-            value, legal = getattr(self, name), get_args(choices)
+        choices = {"activation": Activation, "norm": Norm, "norm_order": NormOrder}
+        for name, literal in choices.items():
+            value, legal = getattr(self, name), get_args(literal)
             if value not in legal:
                 raise UserError(f"{name} must be one of {', '.join(legal)}, got {value!r}.")
         check_dropout(self.dropout)
-        if min(self.dim, self.ffn_dim) < 1:
-            raise UserError(f"dim and ffn_dim must be positive, got {self.dim} and {self.ffn_dim}.")
+        check_positive(dim=self.dim, ffn_dim=self.ffn_dim)
 
-    def new_norm(self) -> nn.Module:
+    def create_norm(self) -> nn.Module:
         """Create the norm of a sublayer."""
         return nn.LayerNorm(self.dim) if self.norm == "layer" else nn.RMSNorm(self.dim, eps=1e-6)
 
-    def final_norm(self) -> nn.Module:
+    def create_final_norm(self) -> nn.Module:
         """Create the norm at the end of a stack, which pre-norm layers need."""
-        return self.new_norm() if self.norm_order == "pre" else nn.Identity()
+        return self.create_norm() if self.norm_order == "pre" else nn.Identity()
 
 
 class Sublayer(nn.Module):
@@ -68,7 +63,7 @@ class Sublayer(nn.Module):
     def __init__(self, options: BlockOptions) -> None:
         super().__init__()
         self.pre_norm = options.norm_order == "pre"
-        self.norm = options.new_norm()
+        self.norm = options.create_norm()
         self.dropout = nn.Dropout(options.dropout)
 
     def residual(self, x: Tensor, f: Callable[[Tensor], Tensor]) -> Tensor:
@@ -81,44 +76,16 @@ class Sublayer(nn.Module):
 class AttentionSublayer(Sublayer):
     """Any mechanism of the zoo in one role, with residual and norm."""
 
-    role: ClassVar[Role]
-
-    def __init__(self, attention: AttentionFactory, options: BlockOptions, *, layer: int) -> None:
+    def __init__(
+        self, attention: AttentionFactory, options: BlockOptions, *, role: Role, layer: int
+    ) -> None:
         super().__init__(options)
-        self.attention = attention(dim=options.dim, role=self.role, layer=layer)
+        self.role = role
+        self.attention = attention(dim=options.dim, role=role, layer=layer)
 
-    def forward(
-        self,
-        x: Tensor,
-        context: Tensor | None = None,
-        *,
-        mask: Mask = Mask(),
-        positions: Tensor | None = None,
-        cache: Cache | None = None,
-    ) -> Tensor:
-        """Attend as `Attention.forward` does, [b q d] -> [b q d]."""
-        return self.residual(
-            x,
-            lambda y: self.attention(y, context, mask=mask, positions=positions, cache=cache),
-        )
-
-
-class CausalSelfAttention(AttentionSublayer):
-    """Each token attends to itself and earlier tokens: in decoders and language models."""
-
-    role = "causal"
-
-
-class GlobalSelfAttention(AttentionSublayer):
-    """Each token attends to all tokens: in encoders."""
-
-    role = "global"
-
-
-class CrossAttention(AttentionSublayer):
-    """Each token attends to another sequence: from the decoder to the encoder."""
-
-    role = "cross"
+    def forward(self, x: Tensor, context: Tensor | None = None, **inputs: Any) -> Tensor:
+        """Attend as `Attention.forward` does, with the same inputs: [b q d] -> [b q d]."""
+        return self.residual(x, lambda y: self.attention(y, context, **inputs))
 
 
 class FeedForward(Sublayer):
@@ -132,16 +99,19 @@ class FeedForward(Sublayer):
         self.contract = nn.Linear(options.ffn_dim, options.dim)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.residual(x, lambda y: self.contract(self._activate(self.expand(y))))
+        activate = ACTIVATIONS[self.activation]
+        return self.residual(x, lambda y: self.contract(activate(self.expand(y))))
 
-    def _activate(self, x: Tensor) -> Tensor:
-        match self.activation:
-            case "relu":
-                return torch.relu(x)
-            case "relu_squared":
-                return torch.relu(x).square()
-            case "gelu":
-                return nn.functional.gelu(x)
-            case "swiglu":
-                gate, x = x.chunk(2, dim=-1)
-                return nn.functional.silu(gate) * x
+
+def swiglu(x: Tensor) -> Tensor:
+    """Multiply the second half of the channels by the SiLU of the first."""
+    gate, x = x.chunk(2, dim=-1)
+    return silu(gate) * x
+
+
+ACTIVATIONS: dict[Activation, Callable[[Tensor], Tensor]] = {
+    "relu": torch.relu,
+    "relu_squared": lambda x: torch.relu(x).square(),
+    "gelu": gelu,
+    "swiglu": swiglu,
+}

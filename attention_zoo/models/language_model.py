@@ -1,12 +1,14 @@
 """The decoder-only language model (Radford et al. 2018)."""
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
 from attention_zoo.caches import LayeredCache
 from attention_zoo.capture import Maps, capture_attention, group_by_role
 from attention_zoo.masks import Mask, count_real_tokens
-from attention_zoo.models.blocks import Activation, AttentionFactory, BlockOptions, Norm, NormOrder
+from attention_zoo.models.blocks import AttentionFactory, BlockOptions
 from attention_zoo.models.embedding import TokenEmbedding, output_head
 from attention_zoo.models.stacks import Decoder, PositionFactory
 
@@ -16,51 +18,32 @@ class LanguageModel(nn.Module):
 
     Args:
         vocabulary_size: v.
-        dim: as in `BlockOptions`, like `ffn_dim`, `activation`, `norm`, `norm_order`, `dropout`.
         layers: number of layers.
         attention: factory of the mechanism, called with `dim`, `role` and `layer`.
         position: factory of the positional encoding.
         tie_embeddings: one table for input and output (Press and Wolf 2017).
+        block_options: those of `BlockOptions`: `dim`, `ffn_dim` and what else it has.
     """
 
     def __init__(
         self,
         *,
         vocabulary_size: int,
-        dim: int,
-        ffn_dim: int,
         layers: int,
         attention: AttentionFactory,
         position: PositionFactory,
-        activation: Activation = "gelu",
-        norm: Norm = "layer",
-        norm_order: NormOrder = "pre",
-        dropout: float = 0.1,
         tie_embeddings: bool = True,
+        **block_options: Any,
     ) -> None:
         super().__init__()
-        options = BlockOptions(
-            dim=dim,
-            ffn_dim=ffn_dim,
-            activation=activation,
-            norm=norm,
-            norm_order=norm_order,
-            dropout=dropout,
-        )
-        self.embedding = TokenEmbedding(vocabulary_size, dim)
+        options = BlockOptions(**block_options)
+        self.embedding = TokenEmbedding(vocabulary_size, options.dim)
         self.decoder = Decoder(
-            layers=layers,
-            attention=attention,
-            cross_attention=None,
-            position=position,
-            options=options,
+            layers=layers, attention=attention, position=position, options=options
         )
         self.head = output_head(self.embedding, tied=tie_embeddings)
-
-    @property
-    def max_length(self) -> int | None:
-        """Return the longest sequence that encoding and attention can take, if there is a limit."""
-        return self.decoder.max_length
+        # The longest sequence that encoding and attention can take, if there is a limit.
+        self.max_length = self.decoder.max_length
 
     def forward(
         self,
@@ -96,11 +79,7 @@ class LanguageModel(nn.Module):
         return self.head(x)
 
     def new_cache(self) -> LayeredCache:
-        """Create an empty cache for decoding token by token.
-
-        Raises:
-            Unsupported: an attention without cached decoding.
-        """
+        """Create an empty cache for decoding, or raise Unsupported if an attention has none."""
         return self.decoder.new_cache()
 
     def attention_maps(self, tokens: Tensor, *, segment_ids: Tensor | None = None) -> Maps:

@@ -1,12 +1,14 @@
 """The encoder-decoder Transformer (Vaswani et al. 2017)."""
 
-import torch
+from typing import Any
+
 from torch import Tensor, nn
 
+from attention_zoo.attention.base import resolve_positions
 from attention_zoo.caches import LayeredCache
 from attention_zoo.capture import Maps, capture_attention, group_by_role
 from attention_zoo.masks import Mask
-from attention_zoo.models.blocks import Activation, AttentionFactory, BlockOptions, Norm, NormOrder
+from attention_zoo.models.blocks import AttentionFactory, BlockOptions
 from attention_zoo.models.embedding import TokenEmbedding, output_head
 from attention_zoo.models.stacks import Decoder, Encoder, PositionFactory, shortest_limit
 
@@ -17,12 +19,12 @@ class Seq2Seq(nn.Module):
     Args:
         vocabulary_size: v, shared by source and target.
         pad_id: the token that fills shorter rows at their end.
-        dim: as in `BlockOptions`, like `ffn_dim`, `activation`, `norm`, `norm_order`, `dropout`.
         layers: of encoder and decoder each; `encoder_layers` and `decoder_layers` override it.
         encoder_attention: factory, called with `dim`, `role` and `layer`; likewise
             `decoder_attention` and `cross_attention`.
         position: factory of the positional encoding; encoder and decoder get one each.
         tie_embeddings: one table for source, target and output (Vaswani et al. 2017, §3.4).
+        block_options: those of `BlockOptions`: `dim`, `ffn_dim` and what else it has.
     """
 
     def __init__(
@@ -30,8 +32,6 @@ class Seq2Seq(nn.Module):
         *,
         vocabulary_size: int,
         pad_id: int,
-        dim: int,
-        ffn_dim: int,
         layers: int,
         encoder_attention: AttentionFactory,
         decoder_attention: AttentionFactory,
@@ -39,26 +39,16 @@ class Seq2Seq(nn.Module):
         position: PositionFactory,
         encoder_layers: int | None = None,
         decoder_layers: int | None = None,
-        activation: Activation = "gelu",
-        norm: Norm = "layer",
-        norm_order: NormOrder = "pre",
-        dropout: float = 0.1,
         tie_embeddings: bool = True,
+        **block_options: Any,
     ) -> None:
         super().__init__()
-        options = BlockOptions(
-            dim=dim,
-            ffn_dim=ffn_dim,
-            activation=activation,
-            norm=norm,
-            norm_order=norm_order,
-            dropout=dropout,
-        )
+        options = BlockOptions(**block_options)
         self.pad_id = pad_id
-        self.source_embedding = TokenEmbedding(vocabulary_size, dim)
-        self.target_embedding = (
-            self.source_embedding if tie_embeddings else TokenEmbedding(vocabulary_size, dim)
-        )
+        self.source_embedding = TokenEmbedding(vocabulary_size, options.dim)
+        self.target_embedding = self.source_embedding
+        if not tie_embeddings:
+            self.target_embedding = TokenEmbedding(vocabulary_size, options.dim)
         self.encoder = Encoder(
             layers=layers if encoder_layers is None else encoder_layers,
             attention=encoder_attention,
@@ -73,11 +63,8 @@ class Seq2Seq(nn.Module):
             options=options,
         )
         self.head = output_head(self.target_embedding, tied=tie_embeddings)
-
-    @property
-    def max_length(self) -> int | None:
-        """Return the longest sequence that encoding and attention can take, if there is a limit."""
-        return shortest_limit(self.encoder.max_length, self.decoder.max_length)
+        # The longest sequence that encoding and attention can take, if there is a limit.
+        self.max_length = shortest_limit(self.encoder.max_length, self.decoder.max_length)
 
     def forward(self, source: Tensor, target: Tensor) -> Tensor:
         """Compute logits [b t v] for the token after each of `target` [b t], by teacher forcing."""
@@ -86,9 +73,8 @@ class Seq2Seq(nn.Module):
 
     def encode(self, source: Tensor, source_mask: Tensor) -> Tensor:
         """Encode source tokens [b s], True at the real ones in `source_mask`: memory [b s d]."""
-        positions = torch.arange(source.shape[1], device=source.device)[None, :]
         x = self.source_embedding(source)
-        return self.encoder(x, mask=Mask(key_mask=source_mask), positions=positions)
+        return self.encoder(x, mask=Mask(key_mask=source_mask), positions=resolve_positions(x))
 
     def decode(
         self,
@@ -107,23 +93,17 @@ class Seq2Seq(nn.Module):
             source_mask: [b s], True at real source tokens.
             cache: from `new_cache`; it takes the tokens in.
         """
-        start = 0 if cache is None else cache.length
-        positions = torch.arange(start, start + target.shape[1], device=target.device)[None, :]
         x = self.decoder(
             self.target_embedding(target),
             memory,
             context_mask=Mask(key_mask=source_mask),
-            positions=positions,
+            positions=resolve_positions(target, cache=cache),
             cache=cache,
         )
         return self.head(x)
 
     def new_cache(self) -> LayeredCache:
-        """Create an empty cache for decoding token by token.
-
-        Raises:
-            Unsupported: an attention without cached decoding.
-        """
+        """Create an empty cache for decoding, or raise Unsupported if an attention has none."""
         return self.decoder.new_cache()
 
     def attention_maps(self, source: Tensor, target: Tensor) -> Maps:

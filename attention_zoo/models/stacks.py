@@ -1,84 +1,28 @@
 """Encoder and decoder: N layers and the positional encoding that they share."""
 
 from collections.abc import Callable, Sequence
-from typing import cast
+from typing import ClassVar, cast
 
 from torch import Tensor, nn
 
 from attention_zoo.attention.base import Attention
 from attention_zoo.caches import Cache, LayeredCache
-from attention_zoo.errors import UserError
+from attention_zoo.errors import check_positive
 from attention_zoo.masks import Mask
 from attention_zoo.models.blocks import (
     AttentionFactory,
     AttentionSublayer,
     BlockOptions,
-    CausalSelfAttention,
-    CrossAttention,
     FeedForward,
-    GlobalSelfAttention,
 )
 from attention_zoo.position.base import PositionalEncoding
+from attention_zoo.zoo import Role
 
 PositionFactory = Callable[..., PositionalEncoding]
 
 
-class EncoderLayer(nn.Module):
-    """Global self-attention, then feed-forward."""
-
-    def __init__(
-        self, attention: AttentionFactory, options: BlockOptions, *, layer: int = 0
-    ) -> None:
-        super().__init__()
-        self.self_attention = GlobalSelfAttention(attention, options, layer=layer)
-        self.feed_forward = FeedForward(options)
-
-    def forward(self, x: Tensor, *, mask: Mask, positions: Tensor) -> Tensor:
-        return self.feed_forward(self.self_attention(x, mask=mask, positions=positions))
-
-
-class Encoder(nn.Module):
-    """Layers of global self-attention and feed-forward over embedded tokens.
-
-    Args:
-        layers: number of layers.
-        attention: factory of the mechanism, called with `dim`, `role` and `layer` for every layer.
-        position: factory of the encoding, called once, or for each layer, as its card says.
-        options: of the blocks.
-    """
-
-    def __init__(
-        self,
-        *,
-        layers: int,
-        attention: AttentionFactory,
-        position: PositionFactory,
-        options: BlockOptions,
-    ) -> None:
-        super().__init__()
-        check_layers(layers)
-        stack = [EncoderLayer(attention, options, layer=index) for index in range(layers)]
-        self.layers = nn.ModuleList(stack)
-        self.position = attach_positions([layer.self_attention for layer in stack], position)
-        self.dropout = nn.Dropout(options.dropout)
-        self.norm = options.final_norm()
-
-    @property
-    def max_length(self) -> int | None:
-        """Return the longest sequence that encoding and attention can take, if there is a limit."""
-        return shortest_limit(self.position.max_length, *attention_length_limits(self))
-
-    def forward(self, x: Tensor, *, mask: Mask, positions: Tensor) -> Tensor:
-        """Encode [b s d] -> [b s d]."""
-        positions = self.position.map_positions(positions)
-        x = self.dropout(self.position.embed(x, positions))
-        for layer in self.layers:
-            x = layer(x, mask=mask, positions=positions)
-        return self.norm(x)
-
-
-class DecoderLayer(nn.Module):
-    """Causal self-attention, cross-attention if there is a context, then feed-forward."""
+class TransformerLayer(nn.Module):
+    """Self-attention of a role, cross-attention if there is a factory of it, then feed-forward."""
 
     def __init__(
         self,
@@ -86,18 +30,19 @@ class DecoderLayer(nn.Module):
         cross_attention: AttentionFactory | None,
         options: BlockOptions,
         *,
+        role: Role,
         layer: int = 0,
     ) -> None:
         super().__init__()
-        self.self_attention = CausalSelfAttention(attention, options, layer=layer)
-        self.cross_attention = (
-            None
-            if cross_attention is None
-            else CrossAttention(cross_attention, options, layer=layer)
-        )
+        self.self_attention = AttentionSublayer(attention, options, role=role, layer=layer)
+        self.cross_attention = None
+        if cross_attention is not None:
+            self.cross_attention = AttentionSublayer(
+                cross_attention, options, role="cross", layer=layer
+            )
         self.feed_forward = FeedForward(options)
 
-    def new_caches(self) -> list[Cache | None]:
+    def create_caches(self) -> list[Cache | None]:
         """Create the caches of self-attention and, if there is any, of cross-attention."""
         sublayers = [self.self_attention, self.cross_attention]
         return [None if part is None else part.attention.new_cache() for part in sublayers]
@@ -105,10 +50,10 @@ class DecoderLayer(nn.Module):
     def forward(
         self,
         x: Tensor,
-        context: Tensor | None,
+        context: Tensor | None = None,
         *,
         mask: Mask,
-        context_mask: Mask,
+        context_mask: Mask = Mask(),
         positions: Tensor,
         caches: Sequence[Cache | None] = (None, None),
     ) -> Tensor:
@@ -119,46 +64,43 @@ class DecoderLayer(nn.Module):
         return self.feed_forward(x)
 
 
-class Decoder(nn.Module):
-    """Layers of causal self-attention, cross-attention (optional) and feed-forward.
+class Stack(nn.Module):
+    """Layers over embedded tokens, a positional encoding that acts on them, and a final norm.
+
+    The encoding acts on self-attention; the two sides of cross-attention share no positions.
 
     Args:
         layers: number of layers.
         attention: factory of the self-attention, called with `dim`, `role` and `layer` for each.
-        cross_attention: factory of the cross-attention; None for a language model.
-        position: factory of the encoding, called once or for each layer, as its card says. It acts
-            on self-attention; the two sides of cross-attention share no positions.
+        cross_attention: factory of the cross-attention, if there is any.
+        position: factory of the encoding, called once, or for each layer, as its card says.
         options: of the blocks.
     """
+
+    role: ClassVar[Role]
 
     def __init__(
         self,
         *,
         layers: int,
         attention: AttentionFactory,
-        cross_attention: AttentionFactory | None,
+        cross_attention: AttentionFactory | None = None,
         position: PositionFactory,
         options: BlockOptions,
     ) -> None:
         super().__init__()
-        check_layers(layers)
+        check_positive(layers=layers)
         stack = [
-            DecoderLayer(attention, cross_attention, options, layer=index)
+            TransformerLayer(attention, cross_attention, options, role=self.role, layer=index)
             for index in range(layers)
         ]
         self.layers = nn.ModuleList(stack)
         self.position = attach_positions([layer.self_attention for layer in stack], position)
         self.dropout = nn.Dropout(options.dropout)
-        self.norm = options.final_norm()
-
-    @property
-    def max_length(self) -> int | None:
-        """Return the longest sequence that encoding and attention can take, if there is a limit."""
-        return shortest_limit(self.position.max_length, *attention_length_limits(self))
-
-    def new_cache(self) -> LayeredCache:
-        """Create empty caches for all layers."""
-        return LayeredCache([cast(DecoderLayer, layer).new_caches() for layer in self.layers])
+        self.norm = options.create_final_norm()
+        # The longest sequence that encoding and attention can take, if there is a limit.
+        limits = [part.max_length for part in self.modules() if isinstance(part, Attention)]
+        self.max_length = shortest_limit(self.position.max_length, *limits)
 
     def forward(
         self,
@@ -170,7 +112,7 @@ class Decoder(nn.Module):
         positions: Tensor,
         cache: LayeredCache | None = None,
     ) -> Tensor:
-        """Decode [b t d], attending to the context [b s d]: [b t d]."""
+        """Encode or decode [b t d], attending to the context [b s d] if there is any: [b t d]."""
         positions = self.position.map_positions(positions)
         x = self.dropout(self.position.embed(x, positions))
         for index, layer in enumerate(self.layers):
@@ -185,6 +127,23 @@ class Decoder(nn.Module):
         if cache is not None:
             cache.length += x.shape[1]
         return self.norm(x)
+
+
+class Encoder(Stack):
+    """A stack with global self-attention."""
+
+    role = "global"
+
+
+class Decoder(Stack):
+    """A stack with causal self-attention, which can be decoded token by token."""
+
+    role = "causal"
+
+    def new_cache(self) -> LayeredCache:
+        """Create empty caches for all layers."""
+        layers = [cast(TransformerLayer, layer) for layer in self.layers]
+        return LayeredCache([layer.create_caches() for layer in layers])
 
 
 def attach_positions(
@@ -207,17 +166,6 @@ def attach_positions(
     return PositionalEncoding(**first.position_sizes)
 
 
-def attention_length_limits(stack: nn.Module) -> list[int | None]:
-    """Return the longest sequences of a stack's attention."""
-    return [part.max_length for part in stack.modules() if isinstance(part, Attention)]
-
-
 def shortest_limit(*limits: int | None) -> int | None:
     """Return the smallest limit, or None if there is none."""
     return min((limit for limit in limits if limit is not None), default=None)
-
-
-def check_layers(layers: int) -> None:
-    """Refuse a stack without layers."""
-    if layers < 1:
-        raise UserError(f"a stack needs at least 1 layer, got {layers}.")

@@ -116,14 +116,9 @@ class PositionalEncoding(nn.Module):
     def naive_rotate(
         self, x: Tensor, positions: Tensor, *, head: int, length: int, of: Literal["query", "key"]
     ) -> Tensor:
-        """Rotate vectors [… c] of one head at positions […].
+        """Rotate a query, or keys, [… c] at positions […].
 
-        Args:
-            x: a query, or keys.
-            positions: where they stand.
-            head: index of the query head.
-            length: number of tokens up to the query.
-            of: what x is.
+        `head` is the index of the query head, `length` the number of tokens up to the query.
         """
         return x
 

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from attention_zoo import create_position
 from attention_zoo.masks import Mask
 from tests.conformance.cases import Case, backends, over, plain_cases, representative_pairs
 from tests.conformance.definition import visible
@@ -42,6 +43,23 @@ def test_forward_is_the_equation(case: Case, length: int) -> None:
 @over(representative_pairs())
 def test_forward_is_the_equation_with_an_encoding(case: Case) -> None:
     hold_against_naive(case, 7, 7)
+
+
+@pytest.mark.parametrize("encoding", ["rotary", "alibi"])
+def test_forward_is_the_equation_at_positions_of_a_longer_sequence(encoding: str) -> None:
+    case = Case("multi_head", "causal")
+    attention = case.attention()
+    randomized = create_position(
+        "randomized", encoding=encoding, num_positions=65, max_length=7, **attention.position_sizes
+    )
+    attention.attach_position(randomized, shared=True)
+    positions = randomized.eval().map_positions(torch.arange(7)[None])
+    (x,) = case.inputs(7)
+    sees = visible(attention, Mask(), len(x), 7, 7)
+    assert_same(
+        values_and_gradients(lambda x: attention(x, positions=positions), attention, x),
+        values_and_gradients(lambda x: attention.naive(x, x, sees, positions), attention, x),
+    )
 
 
 @pytest.mark.parametrize(("queries", "keys"), [(7, 1), (1, 7), (7, 65), (65, 7)])

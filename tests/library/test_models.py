@@ -8,12 +8,7 @@ import torch
 from attention_zoo import UserError, create_attention, create_position
 from attention_zoo.masks import Mask
 from attention_zoo.models import LanguageModel, Seq2Seq
-from attention_zoo.models.blocks import (
-    BlockOptions,
-    CausalSelfAttention,
-    CrossAttention,
-    FeedForward,
-)
+from attention_zoo.models.blocks import AttentionSublayer, BlockOptions, FeedForward
 from attention_zoo.models.language_model import positions_in_row
 from tests.conformance.numbers import assert_same
 
@@ -55,8 +50,8 @@ def test_residual_and_norm_stand_around_attention(order: str) -> None:
     options = BlockOptions(dim=8, ffn_dim=16, norm_order=order, dropout=0.0)
     x, context = torch.randn(2, 3, 8), torch.randn(2, 5, 8)
     for block, other in (
-        (CausalSelfAttention(PLAIN, options, layer=0), ()),
-        (CrossAttention(PLAIN, options, layer=0), (context,)),
+        (AttentionSublayer(PLAIN, options, role="causal", layer=0), ()),
+        (AttentionSublayer(PLAIN, options, role="cross", layer=0), (context,)),
     ):
         if order == "pre":
             expected = x + block.attention(block.norm(x), *other)
@@ -86,8 +81,8 @@ def test_a_stack_ends_normed(order: str) -> None:
         ({"norm": "batch"}, "norm must be one of layer, rms, got 'batch'"),
         ({"norm_order": "both"}, "norm_order must be one of pre, post, got 'both'"),
         ({"dropout": 1.0}, "dropout must be at least 0 and below 1, got 1.0"),
-        ({"ffn_dim": 0}, "dim and ffn_dim must be positive, got 8 and 0"),
-        ({"layers": 0}, "at least 1 layer, got 0"),
+        ({"ffn_dim": 0}, "ffn_dim must be at least 1, got 0"),
+        ({"layers": 0}, "layers must be at least 1, got 0"),
     ],
 )
 def test_wrong_sizes_are_refused(wrong: dict[str, object], message: str) -> None:

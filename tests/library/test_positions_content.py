@@ -149,7 +149,7 @@ def test_contextual_counts_by_gates(last: int) -> None:
     ],
 )
 def test_a_table_without_distances_is_refused(name: str, role: Role, option: str) -> None:
-    with pytest.raises(UserError, match=f"position={name} needs a {option} of at least 1.*got 0"):
+    with pytest.raises(UserError, match=f"{option} must be at least 1, got 0"):
         encoding(name, role, **{option: 0})
 
 

@@ -11,7 +11,7 @@ from attention_zoo import create_attention
 from attention_zoo.attention.base import Attention
 from attention_zoo.masks import Mask
 from attention_zoo.models.blocks import BlockOptions, FeedForward
-from attention_zoo.models.stacks import DecoderLayer, EncoderLayer
+from attention_zoo.models.stacks import TransformerLayer
 from tests.conformance.definition import key_mask
 from tests.conformance.numbers import assert_same
 
@@ -104,7 +104,7 @@ def test_encoder_layer(order: str, activation: str) -> None:
         DIM, HEADS, HIDDEN, 0.0, activation, batch_first=True, norm_first=order == "pre"
     )
     perturb(theirs)
-    ours = EncoderLayer(ATTENTION, options(order, activation))
+    ours = TransformerLayer(ATTENTION, None, options(order, activation), role="global")
     copy_attention(ours.self_attention.attention, theirs.self_attn)
     copy_feed_forward(ours.feed_forward, theirs)
     ours.self_attention.norm.load_state_dict(theirs.norm1.state_dict())
@@ -121,7 +121,7 @@ def test_decoder_layer(order: str, activation: str) -> None:
         DIM, HEADS, HIDDEN, 0.0, activation, batch_first=True, norm_first=order == "pre"
     )
     perturb(theirs)
-    ours = DecoderLayer(ATTENTION, ATTENTION, options(order, activation))
+    ours = TransformerLayer(ATTENTION, ATTENTION, options(order, activation), role="causal")
     assert ours.cross_attention is not None
     copy_attention(ours.self_attention.attention, theirs.self_attn)
     copy_attention(ours.cross_attention.attention, theirs.multihead_attn)

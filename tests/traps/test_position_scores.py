@@ -45,6 +45,13 @@ def test_rows_that_share_positions_share_the_bias(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", BY_PLACES)
+def test_a_bias_has_a_shape_on_the_meta_device(name: str) -> None:
+    """Which has no autocast that could be disabled."""
+    places = PLACES.to("meta")
+    assert built(name).to("meta").score_bias(places, places).shape == (1, HEADS, 9, 9)
+
+
+@pytest.mark.parametrize("name", BY_PLACES)
 def test_distances_are_not_rounded_to_half_precision(name: str) -> None:
     """In bfloat16 place 257 is 256, and 1003 is 1000."""
     with default_dtype("float32"):

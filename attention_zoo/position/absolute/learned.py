@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from attention_zoo.errors import UserError
+from attention_zoo.errors import UserError, check_positive
 from attention_zoo.position.base import PositionalEncoding
 from attention_zoo.zoo import POSITION, PositionCard
 
@@ -30,8 +30,7 @@ class LearnedEncoding(PositionalEncoding):
 
     def __init__(self, *, max_length: int, **sizes: Any) -> None:
         super().__init__(**sizes)
-        if max_length < 1:
-            raise UserError(f"max_length must be at least 1, got {max_length}.")
+        check_positive(max_length=max_length)
         self.max_length = max_length
         self.table = nn.Embedding(max_length, self.dim)
         # Half the embeddings' own deviation, the proportion of GPT-2 (0.01 beside 0.02).

@@ -9,8 +9,17 @@ from torch import Tensor
 
 from attention_zoo.errors import Unsupported, UserError
 from attention_zoo.position.absolute.learned import check_length
-from attention_zoo.position.base import PositionalEncoding, ScoreInputs
+from attention_zoo.position.base import PositionalEncoding
 from attention_zoo.zoo import POSITION, PositionCard
+
+
+def inner_hook(name: str) -> Any:
+    """Return a method that calls this hook of the inner encoding."""
+
+    def hook(self: "RandomizedEncoding", *args: Any, **options: Any) -> Any:
+        return getattr(self.inner, name)(*args, **options)
+
+    return hook
 
 
 @POSITION.register(
@@ -88,33 +97,17 @@ class RandomizedEncoding(PositionalEncoding):
         drawn = torch.randperm(self.num_positions, device=positions.device)[:columns]
         return drawn.sort().values[positions]
 
-    def embed(self, x: Tensor, positions: Tensor) -> Tensor:
-        return self.inner.embed(x, positions)
-
-    def rotate(self, q: Tensor, k: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
-        return self.inner.rotate(q, k, positions)
-
-    def length_spans(self, q_positions: Tensor) -> list[slice]:
-        return self.inner.length_spans(q_positions)
-
-    def rotate_by_length(
-        self, q: Tensor, k: Tensor, q_positions: Tensor, k_positions: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        return self.inner.rotate_by_length(q, k, q_positions, k_positions)
-
-    def score_bias(self, q_positions: Tensor, k_positions: Tensor) -> Tensor | None:
-        return self.inner.score_bias(q_positions, k_positions)
-
-    def cached_features(self, x: Tensor) -> dict[str, Tensor]:
-        return self.inner.cached_features(x)
-
-    def content_bias(self, inputs: ScoreInputs) -> Tensor | None:
-        return self.inner.content_bias(inputs)
-
-    def value_bias(
-        self, weights: Tensor, q_positions: Tensor, k_positions: Tensor
-    ) -> Tensor | None:
-        return self.inner.value_bias(weights, q_positions, k_positions)
+    embed = inner_hook("embed")
+    rotate = inner_hook("rotate")
+    length_spans = inner_hook("length_spans")
+    rotate_by_length = inner_hook("rotate_by_length")
+    score_bias = inner_hook("score_bias")
+    cached_features = inner_hook("cached_features")
+    content_bias = inner_hook("content_bias")
+    value_bias = inner_hook("value_bias")
+    naive_rotate = inner_hook("naive_rotate")
+    naive_bias = inner_hook("naive_bias")
+    naive_values = inner_hook("naive_values")
 
 
 def takes_positions(card: PositionCard) -> bool:

@@ -40,7 +40,7 @@ class SinusoidalEncoding(PositionalEncoding):
 
 def sinusoids(positions: Tensor, dim: int, base: float) -> Tensor:
     """Return the sinusoids [… dim] of positions […], in float32 at least."""
-    wide = torch.float64 if torch.get_default_dtype() == torch.float64 else torch.float32
+    wide = torch.promote_types(torch.get_default_dtype(), torch.float32)
     steps = torch.arange(0, dim, 2, device=positions.device, dtype=wide)
     angles = positions[..., None].to(wide) * base ** (-steps / dim)
     return torch.stack([angles.sin(), angles.cos()], dim=-1).flatten(-2)

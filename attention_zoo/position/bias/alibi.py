@@ -32,7 +32,11 @@ class AlibiEncoding(PositionalEncoding):
 
     def __init__(self, **sizes: Any) -> None:
         super().__init__(**sizes)
-        self.register_buffer("slopes", torch.tensor(alibi_slopes(self.heads)), persistent=False)
+        power = 2 ** math.floor(math.log2(self.heads))
+        slopes = [2.0 ** (-8.0 * i / power) for i in range(1, power + 1)]
+        between = [2.0 ** (-4.0 * i / power) for i in range(1, 2 * power + 1, 2)]
+        slopes += between[: self.heads - power]
+        self.register_buffer("slopes", torch.tensor(slopes), persistent=False)
 
     def score_bias(self, q_positions: Tensor, k_positions: Tensor) -> Tensor:
         distance = (q_positions[:, :, None] - k_positions[:, None, :]).abs()
@@ -44,11 +48,3 @@ class AlibiEncoding(PositionalEncoding):
         power = 2 ** int(math.log2(self.heads))
         exponent = inputs.head + 1 if inputs.head < power else inputs.head - power + 0.5
         return -(2.0 ** (-8.0 * exponent / power)) * inputs.distances.abs()
-
-
-def alibi_slopes(heads: int) -> list[float]:
-    """Return the slope of each head."""
-    power = 2 ** math.floor(math.log2(heads))
-    slopes = [2.0 ** (-8.0 * i / power) for i in range(1, power + 1)]
-    between = [2.0 ** (-4.0 * i / power) for i in range(1, 2 * power + 1, 2)]
-    return slopes + between[: heads - power]

@@ -8,6 +8,7 @@ from torch.nn.functional import linear
 
 from attention_zoo.errors import UserError
 from attention_zoo.position.base import NaiveScoreInputs, PositionalEncoding
+from attention_zoo.precision import autocast_disabled, upcast
 from attention_zoo.zoo import POSITION, PositionCard
 
 # Keeps the quotient finite, should the threshold be learned to be 0.
@@ -79,10 +80,10 @@ class FireEncoding(PositionalEncoding):
         normaliser = self.compress(torch.maximum(last.to(wide), threshold)) + SMALL
         share = self.compress((i - j).to(wide)) / normaliser
         # In half precision neighbouring distances would be one.
-        with torch.autocast(share.device.type, enabled=False):
-            first = self.expand.weight.to(wide), self.expand.bias.to(wide)
-            hidden = linear(share[..., None], *first).relu()
-            return linear(hidden, self.contract.weight.to(wide)).movedim(-1, 1)
+        with autocast_disabled(share):
+            expand, contract = upcast(self.expand.weight), upcast(self.contract.weight)
+            hidden = linear(share[..., None], expand, upcast(self.expand.bias)).relu()
+            return linear(hidden, contract).movedim(-1, 1)
 
     def compress(self, x: Tensor) -> Tensor:
         """Compute ψ."""

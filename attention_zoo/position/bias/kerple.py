@@ -8,12 +8,12 @@ from torch.nn.functional import softplus
 
 from attention_zoo.errors import UserError
 from attention_zoo.position.base import NaiveScoreInputs, PositionalEncoding
+from attention_zoo.precision import upcast
 from attention_zoo.zoo import POSITION, PositionCard
 
 Kernel = Literal["log", "power"]
-# r₁ and r₂ start uniformly between 0 and these, as in the authors' code.
+# r₁ and r₂ start uniformly between 0.01 and these, as in the authors' code.
 START: dict[Kernel, tuple[float, float]] = {"log": (2.0, 1.0), "power": (1.0, 2.0)}
-LEAST_START = 0.01
 
 
 @POSITION.register(
@@ -45,9 +45,7 @@ class KerpleEncoding(PositionalEncoding):
         if kernel not in get_args(Kernel):
             raise UserError(f"kernel must be one of {', '.join(get_args(Kernel))}, got {kernel!r}.")
         self.kernel = kernel
-        first, second = (
-            (most * torch.rand(self.heads)).clamp(min=LEAST_START) for most in START[kernel]
-        )
+        first, second = ((r * torch.rand(self.heads)).clamp(min=0.01) for r in START[kernel])
         self.raw_first = nn.Parameter(first.expm1().log())
         self.raw_second = nn.Parameter(
             second.expm1().log() if kernel == "log" else (second / 2).logit()
@@ -55,8 +53,7 @@ class KerpleEncoding(PositionalEncoding):
 
     def coefficients(self) -> tuple[Tensor, Tensor]:
         """Return r₁ and r₂ of each head, [h], in float32 at least."""
-        wide = torch.promote_types(self.raw_first.dtype, torch.float32)
-        first, second = self.raw_first.to(wide), self.raw_second.to(wide)
+        first, second = upcast(self.raw_first), upcast(self.raw_second)
         return softplus(first), softplus(second) if self.kernel == "log" else 2 * second.sigmoid()
 
     def score_bias(self, q_positions: Tensor, k_positions: Tensor) -> Tensor:

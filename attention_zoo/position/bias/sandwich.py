@@ -8,6 +8,7 @@ from torch import Tensor
 from attention_zoo.errors import UserError
 from attention_zoo.position.absolute.sinusoidal import sinusoids
 from attention_zoo.position.base import NaiveScoreInputs, PositionalEncoding
+from attention_zoo.precision import autocast_disabled
 from attention_zoo.zoo import POSITION, PositionCard
 
 
@@ -48,7 +49,7 @@ class SandwichEncoding(PositionalEncoding):
     def score_bias(self, q_positions: Tensor, k_positions: Tensor) -> Tensor:
         q, k = (sinusoids(p, self.embedding_dim, self.base) for p in (q_positions, k_positions))
         # Autocast would multiply in half precision.
-        with torch.autocast(q.device.type, enabled=False):
+        with autocast_disabled(q):
             product = q @ k.transpose(1, 2)
         heads = torch.arange(1, self.heads + 1, dtype=q.dtype, device=q.device)
         compression = 8 * heads[:, None, None] / self.heads

@@ -54,19 +54,17 @@ class T5BiasEncoding(PositionalEncoding):
     def bucket(self, relative: Tensor) -> Tensor:
         """Return the bucket of each distance s − t (key minus query)."""
         if self.bidirectional:
-            count = self.buckets // 2
-            side = count * (relative > 0)
-            distance = relative.abs()
+            count, distance = self.buckets // 2, relative.abs()
+            first = count * (relative > 0)
         else:
-            count = self.buckets
-            side = torch.zeros_like(relative)
-            distance = (-relative).clamp(min=0)
+            count, distance = self.buckets, (-relative).clamp(min=0)
+            first = torch.zeros_like(relative)
         exact = count // 2
         growth = torch.log(distance.clamp(min=1).float() / exact) / math.log(
             self.max_distance / exact
         )
         far = exact + (growth * (count - exact)).long()
-        return side + torch.where(distance < exact, distance, far.clamp(max=count - 1))
+        return first + torch.where(distance < exact, distance, far.clamp(max=count - 1))
 
     def naive_bias(self, inputs: NaiveScoreInputs) -> Tensor:
         rows = []

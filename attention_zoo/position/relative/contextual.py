@@ -5,8 +5,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from attention_zoo.errors import UserError
+from attention_zoo.errors import check_positive
 from attention_zoo.position.base import NaiveScoreInputs, PositionalEncoding, ScoreInputs
+from attention_zoo.precision import upcast
 from attention_zoo.zoo import POSITION, PositionCard
 
 
@@ -38,10 +39,7 @@ class ContextualEncoding(PositionalEncoding):
 
     def __init__(self, *, max_position: int = 64, **sizes: Any) -> None:
         super().__init__(**sizes)
-        if max_position < 1:
-            raise UserError(
-                f"position=contextual needs a max_position of at least 1, got {max_position}."
-            )
+        check_positive(max_position=max_position)
         self.max_position = max_position
         self.table = nn.Parameter(torch.zeros(max_position + 1, self.head_dim))
 
@@ -49,19 +47,16 @@ class ContextualEncoding(PositionalEncoding):
         gates = torch.sigmoid(inputs.q @ inputs.k.transpose(-2, -1) * inputs.scale)
         counts = self.count_positions(gates, inputs.visible)
         products = inputs.q @ self.table.T
-        below, above = counts.floor(), counts.ceil()
-        part = (counts - below).to(products.dtype)
-        low, high = (products.gather(-1, row.long()) for row in (below, above))
-        return torch.lerp(low, high, part)
+        low, high = (products.gather(-1, row.long()) for row in (counts.floor(), counts.ceil()))
+        return torch.lerp(low, high, counts.frac().to(products.dtype))
 
     def count_positions(self, gates: Tensor, visible: Tensor | None) -> Tensor:
         """Compute p from the gates [b h q k] of every key."""
-        wide = gates.to(torch.promote_types(gates.dtype, torch.float32))
+        gates = upcast(gates)
         if visible is not None:
-            wide = wide.masked_fill(~visible, 0.0)
+            gates = gates.masked_fill(~visible, 0.0)
         # A sum from the query back: a difference of sums from the start would lose digits.
-        back = wide.flip(-1).cumsum(dim=-1).flip(-1)
-        return back.clamp(max=self.max_position)
+        return gates.flip(-1).cumsum(dim=-1).flip(-1).clamp(max=self.max_position)
 
     def naive_bias(self, inputs: NaiveScoreInputs) -> Tensor:
         gates = 1 / (1 + torch.exp(-(inputs.keys @ inputs.query) * inputs.scale))
@@ -70,7 +65,6 @@ class ContextualEncoding(PositionalEncoding):
             position = gates[s:].sum().clamp(max=self.max_position)
             below, above = int(position.floor()), int(position.ceil())
             share = position - below
-            biases.append(
-                inputs.query @ ((1 - share) * self.table[below] + share * self.table[above])
-            )
+            row = (1 - share) * self.table[below] + share * self.table[above]
+            biases.append(inputs.query @ row)
         return torch.stack(biases)

@@ -7,12 +7,9 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from attention_zoo.errors import UserError
+from attention_zoo.errors import check_positive
 from attention_zoo.position.base import NaiveScoreInputs, PositionalEncoding, ScoreInputs
-from attention_zoo.position.relative.tables import gather_rows
 from attention_zoo.zoo import POSITION, PositionCard
-
-TERMS = 3  # of a score
 
 
 @POSITION.register(
@@ -43,8 +40,7 @@ class DisentangledEncoding(PositionalEncoding):
 
     def __init__(self, *, clip: int = 128, **sizes: Any) -> None:
         super().__init__(**sizes)
-        if clip < 1:
-            raise UserError(f"position=disentangled needs a clip of at least 1 token, got {clip}.")
+        check_positive(clip=clip)
         self.clip = clip
         # Of variance one, like the normed tokens, so that the three terms start alike.
         self.table = nn.Parameter(torch.randn(2 * clip, self.dim))
@@ -53,17 +49,16 @@ class DisentangledEncoding(PositionalEncoding):
         self.query = nn.Linear(self.dim, self.heads * self.head_dim, bias=False)
 
     def rotate(self, q: Tensor, k: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
-        return q / math.sqrt(TERMS), k
+        return q / math.sqrt(3), k
 
     def content_bias(self, inputs: ScoreInputs) -> Tensor:
         distance = inputs.q_positions[:, :, None] - inputs.k_positions[:, None, :]
-        of_query = gather_rows(inputs.q @ self.project_table(self.key), self.row(distance))
+        by_row = inputs.q @ self.project_table(self.key)
+        of_query = by_row.take_along_dim(self.row(distance)[:, None], dim=-1)
         # The queries come divided, as `rotate` left them; the keys do not.
-        divided = inputs.k / math.sqrt(TERMS)
-        of_key = gather_rows(
-            divided @ self.project_table(self.query), self.row(-distance.transpose(1, 2))
-        )
-        return (of_query + of_key.transpose(-2, -1)) * inputs.scale
+        by_row = inputs.k / math.sqrt(3) @ self.project_table(self.query)
+        of_key = by_row.take_along_dim(self.row(-distance.mT)[:, None], dim=-1)
+        return (of_query + of_key.mT) * inputs.scale
 
     def project_table(self, projection: nn.Module) -> Tensor:
         """Project all rows of the table for every head: [h c 2k]."""
@@ -76,7 +71,7 @@ class DisentangledEncoding(PositionalEncoding):
     def naive_rotate(
         self, x: Tensor, positions: Tensor, *, head: int, length: int, of: Literal["query", "key"]
     ) -> Tensor:
-        return x / math.sqrt(TERMS) if of == "query" else x
+        return x / math.sqrt(3) if of == "query" else x
 
     def naive_bias(self, inputs: NaiveScoreInputs) -> Tensor:
         own = slice(inputs.head * self.head_dim, (inputs.head + 1) * self.head_dim)
@@ -87,6 +82,6 @@ class DisentangledEncoding(PositionalEncoding):
                 for d in (distance, -distance)
             )
             of_query = inputs.query @ (self.key.weight[own] @ ahead)
-            of_key = key @ (self.query.weight[own] @ back) / math.sqrt(TERMS)
+            of_key = key @ (self.query.weight[own] @ back) / math.sqrt(3)
             biases.append((of_query + of_key) * inputs.scale)
         return torch.stack(biases)

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn.functional import pad, softplus
 
 from attention_zoo.position.base import NaiveScoreInputs, PositionalEncoding, ScoreInputs
+from attention_zoo.precision import upcast
 from attention_zoo.zoo import POSITION, PositionCard
 
 
@@ -38,8 +39,7 @@ class DynamicBiasEncoding(PositionalEncoding):
         self.step = nn.Linear(self.dim, self.heads)
 
     def cached_features(self, x: Tensor) -> dict[str, Tensor]:
-        steps = self.step(x)
-        steps = softplus(steps.to(torch.promote_types(steps.dtype, torch.float32)))
+        steps = softplus(upcast(self.step(x)))
         return {"context_bias": -steps.transpose(1, 2)[..., None]}
 
     def content_bias(self, inputs: ScoreInputs) -> Tensor:

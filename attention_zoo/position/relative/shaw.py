@@ -5,9 +5,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from attention_zoo.errors import UserError
+from attention_zoo.errors import check_positive
 from attention_zoo.position.base import NaiveScoreInputs, PositionalEncoding, ScoreInputs
-from attention_zoo.position.relative.tables import gather_rows
+from attention_zoo.precision import upcast
 from attention_zoo.zoo import POSITION, PositionCard
 
 
@@ -27,9 +27,8 @@ class ShawEncoding(PositionalEncoding):
 
         s_ts = q_t·(k_s + a^K_{clip(s − t)})/√c,   out_t = Σ_s w_ts (v_s + a^V_{clip(s − t)})
 
-    The heads of a layer share the tables a^K and a^V, of 2k + 1 rows; causal: of k + 1. No keys or
-    values are computed per query: a query is multiplied with each row once, and weights are summed
-    by distance before they are multiplied with it.
+    The heads of a layer share the tables a^K and a^V, of 2k + 1 rows; causal: of k + 1. A query is
+    multiplied with each row once, and weights are summed by distance before they meet a^V.
 
     Args:
         clip: k, in tokens; all distances beyond share a row.
@@ -37,8 +36,7 @@ class ShawEncoding(PositionalEncoding):
 
     def __init__(self, *, clip: int = 16, **sizes: Any) -> None:
         super().__init__(**sizes)
-        if clip < 1:
-            raise UserError(f"position=shaw needs a clip of at least 1 token, got {clip}.")
+        check_positive(clip=clip)
         self.clip = clip
         self.ahead = 0 if self.role == "causal" else clip
         rows = clip + self.ahead + 1
@@ -49,12 +47,13 @@ class ShawEncoding(PositionalEncoding):
 
     def content_bias(self, inputs: ScoreInputs) -> Tensor:
         rows = self.rows(inputs.q_positions, inputs.k_positions)
-        return gather_rows(inputs.q @ self.key_table.T, rows) * inputs.scale
+        products = inputs.q @ self.key_table.T
+        return products.take_along_dim(rows[:, None], dim=-1) * inputs.scale
 
     def value_bias(self, weights: Tensor, q_positions: Tensor, k_positions: Tensor) -> Tensor:
         rows = self.rows(q_positions, k_positions)
         # In float32 at least: the last row sums many small weights.
-        wide = weights.to(torch.promote_types(weights.dtype, torch.float32))
+        wide = upcast(weights)
         sums = wide.new_zeros(*weights.shape[:3], len(self.value_table))
         sums = sums.scatter_add(-1, rows[:, None].expand_as(weights), wide)
         return sums.to(weights.dtype) @ self.value_table
@@ -65,11 +64,8 @@ class ShawEncoding(PositionalEncoding):
         return distance.clamp(-self.clip, self.ahead) + self.clip
 
     def naive_bias(self, inputs: NaiveScoreInputs) -> Tensor:
-        return (
-            self.key_table[self.naive_rows(inputs.q_position, inputs.k_positions)]
-            @ inputs.query
-            * inputs.scale
-        )
+        rows = self.naive_rows(inputs.q_position, inputs.k_positions)
+        return self.key_table[rows] @ inputs.query * inputs.scale
 
     def naive_values(self, q_position: Tensor, k_positions: Tensor) -> Tensor:
         return self.value_table[self.naive_rows(q_position, k_positions)]

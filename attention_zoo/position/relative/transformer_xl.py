@@ -32,11 +32,9 @@ class TransformerXLEncoding(PositionalEncoding):
     R has channels sin(n·ω_i) and cos(n·ω_i) for a distance of n tokens, ω_i = base^(−2i/d); u and
     v, [h c], are learned, and W_R, d -> h·c.
 
-    No R_{t−s} is built. By the addition theorem sin((t − s)ω) and cos((t − s)ω) are products of
-    terms of t and terms of s: queries are multiplied with W_R, rotated by their positions,
-    [b h q d], and multiplied with the sinusoids of keys. Each pair and head then takes d products,
-    where the paper's shift takes c.
-    Angles are computed in float32 at least.
+    No R_{t−s} is built: by the addition theorem queries are multiplied with W_R, rotated by their
+    positions, [b h q d], and multiplied with the sinusoids of keys. Each pair and head takes d
+    products, where the paper's shift takes c. Angles are computed in float32 at least.
 
     Args:
         base: the wavelengths run from 2π to base·2π tokens.
@@ -64,7 +62,7 @@ class TransformerXLEncoding(PositionalEncoding):
         return (of_key + of_position) * inputs.scale
 
     def rotate_coefficients(self, coefficients: Tensor, positions: Tensor) -> Tensor:
-        """Return factors of the sinusoids of s, from those [b h q d] of the sinusoids of t − s."""
+        """Convert coefficients [b h q d] of sinusoids of t − s to those of sinusoids of s."""
         waves = sinusoids(positions, self.dim, self.base)[:, None]
         sin, cos = waves[..., 0::2], waves[..., 1::2]
         of_sin, of_cos = coefficients[..., 0::2], coefficients[..., 1::2]

@@ -2,14 +2,14 @@
 
 from torch import Tensor
 
-from attention_zoo.position.rotary.scaled import GrowingRotary, rebased_frequencies
+from attention_zoo.position.rotary.scaled import GrowingRotary
 from attention_zoo.zoo import POSITION, PositionCard
 
 
 @POSITION.register(
     PositionCard(
         name="dynamic_ntk",
-        paper="emozilla 2023 (r/LocalLLaMA), as told by Peng et al. 2023, arXiv 2309.00071, §3.3",
+        paper="emozilla 2023 (r/LocalLLaMA), described by Peng et al. 2023, arXiv 2309.00071, §3.3",
         equation="rotary with base·(factor·n/L − (factor − 1))^(c/(c−2)) at a length n above L",
         reference="transformers LlamaAttention(rope_type=dynamic)",
         deviations="n is a query's position + 1, as when tokens are decoded one by one with keys "
@@ -42,4 +42,4 @@ class DynamicNtkScaling(GrowingRotary):
 
     def naive_frequencies(self, length: int) -> list[float]:
         growth = max(length, self.original_length) / self.original_length
-        return rebased_frequencies(self.base, self.factor * growth - (self.factor - 1), self.width)
+        return self.naive_rebased_frequencies(self.factor * growth - (self.factor - 1))

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from attention_zoo.errors import UserError
-from attention_zoo.position.rotary.scaled import LengthScaledRotary
+from attention_zoo.position.rotary.scaled import OriginalLengthScaledRotary
 from attention_zoo.zoo import POSITION, PositionCard
 
 
@@ -15,14 +15,14 @@ from attention_zoo.zoo import POSITION, PositionCard
     PositionCard(
         name="llama3",
         paper="Grattafiori et al. 2024, arXiv 2407.21783, and the authors' code",
-        equation="rotary with (1 − m_i)·ω_i/s + m_i·ω_i, m linear in the turns L·ω_i/2π",
+        equation="rotary with (1 − m_i)·ω_i/s + m_i·ω_i, m linear in the rotations L·ω_i/2π",
         reference="transformers LlamaAttention(rope_type=llama3)",
         deviations="the paper does not say it: it is in the code of Llama 3.1, whose factor is 8 "
         "and whose base is 500,000",
         acts=("heads",),
     )
 )
-class Llama3Scaling(LengthScaledRotary):
+class Llama3Scaling(OriginalLengthScaledRotary):
     """Slows down, by the factor s, only the pairs that rotate few times within the training length.
 
     A pair that makes r = L·ω_i/2π rotations within L, the length in training, gets ω_i/s up to
@@ -50,19 +50,14 @@ class Llama3Scaling(LengthScaledRotary):
 
     def frequencies(self, x: Tensor) -> Tensor:
         plain = super().frequencies(x)
-        turns = self.original_length * plain / (2 * math.pi)
-        kept = (turns - self.low_freq_factor) / (self.high_freq_factor - self.low_freq_factor)
-        return torch.lerp(plain / self.factor, plain, kept.clamp(0.0, 1.0))
+        rotations = self.original_length * plain / (2 * math.pi)
+        m = (rotations - self.low_freq_factor) / (self.high_freq_factor - self.low_freq_factor)
+        return torch.lerp(plain / self.factor, plain, m.clamp(0.0, 1.0))
 
     def naive_frequencies(self, length: int) -> list[float]:
-        found = []
-        for frequency in super().naive_frequencies(length):
-            turns = self.original_length * frequency / (2 * math.pi)
-            if turns <= self.low_freq_factor:
-                found.append(frequency / self.factor)
-            elif turns >= self.high_freq_factor:
-                found.append(frequency)
-            else:
-                m = (turns - self.low_freq_factor) / (self.high_freq_factor - self.low_freq_factor)
-                found.append((1 - m) * frequency / self.factor + m * frequency)
-        return found
+        frequencies = []
+        for plain in super().naive_frequencies(length):
+            ramp = self.original_length * plain / (2 * math.pi) - self.low_freq_factor
+            m = min(max(ramp / (self.high_freq_factor - self.low_freq_factor), 0), 1)
+            frequencies.append((1 - m) * plain / self.factor + m * plain)
+        return frequencies

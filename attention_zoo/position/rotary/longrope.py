@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from attention_zoo.errors import UserError
-from attention_zoo.position.rotary.scaled import GrowingRotary, rebased_frequencies
+from attention_zoo.position.rotary.scaled import GrowingRotary
 from attention_zoo.zoo import POSITION, PositionCard
 
 
@@ -55,7 +55,7 @@ class LongRope(GrowingRotary):
                     f"{name} must be a list of {pairs} positive numbers, one for each pair of "
                     f"channels, got {factors}."
                 )
-        self.short_factor = short_factor
+        self.short_factor = short_factor or [1.0] * pairs
         self.long_factor = long_factor
         self.magnitude = math.sqrt(1 + math.log(self.factor) / math.log(self.original_length))
 
@@ -64,19 +64,18 @@ class LongRope(GrowingRotary):
 
     def frequencies_at(self, stage: Tensor, x: Tensor) -> Tensor:
         plain = self.frequencies(x)
-        short, long = self.stretch(x, 1.0), self.stretch(x, self.factor)
-        if self.short_factor is not None:
-            short = plain.new_tensor(self.short_factor)
+        long = self.stretch(x, self.factor)
         if self.long_factor is not None:
             long = plain.new_tensor(self.long_factor)
-        return plain / torch.where(stage, long, short)
+        return plain / torch.where(stage, long, plain.new_tensor(self.short_factor))
 
     def naive_frequencies(self, length: int) -> list[float]:
-        pairs = range(self.width // 2)
-        plain = [self.base ** (-2 * i / self.width) for i in pairs]
-        if length > self.original_length:
-            if self.long_factor is None:
-                return rebased_frequencies(self.base, self.factor, self.width)
-            return [plain[i] / self.long_factor[i] for i in pairs]
-        factors = self.short_factor or [1.0] * len(plain)
-        return [plain[i] / factors[i] for i in pairs]
+        is_long = length > self.original_length
+        if is_long and self.long_factor is None:
+            return self.naive_rebased_frequencies(self.factor)
+        factors = self.long_factor if is_long and self.long_factor else self.short_factor
+        plain = super().naive_frequencies(length)
+        return [frequency / factor for frequency, factor in zip(plain, factors, strict=True)]
+
+    def naive_magnitude(self) -> float:
+        return (1 + math.log(self.factor, self.original_length)) ** 0.5

@@ -2,14 +2,14 @@
 
 from torch import Tensor
 
-from attention_zoo.position.rotary.scaled import ScaledRotary, rebased_frequencies
+from attention_zoo.position.rotary.scaled import ScaledRotary
 from attention_zoo.zoo import POSITION, PositionCard
 
 
 @POSITION.register(
     PositionCard(
         name="ntk",
-        paper="bloc97 2023 (r/LocalLLaMA), as told by Peng et al. 2023, arXiv 2309.00071, §3.1",
+        paper="bloc97 2023 (r/LocalLLaMA), described by Peng et al. 2023, arXiv 2309.00071, §3.1",
         equation="rotary with base·factor^(c/(c−2))",
         reference="x-transformers Attention(RotaryEmbedding(base_rescale_factor))",
         acts=("heads",),
@@ -18,9 +18,9 @@ from attention_zoo.zoo import POSITION, PositionCard
 class NtkScaling(ScaledRotary):
     """Rotary positions with the base times factor^(c/(c−2)).
 
-    The slowest pair slows down by the whole factor, as with `linear_interpolation`; the fastest,
-    which tells neighbours apart, not at all. So it also serves without further training. Sequences
-    reach somewhat less far than the factor says, as the pairs between turn further than in it.
+    The slowest pair slows down by the whole factor, as with `linear_interpolation`. The fastest,
+    which tells neighbours apart, keeps its frequency, so models need no further training. The pairs
+    between slow down by less than the factor, so sequences can grow by somewhat less than it.
 
     Args:
         factor: by which the length of sequences grows.
@@ -30,4 +30,4 @@ class NtkScaling(ScaledRotary):
         return super().frequencies(x) / self.stretch(x, self.factor)
 
     def naive_frequencies(self, length: int) -> list[float]:
-        return rebased_frequencies(self.base, self.factor, self.width)
+        return self.naive_rebased_frequencies(self.factor)

@@ -15,7 +15,7 @@ from attention_zoo.zoo import POSITION, PositionCard
     PositionCard(
         name="partial_rotary",
         paper="Su et al. 2021, arXiv 2104.09864, eq. 34; Black et al. 2022, arXiv 2204.06745",
-        equation="the first r channels of q_t and k_s turned as by rotary, ω_i = base^(−2i/r)",
+        equation="the first r channels of q_t and k_s rotated as by rotary, ω_i = base^(−2i/r)",
         reference="transformers PhiAttention",
         acts=("heads",),
     )
@@ -41,5 +41,11 @@ class PartialRotaryEncoding(RotaryEncoding):
         return max(2, 2 * math.floor(self.fraction * self.head_dim / 2 + 1e-9))
 
     def rotate_pairs(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        turned, plain = x.split([self.width, x.shape[-1] - self.width], dim=-1)
-        return torch.cat([super().rotate_pairs(turned, cos, sin), plain], dim=-1)
+        rotated, plain = x.split([self.width, x.shape[-1] - self.width], dim=-1)
+        return torch.cat([super().rotate_pairs(rotated, cos, sin), plain], dim=-1)
+
+    def naive_frequencies(self, length: int) -> list[float]:
+        r = 2
+        while r + 2 <= self.fraction * self.head_dim + 1e-9:
+            r += 2
+        return [self.base ** (-2 * i / r) for i in range(r // 2)]

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import softplus
 
-from attention_zoo.position.rotary.rotary import RotaryEncoding, angles_of
+from attention_zoo.position.rotary.rotary import RotaryEncoding
 from attention_zoo.zoo import POSITION, PositionCard
 
 
@@ -44,7 +44,7 @@ class PolarEncoding(RotaryEncoding):
         return 2 * self.head_dim
 
     def rotate(self, q: Tensor, k: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
-        angles = angles_of(positions, self.frequencies(q))
+        angles = positions[:, None, :, None] * self.frequencies(q)
         phase = self.phase.clamp(-2 * math.pi, 0.0)
         return to_cartesian(q, angles - phase), to_cartesian(k, angles)
 

@@ -39,11 +39,7 @@ class RotaryEncoding(PositionalEncoding):
     magnitude: float = 1.0
 
     def __init__(
-        self,
-        *,
-        base: float = 10000.0,
-        layout: Layout = "half_split",
-        **sizes: Any,
+        self, *, base: float = 10000.0, layout: Layout = "half_split", **sizes: Any
     ) -> None:
         super().__init__(**sizes)
         if layout not in get_args(Layout):
@@ -78,11 +74,11 @@ class RotaryEncoding(PositionalEncoding):
 
     def waves(self, positions: Tensor, frequencies: Tensor) -> tuple[Tensor, Tensor]:
         """Return cosines and sines [b|1 1 t c/2] of positions [b|1 t] times frequencies [… c/2]."""
-        angles = angles_of(positions, frequencies)
+        angles = positions[:, None, :, None] * frequencies
         return self.magnitude * angles.cos(), self.magnitude * angles.sin()
 
     def rotate_pairs(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        """X [b h t c], cos and sin [b|1 1 t c/2]."""
+        """Rotate the pairs of x [b h t c] by angles with these cosines and sines, [b|1 1 t c/2]."""
         if self.layout == "half_split":
             first, second = x.chunk(2, dim=-1)
         else:
@@ -96,24 +92,18 @@ class RotaryEncoding(PositionalEncoding):
         self, x: Tensor, positions: Tensor, *, head: int, length: int, of: Literal["query", "key"]
     ) -> Tensor:
         """Multiply pairs of channels, as complex numbers, by exp(i·t·ω)."""
-        frequencies = torch.tensor(self.naive_frequencies(length), dtype=x.dtype)
-        pairs = len(frequencies)
-        channels, rest = x[..., : 2 * pairs], x[..., 2 * pairs :]
-        by_layout = {"half_split": (2, pairs), "interleaved": (pairs, 2)}[self.layout]
-        grid = channels.unflatten(-1, by_layout)
-        first, second = grid.unbind(-2 if self.layout == "half_split" else -1)
-        angles = positions[..., None] * frequencies
-        turned = torch.complex(first, second) * torch.exp(1j * angles) * self.magnitude
-        parts = torch.stack(
-            [turned.real, turned.imag], dim=-2 if self.layout == "half_split" else -1
-        )
-        return torch.cat([parts.flatten(-2), rest], dim=-1)
+        rotated, frequencies = x.clone(), self.naive_frequencies(length)
+        for i, frequency in enumerate(frequencies):
+            pair = [i, i + len(frequencies)] if self.layout == "half_split" else [2 * i, 2 * i + 1]
+            numbers = torch.complex(*x[..., pair].unbind(-1))
+            numbers = numbers * torch.exp(1j * positions * frequency) * self.naive_magnitude()
+            rotated[..., pair] = torch.view_as_real(numbers)
+        return rotated
 
     def naive_frequencies(self, length: int) -> list[float]:
         """Return ω_i of every pair, for a query that is the last of `length` tokens."""
-        return [self.base ** (-2 * i / self.width) for i in range(self.width // 2)]
+        return [self.base ** (-2 * i / self.head_dim) for i in range(self.head_dim // 2)]
 
-
-def angles_of(positions: Tensor, frequencies: Tensor) -> Tensor:
-    """Return positions [b|1 t] times frequencies [… f], in their precision: [b|1 1 t f]."""
-    return positions[:, None, :, None].to(frequencies.dtype) * frequencies
+    def naive_magnitude(self) -> float:
+        """Return what multiplies rotated queries and keys."""
+        return 1.0

@@ -1,6 +1,6 @@
 """Rotary positions in some of the layers only (Yang et al. 2025)."""
 
-from typing import Any, Literal
+from typing import Any
 
 from torch import Tensor
 
@@ -43,9 +43,7 @@ class RotaryEvery(RotaryEncoding):
     def rotate(self, q: Tensor, k: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
         return super().rotate(q, k, positions) if (self.layer + 1) % self.every else (q, k)
 
-    def naive_rotate(
-        self, x: Tensor, positions: Tensor, *, head: int, length: int, of: Literal["query", "key"]
-    ) -> Tensor:
+    def naive_rotate(self, x: Tensor, positions: Tensor, **options: Any) -> Tensor:
         if (self.layer + 1) % self.every == 0:
             return x
-        return super().naive_rotate(x, positions, head=head, length=length, of=of)
+        return super().naive_rotate(x, positions, **options)

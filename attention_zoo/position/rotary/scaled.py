@@ -29,6 +29,11 @@ class ScaledRotary(RotaryEncoding):
             )
         self.factor = factor
 
+    def naive_rebased_frequencies(self, factor: float) -> list[float]:
+        """Return the frequencies of the base times factor^(c/(c−2))."""
+        rebased = self.base * factor ** (self.head_dim / max(self.head_dim - 2, 1))
+        return [rebased ** (-2 * i / self.head_dim) for i in range(self.head_dim // 2)]
+
     def stretch(self, x: Tensor, factor: float | Tensor) -> Tensor:
         """Return factor^(2i/(c−2)) of every pair, [… c/2]: from 1 for the fastest to the factor.
 
@@ -38,7 +43,7 @@ class ScaledRotary(RotaryEncoding):
         return factor ** (self.exponents(x) * (self.width / max(self.width - 2, 1)))
 
 
-class LengthScaledRotary(ScaledRotary):
+class OriginalLengthScaledRotary(ScaledRotary):
     """A rescaling that depends on the length of sequences in training.
 
     Args:
@@ -57,7 +62,7 @@ class LengthScaledRotary(ScaledRotary):
         self.original_length = original_length
 
 
-class GrowingRotary(LengthScaledRotary):
+class GrowingRotary(OriginalLengthScaledRotary):
     """A rescaling that depends on n, the length so far: keys are rotated anew as it changes.
 
     The query at position t has n = t + 1, as in decoding token by token. So one pass over a
@@ -96,9 +101,3 @@ class GrowingRotary(LengthScaledRotary):
     def frequencies_at(self, stage: Tensor, x: Tensor) -> Tensor:
         """Return the frequencies [b|1 1 1 c/2] of each row, for its stage [b|1 1 1 1]."""
         raise NotImplementedError
-
-
-def rebased_frequencies(base: float, factor: float, width: int) -> list[float]:
-    """Return the frequencies of the base times factor^(c/(c−2)), for naive forms."""
-    rebased = base * factor ** (width / max(width - 2, 1))
-    return [rebased ** (-2 * i / width) for i in range(width // 2)]

@@ -19,9 +19,9 @@ SHIFT = 0.4  # gamma of the paper
         paper="Sun et al. 2022, arXiv 2212.10554",
         equation="(q_t R_t ζ^t)·(k_s R_s ζ^(−s)): each pair decays by ζ_i^(t − s)",
         reference="x-transformers Attention(RotaryEmbedding(use_xpos))",
-        deviations="powers of ζ count from place 0, where torchscale and x-transformers count from "
-        "the middle of the sequence so far: products are the same, and keys in a cache stay right. "
-        "Growing as they do, they end at max_length. The paper's blockwise attention is a "
+        deviations="powers of ζ count from position 0, where torchscale and x-transformers count "
+        "from the middle of the sequence so far: products are the same, and keys in a cache stay "
+        "right. Growing as they do, they end at max_length. The paper's blockwise attention is a "
         "mechanism's matter",
         acts=("heads",),
         roles=("causal",),
@@ -76,12 +76,9 @@ class Xpos(RotaryEncoding):
     def naive_rotate(
         self, x: Tensor, positions: Tensor, *, head: int, length: int, of: Literal["query", "key"]
     ) -> Tensor:
-        turned = super().naive_rotate(x, positions, head=head, length=length, of=of)
-        pairs = torch.arange(self.width // 2, dtype=x.dtype)
-        decay = (2 * pairs / self.width + 0.4) / 1.4
+        rotated = super().naive_rotate(x, positions, head=head, length=length, of=of)
+        pairs = torch.arange(self.head_dim // 2)
+        of_channel = pairs.repeat(2) if self.layout == "half_split" else pairs.repeat_interleave(2)
+        decay = (2 * of_channel / self.head_dim + 0.4) / 1.4
         sign = 1 if of == "query" else -1
-        scale = decay ** (sign * positions[..., None] / self.scale_base)
-        both = [scale, scale]
-        if self.layout == "half_split":
-            return turned * torch.cat(both, dim=-1)
-        return turned * torch.stack(both, dim=-1).flatten(-2)
+        return rotated * decay ** (sign * positions[..., None] / self.scale_base)

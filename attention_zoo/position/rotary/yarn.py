@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from attention_zoo.errors import UserError
-from attention_zoo.position.rotary.scaled import LengthScaledRotary
+from attention_zoo.position.rotary.scaled import OriginalLengthScaledRotary
 from attention_zoo.zoo import POSITION, PositionCard
 
 
@@ -18,11 +18,11 @@ from attention_zoo.zoo import POSITION, PositionCard
         equation="rotary with (1 − m_i)·ω_i/s + m_i·ω_i, times 0.1·ln s + 1",
         reference="transformers LlamaAttention(rope_type=yarn)",
         deviations="m falls linearly with the number of the pair, as in the authors' code; in the "
-        "paper it does so with the number of turns",
+        "paper it does so with the number of rotations",
         acts=("heads",),
     )
 )
-class Yarn(LengthScaledRotary):
+class Yarn(OriginalLengthScaledRotary):
     """Slows down, by the factor s, only the pairs that rotate few times within the training length.
 
     A pair that makes `beta_fast` rotations or more within L, the length in training, keeps its
@@ -58,6 +58,7 @@ class Yarn(LengthScaledRotary):
             raise UserError(f"attention_factor must be above 0, got {attention_factor}.")
         self.beta_fast = beta_fast
         self.beta_slow = beta_slow
+        self.attention_factor = attention_factor
         self.truncate = truncate
         self.magnitude = (
             0.1 * math.log(self.factor) + 1.0 if attention_factor is None else attention_factor
@@ -82,15 +83,19 @@ class Yarn(LengthScaledRotary):
     def naive_frequencies(self, length: int) -> list[float]:
         plain = super().naive_frequencies(length)
 
-        def pair_with(turns: float) -> float:
-            return len(plain) * math.log(self.original_length / (2 * math.pi * turns), self.base)
+        def pair_with(rotations: float) -> float:
+            angle = 2 * math.pi * rotations
+            return len(plain) * math.log(self.original_length / angle, self.base)
 
         first, last = pair_with(self.beta_fast), pair_with(self.beta_slow)
         if self.truncate:
             first, last = math.floor(first), math.ceil(last)
         first, last = max(first, 0), min(last, 2 * len(plain) - 1)
-        found = []
+        frequencies = []
         for i, frequency in enumerate(plain):
             m = 1 - min(max((i - first) / max(last - first, 0.001), 0), 1)
-            found.append((1 - m) * frequency / self.factor + m * frequency)
-        return found
+            frequencies.append((1 - m) * frequency / self.factor + m * frequency)
+        return frequencies
+
+    def naive_magnitude(self) -> float:
+        return self.attention_factor or 1 + math.log(self.factor) / 10
