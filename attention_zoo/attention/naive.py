@@ -63,10 +63,7 @@ def rotate_heads(
 
 
 def softmax(scores: Tensor, visible: Tensor) -> Tensor:
-    """Compute exp(s_ij) / Σ_j exp(s_ij) over visible keys j, for [b h q k] and [b q k].
-
-    Rows without a visible key are zeros.
-    """
+    """Compute exp(s_ij) / Σ_j exp(s_ij) [b h q k] over visible keys [b q k]; zeros for none."""
     lowest = torch.finfo(scores.dtype).min
     largest = scores.detach().masked_fill(~visible[:, None], lowest).amax(dim=-1, keepdim=True)
     powers = torch.exp((scores - largest).clamp(max=0.0)) * visible[:, None]
