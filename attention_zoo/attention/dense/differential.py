@@ -56,6 +56,11 @@ class DifferentialAttention(SoftmaxAttention):
     def position_dim(self) -> int:
         return self.head_dim // 2
 
+    def mix(self) -> Tensor:
+        """Return λ, a number."""
+        first, second = (self.query_mix * self.key_mix).sum(dim=-1).exp()
+        return first - second + self.initial_mix
+
     def project_query(self, x: Tensor) -> Tensor:
         """Project [b q d] to [b 2h q c/2], the halves of a head next to each other."""
         return split_halves(super().project_query(x))
@@ -79,8 +84,7 @@ class DifferentialAttention(SoftmaxAttention):
             function(qkv._replace(q=qkv.q[:, half::2], k=qkv.k[:, half::2]), visible)
             for half in (0, 1)
         )
-        exponentials = (self.query_mix * self.key_mix).sum(dim=-1).exp()
-        return first - (exponentials[0] - exponentials[1] + self.initial_mix) * second
+        return first - self.mix() * second
 
     def project_output(self, attended: Tensor, x: Tensor) -> Tensor:
         wide = upcast(attended)
