@@ -28,9 +28,11 @@ def register_softmax(**fields: Any) -> Callable[[type[T]], type[T]]:
 
     A field that is left out is as most relatives declare it.
     """
+    masks = ("causal", "window", "key_mask", "segment_ids")
+    roles = fields.get("roles", ROLES)
     defaults = {
-        "roles": ROLES,
-        "masks": ("causal", "window", "key_mask", "segment_ids", "query_segment_ids"),
+        "roles": roles,
+        "masks": (*masks, "query_segment_ids") if "cross" in roles else masks,
         "positions": tuple(SITES),
         "cache": "keys and values",
     }
@@ -294,9 +296,13 @@ class ExplicitScoresAttention(SoftmaxAttention):
         return self.attend_explicitly(qkv, visible)
 
     def weights(self, qkv: QKV, visible: Visibility) -> Tensor:
-        scores, bias = self.scores(qkv.q, qkv.k), self.score_bias(qkv, visible)
-        scores = scores if bias is None else scores + bias
+        scores = self.biased_scores(qkv, visible)
         return self.normalise(scores, visible.dense(scores.device))
+
+    def biased_scores(self, qkv: QKV, visible: Visibility) -> Tensor:
+        """Return `scores` with the encoding's bias, [b h q k]."""
+        scores, bias = self.scores(qkv.q, qkv.k), self.score_bias(qkv, visible)
+        return scores if bias is None else scores + bias
 
     def scores(self, q: Tensor, k: Tensor) -> Tensor:
         """Return the scores [b h q k] of queries [b h q c] and keys [b g k c]."""

@@ -35,7 +35,6 @@ class QueryCache(TokenCache):
     "layer; without the paper's normalisation of heads; in a window, and between packed "
     "sequences, only queries at tokens that the query sees enter the convolution",
     roles=("causal",),
-    masks=("causal", "window", "key_mask", "segment_ids"),
     positions=("positions", "embeddings", "heads", "width", "scores", "content"),
     cache="keys and values, and the last C − 1 queries",
     weights="signed",
