@@ -1,6 +1,7 @@
 """What all tests share: one thread, the same numbers every time, the program, real text.
 
-`pytest -k NAME` also finds the tests that name an entry in their code, such as its traps.
+`pytest -k NAME` also finds the tests that name an entry in their code, or in that of the functions
+of their module that they call, such as its traps.
 """
 
 import inspect
@@ -25,8 +26,17 @@ DATA = Path(os.environ.get("ATTENTION_ZOO_DATA", Path(__file__).parents[2] / "sh
 
 @cache
 def entries_named_in(function: Callable[..., Any]) -> frozenset[str]:
-    """Return the entries whose names are strings in a function's code."""
-    return ENTRIES & {*re.findall(r"\"(\w+)\"", inspect.getsource(function))}
+    """Return the entries whose names are strings in a function's code, or in what it calls."""
+    source = inspect.getsource(function)
+    neighbours = (function.__globals__.get(word) for word in {*re.findall(r"\w+", source)})
+    called = {
+        other
+        for other in neighbours
+        if inspect.isfunction(other)
+        and other.__module__ == function.__module__
+        and other is not function
+    }
+    return ENTRIES & {*re.findall(r"\"(\w+)\"", source)}.union(*map(entries_named_in, called))
 
 
 def pytest_itemcollected(item: pytest.Item) -> None:

@@ -45,14 +45,14 @@ def small_options(name: str, group: str = "attention") -> dict[str, Any]:
     return chosen | {option: value for option, value in SMALL.items() if option in chosen}
 
 
-def moved(module: M) -> M:
+def moved(module: M, *, scale: float = 0.1) -> M:
     """A module whose parameters are not those that training starts with.
 
     What is zero there, or the identity, would hide what it does.
     """
     with torch.no_grad():
         for parameter in module.parameters():
-            parameter.add_(0.1 * torch.randn_like(parameter))
+            parameter.add_(scale * torch.randn_like(parameter))
     return module
 
 
@@ -124,8 +124,9 @@ class Case:
 
 
 def base_class(name: str) -> type:
-    """Return the class that an attention varies."""
-    return ATTENTION[name].__mro__[1]
+    """Return the class that an attention varies: its own, if that is the contract itself."""
+    base = ATTENTION[name].__mro__[1]
+    return ATTENTION[name] if base is Attention else base
 
 
 def fits(card: AttentionCard, role: Role, position: PositionCard) -> bool:

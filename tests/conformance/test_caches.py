@@ -162,16 +162,15 @@ def test_reordering_an_empty_cache_is_harmless() -> None:
 
 
 @over(case for case in plain_cases() if case.decodes)
-def test_the_cache_is_as_large_as_the_card_says(case: Case) -> None:
+def test_the_cache_is_as_large_as_its_attention_says(case: Case) -> None:
     attention = case.attention()
     cache = attention.new_cache()
     inputs = case.inputs(1 if case.role == "cross" else 7, 7)
     attention(*inputs, cache=cache)
     attention(*(part[:, :1] for part in inputs), cache=cache)
     tokens = 7 if case.role == "cross" else 8
-    assert sum(part[0].numel() for part in numbers_in(vars(cache))) == attention.decode_state(
-        tokens
-    )
+    numbers = sum(part[0].numel() for part in numbers_in(vars(cache)))
+    assert numbers == attention.decode_state(tokens)
 
 
 def numbers_in(kept: object) -> list[Tensor]:

@@ -39,9 +39,7 @@ def test_every_yaml_has_an_entry(group: str) -> None:
     assert stems == set(registry)
 
 
-@pytest.mark.parametrize(
-    ("group", "name"), [(group, name) for group, registry in GROUPS.items() for name in registry]
-)
+@pytest.mark.parametrize(("group", "name"), ENTRIES)
 def test_the_defaults_of_a_yaml_are_those_of_the_constructor(group: str, name: str) -> None:
     """But for `heads`, which come from the model, and the length that the model is trained at."""
     entry = GROUPS[group][name]

@@ -32,9 +32,7 @@ def hold_against_naive(case: Case, queries: int, keys: int, mask: Mask = Mask())
         )
 
 
-@pytest.mark.parametrize(
-    "length", [7, *(pytest.param(n, marks=pytest.mark.exhaustive) for n in (1, 65))]
-)
+@pytest.mark.parametrize("length", LENGTHS)
 @over(plain_cases(), every_entry=True)
 def test_forward_is_the_equation(case: Case, length: int) -> None:
     hold_against_naive(case, length, length)

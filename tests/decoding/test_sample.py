@@ -11,19 +11,11 @@ from torch import nn
 
 from attention_zoo.decoding import Sample
 from attention_zoo.errors import Unsupported, UserError
+from tests.decoding.toy_cache import ToyCache
 
 PAD, BOS, EOS = 0, 1, 2
 IDS = {"bos_id": BOS, "eos_id": EOS, "pad_id": PAD}
 PROMPTS = [[BOS, 5], [BOS, 3, 4, 5, 6, 7], [BOS], [BOS, 8, 8]]
-
-
-class ToyCache:
-    def __init__(self):
-        self.length = 0
-        self.sums = 0.0
-
-    def reorder(self, index):
-        self.sums = self.sums[index]
 
 
 class Toy(nn.Module):

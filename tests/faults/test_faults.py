@@ -271,7 +271,7 @@ def places_run_on_over_documents(patch: pytest.MonkeyPatch) -> None:
 
 
 @caught_by(test_caches.test_chunks_are_one_pass, plain("multi_head"), [5, 1, 1, 4])
-@caught_by(test_caches.test_the_cache_is_as_large_as_the_card_says, plain("grouped_query"))
+@caught_by(test_caches.test_the_cache_is_as_large_as_its_attention_says, plain("grouped_query"))
 @caught_by(test_models.test_seq2seq_decodes_in_chunks, "single_head", "none")
 def later_keys_not_kept(patch: pytest.MonkeyPatch) -> None:
     append = TokenCache.append
@@ -336,7 +336,7 @@ def reordering_forgets_positions(patch: pytest.MonkeyPatch) -> None:
 
 
 @caught_by(test_caches.test_chunks_are_one_pass, plain("sliding_window"), [5, 1, 1, 4])
-@caught_by(test_caches.test_the_cache_is_as_large_as_the_card_says, plain("sliding_window"))
+@caught_by(test_caches.test_the_cache_is_as_large_as_its_attention_says, plain("sliding_window"))
 def windowed_cache_too_short(patch: pytest.MonkeyPatch) -> None:
     append = TokenCache.append
 
@@ -348,7 +348,7 @@ def windowed_cache_too_short(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(TokenCache, "append", short)
 
 
-@caught_by(test_caches.test_the_cache_is_as_large_as_the_card_says, plain("sliding_window"))
+@caught_by(test_caches.test_the_cache_is_as_large_as_its_attention_says, plain("sliding_window"))
 def windowed_cache_keeps_everything(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(TokenCache, "_latest", lambda _, part: part)
 

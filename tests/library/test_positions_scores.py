@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from attention_zoo.position.base import PositionalEncoding, ScoreInputs
+from attention_zoo.position.base import ScoreInputs
 from attention_zoo.zoo import Role
-from tests.conformance.cases import DIM
+from tests.conformance.cases import DIM, moved
 from tests.conformance.numbers import assert_same
 from tests.library.test_positions import encoding
 
@@ -74,7 +74,7 @@ def test_sandwich_adds_the_product_of_sinusoids(
 def test_fire_is_its_network_of_the_normalised_distance(role: Role, threshold: float) -> None:
     """f(ψ(t − s)/ψ(max(L, t))), ψ(x) = log(|cx| + 1), with all that is learned moved."""
     fire = encoding("fire", role=role, threshold=threshold)
-    moved(fire)
+    moved(fire, scale=0.2)
     c, limit = fire.log_scale.item(), abs(fire.threshold_factor.item() * threshold)
     for value, head, query, key in cells(fire.score_bias(QUERIES, KEYS)):
         last = query if role == "causal" else max(query, key)
@@ -99,7 +99,7 @@ def test_fire_starts_where_the_authors_do() -> None:
 def test_dynamic_bias_sums_the_steps_behind_a_key() -> None:
     """Σ_{s < l ≤ t} −softplus(w_h·x_l + β_h), over what the query sees."""
     cable = encoding("dynamic_bias")
-    moved(cable)
+    moved(cable, scale=0.2)
     x = torch.randn(2, 7, DIM)
     visible = torch.ones(2, 1, 7, 7, dtype=torch.bool).tril()
     visible[1, :, :, 2:4] = False
@@ -145,9 +145,3 @@ def test_draws_are_even_over_all_places() -> None:
     means = draws.double().mean(dim=0)
     torch.testing.assert_close(means, torch.arange(1.0, 6) * 31 / 6 - 1, atol=0.5, rtol=0)
     assert draws.min() == 0 and draws.max() == 29
-
-
-def moved(position: PositionalEncoding) -> None:
-    with torch.no_grad():
-        for parameter in position.parameters():
-            parameter.add_(0.2 * torch.randn_like(parameter))

@@ -11,6 +11,7 @@ from attention_zoo import UserError, create_attention
 from attention_zoo.attention.base import Attention
 from attention_zoo.caches import TokenCache
 from attention_zoo.masks import Mask
+from tests.conformance.cases import moved
 from tests.conformance.definition import visible
 from tests.conformance.numbers import assert_same, default_dtype, values_and_gradients
 from tests.conformance.test_caches import decode
@@ -22,14 +23,7 @@ ROLES = ("causal", "global", "cross")
 def built(name: str, role: str = "global", **options: Any) -> Attention:
     """With parameters that have moved from their start, which may be a neutral one."""
     attention = create_attention(name, dim=DIM, heads=HEADS, role=role, **options)
-    moved(attention)
-    return attention
-
-
-def moved(module: nn.Module) -> None:
-    with torch.no_grad():
-        for parameter in module.parameters():
-            parameter.add_(0.5 * torch.randn_like(parameter))
+    return moved(attention, scale=0.5)
 
 
 def tokens(length: int = LENGTH) -> Tensor:
