@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 from attention_zoo.errors import Unsupported, UserError
-from attention_zoo.tasks.commands.exit_codes import INTERRUPTED, exit_code
 from attention_zoo.tasks.commands.help import (
     COMMANDS,
     HELP_FLAGS,
@@ -20,6 +19,7 @@ from attention_zoo.tasks.commands.help import (
     print_composed_help,
     program_help,
 )
+from attention_zoo.tasks.exit_codes import INTERRUPTED, exit_code
 from attention_zoo.tasks.sweeps.job_outcome import record_outcome
 
 

@@ -27,7 +27,7 @@ from attention_zoo.tasks.configuration.resolved_config import (
 )
 from attention_zoo.tasks.data.base import PreparedData
 from attention_zoo.tasks.data.tokenizers import restore_tokenizer
-from attention_zoo.tasks.run_folder import RunFolder, relative_to_cwd
+from attention_zoo.tasks.run_folder import RunFolder, refuse_unwritable, relative_to_cwd
 from attention_zoo.tasks.training.callbacks.progress import Progress
 from attention_zoo.tasks.training.loggers.factory import create_loggers
 from attention_zoo.tasks.training.loggers.loggers import finish_loggers, log_summary
@@ -61,7 +61,11 @@ def run(config: dict[str, Any], invocation: Invocation) -> None:
         )
     elif task.model.max_length is not None:
         data.check_max_length(task.model.max_length)
-    output = None if config["output"] is None else create_folder(Path(config["output"]))
+    output = None
+    if config["output"] is not None:
+        output = RunFolder(relative_to_cwd(Path(config["output"])))
+        with refuse_unwritable(output.path):
+            output.path.mkdir(parents=True, exist_ok=True)
     loggers = create_loggers(config, job_type=invocation.command)
     exit_code = 1
     try:
@@ -69,21 +73,6 @@ def run(config: dict[str, Any], invocation: Invocation) -> None:
         exit_code = 0
     finally:
         finish_loggers(loggers, exit_code)
-
-
-def create_folder(path: Path) -> RunFolder:
-    """Create the folder for the results, if it does not exist.
-
-    Raises:
-        UserError: it cannot be created.
-    """
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(
-            f"{path} cannot be made ({error.strerror or error}); name another: output=FOLDER."
-        ) from error
-    return RunFolder(relative_to_cwd(path))
 
 
 def score(
@@ -107,9 +96,9 @@ def score(
         enable_checkpointing=False,
     )
     started = time.perf_counter()
-    lengths: dict[str, Any] = {}
+    lengths = {}
     if length_tests is not None:
-        lengths["lengths"] = score_lengths(trainer, task, length_tests)
+        lengths = {"lengths": score_lengths(trainer, task, length_tests)}
     else:
         evaluate = trainer.test if split == "test" else trainer.validate
         evaluate(task, datamodule=data, verbose=False)
@@ -141,7 +130,7 @@ def score(
         print_metrics(console, metrics)
     else:
         assert output is not None  # `resolve_output_dir` has named one.
-        step = trainer.global_step
-        paths |= report_lengths(console, metrics | manifest, output.path, loggers, step)
+        results, step = metrics | manifest, trainer.global_step
+        paths |= report_lengths(console, results, output.path, loggers, step)
     if paths:
         print_paths(console, paths)

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 from attention_zoo.errors import UserError
 from attention_zoo.tasks.commands.arguments import parse_arguments
+from attention_zoo.tasks.run_folder import refuse_unwritable
 
 if TYPE_CHECKING:
     from attention_zoo.tasks.views.figures.gallery import Picture
@@ -36,14 +37,10 @@ def run(arguments: list[str]) -> None:
         source = f"The trained model is {path}."
     print(source)
     folder = Path(options.get("output", "figures"))
-    try:
+    with refuse_unwritable(folder):
         folder.mkdir(parents=True, exist_ok=True)
         missing = save_pictures(folder, task)
         (folder / "index.html").write_text(index_page(source, missing), encoding="utf-8")
-    except OSError as error:
-        raise UserError(
-            f"{folder} cannot be written to ({error.strerror}); name another: output=FOLDER."
-        ) from error
     print(folder / "index.html")
 
 

@@ -16,6 +16,8 @@ from attention_zoo.tasks.analysis.report.tables import comparison_table, csv_row
 from attention_zoo.tasks.analysis.report.testing import count_tests, run_tests
 from attention_zoo.tasks.analysis.report.text import print_report, report_markdown
 from attention_zoo.tasks.commands.arguments import parse_arguments
+from attention_zoo.tasks.run_folder import refuse_unwritable
+from attention_zoo.tasks.views.console import print_line
 from attention_zoo.tasks.views.pages import render_page
 from attention_zoo.tasks.views.tables import csv_text
 
@@ -47,10 +49,13 @@ def run(arguments: list[str]) -> None:
         "results.csv": csv_text(csv_rows(runs)),
     }
     output = Path(options.get("output", folders[0]))
-    paths = write_files(output, files)
+    with refuse_unwritable(output):
+        output.mkdir(parents=True, exist_ok=True)
+        for name, text in files.items():
+            (output / name).write_text(text, encoding="utf-8")
     print_report(console, comparisons, runs)
-    for path in paths:
-        console.print(str(path), soft_wrap=True, highlight=False, markup=False)
+    for name in files:
+        print_line(console, str(output / name))
     if logger == "wandb":
         log_report(title, html, comparisons, charts, runs, folders[0], output)
 
@@ -61,23 +66,6 @@ def run_all_tests(comparisons: Sequence[Comparison], console: Console) -> None:
         bar = progress.add_task("testing", total=sum(map(count_tests, comparisons)))
         for comparison in comparisons:
             run_tests(comparison, lambda: progress.advance(bar))
-
-
-def write_files(folder: Path, texts: Mapping[str, str]) -> list[Path]:
-    """Write files and return their paths.
-
-    Raises:
-        UserError: the folder cannot be written to.
-    """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        for name, text in texts.items():
-            (folder / name).write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise UserError(
-            f"{folder} cannot be written to ({error.strerror}); name another: output=FOLDER."
-        ) from error
-    return [folder / name for name in texts]
 
 
 def log_report(

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
 from attention_zoo.errors import TrainingDiverged, Unsupported, UserError
-from attention_zoo.tasks.commands.exit_codes import exit_code
+from attention_zoo.tasks.exit_codes import exit_code
 from attention_zoo.tasks.run_folder import JobRecord, Outcome, RunFolder
 
 # The environment variable by which a launcher names the folder of the job to its process.

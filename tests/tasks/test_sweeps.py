@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from attention_zoo.tasks.commands.exit_codes import FAILED, INTERRUPTED, REFUSED
+from attention_zoo.tasks.exit_codes import FAILED, INTERRUPTED, REFUSED
 from attention_zoo.tasks.run_folder import JobRecord, RunFolder
 from attention_zoo.tasks.sweeps.jobs import Job
 from attention_zoo.tasks.sweeps.scheduling import DevicePool, outcome_table, run_jobs
