@@ -1,15 +1,25 @@
-"""`attention-zoo list`: print the zoo as a table, or as the Markdown of `docs/zoo.md`."""
+"""`attention-zoo list`: print the zoo as tables, and which attention takes which encoding."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import product
 from pathlib import Path
+from typing import NamedTuple
 
 from rich.console import Console
 
-from attention_zoo.errors import UserError
+from attention_zoo.errors import BadInput, Unsupported, UserError
 from attention_zoo.tasks.commands.arguments import parse_arguments
-from attention_zoo.tasks.commands.pairs import print_matrix, print_refusals
+from attention_zoo.tasks.run_folder import first_sentence
 from attention_zoo.tasks.views.tables import Table, markdown_table, print_table, replace_section
-from attention_zoo.zoo import ATTENTION, POSITION, AttentionCard
+from attention_zoo.zoo import (
+    ATTENTION,
+    POSITION,
+    ROLES,
+    AttentionCard,
+    Role,
+    check_pair,
+    unknown_name_message,
+)
 
 OPTIONS = {
     "pairs=NAME": "Which attention takes which encoding: all, or one of them with the reasons.",
@@ -43,17 +53,29 @@ LEGEND = (
     "A token, a sequence: the bytes that decoding caches for each, in one layer in float32 with "
     f"width {DIM}, {HEADS} heads, {TOKENS:,} tokens, and the options of the mechanism's config."
 )
+PAIRS_LEGEND = (
+    "C: causal self-attention with the encoding. G: global self-attention with the encoding. "
+    "X: cross-attention, which has no encoding, in a model with the encoding. "
+    "attention-zoo list pairs=NAME prints why the others are refused."
+)
 
 
 def run(arguments: list[str]) -> None:
-    """Run the command."""
+    """Print the tables, write them into a file, or print the pairs."""
     options, _ = parse_arguments("list", arguments, OPTIONS)
     if (style := options.get("format", "table")) not in FORMATS:
         raise UserError(f"format must be one of {', '.join(FORMATS)}, got {style!r}.")
-    if name := options.get("pairs"):
+    name, output = options.get("pairs"), options.get("output")
+    if name and (other := options.keys() & {"format", "output"}):
+        raise UserError(
+            f"pairs={name} takes no {min(other)}: it is printed as a table. Leave it out."
+        )
+    if output and options.get("format") == "table":
+        raise UserError(f"output={output} takes no format=table: it is Markdown. Leave it out.")
+    if name:
         print_matrix() if name == "all" else print_refusals(name)
-    elif "output" in options:
-        path = Path(options["output"])
+    elif output:
+        path = Path(output)
         path.write_text(replace_section(path.read_text(), "zoo", zoo_markdown()))
     elif style == "markdown":
         print(zoo_markdown())
@@ -144,3 +166,69 @@ def format_bytes(number: float) -> str:
     if number < 1024:
         return f"{number:.0f} B"
     return f"{number / 1024:.4g} KiB" if number < 2**20 else f"{number / 2**20:.3g} MiB"
+
+
+class Pair(NamedTuple):
+    """An attention in a role, an encoding, and why a config of them is refused, if it is."""
+
+    attention: str
+    position: str
+    role: Role
+    refusal: str | None
+
+
+def list_pairs() -> Iterator[Pair]:
+    """Yield every attention × encoding × role."""
+    for attention, position, role in product(ATTENTION, POSITION, ROLES):
+        card, refusal = POSITION.card(position), None
+        try:
+            check_pair(ATTENTION.card(attention), role, None if role == "cross" else card)
+            if role == "cross":
+                # Such a model has an encoder too, whose self-attention takes the encoding.
+                check_pair(ATTENTION.card("multi_head"), "global", card)
+        except Unsupported as error:
+            refusal = str(error)
+        yield Pair(attention, position, role, refusal)
+
+
+def print_matrix() -> None:
+    """Print the roles that are valid, with a row for each attention, a column for each encoding."""
+    pairs = list(list_pairs())
+    roles: dict[tuple[str, str], list[Role]] = {}
+    for pair in pairs:
+        valid = roles.setdefault((pair.attention, pair.position), [])
+        valid += [] if pair.refusal else [pair.role]
+    rows = [
+        (name, *("".join(ROLE_LETTERS[x] for x in roles[name, other]) or "·" for other in POSITION))
+        for name in ATTENTION
+    ]
+    # The names of encodings read downwards.
+    height = max(map(len, POSITION))
+    columns = ["", *("\n".join(position.rjust(height)) for position in POSITION)]
+    print_pairs(pairs, Table("", columns, rows, "l" * len(columns)), PAIRS_LEGEND)
+
+
+def print_refusals(name: str) -> None:
+    """Print each pair of one attention or encoding: valid, or why it is refused."""
+    if name not in (*ATTENTION, *POSITION):
+        raise BadInput(unknown_name_message("attention or position", name, [*ATTENTION, *POSITION]))
+    pairs = [pair for pair in list_pairs() if name in pair[:2]]
+    rows = [
+        (
+            pair.position if name == pair.attention else pair.attention,
+            pair.role,
+            # The sentences after the first list the valid choices.
+            f"refused: {first_sentence(pair.refusal).rstrip('.')}" if pair.refusal else "valid",
+        )
+        for pair in pairs
+    ]
+    print_pairs(pairs, Table(f"Pairs of {name}", ["with", "role", "result"], rows, "lll"))
+
+
+def print_pairs(pairs: Sequence[Pair], table: Table, *legend: str) -> None:
+    """Print a table of pairs, its legend, and how many are valid; the terminal wraps long lines."""
+    print_table(Console(width=1000), table)
+    valid = sum(pair.refusal is None for pair in pairs)
+    count = f"{len(pairs)} pairs with roles: {valid} are valid, {len(pairs) - valid} are refused."
+    for line in (*legend, count):
+        Console().print(line, highlight=False)

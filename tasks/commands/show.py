@@ -13,7 +13,7 @@ from attention_zoo.zoo import ATTENTION, POSITION, unknown_name_message
 
 
 def run(arguments: list[str]) -> None:
-    """Run the command."""
+    """Print the card, the options and the documentation of an entry."""
     from attention_zoo.factory import options_of
 
     _, operands = parse_arguments("show", arguments, {}, operand="NAME")
