@@ -137,14 +137,16 @@ def run_composed(command: str, arguments: list[str]) -> None:
 
 def run_job(config: Any, invocation: Any) -> Any:
     """Complete a composed config and run the command with it, in plain containers."""
+    from hydra.core.hydra_config import HydraConfig
     from omegaconf import OmegaConf
 
-    from attention_zoo.tasks.configuration.composition import hydra_choices
     from attention_zoo.tasks.configuration.defaults import resolve_defaults, resolve_output_dir
 
     checkpoint = invocation.checkpoint
     training_config = checkpoint and checkpoint["attention_zoo"]["config"]
-    choices = hydra_choices() | resolve_defaults(config, training_config)
+    choices = HydraConfig.get().runtime.choices
+    choices = {group: choices[group] for group in choices if not group.startswith("hydra")}
+    choices |= resolve_defaults(config, training_config)
     resolve_output_dir(config)
     plain: Any = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
     module = import_module(f"attention_zoo.tasks.commands.{invocation.command}")

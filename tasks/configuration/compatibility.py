@@ -3,6 +3,7 @@
 Nothing here imports torch: a command line is composed with it first.
 """
 
+import re
 from importlib.resources import files
 from pathlib import Path
 
@@ -22,10 +23,8 @@ def choice_target(group: str, choice: str) -> str | None:
     file = files("attention_zoo.conf") / group / f"{choice}.yaml"
     if not file.is_file():
         return None
-    lines = file.read_text(encoding="utf-8").splitlines()
-    return next(
-        (line.removeprefix("_target_: ") for line in lines if line.startswith("_target_: ")), None
-    )
+    target = re.search(r"^_target_: (.*)$", file.read_text(encoding="utf-8"), re.MULTILINE)
+    return target and target[1]
 
 
 def data_task(choice: str) -> str | None:

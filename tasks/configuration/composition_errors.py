@@ -31,14 +31,11 @@ def explain_error(error: Exception, invocation: Invocation) -> Exception:
         return UserError(unknown_option_message(unknown[1], unknown[2], invocation))
     if isinstance(error, MissingMandatoryValue) and error.full_key:
         return UserError(f"{error.full_key} has no default; give it: {error.full_key}=VALUE")
-    if isinstance(error, HydraException | OmegaConfBaseException) or is_submitit_error(error):
+    # submitit reports that SLURM has failed or, by a RuntimeError, that it is missing.
+    of_submitit = type(error).__module__.startswith("submitit") or "Could not detect" in str(error)
+    if isinstance(error, HydraException | OmegaConfBaseException) or of_submitit:
         return UserError(" ".join(str(error).split()))
     return error
-
-
-def is_submitit_error(error: Exception) -> bool:
-    """Tell whether submitit reports that SLURM has failed or, by a RuntimeError, is missing."""
-    return type(error).__module__.startswith("submitit") or "Could not detect" in str(error)
 
 
 def unknown_option_message(node: str | None, option: str, invocation: Invocation) -> str:

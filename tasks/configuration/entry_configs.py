@@ -1,6 +1,6 @@
 """Read the config of an entry of the zoo without composing a whole config."""
 
-import importlib
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -8,15 +8,12 @@ from omegaconf import OmegaConf
 
 from attention_zoo.zoo import ATTENTION, POSITION
 
-# The training length, in tokens, of an entry that is not trained.
-DEFAULT_TRAINING_LENGTH = 512
+DEFAULT_TRAINING_LENGTH = 512  # tokens, of an entry that is not trained
 
 
 def config_folder(group: str, entry: type) -> Path:
     """Return the folder of a group's yaml files in the package of an entry, ours or a plugin."""
-    package = importlib.import_module(entry.__module__.partition(".")[0])
-    assert package.__file__ is not None
-    return Path(package.__file__).parent / "conf" / group
+    return Path(str(files(entry.__module__.partition(".")[0]))) / "conf" / group
 
 
 def entry_config(group: str, name: str, *, heads: int) -> dict[str, Any]:
@@ -25,17 +22,13 @@ def entry_config(group: str, name: str, *, heads: int) -> dict[str, Any]:
     file = config_folder(group, entry) / f"{name}.yaml"
     assert file.is_file(), f"{name} has no {file}"
     composed = OmegaConf.create({"model": {"heads": heads}, "entry": OmegaConf.load(file)})
-    config = OmegaConf.to_container(composed.entry, resolve=True)
-    assert isinstance(config, dict)
+    config: Any = OmegaConf.to_container(composed.entry, resolve=True)
     if config.get("original_length", ...) is None:
         config["original_length"] = DEFAULT_TRAINING_LENGTH
-    return {str(key): value for key, value in config.items()}
+    return config
 
 
 def entry_options(group: str, name: str, *, heads: int) -> dict[str, Any]:
     """Return the constructor arguments in the config of an entry."""
-    return {
-        key: value
-        for key, value in entry_config(group, name, heads=heads).items()
-        if key not in ("_target_", "_partial_", "_convert_", "name")
-    }
+    config = entry_config(group, name, heads=heads)
+    return {key: x for key, x in config.items() if key != "name" and not key.startswith("_")}

@@ -1,7 +1,6 @@
-"""The names that version 0.2 changed.
+"""The names that version 0.2 changed: refused on the command line and in files, with the new name.
 
-An option is refused under the name that it had in version 0.1. A checkpoint of version 0.1 is
-translated when it is read.
+A checkpoint of version 0.1 is translated when it is read.
 """
 
 import re
@@ -10,6 +9,7 @@ from importlib.metadata import version
 from typing import Any
 
 from attention_zoo.errors import UserError
+from attention_zoo.tasks.configuration.resolved_config import find_targets
 
 # By the name on the command line.
 RENAMED_OPTIONS = {
@@ -23,6 +23,7 @@ RENAMED_OPTIONS = {
     "data.source.files.shares": "data.source.files.fractions",
     "position.places": "position.num_positions",
     "schedule.floor": "schedule.min_lr_ratio",
+    "callbacks.progress.plain_seconds": "callbacks.progress.line_seconds",
     "ckpt": "ckpt_path",
     "into": "output",
 }
@@ -68,11 +69,7 @@ RENAMED_PARAMETERS = {
 
 
 def refuse_renamed_options(overrides: Sequence[str]) -> None:
-    """Refuse overrides that use an old name.
-
-    Raises:
-        UserError: with the new name.
-    """
+    """Refuse overrides that use an old name."""
     for override in overrides:
         name = override.lstrip("+~").partition("=")[0].removeprefix("hydra.sweeper.params.")
         if name in RENAMED_OPTIONS:
@@ -80,13 +77,14 @@ def refuse_renamed_options(overrides: Sequence[str]) -> None:
 
 
 def refuse_renamed_keys(config: Mapping[str, Any]) -> None:
-    """Refuse a composed config in which a file, such as a user's experiment, has an old name.
-
-    Raises:
-        UserError: with the new name.
-    """
-    for _, old, new in find_renamed_keys(config):
-        raise UserError(f"{old} is called {new} now; a file that was composed has the old name.")
+    """Refuse a composed config in which a file, such as a user's experiment, has an old name."""
+    names = [(old, new) for _, old, new in find_renamed_keys(config)]
+    names += [(old, rename_parts(old, RENAMED_TARGETS)) for old in find_targets(config)]
+    for old, new in names:
+        if old != new:
+            raise UserError(
+                f"{old} is called {new} now; a file that was composed has the old name."
+            )
 
 
 def find_renamed_keys(config: Any) -> Iterator[tuple[dict[str, Any], str, str]]:

@@ -20,12 +20,7 @@ from attention_zoo.zoo import ATTENTION, POSITION, check_pair
 
 
 def validate(config: Mapping[str, Any]) -> None:
-    """Refuse a config whose task, data, attention, roles, position or sizes do not fit.
-
-    Raises:
-        Unsupported: a combination that cannot be.
-        UserError: an impossible size, or an option under the name that it had before.
-    """
+    """Refuse a config whose task, data, attention, roles, position or sizes do not fit."""
     refuse_renamed_keys(config)
     if not isinstance(config["seed"], int):
         raise UserError(f"seed must be a whole number, got {config['seed']!r}.")
@@ -38,13 +33,10 @@ def validate(config: Mapping[str, Any]) -> None:
 
 
 def validate_data(config: Mapping[str, Any]) -> None:
-    """Refuse data that the task cannot be trained on, and a tokenizer that cannot read the data.
-
-    Data modules from outside the project pass: they know what they need.
-    """
+    """Refuse data that the task cannot be trained on, and a tokenizer that cannot read the data."""
     task, data_module = task_spec(config), config["data"]["_target_"]
     if data_module not in chain(*(spec.data_modules for spec in TASKS.values())):
-        return
+        return  # Data modules from outside the project know what they need.
     if data_module not in task.data_modules:
         legal = [choice for choice in list_choices("data") if data_task(choice) == task.name]
         raise Unsupported(

@@ -10,11 +10,7 @@ from omegaconf import OmegaConf
 
 import attention_zoo
 from attention_zoo.errors import Unsupported
-from attention_zoo.tasks.configuration.build import (
-    build_model,
-    find_targets,
-    instantiate,
-)
+from attention_zoo.tasks.configuration.build import build_model, instantiate
 from attention_zoo.tasks.configuration.compatibility import (
     SYMBOL_TOKENIZER,
     choice_target,
@@ -22,6 +18,7 @@ from attention_zoo.tasks.configuration.compatibility import (
 )
 from attention_zoo.tasks.configuration.composition import register_plugins
 from attention_zoo.tasks.configuration.defaults import resolve_defaults
+from attention_zoo.tasks.configuration.resolved_config import find_targets
 from attention_zoo.tasks.configuration.validation import validate
 from attention_zoo.zoo import ATTENTION, POSITION
 
