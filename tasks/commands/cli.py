@@ -19,7 +19,7 @@ from attention_zoo.tasks.commands.help import (
     program_help,
 )
 from attention_zoo.tasks.exit_codes import INTERRUPTED, exit_code
-from attention_zoo.tasks.sweeps.job_outcome import record_outcome
+from attention_zoo.tasks.sweeps.jobs import record_outcome
 
 
 def main() -> None:

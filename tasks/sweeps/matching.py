@@ -21,19 +21,13 @@ from attention_zoo.tasks.task_spec import task_spec
 from attention_zoo.tasks.training.manifest import MATCH_TOLERANCE
 from attention_zoo.tasks.views.console import print_line
 
-# The feed-forward has at least this share of the model's width.
-MIN_FFN_RATIO = 1 / 4
-# GPUs multiply such widths fast; one of them is taken where it agrees.
-WIDTH_MULTIPLE = 8
+MIN_FFN_RATIO = 1 / 4  # of the model's width
+WIDTH_MULTIPLE = 8  # GPUs multiply such widths fast; one of them is taken where it agrees.
 COST_NAMES = {"parameters": "parameters", "flops": "training FLOPs per token"}
 
 
 def check_match(config: dict[str, Any]) -> None:
-    """Refuse an unknown `match`, a baseline without `match`, and a baseline that cannot be built.
-
-    Raises:
-        UserError, Unsupported: with the rule, the value and the remedy.
-    """
+    """Refuse an unknown `match`, a baseline without it, and a baseline that cannot be built."""
     if config["match"] not in (None, *COST_NAMES):
         raise UserError(f"match must be null, parameters or flops, got {config['match']!r}.")
     if config["match"] is None:
@@ -69,14 +63,8 @@ def match_baseline(config: dict[str, Any], data: PreparedData, console: Console)
     """Set `model.ffn_dim` so that the model agrees with the baseline within 1%, and print it.
 
     A width that agrees already stays. Else it is the nearest multiple of 8 if that agrees, else the
-    width that agrees best. The resolved config is changed in place.
-
-    Returns:
-        For `results.json`: what is matched (`by`), its value for the baseline (`target`), and the
-        width of the feed-forward (`ffn_dim`).
-
-    Raises:
-        Unsupported: no width of at least a quarter of the model's agrees.
+    width that agrees best, at least a quarter of the model's. Returns what `results.json` records:
+    the cost (`by`), its value for the baseline (`target`), and the width (`ffn_dim`).
     """
     by, model = config["match"], config["model"]
     previous, cost_name = model["ffn_dim"], COST_NAMES[by]
@@ -112,17 +100,16 @@ def match_baseline(config: dict[str, Any], data: PreparedData, console: Console)
 
 def matched_cost(config: dict[str, Any], data: PreparedData) -> float:
     """Count what the config's `match` names, on a model that is built for it."""
+
+    def count() -> float:
+        task = build_task(config, data.tokenizer)
+        if config["match"] == "flops":
+            return training_flops_per_token(task, data)
+        return parameter_counts(task.model)["parameters"]
+
     try:
         with torch.device("meta"):
-            return count_cost(config, data)
+            return count()
     except RuntimeError:  # The model has to read its numbers to be run.
         with torch.random.fork_rng(devices=[]):
-            return count_cost(config, data)
-
-
-def count_cost(config: dict[str, Any], data: PreparedData) -> float:
-    """Build the task of a config, and count what its `match` names."""
-    task = build_task(config, data.tokenizer)
-    if config["match"] == "flops":
-        return training_flops_per_token(task, data)
-    return parameter_counts(task.model)["parameters"]
+            return count()

@@ -23,6 +23,7 @@ from attention_zoo.errors import UserError
 from attention_zoo.tasks.configuration.resolved_config import hash_config
 from attention_zoo.tasks.run_folder import JOB_LOG
 from attention_zoo.tasks.sweeps.launcher import LAUNCH_OPTIONS, require_count
+from attention_zoo.tasks.task_spec import task_spec
 from attention_zoo.tasks.views.console import print_line
 
 if TYPE_CHECKING:
@@ -78,7 +79,7 @@ class TrialsSweeper(Sweeper):
         space = {name: str(distribution) for name, distribution in self.search_space.items()}
         self.config_hash = hash_config(container | {"space": space}, without=LAUNCH_OPTIONS)
         if self.study_name is None:
-            self.study_name = f"{composed.task.name}-{self.config_hash[:8]}"
+            self.study_name = f"{task_spec(container).name}-{self.config_hash[:8]}"
             # As if the user had chosen it: launchers compose jobs and their folders anew.
             with open_dict(config):
                 config.hydra.sweeper.study_name = self.study_name
@@ -89,11 +90,7 @@ class TrialsSweeper(Sweeper):
         )
 
     def parse_overrides(self, parser: OverridesParser, config: DictConfig) -> None:
-        """Divide the overrides into the search space and those that all trials share.
-
-        Raises:
-            UserError: the search space is empty, or holds the seed.
-        """
+        """Divide the overrides into the search space and those that all trials share."""
         params = [f"{name}={value}" for name, value in self.params.items()]
         parsed = parser.parse_overrides([*params, *config.hydra.overrides.task])
         # The last override of an option holds.
@@ -116,12 +113,7 @@ class TrialsSweeper(Sweeper):
             )
 
     def sweep(self, arguments: list[str]) -> Any:
-        """Run trials until there are `n_trials`, first those that were cut off.
-
-        Raises:
-            UserError: the study's trials were composed of something else, no trial has a result,
-                or, with `fail_fast`, one has failed.
-        """
+        """Run trials until there are `n_trials`, first those that were cut off."""
         console = Console()
         study = self.open_study()
         done = sum(trial.state.is_finished() for trial in study.trials)
@@ -144,11 +136,7 @@ class TrialsSweeper(Sweeper):
         return best.value
 
     def open_study(self) -> "Study":
-        """Create the study, or load it from its storage.
-
-        Raises:
-            UserError: its trials were composed of something else.
-        """
+        """Create the study, or load it from its storage if its config and space are the same."""
         import optuna
         from sqlalchemy.engine import make_url
 
@@ -202,8 +190,8 @@ def tell_results(
 ) -> None:
     """Tell a study the results of its trials.
 
-    Raises:
-        UserError: one has failed, and `fail_fast` is set; it runs again when the study goes on.
+    With `fail_fast` the error of one that has failed is raised; it runs again when the study goes
+    on.
     """
     from optuna.trial import TrialState
 
