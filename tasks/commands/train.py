@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from lightning import Callback, Trainer, seed_everything
+from lightning import Trainer, seed_everything
 from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint, ProgressBar
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
@@ -181,8 +181,7 @@ def fit_and_score(training: Training, resumed: Path | None) -> dict[str, Any]:
     for logger in training.loggers:
         logger.log_hyperparams(flat_hyperparameters(with_choice_names(config)) | counts)
     log_artifact(training.loggers, "config", training.folder.config_file)
-    callbacks, history = create_callbacks(config)
-    trainer = create_trainer(config, callbacks, training.loggers)
+    trainer, history = create_trainer(config, training.loggers)
     reset_peak_memory(trainer.strategy.root_device)
     started = time.perf_counter()
     try:
@@ -209,39 +208,31 @@ def fit_and_score(training: Training, resumed: Path | None) -> dict[str, Any]:
             training.folder.write_outputs("test", data.test, task.outputs)
         log_summary(training.loggers, summary_metrics(results | manifest, val_losses))
         log_artifact(training.loggers, "checkpoint", checkpoint)
-        print_outcome(training, trainer, checkpoint, metrics, length_metrics, manifest)
+        print_outcome(training, trainer, checkpoint, metrics, results | manifest)
     if has_diverged(metrics):
         raise TrainingDiverged(f"val/loss is {metrics['val/loss']}. Try a lower optimizer.lr.")
     return metrics | length_metrics
 
 
-def create_callbacks(config: dict[str, Any]) -> tuple[list[Callback], History]:
-    """Build the callbacks of the config, and those that `results.json` needs."""
+def create_trainer(config: dict[str, Any], loggers: list[Logger]) -> tuple[Trainer, History]:
+    """Build the Trainer with the callbacks of the config, and those that `results.json` needs."""
     callbacks = [instantiate(node) for node in (config["callbacks"] or {}).values()]
-    throughput = next((x for x in callbacks if isinstance(x, Throughput)), None)
-    if throughput is None:
-        throughput = Throughput()
-        callbacks.append(throughput)
-    history = History(throughput)
-    return [*callbacks, history], history
-
-
-def create_trainer(
-    config: dict[str, Any], callbacks: list[Callback], loggers: list[Logger]
-) -> Trainer:
-    """Build the Trainer of a training."""
+    if not any(isinstance(x, Throughput) for x in callbacks):
+        callbacks.append(Throughput())
+    history = History(next(x for x in callbacks if isinstance(x, Throughput)))
     options = config["trainer"]
+    # A run shorter than the interval logs once, at its end.
     if 0 < options["max_steps"] < options["log_every_n_steps"]:
-        # A run shorter than the interval logs once, at its end.
         options = {**options, "log_every_n_steps": options["max_steps"]}
-    return instantiate(
+    trainer = instantiate(
         options,
         logger=loggers,
-        callbacks=callbacks,
+        callbacks=[*callbacks, history],
         default_root_dir=config["paths"]["run"],
         enable_progress_bar=any(isinstance(x, ProgressBar) for x in callbacks),
         enable_checkpointing=any(isinstance(x, Checkpoint) for x in callbacks),
     )
+    return trainer, history
 
 
 def describe_fit(
@@ -307,8 +298,7 @@ def print_outcome(
     trainer: Trainer,
     checkpoint: Path | None,
     metrics: dict[str, Any],
-    length_metrics: dict[str, Any],
-    manifest: dict[str, Any],
+    results: dict[str, Any],
 ) -> None:
     """Print samples, metrics, the paths of what was written, and commands to run next."""
     console, folder, step = training.console, training.folder, trainer.global_step
@@ -321,10 +311,9 @@ def print_outcome(
         paths["checkpoint"] = relative_to_cwd(checkpoint)
         commands = next_commands(training, paths["checkpoint"])
     paths = {name: path for name, path in paths.items() if path.exists()}
-    if "lengths" in manifest:
-        results = metrics | length_metrics | manifest
+    if "lengths" in results:
         paths |= report_lengths(console, results, folder.figures, training.loggers, step)
-    print_results(console, metrics, manifest, paths, commands)
+    print_results(console, metrics, results, paths, commands)
 
 
 def next_commands(training: Training, checkpoint: Path) -> list[str]:
