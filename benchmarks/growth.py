@@ -19,7 +19,7 @@ from rich.progress import Progress
 from attention_zoo import ATTENTION
 from attention_zoo.attention.base import Attention
 from attention_zoo.factory import create_attention
-from attention_zoo.tasks.configuration.entry_configs import entry_options
+from attention_zoo.tasks.configuration.conf_files import entry_options
 from attention_zoo.tasks.views.tables import Table, markdown_table
 
 DIM, HEADS = 64, 2

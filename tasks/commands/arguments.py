@@ -15,11 +15,8 @@ def parse_arguments(
 ) -> tuple[dict[str, str], list[str]]:
     """Return the options by name, and the operands; print the help if that is asked for.
 
-    Args:
-        command: its name.
-        arguments: what follows it on the command line.
-        options: what each option does, by its form, such as `output=FILE`.
-        operand: what the other arguments name, such as `FOLDER`, if the command takes any.
+    `options` says what each option does, by its form, such as `output=FILE`; `operand` is what the
+    other arguments name, such as `FOLDER`, if the command takes any.
     """
     if HELP_FLAGS & {*arguments}:
         print(command_help(command, options))

@@ -61,7 +61,7 @@ def complete(arguments: list[str]) -> None:
     `attention-zoo -sc install=bash` prints the part of the shell (likewise zsh, fish). The shell
     then asks for commands, names to show, or what Hydra completes.
     """
-    from attention_zoo.tasks.configuration.compatibility import list_choices
+    from attention_zoo.tasks.configuration.conf_files import list_choices
 
     if not any(x.startswith("query=") for x in arguments):
         run_composed("train", ["-sc", *arguments])

@@ -146,7 +146,7 @@ def cache_cells(card: AttentionCard) -> tuple[str, str, str, str]:
     import torch
 
     from attention_zoo.factory import create_attention
-    from attention_zoo.tasks.configuration.entry_configs import entry_options
+    from attention_zoo.tasks.configuration.conf_files import entry_options
 
     role = next(role for role in card.roles if role != "global")
     with torch.device("meta"):

@@ -27,11 +27,10 @@ OPTIONS = {
     "logger=none": "wandb logs the report to W&B as well.",
 }
 LOGGERS = ("wandb", "none")
-PROJECT = "attention-zoo"  # of W&B, if the runs were not logged there
 
 
 def run(arguments: list[str]) -> None:
-    """Run the command."""
+    """Compare the runs in the folders; print the comparison and write it into files."""
     options, operands = parse_arguments("report", arguments, OPTIONS, operand="FOLDER")
     if (logger := options.get("logger", "none")) not in LOGGERS:
         raise UserError(f"logger must be one of {', '.join(LOGGERS)}, got {logger!r}.")
@@ -87,16 +86,13 @@ def log_report(
     from attention_zoo.tasks.training.loggers.wandb_runs import create_wandb_logger
 
     configs = [(run.config.get("logger") or {}).get("wandb") for run in runs]
-    config: dict[str, Any] = next((each for each in configs if each), {"project": PROJECT})
-    logger = create_wandb_logger(
-        **{key: config[key] for key in ("project", "entity") if config.get(key)},
-        group=config.get("group") or sweep.resolve().name,
-        # The W&B run of a run's own folder is that of its training.
-        save_dir=output / "report",
-        name=title,
-        job_type="report",
-        tags=["report"],
-    )
+    # The project has this name if the runs were not logged to W&B.
+    config: dict[str, Any] = next(filter(None, configs), {"project": "attention-zoo"})
+    options = {key: config[key] for key in ("project", "entity") if config.get(key)}
+    options |= {"name": title, "group": config.get("group") or sweep.resolve().name}
+    # The W&B run of a run's own folder is that of its training.
+    folder = output / "report"
+    logger = create_wandb_logger(save_dir=folder, job_type="report", tags=["report"], **options)
     exit_code = 1
     try:
         log_html([logger], "report", html, 0)

@@ -7,7 +7,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from attention_zoo.tasks.configuration.build import attention_by_role, instantiate
-from attention_zoo.tasks.configuration.entry_configs import entry_config
+from attention_zoo.tasks.configuration.conf_files import entry_config
 from attention_zoo.tasks.run_folder import RunFolder
 from attention_zoo.tasks.task_spec import DIAGNOSTIC_DATA, task_spec
 from attention_zoo.zoo import ATTENTION

@@ -12,7 +12,7 @@ from hydra.errors import HydraException
 from omegaconf import OmegaConf
 
 from attention_zoo.errors import UserError
-from attention_zoo.tasks.configuration.compatibility import data_task
+from attention_zoo.tasks.configuration.conf_files import data_task
 
 OVERRIDE = re.compile(r"^(\+{0,2}|~)[\w/@.:$-]+=|^~[\w/@.:-]+$", re.ASCII)
 # Flags of Hydra that say where configs are.

@@ -8,7 +8,7 @@ import torch
 
 from attention_zoo.errors import Unsupported, UserError
 from attention_zoo.tasks.configuration.build import attention_by_role, build_model, instantiate
-from attention_zoo.tasks.configuration.compatibility import (
+from attention_zoo.tasks.configuration.conf_files import (
     SYMBOL_TOKENIZER,
     choice_target,
     data_task,

@@ -97,18 +97,15 @@ class ProcessesLauncher(Launcher):
         # A search may launch one job at a time.
         shared = set.intersection(*map(set, user_overrides)) if len(user_overrides) > 1 else set()
         shared |= {*self.config.hydra.overrides.task}
-        jobs = []
-        for index, overrides in enumerate(user_overrides):
+        jobs, hydra = [], self.config.hydra
+        for number, overrides in enumerate(user_overrides, start=first):
             name = " ".join([x for x in overrides if x not in shared] or overrides)
-            folder, record = self.run_folder(first + index), JobRecord(overrides=overrides)
-            jobs.append(Job(first + index, job_overrides[index], name, folder, record))
+            with open_dict(self.config):
+                hydra.job.num = number  # which the name of the folder holds
+            folder = RunFolder(Path(hydra.sweep.dir) / str(hydra.sweep.subdir))
+            process_overrides, record = job_overrides[number - first], JobRecord(overrides)
+            jobs.append(Job(number, process_overrides, name, folder, record))
         return jobs
-
-    def run_folder(self, number: int) -> RunFolder:
-        """Return the folder of the job of a number."""
-        with open_dict(self.config):
-            self.config.hydra.job.num = number
-        return RunFolder(Path(self.config.hydra.sweep.dir) / str(self.config.hydra.sweep.subdir))
 
     def restore_jobs(self, jobs: Sequence[Job], console: Console) -> None:
         """Take over the results of an earlier launch over the same folder."""

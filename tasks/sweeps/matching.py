@@ -13,8 +13,8 @@ from rich.console import Console
 from attention_zoo.errors import Unsupported, UserError
 from attention_zoo.tasks.analysis.costs import training_flops_per_token
 from attention_zoo.tasks.configuration.build import build_task, parameter_counts
+from attention_zoo.tasks.configuration.conf_files import entry_config
 from attention_zoo.tasks.configuration.defaults import resolve_position
-from attention_zoo.tasks.configuration.entry_configs import entry_config
 from attention_zoo.tasks.configuration.validation import validate
 from attention_zoo.tasks.data.base import PreparedData
 from attention_zoo.tasks.task_spec import task_spec

@@ -54,12 +54,12 @@ class DevicePool:
     def acquire(self, job: Job) -> dict[str, str] | None:
         """Return the environment that gives a job its devices; None, if it has to wait."""
         if self.uses_gpus(job):
-            free = [gpu for gpu in self.gpus if gpu not in chain(*self.gpus_in_use.values())]
-            count = self.gpu_count(job)
+            in_use, count = [*chain(*self.gpus_in_use.values())], self.gpu_count(job)
+            free = [gpu for gpu in self.gpus if gpu not in in_use][:count]
             if len(free) < count:
                 return None
-            self.gpus_in_use[job.number] = free[:count]
-            return {"CUDA_VISIBLE_DEVICES": ",".join(free[:count])}
+            self.gpus_in_use[job.number] = free
+            return {"CUDA_VISIBLE_DEVICES": ",".join(free)}
         if self.free_cpu_slots == 0:
             return None
         self.free_cpu_slots -= 1
@@ -93,10 +93,7 @@ def run_jobs(
 
     The next job is drawn when there may be room for it. With `fail_fast`, the first job that fails
     stops the others; a refusal is no failure. With `use_terminal`, the output of a job that runs
-    alone goes to the terminal.
-
-    Raises:
-        KeyboardInterrupt: Ctrl-C or SIGTERM, once all jobs have ended.
+    alone goes to the terminal. Ctrl-C and SIGTERM end all jobs.
     """
     running: list[Job] = []
     waiting = next(jobs, None)
