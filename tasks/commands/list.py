@@ -1,9 +1,9 @@
 """`attention-zoo list`: print the zoo as tables, and which attention takes which encoding."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import product
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from rich.console import Console
 
@@ -15,6 +15,7 @@ from attention_zoo.zoo import (
     ATTENTION,
     POSITION,
     ROLES,
+    SITES,
     AttentionCard,
     Role,
     check_pair,
@@ -34,16 +35,7 @@ MAX_WIDTH = {"paper": 26, "cache": 40}
 DIM, HEADS, TOKENS, BYTES = 512, 8, 1024, 4
 ROLE_LETTERS = {"causal": "C", "global": "G", "cross": "X"}
 MASK_LETTERS = {"key_mask": "p", "segment_ids": "s", "window": "w"}
-POSITION_LETTERS = {
-    "positions": "P",
-    "embeddings": "E",
-    "heads": "H",
-    "width": "W",
-    "length": "L",
-    "scores": "S",
-    "content": "C",
-    "values": "V",
-}
+SITE_LETTERS = dict(zip(SITES, "PEHWLSCV", strict=True))
 LEGEND = (
     "Roles: C causal self-attention, G global self-attention, X cross-attention. "
     "Masks, in addition to that of the role: p padded keys, s packed sequences, w window. "
@@ -115,7 +107,7 @@ def attention_table() -> Table:
             card.paper,
             letters(card.roles, ROLE_LETTERS),
             letters(card.masks, MASK_LETTERS),
-            letters(card.positions, POSITION_LETTERS),
+            letters(card.positions, SITE_LETTERS),
             card.cost,
             *cache_cells(card),
         )
@@ -127,13 +119,13 @@ def attention_table() -> Table:
 def position_table() -> Table:
     """Return a table of the positional encodings."""
     rows = [
-        (x.name, x.paper, letters(x.acts, POSITION_LETTERS), letters(x.roles, ROLE_LETTERS))
+        (x.name, x.paper, letters(x.acts, SITE_LETTERS), letters(x.roles, ROLE_LETTERS))
         for x in map(POSITION.card, POSITION)
     ]
     return Table("Position", ["position", "paper", "acts on", "roles"], rows, "llll")
 
 
-def letters(words: Iterable[str], alphabet: dict[str, str]) -> str:
+def letters(words: Iterable[str], alphabet: Mapping[Any, str]) -> str:
     """Return the letters that stand for the words."""
     return "".join(letter for word, letter in alphabet.items() if word in words) or "–"
 

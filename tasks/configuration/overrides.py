@@ -17,14 +17,10 @@ from attention_zoo.tasks.configuration.conf_files import data_task
 OVERRIDE = re.compile(r"^(\+{0,2}|~)[\w/@.:$-]+=|^~[\w/@.:-]+$", re.ASCII)
 # Flags of Hydra that say where configs are.
 SOURCE_FLAGS = ("--config-path", "-cp", "--config-name", "-cn", "--config-dir", "-cd")
-VALUE_FLAGS = (
-    *SOURCE_FLAGS,
-    *("--cfg", "-c", "--package", "-p", "--info", "-i", "--experimental-rerun"),
-)
-SWITCHES = (
-    *("--help", "-h", "--hydra-help", "--multirun", "-m", "--run", "-r", "--resolve"),
-    *("--shell-completion", "-sc"),
-)
+VALUE_FLAGS = {*SOURCE_FLAGS, "--cfg", "-c", "--package", "-p", "--info", "-i"}
+VALUE_FLAGS |= {"--experimental-rerun"}
+SWITCHES = {"--help", "-h", "--hydra-help", "--multirun", "-m", "--run", "-r", "--resolve"}
+SWITCHES |= {"--shell-completion", "-sc"}
 
 
 def split_arguments(command: str, arguments: Sequence[str]) -> tuple[list[str], list[str]]:

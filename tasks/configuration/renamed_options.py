@@ -36,23 +36,22 @@ REPLACED_FLAGS = {
     },
     "report": {"--baseline": "baseline=LABEL", "--into": "output=FOLDER"},
 }
-# Modules and functions that a `_target_` names.
+# Modules and functions of the tasks that a `_target_` names.
 RENAMED_TARGETS = {
-    "attention_zoo.tasks.callbacks": "attention_zoo.tasks.training.callbacks",
-    "attention_zoo.tasks.data.batches.RandomBlocks": (
-        "attention_zoo.tasks.data.samplers.RandomBlockSampler"
-    ),
-    "attention_zoo.tasks.data.batches.ShuffledBlocks": (
-        "attention_zoo.tasks.data.samplers.ShuffledBlockSampler"
-    ),
-    "attention_zoo.tasks.data.diagnostic": "attention_zoo.tasks.data.diagnostic_data",
-    "attention_zoo.tasks.data.language": "attention_zoo.tasks.data.language_data",
-    "attention_zoo.tasks.data.translation": "attention_zoo.tasks.data.translation_data",
-    "attention_zoo.tasks.language_modeling": "attention_zoo.tasks.training.language_modeling",
-    "attention_zoo.tasks.optimizers": "attention_zoo.tasks.training.optimizers",
-    "attention_zoo.tasks.schedules": "attention_zoo.tasks.training.schedules",
-    "attention_zoo.tasks.translation": "attention_zoo.tasks.training.translation",
-    "attention_zoo.tasks.wandb_runs": "attention_zoo.tasks.training.loggers.wandb_runs",
+    f"attention_zoo.tasks.{old}": f"attention_zoo.tasks.{new}"
+    for old, new in {
+        "callbacks": "training.callbacks",
+        "data.batches.RandomBlocks": "data.samplers.RandomBlockSampler",
+        "data.batches.ShuffledBlocks": "data.samplers.ShuffledBlockSampler",
+        "data.diagnostic": "data.diagnostic_data",
+        "data.language": "data.language_data",
+        "data.translation": "data.translation_data",
+        "language_modeling": "training.language_modeling",
+        "optimizers": "training.optimizers",
+        "schedules": "training.schedules",
+        "translation": "training.translation",
+        "wandb_runs": "training.loggers.wandb_runs",
+    }.items()
 }
 # Parts of the names of parameters.
 RENAMED_PARAMETERS = {
@@ -88,14 +87,12 @@ def refuse_renamed_keys(config: Mapping[str, Any]) -> None:
 
 
 def find_renamed_keys(config: Any) -> Iterator[tuple[dict[str, Any], str, str]]:
-    """Yield the node, the old and the new name of each option that has its old name.
-
-    The options of what plugins build are their own.
-    """
+    """Yield the node, the old and the new name of each option that has its old name."""
     for old, new in RENAMED_OPTIONS.items():
         node, (*path, key) = config, old.split(".")
         for part in path:
             node = node.get(part) or {}
+        # The options of what plugins build are their own.
         if key in node and node.get("_target_", "attention_zoo").startswith("attention_zoo"):
             yield node, old, new
 
@@ -117,12 +114,10 @@ def upgrade_checkpoint(checkpoint: dict[str, Any]) -> None:
 def rename_targets(node: Any) -> Any:
     """Return a config with the new name of every `_target_`."""
     if isinstance(node, dict):
-        return {
-            key: rename_parts(value, RENAMED_TARGETS)
-            if key == "_target_" and isinstance(value, str)
-            else rename_targets(value)
-            for key, value in node.items()
-        }
+        renamed = {key: rename_targets(value) for key, value in node.items()}
+        if isinstance(node.get("_target_"), str):
+            renamed["_target_"] = rename_parts(node["_target_"], RENAMED_TARGETS)
+        return renamed
     return [rename_targets(value) for value in node] if isinstance(node, list) else node
 
 

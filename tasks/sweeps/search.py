@@ -95,16 +95,10 @@ class TrialsSweeper(Sweeper):
         parsed = parser.parse_overrides([*params, *config.hydra.overrides.task])
         # The last override of an option holds.
         overrides = {override.get_key_element(): override for override in parsed}
-        self.search_space = {
-            name: create_distribution(override)
-            for name, override in overrides.items()
-            if override.is_sweep_override()
-        }
-        self.fixed_overrides = [
-            f"{name}={override.get_value_element_as_str()}"
-            for name, override in overrides.items()
-            if name not in self.search_space
-        ]
+        searched = {name: x for name, x in overrides.items() if x.is_sweep_override()}
+        self.search_space = {name: create_distribution(x) for name, x in searched.items()}
+        fixed = [(name, x) for name, x in overrides.items() if name not in searched]
+        self.fixed_overrides = [f"{name}={x.get_value_element_as_str()}" for name, x in fixed]
         if not self.search_space or "seed" in self.search_space:
             raise UserError(
                 f"a search needs options to search, other than the seed, got "
@@ -188,18 +182,11 @@ def create_distribution(override: Override) -> "BaseDistribution":
 def tell_results(
     study: "Study", numbers: Sequence[int], returns: Sequence[JobReturn], *, fail_fast: bool
 ) -> None:
-    """Tell a study the results of its trials.
-
-    With `fail_fast` the error of one that has failed is raised; it runs again when the study goes
-    on.
-    """
+    """Tell a study the results of its trials, up to the first that failed with `fail_fast`."""
     from optuna.trial import TrialState
 
     for number, result in zip(numbers, returns, strict=True):
         if fail_fast and result.status is JobStatus.FAILED:
-            _ = result.return_value  # Reading an error raises it.
+            _ = result.return_value  # Reading an error raises it; the trial runs again later.
         value = result.return_value if result.status is JobStatus.COMPLETED else None
-        if value is None:
-            study.tell(number, state=TrialState.FAIL)
-        else:
-            study.tell(number, value)
+        study.tell(number, value, state=TrialState.FAIL if value is None else None)
