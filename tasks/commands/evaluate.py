@@ -10,14 +10,8 @@ from lightning.pytorch.loggers import Logger
 from rich.console import Console
 
 from attention_zoo.errors import UserError
+from attention_zoo.tasks.analysis import lengths
 from attention_zoo.tasks.analysis.length_report import PREFIX
-from attention_zoo.tasks.analysis.lengths import (
-    LengthDataModule,
-    check_lengths,
-    report_lengths,
-    score_lengths,
-    training_length,
-)
 from attention_zoo.tasks.commands.warning_filters import silence_libraries
 from attention_zoo.tasks.configuration.build import instantiate, parameter_counts
 from attention_zoo.tasks.configuration.composition import Invocation
@@ -41,7 +35,7 @@ def run(config: dict[str, Any], invocation: Invocation) -> None:
     checkpoint = invocation.require_checkpoint()
     if config["split"] not in PREFIX:
         raise UserError(f"split must be valid or test, got {config['split']!r}.")
-    check_lengths(config)
+    lengths.check_lengths(config)
     silence_libraries()
     seed_everything(config["seed"], workers=True, verbose=False)
     task = load_task(checkpoint, config)
@@ -52,12 +46,12 @@ def run(config: dict[str, Any], invocation: Invocation) -> None:
     data.setup()
     length_tests = None
     if config["lengths"]:
-        length_tests = LengthDataModule(
+        length_tests = lengths.LengthDataModule(
             config,
             data,
             split=config["split"],
             max_length=task.model.max_length,
-            training_length=training_length(checkpoint["attention_zoo"]["config"]["data"]),
+            training_length=lengths.training_length(checkpoint["attention_zoo"]["config"]["data"]),
         )
     elif task.model.max_length is not None:
         data.check_max_length(task.model.max_length)
@@ -80,7 +74,7 @@ def score(
     invocation: Invocation,
     task: Task,
     data: PreparedData,
-    length_tests: LengthDataModule | None,
+    length_tests: lengths.LengthDataModule | None,
     output: RunFolder | None,
     loggers: list[Logger],
 ) -> None:
@@ -96,9 +90,9 @@ def score(
         enable_checkpointing=False,
     )
     started = time.perf_counter()
-    lengths = {}
+    length_scores = {}
     if length_tests is not None:
-        lengths = {"lengths": score_lengths(trainer, task, length_tests)}
+        length_scores = {"lengths": lengths.score_lengths(trainer, task, length_tests)}
     else:
         evaluate = trainer.test if split == "test" else trainer.validate
         evaluate(task, datamodule=data, verbose=False)
@@ -116,7 +110,7 @@ def score(
         "precision": config["trainer"]["precision"],
         **collect_environment(),
         **task.metric_signatures(),
-        **lengths,
+        **length_scores,
     }
     log_summary(loggers, metrics)
     paths = {}
@@ -131,6 +125,6 @@ def score(
     else:
         assert output is not None  # `resolve_output_dir` has named one.
         results, step = metrics | manifest, trainer.global_step
-        paths |= report_lengths(console, results, output.path, loggers, step)
+        paths |= lengths.report_lengths(console, results, output.path, loggers, step)
     if paths:
         print_paths(console, paths)

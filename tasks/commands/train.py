@@ -14,15 +14,9 @@ from lightning.pytorch.utilities import rank_zero_only
 from rich.console import Console
 
 from attention_zoo.errors import TrainingDiverged, UserError
+from attention_zoo.tasks.analysis import lengths
 from attention_zoo.tasks.analysis.costs import decode_state_bytes, training_flops_per_token
 from attention_zoo.tasks.analysis.length_report import PREFIX
-from attention_zoo.tasks.analysis.lengths import (
-    LengthDataModule,
-    check_lengths,
-    report_lengths,
-    score_lengths,
-    training_length,
-)
 from attention_zoo.tasks.commands.warning_filters import silence_libraries
 from attention_zoo.tasks.configuration.build import build_task, instantiate, parameter_counts
 from attention_zoo.tasks.configuration.composition import Invocation
@@ -68,7 +62,7 @@ class Training:
     task: Task
     data: Any
     costs: dict[str, Any]  # of the model, for `results.json`
-    length_tests: LengthDataModule | None
+    length_tests: lengths.LengthDataModule | None
     matched: dict[str, Any] | None  # what `match` has made equal to the baseline
     console: Console
     folder: RunFolder
@@ -78,7 +72,7 @@ class Training:
 def run(config: dict[str, Any], invocation: Invocation) -> float | None:
     """Train what the config describes; return the validation loss, which sweepers minimise."""
     validate(config)
-    check_lengths(config)
+    lengths.check_lengths(config)
     check_match(config)
     if config["seeds"] is not None:
         raise UserError(
@@ -130,12 +124,12 @@ def prepare(config: dict[str, Any], console: Console) -> Training:
     }
     length_tests = None
     if config["lengths"]:
-        length_tests = LengthDataModule(
+        length_tests = lengths.LengthDataModule(
             config,
             data,
             split="test" if config["test"] else "valid",
             max_length=task.model.max_length,
-            training_length=training_length(config["data"]),
+            training_length=lengths.training_length(config["data"]),
         )
     if config["compile"]:
         task.model.compile(**(config["compile"] if isinstance(config["compile"], dict) else {}))
@@ -197,7 +191,7 @@ def fit_and_score(training: Training, resumed: Path | None) -> dict[str, Any]:
     manifest |= task.metric_signatures()
     length_metrics = {}
     if training.length_tests is not None and not has_diverged(metrics):
-        manifest["lengths"] = score_lengths(
+        manifest["lengths"] = lengths.score_lengths(
             trainer, task, training.length_tests, ckpt_path=checkpoint, weights_only=True
         )
         length_metrics = logged_metrics(trainer, PREFIX[training.length_tests.split])
@@ -312,7 +306,7 @@ def print_outcome(
         commands = next_commands(training, paths["checkpoint"])
     paths = {name: path for name, path in paths.items() if path.exists()}
     if "lengths" in results:
-        paths |= report_lengths(console, results, folder.figures, training.loggers, step)
+        paths |= lengths.report_lengths(console, results, folder.figures, training.loggers, step)
     print_results(console, metrics, results, paths, commands)
 
 

@@ -8,7 +8,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from itertools import chain
-from typing import Any
 
 from rich.console import Console
 
@@ -142,15 +141,11 @@ def stop_jobs(running: list[Job], console: Console) -> None:
 
 @contextmanager
 def sigterm_as_interrupt() -> Iterator[None]:
-    """Raise KeyboardInterrupt at SIGTERM, which would else leave the jobs running."""
-
-    def interrupt(*_: Any) -> None:
-        raise KeyboardInterrupt
-
+    """Raise KeyboardInterrupt at SIGTERM, which would otherwise leave the jobs running."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    previous = signal.signal(signal.SIGTERM, interrupt)
+    previous = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         yield
     finally:
