@@ -53,9 +53,8 @@ class Invocation:
     def require_checkpoint(self) -> dict[str, Any]:
         """Return the checkpoint, or refuse that none was named."""
         if self.checkpoint is None:
-            raise UserError(
-                f"{self.command} needs a checkpoint: ckpt_path=logs/…/checkpoints/best.ckpt"
-            )
+            example = "ckpt_path=logs/…/checkpoints/best.ckpt"
+            raise UserError(f"{self.command} needs a checkpoint: {example}")
         return self.checkpoint
 
 
@@ -106,17 +105,11 @@ def store_checkpoint_config(
     overridden = {x.lstrip("+").split("=")[0] for x in overrides}
     # attention@encoder_attention chooses a file of the group attention for encoder_attention.
     replaced = {group.rpartition("@")[2] for group in choices if group in overridden}
-    config = {
-        key: value
-        for key, value in training_config.items()
-        if key not in replaced and key not in (*TRAINING_OPTIONS, "choices")
-    }
-    groups = [
-        {group: choices[group]}
-        # The data come last, as they may choose a tokenizer.
-        for group in sorted(choices, key=lambda group: group == "data")
-        if group not in TRAINING_OPTIONS and group != "task"
-    ]
+    left_out = {*replaced, *TRAINING_OPTIONS, "choices"}
+    config = {key: value for key, value in training_config.items() if key not in left_out}
+    # The data come last, as they may choose a tokenizer.
+    names = sorted(choices, key=lambda group: group == "data")
+    groups = [{x: choices[x]} for x in names if x not in (*TRAINING_OPTIONS, "task")]
     if command == "evaluate":
         config["paths"] = {**config["paths"], "run": "${output}"}
     config["defaults"] = [{"hydra": "default"}, command, *groups, "_self_"]

@@ -42,11 +42,8 @@ def unknown_option_message(node: str | None, option: str, invocation: Invocation
     """Return the sentence for an override of an unknown option, with the options there are."""
     name = option if node is None else f"{node}.{option}"
     # Another override may be wrong as well, so only those that choose a group are composed.
-    choices = [
-        override
-        for override in invocation.overrides
-        if chooses_group(override) and override.lstrip("+~").partition("=")[0] != name
-    ]
+    groups = [x for x in invocation.overrides if chooses_group(x)]
+    choices = [x for x in groups if x.lstrip("+~").partition("=")[0] != name]
     with initialize_config_module("attention_zoo.conf", version_base="1.3"):
         composed = compose(invocation.config_name, overrides=choices)
     if node is None:

@@ -46,9 +46,9 @@ def validate_data(config: Mapping[str, Any]) -> None:
     tokenizer = config["tokenizer"]["_target_"]
     needs_symbols = data_module == DIAGNOSTIC_DATA
     if needs_symbols != (tokenizer == SYMBOL_TOKENIZER):
-        by_name = {name: choice_target("tokenizer", name) for name in list_choices("tokenizer")}
-        chosen = next((name for name in by_name if by_name[name] == tokenizer), tokenizer)
-        legal = [x for x in by_name if (by_name[x] == SYMBOL_TOKENIZER) == needs_symbols]
+        targets = {name: choice_target("tokenizer", name) for name in list_choices("tokenizer")}
+        chosen = next((name for name in targets if targets[name] == tokenizer), tokenizer)
+        legal = [x for x in targets if (targets[x] == SYMBOL_TOKENIZER) == needs_symbols]
         raise Unsupported(
             f"tokenizer={chosen} cannot read data={config['choices']['data']}, which is made of "
             f"{'symbols' if needs_symbols else 'text'}. Tokenizers for it: {', '.join(legal)}."

@@ -69,7 +69,12 @@ class ProcessesLauncher(Launcher):
         setup_globals()
         console = Console()
         jobs = self.create_jobs(job_overrides, initial_job_idx)
-        self.restore_jobs(jobs, console)
+        earlier = [job for job in jobs if job.folder.job_file.exists()]
+        for job in self.compose_jobs(earlier):
+            job.restore()
+        if earlier:
+            done = f"{sum(job.record.is_final for job in earlier)} of {len(jobs)} jobs"
+            print_line(console, f"{done} have their result already; the others run.")
         sweep = Path(self.config.hydra.sweep.dir)
         try:
             run_jobs(
@@ -106,15 +111,6 @@ class ProcessesLauncher(Launcher):
             process_overrides, record = job_overrides[number - first], JobRecord(overrides)
             jobs.append(Job(number, process_overrides, name, folder, record))
         return jobs
-
-    def restore_jobs(self, jobs: Sequence[Job], console: Console) -> None:
-        """Take over the results of an earlier launch over the same folder."""
-        earlier = [job for job in jobs if job.folder.job_file.exists()]
-        for job in self.compose_jobs(earlier):
-            job.restore()
-        if earlier:
-            done = f"{sum(job.record.is_final for job in earlier)} of {len(jobs)} jobs"
-            print_line(console, f"{done} have their result already; the others run.")
 
     def compose_jobs(self, jobs: Iterable[Job]) -> Iterator[Job]:
         """Compose the config of each job, for its hash and the devices that it asks for."""
@@ -159,8 +155,7 @@ def job_return(job: Job) -> JobReturn:
     try:
         result.return_value = objective(job)
     except UserError as error:
-        result.status = JobStatus.FAILED
-        result.return_value = error
+        result.status, result.return_value = JobStatus.FAILED, error
     return result
 
 
@@ -237,11 +232,6 @@ def register_plugin(plugin: type[Plugin], group: str, name: str, **options: Any)
 def register_launcher(command: str, flags: Sequence[str] = ()) -> None:
     """Make `hydra/launcher=processes` run jobs of a command; see `job_command` for the flags."""
     ProcessesLauncher.environment = dict(os.environ)
-    register_plugin(
-        ProcessesLauncher,
-        "hydra/launcher",
-        "processes",
-        command=job_command(command, flags),
-        jobs="${oc.select:jobs,1}",
-        fail_fast="${oc.select:fail_fast,false}",
-    )
+    options = {"jobs": "${oc.select:jobs,1}", "fail_fast": "${oc.select:fail_fast,false}"}
+    argv = job_command(command, flags)
+    register_plugin(ProcessesLauncher, "hydra/launcher", "processes", command=argv, **options)

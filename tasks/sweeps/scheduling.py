@@ -169,7 +169,7 @@ def outcome_table(jobs: Sequence[Job]) -> Table:
         scores.append("test/accuracy")
     rows = []
     for job in jobs:
-        values = [results[job.number].get(score) for score in scores]
+        values = map(results[job.number].get, scores)
         texts = ["" if value is None else f"{value:.3f}" for value in values]
         rows.append((str(job.number), job.name, str(job.record), *texts))
     return Table("", ["job", "overrides", "outcome", *scores], rows, "lll" + "r" * len(scores))
