@@ -85,11 +85,7 @@ def run_composed(command: str, arguments: list[str]) -> None:
     from attention_zoo.tasks.configuration.composition import parse_command
     from attention_zoo.tasks.configuration.composition_errors import explain_error
     from attention_zoo.tasks.configuration.overrides import source_flags
-    from attention_zoo.tasks.sweeps.launcher import (
-        is_launched_by_other,
-        job_command,
-        run_in_subprocess,
-    )
+    from attention_zoo.tasks.sweeps import launcher
 
     program_arguments = sys.argv
     invocation = parse_command(command, arguments)
@@ -100,26 +96,19 @@ def run_composed(command: str, arguments: list[str]) -> None:
     show_traceback = "HYDRA_FULL_ERROR" in os.environ
     failures: list[Exception] = []
 
-    @hydra.main(
-        config_path="pkg://attention_zoo.conf",
-        config_name=invocation.config_name,
-        version_base="1.3",
-    )
+    @hydra.main("pkg://attention_zoo.conf", invocation.config_name, version_base="1.3")
     def job(config: DictConfig) -> Any:
         sys.argv = program_arguments
         try:
-            if command == "train" and is_launched_by_other():
+            if command == "train" and launcher.is_launched_by_other():
                 environment = dict(os.environ)
                 if not show_traceback:
                     del environment["HYDRA_FULL_ERROR"]  # It was set below.
-                return run_in_subprocess(
-                    config,
-                    command=job_command(command, source_flags(invocation.overrides)),
-                    environment=environment,
-                )
+                argv = launcher.job_command(command, source_flags(invocation.overrides))
+                return launcher.run_in_subprocess(config, command=argv, environment=environment)
             return run_job(config, invocation)
         except Exception as error:
-            if is_launched_by_other():
+            if launcher.is_launched_by_other():
                 raise  # Perhaps in another process; Hydra says which job it was.
             failures.append(error)  # Hydra would add a line of its own to what is printed.
 

@@ -21,19 +21,16 @@ def run(arguments: list[str]) -> None:
     """Draw all pictures into a folder, and write its `index.html`."""
     options, _ = parse_arguments("figures", arguments, OPTIONS)
 
+    from attention_zoo.tasks.views.figures import trained_task
     from attention_zoo.tasks.views.figures.page import index_page
-    from attention_zoo.tasks.views.figures.trained_task import (
-        find_newest_translation,
-        load_translation,
-    )
 
     task = None
     try:
-        path = Path(options["ckpt_path"]) if "ckpt_path" in options else find_newest_translation()
+        path = Path(options.get("ckpt_path") or trained_task.find_newest_translation())
     except UserError as error:
         source = f"No trained model is drawn: {error}"
     else:
-        task = load_translation(path)
+        task = trained_task.load_translation(path)
         source = f"The trained model is {path}."
     print(source)
     folder = Path(options.get("output", "figures"))

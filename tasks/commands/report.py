@@ -77,12 +77,7 @@ def log_report(
     output: Path,
 ) -> None:
     """Log the report as a run of W&B, in the project and group of the runs."""
-    from attention_zoo.tasks.training.loggers.loggers import (
-        finish_loggers,
-        log_html,
-        log_summary,
-        log_table,
-    )
+    from attention_zoo.tasks.training.loggers import loggers
     from attention_zoo.tasks.training.loggers.wandb_runs import create_wandb_logger
 
     configs = [(run.config.get("logger") or {}).get("wandb") for run in runs]
@@ -95,18 +90,18 @@ def log_report(
     logger = create_wandb_logger(save_dir=folder, job_type="report", tags=["report"], **options)
     exit_code = 1
     try:
-        log_html([logger], "report", html, 0)
+        loggers.log_html([logger], "report", html, 0)
         for comparison, drawn in zip(comparisons, charts, strict=True):
             prefix = f"{comparison.title}/" if len(comparisons) > 1 else ""
             table = comparison_table(comparison)
             rows = [[str(cell) for cell in row] for row in table.rows]
-            log_table([logger], f"{prefix}table", table.columns, rows, 0)
+            loggers.log_table([logger], f"{prefix}table", table.columns, rows, 0)
             for kind, charts_of_kind in drawn.items():
                 page = render_page("analysis/report/charts.html", title=kind, charts=charts_of_kind)
-                log_html([logger], f"{prefix}{kind}", page, 0)
+                loggers.log_html([logger], f"{prefix}{kind}", page, 0)
             best = comparison.best
             means = {f"{prefix}best/{x.key}": best.mean(x.key) for x in comparison.quality}
-            log_summary([logger], {f"{prefix}best": best.label, **means})
+            loggers.log_summary([logger], {f"{prefix}best": best.label, **means})
         exit_code = 0
     finally:
-        finish_loggers([logger], exit_code)
+        loggers.finish_loggers([logger], exit_code)

@@ -7,13 +7,8 @@ from typing import Any
 import torch
 
 from attention_zoo.errors import Unsupported, UserError
+from attention_zoo.tasks.configuration import conf_files
 from attention_zoo.tasks.configuration.build import attention_by_role, build_model, instantiate
-from attention_zoo.tasks.configuration.conf_files import (
-    SYMBOL_TOKENIZER,
-    choice_target,
-    data_task,
-    list_choices,
-)
 from attention_zoo.tasks.configuration.renamed_options import refuse_renamed_keys
 from attention_zoo.tasks.task_spec import DIAGNOSTIC_DATA, TASKS, task_spec
 from attention_zoo.zoo import ATTENTION, POSITION, check_pair
@@ -38,17 +33,20 @@ def validate_data(config: Mapping[str, Any]) -> None:
     if data_module not in chain(*(spec.data_modules for spec in TASKS.values())):
         return  # Data modules from outside the project know what they need.
     if data_module not in task.data_modules:
-        legal = [choice for choice in list_choices("data") if data_task(choice) == task.name]
+        choices = conf_files.list_choices("data")
+        legal = [choice for choice in choices if conf_files.data_task(choice) == task.name]
         raise Unsupported(
             f"task={task.name} cannot be trained on data={config['choices']['data']}. "
             f"Data for it: {', '.join(legal)}."
         )
     tokenizer = config["tokenizer"]["_target_"]
     needs_symbols = data_module == DIAGNOSTIC_DATA
-    if needs_symbols != (tokenizer == SYMBOL_TOKENIZER):
-        targets = {name: choice_target("tokenizer", name) for name in list_choices("tokenizer")}
+    if needs_symbols != (tokenizer == conf_files.SYMBOL_TOKENIZER):
+        names = conf_files.list_choices("tokenizer")
+        targets = {name: conf_files.choice_target("tokenizer", name) for name in names}
         chosen = next((name for name in targets if targets[name] == tokenizer), tokenizer)
-        legal = [x for x in targets if (targets[x] == SYMBOL_TOKENIZER) == needs_symbols]
+        reads_symbols = {x: targets[x] == conf_files.SYMBOL_TOKENIZER for x in names}
+        legal = [x for x in names if reads_symbols[x] == needs_symbols]
         raise Unsupported(
             f"tokenizer={chosen} cannot read data={config['choices']['data']}, which is made of "
             f"{'symbols' if needs_symbols else 'text'}. Tokenizers for it: {', '.join(legal)}."

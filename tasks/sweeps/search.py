@@ -124,9 +124,8 @@ class TrialsSweeper(Sweeper):
             )
         best = study.best_trial
         values = " ".join(f"{name}={value}" for name, value in best.params.items())
-        print_line(
-            console, f"Best of {count} trials: {best.number}, val/loss {best.value:.4f}: {values}"
-        )
+        score = f"val/loss {best.value:.4f}"
+        print_line(console, f"Best of {count} trials: {best.number}, {score}: {values}")
         return best.value
 
     def open_study(self) -> "Study":
