@@ -21,8 +21,6 @@ from attention_zoo.tasks.task_spec import task_spec
 from attention_zoo.tasks.training.manifest import MATCH_TOLERANCE
 from attention_zoo.tasks.views.console import print_line
 
-MIN_FFN_RATIO = 1 / 4  # of the model's width
-WIDTH_MULTIPLE = 8  # GPUs multiply such widths fast; one of them is taken where it agrees.
 COST_NAMES = {"parameters": "parameters", "flops": "training FLOPs per token"}
 
 
@@ -33,10 +31,8 @@ def check_match(config: dict[str, Any]) -> None:
     if config["match"] is None:
         for group, name in config["baseline"].items():
             if name is not None:
-                raise UserError(
-                    f"baseline.{group}={name} needs a cost to match: match=parameters or "
-                    "match=flops."
-                )
+                remedy = "match=parameters or match=flops"
+                raise UserError(f"baseline.{group}={name} needs a cost to match: {remedy}.")
         return
     try:
         validate(baseline_config(config))
@@ -73,11 +69,12 @@ def match_baseline(config: dict[str, Any], data: PreparedData, console: Console)
     def cost_at(width: int) -> float:
         return matched_cost({**config, "model": {**model, "ffn_dim": width}}, data)
 
-    minimum = max(1, round(MIN_FFN_RATIO * model["dim"]))
+    minimum = max(1, round(model["dim"] / 4))
     # The cost is linear in the width.
     unit_cost = cost_at(minimum + 1) - cost_at(minimum)
     best = minimum + (target - cost_at(minimum)) / unit_cost
-    widths = (previous, WIDTH_MULTIPLE * round(best / WIDTH_MULTIPLE), round(best), minimum)
+    # GPUs multiply widths that are a multiple of 8 fast.
+    widths = (previous, 8 * round(best / 8), round(best), minimum)
     for width in widths:
         if width >= minimum and abs(cost_at(width) - target) <= MATCH_TOLERANCE * target:
             break
@@ -90,11 +87,8 @@ def match_baseline(config: dict[str, Any], data: PreparedData, console: Console)
         )
     model["ffn_dim"] = width
     resized = f"stays {width}" if width == previous else f"{previous} → {width}"
-    print_line(
-        console,
-        f"match={by}: feed-forward {resized}, {cost_at(width):,.0f} {cost_name}, the baseline has "
-        f"{target:,.0f}",
-    )
+    costs = f"{cost_at(width):,.0f} {cost_name}, the baseline has {target:,.0f}"
+    print_line(console, f"match={by}: feed-forward {resized}, {costs}")
     return {"by": by, "target": target, "ffn_dim": width}
 
 
