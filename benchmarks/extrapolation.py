@@ -8,14 +8,11 @@ sweep reports them.
 """
 
 import argparse
-import json
 import subprocess
 import sys
 from datetime import datetime
 from pathlib import Path
 from typing import Any
-
-from omegaconf import OmegaConf
 
 from attention_zoo.tasks.analysis.length_charts import draw_extrapolation
 from attention_zoo.tasks.analysis.length_report import (
@@ -24,6 +21,7 @@ from attention_zoo.tasks.analysis.length_report import (
     format_score,
     score_at,
 )
+from attention_zoo.tasks.run_folder import RunFolder
 from attention_zoo.tasks.views.tables import Table, markdown_table, replace_section
 
 PICTURE = "images/extrapolation.png"  # from the folder of the file with the table
@@ -32,17 +30,7 @@ PICTURE = "images/extrapolation.png"  # from the folder of the file with the tab
 def run_sweep(folder: Path, overrides: list[str]) -> None:
     """Train and score the encodings of the experiment, or those of the overrides."""
     command = [sys.executable, "-m", "attention_zoo", "train", "-m", "experiment=extrapolation"]
-    options = [f"hydra.sweep.dir='{folder}'", "logger=none"]
-    subprocess.run([*command, *options, *overrides])
-
-
-def read_sweep(folder: Path) -> dict[str, dict[str, Any]]:
-    """Return the results of all finished jobs, by the name of the encoding."""
-    jobs = {}
-    for path in sorted(folder.glob("*/results.json"), key=lambda path: int(path.parent.name)):
-        position = OmegaConf.load(path.with_name("config.yaml")).position.name
-        jobs[position] = json.loads(path.read_text())
-    return jobs
+    subprocess.run([*command, f"hydra.sweep.dir='{folder}'", "logger=none", *overrides])
 
 
 def format_table(jobs: dict[str, dict[str, Any]]) -> str:
@@ -55,36 +43,26 @@ def format_table(jobs: dict[str, dict[str, Any]]) -> str:
     rows = []
     for name, results in jobs.items():
         refused = results["lengths"]["refused"]
-        rows.append(
-            [
-                name,
-                *(
-                    "refused"
-                    if str(x) in refused
-                    else format_score(score_at(results, "perplexity", x), digits=1)
-                    for x in lengths
-                ),
-                format_ratio(results, "perplexity", longest),
-                format_score(score_at(results, "sliding_perplexity", longest), digits=1),
-                f"{results['seconds']:.0f}",
-            ]
-        )
+        scores = {x: format_score(score_at(results, "perplexity", x), digits=1) for x in lengths}
+        sliding = format_score(score_at(results, "sliding_perplexity", longest), digits=1)
+        cells = ["refused" if str(x) in refused else scores[x] for x in lengths]
+        cells += [format_ratio(results, "perplexity", longest), sliding]
+        rows.append([name, *cells, f"{results['seconds']:.0f}"])
     return markdown_table(Table("Perplexity", columns, rows), code_names=True)
 
 
-def format_caption(jobs: dict[str, dict[str, Any]], folder: Path) -> str:
+def format_caption(run: RunFolder) -> str:
     """Return how the table was made, from one of its runs."""
-    config = OmegaConf.load(next(folder.glob("*/config.yaml")))
-    results = next(iter(jobs.values()))
+    config, results = run.read_config(), run.read_results()
     lengths, machine = results["lengths"], results["hardware"]
     stride = lengths["stride"][str(lengths["scored"][-1])]
     processor = ", ".join(machine["gpus"]) or f"{machine['cpu']}, {machine['threads']} threads"
     return (
         f"Perplexity of {lengths['targets']:,} tokens of the {lengths['split']} split, the same at "
         f"every length, in windows without overlap; sliding windows move by {stride} tokens. "
-        f"Trained at {lengths['trained_at']} tokens: width {config.model.dim}, "
-        f"{config.model.layers} layers, {config.trainer.max_steps} steps of "
-        f"{config.data.batch_size} windows; {processor}."
+        f"Trained at {lengths['trained_at']} tokens: width {config['model']['dim']}, "
+        f"{config['model']['layers']} layers, {config['trainer']['max_steps']} steps of "
+        f"{config['data']['batch_size']} windows; {processor}."
     )
 
 
@@ -101,20 +79,20 @@ def main() -> None:
     if folder is None:
         folder = Path("logs/extrapolation", f"{datetime.now():%Y-%m-%d_%H-%M-%S}").resolve()
         run_sweep(folder, arguments.overrides)
-    jobs = read_sweep(folder)
-    if not jobs:
+    paths = sorted(folder.glob("*/results.json"), key=lambda path: int(path.parent.name))
+    runs = [RunFolder(path.parent) for path in paths]
+    if not runs:
         sys.exit(f"{folder} has no results for a table.")
-    text = f"{format_table(jobs)}\n\n{format_caption(jobs, folder)}"
+    jobs = {run.read_config()["position"]["name"]: run.read_results() for run in runs}
+    text = f"{format_table(jobs)}\n\n{format_caption(runs[0])}"
     print(f"\n{text}")
     if arguments.output is not None:
         picture = arguments.output.parent / PICTURE
         picture.parent.mkdir(parents=True, exist_ok=True)
         draw_extrapolation(jobs).savefig(picture, dpi=150)
         image = f"![Perplexity by length, and loss by position, of each encoding]({PICTURE})"
-        document = replace_section(
-            arguments.output.read_text(), "extrapolation", f"{image}\n\n{text}"
-        )
-        arguments.output.write_text(document)
+        document, section = arguments.output.read_text(), f"{image}\n\n{text}"
+        arguments.output.write_text(replace_section(document, "extrapolation", section))
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ from rich.progress import Progress
 from attention_zoo import ATTENTION
 from attention_zoo.attention.base import Attention
 from attention_zoo.factory import create_attention
-from attention_zoo.tasks.configuration.entry_configs import entry_options
+from attention_zoo.tasks.configuration.conf_files import entry_options
 from attention_zoo.tasks.views.tables import Table, markdown_table
 
 DIM, HEADS = 64, 2
@@ -32,8 +32,8 @@ Milliseconds of forward and backward through one layer of width {DIM} with {HEAD
 sequence, by its number of tokens. On {{threads}} CPU threads in float32: medians of {{rounds}}
 rounds, each of which measures all lengths once. The exponent is the slope of log time over log
 length: 1 is linear, 2 quadratic. Entries that their cards call linear must stay at or below
-{LIMIT}; otherwise the command fails. `python benchmarks/growth.py --output benchmarks/growth.md`
-makes this page.
+{LIMIT}; otherwise the command fails. This command makes the page:
+`python benchmarks/growth.py --rounds {{rounds}} --output benchmarks/growth.md`
 """
 
 
@@ -55,17 +55,8 @@ def measure_milliseconds(attention: Attention, length: int) -> float:
     return 1000 * (time.perf_counter() - started)
 
 
-def fit_exponent(medians: dict[int, float]) -> float:
-    """Return the slope of log time over log length, by least squares."""
-    xs, ys = [math.log(n) for n in medians], [math.log(t) for t in medians.values()]
-    x, y = statistics.mean(xs), statistics.mean(ys)
-    return sum((a - x) * (b - y) for a, b in zip(xs, ys, strict=True)) / sum(
-        (a - x) ** 2 for a in xs
-    )
-
-
 def main() -> None:
-    """Measure, print and write the table."""
+    """Measure the entries, and print or write the table."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument(
         "names", nargs="*", metavar="NAME", help="entries; default: all that cost less than t²"
@@ -84,19 +75,19 @@ def main() -> None:
                     elapsed = measure_milliseconds(attention, length)
                     if number > 0:  # The first round warms up.
                         times[length].append(elapsed)
-            medians = {length: statistics.median(times[length]) for length in LENGTHS}
-            cost, exponent = ATTENTION.card(name).cost, fit_exponent(medians)
+            medians = [statistics.median(times[length]) for length in LENGTHS]
+            logs = list(map(math.log, LENGTHS)), list(map(math.log, medians))
+            cost, exponent = ATTENTION.card(name).cost, statistics.linear_regression(*logs).slope
             if cost == "t" and exponent > LIMIT:
                 failed.append(f"{name} ({exponent:.2f})")
-            cells = [f"{value:.1f}" for value in medians.values()]
+            cells = [f"{value:.1f}" for value in medians]
             rows.append((name, cost, *cells, f"{exponent:.2f}"))
             progress.console.print(name, *cells, f"exponent {exponent:.2f}")
     columns = ("attention", "cost", *(f"{length:,}" for length in LENGTHS), "exponent")
     introduction = INTRODUCTION.format(threads=torch.get_num_threads(), rounds=arguments.rounds)
-    table = markdown_table(Table("Growth", columns, rows), code_names=True)
-    text = f"{introduction}\n{table}\n"
     if arguments.output is not None:
-        arguments.output.write_text(text)
+        table = markdown_table(Table("Growth", columns, rows), code_names=True)
+        arguments.output.write_text(f"{introduction}\n{table}\n")
     if failed:
         raise SystemExit(f"Not linear: {', '.join(failed)}.")
 

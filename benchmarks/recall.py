@@ -7,13 +7,11 @@ This trains every mechanism by `attention-zoo train`, in its own process and its
 """
 
 import argparse
-import json
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
-from attention_zoo.tasks.training.checkpoints import read_checkpoint
+from attention_zoo.tasks.run_folder import RunFolder
 from attention_zoo.tasks.views.tables import Table, markdown_table, replace_section
 
 # Representatives of each family.
@@ -25,38 +23,34 @@ MECHANISMS = [
 COLUMNS = ("attention", "accuracy", "exact match", "seconds", "decode state in bytes")
 
 
-def train(name: str, run: Path, overrides: list[str]) -> str | None:
+def train(name: str, run: RunFolder, overrides: list[str]) -> str | None:
     """Train a mechanism into a folder; return the error if the training fails."""
     command = [sys.executable, "-m", "attention_zoo", "train", "experiment=recall"]
-    options = [f"attention={name}", f"hydra.run.dir='{run}'", "callbacks=minimal", "logger=none"]
-    process = subprocess.run([*command, *options, *overrides], capture_output=True, text=True)
+    options = [f"attention={name}", f"hydra.run.dir='{run.path}'", "callbacks=minimal"]
+    command += [*options, "logger=none", *overrides]
+    process = subprocess.run(command, capture_output=True, text=True)
     return process.stderr.strip().rpartition("\n")[2] if process.returncode else None
 
 
-def format_row(name: str, run: Path) -> tuple[str, ...]:
+def format_row(name: str, run: RunFolder) -> tuple[str, ...]:
     """Return a row of the table: the scores of a run and the size of the decode state."""
-    results = read_results(run)
+    results = run.read_results()
     scores = [f"{results[f'test/{score}']:.3f}" for score in ("accuracy", "exact_match")]
     state_bytes = results["decode_state_bytes"]
     state = "no cached decoding" if state_bytes is None else f"{state_bytes:,}"
     return (name, *scores, f"{results['seconds']:.0f}", state)
 
 
-def read_results(run: Path) -> dict[str, Any]:
-    """Return the `results.json` of a run."""
-    return json.loads((run / "results.json").read_text())
-
-
-def format_caption(run: Path) -> str:
+def format_caption(run: RunFolder) -> str:
     """Return how the table was made, from one of its runs."""
-    config = read_checkpoint(run / "checkpoints" / "best.ckpt")["attention_zoo"]["config"]
-    data, model = config["data"], config["model"]
-    machine = read_results(run)["hardware"]
+    config, machine = run.read_config(), run.read_results()["hardware"]
+    source, model = config["data"]["source"], config["model"]
     processor = ", ".join(machine["gpus"]) or f"{machine['cpu']}, {machine['threads']} threads"
     return (
-        f"{data['source']['pairs']} pairs in {data['source']['length']} tokens, vocabulary "
-        f"{data['source']['vocabulary']}; width {model['dim']}, {model['layers']} layers; "
-        f"{config['trainer']['max_steps']} steps of {data['batch_size']} sequences; {processor}."
+        f"{source['pairs']} pairs in {source['length']} tokens, vocabulary "
+        f"{source['vocabulary']}; width {model['dim']}, {model['layers']} layers; "
+        f"{config['trainer']['max_steps']} steps of {config['data']['batch_size']} sequences; "
+        f"{processor}."
     )
 
 
@@ -72,7 +66,7 @@ def main() -> None:
     rows, runs = [], []
     for number, name in enumerate(names, start=1):
         print(f"{number}/{len(names)} {name}", end=" ", flush=True)
-        run = (arguments.runs / name).resolve()
+        run = RunFolder((arguments.runs / name).resolve())
         error = train(name, run, overrides)
         if error is not None:
             print(error)

@@ -13,6 +13,7 @@ import statistics
 import tempfile
 import time
 from functools import partial
+from itertools import chain, count, islice
 from typing import Any
 
 import torch
@@ -21,7 +22,6 @@ from lightning import Callback, Trainer, seed_everything
 from omegaconf import OmegaConf
 from rich.console import Console
 from rich.progress import track
-from rich.table import Table
 from torch.nn.functional import cross_entropy
 
 from attention_zoo.tasks.commands.warning_filters import silence_libraries
@@ -32,6 +32,7 @@ from attention_zoo.tasks.data.batches import IGNORE_INDEX
 from attention_zoo.tasks.training.loggers.factory import create_loggers
 from attention_zoo.tasks.training.loggers.loggers import finish_loggers
 from attention_zoo.tasks.training.task import Task
+from attention_zoo.tasks.views.tables import Table, print_table
 
 CASES = {
     "translation (default)": [],
@@ -51,18 +52,12 @@ class Stopwatch(Callback):
 
 def compose_config(overrides: list[str], run: str, steps: int) -> dict[str, Any]:
     """Return the config of a training of some steps, in plain containers."""
-    fixed_options = [
-        f"paths.run={run}",
-        "logger=csv",
-        f"trainer.max_steps={steps}",
-        f"trainer.val_check_interval={steps + 1}",
-        "schedule=constant",
-    ]
+    fixed_options = [f"paths.run={run}", "logger=csv", "schedule=constant"]
+    fixed_options += [f"trainer.max_steps={steps}", f"trainer.val_check_interval={steps + 1}"]
     with initialize_config_module("attention_zoo.conf", version_base="1.3"):
         config = compose("train", overrides=[*overrides, *fixed_options])
     resolve_defaults(config)
-    plain = OmegaConf.to_container(config, resolve=True)
-    assert isinstance(plain, dict)
+    plain: Any = OmegaConf.to_container(config, resolve=True)
     return plain | {"choices": {}}
 
 
@@ -70,15 +65,9 @@ def bare_seconds(task: Task, data: Any, config: dict[str, Any], steps: int) -> f
     """Return the time of a bare loop: forward, loss, backward, clip, step."""
     model = task.model.train()
     optimizer = task.optimizer_factory(model)
-    batches = iter(data.train_dataloader())
+    batches = chain.from_iterable(data.train_dataloader() for _ in count())
     started = 0.0
-    for step in range(steps):
-        if step == WARM_UP:
-            started = time.perf_counter()
-        batch = next(batches, None)
-        if batch is None:
-            batches = iter(data.train_dataloader())
-            batch = next(batches)
+    for step, batch in enumerate(islice(batches, steps), start=1):
         logits, targets = task.predict_batch(batch)
         loss = cross_entropy(
             logits.flatten(0, 1),
@@ -90,6 +79,8 @@ def bare_seconds(task: Task, data: Any, config: dict[str, Any], steps: int) -> f
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), config["trainer"]["gradient_clip_val"])
         optimizer.step()
+        if step == WARM_UP:
+            started = time.perf_counter()
     return time.perf_counter() - started
 
 
@@ -126,19 +117,20 @@ def measure(overrides: list[str], rounds: int, steps: int, label: str) -> list[f
 
 
 def main() -> None:
-    """Measure all cases and print the table."""
+    """Measure all cases, and print the table."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--steps", type=int, default=60)
     arguments, overrides = parser.parse_known_args()
     silence_libraries()
     register_plugins("train")
-    table = Table("case", "tokens/s, Trainer over bare", "rounds from … to")
+    rows = []
     for label, case in CASES.items():
         ratios = measure([*case, *overrides], arguments.rounds, arguments.steps, label)
         median = statistics.median(ratios)
-        table.add_row(label, f"{median:.3f}", f"{min(ratios):.3f} … {max(ratios):.3f}")
-    Console().print(table)
+        rows.append((label, f"{median:.3f}", f"{min(ratios):.3f} … {max(ratios):.3f}"))
+    columns = ["case", "tokens/s, Trainer over bare", "rounds from … to"]
+    print_table(Console(), Table("", columns, rows))
 
 
 if __name__ == "__main__":

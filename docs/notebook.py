@@ -11,9 +11,14 @@ CODE_BLOCK = re.compile(r"^```python\n(.*?)^```\n", flags=re.MULTILINE | re.DOTA
 
 def create_notebook(page: str) -> str:
     """Return a page of Markdown as a notebook (nbformat 4.5), with its Python blocks as cells."""
+    cells: list[dict[str, Any]] = []
     # The parts alternate between text and code.
-    parts = enumerate(CODE_BLOCK.split(page))
-    cells = [create_cell(number, part.strip("\n")) for number, part in parts if part.strip()]
+    for number, part in enumerate(CODE_BLOCK.split(page)):
+        if part.strip():
+            source = part.strip("\n").splitlines(keepends=True)
+            cell = {"id": f"cell-{number}", "metadata": {}, "source": source}
+            code = {"cell_type": "code", "execution_count": None, "outputs": []}
+            cells.append((code if number % 2 else {"cell_type": "markdown"}) | cell)
     kernel = {"display_name": "Python 3", "language": "python", "name": "python3"}
     notebook = {
         "cells": cells,
@@ -22,14 +27,6 @@ def create_notebook(page: str) -> str:
         "nbformat_minor": 5,
     }
     return json.dumps(notebook, indent=1, ensure_ascii=False) + "\n"
-
-
-def create_cell(number: int, text: str) -> dict[str, Any]:
-    """Return a text cell, or for an odd number a code cell."""
-    cell = {"id": f"cell-{number}", "metadata": {}, "source": text.splitlines(keepends=True)}
-    if number % 2:
-        return {"cell_type": "code", "execution_count": None, "outputs": [], **cell}
-    return {"cell_type": "markdown", **cell}
 
 
 if __name__ == "__main__":

@@ -10,14 +10,11 @@ if TYPE_CHECKING:
 def load(path: str | Path) -> "Task":
     """Return a trained task, ready for use: `load("best.ckpt").attend("A line.")`.
 
-    Args:
-        path: a checkpoint. It needs nothing beside it, and nothing in it is executed.
-
-    Returns:
-        The task, on the CPU and in evaluation mode.
+    The task is on the CPU and in evaluation mode. The checkpoint needs nothing beside it, and
+    nothing in it is executed.
 
     Raises:
-        BadInput: no such file, or not a checkpoint of ours.
+        BadInput: no such file, or not a checkpoint of this project.
     """
     from attention_zoo.tasks.training.checkpoints import read_checkpoint
     from attention_zoo.tasks.training.task import load_task

@@ -1,19 +1,17 @@
-"""The files of a run: their names, where they lie, and how they are read and written.
-
-Nothing here imports torch or Lightning: reports and sweeps read folders without them.
-"""
+"""Name, read and write the files of a run, without torch or Lightning."""
 
 from __future__ import annotations
 
 import json
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
-from attention_zoo.errors import BadInput
+from attention_zoo.errors import BadInput, UserError
 
 CONFIG = "config.yaml"
 RESULTS = "results.json"
@@ -25,8 +23,6 @@ LAST_CHECKPOINT = "last.ckpt"
 AVERAGED_CHECKPOINT = "averaged.ckpt"
 
 Outcome = Literal["waiting", "trained", "refused", "diverged", "failed", "killed", "not run"]
-# A second launch does not run these again: they would end the same.
-FINAL_OUTCOMES: tuple[Outcome, ...] = ("trained", "refused", "diverged")
 
 
 @dataclass
@@ -42,12 +38,12 @@ class JobRecord:
 
     @property
     def is_final(self) -> bool:
-        """Whether the job would end the same if it ran again."""
-        return self.outcome in FINAL_OUTCOMES
+        """Tell whether the job would end the same if it ran again."""
+        return self.outcome in ("trained", "refused", "diverged")
 
     @property
     def has_failed(self) -> bool:
-        """Whether the job ended without a result, and not by a refusal."""
+        """Tell whether the job ended without a result, and not by a refusal."""
         return self.outcome in ("failed", "killed", "diverged")
 
     def __str__(self) -> str:
@@ -98,8 +94,7 @@ class RunFolder:
 
         if not self.config_file.exists():
             return {}
-        config: Any = OmegaConf.to_container(OmegaConf.load(self.config_file))
-        return config
+        return OmegaConf.to_container(OmegaConf.load(self.config_file))  # type: ignore[return-value]
 
     def write_config(self, config: Mapping[str, Any]) -> None:
         """Write the resolved config."""
@@ -132,16 +127,12 @@ class RunFolder:
         path = self.outputs_file()
         if not path.exists():
             return None
-        lines = path.read_text(encoding="utf-8").split("\n")
-        return [json.loads(line) for line in lines if line]
+        return [json.loads(x) for x in path.read_text(encoding="utf-8").split("\n") if x]
 
     def write_outputs(
         self, split: str, lines: Sequence[tuple[str, str]], outputs: Mapping[int, str]
     ) -> None:
-        """Write what a model wrote for some lines of a split, by their indices: an object a line.
-
-        The lines end in line feeds only, as a text may hold other line ends.
-        """
+        """Write what a model wrote for some lines of a split, by index: an object a line."""
         objects = [
             {"source": lines[index][0], "reference": lines[index][1], "output": outputs[index]}
             for index in sorted(outputs)
@@ -160,12 +151,19 @@ class RunFolder:
         replace_text(self.job_file, f"{entries}\n")
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """Return the object in a file; empty, if there is no file.
+@contextmanager
+def refuse_unwritable(path: Path, kind: str = "FOLDER") -> Iterator[None]:
+    """Raise a `UserError` that asks for another `output` if the path cannot be written to."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(
+            f"{path} cannot be written to ({error.strerror or error}); name another: output={kind}."
+        ) from error
 
-    Raises:
-        BadInput: the file is not JSON.
-    """
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Return the object in a file; empty, if there is no file."""
     if not path.exists():
         return {}
     try:

@@ -8,6 +8,7 @@ import torch
 from attention_zoo.errors import UserError
 from attention_zoo.tasks.commands.text_input import read_lines
 from attention_zoo.tasks.configuration.composition import Invocation
+from attention_zoo.tasks.run_folder import refuse_unwritable
 from attention_zoo.tasks.task_spec import task_spec
 from attention_zoo.tasks.training.task import load_task
 from attention_zoo.tasks.views.attention_viewer.page import attention_page
@@ -18,9 +19,6 @@ def run(config: dict[str, Any], invocation: Invocation) -> None:
 
     Prints the translation of each line, and the path of the page. Of a language model the page
     shows the attention while it reads the text, which it does not continue.
-
-    Raises:
-        UserError: `output` is no HTML file, or an option of decoding has no effect.
     """
     checkpoint = invocation.require_checkpoint()
     output = Path(str(config["output"]))
@@ -33,20 +31,14 @@ def run(config: dict[str, Any], invocation: Invocation) -> None:
         records.append(task.attend(line))
         if task_spec(config).is_encoder_decoder:
             print(records[-1].target, flush=True)
-    try:
+    with refuse_unwritable(output, "FILE"):
         output.parent.mkdir(parents=True, exist_ok=True)
         output.write_text(attention_page(records), encoding="utf-8")
-    except OSError as error:
-        raise UserError(f"{output} cannot be written: {error.strerror}.") from None
     print(f"What attends to what: {output} ({output.stat().st_size / 1000:,.0f} kB)")
 
 
 def check_decoding(config: dict[str, Any], invocation: Invocation) -> None:
-    """Refuse options of decoding that would have no effect.
-
-    Raises:
-        UserError: with the option and the remedy.
-    """
+    """Refuse options of decoding that would have no effect."""
     options = [x for x in invocation.overrides if x.lstrip("+~").startswith("decoding")]
     if options and not task_spec(config).is_encoder_decoder:
         raise UserError(

@@ -7,20 +7,19 @@ import os
 import sys
 from importlib import import_module
 from importlib.metadata import version
-from importlib.resources import files
-from pathlib import Path
 from typing import Any
 
 from attention_zoo.errors import Unsupported, UserError
-from attention_zoo.tasks.commands.exit_codes import INTERRUPTED, exit_code
 from attention_zoo.tasks.commands.help import (
     COMMANDS,
+    COMPOSED,
     HELP_FLAGS,
     override_help,
     print_composed_help,
     program_help,
 )
-from attention_zoo.tasks.sweeps.job_outcome import record_outcome
+from attention_zoo.tasks.exit_codes import INTERRUPTED, exit_code
+from attention_zoo.tasks.sweeps.jobs import record_outcome
 
 
 def main() -> None:
@@ -30,7 +29,9 @@ def main() -> None:
         with record_outcome():
             run_command(command, arguments)
     except UserError as error:
-        print_error(error)
+        if os.environ.get("LOCAL_RANK", "0") == "0":  # once for all processes of the run
+            kind = "refused" if isinstance(error, Unsupported) else "error"
+            print(f"{kind}: {error}", file=sys.stderr)
         sys.exit(exit_code(error))
     except KeyboardInterrupt:
         sys.exit(INTERRUPTED)
@@ -48,36 +49,30 @@ def run_command(command: str, arguments: list[str]) -> None:
         from attention_zoo.zoo import unknown_name_message
 
         raise UserError(unknown_name_message("command", command, list(COMMANDS)))
-    elif COMMANDS[command].composed:
+    elif command in COMPOSED:
         run_composed(command, arguments)
     else:
         import_module(f"attention_zoo.tasks.commands.{command}").run(arguments)
 
 
-def print_error(error: UserError) -> None:
-    """Print an error on one line, once for all processes of the run."""
-    refused = isinstance(error, Unsupported)
-    if os.environ.get("LOCAL_RANK", "0") == "0":
-        print(f"{'refused' if refused else 'error'}: {error}", file=sys.stderr)
-
-
 def complete(arguments: list[str]) -> None:
     """Answer Hydra's shell completion, which calls the program without its command.
 
-    `attention-zoo -sc install=bash` prints the part of the shell (likewise zsh, fish). To what the
-    shell then asks, the answer is commands, names to show, or what Hydra completes.
+    `attention-zoo -sc install=bash` prints the part of the shell (likewise zsh, fish). The shell
+    then asks for commands, names to show, or what Hydra completes.
     """
+    from attention_zoo.tasks.configuration.conf_files import list_choices
+
     if not any(x.startswith("query=") for x in arguments):
         run_composed("train", ["-sc", *arguments])
         return
     program, *words = os.environ["COMP_LINE"].split(" ")
     if len(words) < 2:
-        print(" ".join(name for name in COMMANDS if name.startswith("".join(words))))
+        print(*(name for name in COMMANDS if name.startswith("".join(words))))
     elif words[0] == "show":
         # The files are named as the entries are, and reading them takes no torch.
-        groups = (files("attention_zoo.conf") / group for group in ("attention", "position"))
-        print(" ".join(sorted(Path(x.name).stem for group in groups for x in group.iterdir())))
-    elif words[0] in COMMANDS and COMMANDS[words[0]].composed:
+        print(*sorted([*list_choices("attention"), *list_choices("position")]))
+    elif words[0] in COMPOSED:
         os.environ["COMP_LINE"] = " ".join([program, *words[1:]])
         run_composed(words[0], ["-sc", *arguments])
 
@@ -90,41 +85,30 @@ def run_composed(command: str, arguments: list[str]) -> None:
     from attention_zoo.tasks.configuration.composition import parse_command
     from attention_zoo.tasks.configuration.composition_errors import explain_error
     from attention_zoo.tasks.configuration.overrides import source_flags
-    from attention_zoo.tasks.sweeps.launcher import (
-        is_launched_by_other,
-        job_command,
-        run_in_subprocess,
-    )
+    from attention_zoo.tasks.sweeps import launcher
 
     program_arguments = sys.argv
     invocation = parse_command(command, arguments)
-    # Hydra reads sys.argv. Lightning starts other processes with it, and they need the command.
     asks_for_help = HELP_FLAGS & {*invocation.overrides}
     help_overrides = override_help(command) if asks_for_help else []
+    # Hydra reads sys.argv. Lightning starts other processes with it, and they need the command.
     sys.argv = [program_arguments[0], *invocation.overrides, *help_overrides]
     show_traceback = "HYDRA_FULL_ERROR" in os.environ
     failures: list[Exception] = []
 
-    @hydra.main(
-        config_path="pkg://attention_zoo.conf",
-        config_name=invocation.config_name,
-        version_base="1.3",
-    )
+    @hydra.main("pkg://attention_zoo.conf", invocation.config_name, version_base="1.3")
     def job(config: DictConfig) -> Any:
         sys.argv = program_arguments
         try:
-            if command == "train" and is_launched_by_other():
+            if command == "train" and launcher.is_launched_by_other():
                 environment = dict(os.environ)
                 if not show_traceback:
                     del environment["HYDRA_FULL_ERROR"]  # It was set below.
-                return run_in_subprocess(
-                    config,
-                    command=job_command(command, source_flags(invocation.overrides)),
-                    environment=environment,
-                )
+                argv = launcher.job_command(command, source_flags(invocation.overrides))
+                return launcher.run_in_subprocess(config, command=argv, environment=environment)
             return run_job(config, invocation)
         except Exception as error:
-            if is_launched_by_other():
+            if launcher.is_launched_by_other():
                 raise  # Perhaps in another process; Hydra says which job it was.
             failures.append(error)  # Hydra would add a line of its own to what is printed.
 
@@ -142,16 +126,17 @@ def run_composed(command: str, arguments: list[str]) -> None:
 
 def run_job(config: Any, invocation: Any) -> Any:
     """Complete a composed config and run the command with it, in plain containers."""
+    from hydra.core.hydra_config import HydraConfig
     from omegaconf import OmegaConf
 
-    from attention_zoo.tasks.configuration.composition import hydra_choices
     from attention_zoo.tasks.configuration.defaults import resolve_defaults, resolve_output_dir
 
     checkpoint = invocation.checkpoint
     training_config = checkpoint and checkpoint["attention_zoo"]["config"]
-    choices = hydra_choices() | resolve_defaults(config, training_config)
+    choices = HydraConfig.get().runtime.choices
+    choices = {group: choices[group] for group in choices if not group.startswith("hydra")}
+    choices |= resolve_defaults(config, training_config)
     resolve_output_dir(config)
     plain: Any = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
-    plain["choices"] = choices
     module = import_module(f"attention_zoo.tasks.commands.{invocation.command}")
-    return module.run(plain, invocation)
+    return module.run(plain | {"choices": choices}, invocation)

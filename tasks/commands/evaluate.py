@@ -10,14 +10,8 @@ from lightning.pytorch.loggers import Logger
 from rich.console import Console
 
 from attention_zoo.errors import UserError
+from attention_zoo.tasks.analysis import lengths
 from attention_zoo.tasks.analysis.length_report import PREFIX
-from attention_zoo.tasks.analysis.lengths import (
-    LengthDataModule,
-    check_lengths,
-    report_lengths,
-    score_lengths,
-    training_length,
-)
 from attention_zoo.tasks.commands.warning_filters import silence_libraries
 from attention_zoo.tasks.configuration.build import instantiate, parameter_counts
 from attention_zoo.tasks.configuration.composition import Invocation
@@ -27,7 +21,7 @@ from attention_zoo.tasks.configuration.resolved_config import (
 )
 from attention_zoo.tasks.data.base import PreparedData
 from attention_zoo.tasks.data.tokenizers import restore_tokenizer
-from attention_zoo.tasks.run_folder import RunFolder, relative_to_cwd
+from attention_zoo.tasks.run_folder import RunFolder, refuse_unwritable, relative_to_cwd
 from attention_zoo.tasks.training.callbacks.progress import Progress
 from attention_zoo.tasks.training.loggers.factory import create_loggers
 from attention_zoo.tasks.training.loggers.loggers import finish_loggers, log_summary
@@ -41,7 +35,7 @@ def run(config: dict[str, Any], invocation: Invocation) -> None:
     checkpoint = invocation.require_checkpoint()
     if config["split"] not in PREFIX:
         raise UserError(f"split must be valid or test, got {config['split']!r}.")
-    check_lengths(config)
+    lengths.check_lengths(config)
     silence_libraries()
     seed_everything(config["seed"], workers=True, verbose=False)
     task = load_task(checkpoint, config)
@@ -52,16 +46,20 @@ def run(config: dict[str, Any], invocation: Invocation) -> None:
     data.setup()
     length_tests = None
     if config["lengths"]:
-        length_tests = LengthDataModule(
+        length_tests = lengths.LengthDataModule(
             config,
             data,
             split=config["split"],
             max_length=task.model.max_length,
-            training_length=training_length(checkpoint["attention_zoo"]["config"]["data"]),
+            training_length=lengths.training_length(checkpoint["attention_zoo"]["config"]["data"]),
         )
     elif task.model.max_length is not None:
         data.check_max_length(task.model.max_length)
-    output = None if config["output"] is None else create_folder(Path(config["output"]))
+    output = None
+    if config["output"] is not None:
+        output = RunFolder(relative_to_cwd(Path(config["output"])))
+        with refuse_unwritable(output.path):
+            output.path.mkdir(parents=True, exist_ok=True)
     loggers = create_loggers(config, job_type=invocation.command)
     exit_code = 1
     try:
@@ -71,27 +69,12 @@ def run(config: dict[str, Any], invocation: Invocation) -> None:
         finish_loggers(loggers, exit_code)
 
 
-def create_folder(path: Path) -> RunFolder:
-    """Create the folder for the results, if it does not exist.
-
-    Raises:
-        UserError: it cannot be created.
-    """
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(
-            f"{path} cannot be made ({error.strerror or error}); name another: output=FOLDER."
-        ) from error
-    return RunFolder(relative_to_cwd(path))
-
-
 def score(
     config: dict[str, Any],
     invocation: Invocation,
     task: Task,
     data: PreparedData,
-    length_tests: LengthDataModule | None,
+    length_tests: lengths.LengthDataModule | None,
     output: RunFolder | None,
     loggers: list[Logger],
 ) -> None:
@@ -107,9 +90,9 @@ def score(
         enable_checkpointing=False,
     )
     started = time.perf_counter()
-    lengths: dict[str, Any] = {}
+    length_scores = {}
     if length_tests is not None:
-        lengths["lengths"] = score_lengths(trainer, task, length_tests)
+        length_scores = {"lengths": lengths.score_lengths(trainer, task, length_tests)}
     else:
         evaluate = trainer.test if split == "test" else trainer.validate
         evaluate(task, datamodule=data, verbose=False)
@@ -127,7 +110,7 @@ def score(
         "precision": config["trainer"]["precision"],
         **collect_environment(),
         **task.metric_signatures(),
-        **lengths,
+        **length_scores,
     }
     log_summary(loggers, metrics)
     paths = {}
@@ -141,7 +124,7 @@ def score(
         print_metrics(console, metrics)
     else:
         assert output is not None  # `resolve_output_dir` has named one.
-        step = trainer.global_step
-        paths |= report_lengths(console, metrics | manifest, output.path, loggers, step)
+        results, step = metrics | manifest, trainer.global_step
+        paths |= lengths.report_lengths(console, results, output.path, loggers, step)
     if paths:
         print_paths(console, paths)

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 from attention_zoo.errors import UserError
 from attention_zoo.tasks.commands.arguments import parse_arguments
+from attention_zoo.tasks.run_folder import refuse_unwritable
 
 if TYPE_CHECKING:
     from attention_zoo.tasks.views.figures.gallery import Picture
@@ -20,30 +21,23 @@ def run(arguments: list[str]) -> None:
     """Draw all pictures into a folder, and write its `index.html`."""
     options, _ = parse_arguments("figures", arguments, OPTIONS)
 
+    from attention_zoo.tasks.views.figures import trained_task
     from attention_zoo.tasks.views.figures.gallery import index_page
-    from attention_zoo.tasks.views.figures.trained_task import (
-        find_newest_translation,
-        load_translation,
-    )
 
     task = None
     try:
-        path = Path(options["ckpt_path"]) if "ckpt_path" in options else find_newest_translation()
+        path = Path(options.get("ckpt_path") or trained_task.find_newest_translation())
     except UserError as error:
         source = f"No trained model is drawn: {error}"
     else:
-        task = load_translation(path)
+        task = trained_task.load_translation(path)
         source = f"The trained model is {path}."
     print(source)
     folder = Path(options.get("output", "figures"))
-    try:
+    with refuse_unwritable(folder):
         folder.mkdir(parents=True, exist_ok=True)
         missing = save_pictures(folder, task)
         (folder / "index.html").write_text(index_page(source, missing), encoding="utf-8")
-    except OSError as error:
-        raise UserError(
-            f"{folder} cannot be written to ({error.strerror}); name another: output=FOLDER."
-        ) from error
     print(folder / "index.html")
 
 

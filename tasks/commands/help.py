@@ -3,57 +3,39 @@
 import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import redirect_stdout, suppress
-from dataclasses import dataclass
 from importlib.resources import files
 from io import StringIO
-from textwrap import fill
-from typing import Any
+from textwrap import indent, wrap
+from typing import Any, NamedTuple
 
 HELP_FLAGS = {"--help", "-h"}
 
 
-@dataclass(frozen=True)
-class Command:
-    """A command of the program, with its module in `attention_zoo.tasks.commands`.
-
-    Args:
-        summary: what it does.
-        usage: its arguments.
-        composed: Hydra composes its config, so that it takes Hydra's flags and overrides.
-    """
+class Command(NamedTuple):
+    """What a command does, and its arguments; its module is in `attention_zoo.tasks.commands`."""
 
     summary: str
     usage: str
-    composed: bool = False
 
 
+FROM_CHECKPOINT = "ckpt_path=FILE [name=value …]"
 COMMANDS = {
-    "train": Command(
-        "Train a model, and score it on the test split", "[name=value …]", composed=True
-    ),
+    "train": Command("Train a model, and score it on the test split", "[name=value …]"),
     "evaluate": Command(
-        "Score a checkpoint on a split of its data, also at other lengths",
-        "ckpt_path=FILE [name=value …]",
-        composed=True,
+        "Score a checkpoint on a split of its data, also at other lengths", FROM_CHECKPOINT
     ),
-    "translate": Command(
-        "Translate lines with a checkpoint", "ckpt_path=FILE [name=value …] [LINE …]", composed=True
-    ),
+    "translate": Command("Translate lines with a checkpoint", f"{FROM_CHECKPOINT} [LINE …]"),
     "attend": Command(
-        "Write a page that shows what attends to what, for lines",
-        "ckpt_path=FILE [name=value …] [LINE …]",
-        composed=True,
+        "Write a page that shows what attends to what, for lines", f"{FROM_CHECKPOINT} [LINE …]"
     ),
-    "generate": Command(
-        "Continue prompts with a checkpoint",
-        "ckpt_path=FILE [name=value …] [LINE …]",
-        composed=True,
-    ),
+    "generate": Command("Continue prompts with a checkpoint", f"{FROM_CHECKPOINT} [LINE …]"),
     "list": Command("Print the mechanisms and encodings of the zoo as tables", "[name=value …]"),
     "show": Command("Print the card of a mechanism or an encoding", "NAME"),
     "report": Command("Compare runs and sweeps", "FOLDER … [name=value …]"),
     "figures": Command("Draw the pictures that explain attention", "[name=value …]"),
 }
+# Hydra composes their configs, so they take its flags and overrides.
+COMPOSED = ("train", "evaluate", "translate", "attend", "generate")
 
 
 def program_help() -> str:
@@ -71,21 +53,12 @@ def program_help() -> str:
 
 
 def command_help(command: str, options: Mapping[str, str]) -> str:
-    """Return the help of a command.
-
-    Args:
-        command: its name.
-        options: what each option does, by its form on the command line, such as `output=FILE`.
-    """
-    lines = [
-        f"attention-zoo {command} {COMMANDS[command].usage}",
-        "",
-        f"{COMMANDS[command].summary}.",
-    ]
-    indent = " " * 6
+    """Return the help of a command; `options` says what each does, by its form: `output=FILE`."""
+    summary, usage = COMMANDS[command]
+    lines = [f"attention-zoo {command} {usage}", "", f"{summary}."]
     for option, description in options.items():
-        text = fill(description, 100, initial_indent=indent, subsequent_indent=indent)
-        lines += ["", f"  {option}", *([text] if text else [])]
+        text = [indent(line, " " * 6) for line in wrap(description, 94)]
+        lines += ["", f"  {option}", *text]
     return "\n".join(lines)
 
 
@@ -114,7 +87,7 @@ def print_composed_help(command: str, job: Callable[[], Any]) -> None:
     with redirect_stdout(StringIO()) as text, suppress(SystemExit):
         job()
     for line in text.getvalue().splitlines():
-        if not line.startswith(tuple(f"{group}: " for group in hidden)):
+        if line.partition(": ")[0] not in hidden:
             print(line)
 
 
@@ -128,9 +101,10 @@ def documented_options(command: str) -> Iterator[tuple[str, str]]:
         option = re.fullmatch(r"(  )?(\w+):(?: (.+))?", line)
         if option is None:
             continue
-        indent, name, value = option.groups()
-        parent = parent if indent else name
+        indentation, name, value = option.groups()
+        parent = parent if indentation else name
         if value and parent not in ("defaults", "hydra"):
-            yield f"{parent}.{name}={value}" if indent else f"{name}={value}", " ".join(comments)
-        if value and not indent:
+            prefix = f"{parent}." if indentation else ""
+            yield f"{prefix}{name}={value}", " ".join(comments)
+        if value and not indentation:
             comments = []

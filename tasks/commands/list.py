@@ -1,15 +1,26 @@
-"""`attention-zoo list`: print the zoo as a table, or as the Markdown of `docs/zoo.md`."""
+"""`attention-zoo list`: print the zoo as tables, and which attention takes which encoding."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import product
 from pathlib import Path
+from typing import Any, NamedTuple
 
 from rich.console import Console
 
-from attention_zoo.errors import UserError
+from attention_zoo.errors import BadInput, Unsupported, UserError
 from attention_zoo.tasks.commands.arguments import parse_arguments
-from attention_zoo.tasks.commands.pairs import print_matrix, print_refusals
+from attention_zoo.tasks.run_folder import first_sentence
 from attention_zoo.tasks.views.tables import Table, markdown_table, print_table, replace_section
-from attention_zoo.zoo import ATTENTION, POSITION, AttentionCard
+from attention_zoo.zoo import (
+    ATTENTION,
+    POSITION,
+    ROLES,
+    SITES,
+    AttentionCard,
+    Role,
+    check_pair,
+    unknown_name_message,
+)
 
 OPTIONS = {
     "pairs=NAME": "Which attention takes which encoding: all, or one of them with the reasons.",
@@ -24,16 +35,7 @@ MAX_WIDTH = {"paper": 26, "cache": 40}
 DIM, HEADS, TOKENS, BYTES = 512, 8, 1024, 4
 ROLE_LETTERS = {"causal": "C", "global": "G", "cross": "X"}
 MASK_LETTERS = {"key_mask": "p", "segment_ids": "s", "window": "w"}
-POSITION_LETTERS = {
-    "positions": "P",
-    "embeddings": "E",
-    "heads": "H",
-    "width": "W",
-    "length": "L",
-    "scores": "S",
-    "content": "C",
-    "values": "V",
-}
+SITE_LETTERS = dict(zip(SITES, "PEHWLSCV", strict=True))
 LEGEND = (
     "Roles: C causal self-attention, G global self-attention, X cross-attention. "
     "Masks, in addition to that of the role: p padded keys, s packed sequences, w window. "
@@ -43,17 +45,29 @@ LEGEND = (
     "A token, a sequence: the bytes that decoding caches for each, in one layer in float32 with "
     f"width {DIM}, {HEADS} heads, {TOKENS:,} tokens, and the options of the mechanism's config."
 )
+PAIRS_LEGEND = (
+    "C: causal self-attention with the encoding. G: global self-attention with the encoding. "
+    "X: cross-attention, which has no encoding, in a model with the encoding. "
+    "attention-zoo list pairs=NAME prints why the others are refused."
+)
 
 
 def run(arguments: list[str]) -> None:
-    """Run the command."""
+    """Print the tables, write them into a file, or print the pairs."""
     options, _ = parse_arguments("list", arguments, OPTIONS)
     if (style := options.get("format", "table")) not in FORMATS:
         raise UserError(f"format must be one of {', '.join(FORMATS)}, got {style!r}.")
-    if name := options.get("pairs"):
+    name, output = options.get("pairs"), options.get("output")
+    if name and (other := options.keys() & {"format", "output"}):
+        raise UserError(
+            f"pairs={name} takes no {min(other)}: it is printed as a table. Leave it out."
+        )
+    if output and options.get("format") == "table":
+        raise UserError(f"output={output} takes no format=table: it is Markdown. Leave it out.")
+    if name:
         print_matrix() if name == "all" else print_refusals(name)
-    elif "output" in options:
-        path = Path(options["output"])
+    elif output:
+        path = Path(output)
         path.write_text(replace_section(path.read_text(), "zoo", zoo_markdown()))
     elif style == "markdown":
         print(zoo_markdown())
@@ -93,7 +107,7 @@ def attention_table() -> Table:
             card.paper,
             letters(card.roles, ROLE_LETTERS),
             letters(card.masks, MASK_LETTERS),
-            letters(card.positions, POSITION_LETTERS),
+            letters(card.positions, SITE_LETTERS),
             card.cost,
             *cache_cells(card),
         )
@@ -105,13 +119,13 @@ def attention_table() -> Table:
 def position_table() -> Table:
     """Return a table of the positional encodings."""
     rows = [
-        (x.name, x.paper, letters(x.acts, POSITION_LETTERS), letters(x.roles, ROLE_LETTERS))
+        (x.name, x.paper, letters(x.acts, SITE_LETTERS), letters(x.roles, ROLE_LETTERS))
         for x in map(POSITION.card, POSITION)
     ]
     return Table("Position", ["position", "paper", "acts on", "roles"], rows, "llll")
 
 
-def letters(words: Iterable[str], alphabet: dict[str, str]) -> str:
+def letters(words: Iterable[str], alphabet: Mapping[Any, str]) -> str:
     """Return the letters that stand for the words."""
     return "".join(letter for word, letter in alphabet.items() if word in words) or "–"
 
@@ -124,7 +138,7 @@ def cache_cells(card: AttentionCard) -> tuple[str, str, str, str]:
     import torch
 
     from attention_zoo.factory import create_attention
-    from attention_zoo.tasks.configuration.entry_configs import entry_options
+    from attention_zoo.tasks.configuration.conf_files import entry_options
 
     role = next(role for role in card.roles if role != "global")
     with torch.device("meta"):
@@ -144,3 +158,69 @@ def format_bytes(number: float) -> str:
     if number < 1024:
         return f"{number:.0f} B"
     return f"{number / 1024:.4g} KiB" if number < 2**20 else f"{number / 2**20:.3g} MiB"
+
+
+class Pair(NamedTuple):
+    """An attention in a role, an encoding, and why a config of them is refused, if it is."""
+
+    attention: str
+    position: str
+    role: Role
+    refusal: str | None
+
+
+def list_pairs() -> Iterator[Pair]:
+    """Yield every attention × encoding × role."""
+    for attention, position, role in product(ATTENTION, POSITION, ROLES):
+        card, refusal = POSITION.card(position), None
+        try:
+            check_pair(ATTENTION.card(attention), role, None if role == "cross" else card)
+            if role == "cross":
+                # Such a model has an encoder too, whose self-attention takes the encoding.
+                check_pair(ATTENTION.card("multi_head"), "global", card)
+        except Unsupported as error:
+            refusal = str(error)
+        yield Pair(attention, position, role, refusal)
+
+
+def print_matrix() -> None:
+    """Print the roles that are valid, with a row for each attention, a column for each encoding."""
+    pairs = list(list_pairs())
+    roles: dict[tuple[str, str], list[Role]] = {}
+    for pair in pairs:
+        valid = roles.setdefault((pair.attention, pair.position), [])
+        valid += [] if pair.refusal else [pair.role]
+    rows = [
+        (name, *("".join(ROLE_LETTERS[x] for x in roles[name, other]) or "·" for other in POSITION))
+        for name in ATTENTION
+    ]
+    # The names of encodings read downwards.
+    height = max(map(len, POSITION))
+    columns = ["", *("\n".join(position.rjust(height)) for position in POSITION)]
+    print_pairs(pairs, Table("", columns, rows, "l" * len(columns)), PAIRS_LEGEND)
+
+
+def print_refusals(name: str) -> None:
+    """Print each pair of one attention or encoding: valid, or why it is refused."""
+    if name not in (*ATTENTION, *POSITION):
+        raise BadInput(unknown_name_message("attention or position", name, [*ATTENTION, *POSITION]))
+    pairs = [pair for pair in list_pairs() if name in pair[:2]]
+    rows = [
+        (
+            pair.position if name == pair.attention else pair.attention,
+            pair.role,
+            # The sentences after the first list the valid choices.
+            f"refused: {first_sentence(pair.refusal).rstrip('.')}" if pair.refusal else "valid",
+        )
+        for pair in pairs
+    ]
+    print_pairs(pairs, Table(f"Pairs of {name}", ["with", "role", "result"], rows, "lll"))
+
+
+def print_pairs(pairs: Sequence[Pair], table: Table, *legend: str) -> None:
+    """Print a table of pairs, its legend, and how many are valid; the terminal wraps long lines."""
+    print_table(Console(width=1000), table)
+    valid = sum(pair.refusal is None for pair in pairs)
+    count = f"{len(pairs)} pairs with roles: {valid} are valid, {len(pairs) - valid} are refused."
+    for line in (*legend, count):
+        Console().print(line, highlight=False)

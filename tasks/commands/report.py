@@ -16,6 +16,8 @@ from attention_zoo.tasks.analysis.report.tables import comparison_table, csv_row
 from attention_zoo.tasks.analysis.report.testing import count_tests, run_tests
 from attention_zoo.tasks.analysis.report.text import print_report, report_markdown
 from attention_zoo.tasks.commands.arguments import parse_arguments
+from attention_zoo.tasks.run_folder import refuse_unwritable
+from attention_zoo.tasks.views.console import print_line
 from attention_zoo.tasks.views.pages import render_page
 from attention_zoo.tasks.views.tables import csv_text
 
@@ -25,11 +27,10 @@ OPTIONS = {
     "logger=none": "wandb logs the report to W&B as well.",
 }
 LOGGERS = ("wandb", "none")
-PROJECT = "attention-zoo"  # of W&B, if the runs were not logged there
 
 
 def run(arguments: list[str]) -> None:
-    """Run the command."""
+    """Compare the runs in the folders; print the comparison and write it into files."""
     options, operands = parse_arguments("report", arguments, OPTIONS, operand="FOLDER")
     if (logger := options.get("logger", "none")) not in LOGGERS:
         raise UserError(f"logger must be one of {', '.join(LOGGERS)}, got {logger!r}.")
@@ -47,10 +48,13 @@ def run(arguments: list[str]) -> None:
         "results.csv": csv_text(csv_rows(runs)),
     }
     output = Path(options.get("output", folders[0]))
-    paths = write_files(output, files)
+    with refuse_unwritable(output):
+        output.mkdir(parents=True, exist_ok=True)
+        for name, text in files.items():
+            (output / name).write_text(text, encoding="utf-8")
     print_report(console, comparisons, runs)
-    for path in paths:
-        console.print(str(path), soft_wrap=True, highlight=False, markup=False)
+    for name in files:
+        print_line(console, str(output / name))
     if logger == "wandb":
         log_report(title, html, comparisons, charts, runs, folders[0], output)
 
@@ -63,23 +67,6 @@ def run_all_tests(comparisons: Sequence[Comparison], console: Console) -> None:
             run_tests(comparison, lambda: progress.advance(bar))
 
 
-def write_files(folder: Path, texts: Mapping[str, str]) -> list[Path]:
-    """Write files and return their paths.
-
-    Raises:
-        UserError: the folder cannot be written to.
-    """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        for name, text in texts.items():
-            (folder / name).write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise UserError(
-            f"{folder} cannot be written to ({error.strerror}); name another: output=FOLDER."
-        ) from error
-    return [folder / name for name in texts]
-
-
 def log_report(
     title: str,
     html: str,
@@ -90,39 +77,31 @@ def log_report(
     output: Path,
 ) -> None:
     """Log the report as a run of W&B, in the project and group of the runs."""
-    from attention_zoo.tasks.training.loggers.loggers import (
-        finish_loggers,
-        log_html,
-        log_summary,
-        log_table,
-    )
+    from attention_zoo.tasks.training.loggers import loggers
     from attention_zoo.tasks.training.loggers.wandb_runs import create_wandb_logger
 
     configs = [(run.config.get("logger") or {}).get("wandb") for run in runs]
-    config: dict[str, Any] = next((each for each in configs if each), {"project": PROJECT})
-    logger = create_wandb_logger(
-        **{key: config[key] for key in ("project", "entity") if config.get(key)},
-        group=config.get("group") or sweep.resolve().name,
-        # The W&B run of a run's own folder is that of its training.
-        save_dir=output / "report",
-        name=title,
-        job_type="report",
-        tags=["report"],
-    )
+    # The project has this name if the runs were not logged to W&B.
+    config: dict[str, Any] = next(filter(None, configs), {"project": "attention-zoo"})
+    options = {key: config[key] for key in ("project", "entity") if config.get(key)}
+    options |= {"name": title, "group": config.get("group") or sweep.resolve().name}
+    # The W&B run of a run's own folder is that of its training.
+    folder = output / "report"
+    logger = create_wandb_logger(save_dir=folder, job_type="report", tags=["report"], **options)
     exit_code = 1
     try:
-        log_html([logger], "report", html, 0)
+        loggers.log_html([logger], "report", html, 0)
         for comparison, drawn in zip(comparisons, charts, strict=True):
             prefix = f"{comparison.title}/" if len(comparisons) > 1 else ""
             table = comparison_table(comparison)
             rows = [[str(cell) for cell in row] for row in table.rows]
-            log_table([logger], f"{prefix}table", table.columns, rows, 0)
+            loggers.log_table([logger], f"{prefix}table", table.columns, rows, 0)
             for kind, charts_of_kind in drawn.items():
                 page = render_page("analysis/report/charts.html", title=kind, charts=charts_of_kind)
-                log_html([logger], f"{prefix}{kind}", page, 0)
+                loggers.log_html([logger], f"{prefix}{kind}", page, 0)
             best = comparison.best
             means = {f"{prefix}best/{x.key}": best.mean(x.key) for x in comparison.quality}
-            log_summary([logger], {f"{prefix}best": best.label, **means})
+            loggers.log_summary([logger], {f"{prefix}best": best.label, **means})
         exit_code = 0
     finally:
-        finish_loggers([logger], exit_code)
+        loggers.finish_loggers([logger], exit_code)

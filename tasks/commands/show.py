@@ -13,7 +13,7 @@ from attention_zoo.zoo import ATTENTION, POSITION, unknown_name_message
 
 
 def run(arguments: list[str]) -> None:
-    """Run the command."""
+    """Print the card, the options and the documentation of an entry."""
     from attention_zoo.factory import options_of
 
     _, operands = parse_arguments("show", arguments, {}, operand="NAME")
@@ -24,9 +24,8 @@ def run(arguments: list[str]) -> None:
     if name not in names:
         raise UserError(unknown_name_message("entry", name, names))
     entry = POSITION[name] if name in list(POSITION) else ATTENTION[name]
-    rows = [
-        (key.replace("_", " "), format_field(value)) for key, value in asdict(card(name)).items()
-    ]
+    fields = asdict(card(name))
+    rows = [(key.replace("_", " "), format_field(value)) for key, value in fields.items()]
     options = ", ".join(
         key if option.default is option.empty else f"{key}={option.default}"
         for key, option in options_of(entry).items()

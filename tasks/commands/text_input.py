@@ -9,16 +9,7 @@ from attention_zoo.errors import BadInput, UserError
 
 
 def read_lines(arguments: Sequence[str], path: str | None) -> list[str]:
-    """Return the lines of the command line, or of a file, plain or gzipped, or of standard input.
-
-    Args:
-        arguments: the lines in the command line.
-        path: the file.
-
-    Raises:
-        BadInput: a missing file, or invalid UTF-8.
-        UserError: lines from two places, or none at all in a terminal.
-    """
+    """Return the lines of the command line, else of a file, plain or gzipped, else of stdin."""
     if arguments and path is not None:
         raise UserError(f"Lines come from the command line or from input={path}, not from both.")
     if arguments:
@@ -32,13 +23,11 @@ def read_lines(arguments: Sequence[str], path: str | None) -> list[str]:
             raw = gzip.decompress(raw)
     except OSError as error:
         raise BadInput(f"{path} cannot be read: {error.strerror or error}.") from None
-    lines = []
-    for number, line in enumerate(raw.removesuffix(b"\n").split(b"\n"), start=1):
-        try:
-            lines.append(line.decode())
-        except UnicodeDecodeError as error:
-            raise BadInput(
-                f"{name}, line {number}: invalid UTF-8 at byte {error.start}. Convert it, for "
-                f"instance with iconv -t UTF-8."
-            ) from None
-    return lines
+    try:
+        return raw.removesuffix(b"\n").decode().split("\n")
+    except UnicodeDecodeError as error:
+        before = raw[: error.start].split(b"\n")
+        raise BadInput(
+            f"{name}, line {len(before)}: invalid UTF-8 at byte {len(before[-1])}. Convert it, for "
+            f"instance with iconv -t UTF-8."
+        ) from None

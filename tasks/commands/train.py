@@ -7,23 +7,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from lightning import Callback, Trainer, seed_everything
+from lightning import Trainer, seed_everything
 from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint, ProgressBar
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
 from rich.console import Console
 
 from attention_zoo.errors import TrainingDiverged, UserError
+from attention_zoo.tasks.analysis import lengths
 from attention_zoo.tasks.analysis.costs import decode_state_bytes, training_flops_per_token
 from attention_zoo.tasks.analysis.length_report import PREFIX
-from attention_zoo.tasks.analysis.lengths import (
-    LengthDataModule,
-    check_lengths,
-    report_lengths,
-    score_lengths,
-    training_length,
-)
-from attention_zoo.tasks.commands.exit_codes import INTERRUPTED
 from attention_zoo.tasks.commands.warning_filters import silence_libraries
 from attention_zoo.tasks.configuration.build import build_task, instantiate, parameter_counts
 from attention_zoo.tasks.configuration.composition import Invocation
@@ -32,6 +25,7 @@ from attention_zoo.tasks.configuration.resolved_config import (
     with_choice_names,
 )
 from attention_zoo.tasks.configuration.validation import validate
+from attention_zoo.tasks.exit_codes import INTERRUPTED
 from attention_zoo.tasks.run_folder import RunFolder, relative_to_cwd
 from attention_zoo.tasks.sweeps.matching import check_match, match_baseline
 from attention_zoo.tasks.task_spec import task_spec
@@ -54,6 +48,7 @@ from attention_zoo.tasks.training.task import Task, logged_metrics
 from attention_zoo.tasks.views.console import (
     print_config_tree,
     print_data_report,
+    print_line,
     print_results,
     print_samples,
 )
@@ -61,42 +56,23 @@ from attention_zoo.tasks.views.console import (
 
 @dataclass
 class Training:
-    """What a training is made of.
-
-    Args:
-        config: the resolved config.
-        task: with the new model.
-        data: set up.
-        costs: what the model costs, for `results.json`.
-        length_tests: the tests at `lengths`, if there are any.
-        matched: what `match` has made equal to the baseline, if anything.
-        console: where the training prints.
-        loggers: of the run.
-    """
+    """What a training is made of."""
 
     config: dict[str, Any]
     task: Task
     data: Any
-    costs: dict[str, Any]
-    length_tests: LengthDataModule | None
-    matched: dict[str, Any] | None
+    costs: dict[str, Any]  # of the model, for `results.json`
+    length_tests: lengths.LengthDataModule | None
+    matched: dict[str, Any] | None  # what `match` has made equal to the baseline
     console: Console
+    folder: RunFolder
     loggers: list[Logger] = field(default_factory=list)
-
-    @property
-    def folder(self) -> RunFolder:
-        """The folder of the run, by the path that is shortest to copy."""
-        return RunFolder(relative_to_cwd(Path(self.config["paths"]["run"])))
 
 
 def run(config: dict[str, Any], invocation: Invocation) -> float | None:
-    """Train what the config describes.
-
-    Returns:
-        The validation loss, for sweepers that minimise it.
-    """
+    """Train what the config describes; return the validation loss, which sweepers minimise."""
     validate(config)
-    check_lengths(config)
+    lengths.check_lengths(config)
     check_match(config)
     if config["seeds"] is not None:
         raise UserError(
@@ -106,8 +82,7 @@ def run(config: dict[str, Any], invocation: Invocation) -> float | None:
     silence_libraries()
     console = Console(quiet=rank_zero_only.rank != 0)  # type: ignore[attr-defined]
     if invocation.inferred_task:
-        data_choice = f"data={config['choices']['data']}"
-        console.print(f"{data_choice}: {invocation.inferred_task}", highlight=False)
+        print_line(console, f"data={config['choices']['data']}: {invocation.inferred_task}")
     training = prepare(config, console)
     resumed = checkpoint_to_resume(config)
     training.loggers = create_loggers(config, job_type=invocation.command, resumed=resumed)
@@ -119,7 +94,7 @@ def run(config: dict[str, Any], invocation: Invocation) -> float | None:
         exit_code = INTERRUPTED
         last = training.folder.last_checkpoint
         if last.exists():
-            console.print(f"Interrupted. Go on with ckpt_path={last}", soft_wrap=True)
+            print_line(console, f"Interrupted. Go on with ckpt_path={last}")
         raise
     finally:
         finish_loggers(training.loggers, exit_code)
@@ -147,11 +122,20 @@ def prepare(config: dict[str, Any], console: Console) -> Training:
         "training_flops_per_token": training_flops_per_token(task, data),
         "decode_state_bytes": decode_state_bytes(task, data),
     }
-    length_tests = create_length_tests(config, task, data)
+    length_tests = None
+    if config["lengths"]:
+        length_tests = lengths.LengthDataModule(
+            config,
+            data,
+            split="test" if config["test"] else "valid",
+            max_length=task.model.max_length,
+            training_length=lengths.training_length(config["data"]),
+        )
     if config["compile"]:
-        options = config["compile"] if isinstance(config["compile"], dict) else {}
-        task.model.compile(**options)
-    return Training(config, task, data, costs, length_tests, matched, console)
+        task.model.compile(**(config["compile"] if isinstance(config["compile"], dict) else {}))
+    # By the path that is shortest to copy.
+    folder = RunFolder(relative_to_cwd(Path(config["paths"]["run"])))
+    return Training(config, task, data, costs, length_tests, matched, console, folder)
 
 
 @rank_zero_only
@@ -161,11 +145,7 @@ def save_config(config: dict[str, Any]) -> None:
 
 
 def checkpoint_to_resume(config: dict[str, Any]) -> Path | None:
-    """Return the checkpoint that `ckpt_path` names; None if it names none.
-
-    Raises:
-        UserError: it is not of this model and task, or has been trained longer than it should be.
-    """
+    """Return the checkpoint that `ckpt_path` names, if it fits this training; None if none."""
     if config["ckpt_path"] is None:
         return None
     path, spec = Path(config["ckpt_path"]), task_spec(config)
@@ -189,18 +169,13 @@ def checkpoint_to_resume(config: dict[str, Any]) -> Path | None:
 
 
 def fit_and_score(training: Training, resumed: Path | None) -> dict[str, Any]:
-    """Train, score the best weights, and write and print the results.
-
-    Raises:
-        TrainingDiverged: the validation loss is not finite.
-    """
+    """Train, score the best weights, and write and print the results."""
     config, task, data = training.config, training.task, training.data
     counts = parameter_counts(task.model)
     for logger in training.loggers:
         logger.log_hyperparams(flat_hyperparameters(with_choice_names(config)) | counts)
     log_artifact(training.loggers, "config", training.folder.config_file)
-    callbacks = create_callbacks(config)
-    trainer = create_trainer(config, callbacks, training.loggers)
+    trainer, history = create_trainer(config, training.loggers)
     reset_peak_memory(trainer.strategy.root_device)
     started = time.perf_counter()
     try:
@@ -209,69 +184,61 @@ def fit_and_score(training: Training, resumed: Path | None) -> dict[str, Any]:
         raise KeyboardInterrupt from None
     seconds = time.perf_counter() - started
     # Scoring loads a checkpoint, and with it the state that the callbacks had then.
-    manifest = counts | training.costs | describe_fit(training, trainer, seconds)
-    history = next(callback for callback in callbacks if isinstance(callback, History))
+    manifest = counts | training.costs | describe_fit(training, trainer, history, seconds)
     val_losses = [value for _, _, value in history.points["val/loss"]]
     checkpoint = checkpoint_to_score(trainer)
     metrics = score(trainer, task, data, checkpoint, test=config["test"])
     manifest |= task.metric_signatures()
     length_metrics = {}
     if training.length_tests is not None and not has_diverged(metrics):
-        manifest["lengths"] = score_lengths(
+        manifest["lengths"] = lengths.score_lengths(
             trainer, task, training.length_tests, ckpt_path=checkpoint, weights_only=True
         )
         length_metrics = logged_metrics(trainer, PREFIX[training.length_tests.split])
     if trainer.is_global_zero:
-        training.folder.write_results(metrics | length_metrics, manifest)
+        results = metrics | length_metrics
+        training.folder.write_results(results, manifest)
         if task.outputs:
             training.folder.write_outputs("test", data.test, task.outputs)
-        log_summary(
-            training.loggers, summary_metrics(metrics | length_metrics | manifest, val_losses)
-        )
+        log_summary(training.loggers, summary_metrics(results | manifest, val_losses))
         log_artifact(training.loggers, "checkpoint", checkpoint)
-        print_outcome(training, trainer, checkpoint, metrics, length_metrics, manifest)
+        print_outcome(training, trainer, checkpoint, metrics, results | manifest)
     if has_diverged(metrics):
         raise TrainingDiverged(f"val/loss is {metrics['val/loss']}. Try a lower optimizer.lr.")
     return metrics | length_metrics
 
 
-def create_callbacks(config: dict[str, Any]) -> list[Callback]:
-    """Build the callbacks of the config, and those that `results.json` needs."""
+def create_trainer(config: dict[str, Any], loggers: list[Logger]) -> tuple[Trainer, History]:
+    """Build the Trainer with the callbacks of the config, and those that `results.json` needs."""
     callbacks = [instantiate(node) for node in (config["callbacks"] or {}).values()]
-    throughput = next((x for x in callbacks if isinstance(x, Throughput)), None)
-    if throughput is None:
-        throughput = Throughput()
-        callbacks.append(throughput)
-    return [*callbacks, History(throughput)]
-
-
-def create_trainer(
-    config: dict[str, Any], callbacks: list[Callback], loggers: list[Logger]
-) -> Trainer:
-    """Build the Trainer of a training."""
+    if not any(isinstance(x, Throughput) for x in callbacks):
+        callbacks.append(Throughput())
+    history = History(next(x for x in callbacks if isinstance(x, Throughput)))
     options = config["trainer"]
+    # A run shorter than the interval logs once, at its end.
     if 0 < options["max_steps"] < options["log_every_n_steps"]:
-        # A run shorter than the interval logs once, at its end.
         options = {**options, "log_every_n_steps": options["max_steps"]}
-    return instantiate(
+    trainer = instantiate(
         options,
         logger=loggers,
-        callbacks=callbacks,
+        callbacks=[*callbacks, history],
         default_root_dir=config["paths"]["run"],
         enable_progress_bar=any(isinstance(x, ProgressBar) for x in callbacks),
         enable_checkpointing=any(isinstance(x, Checkpoint) for x in callbacks),
     )
+    return trainer, history
 
 
-def describe_fit(training: Training, trainer: Trainer, seconds: float) -> dict[str, Any]:
+def describe_fit(
+    training: Training, trainer: Trainer, history: History, seconds: float
+) -> dict[str, Any]:
     """Return how the weights were obtained, for `results.json`.
 
     The seconds of a resumed run are those of this process; tokens and curves are of the whole run.
     """
     callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
-    throughput = next(x for x in callbacks if isinstance(x, Throughput))
-    history = next(x for x in callbacks if isinstance(x, History))
     inspection = sum(x.seconds for x in callbacks if isinstance(x, InspectionCallback))
+    throughput = history.throughput
     return {
         "tokens_seen": throughput.tokens,
         "tokens_per_second": round(throughput.tokens_per_second, 3),
@@ -293,25 +260,8 @@ def has_diverged(metrics: dict[str, Any]) -> bool:
     return not math.isfinite(metrics.get("val/loss", 0.0))
 
 
-def create_length_tests(config: dict[str, Any], task: Task, data: Any) -> LengthDataModule | None:
-    """Create the tests at `lengths`: of the test split, or of the valid split with `test=false`."""
-    if not config["lengths"]:
-        return None
-    model: Any = task.model
-    return LengthDataModule(
-        config,
-        data,
-        split="test" if config["test"] else "valid",
-        max_length=model.max_length,
-        training_length=training_length(config["data"]),
-    )
-
-
 def checkpoint_to_score(trainer: Trainer) -> Path | None:
-    """Return the averaged checkpoint, or else the one with the lowest validation loss.
-
-    None if the run keeps no checkpoint: the weights that it ended with are scored then.
-    """
+    """Return the averaged checkpoint, else the one of the lowest loss; None if there is none."""
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
         if isinstance(callback, CheckpointAveraging) and callback.path.exists():
             return callback.path
@@ -342,11 +292,10 @@ def print_outcome(
     trainer: Trainer,
     checkpoint: Path | None,
     metrics: dict[str, Any],
-    length_metrics: dict[str, Any],
-    manifest: dict[str, Any],
+    results: dict[str, Any],
 ) -> None:
     """Print samples, metrics, the paths of what was written, and commands to run next."""
-    console, folder = training.console, training.folder
+    console, folder, step = training.console, training.folder, trainer.global_step
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
         if isinstance(callback, Samples):
             print_samples(console, callback.columns, callback.rows)
@@ -356,15 +305,9 @@ def print_outcome(
         paths["checkpoint"] = relative_to_cwd(checkpoint)
         commands = next_commands(training, paths["checkpoint"])
     paths = {name: path for name, path in paths.items() if path.exists()}
-    if "lengths" in manifest:
-        paths |= report_lengths(
-            console,
-            metrics | length_metrics | manifest,
-            folder.figures,
-            training.loggers,
-            trainer.global_step,
-        )
-    print_results(console, metrics, manifest, paths, commands)
+    if "lengths" in results:
+        paths |= lengths.report_lengths(console, results, folder.figures, training.loggers, step)
+    print_results(console, metrics, results, paths, commands)
 
 
 def next_commands(training: Training, checkpoint: Path) -> list[str]:

@@ -1,6 +1,6 @@
 """Build models and tasks from a composed config."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from importlib.metadata import entry_points
 from typing import Any
 
@@ -11,17 +11,14 @@ from torch import nn
 from attention_zoo.attention.base import Attention
 from attention_zoo.errors import Unsupported, UserError
 from attention_zoo.position.base import PositionalEncoding
+from attention_zoo.tasks.configuration.resolved_config import find_targets
 from attention_zoo.tasks.task_spec import task_spec
 
 TRUSTED_PACKAGES = ("attention_zoo", "torch", "lightning", "torchmetrics")
 
 
 def instantiate(node: Any, *args: Any, **kwargs: Any) -> Any:
-    """Build a config node by Hydra, if its targets are of this project, a plugin or a framework.
-
-    Raises:
-        Unsupported: another target.
-    """
+    """Build a config node by Hydra, if its targets are of this project, a plugin or a framework."""
     plugins = [plugin.module.split(".")[0] for plugin in entry_points(group="attention_zoo")]
     trusted = (*TRUSTED_PACKAGES, *plugins)
     for target in find_targets(node):
@@ -37,24 +34,8 @@ def instantiate(node: Any, *args: Any, **kwargs: Any) -> Any:
         raise
 
 
-def find_targets(node: Any) -> Iterator[str]:
-    """Yield every `_target_` in a config."""
-    if isinstance(node, dict):
-        if isinstance(node.get("_target_"), str):
-            yield node["_target_"]
-        for value in node.values():
-            yield from find_targets(value)
-    elif isinstance(node, list):
-        for value in node:
-            yield from find_targets(value)
-
-
 def attention_by_role(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the config of each attention in the task's model: its own, or else `attention`.
-
-    Raises:
-        UserError: a role was given the name of an attention as a plain value.
-    """
+    """Return the config of each attention in the task's model: its own, or else `attention`."""
     roles = task_spec(config).attention_roles
     for node in roles:
         if isinstance(config[node], str):
@@ -80,10 +61,9 @@ def build_task(config: Mapping[str, Any], tokenizer: Any) -> Any:
     """Build the LightningModule of a config that `validate` has passed, with a new model."""
     options = {key: value for key, value in config["task"].items() if key != "name"}
     # Hydra would also build what it finds in `config`, so it only makes a partial.
+    sizes = {"vocabulary_size": tokenizer.vocabulary_size, "pad_id": tokenizer.pad_id}
     return instantiate({**options, "_partial_": True})(
-        model=build_model(
-            config, vocabulary_size=tokenizer.vocabulary_size, pad_id=tokenizer.pad_id
-        ),
+        model=build_model(config, **sizes),
         tokenizer=tokenizer,
         optimizer=instantiate(config["optimizer"]),
         schedule=instantiate(config["schedule"]),

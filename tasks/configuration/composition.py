@@ -9,7 +9,6 @@ from typing import Any
 
 from hydra.core.config_search_path import ConfigSearchPath
 from hydra.core.config_store import ConfigStore
-from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.plugins import Plugins
 from hydra.plugins.search_path_plugin import SearchPathPlugin
@@ -42,34 +41,20 @@ class PluginConfigs(SearchPathPlugin):
 
 @dataclass(frozen=True)
 class Invocation:
-    """A parsed command line.
-
-    Args:
-        command: its first word.
-        config_name: the config that Hydra composes from.
-        overrides: Hydra's flags and overrides.
-        lines: the text that the command works on.
-        checkpoint: the one that `ckpt_path` names, if the command uses one.
-        inferred_task: the override for the task that the data need, which was added to `overrides`.
-    """
+    """A parsed command line."""
 
     command: str
-    config_name: str
-    overrides: list[str]
-    lines: list[str] = field(default_factory=list)
-    checkpoint: dict[str, Any] | None = None
-    inferred_task: str | None = None
+    config_name: str  # of the config that Hydra composes from
+    overrides: list[str]  # and Hydra's flags
+    lines: list[str] = field(default_factory=list)  # the text that the command works on
+    checkpoint: dict[str, Any] | None = None  # the one that `ckpt_path` names
+    inferred_task: str | None = None  # the override for the task that the data need
 
     def require_checkpoint(self) -> dict[str, Any]:
-        """Return the checkpoint.
-
-        Raises:
-            UserError: none was named.
-        """
+        """Return the checkpoint, or refuse that none was named."""
         if self.checkpoint is None:
-            raise UserError(
-                f"{self.command} needs a checkpoint: ckpt_path=logs/…/checkpoints/best.ckpt"
-            )
+            example = "ckpt_path=logs/…/checkpoints/best.ckpt"
+            raise UserError(f"{self.command} needs a checkpoint: {example}")
         return self.checkpoint
 
 
@@ -78,9 +63,6 @@ def parse_command(command: str, arguments: Sequence[str]) -> Invocation:
 
     Commands that use a checkpoint compose from the config inside it, so that Hydra's overrides
     change it as they changed the training.
-
-    Raises:
-        UserError: an argument that the command does not take, or an option under an old name.
     """
     overrides, lines = split_arguments(command, arguments)
     refuse_renamed_options(overrides)
@@ -123,26 +105,14 @@ def store_checkpoint_config(
     overridden = {x.lstrip("+").split("=")[0] for x in overrides}
     # attention@encoder_attention chooses a file of the group attention for encoder_attention.
     replaced = {group.rpartition("@")[2] for group in choices if group in overridden}
-    config = {
-        key: value
-        for key, value in training_config.items()
-        if key not in replaced and key not in (*TRAINING_OPTIONS, "choices")
-    }
-    groups = [
-        {group: choices[group]}
-        # The data come last, as they may choose a tokenizer.
-        for group in sorted(choices, key=lambda group: group == "data")
-        if group not in TRAINING_OPTIONS and group != "task"
-    ]
+    left_out = {*replaced, *TRAINING_OPTIONS, "choices"}
+    config = {key: value for key, value in training_config.items() if key not in left_out}
+    # The data come last, as they may choose a tokenizer.
+    names = sorted(choices, key=lambda group: group == "data")
+    groups = [{x: choices[x]} for x in names if x not in (*TRAINING_OPTIONS, "task")]
     if command == "evaluate":
         config["paths"] = {**config["paths"], "run": "${output}"}
     config["defaults"] = [{"hydra": "default"}, command, *groups, "_self_"]
     name = f"{command}_checkpoint"
     ConfigStore.instance().store(name=name, node=config)
     return name
-
-
-def hydra_choices() -> dict[str, str | None]:
-    """Return the choice of each group in the running job."""
-    choices = HydraConfig.get().runtime.choices
-    return {str(group): choices[group] for group in choices if not str(group).startswith("hydra")}

@@ -31,25 +31,19 @@ def explain_error(error: Exception, invocation: Invocation) -> Exception:
         return UserError(unknown_option_message(unknown[1], unknown[2], invocation))
     if isinstance(error, MissingMandatoryValue) and error.full_key:
         return UserError(f"{error.full_key} has no default; give it: {error.full_key}=VALUE")
-    if isinstance(error, HydraException | OmegaConfBaseException) or is_submitit_error(error):
+    # submitit reports that SLURM has failed or, by a RuntimeError, that it is missing.
+    of_submitit = type(error).__module__.startswith("submitit") or "Could not detect" in str(error)
+    if isinstance(error, HydraException | OmegaConfBaseException) or of_submitit:
         return UserError(" ".join(str(error).split()))
     return error
-
-
-def is_submitit_error(error: Exception) -> bool:
-    """Tell whether submitit reports that SLURM has failed or, by a RuntimeError, is missing."""
-    return type(error).__module__.startswith("submitit") or "Could not detect" in str(error)
 
 
 def unknown_option_message(node: str | None, option: str, invocation: Invocation) -> str:
     """Return the sentence for an override of an unknown option, with the options there are."""
     name = option if node is None else f"{node}.{option}"
     # Another override may be wrong as well, so only those that choose a group are composed.
-    choices = [
-        override
-        for override in invocation.overrides
-        if chooses_group(override) and override.lstrip("+~").partition("=")[0] != name
-    ]
+    groups = [x for x in invocation.overrides if chooses_group(x)]
+    choices = [x for x in groups if x.lstrip("+~").partition("=")[0] != name]
     with initialize_config_module("attention_zoo.conf", version_base="1.3"):
         composed = compose(invocation.config_name, overrides=choices)
     if node is None:

@@ -7,7 +7,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from attention_zoo.tasks.configuration.build import attention_by_role, instantiate
-from attention_zoo.tasks.configuration.entry_configs import entry_config
+from attention_zoo.tasks.configuration.conf_files import entry_config
 from attention_zoo.tasks.run_folder import RunFolder
 from attention_zoo.tasks.task_spec import DIAGNOSTIC_DATA, task_spec
 from attention_zoo.zoo import ATTENTION
@@ -16,17 +16,10 @@ from attention_zoo.zoo import ATTENTION
 def resolve_defaults(
     config: DictConfig, training_config: Mapping[str, Any] | None = None
 ) -> dict[str, str]:
-    """Choose a positional encoding where none was chosen, and set its `original_length`.
+    """Choose a positional encoding where none was chosen; return the choice by group.
 
-    The encoding is one that all attention takes. `original_length` is null in the yaml of an
-    encoding that has one; it becomes the length that the model is trained at.
-
-    Args:
-        config: the composed config, changed in place.
-        training_config: the config of the training, if the model comes from a checkpoint.
-
-    Returns:
-        The choice that was made, by group.
+    `original_length` is null in the yaml of an encoding that has one; it becomes the length that
+    the model is trained at: by `training_config`, if the model comes from a checkpoint.
     """
     if "position" not in config:
         return {}
@@ -54,10 +47,7 @@ def resolve_position(config: DictConfig | dict[str, Any]) -> dict[str, str]:
 
 
 def longest_training_sequence(data: Mapping[str, Any]) -> int | None:
-    """Return the longest sequence that data are trained on, in tokens; None if it is unknown.
-
-    It is the window of text, the sequence of a diagnostic, or the longest line of a translation.
-    """
+    """Return the longest sequence that data are trained on, in tokens; None if it is unknown."""
     if data["_target_"] == DIAGNOSTIC_DATA:
         return instantiate(data["source"]).tokens_per_sequence
     return data.get("context_length") or data.get("max_tokens")

@@ -12,19 +12,15 @@ from hydra.errors import HydraException
 from omegaconf import OmegaConf
 
 from attention_zoo.errors import UserError
-from attention_zoo.tasks.configuration.compatibility import data_task
+from attention_zoo.tasks.configuration.conf_files import data_task
 
 OVERRIDE = re.compile(r"^(\+{0,2}|~)[\w/@.:$-]+=|^~[\w/@.:-]+$", re.ASCII)
 # Flags of Hydra that say where configs are.
 SOURCE_FLAGS = ("--config-path", "-cp", "--config-name", "-cn", "--config-dir", "-cd")
-VALUE_FLAGS = (
-    *SOURCE_FLAGS,
-    *("--cfg", "-c", "--package", "-p", "--info", "-i", "--experimental-rerun"),
-)
-SWITCHES = (
-    *("--help", "-h", "--hydra-help", "--multirun", "-m", "--run", "-r", "--resolve"),
-    *("--shell-completion", "-sc", "--info", "-i"),
-)
+VALUE_FLAGS = {*SOURCE_FLAGS, "--cfg", "-c", "--package", "-p", "--info", "-i"}
+VALUE_FLAGS |= {"--experimental-rerun"}
+SWITCHES = {"--help", "-h", "--hydra-help", "--multirun", "-m", "--run", "-r", "--resolve"}
+SWITCHES |= {"--shell-completion", "-sc"}
 
 
 def split_arguments(command: str, arguments: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -32,9 +28,6 @@ def split_arguments(command: str, arguments: Sequence[str]) -> tuple[list[str], 
 
     All that follows `--` is text. Flags come first in the result, as Hydra's parser takes none
     between overrides.
-
-    Raises:
-        UserError: a flag that is not Hydra's.
     """
     flags: list[str] = []
     overrides: list[str] = []
@@ -78,11 +71,9 @@ def override_values(overrides: Sequence[str]) -> dict[str, str]:
 
 
 def infer_task(overrides: Sequence[str]) -> str | None:
-    """Return the override for the task that the chosen data need; None if the task stays.
-
-    An experiment chooses its task itself.
-    """
+    """Return the override for the task that the chosen data need; None if the task stays."""
     values = override_values(overrides)
+    # An experiment chooses its task itself.
     if "data" not in values or values.keys() & {"task", "experiment"}:
         return None
     tasks = {data_task(choice) for choice in values["data"].split(",")}
@@ -93,12 +84,7 @@ def infer_task(overrides: Sequence[str]) -> str | None:
 
 
 def expand_seeds(overrides: list[str]) -> list[str]:
-    """Replace `seeds=3` of a sweep by the seeds to sweep over: `seed=1,2,3`, counted from `seed`.
-
-    Raises:
-        UserError: `seeds` is no whole number, there is not one seed to count from, or the sweep is
-            a search.
-    """
+    """Replace `seeds=3` of a sweep by seeds to sweep over: `seed=1,2,3`, counted from `seed`."""
     values = override_values(overrides)
     count = values.get("seeds", "null")
     is_sweep = {"-m", "--multirun"} & {*overrides} or values.get("hydra.mode") == "MULTIRUN"
@@ -124,11 +110,7 @@ def expand_seeds(overrides: list[str]) -> list[str]:
 
 
 def default_seed(overrides: Sequence[str]) -> str:
-    """Return the seed of jobs without an override for it: their experiment's, or train.yaml's.
-
-    Raises:
-        UserError: there are several experiments, which may have several seeds.
-    """
+    """Return the seed of jobs without an override for it: their experiment's, or train.yaml's."""
     chosen = [x for x in overrides if x.partition("=")[0] in ("experiment", "debug")]
     if any("," in x or "(" in x for x in chosen):
         raise UserError(
@@ -136,10 +118,9 @@ def default_seed(overrides: Sequence[str]) -> str:
             "first one: seed=1."
         )
     search_paths = [x for x in overrides if x.startswith("hydra.searchpath=")]
-    # A folder of --config-dir is searched as well.
     for flag, following in pairwise([*overrides, ""]):
         name, _, value = flag.partition("=")
-        if name in ("--config-dir", "-cd"):
+        if name in ("--config-dir", "-cd"):  # a folder that is searched as well
             folder = Path(value or following).absolute()
             search_paths.append(f"hydra.searchpath=['file://{folder}']")
     try:

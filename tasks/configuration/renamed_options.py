@@ -1,7 +1,6 @@
-"""The names that version 0.2 changed.
+"""The names that version 0.2 changed: refused on the command line and in files, with the new name.
 
-An option is refused under the name that it had in version 0.1. A checkpoint of version 0.1 is
-translated when it is read.
+A checkpoint of version 0.1 is translated when it is read.
 """
 
 import re
@@ -10,6 +9,7 @@ from importlib.metadata import version
 from typing import Any
 
 from attention_zoo.errors import UserError
+from attention_zoo.tasks.configuration.resolved_config import find_targets
 
 # By the name on the command line.
 RENAMED_OPTIONS = {
@@ -23,6 +23,7 @@ RENAMED_OPTIONS = {
     "data.source.files.shares": "data.source.files.fractions",
     "position.places": "position.num_positions",
     "schedule.floor": "schedule.min_lr_ratio",
+    "callbacks.progress.plain_seconds": "callbacks.progress.line_seconds",
     "ckpt": "ckpt_path",
     "into": "output",
 }
@@ -35,23 +36,22 @@ REPLACED_FLAGS = {
     },
     "report": {"--baseline": "baseline=LABEL", "--into": "output=FOLDER"},
 }
-# Modules and functions that a `_target_` names.
+# Modules and functions of the tasks that a `_target_` names.
 RENAMED_TARGETS = {
-    "attention_zoo.tasks.callbacks": "attention_zoo.tasks.training.callbacks",
-    "attention_zoo.tasks.data.batches.RandomBlocks": (
-        "attention_zoo.tasks.data.samplers.RandomBlockSampler"
-    ),
-    "attention_zoo.tasks.data.batches.ShuffledBlocks": (
-        "attention_zoo.tasks.data.samplers.ShuffledBlockSampler"
-    ),
-    "attention_zoo.tasks.data.diagnostic": "attention_zoo.tasks.data.diagnostic_data",
-    "attention_zoo.tasks.data.language": "attention_zoo.tasks.data.language_data",
-    "attention_zoo.tasks.data.translation": "attention_zoo.tasks.data.translation_data",
-    "attention_zoo.tasks.language_modeling": "attention_zoo.tasks.training.language_modeling",
-    "attention_zoo.tasks.optimizers": "attention_zoo.tasks.training.optimizers",
-    "attention_zoo.tasks.schedules": "attention_zoo.tasks.training.schedules",
-    "attention_zoo.tasks.translation": "attention_zoo.tasks.training.translation",
-    "attention_zoo.tasks.wandb_runs": "attention_zoo.tasks.training.loggers.wandb_runs",
+    f"attention_zoo.tasks.{old}": f"attention_zoo.tasks.{new}"
+    for old, new in {
+        "callbacks": "training.callbacks",
+        "data.batches.RandomBlocks": "data.samplers.RandomBlockSampler",
+        "data.batches.ShuffledBlocks": "data.samplers.ShuffledBlockSampler",
+        "data.diagnostic": "data.diagnostic_data",
+        "data.language": "data.language_data",
+        "data.translation": "data.translation_data",
+        "language_modeling": "training.language_modeling",
+        "optimizers": "training.optimizers",
+        "schedules": "training.schedules",
+        "translation": "training.translation",
+        "wandb_runs": "training.loggers.wandb_runs",
+    }.items()
 }
 # Parts of the names of parameters.
 RENAMED_PARAMETERS = {
@@ -68,11 +68,7 @@ RENAMED_PARAMETERS = {
 
 
 def refuse_renamed_options(overrides: Sequence[str]) -> None:
-    """Refuse overrides that use an old name.
-
-    Raises:
-        UserError: with the new name.
-    """
+    """Refuse overrides that use an old name."""
     for override in overrides:
         name = override.lstrip("+~").partition("=")[0].removeprefix("hydra.sweeper.params.")
         if name in RENAMED_OPTIONS:
@@ -80,24 +76,23 @@ def refuse_renamed_options(overrides: Sequence[str]) -> None:
 
 
 def refuse_renamed_keys(config: Mapping[str, Any]) -> None:
-    """Refuse a composed config in which a file, such as a user's experiment, has an old name.
-
-    Raises:
-        UserError: with the new name.
-    """
-    for _, old, new in find_renamed_keys(config):
-        raise UserError(f"{old} is called {new} now; a file that was composed has the old name.")
+    """Refuse a composed config in which a file, such as a user's experiment, has an old name."""
+    names = [(old, new) for _, old, new in find_renamed_keys(config)]
+    names += [(old, rename_parts(old, RENAMED_TARGETS)) for old in find_targets(config)]
+    for old, new in names:
+        if old != new:
+            raise UserError(
+                f"{old} is called {new} now; a file that was composed has the old name."
+            )
 
 
 def find_renamed_keys(config: Any) -> Iterator[tuple[dict[str, Any], str, str]]:
-    """Yield the node, the old and the new name of each option that has its old name.
-
-    The options of what plugins build are their own.
-    """
+    """Yield the node, the old and the new name of each option that has its old name."""
     for old, new in RENAMED_OPTIONS.items():
         node, (*path, key) = config, old.split(".")
         for part in path:
             node = node.get(part) or {}
+        # The options of what plugins build are their own.
         if key in node and node.get("_target_", "attention_zoo").startswith("attention_zoo"):
             yield node, old, new
 
@@ -120,12 +115,10 @@ def upgrade_checkpoint(checkpoint: dict[str, Any]) -> None:
 def rename_targets(node: Any) -> Any:
     """Return a config with the new name of every `_target_`."""
     if isinstance(node, dict):
-        return {
-            key: rename_parts(value, RENAMED_TARGETS)
-            if key == "_target_" and isinstance(value, str)
-            else rename_targets(value)
-            for key, value in node.items()
-        }
+        renamed = {key: rename_targets(value) for key, value in node.items()}
+        if isinstance(node.get("_target_"), str):
+            renamed["_target_"] = rename_parts(node["_target_"], RENAMED_TARGETS)
+        return renamed
     return [rename_targets(value) for value in node] if isinstance(node, list) else node
 
 

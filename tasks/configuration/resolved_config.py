@@ -12,6 +12,17 @@ def hash_config(config: Mapping[str, Any], *, without: Sequence[str]) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
+def find_targets(node: Any) -> Iterator[str]:
+    """Yield every `_target_` in a config."""
+    if isinstance(node, dict):
+        if isinstance(node.get("_target_"), str):
+            yield node["_target_"]
+        node = [*node.values()]
+    if isinstance(node, list):
+        for value in node:
+            yield from find_targets(value)
+
+
 def choice_name(node: Mapping[str, Any]) -> str:
     """Return what a node chose: its `name`, else the last word of its `_target_`."""
     return str(node.get("name") or str(node.get("_target_", "")).rpartition(".")[2])

@@ -7,25 +7,15 @@ from typing import Any
 import torch
 
 from attention_zoo.errors import Unsupported, UserError
+from attention_zoo.tasks.configuration import conf_files
 from attention_zoo.tasks.configuration.build import attention_by_role, build_model, instantiate
-from attention_zoo.tasks.configuration.compatibility import (
-    SYMBOL_TOKENIZER,
-    choice_target,
-    data_task,
-    list_choices,
-)
 from attention_zoo.tasks.configuration.renamed_options import refuse_renamed_keys
 from attention_zoo.tasks.task_spec import DIAGNOSTIC_DATA, TASKS, task_spec
 from attention_zoo.zoo import ATTENTION, POSITION, check_pair
 
 
 def validate(config: Mapping[str, Any]) -> None:
-    """Refuse a config whose task, data, attention, roles, position or sizes do not fit.
-
-    Raises:
-        Unsupported: a combination that cannot be.
-        UserError: an impossible size, or an option under the name that it had before.
-    """
+    """Refuse a config whose task, data, attention, roles, position or sizes do not fit."""
     refuse_renamed_keys(config)
     if not isinstance(config["seed"], int):
         raise UserError(f"seed must be a whole number, got {config['seed']!r}.")
@@ -38,25 +28,25 @@ def validate(config: Mapping[str, Any]) -> None:
 
 
 def validate_data(config: Mapping[str, Any]) -> None:
-    """Refuse data that the task cannot be trained on, and a tokenizer that cannot read the data.
-
-    Data modules from outside the project pass: they know what they need.
-    """
+    """Refuse data that the task cannot be trained on, and a tokenizer that cannot read the data."""
     task, data_module = task_spec(config), config["data"]["_target_"]
     if data_module not in chain(*(spec.data_modules for spec in TASKS.values())):
-        return
+        return  # Data modules from outside the project know what they need.
     if data_module not in task.data_modules:
-        legal = [choice for choice in list_choices("data") if data_task(choice) == task.name]
+        choices = conf_files.list_choices("data")
+        legal = [choice for choice in choices if conf_files.data_task(choice) == task.name]
         raise Unsupported(
             f"task={task.name} cannot be trained on data={config['choices']['data']}. "
             f"Data for it: {', '.join(legal)}."
         )
     tokenizer = config["tokenizer"]["_target_"]
     needs_symbols = data_module == DIAGNOSTIC_DATA
-    if needs_symbols != (tokenizer == SYMBOL_TOKENIZER):
-        by_name = {name: choice_target("tokenizer", name) for name in list_choices("tokenizer")}
-        chosen = next((name for name in by_name if by_name[name] == tokenizer), tokenizer)
-        legal = [x for x in by_name if (by_name[x] == SYMBOL_TOKENIZER) == needs_symbols]
+    if needs_symbols != (tokenizer == conf_files.SYMBOL_TOKENIZER):
+        names = conf_files.list_choices("tokenizer")
+        targets = {name: conf_files.choice_target("tokenizer", name) for name in names}
+        chosen = next((name for name in targets if targets[name] == tokenizer), tokenizer)
+        reads_symbols = {x: targets[x] == conf_files.SYMBOL_TOKENIZER for x in names}
+        legal = [x for x in names if reads_symbols[x] == needs_symbols]
         raise Unsupported(
             f"tokenizer={chosen} cannot read data={config['choices']['data']}, which is made of "
             f"{'symbols' if needs_symbols else 'text'}. Tokenizers for it: {', '.join(legal)}."

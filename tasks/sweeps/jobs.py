@@ -6,14 +6,18 @@ import subprocess
 import sys
 import threading
 import time
+import traceback
 from collections import deque
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 
-from attention_zoo.errors import UserError
-from attention_zoo.tasks.run_folder import JobRecord, RunFolder
-from attention_zoo.tasks.sweeps.job_outcome import JOB_FOLDER
+from attention_zoo.errors import TrainingDiverged, Unsupported, UserError
+from attention_zoo.tasks.exit_codes import exit_code
+from attention_zoo.tasks.run_folder import JobRecord, Outcome, RunFolder
+
+# The environment variable by which a launcher names the folder of the job to its process.
+JOB_FOLDER = "ATTENTION_ZOO_JOB_FOLDER"
 
 
 @dataclass
@@ -31,22 +35,24 @@ class Job:
     last_lines: deque[str] = field(default_factory=lambda: deque(maxlen=8), repr=False)
 
     def restore(self) -> None:
-        """Take over the result of an earlier launch, if the folder has one.
-
-        Raises:
-            UserError: the earlier job was composed of something else.
-        """
+        """Take over the result of an earlier launch, if the folder has one of the same config."""
         earlier = self.folder.read_job()
         if earlier is None:
             return
         if earlier.config_hash != self.record.config_hash:
             then, now = earlier.overrides, self.record.overrides
-            raise UserError(
-                f"{self.folder.path} was composed of something else: it had "
+            difference = (
+                "was composed of something else: it had "
                 f"{' '.join(x for x in then if x not in now) or 'the same overrides'}, and now "
                 f"{' '.join(x for x in now if x not in then) or 'other values behind them'}. "
-                "Repeat the command that began the sweep, or choose another hydra.sweep.dir."
+                "Repeat the command that began the sweep, or choose"
             )
+            if earlier.config_hash is None:
+                difference = (
+                    "does not record its config, as it was written by version 0.1 or could not be "
+                    "composed, so it cannot be compared with this job. Choose"
+                )
+            raise UserError(f"{self.folder.path} {difference} another hydra.sweep.dir.")
         if earlier.is_final:
             self.record = earlier
 
@@ -116,3 +122,40 @@ class Job:
         self.record.seconds = round(time.monotonic() - self.started, 3)
         self.folder.write_job(self.record)
         return True
+
+
+@contextmanager
+def record_outcome() -> Iterator[None]:
+    """Record how the code in the context ends, if this process runs a job of a sweep."""
+    try:
+        yield
+    except (Exception, KeyboardInterrupt) as error:
+        write_outcome(error)
+        raise
+    write_outcome(None)
+
+
+def write_outcome(error: BaseException | None) -> None:
+    """Write the end of the job into its record; only its first rank does."""
+    path = os.environ.get(JOB_FOLDER)
+    if path is None or os.environ.get("LOCAL_RANK", "0") != "0":
+        return
+    folder = RunFolder(path)
+    with suppress(OSError):  # A full disk, for instance, must not hide the error.
+        record = folder.read_job() or JobRecord()
+        record.outcome, record.reason = outcome_of_error(error)
+        record.code = exit_code(error)
+        folder.write_job(record)
+
+
+def outcome_of_error(error: BaseException | None) -> tuple[Outcome, str]:
+    """Return how a job ended that raised an error, or none, and why."""
+    if error is None:
+        return "trained", ""
+    if isinstance(error, TrainingDiverged):
+        return "diverged", error.cause
+    if isinstance(error, UserError):
+        return "refused" if isinstance(error, Unsupported) else "failed", str(error)
+    if isinstance(error, KeyboardInterrupt):
+        return "failed", "interrupted"
+    return "failed", traceback.format_exception_only(error)[0].strip()

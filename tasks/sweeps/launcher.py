@@ -44,12 +44,8 @@ class ProcessesLauncher(Launcher):
     """Runs jobs as devices allow, and prints a table of how they ended.
 
     A job that is refused or that fails does not stop the others, unless `fail_fast`. Launched again
-    over the same folder, it runs the jobs that have no result yet, from their last checkpoints.
-
-    Args:
-        command: what the overrides of a job are added to.
-        jobs: how many jobs run at a time on the CPU, each with an equal share of the threads.
-        fail_fast: stop the sweep when the first job fails.
+    over the same folder, it runs the jobs that have no result yet, from their last checkpoints. On
+    the CPU `jobs` of them run at a time; `command` is what the overrides of a job are added to.
     """
 
     environment: ClassVar[dict[str, str]] = {}  # that of the user, without what Hydra is set by
@@ -73,7 +69,12 @@ class ProcessesLauncher(Launcher):
         setup_globals()
         console = Console()
         jobs = self.create_jobs(job_overrides, initial_job_idx)
-        self.restore_jobs(jobs, console)
+        earlier = [job for job in jobs if job.folder.job_file.exists()]
+        for job in self.compose_jobs(earlier):
+            job.restore()
+        if earlier:
+            done = f"{sum(job.record.is_final for job in earlier)} of {len(jobs)} jobs"
+            print_line(console, f"{done} have their result already; the others run.")
         sweep = Path(self.config.hydra.sweep.dir)
         try:
             run_jobs(
@@ -89,7 +90,9 @@ class ProcessesLauncher(Launcher):
                 if job.record.outcome == "waiting":
                     job.record.outcome = "not run"
             print_table(console, outcome_table(jobs))
-            report_lengths(console, jobs, sweep)
+            results = {job.name or f"job {job.number}": job.folder.read_results() for job in jobs}
+            if scored := {name: x for name, x in results.items() if "lengths" in x}:
+                report_sweep(console, scored, sweep)
             console.print(f"Sweep: {sweep}", soft_wrap=True)
         return [job_return(job) for job in jobs]
 
@@ -99,34 +102,15 @@ class ProcessesLauncher(Launcher):
         # A search may launch one job at a time.
         shared = set.intersection(*map(set, user_overrides)) if len(user_overrides) > 1 else set()
         shared |= {*self.config.hydra.overrides.task}
-        jobs = []
-        for index, overrides in enumerate(user_overrides):
+        jobs, hydra = [], self.config.hydra
+        for number, overrides in enumerate(user_overrides, start=first):
             name = " ".join([x for x in overrides if x not in shared] or overrides)
-            folder, record = self.run_folder(first + index), JobRecord(overrides=overrides)
-            jobs.append(Job(first + index, job_overrides[index], name, folder, record))
+            with open_dict(self.config):
+                hydra.job.num = number  # which the name of the folder holds
+            folder = RunFolder(Path(hydra.sweep.dir) / str(hydra.sweep.subdir))
+            process_overrides, record = job_overrides[number - first], JobRecord(overrides)
+            jobs.append(Job(number, process_overrides, name, folder, record))
         return jobs
-
-    def run_folder(self, number: int) -> RunFolder:
-        """Return the folder of the job of a number."""
-        with open_dict(self.config):
-            self.config.hydra.job.num = number
-        return RunFolder(Path(self.config.hydra.sweep.dir) / str(self.config.hydra.sweep.subdir))
-
-    def restore_jobs(self, jobs: Sequence[Job], console: Console) -> None:
-        """Take over the results of an earlier launch over the same folder.
-
-        Raises:
-            UserError: its jobs were composed of something else.
-        """
-        earlier = [job for job in jobs if job.folder.job_file.exists()]
-        for job in self.compose_jobs(earlier):
-            job.restore()
-        done = sum(job.record.is_final for job in earlier)
-        if earlier:
-            console.print(
-                f"{done} of {len(jobs)} jobs have their result already; the others run.",
-                highlight=False,
-            )
 
     def compose_jobs(self, jobs: Iterable[Job]) -> Iterator[Job]:
         """Compose the config of each job, for its hash and the devices that it asks for."""
@@ -139,14 +123,6 @@ class ProcessesLauncher(Launcher):
                 job.accelerator = trainer.get("accelerator", "cpu")
                 job.devices = trainer.get("devices", 1)
             yield job
-
-
-def report_lengths(console: Console, jobs: Sequence[Job], sweep: Path) -> None:
-    """Print a table of the jobs that were scored at several lengths, and draw a picture of it."""
-    results = {job.name or f"job {job.number}": job.folder.read_results() for job in jobs}
-    scored = {name: metrics for name, metrics in results.items() if "lengths" in metrics}
-    if scored:
-        report_sweep(console, scored, sweep)
 
 
 def require_count(name: str, value: Any) -> None:
@@ -167,11 +143,7 @@ def hydra_overrides(hydra: HydraConf) -> list[str]:
 
 
 def objective(job: Job) -> float | None:
-    """Return what a search minimises; None for a job that was refused.
-
-    Raises:
-        UserError: the job failed.
-    """
+    """Return what a search minimises, None for a job that was refused; raise that it failed."""
     if job.record.outcome not in ("trained", "refused"):
         raise UserError(f"job {job.number} {job.record.outcome}: {job.record.reason}")
     return job.folder.read_results().get("val/loss")
@@ -183,8 +155,7 @@ def job_return(job: Job) -> JobReturn:
     try:
         result.return_value = objective(job)
     except UserError as error:
-        result.status = JobStatus.FAILED
-        result.return_value = error
+        result.status, result.return_value = JobStatus.FAILED, error
     return result
 
 
@@ -200,10 +171,6 @@ def run_in_subprocess(
 
     The process has all devices that this one sees. If SLURM starts several tasks for the job, each
     is a rank, and the first one keeps the record.
-
-    Raises:
-        UserError: the job failed, an earlier job of its folder was composed of something else, or
-            an option is for the launcher `processes` only.
     """
     hydra = HydraConfig.get()
     choices = hydra.runtime.choices
@@ -265,11 +232,6 @@ def register_plugin(plugin: type[Plugin], group: str, name: str, **options: Any)
 def register_launcher(command: str, flags: Sequence[str] = ()) -> None:
     """Make `hydra/launcher=processes` run jobs of a command; see `job_command` for the flags."""
     ProcessesLauncher.environment = dict(os.environ)
-    register_plugin(
-        ProcessesLauncher,
-        "hydra/launcher",
-        "processes",
-        command=job_command(command, flags),
-        jobs="${oc.select:jobs,1}",
-        fail_fast="${oc.select:fail_fast,false}",
-    )
+    options = {"jobs": "${oc.select:jobs,1}", "fail_fast": "${oc.select:fail_fast,false}"}
+    argv = job_command(command, flags)
+    register_plugin(ProcessesLauncher, "hydra/launcher", "processes", command=argv, **options)

@@ -13,36 +13,26 @@ from rich.console import Console
 from attention_zoo.errors import Unsupported, UserError
 from attention_zoo.tasks.analysis.costs import training_flops_per_token
 from attention_zoo.tasks.configuration.build import build_task, parameter_counts
+from attention_zoo.tasks.configuration.conf_files import entry_config
 from attention_zoo.tasks.configuration.defaults import resolve_position
-from attention_zoo.tasks.configuration.entry_configs import entry_config
 from attention_zoo.tasks.configuration.validation import validate
 from attention_zoo.tasks.data.base import PreparedData
 from attention_zoo.tasks.task_spec import task_spec
 from attention_zoo.tasks.training.manifest import MATCH_TOLERANCE
 from attention_zoo.tasks.views.console import print_line
 
-# The feed-forward has at least this share of the model's width.
-MIN_FFN_RATIO = 1 / 4
-# GPUs multiply such widths fast; one of them is taken where it agrees.
-WIDTH_MULTIPLE = 8
 COST_NAMES = {"parameters": "parameters", "flops": "training FLOPs per token"}
 
 
 def check_match(config: dict[str, Any]) -> None:
-    """Refuse an unknown `match`, a baseline without `match`, and a baseline that cannot be built.
-
-    Raises:
-        UserError, Unsupported: with the rule, the value and the remedy.
-    """
+    """Refuse an unknown `match`, a baseline without it, and a baseline that cannot be built."""
     if config["match"] not in (None, *COST_NAMES):
         raise UserError(f"match must be null, parameters or flops, got {config['match']!r}.")
     if config["match"] is None:
         for group, name in config["baseline"].items():
             if name is not None:
-                raise UserError(
-                    f"baseline.{group}={name} needs a cost to match: match=parameters or "
-                    "match=flops."
-                )
+                remedy = "match=parameters or match=flops"
+                raise UserError(f"baseline.{group}={name} needs a cost to match: {remedy}.")
         return
     try:
         validate(baseline_config(config))
@@ -69,14 +59,8 @@ def match_baseline(config: dict[str, Any], data: PreparedData, console: Console)
     """Set `model.ffn_dim` so that the model agrees with the baseline within 1%, and print it.
 
     A width that agrees already stays. Else it is the nearest multiple of 8 if that agrees, else the
-    width that agrees best. The resolved config is changed in place.
-
-    Returns:
-        For `results.json`: what is matched (`by`), its value for the baseline (`target`), and the
-        width of the feed-forward (`ffn_dim`).
-
-    Raises:
-        Unsupported: no width of at least a quarter of the model's agrees.
+    width that agrees best, at least a quarter of the model's. Returns what `results.json` records:
+    the cost (`by`), its value for the baseline (`target`), and the width (`ffn_dim`).
     """
     by, model = config["match"], config["model"]
     previous, cost_name = model["ffn_dim"], COST_NAMES[by]
@@ -85,11 +69,12 @@ def match_baseline(config: dict[str, Any], data: PreparedData, console: Console)
     def cost_at(width: int) -> float:
         return matched_cost({**config, "model": {**model, "ffn_dim": width}}, data)
 
-    minimum = max(1, round(MIN_FFN_RATIO * model["dim"]))
+    minimum = max(1, round(model["dim"] / 4))
     # The cost is linear in the width.
     unit_cost = cost_at(minimum + 1) - cost_at(minimum)
     best = minimum + (target - cost_at(minimum)) / unit_cost
-    widths = (previous, WIDTH_MULTIPLE * round(best / WIDTH_MULTIPLE), round(best), minimum)
+    # GPUs multiply widths that are a multiple of 8 fast.
+    widths = (previous, 8 * round(best / 8), round(best), minimum)
     for width in widths:
         if width >= minimum and abs(cost_at(width) - target) <= MATCH_TOLERANCE * target:
             break
@@ -102,27 +87,23 @@ def match_baseline(config: dict[str, Any], data: PreparedData, console: Console)
         )
     model["ffn_dim"] = width
     resized = f"stays {width}" if width == previous else f"{previous} → {width}"
-    print_line(
-        console,
-        f"match={by}: feed-forward {resized}, {cost_at(width):,.0f} {cost_name}, the baseline has "
-        f"{target:,.0f}",
-    )
+    costs = f"{cost_at(width):,.0f} {cost_name}, the baseline has {target:,.0f}"
+    print_line(console, f"match={by}: feed-forward {resized}, {costs}")
     return {"by": by, "target": target, "ffn_dim": width}
 
 
 def matched_cost(config: dict[str, Any], data: PreparedData) -> float:
     """Count what the config's `match` names, on a model that is built for it."""
+
+    def count() -> float:
+        task = build_task(config, data.tokenizer)
+        if config["match"] == "flops":
+            return training_flops_per_token(task, data)
+        return parameter_counts(task.model)["parameters"]
+
     try:
         with torch.device("meta"):
-            return count_cost(config, data)
+            return count()
     except RuntimeError:  # The model has to read its numbers to be run.
         with torch.random.fork_rng(devices=[]):
-            return count_cost(config, data)
-
-
-def count_cost(config: dict[str, Any], data: PreparedData) -> float:
-    """Build the task of a config, and count what its `match` names."""
-    task = build_task(config, data.tokenizer)
-    if config["match"] == "flops":
-        return training_flops_per_token(task, data)
-    return parameter_counts(task.model)["parameters"]
+            return count()

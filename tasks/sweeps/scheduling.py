@@ -8,7 +8,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from itertools import chain
-from typing import Any
 
 from rich.console import Console
 
@@ -54,12 +53,12 @@ class DevicePool:
     def acquire(self, job: Job) -> dict[str, str] | None:
         """Return the environment that gives a job its devices; None, if it has to wait."""
         if self.uses_gpus(job):
-            free = [gpu for gpu in self.gpus if gpu not in chain(*self.gpus_in_use.values())]
-            count = self.gpu_count(job)
+            in_use, count = [*chain(*self.gpus_in_use.values())], self.gpu_count(job)
+            free = [gpu for gpu in self.gpus if gpu not in in_use][:count]
             if len(free) < count:
                 return None
-            self.gpus_in_use[job.number] = free[:count]
-            return {"CUDA_VISIBLE_DEVICES": ",".join(free[:count])}
+            self.gpus_in_use[job.number] = free
+            return {"CUDA_VISIBLE_DEVICES": ",".join(free)}
         if self.free_cpu_slots == 0:
             return None
         self.free_cpu_slots -= 1
@@ -93,10 +92,7 @@ def run_jobs(
 
     The next job is drawn when there may be room for it. With `fail_fast`, the first job that fails
     stops the others; a refusal is no failure. With `use_terminal`, the output of a job that runs
-    alone goes to the terminal.
-
-    Raises:
-        KeyboardInterrupt: Ctrl-C or SIGTERM, once all jobs have ended.
+    alone goes to the terminal. Ctrl-C and SIGTERM end all jobs.
     """
     running: list[Job] = []
     waiting = next(jobs, None)
@@ -145,15 +141,11 @@ def stop_jobs(running: list[Job], console: Console) -> None:
 
 @contextmanager
 def sigterm_as_interrupt() -> Iterator[None]:
-    """Raise KeyboardInterrupt at SIGTERM, which would else leave the jobs running."""
-
-    def interrupt(*_: Any) -> None:
-        raise KeyboardInterrupt
-
+    """Raise KeyboardInterrupt at SIGTERM, which would otherwise leave the jobs running."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    previous = signal.signal(signal.SIGTERM, interrupt)
+    previous = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         yield
     finally:
@@ -177,7 +169,7 @@ def outcome_table(jobs: Sequence[Job]) -> Table:
         scores.append("test/accuracy")
     rows = []
     for job in jobs:
-        values = [results[job.number].get(score) for score in scores]
+        values = map(results[job.number].get, scores)
         texts = ["" if value is None else f"{value:.3f}" for value in values]
         rows.append((str(job.number), job.name, str(job.record), *texts))
     return Table("", ["job", "overrides", "outcome", *scores], rows, "lll" + "r" * len(scores))

@@ -23,6 +23,7 @@ from attention_zoo.errors import UserError
 from attention_zoo.tasks.configuration.resolved_config import hash_config
 from attention_zoo.tasks.run_folder import JOB_LOG
 from attention_zoo.tasks.sweeps.launcher import LAUNCH_OPTIONS, require_count
+from attention_zoo.tasks.task_spec import task_spec
 from attention_zoo.tasks.views.console import print_line
 
 if TYPE_CHECKING:
@@ -78,7 +79,7 @@ class TrialsSweeper(Sweeper):
         space = {name: str(distribution) for name, distribution in self.search_space.items()}
         self.config_hash = hash_config(container | {"space": space}, without=LAUNCH_OPTIONS)
         if self.study_name is None:
-            self.study_name = f"{composed.task.name}-{self.config_hash[:8]}"
+            self.study_name = f"{task_spec(container).name}-{self.config_hash[:8]}"
             # As if the user had chosen it: launchers compose jobs and their folders anew.
             with open_dict(config):
                 config.hydra.sweeper.study_name = self.study_name
@@ -89,25 +90,15 @@ class TrialsSweeper(Sweeper):
         )
 
     def parse_overrides(self, parser: OverridesParser, config: DictConfig) -> None:
-        """Divide the overrides into the search space and those that all trials share.
-
-        Raises:
-            UserError: the search space is empty, or holds the seed.
-        """
+        """Divide the overrides into the search space and those that all trials share."""
         params = [f"{name}={value}" for name, value in self.params.items()]
         parsed = parser.parse_overrides([*params, *config.hydra.overrides.task])
         # The last override of an option holds.
         overrides = {override.get_key_element(): override for override in parsed}
-        self.search_space = {
-            name: create_distribution(override)
-            for name, override in overrides.items()
-            if override.is_sweep_override()
-        }
-        self.fixed_overrides = [
-            f"{name}={override.get_value_element_as_str()}"
-            for name, override in overrides.items()
-            if name not in self.search_space
-        ]
+        searched = {name: x for name, x in overrides.items() if x.is_sweep_override()}
+        self.search_space = {name: create_distribution(x) for name, x in searched.items()}
+        fixed = [(name, x) for name, x in overrides.items() if name not in searched]
+        self.fixed_overrides = [f"{name}={x.get_value_element_as_str()}" for name, x in fixed]
         if not self.search_space or "seed" in self.search_space:
             raise UserError(
                 f"a search needs options to search, other than the seed, got "
@@ -116,12 +107,7 @@ class TrialsSweeper(Sweeper):
             )
 
     def sweep(self, arguments: list[str]) -> Any:
-        """Run trials until there are `n_trials`, first those that were cut off.
-
-        Raises:
-            UserError: the study's trials were composed of something else, no trial has a result,
-                or, with `fail_fast`, one has failed.
-        """
+        """Run trials until there are `n_trials`, first those that were cut off."""
         console = Console()
         study = self.open_study()
         done = sum(trial.state.is_finished() for trial in study.trials)
@@ -138,17 +124,12 @@ class TrialsSweeper(Sweeper):
             )
         best = study.best_trial
         values = " ".join(f"{name}={value}" for name, value in best.params.items())
-        print_line(
-            console, f"Best of {count} trials: {best.number}, val/loss {best.value:.4f}: {values}"
-        )
+        score = f"val/loss {best.value:.4f}"
+        print_line(console, f"Best of {count} trials: {best.number}, {score}: {values}")
         return best.value
 
     def open_study(self) -> "Study":
-        """Create the study, or load it from its storage.
-
-        Raises:
-            UserError: its trials were composed of something else.
-        """
+        """Create the study, or load it from its storage if its config and space are the same."""
         import optuna
         from sqlalchemy.engine import make_url
 
@@ -200,18 +181,11 @@ def create_distribution(override: Override) -> "BaseDistribution":
 def tell_results(
     study: "Study", numbers: Sequence[int], returns: Sequence[JobReturn], *, fail_fast: bool
 ) -> None:
-    """Tell a study the results of its trials.
-
-    Raises:
-        UserError: one has failed, and `fail_fast` is set; it runs again when the study goes on.
-    """
+    """Tell a study the results of its trials, up to the first that failed with `fail_fast`."""
     from optuna.trial import TrialState
 
     for number, result in zip(numbers, returns, strict=True):
         if fail_fast and result.status is JobStatus.FAILED:
-            _ = result.return_value  # Reading an error raises it.
+            _ = result.return_value  # Reading an error raises it; the trial runs again later.
         value = result.return_value if result.status is JobStatus.COMPLETED else None
-        if value is None:
-            study.tell(number, state=TrialState.FAIL)
-        else:
-            study.tell(number, value)
+        study.tell(number, value, state=TrialState.FAIL if value is None else None)

@@ -10,18 +10,15 @@ from omegaconf import OmegaConf
 
 import attention_zoo
 from attention_zoo.errors import Unsupported
-from attention_zoo.tasks.configuration.build import (
-    build_model,
-    find_targets,
-    instantiate,
-)
-from attention_zoo.tasks.configuration.compatibility import (
+from attention_zoo.tasks.configuration.build import build_model, instantiate
+from attention_zoo.tasks.configuration.composition import register_plugins
+from attention_zoo.tasks.configuration.conf_files import (
     SYMBOL_TOKENIZER,
     choice_target,
     data_task,
 )
-from attention_zoo.tasks.configuration.composition import register_plugins
 from attention_zoo.tasks.configuration.defaults import resolve_defaults
+from attention_zoo.tasks.configuration.resolved_config import find_targets
 from attention_zoo.tasks.configuration.validation import validate
 from attention_zoo.zoo import ATTENTION, POSITION
 

@@ -3,7 +3,7 @@
 from functools import partial
 
 from attention_zoo.factory import options_of
-from attention_zoo.tasks.configuration.entry_configs import (
+from attention_zoo.tasks.configuration.conf_files import (
     config_folder,
     entry_config,
     entry_options,

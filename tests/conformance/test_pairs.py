@@ -9,7 +9,7 @@ from attention_zoo import Unsupported, create_attention, create_position
 from attention_zoo.attention.base import take_auxiliary_loss
 from attention_zoo.models import LanguageModel, Seq2Seq
 from attention_zoo.position.base import ScoreInputs
-from attention_zoo.tasks.commands.pairs import list_pairs
+from attention_zoo.tasks.commands.list import list_pairs
 from attention_zoo.zoo import ATTENTION, POSITION, ROLES, Role, check_pair
 from tests.conformance.cases import (
     DIM,

@@ -20,8 +20,8 @@ from attention_zoo.errors import Unsupported, UserError
 from attention_zoo.tasks.analysis.lengths import LengthDataModule, check_lengths, score_lengths
 from attention_zoo.tasks.commands.cli import main
 from attention_zoo.tasks.commands.warning_filters import silence_libraries
+from attention_zoo.tasks.configuration.conf_files import DEFAULT_TRAINING_LENGTH, entry_config
 from attention_zoo.tasks.configuration.defaults import longest_training_sequence, resolve_defaults
-from attention_zoo.tasks.configuration.entry_configs import DEFAULT_TRAINING_LENGTH, entry_config
 from attention_zoo.tasks.data.diagnostic_data import DiagnosticData
 from attention_zoo.tasks.data.diagnostics.copy import Copy
 from attention_zoo.tasks.data.language_data import LanguageData
@@ -455,7 +455,7 @@ def stretchable(monkeypatch, tmp_path_factory):
     folder = tmp_path_factory.mktemp("conf")
     OmegaConf.save(node, folder / "stretched.yaml")
     monkeypatch.setattr(
-        "attention_zoo.tasks.configuration.entry_configs.config_folder", lambda group, entry: folder
+        "attention_zoo.tasks.configuration.conf_files.config_folder", lambda group, entry: folder
     )
     yield seen
     del store.repo["position"]["stretched.yaml"]

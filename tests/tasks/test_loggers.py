@@ -18,8 +18,8 @@ from omegaconf import OmegaConf
 from torch import nn
 
 from attention_zoo.errors import UserError
-from attention_zoo.tasks.commands.exit_codes import INTERRUPTED
 from attention_zoo.tasks.configuration.resolved_config import flat_hyperparameters
+from attention_zoo.tasks.exit_codes import INTERRUPTED
 from attention_zoo.tasks.training.loggers import loggers as module
 from attention_zoo.tasks.training.loggers.factory import create_loggers, wandb_options
 from attention_zoo.tasks.training.loggers.loggers import (

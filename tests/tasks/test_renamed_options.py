@@ -31,6 +31,13 @@ def test_an_old_option_is_refused_with_its_new_name(old, new) -> None:
         refuse_renamed_keys(nest(old, 1))
 
 
+@pytest.mark.parametrize(("old", "new"), RENAMED_TARGETS.items())
+def test_an_old_target_is_refused_with_its_new_name(old, new) -> None:
+    config = {"callbacks": {"mine": {"_target_": f"{old}.make"}}}
+    with pytest.raises(UserError, match=f"^{old}.make is called {new}.make now"):
+        refuse_renamed_keys(config)
+
+
 @pytest.mark.parametrize("target", RENAMED_TARGETS.values())
 def test_new_targets_exist(target) -> None:
     try:

@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from attention_zoo.tasks.commands.exit_codes import FAILED, INTERRUPTED, REFUSED
+from attention_zoo.errors import UserError
+from attention_zoo.tasks.exit_codes import FAILED, INTERRUPTED, REFUSED
 from attention_zoo.tasks.run_folder import JobRecord, RunFolder
 from attention_zoo.tasks.sweeps.jobs import Job
 from attention_zoo.tasks.sweeps.scheduling import DevicePool, outcome_table, run_jobs
@@ -190,6 +191,15 @@ def test_a_second_launch_runs_what_has_no_result(tmp_path):
     assert "ckpt_path" not in seen(jobs[3])
     assert seen(jobs[4])["ckpt_path"] == f"'{checkpoint}'"
     assert [one.record.outcome for one in jobs[1:]] == ["refused", "diverged", "trained", "trained"]
+
+
+def test_a_record_without_a_config_cannot_be_compared(tmp_path):
+    one = job(tmp_path, 0, "do=train")
+    one.record.config_hash = "ab"
+    one.folder.path.mkdir()
+    one.folder.job_file.write_text('{"outcome": "trained", "config": "cd"}')
+    with pytest.raises(UserError, match=r"/0 does not record its config, .* version 0\.1"):
+        one.restore()
 
 
 def test_the_first_failure_can_end_all(tmp_path):

@@ -17,7 +17,7 @@ from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 
 from attention_zoo.errors import UserError
-from attention_zoo.tasks.commands.exit_codes import INTERRUPTED
+from attention_zoo.tasks.exit_codes import INTERRUPTED
 from attention_zoo.tasks.run_folder import RunFolder, relative_to_cwd
 
 if TYPE_CHECKING:

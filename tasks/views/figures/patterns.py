@@ -17,7 +17,7 @@ from attention_zoo.attention.base import Attention, resolve_positions
 from attention_zoo.attention.softmax import SoftmaxAttention
 from attention_zoo.factory import create_attention, create_position
 from attention_zoo.masks import Mask, Visibility
-from attention_zoo.tasks.configuration.entry_configs import entry_options
+from attention_zoo.tasks.configuration.conf_files import entry_options
 from attention_zoo.tasks.views.figures import style
 from attention_zoo.tasks.views.figures.roles import render_mask
 from attention_zoo.tasks.views.figures.seeding import fixed_seed

@@ -11,7 +11,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from omegaconf import OmegaConf
 
 from attention_zoo.errors import BadInput, UserError
-from attention_zoo.tasks.configuration.compatibility import (
+from attention_zoo.tasks.configuration.conf_files import (
     SYMBOL_TOKENIZER,
     choice_target,
     list_choices,

@@ -1,0 +1,57 @@
+"""Read single files of conf, of the zoo and its plugins, without composing a config or torch."""
+
+import re
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from attention_zoo.tasks.task_spec import TASKS
+from attention_zoo.zoo import ATTENTION, POSITION
+
+SYMBOL_TOKENIZER = "attention_zoo.tasks.data.tokenizers.SymbolTokenizer.train"
+DEFAULT_TRAINING_LENGTH = 512  # tokens, of an entry that is not trained
+
+
+def list_choices(group: str) -> list[str]:
+    """Return the names of all choices of a group."""
+    return sorted(Path(x.name).stem for x in (files("attention_zoo.conf") / group).iterdir())
+
+
+def choice_target(group: str, choice: str) -> str | None:
+    """Return the `_target_` of a choice; None if there is no such choice."""
+    file = files("attention_zoo.conf") / group / f"{choice}.yaml"
+    if not file.is_file():
+        return None
+    target = re.search(r"^_target_: (.*)$", file.read_text(encoding="utf-8"), re.MULTILINE)
+    return target and target[1]
+
+
+def data_task(choice: str) -> str | None:
+    """Return the one task that can be trained on a choice of data; None if that is unknown."""
+    target = choice_target("data", choice)
+    return next((name for name, task in TASKS.items() if target in task.data_modules), None)
+
+
+def config_folder(group: str, entry: type) -> Path:
+    """Return the folder of a group's yaml files in the package of an entry, ours or a plugin."""
+    return Path(str(files(entry.__module__.partition(".")[0]))) / "conf" / group
+
+
+def entry_config(group: str, name: str, *, heads: int) -> dict[str, Any]:
+    """Return the config of an entry, for a model with `heads`, trained at the default length."""
+    entry = ATTENTION[name] if group == "attention" else POSITION[name]
+    file = config_folder(group, entry) / f"{name}.yaml"
+    assert file.is_file(), f"{name} has no {file}"
+    composed = OmegaConf.create({"model": {"heads": heads}, "entry": OmegaConf.load(file)})
+    config: Any = OmegaConf.to_container(composed.entry, resolve=True)
+    if config.get("original_length", ...) is None:
+        config["original_length"] = DEFAULT_TRAINING_LENGTH
+    return config
+
+
+def entry_options(group: str, name: str, *, heads: int) -> dict[str, Any]:
+    """Return the constructor arguments in the config of an entry."""
+    config = entry_config(group, name, heads=heads)
+    return {key: x for key, x in config.items() if key != "name" and not key.startswith("_")}
