@@ -36,10 +36,9 @@ from attention_zoo.tasks.run_folder import RunFolder, relative_to_cwd
 from attention_zoo.tasks.sweeps.matching import check_match, match_baseline
 from attention_zoo.tasks.task_spec import task_spec
 from attention_zoo.tasks.training.callbacks.averaging import CheckpointAveraging
-from attention_zoo.tasks.training.callbacks.history import History
 from attention_zoo.tasks.training.callbacks.periodic_inspection import InspectionCallback
 from attention_zoo.tasks.training.callbacks.samples import Samples
-from attention_zoo.tasks.training.callbacks.throughput import Throughput
+from attention_zoo.tasks.training.callbacks.throughput import History, Throughput
 from attention_zoo.tasks.training.checkpoints import last_checkpoint, read_checkpoint
 from attention_zoo.tasks.training.loggers.factory import create_loggers
 from attention_zoo.tasks.training.loggers.loggers import (

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from attention_zoo.errors import UserError
 from attention_zoo.tasks.run_folder import AVERAGED_CHECKPOINT
+from attention_zoo.tasks.training.callbacks.triggers import is_fit_validation
 
 
 class CheckpointAveraging(Callback):
@@ -47,7 +48,7 @@ class CheckpointAveraging(Callback):
         self.snapshots.extend(state_dict["snapshots"])
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if trainer.state.fn == "fit" and not trainer.sanity_checking:
+        if is_fit_validation(trainer):
             self.snapshots.append(
                 {
                     name: parameter.detach().to("cpu", copy=True)

@@ -11,6 +11,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
 
 from attention_zoo.errors import UserError
+from attention_zoo.tasks.training.callbacks.triggers import is_fit_validation
 
 # With these, no rank can run the model alone.
 SHARDED = (DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy)
@@ -56,7 +57,7 @@ class InspectionCallback(Callback):
         self._started, self.seconds = time.perf_counter(), 0.0
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if trainer.state.fn != "fit" or trainer.sanity_checking:
+        if not is_fit_validation(trainer):
             return
         self._validations += 1
         running = trainer.global_step < trainer.estimated_stepping_batches
