@@ -17,9 +17,9 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from attention_zoo.tasks.analysis.length_charts import draw_extrapolation
 from attention_zoo.tasks.analysis.length_report import (
     all_lengths,
+    draw_extrapolation,
     format_ratio,
     format_score,
     score_at,
@@ -47,7 +47,7 @@ def read_sweep(folder: Path) -> dict[str, dict[str, Any]]:
 
 def format_table(jobs: dict[str, dict[str, Any]]) -> str:
     """Return a row for each encoding: perplexity at each length, and its growth with the length."""
-    lengths = sorted({length for results in jobs.values() for length in all_lengths(results)})
+    lengths = all_lengths(*jobs.values())
     trained = next(iter(jobs.values()))["lengths"]["trained_at"]
     longest = lengths[-1]
     columns = ["position", *(f"at {length}" for length in lengths)]

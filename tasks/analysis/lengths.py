@@ -10,8 +10,12 @@ from lightning.pytorch.loggers import Logger
 from rich.console import Console
 
 from attention_zoo.errors import Unsupported, UserError
-from attention_zoo.tasks.analysis.length_charts import draw_losses_by_position
-from attention_zoo.tasks.analysis.length_report import PREFIX, length_table, print_lengths
+from attention_zoo.tasks.analysis.length_report import (
+    METRIC_PREFIX,
+    draw_losses_by_position,
+    length_table,
+    print_lengths,
+)
 from attention_zoo.tasks.data.base import PreparedData
 from attention_zoo.tasks.data.loader import ResumableLoader
 from attention_zoo.tasks.run_folder import relative_to_cwd
@@ -41,7 +45,7 @@ def check_lengths(config: Mapping[str, Any]) -> None:
     if task_spec(config) != LANGUAGE_MODELING:
         raise Unsupported(
             f"lengths={lengths} needs task={LANGUAGE_MODELING.name}, got "
-            f"{config['task']['name']}: the length of a translation is that of its sentence."
+            f"{task_spec(config).name}: the length of a translation is that of its sentence."
         )
     if stride is not None:
         if config["data"]["_target_"] == DIAGNOSTIC_DATA:
@@ -122,7 +126,7 @@ class LengthDataModule(LightningDataModule):
         self.strides = {x: config["stride"] or max(1, x // 2) for x in self.lengths}
         suffixes = ("",) if self.is_diagnostic else ("", " sliding")
         self.test_names = [
-            f"{PREFIX[split]}@{x}{suffix}" for x in self.lengths for suffix in suffixes
+            f"{METRIC_PREFIX[split]}@{x}{suffix}" for x in self.lengths for suffix in suffixes
         ]
 
     def test_dataloader(self) -> list[ResumableLoader]:

@@ -15,7 +15,7 @@ from rich.console import Console
 
 from attention_zoo.errors import TrainingDiverged, UserError
 from attention_zoo.tasks.analysis.costs import decode_state_bytes, training_flops_per_token
-from attention_zoo.tasks.analysis.length_report import PREFIX
+from attention_zoo.tasks.analysis.length_report import METRIC_PREFIX
 from attention_zoo.tasks.analysis.lengths import (
     LengthDataModule,
     check_lengths,
@@ -40,8 +40,8 @@ from attention_zoo.tasks.training.callbacks.periodic_inspection import Inspectio
 from attention_zoo.tasks.training.callbacks.samples import Samples
 from attention_zoo.tasks.training.callbacks.throughput import History, Throughput
 from attention_zoo.tasks.training.checkpoints import last_checkpoint, read_checkpoint
-from attention_zoo.tasks.training.loggers.factory import create_loggers
 from attention_zoo.tasks.training.loggers.loggers import (
+    create_loggers,
     finish_loggers,
     log_artifact,
     log_summary,
@@ -219,7 +219,7 @@ def fit_and_score(training: Training, resumed: Path | None) -> dict[str, Any]:
         manifest["lengths"] = score_lengths(
             trainer, task, training.length_tests, ckpt_path=checkpoint, weights_only=True
         )
-        length_metrics = logged_metrics(trainer, PREFIX[training.length_tests.split])
+        length_metrics = logged_metrics(trainer, METRIC_PREFIX[training.length_tests.split])
     if trainer.is_global_zero:
         training.folder.write_results(metrics | length_metrics, manifest)
         if task.outputs:

@@ -28,7 +28,6 @@ from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 
 from attention_zoo.errors import UserError
-from attention_zoo.tasks.analysis.length_report import report_sweep
 from attention_zoo.tasks.configuration.resolved_config import hash_config
 from attention_zoo.tasks.run_folder import JobRecord, RunFolder
 from attention_zoo.tasks.sweeps.jobs import Job
@@ -146,6 +145,8 @@ def report_lengths(console: Console, jobs: Sequence[Job], sweep: Path) -> None:
     results = {job.name or f"job {job.number}": job.folder.read_results() for job in jobs}
     scored = {name: metrics for name, metrics in results.items() if "lengths" in metrics}
     if scored:
+        from attention_zoo.tasks.analysis.length_report import report_sweep  # draws: matplotlib
+
         report_sweep(console, scored, sweep)
 
 

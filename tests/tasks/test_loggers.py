@@ -21,8 +21,8 @@ from attention_zoo.errors import UserError
 from attention_zoo.tasks.commands.exit_codes import INTERRUPTED
 from attention_zoo.tasks.configuration.resolved_config import flat_hyperparameters
 from attention_zoo.tasks.training.loggers import loggers as module
-from attention_zoo.tasks.training.loggers.factory import create_loggers, wandb_options
 from attention_zoo.tasks.training.loggers.loggers import (
+    create_loggers,
     finish_loggers,
     log_artifact,
     log_image,
@@ -30,7 +30,11 @@ from attention_zoo.tasks.training.loggers.loggers import (
     log_table,
     summary_metrics,
 )
-from attention_zoo.tasks.training.loggers.wandb_runs import RunLogger, create_wandb_logger
+from attention_zoo.tasks.training.loggers.wandb_runs import (
+    RunLogger,
+    create_wandb_logger,
+    wandb_options,
+)
 from tests.wandb_files import history, inspect, runs, summary
 
 ROOT = Path(__file__).parents[2]

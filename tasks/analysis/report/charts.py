@@ -7,6 +7,7 @@ own; the others are grey, and named by the pointer.
 import math
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
+from statistics import fmean
 from typing import Any
 
 import numpy as np
@@ -15,14 +16,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, LogLocator, NullLocator
 
-from attention_zoo.tasks.analysis.length_report import all_lengths, length_metric, score_at
+from attention_zoo.tasks.analysis.length_report import LOG_RATIO, set_perplexity_axis
 from attention_zoo.tasks.analysis.report.comparison import Comparison, Row
-from attention_zoo.tasks.analysis.report.measures import (
-    Measure,
-    mean,
-    split_unit,
-    standard_deviation,
-)
+from attention_zoo.tasks.analysis.report.measures import Measure, split_unit, standard_deviation
 from attention_zoo.tasks.views.charts import (
     figure_svg,
     label_points,
@@ -37,7 +33,6 @@ from attention_zoo.tasks.views.figures.style import COLOURS, GREY, new_figure
 SIZE = (5.4, 3.6)  # inches
 LIGHT_GREY = "#8c949d"
 POINTS = 150  # of a curve
-LOG_RATIO = 8.0  # An axis whose greatest value is so many times the smallest is logarithmic.
 LENGTH_METRICS = {"perplexity": "Perplexity", "exact_match": "Exact match"}
 COSTS = (
     *("tokens_per_second", "peak_memory_bytes", "parameters", "decode_state_bytes"),
@@ -100,7 +95,8 @@ def draw_seeds(comparison: Comparison) -> Figure:
         style = row_style(index) | {"linestyle": "none", "gid": f"row-{index}"}
         bar = {"marker": "|", "markersize": 15, "markeredgewidth": 2}
         axes.plot(values, [index] * len(values), **style, alpha=0.6)
-        axes.plot([mean(values) or 0.0] if values else [], [index][: len(values)], **style | bar)
+        if values:
+            axes.plot([fmean(values)], [index], **style | bar)
     if (reference := comparison.reference.mean(metric.key)) is not None:
         axes.axvline(reference, color=GREY, linestyle="--", linewidth=1, zorder=0)
     axes.set_yticks(range(len(rows)), [shorten(row.label, 32) for row in rows])
@@ -143,7 +139,7 @@ def loss_curve(row: Row, key: str) -> np.ndarray:
                 history.setdefault(step, []).append((tokens, loss))
     seeds = max(map(len, history.values()), default=0)
     points = [
-        (mean(tokens), mean(losses), standard_deviation(losses))
+        (fmean(tokens), fmean(losses), standard_deviation(losses))
         for _, pairs in sorted(history.items())
         if len(pairs) == seeds
         for tokens, losses in [list(zip(*pairs, strict=True))]
@@ -196,14 +192,13 @@ def draw_lengths(rows: Sequence[Row]) -> Iterator[Figure]:
     """Draw the measures of quality by length, if runs were scored at several lengths."""
     runs = [run.results["lengths"] for row in rows for run in row.runs if "lengths" in run.results]
     for metric, title in LENGTH_METRICS.items():
-        curves = {index: values_by_length(row, metric) for index, row in enumerate(rows)}
-        means = [mean(values) or 0.0 for curve in curves.values() for values in curve.values()]
+        curves = {index: row.values_by_length(metric) for index, row in enumerate(rows)}
+        means = [fmean(values) for curve in curves.values() for values in curve.values()]
         if not means:
             continue
         figure, axes = new_chart(f"{title} by length")
-        if metric == "perplexity" and max(means) > LOG_RATIO * min(means):
-            axes.set_yscale("log", base=2)
-            style_axes(axes)
+        if metric == "perplexity":
+            set_perplexity_axis(axes, means)
         for index, curve in reversed(curves.items()):
             draw_mean(axes, index, list(curve.items()))
         lengths = sorted({length for curve in curves.values() for length in curve})
@@ -212,24 +207,12 @@ def draw_lengths(rows: Sequence[Row]) -> Iterator[Figure]:
         yield figure
 
 
-def values_by_length(row: Row, metric: str) -> dict[int, list[float]]:
-    """Return the finite values of the seeds at each length."""
-    values: dict[int, list[float]] = {}
-    for run in row.runs:
-        if "lengths" in run.results and length_metric(run.results) == metric:
-            for length in all_lengths(run.results):
-                value = score_at(run.results, metric, length)
-                if value is not None and math.isfinite(value):
-                    values.setdefault(length, []).append(value)
-    return dict(sorted(values.items()))
-
-
 def draw_mean(axes: Axes, index: int, points: Sequence[tuple[float, Sequence[float]]]) -> None:
     """Draw means over seeds with bars of one standard deviation, joined by a line."""
     style = row_style(index) | {"gid": f"row-{index}"}
     bar = style | {"marker": "", "linestyle": "-", "linewidth": 1.5}
     for x, values in points:
-        middle, deviation = mean(values) or 0.0, standard_deviation(values)
+        mean, deviation = fmean(values), standard_deviation(values)
         if deviation:
-            axes.plot([x, x], [middle - deviation, middle + deviation], **bar)
-    axes.plot([x for x, _ in points], [mean(values) or 0.0 for _, values in points], **style)
+            axes.plot([x, x], [mean - deviation, mean + deviation], **bar)
+    axes.plot([x for x, _ in points], [fmean(values) for _, values in points], **style)

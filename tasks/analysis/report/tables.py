@@ -4,13 +4,16 @@ import json
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from attention_zoo.tasks.analysis.report.charts import LENGTH_METRICS, values_by_length
-from attention_zoo.tasks.analysis.report.comparison import Comparison, Row, group_seeds
+from attention_zoo.tasks.analysis.report.charts import LENGTH_METRICS
+from attention_zoo.tasks.analysis.report.comparison import (
+    Comparison,
+    Difference,
+    Row,
+    differing_keys,
+)
 from attention_zoo.tasks.analysis.report.conditions import find_conditions
-from attention_zoo.tasks.analysis.report.labels import differing_keys
 from attention_zoo.tasks.analysis.report.measures import Measure
 from attention_zoo.tasks.analysis.report.runs import Run, run_names
-from attention_zoo.tasks.analysis.report.significance import Difference
 from attention_zoo.tasks.configuration.resolved_config import flatten
 from attention_zoo.tasks.views.tables import Cell, Table
 
@@ -65,10 +68,10 @@ def difference_cell(measure: Measure, difference: Difference | None) -> Cell:
         return Cell("reference", 0.0, "muted")
     if difference.delta is None:
         return Cell(difference.untested_reason, None, "muted")
-    better = (difference.delta > 0) == (measure.better == "higher")
-    text = f"{measure.format_difference(difference.delta)} ({difference.test_result})"
-    style = "muted" if not difference.significant else "good" if better else "bad"
-    return Cell(text, difference.delta, style)
+    sign = "+" if difference.delta > 0 else ""
+    text = f"{sign}{measure.format(difference.delta)} ({difference.test_result})"
+    style = "good" if measure.improves(difference.delta) else "bad"
+    return Cell(text, difference.delta, style if difference.significant else "muted")
 
 
 def differences_table(comparison: Comparison) -> Table:
@@ -86,7 +89,7 @@ def differences_table(comparison: Comparison) -> Table:
 def length_tables(comparison: Comparison) -> Iterator[Table]:
     """Yield the means at the lengths that runs were scored at."""
     for metric, title in LENGTH_METRICS.items():
-        values = {row: values_by_length(row, metric) for row in comparison.rows}
+        values = {row: row.values_by_length(metric) for row in comparison.rows}
         lengths = sorted({length for points in values.values() for length in points})
         if not lengths:
             continue
@@ -136,8 +139,7 @@ def jobs_table(comparisons: Sequence[Comparison], runs: Sequence[Run]) -> Table:
 
 def csv_rows(runs: Sequence[Run]) -> list[dict[str, Any]]:
     """Return all results that are one value, and the options that differ, for each run."""
-    rows = group_seeds([run for run in runs if run.config])
-    differing = sorted(differing_keys([row.options for row in rows]))
+    differing = sorted(differing_keys([run.options for run in runs if run.config]))
     return [
         {
             "folder": str(run.folder),

@@ -91,11 +91,8 @@ class AttentionMaps(InspectionCallback):
         if invalid := [x for x in steps or () if not isinstance(x, int) or x < 0]:
             raise UserError(f"steps must be whole numbers, got {invalid}.")
         self.folder = None if folder is None else Path(folder)
-        self.probes = probes
-        self.roles = roles
-        self.layers = layers
-        self.heads = heads
-        self.steps = steps or ()
+        self.probes, self.steps = probes, steps or ()
+        self.roles, self.layers, self.heads = roles, layers, heads
         self.paths: list[Path] = []
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -13,9 +13,6 @@ from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelP
 from attention_zoo.errors import UserError
 from attention_zoo.tasks.training.callbacks.triggers import is_fit_validation
 
-# With these, no rank can run the model alone.
-SHARDED = (DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy)
-
 
 class InspectionCallback(Callback):
     """A callback that inspects the model on rank zero, at validations and at the end of training.
@@ -31,8 +28,7 @@ class InspectionCallback(Callback):
         UserError: `every_n_validations` is below 1; in a fit, a strategy that shards the model.
     """
 
-    # Its name in the printed line.
-    label: ClassVar[str]
+    label: ClassVar[str]  # its name in the printed line
 
     def __init__(self, *, every_n_validations: int | None) -> None:
         if every_n_validations is not None and every_n_validations < 1:
@@ -48,7 +44,7 @@ class InspectionCallback(Callback):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if stage != "fit":
             return
-        if isinstance(trainer.strategy, SHARDED):
+        if isinstance(trainer.strategy, DeepSpeedStrategy | FSDPStrategy | ModelParallelStrategy):
             raise UserError(
                 f"{type(trainer.strategy).__name__} keeps a piece of the weights on each rank, but "
                 f"{type(self).__name__} runs the model on rank zero alone: train with "

@@ -7,7 +7,7 @@ import logging
 import os
 import secrets
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,7 +18,9 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from attention_zoo.errors import UserError
 from attention_zoo.tasks.commands.exit_codes import INTERRUPTED
+from attention_zoo.tasks.configuration.build import attention_by_role
 from attention_zoo.tasks.run_folder import RunFolder, relative_to_cwd
+from attention_zoo.tasks.task_spec import task_spec
 
 if TYPE_CHECKING:
     from wandb import Run
@@ -100,6 +102,38 @@ def create_wandb_logger(
     timeouts = {"init_timeout": init_timeout, "finish_timeout": finish_timeout}
     run = start_run(mode, id, timeouts, options)
     return RunLogger(artifacts=artifacts, project=project, save_dir=save_dir, experiment=run)
+
+
+def wandb_options(
+    config: Mapping[str, Any], node: Mapping[str, Any], job_type: str
+) -> dict[str, Any]:
+    """Return the name, group, job type and tags of a run in W&B, where its node leaves them open.
+
+    The name is `translation-linear-rotary-1`: task, attention, position and seed. A role with
+    another attention adds it: `translation-linear-cross=additive-rotary-1`. The group is the name
+    of the sweep, also for an evaluation of one of its jobs; a single run has none.
+
+    Raises:
+        UserError: artifacts of a command that leaves none.
+    """
+    if node.get("artifacts") and job_type != "train":
+        raise UserError(
+            f"{job_type} leaves nothing to keep as an artifact, got "
+            f"artifacts={list(node['artifacts'])}; ask for them in the training."
+        )
+    task, position = task_spec(config).name, config["position"]["name"]
+    shared = config["attention"]["name"]
+    by_role = {role: chosen["name"] for role, chosen in attention_by_role(config).items()}
+    others = {role: name for role, name in by_role.items() if name != shared}
+    attention = [shared] if len(others) < len(by_role) else []
+    attention += [f"{role.removesuffix('_attention')}={name}" for role, name in others.items()]
+    tags = [task, config["choices"]["data"], *by_role.values(), position, *node.get("tags", [])]
+    return {
+        "name": node.get("name") or "-".join([task, *attention, position, str(config["seed"])]),
+        "group": node.get("group") or RunFolder(config["paths"]["run"]).sweep_name(),
+        "job_type": node.get("job_type") or job_type,
+        "tags": list(dict.fromkeys(tags)),
+    }
 
 
 @rank_zero_only

@@ -1,10 +1,13 @@
-"""A report as Markdown and on the console."""
+"""A report as a page, as Markdown, and on the console."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from datetime import datetime
 
 from rich.console import Console
 from rich.text import Text
 
+from attention_zoo.tasks.analysis.report import summary, tables
+from attention_zoo.tasks.analysis.report.charts import draw_swatch
 from attention_zoo.tasks.analysis.report.comparison import Comparison
 from attention_zoo.tasks.analysis.report.conditions import find_conditions
 from attention_zoo.tasks.analysis.report.runs import Run
@@ -14,6 +17,7 @@ from attention_zoo.tasks.analysis.report.tables import (
     conditions_table,
     failures_table,
 )
+from attention_zoo.tasks.views.pages import render_page
 from attention_zoo.tasks.views.tables import (
     WIDE,
     Table,
@@ -24,6 +28,26 @@ from attention_zoo.tasks.views.tables import (
 
 # The costs that a wide console shows; a narrow one shows the first.
 CONSOLE_COSTS = ("tokens_per_second", "parameters", "peak_memory_bytes")
+
+
+def report_page(
+    title: str,
+    comparisons: Sequence[Comparison],
+    charts: Sequence[Mapping[str, Sequence[str]]],
+    runs: Sequence[Run],
+) -> str:
+    """Return `report.html`, one file that needs no network; it has charts by kind."""
+    return render_page(
+        "analysis/report/page.html",
+        title=title,
+        date=f"{datetime.now():%Y-%m-%d %H:%M}",
+        comparisons=comparisons,
+        charts=charts,
+        runs=runs,
+        summary=summary,
+        tables=tables,
+        draw_swatch=draw_swatch,
+    )
 
 
 def report_markdown(title: str, comparisons: Sequence[Comparison], runs: Sequence[Run]) -> str:
