@@ -22,7 +22,6 @@ from attention_zoo.tasks.analysis.length_report import (
     draw_extrapolation,
     format_ratio,
     format_score,
-    score_at,
 )
 from attention_zoo.tasks.views.tables import Table, markdown_table, replace_section
 
@@ -61,11 +60,11 @@ def format_table(jobs: dict[str, dict[str, Any]]) -> str:
                 *(
                     "refused"
                     if str(x) in refused
-                    else format_score(score_at(results, "perplexity", x), digits=1)
+                    else format_score(results, "perplexity", x, digits=1)
                     for x in lengths
                 ),
                 format_ratio(results, "perplexity", longest),
-                format_score(score_at(results, "sliding_perplexity", longest), digits=1),
+                format_score(results, "sliding_perplexity", longest, digits=1),
                 f"{results['seconds']:.0f}",
             ]
         )

@@ -45,26 +45,27 @@ def length_table(results: Mapping[str, Any]) -> Table:
     """
     lengths = results["lengths"]
     is_text = length_metric(results) == "perplexity"
-    titles = ["length", "exact match", "accuracy", "loss"]
+    titles = ["exact match", "accuracy", "loss"]
     if is_text:
-        titles = ["length", "perplexity", "ratio", "sliding", "sliding ratio", "stride"]
+        titles = ["perplexity", "ratio", "sliding", "sliding ratio", "stride"]
     rows = []
     for length in all_lengths(results):
         name = f"{length}, trained" if length == lengths["trained_at"] else str(length)
         if str(length) in lengths["refused"]:
-            cells = ["refused", *[""] * (len(titles) - 2)]
+            cells = ["refused", *[""] * (len(titles) - 1)]
         elif is_text:
-            cells = []
-            for metric in ("perplexity", "sliding_perplexity"):
-                cells.append(format_score(score_at(results, metric, length)))
-                cells.append(format_ratio(results, metric, length))
+            cells = [
+                format_value(results, metric, length)
+                for metric in ("perplexity", "sliding_perplexity")
+                for format_value in (format_score, format_ratio)
+            ]
             cells.append(str(lengths["stride"][str(length)]))
         else:
             metrics = ("exact_match", "accuracy", "loss")
-            cells = [format_score(score_at(results, metric, length)) for metric in metrics]
+            cells = [format_score(results, metric, length) for metric in metrics]
         rows.append([name, *cells])
     count = f", {lengths['targets']:,} tokens predicted" if "targets" in lengths else ""
-    return Table(f"Lengths, {lengths['split']} split{count}", titles, rows)
+    return Table(f"Lengths, {lengths['split']} split{count}", ["length", *titles], rows)
 
 
 def format_ratio(results: Mapping[str, Any], metric: str, length: int) -> str:
@@ -74,8 +75,9 @@ def format_ratio(results: Mapping[str, Any], metric: str, length: int) -> str:
     return "" if value is None or base is None else f"{value / base:.3f}"
 
 
-def format_score(value: float | None, digits: int = 3) -> str:
-    """Return a metric as text."""
+def format_score(results: Mapping[str, Any], metric: str, length: int, digits: int = 3) -> str:
+    """Return a metric at a length as text."""
+    value = score_at(results, metric, length)
     return "" if value is None else f"{value:,.{digits if value < 1000 else 0}f}"
 
 
@@ -89,8 +91,7 @@ def sweep_table(metric: str, jobs: Mapping[str, Mapping[str, Any]]) -> Table:
     for name, results in jobs.items():
         refused = results["lengths"]["refused"]
         cells = [
-            "refused" if str(x) in refused else format_score(score_at(results, metric, x))
-            for x in lengths
+            "refused" if str(x) in refused else format_score(results, metric, x) for x in lengths
         ]
         rows.append([name, *cells])
     title = f"{metric.replace('_', ' ').capitalize()} by length"
@@ -108,10 +109,7 @@ def report_sweep(console: Console, jobs: Mapping[str, Mapping[str, Any]], folder
     """Print tables of the lengths of jobs by their names, and draw them."""
     jobs = dict(zip(shorten_overrides(list(jobs)), jobs.values(), strict=True))
     for metric, file in SWEEP_FILES.items():
-        group = {
-            name: results for name, results in jobs.items() if length_metric(results) == metric
-        }
-        if group:
+        if group := {name: job for name, job in jobs.items() if length_metric(job) == metric}:
             print_table(console, sweep_table(metric, group))
             draw_extrapolation(group).savefig(folder / file, dpi=150)
             console.print(f"Picture: {folder / file}", soft_wrap=True, highlight=False)
@@ -136,24 +134,15 @@ def draw_losses_by_position(results: Mapping[str, Any]) -> Figure:
         x, y = smooth_losses(lengths["loss_by_position"][str(length)])
         style = series_style(index)
         axes.plot(x, y, **style)
-        axes.annotate(
-            str(length),
-            (x[-1], y[-1]),
-            (7, 0),
-            textcoords="offset points",
-            va="center",
-            color=style["color"],
-            fontweight="bold",
-            bbox={"facecolor": "white", "edgecolor": "none", "pad": 1, "alpha": 0.8},
-        )
+        box = {"facecolor": "white", "edgecolor": "none", "pad": 1, "alpha": 0.8}
+        font: Any = {"color": style["color"], "fontweight": "bold", "va": "center", "bbox": box}
+        axes.annotate(str(length), (x[-1], y[-1]), (7, 0), textcoords="offset points", **font)
     style_axes(axes)
     set_position_axis(axes, longest[-1], {lengths["trained_at"]})
     axes.set_ylabel("loss in nats per token")
-    *others, last = map(str, longest)
-    names = f"{', '.join(others)} and {last}" if others else last
-    axes.set_title(
-        f"{lengths['split'].capitalize()} loss by position, in windows of {names} tokens"
-    )
+    names = " and ".join(", ".join(map(str, longest)).rsplit(", ", 1))
+    split = lengths["split"].capitalize()
+    axes.set_title(f"{split} loss by position, in windows of {names} tokens")
     return figure
 
 
@@ -204,13 +193,11 @@ def smooth_losses(losses: Sequence[float | None]) -> tuple[list[float], list[flo
     ranges: dict[int, list[tuple[float, float]]] = {}
     for position, loss in enumerate(losses, start=1):
         if loss is not None:
-            octaves = max(0.0, math.log2(position / FIRST_RANGE))
-            points = ranges.setdefault(math.ceil(octaves), [])
-            points.append((math.log(position), loss))
-    means = [
-        [sum(part) / len(part) for part in zip(*points, strict=True)] for points in ranges.values()
-    ]
-    return [math.exp(x) for x, _ in means], [y for _, y in means]
+            octave = math.ceil(max(0.0, math.log2(position / FIRST_RANGE)))
+            ranges.setdefault(octave, []).append((math.log(position), loss))
+    columns = [list(zip(*points, strict=True)) for points in ranges.values()]
+    middles = [math.exp(sum(logarithms) / len(logarithms)) for logarithms, _ in columns]
+    return middles, [sum(losses) / len(losses) for _, losses in columns]
 
 
 def set_position_axis(axes: Axes, longest: int, trained_at: Set[int | None]) -> None:
