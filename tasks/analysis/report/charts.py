@@ -30,7 +30,6 @@ from attention_zoo.tasks.views.charts import (
 )
 from attention_zoo.tasks.views.figures.style import COLOURS, GREY, new_figure
 
-SIZE = (5.4, 3.6)  # inches
 LIGHT_GREY = "#8c949d"
 POINTS = 150  # of a curve
 LENGTH_METRICS = {"perplexity": "Perplexity", "exact_match": "Exact match"}
@@ -57,9 +56,9 @@ def draw_charts(comparison: Comparison) -> dict[str, list[Markup]]:
     return {kind: svg for kind, svg in charts.items() if svg}
 
 
-def new_chart(title: str, height: float = SIZE[1]) -> tuple[Figure, Axes]:
-    """Return a figure and its axes with a title."""
-    figure = new_figure(SIZE[0], height)
+def new_chart(title: str, height: float = 3.6) -> tuple[Figure, Axes]:
+    """Return a figure of a height in inches, and its axes with a title."""
+    figure = new_figure(5.4, height)
     axes = figure.subplots()
     style_axes(axes)
     axes.set_title(title, loc="left", fontsize=11, fontweight="bold")

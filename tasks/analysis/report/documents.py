@@ -11,12 +11,6 @@ from attention_zoo.tasks.analysis.report.charts import draw_swatch
 from attention_zoo.tasks.analysis.report.comparison import Comparison
 from attention_zoo.tasks.analysis.report.conditions import find_conditions
 from attention_zoo.tasks.analysis.report.runs import Run
-from attention_zoo.tasks.analysis.report.summary import count_outcomes, describe_tests, summarize
-from attention_zoo.tasks.analysis.report.tables import (
-    comparison_table,
-    conditions_table,
-    failures_table,
-)
 from attention_zoo.tasks.views.pages import render_page
 from attention_zoo.tasks.views.tables import (
     WIDE,
@@ -52,15 +46,15 @@ def report_page(
 
 def report_markdown(title: str, comparisons: Sequence[Comparison], runs: Sequence[Run]) -> str:
     """Return `report.md`."""
-    parts = [f"# {escape_markdown(title)}", f"{count_outcomes(runs)}."]
+    parts = [f"# {escape_markdown(title)}", f"{summary.count_outcomes(runs)}."]
     for comparison in comparisons:
         parts.append(f"## {escape_markdown(comparison.title)}")
-        parts += map(escape_markdown, summarize(comparison))
-        parts.append(markdown_table(comparison_table(comparison)))
+        parts += map(escape_markdown, summary.summarize(comparison))
+        parts.append(markdown_table(tables.comparison_table(comparison)))
         if len(comparison.rows) > 1:
-            parts.append(" ".join(map(escape_markdown, describe_tests(comparison))))
-        parts += ["### Conditions", markdown_table(conditions_table(comparison))]
-    failures = failures_table(runs)
+            parts.append(" ".join(map(escape_markdown, summary.describe_tests(comparison))))
+        parts += ["### Conditions", markdown_table(tables.conditions_table(comparison))]
+    failures = tables.failures_table(runs)
     if failures.rows:
         parts += [f"## {failures.title}", markdown_table(failures)]
     return "\n\n".join(parts) + "\n"
@@ -70,7 +64,7 @@ def print_report(console: Console, comparisons: Sequence[Comparison], runs: Sequ
     """Print tables, summaries, unequal conditions, and the jobs without a result."""
     costs = CONSOLE_COSTS if console.width >= WIDE else CONSOLE_COSTS[:1]
     for comparison in comparisons:
-        table = comparison_table(comparison)
+        table = tables.comparison_table(comparison)
         shown = [x for x in comparison.cost if x.key in costs]
         columns = [*table.columns[:4], *(x.title for x in shown)]
         rows = [
@@ -78,13 +72,13 @@ def print_report(console: Console, comparisons: Sequence[Comparison], runs: Sequ
             for row, cells in zip(comparison.rows, table.rows, strict=True)
         ]
         print_table(console, Table(table.title, columns, rows))
-        for sentence in summarize(comparison):
+        for sentence in summary.summarize(comparison):
             console.print(Text(sentence.replace("`", "")))
         for condition in find_conditions(comparison):
             if condition.equal is False:
                 console.print(Text(f"  {condition.name}: {condition.text}".replace("`", "")))
         console.print()
-    failures = failures_table(runs)
+    failures = tables.failures_table(runs)
     if failures.rows:
         print_table(console, failures)
-    console.print(f"{count_outcomes(runs)}.", highlight=False)
+    console.print(f"{summary.count_outcomes(runs)}.", highlight=False)

@@ -21,10 +21,10 @@ from attention_zoo.tasks.run_folder import (
 
 # Options that do not distinguish runs: where a run is written and how it is launched. Another seed
 # makes another run of the same configuration.
-NOT_COMPARED = {
+NOT_COMPARED = (
     *("seed", "seeds", "paths", "logger", "hydra", "ckpt_path", "jobs", "fail_fast"),
     *("choices.logger", "choices.paths"),
-}
+)
 
 
 @dataclass(frozen=True)
@@ -41,17 +41,17 @@ class Run:
 
     @property
     def seed(self) -> int | None:
-        """The seed, where it is known."""
+        """Return the seed, where it is known."""
         return self.results.get("seed", self.config.get("seed"))
 
     @property
     def short_reason(self) -> str:
-        """The reason without further sentences, such as a list of legal choices."""
+        """Return the reason without further sentences, such as a list of legal choices."""
         return first_sentence(self.reason)
 
     @cached_property
     def options(self) -> dict[str, Any]:
-        """The config without its seed, as flat keys such as `optimizer.lr`."""
+        """Return the config without its seed, by flat keys such as `optimizer.lr`."""
         folder = str(self.config.get("paths", {}).get("run", self.folder))
         return {
             key: value.replace(folder, "") if isinstance(value, str) else value
@@ -63,7 +63,7 @@ class Run:
         }
 
     def outputs(self) -> list[dict[str, str]] | None:
-        """Return what the model wrote for the test split; None, if that was not kept."""
+        """Return what the model wrote for the test split; None if that was not kept."""
         return RunFolder(self.folder).read_outputs()
 
 

@@ -49,12 +49,8 @@ class CheckpointAveraging(Callback):
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if is_fit_validation(trainer):
-            self.snapshots.append(
-                {
-                    name: parameter.detach().to("cpu", copy=True)
-                    for name, parameter in pl_module.named_parameters()
-                }
-            )
+            parameters = pl_module.named_parameters()
+            self.snapshots.append({k: x.detach().to("cpu", copy=True) for k, x in parameters})
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not self.snapshots:

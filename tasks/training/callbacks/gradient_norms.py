@@ -28,11 +28,8 @@ class GradientNorms(Callback):
             return
         task: Any = pl_module
         # The task divides the gradients after its callbacks have run.
-        scale = task.gradient_scale()
-        norms = {
-            name: get_total_norm(gradients) * scale
-            for name, gradients in gradients_by_part(task.model).items()
-        }
+        scale, parts = task.gradient_scale(), gradients_by_part(task.model)
+        norms = {name: get_total_norm(gradients) * scale for name, gradients in parts.items()}
         norms["all"] = get_total_norm(list(norms.values()))
         task.log_dict({f"gradients/{name}": norm for name, norm in norms.items()})
 
