@@ -126,11 +126,9 @@ class Comparison:
 
 
 def compare_runs(runs: Sequence[Run], baseline: str | None) -> list[Comparison]:
-    """Group runs into a comparison for each task and data.
+    """Group runs, trained or not, into a comparison for each task and data.
 
-    Args:
-        runs: trained or not.
-        baseline: the label of the reference; None for the best row.
+    The reference is the row whose label is `baseline`; None is the best row.
 
     Raises:
         UserError: no row has that label.
@@ -141,8 +139,8 @@ def compare_runs(runs: Sequence[Run], baseline: str | None) -> list[Comparison]:
             choices = run.config.get("choices", {})
             title = f"{choices.get('task', '–')} on {choices.get('data', '–')}"
             groups.setdefault(title, []).append(run)
-    compared = [compare_rows(title, group, baseline) for title, group in groups.items()]
-    comparisons = [comparison for comparison in compared if comparison is not None]
+    compared = (compare_rows(title, group, baseline) for title, group in groups.items())
+    comparisons = list(filter(None, compared))
     if baseline is not None and not any(x.reference_given for x in comparisons):
         labels = "; ".join(row.label for x in comparisons for row in x.rows)
         raise UserError(f"baseline must be the label of a row, got {baseline!r}. Rows: {labels}.")
@@ -194,8 +192,7 @@ def available_measures(rows: Sequence[Row], measures: Sequence[Measure]) -> list
 def label_rows(rows: Sequence[Row], runs: Sequence[Run]) -> tuple[list[str], str]:
     """Label rows by their options, among them those that the sweeps of the runs varied.
 
-    Returns:
-        The keys of the options in the labels, and a title for a column of labels.
+    Return the keys of the options in the labels, and a title for a column of labels.
     """
     keys = choose_keys([row.options for row in rows], runs)
     names = short_names(keys)
@@ -206,13 +203,13 @@ def label_rows(rows: Sequence[Row], runs: Sequence[Run]) -> tuple[list[str], str
     )
     value_only = keys if single_choice else VALUE_ONLY
     for row in rows:
-        values = [(key, row.options.get(key)) for key in keys]
-        parts = [
+        values = {key: row.options.get(key) for key in keys}
+        label = " ".join(
             str(value) if key in value_only else f"{names[key]}={format_value(value)}"
-            for key, value in values
-        ]
+            for key, value in values.items()
+        )
         # A backtick would end the label where it is quoted.
-        row.label = " ".join(parts).replace("`", "'") or "the run"
+        row.label = label.replace("`", "'") or "the run"
     return keys, names[keys[0]] if single_choice else "run"
 
 

@@ -92,8 +92,7 @@ def find_runs(folders: Sequence[Path]) -> list[Run]:
     for folder in folders:
         if not folder.is_dir():
             raise UserError(f"{folder} is no folder; give that of a sweep or of a run.")
-        paths = list(find_run_folders(folder))
-        if not paths:
+        if not (paths := list(find_run_folders(folder))):
             raise UserError(
                 f"There is no run in {folder}: no folder with {JOB_RECORD}, or with {CONFIG} and "
                 f"{RESULTS}. Give the folder of a sweep, logs/<task>/multiruns/<time>, or of a run."
@@ -115,18 +114,14 @@ def find_run_folders(folder: Path) -> Iterator[Path]:
             yield from find_run_folders(folder / name)
 
 
-def natural_key(name: str) -> list[tuple[bool, int, str]]:
+def natural_key(name: str) -> list[int | str]:
     """Return a key that sorts the numbers in names as numbers: 2 before 10."""
-    parts = re.split(r"(\d+)", name)
-    return [(not part.isdigit(), int(part) if part.isdigit() else 0, part) for part in parts]
+    parts = re.split(r"(\d+)", name)  # text and numbers by turns, text first
+    return [int(part) if index % 2 else part for index, part in enumerate(parts)]
 
 
 def read_run(path: Path) -> Run:
-    """Read the run in a folder; without a job's record, judge how it ended by its results.
-
-    Raises:
-        BadInput: a file cannot be read.
-    """
+    """Read the run in a folder; without a job's record, judge how it ended by its results."""
     folder = RunFolder(path)
     results, record = folder.read_results(), folder.read_job()
     if record is None:

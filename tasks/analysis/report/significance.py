@@ -15,11 +15,9 @@ Outputs = dict[int | None, list[dict[str, str]]]  # of the test sentences, by se
 
 
 def run_tests(comparison: Comparison, advance: Callable[[], None]) -> None:
-    """Test all rows against the reference, in each measure that has a test.
+    """Add to a comparison the differences from the reference, in each measure that has a test.
 
-    Args:
-        comparison: gets the differences.
-        advance: called after each test.
+    Each test calls `advance`.
     """
     outputs: dict[Row, Outputs] = {
         row: {run.seed: lines for run in row.runs if (lines := run.outputs()) is not None}
@@ -53,12 +51,9 @@ def bootstrap_rows(
     if ours is None or theirs is None:
         return Difference(None, untested_reason="no value")
     delta = ours - theirs
-    signatures = {
-        run.results.get(SIGNATURES[key]) for each in (row, reference) for run in each.runs
-    }
-    if len(signatures) > 1:
+    signature, *others = {x.results.get(SIGNATURES[key]) for x in (*row.runs, *reference.runs)}
+    if others:
         return Difference(delta, untested_reason="other sacreBLEU settings: no test")
-    signature = signatures.pop()
     if signature is None:
         return Difference(delta, untested_reason="no sacreBLEU signature: no test")
     resamples = count_resamples(len(outputs))
@@ -119,9 +114,8 @@ def paired_bootstrap(
         return Difference(None, untested_reason="other test sentences: no test")
     metric = metric_over_seeds(key, signature)
     if metric is None:
-        return Difference(
-            None, untested_reason=f"settings unknown to the report ({signature}): no test"
-        )
+        reason = f"settings unknown to the report ({signature}): no test"
+        return Difference(None, untested_reason=reason)
 
     from sacrebleu.significance import PairedTest
 
@@ -131,15 +125,14 @@ def paired_bootstrap(
         for name, side in zip(("reference", "row"), sides, strict=True)
     ]
     references = [[reference for _, reference in sentences[0]]]
-    signatures, scores = PairedTest(
-        systems, {key: metric}, references, test_type="bs", n_samples=resamples
-    )()
-    (name,) = signatures
+    test = PairedTest(systems, {key: metric}, references, test_type="bs", n_samples=resamples)
+    signatures, scores = test()
+    ((name, test_signature),) = signatures.items()
     reference, row = scores[name]
     delta = float(row.score - reference.score)  # type: ignore[union-attr]
     # sacrebleu counts the resamples that differ by more, which are none if all outputs are equal.
     p_value = row.p_value if delta else 1.0  # type: ignore[union-attr]
-    return Difference(delta, p_value, signature=str(signatures[name]))
+    return Difference(delta, p_value, signature=str(test_signature))
 
 
 def metric_over_seeds(key: str, signature: str) -> Any:
