@@ -66,10 +66,9 @@ def new_chart(title: str, height: float = 3.6) -> tuple[Figure, Axes]:
 
 
 def row_style(index: int) -> dict[str, Any]:
-    """Return the style of the row at an index."""
-    if index < len(COLOURS):
-        return series_style(index)
-    return {"color": LIGHT_GREY, "marker": "o", "linestyle": "-", "linewidth": 1, "markersize": 4}
+    """Return the style of the row at an index, and the id of what is drawn in it."""
+    grey = {"color": LIGHT_GREY, "marker": "o", "linestyle": "-", "linewidth": 1, "markersize": 4}
+    return (series_style(index) if index < len(COLOURS) else grey) | {"gid": f"row-{index}"}
 
 
 @lru_cache
@@ -81,7 +80,7 @@ def draw_swatch(index: int) -> Markup:
         axes = figure.add_axes((0, 0, 1, 1))
         axes.set(xlim=(0, 2), ylim=(-1, 1))
         axes.set_axis_off()
-        axes.plot([0, 1, 2], [0, 0, 0], markevery=[1], **row_style(index))
+        axes.plot([0, 1, 2], [0, 0, 0], markevery=[1], **row_style(index) | {"gid": None})
         return figure_svg(figure, "")
 
 
@@ -91,7 +90,7 @@ def draw_seeds(comparison: Comparison) -> Figure:
     figure, axes = new_chart(f"{metric.title} of each seed", height=1.1 + 0.25 * len(rows))
     for index, row in enumerate(rows):
         values = row.values(metric.key)
-        style = row_style(index) | {"linestyle": "none", "gid": f"row-{index}"}
+        style = row_style(index) | {"linestyle": "none"}
         bar = {"marker": "|", "markersize": 15, "markeredgewidth": 2}
         axes.plot(values, [index] * len(values), **style, alpha=0.6)
         if values:
@@ -107,14 +106,13 @@ def draw_seeds(comparison: Comparison) -> Figure:
 def draw_losses(rows: Sequence[Row]) -> Iterator[Figure]:
     """Draw the losses by tokens: means and standard deviations over seeds."""
     for key, title in (("val/loss", "Validation loss"), ("train/loss", "Training loss")):
-        curves = {index: loss_curve(row, key) for index, row in enumerate(rows)}
-        curves = {index: curve for index, curve in curves.items() if len(curve) > 1}
+        curves = {i: x for i, row in enumerate(rows) if len(x := loss_curve(row, key)) > 1}
         if not curves:
             continue
         figure, axes = new_chart(title)
         for index, curve in reversed(curves.items()):  # The best is drawn last, over the others.
             tokens, losses, deviations = curve.T
-            style = row_style(index) | {"gid": f"row-{index}"}
+            style = row_style(index)
             # The markers of rows are not at the same tokens.
             axes.plot(tokens, losses, **style, markevery=(0.02 * index + 0.06, 0.2))
             band = {"color": style["color"], "alpha": 0.15, "linewidth": 0, "gid": style["gid"]}
@@ -167,8 +165,9 @@ def draw_costs(comparison: Comparison) -> Iterator[Figure]:
         upward = "up" if metric.better == "higher" else "down"
         axes.set_ylabel(f"{metric.title} (better: {upward})")
         axes.margins(0.08)
-        styled = {comparison.rows[i].label: points[i] for i in points if i < len(COLOURS)}
-        label_points(axes, styled)
+        label_points(
+            axes, {comparison.rows[i].label: points[i] for i in points if i < len(COLOURS)}
+        )
         yield figure
 
 
@@ -189,7 +188,7 @@ def set_cost_axis(axes: Axes, cost: Measure, low: float, high: float) -> float:
 
 def draw_lengths(rows: Sequence[Row]) -> Iterator[Figure]:
     """Draw the measures of quality by length, if runs were scored at several lengths."""
-    runs = [run.results["lengths"] for row in rows for run in row.runs if "lengths" in run.results]
+    entries = [run.results["lengths"] for x in rows for run in x.runs if "lengths" in run.results]
     for metric, title in LENGTH_METRICS.items():
         curves = {index: row.values_by_length(metric) for index, row in enumerate(rows)}
         means = [fmean(values) for curve in curves.values() for values in curve.values()]
@@ -201,14 +200,14 @@ def draw_lengths(rows: Sequence[Row]) -> Iterator[Figure]:
         for index, curve in reversed(curves.items()):
             draw_mean(axes, index, list(curve.items()))
         lengths = sorted({length for curve in curves.values() for length in curve})
-        set_length_axis(axes, lengths, {each["trained_at"] for each in runs} & {*lengths})
+        set_length_axis(axes, lengths, {x["trained_at"] for x in entries} & {*lengths})
         axes.set_xlabel("length in tokens")
         yield figure
 
 
 def draw_mean(axes: Axes, index: int, points: Sequence[tuple[float, Sequence[float]]]) -> None:
     """Draw means over seeds with bars of one standard deviation, joined by a line."""
-    style = row_style(index) | {"gid": f"row-{index}"}
+    style = row_style(index)
     bar = style | {"marker": "", "linestyle": "-", "linewidth": 1.5}
     for x, values in points:
         mean, deviation = fmean(values), standard_deviation(values)

@@ -82,10 +82,8 @@ def standard_deviation(values: Sequence[float]) -> float:
 def split_unit(value: float, kind: Literal["bytes", "count"]) -> tuple[float, str]:
     """Return the value in the largest unit that it has one of, and the unit: 269.5, "KiB"."""
     base, (unit, *larger_units) = UNITS[kind]
-    for larger_unit in larger_units:
-        if abs(value) < base:
-            break
-        value, unit = value / base, larger_unit
+    while abs(value) >= base and larger_units:
+        value, unit = value / base, larger_units.pop(0)
     return value, unit
 
 

@@ -5,12 +5,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from attention_zoo.tasks.analysis.report.charts import LENGTH_METRICS
-from attention_zoo.tasks.analysis.report.comparison import (
-    Comparison,
-    Difference,
-    Row,
-    differing_keys,
-)
+from attention_zoo.tasks.analysis.report.comparison import Comparison, Row, differing_keys
 from attention_zoo.tasks.analysis.report.conditions import find_conditions
 from attention_zoo.tasks.analysis.report.measures import Measure
 from attention_zoo.tasks.analysis.report.runs import Run, run_names
@@ -36,7 +31,7 @@ def comparison_table(comparison: Comparison) -> Table:
             row.label,
             seeds_cell(row),
             mean_cell(row, metric),
-            difference_cell(metric, comparison.difference(row)),
+            difference_cell(comparison, row, metric),
             *(mean_cell(row, measure) for measure in measures),
         ]
         for row in comparison.rows
@@ -46,9 +41,8 @@ def comparison_table(comparison: Comparison) -> Table:
 
 def seeds_cell(row: Row) -> Cell:
     """Return the number of trained seeds, and of how many, if not all were trained."""
-    total = len(row.runs) + len(row.failed)
-    text = f"{len(row.runs)} of {total}" if row.failed else str(total)
-    return Cell(text, len(row.runs))
+    trained, failed = len(row.runs), len(row.failed)
+    return Cell(f"{trained} of {trained + failed}" if failed else str(trained), trained)
 
 
 def mean_cell(row: Row, measure: Measure) -> Cell:
@@ -62,8 +56,9 @@ def mean_cell(row: Row, measure: Measure) -> Cell:
     return Cell(text, row.mean(measure.key))
 
 
-def difference_cell(measure: Measure, difference: Difference | None) -> Cell:
-    """Return a difference and its test; it is muted if it is not significant."""
+def difference_cell(comparison: Comparison, row: Row, measure: Measure) -> Cell:
+    """Return a row's difference and its test; it is muted if it is not significant."""
+    difference = comparison.difference(row, measure)
     if difference is None:
         return Cell("reference", 0.0, "muted")
     if difference.delta is None:
@@ -78,7 +73,7 @@ def differences_table(comparison: Comparison) -> Table:
     """Return the differences in all measures that have a test."""
     measures = [x for x in comparison.quality if x.key in comparison.differences]
     rows = [
-        [row.label, *(difference_cell(x, comparison.difference(row, x)) for x in measures)]
+        [row.label, *(difference_cell(comparison, row, x) for x in measures)]
         for row in comparison.rows
         if row is not comparison.reference
     ]

@@ -186,10 +186,8 @@ def start_run(mode: str, id: str | None, timeouts: dict[str, Any], options: dict
 def log_start(run: Run, offline_reason: str | None) -> None:
     """Log where a run can be looked at, and why it is offline if it should not be."""
     if run.offline:
-        folder, level = (
-            relative_run_folder(run),
-            logging.WARNING if offline_reason else logging.INFO,
-        )
+        folder = relative_run_folder(run)
+        level = logging.WARNING if offline_reason else logging.INFO
         commands = f"Look with `wandb leet {folder}`, upload with `wandb sync {folder}`."
         log.log(level, "W&B: offline, %s. %s", offline_reason or "as asked", commands)
     elif not run.disabled:
