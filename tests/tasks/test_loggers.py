@@ -1,5 +1,6 @@
 """Every run is written down as asked, read back here, and never costs the training."""
 
+import io
 import json
 import os
 import subprocess
@@ -40,10 +41,12 @@ from tests.wandb_files import history, inspect, runs, summary
 ROOT = Path(__file__).parents[2]
 
 
-def figure() -> Figure:
+def figure() -> io.BytesIO:
     drawing = Figure(figsize=(2, 1), dpi=50)
     drawing.add_subplot().imshow([[0, 1], [1, 0]])
-    return drawing
+    file = io.BytesIO()
+    drawing.savefig(file)
+    return file
 
 
 class Line(lightning.LightningModule):
@@ -401,7 +404,7 @@ def test_tensorboard_by_config(tmp_path):
 
 
 def test_a_picture_may_be_a_file(tmp_path):
-    figure().savefig(tmp_path / "map.png")
+    (tmp_path / "map.png").write_bytes(figure().getvalue())
     logger = create_wandb_logger(project="zoo", save_dir=tmp_path, mode="offline")
     log_image([logger], "map", tmp_path / "map.png", 0)
     finish_loggers([logger], 0)

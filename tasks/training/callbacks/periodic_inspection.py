@@ -57,8 +57,7 @@ class InspectionCallback(Callback):
             return
         self._validations += 1
         running = trainer.global_step < trainer.estimated_stepping_batches
-        every = self.every_n_validations
-        if running and every is not None and self._validations % every == 0:
+        if running and (every := self.every_n_validations) and self._validations % every == 0:
             self.run_on_rank_zero(self.inspect, trainer, pl_module)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

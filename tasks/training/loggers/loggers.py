@@ -18,8 +18,6 @@ from lightning.pytorch.loggers import (
     WandbLogger,
 )
 from lightning.pytorch.utilities import rank_zero_only
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 from PIL import Image
 
 from attention_zoo.errors import UserError
@@ -69,14 +67,9 @@ def create_loggers(
 
 
 @rank_zero_only
-def log_image(loggers: Iterable[Logger], key: str, image: Figure | Path | str, step: int) -> None:
-    """Log a picture, a matplotlib figure or an image file: W&B, TensorBoard, MLflow, Comet."""
-    if isinstance(image, Figure):
-        canvas = FigureCanvasAgg(image)
-        canvas.draw()
-        picture = Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
-    else:
-        picture = Image.open(image).convert("RGB")
+def log_image(loggers: Iterable[Logger], key: str, image: Path, step: int) -> None:
+    """Log an image file: W&B, TensorBoard, MLflow, Comet."""
+    picture = Image.open(image).convert("RGB")
     for logger in loggers:
         match logger:
             case WandbLogger():
@@ -149,9 +142,7 @@ def finish_loggers(loggers: Iterable[Logger], exit_code: int) -> None:
             finish_run(logger.experiment, exit_code)
 
 
-def summary_metrics(
-    results: Mapping[str, Any], val_losses: Sequence[float]
-) -> dict[str, int | float | str]:
+def summary_metrics(results: Mapping[str, Any], val_losses: Sequence[float]) -> dict[str, Any]:
     """Return the numbers and strings of a run's results, for `log_summary`.
 
     The metrics are those of the weights that are kept. `val/best_loss` and `val/last_loss` are the
