@@ -73,24 +73,16 @@ def describe_failures(row: Row) -> str:
     return f"{len(row.failed)} of {len(row.failed) + len(row.runs)} {outcomes}"
 
 
-def group_by_outcome(comparison: Comparison) -> dict[str, list[Row]]:
-    """Group the rows other than the reference by the outcome of their test of the primary metric.
-
-    The outcomes are better, worse, not significant, and untested.
-    """
+def rows_by_outcome(comparison: Comparison) -> dict[str, list[Row]]:
+    """Group rows by their test of the primary metric: better, worse, similar, or why untested."""
     groups: dict[str, list[Row]] = defaultdict(list)
     for row in comparison.rows:
-        difference = comparison.difference(row)
-        if difference is None:  # the reference
+        if (difference := comparison.difference(row)) is None:  # the reference
             continue
-        if difference.adjusted_p_value is None:
-            outcome = "untested"
-        elif not difference.significant:
-            outcome = "not significant"
-        else:
-            improved = comparison.primary_metric.improves(difference.delta or 0.0)
-            outcome = "better" if improved else "worse"
-        groups[outcome].append(row)
+        improved = comparison.primary_metric.improves(difference.delta or 0.0)
+        outcome = ("better" if improved else "worse") if difference.significant else "similar"
+        tested = difference.adjusted_p_value is not None
+        groups[outcome if tested else difference.untested_reason].append(row)
     return groups
 
 
@@ -101,19 +93,16 @@ def summarize_tests(comparison: Comparison) -> Iterator[str]:
         difference = comparison.difference(row)
         return difference.p_text if difference else ""
 
-    groups = group_by_outcome(comparison)
+    groups = rows_by_outcome(comparison)
     reference = f"`{comparison.reference.label}`"
     for outcome in ("better", "worse"):
-        if rows := groups[outcome]:
+        if rows := groups.pop(outcome, []):
             labels = quote_labels(rows, MAX_LABELS)
             yield f"Significantly {outcome} than {reference}, at the {LEVEL}: {labels}."
-    if rows := groups["not significant"]:
+    if rows := groups.pop("similar", []):
         labels = quote_labels(rows, MAX_LABELS, p_text)
         yield f"Not significantly different from {reference}: {labels}."
-    reasons: dict[str, list[Row]] = {}
-    for row in groups["untested"]:
-        reasons.setdefault(p_text(row), []).append(row)
-    for reason, rows in reasons.items():
+    for reason, rows in groups.items():
         all_others = len(rows) == len(comparison.rows) - 1
         labels = "the other rows" if all_others else quote_labels(rows, MAX_LABELS)
         chance = "The differences may be due to chance."
@@ -125,7 +114,7 @@ def summarize_savings(comparison: Comparison) -> Iterator[str]:
     best = comparison.best
     if comparison.reference is not best or len(comparison.rows) < 2:
         return
-    candidates = [best, *group_by_outcome(comparison)["not significant"]]
+    candidates = [best, *rows_by_outcome(comparison)["similar"]]
     savings = []
     for measure in (x for x in comparison.cost if x.key in CHEAPEST):
         costs = {row.label: x for row in candidates if (x := row.mean(measure.key)) is not None}

@@ -19,10 +19,8 @@ class CheckpointAveraging(Callback):
     Each validation copies the weights to host memory, K copies at most. Checkpoints hold the copies
     too, so that a resumed run has the same mean. At the end of training the mean replaces the
     weights, and is saved as `averaged.ckpt`, which loads like any other checkpoint but holds no
-    optimiser state. Best and last checkpoints keep the trained weights.
-
-    Lightning's `WeightAveraging` keeps a mean over the whole run or an exponential one, and
-    validates with it; the paper describes the window of the last K.
+    optimiser state. Best and last checkpoints keep the trained weights. Lightning's
+    `WeightAveraging` keeps a mean over the whole run or an exponential one, and validates with it.
 
     Args:
         dirpath: folder of `averaged.ckpt`.
