@@ -14,12 +14,11 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from attention_zoo.tasks.analysis.length_charts import draw_extrapolation
 from attention_zoo.tasks.analysis.length_report import (
     all_lengths,
+    draw_extrapolation,
     format_ratio,
     format_score,
-    score_at,
 )
 from attention_zoo.tasks.run_folder import RunFolder
 from attention_zoo.tasks.views.tables import Table, markdown_table, replace_section
@@ -35,7 +34,7 @@ def run_sweep(folder: Path, overrides: list[str]) -> None:
 
 def format_table(jobs: dict[str, dict[str, Any]]) -> str:
     """Return a row for each encoding: perplexity at each length, and its growth with the length."""
-    lengths = sorted({length for results in jobs.values() for length in all_lengths(results)})
+    lengths = all_lengths(*jobs.values())
     trained = next(iter(jobs.values()))["lengths"]["trained_at"]
     longest = lengths[-1]
     columns = ["position", *(f"at {length}" for length in lengths)]
@@ -43,10 +42,10 @@ def format_table(jobs: dict[str, dict[str, Any]]) -> str:
     rows = []
     for name, results in jobs.items():
         refused = results["lengths"]["refused"]
-        scores = {x: format_score(score_at(results, "perplexity", x), digits=1) for x in lengths}
-        sliding = format_score(score_at(results, "sliding_perplexity", longest), digits=1)
+        scores = {x: format_score(results, "perplexity", x, digits=1) for x in lengths}
         cells = ["refused" if str(x) in refused else scores[x] for x in lengths]
-        cells += [format_ratio(results, "perplexity", longest), sliding]
+        cells.append(format_ratio(results, "perplexity", longest))
+        cells.append(format_score(results, "sliding_perplexity", longest, digits=1))
         rows.append([name, *cells, f"{results['seconds']:.0f}"])
     return markdown_table(Table("Perplexity", columns, rows), code_names=True)
 

@@ -29,8 +29,7 @@ from attention_zoo.tasks.configuration.build import build_task, instantiate
 from attention_zoo.tasks.configuration.composition import register_plugins
 from attention_zoo.tasks.configuration.defaults import resolve_defaults
 from attention_zoo.tasks.data.batches import IGNORE_INDEX
-from attention_zoo.tasks.training.loggers.factory import create_loggers
-from attention_zoo.tasks.training.loggers.loggers import finish_loggers
+from attention_zoo.tasks.training.loggers.loggers import create_loggers, finish_loggers
 from attention_zoo.tasks.training.task import Task
 from attention_zoo.tasks.views.tables import Table, print_table
 

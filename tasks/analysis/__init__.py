@@ -1,1 +1,1 @@
-"""What models cost, and how runs compare."""
+"""Count what models cost, and compare runs."""

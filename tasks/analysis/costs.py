@@ -1,7 +1,7 @@
 """Count what a model costs before it is trained: FLOPs of training, bytes of decoding.
 
 Both are counted on a copy of the model, so that the model itself, its gradients and the random
-state stay as they are.
+state stay as they are. `data` are prepared and set up.
 """
 
 from collections.abc import Callable, Mapping
@@ -23,8 +23,6 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-GPU_BACKENDS = ("flex", "fla")  # They train on nothing else.
-
 
 def training_flops_per_token(task: "Task", data: PreparedData) -> float:
     """Count the FLOPs of a forward and a backward pass, per target token.
@@ -37,10 +35,6 @@ def training_flops_per_token(task: "Task", data: PreparedData) -> float:
     Scaled dot product attention is counted in its plain form, since a fused kernel computes the
     same, and so are the backends of GPUs. Elementwise work (norms, activations, softmax), lookups,
     transforms, the solving of triangles and the optimiser are not counted.
-
-    Args:
-        task: with the model.
-        data: set up.
     """
 
     def count(task: "Task") -> float:
@@ -59,16 +53,10 @@ def decode_state_bytes(task: "Task", data: PreparedData) -> int | None:
     """Count the bytes that decoding caches of one sequence, in all layers, in float32.
 
     The sequence is an example of the data, of the mean length that is trained on. A translation
-    caches its source as well.
-
-    Args:
-        task: with the model.
-        data: set up.
-
-    Returns:
-        The bytes; None if the model has no cached decoding.
+    caches its source as well. A model without cached decoding has None.
     """
 
+    @torch.no_grad()
     def count(task: "Task") -> int | None:
         model: Any = task.model.eval()
         example = data.example_batch()
@@ -76,13 +64,12 @@ def decode_state_bytes(task: "Task", data: PreparedData) -> int | None:
             cache = model.new_cache()
         except Unsupported:
             return None
-        with torch.no_grad():
-            if isinstance(model, Seq2Seq):
-                source_mask = example.source != model.pad_id
-                memory = model.encode(example.source, source_mask)
-                model.decode(example.target[:, :-1], memory, source_mask, cache=cache)
-            else:
-                model(example.inputs, cache=cache)
+        if isinstance(model, Seq2Seq):
+            source_mask = example.source != model.pad_id
+            memory = model.encode(example.source, source_mask)
+            model.decode(example.target[:, :-1], memory, source_mask, cache=cache)
+        else:
+            model(example.inputs, cache=cache)
         return cache_bytes(cache)
 
     return count_on_copy(task, count)
@@ -93,7 +80,7 @@ def cache_bytes(cache: Any) -> int:
     if isinstance(cache, Tensor):
         return cache.nbytes if cache.is_floating_point() else 0
     if isinstance(cache, Mapping):
-        return sum(map(cache_bytes, cache.values()))
+        cache = [*cache.values()]
     if isinstance(cache, list | tuple):
         return sum(map(cache_bytes, cache))
     return cache_bytes(vars(cache)) if hasattr(cache, "__dict__") else 0
@@ -115,9 +102,8 @@ def count_on_copy(task: "Task", count: Callable[["Task"], T]) -> T:
 
 def copy_task(task: "Task", device: str | None) -> "Task":
     """Copy a task to a device, with backends that run on any device."""
-    tokenizer = task.tokenizer
     # What the memo holds is shared by the copy, and its tensors take no memory in between.
-    memo: dict[int, Any] = {id(tokenizer): tokenizer}
+    memo: dict[int, Any] = {id(task.tokenizer): task.tokenizer}
     if device is not None:
         for parameter in task.parameters():
             memo[id(parameter)] = nn.Parameter(parameter.to(device), parameter.requires_grad)
@@ -125,7 +111,7 @@ def copy_task(task: "Task", device: str | None) -> "Task":
             memo[id(buffer)] = buffer.to(device)
     copied = deepcopy(task, memo)
     for module in copied.modules():
-        if getattr(module, "backend", None) in GPU_BACKENDS:
+        if getattr(module, "backend", None) in ("flex", "fla"):  # They train on GPUs only.
             choices: Any = module.backends
             module.backend = choices[0]
     return copied

@@ -10,8 +10,12 @@ from lightning.pytorch.loggers import Logger
 from rich.console import Console
 
 from attention_zoo.errors import Unsupported, UserError
-from attention_zoo.tasks.analysis.length_charts import draw_losses_by_position
-from attention_zoo.tasks.analysis.length_report import PREFIX, length_table, print_lengths
+from attention_zoo.tasks.analysis.length_report import (
+    METRIC_PREFIX,
+    draw_losses_by_position,
+    length_table,
+    print_lengths,
+)
 from attention_zoo.tasks.data.base import PreparedData
 from attention_zoo.tasks.data.loader import ResumableLoader
 from attention_zoo.tasks.run_folder import relative_to_cwd
@@ -27,7 +31,7 @@ def check_lengths(config: Mapping[str, Any]) -> None:
     Raises:
         UserError, Unsupported: with the rule, the value and the remedy.
     """
-    lengths, stride = config["lengths"], config["stride"]
+    lengths, stride, trainer = config["lengths"], config["stride"], config["trainer"]
     whole = isinstance(lengths, list) and all(type(x) is int and x > 0 for x in lengths)
     if not whole or len({*lengths}) < len(lengths):
         raise UserError(
@@ -41,7 +45,7 @@ def check_lengths(config: Mapping[str, Any]) -> None:
     if task_spec(config) != LANGUAGE_MODELING:
         raise Unsupported(
             f"lengths={lengths} needs task={LANGUAGE_MODELING.name}, got "
-            f"{config['task']['name']}: the length of a translation is that of its sentence."
+            f"{task_spec(config).name}: the length of a translation is that of its sentence."
         )
     if stride is not None:
         if config["data"]["_target_"] == DIAGNOSTIC_DATA:
@@ -51,13 +55,10 @@ def check_lengths(config: Mapping[str, Any]) -> None:
                 "stride must be a whole number from 1 to the shortest of the lengths, got "
                 f"stride={stride!r} and lengths={lengths}."
             )
-    trainer = config["trainer"]
-    limit = trainer.get("limit_test_batches")
-    # 1.0 is all batches, and 1 is one of them.
-    limited = limit is not None and (type(limit) is not float or limit != 1)
-    options = {"limit_test_batches": limited, "fast_dev_run": trainer.get("fast_dev_run")}
-    for option, is_limiting in options.items():
-        if is_limiting:
+    # All batches are 1.0, and 1 is one of them.
+    limits = {"limit_test_batches": ("None", "1.0"), "fast_dev_run": ("None", "False", "0")}
+    for option, unlimited in limits.items():
+        if str(trainer.get(option)) not in unlimited:
             raise UserError(
                 "lengths need the whole split, so that all have the same targets, got "
                 f"trainer.{option}={trainer[option]}; leave it out, or give lengths=[]."
@@ -72,17 +73,10 @@ def training_length(data: Mapping[str, Any]) -> int | None:
 
 
 class LengthDataModule(LightningDataModule):
-    """A split of the data as test sets at several lengths.
+    """A split of prepared data, valid or test, as test sets at several lengths.
 
-    `refused` holds the lengths that the data do not have or that are too long for the model, with
-    the reasons.
-
-    Args:
-        config: the config, with `lengths` and `stride`.
-        data: prepared and set up.
-        split: of the data, valid or test.
-        max_length: the longest sequence that the model takes, in tokens, if it has a limit.
-        training_length: the length that the model was trained at, if it is known.
+    `refused` holds the lengths that the data do not have or that are longer than `max_length`, that
+    of the model, with the reasons. `training_length` is None if it is not known.
 
     Raises:
         Unsupported: all lengths are refused.
@@ -105,38 +99,33 @@ class LengthDataModule(LightningDataModule):
         for length in sorted(config["lengths"]):
             try:
                 tokens = data.tokens_at_length(length, split)
+                if max_length is not None and tokens > max_length:
+                    raise UserError(
+                        f"the model takes at most {max_length} tokens, got sequences of {tokens}."
+                    )
+                self.lengths.append(length)
             except UserError as error:
                 self.refused[length] = str(error)
-                continue
-            if max_length is not None and tokens > max_length:
-                self.refused[length] = (
-                    f"the model takes at most {max_length} tokens, got sequences of {tokens}."
-                )
-            else:
-                self.lengths.append(length)
         if not self.lengths:
             reasons = " ".join(f"{length}: {reason}" for length, reason in self.refused.items())
             raise Unsupported(f"None of the lengths can be scored. {reasons}")
         # Half a window costs twice as much as windows without overlap, for at least half a window
         # of context.
         self.strides = {x: config["stride"] or max(1, x // 2) for x in self.lengths}
+        names = [f"{METRIC_PREFIX[split]}@{x}" for x in self.lengths]
         suffixes = ("",) if self.is_diagnostic else ("", " sliding")
-        self.test_names = [
-            f"{PREFIX[split]}@{x}{suffix}" for x in self.lengths for suffix in suffixes
-        ]
+        self.test_names = [f"{name}{suffix}" for name in names for suffix in suffixes]
 
     def test_dataloader(self) -> list[ResumableLoader]:
         assert self.trainer is not None
-        rank = {"rank": self.trainer.global_rank, "world_size": self.trainer.world_size}
-        loaders = [
+        ranks = {"rank": self.trainer.global_rank, "world_size": self.trainer.world_size}
+        return [
             loader
-            for length in self.lengths
+            for length, stride in self.strides.items()
             for loader in self.data.loaders_at_length(
-                length, self.split, stride=self.strides[length], **rank
+                length, self.split, stride=stride, **ranks
             ).values()
         ]
-        assert len(loaders) == len(self.test_names)
-        return loaders
 
 
 def score_lengths(
@@ -144,11 +133,7 @@ def score_lengths(
 ) -> dict[str, Any]:
     """Score a model at all lengths. The trainer logs the metrics: `test/loss@128` and so on.
 
-    Args:
-        trainer: runs the tests.
-        task: the model's task.
-        tests: the lengths to score.
-        **options: arguments of `Trainer.test`.
+    The `options` are further arguments of `Trainer.test`.
 
     Returns:
         The entry `lengths` of `results.json`: the training length, the split, the scored lengths,
@@ -156,12 +141,9 @@ def score_lengths(
         the same at every length, the strides, and the mean loss at each position of a window.
     """
     trainer.test(task, datamodule=tests, verbose=False, **options)
-    entry: dict[str, Any] = {
-        "trained_at": tests.training_length,
-        "split": tests.split,
-        "scored": tests.lengths,
-        "refused": {str(length): reason for length, reason in tests.refused.items()},
-    }
+    entry: dict[str, Any] = {"trained_at": tests.training_length, "split": tests.split}
+    entry["scored"] = tests.lengths
+    entry["refused"] = {str(length): reason for length, reason in tests.refused.items()}
     if tests.is_diagnostic:
         return entry
     assert isinstance(task, LanguageModelingTask)
@@ -178,17 +160,9 @@ def score_lengths(
 
 
 def report_lengths(
-    console: Console,
-    results: Mapping[str, Any],
-    folder: Path,
-    loggers: list[Logger],
-    step: int,
+    console: Console, results: Mapping[str, Any], folder: Path, loggers: list[Logger], step: int
 ) -> dict[str, Path]:
-    """Print the table of lengths, draw the picture into the folder, and log both.
-
-    Returns:
-        Paths by name.
-    """
+    """Print the table of lengths, draw the losses of text, log both; return paths by name."""
     print_lengths(console, results)
     table = length_table(results)
     log_table(loggers, "lengths", table.columns, table.rows, step)

@@ -11,7 +11,7 @@ from rich.console import Console
 
 from attention_zoo.errors import UserError
 from attention_zoo.tasks.analysis import lengths
-from attention_zoo.tasks.analysis.length_report import PREFIX
+from attention_zoo.tasks.analysis.length_report import METRIC_PREFIX
 from attention_zoo.tasks.commands.warning_filters import silence_libraries
 from attention_zoo.tasks.configuration.build import instantiate, parameter_counts
 from attention_zoo.tasks.configuration.composition import Invocation
@@ -23,8 +23,7 @@ from attention_zoo.tasks.data.base import PreparedData
 from attention_zoo.tasks.data.tokenizers import restore_tokenizer
 from attention_zoo.tasks.run_folder import RunFolder, refuse_unwritable, relative_to_cwd
 from attention_zoo.tasks.training.callbacks.progress import Progress
-from attention_zoo.tasks.training.loggers.factory import create_loggers
-from attention_zoo.tasks.training.loggers.loggers import finish_loggers, log_summary
+from attention_zoo.tasks.training.loggers.loggers import create_loggers, finish_loggers, log_summary
 from attention_zoo.tasks.training.manifest import collect_environment
 from attention_zoo.tasks.training.task import Task, load_task, logged_metrics
 from attention_zoo.tasks.views.console import print_metrics, print_paths
@@ -33,7 +32,7 @@ from attention_zoo.tasks.views.console import print_metrics, print_paths
 def run(config: dict[str, Any], invocation: Invocation) -> None:
     """Score the checkpoint on a split of its data, or of data that are chosen anew."""
     checkpoint = invocation.require_checkpoint()
-    if config["split"] not in PREFIX:
+    if config["split"] not in METRIC_PREFIX:
         raise UserError(f"split must be valid or test, got {config['split']!r}.")
     lengths.check_lengths(config)
     silence_libraries()
@@ -98,7 +97,7 @@ def score(
         evaluate(task, datamodule=data, verbose=False)
     if not trainer.is_global_zero:
         return
-    metrics = logged_metrics(trainer, f"{PREFIX[split]}/")
+    metrics = logged_metrics(trainer, f"{METRIC_PREFIX[split]}/")
     manifest = {
         "checkpoint": str(config["ckpt_path"]),
         "overrides": invocation.overrides,

@@ -10,11 +10,10 @@ from rich.progress import Progress
 from attention_zoo.errors import UserError
 from attention_zoo.tasks.analysis.report.charts import draw_charts
 from attention_zoo.tasks.analysis.report.comparison import Comparison, compare_runs
-from attention_zoo.tasks.analysis.report.page import report_page
+from attention_zoo.tasks.analysis.report.documents import print_report, report_markdown, report_page
 from attention_zoo.tasks.analysis.report.runs import Run, find_runs
+from attention_zoo.tasks.analysis.report.significance import count_tests, run_tests
 from attention_zoo.tasks.analysis.report.tables import comparison_table, csv_rows
-from attention_zoo.tasks.analysis.report.testing import count_tests, run_tests
-from attention_zoo.tasks.analysis.report.text import print_report, report_markdown
 from attention_zoo.tasks.commands.arguments import parse_arguments
 from attention_zoo.tasks.run_folder import refuse_unwritable
 from attention_zoo.tasks.views.console import print_line

@@ -16,7 +16,7 @@ from rich.console import Console
 from attention_zoo.errors import TrainingDiverged, UserError
 from attention_zoo.tasks.analysis import lengths
 from attention_zoo.tasks.analysis.costs import decode_state_bytes, training_flops_per_token
-from attention_zoo.tasks.analysis.length_report import PREFIX
+from attention_zoo.tasks.analysis.length_report import METRIC_PREFIX
 from attention_zoo.tasks.commands.warning_filters import silence_libraries
 from attention_zoo.tasks.configuration.build import build_task, instantiate, parameter_counts
 from attention_zoo.tasks.configuration.composition import Invocation
@@ -30,13 +30,12 @@ from attention_zoo.tasks.run_folder import RunFolder, relative_to_cwd
 from attention_zoo.tasks.sweeps.matching import check_match, match_baseline
 from attention_zoo.tasks.task_spec import task_spec
 from attention_zoo.tasks.training.callbacks.averaging import CheckpointAveraging
-from attention_zoo.tasks.training.callbacks.history import History
 from attention_zoo.tasks.training.callbacks.periodic_inspection import InspectionCallback
 from attention_zoo.tasks.training.callbacks.samples import Samples
-from attention_zoo.tasks.training.callbacks.throughput import Throughput
+from attention_zoo.tasks.training.callbacks.throughput import History, Throughput
 from attention_zoo.tasks.training.checkpoints import last_checkpoint, read_checkpoint
-from attention_zoo.tasks.training.loggers.factory import create_loggers
 from attention_zoo.tasks.training.loggers.loggers import (
+    create_loggers,
     finish_loggers,
     log_artifact,
     log_summary,
@@ -194,7 +193,7 @@ def fit_and_score(training: Training, resumed: Path | None) -> dict[str, Any]:
         manifest["lengths"] = lengths.score_lengths(
             trainer, task, training.length_tests, ckpt_path=checkpoint, weights_only=True
         )
-        length_metrics = logged_metrics(trainer, PREFIX[training.length_tests.split])
+        length_metrics = logged_metrics(trainer, METRIC_PREFIX[training.length_tests.split])
     if trainer.is_global_zero:
         results = metrics | length_metrics
         training.folder.write_results(results, manifest)

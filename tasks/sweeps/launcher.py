@@ -28,7 +28,6 @@ from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 
 from attention_zoo.errors import UserError
-from attention_zoo.tasks.analysis.length_report import report_sweep
 from attention_zoo.tasks.configuration.resolved_config import hash_config
 from attention_zoo.tasks.run_folder import JobRecord, RunFolder
 from attention_zoo.tasks.sweeps.jobs import Job
@@ -92,6 +91,9 @@ class ProcessesLauncher(Launcher):
             print_table(console, outcome_table(jobs))
             results = {job.name or f"job {job.number}": job.folder.read_results() for job in jobs}
             if scored := {name: x for name, x in results.items() if "lengths" in x}:
+                # Imported here, as pictures need matplotlib.
+                from attention_zoo.tasks.analysis.length_report import report_sweep
+
                 report_sweep(console, scored, sweep)
             console.print(f"Sweep: {sweep}", soft_wrap=True)
         return [job_return(job) for job in jobs]

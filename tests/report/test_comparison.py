@@ -8,8 +8,8 @@ from attention_zoo.errors import UserError
 from attention_zoo.tasks.analysis.report.comparison import Comparison, compare_runs
 from attention_zoo.tasks.analysis.report.conditions import find_conditions
 from attention_zoo.tasks.analysis.report.runs import find_runs
+from attention_zoo.tasks.analysis.report.significance import count_tests, run_tests
 from attention_zoo.tasks.analysis.report.summary import describe_tests, summarize
-from attention_zoo.tasks.analysis.report.testing import count_tests, run_tests
 from tests.report.folders import write_job, write_run
 
 

@@ -7,9 +7,9 @@ import pytest
 from sacrebleu.metrics import BLEU, CHRF
 from sacrebleu.significance import PairedTest
 
+from attention_zoo.tasks.analysis.report.comparison import Difference
 from attention_zoo.tasks.analysis.report.measures import standard_deviation
 from attention_zoo.tasks.analysis.report.significance import (
-    Difference,
     holm_correction,
     paired_bootstrap,
     welch_test,

@@ -8,16 +8,14 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from attention_zoo.tasks.analysis.length_charts import (
+from attention_zoo.tasks.analysis.length_report import (
     draw_extrapolation,
     draw_losses_by_position,
-    smooth_losses,
-)
-from attention_zoo.tasks.analysis.length_report import (
     length_table,
     print_lengths,
     report_sweep,
     shorten_overrides,
+    smooth_losses,
     sweep_table,
 )
 from attention_zoo.tasks.views.charts import series_style

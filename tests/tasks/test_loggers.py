@@ -1,5 +1,6 @@
 """Every run is written down as asked, read back here, and never costs the training."""
 
+import io
 import json
 import os
 import subprocess
@@ -21,8 +22,8 @@ from attention_zoo.errors import UserError
 from attention_zoo.tasks.configuration.resolved_config import flat_hyperparameters
 from attention_zoo.tasks.exit_codes import INTERRUPTED
 from attention_zoo.tasks.training.loggers import loggers as module
-from attention_zoo.tasks.training.loggers.factory import create_loggers, wandb_options
 from attention_zoo.tasks.training.loggers.loggers import (
+    create_loggers,
     finish_loggers,
     log_artifact,
     log_image,
@@ -30,16 +31,22 @@ from attention_zoo.tasks.training.loggers.loggers import (
     log_table,
     summary_metrics,
 )
-from attention_zoo.tasks.training.loggers.wandb_runs import RunLogger, create_wandb_logger
+from attention_zoo.tasks.training.loggers.wandb_runs import (
+    RunLogger,
+    create_wandb_logger,
+    wandb_options,
+)
 from tests.wandb_files import history, inspect, runs, summary
 
 ROOT = Path(__file__).parents[2]
 
 
-def figure() -> Figure:
+def figure() -> io.BytesIO:
     drawing = Figure(figsize=(2, 1), dpi=50)
     drawing.add_subplot().imshow([[0, 1], [1, 0]])
-    return drawing
+    file = io.BytesIO()
+    drawing.savefig(file)
+    return file
 
 
 class Line(lightning.LightningModule):
@@ -397,7 +404,7 @@ def test_tensorboard_by_config(tmp_path):
 
 
 def test_a_picture_may_be_a_file(tmp_path):
-    figure().savefig(tmp_path / "map.png")
+    (tmp_path / "map.png").write_bytes(figure().getvalue())
     logger = create_wandb_logger(project="zoo", save_dir=tmp_path, mode="offline")
     log_image([logger], "map", tmp_path / "map.png", 0)
     finish_loggers([logger], 0)

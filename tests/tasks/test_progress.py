@@ -11,10 +11,9 @@ import torch
 from lightning.pytorch import Callback
 from rich.console import Console
 
-from attention_zoo.tasks.training.callbacks.history import History
 from attention_zoo.tasks.training.callbacks.last_checkpoint import LastCheckpoint
 from attention_zoo.tasks.training.callbacks.progress import Progress
-from attention_zoo.tasks.training.callbacks.throughput import Throughput
+from attention_zoo.tasks.training.callbacks.throughput import History, Throughput
 from tests.tasks.training import QUIET, Data, Spy, StopAfterTwoEpochs, Task, fit, trainer
 
 pytestmark = QUIET
@@ -92,6 +91,13 @@ def test_tokens_rate_and_learning_rate_are_logged_every_n_steps():
     rates = [logged[step]["train/learning_rate"].item() for step in (2, 4, 6, 8)]
     assert rates == pytest.approx([0.1, 0.1 * 5 / 6, 0.1 * 3 / 6, 0.1 * 1 / 6])
     assert all(logged[step]["train/tokens_per_second"] > 0 for step in logged)
+
+
+def test_an_interval_of_zero_logs_nothing():
+    spy, throughput = Spy(), Throughput()
+    fit(throughput, History(throughput), spy, max_epochs=1, log_every_n_steps=0)
+    assert throughput.tokens == 4 * 32
+    assert all("train/tokens" not in metrics for _, metrics in spy.logged)
 
 
 def test_metrics_reach_the_logger(tmp_path):
@@ -207,7 +213,7 @@ def test_a_long_curve_is_downsampled_and_ends_where_the_run_ends():
     curve = History(Throughput())
     curve.points["train/loss"] = [(step, 10 * step, 1 / step) for step in range(1, 1002)]
     curve.points["val/loss"] = [(1, 10, math.nan), (2, 20, math.inf), (3, 30, 0.5)]
-    curves = curve.loss_curves(max_points=400)
+    curves = curve.loss_curves()
     train = curves["train/loss"]
     assert 300 < len(train) <= 400 and train[-1] == [1001, 10010, 1 / 1001]
     assert {later[0] - sooner[0] for sooner, later in pairwise(train)} == {3}

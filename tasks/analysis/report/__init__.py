@@ -1,1 +1,1 @@
-"""What runs and sweeps came to, compared: out of their folders, without torch."""
+"""Compare runs and sweeps by what their folders hold, without torch."""

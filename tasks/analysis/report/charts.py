@@ -7,6 +7,7 @@ own; the others are grey, and named by the pointer.
 import math
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
+from statistics import fmean
 from typing import Any
 
 import numpy as np
@@ -15,14 +16,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, LogLocator, NullLocator
 
-from attention_zoo.tasks.analysis.length_report import all_lengths, length_metric, score_at
+from attention_zoo.tasks.analysis.length_report import LOG_RATIO, set_perplexity_axis
 from attention_zoo.tasks.analysis.report.comparison import Comparison, Row
-from attention_zoo.tasks.analysis.report.measures import (
-    Measure,
-    mean,
-    split_unit,
-    standard_deviation,
-)
+from attention_zoo.tasks.analysis.report.measures import Measure, split_unit, standard_deviation
 from attention_zoo.tasks.views.charts import (
     figure_svg,
     label_points,
@@ -34,10 +30,8 @@ from attention_zoo.tasks.views.charts import (
 )
 from attention_zoo.tasks.views.figures.style import COLOURS, GREY, new_figure
 
-SIZE = (5.4, 3.6)  # inches
 LIGHT_GREY = "#8c949d"
 POINTS = 150  # of a curve
-LOG_RATIO = 8.0  # An axis whose greatest value is so many times the smallest is logarithmic.
 LENGTH_METRICS = {"perplexity": "Perplexity", "exact_match": "Exact match"}
 COSTS = (
     *("tokens_per_second", "peak_memory_bytes", "parameters", "decode_state_bytes"),
@@ -62,9 +56,9 @@ def draw_charts(comparison: Comparison) -> dict[str, list[Markup]]:
     return {kind: svg for kind, svg in charts.items() if svg}
 
 
-def new_chart(title: str, height: float = SIZE[1]) -> tuple[Figure, Axes]:
-    """Return a figure and its axes with a title."""
-    figure = new_figure(SIZE[0], height)
+def new_chart(title: str, height: float = 3.6) -> tuple[Figure, Axes]:
+    """Return a figure of a height in inches, and its axes with a title."""
+    figure = new_figure(5.4, height)
     axes = figure.subplots()
     style_axes(axes)
     axes.set_title(title, loc="left", fontsize=11, fontweight="bold")
@@ -72,10 +66,9 @@ def new_chart(title: str, height: float = SIZE[1]) -> tuple[Figure, Axes]:
 
 
 def row_style(index: int) -> dict[str, Any]:
-    """Return the style of the row at an index."""
-    if index < len(COLOURS):
-        return series_style(index)
-    return {"color": LIGHT_GREY, "marker": "o", "linestyle": "-", "linewidth": 1, "markersize": 4}
+    """Return the style of the row at an index, and the id of what is drawn in it."""
+    grey = {"color": LIGHT_GREY, "marker": "o", "linestyle": "-", "linewidth": 1, "markersize": 4}
+    return (series_style(index) if index < len(COLOURS) else grey) | {"gid": f"row-{index}"}
 
 
 @lru_cache
@@ -87,7 +80,7 @@ def draw_swatch(index: int) -> Markup:
         axes = figure.add_axes((0, 0, 1, 1))
         axes.set(xlim=(0, 2), ylim=(-1, 1))
         axes.set_axis_off()
-        axes.plot([0, 1, 2], [0, 0, 0], markevery=[1], **row_style(index))
+        axes.plot([0, 1, 2], [0, 0, 0], markevery=[1], **row_style(index) | {"gid": None})
         return figure_svg(figure, "")
 
 
@@ -97,10 +90,11 @@ def draw_seeds(comparison: Comparison) -> Figure:
     figure, axes = new_chart(f"{metric.title} of each seed", height=1.1 + 0.25 * len(rows))
     for index, row in enumerate(rows):
         values = row.values(metric.key)
-        style = row_style(index) | {"linestyle": "none", "gid": f"row-{index}"}
+        style = row_style(index) | {"linestyle": "none"}
         bar = {"marker": "|", "markersize": 15, "markeredgewidth": 2}
         axes.plot(values, [index] * len(values), **style, alpha=0.6)
-        axes.plot([mean(values) or 0.0] if values else [], [index][: len(values)], **style | bar)
+        if values:
+            axes.plot([fmean(values)], [index], **style | bar)
     if (reference := comparison.reference.mean(metric.key)) is not None:
         axes.axvline(reference, color=GREY, linestyle="--", linewidth=1, zorder=0)
     axes.set_yticks(range(len(rows)), [shorten(row.label, 32) for row in rows])
@@ -112,14 +106,13 @@ def draw_seeds(comparison: Comparison) -> Figure:
 def draw_losses(rows: Sequence[Row]) -> Iterator[Figure]:
     """Draw the losses by tokens: means and standard deviations over seeds."""
     for key, title in (("val/loss", "Validation loss"), ("train/loss", "Training loss")):
-        curves = {index: loss_curve(row, key) for index, row in enumerate(rows)}
-        curves = {index: curve for index, curve in curves.items() if len(curve) > 1}
+        curves = {i: x for i, row in enumerate(rows) if len(x := loss_curve(row, key)) > 1}
         if not curves:
             continue
         figure, axes = new_chart(title)
         for index, curve in reversed(curves.items()):  # The best is drawn last, over the others.
             tokens, losses, deviations = curve.T
-            style = row_style(index) | {"gid": f"row-{index}"}
+            style = row_style(index)
             # The markers of rows are not at the same tokens.
             axes.plot(tokens, losses, **style, markevery=(0.02 * index + 0.06, 0.2))
             band = {"color": style["color"], "alpha": 0.15, "linewidth": 0, "gid": style["gid"]}
@@ -143,7 +136,7 @@ def loss_curve(row: Row, key: str) -> np.ndarray:
                 history.setdefault(step, []).append((tokens, loss))
     seeds = max(map(len, history.values()), default=0)
     points = [
-        (mean(tokens), mean(losses), standard_deviation(losses))
+        (fmean(tokens), fmean(losses), standard_deviation(losses))
         for _, pairs in sorted(history.items())
         if len(pairs) == seeds
         for tokens, losses in [list(zip(*pairs, strict=True))]
@@ -172,8 +165,9 @@ def draw_costs(comparison: Comparison) -> Iterator[Figure]:
         upward = "up" if metric.better == "higher" else "down"
         axes.set_ylabel(f"{metric.title} (better: {upward})")
         axes.margins(0.08)
-        styled = {comparison.rows[i].label: points[i] for i in points if i < len(COLOURS)}
-        label_points(axes, styled)
+        label_points(
+            axes, {comparison.rows[i].label: points[i] for i in points if i < len(COLOURS)}
+        )
         yield figure
 
 
@@ -194,42 +188,29 @@ def set_cost_axis(axes: Axes, cost: Measure, low: float, high: float) -> float:
 
 def draw_lengths(rows: Sequence[Row]) -> Iterator[Figure]:
     """Draw the measures of quality by length, if runs were scored at several lengths."""
-    runs = [run.results["lengths"] for row in rows for run in row.runs if "lengths" in run.results]
+    entries = [run.results["lengths"] for x in rows for run in x.runs if "lengths" in run.results]
     for metric, title in LENGTH_METRICS.items():
-        curves = {index: values_by_length(row, metric) for index, row in enumerate(rows)}
-        means = [mean(values) or 0.0 for curve in curves.values() for values in curve.values()]
+        curves = {index: row.values_by_length(metric) for index, row in enumerate(rows)}
+        means = [fmean(values) for curve in curves.values() for values in curve.values()]
         if not means:
             continue
         figure, axes = new_chart(f"{title} by length")
-        if metric == "perplexity" and max(means) > LOG_RATIO * min(means):
-            axes.set_yscale("log", base=2)
-            style_axes(axes)
+        if metric == "perplexity":
+            set_perplexity_axis(axes, means)
         for index, curve in reversed(curves.items()):
             draw_mean(axes, index, list(curve.items()))
         lengths = sorted({length for curve in curves.values() for length in curve})
-        set_length_axis(axes, lengths, {each["trained_at"] for each in runs} & {*lengths})
+        set_length_axis(axes, lengths, {x["trained_at"] for x in entries} & {*lengths})
         axes.set_xlabel("length in tokens")
         yield figure
 
 
-def values_by_length(row: Row, metric: str) -> dict[int, list[float]]:
-    """Return the finite values of the seeds at each length."""
-    values: dict[int, list[float]] = {}
-    for run in row.runs:
-        if "lengths" in run.results and length_metric(run.results) == metric:
-            for length in all_lengths(run.results):
-                value = score_at(run.results, metric, length)
-                if value is not None and math.isfinite(value):
-                    values.setdefault(length, []).append(value)
-    return dict(sorted(values.items()))
-
-
 def draw_mean(axes: Axes, index: int, points: Sequence[tuple[float, Sequence[float]]]) -> None:
     """Draw means over seeds with bars of one standard deviation, joined by a line."""
-    style = row_style(index) | {"gid": f"row-{index}"}
+    style = row_style(index)
     bar = style | {"marker": "", "linestyle": "-", "linewidth": 1.5}
     for x, values in points:
-        middle, deviation = mean(values) or 0.0, standard_deviation(values)
+        mean, deviation = fmean(values), standard_deviation(values)
         if deviation:
-            axes.plot([x, x], [middle - deviation, middle + deviation], **bar)
-    axes.plot([x for x, _ in points], [mean(values) or 0.0 for _, values in points], **style)
+            axes.plot([x, x], [mean - deviation, mean + deviation], **bar)
+    axes.plot([x for x, _ in points], [fmean(values) for _, values in points], **style)

@@ -1,19 +1,27 @@
-"""Comparisons: runs that differ only in their seed are one row, and rows are compared."""
+"""Comparisons: runs that differ only in their seed are one row, and rows are compared.
+
+The label of a row is made of the options that set it apart from the other rows.
+"""
 
 import json
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from statistics import fmean
+from typing import Any
 
 from attention_zoo.errors import UserError
-from attention_zoo.tasks.analysis.report.labels import (
-    Options,
-    differing_keys,
-    format_value,
-    label_options,
-)
-from attention_zoo.tasks.analysis.report.measures import COST, PER_TOKEN, QUALITY, Measure, mean
+from attention_zoo.tasks.analysis.length_report import all_lengths, length_metric, score_at
+from attention_zoo.tasks.analysis.report.measures import COST, PER_TOKEN, QUALITY, Measure
 from attention_zoo.tasks.analysis.report.runs import Run
-from attention_zoo.tasks.analysis.report.significance import Difference
+
+Options = Mapping[str, Any]  # by flat keys; see `Run.options`
+
+SIGNIFICANCE_LEVEL = 0.05
+# Labels show the values of these without the names of the options.
+VALUE_ONLY = ("choices.attention", "choices.position")
+# Options come in the order of these prefixes, others last.
+PREFIXES = (*VALUE_ONLY, "choices.attention@", "choices.", "model.")
 
 
 @dataclass(eq=False)
@@ -23,7 +31,7 @@ class Row:
     options: Options
     runs: list[Run] = field(default_factory=list)  # trained, by seed
     failed: list[Run] = field(default_factory=list)  # without a result
-    label: str = ""  # the options that set the row apart from the others
+    label: str = ""
 
     def values(self, key: str) -> list[float]:
         """Return a result for each seed that has it."""
@@ -32,7 +40,47 @@ class Row:
 
     def mean(self, key: str) -> float | None:
         """Return the mean of a result over the seeds that have it."""
-        return mean(self.values(key))
+        values = self.values(key)
+        return fmean(values) if values else None
+
+    def values_by_length(self, metric: str) -> dict[int, list[float]]:
+        """Return the finite values of a metric for the seeds at each length, by length."""
+        values: dict[int, list[float]] = {}
+        for results in (run.results for run in self.runs if "lengths" in run.results):
+            for length in all_lengths(results) if length_metric(results) == metric else ():
+                value = score_at(results, metric, length)
+                if value is not None and math.isfinite(value):
+                    values.setdefault(length, []).append(value)
+        return dict(sorted(values.items()))
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A row's mean minus that of the reference, and a two-sided test of it."""
+
+    delta: float | None  # in units of the measure; None if either row has no value
+    p_value: float | None = None  # None if there is no test
+    adjusted_p_value: float | None = None  # after Holm's correction over the rows
+    untested_reason: str = ""
+    signature: str = ""  # that of sacrebleu
+
+    @property
+    def significant(self) -> bool:
+        """Return whether the adjusted p value is below the level."""
+        return self.adjusted_p_value is not None and self.adjusted_p_value < SIGNIFICANCE_LEVEL
+
+    @property
+    def p_text(self) -> str:
+        """Return the adjusted p value, or the reason why there is none."""
+        if self.adjusted_p_value is None:
+            return self.untested_reason
+        return "p < 0.001" if self.adjusted_p_value < 0.001 else f"p = {self.adjusted_p_value:.3f}"
+
+    @property
+    def test_result(self) -> str:
+        """Return the p value, with n.s. if the difference is not significant."""
+        tested = self.adjusted_p_value is not None
+        return f"n.s., {self.p_text}" if tested and not self.significant else self.p_text
 
 
 @dataclass
@@ -44,7 +92,7 @@ class Comparison:
     quality: list[Measure]  # the primary metric is first; those equal in all rows are last
     cost: list[Measure]
     reference: Row  # the row that the others are tested against
-    reference_given: bool  # whether the user named the reference; otherwise it is the best row
+    reference_given: bool  # the user named the reference; otherwise it is the best row
     label_keys: list[str]  # the options that are in the labels
     label_title: str  # of a column of labels
     differences: dict[str, dict[Row, Difference]] = field(default_factory=dict)  # by measure's key
@@ -77,21 +125,10 @@ class Comparison:
         }
 
 
-def quote_labels(
-    rows: Sequence[Row], limit: int, detail: Callable[[Row], str] | None = None
-) -> str:
-    """Return the labels of rows in backticks, with details; those beyond a limit are counted."""
-    details = [f" ({detail(row)})" if detail else "" for row in rows[:limit]]
-    labels = ", ".join(f"`{rows[i].label}`{text}" for i, text in enumerate(details))
-    return f"{labels} and {len(rows) - limit} more" if len(rows) > limit else labels
-
-
 def compare_runs(runs: Sequence[Run], baseline: str | None) -> list[Comparison]:
-    """Group runs into a comparison for each task and data.
+    """Group runs, trained or not, into a comparison for each task and data.
 
-    Args:
-        runs: trained or not.
-        baseline: the label of the reference; None for the best row.
+    The reference is the row whose label is `baseline`; None is the best row.
 
     Raises:
         UserError: no row has that label.
@@ -102,8 +139,8 @@ def compare_runs(runs: Sequence[Run], baseline: str | None) -> list[Comparison]:
             choices = run.config.get("choices", {})
             title = f"{choices.get('task', '–')} on {choices.get('data', '–')}"
             groups.setdefault(title, []).append(run)
-    compared = [compare_rows(title, group, baseline) for title, group in groups.items()]
-    comparisons = [comparison for comparison in compared if comparison is not None]
+    compared = (compare_rows(title, group, baseline) for title, group in groups.items())
+    comparisons = list(filter(None, compared))
     if baseline is not None and not any(x.reference_given for x in comparisons):
         labels = "; ".join(row.label for x in comparisons for row in x.rows)
         raise UserError(f"baseline must be the label of a row, got {baseline!r}. Rows: {labels}.")
@@ -114,21 +151,15 @@ def compare_rows(title: str, runs: Sequence[Run], baseline: str | None) -> Compa
     """Return the comparison of runs of one task and data; None if no run has a result."""
     rows = [row for row in group_seeds(runs) if row.runs]
     quality = available_measures(rows, QUALITY)
-    if tokenizers_differ(rows):
+    if any("tokenizer" in key.split(".") for key in differing_keys([x.options for x in rows])):
         quality = [x for x in quality if x.key not in PER_TOKEN] or quality
     if not quality:
         return None
     quality.sort(key=lambda measure: len({row.mean(measure.key) for row in rows}) == 1)
-    labels = label_options([row.options for row in rows], swept_keys(runs))
-    for row, label in zip(rows, labels.texts, strict=True):
-        row.label = label
+    label_keys, label_title = label_rows(rows, runs)
+    means = {row: row.mean(quality[0].key) for row in rows}
     sign = 1 if quality[0].better == "lower" else -1
-
-    def rank(row: Row) -> tuple[bool, float]:
-        value = row.mean(quality[0].key)
-        return value is None, sign * (value or 0.0)
-
-    rows.sort(key=rank)
+    rows.sort(key=lambda row: (means[row] is None, sign * (means[row] or 0.0)))
     named = next((row for row in rows if row.label == baseline), None)
     return Comparison(
         title,
@@ -137,8 +168,8 @@ def compare_rows(title: str, runs: Sequence[Run], baseline: str | None) -> Compa
         available_measures(rows, COST),
         reference=named or rows[0],
         reference_given=named is not None,
-        label_keys=labels.keys,
-        label_title=labels.title,
+        label_keys=label_keys,
+        label_title=label_title,
     )
 
 
@@ -158,20 +189,79 @@ def available_measures(rows: Sequence[Row], measures: Sequence[Measure]) -> list
     return [each for each in measures if any(row.values(each.key) for row in rows)]
 
 
-def tokenizers_differ(rows: Sequence[Row]) -> bool:
-    """Return whether the rows do not share a tokenizer."""
-    tokenizers = {
-        tuple(sorted((k, str(v)) for k, v in row.options.items() if "tokenizer" in k.split(".")))
-        for row in rows
+def label_rows(rows: Sequence[Row], runs: Sequence[Run]) -> tuple[list[str], str]:
+    """Label rows by their options, among them those that the sweeps of the runs varied.
+
+    Return the keys of the options in the labels, and a title for a column of labels.
+    """
+    keys = choose_keys([row.options for row in rows], runs)
+    names = short_names(keys)
+    single_choice = (
+        len(keys) == 1
+        and keys[0].startswith("choices.")
+        and all(isinstance(row.options.get(keys[0]), str) for row in rows)
+    )
+    value_only = keys if single_choice else VALUE_ONLY
+    for row in rows:
+        values = {key: row.options.get(key) for key in keys}
+        label = " ".join(
+            str(value) if key in value_only else f"{names[key]}={format_value(value)}"
+            for key, value in values.items()
+        )
+        # A backtick would end the label where it is quoted.
+        row.label = label.replace("`", "'") or "the run"
+    return keys, names[keys[0]] if single_choice else "run"
+
+
+def choose_keys(rows: Sequence[Options], runs: Sequence[Run]) -> list[str]:
+    """Return the keys of differing options that sweeps varied, and others until labels differ."""
+    differing = differing_keys(rows)
+    if not differing:
+        return [key for key in VALUE_ONLY if key in rows[0]]
+    overridden = [x.lstrip("+~").partition("=")[0] for run in runs for x in run.overrides]
+    swept = dict.fromkeys(key for name in overridden for key in (f"choices.{name}", name))
+    keys = [key for key in swept if key in differing]
+    for key in sorted(differing - {*keys}, key=display_order):
+        if len(distinct_values(rows, [*keys, key])) > len(distinct_values(rows, keys)):
+            keys.append(key)
+    return sorted(keys, key=lambda key: (not key.startswith("choices."), display_order(key)))
+
+
+def display_order(key: str) -> tuple[int, str]:
+    """Return what keys are sorted by: choices come before their options."""
+    matches = (number for number, prefix in enumerate(PREFIXES) if key.startswith(prefix))
+    return next(matches, len(PREFIXES)), key
+
+
+def short_names(keys: Sequence[str]) -> dict[str, str]:
+    """Return the last word of each key if no other key has the same: lr for optimizer.lr."""
+    words = [key.replace("@", ".").rpartition(".")[2] for key in keys]
+    return {
+        key: word if words.count(word) == 1 else key.removeprefix("choices.")
+        for key, word in zip(keys, words, strict=True)
     }
-    return len(tokenizers) > 1
 
 
-def swept_keys(runs: Sequence[Run]) -> list[str]:
-    """Return the keys that sweeps varied, in the order of the command line."""
-    keys: dict[str, None] = {}
-    for run in runs:
-        for override in run.overrides:
-            name = override.lstrip("+~").partition("=")[0]
-            keys |= {f"choices.{name}": None, name: None}
-    return list(keys)
+def format_value(value: Any) -> str:
+    """Return a value as it is written in an override."""
+    return json.dumps(value) if value is None or isinstance(value, bool) else str(value)
+
+
+def differing_keys(rows: Sequence[Options]) -> set[str]:
+    """Return the keys of the options that are not the same in all rows."""
+    keys = {key for row in rows for key in row}
+    return {key for key in keys if len(distinct_values(rows, [key])) > 1}
+
+
+def distinct_values(rows: Sequence[Options], keys: Sequence[str]) -> set[tuple[str, ...]]:
+    """Return the combinations of values that the options of these keys have."""
+    return {tuple(str(row.get(key)) for key in keys) for row in rows}
+
+
+def quote_labels(
+    rows: Sequence[Row], limit: int, detail: Callable[[Row], str] | None = None
+) -> str:
+    """Return the labels of rows in backticks, with details; those beyond a limit are counted."""
+    labels = [f"`{x.label}`" + (f" ({detail(x)})" if detail else "") for x in rows[:limit]]
+    more = f" and {len(rows) - limit} more" if len(rows) > limit else ""
+    return ", ".join(labels) + more

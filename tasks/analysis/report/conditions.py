@@ -8,11 +8,10 @@ from attention_zoo.tasks.analysis.report.measures import format_with_unit
 from attention_zoo.tasks.training.manifest import MATCH_TOLERANCE
 
 MATCHED_OPTION = "model.ffn_dim"  # the width that `match` chooses
-MAX_LABELS = 4  # more labels are counted
 
 
 class Condition(NamedTuple):
-    """A condition: whether it was the same in all rows; None if that was not recorded."""
+    """A condition, whether it was the same in all rows (None if unknown), and its values."""
 
     name: str
     equal: bool | None
@@ -22,7 +21,8 @@ class Condition(NamedTuple):
 def find_conditions(comparison: Comparison) -> Iterator[Condition]:
     """Yield the conditions of a comparison."""
     rows = comparison.rows
-    yield Condition("seeds", *compare_seeds(rows))
+    seeds = {row: [", ".join(str(run.seed) for run in row.runs)] for row in rows}
+    yield Condition("seeds", *compare_texts(seeds))
     matches = find_matches(rows)
     if matches != {(None, 0)}:
         yield Condition("matched", len(matches) == 1, describe_matches(matches))
@@ -39,11 +39,6 @@ def find_conditions(comparison: Comparison) -> Iterator[Condition]:
         options.pop(MATCHED_OPTION, None)
     differing = "; ".join(f"{key}: {', '.join(values)}" for key, values in options.items())
     yield Condition("other options", not options, differing or "the same in all rows")
-
-
-def compare_seeds(rows: list[Row]) -> tuple[bool, str]:
-    """Return whether the rows have the same seeds, and these."""
-    return describe_groups({row: [", ".join(str(run.seed) for run in row.runs)] for row in rows})
 
 
 def find_matches(rows: list[Row]) -> set[tuple[str | None, int]]:
@@ -66,8 +61,7 @@ def compare_parameters(rows: list[Row], key: str) -> tuple[bool, str]:
     matches = find_matches(rows)
     if {by for by, _ in matches} == {"parameters"} and len(matches) == 1:
         ((_, target),) = matches
-        counts = [x for row in rows for x in row.values(key)]
-        equal = all(abs(x / target - 1) <= MATCH_TOLERANCE for x in counts)
+        equal = all(abs(x / target - 1) <= MATCH_TOLERANCE for row in rows for x in row.values(key))
     return equal, text
 
 
@@ -84,11 +78,10 @@ def compare_numbers(rows: list[Row], key: str) -> tuple[bool, str]:
 def compare_tokens(rows: list[Row], key: str) -> tuple[bool, str]:
     """Return whether the rows saw the same number of tokens, which may differ between seeds."""
     equal, text = compare_numbers(rows, key)
-    if not equal and not differing_seeds(rows, key):
-        numbers = [x for row in rows for x in row.values(key)]
-        text = f"{min(numbers):,.0f} to {max(numbers):,.0f}, the same in all rows for each seed"
-        return True, text
-    return equal, text
+    if equal or differing_seeds(rows, key):
+        return equal, text
+    numbers = [x for row in rows for x in row.values(key)]
+    return True, f"{min(numbers):,.0f} to {max(numbers):,.0f}, the same in all rows for each seed"
 
 
 def compare_data_order(rows: list[Row], key: str) -> tuple[bool, str]:
@@ -111,9 +104,7 @@ def differing_seeds(rows: list[Row], key: str) -> str:
 
 def compare_values(rows: list[Row], key: str) -> tuple[bool, str]:
     """Return whether a result is the same in all runs, and its values."""
-    return describe_groups(
-        {row: [format_result(run.results[key]) for run in row.runs] for row in rows}
-    )
+    return compare_texts({row: [format_result(x.results[key]) for x in row.runs] for row in rows})
 
 
 def compare_versions(rows: list[Row], key: str) -> tuple[bool, str]:
@@ -140,19 +131,19 @@ def format_result(value: Any) -> str:
     return f"{text[:12]}…" if is_hash else text
 
 
-def describe_groups(values: dict[Row, list[str]]) -> tuple[bool, str]:
-    """Return whether all rows have the same value, and each value with the rows that have it."""
+def compare_texts(texts_by_row: dict[Row, list[str]]) -> tuple[bool, str]:
+    """Return whether all rows have the same text, and each text with the rows that have it."""
     groups: dict[str, list[Row]] = {}
-    for row, texts in values.items():
+    for row, texts in texts_by_row.items():
         for text in dict.fromkeys(texts):
             groups.setdefault(text, []).append(row)
     if len(groups) == 1:
         return True, next(iter(groups))
-    parts = []
-    for text, rows in groups.items():
-        labels = "all rows" if len(rows) == len(values) else quote_labels(rows, MAX_LABELS)
-        parts.append(f"{text}: {labels}")
-    return False, "; ".join(parts)
+    labels = {
+        text: "all rows" if len(rows) == len(texts_by_row) else quote_labels(rows, limit=4)
+        for text, rows in groups.items()
+    }
+    return False, "; ".join(f"{text}: {rows}" for text, rows in labels.items())
 
 
 # Name, key of the results, and how the rows are compared.

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import fmean
 from typing import Literal
 
 # The base of a kind of number, and the names of its powers.
@@ -34,13 +35,14 @@ class Measure:
 
     def format_mean(self, values: Sequence[float]) -> str:
         """Return mean ± standard deviation; of one value, the value."""
+        text = self.format(fmean(values) if values else None)
         if len(values) < 2 or isinstance(self.number_format, str):
-            return self.format(mean(values))
-        return f"{self.format(mean(values))} ± {self.format(standard_deviation(values))}"
+            return text
+        return f"{text} ± {self.format(standard_deviation(values))}"
 
-    def format_difference(self, value: float) -> str:
-        """Return a difference with its sign."""
-        return f"{'+' if value > 0 else ''}{self.format(value)}"
+    def improves(self, difference: float) -> bool:
+        """Return whether a difference that is not zero is one for the better."""
+        return (difference > 0) == (self.better == "higher")
 
 
 # The primary metric of a comparison is the first that its rows have. Exact match and accuracy come
@@ -69,26 +71,20 @@ COST = (
 )
 
 
-def mean(values: Sequence[float]) -> float | None:
-    """Return the mean of values, if there are any."""
-    return math.fsum(values) / len(values) if values else None
-
-
 def standard_deviation(values: Sequence[float]) -> float:
     """Return the sample standard deviation, √(Σ (x − mean)² / (n − 1)); 0 for fewer than two."""
     if len(values) < 2:
         return 0.0
-    middle = math.fsum(values) / len(values)
-    return math.sqrt(math.fsum((x - middle) ** 2 for x in values) / (len(values) - 1))
+    mean = fmean(values)
+    return math.sqrt(math.fsum((x - mean) ** 2 for x in values) / (len(values) - 1))
 
 
 def split_unit(value: float, kind: Literal["bytes", "count"]) -> tuple[float, str]:
     """Return the value in the largest unit that it has one of, and the unit: 269.5, "KiB"."""
-    base, units = UNITS[kind]
-    power = 0
-    while abs(value) >= base and power < len(units) - 1:
-        value, power = value / base, power + 1
-    return value, units[power]
+    base, (unit, *larger_units) = UNITS[kind]
+    while abs(value) >= base and larger_units:
+        value, unit = value / base, larger_units.pop(0)
+    return value, unit
 
 
 def format_with_unit(value: float, kind: Literal["bytes", "count"]) -> str:

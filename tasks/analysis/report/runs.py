@@ -21,10 +21,10 @@ from attention_zoo.tasks.run_folder import (
 
 # Options that do not distinguish runs: where a run is written and how it is launched. Another seed
 # makes another run of the same configuration.
-NOT_COMPARED = {
+NOT_COMPARED = (
     *("seed", "seeds", "paths", "logger", "hydra", "ckpt_path", "jobs", "fail_fast"),
     *("choices.logger", "choices.paths"),
-}
+)
 
 
 @dataclass(frozen=True)
@@ -41,17 +41,17 @@ class Run:
 
     @property
     def seed(self) -> int | None:
-        """The seed, where it is known."""
+        """Return the seed, where it is known."""
         return self.results.get("seed", self.config.get("seed"))
 
     @property
     def short_reason(self) -> str:
-        """The reason without further sentences, such as a list of legal choices."""
+        """Return the reason without further sentences, such as a list of legal choices."""
         return first_sentence(self.reason)
 
     @cached_property
     def options(self) -> dict[str, Any]:
-        """The config without its seed, as flat keys such as `optimizer.lr`."""
+        """Return the config without its seed, by flat keys such as `optimizer.lr`."""
         folder = str(self.config.get("paths", {}).get("run", self.folder))
         return {
             key: value.replace(folder, "") if isinstance(value, str) else value
@@ -63,7 +63,7 @@ class Run:
         }
 
     def outputs(self) -> list[dict[str, str]] | None:
-        """Return what the model wrote for the test split; None, if that was not kept."""
+        """Return what the model wrote for the test split; None if that was not kept."""
         return RunFolder(self.folder).read_outputs()
 
 
@@ -92,8 +92,7 @@ def find_runs(folders: Sequence[Path]) -> list[Run]:
     for folder in folders:
         if not folder.is_dir():
             raise UserError(f"{folder} is no folder; give that of a sweep or of a run.")
-        paths = list(find_run_folders(folder))
-        if not paths:
+        if not (paths := list(find_run_folders(folder))):
             raise UserError(
                 f"There is no run in {folder}: no folder with {JOB_RECORD}, or with {CONFIG} and "
                 f"{RESULTS}. Give the folder of a sweep, logs/<task>/multiruns/<time>, or of a run."
@@ -115,18 +114,14 @@ def find_run_folders(folder: Path) -> Iterator[Path]:
             yield from find_run_folders(folder / name)
 
 
-def natural_key(name: str) -> list[tuple[bool, int, str]]:
+def natural_key(name: str) -> list[int | str]:
     """Return a key that sorts the numbers in names as numbers: 2 before 10."""
-    parts = re.split(r"(\d+)", name)
-    return [(not part.isdigit(), int(part) if part.isdigit() else 0, part) for part in parts]
+    parts = re.split(r"(\d+)", name)  # text and numbers by turns, text first
+    return [int(part) if index % 2 else part for index, part in enumerate(parts)]
 
 
 def read_run(path: Path) -> Run:
-    """Read the run in a folder; without a job's record, judge how it ended by its results.
-
-    Raises:
-        BadInput: a file cannot be read.
-    """
+    """Read the run in a folder; without a job's record, judge how it ended by its results."""
     folder = RunFolder(path)
     results, record = folder.read_results(), folder.read_job()
     if record is None:

@@ -1,46 +1,70 @@
-"""Tests of whether two rows differ by more than chance."""
+"""Tests of whether rows differ from their reference by more than chance."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from statistics import fmean
+from typing import Any
 
-from attention_zoo.tasks.analysis.report.measures import mean, standard_deviation
+import numpy as np
 
-if TYPE_CHECKING:
-    from sacrebleu.metrics.base import Metric
+from attention_zoo.tasks.analysis.report.comparison import Comparison, Difference, Row
+from attention_zoo.tasks.analysis.report.measures import standard_deviation
 
-SIGNIFICANCE_LEVEL = 0.05
+SIGNATURES = {"test/bleu": "sacrebleu_signature", "test/chrf": "chrf_signature"}
 Outputs = dict[int | None, list[dict[str, str]]]  # of the test sentences, by seed
 
 
-@dataclass(frozen=True)
-class Difference:
-    """A row's mean minus that of the reference, and a two-sided test of it."""
+def run_tests(comparison: Comparison, advance: Callable[[], None]) -> None:
+    """Add to a comparison the differences from the reference, in each measure that has a test.
 
-    delta: float | None  # in units of the measure; None if either row has no value
-    p_value: float | None = None  # None if there is no test
-    adjusted_p_value: float | None = None  # after Holm's correction over the rows
-    untested_reason: str = ""
-    signature: str = ""  # that of sacrebleu
+    Each test calls `advance`.
+    """
+    outputs: dict[Row, Outputs] = {
+        row: {run.seed: lines for run in row.runs if (lines := run.outputs()) is not None}
+        for row in comparison.rows
+    }
+    reference = comparison.reference
+    others = [row for row in comparison.rows if row is not reference]
+    for measure in (x for x in comparison.quality if x.test is not None):
+        differences = []
+        for row in others:
+            if measure.test == "bootstrap":
+                difference = bootstrap_rows(measure.key, row, reference, outputs)
+            else:
+                difference = welch_test(row.values(measure.key), reference.values(measure.key))
+            differences.append(difference)
+            advance()
+        corrected = holm_correction(differences)
+        comparison.differences[measure.key] = dict(zip(others, corrected, strict=True))
 
-    @property
-    def significant(self) -> bool:
-        """Return whether the adjusted p value is below the level."""
-        return self.adjusted_p_value is not None and self.adjusted_p_value < SIGNIFICANCE_LEVEL
 
-    @property
-    def p_text(self) -> str:
-        """Return the adjusted p value, or the reason why there is none."""
-        if self.adjusted_p_value is None:
-            return self.untested_reason
-        p_value = self.adjusted_p_value
-        return "p < 0.001" if p_value < 0.001 else f"p = {p_value:.3f}"
+def count_tests(comparison: Comparison) -> int:
+    """Return how many tests `run_tests` runs."""
+    return sum(x.test is not None for x in comparison.quality) * (len(comparison.rows) - 1)
 
-    @property
-    def test_result(self) -> str:
-        """Return the p value, with n.s. if the difference is not significant."""
-        tested = self.adjusted_p_value is not None
-        return f"n.s., {self.p_text}" if tested and not self.significant else self.p_text
+
+def bootstrap_rows(
+    key: str, row: Row, reference: Row, outputs: Mapping[Row, Outputs]
+) -> Difference:
+    """Test two rows by bootstrap over sentences; the difference is that of the means over seeds."""
+    ours, theirs = row.mean(key), reference.mean(key)
+    if ours is None or theirs is None:
+        return Difference(None, untested_reason="no value")
+    delta = ours - theirs
+    signature, *others = {x.results.get(SIGNATURES[key]) for x in (*row.runs, *reference.runs)}
+    if others:
+        return Difference(delta, untested_reason="other sacreBLEU settings: no test")
+    if signature is None:
+        return Difference(delta, untested_reason="no sacreBLEU signature: no test")
+    resamples = count_resamples(len(outputs))
+    test = paired_bootstrap(key, signature, outputs[row], outputs[reference], resamples=resamples)
+    # The test's own difference is that of all seeds scored together.
+    return Difference(delta, test.p_value, None, test.untested_reason, test.signature)
+
+
+def count_resamples(rows: int) -> int:
+    """Return how many resamples can make a p value significant after correction over the rows."""
+    return max(1000, 100 * rows)
 
 
 def welch_test(ours: Sequence[float], theirs: Sequence[float]) -> Difference:
@@ -52,7 +76,7 @@ def welch_test(ours: Sequence[float], theirs: Sequence[float]) -> Difference:
     """
     if not ours or not theirs:
         return Difference(None, untested_reason="no value")
-    delta = (mean(ours) or 0.0) - (mean(theirs) or 0.0)
+    delta = fmean(ours) - fmean(theirs)
     if min(len(ours), len(theirs)) < 2:
         return Difference(delta, untested_reason="one seed: no test")
     variances = [standard_deviation(x) ** 2 / len(x) for x in (ours, theirs)]  # of the means
@@ -101,23 +125,21 @@ def paired_bootstrap(
         for name, side in zip(("reference", "row"), sides, strict=True)
     ]
     references = [[reference for _, reference in sentences[0]]]
-    signatures, scores = PairedTest(
-        systems, {key: metric}, references, test_type="bs", n_samples=resamples
-    )()
-    (name,) = signatures
+    test = PairedTest(systems, {key: metric}, references, test_type="bs", n_samples=resamples)
+    signatures, scores = test()
+    ((name, test_signature),) = signatures.items()
     reference, row = scores[name]
     delta = float(row.score - reference.score)  # type: ignore[union-attr]
     # sacrebleu counts the resamples that differ by more, which are none if all outputs are equal.
     p_value = row.p_value if delta else 1.0  # type: ignore[union-attr]
-    return Difference(delta, p_value, signature=str(signatures[name]))
+    return Difference(delta, p_value, signature=str(test_signature))
 
 
-def metric_over_seeds(key: str, signature: str) -> "Metric | None":
+def metric_over_seeds(key: str, signature: str) -> Any:
     """Return sacrebleu's metric for sentences that have an output from each seed.
 
     It has the settings of a signature; None if that has settings that are not supported here.
     """
-    import numpy as np
     from sacrebleu.metrics.bleu import BLEU
     from sacrebleu.metrics.chrf import CHRF
 

@@ -3,15 +3,19 @@
 Labels are quoted in backticks, as in Markdown.
 """
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 
-from attention_zoo.tasks.analysis.report.comparison import Comparison, Row, quote_labels
+from attention_zoo.tasks.analysis.report.comparison import (
+    SIGNIFICANCE_LEVEL,
+    Comparison,
+    Row,
+    quote_labels,
+)
 from attention_zoo.tasks.analysis.report.conditions import find_conditions
 from attention_zoo.tasks.analysis.report.measures import Measure
 from attention_zoo.tasks.analysis.report.runs import Run
-from attention_zoo.tasks.analysis.report.significance import SIGNIFICANCE_LEVEL
-from attention_zoo.tasks.analysis.report.testing import count_resamples, group_by_outcome
+from attention_zoo.tasks.analysis.report.significance import count_resamples
 
 MAX_LABELS = 6  # of a sentence; more are counted
 OUTCOMES = ("trained", "refused", "diverged", "failed", "killed", "not run", "unfinished")
@@ -49,12 +53,10 @@ def summarize(comparison: Comparison) -> Iterator[str]:
     if costs:
         yield f"Cost of `{best.label}`: {', '.join(costs)}."
     yield from summarize_savings(comparison)
-    incomplete = [row for row in comparison.rows if row.failed]
-    if incomplete:
+    if incomplete := [row for row in comparison.rows if row.failed]:
         labels = quote_labels(incomplete, len(incomplete), describe_failures)
         yield f"Means are over the trained seeds. Seeds without a result: {labels}."
-    unequal = [x.name for x in find_conditions(comparison) if x.equal is False]
-    if unequal:
+    if unequal := [x.name for x in find_conditions(comparison) if x.equal is False]:
         yield f"The rows differ in these conditions: {', '.join(unequal)}."
 
 
@@ -71,6 +73,19 @@ def describe_failures(row: Row) -> str:
     return f"{len(row.failed)} of {len(row.failed) + len(row.runs)} {outcomes}"
 
 
+def rows_by_outcome(comparison: Comparison) -> dict[str, list[Row]]:
+    """Group rows by their test of the primary metric: better, worse, similar, or why untested."""
+    groups: dict[str, list[Row]] = defaultdict(list)
+    for row in comparison.rows:
+        if (difference := comparison.difference(row)) is None:  # the reference
+            continue
+        improved = comparison.primary_metric.improves(difference.delta or 0.0)
+        outcome = ("better" if improved else "worse") if difference.significant else "similar"
+        tested = difference.adjusted_p_value is not None
+        groups[outcome if tested else difference.untested_reason].append(row)
+    return groups
+
+
 def summarize_tests(comparison: Comparison) -> Iterator[str]:
     """Yield how the rows differ from the reference."""
 
@@ -78,19 +93,16 @@ def summarize_tests(comparison: Comparison) -> Iterator[str]:
         difference = comparison.difference(row)
         return difference.p_text if difference else ""
 
-    groups = group_by_outcome(comparison)
+    groups = rows_by_outcome(comparison)
     reference = f"`{comparison.reference.label}`"
     for outcome in ("better", "worse"):
-        if rows := groups[outcome]:
+        if rows := groups.pop(outcome, []):
             labels = quote_labels(rows, MAX_LABELS)
             yield f"Significantly {outcome} than {reference}, at the {LEVEL}: {labels}."
-    if rows := groups["not significant"]:
+    if rows := groups.pop("similar", []):
         labels = quote_labels(rows, MAX_LABELS, p_text)
         yield f"Not significantly different from {reference}: {labels}."
-    reasons: dict[str, list[Row]] = {}
-    for row in groups["untested"]:
-        reasons.setdefault(p_text(row), []).append(row)
-    for reason, rows in reasons.items():
+    for reason, rows in groups.items():
         all_others = len(rows) == len(comparison.rows) - 1
         labels = "the other rows" if all_others else quote_labels(rows, MAX_LABELS)
         chance = "The differences may be due to chance."
@@ -102,13 +114,13 @@ def summarize_savings(comparison: Comparison) -> Iterator[str]:
     best = comparison.best
     if comparison.reference is not best or len(comparison.rows) < 2:
         return
-    candidates = [best, *group_by_outcome(comparison)["not significant"]]
+    candidates = [best, *rows_by_outcome(comparison)["similar"]]
     savings = []
     for measure in (x for x in comparison.cost if x.key in CHEAPEST):
         costs = {row.label: x for row in candidates if (x := row.mean(measure.key)) is not None}
         if not (base := costs.get(best.label)):
             continue
-        cheapest = (max if measure.better == "higher" else min)(costs, key=lambda name: costs[name])
+        cheapest = (max if measure.better == "higher" else min)(costs, key=costs.__getitem__)
         ratio = costs[cheapest] / base
         if abs(ratio - 1) > 0.01:
             savings.append(f"`{cheapest}` {CHEAPEST[measure.key]} ({ratio:.2g} × {measure.title})")
@@ -119,29 +131,25 @@ def summarize_savings(comparison: Comparison) -> Iterator[str]:
 
 def describe_tests(comparison: Comparison) -> Iterator[str]:
     """Yield how the differences were tested."""
-    titles: dict[str, list[str]] = {"bootstrap": [], "welch": []}
-    for measure in comparison.quality:
-        if measure.test is not None and measure.key in comparison.differences:
-            titles[measure.test].append(measure.title)
+    tested = [x for x in comparison.quality if x.key in comparison.differences]
+    bootstrapped = [x.title for x in tested if x.test == "bootstrap"]
+    welch_tested = [x.title for x in tested if x.test == "welch"]
     yield (
         f"Each difference is the row's mean minus that of `{comparison.reference.label}`, the "
         f"{'reference' if comparison.reference_given else 'best row'}."
     )
-    if titles["bootstrap"]:
+    if bootstrapped:
         tests = [x for by_row in comparison.differences.values() for x in by_row.values()]
         signatures = "; ".join(sorted({x.signature for x in tests} - {""}))
-        resamples = count_resamples(len(comparison.rows))
         yield (
-            f"{' and '.join(titles['bootstrap'])}: sacrebleu's paired bootstrap resampling of the "
-            f"test sentences, {resamples:,} times, with the outputs of all seeds together. It "
-            "tests whether other sentences would show the difference, not whether other seeds would"
-            + (f" ({signatures})." if signatures else ".")
+            f"{' and '.join(bootstrapped)}: sacrebleu's paired bootstrap resampling of the test "
+            f"sentences, {count_resamples(len(comparison.rows)):,} times, with the outputs of all "
+            "seeds together. It tests whether other sentences would show the difference, not "
+            f"whether other seeds would{signatures and f' ({signatures})'}."
         )
-    if titles["welch"]:
-        yield (
-            f"{', '.join(titles['welch']).capitalize()}: Welch's t-test over seeds, which needs "
-            "two seeds or more."
-        )
+    if welch_tested:
+        titles = ", ".join(welch_tested).capitalize()
+        yield f"{titles}: Welch's t-test over seeds, which needs two seeds or more."
     yield (
         f"All tests are two-sided, at the {LEVEL}, with Holm's correction over the rows of a "
         "measure. n.s. means not significant, which does not show that the rows are equal."

@@ -4,13 +4,11 @@ import json
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from attention_zoo.tasks.analysis.report.charts import LENGTH_METRICS, values_by_length
-from attention_zoo.tasks.analysis.report.comparison import Comparison, Row, group_seeds
+from attention_zoo.tasks.analysis.report.charts import LENGTH_METRICS
+from attention_zoo.tasks.analysis.report.comparison import Comparison, Row, differing_keys
 from attention_zoo.tasks.analysis.report.conditions import find_conditions
-from attention_zoo.tasks.analysis.report.labels import differing_keys
 from attention_zoo.tasks.analysis.report.measures import Measure
 from attention_zoo.tasks.analysis.report.runs import Run, run_names
-from attention_zoo.tasks.analysis.report.significance import Difference
 from attention_zoo.tasks.configuration.resolved_config import flatten
 from attention_zoo.tasks.views.tables import Cell, Table
 
@@ -33,7 +31,7 @@ def comparison_table(comparison: Comparison) -> Table:
             row.label,
             seeds_cell(row),
             mean_cell(row, metric),
-            difference_cell(metric, comparison.difference(row)),
+            difference_cell(comparison, row, metric),
             *(mean_cell(row, measure) for measure in measures),
         ]
         for row in comparison.rows
@@ -43,9 +41,8 @@ def comparison_table(comparison: Comparison) -> Table:
 
 def seeds_cell(row: Row) -> Cell:
     """Return the number of trained seeds, and of how many, if not all were trained."""
-    total = len(row.runs) + len(row.failed)
-    text = f"{len(row.runs)} of {total}" if row.failed else str(total)
-    return Cell(text, len(row.runs))
+    trained, failed = len(row.runs), len(row.failed)
+    return Cell(f"{trained} of {trained + failed}" if failed else str(trained), trained)
 
 
 def mean_cell(row: Row, measure: Measure) -> Cell:
@@ -59,23 +56,24 @@ def mean_cell(row: Row, measure: Measure) -> Cell:
     return Cell(text, row.mean(measure.key))
 
 
-def difference_cell(measure: Measure, difference: Difference | None) -> Cell:
-    """Return a difference and its test; it is muted if it is not significant."""
+def difference_cell(comparison: Comparison, row: Row, measure: Measure) -> Cell:
+    """Return a row's difference and its test; it is muted if it is not significant."""
+    difference = comparison.difference(row, measure)
     if difference is None:
         return Cell("reference", 0.0, "muted")
     if difference.delta is None:
         return Cell(difference.untested_reason, None, "muted")
-    better = (difference.delta > 0) == (measure.better == "higher")
-    text = f"{measure.format_difference(difference.delta)} ({difference.test_result})"
-    style = "muted" if not difference.significant else "good" if better else "bad"
-    return Cell(text, difference.delta, style)
+    sign = "+" if difference.delta > 0 else ""
+    text = f"{sign}{measure.format(difference.delta)} ({difference.test_result})"
+    style = "good" if measure.improves(difference.delta) else "bad"
+    return Cell(text, difference.delta, style if difference.significant else "muted")
 
 
 def differences_table(comparison: Comparison) -> Table:
     """Return the differences in all measures that have a test."""
     measures = [x for x in comparison.quality if x.key in comparison.differences]
     rows = [
-        [row.label, *(difference_cell(x, comparison.difference(row, x)) for x in measures)]
+        [row.label, *(difference_cell(comparison, row, x) for x in measures)]
         for row in comparison.rows
         if row is not comparison.reference
     ]
@@ -86,7 +84,7 @@ def differences_table(comparison: Comparison) -> Table:
 def length_tables(comparison: Comparison) -> Iterator[Table]:
     """Yield the means at the lengths that runs were scored at."""
     for metric, title in LENGTH_METRICS.items():
-        values = {row: values_by_length(row, metric) for row in comparison.rows}
+        values = {row: row.values_by_length(metric) for row in comparison.rows}
         lengths = sorted({length for points in values.values() for length in points})
         if not lengths:
             continue
@@ -136,8 +134,7 @@ def jobs_table(comparisons: Sequence[Comparison], runs: Sequence[Run]) -> Table:
 
 def csv_rows(runs: Sequence[Run]) -> list[dict[str, Any]]:
     """Return all results that are one value, and the options that differ, for each run."""
-    rows = group_seeds([run for run in runs if run.config])
-    differing = sorted(differing_keys([row.options for row in rows]))
+    differing = sorted(differing_keys([run.options for run in runs if run.config]))
     return [
         {
             "folder": str(run.folder),

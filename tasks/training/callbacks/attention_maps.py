@@ -91,11 +91,8 @@ class AttentionMaps(InspectionCallback):
         if invalid := [x for x in steps or () if not isinstance(x, int) or x < 0]:
             raise UserError(f"steps must be whole numbers, got {invalid}.")
         self.folder = None if folder is None else Path(folder)
-        self.probes = probes
-        self.roles = roles
-        self.layers = layers
-        self.heads = heads
-        self.steps = steps or ()
+        self.probes, self.steps = probes, steps or ()
+        self.roles, self.layers, self.heads = roles, layers, heads
         self.paths: list[Path] = []
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -106,10 +103,13 @@ class AttentionMaps(InspectionCallback):
         with self.timed(pl_module), evaluation_mode(pl_module):
             self.check(trainer, pl_module)
         self._last_step = trainer.global_step - 1
-        self._draw_at_steps(trainer, pl_module)
+        self.on_train_batch_end(trainer, pl_module)
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
-        self._draw_at_steps(trainer, pl_module)
+        before, self._last_step = self._last_step, trainer.global_step
+        if any(before < step <= self._last_step for step in self.steps):
+            folder = self._folder(trainer) / f"step-{self._last_step}"
+            self.run_on_rank_zero(partial(self.draw, folder=folder), trainer, pl_module)
 
     def inspect(self, trainer: Trainer, task: Any) -> None:
         self.draw(trainer, task, self._folder(trainer))
@@ -173,12 +173,6 @@ class AttentionMaps(InspectionCallback):
             for record in islice(self.records(trainer, task), 1):
                 list(self.selected_layers(record))
 
-    def _draw_at_steps(self, trainer: Trainer, task: LightningModule) -> None:
-        before, self._last_step = self._last_step, trainer.global_step
-        if any(before < step <= self._last_step for step in self.steps):
-            folder = self._folder(trainer) / f"step-{self._last_step}"
-            self.run_on_rank_zero(partial(self.draw, folder=folder), trainer, task)
-
     def _folder(self, trainer: Trainer) -> Path:
         return self.folder or RunFolder(trainer.default_root_dir).figures
 
@@ -205,11 +199,8 @@ def record_probe(trainer: Trainer, module: LightningModule, probe: Probe) -> Att
     if rows != {1}:
         raise UserError(f"a probe must be a batch of one, got {max(rows)} rows.")
     source_tokens = probe.tokens if probe.source_tokens is None else probe.source_tokens
-    return AttentionRecord(
-        source_tokens=list(source_tokens),
-        target_tokens=list(probe.tokens),
-        maps=first_example(group_by_role(captured)),
-    )
+    maps = first_example(group_by_role(captured))
+    return AttentionRecord(list(source_tokens), list(probe.tokens), maps)
 
 
 def check_choices(name: str, values: Sequence[Any] | None, choices: Sequence[Any]) -> None:

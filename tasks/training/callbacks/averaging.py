@@ -10,6 +10,7 @@ from torch import Tensor
 
 from attention_zoo.errors import UserError
 from attention_zoo.tasks.run_folder import AVERAGED_CHECKPOINT
+from attention_zoo.tasks.training.callbacks.triggers import is_fit_validation
 
 
 class CheckpointAveraging(Callback):
@@ -18,10 +19,8 @@ class CheckpointAveraging(Callback):
     Each validation copies the weights to host memory, K copies at most. Checkpoints hold the copies
     too, so that a resumed run has the same mean. At the end of training the mean replaces the
     weights, and is saved as `averaged.ckpt`, which loads like any other checkpoint but holds no
-    optimiser state. Best and last checkpoints keep the trained weights.
-
-    Lightning's `WeightAveraging` keeps a mean over the whole run or an exponential one, and
-    validates with it; the paper describes the window of the last K.
+    optimiser state. Best and last checkpoints keep the trained weights. Lightning's
+    `WeightAveraging` keeps a mean over the whole run or an exponential one, and validates with it.
 
     Args:
         dirpath: folder of `averaged.ckpt`.
@@ -47,13 +46,9 @@ class CheckpointAveraging(Callback):
         self.snapshots.extend(state_dict["snapshots"])
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if trainer.state.fn == "fit" and not trainer.sanity_checking:
-            self.snapshots.append(
-                {
-                    name: parameter.detach().to("cpu", copy=True)
-                    for name, parameter in pl_module.named_parameters()
-                }
-            )
+        if is_fit_validation(trainer):
+            parameters = pl_module.named_parameters()
+            self.snapshots.append({k: x.detach().to("cpu", copy=True) for k, x in parameters})
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not self.snapshots:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn.utils import get_total_norm
 
 from attention_zoo.models.blocks import Sublayer
+from attention_zoo.tasks.training.callbacks.triggers import is_log_step
 
 
 class GradientNorms(Callback):
@@ -23,16 +24,12 @@ class GradientNorms(Callback):
     def on_before_optimizer_step(
         self, trainer: Trainer, pl_module: LightningModule, optimizer: torch.optim.Optimizer
     ) -> None:
-        task: Any = pl_module
-        every: int = trainer.log_every_n_steps  # type: ignore[attr-defined]
-        if not every or (trainer.global_step + 1) % every:
+        if not is_log_step(trainer, trainer.global_step + 1):
             return
+        task: Any = pl_module
         # The task divides the gradients after its callbacks have run.
-        scale = task.gradient_scale()
-        norms = {
-            name: get_total_norm(gradients) * scale
-            for name, gradients in gradients_by_part(task.model).items()
-        }
+        scale, parts = task.gradient_scale(), gradients_by_part(task.model)
+        norms = {name: get_total_norm(gradients) * scale for name, gradients in parts.items()}
         norms["all"] = get_total_norm(list(norms.values()))
         task.log_dict({f"gradients/{name}": norm for name, norm in norms.items()})
 

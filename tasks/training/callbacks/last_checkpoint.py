@@ -10,6 +10,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 
 from attention_zoo.tasks.run_folder import LAST_CHECKPOINT
+from attention_zoo.tasks.training.callbacks.triggers import is_fit_validation, is_log_step
 
 
 class LastCheckpoint(Checkpoint):
@@ -39,8 +40,7 @@ class LastCheckpoint(Checkpoint):
     def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
         interrupted = self._interrupted
         if trainer.world_size > 1:
-            every: int = trainer.log_every_n_steps  # type: ignore[attr-defined]
-            if not every or trainer.global_step % every:
+            if not is_log_step(trainer, trainer.global_step):
                 return
             interrupted = trainer.strategy.reduce_boolean_decision(interrupted, all=False)
         if interrupted:
@@ -48,7 +48,7 @@ class LastCheckpoint(Checkpoint):
             raise KeyboardInterrupt
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if trainer.state.fn == "fit" and not trainer.sanity_checking:
+        if is_fit_validation(trainer):
             self._save(trainer)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -57,9 +57,7 @@ class LastCheckpoint(Checkpoint):
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         self._restore_handler()
 
-    def on_exception(
-        self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
-    ) -> None:
+    def on_exception(self, *_: Any) -> None:
         self._restore_handler()
 
     def _handle_interrupt(self, *_: Any) -> None:

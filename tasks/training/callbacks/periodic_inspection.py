@@ -11,9 +11,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
 
 from attention_zoo.errors import UserError
-
-# With these, no rank can run the model alone.
-SHARDED = (DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy)
+from attention_zoo.tasks.training.callbacks.triggers import is_fit_validation
 
 
 class InspectionCallback(Callback):
@@ -30,8 +28,7 @@ class InspectionCallback(Callback):
         UserError: `every_n_validations` is below 1; in a fit, a strategy that shards the model.
     """
 
-    # Its name in the printed line.
-    label: ClassVar[str]
+    label: ClassVar[str]  # its name in the printed line
 
     def __init__(self, *, every_n_validations: int | None) -> None:
         if every_n_validations is not None and every_n_validations < 1:
@@ -47,7 +44,7 @@ class InspectionCallback(Callback):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if stage != "fit":
             return
-        if isinstance(trainer.strategy, SHARDED):
+        if isinstance(trainer.strategy, DeepSpeedStrategy | FSDPStrategy | ModelParallelStrategy):
             raise UserError(
                 f"{type(trainer.strategy).__name__} keeps a piece of the weights on each rank, but "
                 f"{type(self).__name__} runs the model on rank zero alone: train with "
@@ -56,12 +53,11 @@ class InspectionCallback(Callback):
         self._started, self.seconds = time.perf_counter(), 0.0
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if trainer.state.fn != "fit" or trainer.sanity_checking:
+        if not is_fit_validation(trainer):
             return
         self._validations += 1
         running = trainer.global_step < trainer.estimated_stepping_batches
-        every = self.every_n_validations
-        if running and every is not None and self._validations % every == 0:
+        if running and (every := self.every_n_validations) and self._validations % every == 0:
             self.run_on_rank_zero(self.inspect, trainer, pl_module)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -11,6 +11,7 @@ from rich.progress import BarColumn, TextColumn
 from rich.progress import Progress as RichProgress
 from torch import Tensor
 
+from attention_zoo.tasks.training.callbacks.triggers import is_fit_validation
 from attention_zoo.tasks.training.task import StepOutput
 
 
@@ -36,8 +37,7 @@ class Progress(ProgressBar):
         console: Console | None = None,
     ) -> None:
         super().__init__()
-        self.refresh_seconds = refresh_seconds
-        self.line_seconds = line_seconds
+        self.refresh_seconds, self.line_seconds = refresh_seconds, line_seconds
         self.console = console or Console()
         self.enabled = True
         self._bar: RichProgress | None = None
@@ -55,8 +55,8 @@ class Progress(ProgressBar):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._total_steps = trainer.estimated_stepping_batches
         self._first_step = trainer.global_step
-        self._started = self._drawn_at = time.perf_counter()
         self._drawn_step = trainer.global_step
+        self._started = self._drawn_at = time.perf_counter()
         self._window_started: float | None = None
         self._window_tokens: Tensor | int = 0
         self._open("training", self._total_steps)
@@ -73,8 +73,7 @@ class Progress(ProgressBar):
         self._window_tokens += output.tokens
         now, step = time.perf_counter(), trainer.global_step
         if self._is_due(now, step):
-            loss = float(output.loss / output.tokens)
-            self._draw(now, step, loss, trainer.world_size)
+            self._draw(now, step, float(output.loss / output.tokens), trainer.world_size)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._window_started = None
@@ -83,21 +82,24 @@ class Progress(ProgressBar):
             self._open("validating", sum(trainer.num_val_batches))
 
     def on_validation_batch_end(self, trainer: Trainer, *_: Any) -> None:
-        self._advance(trainer)
+        if self._bar is None or is_fit_validation(trainer):  # The bar of a training counts steps.
+            return
+        self._bar.advance(self._task)
+        now = time.perf_counter()
+        if now - self._drawn_at >= self.refresh_seconds:
+            self._bar.refresh()
+            self._drawn_at = now
 
-    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if trainer.sanity_checking:
-            self._close()
+    def on_test_batch_end(self, trainer: Trainer, *_: Any) -> None:
+        self.on_validation_batch_end(trainer)
+
+    def on_sanity_check_end(self, *_: Any) -> None:
+        self._close()
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._open("testing", sum(trainer.num_test_batches))
 
-    def on_test_batch_end(self, trainer: Trainer, *_: Any) -> None:
-        self._advance(trainer)
-
-    def on_exception(
-        self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
-    ) -> None:
+    def on_exception(self, *_: Any) -> None:
         self._close()
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -117,10 +119,9 @@ class Progress(ProgressBar):
         assert self._window_started is not None  # a batch has started
         rate = self._window_tokens * world_size / max(now - self._window_started, 1e-9)
         step_seconds = (now - self._started) / (step - self._first_step)
-        status = f"loss {loss:.4f}  {rate:,.0f} tokens/s"
-        steps = f"{step}"
+        steps, status = f"{step}", f"loss {loss:.4f}  {rate:,.0f} tokens/s"
         if self._total_steps < float("inf"):
-            steps = f"{step}/{self._total_steps}"
+            steps += f"/{self._total_steps}"
             left = timedelta(seconds=round(step_seconds * (self._total_steps - step)))
             status += f"  {left} left"
         if self._bar is not None:
@@ -147,16 +148,6 @@ class Progress(ProgressBar):
         )
         self._task = self._bar.add_task(description, total=total, status="")
         self._bar.start()
-
-    def _advance(self, trainer: Trainer) -> None:
-        """Count one batch of an evaluation outside training."""
-        if self._bar is None or (trainer.state.fn == "fit" and not trainer.sanity_checking):
-            return
-        self._bar.advance(self._task)
-        now = time.perf_counter()
-        if now - self._drawn_at >= self.refresh_seconds:
-            self._bar.refresh()
-            self._drawn_at = now
 
     def _close(self) -> None:
         if self._bar is not None:

@@ -1,5 +1,6 @@
-"""Tokens per second, tokens seen so far, and the learning rate of the step."""
+"""Tokens per second, tokens seen so far, the learning rate, and the loss curves of a run."""
 
+import math
 import time
 from typing import Any
 
@@ -7,7 +8,10 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
+from attention_zoo.tasks.training.callbacks.triggers import is_fit_validation, is_log_step
 from attention_zoo.tasks.training.task import StepOutput
+
+MAX_POINTS = 400  # of a loss curve in `results.json`
 
 
 class Throughput(Callback):
@@ -25,45 +29,42 @@ class Throughput(Callback):
         self._total_tokens = 0  # of all ranks, up to the last reduction
         self._pending_tokens: Tensor | int = 0  # of this rank, since then
         self._world_size = 1
-        self._window_tokens = 0
-        self._window_seconds = 0.0
-        self._earlier_seconds = 0.0  # before the window
+        self._total_seconds = 0.0  # up to the last stop of the clock
         self._started: float | None = None  # while a training batch runs
-        self._logged_step = 0
+        self._logged = (0, 0, 0.0)  # step, tokens and seconds at the start or the last logging
         self._learning_rate = 0.0
 
     @property
     def tokens(self) -> int:
-        """Target tokens seen by all ranks; since the last reduction those of this rank × ranks."""
+        """Return the target tokens that all ranks have seen.
+
+        Since the last reduction, they are those of this rank × the number of ranks.
+        """
         return int(self._total_tokens + self._pending_tokens * self._world_size)
 
     @property
     def seconds(self) -> float:
-        """Seconds of training batches."""
+        """Return the seconds of training batches."""
         running = 0.0 if self._started is None else time.perf_counter() - self._started
-        return self._earlier_seconds + self._window_seconds + running
+        return self._total_seconds + running
 
     @property
     def tokens_per_second(self) -> float:
-        """Target tokens per second over the whole run."""
+        """Return the target tokens per second over the whole run."""
         return self.tokens / max(self.seconds, 1e-9)
 
     def state_dict(self) -> dict[str, Any]:
         return {"tokens": self.tokens, "seconds": self.seconds}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self._total_tokens = state_dict["tokens"]
-        self._earlier_seconds = state_dict["seconds"]
+        self._total_tokens, self._total_seconds = state_dict["tokens"], state_dict["seconds"]
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._world_size = trainer.world_size
-        self._pending_tokens = self._window_tokens = 0
-        self._window_seconds, self._started = 0.0, None
-        self._logged_step = trainer.global_step
+        self._pending_tokens, self._started = 0, None
+        self._logged = trainer.global_step, self._total_tokens, self._total_seconds
 
-    def on_train_batch_start(
-        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_start(self, trainer: Trainer, *_: Any) -> None:
         if self._started is None:
             self._started = time.perf_counter()
         # Read here, since the schedule steps before the batch ends.
@@ -73,22 +74,21 @@ class Throughput(Callback):
         task: Any = pl_module
         output: StepOutput = task.last_step
         self._pending_tokens += output.tokens
-        step = trainer.global_step
-        every: int = trainer.log_every_n_steps  # type: ignore[attr-defined]
-        if step == self._logged_step or step % every:
+        step, (logged_step, logged_tokens, logged_seconds) = trainer.global_step, self._logged
+        if step == logged_step or not is_log_step(trainer, step):
             return
-        self._logged_step = step
         self._reduce(trainer)
         self._stop()
+        tokens, seconds = self._total_tokens, self._total_seconds
         pl_module.log_dict(
             {
-                "train/tokens_per_second": self._window_tokens / max(self._window_seconds, 1e-9),
-                "train/tokens": float(self.tokens),
+                "train/tokens_per_second": (tokens - logged_tokens)
+                / max(seconds - logged_seconds, 1e-9),
+                "train/tokens": float(tokens),
                 "train/learning_rate": float(self._learning_rate),
             }
         )
-        self._earlier_seconds += self._window_seconds
-        self._window_tokens, self._window_seconds = 0, 0.0
+        self._logged = step, tokens, seconds
         self._started = time.perf_counter()
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -103,9 +103,7 @@ class Throughput(Callback):
         self._stop()
 
     def _stop(self) -> None:
-        if self._started is not None:
-            self._window_seconds += time.perf_counter() - self._started
-            self._started = None
+        self._total_seconds, self._started = self.seconds, None
 
     def _reduce(self, trainer: Trainer) -> None:
         tokens = int(self._pending_tokens)  # Synchronises a GPU.
@@ -114,5 +112,54 @@ class Throughput(Callback):
             # Every rank takes the same number of steps, so all of them reach this call.
             tokens = int(trainer.strategy.reduce(count, reduce_op="sum"))
         self._total_tokens += tokens
-        self._window_tokens += tokens
         self._pending_tokens = 0
+
+
+class History(Callback):
+    """Record `train/loss` whenever it is logged, and `val/loss` at every validation.
+
+    Checkpoints hold the points, so that a resumed run has the whole curve.
+
+    Args:
+        throughput: counts the tokens; it must come before this among the callbacks.
+    """
+
+    def __init__(self, throughput: Throughput) -> None:
+        self.throughput = throughput
+        # By loss: step, tokens seen by then, value.
+        self.points: dict[str, list[tuple[int, int, float]]] = {"train/loss": [], "val/loss": []}
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"points": self.points}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.points = state_dict["points"]
+
+    def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
+        if is_log_step(trainer, trainer.global_step):
+            self.add_point(trainer, "train/loss")
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if is_fit_validation(trainer):
+            self.add_point(trainer, "val/loss")
+
+    def add_point(self, trainer: Trainer, name: str) -> None:
+        """Add a point, unless the step has one."""
+        points, step = self.points[name], trainer.global_step
+        value = trainer.callback_metrics.get(name)
+        if value is not None and not (points and points[-1][0] == step):
+            points.append((step, self.throughput.tokens, value.item()))
+
+    def loss_curves(self) -> dict[str, list[list[int | float | None]]]:
+        """Return the points of each loss, [step, tokens, value], at even intervals up to the last.
+
+        A value that is not finite is None.
+        """
+        curves: dict[str, list[list[int | float | None]]] = {}
+        for name, points in self.points.items():
+            stride = max(1, math.ceil(len(points) / MAX_POINTS))
+            curves[name] = [
+                [step, tokens, value if math.isfinite(value) else None]
+                for step, tokens, value in points[::-stride][::-1]
+            ]
+        return curves

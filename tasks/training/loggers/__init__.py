@@ -1,1 +1,1 @@
-"""Where the figures of a run go: W&B, TensorBoard, CSV, several of them, or nowhere."""
+"""Log the metrics of a run: to W&B, TensorBoard, CSV, several of them, or nowhere."""

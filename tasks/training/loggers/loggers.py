@@ -1,4 +1,4 @@
-"""What a run logs besides metrics: pictures, tables, pages, a summary, artifacts.
+"""Loggers of the config, and what a run logs besides metrics: pictures, tables, artifacts.
 
 Only this module tells the loggers apart: the rest of the code hands `trainer.loggers` to these
 functions. A logger that cannot take something is passed over.
@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from hydra.errors import InstantiationException
+from hydra.utils import instantiate
 from lightning.pytorch.loggers import (
     CometLogger,
     Logger,
@@ -17,26 +19,59 @@ from lightning.pytorch.loggers import (
     WandbLogger,
 )
 from lightning.pytorch.utilities import rank_zero_only
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 from PIL import Image
 
+from attention_zoo.errors import UserError
+from attention_zoo.tasks.run_folder import RunFolder
 from attention_zoo.tasks.training.loggers.wandb_runs import (
     RunLogger,
+    create_wandb_logger,
     finish_run,
     log_wandb_table,
+    wandb_options,
 )
+from attention_zoo.tasks.views.tables import Table, markdown_table
+
+
+def create_loggers(
+    config: Mapping[str, Any], *, job_type: str, resumed: Path | None = None
+) -> list[Logger]:
+    """Build the loggers of the config group `logger`, as `Trainer(logger=…)` takes them.
+
+    Args:
+        config: the whole config, in plain containers; its `logger` is None for no logger.
+        job_type: the command.
+        resumed: the checkpoint of a run that goes on; its run in W&B goes on too.
+
+    Raises:
+        UserError: a logger's package is not installed, or an option is refused.
+    """
+    loggers = []
+    for name, node in (config["logger"] or {}).items():
+        options: dict[str, Any] = {}
+        if node["_target_"].endswith(create_wandb_logger.__name__):
+            options = wandb_options(config, node, job_type)
+            if resumed is not None:
+                id_file = RunFolder.of_checkpoint(resumed).wandb_id_file
+                options |= {"id": id_file.read_text().strip()} if id_file.exists() else {}
+        try:
+            loggers.append(instantiate(node, **options, _convert_="all"))
+        except InstantiationException as error:
+            if isinstance(error.__cause__, UserError):
+                raise error.__cause__ from None
+            if isinstance(error.__cause__, ModuleNotFoundError):
+                raise UserError(
+                    f"logger={name} needs a package that is not installed; "
+                    f"pip install 'attention-zoo[{name}]', or choose logger=csv or logger=none."
+                ) from None
+            raise
+    return loggers
 
 
 @rank_zero_only
-def log_image(loggers: Iterable[Logger], key: str, image: Figure | Path | str, step: int) -> None:
-    """Log a picture, a matplotlib figure or an image file: W&B, TensorBoard, MLflow, Comet."""
-    if isinstance(image, Figure):
-        canvas = FigureCanvasAgg(image)
-        canvas.draw()
-        picture = Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
-    else:
-        picture = Image.open(image).convert("RGB")
+def log_image(loggers: Iterable[Logger], key: str, image: Path, step: int) -> None:
+    """Log an image file: W&B, TensorBoard, MLflow, Comet."""
+    picture = Image.open(image).convert("RGB")
     for logger in loggers:
         match logger:
             case WandbLogger():
@@ -54,7 +89,7 @@ def log_table(
     loggers: Iterable[Logger],
     key: str,
     columns: Sequence[str],
-    rows: Sequence[Sequence[Any]],
+    rows: Sequence[Sequence[str]],
     step: int,
 ) -> None:
     """Log a table: W&B, and TensorBoard as Markdown."""
@@ -63,7 +98,7 @@ def log_table(
             case WandbLogger():
                 log_wandb_table(logger, key, columns, rows, step)
             case TensorBoardLogger():
-                logger.experiment.add_text(key, markdown_table(columns, rows), step)
+                logger.experiment.add_text(key, markdown_table(Table("", columns, rows)), step)
 
 
 @rank_zero_only
@@ -109,16 +144,7 @@ def finish_loggers(loggers: Iterable[Logger], exit_code: int) -> None:
             finish_run(logger.experiment, exit_code)
 
 
-def markdown_table(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
-    """Return a table as Markdown."""
-    lines = [columns, ["---"] * len(columns), *rows]
-    cells = [[str(cell).replace("|", "\\|").replace("\n", " ") for cell in row] for row in lines]
-    return "\n".join(f"| {' | '.join(row)} |" for row in cells)
-
-
-def summary_metrics(
-    results: Mapping[str, Any], val_losses: Sequence[float]
-) -> dict[str, int | float | str]:
+def summary_metrics(results: Mapping[str, Any], val_losses: Sequence[float]) -> dict[str, Any]:
     """Return the numbers and strings of a run's results, for `log_summary`.
 
     The metrics are those of the weights that are kept. `val/best_loss` and `val/last_loss` are the

@@ -7,8 +7,8 @@ import logging
 import os
 import secrets
 import shutil
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, redirect_stderr
+from collections.abc import Mapping, Sequence
+from contextlib import redirect_stderr
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from weakref import WeakSet
@@ -17,8 +17,10 @@ from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 
 from attention_zoo.errors import UserError
+from attention_zoo.tasks.configuration.build import attention_by_role
 from attention_zoo.tasks.exit_codes import INTERRUPTED
 from attention_zoo.tasks.run_folder import RunFolder, relative_to_cwd
+from attention_zoo.tasks.task_spec import task_spec
 
 if TYPE_CHECKING:
     from wandb import Run
@@ -75,8 +77,7 @@ def create_wandb_logger(
     Args:
         project: the project that the run belongs to.
         save_dir: folder that gets the `wandb/` folder.
-        id: id of a run that goes on; by default `WANDB_RUN_ID`, as `wandb agent` sets it, or a new
-            one.
+        id: that of a run that goes on; default: `WANDB_RUN_ID`, set by `wandb agent`, or a new one.
         artifacts: the kinds of files that `log_artifact` logs: "config", "checkpoint".
         mode: "online", "offline", "disabled", or "auto": what `WANDB_MODE` or `wandb offline`
             sets, else online where a key is configured, else offline.
@@ -89,17 +90,45 @@ def create_wandb_logger(
     """
     if mode not in MODES:
         raise UserError(f"logger mode must be one of {', '.join(MODES)}, got {mode!r}.")
-    for kind in artifacts:
-        if kind not in ARTIFACTS:
-            raise UserError(f"logger artifacts must be of {', '.join(ARTIFACTS)}, got {kind!r}.")
-    options |= {
-        "project": project,
-        "dir": os.fspath(save_dir),
-        "resume": None if id is None else "allow",
-    }
+    if invalid := [kind for kind in artifacts if kind not in ARTIFACTS]:
+        raise UserError(f"logger artifacts must be of {', '.join(ARTIFACTS)}, got {invalid[0]!r}.")
+    resume = None if id is None else "allow"
+    options |= {"project": project, "dir": os.fspath(save_dir), "resume": resume}
     timeouts = {"init_timeout": init_timeout, "finish_timeout": finish_timeout}
     run = start_run(mode, id, timeouts, options)
     return RunLogger(artifacts=artifacts, project=project, save_dir=save_dir, experiment=run)
+
+
+def wandb_options(
+    config: Mapping[str, Any], node: Mapping[str, Any], job_type: str
+) -> dict[str, Any]:
+    """Return the name, group, job type and tags of a run in W&B, where its node leaves them open.
+
+    The name is `translation-linear-rotary-1`: task, attention, position and seed. A role with
+    another attention adds it: `translation-linear-cross=additive-rotary-1`. The group is the name
+    of the sweep, also for an evaluation of one of its jobs; a single run has none.
+
+    Raises:
+        UserError: artifacts of a command that leaves none.
+    """
+    if node.get("artifacts") and job_type != "train":
+        raise UserError(
+            f"{job_type} leaves nothing to keep as an artifact, got "
+            f"artifacts={list(node['artifacts'])}; ask for them in the training."
+        )
+    task, position = task_spec(config).name, config["position"]["name"]
+    shared = config["attention"]["name"]
+    by_role = {role: chosen["name"] for role, chosen in attention_by_role(config).items()}
+    others = {role: name for role, name in by_role.items() if name != shared}
+    attention = [shared] if len(others) < len(by_role) else []
+    attention += [f"{role.removesuffix('_attention')}={name}" for role, name in others.items()]
+    tags = [task, config["choices"]["data"], *by_role.values(), position, *node.get("tags", [])]
+    return {
+        "name": node.get("name") or "-".join([task, *attention, position, str(config["seed"])]),
+        "group": node.get("group") or RunFolder(config["paths"]["run"]).sweep_name(),
+        "job_type": node.get("job_type") or job_type,
+        "tags": list(dict.fromkeys(tags)),
+    }
 
 
 @rank_zero_only
@@ -158,13 +187,9 @@ def log_start(run: Run, offline_reason: str | None) -> None:
     """Log where a run can be looked at, and why it is offline if it should not be."""
     if run.offline:
         folder = relative_run_folder(run)
-        log.log(
-            logging.WARNING if offline_reason else logging.INFO,
-            "W&B: offline, %s. Look with `wandb leet %s`, upload with `wandb sync %s`.",
-            offline_reason or "as asked",
-            folder,
-            folder,
-        )
+        level = logging.WARNING if offline_reason else logging.INFO
+        commands = f"Look with `wandb leet {folder}`, upload with `wandb sync {folder}`."
+        log.log(level, "W&B: offline, %s. %s", offline_reason or "as asked", commands)
     elif not run.disabled:
         log.info("W&B: %s", run.url)
 
@@ -194,29 +219,21 @@ def log_wandb_table(
     """Log a table, unless the server has failed to take one before."""
     import wandb
 
-    table = wandb.Table(columns=list(columns), data=[list(row) for row in rows])
     if logger in WITHOUT_TABLES:
         return
+    table = wandb.Table(columns=list(columns), data=[list(row) for row in rows])
+    previous = os.environ.get("WANDB_DATA_DIR")
     try:
         # By default, wandb copies a table that waits for its upload to the user's home.
-        with wandb_data_dir(Path(logger.experiment.dir).parent):
-            logger.log_metrics({key: table}, step)  # type: ignore[dict-item]
+        os.environ["WANDB_DATA_DIR"] = os.fspath(Path(logger.experiment.dir).parent)
+        logger.log_metrics({key: table}, step)  # type: ignore[dict-item]
     except Exception as error:
         # wandb sends the first part of a table from this thread, unlike all else: without a network
         # it waits, then raises errors of many kinds. Once is enough.
         WITHOUT_TABLES.add(logger)
         log.warning("W&B: no more tables in this run: %s", str(error).partition("\n")[0])
-
-
-@contextmanager
-def wandb_data_dir(folder: Path) -> Iterator[None]:
-    """Make wandb copy what waits for its upload to a folder."""
-    previous = os.environ.get("WANDB_DATA_DIR")
-    os.environ["WANDB_DATA_DIR"] = os.fspath(folder)
-    try:
-        yield
     finally:
-        del os.environ["WANDB_DATA_DIR"]
+        os.environ.pop("WANDB_DATA_DIR", None)
         if previous is not None:
             os.environ["WANDB_DATA_DIR"] = previous
 

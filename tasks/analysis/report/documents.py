@@ -1,19 +1,17 @@
-"""A report as Markdown and on the console."""
+"""A report as a page, as Markdown, and on the console."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from datetime import datetime
 
 from rich.console import Console
 from rich.text import Text
 
+from attention_zoo.tasks.analysis.report import summary, tables
+from attention_zoo.tasks.analysis.report.charts import draw_swatch
 from attention_zoo.tasks.analysis.report.comparison import Comparison
 from attention_zoo.tasks.analysis.report.conditions import find_conditions
 from attention_zoo.tasks.analysis.report.runs import Run
-from attention_zoo.tasks.analysis.report.summary import count_outcomes, describe_tests, summarize
-from attention_zoo.tasks.analysis.report.tables import (
-    comparison_table,
-    conditions_table,
-    failures_table,
-)
+from attention_zoo.tasks.views.pages import render_page
 from attention_zoo.tasks.views.tables import (
     WIDE,
     Table,
@@ -26,17 +24,37 @@ from attention_zoo.tasks.views.tables import (
 CONSOLE_COSTS = ("tokens_per_second", "parameters", "peak_memory_bytes")
 
 
+def report_page(
+    title: str,
+    comparisons: Sequence[Comparison],
+    charts: Sequence[Mapping[str, Sequence[str]]],
+    runs: Sequence[Run],
+) -> str:
+    """Return `report.html`, one file that needs no network; it has charts by kind."""
+    return render_page(
+        "analysis/report/page.html",
+        title=title,
+        date=f"{datetime.now():%Y-%m-%d %H:%M}",
+        comparisons=comparisons,
+        charts=charts,
+        runs=runs,
+        summary=summary,
+        tables=tables,
+        draw_swatch=draw_swatch,
+    )
+
+
 def report_markdown(title: str, comparisons: Sequence[Comparison], runs: Sequence[Run]) -> str:
     """Return `report.md`."""
-    parts = [f"# {escape_markdown(title)}", f"{count_outcomes(runs)}."]
+    parts = [f"# {escape_markdown(title)}", f"{summary.count_outcomes(runs)}."]
     for comparison in comparisons:
         parts.append(f"## {escape_markdown(comparison.title)}")
-        parts += map(escape_markdown, summarize(comparison))
-        parts.append(markdown_table(comparison_table(comparison)))
+        parts += map(escape_markdown, summary.summarize(comparison))
+        parts.append(markdown_table(tables.comparison_table(comparison)))
         if len(comparison.rows) > 1:
-            parts.append(" ".join(map(escape_markdown, describe_tests(comparison))))
-        parts += ["### Conditions", markdown_table(conditions_table(comparison))]
-    failures = failures_table(runs)
+            parts.append(" ".join(map(escape_markdown, summary.describe_tests(comparison))))
+        parts += ["### Conditions", markdown_table(tables.conditions_table(comparison))]
+    failures = tables.failures_table(runs)
     if failures.rows:
         parts += [f"## {failures.title}", markdown_table(failures)]
     return "\n\n".join(parts) + "\n"
@@ -46,7 +64,7 @@ def print_report(console: Console, comparisons: Sequence[Comparison], runs: Sequ
     """Print tables, summaries, unequal conditions, and the jobs without a result."""
     costs = CONSOLE_COSTS if console.width >= WIDE else CONSOLE_COSTS[:1]
     for comparison in comparisons:
-        table = comparison_table(comparison)
+        table = tables.comparison_table(comparison)
         shown = [x for x in comparison.cost if x.key in costs]
         columns = [*table.columns[:4], *(x.title for x in shown)]
         rows = [
@@ -54,13 +72,13 @@ def print_report(console: Console, comparisons: Sequence[Comparison], runs: Sequ
             for row, cells in zip(comparison.rows, table.rows, strict=True)
         ]
         print_table(console, Table(table.title, columns, rows))
-        for sentence in summarize(comparison):
+        for sentence in summary.summarize(comparison):
             console.print(Text(sentence.replace("`", "")))
         for condition in find_conditions(comparison):
             if condition.equal is False:
                 console.print(Text(f"  {condition.name}: {condition.text}".replace("`", "")))
         console.print()
-    failures = failures_table(runs)
+    failures = tables.failures_table(runs)
     if failures.rows:
         print_table(console, failures)
-    console.print(f"{count_outcomes(runs)}.", highlight=False)
+    console.print(f"{summary.count_outcomes(runs)}.", highlight=False)
