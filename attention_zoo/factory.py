@@ -37,14 +37,7 @@ def create_attention(
 
 
 def create_position(
-    name: str,
-    *,
-    dim: int,
-    heads: int,
-    head_dim: int,
-    role: Role,
-    layer: int = 0,
-    **options: Any,
+    name: str, *, dim: int, heads: int, head_dim: int, role: Role, layer: int = 0, **options: Any
 ) -> PositionalEncoding:
     """Build a positional encoding, for a stack of layers or, as its card says, for one of them.
 

@@ -177,10 +177,8 @@ class SoftmaxAttention(Attention):
         qkv = self.project_qkv(x, context, positions, None)
         queries, keys = qkv.q.shape[2], qkv.k.shape[2]
         visible = Visibility.of_last(mask, queries, keys, keys)
-        maps = [
-            pad(self.weights(*part), (0, keys - part[0].k.shape[2]))
-            for part in self.length_spans(qkv, visible)
-        ]
+        parts = self.length_spans(qkv, visible)
+        maps = [pad(self.weights(*part), (0, keys - part[0].k.shape[2])) for part in parts]
         return maps[0] if len(maps) == 1 else torch.cat(maps, dim=2)
 
     def length_spans(self, qkv: QKV, visible: Visibility) -> Iterator[tuple[QKV, Visibility]]:
@@ -314,7 +312,7 @@ class ExplicitScoresAttention(SoftmaxAttention):
 
 
 def unpack_tokens(q: Tensor, q_positions: Tensor, tokens: dict[str, Tensor]) -> QKV:
-    """Join queries with what is kept of every key."""
+    """Join queries with the features of every key."""
     features = {k: v for k, v in tokens.items() if k not in ("keys", "values", "positions")}
     k_positions = tokens["positions"][..., 0]
     return QKV(q, tokens["keys"], tokens["values"], q_positions, k_positions, features)

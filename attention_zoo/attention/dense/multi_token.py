@@ -114,7 +114,7 @@ class MultiTokenAttention(ExplicitScoresAttention):
         total = scores.new_zeros(())
         for back in range(count):
             offset = count - 1 - back
-            # Whether each query sees the token `back` columns before its own.
+            # True where a query sees the token `back` columns before itself.
             sees = seen.diagonal(keys - rows + offset, 2, 3)[..., None]
             part = scores[:, :, offset : offset + rows].masked_fill(~sees, 0.0)
             part = pad(part, ((width - 1) // 2, width // 2))
