@@ -47,7 +47,7 @@ class TokenCache(Cache):
         if self.window is None or part.shape[-2] <= self.window:
             return part
         # A copy: a slice would hold on to all of a long prompt.
-        return part[..., -self.window :, :].clone()
+        return part[..., part.shape[-2] - self.window :, :].clone()
 
     def reorder(self, index: Tensor) -> None:
         self.tokens = {name: part.index_select(0, index) for name, part in self.tokens.items()}

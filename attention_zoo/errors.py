@@ -13,15 +13,17 @@ class BadInput(UserError):
     """A file or a text that cannot be used as it is."""
 
 
-def check_positive(**values: int) -> None:
-    """Check options that count something.
-
-    Raises:
-        UserError: an option below 1.
-    """
+def check_positive(**values: int | None) -> None:
+    """Raise UserError for an option that counts something and is below 1; None is not checked."""
     for name, value in values.items():
-        if value < 1:
+        if value is not None and value < 1:
             raise UserError(f"{name} must be at least 1, got {value}.")
+
+
+def check_dropout(dropout: float) -> None:
+    """Raise UserError for a probability of dropout that is not at least 0 and below 1."""
+    if not 0.0 <= dropout < 1.0:
+        raise UserError(f"dropout must be at least 0 and below 1, got {dropout}.")
 
 
 class TrainingDiverged(UserError):

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from attention_zoo.errors import UserError
+from attention_zoo.errors import UserError, check_positive
 
 # Whether a query may attend to a key, elementwise: of row b of the batch, and columns i and j.
 Predicate = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -43,18 +43,15 @@ class Mask:
     query_segment_ids: Tensor | None = None
 
     def __post_init__(self) -> None:
-        if self.window is not None and self.window < 1:
-            raise UserError(f"window must be at least 1 (the query itself), got {self.window}.")
+        check_positive(window=self.window)
         if self.query_segment_ids is not None and self.segment_ids is None:
             raise UserError("query_segment_ids are compared with segment_ids: give both.")
 
     @property
     def names(self) -> tuple[str, ...]:
         """Return the names of the fields that are set."""
-        values = {field.name: getattr(self, field.name) for field in fields(self)}
-        return tuple(
-            name for name, value in values.items() if value is not None and value is not False
-        )
+        values = ((field.name, getattr(self, field.name)) for field in fields(self))
+        return tuple(name for name, value in values if value is not None and value is not False)
 
     @property
     def batch(self) -> int | None:
@@ -176,6 +173,58 @@ class Visibility:
         j = torch.arange(self.columns.start, self.columns.stop, device=device).view(1, 1, -1)
         visible = predicate(b, i, j)[:, None]
         return pad(visible, (self.sinks, 0), value=True) if self.sinks else visible
+
+
+@dataclass(frozen=True)
+class TokenSpan:
+    """The tokens of a row from the column `start` on; the mask is that of the whole row."""
+
+    mask: Mask = Mask()
+    start: int = 0
+
+    @property
+    def key_mask(self) -> Tensor | None:
+        """Return [b t] bool, True at real tokens."""
+        mask = self.mask.key_mask
+        return None if mask is None else mask[:, self.start :]
+
+    @property
+    def segment_ids(self) -> Tensor | None:
+        """Return [b t], or [b 1+t] with that of the token before the span, if there is one."""
+        segment_ids = self.mask.segment_ids
+        return None if segment_ids is None else segment_ids[:, max(self.start - 1, 0) :]
+
+    @property
+    def segment_starts(self) -> Tensor | None:
+        """Return [b t] bool, True where another segment ends before the token."""
+        segment_ids = self.segment_ids
+        if segment_ids is None:
+            return None
+        if self.start == 0:  # No segment ends before a row.
+            segment_ids = torch.cat([segment_ids[:, :1], segment_ids], dim=1)
+        return find_segment_starts(segment_ids)[:, 1:]
+
+
+def find_segment_starts(segment_ids: Tensor) -> Tensor:
+    """Return [b n] bool, True at the first token of each segment, and so at that of the row."""
+    return pad(segment_ids[:, 1:] != segment_ids[:, :-1], (1, 0), value=True)
+
+
+def count_real_tokens(mask: Mask, length: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Count the real tokens of a row up to each token, and before the segment of each token.
+
+    Returns:
+        [b|1 n], with the token itself, and [b|1 n]; without segments the latter is [1 1].
+    """
+    counts = torch.arange(1, length + 1, device=device)[None, :]
+    before = counts - 1
+    if mask.key_mask is not None:
+        counts = mask.key_mask.cumsum(dim=1)
+        before = counts - mask.key_mask.long()
+    if mask.segment_ids is None:
+        return counts, counts.new_zeros(1, 1)
+    starts = find_segment_starts(mask.segment_ids)
+    return counts, torch.where(starts, before, 0).cummax(dim=1).values
 
 
 def window_span(window: int, causal: bool) -> tuple[int, int]:

@@ -131,8 +131,7 @@ class Attention(nn.Module):
             check_acts_inside(encoding.card)
         # In a tuple, so that an encoding that many layers share is no submodule of each.
         self._position = (encoding,)
-        if not shared:
-            self.encoding = encoding
+        self.encoding = None if shared else encoding
 
     def forward(
         self,
@@ -166,12 +165,7 @@ class Attention(nn.Module):
         return self.project_output(self.attend_tokens(x, context, mask, positions, cache), x)
 
     def attend_tokens(
-        self,
-        x: Tensor,
-        context: Tensor | None,
-        mask: Mask,
-        positions: Tensor,
-        cache: Cache | None,
+        self, x: Tensor, context: Tensor | None, mask: Mask, positions: Tensor, cache: Cache | None
     ) -> Tensor:
         """Compute the weighted sums of values [b h q c]; the arguments are those of `forward`.
 

@@ -27,6 +27,11 @@ def split_heads(y: Tensor, heads: int) -> Tensor:
     return torch.stack([y[..., h * width : (h + 1) * width] for h in range(heads)], dim=1)
 
 
+def repeat_groups(x: Tensor, heads: int) -> Tensor:
+    """Copy each key/value head for the query heads that share it: [b g k c] to [b h k c]."""
+    return x[:, torch.arange(heads) * x.shape[1] // heads]
+
+
 def linear_qkv(attention: Attention, x: Tensor) -> list[Tensor]:
     """Project [b t d] to queries, keys and values [b h t c], as many heads of each."""
     layers = (attention.query, attention.key, attention.value)

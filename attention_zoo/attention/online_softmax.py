@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from attention_zoo.precision import upcast
+from attention_zoo.precision import safe_divide, upcast
 
 
 class PartialSoftmax(NamedTuple):
@@ -52,7 +52,7 @@ def merge_partial_softmax(parts: list[PartialSoftmax]) -> Tensor:
         factor = torch.exp(part.maximum - maximum)
         numerator = numerator + part.numerator * factor[..., None]
         denominator = denominator + part.denominator * factor
-    return numerator / denominator.masked_fill(denominator == 0.0, 1.0)[..., None]
+    return safe_divide(numerator, denominator[..., None])
 
 
 def scatter_partial_softmax(part: PartialSoftmax, columns: Tensor, length: int) -> PartialSoftmax:

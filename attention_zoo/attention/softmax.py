@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import product
 from typing import Any, ClassVar, NamedTuple, get_args
 
@@ -10,18 +10,25 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from attention_zoo.attention import naive
 from attention_zoo.attention.base import Attention, resolve_positions
-from attention_zoo.attention.naive import linear_heads, linear_output
 from attention_zoo.backends import BACKENDS, resolve
 from attention_zoo.backends.reference import attention_weights, repeat_heads
 from attention_zoo.caches import Cache, TokenCache
-from attention_zoo.errors import Unsupported, UserError
+from attention_zoo.errors import Unsupported, check_dropout
 from attention_zoo.masks import Mask, Visibility
 from attention_zoo.position.base import NaiveScoreInputs, ScoreInputs
-from attention_zoo.zoo import Site
+from attention_zoo.zoo import ROLES, AttentionCard, Role, Site
 
-# Where an encoding may act on attention that keeps the heads and the way from scores to weights.
-SITES_OF_SOFTMAX: tuple[Site, ...] = get_args(Site)
+
+@dataclass(frozen=True, kw_only=True)
+class SoftmaxCard(AttentionCard):
+    """The card of a relative of softmax attention; the defaults are what most of them declare."""
+
+    roles: tuple[Role, ...] = ROLES
+    masks: tuple[str, ...] = ("causal", "window", "key_mask", "segment_ids", "query_segment_ids")
+    positions: tuple[Site, ...] = get_args(Site)
+    cache: str = "keys and values"
 
 
 class QKV(NamedTuple):
@@ -39,8 +46,8 @@ class QKV(NamedTuple):
 class SoftmaxAttention(Attention):
     """softmax(QKᵀ/√c + bias, masked) V, computed by a backend.
 
-    A variant overrides some of eight hooks: `project_query` and `project_key_value`,
-    `apply_position`, `score_bias`, `weights` (for explicit scores: `scores` and `normalise`),
+    A variant overrides some hooks: `project_query` and `project_key_value`, `apply_position`,
+    `score_bias`, `kernel_inputs`, `weights` (for explicit scores: `scores` and `normalise`),
     `attend`, `project_output`, and `extra_features` for the cache.
 
     Args:
@@ -53,8 +60,7 @@ class SoftmaxAttention(Attention):
 
     def __init__(self, *, dropout: float = 0.0, backend: str = "auto", **options: Any) -> None:
         super().__init__(**options)
-        if not 0.0 <= dropout < 1.0:
-            raise UserError(f"dropout must be at least 0 and below 1, got {dropout}.")
+        check_dropout(dropout)
         self.dropout = dropout
         self.scale = self.head_dim**-0.5
         self.backend = resolve(backend, self.backends)
@@ -65,12 +71,7 @@ class SoftmaxAttention(Attention):
             )
 
     def attend_tokens(
-        self,
-        x: Tensor,
-        context: Tensor | None,
-        mask: Mask,
-        positions: Tensor,
-        cache: Cache | None,
+        self, x: Tensor, context: Tensor | None, mask: Mask, positions: Tensor, cache: Cache | None
     ) -> Tensor:
         assert cache is None or isinstance(cache, TokenCache)
         qkv = self.project_qkv(x, context, positions, cache)
@@ -129,34 +130,39 @@ class SoftmaxAttention(Attention):
             )
         )
 
+    def kernel_inputs(self, qkv: QKV, visible: Visibility) -> tuple[QKV, Visibility, Tensor | None]:
+        """Return what the backend computes softmax attention of; the last is the scores' bias."""
+        return qkv, visible, self.score_bias(qkv, visible)
+
     def attend(self, qkv: QKV, visible: Visibility) -> Tensor:
         """Compute the weighted sums of values, [b h q c], by the backend."""
+        qkv, visible, bias = self.kernel_inputs(qkv, visible)
         return BACKENDS[self.backend].attend(
             qkv.q,
             qkv.k,
             qkv.v,
             visible=visible,
-            bias=self.score_bias(qkv, visible),
+            bias=bias,
             scale=self.scale,
             dropout=self.dropout if self.training else 0.0,
         )
 
     def attend_explicitly(self, qkv: QKV, visible: Visibility) -> Tensor:
         """Compute the same by way of the weights, which an encoding of values needs."""
-        weights = torch.dropout(self.weights(qkv, visible), self.dropout, train=self.training)
+        weights = self.drop_weights(self.weights(qkv, visible))
         attended = weights @ repeat_heads(qkv.v, self.heads)
         bias = self.position.value_bias(weights, qkv.q_positions, qkv.k_positions)
         return attended if bias is None else attended + bias
 
+    def drop_weights(self, weights: Tensor) -> Tensor:
+        """Drop some of the weights in training."""
+        return torch.dropout(weights, self.dropout, train=self.training)
+
     def weights(self, qkv: QKV, visible: Visibility) -> Tensor:
         """Compute the weights [b h q k]."""
-        return attention_weights(
-            qkv.q,
-            qkv.k,
-            visible=visible.dense(qkv.q.device),
-            bias=self.score_bias(qkv, visible),
-            scale=self.scale,
-        )
+        qkv, visible, bias = self.kernel_inputs(qkv, visible)
+        seen = visible.dense(qkv.q.device)
+        return attention_weights(qkv.q, qkv.k, visible=seen, bias=bias, scale=self.scale)
 
     def compute_map(self, x: Tensor, source: Tensor, mask: Mask, positions: Tensor) -> Tensor:
         context = source if self.role == "cross" else None
@@ -246,9 +252,12 @@ class SoftmaxAttention(Attention):
 
     def naive_qkv(self, x: Tensor, source: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Project x to queries [b h q c], and the source to keys and values [b h k c]."""
-        groups = torch.arange(self.heads) * self.kv_heads // self.heads
-        k, v = (linear_heads(layer, source, self.kv_heads) for layer in (self.key, self.value))
-        return linear_heads(self.query, x, self.heads), k[:, groups], v[:, groups]
+        q = naive.linear_heads(self.query, x, self.heads)
+        k, v = (
+            naive.repeat_groups(naive.linear_heads(layer, source, self.kv_heads), self.heads)
+            for layer in (self.key, self.value)
+        )
+        return q, k, v
 
     def naive_scores(self, head: int, query: Tensor, keys: Tensor) -> Tensor:
         """Return the scores [k] of one query [c] and the keys [k c] that it sees."""
@@ -261,7 +270,7 @@ class SoftmaxAttention(Attention):
 
     def naive_output(self, attended: Tensor, x: Tensor) -> Tensor:
         """Project weighted sums of values [b h q c] to outputs [b q d]."""
-        return linear_output(self.output, attended)
+        return naive.linear_output(self.output, attended)
 
 
 def unpack_tokens(q: Tensor, q_positions: Tensor, tokens: dict[str, Tensor]) -> QKV:

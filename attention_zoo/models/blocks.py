@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from attention_zoo.attention.base import Attention
 from attention_zoo.caches import Cache
-from attention_zoo.errors import UserError
+from attention_zoo.errors import UserError, check_dropout
 from attention_zoo.masks import Mask
 from attention_zoo.zoo import Role
 
@@ -49,8 +49,7 @@ class BlockOptions:
             value, legal = getattr(self, name), get_args(choices)
             if value not in legal:
                 raise UserError(f"{name} must be one of {', '.join(legal)}, got {value!r}.")
-        if not 0.0 <= self.dropout < 1.0:
-            raise UserError(f"dropout must be at least 0 and below 1, got {self.dropout}.")
+        check_dropout(self.dropout)
         if min(self.dim, self.ffn_dim) < 1:
             raise UserError(f"dim and ffn_dim must be positive, got {self.dim} and {self.ffn_dim}.")
 

@@ -5,7 +5,7 @@ from torch import Tensor, nn
 
 from attention_zoo.caches import LayeredCache
 from attention_zoo.capture import Maps, capture_attention, group_by_role
-from attention_zoo.masks import Mask
+from attention_zoo.masks import Mask, count_real_tokens
 from attention_zoo.models.blocks import Activation, AttentionFactory, BlockOptions, Norm, NormOrder
 from attention_zoo.models.embedding import TokenEmbedding, output_head
 from attention_zoo.models.stacks import Decoder, PositionFactory
@@ -114,15 +114,7 @@ def positions_in_row(
     key_mask: Tensor | None, segment_ids: Tensor | None, length: int, device: torch.device
 ) -> Tensor:
     """Return positions [b|1 length] that count real tokens only, from zero in each segment."""
-    places = torch.arange(length, device=device)[None, :]
-    before = places
-    if key_mask is not None:
-        before = key_mask.cumsum(dim=1) - key_mask.long()
-        places = (key_mask.cumsum(dim=1) - 1).clamp(min=0)
-    if segment_ids is not None:
-        starts = torch.ones_like(segment_ids, dtype=torch.bool)
-        starts[:, 1:] = segment_ids[:, 1:] != segment_ids[:, :-1]
-        # Real tokens before a segment: a padded first token has the position of the last one.
-        before = torch.where(starts, before, 0).cummax(dim=1).values
-        places = (places - before).clamp(min=0)
-    return places
+    mask = Mask(key_mask=key_mask, segment_ids=segment_ids)
+    counts, counts_before_segment = count_real_tokens(mask, length, device)
+    # Padding at the start of a segment has the position of its first token.
+    return (counts - counts_before_segment - 1).clamp(min=0)

@@ -16,11 +16,10 @@ from attention_zoo.attention import base, explicit_scores
 from attention_zoo.attention.base import Attention
 from attention_zoo.attention.dense import cosine, general, tensor_product
 from attention_zoo.attention.kernel import linear
-from attention_zoo.attention.recurrent.steps import TokenSpan
 from attention_zoo.attention.softmax import SoftmaxAttention
 from attention_zoo.backends import BACKENDS, flex, reference
 from attention_zoo.caches import StateCache, TokenCache
-from attention_zoo.masks import Mask, Visibility
+from attention_zoo.masks import Mask, TokenSpan, Visibility
 from attention_zoo.models import language_model
 from attention_zoo.position.absolute import learned, sinusoidal
 from attention_zoo.position.base import PositionalEncoding

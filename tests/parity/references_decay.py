@@ -8,8 +8,7 @@ from transformers.models.mamba2.modeling_mamba2 import Mamba2Mixer
 from attention_zoo import create_attention
 from attention_zoo.attention.base import Attention
 from attention_zoo.attention.recurrent.convolution import ConvolutionRunner
-from attention_zoo.attention.recurrent.steps import TokenSpan
-from attention_zoo.masks import Mask
+from attention_zoo.masks import Mask, TokenSpan
 from tests.conformance.definition import key_mask
 from tests.parity.compared import Outcome, fla, outcome, parity
 

@@ -11,8 +11,8 @@ from transformers.models.qwen3_next.modeling_qwen3_next import Qwen3NextGatedDel
 from attention_zoo import create_attention
 from attention_zoo.attention.base import Attention
 from attention_zoo.attention.recurrent.convolution import ConvolutionRunner
-from attention_zoo.attention.recurrent.steps import Steps, TokenSpan
-from attention_zoo.masks import Mask
+from attention_zoo.attention.recurrent.steps import Steps
+from attention_zoo.masks import Mask, TokenSpan
 from tests.conformance.definition import key_mask
 from tests.parity.compared import Outcome, fla, outcome, parity
 

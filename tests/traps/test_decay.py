@@ -11,8 +11,8 @@ from attention_zoo.attention.base import Attention
 from attention_zoo.attention.recurrent.convolution import ConvolutionRunner, ShortConvolution
 from attention_zoo.attention.recurrent.fenwick import level_table
 from attention_zoo.attention.recurrent.recurrence import decayed_product
-from attention_zoo.attention.recurrent.steps import Steps, TokenSpan
-from attention_zoo.masks import Mask
+from attention_zoo.attention.recurrent.steps import Steps
+from attention_zoo.masks import Mask, TokenSpan
 from tests.conformance.cases import Case
 from tests.conformance.definition import key_mask
 from tests.conformance.numbers import assert_same, default_dtype

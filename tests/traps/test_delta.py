@@ -12,8 +12,8 @@ from attention_zoo.attention.base import Attention
 from attention_zoo.attention.recurrent.convolution import ConvolutionRunner
 from attention_zoo.attention.recurrent.delta_attention import unit_vectors
 from attention_zoo.attention.recurrent.delta_rule import delta_rule
-from attention_zoo.attention.recurrent.steps import Steps, TokenSpan
-from attention_zoo.masks import Mask
+from attention_zoo.attention.recurrent.steps import Steps
+from attention_zoo.masks import Mask, TokenSpan
 from tests.conformance.numbers import assert_same, default_dtype
 
 DIM, HEADS = 16, 4

@@ -301,7 +301,7 @@ def test_decoding_needs_no_more_than_the_last_queries() -> None:
     cache = attention.new_cache()
     parts = [attention(x[:, i : i + 1], cache=cache) for i in range(9)]
     assert_same(torch.cat(parts, dim=1), attention(x))
-    assert cache.queries["q"].shape[2] == 2
+    assert cache.queries.tokens["q"].shape[2] == 2
 
 
 # Selective

@@ -7,20 +7,19 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from attention_zoo.attention.explicit_scores import ExplicitScoresAttention
-from attention_zoo.zoo import ATTENTION, AttentionCard
+from attention_zoo.attention.softmax import SoftmaxCard
+from attention_zoo.zoo import ATTENTION
 
 BLOCK = 32  # queries scored at once
 
 
 @ATTENTION.register(
-    AttentionCard(
+    SoftmaxCard(
         name="additive",
         paper="Bahdanau et al. 2015, arXiv 1409.0473, appendix A.1.2",
         equation="softmax(vᵀ tanh(W q + U k)) V",
         reference="closed form",
         deviations="several heads, and projected values, as in multi-head attention",
-        roles=("causal", "global", "cross"),
-        masks=("causal", "window", "key_mask", "segment_ids", "query_segment_ids"),
         positions=("positions", "embeddings", "scores"),
         cache="projected keys and values",
     )

@@ -8,16 +8,15 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from attention_zoo.attention import naive
-from attention_zoo.attention.dense.norms import rms_normalise
-from attention_zoo.attention.softmax import QKV, SoftmaxAttention
+from attention_zoo.attention.softmax import QKV, SoftmaxAttention, SoftmaxCard
 from attention_zoo.errors import UserError
 from attention_zoo.masks import Visibility
 from attention_zoo.precision import upcast
-from attention_zoo.zoo import ATTENTION, AttentionCard
+from attention_zoo.zoo import ATTENTION
 
 
 @ATTENTION.register(
-    AttentionCard(
+    SoftmaxCard(
         name="differential",
         paper="Ye et al. 2024, arXiv 2410.05258, §2.1",
         equation="(softmax(Q₁K₁ᵀ/√c) − λ softmax(Q₂K₂ᵀ/√c)) V, normed, ×(1 − λ_init)",
@@ -25,10 +24,7 @@ from attention_zoo.zoo import ATTENTION, AttentionCard
         deviations="a head is a pair: c here is 2d there, so that heads and parameters count as in "
         "multi-head attention; dropout, which the paper leaves open, drops from both maps apart; "
         "the norm has no weight, which the output projection would take in",
-        roles=("causal", "global", "cross"),
-        masks=("causal", "window", "key_mask", "segment_ids", "query_segment_ids"),
         positions=("positions", "embeddings", "heads", "scores"),
-        cache="keys and values",
         weights="signed",
     )
 )
@@ -87,9 +83,9 @@ class DifferentialAttention(SoftmaxAttention):
         return first - self.mix() * second
 
     def project_output(self, attended: Tensor, x: Tensor) -> Tensor:
-        normed = rms_normalise(upcast(attended), (-1,), epsilon=1e-5)
-        normed = normed * (1.0 - self.initial_mix)
-        return super().project_output(normed.to(attended.dtype), x)
+        wide = upcast(attended)
+        normed = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + 1e-5)
+        return super().project_output((normed * (1.0 - self.initial_mix)).to(attended.dtype), x)
 
     def naive(self, x: Tensor, source: Tensor, visible: Tensor, positions: Tensor) -> Tensor:
         """Compute the paper's equation with both maps in full."""
@@ -100,11 +96,12 @@ class DifferentialAttention(SoftmaxAttention):
             heads = q[..., half], k[..., half]
             scores = self.naive_score_matrix(*heads, source, visible, positions)
             maps.append(naive.softmax(scores, visible))
+        initial = 0.8 - 0.6 * math.exp(-0.3 * self.layer)
         (q1, q2), (k1, k2) = self.query_mix, self.key_mix
-        mix = torch.exp(q1 @ k1) - torch.exp(q2 @ k2) + self.initial_mix
+        mix = torch.exp(q1 @ k1) - torch.exp(q2 @ k2) + initial
         attended = (maps[0] - mix * maps[1]) @ v
         normed = attended / torch.sqrt((attended**2).mean(dim=-1, keepdim=True) + 1e-5)
-        return self.naive_output((1.0 - self.initial_mix) * normed, x)
+        return self.naive_output((1.0 - initial) * normed, x)
 
     def naive_scores(self, head: int, query: Tensor, keys: Tensor) -> Tensor:
         return keys @ query / math.sqrt(self.head_dim / 2)

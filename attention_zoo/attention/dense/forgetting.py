@@ -7,14 +7,14 @@ from torch import Tensor, nn
 from torch.nn.functional import logsigmoid
 
 from attention_zoo.attention import naive
-from attention_zoo.attention.softmax import QKV, SoftmaxAttention
+from attention_zoo.attention.softmax import QKV, SoftmaxAttention, SoftmaxCard
 from attention_zoo.masks import Visibility
 from attention_zoo.precision import upcast
-from attention_zoo.zoo import ATTENTION, AttentionCard
+from attention_zoo.zoo import ATTENTION
 
 
 @ATTENTION.register(
-    AttentionCard(
+    SoftmaxCard(
         name="forgetting",
         paper="Lin et al. 2025, arXiv 2503.02130",
         equation="softmax(QKᵀ/√c + D) V, D_ij = Σ_{j<l≤i} log f_l, f = σ(W x + b)",

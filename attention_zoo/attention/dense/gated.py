@@ -7,20 +7,16 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from attention_zoo.attention import naive
-from attention_zoo.attention.softmax import SITES_OF_SOFTMAX, SoftmaxAttention
-from attention_zoo.zoo import ATTENTION, AttentionCard
+from attention_zoo.attention.softmax import SoftmaxAttention, SoftmaxCard
+from attention_zoo.zoo import ATTENTION
 
 
 @ATTENTION.register(
-    AttentionCard(
+    SoftmaxCard(
         name="gated",
         paper="Qiu et al. 2025, arXiv 2505.06708",
         equation="(softmax(QKᵀ/√c) V ⊙ σ(x W_G)) W_O",
         reference="transformers Qwen3NextAttention",
-        roles=("causal", "global", "cross"),
-        masks=("causal", "window", "key_mask", "segment_ids", "query_segment_ids"),
-        positions=SITES_OF_SOFTMAX,
-        cache="keys and values",
     )
 )
 class GatedAttention(SoftmaxAttention):

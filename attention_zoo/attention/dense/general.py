@@ -6,21 +6,19 @@ import torch
 from torch import Tensor, nn
 
 from attention_zoo.attention import naive
-from attention_zoo.attention.softmax import QKV, SoftmaxAttention
+from attention_zoo.attention.softmax import QKV, SoftmaxAttention, SoftmaxCard
 from attention_zoo.caches import TokenCache
-from attention_zoo.zoo import ATTENTION, AttentionCard
+from attention_zoo.zoo import ATTENTION
 
 
 @ATTENTION.register(
-    AttentionCard(
+    SoftmaxCard(
         name="general",
         paper="Luong et al. 2015, arXiv 1508.04025, §3.1",
         equation="softmax(x W_i yᵀ) V_i",
         reference="closed form",
         deviations="several heads, and projected values and outputs, as in multi-head attention, "
         "in place of the states themselves and a tanh layer",
-        roles=("causal", "global", "cross"),
-        masks=("causal", "window", "key_mask", "segment_ids", "query_segment_ids"),
         positions=("positions", "embeddings", "heads", "width", "length", "scores", "content"),
         cache="the tokens themselves, which are the keys of all heads, and values",
     )
@@ -38,7 +36,9 @@ class GeneralAttention(SoftmaxAttention):
     def __init__(self, **options: Any) -> None:
         super().__init__(kv_heads=None, **options)
         self.scale = 1.0
-        bias = self.output.bias is not None
+
+    def create_projections(self, bias: bool) -> None:
+        super().create_projections(bias)
         self.query = nn.Linear(self.dim, self.heads * self.dim, bias=bias)
         # So that scores start with about the variance that scaled dot products have.
         nn.init.normal_(self.query.weight, std=1.0 / self.dim)

@@ -2,19 +2,16 @@
 
 from typing import Any
 
-from attention_zoo.attention.softmax import SITES_OF_SOFTMAX, SoftmaxAttention
-from attention_zoo.zoo import ATTENTION, AttentionCard
+from attention_zoo.attention.softmax import SoftmaxAttention, SoftmaxCard
+from attention_zoo.zoo import ATTENTION
 
 
 @ATTENTION.register(
-    AttentionCard(
+    SoftmaxCard(
         name="grouped_query",
         paper="Ainslie et al. 2023, arXiv 2305.13245",
         equation="softmax(Q_i K_jᵀ/√c) V_j, j = ⌊i·g/h⌋",
         reference="transformers LlamaAttention",
-        roles=("causal", "global", "cross"),
-        masks=("causal", "window", "key_mask", "segment_ids", "query_segment_ids"),
-        positions=SITES_OF_SOFTMAX,
         cache="keys and values of g heads",
     )
 )

@@ -6,15 +6,15 @@ import torch
 from torch import Tensor
 
 from attention_zoo.attention import naive
-from attention_zoo.attention.softmax import QKV, SoftmaxAttention
+from attention_zoo.attention.softmax import QKV, SoftmaxAttention, SoftmaxCard
 from attention_zoo.backends.reference import repeat_heads
 from attention_zoo.masks import Visibility
 from attention_zoo.precision import autocast_disabled, upcast
-from attention_zoo.zoo import ATTENTION, AttentionCard
+from attention_zoo.zoo import ATTENTION
 
 
 @ATTENTION.register(
-    AttentionCard(
+    SoftmaxCard(
         name="laser",
         paper="Duvvuri and Dhillon 2024, arXiv 2411.03493",
         equation="log(softmax(QKᵀ/√c) exp(V))",
@@ -22,10 +22,7 @@ from attention_zoo.zoo import ATTENTION, AttentionCard
         deviations="no dropout of weights, which would make logarithms of zero; a value more than "
         "87 (in float32) below the largest of its channel, over the sequence, is lost; "
         "x-transformers bounds values by a tanh instead",
-        roles=("causal", "global", "cross"),
-        masks=("causal", "window", "key_mask", "segment_ids", "query_segment_ids"),
         positions=("positions", "embeddings", "heads", "width", "scores", "content"),
-        cache="keys and values",
     )
 )
 class LaserAttention(SoftmaxAttention):

@@ -2,20 +2,16 @@
 
 from typing import Any
 
-from attention_zoo.attention.softmax import SITES_OF_SOFTMAX, SoftmaxAttention
-from attention_zoo.zoo import ATTENTION, AttentionCard
+from attention_zoo.attention.softmax import SoftmaxAttention, SoftmaxCard
+from attention_zoo.zoo import ATTENTION
 
 
 @ATTENTION.register(
-    AttentionCard(
+    SoftmaxCard(
         name="multi_head",
         paper="Vaswani et al. 2017, arXiv 1706.03762, §3.2.2",
         equation="softmax(QKᵀ/√c) V per head, joined and projected",
         reference="torch.nn.MultiheadAttention",
-        roles=("causal", "global", "cross"),
-        masks=("causal", "window", "key_mask", "segment_ids", "query_segment_ids"),
-        positions=SITES_OF_SOFTMAX,
-        cache="keys and values",
     )
 )
 class MultiHeadAttention(SoftmaxAttention):

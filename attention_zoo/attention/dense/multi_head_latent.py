@@ -9,22 +9,20 @@ from torch import Tensor, nn
 
 from attention_zoo.attention import naive
 from attention_zoo.attention.dense.norms import RMSNorm
-from attention_zoo.attention.softmax import QKV, SoftmaxAttention
-from attention_zoo.errors import UserError
+from attention_zoo.attention.softmax import QKV, SoftmaxAttention, SoftmaxCard
+from attention_zoo.errors import check_positive
 from attention_zoo.masks import Mask, Visibility
-from attention_zoo.zoo import ATTENTION, AttentionCard
+from attention_zoo.zoo import ATTENTION
 
 
 @ATTENTION.register(
-    AttentionCard(
+    SoftmaxCard(
         name="multi_head_latent",
         paper="DeepSeek-AI 2024, arXiv 2405.04434, §2.1",
         equation="softmax([Q; Q_R][K; K_R]ᵀ/√(c + r)) V, K = L W_K, V = L W_V, L = norm(x W_L)",
         reference="transformers DeepseekV3Attention",
         deviations="cross-attention, whose sides share no positions, has no rotary part; an "
         "encoding that does not rotate leaves it as a part of the keys that the heads share",
-        roles=("causal", "global", "cross"),
-        masks=("causal", "window", "key_mask", "segment_ids", "query_segment_ids"),
         positions=("positions", "embeddings", "heads", "scores"),
         cache="latents, and one rotary key for all heads",
     )
@@ -59,14 +57,7 @@ class MultiHeadLatentAttention(SoftmaxAttention):
         super().__init__(kv_heads=None, **options)
         latent_dim = 4 * self.head_dim if latent_dim is None else latent_dim
         rope_dim = self.head_dim // 2 if rope_dim is None else rope_dim
-        widths = {
-            "latent_dim": latent_dim,
-            "query_latent_dim": query_latent_dim,
-            "rope_dim": rope_dim,
-        }
-        for name, width in widths.items():
-            if width is not None and width < 1:
-                raise UserError(f"{name} must be at least 1, got {width}.")
+        check_positive(latent_dim=latent_dim, query_latent_dim=query_latent_dim, rope_dim=rope_dim)
         self.latent_dim = latent_dim
         self.rope_dim = 0 if self.role == "cross" else rope_dim
         self.scale = (self.head_dim + self.rope_dim) ** -0.5
@@ -78,8 +69,7 @@ class MultiHeadLatentAttention(SoftmaxAttention):
         if query_latent_dim is not None:
             self.query_latent = self.new_latent(query_latent_dim, bias=bias)
             source = query_latent_dim
-        query_dim = self.heads * (self.head_dim + self.rope_dim)
-        self.query = nn.Linear(source, query_dim, bias=bias)
+        self.query = nn.Linear(source, self.heads * (self.head_dim + self.rope_dim), bias=bias)
         if self.rope_dim:
             self.shared_key = nn.Linear(self.dim, self.rope_dim, bias=bias)
         # Without a bias, so that they can be absorbed.
@@ -118,7 +108,7 @@ class MultiHeadLatentAttention(SoftmaxAttention):
     def attend(self, qkv: QKV, visible: Visibility) -> Tensor:
         if not self.absorbs(qkv.q.shape[2], qkv.k.shape[2]):
             return super().attend(self.expand(qkv), visible)
-        plain, rotary = qkv.q.split([self.head_dim, qkv.q.shape[3] - self.head_dim], dim=-1)
+        plain, rotary = qkv.q.split([self.head_dim, self.rope_dim], dim=-1)
         absorbed = qkv._replace(
             q=torch.cat([plain @ self.matrix_per_head(self.key), rotary], dim=-1),
             k=torch.cat([qkv.v, qkv.k], dim=-1),

@@ -2,19 +2,16 @@
 
 from typing import Any
 
-from attention_zoo.attention.softmax import SITES_OF_SOFTMAX, SoftmaxAttention
-from attention_zoo.zoo import ATTENTION, AttentionCard
+from attention_zoo.attention.softmax import SoftmaxAttention, SoftmaxCard
+from attention_zoo.zoo import ATTENTION
 
 
 @ATTENTION.register(
-    AttentionCard(
+    SoftmaxCard(
         name="multi_query",
         paper="Shazeer 2019, arXiv 1911.02150",
         equation="softmax(Q_i Kᵀ/√c) V",
         reference="closed form",
-        roles=("causal", "global", "cross"),
-        masks=("causal", "window", "key_mask", "segment_ids", "query_segment_ids"),
-        positions=SITES_OF_SOFTMAX,
         cache="keys and values of one head",
     )
 )

@@ -9,11 +9,11 @@ from torch.nn.functional import conv2d, pad
 
 from attention_zoo.attention import naive
 from attention_zoo.attention.explicit_scores import ExplicitScoresAttention
-from attention_zoo.attention.softmax import QKV
+from attention_zoo.attention.softmax import QKV, SoftmaxCard
 from attention_zoo.backends.reference import masked_softmax
 from attention_zoo.caches import Cache, TokenCache
-from attention_zoo.errors import UserError
-from attention_zoo.zoo import ATTENTION, AttentionCard
+from attention_zoo.errors import UserError, check_positive
+from attention_zoo.zoo import ATTENTION
 
 
 class QueryCache(TokenCache):
@@ -21,30 +21,15 @@ class QueryCache(TokenCache):
 
     def __init__(self, count: int) -> None:
         super().__init__()
-        self.count = count
-        self.queries: dict[str, Tensor] = {}
-
-    def append_queries(self, **new: Tensor) -> dict[str, Tensor]:
-        """Take in queries [b … q c]; return the cached ones followed by the new ones."""
-        cached = self.queries
-        joined = {
-            name: torch.cat([cached[name], part], dim=-2) if name in cached else part
-            for name, part in new.items()
-        }
-        # A copy: a slice would hold on to all of a long prompt.
-        self.queries = {
-            name: part[..., max(part.shape[-2] - self.count, 0) :, :].clone()
-            for name, part in joined.items()
-        }
-        return joined
+        self.queries = TokenCache(window=count)
 
     def reorder(self, index: Tensor) -> None:
         super().reorder(index)
-        self.queries = {name: part.index_select(0, index) for name, part in self.queries.items()}
+        self.queries.reorder(index)
 
 
 @ATTENTION.register(
-    AttentionCard(
+    SoftmaxCard(
         name="multi_token",
         paper="Golovneva et al. 2025, arXiv 2504.00927, §3.1 and §3.2",
         equation="W softmax(mask(θ * mask₀(QKᵀ/√c))) V, W mixes heads",
@@ -76,19 +61,10 @@ class MultiTokenAttention(ExplicitScoresAttention):
     """
 
     def __init__(
-        self,
-        *,
-        query_kernel: int = 6,
-        key_kernel: int = 11,
-        head_kernel: int = 2,
-        **options: Any,
+        self, *, query_kernel: int = 6, key_kernel: int = 11, head_kernel: int = 2, **options: Any
     ) -> None:
         super().__init__(**options)
-        if min(query_kernel, key_kernel) < 1:
-            raise UserError(
-                "query_kernel and key_kernel must be at least 1, "
-                f"got query_kernel={query_kernel}, key_kernel={key_kernel}."
-            )
+        check_positive(query_kernel=query_kernel, key_kernel=key_kernel)
         if head_kernel < 1 or self.heads % head_kernel:
             raise UserError(
                 "heads must be a multiple of head_kernel, "
@@ -116,7 +92,7 @@ class MultiTokenAttention(ExplicitScoresAttention):
             return qkv
         assert isinstance(cache, QueryCache)
         q_positions = qkv.q_positions.expand(len(x), -1)[..., None]
-        joined = cache.append_queries(q=qkv.q, positions=q_positions)
+        joined = cache.queries.append(q=qkv.q, positions=q_positions)
         return qkv._replace(q=joined["q"], q_positions=joined["positions"][..., 0])
 
     def project_output(self, attended: Tensor, x: Tensor) -> Tensor:

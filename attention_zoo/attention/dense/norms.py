@@ -1,14 +1,13 @@
-"""Norms of queries, keys and latents, computed in float32 at least."""
+"""The norm of queries, keys and latents."""
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import normalize
 
 from attention_zoo.precision import upcast
 
 
 class RMSNorm(nn.Module):
-    """x / √(mean(x²) + ε) ⊙ w (Zhang and Sennrich 2019, arXiv 1910.07467).
+    """x / √(mean(x²) + ε) ⊙ w (Zhang and Sennrich 2019, arXiv 1910.07467), in float32 at least.
 
     Args:
         shape: of the weight w, which starts with ones.
@@ -21,36 +20,6 @@ class RMSNorm(nn.Module):
         self.over = over
 
     def forward(self, x: Tensor) -> Tensor:
-        return (rms_normalise(upcast(x), self.over, epsilon=1e-6) * self.weight).to(x.dtype)
-
-
-class L2Norm(nn.Module):
-    """x / |x|, of each head."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return l2_normalise(upcast(x)).to(x.dtype)
-
-
-class ScaledL2Norm(nn.Module):
-    """g·x / |x| with a learned number g.
-
-    Args:
-        start: g at the beginning.
-    """
-
-    def __init__(self, start: float) -> None:
-        super().__init__()
-        self.scale = nn.Parameter(torch.tensor(start))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return (l2_normalise(upcast(x)) * self.scale).to(x.dtype)
-
-
-def rms_normalise(x: Tensor, over: tuple[int, ...], *, epsilon: float) -> Tensor:
-    """Compute x / √(mean(x²) + ε)."""
-    return x * torch.rsqrt(x.square().mean(over, keepdim=True) + epsilon)
-
-
-def l2_normalise(x: Tensor) -> Tensor:
-    """Scale vectors [… c] to length one; zeros stay zeros."""
-    return normalize(x, dim=-1)
+        wide = upcast(x)
+        normed = wide * torch.rsqrt(wide.square().mean(self.over, keepdim=True) + 1e-6)
+        return (normed * self.weight).to(x.dtype)

@@ -5,27 +5,38 @@ from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import normalize
 
-from attention_zoo.attention.dense.norms import L2Norm, RMSNorm, ScaledL2Norm
-from attention_zoo.attention.softmax import SITES_OF_SOFTMAX, SoftmaxAttention
+from attention_zoo.attention import naive
+from attention_zoo.attention.dense.norms import RMSNorm
+from attention_zoo.attention.softmax import SoftmaxAttention, SoftmaxCard
 from attention_zoo.errors import UserError
-from attention_zoo.zoo import ATTENTION, AttentionCard
+from attention_zoo.precision import upcast
+from attention_zoo.zoo import ATTENTION
 
-Norm = Literal["l2", "rms_per_head", "rms_shared", "rms_full"]
-LENGTH = 1024  # tokens, from which the initial scale of `l2` is computed
+QKNorm = Literal["l2", "rms_per_head", "rms_shared", "rms_full"]
+
+
+class L2Norm(nn.Module):
+    """g·x / |x| of each head, in float32 at least; g is 1, or learned from a start on."""
+
+    def __init__(self, start: float | None = None) -> None:
+        super().__init__()
+        self.scale = None if start is None else nn.Parameter(torch.tensor(start))
+
+    def forward(self, x: Tensor) -> Tensor:
+        unit = normalize(upcast(x), dim=-1)
+        return (unit if self.scale is None else unit * self.scale).to(x.dtype)
 
 
 @ATTENTION.register(
-    AttentionCard(
+    SoftmaxCard(
         name="qk_norm",
         paper="Henry et al. 2020, arXiv 2010.04245; Dehghani et al. 2023, arXiv 2302.05442",
         equation="softmax(norm(Q) norm(K)ᵀ·s) V, s = 1/√c, or learned (l2)",
         reference="transformers Qwen3Attention",
         deviations="Dehghani et al. use LayerNorm, later models RMSNorm; the learned scale of l2 "
         "starts at log2(L² − L) with L = 1024, where Henry et al. take L from the training data",
-        roles=("causal", "global", "cross"),
-        masks=("causal", "window", "key_mask", "segment_ids", "query_segment_ids"),
-        positions=SITES_OF_SOFTMAX,
         cache="normed keys, and values",
     )
 )
@@ -42,20 +53,20 @@ class QKNormAttention(SoftmaxAttention):
             `rms_full`: RMS over the whole width, before it is split into heads (OLMo 2).
     """
 
-    def __init__(self, *, norm: Norm = "rms_shared", **options: Any) -> None:
+    def __init__(self, *, norm: QKNorm = "rms_shared", **options: Any) -> None:
         super().__init__(**options)
-        if norm not in get_args(Norm):
-            raise UserError(f"norm must be one of {', '.join(get_args(Norm))}, got {norm!r}.")
+        if norm not in get_args(QKNorm):
+            raise UserError(f"norm must be one of {', '.join(get_args(QKNorm))}, got {norm!r}.")
         self.query_norm, self.key_norm = self.new_norms(norm)
         if norm == "l2":
             self.scale = 1.0  # It is part of the queries' norm.
 
-    def new_norms(self, norm: Norm) -> tuple[nn.Module, nn.Module]:
+    def new_norms(self, norm: QKNorm) -> tuple[RMSNorm | L2Norm, RMSNorm | L2Norm]:
         """Create the norms of queries [b h q c] and of keys [b g k c]."""
         h, g, c = self.heads, self.kv_heads, self.head_dim
         match norm:
             case "l2":
-                return ScaledL2Norm(math.log2(LENGTH**2 - LENGTH)), L2Norm()
+                return L2Norm(math.log2(1024**2 - 1024)), L2Norm()  # for 1,024 tokens
             case "rms_per_head":
                 return RMSNorm(h, 1, c), RMSNorm(g, 1, c)
             case "rms_shared":
@@ -72,23 +83,21 @@ class QKNormAttention(SoftmaxAttention):
 
     def naive_qkv(self, x: Tensor, source: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         q, k, v = super().naive_qkv(x, source)
-        shared = self.heads // self.kv_heads
-        q = naive_norm(self.query_norm, q, 1)
-        return q, naive_norm(self.key_norm, k, shared), v
+        return naive_norm(self.query_norm, q), naive_norm(self.key_norm, k), v
 
     def naive_scores(self, head: int, query: Tensor, keys: Tensor) -> Tensor:
         scores = keys @ query
         return scores if isinstance(self.key_norm, L2Norm) else scores / math.sqrt(self.head_dim)
 
 
-def naive_norm(norm: nn.Module, x: Tensor, shared: int) -> Tensor:
-    """Normalise heads [b h t c], of which `shared` neighbours are copies of one, by definition."""
+def naive_norm(norm: RMSNorm | L2Norm, x: Tensor) -> Tensor:
+    """Normalise heads [b h t c], of which neighbours may be copies of one, by definition."""
     if isinstance(norm, RMSNorm):
         # Copies do not change a mean over all heads.
         mean = (x**2).mean(norm.over, keepdim=True)
         weight: Tensor = norm.weight
         if weight.dim() == 3:
-            weight = weight.repeat_interleave(shared, dim=0)
+            weight = naive.repeat_groups(weight[None], x.shape[1])
         return x / torch.sqrt(mean + 1e-6) * weight
-    scale = norm.scale if isinstance(norm, ScaledL2Norm) else 1.0
+    scale = 1.0 if norm.scale is None else norm.scale
     return scale * x / torch.sqrt((x**2).sum(dim=-1, keepdim=True))

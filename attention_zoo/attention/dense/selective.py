@@ -6,15 +6,15 @@ from torch.nn.functional import pad
 
 from attention_zoo.attention import naive
 from attention_zoo.attention.explicit_scores import ExplicitScoresAttention
-from attention_zoo.attention.softmax import QKV
+from attention_zoo.attention.softmax import QKV, SoftmaxCard
 from attention_zoo.backends.reference import repeat_heads
 from attention_zoo.caches import Cache, TokenCache
 from attention_zoo.masks import Mask, Visibility
-from attention_zoo.zoo import ATTENTION, AttentionCard
+from attention_zoo.zoo import ATTENTION
 
 
 @ATTENTION.register(
-    AttentionCard(
+    SoftmaxCard(
         name="selective",
         paper="Leviathan et al. 2024, arXiv 2410.02703",
         equation="softmax(QKᵀ/√c − F) V, F_ij = Σ_{l<i} [s_lj of the first head]₊",
@@ -38,12 +38,7 @@ class SelectiveAttention(ExplicitScoresAttention):
     """
 
     def attend_tokens(
-        self,
-        x: Tensor,
-        context: Tensor | None,
-        mask: Mask,
-        positions: Tensor,
-        cache: Cache | None,
+        self, x: Tensor, context: Tensor | None, mask: Mask, positions: Tensor, cache: Cache | None
     ) -> Tensor:
         assert cache is None or isinstance(cache, TokenCache)
         qkv = self.project_qkv(x, context, positions, cache)
@@ -52,8 +47,7 @@ class SelectiveAttention(ExplicitScoresAttention):
         weights, masking = self.weights_and_masking(qkv, visible)
         if cache is not None:
             cache.tokens["masking"] = masking[:, -1, :, None]
-        weights = torch.dropout(weights, self.dropout, train=self.training)
-        return weights @ repeat_heads(qkv.v, self.heads)
+        return self.drop_weights(weights) @ repeat_heads(qkv.v, self.heads)
 
     def weights(self, qkv: QKV, visible: Visibility) -> Tensor:
         return self.weights_and_masking(qkv, visible)[0]

@@ -2,20 +2,16 @@
 
 from typing import Any
 
-from attention_zoo.attention.softmax import SITES_OF_SOFTMAX, SoftmaxAttention
-from attention_zoo.zoo import ATTENTION, AttentionCard
+from attention_zoo.attention.softmax import SoftmaxAttention, SoftmaxCard
+from attention_zoo.zoo import ATTENTION
 
 
 @ATTENTION.register(
-    AttentionCard(
+    SoftmaxCard(
         name="single_head",
         paper="Vaswani et al. 2017, arXiv 1706.03762, eq. 1",
         equation="softmax(QKᵀ/√d) V",
         reference="torch.nn.functional.scaled_dot_product_attention",
-        roles=("causal", "global", "cross"),
-        masks=("causal", "window", "key_mask", "segment_ids", "query_segment_ids"),
-        positions=SITES_OF_SOFTMAX,
-        cache="keys and values",
     )
 )
 class SingleHeadAttention(SoftmaxAttention):

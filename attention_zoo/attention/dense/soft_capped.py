@@ -6,22 +6,18 @@ import torch
 from torch import Tensor
 
 from attention_zoo.attention.explicit_scores import ExplicitScoresAttention
-from attention_zoo.attention.softmax import SITES_OF_SOFTMAX
+from attention_zoo.attention.softmax import SoftmaxCard
 from attention_zoo.errors import UserError
-from attention_zoo.zoo import ATTENTION, AttentionCard
+from attention_zoo.zoo import ATTENTION
 
 
 @ATTENTION.register(
-    AttentionCard(
+    SoftmaxCard(
         name="soft_capped",
         paper="Gemma Team 2024, arXiv 2408.00118, §2",
         equation="softmax(cap·tanh(QKᵀ/(√c·cap))) V",
         reference="transformers Gemma2Attention",
         deviations="a bias of the position is added behind the cap: the cap is for contents",
-        roles=("causal", "global", "cross"),
-        masks=("causal", "window", "key_mask", "segment_ids", "query_segment_ids"),
-        positions=SITES_OF_SOFTMAX,
-        cache="keys and values",
     )
 )
 class SoftCappedAttention(ExplicitScoresAttention):

@@ -7,11 +7,12 @@ from torch import Tensor, nn
 
 from attention_zoo.attention import naive
 from attention_zoo.attention.explicit_scores import ExplicitScoresAttention
-from attention_zoo.zoo import ATTENTION, AttentionCard
+from attention_zoo.attention.softmax import SoftmaxCard
+from attention_zoo.zoo import ATTENTION
 
 
 @ATTENTION.register(
-    AttentionCard(
+    SoftmaxCard(
         name="talking_heads",
         paper="Shazeer et al. 2020, arXiv 2003.02436",
         equation="W_i V_i, W = P_w softmax(P_l QKᵀ/√c), P_l and P_w over the heads",
@@ -19,10 +20,7 @@ from attention_zoo.zoo import ATTENTION, AttentionCard
         deviations="as many heads of scores, of weights and of values; the mixes start as the "
         "identity, which is multi-head attention; a bias of the position is added between the mix "
         "of the scores and the softmax",
-        roles=("causal", "global", "cross"),
-        masks=("causal", "window", "key_mask", "segment_ids", "query_segment_ids"),
         positions=("positions", "embeddings", "heads", "width", "scores", "content"),
-        cache="keys and values",
         weights="signed",
     )
 )

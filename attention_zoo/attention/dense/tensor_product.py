@@ -7,23 +7,21 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from attention_zoo.attention import naive
-from attention_zoo.attention.softmax import QKV, SoftmaxAttention
+from attention_zoo.attention.softmax import QKV, SoftmaxAttention, SoftmaxCard
 from attention_zoo.caches import TokenCache
-from attention_zoo.errors import UserError
+from attention_zoo.errors import check_positive
 from attention_zoo.masks import Mask
-from attention_zoo.zoo import ATTENTION, AttentionCard
+from attention_zoo.zoo import ATTENTION
 
 
 @ATTENTION.register(
-    AttentionCard(
+    SoftmaxCard(
         name="tensor_product",
         paper="Zhang et al. 2025, arXiv 2501.06425",
         equation="softmax(QKᵀ/√c) V, each of Q, K, V of a token 1/R Σ_r a_r ⊗ b_r",
         reference="closed form",
         deviations="keys and values are put together anew for each step of decoding, where the "
         "authors' later kernel contracts the factors",
-        roles=("causal", "global", "cross"),
-        masks=("causal", "window", "key_mask", "segment_ids", "query_segment_ids"),
         positions=("positions", "embeddings", "heads", "scores", "content"),
         cache="factors of keys and values",
     )
@@ -45,18 +43,10 @@ class TensorProductAttention(SoftmaxAttention):
     decided_options = ("kv_heads",)
 
     def __init__(
-        self,
-        *,
-        query_rank: int = 6,
-        key_rank: int = 2,
-        value_rank: int = 2,
-        **options: Any,
+        self, *, query_rank: int = 6, key_rank: int = 2, value_rank: int = 2, **options: Any
     ) -> None:
         super().__init__(kv_heads=None, **options)
-        ranks = {"query_rank": query_rank, "key_rank": key_rank, "value_rank": value_rank}
-        for name, rank in ranks.items():
-            if rank < 1:
-                raise UserError(f"{name} must be at least 1, got {rank}.")
+        check_positive(query_rank=query_rank, key_rank=key_rank, value_rank=value_rank)
         self.key_rank = key_rank
         self.value_rank = value_rank
         self.query = self.new_projection(query_rank)

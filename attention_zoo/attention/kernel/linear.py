@@ -8,10 +8,9 @@ from torch import Tensor, nn
 from attention_zoo.attention import naive
 from attention_zoo.attention.base import Attention
 from attention_zoo.attention.kernel.feature_maps import FEATURE_MAPS, FeatureMapFactory
-from attention_zoo.attention.recurrent.steps import TokenSpan
 from attention_zoo.caches import Cache, StateCache
 from attention_zoo.errors import Unsupported
-from attention_zoo.masks import Mask
+from attention_zoo.masks import Mask, TokenSpan
 from attention_zoo.precision import autocast_disabled, safe_divide, upcast
 from attention_zoo.zoo import ATTENTION, AttentionCard, unknown_name_message
 

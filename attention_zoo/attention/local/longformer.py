@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from attention_zoo.attention.local.block_sparse import BlockSparseAttention, GatheredBlocks
 from attention_zoo.attention.local.pattern import add_pattern, find_sequences
-from attention_zoo.attention.naive import linear_heads, softmax
+from attention_zoo.attention.naive import linear_heads, repeat_groups, softmax
 from attention_zoo.attention.online_softmax import (
     PartialSoftmax,
     concatenate,
@@ -192,11 +192,10 @@ class LongformerAttention(BlockSparseAttention):
 
         The first key that a query sees is the first token of its sequence, a global one.
         """
-        groups = torch.arange(self.heads) * self.kv_heads // self.heads
         global_qkv = (
             linear_heads(self.query_global, x, self.heads),
-            linear_heads(self.key_global, source, self.kv_heads)[:, groups],
-            linear_heads(self.value_global, source, self.kv_heads)[:, groups],
+            repeat_groups(linear_heads(self.key_global, source, self.kv_heads), self.heads),
+            repeat_groups(linear_heads(self.value_global, source, self.kv_heads), self.heads),
         )
         attended = []
         for q, k, v in (self.naive_qkv(x, source), global_qkv):

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from attention_zoo.attention.softmax import QKV, SoftmaxAttention
-from attention_zoo.masks import Mask, Visibility
+from attention_zoo.masks import Mask, Visibility, find_segment_starts
 
 # Whether a query sees a key, by their indices in a sequence and its length: integers or tensors.
 SequencePattern = Callable[[Any, Any, Any], Any]
@@ -58,11 +58,10 @@ def find_sequences(mask: Mask, length: int, device: torch.device) -> Sequences:
     columns = torch.arange(length, device=device)[None, :]
     if mask.key_mask is None and mask.segment_ids is None:
         return Sequences(torch.zeros_like(columns), torch.full_like(columns, length))
-    is_first, is_last = columns == 0, columns == length - 1
+    is_first = columns == 0
     if mask.segment_ids is not None:
-        changes = mask.segment_ids[:, 1:] != mask.segment_ids[:, :-1]
-        is_first = torch.cat([is_first[:, :1].expand(len(changes), 1), changes], dim=1)
-        is_last = torch.cat([changes, is_last[:, -1:].expand(len(changes), 1)], dim=1)
+        is_first = find_segment_starts(mask.segment_ids)
+    is_last = is_first.roll(-1, dims=1)
     is_real = torch.ones_like(columns, dtype=torch.bool)
     if mask.key_mask is not None:
         is_real = mask.key_mask

@@ -7,23 +7,18 @@ from torch import Tensor, nn
 from torch.nn.functional import pad
 
 from attention_zoo.attention.normalised.off_by_one import OffByOneAttention
-from attention_zoo.attention.softmax import QKV, SITES_OF_SOFTMAX
-from attention_zoo.zoo import ATTENTION, AttentionCard
-
-CHANNELS = 8  # added to a head for the sink's score; kernels want widths that are multiples of it
+from attention_zoo.attention.softmax import QKV, SoftmaxCard
+from attention_zoo.masks import Visibility
+from attention_zoo.zoo import ATTENTION
 
 
 @ATTENTION.register(
-    AttentionCard(
+    SoftmaxCard(
         name="attention_sink",
         paper="Agarwal et al. 2025 (gpt-oss), arXiv 2508.10925",
         equation="exp(s_ij) / (exp(s) + Σ_j exp(s_ij)), s learned for each head",
         reference="transformers GptOssAttention",
         deviations="s starts at 0, where gpt-oss draws it at random",
-        roles=("causal", "global", "cross"),
-        masks=("causal", "window", "key_mask", "segment_ids", "query_segment_ids"),
-        positions=SITES_OF_SOFTMAX,
-        cache="keys and values",
         weights="nonnegative",
     )
 )
@@ -39,18 +34,19 @@ class AttentionSink(OffByOneAttention):
         super().__init__(**options)
         self.sinks = nn.Parameter(torch.zeros(self.heads))
 
-    def add_sink(self, qkv: QKV) -> tuple[Tensor, Tensor, Tensor]:
+    def kernel_inputs(self, qkv: QKV, visible: Visibility) -> tuple[QKV, Visibility, Tensor | None]:
         """Give the score of the head to the queries, in a channel that only the sink's key has."""
-        q, k, v = super().add_sink(qkv)
-        score = (self.sinks / self.scale).to(q.dtype)[:, None, None].expand(*q.shape[:3], 1)
-        channel = torch.zeros_like(k[..., :1])
+        qkv, visible, bias = super().kernel_inputs(qkv, visible)
+        score = (self.sinks / self.scale).to(qkv.q.dtype)[:, None, None]
+        channel = torch.zeros_like(qkv.k[..., :1])
         channel[:, :, 0] = 1.0
-        padding = (0, CHANNELS - 1)
-        return (
-            torch.cat([q, pad(score, padding)], dim=-1),
-            torch.cat([k, pad(channel, padding)], dim=-1),
-            pad(v, (0, CHANNELS)),
-        )
+        # Kernels want widths that are multiples of 8.
+        q = torch.cat([qkv.q, pad(score.expand(*qkv.q.shape[:3], 1), (0, 7))], dim=-1)
+        k = torch.cat([qkv.k, pad(channel, (0, 7))], dim=-1)
+        return qkv._replace(q=q, k=k, v=pad(qkv.v, (0, 8))), visible, bias
+
+    def attend(self, qkv: QKV, visible: Visibility) -> Tensor:
+        return super().attend(qkv, visible)[..., : self.head_dim]
 
     def naive_weights(self, head: int, scores: Tensor) -> Tensor:
         powers = torch.exp(scores - scores.max())

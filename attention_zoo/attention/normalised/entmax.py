@@ -1,4 +1,4 @@
-"""Adaptively sparse attention (Correia et al. 2019), and the family of its mappings."""
+"""Adaptively sparse attention (Correia et al. 2019)."""
 
 import math
 from typing import Any
@@ -7,20 +7,16 @@ import torch
 from torch import Tensor, nn
 
 from attention_zoo.attention.normalised.sparse import SparseAttention, entmax, shift_scores
-from attention_zoo.attention.softmax import SITES_OF_SOFTMAX
-from attention_zoo.zoo import ATTENTION, AttentionCard
+from attention_zoo.attention.softmax import SoftmaxCard
+from attention_zoo.zoo import ATTENTION
 
 
 @ATTENTION.register(
-    AttentionCard(
+    SoftmaxCard(
         name="entmax",
         paper="Correia et al. 2019, arXiv 1909.00015",
         equation="[(α_h − 1) s_ij − τ_i]₊^(1/(α_h − 1)), τ_i such that Σ_j = 1, α_h learned",
         reference="entmax entmax_bisect",
-        roles=("causal", "global", "cross"),
-        masks=("causal", "window", "key_mask", "segment_ids", "query_segment_ids"),
-        positions=SITES_OF_SOFTMAX,
-        cache="keys and values",
     )
 )
 class EntmaxAttention(SparseAttention):
@@ -36,18 +32,13 @@ class EntmaxAttention(SparseAttention):
         super().__init__(**options)
         self.shape = nn.Parameter(torch.zeros(self.heads))
 
-    @property
-    def alpha(self) -> Tensor:
-        """[h], between 1 and 2."""
-        return 1.0 + self.shape.sigmoid()
-
     def map_scores(self, scores: Tensor) -> Tensor:
-        alpha = self.alpha[:, None, None].to(scores.dtype)
-        return entmax(scores, alpha, solve_by_bisection)
+        alpha = 1.0 + self.shape.sigmoid()
+        return entmax(scores, alpha[:, None, None].to(scores.dtype), solve_by_bisection)
 
     def naive_weights(self, head: int, scores: Tensor) -> Tensor:
         """Find the root by Newton's method, whose last step carries the gradients."""
-        alpha = self.alpha[head]
+        alpha = 1 + 1 / (1 + torch.exp(-self.shape[head]))
         scores = (alpha - 1) * (scores - scores.max())
         # Left of the root of a convex falling function, Newton's method goes to it from there.
         threshold = scores.new_tensor(-1.0)

@@ -4,20 +4,16 @@ import torch
 from torch import Tensor
 
 from attention_zoo.attention.normalised.sparse import SparseAttention, entmax, shift_scores
-from attention_zoo.attention.softmax import SITES_OF_SOFTMAX
-from attention_zoo.zoo import ATTENTION, AttentionCard
+from attention_zoo.attention.softmax import SoftmaxCard
+from attention_zoo.zoo import ATTENTION
 
 
 @ATTENTION.register(
-    AttentionCard(
+    SoftmaxCard(
         name="entmax15",
         paper="Peters et al. 2019, arXiv 1905.05702",
         equation="[s_ij/2 − τ_i]₊², τ_i such that Σ_j = 1",
         reference="entmax entmax15",
-        roles=("causal", "global", "cross"),
-        masks=("causal", "window", "key_mask", "segment_ids", "query_segment_ids"),
-        positions=SITES_OF_SOFTMAX,
-        cache="keys and values",
     )
 )
 class Entmax15Attention(SparseAttention):

@@ -3,22 +3,18 @@
 from torch import Tensor
 
 from attention_zoo.attention.explicit_scores import ExplicitScoresAttention
-from attention_zoo.attention.softmax import SITES_OF_SOFTMAX
-from attention_zoo.zoo import ATTENTION, AttentionCard
+from attention_zoo.attention.softmax import SoftmaxCard
+from attention_zoo.zoo import ATTENTION
 
 
 @ATTENTION.register(
-    AttentionCard(
+    SoftmaxCard(
         name="relu",
         paper="Wortsman et al. 2023, arXiv 2309.08586",
         equation="[QKᵀ/√c]₊ / n V, n keys visible to the query",
         reference="closed form",
         deviations="divides by the number of visible keys; the paper, which knows no masks, by "
         "the length",
-        roles=("causal", "global", "cross"),
-        masks=("causal", "window", "key_mask", "segment_ids", "query_segment_ids"),
-        positions=SITES_OF_SOFTMAX,
-        cache="keys and values",
         weights="nonnegative",
     )
 )

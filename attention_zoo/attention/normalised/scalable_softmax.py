@@ -6,23 +6,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from attention_zoo.attention.softmax import QKV, SITES_OF_SOFTMAX, SoftmaxAttention
-from attention_zoo.backends import BACKENDS
-from attention_zoo.backends.reference import attention_weights
+from attention_zoo.attention.softmax import QKV, SoftmaxAttention, SoftmaxCard
 from attention_zoo.masks import Visibility
-from attention_zoo.zoo import ATTENTION, AttentionCard
+from attention_zoo.zoo import ATTENTION
 
 
 @ATTENTION.register(
-    AttentionCard(
+    SoftmaxCard(
         name="scalable_softmax",
         paper="Nakanishi 2025, arXiv 2501.19399",
         equation="softmax(s_h log n · QKᵀ/√c) V, n keys visible to the query",
         reference="closed form",
-        roles=("causal", "global", "cross"),
-        masks=("causal", "window", "key_mask", "segment_ids", "query_segment_ids"),
-        positions=SITES_OF_SOFTMAX,
-        cache="keys and values",
     )
 )
 class ScalableSoftmaxAttention(SoftmaxAttention):
@@ -38,31 +32,15 @@ class ScalableSoftmaxAttention(SoftmaxAttention):
         super().__init__(**options)
         self.sharpness = nn.Parameter(torch.full((self.heads,), 1 / math.log(10)))
 
-    def attend(self, qkv: QKV, visible: Visibility) -> Tensor:
-        q, bias = self.sharpen(qkv, visible)
-        return BACKENDS[self.backend].attend(
-            q,
-            qkv.k,
-            qkv.v,
-            visible=visible,
-            bias=bias,
-            scale=self.scale,
-            dropout=self.dropout if self.training else 0.0,
-        )
-
-    def weights(self, qkv: QKV, visible: Visibility) -> Tensor:
-        q, bias = self.sharpen(qkv, visible)
-        seen = visible.dense(q.device)
-        return attention_weights(q, qkv.k, visible=seen, bias=bias, scale=self.scale)
-
-    def sharpen(self, qkv: QKV, visible: Visibility) -> tuple[Tensor, Tensor | None]:
+    def kernel_inputs(self, qkv: QKV, visible: Visibility) -> tuple[QKV, Visibility, Tensor | None]:
         """Multiply the queries and the bias by s log n, so that any kernel for softmax serves."""
+        qkv, visible, bias = super().kernel_inputs(qkv, visible)
         seen, count = visible.dense(qkv.q.device), self.sharpness.new_tensor(qkv.k.shape[2])
         if seen is not None:
             count = seen.sum(dim=-1, keepdim=True).clamp(min=1)
-        growth = self.sharpness[:, None, None] * count.log()
-        bias = self.score_bias(qkv, visible)
-        return qkv.q * growth.to(qkv.q.dtype), None if bias is None else bias * growth
+        factor = self.sharpness[:, None, None] * count.log()
+        qkv = qkv._replace(q=qkv.q * factor.to(qkv.q.dtype))
+        return qkv, visible, None if bias is None else bias * factor
 
     def naive_weights(self, head: int, scores: Tensor) -> Tensor:
         powers = len(scores) ** (self.sharpness[head] * (scores - scores.max()))

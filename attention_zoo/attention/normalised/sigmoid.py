@@ -6,24 +6,20 @@ from typing import Any
 from torch import Tensor
 
 from attention_zoo.attention.explicit_scores import ExplicitScoresAttention
-from attention_zoo.attention.softmax import SITES_OF_SOFTMAX
-from attention_zoo.errors import UserError
+from attention_zoo.attention.softmax import SoftmaxCard
+from attention_zoo.errors import check_positive
 from attention_zoo.precision import upcast
-from attention_zoo.zoo import ATTENTION, AttentionCard
+from attention_zoo.zoo import ATTENTION
 
 
 @ATTENTION.register(
-    AttentionCard(
+    SoftmaxCard(
         name="sigmoid",
         paper="Ramapuram et al. 2024, arXiv 2409.04431",
         equation="σ(QKᵀ/√c − log n) V",
         reference="closed form",
         deviations="n is an option, not the length at hand, so that neither decoding nor padding "
         "changes the weights; the bias is not learned; none of the norms that the paper adds",
-        roles=("causal", "global", "cross"),
-        masks=("causal", "window", "key_mask", "segment_ids", "query_segment_ids"),
-        positions=SITES_OF_SOFTMAX,
-        cache="keys and values",
         weights="nonnegative",
     )
 )
@@ -40,14 +36,13 @@ class SigmoidAttention(ExplicitScoresAttention):
 
     def __init__(self, *, length: int = 256, **options: Any) -> None:
         super().__init__(**options)
-        if length < 1:
-            raise UserError(f"length must be at least 1 token, got {length}.")
-        self.offset = -math.log(length)
+        check_positive(length=length)
+        self.length = length
 
     def normalise(self, scores: Tensor, visible: Tensor | None) -> Tensor:
-        # In half precision the offset would cost half of a score's digits.
-        weights = (upcast(scores) + self.offset).sigmoid().to(scores.dtype)
+        # In half precision log n would cost half of a score's digits.
+        weights = (upcast(scores) - math.log(self.length)).sigmoid().to(scores.dtype)
         return weights if visible is None else weights.masked_fill(~visible, 0.0)
 
     def naive_weights(self, head: int, scores: Tensor) -> Tensor:
-        return 1 / (1 + math.exp(-self.offset) * (-scores).exp())
+        return 1 / (1 + self.length * (-scores).exp())

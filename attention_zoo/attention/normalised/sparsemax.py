@@ -4,20 +4,16 @@ import torch
 from torch import Tensor
 
 from attention_zoo.attention.normalised.sparse import SparseAttention, entmax, shift_scores
-from attention_zoo.attention.softmax import SITES_OF_SOFTMAX
-from attention_zoo.zoo import ATTENTION, AttentionCard
+from attention_zoo.attention.softmax import SoftmaxCard
+from attention_zoo.zoo import ATTENTION
 
 
 @ATTENTION.register(
-    AttentionCard(
+    SoftmaxCard(
         name="sparsemax",
         paper="Martins and Astudillo 2016, arXiv 1602.02068",
         equation="[s_ij − τ_i]₊, τ_i such that Σ_j = 1",
         reference="entmax sparsemax",
-        roles=("causal", "global", "cross"),
-        masks=("causal", "window", "key_mask", "segment_ids", "query_segment_ids"),
-        positions=SITES_OF_SOFTMAX,
-        cache="keys and values",
         # The weights have no jumps where a key comes or goes, but their gradients have.
         chooses="keys with any weight",
     )

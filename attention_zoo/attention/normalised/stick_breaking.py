@@ -5,13 +5,13 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from attention_zoo.attention.explicit_scores import ExplicitScoresAttention
-from attention_zoo.attention.softmax import SITES_OF_SOFTMAX
+from attention_zoo.attention.softmax import SoftmaxCard
 from attention_zoo.precision import upcast
-from attention_zoo.zoo import ATTENTION, AttentionCard
+from attention_zoo.zoo import ATTENTION
 
 
 @ATTENTION.register(
-    AttentionCard(
+    SoftmaxCard(
         name="stick_breaking",
         paper="Tan et al. 2024, arXiv 2410.17980",
         equation="a_ij = β_ij Π_{j<l≤i} (1 − β_il), β = σ(QKᵀ/√c)",
@@ -20,8 +20,6 @@ from attention_zoo.zoo import ATTENTION, AttentionCard
         "one sees any; what is left of the stick goes nowhere",
         roles=("causal",),
         masks=("causal", "window", "key_mask", "segment_ids"),
-        positions=SITES_OF_SOFTMAX,
-        cache="keys and values",
         weights="nonnegative",
     )
 )

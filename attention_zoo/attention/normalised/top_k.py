@@ -6,23 +6,19 @@ import torch
 from torch import Tensor
 
 from attention_zoo.attention.explicit_scores import ExplicitScoresAttention
-from attention_zoo.attention.softmax import SITES_OF_SOFTMAX
+from attention_zoo.attention.softmax import SoftmaxCard
 from attention_zoo.backends.reference import masked_softmax
-from attention_zoo.errors import UserError
-from attention_zoo.zoo import ATTENTION, AttentionCard
+from attention_zoo.errors import check_positive
+from attention_zoo.zoo import ATTENTION
 
 
 @ATTENTION.register(
-    AttentionCard(
+    SoftmaxCard(
         name="top_k",
         paper="Zhao et al. 2019, arXiv 1912.11637",
         equation="softmax over the k highest of the visible scores",
         reference="x-transformers Attend with sparse_topk",
         deviations="of keys that tie at the k-th place only as many as fit; the paper keeps all",
-        roles=("causal", "global", "cross"),
-        masks=("causal", "window", "key_mask", "segment_ids", "query_segment_ids"),
-        positions=SITES_OF_SOFTMAX,
-        cache="keys and values",
         chooses="keys",
     )
 )
@@ -38,8 +34,7 @@ class TopKAttention(ExplicitScoresAttention):
 
     def __init__(self, *, top_k: int = 8, **options: Any) -> None:
         super().__init__(**options)
-        if top_k < 1:
-            raise UserError(f"top_k must be at least 1 key, got {top_k}.")
+        check_positive(top_k=top_k)
         self.top_k = top_k
 
     def normalise(self, scores: Tensor, visible: Tensor | None) -> Tensor:

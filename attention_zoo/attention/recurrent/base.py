@@ -7,9 +7,9 @@ from torch import Tensor, nn
 from attention_zoo.attention.base import Attention
 from attention_zoo.attention.recurrent import kernels
 from attention_zoo.attention.recurrent.convolution import ConvolutionRunner, ShortConvolution
-from attention_zoo.attention.recurrent.steps import Steps, TokenSpan
+from attention_zoo.attention.recurrent.steps import Steps
 from attention_zoo.caches import Cache, StateCache
-from attention_zoo.masks import Mask
+from attention_zoo.masks import Mask, TokenSpan
 from attention_zoo.precision import autocast_disabled
 
 

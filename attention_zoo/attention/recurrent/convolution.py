@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor, nn
 
-from attention_zoo.attention.recurrent.steps import TokenSpan
 from attention_zoo.errors import check_positive
+from attention_zoo.masks import TokenSpan
 
 
 class ShortConvolution(nn.Module):

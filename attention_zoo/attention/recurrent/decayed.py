@@ -14,8 +14,8 @@ from attention_zoo.attention.recurrent.base import RecurrentAttention
 from attention_zoo.attention.recurrent.convolution import ConvolutionRunner
 from attention_zoo.attention.recurrent.naive import outer, read_states, run_states
 from attention_zoo.attention.recurrent.recurrence import decayed_product, unrolled_weights
-from attention_zoo.attention.recurrent.steps import Steps, TokenSpan
-from attention_zoo.masks import Mask
+from attention_zoo.attention.recurrent.steps import Steps
+from attention_zoo.masks import Mask, TokenSpan
 from attention_zoo.precision import autocast_disabled, upcast
 
 

@@ -7,7 +7,8 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from attention_zoo.attention.recurrent.recurrence import sum_after
-from attention_zoo.attention.recurrent.steps import Steps, TokenSpan
+from attention_zoo.attention.recurrent.steps import Steps
+from attention_zoo.masks import TokenSpan
 
 # Tokens computed in parallel between two updates of the buckets; more than for a single state, as
 # an update costs more.

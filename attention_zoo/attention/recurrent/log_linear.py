@@ -18,8 +18,9 @@ from attention_zoo.attention.recurrent.fenwick import (
     level_table,
 )
 from attention_zoo.attention.recurrent.state_space_dual import StateSpaceDualAttention
-from attention_zoo.attention.recurrent.steps import Steps, TokenSpan
+from attention_zoo.attention.recurrent.steps import Steps
 from attention_zoo.errors import check_positive
+from attention_zoo.masks import TokenSpan
 from attention_zoo.precision import autocast_disabled, upcast
 from attention_zoo.zoo import ATTENTION, AttentionCard
 

@@ -13,10 +13,10 @@ from attention_zoo.attention.recurrent.convolution import ConvolutionRunner, Sho
 from attention_zoo.attention.recurrent.delta_attention import DeltaRuleAttention, unit_vectors
 from attention_zoo.attention.recurrent.delta_rule import delta_rule
 from attention_zoo.attention.recurrent.naive import divide_by_length, head_scalars, low_rank_linear
-from attention_zoo.attention.recurrent.steps import Steps, TokenSpan
+from attention_zoo.attention.recurrent.steps import Steps
 from attention_zoo.backends.reference import masked_softmax
-from attention_zoo.errors import UserError, check_positive
-from attention_zoo.masks import Mask
+from attention_zoo.errors import check_dropout, check_positive
+from attention_zoo.masks import Mask, TokenSpan
 from attention_zoo.precision import autocast_disabled, upcast
 from attention_zoo.zoo import ATTENTION, AttentionCard
 
@@ -57,8 +57,7 @@ class PathAttention(DeltaRuleAttention):
         self, *, kernel_size: int = 3, rank: int = 32, dropout: float = 0.0, **options: Any
     ) -> None:
         super().__init__(backend="torch", **options)
-        if not 0.0 <= dropout < 1.0:
-            raise UserError(f"dropout must be at least 0 and below 1, got {dropout}.")
+        check_dropout(dropout)
         check_positive(rank=rank)
         self.dropout = dropout
         width = self.heads * self.head_dim

@@ -12,10 +12,10 @@ from attention_zoo.attention.recurrent.convolution import ConvolutionRunner, Sho
 from attention_zoo.attention.recurrent.decayed import DecayedAttention, visible_keys
 from attention_zoo.attention.recurrent.naive import head_scalars, outer, read_states, run_states
 from attention_zoo.attention.recurrent.recurrence import draw_step_bias
-from attention_zoo.attention.recurrent.steps import Steps, TokenSpan
+from attention_zoo.attention.recurrent.steps import Steps
 from attention_zoo.backends.reference import repeat_heads
 from attention_zoo.errors import UserError, check_positive
-from attention_zoo.masks import Mask
+from attention_zoo.masks import Mask, TokenSpan
 from attention_zoo.precision import upcast
 from attention_zoo.zoo import ATTENTION, AttentionCard
 

@@ -1,47 +1,11 @@
 """What a recurrence works on: what each token does to the state."""
 
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from attention_zoo.masks import Mask
-
-
-@dataclass(frozen=True)
-class TokenSpan:
-    """The tokens of a row from a column on, as a mask describes them.
-
-    Args:
-        mask: over the whole row.
-        start: column of the first token.
-    """
-
-    mask: Mask = Mask()
-    start: int = 0
-
-    @property
-    def key_mask(self) -> Tensor | None:
-        """Return [b t] bool, True at real tokens."""
-        mask = self.mask.key_mask
-        return None if mask is None else mask[:, self.start :]
-
-    @property
-    def segment_ids(self) -> Tensor | None:
-        """Return [b t], or [b 1+t] with that of the token before the span, if there is one."""
-        segment_ids = self.mask.segment_ids
-        return None if segment_ids is None else segment_ids[:, max(self.start - 1, 0) :]
-
-    @property
-    def segment_starts(self) -> Tensor | None:
-        """Return [b t] bool, True where another segment ends before the token."""
-        segment_ids = self.segment_ids
-        if segment_ids is None:
-            return None
-        if self.start == 0:  # No segment ends before a row.
-            segment_ids = torch.cat([segment_ids[:, :1], segment_ids], dim=1)
-        return segment_ids[:, 1:] != segment_ids[:, :-1]
+from attention_zoo.masks import TokenSpan
 
 
 class Steps(NamedTuple):

@@ -20,7 +20,7 @@ from attention_zoo.attention.online_softmax import (
 from attention_zoo.backends.reference import masked_softmax
 from attention_zoo.caches import Cache
 from attention_zoo.errors import UserError
-from attention_zoo.masks import Mask
+from attention_zoo.masks import Mask, find_segment_starts
 from attention_zoo.precision import autocast_disabled
 from attention_zoo.zoo import ATTENTION, AttentionCard
 
@@ -140,8 +140,7 @@ class ReformerAttention(Attention):
             # Padding has a bucket of its own, where it cannot move anything.
             numbers = numbers.masked_fill(~mask.key_mask[:, None, None], self.buckets)
         if mask.segment_ids is not None:
-            changes = (mask.segment_ids[:, 1:] != mask.segment_ids[:, :-1]).cumsum(dim=1)
-            sequences = torch.cat([torch.zeros_like(changes[:, :1]), changes], dim=1)
+            sequences = find_segment_starts(mask.segment_ids).cumsum(dim=1)
             numbers = numbers + (self.buckets + 1) * sequences[:, None, None]
         order = numbers.argsort(dim=-1, stable=True)
         sorted_numbers = numbers.gather(-1, order)

@@ -19,7 +19,7 @@ from attention_zoo.attention.selected.topk_selection import (
 )
 from attention_zoo.attention.softmax import QKV
 from attention_zoo.errors import UserError, check_positive
-from attention_zoo.masks import Visibility
+from attention_zoo.masks import Visibility, count_real_tokens
 
 
 class UnpaddedQKV(NamedTuple):
@@ -106,23 +106,16 @@ class TopKBlockAttention(TopKSelectionAttention):
         """Move the real keys to the front, and average blocks of them."""
         mask, rows = visible.mask, visible.rows
         assert mask.causal and mask.window is None
-        columns = torch.arange(rows.stop, device=qkv.q.device)[None, :]
-        order, before, last = None, columns, columns
-        k, v = qkv.k, qkv.v
+        counts, first = count_real_tokens(mask, rows.stop, qkv.q.device)
+        k, v, order, step = qkv.k, qkv.v, None, self.block
         if mask.key_mask is not None:
             order = mask.key_mask.logical_not().to(torch.uint8).argsort(dim=1, stable=True)
-            last = mask.key_mask.cumsum(dim=1) - 1
-            before = last + 1 - mask.key_mask.long()
             k, v = (x.gather(2, order[:, None, :, None].expand_as(x)) for x in (k, v))
-        k, v, first, step = k.contiguous(), v.contiguous(), columns[:, :1], self.block
         if mask.segment_ids is not None:
-            starts = torch.ones_like(mask.segment_ids, dtype=torch.bool)
-            starts[:, 1:] = mask.segment_ids[:, 1:] != mask.segment_ids[:, :-1]
-            first = torch.where(starts, before, 0).cummax(dim=1).values[:, rows.start :]
             # Packed sequences may start anywhere, and their blocks with them.
-            step = 1
+            first, step = first[:, rows.start :], 1
+        k, v, last = k.contiguous(), v.contiguous(), counts[:, rows.start :] - 1
         means = self.compute_means(k, v, step)
-        last = last[:, rows.start :]
         return UnpaddedQKV(qkv.q, k, v, qkv.features, first, last, order, means, step)
 
     def average_blocks(self, x: Tensor, step: int) -> Tensor:

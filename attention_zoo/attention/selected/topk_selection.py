@@ -34,8 +34,7 @@ class TopKSelectionAttention(SoftmaxAttention):
     def sum_selected(self, weights: Tensor, v: Tensor, indices: Tensor) -> Tensor:
         """Sum the values [b h q c] at indices in v [b g k c] by weights [b h q n]."""
         values = gather_selected(v, indices)
-        weights = torch.dropout(weights, self.dropout, train=self.training)
-        weights = weights.unflatten(1, (values.shape[1], -1))
+        weights = self.drop_weights(weights).unflatten(1, (values.shape[1], -1))
         return torch.einsum("b e r q n, b e q n c -> b e r q c", weights, values).flatten(1, 2)
 
 
