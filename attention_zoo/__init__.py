@@ -5,6 +5,8 @@
 ('scores',)
 """
 
+from importlib import import_module
+
 from attention_zoo.errors import BadInput, Unsupported, UserError
 from attention_zoo.zoo import (
     ATTENTION,
@@ -59,16 +61,7 @@ def card(name: str) -> Card:
 
 def __getattr__(name: str) -> object:
     # These need torch, whose import takes over a second; light commands do without it.
-    if name in ("create_attention", "create_position"):
-        from attention_zoo import factory
-
-        return getattr(factory, name)
-    if name == "Mask":
-        from attention_zoo.masks import Mask
-
-        return Mask
-    if name == "soft_lookup":
-        from attention_zoo.lookup import soft_lookup
-
-        return soft_lookup
+    if name in __all__:
+        module = {"Mask": "masks", "soft_lookup": "lookup"}.get(name, "factory")
+        return getattr(import_module(f"{__name__}.{module}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

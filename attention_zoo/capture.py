@@ -18,17 +18,11 @@ PARTS: dict[Role, str] = {"global": "encoder", "causal": "decoder", "cross": "cr
 
 
 class CapturedAttention(NamedTuple):
-    """The weights of one attention in one call.
+    """The weights of one attention in one call."""
 
-    Args:
-        name: of the attention among the module's submodules.
-        role: "global", "causal" or "cross".
-        weights: [b h q k], from `attention_map` with the arguments of the call.
-    """
-
-    name: str
+    name: str  # of the attention among the module's submodules
     role: Role
-    weights: Tensor
+    weights: Tensor  # [b h q k], from `attention_map` with the arguments of the call
 
 
 @contextmanager
@@ -39,11 +33,8 @@ def capture_attention(module: nn.Module) -> Iterator[list[CapturedAttention]]:
     and with gradients if these are enabled. Attention that is called twice appears twice. Compiled
     modules run uncompiled meanwhile, as compiled ones do not call hooks.
 
-    Args:
-        module: one that contains attention of the zoo, at any depth, or is such attention.
-
     Raises:
-        UserError: the module contains no attention of the zoo.
+        UserError: the module neither is attention of the zoo nor contains any, at any depth.
         Unsupported: in the module's pass, where it decodes with a cache.
 
     >>> from attention_zoo import create_attention
@@ -89,8 +80,7 @@ def capture_hook(name: str, captured: list[CapturedAttention]) -> Callable[..., 
 def group_by_role(captured: Iterable[CapturedAttention]) -> Maps:
     """Group the weights [b h q k] of all layers by `encoder`, `decoder` and `cross`.
 
-    These are the parts with global and causal self-attention and with cross-attention; parts
-    without attention are left out.
+    These are the parts with global and causal self-attention and with cross-attention.
     """
     maps: Maps = {}
     for role, part in PARTS.items():

@@ -77,27 +77,21 @@ def soft_lookup(
         )
     query_vector = torch.as_tensor(meanings[query])
     keys = [torch.as_tensor(meanings[key]) for key in entries]
-    if unexpected := [
-        key.shape for key in keys if key.ndim != 1 or key.shape != query_vector.shape
-    ]:
+    width = query_vector.shape
+    if other := [key.shape for key in keys if key.ndim != 1 or key.shape != width]:
         raise UserError(
-            "meanings must be vectors of one width, got shapes "
-            f"{list(query_vector.shape)} and {list(unexpected[0])}."
+            f"meanings must be vectors of one width, got shapes {list(width)} and {list(other[0])}."
         )
     scores = (torch.stack(keys) * query_vector).sum(-1)
     weights = torch.softmax(scores / temperature, dim=0)
     values = list(entries.values())
     if all(isinstance(value, Tensor | int | float) for value in values):
-        return mix(weights, [torch.as_tensor(value, dtype=weights.dtype) for value in values])
+        tensors = [torch.as_tensor(value, dtype=weights.dtype) for value in values]
+        if len({value.shape for value in tensors}) > 1:
+            shapes = ", ".join(str(list(value.shape)) for value in tensors)
+            raise UserError(f"values must be tensors of one shape to be mixed, got {shapes}.")
+        return torch.tensordot(weights, torch.stack(tensors), dims=1)
     answer: dict[Hashable, Tensor] = {}
     for value, weight in zip(values, weights, strict=True):
         answer[value] = answer[value] + weight if value in answer else weight
     return answer
-
-
-def mix(weights: Tensor, values: list[Tensor]) -> Tensor:
-    """Compute Σ wᵢ·vᵢ for weights [k] and k values of one shape."""
-    if len({value.shape for value in values}) > 1:
-        shapes = ", ".join(str(list(value.shape)) for value in values)
-        raise UserError(f"values must be tensors of one shape to be mixed, got {shapes}.")
-    return torch.tensordot(weights, torch.stack(values), dims=1)

@@ -68,10 +68,7 @@ class Mask:
     def predicates(self, batch: int, rows: range, columns: range) -> Iterator[Predicate]:
         """Yield the predicate of each field that can hide a key from a query.
 
-        Args:
-            batch: number of rows of the batch.
-            rows: columns of the queries among the keys (query i of q has the column k - q + i).
-            columns: columns of the keys.
+        The rows are the columns of the queries among the keys: query i of q has k - q + i.
         """
         if self.causal and columns.stop - 1 > rows.start:
             yield lambda b, i, j: j <= i
@@ -108,11 +105,11 @@ class Mask:
         """
         i, j = queries[..., :, None], keys[..., None, :]
         visible = (j >= 0) & (j < length)
-        batch, row = self.batch or 1, range(length)
+        batch = self.batch or 1
         b = torch.arange(batch, device=keys.device).view(-1, 1, 1, 1)
         # Columns outside the row have no entry to look up.
         i, j = i.clamp(0, length - 1), j.clamp(0, length - 1)
-        for predicate in self.predicates(batch, row, row):
+        for predicate in self.predicates(batch, range(length), range(length)):
             visible = visible & predicate(b, i, j)
         return visible.expand(*visible.shape[:-2], queries.shape[-1], -1)
 
@@ -138,13 +135,12 @@ class Visibility:
     @classmethod
     def of_last(cls, mask: Mask, queries: int, keys: int, length: int) -> "Visibility":
         """Describe the last `queries` and the last `keys` of a row of `length` columns."""
-        return cls(
-            mask=mask, rows=range(length - queries, length), columns=range(length - keys, length)
-        )
+        rows, columns = range(length - queries, length), range(length - keys, length)
+        return cls(mask=mask, rows=rows, columns=columns)
 
     @property
     def is_causal_square(self) -> bool:
-        """Whether it is the lower triangle of a square, and nothing else."""
+        """Return whether it is the lower triangle of a square, and nothing else."""
         plain = self.pattern is None and not self.sinks
         # Ends one by one: torch.compile cannot compare ranges whose ends it does not know.
         square = self.rows.start == self.columns.start and self.rows.stop == self.columns.stop
@@ -158,9 +154,7 @@ class Visibility:
         parts = [*self.mask.predicates(batch, self.rows, self.columns)]
         if self.pattern is not None:
             parts.append(self.pattern)
-        if not parts:
-            return None
-        return lambda b, i, j: reduce(and_, (part(b, i, j) for part in parts))
+        return (lambda b, i, j: reduce(and_, (part(b, i, j) for part in parts))) if parts else None
 
     def dense(self, device: torch.device) -> Tensor | None:
         """Render as a tensor [b|1 1 q|1 k], or None where every query sees every key."""

@@ -37,16 +37,13 @@ BEFORE_ATTENTION: tuple[Site, ...] = ("positions", "embeddings")
 
 @dataclass(frozen=True, kw_only=True)
 class Card:
-    """What every entry declares.
-
-    `deviations` says where the entry differs from its paper, and why.
-    """
+    """What every entry declares."""
 
     name: str
     paper: str
     equation: str
     reference: str
-    deviations: str = ""
+    deviations: str = ""  # where the entry differs from its paper, and why
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,7 +107,8 @@ class Registry(Generic[C]):
 
         def add_entry(entry: type[T]) -> type[T]:
             taken = self._entries.get(card.name)
-            if taken is not None and origin(taken) != origin(entry):
+            # A module that is imported anew registers its class again: then both read the same.
+            if taken is not None and repr(taken) != repr(entry):
                 raise ValueError(f"{self.kind} {card.name!r} is registered already, by {taken}.")
             entry.card = card  # type: ignore[attr-defined]
             self._entries[card.name] = entry
@@ -139,21 +137,13 @@ POSITION: Registry[PositionCard] = Registry("position")
 
 @cache
 def discover() -> None:
-    """Import every module that registers entries: those of this package and of installed plugins.
-
-    A plugin names its module under the entry point group `attention_zoo`.
-    """
+    """Import the modules that register entries: ours, and those of the entry points of plugins."""
     for package in ("attention_zoo.attention", "attention_zoo.position"):
         path = importlib.import_module(package).__path__
         for module in pkgutil.walk_packages(path, prefix=f"{package}."):
             importlib.import_module(module.name)
     for plugin in entry_points(group="attention_zoo"):
         plugin.load()
-
-
-def origin(entry: type) -> tuple[str, str]:
-    """Return where a class is defined: a module that is imported anew may register it again."""
-    return entry.__module__, entry.__qualname__
 
 
 def unknown_name_message(kind: str, name: str, legal: list[str]) -> str:

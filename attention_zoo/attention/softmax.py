@@ -1,10 +1,10 @@
 """Softmax attention over projected heads: what most of the zoo varies."""
 
 import math
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from itertools import product
-from typing import Any, ClassVar, NamedTuple, get_args
+from typing import Any, ClassVar, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -13,22 +13,28 @@ from torch.nn.functional import pad
 from attention_zoo.attention import naive
 from attention_zoo.attention.base import Attention, resolve_positions
 from attention_zoo.backends import BACKENDS, resolve
-from attention_zoo.backends.reference import attention_weights, repeat_heads
+from attention_zoo.backends.reference import attention_weights, masked_softmax, repeat_heads
 from attention_zoo.caches import Cache, TokenCache
 from attention_zoo.errors import Unsupported, check_dropout
 from attention_zoo.masks import Mask, Visibility
 from attention_zoo.position.base import NaiveScoreInputs, ScoreInputs
-from attention_zoo.zoo import ROLES, AttentionCard, Role, Site
+from attention_zoo.zoo import ATTENTION, ROLES, SITES, AttentionCard
+
+T = TypeVar("T")
 
 
-@dataclass(frozen=True, kw_only=True)
-class SoftmaxCard(AttentionCard):
-    """The card of a relative of softmax attention; the defaults are what most of them declare."""
+def register_softmax(**fields: Any) -> Callable[[type[T]], type[T]]:
+    """Register a relative of softmax attention by the fields of its card.
 
-    roles: tuple[Role, ...] = ROLES
-    masks: tuple[str, ...] = ("causal", "window", "key_mask", "segment_ids", "query_segment_ids")
-    positions: tuple[Site, ...] = get_args(Site)
-    cache: str = "keys and values"
+    A field that is left out is as most relatives declare it.
+    """
+    defaults = {
+        "roles": ROLES,
+        "masks": ("causal", "window", "key_mask", "segment_ids", "query_segment_ids"),
+        "positions": tuple(SITES),
+        "cache": "keys and values",
+    }
+    return ATTENTION.register(AttentionCard(**defaults | fields))
 
 
 class QKV(NamedTuple):
@@ -271,6 +277,34 @@ class SoftmaxAttention(Attention):
     def naive_output(self, attended: Tensor, x: Tensor) -> Tensor:
         """Project weighted sums of values [b h q c] to outputs [b q d]."""
         return naive.linear_output(self.output, attended)
+
+
+class ExplicitScoresAttention(SoftmaxAttention):
+    """normalise(scores(Q, K) + bias, masked) V.
+
+    The scores [b h q k] are built in full, so no fused kernel can serve.
+    """
+
+    decided_options = ("backend",)
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(backend="reference", **options)
+
+    def attend(self, qkv: QKV, visible: Visibility) -> Tensor:
+        return self.attend_explicitly(qkv, visible)
+
+    def weights(self, qkv: QKV, visible: Visibility) -> Tensor:
+        scores, bias = self.scores(qkv.q, qkv.k), self.score_bias(qkv, visible)
+        scores = scores if bias is None else scores + bias
+        return self.normalise(scores, visible.dense(scores.device))
+
+    def scores(self, q: Tensor, k: Tensor) -> Tensor:
+        """Return the scores [b h q k] of queries [b h q c] and keys [b g k c]."""
+        return q @ repeat_heads(k, self.heads).transpose(-2, -1) * self.scale
+
+    def normalise(self, scores: Tensor, visible: Tensor | None) -> Tensor:
+        """Return weights [b h q k] for scores; zero where no key is visible [b|1 1 q k]."""
+        return masked_softmax(scores, visible)
 
 
 def unpack_tokens(q: Tensor, q_positions: Tensor, tokens: dict[str, Tensor]) -> QKV:

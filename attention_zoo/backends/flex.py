@@ -17,6 +17,8 @@ from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex
 from attention_zoo.errors import Unsupported
 from attention_zoo.masks import Visibility
 
+# Devices on which FlexAttention has a backward pass, and on which it is compiled.
+TRAINABLE_DEVICES = COMPILED_DEVICES = ("cuda",)
 # FlexAttention's function of a row of the batch, a head, a query and a key.
 MaskMod = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 
@@ -38,7 +40,7 @@ def attend(
     """
     assert not dropout, "FlexAttention cannot drop weights"
     differentiated = [part for part in (q, k, v, bias) if part is not None and part.requires_grad]
-    if differentiated and torch.is_grad_enabled() and not differentiable(q.device):
+    if differentiated and torch.is_grad_enabled() and q.device.type not in TRAINABLE_DEVICES:
         raise Unsupported(
             f"backend=flex has no gradients on {q.device.type}, where FlexAttention has no "
             "backward pass. Train with backend=auto, or on a CUDA GPU; without gradients, as under "
@@ -51,7 +53,8 @@ def attend(
         assert bias is not None
         return score + bias[0 if shared else b, h, i, j]
 
-    function = compiled(flex_attention) if compiles(q.device) else uncompiled_flex_attention
+    is_compiled = q.device.type in COMPILED_DEVICES
+    function = compiled(flex_attention) if is_compiled else uncompiled_flex_attention
     return function(
         q,
         k,
@@ -61,16 +64,6 @@ def attend(
         scale=scale,
         enable_gqa=k.shape[1] != q.shape[1],
     )
-
-
-def differentiable(device: torch.device) -> bool:
-    """Return whether FlexAttention has a backward pass on the device."""
-    return device.type == "cuda"
-
-
-def compiles(device: torch.device) -> bool:
-    """Return whether FlexAttention is compiled on the device."""
-    return device.type == "cuda"
 
 
 @cache
@@ -94,7 +87,8 @@ def create_mask(visible: Visibility, q: Tensor, k: Tensor) -> BlockMask | None:
     mask_mod = create_mask_mod(visible, len(q), q.device)
     if mask_mod is None:
         return None
-    create = compiled(create_block_mask) if compiles(q.device) else create_block_mask
+    is_compiled = q.device.type in COMPILED_DEVICES
+    create = compiled(create_block_mask) if is_compiled else create_block_mask
     rows = None if visible.mask.batch is None else len(q)
     return create(mask_mod, rows, None, q.shape[2], k.shape[2], device=q.device)
 
@@ -104,9 +98,8 @@ def create_mask_mod(visible: Visibility, batch: int, device: torch.device) -> Ma
     predicate, sinks = visible.predicate(batch), visible.sinks
     if predicate is None:
         return None
-    first_row, first_column = (
-        offset(part.start, device) for part in (visible.rows, visible.columns)
-    )
+    first_row = offset(visible.rows.start, device)
+    first_column = offset(visible.columns.start, device)
 
     def mask_mod(b: Tensor, h: Tensor, query: Tensor, key: Tensor) -> Tensor:
         column = (key - sinks).clamp(min=0) if sinks else key
@@ -117,8 +110,5 @@ def create_mask_mod(visible: Visibility, batch: int, device: torch.device) -> Ma
 
 
 def offset(number: int, device: torch.device) -> int | Tensor:
-    """Return a first column, as a tensor unless it is 0.
-
-    It moves in decoding, and code is not compiled anew for another tensor.
-    """
+    """Return a first column; unless 0, as a tensor, for which code is not compiled anew."""
     return torch.full((), number, device=device) if number else 0

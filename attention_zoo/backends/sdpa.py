@@ -8,8 +8,6 @@ from torch.nn.functional import pad, scaled_dot_product_attention
 
 from attention_zoo.masks import Visibility
 
-LOWERED = 2.0**20  # by how much the score of a padded key is lowered beside a bias
-
 
 def attend(
     q: Tensor,
@@ -22,31 +20,27 @@ def attend(
     dropout: float = 0.0,
 ) -> Tensor:
     """Compute what `reference.attend` computes."""
-    if bias is not None and len(bias) == 1 and differs_by_padding_only(visible):
+    mask = visible.mask
+    padding_only = mask.key_mask is not None and mask.segment_ids is None and not visible.pattern
+    if bias is not None and len(bias) == 1 and padding_only:
         return attend_padded(q, k, v, visible=visible, bias=bias, scale=scale, dropout=dropout)
     # A plain triangle is left to the kernel, which then skips the half that is not visible. A mask
     # beside `is_causal` is combined by some kernels and refused by others.
     triangle = visible.is_causal_square and bias is None
-    mask = None if triangle else visible.dense(q.device)
+    attn_mask = None if triangle else visible.dense(q.device)
     if bias is not None:
         bias = bias.to(q.dtype)
-        mask = bias if mask is None else bias.masked_fill(~mask, float("-inf"))
+        attn_mask = bias if attn_mask is None else bias.masked_fill(~attn_mask, float("-inf"))
     return scaled_dot_product_attention(
         q,
         k,
         v,
-        attn_mask=mask,
+        attn_mask=attn_mask,
         dropout_p=dropout,
         is_causal=triangle,
         scale=scale,
         enable_gqa=k.shape[1] != q.shape[1],
     )
-
-
-def differs_by_padding_only(visible: Visibility) -> bool:
-    """Return whether the rows of a batch differ by their padding only."""
-    plain = visible.pattern is None and visible.mask.segment_ids is None
-    return plain and visible.mask.key_mask is not None
 
 
 def attend_padded(
@@ -69,21 +63,20 @@ def attend_padded(
     kinds = [q.dtype]
     if torch.is_autocast_enabled(q.device.type):
         kinds.append(torch.get_autocast_dtype(q.device.type))
-    # No lower than needed: the backward pass computes scores again, and where a query sees nothing,
-    # a rounding error of a huge score would have an infinite exponential.
-    low = min(LOWERED, *(torch.finfo(kind).max / 4 for kind in kinds)) ** 0.5
+    # Scores are lowered by low², no more than needed: the backward pass computes scores again, and
+    # where a query sees nothing, a rounding error of a huge one would have an infinite exponential.
+    low = min(2.0**20, *(torch.finfo(kind).max / 4 for kind in kinds)) ** 0.5
     assert visible.mask.key_mask is not None
     columns = slice(visible.columns.start, visible.columns.stop)
     real = pad(visible.mask.key_mask[:, columns], (visible.sinks, 0), value=True)
     channel = torch.zeros_like(k[..., :1]).masked_fill(~real[:, None, :, None], -low)
     # GPU kernels want widths of whole eights, and those of queries, keys and values to be equal.
     rest = -(q.shape[-1] + 1) % 8
-    shared = replace(visible, mask=replace(visible.mask, key_mask=None))
     out = attend(
         torch.cat([q, torch.full_like(q[..., :1], low), q.new_zeros(*q.shape[:-1], rest)], dim=-1),
         torch.cat([k, channel, k.new_zeros(*k.shape[:-1], rest)], dim=-1),
         pad(v, (0, 1 + rest)),
-        visible=shared,
+        visible=replace(visible, mask=replace(visible.mask, key_mask=None)),
         bias=bias,
         scale=scale,
         dropout=dropout,

@@ -24,7 +24,7 @@ def gradients_of_flex(monkeypatch: pytest.MonkeyPatch) -> None:
 
     With both refusals lifted they are held against the equation, as are those of other backends.
     """
-    monkeypatch.setattr(flex, "differentiable", lambda device: True)
+    monkeypatch.setattr(flex, "TRAINABLE_DEVICES", ("cpu", "cuda"))
     monkeypatch.setattr(torch.nn.attention.flex_attention, "_validate_device", lambda *_: None)
     uncompiled = flex.uncompiled_flex_attention
 

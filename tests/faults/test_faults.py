@@ -12,7 +12,7 @@ import torch._dynamo
 from torch import Tensor
 
 from attention_zoo import masks
-from attention_zoo.attention import base, explicit_scores
+from attention_zoo.attention import base, softmax
 from attention_zoo.attention.base import Attention
 from attention_zoo.attention.dense import cosine, general, tensor_product
 from attention_zoo.attention.kernel import linear
@@ -232,7 +232,7 @@ def softmax_of_nothing(patch: pytest.MonkeyPatch) -> None:
         return scores.softmax(dim=-1)
 
     patch.setattr(reference, "masked_softmax", naive)
-    patch.setattr(explicit_scores, "masked_softmax", naive)
+    patch.setattr(softmax, "masked_softmax", naive)
 
 
 @caught_by(test_masks.test_a_field_is_obeyed_or_refused, plain("linear"), "window")

@@ -6,23 +6,19 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from attention_zoo.attention.explicit_scores import ExplicitScoresAttention
-from attention_zoo.attention.softmax import SoftmaxCard
-from attention_zoo.zoo import ATTENTION
+from attention_zoo.attention.softmax import ExplicitScoresAttention, register_softmax
 
 BLOCK = 32  # queries scored at once
 
 
-@ATTENTION.register(
-    SoftmaxCard(
-        name="additive",
-        paper="Bahdanau et al. 2015, arXiv 1409.0473, appendix A.1.2",
-        equation="softmax(vᵀ tanh(W q + U k)) V",
-        reference="closed form",
-        deviations="several heads, and projected values, as in multi-head attention",
-        positions=("positions", "embeddings", "scores"),
-        cache="projected keys and values",
-    )
+@register_softmax(
+    name="additive",
+    paper="Bahdanau et al. 2015, arXiv 1409.0473, appendix A.1.2",
+    equation="softmax(vᵀ tanh(W q + U k)) V",
+    reference="closed form",
+    deviations="several heads, and projected values, as in multi-head attention",
+    positions=("positions", "embeddings", "scores"),
+    cache="projected keys and values",
 )
 class AdditiveAttention(ExplicitScoresAttention):
     """A small network compares query and key.

@@ -7,23 +7,20 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
-from attention_zoo.attention.softmax import QKV, SoftmaxAttention, SoftmaxCard
+from attention_zoo.attention.softmax import QKV, SoftmaxAttention, register_softmax
 from attention_zoo.masks import Visibility
 from attention_zoo.precision import autocast_disabled, upcast
-from attention_zoo.zoo import ATTENTION
 
 FLOOR = 0.01  # of τ
 
 
-@ATTENTION.register(
-    SoftmaxCard(
-        name="cosine",
-        paper="Liu et al. 2022 (Swin Transformer V2), arXiv 2111.09883, eq. 2",
-        equation="softmax(cos(Q, K)/τ + bias) V",
-        reference="closed form",
-        deviations="the bias is that of the chosen position, if any, in place of a network's",
-        cache="keys of length one, and values",
-    )
+@register_softmax(
+    name="cosine",
+    paper="Liu et al. 2022 (Swin Transformer V2), arXiv 2111.09883, eq. 2",
+    equation="softmax(cos(Q, K)/τ + bias) V",
+    reference="closed form",
+    deviations="the bias is that of the chosen position, if any, in place of a network's",
+    cache="keys of length one, and values",
 )
 class CosineAttention(SoftmaxAttention):
     """softmax(cos(Q, K)/τ + bias) V: the length of a query or a key has no effect.

@@ -8,25 +8,22 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from attention_zoo.attention import naive
-from attention_zoo.attention.softmax import QKV, SoftmaxAttention, SoftmaxCard
+from attention_zoo.attention.softmax import QKV, SoftmaxAttention, register_softmax
 from attention_zoo.errors import UserError
 from attention_zoo.masks import Visibility
 from attention_zoo.precision import upcast
-from attention_zoo.zoo import ATTENTION
 
 
-@ATTENTION.register(
-    SoftmaxCard(
-        name="differential",
-        paper="Ye et al. 2024, arXiv 2410.05258, §2.1",
-        equation="(softmax(Q₁K₁ᵀ/√c) − λ softmax(Q₂K₂ᵀ/√c)) V, normed, ×(1 − λ_init)",
-        reference="transformers DiffLlamaAttention",
-        deviations="a head is a pair: c here is 2d there, so that heads and parameters count as in "
-        "multi-head attention; dropout, which the paper leaves open, drops from both maps apart; "
-        "the norm has no weight, which the output projection would take in",
-        positions=("positions", "embeddings", "heads", "scores"),
-        weights="signed",
-    )
+@register_softmax(
+    name="differential",
+    paper="Ye et al. 2024, arXiv 2410.05258, §2.1",
+    equation="(softmax(Q₁K₁ᵀ/√c) − λ softmax(Q₂K₂ᵀ/√c)) V, normed, ×(1 − λ_init)",
+    reference="transformers DiffLlamaAttention",
+    deviations="a head is a pair: c here is 2d there, so that heads and parameters count as in "
+    "multi-head attention; dropout, which the paper leaves open, drops from both maps apart; "
+    "the norm has no weight, which the output projection would take in",
+    positions=("positions", "embeddings", "heads", "scores"),
+    weights="signed",
 )
 class DifferentialAttention(SoftmaxAttention):
     """The difference of two maps, which cancels what both give to irrelevant keys.

@@ -7,25 +7,22 @@ from torch import Tensor, nn
 from torch.nn.functional import logsigmoid
 
 from attention_zoo.attention import naive
-from attention_zoo.attention.softmax import QKV, SoftmaxAttention, SoftmaxCard
+from attention_zoo.attention.softmax import QKV, SoftmaxAttention, register_softmax
 from attention_zoo.masks import Visibility
 from attention_zoo.precision import upcast
-from attention_zoo.zoo import ATTENTION
 
 
-@ATTENTION.register(
-    SoftmaxCard(
-        name="forgetting",
-        paper="Lin et al. 2025, arXiv 2503.02130",
-        equation="softmax(QKᵀ/√c + D) V, D_ij = Σ_{j<l≤i} log f_l, f = σ(W x + b)",
-        reference="flash-linear-attention naive_forgetting_attn",
-        deviations="the attention alone: none of the norms, the output gate and the shifts of "
-        "keys and values of the block that the paper calls Pro",
-        roles=("causal",),
-        masks=("causal", "window", "key_mask", "segment_ids"),
-        positions=("positions", "embeddings", "heads", "width", "scores", "content"),
-        cache="keys, values and forget gates",
-    )
+@register_softmax(
+    name="forgetting",
+    paper="Lin et al. 2025, arXiv 2503.02130",
+    equation="softmax(QKᵀ/√c + D) V, D_ij = Σ_{j<l≤i} log f_l, f = σ(W x + b)",
+    reference="flash-linear-attention naive_forgetting_attn",
+    deviations="the attention alone: none of the norms, the output gate and the shifts of "
+    "keys and values of the block that the paper calls Pro",
+    roles=("causal",),
+    masks=("causal", "window", "key_mask", "segment_ids"),
+    positions=("positions", "embeddings", "heads", "width", "scores", "content"),
+    cache="keys, values and forget gates",
 )
 class ForgettingAttention(SoftmaxAttention):
     """Softmax attention in which every new token fades the tokens before it.

@@ -7,17 +7,14 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from attention_zoo.attention import naive
-from attention_zoo.attention.softmax import SoftmaxAttention, SoftmaxCard
-from attention_zoo.zoo import ATTENTION
+from attention_zoo.attention.softmax import SoftmaxAttention, register_softmax
 
 
-@ATTENTION.register(
-    SoftmaxCard(
-        name="gated",
-        paper="Qiu et al. 2025, arXiv 2505.06708",
-        equation="(softmax(QKᵀ/√c) V ⊙ σ(x W_G)) W_O",
-        reference="transformers Qwen3NextAttention",
-    )
+@register_softmax(
+    name="gated",
+    paper="Qiu et al. 2025, arXiv 2505.06708",
+    equation="(softmax(QKᵀ/√c) V ⊙ σ(x W_G)) W_O",
+    reference="transformers Qwen3NextAttention",
 )
 class GatedAttention(SoftmaxAttention):
     """A gate that depends on the query's token scales every channel of every head.

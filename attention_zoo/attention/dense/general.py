@@ -6,22 +6,19 @@ import torch
 from torch import Tensor, nn
 
 from attention_zoo.attention import naive
-from attention_zoo.attention.softmax import QKV, SoftmaxAttention, SoftmaxCard
+from attention_zoo.attention.softmax import QKV, SoftmaxAttention, register_softmax
 from attention_zoo.caches import TokenCache
-from attention_zoo.zoo import ATTENTION
 
 
-@ATTENTION.register(
-    SoftmaxCard(
-        name="general",
-        paper="Luong et al. 2015, arXiv 1508.04025, §3.1",
-        equation="softmax(x W_i yᵀ) V_i",
-        reference="closed form",
-        deviations="several heads, and projected values and outputs, as in multi-head attention, "
-        "in place of the states themselves and a tanh layer",
-        positions=("positions", "embeddings", "heads", "width", "length", "scores", "content"),
-        cache="the tokens themselves, which are the keys of all heads, and values",
-    )
+@register_softmax(
+    name="general",
+    paper="Luong et al. 2015, arXiv 1508.04025, §3.1",
+    equation="softmax(x W_i yᵀ) V_i",
+    reference="closed form",
+    deviations="several heads, and projected values and outputs, as in multi-head attention, "
+    "in place of the states themselves and a tanh layer",
+    positions=("positions", "embeddings", "heads", "width", "length", "scores", "content"),
+    cache="the tokens themselves, which are the keys of all heads, and values",
 )
 class GeneralAttention(SoftmaxAttention):
     """A head scores the pair of tokens x, y by a matrix W [d d] of its own: s = x W yᵀ, unscaled.

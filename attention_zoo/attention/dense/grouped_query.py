@@ -2,18 +2,15 @@
 
 from typing import Any
 
-from attention_zoo.attention.softmax import SoftmaxAttention, SoftmaxCard
-from attention_zoo.zoo import ATTENTION
+from attention_zoo.attention.softmax import SoftmaxAttention, register_softmax
 
 
-@ATTENTION.register(
-    SoftmaxCard(
-        name="grouped_query",
-        paper="Ainslie et al. 2023, arXiv 2305.13245",
-        equation="softmax(Q_i K_jᵀ/√c) V_j, j = ⌊i·g/h⌋",
-        reference="transformers LlamaAttention",
-        cache="keys and values of g heads",
-    )
+@register_softmax(
+    name="grouped_query",
+    paper="Ainslie et al. 2023, arXiv 2305.13245",
+    equation="softmax(Q_i K_jᵀ/√c) V_j, j = ⌊i·g/h⌋",
+    reference="transformers LlamaAttention",
+    cache="keys and values of g heads",
 )
 class GroupedQueryAttention(SoftmaxAttention):
     """Neighbouring query heads share a key/value head, so the cache is h / g times smaller.

@@ -6,24 +6,21 @@ import torch
 from torch import Tensor
 
 from attention_zoo.attention import naive
-from attention_zoo.attention.softmax import QKV, SoftmaxAttention, SoftmaxCard
+from attention_zoo.attention.softmax import QKV, SoftmaxAttention, register_softmax
 from attention_zoo.backends.reference import repeat_heads
 from attention_zoo.masks import Visibility
 from attention_zoo.precision import autocast_disabled, upcast
-from attention_zoo.zoo import ATTENTION
 
 
-@ATTENTION.register(
-    SoftmaxCard(
-        name="laser",
-        paper="Duvvuri and Dhillon 2024, arXiv 2411.03493",
-        equation="log(softmax(QKᵀ/√c) exp(V))",
-        reference="x-transformers Attention(laser=True)",
-        deviations="no dropout of weights, which would make logarithms of zero; a value more than "
-        "87 (in float32) below the largest of its channel, over the sequence, is lost; "
-        "x-transformers bounds values by a tanh instead",
-        positions=("positions", "embeddings", "heads", "width", "scores", "content"),
-    )
+@register_softmax(
+    name="laser",
+    paper="Duvvuri and Dhillon 2024, arXiv 2411.03493",
+    equation="log(softmax(QKᵀ/√c) exp(V))",
+    reference="x-transformers Attention(laser=True)",
+    deviations="no dropout of weights, which would make logarithms of zero; a value more than "
+    "87 (in float32) below the largest of its channel, over the sequence, is lost; "
+    "x-transformers bounds values by a tanh instead",
+    positions=("positions", "embeddings", "heads", "width", "scores", "content"),
 )
 class LaserAttention(SoftmaxAttention):
     """log(A exp(V)) with A = softmax(QKᵀ/√c): gradients do not vanish where A saturates.

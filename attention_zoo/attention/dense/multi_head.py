@@ -2,17 +2,14 @@
 
 from typing import Any
 
-from attention_zoo.attention.softmax import SoftmaxAttention, SoftmaxCard
-from attention_zoo.zoo import ATTENTION
+from attention_zoo.attention.softmax import SoftmaxAttention, register_softmax
 
 
-@ATTENTION.register(
-    SoftmaxCard(
-        name="multi_head",
-        paper="Vaswani et al. 2017, arXiv 1706.03762, §3.2.2",
-        equation="softmax(QKᵀ/√c) V per head, joined and projected",
-        reference="torch.nn.MultiheadAttention",
-    )
+@register_softmax(
+    name="multi_head",
+    paper="Vaswani et al. 2017, arXiv 1706.03762, §3.2.2",
+    equation="softmax(QKᵀ/√c) V per head, joined and projected",
+    reference="torch.nn.MultiheadAttention",
 )
 class MultiHeadAttention(SoftmaxAttention):
     """Several heads attend in parallel, each with its own projections.

@@ -9,23 +9,20 @@ from torch import Tensor, nn
 
 from attention_zoo.attention import naive
 from attention_zoo.attention.dense.norms import RMSNorm
-from attention_zoo.attention.softmax import QKV, SoftmaxAttention, SoftmaxCard
+from attention_zoo.attention.softmax import QKV, SoftmaxAttention, register_softmax
 from attention_zoo.errors import check_positive
 from attention_zoo.masks import Mask, Visibility
-from attention_zoo.zoo import ATTENTION
 
 
-@ATTENTION.register(
-    SoftmaxCard(
-        name="multi_head_latent",
-        paper="DeepSeek-AI 2024, arXiv 2405.04434, §2.1",
-        equation="softmax([Q; Q_R][K; K_R]ᵀ/√(c + r)) V, K = L W_K, V = L W_V, L = norm(x W_L)",
-        reference="transformers DeepseekV3Attention",
-        deviations="cross-attention, whose sides share no positions, has no rotary part; an "
-        "encoding that does not rotate leaves it as a part of the keys that the heads share",
-        positions=("positions", "embeddings", "heads", "scores"),
-        cache="latents, and one rotary key for all heads",
-    )
+@register_softmax(
+    name="multi_head_latent",
+    paper="DeepSeek-AI 2024, arXiv 2405.04434, §2.1",
+    equation="softmax([Q; Q_R][K; K_R]ᵀ/√(c + r)) V, K = L W_K, V = L W_V, L = norm(x W_L)",
+    reference="transformers DeepseekV3Attention",
+    deviations="cross-attention, whose sides share no positions, has no rotary part; an "
+    "encoding that does not rotate leaves it as a part of the keys that the heads share",
+    positions=("positions", "embeddings", "heads", "scores"),
+    cache="latents, and one rotary key for all heads",
 )
 class MultiHeadLatentAttention(SoftmaxAttention):
     """Keys and values of all heads are projected from one small latent, which the cache keeps.

@@ -2,18 +2,15 @@
 
 from typing import Any
 
-from attention_zoo.attention.softmax import SoftmaxAttention, SoftmaxCard
-from attention_zoo.zoo import ATTENTION
+from attention_zoo.attention.softmax import SoftmaxAttention, register_softmax
 
 
-@ATTENTION.register(
-    SoftmaxCard(
-        name="multi_query",
-        paper="Shazeer 2019, arXiv 1911.02150",
-        equation="softmax(Q_i Kᵀ/√c) V",
-        reference="closed form",
-        cache="keys and values of one head",
-    )
+@register_softmax(
+    name="multi_query",
+    paper="Shazeer 2019, arXiv 1911.02150",
+    equation="softmax(Q_i Kᵀ/√c) V",
+    reference="closed form",
+    cache="keys and values of one head",
 )
 class MultiQueryAttention(SoftmaxAttention):
     """All query heads share one key/value head, in the projections and in the cache."""

@@ -8,12 +8,10 @@ from torch import Tensor, nn
 from torch.nn.functional import conv2d, pad
 
 from attention_zoo.attention import naive
-from attention_zoo.attention.explicit_scores import ExplicitScoresAttention
-from attention_zoo.attention.softmax import QKV, SoftmaxCard
+from attention_zoo.attention.softmax import QKV, ExplicitScoresAttention, register_softmax
 from attention_zoo.backends.reference import masked_softmax
 from attention_zoo.caches import Cache, TokenCache
 from attention_zoo.errors import UserError, check_positive
-from attention_zoo.zoo import ATTENTION
 
 
 class QueryCache(TokenCache):
@@ -28,21 +26,19 @@ class QueryCache(TokenCache):
         self.queries.reorder(index)
 
 
-@ATTENTION.register(
-    SoftmaxCard(
-        name="multi_token",
-        paper="Golovneva et al. 2025, arXiv 2504.00927, §3.1 and §3.2",
-        equation="W softmax(mask(θ * mask₀(QKᵀ/√c))) V, W mixes heads",
-        reference="closed form",
-        deviations="key-query convolution before the softmax and head mixing after it, in every "
-        "layer; without the paper's normalisation of heads; in a window, and between packed "
-        "sequences, only queries at tokens that the query sees enter the convolution",
-        roles=("causal",),
-        masks=("causal", "window", "key_mask", "segment_ids"),
-        positions=("positions", "embeddings", "heads", "width", "scores", "content"),
-        cache="keys and values, and the last C − 1 queries",
-        weights="signed",
-    )
+@register_softmax(
+    name="multi_token",
+    paper="Golovneva et al. 2025, arXiv 2504.00927, §3.1 and §3.2",
+    equation="W softmax(mask(θ * mask₀(QKᵀ/√c))) V, W mixes heads",
+    reference="closed form",
+    deviations="key-query convolution before the softmax and head mixing after it, in every "
+    "layer; without the paper's normalisation of heads; in a window, and between packed "
+    "sequences, only queries at tokens that the query sees enter the convolution",
+    roles=("causal",),
+    masks=("causal", "window", "key_mask", "segment_ids"),
+    positions=("positions", "embeddings", "heads", "width", "scores", "content"),
+    cache="keys and values, and the last C − 1 queries",
+    weights="signed",
 )
 class MultiTokenAttention(ExplicitScoresAttention):
     """Weights that depend on several queries and keys, by a convolution over the scores.

@@ -9,10 +9,9 @@ from torch.nn.functional import normalize
 
 from attention_zoo.attention import naive
 from attention_zoo.attention.dense.norms import RMSNorm
-from attention_zoo.attention.softmax import SoftmaxAttention, SoftmaxCard
+from attention_zoo.attention.softmax import SoftmaxAttention, register_softmax
 from attention_zoo.errors import UserError
 from attention_zoo.precision import upcast
-from attention_zoo.zoo import ATTENTION
 
 QKNorm = Literal["l2", "rms_per_head", "rms_shared", "rms_full"]
 
@@ -29,16 +28,14 @@ class L2Norm(nn.Module):
         return (unit if self.scale is None else unit * self.scale).to(x.dtype)
 
 
-@ATTENTION.register(
-    SoftmaxCard(
-        name="qk_norm",
-        paper="Henry et al. 2020, arXiv 2010.04245; Dehghani et al. 2023, arXiv 2302.05442",
-        equation="softmax(norm(Q) norm(K)ᵀ·s) V, s = 1/√c, or learned (l2)",
-        reference="transformers Qwen3Attention",
-        deviations="Dehghani et al. use LayerNorm, later models RMSNorm; the learned scale of l2 "
-        "starts at log2(L² − L) with L = 1024, where Henry et al. take L from the training data",
-        cache="normed keys, and values",
-    )
+@register_softmax(
+    name="qk_norm",
+    paper="Henry et al. 2020, arXiv 2010.04245; Dehghani et al. 2023, arXiv 2302.05442",
+    equation="softmax(norm(Q) norm(K)ᵀ·s) V, s = 1/√c, or learned (l2)",
+    reference="transformers Qwen3Attention",
+    deviations="Dehghani et al. use LayerNorm, later models RMSNorm; the learned scale of l2 "
+    "starts at log2(L² − L) with L = 1024, where Henry et al. take L from the training data",
+    cache="normed keys, and values",
 )
 class QKNormAttention(SoftmaxAttention):
     """softmax(norm(Q) norm(K)ᵀ·s) V: scores stay bounded, however long queries and keys grow.

@@ -5,27 +5,23 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from attention_zoo.attention import naive
-from attention_zoo.attention.explicit_scores import ExplicitScoresAttention
-from attention_zoo.attention.softmax import QKV, SoftmaxCard
+from attention_zoo.attention.softmax import QKV, ExplicitScoresAttention, register_softmax
 from attention_zoo.backends.reference import repeat_heads
 from attention_zoo.caches import Cache, TokenCache
 from attention_zoo.masks import Mask, Visibility
-from attention_zoo.zoo import ATTENTION
 
 
-@ATTENTION.register(
-    SoftmaxCard(
-        name="selective",
-        paper="Leviathan et al. 2024, arXiv 2410.02703",
-        equation="softmax(QKᵀ/√c − F) V, F_ij = Σ_{l<i} [s_lj of the first head]₊",
-        reference="x-transformers Attend with selective",
-        deviations="tokens that all later queries mask stay in the cache: it is not pruned; the "
-        "first token, which none may mask, is that of the own packed sequence, behind padding",
-        roles=("causal",),
-        masks=("causal", "window", "key_mask", "segment_ids"),
-        positions=("positions", "embeddings", "heads", "width", "scores", "content"),
-        cache="keys, values, and how much each key is masked",
-    )
+@register_softmax(
+    name="selective",
+    paper="Leviathan et al. 2024, arXiv 2410.02703",
+    equation="softmax(QKᵀ/√c − F) V, F_ij = Σ_{l<i} [s_lj of the first head]₊",
+    reference="x-transformers Attend with selective",
+    deviations="tokens that all later queries mask stay in the cache: it is not pruned; the "
+    "first token, which none may mask, is that of the own packed sequence, behind padding",
+    roles=("causal",),
+    masks=("causal", "window", "key_mask", "segment_ids"),
+    positions=("positions", "embeddings", "heads", "width", "scores", "content"),
+    cache="keys, values, and how much each key is masked",
 )
 class SelectiveAttention(ExplicitScoresAttention):
     """Softmax attention in which every token masks, for all later queries, keys without use.

@@ -2,17 +2,14 @@
 
 from typing import Any
 
-from attention_zoo.attention.softmax import SoftmaxAttention, SoftmaxCard
-from attention_zoo.zoo import ATTENTION
+from attention_zoo.attention.softmax import SoftmaxAttention, register_softmax
 
 
-@ATTENTION.register(
-    SoftmaxCard(
-        name="single_head",
-        paper="Vaswani et al. 2017, arXiv 1706.03762, eq. 1",
-        equation="softmax(QKᵀ/√d) V",
-        reference="torch.nn.functional.scaled_dot_product_attention",
-    )
+@register_softmax(
+    name="single_head",
+    paper="Vaswani et al. 2017, arXiv 1706.03762, eq. 1",
+    equation="softmax(QKᵀ/√d) V",
+    reference="torch.nn.functional.scaled_dot_product_attention",
 )
 class SingleHeadAttention(SoftmaxAttention):
     """One head as wide as the model: softmax(QKᵀ/√d) V. Options as of `SoftmaxAttention`."""

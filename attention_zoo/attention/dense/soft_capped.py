@@ -5,20 +5,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from attention_zoo.attention.explicit_scores import ExplicitScoresAttention
-from attention_zoo.attention.softmax import SoftmaxCard
+from attention_zoo.attention.softmax import ExplicitScoresAttention, register_softmax
 from attention_zoo.errors import UserError
-from attention_zoo.zoo import ATTENTION
 
 
-@ATTENTION.register(
-    SoftmaxCard(
-        name="soft_capped",
-        paper="Gemma Team 2024, arXiv 2408.00118, §2",
-        equation="softmax(cap·tanh(QKᵀ/(√c·cap))) V",
-        reference="transformers Gemma2Attention",
-        deviations="a bias of the position is added behind the cap: the cap is for contents",
-    )
+@register_softmax(
+    name="soft_capped",
+    paper="Gemma Team 2024, arXiv 2408.00118, §2",
+    equation="softmax(cap·tanh(QKᵀ/(√c·cap))) V",
+    reference="transformers Gemma2Attention",
+    deviations="a bias of the position is added behind the cap: the cap is for contents",
 )
 class SoftCappedAttention(ExplicitScoresAttention):
     """Scaled scores are bounded by ±cap, s ← cap·tanh(s/cap), before they are masked.

@@ -6,23 +6,19 @@ import torch
 from torch import Tensor, nn
 
 from attention_zoo.attention import naive
-from attention_zoo.attention.explicit_scores import ExplicitScoresAttention
-from attention_zoo.attention.softmax import SoftmaxCard
-from attention_zoo.zoo import ATTENTION
+from attention_zoo.attention.softmax import ExplicitScoresAttention, register_softmax
 
 
-@ATTENTION.register(
-    SoftmaxCard(
-        name="talking_heads",
-        paper="Shazeer et al. 2020, arXiv 2003.02436",
-        equation="W_i V_i, W = P_w softmax(P_l QKᵀ/√c), P_l and P_w over the heads",
-        reference="closed form",
-        deviations="as many heads of scores, of weights and of values; the mixes start as the "
-        "identity, which is multi-head attention; a bias of the position is added between the mix "
-        "of the scores and the softmax",
-        positions=("positions", "embeddings", "heads", "width", "scores", "content"),
-        weights="signed",
-    )
+@register_softmax(
+    name="talking_heads",
+    paper="Shazeer et al. 2020, arXiv 2003.02436",
+    equation="W_i V_i, W = P_w softmax(P_l QKᵀ/√c), P_l and P_w over the heads",
+    reference="closed form",
+    deviations="as many heads of scores, of weights and of values; the mixes start as the "
+    "identity, which is multi-head attention; a bias of the position is added between the mix "
+    "of the scores and the softmax",
+    positions=("positions", "embeddings", "heads", "width", "scores", "content"),
+    weights="signed",
 )
 class TalkingHeadsAttention(ExplicitScoresAttention):
     """Heads are mixed before the softmax, and again after it.

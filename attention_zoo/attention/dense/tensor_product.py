@@ -7,24 +7,21 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from attention_zoo.attention import naive
-from attention_zoo.attention.softmax import QKV, SoftmaxAttention, SoftmaxCard
+from attention_zoo.attention.softmax import QKV, SoftmaxAttention, register_softmax
 from attention_zoo.caches import TokenCache
 from attention_zoo.errors import check_positive
 from attention_zoo.masks import Mask
-from attention_zoo.zoo import ATTENTION
 
 
-@ATTENTION.register(
-    SoftmaxCard(
-        name="tensor_product",
-        paper="Zhang et al. 2025, arXiv 2501.06425",
-        equation="softmax(QKᵀ/√c) V, each of Q, K, V of a token 1/R Σ_r a_r ⊗ b_r",
-        reference="closed form",
-        deviations="keys and values are put together anew for each step of decoding, where the "
-        "authors' later kernel contracts the factors",
-        positions=("positions", "embeddings", "heads", "scores", "content"),
-        cache="factors of keys and values",
-    )
+@register_softmax(
+    name="tensor_product",
+    paper="Zhang et al. 2025, arXiv 2501.06425",
+    equation="softmax(QKᵀ/√c) V, each of Q, K, V of a token 1/R Σ_r a_r ⊗ b_r",
+    reference="closed form",
+    deviations="keys and values are put together anew for each step of decoding, where the "
+    "authors' later kernel contracts the factors",
+    positions=("positions", "embeddings", "heads", "scores", "content"),
+    cache="factors of keys and values",
 )
 class TensorProductAttention(SoftmaxAttention):
     """The heads of a token, a matrix [h c], are a sum of few outer products.

@@ -6,8 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from attention_zoo.attention import naive
-from attention_zoo.attention.explicit_scores import ExplicitScoresAttention
-from attention_zoo.attention.softmax import QKV
+from attention_zoo.attention.softmax import QKV, ExplicitScoresAttention
 from attention_zoo.caches import TokenCache
 from attention_zoo.errors import check_positive
 from attention_zoo.masks import Visibility

@@ -7,20 +7,17 @@ from torch import Tensor, nn
 from torch.nn.functional import pad
 
 from attention_zoo.attention.normalised.off_by_one import OffByOneAttention
-from attention_zoo.attention.softmax import QKV, SoftmaxCard
+from attention_zoo.attention.softmax import QKV, register_softmax
 from attention_zoo.masks import Visibility
-from attention_zoo.zoo import ATTENTION
 
 
-@ATTENTION.register(
-    SoftmaxCard(
-        name="attention_sink",
-        paper="Agarwal et al. 2025 (gpt-oss), arXiv 2508.10925",
-        equation="exp(s_ij) / (exp(s) + Σ_j exp(s_ij)), s learned for each head",
-        reference="transformers GptOssAttention",
-        deviations="s starts at 0, where gpt-oss draws it at random",
-        weights="nonnegative",
-    )
+@register_softmax(
+    name="attention_sink",
+    paper="Agarwal et al. 2025 (gpt-oss), arXiv 2508.10925",
+    equation="exp(s_ij) / (exp(s) + Σ_j exp(s_ij)), s learned for each head",
+    reference="transformers GptOssAttention",
+    deviations="s starts at 0, where gpt-oss draws it at random",
+    weights="nonnegative",
 )
 class AttentionSink(OffByOneAttention):
     """Softmax attention with one more term in the denominator, for attending to nothing.

@@ -7,17 +7,14 @@ import torch
 from torch import Tensor, nn
 
 from attention_zoo.attention.normalised.sparse import SparseAttention, entmax, shift_scores
-from attention_zoo.attention.softmax import SoftmaxCard
-from attention_zoo.zoo import ATTENTION
+from attention_zoo.attention.softmax import register_softmax
 
 
-@ATTENTION.register(
-    SoftmaxCard(
-        name="entmax",
-        paper="Correia et al. 2019, arXiv 1909.00015",
-        equation="[(α_h − 1) s_ij − τ_i]₊^(1/(α_h − 1)), τ_i such that Σ_j = 1, α_h learned",
-        reference="entmax entmax_bisect",
-    )
+@register_softmax(
+    name="entmax",
+    paper="Correia et al. 2019, arXiv 1909.00015",
+    equation="[(α_h − 1) s_ij − τ_i]₊^(1/(α_h − 1)), τ_i such that Σ_j = 1, α_h learned",
+    reference="entmax entmax_bisect",
 )
 class EntmaxAttention(SparseAttention):
     """Attention by α-entmax, where each head learns how sparse it is.

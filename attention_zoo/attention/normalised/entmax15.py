@@ -4,17 +4,14 @@ import torch
 from torch import Tensor
 
 from attention_zoo.attention.normalised.sparse import SparseAttention, entmax, shift_scores
-from attention_zoo.attention.softmax import SoftmaxCard
-from attention_zoo.zoo import ATTENTION
+from attention_zoo.attention.softmax import register_softmax
 
 
-@ATTENTION.register(
-    SoftmaxCard(
-        name="entmax15",
-        paper="Peters et al. 2019, arXiv 1905.05702",
-        equation="[s_ij/2 − τ_i]₊², τ_i such that Σ_j = 1",
-        reference="entmax entmax15",
-    )
+@register_softmax(
+    name="entmax15",
+    paper="Peters et al. 2019, arXiv 1905.05702",
+    equation="[s_ij/2 − τ_i]₊², τ_i such that Σ_j = 1",
+    reference="entmax entmax15",
 )
 class Entmax15Attention(SparseAttention):
     """Between softmax and sparsemax, weights that reach zero smoothly.

@@ -6,19 +6,16 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from attention_zoo.attention.softmax import QKV, SoftmaxAttention, SoftmaxCard
+from attention_zoo.attention.softmax import QKV, SoftmaxAttention, register_softmax
 from attention_zoo.masks import Visibility
-from attention_zoo.zoo import ATTENTION
 
 
-@ATTENTION.register(
-    SoftmaxCard(
-        name="off_by_one",
-        paper="Miller 2023, Attention Is Off By One (evanmiller.org)",
-        equation="exp(s_ij) / (1 + Σ_j exp(s_ij))",
-        reference="torch.nn.MultiheadAttention with add_zero_attn",
-        weights="nonnegative",
-    )
+@register_softmax(
+    name="off_by_one",
+    paper="Miller 2023, Attention Is Off By One (evanmiller.org)",
+    equation="exp(s_ij) / (1 + Σ_j exp(s_ij))",
+    reference="torch.nn.MultiheadAttention with add_zero_attn",
+    weights="nonnegative",
 )
 class OffByOneAttention(SoftmaxAttention):
     """Softmax attention that may attend to nothing, by a 1 in the denominator.

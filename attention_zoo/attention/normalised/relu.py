@@ -2,21 +2,17 @@
 
 from torch import Tensor
 
-from attention_zoo.attention.explicit_scores import ExplicitScoresAttention
-from attention_zoo.attention.softmax import SoftmaxCard
-from attention_zoo.zoo import ATTENTION
+from attention_zoo.attention.softmax import ExplicitScoresAttention, register_softmax
 
 
-@ATTENTION.register(
-    SoftmaxCard(
-        name="relu",
-        paper="Wortsman et al. 2023, arXiv 2309.08586",
-        equation="[QKᵀ/√c]₊ / n V, n keys visible to the query",
-        reference="closed form",
-        deviations="divides by the number of visible keys; the paper, which knows no masks, by "
-        "the length",
-        weights="nonnegative",
-    )
+@register_softmax(
+    name="relu",
+    paper="Wortsman et al. 2023, arXiv 2309.08586",
+    equation="[QKᵀ/√c]₊ / n V, n keys visible to the query",
+    reference="closed form",
+    deviations="divides by the number of visible keys; the paper, which knows no masks, by "
+    "the length",
+    weights="nonnegative",
 )
 class ReluAttention(ExplicitScoresAttention):
     """The positive scores, divided by the number n_i of keys that the query sees.

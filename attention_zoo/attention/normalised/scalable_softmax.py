@@ -6,18 +6,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from attention_zoo.attention.softmax import QKV, SoftmaxAttention, SoftmaxCard
+from attention_zoo.attention.softmax import QKV, SoftmaxAttention, register_softmax
 from attention_zoo.masks import Visibility
-from attention_zoo.zoo import ATTENTION
 
 
-@ATTENTION.register(
-    SoftmaxCard(
-        name="scalable_softmax",
-        paper="Nakanishi 2025, arXiv 2501.19399",
-        equation="softmax(s_h log n · QKᵀ/√c) V, n keys visible to the query",
-        reference="closed form",
-    )
+@register_softmax(
+    name="scalable_softmax",
+    paper="Nakanishi 2025, arXiv 2501.19399",
+    equation="softmax(s_h log n · QKᵀ/√c) V, n keys visible to the query",
+    reference="closed form",
 )
 class ScalableSoftmaxAttention(SoftmaxAttention):
     """Softmax that does not flatten as the number of keys grows.

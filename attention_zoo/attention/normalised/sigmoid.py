@@ -5,23 +5,19 @@ from typing import Any
 
 from torch import Tensor
 
-from attention_zoo.attention.explicit_scores import ExplicitScoresAttention
-from attention_zoo.attention.softmax import SoftmaxCard
+from attention_zoo.attention.softmax import ExplicitScoresAttention, register_softmax
 from attention_zoo.errors import check_positive
 from attention_zoo.precision import upcast
-from attention_zoo.zoo import ATTENTION
 
 
-@ATTENTION.register(
-    SoftmaxCard(
-        name="sigmoid",
-        paper="Ramapuram et al. 2024, arXiv 2409.04431",
-        equation="σ(QKᵀ/√c − log n) V",
-        reference="closed form",
-        deviations="n is an option, not the length at hand, so that neither decoding nor padding "
-        "changes the weights; the bias is not learned; none of the norms that the paper adds",
-        weights="nonnegative",
-    )
+@register_softmax(
+    name="sigmoid",
+    paper="Ramapuram et al. 2024, arXiv 2409.04431",
+    equation="σ(QKᵀ/√c − log n) V",
+    reference="closed form",
+    deviations="n is an option, not the length at hand, so that neither decoding nor padding "
+    "changes the weights; the bias is not learned; none of the norms that the paper adds",
+    weights="nonnegative",
 )
 class SigmoidAttention(ExplicitScoresAttention):
     """Each key gets its weight independently of the others.

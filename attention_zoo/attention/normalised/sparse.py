@@ -12,7 +12,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from attention_zoo.attention.explicit_scores import ExplicitScoresAttention
+from attention_zoo.attention.softmax import ExplicitScoresAttention
 from attention_zoo.precision import upcast
 
 

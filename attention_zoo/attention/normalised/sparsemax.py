@@ -4,19 +4,16 @@ import torch
 from torch import Tensor
 
 from attention_zoo.attention.normalised.sparse import SparseAttention, entmax, shift_scores
-from attention_zoo.attention.softmax import SoftmaxCard
-from attention_zoo.zoo import ATTENTION
+from attention_zoo.attention.softmax import register_softmax
 
 
-@ATTENTION.register(
-    SoftmaxCard(
-        name="sparsemax",
-        paper="Martins and Astudillo 2016, arXiv 1602.02068",
-        equation="[s_ij − τ_i]₊, τ_i such that Σ_j = 1",
-        reference="entmax sparsemax",
-        # The weights have no jumps where a key comes or goes, but their gradients have.
-        chooses="keys with any weight",
-    )
+@register_softmax(
+    name="sparsemax",
+    paper="Martins and Astudillo 2016, arXiv 1602.02068",
+    equation="[s_ij − τ_i]₊, τ_i such that Σ_j = 1",
+    reference="entmax sparsemax",
+    # The weights have no jumps where a key comes or goes, but their gradients have.
+    chooses="keys with any weight",
 )
 class SparsemaxAttention(SparseAttention):
     """The scores of a query are projected on the probability distributions.

@@ -4,24 +4,20 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from attention_zoo.attention.explicit_scores import ExplicitScoresAttention
-from attention_zoo.attention.softmax import SoftmaxCard
+from attention_zoo.attention.softmax import ExplicitScoresAttention, register_softmax
 from attention_zoo.precision import upcast
-from attention_zoo.zoo import ATTENTION
 
 
-@ATTENTION.register(
-    SoftmaxCard(
-        name="stick_breaking",
-        paper="Tan et al. 2024, arXiv 2410.17980",
-        equation="a_ij = β_ij Π_{j<l≤i} (1 − β_il), β = σ(QKᵀ/√c)",
-        reference="flash-linear-attention naive_stickbreaking_attn",
-        deviations="a query sees its own key too, as the authors' code offers, so that the first "
-        "one sees any; what is left of the stick goes nowhere",
-        roles=("causal",),
-        masks=("causal", "window", "key_mask", "segment_ids"),
-        weights="nonnegative",
-    )
+@register_softmax(
+    name="stick_breaking",
+    paper="Tan et al. 2024, arXiv 2410.17980",
+    equation="a_ij = β_ij Π_{j<l≤i} (1 − β_il), β = σ(QKᵀ/√c)",
+    reference="flash-linear-attention naive_stickbreaking_attn",
+    deviations="a query sees its own key too, as the authors' code offers, so that the first "
+    "one sees any; what is left of the stick goes nowhere",
+    roles=("causal",),
+    masks=("causal", "window", "key_mask", "segment_ids"),
+    weights="nonnegative",
 )
 class StickBreakingAttention(ExplicitScoresAttention):
     """Each key in turn, from the query backwards, takes a share of what the later keys left.

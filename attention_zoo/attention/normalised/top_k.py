@@ -5,22 +5,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from attention_zoo.attention.explicit_scores import ExplicitScoresAttention
-from attention_zoo.attention.softmax import SoftmaxCard
+from attention_zoo.attention.softmax import ExplicitScoresAttention, register_softmax
 from attention_zoo.backends.reference import masked_softmax
 from attention_zoo.errors import check_positive
-from attention_zoo.zoo import ATTENTION
 
 
-@ATTENTION.register(
-    SoftmaxCard(
-        name="top_k",
-        paper="Zhao et al. 2019, arXiv 1912.11637",
-        equation="softmax over the k highest of the visible scores",
-        reference="x-transformers Attend with sparse_topk",
-        deviations="of keys that tie at the k-th place only as many as fit; the paper keeps all",
-        chooses="keys",
-    )
+@register_softmax(
+    name="top_k",
+    paper="Zhao et al. 2019, arXiv 1912.11637",
+    equation="softmax over the k highest of the visible scores",
+    reference="x-transformers Attend with sparse_topk",
+    deviations="of keys that tie at the k-th place only as many as fit; the paper keeps all",
+    chooses="keys",
 )
 class TopKAttention(ExplicitScoresAttention):
     """Softmax over the k visible keys that score highest with a query.
