@@ -475,7 +475,11 @@ def test_a_mask_of_gathered_keys_is_the_mask_at_their_columns(causal: bool) -> N
             {"block": 4, "global_blocks": 0, "random_blocks": 1, "seed": 0},
             "global_blocks must be at least 1, got 0",
         ),
-        ("reformer", {"buckets": 3, "rounds": 1, "block": 4, "seed": 0}, "buckets=3"),
+        (
+            "reformer",
+            {"buckets": 3, "rounds": 1, "block": 4, "seed": 0},
+            "buckets must be even and at least 2, got 3",
+        ),
     ],
 )
 def test_impossible_sizes_are_refused(name: str, sizes: dict[str, int], message: str) -> None:

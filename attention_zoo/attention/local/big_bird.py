@@ -17,26 +17,24 @@ from attention_zoo.attention.online_softmax import (
     merge_partial_softmax,
     split_into_blocks,
 )
-from attention_zoo.attention.softmax import QKV
+from attention_zoo.attention.softmax import QKV, register_softmax
 from attention_zoo.errors import UserError, check_positive
 from attention_zoo.masks import Mask, Visibility, gather_columns
-from attention_zoo.zoo import ATTENTION, AttentionCard
 
 
-@ATTENTION.register(
-    AttentionCard(
-        name="big_bird",
-        paper="Zaheer et al. 2020, arXiv 2007.14062, §2 (BigBird-ITC)",
-        equation="softmax(QKᵀ/√c) V over neighbouring, global and random blocks of keys",
-        reference="transformers BigBirdBlockSparseAttention",
-        deviations="global blocks are the first ones, where the authors' code takes the first and "
-        "the last; all heads share the random blocks, drawn anew for each layer; the causal role, "
-        "which sees the past of its blocks and draws among past ones, is ours; no cached decoding",
-        roles=("causal", "global"),
-        masks=("causal", "window", "key_mask", "segment_ids"),
-        positions=("positions", "embeddings", "heads", "width", "scores"),
-        cost="t",
-    )
+@register_softmax(
+    name="big_bird",
+    paper="Zaheer et al. 2020, arXiv 2007.14062, §2 (BigBird-ITC)",
+    equation="softmax(QKᵀ/√c) V over neighbouring, global and random blocks of keys",
+    reference="transformers BigBirdBlockSparseAttention",
+    deviations="global blocks are the first ones, where the authors' code takes the first and the "
+    "last; all heads share the random blocks, drawn anew for each layer; the causal role, which "
+    "sees the past of its blocks and draws among past ones, is ours; no cached decoding",
+    roles=("causal", "global"),
+    masks=("causal", "window", "key_mask", "segment_ids"),
+    positions=("positions", "embeddings", "heads", "width", "scores"),
+    cache="",
+    cost="t",
 )
 class BigBirdAttention(BlockSparseAttention):
     """Attention between blocks of B tokens, which are counted from the start of each sequence.

@@ -7,26 +7,23 @@ from torch import Tensor
 
 from attention_zoo.attention.local.pattern import PatternAttention
 from attention_zoo.attention.local.sliding_window import WindowAttention
-from attention_zoo.attention.softmax import QKV
+from attention_zoo.attention.softmax import QKV, register_softmax
 from attention_zoo.errors import check_positive
 from attention_zoo.masks import Mask, Visibility, window_span
-from attention_zoo.zoo import ATTENTION, AttentionCard
 
 
-@ATTENTION.register(
-    AttentionCard(
-        name="dilated",
-        paper="Beltagy et al. 2020, arXiv 2004.05150, §3.1",
-        equation="softmax(QKᵀ/√c) V over W keys that are r apart, the query's own among them",
-        reference="closed form",
-        deviations="one dilation for all heads; the window counts the query itself, and without "
-        "causality W // 2 keys before and (W - 1) // 2 after",
-        roles=("causal", "global"),
-        masks=("causal", "window", "key_mask", "segment_ids"),
-        positions=("positions", "embeddings", "heads", "width", "scores"),
-        cache="keys and values of the tokens that the window spans",
-        cost="t",
-    )
+@register_softmax(
+    name="dilated",
+    paper="Beltagy et al. 2020, arXiv 2004.05150, §3.1",
+    equation="softmax(QKᵀ/√c) V over W keys that are r apart, the query's own among them",
+    reference="closed form",
+    deviations="one dilation for all heads; the window counts the query itself, and without "
+    "causality W // 2 keys before and (W - 1) // 2 after",
+    roles=("causal", "global"),
+    masks=("causal", "window", "key_mask", "segment_ids"),
+    positions=("positions", "embeddings", "heads", "width", "scores"),
+    cache="keys and values of the tokens that the window spans",
+    cost="t",
 )
 class DilatedAttention(PatternAttention, WindowAttention):
     """Attention to every r-th key within a window that is r times as wide as its keys are many.

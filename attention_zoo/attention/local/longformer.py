@@ -18,31 +18,29 @@ from attention_zoo.attention.online_softmax import (
     merge_partial_softmax,
     split_into_blocks,
 )
-from attention_zoo.attention.softmax import QKV, SoftmaxAttention
+from attention_zoo.attention.softmax import QKV, SoftmaxAttention, register_softmax
 from attention_zoo.backends.reference import repeat_heads
 from attention_zoo.caches import TokenCache
 from attention_zoo.errors import check_positive
 from attention_zoo.masks import Mask, Visibility, gather_columns, window_span
-from attention_zoo.zoo import ATTENTION, AttentionCard
 
 
-@ATTENTION.register(
-    AttentionCard(
-        name="longformer",
-        paper="Beltagy et al. 2020, arXiv 2004.05150, §3.1",
-        equation="softmax(Q_s K_sᵀ/√c) V_s over a window and the global tokens; of these, "
-        "softmax(Q_g K_gᵀ/√c) V_g over everything",
-        reference="transformers LongformerSelfAttention",
-        deviations="global tokens are the first of each sequence, where the paper chooses them by "
-        "the task; the window counts the query itself, W // 2 keys before and (W - 1) // 2 after, "
-        "where theirs has W/2 on either side; the causal role, in which global tokens are seen by "
-        "all later ones and see all earlier ones, is ours; a mask's window is refused, as it would "
-        "cut off the global tokens; no cached decoding",
-        roles=("causal", "global"),
-        masks=("causal", "key_mask", "segment_ids"),
-        positions=("positions", "embeddings", "heads", "width", "scores"),
-        cost="t",
-    )
+@register_softmax(
+    name="longformer",
+    paper="Beltagy et al. 2020, arXiv 2004.05150, §3.1",
+    equation="softmax(Q_s K_sᵀ/√c) V_s over a window and the global tokens; of these, softmax(Q_g "
+    "K_gᵀ/√c) V_g over everything",
+    reference="transformers LongformerSelfAttention",
+    deviations="global tokens are the first of each sequence, where the paper chooses them by the "
+    "task; the window counts the query itself, W // 2 keys before and (W - 1) // 2 after, where "
+    "theirs has W/2 on either side; the causal role, in which global tokens are seen by all later "
+    "ones and see all earlier ones, is ours; a mask's window is refused, as it would cut off the "
+    "global tokens; no cached decoding",
+    roles=("causal", "global"),
+    masks=("causal", "key_mask", "segment_ids"),
+    positions=("positions", "embeddings", "heads", "width", "scores"),
+    cache="",
+    cost="t",
 )
 class LongformerAttention(BlockSparseAttention):
     """Attention to W neighbouring keys, and to and from a few global tokens.

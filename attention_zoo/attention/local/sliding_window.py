@@ -5,12 +5,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from attention_zoo.attention.softmax import QKV, SoftmaxAttention
+from attention_zoo.attention.softmax import QKV, SoftmaxAttention, register_softmax
 from attention_zoo.backends import BACKENDS
 from attention_zoo.caches import Cache, TokenCache
 from attention_zoo.errors import check_positive
 from attention_zoo.masks import Visibility, window_span
-from attention_zoo.zoo import ATTENTION, AttentionCard
 
 MIN_BLOCK = 64  # queries; smaller blocks cost more in calls than they save in work
 
@@ -64,20 +63,18 @@ def slice_qkv(qkv: QKV, queries: slice, keys: slice) -> QKV:
     )
 
 
-@ATTENTION.register(
-    AttentionCard(
-        name="sliding_window",
-        paper="Beltagy et al. 2020, arXiv 2004.05150, §3.1; Jiang et al. 2023, arXiv 2310.06825",
-        equation="softmax(QKᵀ/√c) V over the W keys up to the query, or around it",
-        reference="closed form",
-        deviations="the window counts the query itself; without causality W // 2 keys before and "
-        "(W - 1) // 2 after",
-        roles=("causal", "global"),
-        masks=("causal", "window", "key_mask", "segment_ids"),
-        positions=("positions", "embeddings", "heads", "width", "scores", "content"),
-        cache="keys and values of the last W tokens",
-        cost="t",
-    )
+@register_softmax(
+    name="sliding_window",
+    paper="Beltagy et al. 2020, arXiv 2004.05150, §3.1; Jiang et al. 2023, arXiv 2310.06825",
+    equation="softmax(QKᵀ/√c) V over the W keys up to the query, or around it",
+    reference="closed form",
+    deviations="the window counts the query itself; without causality W // 2 keys before and (W - "
+    "1) // 2 after",
+    roles=("causal", "global"),
+    masks=("causal", "window", "key_mask", "segment_ids"),
+    positions=("positions", "embeddings", "heads", "width", "scores", "content"),
+    cache="keys and values of the last W tokens",
+    cost="t",
 )
 class SlidingWindowAttention(WindowAttention):
     """Attention to W neighbouring keys. Work and memory grow with length × W, not length².

@@ -11,25 +11,21 @@ from attention_zoo.attention.online_softmax import (
     merge_partial_softmax,
     split_into_blocks,
 )
-from attention_zoo.attention.softmax import QKV
+from attention_zoo.attention.softmax import QKV, register_softmax
 from attention_zoo.errors import check_positive
 from attention_zoo.masks import Visibility
-from attention_zoo.zoo import ATTENTION, AttentionCard
 
 
-@ATTENTION.register(
-    AttentionCard(
-        name="strided_sparse",
-        paper="Child et al. 2019, arXiv 1904.10509, §4.3 (strided), §5.1 (merged head)",
-        equation="softmax(QKᵀ/√c) V over the keys with i − j < l or (i − j) mod l = 0",
-        reference="closed form",
-        deviations="every head is a merged one, over both sets of keys in one softmax; without "
-        "causality the distance is |i − j|, which the paper does not have; no layout for images",
-        roles=("causal", "global"),
-        masks=("causal", "window", "key_mask", "segment_ids"),
-        positions=("positions", "embeddings", "heads", "width", "scores"),
-        cache="keys and values",
-    )
+@register_softmax(
+    name="strided_sparse",
+    paper="Child et al. 2019, arXiv 1904.10509, §4.3 (strided), §5.1 (merged head)",
+    equation="softmax(QKᵀ/√c) V over the keys with i − j < l or (i − j) mod l = 0",
+    reference="closed form",
+    deviations="every head is a merged one, over both sets of keys in one softmax; without "
+    "causality the distance is |i − j|, which the paper does not have; no layout for images",
+    roles=("causal", "global"),
+    masks=("causal", "window", "key_mask", "segment_ids"),
+    positions=("positions", "embeddings", "heads", "width", "scores"),
 )
 class StridedSparseAttention(BlockSparseAttention):
     """Attention to the l nearest keys, and to every l-th key beyond them.

@@ -10,24 +10,21 @@ from attention_zoo.attention.selected.topk_selection import (
     scatter_weights,
     score_keys,
 )
-from attention_zoo.zoo import ATTENTION, AttentionCard
+from attention_zoo.attention.softmax import register_softmax
 
 
-@ATTENTION.register(
-    AttentionCard(
-        name="block_mixture",
-        paper="Lu et al. 2025, arXiv 2502.13189, §2.2",
-        equation="softmax(q K[I]ᵀ/√c) V[I], I = own block and those with the largest q·mean(K)",
-        reference="closed form",
-        deviations="blocks are counted over the real tokens of each packed sequence; no window, "
-        "which would cut blocks after their selection; no encoding on scores, which the selection "
-        "would ignore; decoding computes the means of blocks anew from the cached keys",
-        roles=("causal",),
-        masks=("causal", "key_mask", "segment_ids"),
-        positions=("positions", "embeddings", "heads"),
-        cache="keys and values",
-        chooses="blocks of keys",
-    )
+@register_softmax(
+    name="block_mixture",
+    paper="Lu et al. 2025, arXiv 2502.13189, §2.2",
+    equation="softmax(q K[I]ᵀ/√c) V[I], I = own block and those with the largest q·mean(K)",
+    reference="closed form",
+    deviations="blocks are counted over the real tokens of each packed sequence; no window, which "
+    "would cut blocks after their selection; no encoding on scores, which the selection would "
+    "ignore; decoding computes the means of blocks anew from the cached keys",
+    roles=("causal",),
+    masks=("causal", "key_mask", "segment_ids"),
+    positions=("positions", "embeddings", "heads"),
+    chooses="blocks of keys",
 )
 class BlockMixtureAttention(TopKBlockAttention):
     """Attention to the query's own block, up to itself, and to the earlier blocks it is most like.

@@ -19,32 +19,28 @@ from attention_zoo.attention.selected.topk_selection import (
     split_queries,
     weigh_keys,
 )
-from attention_zoo.attention.softmax import QKV
+from attention_zoo.attention.softmax import QKV, register_softmax
 from attention_zoo.caches import TokenCache
 from attention_zoo.errors import check_positive
 from attention_zoo.masks import Visibility
-from attention_zoo.zoo import ATTENTION, AttentionCard
 
 
-@ATTENTION.register(
-    AttentionCard(
-        name="lightning_indexer",
-        paper="DeepSeek-AI 2025, arXiv 2512.02556 (DeepSeek-V3.2)",
-        equation="softmax(q K[S]ᵀ/√c) V[S], S = top-k of Σ_j w_j ReLU(q_j·k), j over indexer heads",
-        reference="flash-linear-attention naive_dsa",
-        deviations="over grouped heads instead of latent attention; trained from the start by the "
-        "sparse stage's loss, without the dense warm-up; indexer heads are as wide as the others "
-        "and take the same encoding of heads, and no low-rank query, norm, Hadamard rotation or "
-        "8-bit numbers as in the authors' code, but its scale, 1/√(c·heads); of equal scores the "
-        "latest key is selected. Every query scores all of its past, so the work of the indexer "
-        "grows with length², though not the memory; no encoding on scores, which the selection "
-        "would ignore",
-        roles=("causal",),
-        masks=("causal", "window", "key_mask", "segment_ids"),
-        positions=("positions", "embeddings", "heads"),
-        cache="keys, values, and a key of the indexer",
-        chooses="keys",
-    )
+@register_softmax(
+    name="lightning_indexer",
+    paper="DeepSeek-AI 2025, arXiv 2512.02556 (DeepSeek-V3.2)",
+    equation="softmax(q K[S]ᵀ/√c) V[S], S = top-k of Σ_j w_j ReLU(q_j·k), j over indexer heads",
+    reference="flash-linear-attention naive_dsa",
+    deviations="over grouped heads instead of latent attention; trained from the start by the "
+    "sparse stage's loss, without the dense warm-up; indexer heads are as wide as the others and "
+    "take the same encoding of heads, and no low-rank query, norm, Hadamard rotation or 8-bit "
+    "numbers as in the authors' code, but its scale, 1/√(c·heads); of equal scores the latest key "
+    "is selected. Every query scores all of its past, so the work of the indexer grows with "
+    "length², though not the memory; no encoding on scores, which the selection would ignore",
+    roles=("causal",),
+    masks=("causal", "window", "key_mask", "segment_ids"),
+    positions=("positions", "embeddings", "heads"),
+    cache="keys, values, and a key of the indexer",
+    chooses="keys",
 )
 class LightningIndexerAttention(TopKSelectionAttention):
     """Small indexer heads score all keys, and all other heads attend to the best of them.

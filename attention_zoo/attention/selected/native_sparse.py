@@ -11,31 +11,27 @@ from torch import Tensor, nn
 from attention_zoo.attention.naive import linear, rank, rotate_heads
 from attention_zoo.attention.selected.topk_blocks import TopKBlockAttention, UnpaddedQKV
 from attention_zoo.attention.selected.topk_selection import scatter_weights
-from attention_zoo.attention.softmax import QKV
+from attention_zoo.attention.softmax import QKV, register_softmax
 from attention_zoo.caches import TokenCache
 from attention_zoo.errors import check_positive
-from attention_zoo.zoo import ATTENTION, AttentionCard
 
 
-@ATTENTION.register(
-    AttentionCard(
-        name="native_sparse",
-        paper="Yuan et al. 2025, arXiv 2502.11089, §3",
-        equation="Σ over compressed, selected and sliding of gate · softmax(q Kᵀ/√c) V",
-        reference="flash-linear-attention naive_nsa",
-        deviations="as in flash-linear-attention: a block is compressed by its mean, not by a "
-        "learned network; compressed and selected blocks are the same, so do not overlap; the "
-        "three branches share keys and values; gates are a linear layer with a sigmoid. Blocks "
-        "and the sliding window are counted over the real tokens of each packed sequence; no other "
-        "window, which would cut blocks; no encoding on scores, as a block has no position; "
-        "decoding computes the means of blocks anew from the cached keys and values",
-        roles=("causal",),
-        masks=("causal", "key_mask", "segment_ids"),
-        positions=("positions", "embeddings", "heads"),
-        cache="keys and values",
-        weights="nonnegative",
-        chooses="blocks of keys",
-    )
+@register_softmax(
+    name="native_sparse",
+    paper="Yuan et al. 2025, arXiv 2502.11089, §3",
+    equation="Σ over compressed, selected and sliding of gate · softmax(q Kᵀ/√c) V",
+    reference="flash-linear-attention naive_nsa",
+    deviations="as in flash-linear-attention: a block is compressed by its mean, not by a learned "
+    "network; compressed and selected blocks are the same, so do not overlap; the three branches "
+    "share keys and values; gates are a linear layer with a sigmoid. Blocks and the sliding window "
+    "are counted over the real tokens of each packed sequence; no other window, which would cut "
+    "blocks; no encoding on scores, as a block has no position; decoding computes the means of "
+    "blocks anew from the cached keys and values",
+    roles=("causal",),
+    masks=("causal", "key_mask", "segment_ids"),
+    positions=("positions", "embeddings", "heads"),
+    weights="nonnegative",
+    chooses="blocks of keys",
 )
 class NativeSparseAttention(TopKBlockAttention):
     """Three views of the past, each with a gate of sigmoid(W x) for every head.
