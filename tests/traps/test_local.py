@@ -462,16 +462,24 @@ def test_a_mask_of_gathered_keys_is_the_mask_at_their_columns(causal: bool) -> N
 @pytest.mark.parametrize(
     ("name", "sizes", "message"),
     [
-        ("dilated", {"window": 0, "dilation": 1}, "window=0"),
-        ("dilated", {"window": 1, "dilation": 0}, "dilation=0"),
+        ("dilated", {"window": 0, "dilation": 1}, "window must be at least 1, got 0"),
+        ("dilated", {"window": 1, "dilation": 0}, "dilation must be at least 1, got 0"),
         ("strided_sparse", {"stride": 0}, "stride must be at least 1"),
-        ("longformer", {"window": 3, "global_tokens": 0}, "global_tokens=0"),
+        (
+            "longformer",
+            {"window": 3, "global_tokens": 0},
+            "global_tokens must be at least 1, got 0",
+        ),
         (
             "big_bird",
             {"block": 4, "global_blocks": 0, "random_blocks": 1, "seed": 0},
-            "global_blocks=0",
+            "global_blocks must be at least 1, got 0",
         ),
-        ("reformer", {"buckets": 3, "rounds": 1, "block": 4, "seed": 0}, "buckets=3"),
+        (
+            "reformer",
+            {"buckets": 3, "rounds": 1, "block": 4, "seed": 0},
+            "buckets must be even and at least 2, got 3",
+        ),
     ],
 )
 def test_impossible_sizes_are_refused(name: str, sizes: dict[str, int], message: str) -> None:

@@ -147,7 +147,7 @@ def test_fewer_blocks_than_are_always_seen_are_refused(name: str) -> None:
     attention(name, blocks=always)
     with pytest.raises(UserError, match=f"blocks must be at least {always}.*got {always - 1}"):
         attention(name, blocks=always - 1)
-    with pytest.raises(UserError, match="block must be at least 1 token, got 0"):
+    with pytest.raises(UserError, match="block must be at least 1, got 0"):
         attention(name, block=0)
 
 

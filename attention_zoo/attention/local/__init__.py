@@ -1,1 +1,1 @@
-"""Queries are compared with the keys near them."""
+"""Mechanisms whose queries see a fixed pattern of keys, most of them near."""

@@ -6,36 +6,35 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from attention_zoo.attention.local.block_sparse import BlockSparseAttention, GatheredBlocks
-from attention_zoo.attention.local.pattern import Sequences, find_sequences
+from attention_zoo.attention.local.pattern import (
+    BlockSparseAttention,
+    Sequences,
+    find_sequences,
+)
 from attention_zoo.attention.online_softmax import (
     PartialSoftmax,
-    concatenate,
     extend_blocks,
     merge_partial_softmax,
-    scatter_partial_softmax,
     split_into_blocks,
 )
-from attention_zoo.attention.softmax import QKV
-from attention_zoo.errors import UserError
+from attention_zoo.attention.softmax import QKV, register_softmax
+from attention_zoo.errors import UserError, check_positive
 from attention_zoo.masks import Mask, Visibility, gather_columns
-from attention_zoo.zoo import ATTENTION, AttentionCard
 
 
-@ATTENTION.register(
-    AttentionCard(
-        name="big_bird",
-        paper="Zaheer et al. 2020, arXiv 2007.14062, §2 (BigBird-ITC)",
-        equation="softmax(QKᵀ/√c) V over neighbouring, global and random blocks of keys",
-        reference="transformers BigBirdBlockSparseAttention",
-        deviations="global blocks are the first ones, where the authors' code takes the first and "
-        "the last; all heads share the random blocks, drawn anew for each layer; the causal role, "
-        "which sees the past of its blocks and draws among past ones, is ours; no cached decoding",
-        roles=("causal", "global"),
-        masks=("causal", "window", "key_mask", "segment_ids"),
-        positions=("positions", "embeddings", "heads", "width", "scores"),
-        cost="t",
-    )
+@register_softmax(
+    name="big_bird",
+    paper="Zaheer et al. 2020, arXiv 2007.14062, §2 (BigBird-ITC)",
+    equation="softmax(QKᵀ/√c) V over neighbouring, global and random blocks of keys",
+    reference="transformers BigBirdBlockSparseAttention",
+    deviations="global blocks are the first ones, where the authors' code takes the first and the "
+    "last; all heads share the random blocks, drawn anew for each layer; the causal role, which "
+    "sees the past of its blocks and draws among past ones, is ours; no cached decoding",
+    roles=("causal", "global"),
+    masks=("causal", "window", "key_mask", "segment_ids"),
+    positions=("positions", "embeddings", "heads", "width", "scores"),
+    cache="",
+    cost="t",
 )
 class BigBirdAttention(BlockSparseAttention):
     """Attention between blocks of B tokens, which are counted from the start of each sequence.
@@ -62,12 +61,9 @@ class BigBirdAttention(BlockSparseAttention):
         **options: Any,
     ) -> None:
         super().__init__(**options)
-        if min(block, global_blocks) < 1 or random_blocks < 0:
-            raise UserError(
-                "big_bird needs a block of at least 1 token, at least 1 of global_blocks and 0 of "
-                f"random_blocks, got block={block}, global_blocks={global_blocks}, "
-                f"random_blocks={random_blocks}."
-            )
+        check_positive(block=block, global_blocks=global_blocks)
+        if random_blocks < 0:
+            raise UserError(f"random_blocks must be at least 0, got {random_blocks}.")
         self.block = block
         self.global_blocks = global_blocks
         self.random_blocks = random_blocks
@@ -135,15 +131,25 @@ class BigBirdAttention(BlockSparseAttention):
     def attend_by_blocks(self, qkv: QKV, visible: Visibility) -> Tensor:
         mask, length = visible.mask, visible.rows.stop
         sequences = find_sequences(mask, length, qkv.q.device)
+        starts = sequences.starts
         columns = torch.arange(length, device=qkv.q.device)
-        parts = [self.attend_blocks(qkv, self.gather_keys(mask, sequences, columns), length)]
+        parts = [self.attend_ordinary(qkv, mask, sequences, columns)]
         if self.role == "global":
-            parts.append(self.attend_from_global_blocks(qkv, mask, sequences, columns))
-        is_before = (columns < sequences.starts)[:, None, :, None]
+            # In a block of columns, keys that have two blocks before them are of the sequence of
+            # the first column. Global blocks reach their neighbours in the other part.
+            keys = split_into_blocks(columns, self.block)
+            key_blocks = (keys - gather_columns(starts, keys[None])) // self.block
+            count = self.global_blocks * self.block
+            query_blocks = torch.arange(count, device=columns.device) // self.block
+            is_after = key_blocks[..., None, :] - query_blocks[:, None] > 1
+            parts.append(self.attend_from_first(qkv, mask, starts, count, keys, is_after))
+        is_before = (columns < starts)[:, None, :, None]
         return merge_partial_softmax(parts).masked_fill(is_before, 0.0).to(qkv.v.dtype)
 
-    def gather_keys(self, mask: Mask, sequences: Sequences, columns: Tensor) -> GatheredBlocks:
-        """Gather each query's neighbouring blocks, the global ones before these, and random ones.
+    def attend_ordinary(
+        self, qkv: QKV, mask: Mask, sequences: Sequences, columns: Tensor
+    ) -> PartialSoftmax:
+        """Attend to neighbouring blocks, the global ones before these, and random ones.
 
         Queries are taken by blocks of columns. These are the blocks of the sequences only where
         all sequences start at the first column. Otherwise a block of columns may hold parts of
@@ -151,7 +157,6 @@ class BigBirdAttention(BlockSparseAttention):
         before it, and of that one the block of columns meets at most two blocks. Queries of the
         other sequences are in the first block of theirs, which is global.
         """
-        length, device = len(columns), columns.device
         is_aligned = mask.key_mask is None and mask.segment_ids is None
         queries = split_into_blocks(columns, self.block)
         query_blocks = (queries - gather_columns(sequences.starts, queries[None])) // self.block
@@ -159,46 +164,24 @@ class BigBirdAttention(BlockSparseAttention):
         near_keys = extend_blocks(queries, span, 0 if mask.causal else span)
         start = gather_columns(sequences.starts, queries[None, :, :1])
         count = -(-gather_columns(sequences.lengths, queries[None, :, :1]) // self.block)
-        global_keys = start + torch.arange(self.global_blocks * self.block, device=device)
+        global_keys = start + torch.arange(self.global_blocks * self.block, device=columns.device)
 
         def blocks_before(keys: Tensor) -> Tensor:
             """Return by how many blocks keys [b|1 m s] come before queries: [b|1 m u s]."""
             key_blocks = (keys - gather_columns(sequences.starts, keys)) // self.block
             return query_blocks[..., :, None] - key_blocks[..., None, :]
 
-        keys = [near_keys, global_keys]
-        selection = [blocks_before(near_keys).abs() <= 1, blocks_before(global_keys) > 1]
+        parts = [
+            (near_keys, blocks_before(near_keys).abs() <= 1),
+            (global_keys, blocks_before(global_keys) > 1),
+        ]
         for offset in range(1 if is_aligned else 2):
             block = query_blocks[:, :, :1] + offset
             for random_block in self.draw_blocks(block, count):
                 first = start + random_block * self.block
-                keys.append(first + torch.arange(self.block, device=device))
-                selection.append(((query_blocks == block) & (random_block >= 0))[..., None])
-        visible = [
-            mask.gather(queries[None], part, length) & selected
-            for part, selected in zip(keys, selection, strict=True)
-        ]
-        return GatheredBlocks(queries, concatenate(*keys, dim=2), concatenate(*visible, dim=3))
-
-    def attend_from_global_blocks(
-        self, qkv: QKV, mask: Mask, sequences: Sequences, columns: Tensor
-    ) -> PartialSoftmax:
-        """Attend from the global blocks to the keys after their neighbours, [b h n …].
-
-        Each block of keys is compared with the global blocks of the sequence of its first column:
-        in a block of columns, keys that have two blocks before them are of that sequence.
-        """
-        length = len(columns)
-        keys = split_into_blocks(columns, self.block)[None]
-        start = gather_columns(sequences.starts, keys[:, :, :1])
-        queries = start + torch.arange(self.global_blocks * self.block, device=columns.device)
-        query_blocks = (queries - start) // self.block
-        key_blocks = (keys - gather_columns(sequences.starts, keys)) // self.block
-        is_after = key_blocks[..., None, :] - query_blocks[..., :, None] > 1
-        is_inside = (queries < length)[..., None]
-        visible = mask.gather(queries, keys, length) & is_after & is_inside
-        part = self.attend_gathered(qkv, queries, keys, visible)
-        return scatter_partial_softmax(part, queries, length)
+                keys = first + torch.arange(self.block, device=columns.device)
+                parts.append((keys, ((query_blocks == block) & (random_block >= 0))[..., None]))
+        return self.attend_blocks(qkv, mask, len(columns), queries, *parts)
 
 
 def clip_negative(x: Any) -> Any:

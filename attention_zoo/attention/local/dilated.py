@@ -6,28 +6,24 @@ import torch
 from torch import Tensor
 
 from attention_zoo.attention.local.pattern import PatternAttention
-from attention_zoo.attention.local.window import WindowAttention
-from attention_zoo.attention.softmax import QKV
-from attention_zoo.caches import Cache, TokenCache
-from attention_zoo.errors import UserError
+from attention_zoo.attention.local.sliding_window import WindowAttention
+from attention_zoo.attention.softmax import QKV, register_softmax
+from attention_zoo.errors import check_positive
 from attention_zoo.masks import Mask, Visibility, window_span
-from attention_zoo.zoo import ATTENTION, AttentionCard
 
 
-@ATTENTION.register(
-    AttentionCard(
-        name="dilated",
-        paper="Beltagy et al. 2020, arXiv 2004.05150, §3.1",
-        equation="softmax(QKᵀ/√c) V over W keys that are r apart, the query's own among them",
-        reference="closed form",
-        deviations="one dilation for all heads; the window counts the query itself, and without "
-        "causality W // 2 keys before and (W - 1) // 2 after",
-        roles=("causal", "global"),
-        masks=("causal", "window", "key_mask", "segment_ids"),
-        positions=("positions", "embeddings", "heads", "width", "scores"),
-        cache="keys and values of the tokens that the window spans",
-        cost="t",
-    )
+@register_softmax(
+    name="dilated",
+    paper="Beltagy et al. 2020, arXiv 2004.05150, §3.1",
+    equation="softmax(QKᵀ/√c) V over W keys that are r apart, the query's own among them",
+    reference="closed form",
+    deviations="one dilation for all heads; the window counts the query itself, and without "
+    "causality W // 2 keys before and (W - 1) // 2 after",
+    roles=("causal", "global"),
+    masks=("causal", "window", "key_mask", "segment_ids"),
+    positions=("positions", "embeddings", "heads", "width", "scores"),
+    cache="keys and values of the tokens that the window spans",
+    cost="t",
 )
 class DilatedAttention(PatternAttention, WindowAttention):
     """Attention to every r-th key within a window that is r times as wide as its keys are many.
@@ -42,21 +38,11 @@ class DilatedAttention(PatternAttention, WindowAttention):
 
     def __init__(self, *, window: int, dilation: int, **options: Any) -> None:
         super().__init__(**options)
-        if min(window, dilation) < 1:
-            raise UserError(
-                "window must be at least 1 (the query itself) and dilation at least 1 (no gaps), "
-                f"got window={window}, dilation={dilation}."
-            )
+        check_positive(window=window, dilation=dilation)
         self.dilation = dilation
         self.cached_tokens = (window - 1) * dilation + 1
         # Number of keys in the window before a query, and after it.
         self.before, self.after = window_span(window, self.role == "causal")
-
-    def create_cache(self) -> Cache:
-        return TokenCache(self.cached_tokens)
-
-    def decode_state(self, tokens: int) -> int:
-        return super().decode_state(min(tokens, self.cached_tokens))
 
     def is_visible(self, query: Any, key: Any, length: Any) -> Any:
         steps = (query - key) // self.dilation

@@ -6,42 +6,41 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from attention_zoo.attention.local.block_sparse import BlockSparseAttention, GatheredBlocks
-from attention_zoo.attention.local.pattern import add_pattern, find_sequences
+from attention_zoo.attention.local.pattern import (
+    BlockSparseAttention,
+    add_pattern,
+    find_sequences,
+)
 from attention_zoo.attention.naive import linear_heads, repeat_groups, softmax
 from attention_zoo.attention.online_softmax import (
     PartialSoftmax,
-    concatenate,
     extend_blocks,
     merge_partial_softmax,
-    scatter_partial_softmax,
     split_into_blocks,
 )
-from attention_zoo.attention.softmax import QKV, SoftmaxAttention
+from attention_zoo.attention.softmax import QKV, SoftmaxAttention, register_softmax
 from attention_zoo.backends.reference import repeat_heads
 from attention_zoo.caches import TokenCache
-from attention_zoo.errors import UserError
+from attention_zoo.errors import check_positive
 from attention_zoo.masks import Mask, Visibility, gather_columns, window_span
-from attention_zoo.zoo import ATTENTION, AttentionCard
 
 
-@ATTENTION.register(
-    AttentionCard(
-        name="longformer",
-        paper="Beltagy et al. 2020, arXiv 2004.05150, §3.1",
-        equation="softmax(Q_s K_sᵀ/√c) V_s over a window and the global tokens; of these, "
-        "softmax(Q_g K_gᵀ/√c) V_g over everything",
-        reference="transformers LongformerSelfAttention",
-        deviations="global tokens are the first of each sequence, where the paper chooses them by "
-        "the task; the window counts the query itself, W // 2 keys before and (W - 1) // 2 after, "
-        "where theirs has W/2 on either side; the causal role, in which global tokens are seen by "
-        "all later ones and see all earlier ones, is ours; a mask's window is refused, as it would "
-        "cut off the global tokens; no cached decoding",
-        roles=("causal", "global"),
-        masks=("causal", "key_mask", "segment_ids"),
-        positions=("positions", "embeddings", "heads", "width", "scores"),
-        cost="t",
-    )
+@register_softmax(
+    name="longformer",
+    paper="Beltagy et al. 2020, arXiv 2004.05150, §3.1",
+    equation="softmax(Q_s K_sᵀ/√c) V_s over a window and the global tokens; of these, softmax(Q_g "
+    "K_gᵀ/√c) V_g over everything",
+    reference="transformers LongformerSelfAttention",
+    deviations="global tokens are the first of each sequence, where the paper chooses them by the "
+    "task; the window counts the query itself, W // 2 keys before and (W - 1) // 2 after, where "
+    "theirs has W/2 on either side; the causal role, in which global tokens are seen by all later "
+    "ones and see all earlier ones, is ours; a mask's window is refused, as it would cut off the "
+    "global tokens; no cached decoding",
+    roles=("causal", "global"),
+    masks=("causal", "key_mask", "segment_ids"),
+    positions=("positions", "embeddings", "heads", "width", "scores"),
+    cache="",
+    cost="t",
 )
 class LongformerAttention(BlockSparseAttention):
     """Attention to W neighbouring keys, and to and from a few global tokens.
@@ -58,12 +57,7 @@ class LongformerAttention(BlockSparseAttention):
 
     def __init__(self, *, window: int, global_tokens: int, **options: Any) -> None:
         super().__init__(**options)
-        if window < 1 or global_tokens < 1:
-            raise UserError(
-                "longformer needs a window of at least 1 (the query itself) and at least 1 of "
-                f"global_tokens, got window={window}, global_tokens={global_tokens}. "
-                "sliding_window is the one without global tokens."
-            )
+        check_positive(window=window, global_tokens=global_tokens)
         # Number of keys in the window before a query, and after it.
         self.before, self.after = window_span(window, self.role == "causal")
         self.global_tokens = global_tokens
@@ -96,44 +90,35 @@ class LongformerAttention(BlockSparseAttention):
         """Project inputs [b k d] to the values [b g k c] that global tokens see."""
         return rearrange(self.value_global(source), "b k (g c) -> b g k c", g=self.kv_heads)
 
-    def attend(self, qkv: QKV, visible: Visibility) -> Tensor:
-        if self.backend == "blocks":
-            return self.attend_by_blocks(qkv, visible)
-
-        def is_visible_ordinary(query: Any, key: Any, length: Any) -> Any:
-            return self.is_visible(query, key, length) & ~self.is_global(query)
-
-        def is_visible_global(query: Any, key: Any, length: Any) -> Any:
-            return self.is_global(query)
-
+    def attend_by_pattern(self, qkv: QKV, visible: Visibility) -> Tensor:
         # Queries of the other kind see nothing, and get zeros.
-        parts = ((qkv, is_visible_ordinary), (select_global(qkv), is_visible_global))
-        ordinary, everything = (
-            SoftmaxAttention.attend(
-                self, part, add_pattern(visible, pattern, len(part.q), part.q.device)
-            )
-            for part, pattern in parts
+        ordinary = add_pattern(
+            qkv, visible, lambda i, j, n: self.is_visible(i, j, n) & ~self.is_global(i)
         )
-        return ordinary + everything
+        everything = add_pattern(qkv, visible, lambda i, j, n: self.is_global(i))
+        attended = SoftmaxAttention.attend(self, qkv, ordinary)
+        return attended + SoftmaxAttention.attend(self, select_global(qkv), everything)
 
     def attend_by_blocks(self, qkv: QKV, visible: Visibility) -> Tensor:
         mask, length = visible.mask, visible.rows.stop
         starts = find_sequences(mask, length, qkv.q.device).starts
         columns = torch.arange(length, device=qkv.q.device)
-        blocks = self.gather_keys(mask, starts, columns)
-        ordinary = merge_partial_softmax([self.attend_blocks(qkv, blocks, length)])
-        everything = merge_partial_softmax([self.attend_globally(qkv, mask, starts, columns)])
+        ordinary = merge_partial_softmax([self.attend_window(qkv, mask, starts, columns)])
+        # Keys are blocks of one token, where a row may hold several sequences.
+        keys = split_into_blocks(columns, length if mask.segment_ids is None else 1)
+        part = self.attend_from_first(select_global(qkv), mask, starts, self.global_tokens, keys)
         indices = (columns - starts)[:, None, :, None]
-        out = torch.where(self.is_global(indices), everything, ordinary)
+        out = torch.where(self.is_global(indices), merge_partial_softmax([part]), ordinary)
         return out.masked_fill(indices < 0, 0.0).to(qkv.v.dtype)
 
-    def gather_keys(self, mask: Mask, starts: Tensor, columns: Tensor) -> GatheredBlocks:
-        """Gather the window of each query, and the global tokens before it.
+    def attend_window(
+        self, qkv: QKV, mask: Mask, starts: Tensor, columns: Tensor
+    ) -> PartialSoftmax:
+        """Attend from each query to its window, and to the global tokens before it.
 
         A query with global tokens before its window is far from the start of its sequence. So, in
         blocks no longer than the window, the block's first column is of the same sequence.
         """
-        length = len(columns)
         queries = split_into_blocks(columns, self.before + 1)
         near_keys = extend_blocks(queries, self.before, self.after)
         start = gather_columns(starts, queries[None, :, :1])
@@ -141,28 +126,8 @@ class LongformerAttention(BlockSparseAttention):
         distance = queries[:, :, None] - near_keys[:, :, None]
         in_window = (distance <= self.before) & (-distance <= self.after)
         is_before = queries[:, :, None] - global_keys[:, :, None] > self.before
-        visible = (
-            mask.gather(queries[None], near_keys, length) & in_window,
-            mask.gather(queries[None], global_keys, length) & is_before,
-        )
-        keys = concatenate(near_keys, global_keys, dim=2)
-        return GatheredBlocks(queries, keys, concatenate(*visible, dim=3))
-
-    def attend_globally(
-        self, qkv: QKV, mask: Mask, starts: Tensor, columns: Tensor
-    ) -> PartialSoftmax:
-        """Attend from the global tokens to all keys of their sequences, [b h n …].
-
-        Every block of keys is compared with the global tokens of its sequence. A block is the row,
-        or one token, where a row may hold several sequences.
-        """
-        length = len(columns)
-        keys = split_into_blocks(columns, length if mask.segment_ids is None else 1)[None]
-        start = gather_columns(starts, keys[:, :, :1])
-        queries = start + torch.arange(self.global_tokens, device=columns.device)
-        visible = mask.gather(queries, keys, length) & (queries < length)[..., None]
-        part = self.attend_gathered(select_global(qkv), queries, keys, visible)
-        return scatter_partial_softmax(part, queries, length)
+        parts = (near_keys, in_window), (global_keys, is_before)
+        return self.attend_blocks(qkv, mask, len(columns), queries, *parts)
 
     def weights(self, qkv: QKV, visible: Visibility) -> Tensor:
         is_global = self.find_global_tokens(visible.mask, visible.rows.stop, qkv.q.device)

@@ -1,1 +1,1 @@
-"""Keys are summarised by fewer of them."""
+"""Mechanisms that compare queries with a few combinations of the keys."""

@@ -12,7 +12,7 @@ from attention_zoo.backends.reference import masked_softmax
 from attention_zoo.caches import Cache
 from attention_zoo.errors import UserError, check_positive
 from attention_zoo.masks import Mask
-from attention_zoo.precision import autocast_disabled, upcast
+from attention_zoo.precision import autocast_disabled, safe_divide, upcast
 from attention_zoo.zoo import ATTENTION, AttentionCard
 
 ITERATIONS = 6  # of the inverse, as in the paper
@@ -61,13 +61,9 @@ class NystromAttention(Attention):
             raise UserError(f"convolution must be odd, to have a middle, got {convolution}.")
         self.landmarks = landmarks
         self.half_width = convolution // 2
+        kernel, padding = (convolution, 1), (self.half_width, 0)
         self.convolution = nn.Conv2d(
-            self.heads,
-            self.heads,
-            (convolution, 1),
-            padding=(self.half_width, 0),
-            groups=self.heads,
-            bias=False,
+            self.heads, self.heads, kernel, padding=padding, groups=self.heads, bias=False
         )
 
     def attend_tokens(
@@ -88,9 +84,8 @@ class NystromAttention(Attention):
         kernel = self.convolution.weight[:, 0, :, 0]
         local = kernel[:, (distances + self.half_width).clamp(0, 2 * self.half_width)]
         local = local.masked_fill(distances.abs() > self.half_width, 0.0)
-        visible = mask.dense(range(x.shape[1]), range(x.shape[1]), device=x.device)
-        if visible is not None:
-            local = local.masked_fill(~visible, 0.0)
+        if mask.key_mask is not None:
+            local = local.masked_fill(~mask.key_mask[:, None, None], 0.0)
         return first @ inverse @ third + local
 
     def factors(self, x: Tensor, mask: Mask, positions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -179,7 +174,7 @@ def pseudo_inverse(matrix: Tensor, visible: Tensor) -> Tensor:
     """
     columns = matrix.sum(dim=-2)[:, :, None]
     largest = columns.masked_fill(~visible, 0.0).amax(dim=-1, keepdim=True)
-    inverse = matrix.transpose(-2, -1) / largest.masked_fill(largest == 0.0, 1.0)
+    inverse = safe_divide(matrix.transpose(-2, -1), largest)
     one = torch.eye(matrix.shape[-1], dtype=matrix.dtype, device=matrix.device)
     for _ in range(ITERATIONS):
         product = matrix @ inverse

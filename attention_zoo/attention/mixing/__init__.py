@@ -1,1 +1,1 @@
-"""Tokens are mixed without being compared: the floor of a comparison."""
+"""Mechanisms that mix tokens without comparing them: controls for all others."""

@@ -59,9 +59,8 @@ class FourierAttention(Attention):
     def compute_map(self, x: Tensor, source: Tensor, mask: Mask, positions: Tensor) -> Tensor:
         """Compute cos(2πjk/n) and sin(2πjk/n) for queries at j and keys at k of n tokens."""
         length, dtype = x.shape[1], upcast(x).dtype
-        visible = mask.dense(range(length), range(length), device=x.device)
-        if visible is None:
-            visible = torch.ones(1, 1, length, length, dtype=torch.bool, device=x.device)
+        columns = torch.arange(length, device=x.device)[None, None]
+        visible = mask.gather(columns, columns, length)
         # A padded query is not among the tokens that it sees.
         mutual = visible & visible.transpose(-2, -1)
         position = mutual.tril(-1).sum(dim=-1)
@@ -87,17 +86,13 @@ class FourierAttention(Attention):
         for b in range(len(x)):
             for seen in visible[b].unique(dim=0):
                 tokens = seen.nonzero()[:, 0]
-                if len(tokens):
-                    token_matrix, channel_matrix = (
-                        fourier_matrix(len(tokens)),
-                        fourier_matrix(self.dim),
-                    )
-                    part = x[b, tokens].to(token_matrix.dtype)
-                    out[b, tokens] = (token_matrix @ part @ channel_matrix).real.to(x.dtype)
+                left, right = (naive_fourier_matrix(number) for number in (len(tokens), self.dim))
+                part = left @ x[b, tokens].to(left.dtype) @ right
+                out[b, tokens] = part.real.to(x.dtype)
         return out
 
 
-def fourier_matrix(number: int) -> Tensor:
+def naive_fourier_matrix(number: int) -> Tensor:
     """Compute exp(−2πi jk/n), [n n]."""
     columns = torch.arange(number, dtype=torch.float64)
     angles = -2 * math.pi * columns[:, None] * columns / number

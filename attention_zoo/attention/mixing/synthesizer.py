@@ -6,25 +6,23 @@ import torch
 from torch import Tensor, nn
 
 from attention_zoo.attention import naive
-from attention_zoo.attention.softmax import QKV, ExplicitScoresAttention
+from attention_zoo.attention.softmax import QKV, ExplicitScoresAttention, register_softmax
 from attention_zoo.caches import TokenCache
 from attention_zoo.errors import check_positive
 from attention_zoo.masks import Visibility
-from attention_zoo.zoo import ATTENTION, AttentionCard
 
 
-@ATTENTION.register(
-    AttentionCard(
-        name="synthesizer",
-        paper="Tay et al. 2020, arXiv 2005.00743",
-        equation="softmax(W₂ relu(W₁ x_i) + b) V, an output of W₂ for each of max_length positions",
-        reference="closed form",
-        deviations="the dense synthesizer, without factors and mixtures; W₁ is as narrow as a "
-        "head, and has a bias if the other projections do; global only, as a control",
-        roles=("global",),
-        masks=("causal", "window", "key_mask", "segment_ids"),
-        positions=("embeddings",),
-    )
+@register_softmax(
+    name="synthesizer",
+    paper="Tay et al. 2020, arXiv 2005.00743",
+    equation="softmax(W₂ relu(W₁ x_i) + b) V, an output of W₂ for each of max_length positions",
+    reference="closed form",
+    deviations="the dense synthesizer, without factors and mixtures; W₁ is as narrow as a head, "
+    "and has a bias if the other projections do; global only, as a control",
+    roles=("global",),
+    masks=("causal", "window", "key_mask", "segment_ids"),
+    positions=("embeddings",),
+    cache="",
 )
 class SynthesizerAttention(ExplicitScoresAttention):
     """A control whose weights depend on the query's token alone, and on the positions of keys.

@@ -1,1 +1,1 @@
-"""Each query chooses the keys, or blocks of them, that it attends to."""
+"""Mechanisms whose queries choose the keys, or blocks of keys, that they attend to."""

@@ -17,35 +17,30 @@ from attention_zoo.attention.selected.topk_selection import (
     scatter_weights,
     select_largest,
     split_queries,
-    sum_values,
     weigh_keys,
 )
-from attention_zoo.attention.softmax import QKV
+from attention_zoo.attention.softmax import QKV, register_softmax
 from attention_zoo.caches import TokenCache
-from attention_zoo.errors import UserError
+from attention_zoo.errors import check_positive
 from attention_zoo.masks import Visibility
-from attention_zoo.zoo import ATTENTION, AttentionCard
 
 
-@ATTENTION.register(
-    AttentionCard(
-        name="lightning_indexer",
-        paper="DeepSeek-AI 2025, arXiv 2512.02556 (DeepSeek-V3.2)",
-        equation="softmax(q K[S]ᵀ/√c) V[S], S = top-k of Σ_j w_j ReLU(q_j·k), j over indexer heads",
-        reference="flash-linear-attention naive_dsa",
-        deviations="over grouped heads instead of latent attention; trained from the start by the "
-        "sparse stage's loss, without the dense warm-up; indexer heads are as wide as the others "
-        "and take the same encoding of heads, and no low-rank query, norm, Hadamard rotation or "
-        "8-bit numbers as in the authors' code, but its scale, 1/√(c·heads); of equal scores the "
-        "latest key is selected. Every query scores all of its past, so the work of the indexer "
-        "grows with length², though not the memory; no encoding on scores, which the selection "
-        "would ignore",
-        roles=("causal",),
-        masks=("causal", "window", "key_mask", "segment_ids"),
-        positions=("positions", "embeddings", "heads"),
-        cache="keys, values, and a key of the indexer",
-        chooses="keys",
-    )
+@register_softmax(
+    name="lightning_indexer",
+    paper="DeepSeek-AI 2025, arXiv 2512.02556 (DeepSeek-V3.2)",
+    equation="softmax(q K[S]ᵀ/√c) V[S], S = top-k of Σ_j w_j ReLU(q_j·k), j over indexer heads",
+    reference="flash-linear-attention naive_dsa",
+    deviations="over grouped heads instead of latent attention; trained from the start by the "
+    "sparse stage's loss, without the dense warm-up; indexer heads are as wide as the others and "
+    "take the same encoding of heads, and no low-rank query, norm, Hadamard rotation or 8-bit "
+    "numbers as in the authors' code, but its scale, 1/√(c·heads); of equal scores the latest key "
+    "is selected. Every query scores all of its past, so the work of the indexer grows with "
+    "length², though not the memory; no encoding on scores, which the selection would ignore",
+    roles=("causal",),
+    masks=("causal", "window", "key_mask", "segment_ids"),
+    positions=("positions", "embeddings", "heads"),
+    cache="keys, values, and a key of the indexer",
+    chooses="keys",
 )
 class LightningIndexerAttention(TopKSelectionAttention):
     """Small indexer heads score all keys, and all other heads attend to the best of them.
@@ -67,10 +62,7 @@ class LightningIndexerAttention(TopKSelectionAttention):
 
     def __init__(self, *, top_k: int, index_heads: int = 4, **options: Any) -> None:
         super().__init__(**options)
-        if top_k < 1:
-            raise UserError(f"top_k must be at least 1 key, got {top_k}.")
-        if index_heads < 1:
-            raise UserError(f"index_heads must be at least 1, got {index_heads}.")
+        check_positive(top_k=top_k, index_heads=index_heads)
         self.top_k = top_k
         self.index_heads = index_heads
         self.index_query = nn.Linear(self.dim, index_heads * self.head_dim, bias=False)
@@ -102,16 +94,11 @@ class LightningIndexerAttention(TopKSelectionAttention):
         queries, v = qkv.q.shape[2], qkv.v.contiguous()
         outputs, divergences = [], []
         for part in split_queries(queries, self.top_k):
-            tokens, seen = self.select_keys(qkv, visible, part)
+            weights = qkv.features["weights"][:, :, part]
+            qkv_part = qkv._replace(q=qkv.q[:, :, part], v=v, features={"weights": weights})
+            tokens, seen = self.select_keys(qkv_part, replace(visible, rows=visible.rows[part]))
             out, divergence = checkpoint(
-                self.attend_selected,
-                qkv.q[:, :, part],
-                qkv.k,
-                v,
-                qkv.features["weights"][:, :, part],
-                tokens,
-                seen,
-                use_reentrant=False,
+                self.attend_selected, qkv_part, tokens, seen, use_reentrant=False
             )
             outputs.append(out)
             divergences.append(divergence)
@@ -124,61 +111,42 @@ class LightningIndexerAttention(TopKSelectionAttention):
             self.auxiliary_loss = (divergence * real).sum() / real.sum().clamp(min=1.0)
         return torch.cat(outputs, dim=2)
 
-    def attend_selected(
-        self,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        index_weights: Tensor,
-        tokens: Tensor,
-        seen: Tensor,
-    ) -> tuple[Tensor, Tensor]:
-        """Attend from some queries to the keys that they selected.
-
-        Args:
-            q: [b h+j q c].
-            k: [b g+1 k c].
-            v: [b g k c].
-            index_weights: [b 1 q j].
-            tokens: [b 1 q n], the selected keys.
-            seen: [b 1 q n], which of them are visible.
+    def attend_selected(self, qkv: QKV, tokens: Tensor, seen: Tensor) -> tuple[Tensor, Tensor]:
+        """Attend from queries to the keys [b 1 q n] that they selected, where these are seen.
 
         Returns:
             The weighted sums of values [b h q c], and the divergence [b q]; zeros in evaluation.
         """
-        keys = gather_selected(k, tokens)
-        weights = weigh_keys(q[:, : self.heads], keys[:, :-1], seen, self.scale)
-        out = sum_values(self.drop_weights(weights), gather_selected(v, tokens))
+        keys = gather_selected(qkv.k, tokens)
+        weights = weigh_keys(qkv.q[:, : self.heads], keys[:, :-1], seen, self.scale)
+        out = self.sum_selected(weights, qkv.v, tokens)
         if not self.training:
             return out, torch.zeros_like(out[:, 0, :, 0])
         target = weights.detach().mean(dim=1)
-        scores = self.score_index(q[:, self.heads :], keys[:, -1:], index_weights)[:, 0]
+        scores = self.score_index(qkv, keys[:, -1:])[:, 0]
         scores = scores.masked_fill(~seen[:, 0], torch.finfo(scores.dtype).min)
         prediction = scores.log_softmax(dim=-1)
         return out, (torch.xlogy(target, target) - target * prediction).sum(dim=-1)
 
     def weights(self, qkv: QKV, visible: Visibility) -> Tensor:
-        tokens, seen = self.select_keys(qkv, visible, slice(0, len(visible.rows)))
-        keys = gather_selected(qkv.k[:, :-1], tokens)
-        weights = weigh_keys(qkv.q[:, : self.heads], keys, seen, self.scale)
+        tokens, seen = self.select_keys(qkv, visible)
+        weights = self.weigh_selected(qkv.q[:, : self.heads], qkv.k[:, :-1], tokens, seen)
         return scatter_weights(weights, tokens, qkv.k.shape[2])
 
     @torch.no_grad()
-    def select_keys(self, qkv: QKV, visible: Visibility, part: slice) -> tuple[Tensor, Tensor]:
-        """Return the keys that some queries select [b 1 q n], and which of them are visible."""
-        rows = visible.rows[part]
-        visible = replace(visible, rows=rows, columns=range(rows.stop))
-        keys = qkv.k[:, -1:, None, : rows.stop]
-        weights = qkv.features["weights"][:, :, part]
-        scores = self.score_index(qkv.q[:, self.heads :, part], keys, weights)
-        seen = visible.dense(scores.device)
+    def select_keys(self, qkv: QKV, visible: Visibility) -> tuple[Tensor, Tensor]:
+        """Return the keys that queries select [b 1 q n], and which of them are visible."""
+        stop = visible.rows.stop
+        scores = self.score_index(qkv, qkv.k[:, -1:, None, :stop])
+        seen = replace(visible, columns=range(stop)).dense(scores.device)
         if seen is None:
             seen = torch.ones_like(scores[:1], dtype=torch.bool)
         tokens = select_largest(scores.masked_fill(~seen, float("-inf")), self.top_k)
         return tokens, seen.expand_as(scores).gather(3, tokens)
 
-    def score_index(self, q: Tensor, keys: Tensor, weights: Tensor) -> Tensor:
-        """Compute I [b 1 q n] of queries [b j q c], keys [b 1 q|1 n c] and weights [b 1 q j]."""
+    def score_index(self, qkv: QKV, keys: Tensor) -> Tensor:
+        """Compute I [b 1 q n] of queries for the indexer's keys [b 1 q|1 n c]."""
+        q, weights = qkv.q[:, self.heads :], qkv.features["weights"]
         similarity = torch.einsum("b j q c, b e q n c -> b e q j n", q, keys).relu()
         scores = torch.einsum("b e q j, b e q j n -> b e q n", weights, similarity)
         return scores / math.sqrt(self.head_dim * self.index_heads)

@@ -19,9 +19,9 @@ from attention_zoo.attention.online_softmax import (
 )
 from attention_zoo.backends.reference import masked_softmax
 from attention_zoo.caches import Cache
-from attention_zoo.errors import UserError
+from attention_zoo.errors import UserError, check_positive
 from attention_zoo.masks import Mask, find_segment_starts
-from attention_zoo.precision import autocast_disabled
+from attention_zoo.precision import autocast_disabled, upcast
 from attention_zoo.zoo import ATTENTION, AttentionCard
 
 
@@ -76,11 +76,9 @@ class ReformerAttention(Attention):
 
     def __init__(self, *, buckets: int, rounds: int, block: int, seed: int, **options: Any) -> None:
         super().__init__(kv_heads=None, **options)
-        if buckets < 2 or buckets % 2 or min(rounds, block) < 1:
-            raise UserError(
-                "reformer needs an even number of buckets, at least 2, and at least 1 of rounds "
-                f"and of tokens in a block, got buckets={buckets}, rounds={rounds}, block={block}."
-            )
+        check_positive(rounds=rounds, block=block)
+        if buckets < 2 or buckets % 2:
+            raise UserError(f"buckets must be even and at least 2, got {buckets}.")
         del self.key
         self.buckets = buckets
         self.block = block
@@ -89,12 +87,7 @@ class ReformerAttention(Attention):
         self.register_buffer("rotations", torch.randn(shape, generator=generator))
 
     def attend_tokens(
-        self,
-        x: Tensor,
-        context: Tensor | None,
-        mask: Mask,
-        positions: Tensor,
-        cache: Cache | None,
+        self, x: Tensor, context: Tensor | None, mask: Mask, positions: Tensor, cache: Cache | None
     ) -> Tensor:
         assert cache is None
         q, k, v = self.project_qkv(x, positions)
@@ -129,12 +122,12 @@ class ReformerAttention(Attention):
     @torch.no_grad()
     def hash_tokens(self, x: Tensor, mask: Mask) -> Buckets:
         """Hash every token in every round, in float32 at least, so that rounding moves few."""
-        dtype = torch.promote_types(x.dtype, torch.float32)
         with autocast_disabled(x):
-            bias = None if self.query.bias is None else self.query.bias.to(dtype)
-            q = linear(x.to(dtype), self.query.weight.to(dtype), bias)
+            x = upcast(x)
+            bias = None if self.query.bias is None else self.query.bias.to(x.dtype)
+            q = linear(x, self.query.weight.to(x.dtype), bias)
             q = rearrange(q, "b n (h c) -> b h n c", h=self.heads)
-            products = torch.einsum("b h n c, h c r m -> b h r n m", q, self.rotations.to(dtype))
+            products = torch.einsum("b h n c, h c r m -> b h r n m", q, self.rotations.to(x.dtype))
         numbers = torch.cat([products, -products], dim=-1).argmax(dim=-1)
         if mask.key_mask is not None:
             # Padding has a bucket of its own, where it cannot move anything.
@@ -180,14 +173,9 @@ class ReformerAttention(Attention):
                 scale=1.0,
             )
             inverse = order.argsort(dim=-1)
-            numerator, denominator, maximum = (x.flatten(2, 3) for x in part)
-            parts.append(
-                PartialSoftmax(
-                    gather_per_head(numerator, inverse),
-                    denominator.gather(2, inverse),
-                    maximum.gather(2, inverse),
-                )
-            )
+            numerator = gather_per_head(part.numerator.flatten(2, 3), inverse)
+            denominator, maximum = (x.flatten(2, 3).gather(2, inverse) for x in part[1:])
+            parts.append(PartialSoftmax(numerator, denominator, maximum))
         return parts
 
     def naive(self, x: Tensor, source: Tensor, visible: Tensor, positions: Tensor) -> Tensor:

@@ -27,14 +27,19 @@ class TopKSelectionAttention(SoftmaxAttention):
     def __init__(self, **options: Any) -> None:
         super().__init__(backend="reference", **options)
 
+    def weigh_selected(self, q: Tensor, k: Tensor, indices: Tensor, visible: Tensor) -> Tensor:
+        """Return the weights [b h q n] of the keys at indices in k [b g k c], where visible."""
+        return weigh_keys(q, gather_selected(k, indices), visible, self.scale)
+
+    def sum_selected(self, weights: Tensor, v: Tensor, indices: Tensor) -> Tensor:
+        """Sum the values [b h q c] at indices in v [b g k c] by weights [b h q n]."""
+        values = gather_selected(v, indices)
+        weights = self.drop_weights(weights).unflatten(1, (values.shape[1], -1))
+        return torch.einsum("b e r q n, b e q n c -> b e r q c", weights, values).flatten(1, 2)
+
 
 def split_queries(queries: int, keys: int) -> list[slice]:
-    """Split queries into parts, for each of which enough keys can be gathered at once.
-
-    Args:
-        queries: number of queries.
-        keys: number of keys that each query gathers.
-    """
+    """Split queries into slices that gather MAX_GATHERED_KEYS at most, `keys` for each query."""
     size = max(MAX_GATHERED_KEYS // keys, 1)
     return [slice(start, min(start + size, queries)) for start in range(0, queries, size)]
 
@@ -66,12 +71,6 @@ def weigh_keys(q: Tensor, keys: Tensor, visible: Tensor, scale: float) -> Tensor
     """Compute softmax(q·k·scale) [b h q n] over visible [b|1 1|e q n] keys; zeros for none."""
     scores = score_keys(q, keys) * scale
     return masked_softmax(scores, repeat_heads(visible, q.shape[1]))
-
-
-def sum_values(weights: Tensor, values: Tensor) -> Tensor:
-    """Sum values [b e q|1 n c] by weights [b h q n]: [b h q c]."""
-    grouped = weights.unflatten(1, (values.shape[1], -1))
-    return torch.einsum("b e r q n, b e q n c -> b e r q c", grouped, values).flatten(1, 2)
 
 
 def scatter_weights(weights: Tensor, indices: Tensor, keys: int) -> Tensor:
