@@ -71,13 +71,11 @@ def attend_padded(
     real = pad(visible.mask.key_mask[:, columns], (visible.sinks, 0), value=True)
     channel = torch.zeros_like(k[..., :1]).masked_fill(~real[:, None, :, None], -low)
     # GPU kernels want widths of whole eights, and those of queries, keys and values to be equal.
-    padding = -(q.shape[-1] + 1) % 8
+    extra = -(q.shape[-1] + 1) % 8
     out = attend(
-        torch.cat(
-            [q, torch.full_like(q[..., :1], low), q.new_zeros(*q.shape[:-1], padding)], dim=-1
-        ),
-        torch.cat([k, channel, k.new_zeros(*k.shape[:-1], padding)], dim=-1),
-        pad(v, (0, 1 + padding)),
+        torch.cat([q, torch.full_like(q[..., :1], low), q.new_zeros(*q.shape[:-1], extra)], dim=-1),
+        torch.cat([k, channel, k.new_zeros(*k.shape[:-1], extra)], dim=-1),
+        pad(v, (0, 1 + extra)),
         visible=replace(visible, mask=replace(visible.mask, key_mask=None)),
         bias=bias,
         scale=scale,
