@@ -25,18 +25,24 @@ DATA = Path(os.environ.get("ATTENTION_ZOO_DATA", Path(__file__).parents[2] / "sh
 
 
 @cache
+def words_in(function: Callable[..., Any]) -> frozenset[str]:
+    """Return the words of a function's code, with the quotes of those that are strings."""
+    return frozenset(re.findall(r"\"\w+\"|\w+", inspect.getsource(function)))
+
+
 def entries_named_in(function: Callable[..., Any]) -> frozenset[str]:
     """Return the entries whose names are strings in a function's code, or in what it calls."""
-    source = inspect.getsource(function)
-    neighbours = (function.__globals__.get(word) for word in {*re.findall(r"\w+", source)})
-    called = {
-        other
-        for other in neighbours
-        if inspect.isfunction(other)
-        and other.__module__ == function.__module__
-        and other is not function
-    }
-    return ENTRIES & {*re.findall(r"\"(\w+)\"", source)}.union(*map(entries_named_in, called))
+    functions = [function]
+    for caller in functions:
+        for word in words_in(caller):
+            called = caller.__globals__.get(word)
+            if (
+                inspect.isfunction(called)
+                and called.__module__ == function.__module__
+                and called not in functions
+            ):
+                functions.append(called)
+    return frozenset(name for name in ENTRIES if any(f'"{name}"' in words_in(f) for f in functions))
 
 
 def pytest_itemcollected(item: pytest.Item) -> None:
