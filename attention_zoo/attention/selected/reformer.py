@@ -89,7 +89,6 @@ class ReformerAttention(Attention):
     def attend_tokens(
         self, x: Tensor, context: Tensor | None, mask: Mask, positions: Tensor, cache: Cache | None
     ) -> Tensor:
-        assert cache is None
         q, k, v = self.project_qkv(x, positions)
         parts = self.attend_rounds(q, k, v, self.hash_tokens(x, mask), mask)
         is_alone = torch.stack([part.denominator == 0.0 for part in parts]).all(dim=0)
