@@ -206,10 +206,7 @@ class ReformerAttention(Attention):
 
 
 def share_bucket(queries: Buckets, keys: Buckets) -> Tensor:
-    """Return whether keys [b h r … s] are in the bucket of queries [b h r … u]: [b h r … u s].
-
-    They must be in the query's chunk, or the one before.
-    """
+    """Return whether keys are in the bucket of queries, and its chunk or the one before: [… u s]."""
     same = queries.numbers[..., :, None] == keys.numbers[..., None, :]
     back = queries.chunks[..., :, None] - keys.chunks[..., None, :]
     return same & ((back == 0) | (back == 1))
@@ -222,10 +219,7 @@ def gather_per_head(x: Tensor, columns: Tensor) -> Tensor:
 
 
 def naive_sequences(visible: Tensor) -> Tensor:
-    """Return the number of each token's sequence within its row, [b n].
-
-    A token is of the same sequence as the real one before it, if it sees it.
-    """
+    """Number the sequences of tokens [b n]: a new one starts where a token sees none before it."""
     batch, length, _ = visible.shape
     numbers = torch.zeros(batch, length, dtype=torch.long)
     for b in range(batch):

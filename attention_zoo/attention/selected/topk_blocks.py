@@ -138,7 +138,7 @@ class TopKBlockAttention(TopKSelectionAttention):
         return ((qkv.last - qkv.first) // self.block)[:, None, :, None]
 
     def find_tokens(self, qkv: UnpaddedQKV, numbers: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the keys of blocks [b e q m], and which of them are visible; both are [b e q n]."""
+        """Return the keys of blocks [b e q m], and which are visible; both are [b e q n]."""
         starts = qkv.first[:, None, :, None] + numbers * self.block
         tokens = (starts[..., None] + torch.arange(self.block, device=starts.device)).flatten(-2)
         visible = tokens <= qkv.last[:, None, :, None]
