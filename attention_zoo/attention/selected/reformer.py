@@ -206,7 +206,7 @@ class ReformerAttention(Attention):
 
 
 def share_bucket(queries: Buckets, keys: Buckets) -> Tensor:
-    """Return whether keys are in the bucket of queries, and its chunk or the one before: [… u s]."""
+    """Return which keys share a bucket with queries, in its chunk or the one before: [… u s]."""
     same = queries.numbers[..., :, None] == keys.numbers[..., None, :]
     back = queries.chunks[..., :, None] - keys.chunks[..., None, :]
     return same & ((back == 0) | (back == 1))
@@ -219,7 +219,7 @@ def gather_per_head(x: Tensor, columns: Tensor) -> Tensor:
 
 
 def naive_sequences(visible: Tensor) -> Tensor:
-    """Number the sequences of tokens [b n]: a new one starts where a token sees none before it."""
+    """Return numbers of sequences [b n]: one starts where a token sees no real one before it."""
     batch, length, _ = visible.shape
     numbers = torch.zeros(batch, length, dtype=torch.long)
     for b in range(batch):
