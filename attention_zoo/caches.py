@@ -1,4 +1,4 @@
-"""What decoding keeps of the tokens it has seen.
+"""Caches: what decoding stores of the tokens it has seen.
 
 Every cache counts its tokens (`length`), and can be reordered along its batch, as beam search
 needs; an index that repeats rows also multiplies them.

@@ -29,8 +29,8 @@ class CapturedAttention(NamedTuple):
 def capture_attention(module: nn.Module) -> Iterator[list[CapturedAttention]]:
     """Capture the weights of all attention in a module, in the order of the calls.
 
-    The module's own outputs do not change: the weights are computed in addition, without dropout,
-    and with gradients if these are enabled. Attention that is called twice appears twice. Compiled
+    The module's outputs do not change: the weights are computed in addition, without dropout, and
+    with gradients if these are enabled. Attention that is called twice appears twice. Compiled
     modules run uncompiled meanwhile, as compiled ones do not call hooks.
 
     Raises:

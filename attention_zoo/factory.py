@@ -37,14 +37,7 @@ def create_attention(
 
 
 def create_position(
-    name: str,
-    *,
-    dim: int,
-    heads: int,
-    head_dim: int,
-    role: Role,
-    layer: int = 0,
-    **options: Any,
+    name: str, *, dim: int, heads: int, head_dim: int, role: Role, layer: int = 0, **options: Any
 ) -> PositionalEncoding:
     """Build a positional encoding, for a stack of layers or, as its card says, for one of them.
 
@@ -71,16 +64,16 @@ def construct(entry: type, name: str, **options: Any) -> Any:
         if parameter.default is parameter.empty and option not in options
     ]
     if unexpected or missing:
-        fault = (
+        reason = (
             f"has no option {unexpected[0]!r}" if unexpected else f"needs the option {missing[0]!r}"
         )
-        raise UserError(f"{name} {fault}. Its options: {', '.join(legal)}.")
+        raise UserError(f"{name} {reason}. Its options: {', '.join(legal)}.")
     return entry(**options)
 
 
 def options_of(entry: type) -> dict[str, inspect.Parameter]:
     """Return the options of an entry's constructor, with those that it passes to base classes."""
-    found: dict[str, inspect.Parameter] = {}
+    options: dict[str, inspect.Parameter] = {}
     decided: set[str] = set()
     for base in entry.__mro__:
         decided.update(vars(base).get("decided_options", ()))
@@ -88,7 +81,7 @@ def options_of(entry: type) -> dict[str, inspect.Parameter]:
             parameters = inspect.signature(vars(base)["__init__"]).parameters.values()
             named = [p for p in parameters if p.kind is p.KEYWORD_ONLY]
             # Options of a base class come first, so that sizes are listed before details.
-            found = {p.name: p for p in named} | found
+            options = {p.name: p for p in named} | options
             if not any(p.kind is p.VAR_KEYWORD for p in parameters):
                 break
-    return {name: parameter for name, parameter in found.items() if name not in decided}
+    return {name: parameter for name, parameter in options.items() if name not in decided}

@@ -116,7 +116,7 @@ class Mask:
 
 @dataclass(frozen=True, kw_only=True)
 class Visibility:
-    """Which of some queries see which of some keys, for a backend to render in its own way.
+    """Which of some queries see which of some keys, for a backend to render.
 
     Args:
         mask: over whole rows.

@@ -176,17 +176,12 @@ def check_pair(attention: AttentionCard, role: Role, position: PositionCard | No
             "cross-attention do not share. Leave its position out."
         )
     if role not in position.roles:
-        raise Unsupported(
-            f"{position.name} cannot serve {role} attention; it serves "
-            f"{join_names(position.roles)}."
-        )
+        roles = join_names(position.roles)
+        raise Unsupported(f"{position.name} cannot serve {role} attention; it serves {roles}.")
     if not accepts(attention, position):
         missing = [SITES[site] for site in position.acts if site not in attention.positions]
-        candidates = [
-            name
-            for name in POSITION
-            if accepts(attention, POSITION.card(name)) and role in POSITION.card(name).roles
-        ]
+        cards = [POSITION.card(name) for name in POSITION]
+        candidates = [x.name for x in cards if accepts(attention, x) and role in x.roles]
         raise Unsupported(
             f"{attention.name} cannot take position={position.name}, which acts on "
             f"{' and on '.join(missing)}. Positions it can take: {', '.join(candidates)}."

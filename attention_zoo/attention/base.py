@@ -188,8 +188,8 @@ class Attention(nn.Module):
         An encoding that acts on values adds its own part to the weighted sums.
         """
         mask = self.effective_mask(mask, x, context)
-        source = x if context is None else context
-        return self.compute_map(x, source, mask, resolve_positions(x, positions))
+        positions = resolve_positions(x, positions)
+        return self.compute_map(x, x if context is None else context, mask, positions)
 
     def values(
         self,
@@ -201,8 +201,8 @@ class Attention(nn.Module):
     ) -> Tensor:
         """Return the values [b h k c] that the weights of `attention_map` apply to."""
         mask = self.effective_mask(mask, x, context)
-        source = x if context is None else context
-        return self.compute_values(source, mask, resolve_positions(x, positions))
+        positions = resolve_positions(x, positions)
+        return self.compute_values(x if context is None else context, mask, positions)
 
     def compute_map(self, x: Tensor, source: Tensor, mask: Mask, positions: Tensor) -> Tensor:
         """Compute `attention_map` for queries from x and keys from the source."""
@@ -219,8 +219,7 @@ class Attention(nn.Module):
     def is_visible(self, query: int, key: int, length: int) -> bool:
         """Return whether the mechanism's own pattern lets a query see a key.
 
-        Indices count from the first real token of a sequence, whose last one has length - 1. So
-        neither padding at an end nor other sequences in the row change a pattern.
+        Indices count from the first real token of the sequence: padding before it changes nothing.
         """
         return True
 
@@ -337,10 +336,7 @@ def resolve_positions(
 
 
 def take_auxiliary_loss(model: nn.Module) -> Tensor | None:
-    """Return the sum of the auxiliary losses of a model's attention, and remove them.
-
-    Each is a mean over the tokens of the last pass. The result is None if no mechanism has one.
-    """
+    """Return the sum of the auxiliary losses of a model's attention, if any, and remove them."""
     losses = []
     for part in model.modules():
         if isinstance(part, Attention) and part.auxiliary_loss is not None:

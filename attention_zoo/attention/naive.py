@@ -55,18 +55,12 @@ def rotate_heads(
     encoding: PositionalEncoding, x: Tensor, positions: Tensor, *, of: Literal["query", "key"]
 ) -> Tensor:
     """Rotate heads [b h t c] at positions [b|1 t]; not for encodings that act by the length."""
-    rotated = [
-        encoding.naive_rotate(head, positions, head=h, length=0, of=of)
-        for h, head in enumerate(x.unbind(dim=1))
-    ]
-    return torch.stack(rotated, dim=1)
+    rotate, heads = encoding.naive_rotate, enumerate(x.unbind(dim=1))
+    return torch.stack([rotate(y, positions, head=h, length=0, of=of) for h, y in heads], dim=1)
 
 
 def softmax(scores: Tensor, visible: Tensor) -> Tensor:
-    """Compute exp(s_ij) / Σ_j exp(s_ij) over visible keys j, for [b h q k] and [b q k].
-
-    Rows without a visible key are zeros.
-    """
+    """Compute exp(s_ij) / Σ_j exp(s_ij) [b h q k] over visible keys [b q k]; zeros for none."""
     lowest = torch.finfo(scores.dtype).min
     largest = scores.detach().masked_fill(~visible[:, None], lowest).amax(dim=-1, keepdim=True)
     powers = torch.exp((scores - largest).clamp(max=0.0)) * visible[:, None]

@@ -28,9 +28,11 @@ def register_softmax(**fields: Any) -> Callable[[type[T]], type[T]]:
 
     A field that is left out is as most relatives declare it.
     """
+    masks = ("causal", "window", "key_mask", "segment_ids")
+    roles = fields.get("roles", ROLES)
     defaults = {
-        "roles": ROLES,
-        "masks": ("causal", "window", "key_mask", "segment_ids", "query_segment_ids"),
+        "roles": roles,
+        "masks": (*masks, "query_segment_ids") if "cross" in roles else masks,
         "positions": tuple(SITES),
         "cache": "keys and values",
     }
@@ -175,10 +177,8 @@ class SoftmaxAttention(Attention):
         qkv = self.project_qkv(x, context, positions, None)
         queries, keys = qkv.q.shape[2], qkv.k.shape[2]
         visible = Visibility.of_last(mask, queries, keys, keys)
-        maps = [
-            pad(self.weights(*part), (0, keys - part[0].k.shape[2]))
-            for part in self.length_spans(qkv, visible)
-        ]
+        parts = self.length_spans(qkv, visible)
+        maps = [pad(self.weights(*part), (0, keys - part[0].k.shape[2])) for part in parts]
         return maps[0] if len(maps) == 1 else torch.cat(maps, dim=2)
 
     def length_spans(self, qkv: QKV, visible: Visibility) -> Iterator[tuple[QKV, Visibility]]:
@@ -294,9 +294,13 @@ class ExplicitScoresAttention(SoftmaxAttention):
         return self.attend_explicitly(qkv, visible)
 
     def weights(self, qkv: QKV, visible: Visibility) -> Tensor:
-        scores, bias = self.scores(qkv.q, qkv.k), self.score_bias(qkv, visible)
-        scores = scores if bias is None else scores + bias
+        scores = self.biased_scores(qkv, visible)
         return self.normalise(scores, visible.dense(scores.device))
+
+    def biased_scores(self, qkv: QKV, visible: Visibility) -> Tensor:
+        """Return `scores` with the encoding's bias, [b h q k]."""
+        scores, bias = self.scores(qkv.q, qkv.k), self.score_bias(qkv, visible)
+        return scores if bias is None else scores + bias
 
     def scores(self, q: Tensor, k: Tensor) -> Tensor:
         """Return the scores [b h q k] of queries [b h q c] and keys [b g k c]."""
@@ -308,7 +312,7 @@ class ExplicitScoresAttention(SoftmaxAttention):
 
 
 def unpack_tokens(q: Tensor, q_positions: Tensor, tokens: dict[str, Tensor]) -> QKV:
-    """Join queries with what is kept of every key."""
+    """Join queries with the features of every key."""
     features = {k: v for k, v in tokens.items() if k not in ("keys", "values", "positions")}
     k_positions = tokens["positions"][..., 0]
     return QKV(q, tokens["keys"], tokens["values"], q_positions, k_positions, features)

@@ -1,8 +1,6 @@
 """Ways to compute softmax attention, alike in meaning: softmax(QKᵀ·scale + bias, masked) V.
 
-Each backend is a module with one function,
-`attend(q, k, v, *, visible, bias, scale, dropout) -> [b h q c]`, which a test holds against the
-others. `reference` is the plain one, and also gives the weights.
+Each backend is a module with a function `attend`, whose arguments `reference.attend` documents.
 """
 
 import logging

@@ -37,12 +37,7 @@ def attend(
 
 
 def attention_weights(
-    q: Tensor,
-    k: Tensor,
-    *,
-    visible: Tensor | None,
-    bias: Tensor | None = None,
-    scale: float,
+    q: Tensor, k: Tensor, *, visible: Tensor | None, bias: Tensor | None = None, scale: float
 ) -> Tensor:
     """Compute weights [b h q k] whose rows sum to 1, or are zero where no key is visible.
 

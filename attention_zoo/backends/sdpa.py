@@ -59,23 +59,23 @@ def attend_padded(
     becomes one more channel of the heads, which lowers the scores of padded keys until their
     weights are zero.
     """
-    # Autocast would take the kernel's inputs to a type in which more than its largest is infinite.
-    kinds = [q.dtype]
+    # Autocast converts the kernel's inputs to a type in which too large a number is infinite.
+    dtypes = [q.dtype]
     if torch.is_autocast_enabled(q.device.type):
-        kinds.append(torch.get_autocast_dtype(q.device.type))
+        dtypes.append(torch.get_autocast_dtype(q.device.type))
     # Scores are lowered by low², no more than needed: the backward pass computes scores again, and
     # where a query sees nothing, a rounding error of a huge one would have an infinite exponential.
-    low = min(2.0**20, *(torch.finfo(kind).max / 4 for kind in kinds)) ** 0.5
+    low = min(2.0**20, *(torch.finfo(dtype).max / 4 for dtype in dtypes)) ** 0.5
     assert visible.mask.key_mask is not None
     columns = slice(visible.columns.start, visible.columns.stop)
     real = pad(visible.mask.key_mask[:, columns], (visible.sinks, 0), value=True)
     channel = torch.zeros_like(k[..., :1]).masked_fill(~real[:, None, :, None], -low)
     # GPU kernels want widths of whole eights, and those of queries, keys and values to be equal.
-    rest = -(q.shape[-1] + 1) % 8
+    extra = -(q.shape[-1] + 1) % 8
     out = attend(
-        torch.cat([q, torch.full_like(q[..., :1], low), q.new_zeros(*q.shape[:-1], rest)], dim=-1),
-        torch.cat([k, channel, k.new_zeros(*k.shape[:-1], rest)], dim=-1),
-        pad(v, (0, 1 + rest)),
+        torch.cat([q, torch.full_like(q[..., :1], low), q.new_zeros(*q.shape[:-1], extra)], dim=-1),
+        torch.cat([k, channel, k.new_zeros(*k.shape[:-1], extra)], dim=-1),
+        pad(v, (0, 1 + extra)),
         visible=replace(visible, mask=replace(visible.mask, key_mask=None)),
         bias=bias,
         scale=scale,

@@ -49,6 +49,5 @@ class AdditiveAttention(ExplicitScoresAttention):
 
 def additive_scores(q: Tensor, k: Tensor, energy: Tensor) -> Tensor:
     """Compute vᵀ tanh(q + k) for q [b h q c], k [b h k c], v [h c]: [b h q k]."""
-    return torch.einsum(
-        "b h q k c, h c -> b h q k", torch.tanh(q[:, :, :, None] + k[:, :, None]), energy
-    )
+    activations = torch.tanh(q[:, :, :, None] + k[:, :, None])
+    return torch.einsum("b h q k c, h c -> b h q k", activations, energy)

@@ -1,6 +1,7 @@
 """Differential attention (Ye et al. 2024)."""
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -70,13 +71,19 @@ class DifferentialAttention(SoftmaxAttention):
         return split_halves(k), v
 
     def attend(self, qkv: QKV, visible: Visibility) -> Tensor:
-        attend = super().attend
-        first, second = (attend(select_half(qkv, half), visible) for half in (0, 1))
-        return first - self.mix() * second
+        return self.subtract_maps(super().attend, qkv, visible)
 
     def weights(self, qkv: QKV, visible: Visibility) -> Tensor:
-        weights = super().weights
-        first, second = (weights(select_half(qkv, half), visible) for half in (0, 1))
+        return self.subtract_maps(super().weights, qkv, visible)
+
+    def subtract_maps(
+        self, function: Callable[[QKV, Visibility], Tensor], qkv: QKV, visible: Visibility
+    ) -> Tensor:
+        """Return a function of the first map, less λ times that of the second."""
+        first, second = (
+            function(qkv._replace(q=qkv.q[:, half::2], k=qkv.k[:, half::2]), visible)
+            for half in (0, 1)
+        )
         return first - self.mix() * second
 
     def project_output(self, attended: Tensor, x: Tensor) -> Tensor:
@@ -107,8 +114,3 @@ class DifferentialAttention(SoftmaxAttention):
 def split_halves(x: Tensor) -> Tensor:
     """Split heads [b h t c] into halves [b 2h t c/2]."""
     return rearrange(x, "b h t (half c) -> b (h half) t c", half=2)
-
-
-def select_half(qkv: QKV, half: int) -> QKV:
-    """Return the queries and keys of the first, or of the second map."""
-    return qkv._replace(q=qkv.q[:, half::2], k=qkv.k[:, half::2])

@@ -20,7 +20,6 @@ from attention_zoo.precision import upcast
     deviations="the attention alone: none of the norms, the output gate and the shifts of "
     "keys and values of the block that the paper calls Pro",
     roles=("causal",),
-    masks=("causal", "window", "key_mask", "segment_ids"),
     positions=("positions", "embeddings", "heads", "width", "scores", "content"),
     cache="keys, values and forget gates",
 )

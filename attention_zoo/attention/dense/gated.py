@@ -26,9 +26,8 @@ class GatedAttention(SoftmaxAttention):
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
-        self.gate = nn.Linear(
-            self.dim, self.heads * self.head_dim, bias=self.output.bias is not None
-        )
+        width = self.heads * self.head_dim
+        self.gate = nn.Linear(self.dim, width, bias=self.output.bias is not None)
 
     def project_output(self, attended: Tensor, x: Tensor) -> Tensor:
         gate = rearrange(self.gate(x), "b q (h c) -> b h q c", h=self.heads)

@@ -62,10 +62,9 @@ class MultiHeadLatentAttention(SoftmaxAttention):
         bias = self.output.bias is not None
         self.latent = self.new_latent(latent_dim, bias=bias)
         self.query_latent: nn.Module = nn.Identity()
-        source = self.dim
         if query_latent_dim is not None:
             self.query_latent = self.new_latent(query_latent_dim, bias=bias)
-            source = query_latent_dim
+        source = query_latent_dim or self.dim
         self.query = nn.Linear(source, self.heads * (self.head_dim + self.rope_dim), bias=bias)
         if self.rope_dim:
             self.shared_key = nn.Linear(self.dim, self.rope_dim, bias=bias)
@@ -119,16 +118,13 @@ class MultiHeadLatentAttention(SoftmaxAttention):
     def absorbs(self, queries: int, keys: int) -> bool:
         """Return whether attending to latents takes fewer products than computing the keys."""
         wide, narrow = self.latent_dim, self.head_dim
-        expanding = keys * wide * narrow + queries * keys * narrow
-        absorbing = queries * wide * narrow + queries * keys * wide
-        return absorbing < expanding
+        return queries * wide * (narrow + keys) < keys * narrow * (wide + queries)
 
     def expand(self, qkv: QKV) -> QKV:
         """Compute the keys [b h k c+r] and values [b h k c] of every head."""
         latent = qkv.v[:, 0]
-        shared = qkv.k.expand(-1, self.heads, -1, -1)
-        k = torch.cat([self.project_up(self.key, latent), shared], dim=-1)
-        return qkv._replace(k=k, v=self.project_up(self.value, latent))
+        keys = self.project_up(self.key, latent), qkv.k.expand(-1, self.heads, -1, -1)
+        return qkv._replace(k=torch.cat(keys, dim=-1), v=self.project_up(self.value, latent))
 
     def project_up(self, projection: nn.Module, latent: Tensor) -> Tensor:
         """Project latents [b k l] to heads [b h k c]."""

@@ -35,7 +35,6 @@ class QueryCache(TokenCache):
     "layer; without the paper's normalisation of heads; in a window, and between packed "
     "sequences, only queries at tokens that the query sees enter the convolution",
     roles=("causal",),
-    masks=("causal", "window", "key_mask", "segment_ids"),
     positions=("positions", "embeddings", "heads", "width", "scores", "content"),
     cache="keys and values, and the last C − 1 queries",
     weights="signed",
@@ -115,7 +114,7 @@ class MultiTokenAttention(ExplicitScoresAttention):
         total = scores.new_zeros(())
         for back in range(count):
             offset = count - 1 - back
-            # Whether each query sees the token `back` columns before its own.
+            # True where a query sees the token `back` columns before itself.
             sees = seen.diagonal(keys - rows + offset, 2, 3)[..., None]
             part = scores[:, :, offset : offset + rows].masked_fill(~sees, 0.0)
             part = pad(part, ((width - 1) // 2, width // 2))

@@ -9,6 +9,7 @@ from attention_zoo.attention.softmax import QKV, ExplicitScoresAttention, regist
 from attention_zoo.backends.reference import repeat_heads
 from attention_zoo.caches import Cache, TokenCache
 from attention_zoo.masks import Mask, Visibility
+from attention_zoo.precision import upcast
 
 
 @register_softmax(
@@ -17,9 +18,8 @@ from attention_zoo.masks import Mask, Visibility
     equation="softmax(QKᵀ/√c − F) V, F_ij = Σ_{l<i} [s_lj of the first head]₊",
     reference="x-transformers Attend with selective",
     deviations="tokens that all later queries mask stay in the cache: it is not pruned; the "
-    "first token, which none may mask, is that of the own packed sequence, behind padding",
+    "first token, which none may mask, is the first real one of its packed sequence",
     roles=("causal",),
-    masks=("causal", "window", "key_mask", "segment_ids"),
     positions=("positions", "embeddings", "heads", "width", "scores", "content"),
     cache="keys, values, and how much each key is masked",
 )
@@ -50,9 +50,7 @@ class SelectiveAttention(ExplicitScoresAttention):
 
     def weights_and_masking(self, qkv: QKV, visible: Visibility) -> tuple[Tensor, Tensor]:
         """Return the weights [b h q k], and F [b 1+q k]."""
-        scores, bias = self.scores(qkv.q, qkv.k), self.score_bias(qkv, visible)
-        if bias is not None:
-            scores = scores + bias
+        scores = self.biased_scores(qkv, visible)
         seen = visible.dense(scores.device)
         masking = accumulate_masking(scores[:, 0], seen, qkv.features["masking"])
         weights = self.normalise(scores - masking[:, None, :-1], seen)
@@ -60,8 +58,7 @@ class SelectiveAttention(ExplicitScoresAttention):
 
     def extra_features(self, source: Tensor) -> dict[str, Tensor]:
         # Sums over all queries lose too much in half precision.
-        dtype = torch.promote_types(source.dtype, torch.float32)
-        return {"masking": torch.zeros_like(source[..., :1], dtype=dtype)}
+        return {"masking": torch.zeros_like(upcast(source[..., :1]))}
 
     def decode_state(self, tokens: int) -> int:
         return super().decode_state(tokens) + tokens

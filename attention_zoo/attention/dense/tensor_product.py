@@ -46,18 +46,16 @@ class TensorProductAttention(SoftmaxAttention):
         check_positive(query_rank=query_rank, key_rank=key_rank, value_rank=value_rank)
         self.key_rank = key_rank
         self.value_rank = value_rank
-        self.query = self.new_projection(query_rank)
-        self.key = self.new_projection(key_rank)
-        self.value = self.new_projection(value_rank)
+        ranks = (query_rank, key_rank, value_rank)
+        self.query, self.key, self.value = (self.new_projection(rank) for rank in ranks)
 
     def decode_state(self, tokens: int) -> int:
         return tokens * (self.key_rank + self.value_rank) * (self.heads + self.head_dim)
 
     def new_projection(self, rank: int) -> nn.Linear:
         """Create a projection to factors, d -> R·(h + c)."""
-        projection = nn.Linear(
-            self.dim, rank * (self.heads + self.head_dim), bias=self.output.bias is not None
-        )
+        width = rank * (self.heads + self.head_dim)
+        projection = nn.Linear(self.dim, width, bias=self.output.bias is not None)
         # Factors of variance one have products of variance one.
         nn.init.normal_(projection.weight, std=self.dim**-0.5)
         return projection
@@ -65,8 +63,7 @@ class TensorProductAttention(SoftmaxAttention):
     def factors(self, projection: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
         """Project [b t d] to factors [b r t h] and [b r t c]."""
         joined = rearrange(projection(x), "b t (r n) -> b r t n", n=self.heads + self.head_dim)
-        over_heads, over_channels = joined.split([self.heads, self.head_dim], dim=-1)
-        return over_heads, over_channels
+        return joined[..., : self.heads], joined[..., self.heads :]
 
     def project_query(self, x: Tensor) -> Tensor:
         return outer_products(*self.factors(self.query, x))

@@ -44,7 +44,7 @@ def shift_scores(scores: Tensor) -> Tensor:
 def entmax(scores: Tensor, alpha: Tensor, solve: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
     """Compute α-entmax of scores z [… k] by p = `solve(z, alpha)`, with its gradients.
 
-    The gradients need only the weights p, however they were found. With s = p^(2 − α) on the
+    The gradients need only the weights p, however these are computed. With s = p^(2 − α) on the
     support, and zero elsewhere (Peters et al. 2019),
 
         ∂p_i/∂z_j = s_i (δ_ij − s_j / Σ s)
@@ -67,9 +67,9 @@ def entmax(scores: Tensor, alpha: Tensor, solve: Callable[[Tensor, Tensor], Tens
     with torch.no_grad():
         logs = torch.where(support, weights, 1.0).log()
         entropies = weights * logs
-        own = torch.expm1((alpha - 1) * logs) / (alpha - 1)
+        z = torch.expm1((alpha - 1) * logs) / (alpha - 1)
         by_alpha = (
-            slope * (own - (share * own).sum(dim=-1, keepdim=True))
+            slope * (z - (share * z).sum(dim=-1, keepdim=True))
             - (entropies - share * entropies.sum(dim=-1, keepdim=True))
         ) / (alpha - 1)
     return out + by_alpha * (alpha - alpha.detach())

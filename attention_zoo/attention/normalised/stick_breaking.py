@@ -16,7 +16,6 @@ from attention_zoo.precision import upcast
     deviations="a query sees its own key too, as the authors' code offers, so that the first "
     "one sees any; what is left of the stick goes nowhere",
     roles=("causal",),
-    masks=("causal", "window", "key_mask", "segment_ids"),
     weights="nonnegative",
 )
 class StickBreakingAttention(ExplicitScoresAttention):
@@ -31,12 +30,12 @@ class StickBreakingAttention(ExplicitScoresAttention):
     def normalise(self, scores: Tensor, visible: Tensor | None) -> Tensor:
         # Sums over all keys lose too much in half precision.
         exact = upcast(scores)
-        kept = logsigmoid(-exact)
+        log_rests = logsigmoid(-exact)
         if visible is not None:
-            kept = kept.masked_fill(~visible, 0.0)
+            log_rests = log_rests.masked_fill(~visible, 0.0)
         # A sum from the end, not a difference of sums: near the end the sums are close to zero.
-        left = kept.flip(-1).cumsum(dim=-1).flip(-1) - kept
-        weights = (logsigmoid(exact) + left).exp().to(scores.dtype)
+        log_left = log_rests.flip(-1).cumsum(dim=-1).flip(-1) - log_rests
+        weights = (logsigmoid(exact) + log_left).exp().to(scores.dtype)
         return weights if visible is None else weights.masked_fill(~visible, 0.0)
 
     def naive_weights(self, head: int, scores: Tensor) -> Tensor:
