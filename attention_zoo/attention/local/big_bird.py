@@ -6,11 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from attention_zoo.attention.local.pattern import (
-    BlockSparseAttention,
-    Sequences,
-    find_sequences,
-)
+from attention_zoo.attention.local.pattern import BlockSparseAttention, find_sequences
 from attention_zoo.attention.online_softmax import (
     PartialSoftmax,
     extend_blocks,
@@ -52,13 +48,7 @@ class BigBirdAttention(BlockSparseAttention):
     """
 
     def __init__(
-        self,
-        *,
-        block: int,
-        global_blocks: int,
-        random_blocks: int,
-        seed: int,
-        **options: Any,
+        self, *, block: int, global_blocks: int, random_blocks: int, seed: int, **options: Any
     ) -> None:
         super().__init__(**options)
         check_positive(block=block, global_blocks=global_blocks)
@@ -84,15 +74,11 @@ class BigBirdAttention(BlockSparseAttention):
         return seen & (query >= 0)
 
     def draw_blocks(self, block: Any, count: Any) -> list[Any]:
-        """Draw the random blocks that a block sees, as integers or tensors; -1 stands for none.
+        """Draw the random blocks that a block of `count` sees; -1 stands for none.
 
         Blocks are drawn without replacement, by Floyd's algorithm: of n candidates, r are drawn by
         a number below each of n - r + 1, …, n. Where that number was drawn before, the highest
-        candidate takes its place.
-
-        Args:
-            block: index of the query's block.
-            count: number of blocks of the sequence.
+        candidate takes its place. Arguments and results are integers or tensors.
         """
         ordinary = (block >= self.global_blocks) * 1
         earlier = clip_negative(block - 1 - self.global_blocks)
@@ -115,9 +101,8 @@ class BigBirdAttention(BlockSparseAttention):
     def restrict(self, qkv: QKV, visible: Visibility) -> Visibility:
         """Draw the blocks once for each query: a kernel would draw them for each pair."""
         length, device = visible.rows.stop, qkv.q.device
-        starts, lengths = (
-            x.expand(len(qkv.q), -1) for x in find_sequences(visible.mask, length, device)
-        )
+        sequences = find_sequences(visible.mask, length, device)
+        starts, lengths = (x.expand(len(qkv.q), -1) for x in sequences)
         indices = torch.arange(length, device=device) - starts
         random_blocks = self.draw_blocks(indices // self.block, -(-lengths // self.block))
 
@@ -130,10 +115,9 @@ class BigBirdAttention(BlockSparseAttention):
 
     def attend_by_blocks(self, qkv: QKV, visible: Visibility) -> Tensor:
         mask, length = visible.mask, visible.rows.stop
-        sequences = find_sequences(mask, length, qkv.q.device)
-        starts = sequences.starts
+        starts, lengths = find_sequences(mask, length, qkv.q.device)
         columns = torch.arange(length, device=qkv.q.device)
-        parts = [self.attend_ordinary(qkv, mask, sequences, columns)]
+        parts = [self.attend_ordinary(qkv, mask, starts, lengths, columns)]
         if self.role == "global":
             # In a block of columns, keys that have two blocks before them are of the sequence of
             # the first column. Global blocks reach their neighbours in the other part.
@@ -147,7 +131,7 @@ class BigBirdAttention(BlockSparseAttention):
         return merge_partial_softmax(parts).masked_fill(is_before, 0.0).to(qkv.v.dtype)
 
     def attend_ordinary(
-        self, qkv: QKV, mask: Mask, sequences: Sequences, columns: Tensor
+        self, qkv: QKV, mask: Mask, starts: Tensor, lengths: Tensor, columns: Tensor
     ) -> PartialSoftmax:
         """Attend to neighbouring blocks, the global ones before these, and random ones.
 
@@ -159,16 +143,16 @@ class BigBirdAttention(BlockSparseAttention):
         """
         is_aligned = mask.key_mask is None and mask.segment_ids is None
         queries = split_into_blocks(columns, self.block)
-        query_blocks = (queries - gather_columns(sequences.starts, queries[None])) // self.block
+        query_blocks = (queries - gather_columns(starts, queries[None])) // self.block
         span = self.block if is_aligned else 2 * self.block - 1
         near_keys = extend_blocks(queries, span, 0 if mask.causal else span)
-        start = gather_columns(sequences.starts, queries[None, :, :1])
-        count = -(-gather_columns(sequences.lengths, queries[None, :, :1]) // self.block)
+        start = gather_columns(starts, queries[None, :, :1])
+        count = -(-gather_columns(lengths, queries[None, :, :1]) // self.block)
         global_keys = start + torch.arange(self.global_blocks * self.block, device=columns.device)
 
         def blocks_before(keys: Tensor) -> Tensor:
             """Return by how many blocks keys [b|1 m s] come before queries: [b|1 m u s]."""
-            key_blocks = (keys - gather_columns(sequences.starts, keys)) // self.block
+            key_blocks = (keys - gather_columns(starts, keys)) // self.block
             return query_blocks[..., :, None] - key_blocks[..., None, :]
 
         parts = [

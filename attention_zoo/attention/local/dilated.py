@@ -76,10 +76,9 @@ class DilatedAttention(PatternAttention, WindowAttention):
             key_mask=split(key_mask, 1),
             segment_ids=None if mask.segment_ids is None else split(mask.segment_ids, 1),
         )
-        attended = super().attend(
-            QKV(q, k, v, q_positions, k_positions, {}),
-            Visibility.of_last(class_mask, q.shape[2], k.shape[2], -(-length // self.dilation)),
-        )
+        rows = q.shape[2], k.shape[2], -(-length // self.dilation)
+        class_visible = Visibility.of_last(class_mask, *rows)
+        attended = super().attend(QKV(q, k, v, q_positions, k_positions, {}), class_visible)
         merged = attended.unflatten(0, (batch, classes)).movedim(1, 3).flatten(2, 3)
         return merged[:, :, -queries:]
 

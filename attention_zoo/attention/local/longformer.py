@@ -6,11 +6,7 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from attention_zoo.attention.local.pattern import (
-    BlockSparseAttention,
-    add_pattern,
-    find_sequences,
-)
+from attention_zoo.attention.local.pattern import BlockSparseAttention, add_pattern, find_sequences
 from attention_zoo.attention.naive import linear_heads, repeat_groups, softmax
 from attention_zoo.attention.online_softmax import (
     PartialSoftmax,
@@ -101,12 +97,13 @@ class LongformerAttention(BlockSparseAttention):
 
     def attend_by_blocks(self, qkv: QKV, visible: Visibility) -> Tensor:
         mask, length = visible.mask, visible.rows.stop
-        starts = find_sequences(mask, length, qkv.q.device).starts
+        starts, _ = find_sequences(mask, length, qkv.q.device)
         columns = torch.arange(length, device=qkv.q.device)
         ordinary = merge_partial_softmax([self.attend_window(qkv, mask, starts, columns)])
         # Keys are blocks of one token, where a row may hold several sequences.
         keys = split_into_blocks(columns, length if mask.segment_ids is None else 1)
-        part = self.attend_from_first(select_global(qkv), mask, starts, self.global_tokens, keys)
+        count = self.global_tokens
+        part = self.attend_from_first(select_global(qkv), mask, starts, count, keys, True)
         indices = (columns - starts)[:, None, :, None]
         out = torch.where(self.is_global(indices), merge_partial_softmax([part]), ordinary)
         return out.masked_fill(indices < 0, 0.0).to(qkv.v.dtype)
@@ -149,7 +146,8 @@ class LongformerAttention(BlockSparseAttention):
 
     def find_global_tokens(self, mask: Mask, length: int, device: torch.device) -> Tensor:
         """Return [b|1 1 n 1], true at the global tokens of rows of `length` columns."""
-        indices = torch.arange(length, device=device) - find_sequences(mask, length, device).starts
+        starts, _ = find_sequences(mask, length, device)
+        indices = torch.arange(length, device=device) - starts
         return self.is_global(indices)[:, None, :, None]
 
     def naive(self, x: Tensor, source: Tensor, visible: Tensor, positions: Tensor) -> Tensor:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -87,25 +87,13 @@ class BlockSparseAttention(PatternAttention):
         return PartialSoftmax(*(x.flatten(2, 3).index_select(2, order) for x in part))
 
     def attend_from_first(
-        self,
-        qkv: QKV,
-        mask: Mask,
-        starts: Tensor,
-        count: int,
-        keys: Tensor,
-        pattern: Tensor | bool = True,
+        self, qkv: QKV, mask: Mask, starts: Tensor, count: int, keys: Tensor, pattern: Tensor | bool
     ) -> PartialSoftmax:
-        """Attend from the first tokens of sequences to blocks of keys: [b h n …].
+        """Attend from the first `count` tokens of sequences to all keys of their rows: [b h n …].
 
-        Each block of keys is compared with the first tokens of the sequence of its first column.
-
-        Args:
-            qkv: the queries and keys of whole rows.
-            mask: over whole rows.
-            starts: [b|1 n], the column where the sequence of each token starts.
-            count: number of first tokens.
-            keys: [m s], every column once.
-            pattern: [b|1 m u s], which keys of its sequence a first token sees; default: all.
+        Each block of keys [m s], by columns, is compared with the first tokens of the sequence of
+        its first column. `starts` [b|1 n] are the columns where the sequences of tokens start. The
+        pattern [b|1 m u s] holds which keys of its sequence a first token sees; True for all.
         """
         length = starts.shape[1]
         start = gather_columns(starts, keys[None, :, :1])
@@ -143,13 +131,6 @@ class BlockSparseAttention(PatternAttention):
         return None if bias is None else bias.unflatten(0, (batch, blocks)).movedim(2, 1)
 
 
-class Sequences(NamedTuple):
-    """For every token of a row, the sequence that it belongs to; [b|1 n] each."""
-
-    starts: Tensor  # the column of its first real token
-    lengths: Tensor  # from there to its last real token
-
-
 def add_pattern(qkv: QKV, visible: Visibility, pattern: SequencePattern) -> Visibility:
     """Return what is visible by a pattern over the sequences of the rows too."""
     mask, length = visible.mask, visible.rows.stop
@@ -162,14 +143,16 @@ def add_pattern(qkv: QKV, visible: Visibility, pattern: SequencePattern) -> Visi
     )
 
 
-def find_sequences(mask: Mask, length: int, device: torch.device) -> Sequences:
+def find_sequences(mask: Mask, length: int, device: torch.device) -> tuple[Tensor, Tensor]:
     """Find the sequences of each row: one for each segment, without padding at its ends.
 
-    A sequence of padding alone starts after the row.
+    Returns:
+        The start and the length of each token's sequence, in columns, [b|1 n] each. A sequence of
+        padding alone starts after the row.
     """
     columns = torch.arange(length, device=device)[None, :]
     if mask.key_mask is None and mask.segment_ids is None:
-        return Sequences(torch.zeros_like(columns), torch.full_like(columns, length))
+        return torch.zeros_like(columns), torch.full_like(columns, length)
     real = torch.ones_like(columns, dtype=torch.bool) if mask.key_mask is None else mask.key_mask
     segments = torch.zeros_like(columns)
     if mask.segment_ids is not None:
@@ -183,4 +166,4 @@ def find_sequences(mask: Mask, length: int, device: torch.device) -> Sequences:
         return results.scatter_reduce(1, segments, real_columns, reduction).gather(1, segments)
 
     starts = reduce_columns(length, "amin")
-    return Sequences(starts, reduce_columns(-1, "amax") - starts + 1)
+    return starts, reduce_columns(-1, "amax") - starts + 1

@@ -15,10 +15,7 @@ MIN_BLOCK = 64  # queries; smaller blocks cost more in calls than they save in w
 
 
 class WindowAttention(SoftmaxAttention):
-    """Softmax attention under masks that have a window.
-
-    Work and memory grow with length × window, not length².
-    """
+    """Softmax attention under masks that have a window, with work and memory of length × window."""
 
     # Number of tokens that the window spans.
     cached_tokens: int

@@ -74,13 +74,10 @@ class LinformerAttention(Attention):
         scores = products @ key_columns.transpose(-2, -1) * self.head_dim**-0.5
         return (scores.softmax(dim=-1) @ value_columns).masked_fill(~visible, 0.0)
 
-    def combinations(self, positions: Tensor) -> tuple[Tensor, Tensor]:
+    def combinations(self, positions: Tensor) -> list[Tensor]:
         """Return the columns of E and F for tokens at positions [b|1 k], [b|1 1 r k] each."""
-        key_columns, value_columns = (
-            matrix[:, positions].movedim(0, 1)[:, None]
-            for matrix in (self.key_combinations, self.value_combinations)
-        )
-        return key_columns, value_columns
+        matrices = self.key_combinations, self.value_combinations
+        return [matrix[:, positions].movedim(0, 1)[:, None] for matrix in matrices]
 
     def naive(self, x: Tensor, source: Tensor, visible: Tensor, positions: Tensor) -> Tensor:
         """Combine, for each query, the tokens that it sees."""

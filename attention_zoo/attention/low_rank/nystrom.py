@@ -1,6 +1,7 @@
 """Attention by way of landmarks (Xiong et al. 2021)."""
 
 import math
+from itertools import product
 from typing import Any
 
 import torch
@@ -107,11 +108,7 @@ class NystromAttention(Attention):
             )
 
     def assign_landmarks(self, x: Tensor, mask: Mask) -> tuple[Tensor, Tensor]:
-        """Assign tokens x [b k d] to landmarks.
-
-        Returns:
-            Whether a token belongs to a landmark, [b|1 s k], and whether it is real, [b|1 k].
-        """
+        """Return which tokens of x form each landmark [b|1 s k], and which are real [b|1 k]."""
         length = x.shape[1]
         real = mask.key_mask
         if real is None:
@@ -154,13 +151,11 @@ class NystromAttention(Attention):
 
     def naive_convolution(self, v: Tensor, visible: Tensor) -> Tensor:
         """Compute DConv for values [h k c] of visible [q k] tokens."""
-        kernel, columns = self.convolution.weight[:, 0, :, 0], torch.arange(v.shape[1])
-        out = torch.zeros_like(v)
-        for tap in range(kernel.shape[1]):
-            for i in columns:
-                j = i + tap - self.half_width
-                if 0 <= j < v.shape[1] and visible[i, j]:
-                    out[:, i] += kernel[:, tap, None] * v[:, j]
+        kernel, out = self.convolution.weight[:, 0, :, 0], torch.zeros_like(v)
+        for tap, i in product(range(kernel.shape[1]), range(v.shape[1])):
+            j = i + tap - self.half_width
+            if 0 <= j < v.shape[1] and visible[i, j]:
+                out[:, i] += kernel[:, tap, None] * v[:, j]
         return out
 
 

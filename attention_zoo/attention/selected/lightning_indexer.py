@@ -92,16 +92,15 @@ class LightningIndexerAttention(TopKSelectionAttention):
 
     def attend(self, qkv: QKV, visible: Visibility) -> Tensor:
         queries, v = qkv.q.shape[2], qkv.v.contiguous()
-        outputs, divergences = [], []
+        parts = []
         for part in split_queries(queries, self.top_k):
             weights = qkv.features["weights"][:, :, part]
             qkv_part = qkv._replace(q=qkv.q[:, :, part], v=v, features={"weights": weights})
             tokens, seen = self.select_keys(qkv_part, replace(visible, rows=visible.rows[part]))
-            out, divergence = checkpoint(
-                self.attend_selected, qkv_part, tokens, seen, use_reentrant=False
+            parts.append(
+                checkpoint(self.attend_selected, qkv_part, tokens, seen, use_reentrant=False)
             )
-            outputs.append(out)
-            divergences.append(divergence)
+        outputs, divergences = zip(*parts, strict=True)
         self.auxiliary_loss = None
         if self.training:
             divergence = torch.cat(divergences, dim=1)

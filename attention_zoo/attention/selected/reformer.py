@@ -89,7 +89,6 @@ class ReformerAttention(Attention):
     def attend_tokens(
         self, x: Tensor, context: Tensor | None, mask: Mask, positions: Tensor, cache: Cache | None
     ) -> Tensor:
-        assert cache is None
         q, k, v = self.project_qkv(x, positions)
         parts = self.attend_rounds(q, k, v, self.hash_tokens(x, mask), mask)
         is_alone = torch.stack([part.denominator == 0.0 for part in parts]).all(dim=0)
@@ -207,10 +206,7 @@ class ReformerAttention(Attention):
 
 
 def share_bucket(queries: Buckets, keys: Buckets) -> Tensor:
-    """Return whether keys [b h r … s] are in the bucket of queries [b h r … u]: [b h r … u s].
-
-    They must be in the query's chunk, or the one before.
-    """
+    """Return which keys share a bucket with queries, in its chunk or the one before: [… u s]."""
     same = queries.numbers[..., :, None] == keys.numbers[..., None, :]
     back = queries.chunks[..., :, None] - keys.chunks[..., None, :]
     return same & ((back == 0) | (back == 1))
@@ -223,10 +219,7 @@ def gather_per_head(x: Tensor, columns: Tensor) -> Tensor:
 
 
 def naive_sequences(visible: Tensor) -> Tensor:
-    """Return the number of each token's sequence within its row, [b n].
-
-    A token is of the same sequence as the real one before it, if it sees it.
-    """
+    """Return numbers of sequences [b n]: one starts where a token sees no real one before it."""
     batch, length, _ = visible.shape
     numbers = torch.zeros(batch, length, dtype=torch.long)
     for b in range(batch):

@@ -138,19 +138,13 @@ class TopKBlockAttention(TopKSelectionAttention):
         return ((qkv.last - qkv.first) // self.block)[:, None, :, None]
 
     def find_tokens(self, qkv: UnpaddedQKV, numbers: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the keys in the blocks of these numbers [b e q m], and which of them are visible.
-
-        Both results are [b e q n].
-        """
+        """Return the keys of blocks [b e q m], and which are visible; both are [b e q n]."""
         starts = qkv.first[:, None, :, None] + numbers * self.block
         tokens = (starts[..., None] + torch.arange(self.block, device=starts.device)).flatten(-2)
         visible = tokens <= qkv.last[:, None, :, None]
         return tokens.clamp(max=qkv.k.shape[2] - 1), visible
 
     def weigh_best_blocks(self, qkv: UnpaddedQKV, scores: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the keys in the blocks of the best scores [b e q m], and their weights [b h q n].
-
-        The keys are [b e q n].
-        """
+        """Return the keys [b e q n] in the blocks of the best scores [b e q m]; their weights."""
         tokens, visible = self.find_tokens(qkv, select_largest(scores, self.blocks))
         return tokens, self.weigh_selected(qkv.q, qkv.k, tokens, visible)
