@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import cache
 from importlib.metadata import entry_points
-from typing import Generic, Literal, TypeVar, get_args
+from typing import Any, Generic, Literal, TypeVar, get_args
 
 from attention_zoo.errors import Unsupported
 
@@ -94,16 +94,18 @@ T = TypeVar("T")
 class Registry(Generic[C]):
     """The classes of one kind, by the names on their cards."""
 
-    def __init__(self, kind: str) -> None:
+    def __init__(self, kind: str, card_type: type[C]) -> None:
         self.kind = kind
+        self.card_type = card_type
         self._entries: dict[str, type] = {}
 
-    def register(self, card: C) -> Callable[[type[T]], type[T]]:
-        """Return a class decorator that gives a class its card and registers it.
+    def register(self, **fields: Any) -> Callable[[type[T]], type[T]]:
+        """Return a class decorator that gives a class a card of these fields and registers it.
 
         Raises:
             ValueError: the name is taken by another class.
         """
+        card = self.card_type(**fields)
 
         def add_entry(entry: type[T]) -> type[T]:
             taken = self._entries.get(card.name)
@@ -131,8 +133,8 @@ class Registry(Generic[C]):
         return self[name].card  # type: ignore[attr-defined]
 
 
-ATTENTION: Registry[AttentionCard] = Registry("attention")
-POSITION: Registry[PositionCard] = Registry("position")
+ATTENTION = Registry("attention", AttentionCard)
+POSITION = Registry("position", PositionCard)
 
 
 @cache

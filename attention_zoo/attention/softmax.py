@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from itertools import product
-from typing import Any, ClassVar, NamedTuple, TypeVar
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -18,9 +18,7 @@ from attention_zoo.caches import Cache, TokenCache
 from attention_zoo.errors import Unsupported, check_dropout
 from attention_zoo.masks import Mask, Visibility
 from attention_zoo.position.base import NaiveScoreInputs, ScoreInputs
-from attention_zoo.zoo import ATTENTION, ROLES, SITES, AttentionCard
-
-T = TypeVar("T")
+from attention_zoo.zoo import ATTENTION, ROLES, SITES, T
 
 
 def register_softmax(**fields: Any) -> Callable[[type[T]], type[T]]:
@@ -36,7 +34,7 @@ def register_softmax(**fields: Any) -> Callable[[type[T]], type[T]]:
         "positions": tuple(SITES),
         "cache": "keys and values",
     }
-    return ATTENTION.register(AttentionCard(**defaults | fields))
+    return ATTENTION.register(**defaults | fields)
 
 
 class QKV(NamedTuple):

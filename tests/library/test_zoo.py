@@ -53,18 +53,18 @@ def test_an_unknown_name_gets_the_names_of_its_kind() -> None:
 
 
 def test_a_name_is_registered_once() -> None:
-    registry: Registry[AttentionCard] = Registry("attention")
+    registry = Registry("attention", AttentionCard)
 
-    @registry.register(CARD)
+    @registry.register(**vars(CARD))
     class Mine:
         pass
 
     # As when a module is imported anew.
-    registry.register(CARD)(Mine)
+    registry.register(**vars(CARD))(Mine)
     namesake = type("Mine", (), {"__module__": "elsewhere", "__qualname__": Mine.__qualname__})
     for other in (namesake, type("Other", (), {})):
         with pytest.raises(ValueError, match=r"'mine' is registered already"):
-            registry.register(CARD)(other)
+            registry.register(**vars(CARD))(other)
 
 
 def test_a_plugin_is_found_by_its_entry_point(monkeypatch: pytest.MonkeyPatch) -> None:

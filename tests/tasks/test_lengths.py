@@ -29,7 +29,7 @@ from attention_zoo.tasks.data.sources.text_files import TextFiles
 from attention_zoo.tasks.data.tokenizers import ByteTokenizer, SymbolTokenizer
 from attention_zoo.tasks.training.language_modeling import LanguageModelingTask
 from attention_zoo.tasks.training.metrics import LossByPosition
-from attention_zoo.zoo import POSITION, PositionCard
+from attention_zoo.zoo import POSITION
 
 BOS = 1
 
@@ -440,8 +440,8 @@ def stretchable(monkeypatch, tmp_path_factory):
 
     list(POSITION)  # All others are in.
     monkeypatch.setattr(POSITION, "_entries", dict(POSITION._entries))
-    card = PositionCard(name="stretched", paper="", equation="", reference="", acts=("heads",))
-    POSITION.register(card)(Stretched)
+    card = {"name": "stretched", "paper": "", "equation": "", "reference": "", "acts": ("heads",)}
+    POSITION.register(**card)(Stretched)
     node = {
         "_target_": "attention_zoo.create_position",
         "_partial_": True,

@@ -1,6 +1,7 @@
 """The contract of feature maps, and the attention whose weights are products of features."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
@@ -11,19 +12,17 @@ from attention_zoo.attention.base import Attention
 from attention_zoo.caches import Cache, StateCache
 from attention_zoo.masks import Mask, TokenSpan
 from attention_zoo.precision import autocast_disabled, safe_divide, upcast
-from attention_zoo.zoo import ATTENTION, ROLES, AttentionCard, Role, T
+from attention_zoo.zoo import ATTENTION, ROLES, Role
 
-
-def register_kernel(**fields: Any) -> Callable[[type[T]], type[T]]:
-    """Register kernel attention by the fields of its card that differ from the defaults."""
-    defaults = {
-        "roles": ROLES,
-        "masks": ("causal", "key_mask", "segment_ids", "query_segment_ids"),
-        "positions": ("positions", "embeddings", "heads"),
-        "cache": "sums of φ(k)ᵀv and φ(k)",
-        "cost": "t",
-    }
-    return ATTENTION.register(AttentionCard(**defaults | fields))
+# Registers kernel attention by the fields of its card that differ from these.
+register_kernel = partial(
+    ATTENTION.register,
+    roles=ROLES,
+    masks=("causal", "key_mask", "segment_ids", "query_segment_ids"),
+    positions=("positions", "embeddings", "heads"),
+    cache="sums of φ(k)ᵀv and φ(k)",
+    cost="t",
+)
 
 
 class FeatureMap(nn.Module):

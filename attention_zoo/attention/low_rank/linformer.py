@@ -11,24 +11,22 @@ from attention_zoo.attention.base import Attention
 from attention_zoo.caches import Cache
 from attention_zoo.errors import check_positive
 from attention_zoo.masks import Mask
-from attention_zoo.zoo import ATTENTION, AttentionCard
+from attention_zoo.zoo import ATTENTION
 
 
 @ATTENTION.register(
-    AttentionCard(
-        name="linformer",
-        paper="Wang et al. 2020, arXiv 2006.04768",
-        equation="softmax(Q (E K)ᵀ/√c) F V, E and F learned, r × max_length",
-        reference="closed form",
-        deviations="shorter inputs take the columns of E and F at their tokens' positions; packed "
-        "sequences are refused, as each would need separate combinations; E and F start with "
-        "variance 1/max_length, so that combined keys are as large as keys",
-        roles=("global",),
-        masks=("key_mask",),
-        positions=("embeddings",),
-        weights="signed",
-        cost="t",
-    )
+    name="linformer",
+    paper="Wang et al. 2020, arXiv 2006.04768",
+    equation="softmax(Q (E K)ᵀ/√c) F V, E and F learned, r × max_length",
+    reference="closed form",
+    deviations="shorter inputs take the columns of E and F at their tokens' positions; packed "
+    "sequences are refused, as each would need separate combinations; E and F start with "
+    "variance 1/max_length, so that combined keys are as large as keys",
+    roles=("global",),
+    masks=("key_mask",),
+    positions=("embeddings",),
+    weights="signed",
+    cost="t",
 )
 class LinformerAttention(Attention):
     """Queries attend to r combinations of the n tokens.

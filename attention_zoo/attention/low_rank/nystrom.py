@@ -14,28 +14,26 @@ from attention_zoo.caches import Cache
 from attention_zoo.errors import UserError, check_positive
 from attention_zoo.masks import Mask
 from attention_zoo.precision import autocast_disabled, safe_divide, upcast
-from attention_zoo.zoo import ATTENTION, AttentionCard
+from attention_zoo.zoo import ATTENTION
 
 ITERATIONS = 6  # of the inverse, as in the paper
 
 
 @ATTENTION.register(
-    AttentionCard(
-        name="nystrom",
-        paper="Xiong et al. 2021, arXiv 2102.03902",
-        equation="softmax(Q K̃ᵀ/√c) softmax(Q̃ K̃ᵀ/√c)⁺ softmax(Q̃ Kᵀ/√c) V + DConv(V), "
-        "Q̃ and K̃ means of tokens",
-        reference="transformers NystromformerSelfAttention",
-        deviations="landmarks are means over the real tokens of a row, also if their number is no "
-        "multiple of that of the landmarks, or smaller; the inverse starts from the column sums "
-        "of each head, where theirs takes the largest of the batch; packed sequences are refused, "
-        "as each would need separate landmarks",
-        roles=("global",),
-        masks=("key_mask",),
-        positions=("positions", "embeddings", "heads"),
-        weights="signed",
-        cost="t",
-    )
+    name="nystrom",
+    paper="Xiong et al. 2021, arXiv 2102.03902",
+    equation="softmax(Q K̃ᵀ/√c) softmax(Q̃ K̃ᵀ/√c)⁺ softmax(Q̃ Kᵀ/√c) V + DConv(V), "
+    "Q̃ and K̃ means of tokens",
+    reference="transformers NystromformerSelfAttention",
+    deviations="landmarks are means over the real tokens of a row, also if their number is no "
+    "multiple of that of the landmarks, or smaller; the inverse starts from the column sums "
+    "of each head, where theirs takes the largest of the batch; packed sequences are refused, "
+    "as each would need separate landmarks",
+    roles=("global",),
+    masks=("key_mask",),
+    positions=("positions", "embeddings", "heads"),
+    weights="signed",
+    cost="t",
 )
 class NystromAttention(Attention):
     """Softmax attention from m of its rows and columns, those of landmarks Q̃ and K̃.

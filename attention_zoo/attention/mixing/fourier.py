@@ -10,23 +10,21 @@ from attention_zoo.attention.base import Attention
 from attention_zoo.caches import Cache
 from attention_zoo.masks import Mask
 from attention_zoo.precision import autocast_disabled, upcast
-from attention_zoo.zoo import ATTENTION, AttentionCard
+from attention_zoo.zoo import ATTENTION
 
 
 @ATTENTION.register(
-    AttentionCard(
-        name="fourier",
-        paper="Lee-Thorp et al. 2021, arXiv 2105.03824",
-        equation="Re(F_n X F_d), discrete Fourier transforms over n tokens and d channels",
-        reference="transformers FNetBasicFourierTransform",
-        deviations="the transform is over the real tokens of each packed sequence, where theirs "
-        "includes padding, and then costs length²; padded tokens get zeros",
-        roles=("global",),
-        masks=("key_mask", "segment_ids"),
-        positions=("positions", "embeddings"),
-        weights="signed",
-        cost="t log t",
-    )
+    name="fourier",
+    paper="Lee-Thorp et al. 2021, arXiv 2105.03824",
+    equation="Re(F_n X F_d), discrete Fourier transforms over n tokens and d channels",
+    reference="transformers FNetBasicFourierTransform",
+    deviations="the transform is over the real tokens of each packed sequence, where theirs "
+    "includes padding, and then costs length²; padded tokens get zeros",
+    roles=("global",),
+    masks=("key_mask", "segment_ids"),
+    positions=("positions", "embeddings"),
+    weights="signed",
+    cost="t log t",
 )
 class FourierAttention(Attention):
     """A control without parameters, whose weights depend on positions alone.

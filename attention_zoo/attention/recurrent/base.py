@@ -1,7 +1,7 @@
 """Attention by a state of constant size that takes in one token after the other."""
 
 import math
-from collections.abc import Callable
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
@@ -15,19 +15,17 @@ from attention_zoo.attention.recurrent.steps import Steps
 from attention_zoo.caches import Cache, StateCache
 from attention_zoo.masks import Mask, TokenSpan
 from attention_zoo.precision import autocast_disabled, upcast
-from attention_zoo.zoo import ATTENTION, AttentionCard, T
+from attention_zoo.zoo import ATTENTION
 
-
-def register_recurrent(**fields: Any) -> Callable[[type[T]], type[T]]:
-    """Register a recurrent mechanism by the fields of its card that differ from the defaults."""
-    defaults = {
-        "roles": ("causal",),
-        "masks": ("causal", "key_mask", "segment_ids"),
-        "positions": ("positions", "embeddings"),
-        "weights": "signed",
-        "cost": "t",
-    }
-    return ATTENTION.register(AttentionCard(**defaults | fields))
+# Registers a recurrent mechanism by the fields of its card that differ from these.
+register_recurrent = partial(
+    ATTENTION.register,
+    roles=("causal",),
+    masks=("causal", "key_mask", "segment_ids"),
+    positions=("positions", "embeddings"),
+    weights="signed",
+    cost="t",
+)
 
 
 class RecurrentAttention(Attention):

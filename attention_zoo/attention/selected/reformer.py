@@ -22,7 +22,7 @@ from attention_zoo.caches import Cache
 from attention_zoo.errors import UserError, check_positive
 from attention_zoo.masks import Mask, find_segment_starts
 from attention_zoo.precision import autocast_disabled, upcast
-from attention_zoo.zoo import ATTENTION, AttentionCard
+from attention_zoo.zoo import ATTENTION
 
 
 class Buckets(NamedTuple):
@@ -40,21 +40,19 @@ class Buckets(NamedTuple):
 
 
 @ATTENTION.register(
-    AttentionCard(
-        name="reformer",
-        paper="Kitaev et al. 2020, arXiv 2001.04451, §2 and appendix A",
-        equation="softmax(q_i·k_j) V over the keys in the query's buckets, k_j = q_j/|q_j|",
-        reference="transformers LSHSelfAttention",
-        deviations="chunks are counted within each bucket, where the paper cuts the whole sorted "
-        "row: there, what comes later, padding or another packed sequence moves the cuts, and so "
-        "changes what a token sees; the number of buckets does not grow with the length; layers "
-        "are not reversible; no cached decoding",
-        roles=("causal", "global"),
-        masks=("causal", "window", "key_mask", "segment_ids"),
-        positions=("positions", "embeddings", "heads"),
-        chooses="buckets",
-        cost="t log t",
-    )
+    name="reformer",
+    paper="Kitaev et al. 2020, arXiv 2001.04451, §2 and appendix A",
+    equation="softmax(q_i·k_j) V over the keys in the query's buckets, k_j = q_j/|q_j|",
+    reference="transformers LSHSelfAttention",
+    deviations="chunks are counted within each bucket, where the paper cuts the whole sorted "
+    "row: there, what comes later, padding or another packed sequence moves the cuts, and so "
+    "changes what a token sees; the number of buckets does not grow with the length; layers "
+    "are not reversible; no cached decoding",
+    roles=("causal", "global"),
+    masks=("causal", "window", "key_mask", "segment_ids"),
+    positions=("positions", "embeddings", "heads"),
+    chooses="buckets",
+    cost="t log t",
 )
 class ReformerAttention(Attention):
     """Attention to the keys that fall into the query's own bucket, in one of several hashings.

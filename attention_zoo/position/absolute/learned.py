@@ -7,17 +7,15 @@ from torch import Tensor, nn
 
 from attention_zoo.errors import UserError, check_positive
 from attention_zoo.position.base import PositionalEncoding
-from attention_zoo.zoo import POSITION, PositionCard
+from attention_zoo.zoo import POSITION
 
 
 @POSITION.register(
-    PositionCard(
-        name="learned",
-        paper="Gehring et al. 2017, arXiv 1705.03122, §3.1; Vaswani et al. 2017, §3.5",
-        equation="x_t + P_t",
-        reference="transformers GPT2Model",
-        acts=("embeddings",),
-    )
+    name="learned",
+    paper="Gehring et al. 2017, arXiv 1705.03122, §3.1; Vaswani et al. 2017, §3.5",
+    equation="x_t + P_t",
+    reference="transformers GPT2Model",
+    acts=("embeddings",),
 )
 class LearnedEncoding(PositionalEncoding):
     """x_t + P_t with a table P of `max_length` rows, and no row beyond.

@@ -23,17 +23,15 @@ def inner_hook(name: str) -> Any:
 
 
 @POSITION.register(
-    PositionCard(
-        name="randomized",
-        paper="Ruoss et al. 2023, arXiv 2305.16843",
-        equation="E(x, i_t), with i_1 < … < i_n drawn from {0, …, L − 1} without replacement",
-        reference="closed form",
-        acts=("positions", "embeddings"),
-        deviations="positions are drawn in training alone, where the authors' code draws them when "
-        "evaluating too; then they are spread evenly over the longest sequence, not over the "
-        "present one, so that no token moves as others come: a short sequence stands denser than "
-        "in training",
-    )
+    name="randomized",
+    paper="Ruoss et al. 2023, arXiv 2305.16843",
+    equation="E(x, i_t), with i_1 < … < i_n drawn from {0, …, L − 1} without replacement",
+    reference="closed form",
+    acts=("positions", "embeddings"),
+    deviations="positions are drawn in training alone, where the authors' code draws them when "
+    "evaluating too; then they are spread evenly over the longest sequence, not over the "
+    "present one, so that no token moves as others come: a short sequence stands denser than "
+    "in training",
 )
 class RandomizedEncoding(PositionalEncoding):
     """Gives tokens the positions of a far longer sequence, in order, for any encoding of positions.

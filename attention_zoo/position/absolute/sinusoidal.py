@@ -7,17 +7,15 @@ from torch import Tensor
 
 from attention_zoo.errors import UserError
 from attention_zoo.position.base import PositionalEncoding
-from attention_zoo.zoo import POSITION, PositionCard
+from attention_zoo.zoo import POSITION
 
 
 @POSITION.register(
-    PositionCard(
-        name="sinusoidal",
-        paper="Vaswani et al. 2017, arXiv 1706.03762, §3.5",
-        equation="x_t + (…, sin(t·ω_i), cos(t·ω_i), …), ω_i = base^(−2i/d)",
-        reference="closed form",
-        acts=("embeddings",),
-    )
+    name="sinusoidal",
+    paper="Vaswani et al. 2017, arXiv 1706.03762, §3.5",
+    equation="x_t + (…, sin(t·ω_i), cos(t·ω_i), …), ω_i = base^(−2i/d)",
+    reference="closed form",
+    acts=("embeddings",),
 )
 class SinusoidalEncoding(PositionalEncoding):
     """Adds, to channels 2i and 2i + 1, sin(t·ω_i) and cos(t·ω_i) with ω_i = base^(−2i/d).

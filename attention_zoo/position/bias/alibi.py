@@ -7,18 +7,16 @@ import torch
 from torch import Tensor
 
 from attention_zoo.position.base import NaiveScoreInputs, PositionalEncoding
-from attention_zoo.zoo import POSITION, PositionCard
+from attention_zoo.zoo import POSITION
 
 
 @POSITION.register(
-    PositionCard(
-        name="alibi",
-        paper="Press et al. 2022, arXiv 2108.12409, §3",
-        equation="q_t·k_s/√c − m_h·|t − s|",
-        reference="transformers BloomAttention",
-        acts=("scores",),
-        deviations="without causality the distance is symmetric, |t − s|",
-    )
+    name="alibi",
+    paper="Press et al. 2022, arXiv 2108.12409, §3",
+    equation="q_t·k_s/√c − m_h·|t − s|",
+    reference="transformers BloomAttention",
+    acts=("scores",),
+    deviations="without causality the distance is symmetric, |t − s|",
 )
 class AlibiEncoding(PositionalEncoding):
     """Lowers the score of a key by its distance times a slope of the head: − m_h·|t − s|.

@@ -9,24 +9,22 @@ from torch.nn.functional import linear
 from attention_zoo.errors import UserError
 from attention_zoo.position.base import NaiveScoreInputs, PositionalEncoding
 from attention_zoo.precision import autocast_disabled, upcast
-from attention_zoo.zoo import POSITION, PositionCard
+from attention_zoo.zoo import POSITION
 
 # Keeps the quotient finite, should the threshold be learned to be 0.
 SMALL = 1e-6
 
 
 @POSITION.register(
-    PositionCard(
-        name="fire",
-        paper="Li et al. 2023, arXiv 2310.04418",
-        equation="q_t·k_s/√c + MLP_h(ψ(t − s)/ψ(max(L, t))), ψ(x) = log(c|x| + 1)",
-        reference="closed form",
-        acts=("scores",),
-        per_layer=True,
-        relative=False,
-        deviations="the MLP's output has no bias, which would add the same to all scores of a "
-        "head; without causality the distance is symmetric, and its normaliser max(L, t, s)",
-    )
+    name="fire",
+    paper="Li et al. 2023, arXiv 2310.04418",
+    equation="q_t·k_s/√c + MLP_h(ψ(t − s)/ψ(max(L, t))), ψ(x) = log(c|x| + 1)",
+    reference="closed form",
+    acts=("scores",),
+    per_layer=True,
+    relative=False,
+    deviations="the MLP's output has no bias, which would add the same to all scores of a "
+    "head; without causality the distance is symmetric, and its normaliser max(L, t, s)",
 )
 class FireEncoding(PositionalEncoding):
     """Adds a learned function of the distance, divided by the query's position.

@@ -9,7 +9,7 @@ from torch.nn.functional import softplus
 from attention_zoo.errors import UserError
 from attention_zoo.position.base import NaiveScoreInputs, PositionalEncoding
 from attention_zoo.precision import upcast
-from attention_zoo.zoo import POSITION, PositionCard
+from attention_zoo.zoo import POSITION
 
 Kernel = Literal["log", "power"]
 # r₁ and r₂ start uniformly between 0.01 and these, as in the authors' code.
@@ -17,16 +17,14 @@ START: dict[Kernel, tuple[float, float]] = {"log": (2.0, 1.0), "power": (1.0, 2.
 
 
 @POSITION.register(
-    PositionCard(
-        name="kerple",
-        paper="Chi et al. 2022, arXiv 2205.09921",
-        equation="q_t·k_s/√c − r₁ log(1 + r₂|t − s|), or q_t·k_s/√c − r₁|t − s|^r₂",
-        reference="closed form",
-        acts=("scores",),
-        deviations="the logarithmic and the power kernel, as biases, not as weights; softplus (and "
-        "2σ, where r₂ ≤ 2) keeps parameters in their range, where the authors' code clamps them "
-        "before each pass; without causality the distance is symmetric, |t − s|",
-    )
+    name="kerple",
+    paper="Chi et al. 2022, arXiv 2205.09921",
+    equation="q_t·k_s/√c − r₁ log(1 + r₂|t − s|), or q_t·k_s/√c − r₁|t − s|^r₂",
+    reference="closed form",
+    acts=("scores",),
+    deviations="the logarithmic and the power kernel, as biases, not as weights; softplus (and "
+    "2σ, where r₂ ≤ 2) keeps parameters in their range, where the authors' code clamps them "
+    "before each pass; without causality the distance is symmetric, |t − s|",
 )
 class KerpleEncoding(PositionalEncoding):
     """Lowers the score of a key by a conditionally positive definite kernel of its distance.

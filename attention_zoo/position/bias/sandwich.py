@@ -9,20 +9,18 @@ from attention_zoo.errors import UserError
 from attention_zoo.position.absolute.sinusoidal import sinusoids
 from attention_zoo.position.base import NaiveScoreInputs, PositionalEncoding
 from attention_zoo.precision import autocast_disabled
-from attention_zoo.zoo import POSITION, PositionCard
+from attention_zoo.zoo import POSITION
 
 
 @POSITION.register(
-    PositionCard(
-        name="sandwich",
-        paper="Chi et al. 2023, arXiv 2212.10356",
-        equation="q_t·k_s/√c + (p_t·p_s − d̄/2)/(8n/h) for head n = 1 … h, "
-        "p_t·p_s = Σ_i cos((t − s)·ω_i), ω_i = base^(−2i/d̄)",
-        reference="closed form",
-        acts=("scores",),
-        deviations="i runs from 0 to d̄/2 − 1, as in the sinusoids of Vaswani et al. 2017; without "
-        "causality it is symmetric, as the product is",
-    )
+    name="sandwich",
+    paper="Chi et al. 2023, arXiv 2212.10356",
+    equation="q_t·k_s/√c + (p_t·p_s − d̄/2)/(8n/h) for head n = 1 … h, "
+    "p_t·p_s = Σ_i cos((t − s)·ω_i), ω_i = base^(−2i/d̄)",
+    reference="closed form",
+    acts=("scores",),
+    deviations="i runs from 0 to d̄/2 − 1, as in the sinusoids of Vaswani et al. 2017; without "
+    "causality it is symmetric, as the product is",
 )
 class SandwichEncoding(PositionalEncoding):
     """Adds the inner product of the sinusoidal embeddings of both positions.

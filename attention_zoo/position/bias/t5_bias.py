@@ -8,18 +8,16 @@ from torch import Tensor, nn
 
 from attention_zoo.errors import UserError
 from attention_zoo.position.base import NaiveScoreInputs, PositionalEncoding
-from attention_zoo.zoo import POSITION, PositionCard
+from attention_zoo.zoo import POSITION
 
 
 @POSITION.register(
-    PositionCard(
-        name="t5_bias",
-        paper="Raffel et al. 2020, arXiv 1910.10683, §2.1",
-        equation="q_t·k_s/√c + B_h[bucket(s − t)]",
-        reference="transformers T5Attention",
-        acts=("scores",),
-        deviations="scores are scaled by 1/√c, which T5 folds into its initialisation",
-    )
+    name="t5_bias",
+    paper="Raffel et al. 2020, arXiv 1910.10683, §2.1",
+    equation="q_t·k_s/√c + B_h[bucket(s − t)]",
+    reference="transformers T5Attention",
+    acts=("scores",),
+    deviations="scores are scaled by 1/√c, which T5 folds into its initialisation",
 )
 class T5BiasEncoding(PositionalEncoding):
     """Adds a learned number for each head and bucket of distances; one table for all layers.

@@ -8,21 +8,19 @@ from torch import Tensor, nn
 from attention_zoo.errors import check_positive
 from attention_zoo.position.base import NaiveScoreInputs, PositionalEncoding, ScoreInputs
 from attention_zoo.precision import upcast
-from attention_zoo.zoo import POSITION, PositionCard
+from attention_zoo.zoo import POSITION
 
 
 @POSITION.register(
-    PositionCard(
-        name="contextual",
-        paper="Golovneva et al. 2024, arXiv 2405.18719",
-        equation="q_t·k_s/√c + q_t·e[p_ts], p_ts = Σ_{s≤l≤t} σ(q_t·k_l/√c)",
-        reference="x-transformers CoPE",
-        deviations="what does not see a key does not count it: neither padding, nor what is packed "
-        "beside, nor what a window leaves out",
-        acts=("content",),
-        roles=("causal",),
-        per_layer=True,
-    )
+    name="contextual",
+    paper="Golovneva et al. 2024, arXiv 2405.18719",
+    equation="q_t·k_s/√c + q_t·e[p_ts], p_ts = Σ_{s≤l≤t} σ(q_t·k_l/√c)",
+    reference="x-transformers CoPE",
+    deviations="what does not see a key does not count it: neither padding, nor what is packed "
+    "beside, nor what a window leaves out",
+    acts=("content",),
+    roles=("causal",),
+    per_layer=True,
 )
 class ContextualEncoding(PositionalEncoding):
     """Counts, for a query, the tokens back to a key that its gates let through.

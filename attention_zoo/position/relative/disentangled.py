@@ -9,21 +9,19 @@ from torch import Tensor, nn
 
 from attention_zoo.errors import check_positive
 from attention_zoo.position.base import NaiveScoreInputs, PositionalEncoding, ScoreInputs
-from attention_zoo.zoo import POSITION, PositionCard
+from attention_zoo.zoo import POSITION
 
 
 @POSITION.register(
-    PositionCard(
-        name="disentangled",
-        paper="He et al. 2020 (DeBERTa), arXiv 2006.03654, §3.1",
-        equation="(q_t·k_s + q_t·P_{δ(t,s)} W_K + k_s·P_{δ(s,t)} W_Q)/√(3c), δ = t − s, clipped",
-        reference="transformers DisentangledSelfAttention (deberta_v2)",
-        deviations="each layer has a table of its own, which the paper's layers share, beside its "
-        "own projections; causal attention too; k_s meets the row of s − t, as the paper says, "
-        "where transformers takes that of t − s",
-        acts=("heads", "content"),
-        per_layer=True,
-    )
+    name="disentangled",
+    paper="He et al. 2020 (DeBERTa), arXiv 2006.03654, §3.1",
+    equation="(q_t·k_s + q_t·P_{δ(t,s)} W_K + k_s·P_{δ(s,t)} W_Q)/√(3c), δ = t − s, clipped",
+    reference="transformers DisentangledSelfAttention (deberta_v2)",
+    deviations="each layer has a table of its own, which the paper's layers share, beside its "
+    "own projections; causal attention too; k_s meets the row of s − t, as the paper says, "
+    "where transformers takes that of t − s",
+    acts=("heads", "content"),
+    per_layer=True,
 )
 class DisentangledEncoding(PositionalEncoding):
     """Scores also compare queries with the position of the key, and keys with that of the query.

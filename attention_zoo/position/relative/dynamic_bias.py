@@ -8,22 +8,20 @@ from torch.nn.functional import pad, softplus
 
 from attention_zoo.position.base import NaiveScoreInputs, PositionalEncoding, ScoreInputs
 from attention_zoo.precision import upcast
-from attention_zoo.zoo import POSITION, PositionCard
+from attention_zoo.zoo import POSITION
 
 
 @POSITION.register(
-    PositionCard(
-        name="dynamic_bias",
-        paper="Veisi et al. 2025, arXiv 2503.08067",
-        equation="q_t·k_s/√c − Σ_{s<l≤t} softplus(w_h·x_l + β_h)",
-        reference="closed form",
-        acts=("content",),
-        roles=("causal",),
-        per_layer=True,
-        deviations="causal only, not the paper's form for encoders; scores are scaled by 1/√c, "
-        "which the authors' code leaves out; a token that the query does not see, such as padding, "
-        "adds nothing to the sum",
-    )
+    name="dynamic_bias",
+    paper="Veisi et al. 2025, arXiv 2503.08067",
+    equation="q_t·k_s/√c − Σ_{s<l≤t} softplus(w_h·x_l + β_h)",
+    reference="closed form",
+    acts=("content",),
+    roles=("causal",),
+    per_layer=True,
+    deviations="causal only, not the paper's form for encoders; scores are scaled by 1/√c, "
+    "which the authors' code leaves out; a token that the query does not see, such as padding, "
+    "adds nothing to the sum",
 )
 class DynamicBiasEncoding(PositionalEncoding):
     """Lowers the score of a key by a learned step of each token from there to the query.

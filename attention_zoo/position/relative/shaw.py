@@ -8,19 +8,17 @@ from torch import Tensor, nn
 from attention_zoo.errors import check_positive
 from attention_zoo.position.base import NaiveScoreInputs, PositionalEncoding, ScoreInputs
 from attention_zoo.precision import upcast
-from attention_zoo.zoo import POSITION, PositionCard
+from attention_zoo.zoo import POSITION
 
 
 @POSITION.register(
-    PositionCard(
-        name="shaw",
-        paper="Shaw et al. 2018, arXiv 1803.02155, eqs. 3 and 4",
-        equation="q_t·(k_s + a^K_{s−t})/√c, Σ_s w_ts (v_s + a^V_{s−t}), s − t clipped to ±k",
-        reference="closed form",
-        deviations="causal attention has no rows for keys behind the query, which it never sees",
-        acts=("content", "values"),
-        per_layer=True,
-    )
+    name="shaw",
+    paper="Shaw et al. 2018, arXiv 1803.02155, eqs. 3 and 4",
+    equation="q_t·(k_s + a^K_{s−t})/√c, Σ_s w_ts (v_s + a^V_{s−t}), s − t clipped to ±k",
+    reference="closed form",
+    deviations="causal attention has no rows for keys behind the query, which it never sees",
+    acts=("content", "values"),
+    per_layer=True,
 )
 class ShawEncoding(PositionalEncoding):
     """Adds to every key and value a learned vector of its distance from the query.

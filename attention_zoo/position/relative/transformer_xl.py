@@ -8,21 +8,19 @@ from torch import Tensor, nn
 from attention_zoo.errors import UserError
 from attention_zoo.position.absolute.sinusoidal import sinusoids
 from attention_zoo.position.base import NaiveScoreInputs, PositionalEncoding, ScoreInputs
-from attention_zoo.zoo import POSITION, PositionCard
+from attention_zoo.zoo import POSITION
 
 
 @POSITION.register(
-    PositionCard(
-        name="transformer_xl",
-        paper="Dai et al. 2019, arXiv 1901.02860, §3.3",
-        equation="((q_t + u)·k_s + (q_t + v)·W_R R_{t−s})/√c, R sinusoids of the distance",
-        reference="transformers XLNetRelativeAttention",
-        deviations="sines and cosines of R are interleaved: an order of the columns of W_R; its "
-        "shift of scores is replaced by the addition theorem, so positions may be any numbers; "
-        "u and v are each layer's own, as in XLNet",
-        acts=("content",),
-        per_layer=True,
-    )
+    name="transformer_xl",
+    paper="Dai et al. 2019, arXiv 1901.02860, §3.3",
+    equation="((q_t + u)·k_s + (q_t + v)·W_R R_{t−s})/√c, R sinusoids of the distance",
+    reference="transformers XLNetRelativeAttention",
+    deviations="sines and cosines of R are interleaved: an order of the columns of W_R; its "
+    "shift of scores is replaced by the addition theorem, so positions may be any numbers; "
+    "u and v are each layer's own, as in XLNet",
+    acts=("content",),
+    per_layer=True,
 )
 class TransformerXLEncoding(PositionalEncoding):
     """Scores of content and of distance, each with a learned bias in place of the query's position.

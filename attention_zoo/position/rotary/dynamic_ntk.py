@@ -3,22 +3,20 @@
 from torch import Tensor
 
 from attention_zoo.position.rotary.scaled import GrowingRotary
-from attention_zoo.zoo import POSITION, PositionCard
+from attention_zoo.zoo import POSITION
 
 
 @POSITION.register(
-    PositionCard(
-        name="dynamic_ntk",
-        paper="emozilla 2023 (r/LocalLLaMA), described by Peng et al. 2023, arXiv 2309.00071, §3.3",
-        equation="rotary with base·(factor·n/L − (factor − 1))^(c/(c−2)) at a length n above L",
-        reference="transformers LlamaAttention(rope_type=dynamic)",
-        deviations="n is a query's position + 1, as when tokens are decoded one by one with keys "
-        "that are rotated anew; transformers takes the whole sequence's length for all queries, "
-        "which tells them of the future, and leaves the keys in its cache as they were",
-        acts=("length",),
-        roles=("causal",),
-        relative=False,
-    )
+    name="dynamic_ntk",
+    paper="emozilla 2023 (r/LocalLLaMA), described by Peng et al. 2023, arXiv 2309.00071, §3.3",
+    equation="rotary with base·(factor·n/L − (factor − 1))^(c/(c−2)) at a length n above L",
+    reference="transformers LlamaAttention(rope_type=dynamic)",
+    deviations="n is a query's position + 1, as when tokens are decoded one by one with keys "
+    "that are rotated anew; transformers takes the whole sequence's length for all queries, "
+    "which tells them of the future, and leaves the keys in its cache as they were",
+    acts=("length",),
+    roles=("causal",),
+    relative=False,
 )
 class DynamicNtkScaling(GrowingRotary):
     """As `ntk`, with a factor that grows with the length n so far: factor·n/L − (factor − 1).

@@ -3,17 +3,15 @@
 from torch import Tensor
 
 from attention_zoo.position.rotary.scaled import ScaledRotary
-from attention_zoo.zoo import POSITION, PositionCard
+from attention_zoo.zoo import POSITION
 
 
 @POSITION.register(
-    PositionCard(
-        name="linear_interpolation",
-        paper="Chen et al. 2023, arXiv 2306.15595",
-        equation="rotary with ω_i/factor",
-        reference="transformers LlamaAttention(rope_type=linear)",
-        acts=("heads",),
-    )
+    name="linear_interpolation",
+    paper="Chen et al. 2023, arXiv 2306.15595",
+    equation="rotary with ω_i/factor",
+    reference="transformers LlamaAttention(rope_type=linear)",
+    acts=("heads",),
 )
 class LinearInterpolation(ScaledRotary):
     """Rotary positions at t/factor: longer sequences fit into the positions of training.

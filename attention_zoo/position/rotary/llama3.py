@@ -8,19 +8,17 @@ from torch import Tensor
 
 from attention_zoo.errors import UserError
 from attention_zoo.position.rotary.scaled import OriginalLengthScaledRotary
-from attention_zoo.zoo import POSITION, PositionCard
+from attention_zoo.zoo import POSITION
 
 
 @POSITION.register(
-    PositionCard(
-        name="llama3",
-        paper="Grattafiori et al. 2024, arXiv 2407.21783, and the authors' code",
-        equation="rotary with (1 − m_i)·ω_i/s + m_i·ω_i, m linear in the rotations L·ω_i/2π",
-        reference="transformers LlamaAttention(rope_type=llama3)",
-        deviations="the paper does not say it: it is in the code of Llama 3.1, whose factor is 8 "
-        "and whose base is 500,000",
-        acts=("heads",),
-    )
+    name="llama3",
+    paper="Grattafiori et al. 2024, arXiv 2407.21783, and the authors' code",
+    equation="rotary with (1 − m_i)·ω_i/s + m_i·ω_i, m linear in the rotations L·ω_i/2π",
+    reference="transformers LlamaAttention(rope_type=llama3)",
+    deviations="the paper does not say it: it is in the code of Llama 3.1, whose factor is 8 "
+    "and whose base is 500,000",
+    acts=("heads",),
 )
 class Llama3Scaling(OriginalLengthScaledRotary):
     """Slows down, by the factor s, only the pairs that rotate few times within the training length.

@@ -8,24 +8,22 @@ from torch import Tensor
 
 from attention_zoo.errors import UserError
 from attention_zoo.position.rotary.scaled import GrowingRotary
-from attention_zoo.zoo import POSITION, PositionCard
+from attention_zoo.zoo import POSITION
 
 
 @POSITION.register(
-    PositionCard(
-        name="longrope",
-        paper="Ding et al. 2024, arXiv 2402.13753",
-        equation="rotary with ω_i/λ_i, λ of short or of long sequences, times √(1 + ln s/ln L)",
-        reference="transformers LlamaAttention(rope_type=longrope)",
-        deviations="the factors λ are options, which the paper searches on a trained model; not "
-        "given, the long ones are those of NTK, a point of the search space. The first tokens are "
-        "no exception, as they may be in the paper. The position of a query decides whether the "
-        "sequence is long, and its keys are rotated accordingly; in transformers the whole length "
-        "decides for all queries",
-        acts=("length",),
-        roles=("causal",),
-        relative=False,
-    )
+    name="longrope",
+    paper="Ding et al. 2024, arXiv 2402.13753",
+    equation="rotary with ω_i/λ_i, λ of short or of long sequences, times √(1 + ln s/ln L)",
+    reference="transformers LlamaAttention(rope_type=longrope)",
+    deviations="the factors λ are options, which the paper searches on a trained model; not "
+    "given, the long ones are those of NTK, a point of the search space. The first tokens are "
+    "no exception, as they may be in the paper. The position of a query decides whether the "
+    "sequence is long, and its keys are rotated accordingly; in transformers the whole length "
+    "decides for all queries",
+    acts=("length",),
+    roles=("causal",),
+    relative=False,
 )
 class LongRope(GrowingRotary):
     """Each pair has two factors: the second divides its frequency where n > L, otherwise the first.

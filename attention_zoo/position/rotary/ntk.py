@@ -3,17 +3,15 @@
 from torch import Tensor
 
 from attention_zoo.position.rotary.scaled import ScaledRotary
-from attention_zoo.zoo import POSITION, PositionCard
+from attention_zoo.zoo import POSITION
 
 
 @POSITION.register(
-    PositionCard(
-        name="ntk",
-        paper="bloc97 2023 (r/LocalLLaMA), described by Peng et al. 2023, arXiv 2309.00071, §3.1",
-        equation="rotary with base·factor^(c/(c−2))",
-        reference="x-transformers Attention(RotaryEmbedding(base_rescale_factor))",
-        acts=("heads",),
-    )
+    name="ntk",
+    paper="bloc97 2023 (r/LocalLLaMA), described by Peng et al. 2023, arXiv 2309.00071, §3.1",
+    equation="rotary with base·factor^(c/(c−2))",
+    reference="x-transformers Attention(RotaryEmbedding(base_rescale_factor))",
+    acts=("heads",),
 )
 class NtkScaling(ScaledRotary):
     """Rotary positions with the base times factor^(c/(c−2)).

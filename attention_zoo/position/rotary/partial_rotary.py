@@ -8,17 +8,15 @@ from torch import Tensor
 
 from attention_zoo.errors import UserError
 from attention_zoo.position.rotary.rotary import RotaryEncoding
-from attention_zoo.zoo import POSITION, PositionCard
+from attention_zoo.zoo import POSITION
 
 
 @POSITION.register(
-    PositionCard(
-        name="partial_rotary",
-        paper="Su et al. 2021, arXiv 2104.09864, eq. 34; Black et al. 2022, arXiv 2204.06745",
-        equation="the first r channels of q_t and k_s rotated as by rotary, ω_i = base^(−2i/r)",
-        reference="transformers PhiAttention",
-        acts=("heads",),
-    )
+    name="partial_rotary",
+    paper="Su et al. 2021, arXiv 2104.09864, eq. 34; Black et al. 2022, arXiv 2204.06745",
+    equation="the first r channels of q_t and k_s rotated as by rotary, ω_i = base^(−2i/r)",
+    reference="transformers PhiAttention",
+    acts=("heads",),
 )
 class PartialRotaryEncoding(RotaryEncoding):
     """Rotates the first r of a head's c channels, as `rotary` does in a head of that width.

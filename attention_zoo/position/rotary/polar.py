@@ -8,20 +8,18 @@ from torch import Tensor, nn
 from torch.nn.functional import softplus
 
 from attention_zoo.position.rotary.rotary import RotaryEncoding
-from attention_zoo.zoo import POSITION, PositionCard
+from attention_zoo.zoo import POSITION
 
 
 @POSITION.register(
-    PositionCard(
-        name="polar",
-        paper="Gopalakrishnan et al. 2025, arXiv 2509.10534",
-        equation="Σ_i softplus(q_ti)·softplus(k_si)·cos((s − t)·ω_i + δ_i)",
-        reference="x-transformers Attention(PolarEmbedding)",
-        deviations="δ is taken from the phase of queries, not added to that of keys, which gives "
-        "the same scores, and each query head its own δ where several share a key",
-        acts=("width",),
-        per_layer=True,
-    )
+    name="polar",
+    paper="Gopalakrishnan et al. 2025, arXiv 2509.10534",
+    equation="Σ_i softplus(q_ti)·softplus(k_si)·cos((s − t)·ω_i + δ_i)",
+    reference="x-transformers Attention(PolarEmbedding)",
+    deviations="δ is taken from the phase of queries, not added to that of keys, which gives "
+    "the same scores, and each query head its own δ where several share a key",
+    acts=("width",),
+    per_layer=True,
 )
 class PolarEncoding(RotaryEncoding):
     """Content decides the magnitudes, the position decides the phases.

@@ -7,19 +7,17 @@ from torch import Tensor
 
 from attention_zoo.errors import UserError
 from attention_zoo.position.base import PositionalEncoding
-from attention_zoo.zoo import POSITION, PositionCard
+from attention_zoo.zoo import POSITION
 
 Layout = Literal["half_split", "interleaved"]
 
 
 @POSITION.register(
-    PositionCard(
-        name="rotary",
-        paper="Su et al. 2021, arXiv 2104.09864, eq. 34",
-        equation="q_t R_t, k_s R_s: their product depends on t − s",
-        reference="transformers LlamaAttention",
-        acts=("heads",),
-    )
+    name="rotary",
+    paper="Su et al. 2021, arXiv 2104.09864, eq. 34",
+    equation="q_t R_t, k_s R_s: their product depends on t − s",
+    reference="transformers LlamaAttention",
+    acts=("heads",),
 )
 class RotaryEncoding(PositionalEncoding):
     """Rotates pairs of channels of queries and keys by angles t·ω_i, with ω_i = base^(−2i/c).

@@ -6,20 +6,18 @@ from torch import Tensor
 
 from attention_zoo.errors import UserError
 from attention_zoo.position.rotary.rotary import RotaryEncoding
-from attention_zoo.zoo import POSITION, PositionCard
+from attention_zoo.zoo import POSITION
 
 
 @POSITION.register(
-    PositionCard(
-        name="rotary_every",
-        paper="Yang et al. 2025, arXiv 2501.18795",
-        equation="rotary, but in the layers N, 2N, … q_t·k_s without positions",
-        reference="transformers SmolLM3Attention",
-        deviations="the paper also gives a window to the layers with rotary positions; here a "
-        "window is the mechanism's",
-        acts=("heads",),
-        per_layer=True,
-    )
+    name="rotary_every",
+    paper="Yang et al. 2025, arXiv 2501.18795",
+    equation="rotary, but in the layers N, 2N, … q_t·k_s without positions",
+    reference="transformers SmolLM3Attention",
+    deviations="the paper also gives a window to the layers with rotary positions; here a "
+    "window is the mechanism's",
+    acts=("heads",),
+    per_layer=True,
 )
 class RotaryEvery(RotaryEncoding):
     """Rotary positions in all layers but every N-th, counted from 1, which have none.

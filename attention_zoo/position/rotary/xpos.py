@@ -8,24 +8,22 @@ from torch import Tensor
 
 from attention_zoo.errors import UserError
 from attention_zoo.position.rotary.rotary import RotaryEncoding
-from attention_zoo.zoo import POSITION, PositionCard
+from attention_zoo.zoo import POSITION
 
 SHIFT = 0.4  # gamma of the paper
 
 
 @POSITION.register(
-    PositionCard(
-        name="xpos",
-        paper="Sun et al. 2022, arXiv 2212.10554",
-        equation="(q_t R_t ζ^t)·(k_s R_s ζ^(−s)): each pair decays by ζ_i^(t − s)",
-        reference="x-transformers Attention(RotaryEmbedding(use_xpos))",
-        deviations="powers of ζ count from position 0, where torchscale and x-transformers count "
-        "from the middle of the sequence so far: products are the same, and keys in a cache stay "
-        "right. Growing as they do, they end at max_length. The paper's blockwise attention is a "
-        "mechanism's matter",
-        acts=("heads",),
-        roles=("causal",),
-    )
+    name="xpos",
+    paper="Sun et al. 2022, arXiv 2212.10554",
+    equation="(q_t R_t ζ^t)·(k_s R_s ζ^(−s)): each pair decays by ζ_i^(t − s)",
+    reference="x-transformers Attention(RotaryEmbedding(use_xpos))",
+    deviations="powers of ζ count from position 0, where torchscale and x-transformers count "
+    "from the middle of the sequence so far: products are the same, and keys in a cache stay "
+    "right. Growing as they do, they end at max_length. The paper's blockwise attention is a "
+    "mechanism's matter",
+    acts=("heads",),
+    roles=("causal",),
 )
 class Xpos(RotaryEncoding):
     """Rotary positions that fade with the distance, faster for faster pairs.

@@ -8,19 +8,17 @@ from torch import Tensor
 
 from attention_zoo.errors import UserError
 from attention_zoo.position.rotary.scaled import OriginalLengthScaledRotary
-from attention_zoo.zoo import POSITION, PositionCard
+from attention_zoo.zoo import POSITION
 
 
 @POSITION.register(
-    PositionCard(
-        name="yarn",
-        paper="Peng et al. 2023, arXiv 2309.00071, §3.2 and §3.4",
-        equation="rotary with (1 − m_i)·ω_i/s + m_i·ω_i, times 0.1·ln s + 1",
-        reference="transformers LlamaAttention(rope_type=yarn)",
-        deviations="m falls linearly with the number of the pair, as in the authors' code; in the "
-        "paper it does so with the number of rotations",
-        acts=("heads",),
-    )
+    name="yarn",
+    paper="Peng et al. 2023, arXiv 2309.00071, §3.2 and §3.4",
+    equation="rotary with (1 − m_i)·ω_i/s + m_i·ω_i, times 0.1·ln s + 1",
+    reference="transformers LlamaAttention(rope_type=yarn)",
+    deviations="m falls linearly with the number of the pair, as in the authors' code; in the "
+    "paper it does so with the number of rotations",
+    acts=("heads",),
 )
 class Yarn(OriginalLengthScaledRotary):
     """Slows down, by the factor s, only the pairs that rotate few times within the training length.
