@@ -14,9 +14,9 @@ class BadInput(UserError):
 
 
 def check_positive(**values: int | None) -> None:
-    """Raise UserError for an option that counts something and is below 1; None is not checked."""
+    """Raise UserError for an option that counts something and is below 1, or null in a yaml."""
     for name, value in values.items():
-        if value is not None and value < 1:
+        if value is None or value < 1:
             raise UserError(f"{name} must be at least 1, got {value}.")
 
 

@@ -43,7 +43,8 @@ class Mask:
     query_segment_ids: Tensor | None = None
 
     def __post_init__(self) -> None:
-        check_positive(window=self.window)
+        if self.window is not None:
+            check_positive(window=self.window)
         if self.query_segment_ids is not None and self.segment_ids is None:
             raise UserError("query_segment_ids are compared with segment_ids: give both.")
 
@@ -154,7 +155,9 @@ class Visibility:
         parts = [*self.mask.predicates(batch, self.rows, self.columns)]
         if self.pattern is not None:
             parts.append(self.pattern)
-        return (lambda b, i, j: reduce(and_, (part(b, i, j) for part in parts))) if parts else None
+        if not parts:
+            return None
+        return lambda b, i, j: reduce(and_, (part(b, i, j) for part in parts))
 
     def dense(self, device: torch.device) -> Tensor | None:
         """Render as a tensor [b|1 1 q|1 k], or None where every query sees every key."""

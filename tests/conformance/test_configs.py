@@ -4,6 +4,7 @@ import pytest
 from omegaconf import OmegaConf
 
 import attention_zoo
+from attention_zoo import UserError
 from attention_zoo.factory import options_of
 from attention_zoo.zoo import ATTENTION, POSITION, ROLES
 from tests.conformance.configs import (
@@ -51,6 +52,20 @@ def test_the_defaults_of_a_yaml_are_those_of_the_constructor(group: str, name: s
             assert given[option] is None  # The program fills it in.
         else:
             assert given[option] == parameter.default, option
+
+
+@pytest.mark.parametrize(("group", "name"), ENTRIES)
+def test_a_number_cannot_be_null(group: str, name: str) -> None:
+    """Unless the constructor says what null means. A seed counts nothing."""
+    entry = GROUPS[group][name]
+    sizes = {"dim": 16, "role": entry.card.roles[0]}
+    if group == "position":
+        sizes |= {"heads": HEADS, "head_dim": 4}
+    chosen = sizes | options(group, name)
+    for option, parameter in options_of(entry).items():
+        if option in options(group, name) and parameter.annotation is int and option != "seed":
+            with pytest.raises((UserError, TypeError)):
+                getattr(attention_zoo, f"create_{group}")(name, **chosen | {option: None})
 
 
 @pytest.mark.parametrize("name", list(ATTENTION))

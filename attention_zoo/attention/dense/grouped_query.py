@@ -3,6 +3,7 @@
 from typing import Any
 
 from attention_zoo.attention.softmax import SoftmaxAttention, register_softmax
+from attention_zoo.errors import check_positive
 
 
 @register_softmax(
@@ -21,4 +22,5 @@ class GroupedQueryAttention(SoftmaxAttention):
     """
 
     def __init__(self, *, kv_heads: int, **options: Any) -> None:
+        check_positive(kv_heads=kv_heads)
         super().__init__(kv_heads=kv_heads, **options)

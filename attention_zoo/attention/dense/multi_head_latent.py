@@ -54,7 +54,7 @@ class MultiHeadLatentAttention(SoftmaxAttention):
         super().__init__(kv_heads=None, **options)
         latent_dim = 4 * self.head_dim if latent_dim is None else latent_dim
         rope_dim = self.head_dim // 2 if rope_dim is None else rope_dim
-        check_positive(latent_dim=latent_dim, query_latent_dim=query_latent_dim, rope_dim=rope_dim)
+        check_positive(latent_dim=latent_dim, rope_dim=rope_dim)
         self.latent_dim = latent_dim
         self.rope_dim = 0 if self.role == "cross" else rope_dim
         self.scale = (self.head_dim + self.rope_dim) ** -0.5
@@ -63,6 +63,7 @@ class MultiHeadLatentAttention(SoftmaxAttention):
         self.latent = self.new_latent(latent_dim, bias=bias)
         self.query_latent: nn.Module = nn.Identity()
         if query_latent_dim is not None:
+            check_positive(query_latent_dim=query_latent_dim)
             self.query_latent = self.new_latent(query_latent_dim, bias=bias)
         source = query_latent_dim or self.dim
         self.query = nn.Linear(source, self.heads * (self.head_dim + self.rope_dim), bias=bias)
@@ -118,7 +119,9 @@ class MultiHeadLatentAttention(SoftmaxAttention):
     def absorbs(self, queries: int, keys: int) -> bool:
         """Return whether attending to latents takes fewer products than computing the keys."""
         wide, narrow = self.latent_dim, self.head_dim
-        return queries * wide * (narrow + keys) < keys * narrow * (wide + queries)
+        expanding = keys * wide * narrow + queries * keys * narrow
+        absorbing = queries * wide * narrow + queries * keys * wide
+        return absorbing < expanding
 
     def expand(self, qkv: QKV) -> QKV:
         """Compute the keys [b h k c+r] and values [b h k c] of every head."""
