@@ -151,7 +151,7 @@ class NystromAttention(Attention):
         """Compute DConv for values [h k c] of visible [q k] tokens."""
         kernel, out = self.convolution.weight[:, 0, :, 0], torch.zeros_like(v)
         for tap, i in product(range(kernel.shape[1]), range(v.shape[1])):
-            j = i + tap - self.half_width
+            j = i + tap - kernel.shape[1] // 2
             if 0 <= j < v.shape[1] and visible[i, j]:
                 out[:, i] += kernel[:, tap, None] * v[:, j]
         return out

@@ -68,7 +68,7 @@ class T5BiasEncoding(PositionalEncoding):
         rows = []
         for distance in inputs.distances.tolist():
             count, first = self.buckets, 0
-            if self.bidirectional:
+            if self.role != "causal":
                 count, first = self.buckets // 2, self.buckets // 2 * (distance < 0)
                 distance = abs(distance)
             exact, row = count // 2, max(distance, 0)
