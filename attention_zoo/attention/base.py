@@ -219,7 +219,8 @@ class Attention(nn.Module):
     def is_visible(self, query: int, key: int, length: int) -> bool:
         """Return whether the mechanism's own pattern lets a query see a key.
 
-        Indices count from the first real token of the sequence: padding before it changes nothing.
+        Indices count from the first real token of a sequence, whose last one has length - 1. So
+        neither padding at an end nor other sequences in the row change a pattern.
         """
         return True
 

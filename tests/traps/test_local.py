@@ -468,7 +468,7 @@ def test_a_mask_of_gathered_keys_is_the_mask_at_their_columns(causal: bool) -> N
         (
             "longformer",
             {"window": 3, "global_tokens": 0},
-            "global_tokens must be at least 1, got 0",
+            "global_tokens must be at least 1, got 0. sliding_window is the one without",
         ),
         (
             "big_bird",

@@ -33,8 +33,9 @@ class CosformerFeatures(FeatureMap):
 
     def map_queries(self, q: Tensor, positions: Tensor | None) -> Tensor:
         rectified = q.relu() + EPSILON
-        if self.max_length is None or positions is None:
+        if self.max_length is None:
             return rectified
+        assert positions is not None
         angles = math.pi / 2 * positions[:, None, :, None].to(q.dtype) / self.max_length
         return torch.cat([rectified * angles.cos(), rectified * angles.sin()], dim=-1)
 

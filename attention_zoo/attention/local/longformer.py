@@ -17,7 +17,7 @@ from attention_zoo.attention.online_softmax import (
 from attention_zoo.attention.softmax import QKV, SoftmaxAttention, register_softmax
 from attention_zoo.backends.reference import repeat_heads
 from attention_zoo.caches import TokenCache
-from attention_zoo.errors import check_positive
+from attention_zoo.errors import UserError, check_positive
 from attention_zoo.masks import Mask, Visibility, gather_columns, window_span
 
 
@@ -53,7 +53,12 @@ class LongformerAttention(BlockSparseAttention):
 
     def __init__(self, *, window: int, global_tokens: int, **options: Any) -> None:
         super().__init__(**options)
-        check_positive(window=window, global_tokens=global_tokens)
+        check_positive(window=window)
+        if global_tokens < 1:
+            raise UserError(
+                f"global_tokens must be at least 1, got {global_tokens}. sliding_window is the one "
+                "without global tokens."
+            )
         # Number of keys in the window before a query, and after it.
         self.before, self.after = window_span(window, self.role == "causal")
         self.global_tokens = global_tokens
