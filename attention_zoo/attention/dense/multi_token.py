@@ -115,8 +115,8 @@ class MultiTokenAttention(ExplicitScoresAttention):
         for back in range(count):
             offset = count - 1 - back
             # True where a query sees the token `back` columns before itself.
-            sees = seen.diagonal(keys - rows + offset, 2, 3)[..., None]
-            part = scores[:, :, offset : offset + rows].masked_fill(~sees, 0.0)
+            is_visible = seen.diagonal(keys - rows + offset, 2, 3)[..., None]
+            part = scores[:, :, offset : offset + rows].masked_fill(~is_visible, 0.0)
             part = pad(part, ((width - 1) // 2, width // 2))
             total = total + conv2d(part, kernel[:, :, :, back], groups=self.heads)
         return total
@@ -128,12 +128,12 @@ class MultiTokenAttention(ExplicitScoresAttention):
         length, width = x.shape[1], self.kernel.shape[2]
         total = torch.zeros_like(scores)
         for back in range(min(self.kernel.shape[1], length)):
-            sees = visible.diagonal(-back, 1, 2)[:, None, :, None]
+            is_visible = visible.diagonal(-back, 1, 2)[:, None, :, None]
             for shift in range(max(-(width // 2), 1 - length), min((width + 1) // 2, length)):
                 weight = self.kernel[:, back, shift + width // 2, None, None]
                 there = slice(max(shift, 0), length + min(shift, 0))
                 here = slice(max(-shift, 0), length - max(shift, 0))
-                part = (scores[:, :, : length - back, here] * sees) * weight
+                part = (scores[:, :, : length - back, here] * is_visible) * weight
                 total[:, :, back:, there] += part
         weights = naive.softmax(total, visible)
         mixed = torch.einsum("h i, b i q k -> b h q k", torch.block_diag(*self.mixture), weights)

@@ -30,9 +30,9 @@ class Entmax15Attention(SparseAttention):
         support = torch.ones_like(scores, dtype=torch.bool)
         for _ in scores:
             mean = halves[support].mean()
-            spread = ((halves[support] - mean) ** 2).mean()
+            variance = ((halves[support] - mean) ** 2).mean()
             # With too many keys there is no solution yet: then those below the mean have no weight.
-            threshold = mean - (1 / support.sum() - spread).clamp(min=0).sqrt()
+            threshold = mean - (1 / support.sum() - variance).clamp(min=0).sqrt()
             support = halves > threshold
         return ((halves - threshold) * support) ** 2
 

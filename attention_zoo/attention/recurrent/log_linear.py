@@ -69,7 +69,7 @@ class LogLinearAttention(StateSpaceDualAttention):
             shape = (len(x), self.heads, self.head_dim, 0, self.value_dim)
             states = steps.q.new_zeros(shape), x.new_zeros(len(x), dtype=torch.long)
         bits = (span.start + x.shape[1]).bit_length()
-        buckets = Buckets(pad(states[0], (0, 0, 0, bits - states[0].shape[3])), states[1])
+        buckets = FenwickTree(pad(states[0], (0, 0, 0, bits - states[0].shape[3])), states[1])
         positions, lengths = count_tokens(x, span, buckets.lengths)
         level_weights = self.level_weights(x)
         with autocast_disabled(x):
@@ -103,8 +103,8 @@ class LogLinearAttention(StateSpaceDualAttention):
         return out
 
 
-class Buckets(NamedTuple):
-    """The buckets after n tokens: for each bit b of n that is set, the state of 2^b tokens.
+class FenwickTree(NamedTuple):
+    """The buckets of n tokens: for each bit b of n that is set, the state of 2^b tokens.
 
     The tokens of the buckets follow each other, the largest bucket first; if a bit is not set, its
     state is zero.
@@ -139,8 +139,8 @@ def count_tokens(x: Tensor, span: TokenSpan, before: Tensor) -> tuple[Tensor, Te
 
 
 def bucketed_product(
-    steps: Steps, level_weights: Tensor, positions: Tensor, lengths: Tensor, buckets: Buckets
-) -> tuple[Tensor, Buckets]:
+    steps: Steps, level_weights: Tensor, positions: Tensor, lengths: Tensor, buckets: FenwickTree
+) -> tuple[Tensor, FenwickTree]:
     """Compute Σ_l λ_i^l q_i S_i^l, S_i^l the decayed sum of k_jᵀv_j in the bucket of level l.
 
         out_i = Σ_{j ≤ i} λ_i^{l(i, j)} (q_i·k_j) (Π_{j < m ≤ i} a_m) v_j
@@ -182,7 +182,7 @@ def product_within_chunk(
 
 
 def read_buckets(
-    q: Tensor, decay: Tensor, level_weights: Tensor, positions: Tensor, buckets: Buckets
+    q: Tensor, decay: Tensor, level_weights: Tensor, positions: Tensor, buckets: FenwickTree
 ) -> Tensor:
     """Let the queries of a chunk read the buckets before it, [b h t e]."""
     weights = gather_levels(level_weights, positions, buckets.starts) * decay.cumsum(dim=-2).exp()
@@ -191,8 +191,8 @@ def read_buckets(
 
 
 def update_buckets(
-    k: Tensor, v: Tensor, decay: Tensor, positions: Tensor, lengths: Tensor, before: Buckets
-) -> Buckets:
+    k: Tensor, v: Tensor, decay: Tensor, positions: Tensor, lengths: Tensor, before: FenwickTree
+) -> FenwickTree:
     """Return the buckets after a chunk, which hold `lengths` [b] tokens."""
     bits = torch.arange(before.states.shape[3], device=lengths.device)
     # A bucket is part of one new bucket: its size is the highest bit in which the position of the
@@ -204,7 +204,7 @@ def update_buckets(
     values = (is_added[:, None, :, :, None] * v[..., None, :]).flatten(-2)
     added = (keys @ values).unflatten(-1, (len(bits), -1))
     factor = decay.sum(dim=-2).exp()[..., None, None]
-    return Buckets(factor * moved + added, lengths)
+    return FenwickTree(factor * moved + added, lengths)
 
 
 def gather_levels(level_weights: Tensor, queries: Tensor, keys: Tensor) -> Tensor:

@@ -72,14 +72,14 @@ class DisentangledEncoding(PositionalEncoding):
         return x / math.sqrt(3) if of == "query" else x
 
     def naive_bias(self, inputs: NaiveScoreInputs) -> Tensor:
-        own = slice(inputs.head * self.head_dim, (inputs.head + 1) * self.head_dim)
+        head_rows = slice(inputs.head * self.head_dim, (inputs.head + 1) * self.head_dim)
         biases = []
         for key, distance in zip(inputs.keys, inputs.distances.tolist(), strict=True):
             ahead, back = (
                 self.table[min(max(d, -self.clip), self.clip - 1) + self.clip]
                 for d in (distance, -distance)
             )
-            of_query = inputs.query @ (self.key.weight[own] @ ahead)
-            of_key = key @ (self.query.weight[own] @ back) / math.sqrt(3)
+            of_query = inputs.query @ (self.key.weight[head_rows] @ ahead)
+            of_key = key @ (self.query.weight[head_rows] @ back) / math.sqrt(3)
             biases.append((of_query + of_key) * inputs.scale)
         return torch.stack(biases)
