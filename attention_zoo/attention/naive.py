@@ -55,8 +55,11 @@ def rotate_heads(
     encoding: PositionalEncoding, x: Tensor, positions: Tensor, *, of: Literal["query", "key"]
 ) -> Tensor:
     """Rotate heads [b h t c] at positions [b|1 t]; not for encodings that act by the length."""
-    rotate, heads = encoding.naive_rotate, enumerate(x.unbind(dim=1))
-    return torch.stack([rotate(y, positions, head=h, length=0, of=of) for h, y in heads], dim=1)
+    rotated = [
+        encoding.naive_rotate(part, positions, head=head, length=0, of=of)
+        for head, part in enumerate(x.unbind(dim=1))
+    ]
+    return torch.stack(rotated, dim=1)
 
 
 def softmax(scores: Tensor, visible: Tensor) -> Tensor:

@@ -53,7 +53,7 @@ class RecurrentAttention(Attention):
     ) -> Tensor:
         assert cache is None or isinstance(cache, StateCache)
         kernels.check_inputs(self.backend, mask, x)
-        states = () if cache is None else cache.state or ()
+        states = () if cache is None else (cache.state or ())
         span = TokenSpan(mask, 0 if cache is None else cache.length)
         convolve = ConvolutionRunner(span, states[self.num_states :])
         steps = self.project_steps(x, positions, convolve)

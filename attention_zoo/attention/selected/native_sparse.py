@@ -144,10 +144,9 @@ class NativeSparseAttention(TopKBlockAttention):
                 (keys[selected], values[selected]),
                 (keys[-self.sliding_window :], values[-self.sliding_window :]),
             )
-            attended[b, heads, i] = sum(
-                gates[b, i, heads, n, None] * (self.naive_softmax(queries, keys) @ values)
-                for n, (keys, values) in enumerate(branches)
-            )
+            for n, (branch_keys, branch_values) in enumerate(branches):
+                output = self.naive_softmax(queries, branch_keys) @ branch_values
+                attended[b, heads, i] += gates[b, i, heads, n, None] * output
         return self.naive_output(attended, x)
 
     def naive_softmax(self, queries: Tensor, keys: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from attention_zoo.precision import upcast
 from attention_zoo.zoo import POSITION
 
 Kernel = Literal["log", "power"]
-# r₁ and r₂ start uniformly between 0.01 and these, as in the authors' code.
+# r₁ and r₂ are drawn uniformly between 0 and these, as in the authors' code; 0.01 at least.
 START: dict[Kernel, tuple[float, float]] = {"log": (2.0, 1.0), "power": (1.0, 2.0)}
 
 
