@@ -337,7 +337,7 @@ def resolve_positions(
 
 
 def take_auxiliary_loss(model: nn.Module) -> Tensor | None:
-    """Return the sum of the auxiliary losses of a model's attention, if any, and remove them."""
+    """Return the sum of the auxiliary losses of a model's attention, or None, and remove them."""
     losses = []
     for part in model.modules():
         if isinstance(part, Attention) and part.auxiliary_loss is not None:
