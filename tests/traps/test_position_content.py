@@ -193,7 +193,7 @@ def test_shaw_has_no_rows_that_a_causal_query_cannot_use() -> None:
 # Transformer-XL
 
 
-def test_u_meets_contents_and_v_meets_places() -> None:
+def test_u_meets_contents_and_v_meets_positions() -> None:
     xl = built("transformer_xl")
     q, k, positions = torch.zeros(1, HEADS, 3, WIDTH), heads(5)[:1], row(0, 2, 3, 7, 8)
     zeroed(xl.query_position_bias)

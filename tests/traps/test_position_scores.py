@@ -284,7 +284,7 @@ def test_draws_are_in_order_distinct_and_new_each_time() -> None:
     assert len(draws.unique(dim=0)) == 50
 
 
-def test_short_sequences_are_trained_on_far_places() -> None:
+def test_short_sequences_are_trained_on_far_positions() -> None:
     randomized = built("randomized", num_positions=2048, max_length=512)
     draws = torch.cat([randomized.map_positions(torch.arange(8)[None]) for _ in range(100)])
     assert draws.max() > 1900 and draws[:, 0].max() > 300
