@@ -32,7 +32,7 @@ def compute_partial_softmax(
     scale: float,
     dropout: float = 0.0,
 ) -> PartialSoftmax:
-    """Compute the part of queries [… u c] over the visible [… u s] of the keys [… s c]."""
+    """Compute the partial softmax of queries [… u c] over keys [… s c], if `visible` [… u s]."""
     scores = q @ k.transpose(-2, -1) * scale
     if bias is not None:
         scores = scores + bias

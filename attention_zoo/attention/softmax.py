@@ -278,9 +278,9 @@ class SoftmaxAttention(Attention):
 
 
 class ExplicitScoresAttention(SoftmaxAttention):
-    """normalise(scores(Q, K) + bias, masked) V.
+    """normalise(scores(Q, K) + bias, masked) V; a variant overrides `scores` or `normalise`.
 
-    The scores [b h q k] are built in full, so no fused kernel can serve.
+    The scores [b h q k] are computed in full, so a fused kernel cannot be used.
     """
 
     decided_options = ("backend",)

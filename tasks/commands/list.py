@@ -37,13 +37,15 @@ ROLE_LETTERS = {"causal": "C", "global": "G", "cross": "X"}
 MASK_LETTERS = {"key_mask": "p", "segment_ids": "s", "window": "w"}
 SITE_LETTERS = dict(zip(SITES, "PEHWLSCV", strict=True))
 LEGEND = (
-    "Roles: C causal self-attention, G global self-attention, X cross-attention. "
-    "Masks, in addition to that of the role: p padded keys, s packed sequences, w window. "
-    "Positions act on: P positions, E embeddings, H queries and keys, W the width of queries and "
-    "keys, L queries and keys by the length so far, S scores, C scores by content, V values. "
-    "Time: how the time of training grows with t tokens. "
-    "A token, a sequence: the bytes that decoding caches for each, in one layer in float32 with "
-    f"width {DIM}, {HEADS} heads, {TOKENS:,} tokens, and the options of the mechanism's config."
+    "- Roles: C causal self-attention, G global self-attention, X cross-attention.\n"
+    "- Masks beside that of the role: p padded keys, s packed sequences, w window.\n"
+    "- Positions act on: P positions; E embeddings; H queries and keys; W queries and keys, which "
+    "become wider; L queries and keys, anew as the sequence grows; S scores, by positions alone; "
+    "C scores, by content; V values.\n"
+    "- Time: how the time of training grows with t tokens.\n"
+    "- Cache, in decoding: the bytes that a token adds where growth is linear, the bytes of a "
+    f"sequence of {TOKENS:,} tokens, how these grow with the sequence, and what they hold. In one "
+    f"layer in float32, of width {DIM}, with {HEADS} heads and the options of the entry's config."
 )
 PAIRS_LEGEND = (
     "C: causal self-attention with the encoding. G: global self-attention with the encoding. "

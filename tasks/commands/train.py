@@ -48,7 +48,7 @@ from attention_zoo.tasks.views.console import (
     print_config_tree,
     print_data_report,
     print_line,
-    print_results,
+    print_run_summary,
     print_samples,
 )
 
@@ -293,7 +293,7 @@ def print_outcome(
     metrics: dict[str, Any],
     results: dict[str, Any],
 ) -> None:
-    """Print samples, metrics, the paths of what was written, and commands to run next."""
+    """Print samples, metrics, paths and the next commands; draw and log what `lengths` found."""
     console, folder, step = training.console, training.folder, trainer.global_step
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
         if isinstance(callback, Samples):
@@ -306,7 +306,7 @@ def print_outcome(
     paths = {name: path for name, path in paths.items() if path.exists()}
     if "lengths" in results:
         paths |= lengths.report_lengths(console, results, folder.figures, training.loggers, step)
-    print_results(console, metrics, results, paths, commands)
+    print_run_summary(console, metrics, results, paths, commands)
 
 
 def next_commands(training: Training, checkpoint: Path) -> list[str]:

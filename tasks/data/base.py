@@ -71,7 +71,7 @@ class PreparedData(LightningDataModule):
         return self.source.splits()
 
     def make_tokenizer(self, train: Any) -> Tokenizer:
-        """Return the tokenizer of the train split's items."""
+        """Build the tokenizer, which may learn from the items of the train split."""
         return self.tokenizer_factory(train)
 
     @abstractmethod

@@ -79,7 +79,7 @@ class Job:
         self.log_thread.start()
 
     def command_line(self, command: Sequence[str]) -> list[str]:
-        """Return the command that runs the job in its folder."""
+        """Return the command that runs the job in its folder, or resumes it there."""
         # Quoted, since commas and blanks have a meaning in the grammar of overrides.
         run_overrides = ["hydra.mode=RUN", f"hydra.run.dir='{self.folder.path}'"]
         checkpoint = self.folder.last_checkpoint

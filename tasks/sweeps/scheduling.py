@@ -113,7 +113,7 @@ def run_jobs(
                 for job in [job for job in running if job.poll()]:
                     running.remove(job)
                     pool.release(job)
-                    print_outcome(job, console)
+                    print_job_outcome(job, console)
                     if fail_fast and job.record.has_failed:
                         stop_jobs(running, console)
                         return
@@ -152,7 +152,7 @@ def sigterm_as_interrupt() -> Iterator[None]:
         signal.signal(signal.SIGTERM, previous)
 
 
-def print_outcome(job: Job, console: Console) -> None:
+def print_job_outcome(job: Job, console: Console) -> None:
     """Print how a job ended; if it failed, its last lines and the path of its log too."""
     print_line(console, f"job {job.number} ({job.name}), {job.record.seconds:.0f} s: {job.record}")
     if job.record.has_failed:

@@ -134,7 +134,10 @@ class Task(LightningModule):
         return loss + weighted
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        """Divide the gradients by the target tokens of all ranks and micro-batches of the step."""
+        """Divide the gradients by the target tokens of all ranks and micro-batches of the step.
+
+        Every `log_every_n_steps`, log the mean losses since the last time.
+        """
         scale = self.gradient_scale()
         for parameter in self.model.parameters():
             if parameter.grad is not None:

@@ -19,14 +19,14 @@ def print_line(console: Console, line: str | Text) -> None:
     console.print(line, soft_wrap=True, highlight=False, markup=False)
 
 
-def print_results(
+def print_run_summary(
     console: Console,
     metrics: Mapping[str, Any],
     manifest: Mapping[str, Any],
     paths: Mapping[str, str | Path],
     next_commands: Sequence[str],
 ) -> None:
-    """Print the end of a run: metrics, costs, paths by label, and commands to try next."""
+    """Print the summary of a run: metrics, costs, paths by label, and commands to try next."""
     print_metrics(console, metrics)
     minutes, seconds = divmod(round(manifest["seconds"]), 60)
     facts = (

@@ -34,7 +34,7 @@ def test_the_map_times_values_is_the_output(case: Case, masked: bool) -> None:
         assert (weights >= 0).all()
         counted = torch.ones(2, queries, dtype=torch.bool)
         if case.card.chooses and case.role != "cross" and mask.key_mask is not None:
-            # It need not choose anything for what stands at padded places.
+            # It need not choose anything for what stands at padded positions.
             counted = mask.key_mask
         assert_same(sums.transpose(1, 2)[counted], ones.transpose(1, 2)[counted])
     else:

@@ -178,7 +178,7 @@ def test_language_model_keeps_packed_documents_apart(name: str, position: str) -
             model(x, segment_ids=segment_ids)
         return
     real = torch.ones_like(segment_ids, dtype=torch.bool)
-    # The first token of a document is padded, which must not shift the places of the others.
+    # The first token of a document is padded, which must not shift the positions of the others.
     real[0, 4] = False
     together = model(x, segment_ids=segment_ids, key_mask=real)
     unpadded = model(x, segment_ids=segment_ids)

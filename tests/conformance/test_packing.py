@@ -16,7 +16,7 @@ def test_packed_is_separate(case: Case, lengths: list[int]) -> None:
     keys = packed(lengths, 2)
     length = keys.shape[1]
     if case.role == "cross":
-        # As many queries as fit in each, so that queries and keys have places of their own.
+        # As many queries as fit in each, so that queries and keys have positions of their own.
         queries = packed([2] * len(lengths), 2)
         x, context = case.inputs(queries.shape[1], length)
         # Rows turn the order of the lengths, so a segment's number is its place in the row.

@@ -1,4 +1,4 @@
-"""What stands at padded places does not matter."""
+"""What stands at padded positions does not matter."""
 
 import pytest
 import torch

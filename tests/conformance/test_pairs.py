@@ -167,13 +167,13 @@ def test_an_attention_alone_takes_what_acts_on_it(name: str, role: Role) -> None
 def test_an_encoding_sees_distances_only(case: Case) -> None:
     attention = case.attention()
     (x,) = case.inputs(9)
-    places = torch.arange(9)[None]
+    positions = torch.arange(9)[None]
     for shift in (1, 100, torch.tensor([[3], [50]])):
         assert_same(
             values_and_gradients(
-                lambda x, p=places + shift: attention(x, positions=p), attention, x
+                lambda x, p=positions + shift: attention(x, positions=p), attention, x
             ),
-            values_and_gradients(lambda x: attention(x, positions=places), attention, x),
+            values_and_gradients(lambda x: attention(x, positions=positions), attention, x),
         )
 
 
@@ -189,28 +189,28 @@ def test_an_encoding_acts_where_its_card_says(name: str) -> None:
         with torch.no_grad():
             for parameter in position.parameters():
                 parameter.add_(0.1 * torch.randn_like(parameter))
-        places = torch.arange(length)[None]
+        positions = torch.arange(length)[None]
         x = torch.randn(2, length, DIM)
         q, k = torch.randn(2, HEADS, length, width), torch.randn(2, HEADS, length, width)
-        placed = position.map_positions(places)
-        embedded = position.embed(x, places)
-        rotated = position.rotate(q, k, places)
-        turned = position.rotate_by_length(q, k, places, places)
-        bias = position.score_bias(places, places)
+        placed = position.map_positions(positions)
+        embedded = position.embed(x, positions)
+        rotated = position.rotate(q, k, positions)
+        turned = position.rotate_by_length(q, k, positions, positions)
+        bias = position.score_bias(positions, positions)
         triangle = torch.ones(1, 1, length, length, dtype=torch.bool).tril()
         seen = triangle if role == "causal" else None
         read = position.content_bias(
             ScoreInputs(
                 *rotated,
-                places,
-                places,
+                positions,
+                positions,
                 seen,
                 scale=width**-0.5,
                 features=position.cached_features(x),
             )
         )
-        given = position.value_bias(torch.rand(2, HEADS, length, length), places, places)
-        assert torch.equal(placed, places) is ("positions" not in card.acts)
+        given = position.value_bias(torch.rand(2, HEADS, length, length), positions, positions)
+        assert torch.equal(placed, positions) is ("positions" not in card.acts)
         assert torch.equal(embedded, x) is ("embeddings" not in card.acts)
         same = all(map(torch.equal, rotated, (q, k)))
         assert same is ("heads" not in card.acts and "width" not in card.acts)

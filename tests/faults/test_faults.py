@@ -258,15 +258,17 @@ def positions_not_advanced(patch: pytest.MonkeyPatch) -> None:
 @caught_by(test_models.test_language_model_ignores_padding, "multi_head", "sinusoidal")
 @caught_by(test_models.test_language_model_ignores_padding, "linear", "learned")
 def places_count_padding(patch: pytest.MonkeyPatch) -> None:
-    places = language_model.positions_in_row
-    patch.setattr(language_model, "positions_in_row", lambda _, *rest: places(None, *rest))
+    count = language_model.positions_in_row
+    patch.setattr(language_model, "positions_in_row", lambda _, *rest: count(None, *rest))
 
 
 @caught_by(test_models.test_language_model_keeps_packed_documents_apart, "multi_head", "sinusoidal")
 def places_run_on_over_documents(patch: pytest.MonkeyPatch) -> None:
-    places = language_model.positions_in_row
+    count = language_model.positions_in_row
     patch.setattr(
-        language_model, "positions_in_row", lambda key_mask, _, *rest: places(key_mask, None, *rest)
+        language_model,
+        "positions_in_row",
+        lambda key_mask, _, *rest: count(key_mask, None, *rest),
     )
 
 
@@ -505,7 +507,10 @@ def rotary_turns_keys_backwards(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(
         RotaryEncoding,
         "rotate",
-        lambda self, q, k, places: (rotate(self, q, k, places)[0], rotate(self, q, k, -places)[1]),
+        lambda self, q, k, positions: (
+            rotate(self, q, k, positions)[0],
+            rotate(self, q, k, -positions)[1],
+        ),
     )
 
 
@@ -515,7 +520,7 @@ def angles_in_bfloat16(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(
         RotaryEncoding,
         "rotate",
-        lambda self, q, k, places: rotate(self, q, k, places.to(torch.bfloat16)),
+        lambda self, q, k, positions: rotate(self, q, k, positions.to(torch.bfloat16)),
     )
 
 
@@ -555,7 +560,7 @@ def long_input_cut_silently(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(
         learned.LearnedEncoding,
         "embed",
-        lambda self, x, places: x + self.table(places.clamp(max=self.max_length - 1)),
+        lambda self, x, positions: x + self.table(positions.clamp(max=self.max_length - 1)),
     )
 
 

@@ -47,9 +47,9 @@ def test_scaled_scores_keep_their_gradient_and_others_lose_it() -> None:
     for width, scores in by_width.items():
         assert scores.std().item() == pytest.approx(math.sqrt(width), rel=0.1)
         scaled = scores / math.sqrt(width)
-        assert scaling.gradient_norm(scaled) == pytest.approx(0.3, abs=0.02)
+        assert scaling.jacobian_norm(scaled) == pytest.approx(0.3, abs=0.02)
         assert scaling.largest_weight(scaled) == pytest.approx(0.24, abs=0.03)
-    gradients = [scaling.gradient_norm(scores) for scores in by_width.values()]
+    gradients = [scaling.jacobian_norm(scores) for scores in by_width.values()]
     assert gradients == sorted(gradients, reverse=True) and gradients[-1] < 0.07
     assert scaling.largest_weight(by_width[1024]) > 0.9
 
@@ -57,7 +57,7 @@ def test_scaled_scores_keep_their_gradient_and_others_lose_it() -> None:
 def test_the_gradient_is_that_of_softmax() -> None:
     scores = torch.randn(1, 5, dtype=torch.float64)
     jacobian = torch.autograd.functional.jacobian(lambda x: x.softmax(-1), scores[0])
-    assert scaling.gradient_norm(scores) == pytest.approx(jacobian.norm().item())
+    assert scaling.jacobian_norm(scores) == pytest.approx(jacobian.norm().item())
 
 
 @pytest.mark.parametrize("role", ["cross", "global", "causal"])

@@ -122,12 +122,12 @@ def test_logits_are_given_at_the_places_that_are_asked_for() -> None:
         attention=PLAIN, position=partial(create_position, "none"), dropout=0.0, **SIZES
     )
     tokens = torch.randint(7, (2, 9))
-    places = torch.tensor([[8, 0, 3], [2, 2, 7]])
-    found = model(tokens, target_positions=places)
+    positions = torch.tensor([[8, 0, 3], [2, 2, 7]])
+    found = model(tokens, target_positions=positions)
     whole = model(tokens)
     assert found.shape == (2, 3, whole.shape[-1])
     for row in range(2):
-        assert_same(found[row], whole[row, places[row]])
+        assert_same(found[row], whole[row, positions[row]])
 
 
 def test_places_are_counted_over_real_tokens_of_a_document() -> None:

@@ -14,7 +14,7 @@ from attention_zoo.position.base import PositionalEncoding
 from attention_zoo.zoo import Role
 from tests.conformance.numbers import assert_same, default_dtype
 
-PLACES = torch.tensor([[0, 1, 2, 7, 301], [4, 4, 0, 1, 50]])
+POSITIONS = torch.tensor([[0, 1, 2, 7, 301], [4, 4, 0, 1, 50]])
 
 
 def encoding(
@@ -28,10 +28,10 @@ def test_sinusoids_are_those_of_the_paper() -> None:
     x = torch.randn(2, 5, 16)
     expected = x.clone()
     for row, column, channel in torch.cartesian_prod(*map(torch.arange, x.shape)).tolist():
-        place = int(PLACES[row, column])
+        place = int(POSITIONS[row, column])
         angle = place / 10000 ** ((channel - channel % 2) / 16)
         expected[row, column, channel] += math.sin(angle) if channel % 2 == 0 else math.cos(angle)
-    assert_same(encoding("sinusoidal").embed(x, PLACES), expected)
+    assert_same(encoding("sinusoidal").embed(x, POSITIONS), expected)
 
 
 def test_embeddings_meet_sinusoids_at_the_scale_of_the_paper() -> None:
@@ -64,10 +64,10 @@ def rotated(x: Tensor, place: int, pairs: list[tuple[int, int]]) -> Tensor:
 )
 def test_rotary_turns_the_pairs_of_its_layout(layout: str, pairs: list[tuple[int, int]]) -> None:
     q, k = torch.randn(2, 4, 5, 6), torch.randn(2, 2, 5, 6)
-    ours = encoding("rotary", layout=layout).rotate(q, k, PLACES)
+    ours = encoding("rotary", layout=layout).rotate(q, k, POSITIONS)
     for x, turned in zip((q, k), ours, strict=True):
         for row, head, column in torch.cartesian_prod(*map(torch.arange, x.shape[:3])):
-            expected = rotated(x[row, head, column], int(PLACES[row, column]), pairs)
+            expected = rotated(x[row, head, column], int(POSITIONS[row, column]), pairs)
             assert_same(turned[row, head, column], expected)
 
 
@@ -76,8 +76,8 @@ def test_the_layouts_of_rotary_differ_by_a_permutation() -> None:
     halves, woven = encoding("rotary"), encoding("rotary", layout="interleaved")
     order = [0, 2, 4, 1, 3, 5]
     for ours, theirs in zip(
-        halves.rotate(q[..., order], k[..., order], PLACES),
-        woven.rotate(q, k, PLACES),
+        halves.rotate(q[..., order], k[..., order], POSITIONS),
+        woven.rotate(q, k, POSITIONS),
         strict=True,
     ):
         assert_same(ours, theirs[..., order])
@@ -87,10 +87,10 @@ def test_the_layouts_of_rotary_differ_by_a_permutation() -> None:
 def test_rotary_products_depend_on_the_distance(layout: str) -> None:
     rotary = encoding("rotary", layout=layout)
     q, k = torch.randn(1, 1, 1, 6).expand(1, 1, 5, 6), torch.randn(1, 1, 1, 6).expand(1, 1, 5, 6)
-    places = torch.arange(5)[None]
-    turned_q, turned_k = rotary.rotate(q, k, places)
+    positions = torch.arange(5)[None]
+    turned_q, turned_k = rotary.rotate(q, k, positions)
     products = turned_q[0, 0] @ turned_k[0, 0].T
-    far_q, far_k = rotary.rotate(q, k, places + 1000)
+    far_q, far_k = rotary.rotate(q, k, positions + 1000)
     assert_same(far_q[0, 0] @ far_k[0, 0].T, products)
     for distance in range(-4, 5):
         diagonal = products.diagonal(distance)
@@ -98,26 +98,26 @@ def test_rotary_products_depend_on_the_distance(layout: str) -> None:
 
 
 def test_rotary_angles_are_not_rounded_to_bfloat16() -> None:
-    """In bfloat16 place 257 is 256 and 1003 is 1000."""
+    """In bfloat16 position 257 is 256 and 1003 is 1000."""
     with default_dtype("float32"):
         rotary = encoding("rotary")
-        q, places = torch.randn(1, 1, 3, 6).bfloat16(), torch.tensor([[257, 1003, 4097]])
-        turned, _ = rotary.rotate(q, q, places)
+        q, positions = torch.randn(1, 1, 3, 6).bfloat16(), torch.tensor([[257, 1003, 4097]])
+        turned, _ = rotary.rotate(q, q, positions)
         with torch.autocast("cpu", torch.bfloat16):
-            in_autocast, _ = rotary.rotate(q, q, places)
+            in_autocast, _ = rotary.rotate(q, q, positions)
     for ours in (turned, in_autocast):
         assert ours.dtype == torch.bfloat16
-        for i, place in enumerate(places[0].tolist()):
+        for i, place in enumerate(positions[0].tolist()):
             expected = rotated(q[0, 0, i].double(), place, [(0, 3), (1, 4), (2, 5)])
             torch.testing.assert_close(ours[0, 0, i].double(), expected, rtol=1e-2, atol=5e-3)
 
 
 def test_sinusoidal_angles_are_not_rounded_to_bfloat16() -> None:
     with default_dtype("float32"):
-        x, places = torch.zeros(1, 3, 16), torch.tensor([[257, 1003, 4097]])
+        x, positions = torch.zeros(1, 3, 16), torch.tensor([[257, 1003, 4097]])
         sinusoidal = encoding("sinusoidal")
-        ours = sinusoidal.embed(x.bfloat16(), places)
-        assert torch.equal(ours, sinusoidal.embed(x, places).bfloat16())
+        ours = sinusoidal.embed(x.bfloat16(), positions)
+        assert torch.equal(ours, sinusoidal.embed(x, positions).bfloat16())
 
 
 @pytest.mark.parametrize("name", ["single_head", "multi_head", "grouped_query", "linear"])
@@ -143,10 +143,10 @@ def test_alibi_lowers_scores_by_the_slopes_of_the_paper(heads: int, role: Role) 
         return slopes(lower) + slopes(2 * lower)[0::2][: n - lower]
 
     keys = torch.tensor([[0, 1, 9], [3, 5, 2]])
-    bias = encoding("alibi", heads=heads, role=role).score_bias(PLACES, keys)
+    bias = encoding("alibi", heads=heads, role=role).score_bias(POSITIONS, keys)
     assert bias is not None and bias.shape == (2, heads, 5, 3)
     for row, head, i, j in torch.cartesian_prod(*map(torch.arange, bias.shape)).tolist():
-        distance = abs(int(PLACES[row, i]) - int(keys[row, j]))
+        distance = abs(int(POSITIONS[row, i]) - int(keys[row, j]))
         assert bias[row, head, i, j].item() == pytest.approx(-slopes(heads)[head] * distance)
 
 
@@ -203,10 +203,10 @@ def test_t5_boundaries() -> None:
 
 def test_t5_adds_the_entry_of_head_and_bucket() -> None:
     t5 = encoding("t5_bias", role="global")
-    bias = t5.score_bias(PLACES, PLACES)
+    bias = t5.score_bias(POSITIONS, POSITIONS)
     assert bias is not None and bias.shape == (2, 4, 5, 5)
     for row, head, i, j in torch.cartesian_prod(*map(torch.arange, bias.shape)).tolist():
-        relative = int(PLACES[row, j] - PLACES[row, i])
+        relative = int(POSITIONS[row, j] - POSITIONS[row, i])
         own = bucket(relative, bidirectional=True, buckets=32, longest=128)
         assert bias[row, head, i, j] == t5.table.weight[own, head]
 
@@ -214,7 +214,7 @@ def test_t5_adds_the_entry_of_head_and_bucket() -> None:
 def test_learned_positions_are_rows_of_the_table() -> None:
     learned = encoding("learned", max_length=302)
     x = torch.randn(2, 5, 16)
-    assert_same(learned.embed(x, PLACES), x + learned.table.weight[PLACES])
+    assert_same(learned.embed(x, POSITIONS), x + learned.table.weight[POSITIONS])
 
 
 def test_learned_positions_end_at_max_length() -> None:

@@ -105,9 +105,9 @@ def test_disentangled_has_the_three_terms_of_the_paper(role: Role) -> None:
     """He et al. 2020, §3.1: all of it over √(3c)."""
     deberta = encoding("disentangled", role, clip=3)
     q, k = heads(5), heads(4)
-    places = torch.zeros(2, 1, dtype=torch.long)
-    turned, _ = deberta.rotate(q, q, places)
-    _, kept = deberta.rotate(k, k, places)
+    positions = torch.zeros(2, 1, dtype=torch.long)
+    turned, _ = deberta.rotate(q, q, positions)
+    _, kept = deberta.rotate(k, k, positions)
     ours = turned @ kept.transpose(-2, -1) * SCALE + read(deberta, turned, kept)
     expected = torch.zeros(2, HEADS, 5, 4)
     for b, h, i, j in pairs(q, k):

@@ -11,7 +11,7 @@ from torch.nn.functional import softplus
 
 from attention_zoo import UserError
 from tests.conformance.numbers import assert_same
-from tests.library.test_positions import PLACES, encoding
+from tests.library.test_positions import POSITIONS, encoding
 
 WIDTH, BASE = 8, 100.0
 PAIRS = {
@@ -27,7 +27,7 @@ def plain(i: int, width: int = WIDTH) -> float:
 
 
 def interpolated(i: int) -> float:
-    """Chen et al. 2023: place t becomes t·L/(s·L)."""
+    """Chen et al. 2023: position t becomes t·L/(s·L)."""
     return plain(i) / 3.0
 
 
@@ -95,10 +95,10 @@ def heads() -> tuple[Tensor, Tensor]:
 
 
 def assert_turned(ours: Tensor, x: Tensor, each: Callable[[Tensor, int], Tensor]) -> None:
-    """Each vector of x [b h t c] at its place."""
+    """Each vector of x [b h t c] at its position."""
     assert ours.shape[:3] == x.shape[:3]
     for row, head, column in torch.cartesian_prod(*map(torch.arange, x.shape[:3])):
-        expected = each(x[row, head, column], int(PLACES[row, column]))
+        expected = each(x[row, head, column], int(POSITIONS[row, column]))
         assert_same(ours[row, head, column], expected)
 
 
@@ -110,7 +110,7 @@ def test_a_rescaling_has_the_frequencies_of_its_paper(name: str, layout: str) ->
     frequencies = [frequency(i) for i in range(WIDTH // 2)]
     assert frequencies != [plain(i) for i in range(WIDTH // 2)]
     q, k = heads()
-    for x, ours in zip((q, k), scaled.rotate(q, k, PLACES), strict=True):
+    for x, ours in zip((q, k), scaled.rotate(q, k, POSITIONS), strict=True):
         assert_turned(ours, magnitude * x, lambda x, t: turned(x, t, frequencies, PAIRS[layout]))
 
 
@@ -154,26 +154,26 @@ GROWING: dict[str, tuple[dict[str, Any], Callable[[int], list[float]], float]] =
 @pytest.mark.parametrize("layout", list(PAIRS))
 @pytest.mark.parametrize("name", list(GROWING))
 def test_every_query_turns_its_keys_by_its_own_length(name: str, layout: str) -> None:
-    """Of each row, whatever the places of the other."""
+    """Of each row, whatever the positions of the other."""
     options, frequencies, magnitude = GROWING[name]
     options = options | {"factor": 3.0, "original_length": LENGTH}
     growing = encoding(name, head_dim=WIDTH, base=BASE, layout=layout, **options)
     q, k = heads()
-    assert all(map(torch.equal, growing.rotate(q, k, PLACES), (q, k)))
-    runs = growing.length_spans(PLACES)
+    assert all(map(torch.equal, growing.rotate(q, k, POSITIONS), (q, k)))
+    runs = growing.length_spans(POSITIONS)
     assert [i for run in runs for i in range(5)[run]] == list(range(5))
     for run in runs:
-        places = PLACES[:, run], PLACES[:, : run.stop]
-        ours = growing.rotate_by_length(q[:, :, run], k[:, :, : run.stop], *places)
+        positions = POSITIONS[:, run], POSITIONS[:, : run.stop]
+        ours = growing.rotate_by_length(q[:, :, run], k[:, :, : run.stop], *positions)
         for row, column in torch.cartesian_prod(torch.arange(2), torch.arange(5)[run]).tolist():
-            own = frequencies(int(PLACES[row, column]) + 1)
+            own = frequencies(int(POSITIONS[row, column]) + 1)
             for head in range(4):
                 query = magnitude * q[row, head, column]
-                expected = turned(query, int(PLACES[row, column]), own, PAIRS[layout])
+                expected = turned(query, int(POSITIONS[row, column]), own, PAIRS[layout])
                 assert_same(ours[0][row, head, column - run.start], expected)
             for head, key in torch.cartesian_prod(torch.arange(2), torch.arange(run.stop)):
                 expected = turned(
-                    magnitude * k[row, head, key], int(PLACES[row, key]), own, PAIRS[layout]
+                    magnitude * k[row, head, key], int(POSITIONS[row, key]), own, PAIRS[layout]
                 )
                 assert_same(ours[1][row, head, key], expected)
 
@@ -193,7 +193,7 @@ def test_partial_rotary_turns_the_first_channels(fraction: float, width: int) ->
     frequencies = [plain(i, width) for i in range(width // 2)]
     pairs = [(i, i + width // 2) for i in range(width // 2)]
     q, k = heads()
-    for x, ours in zip((q, k), partial.rotate(q, k, PLACES), strict=True):
+    for x, ours in zip((q, k), partial.rotate(q, k, POSITIONS), strict=True):
         assert_turned(ours, x, lambda x, t: turned(x, t, frequencies, pairs))
 
 
@@ -214,7 +214,7 @@ def test_xpos_scales_what_it_turns(layout: str) -> None:
         return each
 
     q, k = heads()
-    ours = xpos.rotate(q, k, PLACES)
+    ours = xpos.rotate(q, k, POSITIONS)
     assert_turned(ours[0], q, scaled(1))
     assert_turned(ours[1], k, scaled(-1))
 
@@ -224,7 +224,7 @@ def test_polar_scores_are_those_of_the_paper() -> None:
     polar = encoding("polar", head_dim=WIDTH, base=BASE)
     torch.nn.init.uniform_(polar.phase, -8.0, 2.0)
     q, k = heads()
-    ours_q, ours_k = polar.rotate(q, k, PLACES)
+    ours_q, ours_k = polar.rotate(q, k, POSITIONS)
     assert ours_q.shape[-1] == ours_k.shape[-1] == 2 * WIDTH
     for row, head, i, j in torch.cartesian_prod(*map(torch.arange, (2, 4, 5, 5))).tolist():
         # The first two heads of queries share the first head of keys.
@@ -232,7 +232,7 @@ def test_polar_scores_are_those_of_the_paper() -> None:
         expected = torch.zeros(())
         for c in range(WIDTH):
             bias = min(max(polar.phase[head, 0, c].item(), -2 * math.pi), 0.0)
-            angle = int(PLACES[row, j] - PLACES[row, i]) * BASE ** (-c / WIDTH) + bias
+            angle = int(POSITIONS[row, j] - POSITIONS[row, i]) * BASE ** (-c / WIDTH) + bias
             expected += softplus(query[c]) * softplus(key[c]) * math.cos(angle)
         assert_same(ours_q[row, head, i] @ ours_k[row, head // 2, j], expected)
 
@@ -240,11 +240,11 @@ def test_polar_scores_are_those_of_the_paper() -> None:
 @pytest.mark.parametrize("every", [2, 4])
 def test_every_nth_layer_is_not_turned(every: int) -> None:
     q, k = heads()
-    rotary = encoding("rotary", head_dim=WIDTH).rotate(q, k, PLACES)
+    rotary = encoding("rotary", head_dim=WIDTH).rotate(q, k, POSITIONS)
     for layer in range(9):
         ours = encoding("rotary_every", head_dim=WIDTH, layer=layer, every=every)
         expected = (q, k) if layer % every == every - 1 else rotary
-        assert all(map(torch.equal, ours.rotate(q, k, PLACES), expected))
+        assert all(map(torch.equal, ours.rotate(q, k, POSITIONS), expected))
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Biases by distance, by content and by drawn places: each against its formula, in plain loops."""
+"""Biases by distance, by content, by drawn positions: each against its formula, in plain loops."""
 
 import math
 from itertools import product
@@ -20,7 +20,7 @@ ROLES: tuple[Role, ...] = ("causal", "global")
 
 
 def cells(bias: Tensor | None, heads: int = HEADS) -> list[tuple[float, int, int, int]]:
-    """Each entry of a bias of QUERIES and KEYS, with its head and the places."""
+    """Each entry of a bias of QUERIES and KEYS, with its head and the positions."""
     assert bias is not None and bias.shape == (2, heads, 5, 3)
     return [
         (bias[b, h, i, j].item(), h, int(QUERIES[b, i]), int(KEYS[b, j]))
@@ -104,13 +104,17 @@ def test_dynamic_bias_sums_the_steps_behind_a_key() -> None:
     visible = torch.ones(2, 1, 7, 7, dtype=torch.bool).tril()
     visible[1, :, :, 2:4] = False
     # The queries are the last three tokens, as in decoding with a cache.
-    q, k, places = torch.randn(2, HEADS, 3, 6), torch.randn(2, HEADS, 7, 6), torch.arange(7)[None]
+    q, k, positions = (
+        torch.randn(2, HEADS, 3, 6),
+        torch.randn(2, HEADS, 7, 6),
+        torch.arange(7)[None],
+    )
     ours = cable.content_bias(
         ScoreInputs(
             q,
             k,
-            places[:, 4:],
-            places,
+            positions[:, 4:],
+            positions,
             visible[:, :, 4:],
             scale=1.0,
             features=cable.cached_features(x),
@@ -126,20 +130,20 @@ def test_dynamic_bias_sums_the_steps_behind_a_key() -> None:
     assert_same(ours, expected)
 
 
-def test_randomized_places_embed_as_their_encoding_says() -> None:
-    """E(x, i_t), with i the sorted draw that `map_positions` gives; all places when evaluating."""
-    places = torch.tensor([[0, 1, 2, 3, 4], [0, 0, 1, 2, 2]])
+def test_randomized_positions_embed_as_their_encoding_says() -> None:
+    """E(x, i_t), with i the sorted draw that `map_positions` gives; all when evaluating."""
+    positions = torch.tensor([[0, 1, 2, 3, 4], [0, 0, 1, 2, 2]])
     randomized = encoding("randomized", num_positions=100, max_length=25)
     x = torch.randn(2, 5, DIM)
-    drawn = randomized.map_positions(places)
-    assert drawn.shape == places.shape and (drawn[0].diff() > 0).all()
-    assert torch.equal(drawn[1], drawn[0][places[1]])
+    drawn = randomized.map_positions(positions)
+    assert drawn.shape == positions.shape and (drawn[0].diff() > 0).all()
+    assert torch.equal(drawn[1], drawn[0][positions[1]])
     assert_same(randomized.embed(x, drawn), encoding("sinusoidal").embed(x, drawn))
-    assert torch.equal(randomized.eval().map_positions(places), 4 * places)
+    assert torch.equal(randomized.eval().map_positions(positions), 4 * positions)
 
 
-def test_draws_are_even_over_all_places() -> None:
-    """Of n places from L, without replacement, the t-th has the mean t(L + 1)/(n + 1), from 1."""
+def test_draws_are_even_over_all_positions() -> None:
+    """Of n of L positions, without replacement, the t-th has the mean t(L + 1)/(n + 1), from 1."""
     randomized = encoding("randomized", num_positions=30, max_length=10)
     draws = torch.cat([randomized.map_positions(torch.arange(5)[None]) for _ in range(3000)])
     means = draws.double().mean(dim=0)

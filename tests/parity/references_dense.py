@@ -36,7 +36,7 @@ from tests.parity.references_transformers import (
     HEADS,
     KV_HEADS,
     LENGTH,
-    PLACES,
+    POSITIONS,
     copy_projections,
     future,
 )
@@ -84,7 +84,7 @@ def qk_norm_shared() -> tuple[Outcome, Outcome]:
     theirs.q_norm.load_state_dict(ours.query_norm.state_dict())
     theirs.k_norm.load_state_dict(ours.key_norm.state_dict())
     x = tokens()
-    expected, _ = theirs(x, Qwen3RotaryEmbedding(config)(x, PLACES), future())
+    expected, _ = theirs(x, Qwen3RotaryEmbedding(config)(x, POSITIONS), future())
     return (
         outcome(ours(x), [x, ours.key.weight, ours.query_norm.weight]),
         outcome(expected, [x, theirs.k_proj.weight, theirs.q_norm.weight]),
@@ -110,7 +110,7 @@ def qk_norm_full() -> tuple[Outcome, Outcome]:
         theirs.q_norm.weight.copy_(ours.query_norm.weight.flatten())
         theirs.k_norm.weight.copy_(ours.key_norm.weight.flatten())
     x = tokens()
-    expected, _ = theirs(x, Olmo2RotaryEmbedding(config)(x, PLACES), future())
+    expected, _ = theirs(x, Olmo2RotaryEmbedding(config)(x, POSITIONS), future())
     return (
         outcome(ours(x), [x, ours.key.weight]),
         outcome(expected, [x, theirs.k_proj.weight]),
@@ -135,7 +135,7 @@ def soft_capped() -> tuple[Outcome, Outcome]:
     theirs = Gemma2Attention(config, layer_idx=0)
     copy_projections(ours, theirs)
     x = tokens()
-    expected, _ = theirs(x, Gemma2RotaryEmbedding(config)(x, PLACES), future())
+    expected, _ = theirs(x, Gemma2RotaryEmbedding(config)(x, POSITIONS), future())
     return (
         outcome(ours(x), [x, ours.key.weight]),
         outcome(expected, [x, theirs.k_proj.weight]),
@@ -160,7 +160,7 @@ def gated() -> tuple[Outcome, Outcome]:
     for part, other in (("key", "k"), ("value", "v"), ("output", "o")):
         getattr(theirs, f"{other}_proj").load_state_dict(getattr(ours, part).state_dict())
     x = tokens()
-    expected, _ = theirs(x, Qwen3NextRotaryEmbedding(config)(x, PLACES), future())
+    expected, _ = theirs(x, Qwen3NextRotaryEmbedding(config)(x, POSITIONS), future())
     return (
         outcome(ours(x), [x, ours.key.weight]),
         outcome(expected, [x, theirs.k_proj.weight]),
@@ -196,7 +196,7 @@ def differential() -> tuple[Outcome, Outcome]:
             getattr(theirs, f"lambda_k{i + 1}").copy_(ours.key_mix[i])
     theirs.o_proj.load_state_dict(ours.output.state_dict())
     x = tokens()
-    expected, _ = theirs(x, DiffLlamaRotaryEmbedding(config)(x, PLACES), future())
+    expected, _ = theirs(x, DiffLlamaRotaryEmbedding(config)(x, POSITIONS), future())
     leaves = [theirs.lambda_q1, theirs.lambda_q2]
     found = outcome(expected, [x, theirs.o_proj.weight, *leaves])
     return (
@@ -256,7 +256,7 @@ def multi_head_latent() -> tuple[Outcome, Outcome]:
         )
         theirs.kv_b_proj.weight.copy_(torch.cat(up, dim=1).flatten(0, 1))
     x = tokens()
-    expected, _ = theirs(x, DeepseekV3RotaryEmbedding(config)(x, PLACES), future())
+    expected, _ = theirs(x, DeepseekV3RotaryEmbedding(config)(x, POSITIONS), future())
     return (
         outcome(ours(x), [x, ours.latent[1].weight, ours.query.weight]),
         outcome(expected, [x, theirs.kv_a_layernorm.weight, theirs.q_b_proj.weight]),

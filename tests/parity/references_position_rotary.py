@@ -18,7 +18,7 @@ from tests.parity.references_transformers import (
     HEADS,
     KV_HEADS,
     LENGTH,
-    PLACES,
+    POSITIONS,
     copy_projections,
     future,
 )
@@ -73,7 +73,7 @@ def llama(ours: Attention, **rope: Any) -> tuple[LlamaConfig, LlamaAttention]:
 def like_llama(ours: Attention, **rope: Any) -> tuple[Outcome, Outcome]:
     config, theirs = llama(ours, **rope)
     x = tokens()
-    expected, _ = theirs(x, LlamaRotaryEmbedding(config)(x, PLACES), future())
+    expected, _ = theirs(x, LlamaRotaryEmbedding(config)(x, POSITIONS), future())
     return both(ours, theirs, x, expected)
 
 
@@ -86,8 +86,8 @@ def like_growing_llama(ours: Attention, **rope: Any) -> tuple[Outcome, Outcome]:
     x = tokens()
     rows = []
     for length in range(1, LENGTH + 1):
-        part, places = x[:, :length], PLACES[:, :length]
-        turned = LlamaRotaryEmbedding(config)(part, places)
+        part, positions = x[:, :length], POSITIONS[:, :length]
+        turned = LlamaRotaryEmbedding(config)(part, positions)
         rows.append(theirs(part, turned, future()[..., :length, :length])[0][:, -1])
     return both(ours, theirs, x, torch.stack(rows, dim=1))
 
@@ -176,7 +176,7 @@ def partial_rotary() -> tuple[Outcome, Outcome]:
     theirs.o_proj = theirs.dense
     copy_projections(ours, theirs)
     x = tokens()
-    expected, _ = theirs(x, PhiRotaryEmbedding(config)(x, PLACES), future())
+    expected, _ = theirs(x, PhiRotaryEmbedding(config)(x, POSITIONS), future())
     return both(ours, theirs, x, expected)
 
 
@@ -191,7 +191,7 @@ def rotary_every() -> tuple[Outcome, Outcome]:
         rope_parameters={"rope_type": "default", "rope_theta": 100.0},
     )
     x = tokens()
-    turned = SmolLM3RotaryEmbedding(config)(x, PLACES)
+    turned = SmolLM3RotaryEmbedding(config)(x, POSITIONS)
     outputs, expected = [], []
     for i, ours in enumerate(layers):
         ours.load_state_dict(layers[0].state_dict())
@@ -217,7 +217,7 @@ def like_x_transformers(
         for a, b in zip(own, other, strict=True):
             a.copy_(b)
     x = tokens()
-    expected = theirs(x, **{kind: embedding(PLACES[0])})
+    expected = theirs(x, **{kind: embedding(POSITIONS[0])})
     return (
         outcome(ours(x), [x, ours.key.weight, *own]),
         outcome(expected, [x, theirs.to_k.weight, *other]),

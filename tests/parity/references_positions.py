@@ -15,7 +15,7 @@ from tests.parity.references_transformers import (
     HEADS,
     KV_HEADS,
     LENGTH,
-    PLACES,
+    POSITIONS,
     copy_projections,
     future,
 )
@@ -38,7 +38,7 @@ def rotary_half_split() -> tuple[Outcome, Outcome]:
     theirs = LlamaAttention(config, layer_idx=0)
     copy_projections(ours, theirs)
     x = tokens()
-    expected, _ = theirs(x, LlamaRotaryEmbedding(config)(x, PLACES), future())
+    expected, _ = theirs(x, LlamaRotaryEmbedding(config)(x, POSITIONS), future())
     return (
         outcome(ours(x), [x, ours.key.weight]),
         outcome(expected, [x, theirs.k_proj.weight]),
@@ -56,7 +56,7 @@ def learned() -> tuple[Outcome, Outcome]:
     theirs.wpe.load_state_dict(ours.table.state_dict())
     x = tokens()
     return (
-        outcome(ours.embed(x, PLACES), [x, ours.table.weight]),
+        outcome(ours.embed(x, POSITIONS), [x, ours.table.weight]),
         outcome(theirs(inputs_embeds=x).last_hidden_state, [x, theirs.wpe.weight]),
     )
 

@@ -10,7 +10,7 @@ from attention_zoo.attention.base import Attention
 from tests.parity.compared import Outcome, outcome, parity
 
 DIM, HEADS, KV_HEADS, LENGTH = 32, 4, 2, 19
-PLACES = torch.arange(LENGTH)[None]
+POSITIONS = torch.arange(LENGTH)[None]
 
 
 def copy_projections(ours: Attention, theirs: nn.Module) -> None:
@@ -38,7 +38,7 @@ def grouped_query() -> tuple[Outcome, Outcome]:
     theirs = LlamaAttention(config, layer_idx=0)
     copy_projections(ours, theirs)
     x = torch.randn(2, LENGTH, DIM, requires_grad=True)
-    expected, _ = theirs(x, LlamaRotaryEmbedding(config)(x, PLACES), future())
+    expected, _ = theirs(x, LlamaRotaryEmbedding(config)(x, POSITIONS), future())
     return (
         outcome(ours(x), [x, ours.key.weight]),
         outcome(expected, [x, theirs.k_proj.weight]),

@@ -18,7 +18,7 @@ from tests.conformance.numbers import assert_same
 DIM, HEADS, HIDDEN = 16, 4, 32
 ATTENTION = partial(create_attention, "multi_head", heads=HEADS, bias=True)
 QUERIES, KEYS = 5, 7
-PLACES = torch.arange(KEYS)
+POSITIONS = torch.arange(KEYS)
 
 
 def copy_attention(ours: Attention, theirs: nn.MultiheadAttention) -> None:
@@ -50,7 +50,7 @@ def test_multi_head_attention(role: str, padded: bool) -> None:
         source,
         source,
         key_padding_mask=None if real is None else ~real,
-        attn_mask=PLACES[None, :] > PLACES[:, None] if role == "causal" else None,
+        attn_mask=POSITIONS[None, :] > POSITIONS[:, None] if role == "causal" else None,
         average_attn_weights=False,
     )
     assert_same(ours(x, context, mask=Mask(key_mask=real)), expected)
@@ -110,7 +110,7 @@ def test_encoder_layer(order: str, activation: str) -> None:
     ours.self_attention.norm.load_state_dict(theirs.norm1.state_dict())
     ours.feed_forward.norm.load_state_dict(theirs.norm2.state_dict())
     x, real = torch.randn(2, KEYS, DIM), key_mask("right", 2, KEYS)
-    out = ours(x, mask=Mask(key_mask=real), positions=PLACES[None])
+    out = ours(x, mask=Mask(key_mask=real), positions=POSITIONS[None])
     assert_same(out[real], theirs(x, src_key_padding_mask=~real)[real])
 
 
@@ -130,6 +130,8 @@ def test_decoder_layer(order: str, activation: str) -> None:
     ours.cross_attention.norm.load_state_dict(theirs.norm2.state_dict())
     ours.feed_forward.norm.load_state_dict(theirs.norm3.state_dict())
     x, memory, real = torch.randn(2, 5, DIM), torch.randn(2, KEYS, DIM), key_mask("right", 2, KEYS)
-    out = ours(x, memory, mask=Mask(), context_mask=Mask(key_mask=real), positions=PLACES[None, :5])
-    future = PLACES[None, :5] > PLACES[:5, None]
+    out = ours(
+        x, memory, mask=Mask(), context_mask=Mask(key_mask=real), positions=POSITIONS[None, :5]
+    )
+    future = POSITIONS[None, :5] > POSITIONS[:5, None]
     assert_same(out, theirs(x, memory, tgt_mask=future, memory_key_padding_mask=~real))

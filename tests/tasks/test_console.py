@@ -6,7 +6,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from attention_zoo.tasks.views.console import print_config_tree, print_results
+from attention_zoo.tasks.views.console import print_config_tree, print_run_summary
 
 METRICS = {"val/loss": 1.23456, "test/bleu": 33.25, "test/perplexity": 5123.4}
 MANIFEST = {
@@ -28,7 +28,7 @@ def test_the_end_of_a_run_can_be_read_and_copied():
     checkpoint = Path("logs/translation/runs/2026-11-23_00-13-32/checkpoints") / ("x" * 60)
     command = f"attention-zoo translate ckpt_path={checkpoint} 'Wednesday, [bold]March[/] 4, 2026'"
     paths = {"folder": "logs", "checkpoint": checkpoint}
-    lines = printed(print_results, METRICS, MANIFEST, paths, [command, "attention-zoo list"])
+    lines = printed(print_run_summary, METRICS, MANIFEST, paths, [command, "attention-zoo list"])
     assert "val/loss          1.2346" in lines
     assert "test/perplexity 5,123.40" in lines
     assert "3,312,345 parameters, 12,345,678 tokens seen, 4 min 47 s, seed 1, bf16-mixed" in lines
@@ -39,7 +39,7 @@ def test_the_end_of_a_run_can_be_read_and_copied():
 
 
 def test_a_run_without_figures_still_ends_well():
-    lines = printed(print_results, {"val/loss": math.nan}, MANIFEST, {}, [])
+    lines = printed(print_run_summary, {"val/loss": math.nan}, MANIFEST, {}, [])
     assert any("val/loss" in line and "nan" in line for line in lines)
     assert "Next, try" not in lines
 

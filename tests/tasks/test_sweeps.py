@@ -135,7 +135,7 @@ def test_only_the_first_rank_records(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("slots", [1, 2])
-def test_as_many_run_at_a_time_as_there_are_places(tmp_path, slots):
+def test_as_many_run_at_a_time_as_there_are_slots(tmp_path, slots):
     jobs = [job(tmp_path, number, "do=train", "seconds=0.4") for number in range(3)]
     launch(jobs, slots=slots)
     began = sorted(float(seen(one)["began"]) for one in jobs)

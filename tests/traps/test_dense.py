@@ -99,10 +99,10 @@ def test_every_norm_keeps_the_contract(norm: str, role: str) -> None:
 def test_the_norm_comes_before_the_rotation() -> None:
     """A weight that differs from channel to channel does not commute with it."""
     attention = built("qk_norm", position="rotary")
-    x, places = tokens(), torch.arange(LENGTH)[None]
+    x, positions = tokens(), torch.arange(LENGTH)[None]
     q = rms(split(attention.query(x))) * attention.query_norm.weight
     k = rms(split(attention.key(x))) * attention.key_norm.weight
-    q, k = attention.position.rotate(q, k, places)
+    q, k = attention.position.rotate(q, k, positions)
     expected = (q @ k.transpose(-2, -1) / math.sqrt(WIDTH)).softmax(dim=-1)
     assert_same(attention.attention_map(x), expected)
 
@@ -217,13 +217,13 @@ def test_a_rotation_turns_each_half_by_itself() -> None:
     """As whole heads of c/2 channels: with their frequencies, and without mixing the halves."""
     attention = built("differential", role="causal", position="rotary", head_dim=8, kv_heads=2)
     assert attention.position.head_dim == attention.position_dim == 4
-    x, places = tokens(), torch.arange(LENGTH)[None]
+    x, positions = tokens(), torch.arange(LENGTH)[None]
     q, k = (p(x).unflatten(-1, (-1, 8)).transpose(1, 2) for p in (attention.query, attention.key))
     first, second = (
         torch.tril(torch.ones(LENGTH, LENGTH)).log()
         + a @ repeated(b).transpose(-2, -1) / math.sqrt(4)
         for a, b in (
-            attention.position.rotate(q[..., half], k[..., half], places)
+            attention.position.rotate(q[..., half], k[..., half], positions)
             for half in (slice(0, 4), slice(4, 8))
         )
     )
@@ -293,11 +293,11 @@ def test_a_rotation_turns_the_part_of_its_own_only() -> None:
     attention = built("multi_head_latent", rope_dim=6, position="rotary")
     assert attention.position.head_dim == 6
     x = tokens()
-    reversed_places = torch.arange(LENGTH).flip(0)[None]
-    assert not torch.allclose(attention(x), attention(x, positions=reversed_places))
+    reversed_positions = torch.arange(LENGTH).flip(0)[None]
+    assert not torch.allclose(attention(x), attention(x, positions=reversed_positions))
     with torch.no_grad():
         attention.shared_key.weight.zero_()
-    assert_same(attention(x), attention(x, positions=reversed_places))
+    assert_same(attention(x), attention(x, positions=reversed_positions))
 
 
 def test_cross_attention_has_no_rotary_part() -> None:
@@ -341,10 +341,10 @@ def test_heads_are_means_of_outer_products() -> None:
 def test_factors_are_kept_and_rotated_once() -> None:
     """Rotated factors make rotated keys; what is kept is not rotated again in the next step."""
     attention = built("tensor_product", "causal", position="rotary", key_rank=3, value_rank=1)
-    x, places = tokens(), torch.arange(LENGTH)[None]
+    x, positions = tokens(), torch.arange(LENGTH)[None]
     q = outer_products(attention.query, x, 6)
     k = outer_products(attention.key, x, 3)
-    q, k = attention.position.rotate(q, k, places)
+    q, k = attention.position.rotate(q, k, positions)
     scores = q @ k.transpose(-2, -1) / math.sqrt(WIDTH)
     scores = scores + torch.tril(torch.ones(LENGTH, LENGTH)).log()
     assert_same(attention.attention_map(x), scores.softmax(dim=-1))

@@ -185,7 +185,7 @@ def test_scalable_softmax_counts_the_keys_in_sight() -> None:
 
 
 def test_the_best_are_chosen_among_visible_keys() -> None:
-    """The future does not take places: each query has its k keys, or all that it sees."""
+    """The future takes no part: each query has its k keys, or all that it sees."""
     weights = causal("top_k", top_k=3).attention_map(tokens(33))
     assert (weights.ne(0).sum(dim=-1) == torch.arange(1, 34).clamp(max=3)).all()
 

@@ -47,11 +47,11 @@ def read(
     encoding: PositionalEncoding,
     q: Tensor,
     k: Tensor,
-    q_places: Tensor,
-    k_places: Tensor,
+    q_positions: Tensor,
+    k_positions: Tensor,
     visible: Tensor | None = None,
 ) -> Tensor:
-    found = encoding.content_bias(ScoreInputs(q, k, q_places, k_places, visible, 0.5, {}))
+    found = encoding.content_bias(ScoreInputs(q, k, q_positions, k_positions, visible, 0.5, {}))
     assert found is not None
     return found
 
@@ -60,8 +60,8 @@ def heads(length: int) -> Tensor:
     return torch.randn(2, HEADS, length, WIDTH)
 
 
-def row(*places: int) -> Tensor:
-    return torch.tensor([places])
+def row(*positions: int) -> Tensor:
+    return torch.tensor([positions])
 
 
 def zeroed(*parameters: Tensor) -> None:
@@ -76,7 +76,7 @@ def zeroed(*parameters: Tensor) -> None:
 @pytest.mark.parametrize("chunks", [[1] * 11, [5, 1, 1, 4], [33, 33, 1, 4]], ids=str)
 @every_name
 def test_chunks_are_one_pass_under_a_mask(name: str, chunks: list[int], kind: str) -> None:
-    """The memory's offset is that of the places, and a gate counts what its query sees."""
+    """The memory's offset is that of the positions, and a gate counts what its query sees."""
     length = sum(chunks)
     real, segment_ids = key_mask("left", 2, length), packed([length - 6, 1, 5], 2)
     mask, positions = {
@@ -121,11 +121,11 @@ def test_nothing_comes_from_the_future(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["disentangled", "shaw", "transformer_xl"])
 def test_places_need_no_order(name: str) -> None:
-    """Tokens that take their places with them give the same, wherever they stand in the row."""
+    """Tokens that take their positions with them give the same, wherever they stand in the row."""
     attention, x = attending(name, "global"), torch.randn(2, 9, DIM)
-    places, order = row(40, 3, 4, 5, 17, 8, 0, 1, 2), torch.randperm(9)
-    moved = attention(x[:, order], positions=places[:, order])
-    assert_same(moved, attention(x, positions=places)[:, order])
+    positions, order = row(40, 3, 4, 5, 17, 8, 0, 1, 2), torch.randperm(9)
+    moved = attention(x[:, order], positions=positions[:, order])
+    assert_same(moved, attention(x, positions=positions)[:, order])
 
 
 @every_pair
@@ -193,17 +193,17 @@ def test_shaw_has_no_rows_that_a_causal_query_cannot_use() -> None:
 # Transformer-XL
 
 
-def test_u_meets_contents_and_v_meets_places() -> None:
+def test_u_meets_contents_and_v_meets_positions() -> None:
     xl = built("transformer_xl")
-    q, k, places = torch.zeros(1, HEADS, 3, WIDTH), heads(5)[:1], row(0, 2, 3, 7, 8)
+    q, k, positions = torch.zeros(1, HEADS, 3, WIDTH), heads(5)[:1], row(0, 2, 3, 7, 8)
     zeroed(xl.query_position_bias)
-    by_content = read(xl, q, k, row(4, 9, 1), places)
+    by_content = read(xl, q, k, row(4, 9, 1), positions)
     product = 0.5 * torch.einsum("h c, b h k c -> b h k", xl.query_content_bias, k)
     assert_same(by_content, product[:, :, None].expand_as(by_content))
     torch.nn.init.normal_(xl.query_position_bias)
     zeroed(xl.query_content_bias)
-    by_place = read(xl, q, k, row(4, 9, 1), places)
-    assert_same(read(xl, q, heads(5)[:1], row(4, 9, 1), places), by_place)
+    by_place = read(xl, q, k, row(4, 9, 1), positions)
+    assert_same(read(xl, q, heads(5)[:1], row(4, 9, 1), positions), by_place)
     assert not torch.allclose(by_place, by_place.roll(1, dims=2))
 
 
@@ -218,13 +218,13 @@ def test_transformer_xl_tells_before_from_behind() -> None:
 
 
 def test_transformer_xl_angles_are_not_rounded_to_bfloat16() -> None:
-    """In bfloat16 place 257 is 256 and 4097 is 4096."""
+    """In bfloat16 position 257 is 256 and 4097 is 4096."""
     with default_dtype("float32"):
         xl = built("transformer_xl")
-        places = row(256, 257, 4096, 4097)
+        positions = row(256, 257, 4096, 4097)
         q, k = heads(4), heads(4)
-        expected = read(xl, q, k, places, places)
-        found = read(xl.bfloat16(), q.bfloat16(), k.bfloat16(), places, places)
+        expected = read(xl, q, k, positions, positions)
+        found = read(xl.bfloat16(), q.bfloat16(), k.bfloat16(), positions, positions)
     assert found.dtype == torch.bfloat16
     assert (found.float() - expected).norm() < 2e-2 * expected.norm()
 

@@ -61,15 +61,15 @@ def model(name: str, layers: int = 2, **options: Any) -> LanguageModel:
 
 @pytest.mark.parametrize("name", VARIANTS)
 def test_angles_are_not_rounded_to_bfloat16(name: str) -> None:
-    """In bfloat16 place 257 is 256 and 1003 is 1000."""
+    """In bfloat16 position 257 is 256 and 1003 is 1000."""
     with default_dtype("float32"):
         variant = encoding(name)
         q, k = torch.randn(2, 1, HEADS, 3, WIDTH).bfloat16()
-        places = torch.tensor([[257, 1003, 4097]])
+        positions = torch.tensor([[257, 1003, 4097]])
         turn = (
-            (lambda q, k: variant.rotate_by_length(q, k, places, places))
+            (lambda q, k: variant.rotate_by_length(q, k, positions, positions))
             if name in GROWING
-            else (lambda q, k: variant.rotate(q, k, places))
+            else (lambda q, k: variant.rotate(q, k, positions))
         )
         expected = turn(q.double(), k.double())
         with torch.autocast("cpu", torch.bfloat16):
@@ -102,21 +102,21 @@ def test_a_rescaling_takes_a_checkpoint_of_rotary(name: str) -> None:
 @pytest.mark.parametrize("name", SCALED)
 def test_by_a_factor_of_one_nothing_is_rescaled(name: str) -> None:
     q, k = torch.randn(2, 1, HEADS, 9, WIDTH)
-    places = torch.arange(9)[None]
+    positions = torch.arange(9)[None]
     variant = encoding(name, factor=1.0)
-    ours = variant.rotate(q, k, places)
+    ours = variant.rotate(q, k, positions)
     if name in GROWING:
-        ours = variant.rotate_by_length(q, k, places, places)
-    assert_same(ours, encoding("rotary").rotate(q, k, places))
+        ours = variant.rotate_by_length(q, k, positions, positions)
+    assert_same(ours, encoding("rotary").rotate(q, k, positions))
 
 
 def test_the_factor_of_yarn_counts_twice_in_scores() -> None:
     """It multiplies cosines and sines, of queries and of keys."""
     q, k = torch.randn(2, 1, HEADS, 9, WIDTH)
-    places = torch.arange(9)[None]
+    positions = torch.arange(9)[None]
 
     def scores(**options: Any) -> Tensor:
-        ours_q, ours_k = encoding("yarn", factor=8.0, **options).rotate(q, k, places)
+        ours_q, ours_k = encoding("yarn", factor=8.0, **options).rotate(q, k, positions)
         return ours_q @ ours_k.transpose(-2, -1)
 
     plain = scores(attention_factor=1.0)
@@ -142,8 +142,11 @@ def test_narrow_heads_have_finite_frequencies(name: str, width: int) -> None:
     """c − 2 is zero for a single pair, and pairs may all turn less than once."""
     variant = encoding(name, head_dim=width)
     q = torch.randn(1, HEADS, 3, width)
-    places = torch.tensor([[0, 511, 2000]])
-    turned = (*variant.rotate(q, q, places), *variant.rotate_by_length(q, q, places, places))
+    positions = torch.tensor([[0, 511, 2000]])
+    turned = (
+        *variant.rotate(q, q, positions),
+        *variant.rotate_by_length(q, q, positions, positions),
+    )
     assert all(x.isfinite().all() for x in turned)
 
 
@@ -184,29 +187,31 @@ def test_rows_of_different_lengths_do_not_touch_each_other(name: str) -> None:
     attention, x = growing(name), torch.randn(2, 3 * LENGTH, DIM)
     real = torch.ones(2, 3 * LENGTH, dtype=torch.bool)
     real[1, : LENGTH + 2] = False
-    places = (real.cumsum(dim=1) - 1).clamp(min=0)
-    together = attention(x, mask=Mask(key_mask=real), positions=places)
+    positions = (real.cumsum(dim=1) - 1).clamp(min=0)
+    together = attention(x, mask=Mask(key_mask=real), positions=positions)
     assert_same(together[:1], attention(x[:1]))
     assert_same(together[1:, LENGTH + 2 :], attention(x[1:, LENGTH + 2 :]))
 
 
 def test_within_the_length_of_training_all_queries_share_a_run() -> None:
     """What is no longer than in training costs no more than plain rotary positions."""
-    places = torch.arange(LENGTH + 3)[None]
+    positions = torch.arange(LENGTH + 3)[None]
     first = slice(0, LENGTH)
     dynamic, long = (encoding(name, original_length=LENGTH) for name in GROWING)
-    assert dynamic.length_spans(places) == [
+    assert dynamic.length_spans(positions) == [
         first,
         *(slice(i, i + 1) for i in range(LENGTH, LENGTH + 3)),
     ]
-    assert long.length_spans(places) == [first, slice(LENGTH, LENGTH + 3)]
+    assert long.length_spans(positions) == [first, slice(LENGTH, LENGTH + 3)]
     assert (
-        dynamic.length_spans(places[:, :LENGTH]) == long.length_spans(places[:, :LENGTH]) == [first]
+        dynamic.length_spans(positions[:, :LENGTH])
+        == long.length_spans(positions[:, :LENGTH])
+        == [first]
     )
     # Of rows that become long at different times; and of packed ones, which start anew.
-    other = torch.cat([places, (places - 2).clamp(min=0)])
+    other = torch.cat([positions, (positions - 2).clamp(min=0)])
     assert long.length_spans(other) == [first, slice(6, 8), slice(8, 9)]
-    assert long.length_spans(torch.cat([places, places], dim=1)) == [
+    assert long.length_spans(torch.cat([positions, positions], dim=1)) == [
         first, slice(6, 9), slice(9, 15), slice(15, 18),
     ]  # fmt: skip
 
@@ -215,10 +220,10 @@ def test_within_the_length_of_training_all_queries_share_a_run() -> None:
 def test_what_grows_is_not_relative(name: str) -> None:
     """The frequencies depend on the place: shifted sequences are others, and the card says so."""
     attention, x = growing(name), torch.randn(1, 5, DIM)
-    places = torch.arange(5)[None]
+    positions = torch.arange(5)[None]
     assert not POSITION.card(name).relative
     assert not torch.allclose(
-        attention(x, positions=places + LENGTH + 1), attention(x, positions=places)
+        attention(x, positions=positions + LENGTH + 1), attention(x, positions=positions)
     )
 
 
@@ -262,10 +267,10 @@ def test_the_pairs_of_a_part_lie_within_it() -> None:
 def test_keys_of_xpos_do_not_depend_on_the_length() -> None:
     """Scales that count from the middle of the sequence would be others for every length."""
     xpos = encoding("xpos")
-    x, places = torch.randn(1, HEADS, 40, WIDTH), torch.arange(40)[None]
-    whole = xpos.rotate(x, x, places)
+    x, positions = torch.randn(1, HEADS, 40, WIDTH), torch.arange(40)[None]
+    whole = xpos.rotate(x, x, positions)
     for length in (1, 7, 39):
-        part = xpos.rotate(x[:, :, :length], x[:, :, :length], places[:, :length])
+        part = xpos.rotate(x[:, :, :length], x[:, :, :length], positions[:, :length])
         assert all(torch.equal(a, b[:, :, :length]) for a, b in zip(part, whole, strict=True))
     attention = create_attention("multi_head", dim=DIM, heads=HEADS, role="causal", position="xpos")
     tokens = torch.randn(2, 40, DIM)
@@ -274,8 +279,8 @@ def test_keys_of_xpos_do_not_depend_on_the_length() -> None:
 
 def test_xpos_fades_backwards() -> None:
     """Products shrink with the distance of a key behind its query, and do not grow."""
-    ones, places = torch.ones(1, HEADS, 400, WIDTH), torch.arange(400)[None]
-    xpos, rotary = (encoding(name).rotate(ones, ones, places) for name in ("xpos", "rotary"))
+    ones, positions = torch.ones(1, HEADS, 400, WIDTH), torch.arange(400)[None]
+    xpos, rotary = (encoding(name).rotate(ones, ones, positions) for name in ("xpos", "rotary"))
     faded, plain = ((q[..., ::4] @ k[..., ::4].transpose(-2, -1))[0, 0] for q, k in (xpos, rotary))
     assert (faded[399, :-1].abs() < plain[399, :-1].abs()).all()
     assert faded[399, 0].abs() < 0.5 * plain[399, 0].abs()
@@ -293,7 +298,7 @@ def test_xpos_ends_where_its_scales_leave_the_type(dtype: torch.dtype) -> None:
         q, k = xpos.rotate(x, x, last)
         smallest = torch.finfo(dtype).tiny
         assert q.abs().max() >= smallest and k.isfinite().all()
-        # Their product is that of equal places.
+        # Their product is that of equal positions.
         product = (q.double() * k.double()).sum(-1)
         expected = 100.0 * WIDTH
         assert ((product - expected).abs() < expected * 4 * torch.finfo(dtype).eps).all()
@@ -331,8 +336,10 @@ def test_each_layer_knows_its_place() -> None:
 def test_the_content_of_polar_positions_never_turns_a_phase() -> None:
     """Magnitudes are positive, whatever the sign of the channel."""
     polar = encoding("polar")
-    x, places = torch.randn(1, HEADS, 9, WIDTH), torch.arange(9)[None]
-    for ours, other in zip(polar.rotate(x, x, places), polar.rotate(-x, -x, places), strict=True):
+    x, positions = torch.randn(1, HEADS, 9, WIDTH), torch.arange(9)[None]
+    for ours, other in zip(
+        polar.rotate(x, x, positions), polar.rotate(-x, -x, positions), strict=True
+    ):
         first, second = (
             torch.atan2(heads[..., WIDTH:], heads[..., :WIDTH]) for heads in (ours, other)
         )
@@ -370,10 +377,10 @@ def test_polar_phases_belong_to_query_heads(kv_heads: int) -> None:
 
 def test_polar_phases_learn_from_their_start_and_stay_within_bounds() -> None:
     polar = encoding("polar")
-    x, places = torch.randn(1, HEADS, 9, WIDTH), torch.arange(9)[None]
+    x, positions = torch.randn(1, HEADS, 9, WIDTH), torch.arange(9)[None]
 
     def scores() -> Tensor:
-        q, k = polar.rotate(x, x, places)
+        q, k = polar.rotate(x, x, positions)
         return (q @ k.transpose(-2, -1)).tril()
 
     scores().sin().sum().backward()

@@ -1,4 +1,4 @@
-"""Of encodings that act on scores by a formula or by content, and of places that are drawn."""
+"""Of encodings that act on scores by a formula or by content, and of positions that are drawn."""
 
 from functools import partial
 from typing import Any
@@ -18,7 +18,7 @@ from tests.conformance.definition import key_mask
 from tests.conformance.numbers import assert_same, default_dtype, values_and_gradients
 
 DIM, HEADS = 16, 4
-PLACES = torch.arange(9)[None]
+POSITIONS = torch.arange(9)[None]
 BY_PLACES = ["kerple", "sandwich", "fire"]
 
 
@@ -41,19 +41,19 @@ def model(position: str, **options: Any) -> LanguageModel:
 
 @pytest.mark.parametrize("name", BY_PLACES)
 def test_rows_that_share_positions_share_the_bias(name: str) -> None:
-    assert built(name).score_bias(PLACES, PLACES).shape == (1, HEADS, 9, 9)
+    assert built(name).score_bias(POSITIONS, POSITIONS).shape == (1, HEADS, 9, 9)
 
 
 @pytest.mark.parametrize("name", BY_PLACES)
 def test_a_bias_has_a_shape_on_the_meta_device(name: str) -> None:
     """Which has no autocast that could be disabled."""
-    places = PLACES.to("meta")
-    assert built(name).to("meta").score_bias(places, places).shape == (1, HEADS, 9, 9)
+    positions = POSITIONS.to("meta")
+    assert built(name).to("meta").score_bias(positions, positions).shape == (1, HEADS, 9, 9)
 
 
 @pytest.mark.parametrize("name", BY_PLACES)
 def test_distances_are_not_rounded_to_half_precision(name: str) -> None:
-    """In bfloat16 place 257 is 256, and 1003 is 1000."""
+    """In bfloat16 position 257 is 256, and 1003 is 1000."""
     with default_dtype("float32"):
         position = built(name)
         queries, keys = torch.tensor([[1003, 1009]]), torch.tensor([[257, 1000, 1003]])
@@ -70,7 +70,7 @@ def test_distances_are_not_rounded_to_half_precision(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["kerple", "sandwich", "fire", "dynamic_bias"])
 def test_blocks_of_a_window_have_their_own_bias(name: str) -> None:
-    """As the whole under a mask: places are positions, not columns of a block."""
+    """As the whole under a mask: positions are positions, not columns of a block."""
     local = create_attention("sliding_window", dim=DIM, heads=HEADS, role="causal", window=4)
     whole = create_attention("multi_head", dim=DIM, heads=HEADS, role="causal")
     local.attach_position(built(name))
@@ -103,7 +103,7 @@ def test_parameters_stay_positive_and_keep_learning(kernel: str) -> None:
         assert (first > 0).all() and (second > 0).all()
         assert kernel == "log" or (second <= 2).all()
         kerple.zero_grad()
-        kerple.score_bias(PLACES, PLACES).sum().backward()
+        kerple.score_bias(POSITIONS, POSITIONS).sum().backward()
         for parameter in kerple.parameters():
             assert parameter.grad.isfinite().all() and (parameter.grad != 0).all()
 
@@ -111,7 +111,7 @@ def test_parameters_stay_positive_and_keep_learning(kernel: str) -> None:
 def test_no_distance_has_a_finite_gradient() -> None:
     """0^r has the derivative 0^r·log 0 by r."""
     kerple = built("kerple", kernel="power")
-    bias = kerple.score_bias(PLACES[:, :1], PLACES[:, :1])
+    bias = kerple.score_bias(POSITIONS[:, :1], POSITIONS[:, :1])
     bias.sum().backward()
     assert (bias == 0).all() and all((p.grad == 0).all() for p in kerple.parameters())
 
@@ -152,7 +152,7 @@ def test_heads_are_compressed_up_to_eight(heads: int) -> None:
 
 
 def test_the_width_of_the_sinusoids_is_not_the_models() -> None:
-    near, far = (built("sandwich", dim=dim).score_bias(PLACES, PLACES) for dim in (16, 64))
+    near, far = (built("sandwich", dim=dim).score_bias(POSITIONS, POSITIONS) for dim in (16, 64))
     assert_same(near, far)
     assert not list(built("sandwich").parameters())
 
@@ -163,22 +163,22 @@ def test_the_width_of_the_sinusoids_is_not_the_models() -> None:
 def test_the_normaliser_is_the_querys_place_not_the_length() -> None:
     """What follows changes nothing, and below the threshold only distances count."""
     fire = built("fire", threshold=4.0)
-    bias = fire.score_bias(PLACES, PLACES)
-    assert_same(fire.score_bias(PLACES[:, :6], PLACES[:, :6]), bias[:, :, :6, :6])
+    bias = fire.score_bias(POSITIONS, POSITIONS)
+    assert_same(fire.score_bias(POSITIONS[:, :6], POSITIONS[:, :6]), bias[:, :, :6, :6])
     assert_same(bias[:, :, 4, 1:5], bias[:, :, 3, :4])
     assert not torch.allclose(bias[:, :, 6, 1:5], bias[:, :, 5, :4])
     # Beyond it the first key is at the end of the scale, however far that is.
     ends = torch.tensor([[8, 100, 10**6]])
-    first = fire.score_bias(ends, PLACES[:, :1])
+    first = fire.score_bias(ends, POSITIONS[:, :1])
     torch.testing.assert_close(first, first[:, :, :1].expand_as(first), rtol=0, atol=1e-5)
 
 
 def test_a_query_stands_where_its_position_says() -> None:
     """Not at its row: in decoding, and in a packed row, they differ."""
     fire = built("fire", threshold=4.0)
-    bias = fire.score_bias(PLACES, PLACES)
-    assert_same(fire.score_bias(PLACES[:, -1:], PLACES), bias[:, :, -1:])
-    packed = torch.cat([PLACES, PLACES], dim=1)
+    bias = fire.score_bias(POSITIONS, POSITIONS)
+    assert_same(fire.score_bias(POSITIONS[:, -1:], POSITIONS), bias[:, :, -1:])
+    packed = torch.cat([POSITIONS, POSITIONS], dim=1)
     assert_same(fire.score_bias(packed, packed)[:, :, 9:, 9:], bias)
 
 
@@ -186,10 +186,10 @@ def test_a_query_stands_where_its_position_says() -> None:
 def test_scale_and_threshold_learn(threshold: float) -> None:
     """Below the threshold; beyond it the place of the query takes its part."""
     fire = built("fire", threshold=threshold)
-    fire.score_bias(PLACES[:, :4], PLACES[:, :4]).sum().backward()
+    fire.score_bias(POSITIONS[:, :4], POSITIONS[:, :4]).sum().backward()
     assert fire.log_scale.grad != 0 and fire.threshold_factor.grad != 0
     fire.zero_grad()
-    far = PLACES + int(threshold) + 1
+    far = POSITIONS + int(threshold) + 1
     fire.score_bias(far, far).sum().backward()
     assert fire.log_scale.grad != 0 and fire.threshold_factor.grad == 0
 
@@ -198,7 +198,7 @@ def test_a_threshold_of_nothing_divides_by_nothing() -> None:
     fire = built("fire")
     with torch.no_grad():
         fire.threshold_factor.zero_()
-    bias = fire.score_bias(PLACES, PLACES)
+    bias = fire.score_bias(POSITIONS, POSITIONS)
     bias.sum().backward()
     assert bias.isfinite().all() and all(p.grad.isfinite().all() for p in fire.parameters())
 
@@ -206,7 +206,7 @@ def test_a_threshold_of_nothing_divides_by_nothing() -> None:
 def test_keys_ahead_of_a_query_stay_within_the_scale_in_global_attention() -> None:
     """|t − s| ≤ max(t, s): the share of a distance is at most 1 on either side."""
     fire = built("fire", role="global", threshold=1.0)
-    bias = fire.score_bias(PLACES, PLACES)
+    bias = fire.score_bias(POSITIONS, POSITIONS)
     assert_same(bias, bias.transpose(-2, -1))
 
 
@@ -221,10 +221,10 @@ def cable(**options: Any) -> Any:
 
 def read(position: PositionalEncoding, x: Tensor) -> Tensor:
     length, dtype = x.shape[1], position.step.weight.dtype
-    q, places = torch.zeros(len(x), HEADS, length, 4, dtype=dtype), torch.arange(length)[None]
+    q, positions = torch.zeros(len(x), HEADS, length, 4, dtype=dtype), torch.arange(length)[None]
     visible = torch.ones(1, 1, length, length, dtype=torch.bool).tril()
     kept = position.cached_features(x)
-    return position.content_bias(ScoreInputs(q, q, places, places, visible, 0.5, kept))
+    return position.content_bias(ScoreInputs(q, q, positions, positions, visible, 0.5, kept))
 
 
 @pytest.mark.parametrize("side", ["left", "interior", "right"])
@@ -274,7 +274,7 @@ def test_steps_are_summed_in_float32_under_autocast() -> None:
     assert kept.dtype == torch.float32
 
 
-# Randomized places
+# Randomized positions
 
 
 def test_draws_are_in_order_distinct_and_new_each_time() -> None:
@@ -284,7 +284,7 @@ def test_draws_are_in_order_distinct_and_new_each_time() -> None:
     assert len(draws.unique(dim=0)) == 50
 
 
-def test_short_sequences_are_trained_on_far_places() -> None:
+def test_short_sequences_are_trained_on_far_positions() -> None:
     randomized = built("randomized", num_positions=2048, max_length=512)
     draws = torch.cat([randomized.map_positions(torch.arange(8)[None]) for _ in range(100)])
     assert draws.max() > 1900 and draws[:, 0].max() > 300
@@ -292,7 +292,7 @@ def test_short_sequences_are_trained_on_far_places() -> None:
 
 def test_a_whole_range_leaves_nothing_to_draw() -> None:
     randomized = built("randomized", num_positions=9, max_length=9)
-    assert torch.equal(randomized.map_positions(PLACES), PLACES)
+    assert torch.equal(randomized.map_positions(POSITIONS), POSITIONS)
 
 
 def test_evaluating_neither_draws_nor_looks_at_the_length() -> None:
@@ -310,7 +310,7 @@ INSIDE = [name for name in POSITION if takes_positions(POSITION.card(name))]
 
 @pytest.mark.parametrize("name", INSIDE)
 def test_every_hook_of_the_inner_encoding_is_handed_on(name: str) -> None:
-    """With as many places as tokens may come, it is the inner encoding alone."""
+    """With as many positions as tokens may come, it is the inner encoding alone."""
     ours = model("randomized", encoding=name, num_positions=40, max_length=40).eval()
     limit = {"max_length": 40} if "max_length" in parameters(POSITION[name]) else {}
     theirs = model(name, **limit).eval()

@@ -148,7 +148,7 @@ class NystromAttention(Attention):
         return first @ naive_inverse(second) @ third @ v
 
     def naive_convolution(self, v: Tensor, visible: Tensor) -> Tensor:
-        """Compute DConv for values [h k c] of visible [q k] tokens."""
+        """Convolve values [h k c] over the visible tokens [q k], with one kernel for each head."""
         kernel, out = self.convolution.weight[:, 0, :, 0], torch.zeros_like(v)
         for tap, i in product(range(kernel.shape[1]), range(v.shape[1])):
             j = i + tap - kernel.shape[1] // 2

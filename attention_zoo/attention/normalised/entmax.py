@@ -31,7 +31,7 @@ class EntmaxAttention(SparseAttention):
 
     def map_scores(self, scores: Tensor) -> Tensor:
         alpha = 1.0 + self.shape.sigmoid()
-        return entmax(scores, alpha[:, None, None].to(scores.dtype), solve_by_bisection)
+        return entmax(scores, alpha[:, None, None].to(scores.dtype), entmax_by_bisection)
 
     def naive_weights(self, head: int, scores: Tensor) -> Tensor:
         """Find the root by Newton's method, whose last step carries the gradients."""
@@ -47,7 +47,7 @@ class EntmaxAttention(SparseAttention):
         return (scores - threshold).clamp(min=0) ** (1 / (alpha - 1))
 
 
-def solve_by_bisection(scores: Tensor, alpha: Tensor) -> Tensor:
+def entmax_by_bisection(scores: Tensor, alpha: Tensor) -> Tensor:
     """Compute α-entmax by bisection.
 
     The largest score has at most the whole weight, so τ is at least that score − 1. Of n equal

@@ -22,7 +22,7 @@ class Entmax15Attention(SparseAttention):
     """
 
     def map_scores(self, scores: Tensor) -> Tensor:
-        return entmax(scores, scores.new_tensor(1.5), solve_by_sorting)
+        return entmax(scores, scores.new_tensor(1.5), entmax15_by_sorting)
 
     def naive_weights(self, head: int, scores: Tensor) -> Tensor:
         """Find the support by leaving out, repeatedly, the keys that would get no weight."""
@@ -37,7 +37,7 @@ class Entmax15Attention(SparseAttention):
         return ((halves - threshold) * support) ** 2
 
 
-def solve_by_sorting(scores: Tensor, alpha: Tensor) -> Tensor:
+def entmax15_by_sorting(scores: Tensor, alpha: Tensor) -> Tensor:
     """Compute 1.5-entmax of scores [… k]; α is 1.5.
 
     Let z be the halved scores in falling order, and m and v the mean and variance of the first k.

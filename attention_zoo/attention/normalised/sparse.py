@@ -41,8 +41,8 @@ def shift_scores(scores: Tensor) -> Tensor:
     return (scores - scores.amax(dim=-1, keepdim=True)).clamp(min=-2.0)
 
 
-def entmax(scores: Tensor, alpha: Tensor, solve: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
-    """Compute α-entmax of scores z [… k] by p = `solve(z, alpha)`, with its gradients.
+def entmax(scores: Tensor, alpha: Tensor, solver: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+    """Compute α-entmax of scores z [… k] with its gradients; the weights p are `solver(z, alpha)`.
 
     The gradients need only the weights p, however these are computed. With s = p^(2 − α) on the
     support, and zero elsewhere (Peters et al. 2019),
@@ -55,7 +55,7 @@ def entmax(scores: Tensor, alpha: Tensor, solve: Callable[[Tensor, Tensor], Tens
         ∂p_i/∂α = [s_i (z_i − Σ s z / Σ s) − (p_i log p_i − s_i Σ p log p / Σ s)] / (α − 1)
     """
     with torch.no_grad():
-        weights = solve(scores, alpha)
+        weights = solver(scores, alpha)
         support = weights > 0
         slope = torch.where(support, weights ** (2 - alpha), 0.0)
         share = slope / slope.sum(dim=-1, keepdim=True)

@@ -46,7 +46,7 @@ class BlockMixtureAttention(TopKBlockAttention):
         tokens, weights = self.weigh_tokens(qkv)
         return scatter_weights(weights, tokens, qkv.k.shape[2])
 
-    def compute_means(self, k: Tensor, v: Tensor, step: int) -> tuple[Tensor, ...]:
+    def compute_block_means(self, k: Tensor, v: Tensor, step: int) -> tuple[Tensor, ...]:
         return (self.average_blocks(k.detach(), step),)
 
     def weigh_tokens(self, qkv: UnpaddedQKV) -> tuple[Tensor, Tensor]:

@@ -80,7 +80,7 @@ class NativeSparseAttention(TopKBlockAttention):
         maps = [scatter_weights(w, indices, keys) for indices, w in ((tokens, weights), *branches)]
         return sum_branches(maps, qkv.features["gates"])
 
-    def compute_means(self, k: Tensor, v: Tensor, step: int) -> tuple[Tensor, ...]:
+    def compute_block_means(self, k: Tensor, v: Tensor, step: int) -> tuple[Tensor, ...]:
         return self.average_blocks(k, step), self.average_blocks(v, step)
 
     def weigh_branches(self, qkv: UnpaddedQKV) -> tuple[tuple[Tensor, Tensor], ...]:

@@ -98,7 +98,7 @@ class TopKBlockAttention(TopKSelectionAttention):
         """Compute the weights [b h q k] of the keys in their present order."""
         raise NotImplementedError
 
-    def compute_means(self, k: Tensor, v: Tensor, step: int) -> tuple[Tensor, ...]:
+    def compute_block_means(self, k: Tensor, v: Tensor, step: int) -> tuple[Tensor, ...]:
         """Compute the means of blocks that the mechanism needs."""
         raise NotImplementedError
 
@@ -115,7 +115,7 @@ class TopKBlockAttention(TopKSelectionAttention):
             # Packed sequences may start anywhere, and their blocks with them.
             first, step = first[:, rows.start :], 1
         k, v, last = k.contiguous(), v.contiguous(), counts[:, rows.start :] - 1
-        means = self.compute_means(k, v, step)
+        means = self.compute_block_means(k, v, step)
         return UnpaddedQKV(qkv.q, k, v, qkv.features, first, last, order, means, step)
 
     def average_blocks(self, x: Tensor, step: int) -> Tensor:

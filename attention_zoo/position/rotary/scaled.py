@@ -95,7 +95,7 @@ class GrowingRotary(OriginalLengthScaledRotary):
         )
 
     def stage(self, lengths: Tensor) -> Tensor:
-        """Return what the frequencies depend on, for lengths n [b|1 q], in the same shape."""
+        """Return the value on which the frequencies depend, for each length n [b|1 q]."""
         raise NotImplementedError
 
     def frequencies_at(self, stage: Tensor, x: Tensor) -> Tensor:

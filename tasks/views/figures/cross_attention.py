@@ -122,6 +122,6 @@ def group_into_words(tokenizer: Tokenizer, tokens: list[int]) -> Words:
 
 
 def aggregate_by_word(weights: Tensor, query_words: list[int], key_words: list[int]) -> Tensor:
-    """Sum weights [q k] over the tokens of a key's word, and average them over a query's word."""
+    """Sum weights [q k] over the tokens of each key word, then average over each query word."""
     queries, keys = (one_hot(torch.tensor(x)).to(weights.dtype) for x in (query_words, key_words))
     return (queries / queries.sum(0)).T @ weights @ keys

@@ -27,7 +27,7 @@ def largest_weight(scores: Tensor) -> float:
     return scores.softmax(-1).amax(-1).mean().item()
 
 
-def gradient_norm(scores: Tensor) -> float:
+def jacobian_norm(scores: Tensor) -> float:
     """Return ‖∂ softmax(s) / ∂s‖ = ‖diag(w) − w wᵀ‖ of scores [samples keys], averaged."""
     weights = scores.softmax(-1)
     jacobian = torch.diag_embed(weights) - weights[:, :, None] * weights[:, None, :]
@@ -48,7 +48,7 @@ def draw_scaling() -> Figure:
     ):
         options = {"color": colour, "linewidth": 2.2, "marker": "o", "markersize": 4, "label": name}
         weight.plot(WIDTHS, [largest_weight(x) for x in by_width.values()], **options)
-        gradient.plot(WIDTHS, [gradient_norm(x) for x in by_width.values()], **options)
+        gradient.plot(WIDTHS, [jacobian_norm(x) for x in by_width.values()], **options)
     weight.set(ylim=(0, 1.02), ylabel=f"largest of {KEYS} weights")
     weight.set(title="Large scores: one key takes all the weight")
     gradient.set(ylim=(0, None), ylabel="norm of ∂ weights / ∂ scores")

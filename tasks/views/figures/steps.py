@@ -74,16 +74,16 @@ def draw_steps() -> Figure:
     figure, axis = style.new_canvas(10.0, 4.9)
     title = "Without scale and softmax: the larger the scores, the larger the outputs"
     parts = ["Q", "·", "Kᵀ", "=", "QKᵀ", SKIPPED, "·", "V", "=", "QKᵀ V"]
-    draw_row(axis, 4.0, title, parts, matrices)
+    draw_equation(axis, 4.0, title, parts, matrices)
     title = (
         "With them: every row of weights adds up to 1, so that outputs are averages of rows of V"
     )
     parts = ["Q", "·", "Kᵀ", "/√3  =", "QKᵀ/√3", "softmax", "weights", "·", "V", "=", "weights · V"]
-    draw_row(axis, 1.6, title, parts, matrices)
+    draw_equation(axis, 1.6, title, parts, matrices)
     return figure
 
 
-def draw_row(axis: Axes, top: float, title: str, parts: list[str], matrices: Matrices) -> None:
+def draw_equation(axis: Axes, top: float, title: str, parts: list[str], matrices: Matrices) -> None:
     """Draw an equation of matrices and operators from left to right."""
     options: style.Options = {"ha": "left", "va": "center_baseline", "fontweight": "bold"}
     style.draw_text(axis, 0.12, top + 0.62, title, size=style.TITLE_SIZE, **options)
