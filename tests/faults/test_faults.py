@@ -16,6 +16,7 @@ from attention_zoo.attention import base, softmax
 from attention_zoo.attention.base import Attention
 from attention_zoo.attention.dense import cosine, general, tensor_product
 from attention_zoo.attention.kernel import base as kernel
+from attention_zoo.attention.local import sliding_window
 from attention_zoo.attention.softmax import SoftmaxAttention
 from attention_zoo.backends import BACKENDS, flex, reference
 from attention_zoo.caches import StateCache, TokenCache
@@ -29,6 +30,7 @@ from attention_zoo.position.rotary.rotary import RotaryEncoding
 from attention_zoo.position.rotary.scaled import GrowingRotary
 from tests.conformance import (
     test_caches,
+    test_configs,
     test_leaks,
     test_maps,
     test_masks,
@@ -562,6 +564,12 @@ def long_input_cut_silently(patch: pytest.MonkeyPatch) -> None:
         "embed",
         lambda self, x, positions: x + self.table(positions.clamp(max=self.max_length - 1)),
     )
+
+
+@caught_by(test_configs.test_a_number_cannot_be_null, "attention", "sliding_window")
+def window_of_null_taken(patch: pytest.MonkeyPatch) -> None:
+    """So that every query sees every key."""
+    patch.setattr(sliding_window, "check_positive", lambda **_: None)
 
 
 @caught_by(test_pairs.test_an_attention_alone_takes_what_acts_on_it, "linear", "causal")
