@@ -140,7 +140,8 @@ def draw_losses_by_position(results: Mapping[str, Any]) -> Figure:
     style_axes(axes)
     set_position_axis(axes, longest[-1], {lengths["trained_at"]})
     axes.set_ylabel("loss in nats per token")
-    names = " and ".join(", ".join(map(str, longest)).rsplit(", ", 1))
+    *others, last = map(str, longest)
+    names = f"{', '.join(others)} and {last}" if others else last
     split = lengths["split"].capitalize()
     axes.set_title(f"{split} loss by position, in windows of {names} tokens")
     return figure
@@ -197,7 +198,7 @@ def smooth_losses(losses: Sequence[float | None]) -> tuple[list[float], list[flo
             ranges.setdefault(octave, []).append((math.log(position), loss))
     columns = [list(zip(*points, strict=True)) for points in ranges.values()]
     middles = [math.exp(sum(logarithms) / len(logarithms)) for logarithms, _ in columns]
-    return middles, [sum(losses) / len(losses) for _, losses in columns]
+    return middles, [sum(group) / len(group) for _, group in columns]
 
 
 def set_position_axis(axes: Axes, longest: int, trained_at: Set[int | None]) -> None:

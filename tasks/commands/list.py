@@ -188,14 +188,11 @@ def list_pairs() -> Iterator[Pair]:
 def print_matrix() -> None:
     """Print the roles that are valid, with a row for each attention, a column for each encoding."""
     pairs = list(list_pairs())
-    roles: dict[tuple[str, str], list[Role]] = {}
+    cells = dict.fromkeys(product(ATTENTION, POSITION), "")
     for pair in pairs:
-        valid = roles.setdefault((pair.attention, pair.position), [])
-        valid += [] if pair.refusal else [pair.role]
-    rows = [
-        (name, *("".join(ROLE_LETTERS[x] for x in roles[name, other]) or "·" for other in POSITION))
-        for name in ATTENTION
-    ]
+        if pair.refusal is None:
+            cells[pair.attention, pair.position] += ROLE_LETTERS[pair.role]
+    rows = [(name, *(cells[name, other] or "·" for other in POSITION)) for name in ATTENTION]
     # The names of encodings read downwards.
     height = max(map(len, POSITION))
     columns = ["", *("\n".join(position.rjust(height)) for position in POSITION)]

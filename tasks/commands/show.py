@@ -33,7 +33,7 @@ def run(arguments: list[str]) -> None:
     console = Console()
     table = Table("", ["field", "value"], [*rows, ("options", options)], "ll")
     print_table(console, table, show_header=False)
-    console.print(inspect.getdoc(entry), markup=False, highlight=False, soft_wrap=True)
+    console.print(inspect.getdoc(entry) or "", markup=False, highlight=False, soft_wrap=True)
 
 
 def format_field(value: bool | str | tuple[str, ...]) -> str:

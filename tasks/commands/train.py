@@ -131,7 +131,8 @@ def prepare(config: dict[str, Any], console: Console) -> Training:
             training_length=lengths.training_length(config["data"]),
         )
     if config["compile"]:
-        task.model.compile(**(config["compile"] if isinstance(config["compile"], dict) else {}))
+        options = config["compile"] if isinstance(config["compile"], dict) else {}
+        task.model.compile(**options)
     # By the path that is shortest to copy.
     folder = RunFolder(relative_to_cwd(Path(config["paths"]["run"])))
     return Training(config, task, data, costs, length_tests, matched, console, folder)

@@ -122,6 +122,7 @@ class PreparedData(LightningDataModule):
             "source": self.source.cache_key(),
             "tokenizer": {
                 "function": f"{function.__module__}.{function.__qualname__}",
+                "arguments": list(getattr(self.tokenizer_factory, "args", ())),
                 "options": dict(getattr(self.tokenizer_factory, "keywords", {})),
             },
             "tokenizers": importlib.metadata.version("tokenizers"),

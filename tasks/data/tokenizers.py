@@ -67,11 +67,12 @@ class Tokenizer(ABC):
     def check_ids(self, ids: Iterable[int]) -> list[int]:
         """Return the ids as a list. Raise BadInput for the first one that is out of range."""
         ids = list(ids)
-        for token in ids:
+        for index, token in enumerate(ids):
             if not 0 <= token < self.vocabulary_size:
                 raise BadInput(
-                    f"token id {token} is out of range: the tokenizer has {self.vocabulary_size} "
-                    f"ids (0 to {self.vocabulary_size - 1}); use the one that made the ids."
+                    f"token id {token} at index {index} is out of range: the tokenizer has "
+                    f"{self.vocabulary_size} ids (0 to {self.vocabulary_size - 1}); use the "
+                    "tokenizer that the ids were made with."
                 )
         return ids
 

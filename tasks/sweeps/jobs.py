@@ -40,19 +40,19 @@ class Job:
         if earlier is None:
             return
         if earlier.config_hash != self.record.config_hash:
+            if earlier.config_hash is None:
+                raise UserError(
+                    f"{self.folder.path} does not record its config, as it was written by version "
+                    "0.1 or could not be composed, so it cannot be compared with this job. Choose "
+                    "another hydra.sweep.dir."
+                )
             then, now = earlier.overrides, self.record.overrides
-            difference = (
-                "was composed of something else: it had "
+            raise UserError(
+                f"{self.folder.path} was composed of something else: it had "
                 f"{' '.join(x for x in then if x not in now) or 'the same overrides'}, and now "
                 f"{' '.join(x for x in now if x not in then) or 'other values behind them'}. "
-                "Repeat the command that began the sweep, or choose"
+                "Repeat the command that began the sweep, or choose another hydra.sweep.dir."
             )
-            if earlier.config_hash is None:
-                difference = (
-                    "does not record its config, as it was written by version 0.1 or could not be "
-                    "composed, so it cannot be compared with this job. Choose"
-                )
-            raise UserError(f"{self.folder.path} {difference} another hydra.sweep.dir.")
         if earlier.is_final:
             self.record = earlier
 

@@ -180,5 +180,8 @@ def _adamw_groups(
     for parameter in parameters:
         decays = _is_matrix(parameter) and parameter not in excluded
         (decay if decays else no_decay).append(parameter)
-    groups = ((decay, weight_decay), (no_decay, 0.0))
-    return [{"params": p, "weight_decay": rate, "fused": fused} for p, rate in groups if p]
+    groups: list[dict[str, Any]] = [
+        {"params": decay, "weight_decay": weight_decay, "fused": fused},
+        {"params": no_decay, "weight_decay": 0.0, "fused": fused},
+    ]
+    return [group for group in groups if group["params"]]

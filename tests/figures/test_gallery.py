@@ -31,6 +31,12 @@ def test_there_are_twelve_lessons_each_with_pictures() -> None:
     assert all(picture.alt.endswith(".") for _, picture in PICTURES)
 
 
+def test_the_alternative_texts_need_no_docstrings(monkeypatch) -> None:
+    for _, picture in PICTURES:
+        monkeypatch.setattr(picture.draw, "__doc__", None)  # as with python -OO
+        assert picture.alt.endswith(".")
+
+
 @pytest.mark.parametrize("picture", [picture for _, picture in PICTURES], ids=NAMES)
 def test_its_text_is_legible_and_nothing_is_cut(picture, tmp_path) -> None:
     task = create_untrained_task() if picture.needs_model else None

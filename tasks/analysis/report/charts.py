@@ -106,7 +106,8 @@ def draw_seeds(comparison: Comparison) -> Figure:
 def draw_losses(rows: Sequence[Row]) -> Iterator[Figure]:
     """Draw the losses by tokens: means and standard deviations over seeds."""
     for key, title in (("val/loss", "Validation loss"), ("train/loss", "Training loss")):
-        curves = {i: x for i, row in enumerate(rows) if len(x := loss_curve(row, key)) > 1}
+        curves = {index: loss_curve(row, key) for index, row in enumerate(rows)}
+        curves = {index: curve for index, curve in curves.items() if len(curve) > 1}
         if not curves:
             continue
         figure, axes = new_chart(title)

@@ -46,9 +46,11 @@ class Row:
     def values_by_length(self, metric: str) -> dict[int, list[float]]:
         """Return the finite values of a metric for the seeds at each length, by length."""
         values: dict[int, list[float]] = {}
-        for results in (run.results for run in self.runs if "lengths" in run.results):
-            for length in all_lengths(results) if length_metric(results) == metric else ():
-                value = score_at(results, metric, length)
+        for run in self.runs:
+            if "lengths" not in run.results or length_metric(run.results) != metric:
+                continue
+            for length in all_lengths(run.results):
+                value = score_at(run.results, metric, length)
                 if value is not None and math.isfinite(value):
                     values.setdefault(length, []).append(value)
         return dict(sorted(values.items()))

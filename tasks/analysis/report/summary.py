@@ -141,11 +141,12 @@ def describe_tests(comparison: Comparison) -> Iterator[str]:
     if bootstrapped:
         tests = [x for by_row in comparison.differences.values() for x in by_row.values()]
         signatures = "; ".join(sorted({x.signature for x in tests} - {""}))
+        settings = f" ({signatures})" if signatures else ""
         yield (
             f"{' and '.join(bootstrapped)}: sacrebleu's paired bootstrap resampling of the test "
             f"sentences, {count_resamples(len(comparison.rows)):,} times, with the outputs of all "
             "seeds together. It tests whether other sentences would show the difference, not "
-            f"whether other seeds would{signatures and f' ({signatures})'}."
+            f"whether other seeds would{settings}."
         )
     if welch_tested:
         titles = ", ".join(welch_tested).capitalize()

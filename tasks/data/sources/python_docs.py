@@ -22,7 +22,8 @@ class PythonDocs(Source[list[str]]):
     def __init__(self, *, valid_fraction: float = 0.05) -> None:
         if not 0 < valid_fraction < 0.5:
             raise UserError(
-                f"data.source.valid_fraction must lie between 0 and 0.5, got {valid_fraction}."
+                f"data.source.valid_fraction must lie between 0 and 0.5, got {valid_fraction}; "
+                "0.05 is usual."
             )
         self.valid_fraction = valid_fraction
 
@@ -74,6 +75,8 @@ def without_contained_topics(topics: dict[str, str]) -> dict[str, str]:
 
     def is_contained(name: str) -> bool:
         part = paragraphs[name]
-        return any(part < x or (part == x and name > other) for other, x in paragraphs.items())
+        return bool(part) and any(
+            part < whole or (part == whole and name > other) for other, whole in paragraphs.items()
+        )
 
-    return {x: text for x, text in topics.items() if not paragraphs[x] or not is_contained(x)}
+    return {name: text for name, text in topics.items() if not is_contained(name)}

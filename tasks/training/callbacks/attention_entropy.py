@@ -7,7 +7,7 @@ import torch
 from lightning.pytorch import Trainer
 from torch import Tensor
 
-from attention_zoo.errors import UserError
+from attention_zoo.errors import check_positive
 from attention_zoo.tasks.training.callbacks.periodic_inspection import InspectionCallback
 
 
@@ -21,17 +21,13 @@ class AttentionEntropy(InspectionCallback):
     Args:
         every_n_validations: compute at every n-th validation; the end of training always does.
         samples: number of samples, at even intervals over the split.
-
-    Raises:
-        UserError: `every_n_validations` or `samples` is below 1.
     """
 
     label = "attention entropy"
 
     def __init__(self, *, every_n_validations: int = 1, samples: int = 8) -> None:
         super().__init__(every_n_validations=every_n_validations)
-        if samples < 1:
-            raise UserError(f"samples must be at least 1, got {samples}.")
+        check_positive(samples=samples)
         self.samples = samples
 
     def inspect(self, trainer: Trainer, task: Any) -> None:

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from lightning.pytorch import LightningModule, Trainer
 
 from attention_zoo.capture import capture_attention, group_by_role
-from attention_zoo.errors import UserError
+from attention_zoo.errors import UserError, check_positive
 from attention_zoo.tasks.run_folder import RunFolder
 from attention_zoo.tasks.training.callbacks.periodic_inspection import (
     InspectionCallback,
@@ -81,8 +81,7 @@ class AttentionMaps(InspectionCallback):
         steps: Sequence[int] | None = None,
     ) -> None:
         super().__init__(every_n_validations=every_n_validations)
-        if (number := probes if isinstance(probes, int) else len(probes)) < 1:
-            raise UserError(f"probes must be at least 1, got {number}.")
+        check_positive(probes=probes if isinstance(probes, int) else len(probes))
         lists = {"roles": roles, "layers": layers, "heads": heads, "steps": steps}
         for name, value in lists.items():
             if isinstance(value, int | str):

@@ -47,8 +47,9 @@ class CheckpointAveraging(Callback):
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if is_fit_validation(trainer):
-            parameters = pl_module.named_parameters()
-            self.snapshots.append({k: x.detach().to("cpu", copy=True) for k, x in parameters})
+            weights = pl_module.named_parameters()
+            copies = {name: x.detach().to("cpu", copy=True) for name, x in weights}
+            self.snapshots.append(copies)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not self.snapshots:

@@ -10,7 +10,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
 
-from attention_zoo.errors import UserError
+from attention_zoo.errors import UserError, check_positive
 from attention_zoo.tasks.training.callbacks.triggers import is_fit_validation
 
 
@@ -31,8 +31,7 @@ class InspectionCallback(Callback):
     label: ClassVar[str]  # its name in the printed line
 
     def __init__(self, *, every_n_validations: int | None) -> None:
-        if every_n_validations is not None and every_n_validations < 1:
-            raise UserError(f"every_n_validations must be at least 1, got {every_n_validations}.")
+        check_positive(every_n_validations=every_n_validations)
         self.every_n_validations = every_n_validations
         self.seconds = 0.0  # time of the inspections
         self._validations = 0

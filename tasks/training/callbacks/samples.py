@@ -17,9 +17,6 @@ class Samples(InspectionCallback):
     Args:
         every_n_validations: generate at every n-th validation; the end of training always does.
         probes: number of the data module's probe lines to generate from, from its first.
-
-    Raises:
-        UserError: `every_n_validations` is below 1.
     """
 
     label = "samples"

@@ -30,11 +30,11 @@ class Words(NamedTuple):
 
 
 def draw_cross_attention(task: Any, line: str) -> Figure:
-    """Draw cross-attention from Portuguese to English words: day and month swap.
+    """Draw cross-attention from the words of a translation to those of its source, the line.
 
-    Another task, a `TranslationTask` in evaluation mode, has its own languages. The weights are the
-    mean of the heads of `lowest_entropy_layer`, joined to words by `aggregate_by_word`. A frame
-    marks the largest weight of each row.
+    The task is a `TranslationTask` in evaluation mode. The weights are the mean of the heads of
+    `lowest_entropy_layer`, joined to words by `aggregate_by_word`. A frame marks the largest weight
+    of each row.
     """
     layers = record_translation(task, line).maps["cross"]
     layer = lowest_entropy_layer(layers)

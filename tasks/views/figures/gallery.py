@@ -1,7 +1,7 @@
 """The lessons of the tutorial with their pictures, in order, and their page, `index.html`."""
 
 from collections.abc import Callable, Mapping
-from inspect import getdoc, signature
+from inspect import signature
 from io import BytesIO
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,13 +22,13 @@ from attention_zoo.tasks.views.figures.scaling import draw_scaling
 from attention_zoo.tasks.views.figures.soft_lookup import draw_soft_lookup
 from attention_zoo.tasks.views.figures.steps import draw_steps
 from attention_zoo.tasks.views.figures.word_order import draw_word_order
-from attention_zoo.tasks.views.pages import render_page
+from attention_zoo.tasks.views.pages import create_environment, render_page
 
 LINE = "Wednesday, March 4, 2026"
 
 
 class Picture(NamedTuple):
-    """A picture, and the function that draws it, whose docstring describes it.
+    """A picture, and the function that draws it.
 
     The parameters of the function are some of `task`, a trained `TranslationTask`; `model`, that of
     the task; `line`, the line to translate; `path`, the file of an animation.
@@ -39,9 +39,9 @@ class Picture(NamedTuple):
 
     @property
     def alt(self) -> str:
-        """Return a text for readers who do not see the picture, from the function's docstring."""
-        text = (getdoc(self.draw) or "").partition("\n")[0].removeprefix("Draw ")
-        return text[:1].upper() + text[1:]
+        """Return the text for readers who do not see the picture."""
+        template: Any = create_environment().get_template("views/figures/alt_texts.html")
+        return template.module.alt_texts[self.name]
 
     @property
     def parameters(self) -> list[str]:

@@ -94,7 +94,7 @@ def draw_thumbnails(
             if index == 0:
                 size = style.LABEL_SIZE
                 axis.set_title(thumbnail.family, loc="left", fontsize=size, fontweight="bold")
-        first_row += row + 1
+        first_row += math.ceil(len(family) / _COLUMNS)
     mappable = ScalarMappable(Normalize(low, 1), colours)
     bar = figure.colorbar(mappable, ax=figure.axes, location="bottom", aspect=30, shrink=0.5)
     return figure, bar

@@ -104,6 +104,15 @@ def test_reports_probes_and_fingerprint(tmp_path: Path) -> None:
     assert phrases(tmp_path, tokenizer=ByteTokenizer.train).fingerprint != data.fingerprint
 
 
+def test_the_arguments_of_a_tokenizer_are_inputs_of_the_data(tmp_path: Path) -> None:
+    def train(size: int, lines: list[str]) -> BytePairTokenizer:
+        return BytePairTokenizer.train(lines, vocabulary_size=size)
+
+    for size in (300, 350):
+        data = phrases(tmp_path, tokenizer=partial(train, size))
+        assert data.tokenizer.vocabulary_size == size
+
+
 def test_chosen_probes_find_their_references(tmp_path: Path) -> None:
     known = phrases(tmp_path).valid[3]
     data = phrases(tmp_path, probes=[known[0]])

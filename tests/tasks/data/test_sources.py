@@ -190,6 +190,11 @@ def replace_hub(monkeypatch: pytest.MonkeyPatch, load) -> None:
     monkeypatch.setitem(sys.modules, "datasets", SimpleNamespace(load_dataset=load))
 
 
+def test_a_fraction_that_leaves_no_text_to_train_on_is_refused() -> None:
+    with pytest.raises(UserError, match=r"lie between 0 and 0\.5, got 0\.7; 0\.05 is usual"):
+        PythonDocs(valid_fraction=0.7)
+
+
 def test_hub_pairs_are_read_by_column(monkeypatch: pytest.MonkeyPatch) -> None:
     rows = [{"en": "one", "pt": "um"}, {"en": "two", "pt": "dois"}]
     nested = {split: {"translation": rows} for split in ("train", "validation", "test")}
