@@ -119,13 +119,12 @@ class LengthDataModule(LightningDataModule):
     def test_dataloader(self) -> list[ResumableLoader]:
         assert self.trainer is not None
         ranks = {"rank": self.trainer.global_rank, "world_size": self.trainer.world_size}
-        return [
-            loader
-            for length, stride in self.strides.items()
-            for loader in self.data.loaders_at_length(
-                length, self.split, stride=stride, **ranks
-            ).values()
-        ]
+        loaders: list[ResumableLoader] = []
+        for length, stride in self.strides.items():
+            options = {"stride": stride, **ranks}
+            loaders += self.data.loaders_at_length(length, self.split, **options).values()
+        assert len(loaders) == len(self.test_names)
+        return loaders
 
 
 def score_lengths(
