@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from itertools import product
+from itertools import product, starmap
 from typing import Any, ClassVar, NamedTuple
 
 import torch
@@ -86,7 +86,7 @@ class SoftmaxAttention(Attention):
         visible = Visibility.of_last(mask, qkv.q.shape[2], keys, length)
         acts_on_values = "values" in self.position.card.acts
         attend = self.attend_explicitly if acts_on_values else self.attend
-        attended = [attend(*part) for part in self.length_spans(qkv, visible)]
+        attended = list(starmap(attend, self.length_spans(qkv, visible)))
         return attended[0] if len(attended) == 1 else torch.cat(attended, dim=2)
 
     def project_qkv(

@@ -1,6 +1,8 @@
 """What backends share, and what they refuse."""
 
 import shutil
+import traceback
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -32,6 +34,20 @@ def build(name: str = "multi_head", **options: Any) -> Any:
 )
 def test_auto_is_what_serves_everywhere(name: str, options: dict[str, Any], backend: str) -> None:
     assert build(name, **options).backend == backend
+
+
+def test_four_frames_lead_from_forward_to_the_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+    kernel, library = sdpa.scaled_dot_product_attention, Path(sdpa.__file__).parents[1]
+    stacks: list[list[str]] = []
+
+    def record_stack(*args: Any, **options: Any) -> Tensor:
+        stack = traceback.extract_stack()
+        stacks.append([f.name for f in stack if Path(f.filename).is_relative_to(library)])
+        return kernel(*args, **options)
+
+    monkeypatch.setattr(sdpa, "scaled_dot_product_attention", record_stack)
+    build(position="rotary")(torch.randn(1, 3, 16))
+    assert stacks == [["forward", "attend_tokens", "attend", "attend"]]
 
 
 def test_a_backend_that_cannot_serve_is_refused() -> None:
