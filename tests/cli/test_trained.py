@@ -176,7 +176,7 @@ def test_attend_translates_and_writes_a_page(trained):
     assert told.startswith("What attends to what: pages/seen.html (")
     records = read_records(trained.folder / "pages" / "seen.html")
     assert [record["source"] for record in records] == lines
-    assert [record["written"] for record in records] == written
+    assert [record["target"] for record in records] == written
     for reading in records:
         roles = {role["name"]: role for role in reading["roles"]}
         assert list(roles) == ["encoder", "decoder", "cross"]

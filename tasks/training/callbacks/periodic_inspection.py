@@ -31,7 +31,8 @@ class InspectionCallback(Callback):
     label: ClassVar[str]  # its name in the printed line
 
     def __init__(self, *, every_n_validations: int | None) -> None:
-        check_positive(every_n_validations=every_n_validations)
+        if every_n_validations is not None:
+            check_positive(every_n_validations=every_n_validations)
         self.every_n_validations = every_n_validations
         self.seconds = 0.0  # time of the inspections
         self._validations = 0
