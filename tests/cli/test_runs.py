@@ -95,6 +95,7 @@ class Crash(Callback):
 """
 
 
+@pytest.mark.slow
 def test_a_crash_is_a_crash(program):
     # A callback is built by the name of a module of ours or of our frameworks: plant it in one.
     planted = program.folder / "planted.py"
@@ -130,6 +131,7 @@ def exit_code(written):
     return ended.get("exit_code", ended.get("exitCode", 0))
 
 
+@pytest.mark.slow
 def test_a_finished_run_is_written_down_whole(program):
     program("train", *SMALL, *LINES, "trainer.max_steps=3", "trainer.log_every_n_steps=1")
     (run,) = program.runs()

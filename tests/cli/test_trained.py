@@ -125,6 +125,7 @@ def test_overrides_replace_what_the_checkpoint_was_trained_with(trained, overrid
     assert OmegaConf.select(OmegaConf.create(composed), key) == value
 
 
+@pytest.mark.slow
 def test_a_checkpoint_is_whole(trained, tmp_path):
     checkpoint = torch.load(trained.best, weights_only=True)
     assert checkpoint["attention_zoo"]["config"]["model"]["dim"] == 16
@@ -165,6 +166,7 @@ def test_beam_search_gives_n_best(trained):
         assert len(scores) == 3 and scores == sorted(scores, reverse=True)
 
 
+@pytest.mark.slow
 def test_attend_translates_and_writes_a_page(trained):
     ckpt, lines = f"ckpt_path={trained.best}", ["Brazil", "", "a b"]
     options = ["decoding=beam", "output=pages/seen.html", "--", *lines]

@@ -54,6 +54,7 @@ def test_a_job_that_is_killed_goes_on_as_the_same_run(program):
     assert "val/loss" in killed
 
 
+@pytest.mark.slow
 def test_a_run_holds_all_that_it_was_asked_for(program):
     callbacks = "callbacks=[default,attention_entropy,gradient_norms]"
     asked = [callbacks, "logger.wandb.artifacts=[config,checkpoint]", "trainer.max_steps=4"]

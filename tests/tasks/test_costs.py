@@ -15,6 +15,7 @@ from attention_zoo.tasks.data.batches import LanguageBatch, TranslationBatch
 from attention_zoo.tasks.data.tokenizers import ByteTokenizer
 from attention_zoo.tasks.sweeps.launcher import register_launcher
 from attention_zoo.zoo import ATTENTION
+from tests.conformance.cases import base_class, mark_exhaustive
 
 DIM, HIDDEN, LAYERS, HEADS = 16, 32, 2, 2
 SIZES = ["model=tiny", f"model.dim={DIM}", f"model.ffn_dim={HIDDEN}", f"model.heads={HEADS}"]
@@ -66,7 +67,10 @@ def of(attention):
     return built(composed(chosen, "position=sinusoidal"), pair)
 
 
-@pytest.mark.parametrize("attention", list(ATTENTION))
+@pytest.mark.parametrize(
+    "attention",
+    mark_exhaustive((name, (base_class(name), ATTENTION.card(name).roles)) for name in ATTENTION),
+)
 def test_every_mechanism_has_its_costs(attention):
     task, example = of(attention)
     flops = training_flops_per_token(task, example)

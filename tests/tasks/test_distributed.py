@@ -72,6 +72,7 @@ def test_there_is_one_run(pair):
     assert done.stderr == ""
 
 
+@pytest.mark.slow
 def test_losses_and_weights_are_those_of_one_process(pair):
     (one, two), _ = pair
     ours, theirs = (

@@ -220,6 +220,7 @@ def test_all_is_on_disk_when_finish_returns(tmp_path):
         assert b"test/loss" in record.read_bytes()
 
 
+@pytest.mark.slow
 def test_a_run_that_is_killed_reads_as_crashed(tmp_path):
     script = """
         import os, signal, time

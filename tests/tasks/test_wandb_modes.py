@@ -131,6 +131,7 @@ def test_without_a_key_the_run_is_offline_and_one_line_says_so(tmp_path):
     assert_goes_on_offline(tmp_path, stderr, "no API key is configured")
 
 
+@pytest.mark.slow
 def test_a_key_in_netrc_is_found_and_a_malformed_one_costs_nothing(tmp_path):
     netrc = tmp_path / ".netrc"
     netrc.write_text("machine api.wandb.ai login user password short\n")
@@ -139,6 +140,7 @@ def test_a_key_in_netrc_is_found_and_a_malformed_one_costs_nothing(tmp_path):
     assert_goes_on_offline(tmp_path, stderr, "API key must have")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("server", [Refusal], indirect=True)
 def test_a_wrong_key_makes_the_run_go_on_offline(tmp_path, server):
     known = {"WANDB_RUN_ID": "mine1"}  # wandb's service must not hold it against the second start
@@ -147,6 +149,7 @@ def test_a_wrong_key_makes_the_run_go_on_offline(tmp_path, server):
     assert summary(runs(tmp_path)[0])["run_id"] == "mine1"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("server", [Acceptance], indirect=True)
 def test_with_a_key_the_run_is_online_and_a_table_that_cannot_be_sent_costs_nothing(
     tmp_path, server
@@ -192,6 +195,7 @@ def test_the_environment_variable_decides_where_the_mode_is_auto(tmp_path, monke
     assert not list(tmp_path.rglob("*"))
 
 
+@pytest.mark.slow
 def test_nothing_is_asked_on_a_terminal(tmp_path):
     pty = pytest.importorskip("pty", reason="no pseudo-terminals on this system")
     leader, follower = pty.openpty()
