@@ -151,6 +151,7 @@ def test_a_finished_run_is_written_down_whole(program):
     assert list(media.glob("images/**/*.png")) and list(media.glob("table/**/*.json"))
 
 
+@pytest.mark.slow
 def test_no_callbacks_and_other_loggers_work(program):
     done = program(
         "train",

@@ -85,6 +85,7 @@ def test_the_terminal_shows_the_run_and_no_noise(trained):
         assert noise not in out
 
 
+@pytest.mark.slow
 def test_evaluate_gives_the_figures_of_training(trained):
     results = json.loads((trained.run / "results.json").read_text())
     out = trained("evaluate", f"ckpt_path={trained.best}").stdout
@@ -150,6 +151,7 @@ def test_lines_come_from_anywhere(trained):
     assert trained("translate", ckpt, input=text).stdout == arguments
 
 
+@pytest.mark.slow
 def test_beam_search_gives_n_best(trained):
     done = trained(
         "translate",

@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 OPTIONS = [
     "model=tiny",
@@ -62,7 +64,6 @@ def pair(tmp_path_factory):
     return runs, done
 
 
-@pytest.mark.slow
 def test_there_is_one_run(pair):
     runs, done = pair
     assert len(runs) == 2
@@ -72,7 +73,6 @@ def test_there_is_one_run(pair):
     assert done.stderr == ""
 
 
-@pytest.mark.slow
 def test_losses_and_weights_are_those_of_one_process(pair):
     (one, two), _ = pair
     ours, theirs = (
@@ -121,7 +121,6 @@ def test_evaluation_counts_every_sample_once(pair):
         assert theirs[name] == pytest.approx(ours[name], rel=1e-4), name
 
 
-@pytest.mark.slow
 def test_every_job_of_a_sweep_has_both_processes_and_a_rate_of_its_own(tmp_path):
     rates = [0.001, 0.003, 0.01]
     swept = f"optimizer.lr={','.join(map(str, rates))}"
@@ -141,7 +140,6 @@ def test_every_job_of_a_sweep_has_both_processes_and_a_rate_of_its_own(tmp_path)
     assert len({losses(job)[-1] for job in jobs}) == 3
 
 
-@pytest.mark.slow
 def test_ranks_with_different_configs_are_refused(tmp_path):
     """Each rank draws its own learning rate."""
     drawn = "optimizer.lr=${zoo_draw:}"

@@ -11,6 +11,7 @@ from attention_zoo.tasks.configuration.build import parameter_counts
 from attention_zoo.tasks.sweeps.matching import baseline_config, match_baseline, matched_cost
 from attention_zoo.tasks.training.checkpoints import read_checkpoint
 from attention_zoo.tasks.training.task import load_task
+from tests.conformance.cases import mark_exhaustive
 from tests.tasks.test_costs import SIZES, composed, data, pair, text
 
 WIDE = ["model.dim=32", "model.heads=4", "model.ffn_dim=128"]
@@ -29,15 +30,19 @@ def resize(by, *overrides):
 @pytest.mark.parametrize("by", ["parameters", "flops"])
 @pytest.mark.parametrize(
     "overrides",
-    [
-        ["attention=gated"],
-        ["attention=multi_query"],
-        ["attention=tensor_product", "task=language_modeling"],
-        ["attention=state_space_dual", "task=language_modeling", "model.ffn_dim=512"],
-        ["attention=linear", "model.activation=swiglu"],
-        ["attention@cross_attention=additive", "position=learned", "position.max_length=64"],
-        ["model.norm=layer", "model.tie_embeddings=false", "attention=multi_head_latent"],
-    ],
+    mark_exhaustive(
+        # Of a kind: the task.
+        (overrides, "task=language_modeling" in overrides)
+        for overrides in (
+            ["attention=gated"],
+            ["attention=multi_query"],
+            ["attention=tensor_product", "task=language_modeling"],
+            ["attention=state_space_dual", "task=language_modeling", "model.ffn_dim=512"],
+            ["attention=linear", "model.activation=swiglu"],
+            ["attention@cross_attention=additive", "position=learned", "position.max_length=64"],
+            ["model.norm=layer", "model.tie_embeddings=false", "attention=multi_head_latent"],
+        )
+    ),
 )
 def test_the_model_agrees_with_its_baseline(by, overrides):
     config, match, _, target, cost = resize(by, *overrides)

@@ -26,6 +26,7 @@ from attention_zoo.tasks.training.metrics import (
     SacreBleu,
     TokenLoss,
 )
+from tests.conformance.cases import mark_exhaustive
 
 ROOT = Path(__file__).parents[2]
 DATA = Path(os.environ.get("ATTENTION_ZOO_DATA", ROOT.parent / "shared" / "data"))
@@ -61,7 +62,9 @@ COLUMNS = [
 ]
 
 
-@pytest.mark.parametrize("column, kind, options, published", COLUMNS)
+@pytest.mark.parametrize(
+    "column, kind, options, published", mark_exhaustive((case, case[1]) for case in COLUMNS)
+)
 def test_published_scores_of_wmt17_systems(column, kind, options, published):
     folder = data_folder("wmt17-en-de-systems")
     with open(folder / "scores.tsv", newline="") as file:
