@@ -38,12 +38,12 @@ class JobRecord:
 
     @property
     def is_final(self) -> bool:
-        """Tell whether the job would end the same if it ran again."""
+        """Return whether the job would end the same if it ran again."""
         return self.outcome in ("trained", "refused", "diverged")
 
     @property
     def has_failed(self) -> bool:
-        """Tell whether the job ended without a result, and not by a refusal."""
+        """Return whether the job ended without a result, and not by a refusal."""
         return self.outcome in ("failed", "killed", "diverged")
 
     def __str__(self) -> str:

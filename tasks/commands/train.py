@@ -256,7 +256,7 @@ def describe_fit(
 
 
 def has_diverged(metrics: dict[str, Any]) -> bool:
-    """Tell whether the validation loss is not finite."""
+    """Return whether the validation loss is not finite."""
     return not math.isfinite(metrics.get("val/loss", 0.0))
 
 

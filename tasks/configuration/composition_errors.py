@@ -58,7 +58,7 @@ def unknown_option_message(node: str | None, option: str, invocation: Invocation
 
 
 def chooses_group(override: str) -> bool:
-    """Tell whether an override chooses one file of a group."""
+    """Return whether an override chooses one file of a group."""
     name, equals, value = override.lstrip("+~").partition("=")
     is_group = (files("attention_zoo.conf") / name.partition("@")[0]).is_dir()
     return is_group and equals == "=" and "," not in value

@@ -50,7 +50,7 @@ class Picture(NamedTuple):
 
     @property
     def needs_model(self) -> bool:
-        """Tell if the picture shows a trained model."""
+        """Return whether the picture shows a trained model."""
         return bool({"task", "model"} & {*self.parameters})
 
     @property
