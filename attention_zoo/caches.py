@@ -9,11 +9,20 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from attention_zoo.errors import UserError
+
 
 class Cache(Protocol):
     """The interface of every cache."""
 
     length: int
+    # The id of the attention whose tokens it holds.
+    owner: int | None = None
+
+    @property
+    def batch(self) -> int | None:
+        """Return how many rows it holds; None before the first token."""
+        return None
 
     def reorder(self, index: Tensor) -> None:
         """Keep the rows of the batch at an index [n], in its order."""
@@ -43,6 +52,10 @@ class TokenCache(Cache):
         self.tokens = {name: self._latest(part) for name, part in joined.items()}
         return joined
 
+    @property
+    def batch(self) -> int | None:
+        return len(next(iter(self.tokens.values()))) if self.tokens else None
+
     def _latest(self, part: Tensor) -> Tensor:
         if self.window is None or part.shape[-2] <= self.window:
             return part
@@ -59,6 +72,10 @@ class StateCache(Cache):
     def __init__(self) -> None:
         self.length = 0
         self.state: tuple[Tensor, ...] | None = None
+
+    @property
+    def batch(self) -> int | None:
+        return None if self.state is None else len(self.state[0])
 
     def reorder(self, index: Tensor) -> None:
         if self.state is not None:
@@ -77,3 +94,17 @@ class LayeredCache(Cache):
             for cache in caches:
                 if cache is not None:
                     cache.reorder(index)
+
+
+def check_cache(cache: Cache, attention: object, batch: int) -> None:
+    """Refuse what is no cache, one of another attention, and one of another number of rows."""
+    if getattr(cache, "owner", None) != id(attention):
+        raise UserError(
+            "cache must come from new_cache() of the attention that it is given to, got "
+            f"{'that of another' if hasattr(cache, 'owner') else type(cache).__name__}."
+        )
+    if cache.batch is not None and cache.batch != batch:
+        raise UserError(
+            f"the cache holds {cache.batch} sequences, got {batch}. Call new_cache() for a new "
+            "batch, or cache.reorder(index) to choose rows."
+        )

@@ -14,8 +14,10 @@ class BadInput(UserError):
 
 
 def check_positive(**values: int | None) -> None:
-    """Raise UserError for an option that counts something and is below 1, or null in a yaml."""
+    """Raise UserError for an option that counts something and is no whole number of at least 1."""
     for name, value in values.items():
+        if isinstance(value, bool) or not isinstance(value, int | None):
+            raise UserError(f"{name} must be a whole number, got {value!r}.")
         if value is None or value < 1:
             raise UserError(f"{name} must be at least 1, got {value}.")
 

@@ -10,9 +10,11 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from attention_zoo.errors import UserError, check_positive
+from attention_zoo.tensor_checks import check_integers, check_key_mask, is_readable
 
 # Whether a query may attend to a key, elementwise: of row b of the batch, and columns i and j.
 Predicate = Callable[[Tensor, Tensor, Tensor], Tensor]
+TENSOR_FIELDS = ("key_mask", "segment_ids", "query_segment_ids")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,7 +35,8 @@ class Mask:
             (cross-attention).
 
     Raises:
-        UserError: a window below 1, or query_segment_ids without segment_ids.
+        UserError: a window below 1, a tensor of another type or shape, ids of a sequence that is
+            not contiguous (looked for on a CPU), or query_segment_ids without segment_ids.
     """
 
     causal: bool = False
@@ -43,10 +46,30 @@ class Mask:
     query_segment_ids: Tensor | None = None
 
     def __post_init__(self) -> None:
+        if not isinstance(self.causal, bool):
+            raise UserError(f"a mask's causal must be True or False, got {self.causal!r}.")
         if self.window is not None:
             check_positive(window=self.window)
         if self.query_segment_ids is not None and self.segment_ids is None:
             raise UserError("query_segment_ids are compared with segment_ids: give both.")
+        if self.key_mask is not None:
+            check_key_mask(self.key_mask)
+        for name in ("segment_ids", "query_segment_ids"):
+            ids = getattr(self, name)
+            if ids is not None:
+                check_integers(ids, f"a mask's {name}", "[b t]")
+        rows = {name: len(part) for name, part in self.tensors.items()}
+        if len(set(rows.values()) - {1}) > 1:
+            sizes = ", ".join(f"{name}: {count}" for name, count in rows.items())
+            raise UserError(f"all parts of a mask must have as many rows, or one; got {sizes}.")
+        if self.segment_ids is not None:
+            check_contiguous(self.segment_ids, self.key_mask)
+
+    @property
+    def tensors(self) -> dict[str, Tensor]:
+        """Return the fields that are set and differ from token to token."""
+        parts = {name: getattr(self, name) for name in TENSOR_FIELDS}
+        return {name: part for name, part in parts.items() if part is not None}
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -57,9 +80,9 @@ class Mask:
     @property
     def batch(self) -> int | None:
         """Return how many rows of the batch differ; None where all rows are alike."""
-        parts = (self.key_mask, self.segment_ids, self.query_segment_ids)
-        sizes = [len(part) for part in parts if part is not None]
-        return max(sizes) if sizes else None
+        sizes = {len(part) for part in self.tensors.values()}
+        # One row stands for all of a batch, though the batch may be empty.
+        return max(sizes - {1}, default=1) if sizes else None
 
     def intersect(self, *, causal: bool = False, window: int | None = None) -> "Mask":
         """Return this mask, narrowed to causal or windowed attention."""
@@ -106,7 +129,7 @@ class Mask:
         """
         i, j = queries[..., :, None], keys[..., None, :]
         visible = (j >= 0) & (j < length)
-        batch = self.batch or 1
+        batch = 1 if self.batch is None else self.batch
         b = torch.arange(batch, device=keys.device).view(-1, 1, 1, 1)
         # Columns outside the row have no entry to look up.
         i, j = i.clamp(0, length - 1), j.clamp(0, length - 1)
@@ -161,7 +184,7 @@ class Visibility:
 
     def dense(self, device: torch.device) -> Tensor | None:
         """Render as a tensor [b|1 1 q|1 k], or None where every query sees every key."""
-        batch = self.mask.batch or 1
+        batch = 1 if self.mask.batch is None else self.mask.batch
         predicate = self.predicate(batch)
         if predicate is None:
             return None
@@ -202,9 +225,36 @@ class TokenSpan:
         return find_segment_starts(segment_ids)[:, 1:]
 
 
+def check_contiguous(segment_ids: Tensor, key_mask: Tensor | None) -> None:
+    """Refuse a sequence that goes on after another one: mechanisms read each as one run of tokens.
+
+    Padding belongs to no sequence. Elsewhere than on a CPU the values would have to be waited for.
+    """
+    if not is_readable(segment_ids) or segment_ids.device.type != "cpu":
+        return
+    if not (segment_ids[:, 1:] < segment_ids[:, :-1]).any():
+        return
+    ids, runs = torch.broadcast_tensors(
+        segment_ids if key_mask is None else segment_ids.long().masked_fill(~key_mask, -1),
+        find_segment_starts(segment_ids).cumsum(dim=1),
+    )
+    order = ids.argsort(dim=1, stable=True)
+    ids, runs = ids.gather(1, order), runs.gather(1, order)
+    split = (ids[:, 1:] == ids[:, :-1]) & (runs[:, 1:] != runs[:, :-1])
+    if key_mask is not None:
+        split &= ids[:, 1:] != -1
+    if split.any():
+        row, column = split.nonzero()[0].tolist()
+        raise UserError(
+            f"segment_ids must number contiguous sequences, but in row {row} the sequence "
+            f"{ids[row, column]} goes on after another. Give each run of tokens its own number."
+        )
+
+
 def find_segment_starts(segment_ids: Tensor) -> Tensor:
     """Return [b n] bool, True at the first token of each segment, and so at that of the row."""
-    return pad(segment_ids[:, 1:] != segment_ids[:, :-1], (1, 0), value=True)
+    changes = segment_ids[:, 1:] != segment_ids[:, :-1]
+    return pad(changes, (1, 0), value=True)[:, : segment_ids.shape[1]]
 
 
 def count_real_tokens(mask: Mask, length: int, device: torch.device) -> tuple[Tensor, Tensor]:

@@ -1,16 +1,25 @@
 """The contract that every attention mechanism keeps."""
 
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 import torch
 from einops import rearrange
 from torch import Tensor, nn
+from torch.nn.functional import pad
 
 from attention_zoo.backends.reference import repeat_heads
-from attention_zoo.caches import Cache
+from attention_zoo.caches import Cache, check_cache
 from attention_zoo.errors import Unsupported, UserError
 from attention_zoo.masks import Mask
 from attention_zoo.position.base import PositionalEncoding
+from attention_zoo.tensor_checks import (
+    check_device,
+    check_features,
+    check_matches_weights,
+    check_positions,
+    describe,
+)
 from attention_zoo.zoo import (
     BEFORE_ATTENTION,
     AttentionCard,
@@ -118,20 +127,48 @@ class Attention(nn.Module):
         """Let an encoding act on this attention.
 
         Args:
-            encoding: built with `position_sizes`.
+            encoding: built with `position_sizes`. One that a layer has of its own, as its card
+                says, serves one attention.
             shared: whether a model owns the encoding and applies the part of it that acts before
                 the layers. Otherwise it becomes a submodule, which is trained and saved with the
                 attention.
 
         Raises:
             Unsupported: an encoding that the card does not take, or one that would have no effect.
+            UserError: an encoding of other sizes, or one that belongs to another layer.
         """
+        if not isinstance(encoding, PositionalEncoding):
+            raise UserError(
+                "attach_position takes an encoding, got "
+                f"{describe(encoding)}. Build one by create_position(…, **position_sizes)."
+            )
         check_pair(self.card, self.role, encoding.card)
         if not shared:
             check_acts_inside(encoding.card)
+        self.check_position(encoding, shared=shared)
+        encoding.is_attached = not shared
         # In a tuple, so that an encoding that many layers share is no submodule of each.
         self._position = (encoding,)
         self.encoding = None if shared else encoding
+
+    def check_position(self, encoding: PositionalEncoding, *, shared: bool) -> None:
+        """Refuse an encoding of other sizes, and one of a layer's own that has a layer already."""
+        if not encoding.card.acts:
+            return
+        for name in ("role", "dim", "heads", "head_dim"):
+            ours, theirs = self.position_sizes[name], getattr(encoding, name)
+            if ours != theirs:
+                raise UserError(
+                    f"position={encoding.card.name} is built for {name}={theirs}, but the "
+                    f"attention needs {name}={ours}. Build it with position_sizes of the attention."
+                )
+        taken = shared or (encoding.is_attached and encoding is not self.encoding)
+        if encoding.card.per_layer and taken:
+            raise UserError(
+                f"each layer has a position={encoding.card.name} of its own, and this one "
+                f"{'would be shared' if shared else 'belongs to another attention'}. Build one for "
+                "each attention."
+            )
 
     def forward(
         self,
@@ -158,10 +195,13 @@ class Attention(nn.Module):
 
         Raises:
             Unsupported: a mask that the card does not honour.
-            UserError: a context that is missing or not wanted, or a mask of another length.
+            UserError: a context that is missing or not wanted, or inputs, a mask, positions or a
+                cache of another shape, type, device or attention.
         """
         mask = self.effective_mask(mask, x, context, cache)
         positions = resolve_positions(x, positions, None if self.role == "cross" else cache)
+        if is_empty(x, context):
+            return self.apply_to_hidden_token(self.forward, x, context)[: len(x), : x.shape[1]]
         return self.project_output(self.attend_tokens(x, context, mask, positions, cache), x)
 
     def attend_tokens(
@@ -189,7 +229,11 @@ class Attention(nn.Module):
         """
         mask = self.effective_mask(mask, x, context)
         positions = resolve_positions(x, positions)
-        return self.compute_map(x, x if context is None else context, mask, positions)
+        source = x if context is None else context
+        if is_empty(x, context):
+            weights = self.apply_to_hidden_token(self.attention_map, x, context)
+            return weights[: len(x), :, : x.shape[1], : source.shape[1]]
+        return self.compute_map(x, source, mask, positions)
 
     def values(
         self,
@@ -202,7 +246,29 @@ class Attention(nn.Module):
         """Return the values [b h k c] that the weights of `attention_map` apply to."""
         mask = self.effective_mask(mask, x, context)
         positions = resolve_positions(x, positions)
-        return self.compute_values(x if context is None else context, mask, positions)
+        source = x if context is None else context
+        if is_empty(x, context):
+            values = self.apply_to_hidden_token(self.values, x, context)
+            return values[: len(x), :, : source.shape[1]]
+        return self.compute_values(source, mask, positions)
+
+    def apply_to_hidden_token(
+        self, method: Callable[..., Tensor], x: Tensor, context: Tensor | None
+    ) -> Tensor:
+        """Call a method with a token that no query sees where there is no token.
+
+        So the result has the type, and the parameters have the gradients, of any other; the caller
+        cuts the token off. A cache takes in nothing.
+        """
+        x, *contexts = (
+            pad(part, (0, 0, 0, int(not part.shape[1]), 0, int(not len(part))))
+            for part in (x, context)
+            if part is not None
+        )
+        source = contexts[0] if contexts else x
+        hidden = torch.zeros(source.shape[:2], dtype=torch.bool, device=x.device)
+        mask = Mask(key_mask=hidden if "key_mask" in self.card.masks else None)
+        return method(x, *contexts, mask=mask)
 
     def compute_map(self, x: Tensor, source: Tensor, mask: Mask, positions: Tensor) -> Tensor:
         """Compute `attention_map` for queries from x and keys from the source."""
@@ -260,7 +326,9 @@ class Attention(nn.Module):
             raise Unsupported(
                 "global attention sees the future: it cannot be decoded with a cache."
             )
-        return self.create_cache()
+        cache = self.create_cache()
+        cache.owner = id(self)
+        return cache
 
     def create_cache(self) -> Cache:
         """Create the cache of a mechanism that can be decoded."""
@@ -273,6 +341,8 @@ class Attention(nn.Module):
         cross = self.role == "cross"
         if (context is not None) != cross:
             raise UserError(f"{self.role} attention {'needs a' if cross else 'takes no'} context.")
+        if not torch.compiler.is_compiling():
+            self.check_inputs(x, context, mask, cache)
         mask = mask.intersect(causal=self.role == "causal", window=self.window)
         unfit = ("causal", "window") if cross else ("query_segment_ids",)
         legal = [name for name in self.card.masks if name not in unfit]
@@ -287,18 +357,40 @@ class Attention(nn.Module):
         cached = 0 if cache is None else cache.length
         keys = cached + x.shape[1] if context is None else cached or context.shape[1]
         lengths = {"key_mask": keys, "segment_ids": keys, "query_segment_ids": x.shape[1]}
-        for name, length in lengths.items():
-            part = getattr(mask, name)
-            if part is not None and part.shape[1] != length:
+        for name, part in mask.tensors.items():
+            if part.shape[1] != lengths[name]:
                 raise UserError(
-                    f"the mask's {name} must have a column for each of {length} tokens, "
+                    f"the mask's {name} must have a column for each of {lengths[name]} tokens, "
                     f"got {part.shape[1]}."
                 )
+            if len(part) not in (1, len(x)):
+                raise UserError(
+                    f"the mask's {name} must have a row for each of {len(x)} sequences, or one for "
+                    f"all, got {len(part)}."
+                )
+            check_device(part, f"the mask's {name}", x)
         if self.max_length is not None and keys > self.max_length:
             raise UserError(
                 f"{self.card.name} has max_length={self.max_length}, got {keys} tokens."
             )
         return mask
+
+    def check_inputs(
+        self, x: Tensor, context: Tensor | None, mask: Mask, cache: Cache | None
+    ) -> None:
+        """Refuse inputs that fit neither this attention nor one another."""
+        for name, part in (("x", x), ("context", context)):
+            if part is not None:
+                check_features(part, name, self.dim)
+                check_matches_weights(part, name, self)
+        if context is not None and len(context) != len(x):
+            raise UserError(
+                f"x and context must have as many rows, got {len(x)} and {len(context)}."
+            )
+        if not isinstance(mask, Mask):
+            raise UserError(f"mask must be a Mask, as Mask(key_mask=…), got {describe(mask)}.")
+        if cache is not None:
+            check_cache(cache, self, len(x))
 
     def project_query(self, x: Tensor) -> Tensor:
         """Project inputs [b q d] to queries [b h q c]."""
@@ -326,11 +418,18 @@ def check_acts_inside(position: PositionCard) -> None:
         )
 
 
+def is_empty(x: Tensor, context: Tensor | None) -> bool:
+    """Return whether there is no sequence, no query or no key."""
+    return not x.numel() or (context is not None and not context.numel())
+
+
 def resolve_positions(
     x: Tensor, positions: Tensor | None = None, cache: Cache | None = None
 ) -> Tensor:
     """Return the positions [b|1 q] of x: the given ones, or those after the cached tokens."""
     if positions is not None:
+        if not torch.compiler.is_compiling():
+            check_positions(positions, x)
         return positions
     start = 0 if cache is None else cache.length
     return torch.arange(start, start + x.shape[1], device=x.device)[None, :]

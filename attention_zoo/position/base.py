@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Literal, NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 from attention_zoo.zoo import PositionCard, Role
@@ -60,6 +61,7 @@ class PositionalEncoding(nn.Module):
     card: PositionCard = PositionCard(name="none", paper="", equation="", reference="")
     # The longest sequence that it can take, if it has a limit.
     max_length: int | None = None
+    typed: Tensor
 
     def __init__(self, *, dim: int, heads: int, head_dim: int, role: Role, layer: int = 0) -> None:
         super().__init__()
@@ -68,6 +70,15 @@ class PositionalEncoding(nn.Module):
         self.head_dim = head_dim
         self.role = role
         self.layer = layer
+        # Whether an attention owns it.
+        self.is_attached = False
+        # Empty: it has the type that a module without parameters was converted to.
+        self.register_buffer("typed", torch.empty(0), persistent=False)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Return the type to compute in: that of the module, float32 at least."""
+        return torch.promote_types(self.typed.dtype, torch.float32)
 
     def map_positions(self, positions: Tensor) -> Tensor:
         """Map positions [b|1 t] to others, before a model's layers."""

@@ -339,7 +339,7 @@ def test_contextual_positions_count_within_a_window() -> None:
     window = create_attention("sliding_window", dim=DIM, heads=HEADS, role="causal", window=5)
     window.attach_position(built("contextual"))
     plain = create_attention("multi_head", dim=DIM, heads=HEADS, role="causal")
-    plain.attach_position(window.encoding)
+    plain.attach_position(built("contextual"))
     plain.load_state_dict(window.state_dict())
     x = torch.randn(2, 150, DIM)
     assert_same(window(x), plain(x, mask=Mask(window=5)))

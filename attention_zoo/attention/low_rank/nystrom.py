@@ -96,8 +96,8 @@ class NystromAttention(Attention):
         pairs = used.transpose(-2, -1) & used
         with autocast_disabled(x):
             q, k = upcast(q) * self.head_dim**-0.5, upcast(k)
-            means = members / members.sum(dim=-1, keepdim=True).clamp(min=1)
-            means = means[:, None].to(q.dtype)
+            means = members.to(q.dtype) / members.sum(dim=-1, keepdim=True).clamp(min=1)
+            means = means[:, None]
             q_means, k_means = means @ q, (means @ k).transpose(-2, -1)
             return (
                 masked_softmax(q @ k_means, used),

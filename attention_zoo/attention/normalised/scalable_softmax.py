@@ -32,10 +32,13 @@ class ScalableSoftmaxAttention(SoftmaxAttention):
     def kernel_inputs(self, qkv: QKV, visible: Visibility) -> tuple[QKV, Visibility, Tensor | None]:
         """Multiply the queries and the bias by s log n, so that any kernel for softmax serves."""
         qkv, visible, bias = super().kernel_inputs(qkv, visible)
-        seen, count = visible.dense(qkv.q.device), self.sharpness.new_tensor(qkv.k.shape[2])
+        seen = visible.dense(qkv.q.device)
+        count = torch.full((), qkv.k.shape[2], device=qkv.q.device)
         if seen is not None:
             count = seen.sum(dim=-1, keepdim=True).clamp(min=1)
-        factor = self.sharpness[:, None, None] * count.log()
+        # In half precision neighbouring counts would be one.
+        wide = torch.promote_types(self.sharpness.dtype, torch.float32)
+        factor = self.sharpness[:, None, None] * count.to(wide).log()
         qkv = qkv._replace(q=qkv.q * factor.to(qkv.q.dtype))
         return qkv, visible, None if bias is None else bias * factor
 

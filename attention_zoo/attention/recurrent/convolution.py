@@ -1,5 +1,7 @@
 """The short convolution before a recurrence."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
@@ -18,6 +20,7 @@ class ShortConvolution(nn.Module):
     def __init__(self, channels: int, kernel_size: int, *, bias: bool = False) -> None:
         super().__init__()
         check_positive(kernel_size=kernel_size)
+        self.channels = channels
         self.kernel_size = kernel_size
         # The start of torch.nn.Conv1d: every output has K inputs here.
         bound = kernel_size**-0.5
@@ -27,7 +30,11 @@ class ShortConvolution(nn.Module):
     @property
     def state_size(self) -> int:
         """Return how many numbers the state of a sequence has."""
-        return len(self.weight) * (self.kernel_size - 1)
+        return self.channels * (self.kernel_size - 1)
+
+    def taps(self) -> Sequence[Tensor | float]:
+        """Return the weights [d] of the tokens in a window, the latest last."""
+        return self.weight.unbind(1)
 
     def forward(
         self, x: Tensor, span: TokenSpan, state: Tensor | None = None
@@ -49,12 +56,12 @@ class ShortConvolution(nn.Module):
             before = segment_ids[:, :1].expand(-1, num_past)
             segment_ids = torch.cat([before, segment_ids[:, -length:]], dim=1)
         y = torch.zeros_like(x) if self.bias is None else self.bias.expand_as(x)
-        for tap in range(self.kernel_size):
+        for tap, weight in enumerate(self.taps()):
             part = tokens[:, tap : tap + length]
             if segment_ids is not None:
                 same = segment_ids[:, tap : tap + length] == segment_ids[:, num_past:]
                 part = part * same[..., None]
-            y = y + self.weight[:, tap] * part
+            y = y + weight * part
         state = tokens[:, length:]
         if segment_ids is not None:
             state = state * (segment_ids[:, length:] == segment_ids[:, -1:])[..., None]
@@ -66,7 +73,7 @@ class ShortConvolution(nn.Module):
         y = torch.zeros_like(x) if self.bias is None else self.bias.expand_as(x)
         for lag in range(min(self.kernel_size, x.shape[1])):
             seen = visible.diagonal(-lag, dim1=1, dim2=2)[..., None]
-            term = self.weight[:, -1 - lag] * x[:, : x.shape[1] - lag] * seen
+            term = self.taps()[-1 - lag] * x[:, : x.shape[1] - lag] * seen
             y = y + nn.functional.pad(term, (0, 0, lag, 0))
         return y
 

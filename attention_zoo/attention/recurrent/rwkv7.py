@@ -125,5 +125,6 @@ class TokenShift(ShortConvolution):
     def __init__(self, channels: int) -> None:
         super().__init__(channels, 2)
         del self.weight
-        weight = torch.tensor([1.0, 0.0]).repeat(channels, 1)
-        self.register_buffer("weight", weight, persistent=False)
+
+    def taps(self) -> tuple[float, float]:
+        return 1.0, 0.0

@@ -33,12 +33,12 @@ class SinusoidalEncoding(PositionalEncoding):
         self.base = base
 
     def embed(self, x: Tensor, positions: Tensor) -> Tensor:
-        return x + sinusoids(positions, self.dim, self.base).to(x.dtype)
+        return x + sinusoids(positions, self.dim, self.base, dtype=x.dtype).to(x.dtype)
 
 
-def sinusoids(positions: Tensor, dim: int, base: float) -> Tensor:
-    """Return the sinusoids [… dim] of positions […], in float32 at least."""
-    wide = torch.promote_types(torch.get_default_dtype(), torch.float32)
+def sinusoids(positions: Tensor, dim: int, base: float, *, dtype: torch.dtype) -> Tensor:
+    """Return the sinusoids [… dim] of positions […], in a type, but in float32 at least."""
+    wide = torch.promote_types(dtype, torch.float32)
     steps = torch.arange(0, dim, 2, device=positions.device, dtype=wide)
     angles = positions[..., None].to(wide) * base ** (-steps / dim)
     return torch.stack([angles.sin(), angles.cos()], dim=-1).flatten(-2)

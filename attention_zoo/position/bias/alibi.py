@@ -1,7 +1,6 @@
 """Attention with linear biases (Press et al. 2022)."""
 
 import math
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -26,15 +25,14 @@ class AlibiEncoding(PositionalEncoding):
     code.
     """
 
-    slopes: Tensor
-
-    def __init__(self, **sizes: Any) -> None:
-        super().__init__(**sizes)
+    @property
+    def slopes(self) -> Tensor:
+        """Return the slope of each head, [h]."""
         power = 2 ** math.floor(math.log2(self.heads))
         slopes = [2.0 ** (-8.0 * i / power) for i in range(1, power + 1)]
         between = [2.0 ** (-4.0 * i / power) for i in range(1, 2 * power + 1, 2)]
         slopes += between[: self.heads - power]
-        self.register_buffer("slopes", torch.tensor(slopes), persistent=False)
+        return torch.tensor(slopes, dtype=self.dtype, device=self.typed.device)
 
     def score_bias(self, q_positions: Tensor, k_positions: Tensor) -> Tensor:
         distance = (q_positions[:, :, None] - k_positions[:, None, :]).abs()

@@ -45,7 +45,10 @@ class SandwichEncoding(PositionalEncoding):
         self.base = base
 
     def score_bias(self, q_positions: Tensor, k_positions: Tensor) -> Tensor:
-        q, k = (sinusoids(p, self.embedding_dim, self.base) for p in (q_positions, k_positions))
+        q, k = (
+            sinusoids(positions, self.embedding_dim, self.base, dtype=self.dtype)
+            for positions in (q_positions, k_positions)
+        )
         # Autocast would multiply in half precision.
         with autocast_disabled(q):
             product = q @ k.transpose(1, 2)

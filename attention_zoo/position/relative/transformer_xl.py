@@ -55,13 +55,17 @@ class TransformerXLEncoding(PositionalEncoding):
         coefficients = self.rotate_coefficients(
             (inputs.q + self.query_position_bias[:, None]) @ by_head, inputs.q_positions
         )
-        waves = sinusoids(inputs.k_positions, self.dim, self.base)[:, None].transpose(-2, -1)
+        waves = self.waves(inputs.k_positions, inputs.q.dtype).transpose(-2, -1)
         of_position = coefficients.to(inputs.q.dtype) @ waves.to(inputs.q.dtype)
         return (of_key + of_position) * inputs.scale
 
+    def waves(self, positions: Tensor, dtype: torch.dtype) -> Tensor:
+        """Return the sinusoids [b|1 1 t d] of positions [b|1 t]."""
+        return sinusoids(positions, self.dim, self.base, dtype=dtype)[:, None]
+
     def rotate_coefficients(self, coefficients: Tensor, positions: Tensor) -> Tensor:
         """Convert coefficients [b h q d] of sinusoids of t − s to those of sinusoids of s."""
-        waves = sinusoids(positions, self.dim, self.base)[:, None]
+        waves = self.waves(positions, coefficients.dtype)
         sin, cos = waves[..., 0::2], waves[..., 1::2]
         of_sin, of_cos = coefficients[..., 0::2], coefficients[..., 1::2]
         pairs = of_cos * sin - of_sin * cos, of_sin * sin + of_cos * cos
