@@ -6,6 +6,7 @@
 """
 
 from importlib import import_module
+from importlib.metadata import version
 
 from attention_zoo.errors import BadInput, Unsupported, UserError
 from attention_zoo.zoo import (
@@ -60,6 +61,8 @@ def card(name: str) -> Card:
 
 
 def __getattr__(name: str) -> object:
+    if name == "__version__":
+        return version("attention-zoo")
     # These need torch, whose import takes over a second; light commands do without it.
     if name in __all__:
         module = {"Mask": "masks", "soft_lookup": "lookup"}.get(name, "factory")

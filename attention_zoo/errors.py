@@ -1,5 +1,7 @@
 """Errors that a user can fix. The command line prints them as one line, without a traceback."""
 
+from numbers import Integral
+
 
 class UserError(ValueError):
     """A request that cannot be met; the message names the rule, the value and the remedy."""
@@ -16,7 +18,7 @@ class BadInput(UserError):
 def check_positive(**values: int | None) -> None:
     """Raise UserError for an option that counts something and is no whole number of at least 1."""
     for name, value in values.items():
-        if isinstance(value, bool) or not isinstance(value, int | None):
+        if isinstance(value, bool) or not isinstance(value, Integral | None):
             raise UserError(f"{name} must be a whole number, got {value!r}.")
         if value is None or value < 1:
             raise UserError(f"{name} must be at least 1, got {value}.")

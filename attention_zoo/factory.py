@@ -1,12 +1,23 @@
 """Build entries of the zoo by name."""
 
 import inspect
-from typing import Any
+import math
+from numbers import Integral, Real
+from types import UnionType
+from typing import Any, get_args
 
 from attention_zoo.attention.base import Attention, check_acts_inside
 from attention_zoo.errors import UserError
 from attention_zoo.position.base import PositionalEncoding
 from attention_zoo.zoo import ATTENTION, POSITION, Role
+
+# What stands for a declared type, and its name in a refusal.
+OPTION_TYPES: dict[type, tuple[type, str]] = {
+    int: (Integral, "a whole number"),
+    float: (Real, "a finite number"),
+    bool: (bool, "true or false"),
+    str: (str, "a word"),
+}
 
 
 def create_attention(
@@ -68,7 +79,27 @@ def construct(entry: type, name: str, **options: Any) -> Any:
             f"has no option {unexpected[0]!r}" if unexpected else f"needs the option {missing[0]!r}"
         )
         raise UserError(f"{name} {reason}. Its options: {', '.join(legal)}.")
+    for option, value in options.items():
+        check_type(option, value, legal[option].annotation)
     return entry(**options)
+
+
+def check_type(option: str, value: object, annotation: Any) -> None:
+    """Refuse a number, a truth value or a word of another type than an option is declared with.
+
+    A constructor refuses what is wrong for other reasons, null among them.
+    """
+    types = get_args(annotation) if isinstance(annotation, UnionType) else (annotation,)
+    declared = [kind for kind in OPTION_TYPES if kind in types]
+    if value is None or not declared:
+        return
+    for kind in declared:
+        if isinstance(value, OPTION_TYPES[kind][0]) and (kind is bool) == isinstance(value, bool):
+            if isinstance(value, float) and not math.isfinite(value):
+                break
+            return
+    words = " or ".join(OPTION_TYPES[kind][1] for kind in declared)
+    raise UserError(f"{option} must be {words}, got {value!r}.")
 
 
 def options_of(entry: type) -> dict[str, inspect.Parameter]:

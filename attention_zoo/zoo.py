@@ -5,6 +5,7 @@ command line, the tests, the tables and every refusal read it.
 """
 
 import importlib
+import logging
 import pkgutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -14,6 +15,8 @@ from importlib.metadata import entry_points
 from typing import Any, Generic, Literal, TypeVar, get_args
 
 from attention_zoo.errors import Unsupported
+
+log = logging.getLogger(__name__)
 
 Role = Literal["causal", "global", "cross"]
 Site = Literal["positions", "embeddings", "heads", "width", "length", "scores", "content", "values"]
@@ -121,7 +124,8 @@ class Registry(Generic[C]):
     def __getitem__(self, name: str) -> type:
         discover()
         if name not in self._entries:
-            raise Unsupported(unknown_name_message(self.kind, name, list(self)))
+            message = unknown_name_message(self.kind, name, list(self))
+            raise Unsupported(" ".join([message, *failed_plugins]))
         return self._entries[name]
 
     def __iter__(self) -> Iterator[str]:
@@ -137,6 +141,10 @@ ATTENTION = Registry("attention", AttentionCard)
 POSITION = Registry("position", PositionCard)
 
 
+# What is wrong with the plugins that could not be imported.
+failed_plugins: list[str] = []
+
+
 @cache
 def discover() -> None:
     """Import the modules that register entries: ours, and those of the entry points of plugins."""
@@ -145,7 +153,15 @@ def discover() -> None:
         for module in pkgutil.walk_packages(path, prefix=f"{package}."):
             importlib.import_module(module.name)
     for plugin in entry_points(group="attention_zoo"):
-        plugin.load()
+        try:
+            plugin.load()
+        except Exception as error:
+            # The other entries do not depend on it.
+            reason = f"{type(error).__name__}: {error}".splitlines()[0]
+            failed_plugins.append(
+                f"The plugin {plugin.name} ({plugin.value}) cannot be imported: {reason}"
+            )
+            log.warning("%s", failed_plugins[-1])
 
 
 def unknown_name_message(kind: str, name: str, legal: list[str]) -> str:

@@ -22,7 +22,9 @@ def attend(
     """Compute what `reference.attend` computes."""
     mask = visible.mask
     padding_only = mask.key_mask is not None and mask.segment_ids is None and not visible.pattern
-    if bias is not None and len(bias) == 1 and padding_only:
+    # The channel of `attend_padded` lowers scores by far less in a type of so small a range.
+    wide = torch.finfo(q.dtype).max > 1e30
+    if bias is not None and len(bias) == 1 and padding_only and wide:
         return attend_padded(q, k, v, visible=visible, bias=bias, scale=scale, dropout=dropout)
     # A plain triangle is left to the kernel, which then skips the half that is not visible. A mask
     # beside `is_causal` is combined by some kernels and refused by others.

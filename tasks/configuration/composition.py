@@ -1,6 +1,7 @@
 """Turn a command line into a config that Hydra composes, from conf or from a checkpoint."""
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from importlib.metadata import entry_points
 from importlib.util import find_spec
@@ -35,8 +36,10 @@ class PluginConfigs(SearchPathPlugin):
     def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
         for plugin in entry_points(group="attention_zoo"):
             package = f"{plugin.module.split('.')[0]}.conf"
-            if find_spec(package) is not None:
-                search_path.append(provider=plugin.name, path=f"pkg://{package}")
+            # To find it, the package is imported; the registries name the plugin that cannot be.
+            with suppress(Exception):
+                if find_spec(package) is not None:
+                    search_path.append(provider=plugin.name, path=f"pkg://{package}")
 
 
 @dataclass(frozen=True)

@@ -4,9 +4,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from attention_zoo.attention.softmax import ExplicitScoresAttention, register_softmax
+from attention_zoo.checkpointing import checkpoint
 
 BLOCK = 32  # queries scored at once
 
@@ -38,8 +38,7 @@ class AdditiveAttention(ExplicitScoresAttention):
 
     def scores(self, q: Tensor, k: Tensor) -> Tensor:
         blocks = [
-            checkpoint(additive_scores, part, k, self.energy, use_reentrant=False)
-            for part in q.split(BLOCK, dim=2)
+            checkpoint(additive_scores, part, k, self.energy) for part in q.split(BLOCK, dim=2)
         ]
         return torch.cat(blocks, dim=2)
 

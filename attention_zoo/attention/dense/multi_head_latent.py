@@ -53,7 +53,7 @@ class MultiHeadLatentAttention(SoftmaxAttention):
     ) -> None:
         super().__init__(kv_heads=None, **options)
         latent_dim = 4 * self.head_dim if latent_dim is None else latent_dim
-        rope_dim = self.head_dim // 2 if rope_dim is None else rope_dim
+        rope_dim = max(self.head_dim // 2, 1) if rope_dim is None else rope_dim
         check_positive(latent_dim=latent_dim, rope_dim=rope_dim)
         self.latent_dim = latent_dim
         self.rope_dim = 0 if self.role == "cross" else rope_dim

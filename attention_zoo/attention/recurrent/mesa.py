@@ -166,13 +166,16 @@ def attach_gradient(residual: Tensor, solution: Tensor, iterations: int, *system
 class Solution(torch.autograd.Function):
     """The solution; the residual gets A⁻¹ times its gradient."""
 
+    generate_vmap_rule = True
+
     @staticmethod
-    def forward(
-        ctx: Any, residual: Tensor, solution: Tensor, iterations: int, *system: Tensor
-    ) -> Tensor:
-        ctx.iterations = iterations
-        ctx.save_for_backward(*system)
+    def forward(residual: Tensor, solution: Tensor, iterations: int, *system: Tensor) -> Tensor:
         return solution.clone()
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        _, _, ctx.iterations, *system = inputs
+        ctx.save_for_backward(*system)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:

@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from einops import rearrange
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from attention_zoo.attention.naive import linear, linear_heads, rank, rotate_heads
 from attention_zoo.attention.selected.topk_selection import (
@@ -21,6 +20,7 @@ from attention_zoo.attention.selected.topk_selection import (
 )
 from attention_zoo.attention.softmax import QKV, register_softmax
 from attention_zoo.caches import TokenCache
+from attention_zoo.checkpointing import checkpoint
 from attention_zoo.errors import check_positive
 from attention_zoo.masks import Visibility
 
@@ -97,9 +97,7 @@ class LightningIndexerAttention(TopKSelectionAttention):
             weights = qkv.features["weights"][:, :, part]
             qkv_part = qkv._replace(q=qkv.q[:, :, part], v=v, features={"weights": weights})
             tokens, seen = self.select_keys(qkv_part, replace(visible, rows=visible.rows[part]))
-            parts.append(
-                checkpoint(self.attend_selected, qkv_part, tokens, seen, use_reentrant=False)
-            )
+            parts.append(checkpoint(self.attend_selected, qkv_part, tokens, seen))
         outputs, divergences = zip(*parts, strict=True)
         self.auxiliary_loss = None
         if self.training:

@@ -10,7 +10,6 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 from torch.nn.functional import avg_pool1d, pad
-from torch.utils.checkpoint import checkpoint
 
 from attention_zoo.attention.selected.topk_selection import (
     TopKSelectionAttention,
@@ -18,6 +17,7 @@ from attention_zoo.attention.selected.topk_selection import (
     split_queries,
 )
 from attention_zoo.attention.softmax import QKV
+from attention_zoo.checkpointing import checkpoint
 from attention_zoo.errors import UserError, check_positive
 from attention_zoo.masks import Visibility, count_real_tokens
 
@@ -77,7 +77,7 @@ class TopKBlockAttention(TopKSelectionAttention):
         unpadded = self.unpad(qkv, visible)
         gathered = max(self.blocks * self.block, -(-visible.rows.stop // self.block))
         outputs = [
-            checkpoint(self.attend_blocks, unpadded.take(part), use_reentrant=False)
+            checkpoint(self.attend_blocks, unpadded.take(part))
             for part in split_queries(len(visible.rows), gathered)
         ]
         return torch.cat(outputs, dim=2)

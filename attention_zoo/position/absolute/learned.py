@@ -2,11 +2,11 @@
 
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from attention_zoo.errors import UserError, check_positive
 from attention_zoo.position.base import PositionalEncoding
+from attention_zoo.tensor_checks import is_readable
 from attention_zoo.zoo import POSITION
 
 
@@ -41,9 +41,13 @@ class LearnedEncoding(PositionalEncoding):
 
 def check_length(encoding: PositionalEncoding, positions: Tensor) -> None:
     """Refuse positions beyond the encoding's longest sequence."""
-    if torch.compiler.is_compiling():
+    if not is_readable(positions) or not positions.numel():
         return
-    last = int(positions.max())
+    first, last = (int(end) for end in positions.aminmax())
+    if first < 0:
+        raise UserError(
+            f"position={encoding.card.name} needs positions of at least 0, got {first}."
+        )
     if encoding.max_length is not None and last >= encoding.max_length:
         raise UserError(
             f"position={encoding.card.name} has max_length={encoding.max_length}, got a sequence "

@@ -10,6 +10,7 @@ from torch import Tensor
 from attention_zoo.errors import Unsupported, UserError
 from attention_zoo.position.absolute.learned import check_length
 from attention_zoo.position.base import PositionalEncoding
+from attention_zoo.tensor_checks import is_readable
 from attention_zoo.zoo import POSITION, PositionCard
 
 
@@ -87,7 +88,7 @@ class RandomizedEncoding(PositionalEncoding):
         if not self.training:
             return positions * (self.num_positions // self.max_length)
         columns = positions.shape[1]
-        if not torch.compiler.is_compiling() and int(positions.max()) >= columns:
+        if is_readable(positions) and (positions >= columns).any():
             raise UserError(
                 "position=randomized draws positions anew in each pass of training, got tokens "
                 "that follow others of an earlier pass. Decode after model.eval()."

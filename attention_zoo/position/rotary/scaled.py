@@ -3,11 +3,11 @@
 from itertools import pairwise
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from attention_zoo.errors import UserError
 from attention_zoo.position.rotary.rotary import RotaryEncoding
+from attention_zoo.tensor_checks import is_readable
 
 
 class ScaledRotary(RotaryEncoding):
@@ -75,7 +75,7 @@ class GrowingRotary(OriginalLengthScaledRotary):
 
     def length_spans(self, q_positions: Tensor) -> list[slice]:
         count = q_positions.shape[1]
-        if torch.compiler.is_compiling():
+        if not is_readable(q_positions) or not count:
             # Values of positions cannot be inspected: each query is a span of its own.
             starts = list(range(count))
         else:
@@ -87,6 +87,8 @@ class GrowingRotary(OriginalLengthScaledRotary):
     def rotate_by_length(
         self, q: Tensor, k: Tensor, q_positions: Tensor, k_positions: Tensor
     ) -> tuple[Tensor, Tensor]:
+        if not q_positions.numel():
+            return q, k
         stage = self.stage(q_positions[:, -1:] + 1)
         frequencies = self.frequencies_at(stage[:, :, None, None], q)
         return (

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from attention_zoo.errors import UserError
 from attention_zoo.position.rotary.rotary import RotaryEncoding
+from attention_zoo.tensor_checks import is_readable
 from attention_zoo.zoo import POSITION
 
 SHIFT = 0.4  # gamma of the paper
@@ -61,9 +62,9 @@ class Xpos(RotaryEncoding):
 
     def check_length(self, dtype: torch.dtype, positions: Tensor) -> None:
         """Refuse positions whose scale exceeds the range of a type."""
-        if torch.compiler.is_compiling():
+        if not is_readable(positions) or not positions.numel():
             return
-        last, longest = int(positions.max()), self.longest_sequence(dtype)
+        last, longest = int(positions.abs().max()), self.longest_sequence(dtype)
         if last >= longest:
             raise UserError(
                 f"position=xpos has max_length={longest} in {dtype}, got a sequence of {last + 1} "
