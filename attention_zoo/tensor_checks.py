@@ -34,8 +34,14 @@ def is_readable(x: Tensor) -> bool:
 
     While a graph is compiled, on the meta device and under a transform of torch.func it cannot.
     """
-    compiling = torch.compiler.is_compiling()
-    return not (compiling or x.is_meta or torch._C._functorch.is_functorch_wrapped_tensor(x))
+    return not (torch.compiler.is_compiling() or x.is_meta or is_transformed(x))
+
+
+def is_transformed(x: Tensor) -> bool:
+    """Return whether a transform of torch.func works on a tensor, such as vmap or grad."""
+    if torch.compiler.is_compiling():
+        return False
+    return torch._C._functorch.is_functorch_wrapped_tensor(x)
 
 
 def describe(x: object) -> str:
@@ -94,3 +100,20 @@ def check_device(part: Tensor, name: str, x: Tensor) -> None:
             f"{name} must be on the device of the inputs, {x.device}, got {part.device}. Move it "
             "by .to()."
         )
+
+
+def check_tokens(tokens: Tensor, name: str, vocabulary_size: int) -> None:
+    """Refuse what are not tokens [b t] of a vocabulary.
+
+    Values are looked at on a CPU alone: elsewhere they would have to be waited for.
+    """
+    check_integers(tokens, name, "[b t]")
+    if tokens.dtype == torch.bool:
+        raise UserError(f"{name} must be numbers of tokens, got a mask (torch.bool).")
+    if is_readable(tokens) and tokens.device.type == "cpu" and tokens.numel():
+        first, last = (int(end) for end in tokens.aminmax())
+        if first < 0 or last >= vocabulary_size:
+            raise UserError(
+                f"{name} must be from 0 to {vocabulary_size - 1}, below vocabulary_size="
+                f"{vocabulary_size}, got {first if first < 0 else last}."
+            )

@@ -1,12 +1,15 @@
 """`torch.nn.functional.scaled_dot_product_attention`: the fastest kernel that the device has."""
 
+from contextlib import nullcontext
 from dataclasses import replace
 
 import torch
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import pad, scaled_dot_product_attention
 
 from attention_zoo.masks import Visibility
+from attention_zoo.tensor_checks import is_transformed
 
 
 def attend(
@@ -33,16 +36,19 @@ def attend(
     if bias is not None:
         bias = bias.to(q.dtype)
         attn_mask = bias if attn_mask is None else bias.masked_fill(~attn_mask, float("-inf"))
-    return scaled_dot_product_attention(
-        q,
-        k,
-        v,
-        attn_mask=attn_mask,
-        dropout_p=dropout,
-        is_causal=triangle,
-        scale=scale,
-        enable_gqa=k.shape[1] != q.shape[1],
-    )
+    # Under vmap PyTorch chooses a kernel without a gradient for the mask, though it needs one.
+    hides_gradient = bias is not None and is_transformed(bias)
+    with sdpa_kernel(SDPBackend.MATH) if hides_gradient else nullcontext():
+        return scaled_dot_product_attention(
+            q,
+            k,
+            v,
+            attn_mask=attn_mask,
+            dropout_p=dropout,
+            is_causal=triangle,
+            scale=scale,
+            enable_gqa=k.shape[1] != q.shape[1],
+        )
 
 
 def attend_padded(

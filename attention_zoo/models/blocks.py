@@ -81,6 +81,11 @@ class AttentionSublayer(Sublayer):
     ) -> None:
         super().__init__(options)
         self.role = role
+        if isinstance(attention, nn.Module):
+            raise UserError(
+                "attention must be a factory, as functools.partial(create_attention, name, …), got "
+                f"a {type(attention).__name__}: layers would share its weights."
+            )
         self.attention = attention(dim=options.dim, role=role, layer=layer)
 
     def forward(self, x: Tensor, context: Tensor | None = None, **inputs: Any) -> Tensor:

@@ -2,7 +2,11 @@
 
 import math
 
+import torch
 from torch import Tensor, nn
+
+from attention_zoo.errors import check_positive
+from attention_zoo.tensor_checks import check_tokens
 
 
 class TokenEmbedding(nn.Embedding):
@@ -12,9 +16,15 @@ class TokenEmbedding(nn.Embedding):
     """
 
     def __init__(self, vocabulary_size: int, dim: int) -> None:
+        check_positive(vocabulary_size=vocabulary_size)
         super().__init__(vocabulary_size, dim)
         nn.init.normal_(self.weight, std=dim**-0.5)
         self.scale = math.sqrt(dim)
+
+    def check(self, tokens: Tensor, name: str) -> None:
+        """Refuse what are not tokens [b t] of the vocabulary."""
+        if not torch.compiler.is_compiling():
+            check_tokens(tokens, name, self.num_embeddings)
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Embed tokens: [b t] -> [b t d]."""

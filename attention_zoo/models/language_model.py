@@ -11,6 +11,7 @@ from attention_zoo.masks import Mask, count_real_tokens
 from attention_zoo.models.blocks import AttentionFactory, BlockOptions
 from attention_zoo.models.embedding import TokenEmbedding, output_head
 from attention_zoo.models.stacks import Decoder, PositionFactory
+from attention_zoo.tensor_checks import check_integers
 
 
 class LanguageModel(nn.Module):
@@ -63,7 +64,11 @@ class LanguageModel(nn.Module):
                 within each document, and its positions start from zero.
             cache: from `new_cache`; it takes the tokens in.
             target_positions: [b a], of the tokens whose logits [b a v] are returned; default: all.
+
+        Raises:
+            UserError: tokens outside the vocabulary, or inputs of another shape or type.
         """
+        self.embedding.check(tokens, "tokens")
         start = 0 if cache is None else cache.length
         stop = start + tokens.shape[1]
         positions = positions_in_row(key_mask, segment_ids, stop, tokens.device)[:, start:]
@@ -74,6 +79,7 @@ class LanguageModel(nn.Module):
             cache=cache,
         )
         if target_positions is not None:
+            check_integers(target_positions, "target_positions", "[b a]")
             # The head costs most where the vocabulary is large.
             x = x.take_along_dim(target_positions[:, :, None], dim=1)
         return self.head(x)

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from attention_zoo.attention.base import resolve_positions
 from attention_zoo.caches import LayeredCache
 from attention_zoo.capture import Maps, capture_attention, group_by_role
+from attention_zoo.errors import UserError
 from attention_zoo.masks import Mask
 from attention_zoo.models.blocks import AttentionFactory, BlockOptions
 from attention_zoo.models.embedding import TokenEmbedding, output_head
@@ -44,8 +45,12 @@ class Seq2Seq(nn.Module):
     ) -> None:
         super().__init__()
         options = BlockOptions(**block_options)
-        self.pad_id = pad_id
         self.source_embedding = TokenEmbedding(vocabulary_size, options.dim)
+        if not 0 <= pad_id < vocabulary_size:
+            raise UserError(
+                f"pad_id must be a token, from 0 to {vocabulary_size - 1}, got {pad_id}."
+            )
+        self.pad_id = pad_id
         self.target_embedding = self.source_embedding
         if not tie_embeddings:
             self.target_embedding = TokenEmbedding(vocabulary_size, options.dim)
@@ -73,6 +78,7 @@ class Seq2Seq(nn.Module):
 
     def encode(self, source: Tensor, source_mask: Tensor) -> Tensor:
         """Encode source tokens [b s], True at the real ones in `source_mask`: memory [b s d]."""
+        self.source_embedding.check(source, "source")
         x = self.source_embedding(source)
         return self.encoder(x, mask=Mask(key_mask=source_mask), positions=resolve_positions(x))
 
@@ -93,6 +99,7 @@ class Seq2Seq(nn.Module):
             source_mask: [b s], True at real source tokens.
             cache: from `new_cache`; it takes the tokens in.
         """
+        self.target_embedding.check(target, "target")
         x = self.decoder(
             self.target_embedding(target),
             memory,

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from attention_zoo.attention.base import Attention
 from attention_zoo.caches import Cache, LayeredCache
-from attention_zoo.errors import check_positive
+from attention_zoo.errors import UserError, check_positive
 from attention_zoo.masks import Mask
 from attention_zoo.models.blocks import (
     AttentionFactory,
@@ -113,6 +113,10 @@ class Stack(nn.Module):
         cache: LayeredCache | None = None,
     ) -> Tensor:
         """Encode or decode [b t d], attending to the context [b s d] if there is any: [b t d]."""
+        if cache is not None and not isinstance(cache, LayeredCache):
+            raise UserError(
+                f"cache must come from new_cache() of the model, got {type(cache).__name__}."
+            )
         positions = self.position.map_positions(positions)
         x = self.dropout(self.position.embed(x, positions))
         for index, layer in enumerate(self.layers):
@@ -154,6 +158,11 @@ def attach_positions(
     Returns:
         The encoding that acts before the layers.
     """
+    if isinstance(factory, nn.Module):
+        raise UserError(
+            "position must be a factory, as functools.partial(create_position, name, …), got a "
+            f"{type(factory).__name__}: it could not be built for each stack."
+        )
     first = layers[0].attention
     position = factory(**first.position_sizes)
     if not position.card.per_layer:
