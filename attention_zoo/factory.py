@@ -3,11 +3,11 @@
 import inspect
 import math
 from numbers import Integral, Real
-from types import UnionType
-from typing import Any, get_args
+from types import NoneType, UnionType
+from typing import Any, Union, get_args, get_origin
 
 from attention_zoo.attention.base import Attention, check_acts_inside
-from attention_zoo.errors import UserError
+from attention_zoo.errors import UserError, short_repr
 from attention_zoo.position.base import PositionalEncoding
 from attention_zoo.zoo import ATTENTION, POSITION, Role
 
@@ -85,21 +85,28 @@ def construct(entry: type, name: str, **options: Any) -> Any:
 
 
 def check_type(option: str, value: object, annotation: Any) -> None:
-    """Refuse a number, a truth value or a word of another type than an option is declared with.
-
-    A constructor refuses what is wrong for other reasons, null among them.
-    """
-    types = get_args(annotation) if isinstance(annotation, UnionType) else (annotation,)
-    declared = [kind for kind in OPTION_TYPES if kind in types]
-    if value is None or not declared:
+    """Refuse null, and a number, a truth value or a word, where an option is declared otherwise."""
+    if isinstance(annotation, str) or annotation in (Any, inspect.Parameter.empty):
         return
-    for kind in declared:
-        if isinstance(value, OPTION_TYPES[kind][0]) and (kind is bool) == isinstance(value, bool):
-            if isinstance(value, float) and not math.isfinite(value):
-                break
-            return
-    words = " or ".join(OPTION_TYPES[kind][1] for kind in declared)
-    raise UserError(f"{option} must be {words}, got {value!r}.")
+    is_union = get_origin(annotation) in (Union, UnionType)
+    types = get_args(annotation) if is_union else (annotation,)
+    declared = [kind for kind in OPTION_TYPES if kind in types]
+    if value is None:
+        fits = NoneType in types
+    else:
+        fits = not declared or any(is_of_type(value, kind) for kind in declared)
+    if not fits:
+        words = " or ".join(OPTION_TYPES[kind][1] for kind in declared) or "given"
+        raise UserError(f"{option} must be {words}, got {short_repr(value)}.")
+
+
+def is_of_type(value: object, kind: type) -> bool:
+    """Return whether a value may stand for a declared type: a truth value is no number."""
+    if isinstance(value, bool) or kind is bool:
+        return isinstance(value, bool) and kind is bool
+    return isinstance(value, OPTION_TYPES[kind][0]) and not (
+        isinstance(value, float) and not math.isfinite(value)
+    )
 
 
 def options_of(entry: type) -> dict[str, inspect.Parameter]:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from attention_zoo.errors import UserError, check_positive
+from attention_zoo.errors import UserError, check_positive, short_repr
 from attention_zoo.tensor_checks import check_integers, check_key_mask, is_readable
 
 # Whether a query may attend to a key, elementwise: of row b of the batch, and columns i and j.
@@ -47,7 +47,9 @@ class Mask:
 
     def __post_init__(self) -> None:
         if not isinstance(self.causal, bool):
-            raise UserError(f"a mask's causal must be True or False, got {self.causal!r}.")
+            raise UserError(
+                f"a mask's causal must be True or False, got {short_repr(self.causal)}."
+            )
         if self.window is not None:
             check_positive(window=self.window)
         if self.query_segment_ids is not None and self.segment_ids is None:

@@ -10,7 +10,7 @@ from torch.nn.functional import pad
 
 from attention_zoo.backends.reference import repeat_heads
 from attention_zoo.caches import Cache, check_cache
-from attention_zoo.errors import Unsupported, UserError, check_positive
+from attention_zoo.errors import Unsupported, UserError, check_not_negative, check_positive
 from attention_zoo.masks import Mask
 from attention_zoo.position.base import PositionalEncoding
 from attention_zoo.tensor_checks import (
@@ -76,6 +76,7 @@ class Attention(nn.Module):
         check_pair(self.card, role)
         kv_heads = heads if kv_heads is None else kv_heads
         check_positive(dim=dim)
+        check_not_negative(layer=layer)
         if head_dim is not None:
             check_positive(head_dim=head_dim)
         if min(heads, kv_heads) < 1 or heads % kv_heads:

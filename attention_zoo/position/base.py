@@ -6,7 +6,8 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from attention_zoo.zoo import PositionCard, Role
+from attention_zoo.errors import UserError, check_not_negative, check_positive
+from attention_zoo.zoo import ROLES, PositionCard, Role
 
 
 class ScoreInputs(NamedTuple):
@@ -65,6 +66,10 @@ class PositionalEncoding(nn.Module):
 
     def __init__(self, *, dim: int, heads: int, head_dim: int, role: Role, layer: int = 0) -> None:
         super().__init__()
+        check_positive(dim=dim, heads=heads, head_dim=head_dim)
+        check_not_negative(layer=layer)
+        if role not in ROLES:
+            raise UserError(f"role must be one of {', '.join(ROLES)}, got {role!r}.")
         self.dim = dim
         self.heads = heads
         self.head_dim = head_dim
@@ -140,3 +145,9 @@ class PositionalEncoding(nn.Module):
     def naive_values(self, q_position: Tensor, k_positions: Tensor) -> Tensor | float:
         """Return what to add to the values [k c] that a query sees."""
         return 0.0
+
+
+def check_base(base: float) -> None:
+    """Refuse a base of wavelengths from 2π to base·2π tokens that does not make them grow."""
+    if base <= 1:
+        raise UserError(f"base must be above 1, got {base}.")

@@ -19,7 +19,7 @@ SIZES = {"dim": 16, "heads": 4, "head_dim": 4}
         ("multi_head", {"heads": 4, "backend": "sdp"}, "Did you mean sdpa"),
         ("grouped_query", {"heads": 4, "kv_heads": 3}, "multiple of kv_heads, got heads=4, kv_h"),
         ("sliding_window", {"heads": 4, "window": 0}, "window must be at least 1"),
-        ("sliding_window", {"heads": 4, "window": None}, "window must be at least 1, got None"),
+        ("sliding_window", {"heads": 4, "window": None}, "window must be a whole number, got None"),
         ("multihead", {"heads": 4}, "Did you mean multi_head"),
     ],
 )

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from attention_zoo.errors import UserError
-from attention_zoo.position.base import PositionalEncoding
+from attention_zoo.position.base import PositionalEncoding, check_base
 from attention_zoo.zoo import POSITION
 
 
@@ -30,6 +30,7 @@ class SinusoidalEncoding(PositionalEncoding):
         super().__init__(**sizes)
         if self.dim % 2:
             raise UserError(f"position=sinusoidal needs an even dim, got {self.dim}.")
+        check_base(base)
         self.base = base
 
     def embed(self, x: Tensor, positions: Tensor) -> Tensor:

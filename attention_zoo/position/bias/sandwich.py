@@ -7,7 +7,7 @@ from torch import Tensor
 
 from attention_zoo.errors import UserError
 from attention_zoo.position.absolute.sinusoidal import sinusoids
-from attention_zoo.position.base import NaiveScoreInputs, PositionalEncoding
+from attention_zoo.position.base import NaiveScoreInputs, PositionalEncoding, check_base
 from attention_zoo.precision import autocast_disabled
 from attention_zoo.zoo import POSITION
 
@@ -42,6 +42,7 @@ class SandwichEncoding(PositionalEncoding):
                 f"position=sandwich needs an even embedding_dim of at least 2, got {embedding_dim}."
             )
         self.embedding_dim = embedding_dim
+        check_base(base)
         self.base = base
 
     def score_bias(self, q_positions: Tensor, k_positions: Tensor) -> Tensor:

@@ -7,7 +7,12 @@ from torch import Tensor, nn
 
 from attention_zoo.errors import UserError
 from attention_zoo.position.absolute.sinusoidal import sinusoids
-from attention_zoo.position.base import NaiveScoreInputs, PositionalEncoding, ScoreInputs
+from attention_zoo.position.base import (
+    NaiveScoreInputs,
+    PositionalEncoding,
+    ScoreInputs,
+    check_base,
+)
 from attention_zoo.zoo import POSITION
 
 
@@ -42,6 +47,7 @@ class TransformerXLEncoding(PositionalEncoding):
         super().__init__(**sizes)
         if self.dim % 2:
             raise UserError(f"position=transformer_xl needs an even dim, got {self.dim}.")
+        check_base(base)
         self.base = base
         self.query_content_bias = nn.Parameter(torch.empty(self.heads, self.head_dim))
         self.query_position_bias = nn.Parameter(torch.empty(self.heads, self.head_dim))

@@ -48,10 +48,12 @@ class LongRope(GrowingRotary):
         super().__init__(**options)
         pairs = self.width // 2
         for name, factors in (("short_factor", short_factor), ("long_factor", long_factor)):
-            if factors is not None and (len(factors) != pairs or min(factors) <= 0):
+            if factors is None:
+                continue
+            if not isinstance(factors, list) or len(factors) != pairs or min(factors) <= 0:
                 raise UserError(
                     f"{name} must be a list of {pairs} positive numbers, one for each pair of "
-                    f"channels, got {factors}."
+                    f"channels, got {factors!r}."
                 )
         self.short_factor = short_factor or [1.0] * pairs
         self.long_factor = long_factor

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from attention_zoo.errors import UserError
-from attention_zoo.position.base import PositionalEncoding
+from attention_zoo.position.base import PositionalEncoding, check_base
 from attention_zoo.zoo import POSITION
 
 Layout = Literal["half_split", "interleaved"]
@@ -42,8 +42,7 @@ class RotaryEncoding(PositionalEncoding):
         super().__init__(**sizes)
         if layout not in get_args(Layout):
             raise UserError(f"layout must be one of {', '.join(get_args(Layout))}, got {layout!r}.")
-        if base <= 1:
-            raise UserError(f"base must be above 1, got {base}.")
+        check_base(base)
         self.base = base
         self.layout = layout
         if self.width % 2:
