@@ -11,6 +11,11 @@ def autocast_disabled(x: Tensor) -> AbstractContextManager[object]:
     return nullcontext() if x.is_meta else torch.autocast(x.device.type, enabled=False)
 
 
+def is_autocast_enabled(x: Tensor) -> bool:
+    """Return whether autocast is on for the device of x; the meta device has none."""
+    return not x.is_meta and torch.is_autocast_enabled(x.device.type)
+
+
 def upcast(x: Tensor) -> Tensor:
     """Convert x to float32, unless its type is wider."""
     return x.to(torch.promote_types(x.dtype, torch.float32))

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from attention_zoo.errors import UserError
+from attention_zoo.precision import is_autocast_enabled
 
 
 def check_key_mask(key_mask: Tensor) -> None:
@@ -73,7 +74,7 @@ def check_matches_weights(x: Tensor, name: str, module: nn.Module) -> None:
             "other by .to()."
         )
     types = {x.dtype} if x.dtype == weight.dtype else {part.dtype for part in module.parameters()}
-    if x.dtype not in types and not torch.is_autocast_enabled(x.device.type):
+    if x.dtype not in types and not is_autocast_enabled(x):
         raise UserError(
             f"{name} is {x.dtype} and the weights are {weight.dtype}. Convert one to the other by "
             ".to(), or run under torch.autocast."

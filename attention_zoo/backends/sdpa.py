@@ -9,6 +9,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import pad, scaled_dot_product_attention
 
 from attention_zoo.masks import Visibility
+from attention_zoo.precision import is_autocast_enabled
 from attention_zoo.tensor_checks import is_transformed
 
 
@@ -25,7 +26,7 @@ def attend(
     """Compute what `reference.attend` computes."""
     mask = visible.mask
     padding_only = mask.key_mask is not None and mask.segment_ids is None and not visible.pattern
-    # The channel of `attend_padded` lowers scores by far less in a type of so small a range.
+    # In a type of a small range the channel of `attend_padded` would not lower scores enough.
     wide = torch.finfo(q.dtype).max > 1e30
     if bias is not None and len(bias) == 1 and padding_only and wide:
         return attend_padded(q, k, v, visible=visible, bias=bias, scale=scale, dropout=dropout)
@@ -69,7 +70,7 @@ def attend_padded(
     """
     # Autocast converts the kernel's inputs to a type in which too large a number is infinite.
     dtypes = [q.dtype]
-    if torch.is_autocast_enabled(q.device.type):
+    if is_autocast_enabled(q):
         dtypes.append(torch.get_autocast_dtype(q.device.type))
     # Scores are lowered by low², no more than needed: the backward pass computes scores again, and
     # where a query sees nothing, a rounding error of a huge one would have an infinite exponential.
@@ -77,7 +78,10 @@ def attend_padded(
     assert visible.mask.key_mask is not None
     columns = slice(visible.columns.start, visible.columns.stop)
     real = pad(visible.mask.key_mask[:, columns], (visible.sinks, 0), value=True)
-    channel = torch.zeros_like(k[..., :1]).masked_fill(~real[:, None, :, None], -low)
+    padded = ~real[:, None, :, None]
+    channel = torch.zeros_like(k[..., :1]).masked_fill(padded, -low)
+    # However large a padded key is, its score is −low².
+    k = k.masked_fill(padded, 0.0)
     # GPU kernels want widths of whole eights, and those of queries, keys and values to be equal.
     extra = -(q.shape[-1] + 1) % 8
     out = attend(

@@ -36,7 +36,7 @@ class NaiveScoreInputs(NamedTuple):
     @property
     def distances(self) -> Tensor:
         """Return the signed distance from each key to the query, t − s, [k]."""
-        return self.q_position - self.k_positions
+        return (self.q_position - self.k_positions).to(self.query.dtype)
 
 
 class PositionalEncoding(nn.Module):

@@ -274,7 +274,7 @@ MISUSE: dict[str, tuple[Callable[[], Any], type[UserError], str]] = {
         "sees the future",
     ),
     "cache of what has none": (
-        lambda: attention("reformer", block=4, buckets=4, rounds=1).new_cache(),
+        lambda: create_attention("fourier", dim=DIM, role="global").new_cache(),
         Unsupported,
         "no cached decoding",
     ),

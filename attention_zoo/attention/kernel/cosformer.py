@@ -42,7 +42,7 @@ class CosformerFeatures(FeatureMap):
     def naive_features(self, x: Tensor, positions: Tensor, of: Literal["query", "key"]) -> Tensor:
         assert self.max_length is not None
         rectified = x.clamp(min=0) + EPSILON
-        angles = math.pi * positions[:, None, :, None] / (2 * self.max_length)
+        angles = math.pi * positions[:, None, :, None].to(x.dtype) / (2 * self.max_length)
         return torch.cat([rectified * torch.cos(angles), rectified * torch.sin(angles)], dim=-1)
 
     def naive_kernel(self, q: Tensor, k: Tensor, positions: Tensor) -> Tensor:
@@ -50,7 +50,7 @@ class CosformerFeatures(FeatureMap):
         if self.max_length is None:
             return products
         distances = positions[:, None, :, None] - positions[:, None, None, :]
-        return products * torch.cos(math.pi / 2 * distances / self.max_length)
+        return products * torch.cos(math.pi / 2 * distances.to(q.dtype) / self.max_length)
 
 
 @register_kernel(

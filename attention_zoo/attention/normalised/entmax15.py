@@ -32,7 +32,7 @@ class Entmax15Attention(SparseAttention):
             mean = halves[support].mean()
             variance = ((halves[support] - mean) ** 2).mean()
             # With too many keys there is no solution yet: then those below the mean have no weight.
-            threshold = mean - (1 / support.sum() - variance).clamp(min=0).sqrt()
+            threshold = mean - (1 / support.sum().to(scores.dtype) - variance).clamp(min=0).sqrt()
             support = halves > threshold
         return ((halves - threshold) * support) ** 2
 

@@ -66,7 +66,7 @@ class T5BiasEncoding(PositionalEncoding):
 
     def naive_bias(self, inputs: NaiveScoreInputs) -> Tensor:
         rows = []
-        for distance in inputs.distances.tolist():
+        for distance in map(int, inputs.distances):
             count, first = self.buckets, 0
             if self.role != "causal":
                 count, first = self.buckets // 2, self.buckets // 2 * (distance < 0)

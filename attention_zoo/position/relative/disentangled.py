@@ -74,7 +74,7 @@ class DisentangledEncoding(PositionalEncoding):
     def naive_bias(self, inputs: NaiveScoreInputs) -> Tensor:
         head_rows = slice(inputs.head * self.head_dim, (inputs.head + 1) * self.head_dim)
         biases = []
-        for key, distance in zip(inputs.keys, inputs.distances.tolist(), strict=True):
+        for key, distance in zip(inputs.keys, map(int, inputs.distances), strict=True):
             ahead, back = (
                 self.table[min(max(d, -self.clip), self.clip - 1) + self.clip]
                 for d in (distance, -distance)

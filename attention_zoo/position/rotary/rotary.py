@@ -93,7 +93,8 @@ class RotaryEncoding(PositionalEncoding):
         for i, frequency in enumerate(frequencies):
             pair = [i, i + len(frequencies)] if self.layout == "half_split" else [2 * i, 2 * i + 1]
             numbers = torch.complex(*x[..., pair].unbind(-1))
-            numbers = numbers * torch.exp(1j * positions * frequency) * self.naive_magnitude()
+            waves = torch.exp(1j * positions.to(x.dtype) * frequency)
+            numbers = numbers * waves * self.naive_magnitude()
             rotated[..., pair] = torch.view_as_real(numbers)
         return rotated
 

@@ -78,6 +78,6 @@ class Xpos(RotaryEncoding):
         rotated = super().naive_rotate(x, positions, head=head, length=length, of=of)
         pairs = torch.arange(self.head_dim // 2)
         of_channel = pairs.repeat(2) if self.layout == "half_split" else pairs.repeat_interleave(2)
-        decay = (2 * of_channel / self.head_dim + 0.4) / 1.4
+        decay = (2 * of_channel.to(x.dtype) / self.head_dim + 0.4) / 1.4
         sign = 1 if of == "query" else -1
         return rotated * decay ** (sign * positions[..., None] / self.scale_base)
