@@ -125,7 +125,7 @@ class Registry(Generic[C]):
         discover()
         if name not in self._entries:
             message = unknown_name_message(self.kind, name, list(self))
-            raise Unsupported(" ".join([message, *failed_plugins]))
+            raise Unsupported(" ".join([message, *discover()]))
         return self._entries[name]
 
     def __iter__(self) -> Iterator[str]:
@@ -141,27 +141,29 @@ ATTENTION = Registry("attention", AttentionCard)
 POSITION = Registry("position", PositionCard)
 
 
-# What is wrong with the plugins that could not be imported.
-failed_plugins: list[str] = []
-
-
 @cache
-def discover() -> None:
-    """Import the modules that register entries: ours, and those of the entry points of plugins."""
+def discover() -> tuple[str, ...]:
+    """Import the modules that register entries: ours, and those of the entry points of plugins.
+
+    Returns:
+        A sentence on each plugin that cannot be imported. It is logged, and all other entries are
+        at hand.
+    """
     for package in ("attention_zoo.attention", "attention_zoo.position"):
         path = importlib.import_module(package).__path__
         for module in pkgutil.walk_packages(path, prefix=f"{package}."):
             importlib.import_module(module.name)
+    failures = []
     for plugin in entry_points(group="attention_zoo"):
         try:
             plugin.load()
         except Exception as error:
-            # The other entries do not depend on it.
             reason = f"{type(error).__name__}: {error}".splitlines()[0]
-            failed_plugins.append(
+            failures.append(
                 f"The plugin {plugin.name} ({plugin.value}) cannot be imported: {reason}"
             )
-            log.warning("%s", failed_plugins[-1])
+            log.warning("%s", failures[-1])
+    return tuple(failures)
 
 
 def unknown_name_message(kind: str, name: str, legal: list[str]) -> str:

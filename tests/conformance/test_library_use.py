@@ -61,7 +61,7 @@ def test_an_empty_chunk_leaves_the_cache_as_it_was(case: Case) -> None:
     assert_same(torch.cat([first, last], dim=1), attention(x, *context))
 
 
-@pytest.mark.parametrize("position", POSITION)
+@pytest.mark.parametrize("position", list(POSITION))
 def test_a_model_takes_no_tokens(position: str) -> None:
     model = language_model("multi_head", position, layers=1)
     for shape in ((2, 0), (0, 3), (0, 0)):
@@ -88,7 +88,7 @@ def test_what_is_built_on_the_meta_device_is_all_in_the_state_dict(case: Case) -
     assert_same(theirs(*inputs), ours(*inputs))
 
 
-@pytest.mark.parametrize("position", POSITION)
+@pytest.mark.parametrize("position", list(POSITION))
 def test_a_model_runs_on_the_meta_device_and_is_loaded_from_it(position: str) -> None:
     ours: LanguageModel = language_model("multi_head", position, layers=1).eval()
     with torch.device("meta"):
@@ -116,6 +116,7 @@ def test_a_module_converted_to_float64_computes_in_it(case: Case) -> None:
     assert_same(naive, ours[0])
 
 
+@pytest.mark.filterwarnings("ignore:There is a performance drop")  # of what vmap has no rule for
 @over(positioned_cases())
 def test_transforms_of_torch_func_apply(case: Case) -> None:
     """Gradients as those of autograd, each row alone by vmap, and gradients of each row."""

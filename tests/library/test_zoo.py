@@ -1,7 +1,7 @@
 """The registry: names, cards, plugins, and refusals that say what to do."""
 
 import sys
-from importlib.metadata import EntryPoint
+from importlib.metadata import EntryPoint, version
 from types import ModuleType
 
 import pytest
@@ -80,6 +80,29 @@ def test_a_plugin_is_found_by_its_entry_point(monkeypatch: pytest.MonkeyPatch) -
         monkeypatch.undo()
         zoo.discover.cache_clear()
     assert loaded == ["attention_zoo"]
+
+
+def test_a_plugin_that_cannot_be_imported_is_named_and_no_more(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Where an entry is asked for that it may have; all others are at hand."""
+    point = EntryPoint(name="mine", value="no_such_module", group="attention_zoo")
+    monkeypatch.setattr(zoo, "entry_points", lambda group: [point])
+    zoo.discover.cache_clear()
+    said = "The plugin mine (no_such_module) cannot be imported: ModuleNotFoundError: No module"
+    try:
+        assert "multi_head" in list(ATTENTION) and ATTENTION["multi_head"]
+        assert [record.getMessage().startswith(said) for record in caplog.records] == [True]
+        with pytest.raises(Unsupported, match="no attention 'theirs'") as refused:
+            ATTENTION["theirs"]
+        assert said in str(refused.value) and "\n" not in str(refused.value)
+    finally:
+        monkeypatch.undo()
+        zoo.discover.cache_clear()
+
+
+def test_the_version_is_that_of_the_package() -> None:
+    assert attention_zoo.__version__ == version("attention-zoo")
 
 
 def test_a_role_that_is_not_declared_is_refused_with_those_that_can() -> None:

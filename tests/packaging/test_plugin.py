@@ -86,3 +86,15 @@ def test_the_conformance_suite_holds_it_to_the_contract(installed: Path) -> None
         f"tests/conformance/{path.name}" for path in ROOT.glob("tests/conformance/test_*.py")
     }
     assert passed == properties
+
+
+def test_a_plugin_that_cannot_be_imported_does_no_harm(tmp_path: Path) -> None:
+    (tmp_path / "broken.py").write_text("import no_such_module\n")
+    info = tmp_path / "broken-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: broken\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text("[attention_zoo]\nbroken = broken\n")
+    program = ("-m", "attention_zoo")
+    assert "multi_head" in run(*program, "list", cwd=tmp_path, plugins=tmp_path)
+    composed = run(*program, "train", "--cfg", "job", cwd=tmp_path, plugins=tmp_path)
+    assert "attention:" in composed
