@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from attention_zoo.errors import UserError
+from attention_zoo.tensor_checks import check_range, describe
 
 
 class Cache(Protocol):
@@ -63,6 +64,7 @@ class TokenCache(Cache):
         return part[..., part.shape[-2] - self.window :, :].clone()
 
     def reorder(self, index: Tensor) -> None:
+        check_rows(index, self.batch)
         self.tokens = {name: part.index_select(0, index) for name, part in self.tokens.items()}
 
 
@@ -78,6 +80,7 @@ class StateCache(Cache):
         return None if self.state is None else len(self.state[0])
 
     def reorder(self, index: Tensor) -> None:
+        check_rows(index, self.batch)
         if self.state is not None:
             self.state = tuple(part.index_select(0, index) for part in self.state)
 
@@ -108,3 +111,11 @@ def check_cache(cache: Cache, attention: object, batch: int) -> None:
             f"the cache holds {cache.batch} sequences, got {batch}. Call new_cache() for a new "
             "batch, or cache.reorder(index) to choose rows."
         )
+
+
+def check_rows(index: Tensor, batch: int | None) -> None:
+    """Refuse what is not an index [n] of rows."""
+    if not isinstance(index, Tensor) or index.dtype not in (torch.int32, torch.int64):
+        raise UserError(f"index must be a tensor [n] of integers, got {describe(index)}.")
+    if batch is not None:
+        check_range(index, "index", batch)

@@ -1,6 +1,6 @@
 """Errors that a user can fix. The command line prints them as one line, without a traceback."""
 
-from numbers import Integral
+from numbers import Integral, Real
 
 
 class UserError(ValueError):
@@ -39,8 +39,8 @@ def check_not_negative(**values: int) -> None:
 
 def check_dropout(dropout: float) -> None:
     """Raise UserError for a probability of dropout that is not at least 0 and below 1."""
-    if not 0.0 <= dropout < 1.0:
-        raise UserError(f"dropout must be at least 0 and below 1, got {dropout}.")
+    if not isinstance(dropout, Real) or not 0.0 <= dropout < 1.0:
+        raise UserError(f"dropout must be at least 0 and below 1, got {short_repr(dropout)}.")
 
 
 class TrainingDiverged(UserError):

@@ -86,6 +86,21 @@ class Mask:
         # One row stands for all of a batch, though the batch may be empty.
         return max(sizes - {1}, default=1) if sizes else None
 
+    def check_shape(self, *, batch: int, queries: int, keys: int) -> None:
+        """Refuse a mask that has not a row for each sequence, or one for all, of these lengths."""
+        lengths = {"key_mask": keys, "segment_ids": keys, "query_segment_ids": queries}
+        for name, part in self.tensors.items():
+            if part.shape[1] != lengths[name]:
+                raise UserError(
+                    f"the mask's {name} must have a column for each of {lengths[name]} tokens, "
+                    f"got {part.shape[1]}."
+                )
+            if len(part) not in (1, batch):
+                raise UserError(
+                    f"the mask's {name} must have a row for each of {batch} sequences, or one for "
+                    f"all, got {len(part)}."
+                )
+
     def intersect(self, *, causal: bool = False, window: int | None = None) -> "Mask":
         """Return this mask, narrowed to causal or windowed attention."""
         windows = [w for w in (self.window, window) if w is not None]

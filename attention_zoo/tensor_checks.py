@@ -104,17 +104,29 @@ def check_device(part: Tensor, name: str, x: Tensor) -> None:
 
 
 def check_tokens(tokens: Tensor, name: str, vocabulary_size: int) -> None:
-    """Refuse what are not tokens [b t] of a vocabulary.
+    """Refuse what are not tokens [b t] of a vocabulary."""
+    check_integers(tokens, name, "[b t]")
+    check_range(tokens, name, vocabulary_size)
+
+
+def check_indices(indices: Tensor, name: str, x: Tensor) -> None:
+    """Refuse what are not indices [b a] of the tokens of x [b t d]."""
+    check_integers(indices, name, "[b a]")
+    if len(indices) != len(x):
+        raise UserError(
+            f"{name} must have a row for each of {len(x)} sequences, got {len(indices)}."
+        )
+    check_range(indices, name, x.shape[1])
+
+
+def check_range(numbers: Tensor, name: str, count: int) -> None:
+    """Refuse a mask, and numbers that are not from 0 to count − 1.
 
     Values are looked at on a CPU alone: elsewhere they would have to be waited for.
     """
-    check_integers(tokens, name, "[b t]")
-    if tokens.dtype == torch.bool:
-        raise UserError(f"{name} must be numbers of tokens, got a mask (torch.bool).")
-    if is_readable(tokens) and tokens.device.type == "cpu" and tokens.numel():
-        first, last = (int(end) for end in tokens.aminmax())
-        if first < 0 or last >= vocabulary_size:
-            raise UserError(
-                f"{name} must be from 0 to {vocabulary_size - 1}, below vocabulary_size="
-                f"{vocabulary_size}, got {first if first < 0 else last}."
-            )
+    if numbers.dtype == torch.bool:
+        raise UserError(f"{name} must be integers, got a mask (torch.bool).")
+    if is_readable(numbers) and numbers.device.type == "cpu" and numbers.numel():
+        for end in map(int, numbers.aminmax()):
+            if not 0 <= end < count:
+                raise UserError(f"{name} must be from 0 to {count - 1}, got {end}.")

@@ -14,7 +14,7 @@ from functools import cache
 from importlib.metadata import entry_points
 from typing import Any, Generic, Literal, TypeVar, get_args
 
-from attention_zoo.errors import Unsupported
+from attention_zoo.errors import Unsupported, short_repr
 
 log = logging.getLogger(__name__)
 
@@ -123,7 +123,7 @@ class Registry(Generic[C]):
 
     def __getitem__(self, name: str) -> type:
         discover()
-        if name not in self._entries:
+        if not isinstance(name, str) or name not in self._entries:
             message = unknown_name_message(self.kind, name, list(self))
             raise Unsupported(" ".join([message, *discover()]))
         return self._entries[name]
@@ -168,9 +168,9 @@ def discover() -> tuple[str, ...]:
 
 def unknown_name_message(kind: str, name: str, legal: list[str]) -> str:
     """Return the message for an unknown name: the nearest names, then all."""
-    near = get_close_matches(name, legal, n=3, cutoff=0.5)
+    near = get_close_matches(str(name), legal, n=3, cutoff=0.5)
     hint = f" Did you mean {' or '.join(near)}?" if near else ""
-    return f"There is no {kind} {name!r}.{hint} Choices: {', '.join(legal)}."
+    return f"There is no {kind} {short_repr(name)}.{hint} Choices: {', '.join(legal)}."
 
 
 def check_pair(attention: AttentionCard, role: Role, position: PositionCard | None = None) -> None:

@@ -360,18 +360,8 @@ class Attention(nn.Module):
             raise UserError("segment_ids in cross-attention need query_segment_ids as well.")
         cached = 0 if cache is None else cache.length
         keys = cached + x.shape[1] if context is None else cached or context.shape[1]
-        lengths = {"key_mask": keys, "segment_ids": keys, "query_segment_ids": x.shape[1]}
+        mask.check_shape(batch=len(x), queries=x.shape[1], keys=keys)
         for name, part in mask.tensors.items():
-            if part.shape[1] != lengths[name]:
-                raise UserError(
-                    f"the mask's {name} must have a column for each of {lengths[name]} tokens, "
-                    f"got {part.shape[1]}."
-                )
-            if len(part) not in (1, len(x)):
-                raise UserError(
-                    f"the mask's {name} must have a row for each of {len(x)} sequences, or one for "
-                    f"all, got {len(part)}."
-                )
             check_device(part, f"the mask's {name}", x)
         if self.max_length is not None and keys > self.max_length:
             raise UserError(

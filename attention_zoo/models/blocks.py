@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn.functional import gelu, silu
 
 from attention_zoo.attention.base import Attention
-from attention_zoo.errors import UserError, check_dropout, check_positive
+from attention_zoo.errors import UserError, check_dropout, check_positive, short_repr
 from attention_zoo.zoo import Role
 
 AttentionFactory = Callable[..., Attention]
@@ -57,6 +57,15 @@ class BlockOptions:
         return self.create_norm() if self.norm_order == "pre" else nn.Identity()
 
 
+def check_factory(factory: object, name: str) -> None:
+    """Refuse what is not a factory, such as a module, whose weights layers would share."""
+    if isinstance(factory, nn.Module) or not callable(factory):
+        raise UserError(
+            f"{name} must be a factory, as functools.partial(create_{name}, name, …), got "
+            f"{short_repr(factory) if isinstance(factory, str) else type(factory).__name__}."
+        )
+
+
 class Sublayer(nn.Module):
     """x + dropout(f(norm(x))), or norm(x + dropout(f(x)))."""
 
@@ -81,12 +90,13 @@ class AttentionSublayer(Sublayer):
     ) -> None:
         super().__init__(options)
         self.role = role
-        if isinstance(attention, nn.Module):
-            raise UserError(
-                "attention must be a factory, as functools.partial(create_attention, name, …), got "
-                f"a {type(attention).__name__}: layers would share its weights."
-            )
+        check_factory(attention, "attention")
         self.attention = attention(dim=options.dim, role=role, layer=layer)
+        if not isinstance(self.attention, Attention) or self.attention.role != role:
+            raise UserError(
+                f"the factory of attention must build {role} attention, as it is asked to, got "
+                f"{short_repr(getattr(self.attention, 'role', self.attention))}."
+            )
 
     def forward(self, x: Tensor, context: Tensor | None = None, **inputs: Any) -> Tensor:
         """Attend as `Attention.forward` does, with the same inputs: [b q d] -> [b q d]."""

@@ -7,11 +7,12 @@ from torch import Tensor, nn
 
 from attention_zoo.caches import LayeredCache
 from attention_zoo.capture import Maps, capture_attention, group_by_role
+from attention_zoo.factory import check_type, construct
 from attention_zoo.masks import Mask, count_real_tokens
 from attention_zoo.models.blocks import AttentionFactory, BlockOptions
 from attention_zoo.models.embedding import TokenEmbedding, output_head
 from attention_zoo.models.stacks import Decoder, PositionFactory
-from attention_zoo.tensor_checks import check_integers
+from attention_zoo.tensor_checks import check_indices
 
 
 class LanguageModel(nn.Module):
@@ -37,7 +38,8 @@ class LanguageModel(nn.Module):
         **block_options: Any,
     ) -> None:
         super().__init__()
-        options = BlockOptions(**block_options)
+        options = construct(BlockOptions, "the model", **block_options)
+        check_type("tie_embeddings", tie_embeddings, bool)
         self.embedding = TokenEmbedding(vocabulary_size, options.dim)
         self.decoder = Decoder(
             layers=layers, attention=attention, position=position, options=options
@@ -71,15 +73,17 @@ class LanguageModel(nn.Module):
         self.embedding.check(tokens, "tokens")
         start = 0 if cache is None else cache.length
         stop = start + tokens.shape[1]
+        mask = Mask(key_mask=key_mask, segment_ids=segment_ids)
+        mask.check_shape(batch=len(tokens), queries=stop, keys=stop)
         positions = positions_in_row(key_mask, segment_ids, stop, tokens.device)[:, start:]
         x = self.decoder(
             self.embedding(tokens),
-            mask=Mask(key_mask=key_mask, segment_ids=segment_ids),
+            mask=mask,
             positions=positions,
             cache=cache,
         )
         if target_positions is not None:
-            check_integers(target_positions, "target_positions", "[b a]")
+            check_indices(target_positions, "target_positions", x)
             # The head costs most where the vocabulary is large.
             x = x.take_along_dim(target_positions[:, :, None], dim=1)
         return self.head(x)

@@ -8,6 +8,7 @@ from attention_zoo.attention.base import resolve_positions
 from attention_zoo.caches import LayeredCache
 from attention_zoo.capture import Maps, capture_attention, group_by_role
 from attention_zoo.errors import UserError
+from attention_zoo.factory import check_type, construct
 from attention_zoo.masks import Mask
 from attention_zoo.models.blocks import AttentionFactory, BlockOptions
 from attention_zoo.models.embedding import TokenEmbedding, output_head
@@ -44,7 +45,9 @@ class Seq2Seq(nn.Module):
         **block_options: Any,
     ) -> None:
         super().__init__()
-        options = BlockOptions(**block_options)
+        options = construct(BlockOptions, "the model", **block_options)
+        check_type("tie_embeddings", tie_embeddings, bool)
+        check_type("pad_id", pad_id, int)
         self.source_embedding = TokenEmbedding(vocabulary_size, options.dim)
         if not 0 <= pad_id < vocabulary_size:
             raise UserError(

@@ -7,13 +7,14 @@ from torch import Tensor, nn
 
 from attention_zoo.attention.base import Attention
 from attention_zoo.caches import Cache, LayeredCache
-from attention_zoo.errors import UserError, check_positive
+from attention_zoo.errors import UserError, check_positive, short_repr
 from attention_zoo.masks import Mask
 from attention_zoo.models.blocks import (
     AttentionFactory,
     AttentionSublayer,
     BlockOptions,
     FeedForward,
+    check_factory,
 )
 from attention_zoo.position.base import PositionalEncoding
 from attention_zoo.zoo import Role
@@ -94,6 +95,10 @@ class Stack(nn.Module):
             TransformerLayer(attention, cross_attention, options, role=self.role, layer=index)
             for index in range(layers)
         ]
+        if len({layer.self_attention.attention for layer in stack}) < layers:
+            raise UserError(
+                "the factory of attention must build one for each layer, got one twice."
+            )
         self.layers = nn.ModuleList(stack)
         self.position = attach_positions([layer.self_attention for layer in stack], position)
         self.dropout = nn.Dropout(options.dropout)
@@ -158,13 +163,13 @@ def attach_positions(
     Returns:
         The encoding that acts before the layers.
     """
-    if isinstance(factory, nn.Module):
-        raise UserError(
-            "position must be a factory, as functools.partial(create_position, name, …), got a "
-            f"{type(factory).__name__}: it could not be built for each stack."
-        )
+    check_factory(factory, "position")
     first = layers[0].attention
     position = factory(**first.position_sizes)
+    if not isinstance(position, PositionalEncoding):
+        raise UserError(
+            f"the factory of position must build an encoding, got {short_repr(position)}."
+        )
     if not position.card.per_layer:
         for layer in layers:
             layer.attention.attach_position(position, shared=True)

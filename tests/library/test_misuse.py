@@ -106,6 +106,11 @@ def with_cache(
     return own(x, cache=cache, **options)
 
 
+def always(module: torch.nn.Module) -> Callable[..., torch.nn.Module]:
+    """A factory that builds nothing."""
+    return lambda **_: module
+
+
 MISUSE: dict[str, tuple[Callable[[], Any], type[UserError], str]] = {
     # Masks.
     "float key mask": (masked(key_mask=real().float()), UserError, r"by mask\.bool\(\)"),
@@ -393,7 +398,7 @@ MISUSE: dict[str, tuple[Callable[[], Any], type[UserError], str]] = {
     "tokens outside the vocabulary": (
         lambda: language_model()(ids([1, 11])),
         UserError,
-        "from 0 to 10, .* got 11",
+        "from 0 to 10, got 11",
     ),
     "negative tokens": (lambda: language_model()(ids([1, -100])), UserError, "got -100"),
     "float key mask of a model": (
@@ -414,13 +419,73 @@ MISUSE: dict[str, tuple[Callable[[], Any], type[UserError], str]] = {
     "attention as factory": (
         lambda: language_model(attention=attention()),
         UserError,
-        "layers would share its weights",
+        "attention must be a factory, .* got MultiHeadAttention",
     ),
     "encoding as factory": (
         lambda: language_model(position=encoding("rotary")),
         UserError,
         "position must be a factory",
     ),
+    "name as factory": (lambda: language_model(attention="linear"), UserError, "got 'linear'"),
+    "no factory": (lambda: language_model(position=None), UserError, "got NoneType"),
+    "one attention for all layers": (
+        lambda: language_model(attention=always(attention())),
+        UserError,
+        "one for each layer",
+    ),
+    "attention of another role": (
+        lambda: language_model(attention=lambda **_: attention(role="global")),
+        UserError,
+        "must build causal attention, .* got 'global'",
+    ),
+    "attention of another width": (
+        lambda: language_model(attention=lambda **_: attention(dim=16))(ids([1, 2])),
+        UserError,
+        "d=16, got",
+    ),
+    "encoding of another role in a model": (
+        lambda: language_model(position=lambda **_: encoding("alibi", role="global")),
+        UserError,
+        "role=global, .* role=causal",
+    ),
+    "one layer's encoding in a model": (
+        lambda: language_model(position=always(encoding("shaw"))),
+        UserError,
+        "belongs to another attention",
+    ),
+    "option that a model does not have": (
+        lambda: language_model(width=3),
+        UserError,
+        "the model has no option 'width'",
+    ),
+    "word as dropout": (lambda: language_model(dropout="high"), UserError, "dropout must be a fin"),
+    "word as tie": (lambda: language_model(tie_embeddings="no"), UserError, "true or false"),
+    "logits of tokens that are not there": (
+        lambda: language_model()(ids([1, 2]), target_positions=ids([2])),
+        UserError,
+        "target_positions must be from 0 to 1, got 2",
+    ),
+    "logits by a mask": (
+        lambda: language_model()(ids([1, 2]), target_positions=real(1, 2)),
+        UserError,
+        "target_positions must be integers",
+    ),
+    "segments of another length in a model": (
+        lambda: language_model()(ids([1, 2]), segment_ids=ids([0, 0, 0])),
+        UserError,
+        "2 tokens, got 3",
+    ),
+    "float index of rows": (
+        lambda: TokenCache().reorder(torch.tensor([0.0])),
+        UserError,
+        "index must be a tensor",
+    ),
+    "encoding instead of its name": (
+        lambda: attention(position=encoding("rotary")),
+        Unsupported,
+        "There is no position RotaryEncoding",
+    ),
+    "number instead of a name": (lambda: attention(3), Unsupported, "There is no attention 3"),  # type: ignore[arg-type]
     "model without layers": (
         lambda: language_model(layers=0),
         UserError,

@@ -19,7 +19,7 @@ import attention_zoo
 ROOT = Path(attention_zoo.__file__).parent
 # From the bottom up: a module imports from its own layer and from those before it.
 LAYERS = (
-    {"errors", "precision"},
+    {"errors", "precision", "tensor_checks", "checkpointing"},
     {"zoo"},
     {"masks", "caches", "lookup"},
     {"backends"},
