@@ -5,11 +5,20 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 
+from attention_zoo import UserError, create_position
 from attention_zoo.attention.base import resolve_positions
 from attention_zoo.masks import Mask
 from attention_zoo.models import LanguageModel
 from attention_zoo.zoo import POSITION
-from tests.conformance.cases import DIM, Case, over, plain_cases, positioned_cases
+from tests.conformance.cases import (
+    DIM,
+    Case,
+    over,
+    pairs,
+    plain_cases,
+    positioned_cases,
+    small_options,
+)
 from tests.conformance.definition import key_mask, packed, visible
 from tests.conformance.numbers import assert_same, default_dtype, values_and_gradients
 from tests.conformance.test_models import VOCABULARY, language_model, tokens
@@ -183,6 +192,29 @@ def test_padding_beside_a_bias_is_hidden_however_large_it_is(
         for content in (torch.zeros_like(x), torch.full_like(x, large / 64))
     ]
     assert torch.equal(*outputs)
+
+
+@over(pairs())
+def test_an_encoding_belongs_to_the_attention_that_it_is_attached_to(case: Case) -> None:
+    """It is trained and saved with it, and no other sizes, nor a second layer, are let through."""
+    attention, other = case.attention(), Case(case.name, case.role).attention()
+    own = attention.encoding
+    assert own is attention.position
+    assert {f"encoding.{name}" for name in own.state_dict()} <= set(attention.state_dict())
+    if own.card.per_layer:
+        with pytest.raises(UserError, match=r"of its own.* belongs to another"):
+            other.attach_position(own)
+    else:
+        other.attach_position(own)
+    attention.attach_position(own)
+    sizes = attention.position_sizes
+    for change in ("dim", "heads", "head_dim"):
+        options = small_options(str(case.position), "position")
+        wrong = create_position(
+            str(case.position), **sizes | {change: 2 * sizes[change]}, **options
+        )
+        with pytest.raises(UserError, match=f"built for {change}="):
+            other.attach_position(wrong)
 
 
 def test_segments_may_hold_padding_and_differ_by_row() -> None:
