@@ -34,10 +34,10 @@ class SinusoidalEncoding(PositionalEncoding):
         self.base = base
 
     def embed(self, x: Tensor, positions: Tensor) -> Tensor:
-        return x + sinusoids(positions, self.dim, self.base, dtype=x.dtype).to(x.dtype)
+        return x + sinusoids(positions, self.dim, self.base, x.dtype).to(x.dtype)
 
 
-def sinusoids(positions: Tensor, dim: int, base: float, *, dtype: torch.dtype) -> Tensor:
+def sinusoids(positions: Tensor, dim: int, base: float, dtype: torch.dtype) -> Tensor:
     """Return the sinusoids [… dim] of positions […], in a type, but in float32 at least."""
     wide = torch.promote_types(dtype, torch.float32)
     steps = torch.arange(0, dim, 2, device=positions.device, dtype=wide)

@@ -47,7 +47,7 @@ class SandwichEncoding(PositionalEncoding):
 
     def score_bias(self, q_positions: Tensor, k_positions: Tensor) -> Tensor:
         q, k = (
-            sinusoids(positions, self.embedding_dim, self.base, dtype=self.dtype)
+            sinusoids(positions, self.embedding_dim, self.base, self.dtype)
             for positions in (q_positions, k_positions)
         )
         # Autocast would multiply in half precision.

@@ -67,7 +67,7 @@ class TransformerXLEncoding(PositionalEncoding):
 
     def waves(self, positions: Tensor, dtype: torch.dtype) -> Tensor:
         """Return the sinusoids [b|1 1 t d] of positions [b|1 t]."""
-        return sinusoids(positions, self.dim, self.base, dtype=dtype)[:, None]
+        return sinusoids(positions, self.dim, self.base, dtype)[:, None]
 
     def rotate_coefficients(self, coefficients: Tensor, positions: Tensor) -> Tensor:
         """Convert coefficients [b h q d] of sinusoids of t − s to those of sinusoids of s."""
