@@ -106,9 +106,7 @@ def run(config: dict[str, Any], invocation: Invocation) -> float | None:
     return metrics.get("val/loss")
 
 
-def prepare(
-    config: dict[str, Any], console: Console, initial: InitialWeights | None
-) -> Training:
+def prepare(config: dict[str, Any], console: Console, initial: InitialWeights | None) -> Training:
     """Prepare the data and build the task, and count what its model costs."""
     print_config_tree(console, with_choice_names(config))
     save_config(config)
@@ -152,7 +150,9 @@ def prepare(
         task.model.compile(**options)
     # By the path that is shortest to copy.
     folder = RunFolder(relative_to_cwd(Path(config["paths"]["run"])))
-    return Training(config, task, data, costs, length_tests, matched, initial, frozen, console, folder)
+    return Training(
+        config, task, data, costs, length_tests, matched, initial, frozen, console, folder
+    )
 
 
 @rank_zero_only
@@ -197,6 +197,11 @@ def fit_and_score(training: Training, resumed: Path | None) -> dict[str, Any]:
     started = time.perf_counter()
     try:
         trainer.fit(task, datamodule=data, ckpt_path=resumed, weights_only=True)
+    except TrainingDiverged as error:
+        manifest = describe_fit(training, trainer, history, time.perf_counter() - started)
+        if trainer.is_global_zero:
+            training.folder.write_results({}, counts | manifest | {"diverged": error.cause})
+        raise
     except SystemExit:  # Lightning makes this of Ctrl-C.
         raise KeyboardInterrupt from None
     seconds = time.perf_counter() - started
@@ -270,6 +275,7 @@ def describe_fit(
         **({} if training.matched is None else {"matched": training.matched}),
         **({} if training.initial is None else {"init_from": training.initial.record()}),
         **({"frozen": training.frozen} if training.frozen else {}),
+        **({"non_finite_steps": n} if (n := training.task.non_finite_steps) else {}),
         "history": history.loss_curves(),
     }
 

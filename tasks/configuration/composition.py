@@ -29,8 +29,10 @@ from attention_zoo.tasks.sweeps.search import TrialsSweeper
 
 # Groups and options of a training that its checkpoint is used without.
 TRAINING_GROUPS = ("callbacks", "debug", "experiment", "hparams_search", "logger")
-TRAINING_OPTIONS = (*TRAINING_GROUPS, "lengths", "stride", "match", "baseline", "seeds")
-TRAINING_OPTIONS += ("init_from", "strict", "freeze")
+TRAINING_OPTIONS = (
+    *(*TRAINING_GROUPS, "lengths", "stride", "match", "baseline", "seeds"),
+    *("init_from", "strict", "freeze"),
+)
 # What a fine-tuning takes from its checkpoint, besides the attention of single roles.
 MODEL_GROUPS = ("task", "model", "attention", "position", "tokenizer")
 
@@ -151,11 +153,12 @@ def store_fine_tuning_config(
         for group, choice in training_config["choices"].items()
         if choice is not None and (group in MODEL_GROUPS or group.startswith("attention@"))
     }
-    if chosen.get("tokenizer", choices.get("tokenizer")) != choices.get("tokenizer"):
-        raise UserError(
-            f"init_from brings the tokenizer of its weights, {choices['tokenizer']}, got tokenizer="
-            f"{chosen['tokenizer']}; leave tokenizer out."
-        )
+    for group in ("task", "tokenizer"):
+        if (choice := choices.get(group)) != chosen.get(group, choice):
+            raise UserError(
+                f"init_from brings the {group} of its weights, {choice}, got "
+                f"{group}={chosen[group]}; leave {group} out."
+            )
     taken = [group for group in choices if chosen.get(group, choices[group]) == choices[group]]
     nodes = [group.rpartition("@")[2] for group in taken]
     values = "fine_tuning_values"

@@ -46,9 +46,9 @@ class InitialWeights:
         with torch.device("meta"):
             expected = build_model(config, **sizes).state_dict()
         self.differences = compare_weights(self.weights, expected)
-        if config["strict"] and any(self.differences.values()):
+        if config["strict"] and (differences := self.list_differences()):
             raise UserError(
-                f"the composed model has other weights than {self.file}: {self.list_differences()}. "
+                f"the composed model has other weights than {self.file}: {differences}. "
                 "Compose the model of the checkpoint, or load the weights that fit: strict=false."
             )
 
@@ -61,7 +61,9 @@ class InitialWeights:
     def describe(self) -> str:
         """Return a line for the user: what the training starts from, and what did not fit."""
         line = f"init_from={self.file}: the weights, the tokenizer and the model of this checkpoint"
-        return f"{line}, without {self.list_differences()}" if any(self.differences.values()) else line
+        return (
+            f"{line}, without {self.list_differences()}" if any(self.differences.values()) else line
+        )
 
     def list_differences(self) -> str:
         """Return the differences as "2 missing (a, b), 1 extra (c)"."""
@@ -87,7 +89,7 @@ def compare_weights(
     return {
         "missing": [name for name in expected if name not in saved],
         "extra": [name for name in saved if name not in expected],
-        "other_shape": [
+        "of_another_shape": [
             f"{name} {list(saved[name].shape)} for {list(weights.shape)}"
             for name, weights in expected.items()
             if name in saved and saved[name].shape != weights.shape
