@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields, replace
 from functools import reduce
 from operator import and_
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,6 +14,21 @@ from attention_zoo.errors import UserError, check_positive
 
 # Whether a query may attend to a key, elementwise: of row b of the batch, and columns i and j.
 Predicate = Callable[[Tensor, Tensor, Tensor], Tensor]
+
+
+class Columns(NamedTuple):
+    """The columns of a row from `start` up to `stop`, without `stop` itself.
+
+    A range would say the same, but torch.compile makes constants of its ends, and so compiles anew
+    for every length.
+    """
+
+    start: int
+    stop: int
+
+    def select(self, part: slice) -> "Columns":
+        """Return the columns of a part of these, which `part` counts from `start`."""
+        return Columns(self.start + part.start, self.start + part.stop)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,7 +82,7 @@ class Mask:
         windows = [w for w in (self.window, window) if w is not None]
         return replace(self, causal=self.causal or causal, window=min(windows) if windows else None)
 
-    def predicates(self, batch: int, rows: range, columns: range) -> Iterator[Predicate]:
+    def predicates(self, batch: int, rows: Columns, columns: Columns) -> Iterator[Predicate]:
         """Yield the predicate of each field that can hide a key from a query.
 
         The rows are the columns of the queries among the keys: query i of q has k - q + i.
@@ -88,7 +104,7 @@ class Mask:
                 first_query = of_keys.shape[1] - of_queries.shape[1]
             yield lambda b, i, j: of_queries[b, i - first_query] == of_keys[b, j]
 
-    def dense(self, rows: range, columns: range, *, device: torch.device) -> Tensor | None:
+    def dense(self, rows: Columns, columns: Columns, *, device: torch.device) -> Tensor | None:
         """Render as a tensor [b|1 1 q|1 k], or None where every query sees every key."""
         return Visibility(mask=self, rows=rows, columns=columns).dense(device)
 
@@ -110,7 +126,7 @@ class Mask:
         b = torch.arange(batch, device=keys.device).view(-1, 1, 1, 1)
         # Columns outside the row have no entry to look up.
         i, j = i.clamp(0, length - 1), j.clamp(0, length - 1)
-        for predicate in self.predicates(batch, range(length), range(length)):
+        for predicate in self.predicates(batch, Columns(0, length), Columns(0, length)):
             visible = visible & predicate(b, i, j)
         return visible.expand(*visible.shape[:-2], queries.shape[-1], -1)
 
@@ -128,24 +144,22 @@ class Visibility:
     """
 
     mask: Mask
-    rows: range
-    columns: range
+    rows: Columns
+    columns: Columns
     pattern: Predicate | None = None
     sinks: int = 0
 
     @classmethod
     def of_last(cls, mask: Mask, queries: int, keys: int, length: int) -> "Visibility":
         """Describe the last `queries` and the last `keys` of a row of `length` columns."""
-        rows, columns = range(length - queries, length), range(length - keys, length)
+        rows, columns = Columns(length - queries, length), Columns(length - keys, length)
         return cls(mask=mask, rows=rows, columns=columns)
 
     @property
     def is_causal_square(self) -> bool:
         """Return whether it is the lower triangle of a square, and nothing else."""
         plain = self.pattern is None and not self.sinks
-        # Ends one by one: torch.compile cannot compare ranges whose ends it does not know.
-        square = self.rows.start == self.columns.start and self.rows.stop == self.columns.stop
-        return plain and square and self.mask.names == ("causal",)
+        return plain and self.rows == self.columns and self.mask.names == ("causal",)
 
     def predicate(self, batch: int) -> Predicate | None:
         """Return the conjunction of all predicates; None where every query sees every key.

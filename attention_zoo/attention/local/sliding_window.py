@@ -9,7 +9,7 @@ from attention_zoo.attention.softmax import QKV, SoftmaxAttention, register_soft
 from attention_zoo.backends import BACKENDS
 from attention_zoo.caches import Cache, TokenCache
 from attention_zoo.errors import check_positive
-from attention_zoo.masks import Visibility, window_span
+from attention_zoo.masks import Columns, Visibility, window_span
 
 MIN_BLOCK = 64  # queries; smaller blocks cost more in calls than they save in work
 
@@ -37,8 +37,9 @@ class WindowAttention(SoftmaxAttention):
         block = max(mask.window, MIN_BLOCK)
         outputs = []
         for start in range(queries.start, queries.stop, block):
-            rows = range(start, min(start + block, queries.stop))
-            columns = range(max(rows.start - before, keys.start), min(rows.stop + after, keys.stop))
+            rows = Columns(start, min(start + block, queries.stop))
+            first, stop = max(rows.start - before, keys.start), min(rows.stop + after, keys.stop)
+            columns = Columns(first, stop)
             part = slice_qkv(
                 qkv,
                 slice(rows.start - queries.start, rows.stop - queries.start),

@@ -78,7 +78,7 @@ class TopKBlockAttention(TopKSelectionAttention):
         gathered = max(self.blocks * self.block, -(-visible.rows.stop // self.block))
         outputs = [
             checkpoint(self.attend_blocks, unpadded.take(part), use_reentrant=False)
-            for part in split_queries(len(visible.rows), gathered)
+            for part in split_queries(qkv.q.shape[2], gathered)
         ]
         return torch.cat(outputs, dim=2)
 
