@@ -36,7 +36,9 @@ class WindowAttention(SoftmaxAttention):
         before, after = window_span(mask.window, mask.causal)
         block = max(mask.window, MIN_BLOCK)
         outputs = []
-        for start in range(queries.start, queries.stop, block):
+        # Counted, as torch.compile makes constants of a range's ends, but not of a length's blocks.
+        for index in range(-(-qkv.q.shape[2] // block)):
+            start = queries.start + index * block
             rows = Columns(start, min(start + block, queries.stop))
             first, stop = max(rows.start - before, keys.start), min(rows.stop + after, keys.stop)
             columns = Columns(first, stop)
@@ -51,13 +53,15 @@ class WindowAttention(SoftmaxAttention):
 
 def slice_qkv(qkv: QKV, queries: slice, keys: slice) -> QKV:
     """Return some of the queries, and some of the keys with their values and features."""
+    # torch.compile makes constants of the ends of a slice that a comprehension takes from outside.
+    start, stop = keys.start, keys.stop
     return QKV(
         qkv.q[:, :, queries],
         qkv.k[:, :, keys],
         qkv.v[:, :, keys],
         qkv.q_positions[:, queries],
         qkv.k_positions[:, keys],
-        {name: feature[..., keys, :] for name, feature in qkv.features.items()},
+        {name: feature[..., start:stop, :] for name, feature in qkv.features.items()},
     )
 
 

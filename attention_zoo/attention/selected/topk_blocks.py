@@ -40,9 +40,11 @@ class UnpaddedQKV(NamedTuple):
 
     def take(self, part: slice) -> "UnpaddedQKV":
         """Return some of the queries, and all keys."""
+        # torch.compile makes constants of the ends of a slice that a comprehension takes from outside.
+        start, stop = part.start, part.stop
         return self._replace(
             q=self.q[:, :, part],
-            features={name: feature[:, :, part] for name, feature in self.features.items()},
+            features={name: feature[:, :, start:stop] for name, feature in self.features.items()},
             first=self.first if self.first.shape[1] == 1 else self.first[:, part],
             last=self.last[:, part],
         )
