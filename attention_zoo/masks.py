@@ -216,6 +216,15 @@ class TokenSpan:
         return find_segment_starts(segment_ids)[:, 1:]
 
 
+def order_real_first(key_mask: Tensor) -> Tensor:
+    """Return the columns of each row [b t], those of real tokens first, in their order.
+
+    >>> order_real_first(torch.tensor([[True, False, False, True]]))
+    tensor([[0, 3, 1, 2]])
+    """
+    return key_mask.logical_not().to(torch.uint8).argsort(dim=1, stable=True)
+
+
 def find_segment_starts(segment_ids: Tensor) -> Tensor:
     """Return [b n] bool, True at the first token of each segment, and so at that of the row."""
     return pad(segment_ids[:, 1:] != segment_ids[:, :-1], (1, 0), value=True)

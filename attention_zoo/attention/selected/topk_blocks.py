@@ -19,7 +19,7 @@ from attention_zoo.attention.selected.topk_selection import (
 )
 from attention_zoo.attention.softmax import QKV
 from attention_zoo.errors import UserError, check_positive
-from attention_zoo.masks import Visibility, count_real_tokens
+from attention_zoo.masks import Visibility, count_real_tokens, order_real_first
 
 
 class UnpaddedQKV(NamedTuple):
@@ -111,7 +111,7 @@ class TopKBlockAttention(TopKSelectionAttention):
         counts, first = count_real_tokens(mask, rows.stop, qkv.q.device)
         k, v, order, step = qkv.k, qkv.v, None, self.block
         if mask.key_mask is not None:
-            order = mask.key_mask.logical_not().to(torch.uint8).argsort(dim=1, stable=True)
+            order = order_real_first(mask.key_mask)
             k, v = (x.gather(2, order[:, None, :, None].expand_as(x)) for x in (k, v))
         if mask.segment_ids is not None:
             # Packed sequences may start anywhere, and their blocks with them.
