@@ -4,7 +4,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields, replace
 from functools import reduce
 from operator import and_
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,7 +15,8 @@ from attention_zoo.errors import UserError, check_positive
 Predicate = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
-class Columns(NamedTuple):
+@dataclass(frozen=True)
+class Columns:
     """The columns of a row from `start` up to `stop`, without `stop` itself.
 
     A range would say the same, but torch.compile makes constants of its ends, and so compiles anew
@@ -25,6 +25,9 @@ class Columns(NamedTuple):
 
     start: int
     stop: int
+
+    def __len__(self) -> int:
+        return self.stop - self.start
 
     def select(self, part: slice) -> "Columns":
         """Return the columns of a part of these, which `part` counts from `start`."""
@@ -158,8 +161,13 @@ class Visibility:
     @property
     def is_causal_square(self) -> bool:
         """Return whether it is the lower triangle of a square, and nothing else."""
-        plain = self.pattern is None and not self.sinks
-        return plain and self.rows == self.columns and self.mask.names == ("causal",)
+        rows, columns = self.rows, self.columns
+        # Branches, as torch.compile would return a symbol for the comparisons themselves.
+        if self.pattern is not None or self.sinks:
+            return False
+        if rows.start != columns.start or rows.stop != columns.stop:
+            return False
+        return self.mask.names == ("causal",)
 
     def predicate(self, batch: int) -> Predicate | None:
         """Return the conjunction of all predicates; None where every query sees every key.
@@ -250,6 +258,20 @@ def count_real_tokens(mask: Mask, length: int, device: torch.device) -> tuple[Te
 def window_span(window: int, causal: bool) -> tuple[int, int]:
     """Return how many keys of a window stand before a query, and how many after it."""
     return (window - 1, 0) if causal else (window // 2, (window - 1) // 2)
+
+
+def gather_broadcast(x: Tensor, index: Tensor, dim: int) -> Tensor:
+    """Return what `torch.take_along_dim` does, for which torch.compile fixes all sizes.
+
+    >>> gather_broadcast(torch.tensor([[5, 6, 7]]), torch.tensor([[0, 2], [1, 1]]), 1)
+    tensor([[5, 7],
+            [6, 6]])
+    """
+    dim %= x.ndim
+    sizes = [a if b == 1 else b for a, b in zip(x.shape, index.shape, strict=True)]
+    x_sizes, index_sizes = sizes.copy(), sizes.copy()
+    x_sizes[dim], index_sizes[dim] = x.shape[dim], index.shape[dim]
+    return x.expand(x_sizes).gather(dim, index.expand(index_sizes))
 
 
 def gather_columns(x: Tensor, columns: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from attention_zoo.errors import check_positive
-from attention_zoo.masks import TokenSpan, order_real_first
+from attention_zoo.masks import TokenSpan, gather_broadcast, order_real_first
 
 
 class ShortConvolution(nn.Module):
@@ -44,7 +44,8 @@ class ShortConvolution(nn.Module):
         if span.key_mask is not None:
             # Padding is moved to the end, so that the neighbours of a real token are real.
             order = order_real_first(span.key_mask)
-            x = x.masked_fill(~span.key_mask[..., None], 0.0).take_along_dim(order[..., None], 1)
+            x = x.masked_fill(~span.key_mask[..., None], 0.0)
+            x = gather_broadcast(x, order[..., None], 1)
         if state is None:
             state = x.new_zeros(len(x), x.shape[2], num_past)
         tokens = torch.cat([state.transpose(1, 2), x], dim=1)
@@ -53,7 +54,7 @@ class ShortConvolution(nn.Module):
             before, last = segment_ids[:, :1].expand(-1, num_past), segment_ids[:, -1:]
             segment_ids = segment_ids[:, -length:]
             if order is not None:
-                segment_ids = segment_ids.take_along_dim(order, 1)
+                segment_ids = gather_broadcast(segment_ids, order, 1)
             segment_ids = torch.cat([before.expand(len(segment_ids), -1), segment_ids], dim=1)
         y = torch.zeros_like(x) if self.bias is None else self.bias.expand_as(x)
         for tap in range(self.kernel_size):
@@ -65,14 +66,14 @@ class ShortConvolution(nn.Module):
         state = tokens[:, length:]
         ids_of_state = None if segment_ids is None else segment_ids[:, length:]
         if order is not None:
-            y = y.take_along_dim(order.argsort(dim=1)[..., None], 1)
+            y = gather_broadcast(y, order.argsort(dim=1)[..., None], 1)
             # The tokens up to the last real one.
             assert span.key_mask is not None
             columns = torch.arange(num_past, device=x.device)
             columns = columns + span.key_mask.sum(dim=1, keepdim=True)
-            state = tokens.take_along_dim(columns[..., None], 1)
+            state = gather_broadcast(tokens, columns[..., None], 1)
             if segment_ids is not None:
-                ids_of_state = segment_ids.take_along_dim(columns, 1)
+                ids_of_state = gather_broadcast(segment_ids, columns, 1)
         if ids_of_state is not None:
             state = state * (ids_of_state == last)[..., None]
         # A copy: a slice would keep all of a long prompt in memory.
