@@ -25,7 +25,6 @@ from attention_zoo.tasks.training.metrics import BitsPerByte, Perplexity, TokenL
 from attention_zoo.tasks.training.ranks import require_equal_ranks
 from attention_zoo.tasks.views.attention_record import AttentionRecord
 
-
 # Of a composed config, those that a task is built from.
 REQUIRED_NODES = (
     *("task", "model", "attention", "position", "optimizer", "schedule", "decoding"),

@@ -96,7 +96,9 @@ class LightningIndexerAttention(TopKSelectionAttention):
         for part in split_queries(queries, self.top_k):
             weights = qkv.features["weights"][:, :, part]
             qkv_part = qkv._replace(q=qkv.q[:, :, part], v=v, features={"weights": weights})
-            tokens, seen = self.select_keys(qkv_part, replace(visible, rows=visible.rows.select(part)))
+            tokens, seen = self.select_keys(
+                qkv_part, replace(visible, rows=visible.rows.select(part))
+            )
             parts.append(
                 checkpoint(self.attend_selected, qkv_part, tokens, seen, use_reentrant=False)
             )

@@ -353,7 +353,7 @@ class TwoLines(Source[list[str]]):
         self.line = line
 
     def splits(self) -> dict[str, list[str]]:
-        return dict.fromkeys(("train", "valid", "test"), [self.line, self.line])
+        return {name: [self.line, self.line] for name in ("train", "valid", "test")}
 
 
 class Keyed(TwoLines):
