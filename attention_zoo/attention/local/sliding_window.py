@@ -53,7 +53,7 @@ class WindowAttention(SoftmaxAttention):
 
 def slice_qkv(qkv: QKV, queries: slice, keys: slice) -> QKV:
     """Return some of the queries, and some of the keys with their values and features."""
-    # torch.compile makes constants of the ends of a slice that a comprehension takes from outside.
+    # torch.compile makes constants of the ends of a slice that a comprehension captures.
     start, stop = keys.start, keys.stop
     return QKV(
         qkv.q[:, :, queries],

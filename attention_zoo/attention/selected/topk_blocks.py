@@ -40,7 +40,7 @@ class UnpaddedQKV(NamedTuple):
 
     def take(self, part: slice) -> "UnpaddedQKV":
         """Return some of the queries, and all keys."""
-        # torch.compile makes constants of the ends of a slice that a comprehension takes from outside.
+        # torch.compile makes constants of the ends of a slice that a comprehension captures.
         start, stop = part.start, part.stop
         return self._replace(
             q=self.q[:, :, part],
