@@ -14,16 +14,18 @@ class BadInput(UserError):
 
 
 def check_positive(**values: int | None) -> None:
-    """Raise UserError for an option that counts something and is below 1, or null in a yaml."""
+    """Raise UserError for an option that counts something and is no whole number from 1 on."""
     for name, value in values.items():
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int)):
+            raise UserError(f"{name} must be a whole number, at least 1, got {value!r}.")
         if value is None or value < 1:
             raise UserError(f"{name} must be at least 1, got {value}.")
 
 
 def check_dropout(dropout: float) -> None:
     """Raise UserError for a probability of dropout that is not at least 0 and below 1."""
-    if not 0.0 <= dropout < 1.0:
-        raise UserError(f"dropout must be at least 0 and below 1, got {dropout}.")
+    if isinstance(dropout, bool) or not isinstance(dropout, (int, float)) or not 0 <= dropout < 1:
+        raise UserError(f"dropout must be at least 0 and below 1, got {dropout!r}.")
 
 
 class TrainingDiverged(UserError):

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from attention_zoo.backends.reference import repeat_heads
 from attention_zoo.caches import Cache
-from attention_zoo.errors import Unsupported, UserError
+from attention_zoo.errors import Unsupported, UserError, check_positive
 from attention_zoo.masks import Mask
 from attention_zoo.position.base import PositionalEncoding
 from attention_zoo.zoo import (
@@ -66,7 +66,10 @@ class Attention(nn.Module):
         super().__init__()
         check_pair(self.card, role)
         kv_heads = heads if kv_heads is None else kv_heads
-        if min(heads, kv_heads) < 1 or heads % kv_heads:
+        check_positive(dim=dim, heads=heads, kv_heads=kv_heads)
+        if head_dim is not None:
+            check_positive(head_dim=head_dim)
+        if heads % kv_heads:
             raise UserError(
                 f"heads must be a multiple of kv_heads, got heads={heads}, kv_heads={kv_heads}."
             )

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from attention_zoo.caches import LayeredCache
 from attention_zoo.capture import Maps, capture_attention, group_by_role
+from attention_zoo.errors import check_positive
 from attention_zoo.masks import Mask, count_real_tokens, gather_broadcast
 from attention_zoo.models.blocks import AttentionFactory, BlockOptions
 from attention_zoo.models.embedding import TokenEmbedding, output_head
@@ -36,6 +37,7 @@ class LanguageModel(nn.Module):
         **block_options: Any,
     ) -> None:
         super().__init__()
+        check_positive(vocabulary_size=vocabulary_size)
         options = BlockOptions(**block_options)
         self.embedding = TokenEmbedding(vocabulary_size, options.dim)
         self.decoder = Decoder(

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from attention_zoo.attention.base import resolve_positions
 from attention_zoo.caches import LayeredCache
 from attention_zoo.capture import Maps, capture_attention, group_by_role
+from attention_zoo.errors import check_positive
 from attention_zoo.masks import Mask
 from attention_zoo.models.blocks import AttentionFactory, BlockOptions
 from attention_zoo.models.embedding import TokenEmbedding, output_head
@@ -43,6 +44,7 @@ class Seq2Seq(nn.Module):
         **block_options: Any,
     ) -> None:
         super().__init__()
+        check_positive(vocabulary_size=vocabulary_size)
         options = BlockOptions(**block_options)
         self.pad_id = pad_id
         self.source_embedding = TokenEmbedding(vocabulary_size, options.dim)
