@@ -9,10 +9,8 @@ import torch
 from torch import nn
 
 from attention_zoo import create_attention, create_position
-from attention_zoo.attention.recurrent.base import RecurrentAttention
 from attention_zoo.masks import Mask
 from attention_zoo.models import LanguageModel, Seq2Seq
-from attention_zoo.zoo import ATTENTION
 from tests.conformance.cases import Case, mark_exhaustive, pairs, plain_cases
 from tests.conformance.numbers import assert_same
 
@@ -25,15 +23,11 @@ def cases() -> list[Any]:
 
     With these, each query is attended to apart, and every length has its own graph.
     """
-    encodings = [
-        case for case in pairs() if case.name == "multi_head" and "length" not in case.acts
-    ]
-    plain = list(plain_cases())
-    is_recurrent = [issubclass(ATTENTION[case.name], RecurrentAttention) for case in plain]
-    dense = [case for case, recurrent in zip(plain, is_recurrent, strict=True) if not recurrent]
-    slow = [case for case, recurrent in zip(plain, is_recurrent, strict=True) if recurrent]
+    fast = [case for case in pairs() if case.name == "multi_head" and "length" not in case.acts]
+    fast += [case for case in plain_cases() if case.name == "multi_head"]
+    slow = [case for case in plain_cases() if case.name != "multi_head"]
     return [
-        *mark_exhaustive((case, case.kind) for case in [*dense, *encodings]),
+        *mark_exhaustive((case, case.kind) for case in fast),
         *(pytest.param(case, marks=[pytest.mark.slow, pytest.mark.exhaustive]) for case in slow),
     ]
 
