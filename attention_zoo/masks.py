@@ -17,6 +17,25 @@ Predicate = Callable[[Tensor, Tensor, Tensor], Tensor]
 TENSOR_FIELDS = ("key_mask", "segment_ids", "query_segment_ids")
 
 
+@dataclass(frozen=True)
+class Columns:
+    """The columns of a row from `start` up to `stop`, without `stop` itself.
+
+    A range would say the same, but torch.compile makes constants of its ends, and so compiles anew
+    for every length.
+    """
+
+    start: int
+    stop: int
+
+    def __len__(self) -> int:
+        return self.stop - self.start
+
+    def select(self, part: slice) -> "Columns":
+        """Return the columns of a part of these, which `part` counts from `start`."""
+        return Columns(self.start + part.start, self.start + part.stop)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Mask:
     """Which keys a query may attend to: the intersection of all fields. True = may attend.
@@ -106,7 +125,7 @@ class Mask:
         windows = [w for w in (self.window, window) if w is not None]
         return replace(self, causal=self.causal or causal, window=min(windows) if windows else None)
 
-    def predicates(self, batch: int, rows: range, columns: range) -> Iterator[Predicate]:
+    def predicates(self, batch: int, rows: Columns, columns: Columns) -> Iterator[Predicate]:
         """Yield the predicate of each field that can hide a key from a query.
 
         The rows are the columns of the queries among the keys: query i of q has k - q + i.
@@ -128,7 +147,7 @@ class Mask:
                 first_query = of_keys.shape[1] - of_queries.shape[1]
             yield lambda b, i, j: of_queries[b, i - first_query] == of_keys[b, j]
 
-    def dense(self, rows: range, columns: range, *, device: torch.device) -> Tensor | None:
+    def dense(self, rows: Columns, columns: Columns, *, device: torch.device) -> Tensor | None:
         """Render as a tensor [b|1 1 q|1 k], or None where every query sees every key."""
         return Visibility(mask=self, rows=rows, columns=columns).dense(device)
 
@@ -150,7 +169,7 @@ class Mask:
         b = torch.arange(batch, device=keys.device).view(-1, 1, 1, 1)
         # Columns outside the row have no entry to look up.
         i, j = i.clamp(0, length - 1), j.clamp(0, length - 1)
-        for predicate in self.predicates(batch, range(length), range(length)):
+        for predicate in self.predicates(batch, Columns(0, length), Columns(0, length)):
             visible = visible & predicate(b, i, j)
         return visible.expand(*visible.shape[:-2], queries.shape[-1], -1)
 
@@ -168,24 +187,27 @@ class Visibility:
     """
 
     mask: Mask
-    rows: range
-    columns: range
+    rows: Columns
+    columns: Columns
     pattern: Predicate | None = None
     sinks: int = 0
 
     @classmethod
     def of_last(cls, mask: Mask, queries: int, keys: int, length: int) -> "Visibility":
         """Describe the last `queries` and the last `keys` of a row of `length` columns."""
-        rows, columns = range(length - queries, length), range(length - keys, length)
+        rows, columns = Columns(length - queries, length), Columns(length - keys, length)
         return cls(mask=mask, rows=rows, columns=columns)
 
     @property
     def is_causal_square(self) -> bool:
         """Return whether it is the lower triangle of a square, and nothing else."""
-        plain = self.pattern is None and not self.sinks
-        # Ends one by one: torch.compile cannot compare ranges whose ends it does not know.
-        square = self.rows.start == self.columns.start and self.rows.stop == self.columns.stop
-        return plain and square and self.mask.names == ("causal",)
+        rows, columns = self.rows, self.columns
+        # Branches, as torch.compile would return a symbol for the comparisons themselves.
+        if self.pattern is not None or self.sinks:
+            return False
+        if rows.start != columns.start or rows.stop != columns.stop:
+            return False
+        return self.mask.names == ("causal",)
 
     def predicate(self, batch: int) -> Predicate | None:
         """Return the conjunction of all predicates; None where every query sees every key.
@@ -268,6 +290,15 @@ def check_contiguous(segment_ids: Tensor, key_mask: Tensor | None) -> None:
         )
 
 
+def order_real_first(key_mask: Tensor) -> Tensor:
+    """Return the columns of each row [b t], those of real tokens first, in their order.
+
+    >>> order_real_first(torch.tensor([[True, False, False, True]]))
+    tensor([[0, 3, 1, 2]])
+    """
+    return key_mask.logical_not().to(torch.uint8).argsort(dim=1, stable=True)
+
+
 def find_segment_starts(segment_ids: Tensor) -> Tensor:
     """Return [b n] bool, True at the first token of each segment, and so at that of the row."""
     changes = segment_ids[:, 1:] != segment_ids[:, :-1]
@@ -294,6 +325,20 @@ def count_real_tokens(mask: Mask, length: int, device: torch.device) -> tuple[Te
 def window_span(window: int, causal: bool) -> tuple[int, int]:
     """Return how many keys of a window stand before a query, and how many after it."""
     return (window - 1, 0) if causal else (window // 2, (window - 1) // 2)
+
+
+def gather_broadcast(x: Tensor, index: Tensor, dim: int) -> Tensor:
+    """Return what `torch.take_along_dim` does, for which torch.compile fixes all sizes.
+
+    >>> gather_broadcast(torch.tensor([[5, 6, 7]]), torch.tensor([[0, 2], [1, 1]]), 1)
+    tensor([[5, 7],
+            [6, 6]])
+    """
+    dim %= x.ndim
+    sizes = [a if b == 1 else b for a, b in zip(x.shape, index.shape, strict=True)]
+    x_sizes, index_sizes = sizes.copy(), sizes.copy()
+    x_sizes[dim], index_sizes[dim] = x.shape[dim], index.shape[dim]
+    return x.expand(x_sizes).gather(dim, index.expand(index_sizes))
 
 
 def gather_columns(x: Tensor, columns: Tensor) -> Tensor:

@@ -62,6 +62,8 @@ class AttentionCard(Card):
             `nonnegative` or `signed`.
         chooses: what it selects by comparing scores, if it does; no gradient passes a selection.
         cost: how the time of training grows with t tokens.
+        counts_padding: whether padding between real tokens takes places in its pattern, as it does
+            in a mask's window. Otherwise a padded row gives what its real tokens give alone.
     """
 
     roles: tuple[Role, ...]
@@ -71,6 +73,7 @@ class AttentionCard(Card):
     weights: Weights = "distribution"
     chooses: str = ""
     cost: Cost = "t²"
+    counts_padding: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

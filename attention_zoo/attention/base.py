@@ -75,11 +75,11 @@ class Attention(nn.Module):
         super().__init__()
         check_pair(self.card, role)
         kv_heads = heads if kv_heads is None else kv_heads
-        check_positive(dim=dim)
+        check_positive(dim=dim, heads=heads, kv_heads=kv_heads)
         check_not_negative(layer=layer)
         if head_dim is not None:
             check_positive(head_dim=head_dim)
-        if min(heads, kv_heads) < 1 or heads % kv_heads:
+        if heads % kv_heads:
             raise UserError(
                 f"heads must be a multiple of kv_heads, got heads={heads}, kv_heads={kv_heads}."
             )

@@ -196,9 +196,11 @@ class SoftmaxAttention(Attention):
             stop = keys - (queries - span.stop)
             of_span = q_positions[:, span], k_positions[:, :stop]
             rotated = position.rotate_by_length(q[:, :, span], k[:, :, :stop], *of_span)
+            rows = visible.rows.select(span)
+            columns = visible.columns.select(slice(0, stop))
             yield (
                 QKV(*rotated, v[:, :, :stop], *of_span, {}),
-                replace(visible, rows=visible.rows[span], columns=visible.columns[:stop]),
+                replace(visible, rows=rows, columns=columns),
             )
 
     def create_cache(self) -> Cache:

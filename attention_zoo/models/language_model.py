@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from attention_zoo.caches import LayeredCache
 from attention_zoo.capture import Maps, capture_attention, group_by_role
 from attention_zoo.factory import check_type, construct
-from attention_zoo.masks import Mask, count_real_tokens
+from attention_zoo.masks import Mask, count_real_tokens, gather_broadcast
 from attention_zoo.models.blocks import AttentionFactory, BlockOptions
 from attention_zoo.models.embedding import TokenEmbedding, output_head
 from attention_zoo.models.stacks import Decoder, PositionFactory
@@ -85,7 +85,7 @@ class LanguageModel(nn.Module):
         if target_positions is not None:
             check_indices(target_positions, "target_positions", x)
             # The head costs most where the vocabulary is large.
-            x = x.take_along_dim(target_positions[:, :, None], dim=1)
+            x = gather_broadcast(x, target_positions[:, :, None], dim=1)
         return self.head(x)
 
     def new_cache(self) -> LayeredCache:

@@ -1,6 +1,8 @@
 """The base of the data modules: prepare data once, load them from the cache, report on them."""
 
 import importlib.metadata
+import logging
+import tempfile
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -10,11 +12,13 @@ from lightning import LightningDataModule
 
 from attention_zoo.errors import Unsupported
 from attention_zoo.tasks.data.batches import BatchDataset
-from attention_zoo.tasks.data.cache import get_or_build, sha256_of_code
+from attention_zoo.tasks.data.cache import function_key, get_or_build, is_plain, sha256_of_code
 from attention_zoo.tasks.data.loader import ResumableLoader
 from attention_zoo.tasks.data.samplers import EpochSampler, FixedBatchSampler, consecutive_batches
 from attention_zoo.tasks.data.sources.base import Source
 from attention_zoo.tasks.data.tokenizers import Tokenizer, tokenizer_from_state
+
+log = logging.getLogger(__name__)
 
 # The values to cache for a split, by name, and its counts for the report.
 EncodedSplit = tuple[dict[str, Any], dict[str, int]]
@@ -115,13 +119,17 @@ class PreparedData(LightningDataModule):
         """
         raise NotImplementedError
 
-    def cache_key(self) -> dict[str, Any]:
-        """Return every input of the cached values, in plain types."""
-        function = getattr(self.tokenizer_factory, "func", self.tokenizer_factory)
-        return {
-            "source": self.source.cache_key(),
+    def cache_key(self) -> dict[str, Any] | None:
+        """Return every input of the cached values, in plain types; None if they have no key."""
+        function = function_key(getattr(self.tokenizer_factory, "func", self.tokenizer_factory))
+        source = self.source.cache_key()
+        if function is None or source is None:
+            return None
+        kind = type(self.source)
+        key = {
+            "source": {"class": f"{kind.__module__}.{kind.__qualname__}", **source},
             "tokenizer": {
-                "function": f"{function.__module__}.{function.__qualname__}",
+                "function": function,
                 "arguments": list(getattr(self.tokenizer_factory, "args", ())),
                 "options": dict(getattr(self.tokenizer_factory, "keywords", {})),
             },
@@ -129,13 +137,15 @@ class PreparedData(LightningDataModule):
             "options": dict(self.cache_options),
             "code": sha256_of_code(Path(__file__).parent),
         }
+        return key if is_plain(key) else None
 
     def build_values(self) -> dict[str, Any]:
         """Return the values to cache."""
         splits = self.read_splits()
         tokenizer = self.make_tokenizer(splits["train"])
         notes = list(self.source.notes)
-        report: dict[str, Any] = {"source": self.source.cache_key(), "notes": notes}
+        source = self.source.cache_key() or {"source": type(self.source).__name__}
+        report: dict[str, Any] = {"source": source, "notes": notes}
         values: dict[str, Any] = {"tokenizer": tokenizer.state(), "report": report}
         for split, items in splits.items():
             encoded, report[split] = self.encode_split(split, items, tokenizer)
@@ -145,8 +155,17 @@ class PreparedData(LightningDataModule):
     def prepare_data(self) -> None:
         if hasattr(self, "fingerprint"):
             return
-        folder = self.cache_dir / "data"
-        values, fingerprint, note = get_or_build(folder, self.cache_key(), self.build_values)
+        key = self.cache_key()
+        if key is None:
+            log.info(
+                "The prepared data are not cached: their source has no cache_key, or their "
+                "tokenizer is no function of a module with plain arguments."
+            )
+            with tempfile.TemporaryDirectory() as folder:
+                values, fingerprint, note = get_or_build(Path(folder), {}, self.build_values)
+        else:
+            folder = self.cache_dir / "data"
+            values, fingerprint, note = get_or_build(folder, key, self.build_values)
         self.tokenizer = tokenizer_from_state(values["tokenizer"])
         self.report = values["report"]
         if note is not None:

@@ -9,6 +9,7 @@ import hashlib
 import json
 import logging
 import os
+import sys
 import tempfile
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -45,6 +46,34 @@ def sha256_of_code(folder: Path) -> str:
     """Return the hex sha256 of the Python files under `folder`: other code makes other data."""
     code = b"".join(path.read_bytes() for path in sorted(folder.rglob("*.py")))
     return hashlib.sha256(code).hexdigest()
+
+
+def function_key(function: Callable[..., Any]) -> dict[str, str] | None:
+    """Return what tells a function from all others: its name, and the sha256 of its file.
+
+    A function that cannot be imported by its name has no such key: a lambda, a function inside
+    another one, one of a script, an object that is called.
+    """
+    module, name = getattr(function, "__module__", ""), getattr(function, "__qualname__", "")
+    owner = getattr(function, "__self__", None)
+    if isinstance(owner, type):  # A class method is that of the class, which may inherit it.
+        module, name = owner.__module__, f"{owner.__qualname__}.{function.__name__}"
+    found: Any = sys.modules.get(module)
+    file = getattr(found, "__file__", None)
+    for part in name.split("."):
+        found = getattr(found, part, None)
+    if module == "__main__" or found != function or file is None:
+        return None
+    return {"name": f"{module}.{name}", "file": sha256_of_file(Path(file))}
+
+
+def is_plain(value: Any) -> bool:
+    """Return whether JSON can hold a value."""
+    try:
+        json.dumps(value, sort_keys=True)
+    except (TypeError, ValueError):
+        return False
+    return True
 
 
 def get_or_build(

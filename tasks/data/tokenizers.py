@@ -7,7 +7,7 @@ from typing import Any, Self
 from tokenizers import Tokenizer as Backend
 from tokenizers import models, pre_tokenizers, trainers
 
-from attention_zoo.errors import BadInput, UserError
+from attention_zoo.errors import BadInput, UserError, check_positive
 from attention_zoo.zoo import unknown_name_message
 
 PAD, BOS, EOS, UNK = 0, 1, 2, 3
@@ -121,6 +121,7 @@ class BytePairTokenizer(Tokenizer):
     @classmethod
     def train(cls, lines: Iterable[str], *, vocabulary_size: int = 4000) -> Self:
         """Learn the merges from `lines`, up to a vocabulary with special tokens and 256 bytes."""
+        check_positive(vocabulary_size=vocabulary_size)
         min_size = FIRST_ID + 256
         if vocabulary_size < min_size:
             raise UserError(

@@ -1,10 +1,11 @@
 """The base of the tasks: optimisation, losses per target token, self-contained checkpoints."""
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from importlib.metadata import version
-from typing import Any, NamedTuple, cast
+from pathlib import Path
+from typing import Any, NamedTuple, Self, cast
 
 import torch
 from lightning import LightningModule, Trainer
@@ -16,12 +17,13 @@ from torchmetrics import Metric
 
 from attention_zoo.attention.base import take_auxiliary_loss
 from attention_zoo.capture import Maps
-from attention_zoo.errors import TrainingDiverged, UserError
+from attention_zoo.errors import BadInput, TrainingDiverged, UserError
 from attention_zoo.tasks.configuration.build import build_task
 from attention_zoo.tasks.configuration.renamed_options import upgrade_checkpoint
 from attention_zoo.tasks.configuration.validation import validate
 from attention_zoo.tasks.data.batches import IGNORE_INDEX
 from attention_zoo.tasks.data.tokenizers import Tokenizer, tokenizer_from_state
+from attention_zoo.tasks.training.checkpoints import read_checkpoint
 from attention_zoo.tasks.training.metrics import BitsPerByte, Perplexity, TokenLoss
 from attention_zoo.tasks.training.non_finite import (
     MAX_SKIPPED_IN_A_ROW,
@@ -31,6 +33,12 @@ from attention_zoo.tasks.training.non_finite import (
 from attention_zoo.tasks.training.ranks import require_equal_ranks
 from attention_zoo.tasks.views.attention_record import AttentionRecord
 from attention_zoo.zoo import unknown_name_message
+
+# Of a composed config, those that a task is built from.
+REQUIRED_NODES = (
+    *("task", "model", "attention", "position", "optimizer", "schedule", "decoding"),
+    *("data", "tokenizer", "seed"),
+)
 
 
 class StepOutput(NamedTuple):
@@ -53,7 +61,11 @@ class Task(LightningModule):
             error, "skip" the step, or "continue". Each names the step and the layer.
         label_smoothing: share of the target's probability that is spread over the vocabulary
             (Szegedy et al. 2016). Training only: evaluation reports losses without it.
-        config: the whole config in plain containers, for checkpoints.
+        config: the whole config in plain containers, for checkpoints; {} if the task is built from
+            Python. Its checkpoint is then read by `load_from_checkpoint` with these arguments.
+
+    Raises:
+        UserError: a config that is neither empty nor whole.
     """
 
     # Titles of the input and the output of `generate`, for the table of samples.
@@ -74,6 +86,11 @@ class Task(LightningModule):
         config: dict[str, Any],
     ) -> None:
         super().__init__()
+        if not isinstance(config, Mapping) or (config and missing_groups(config)):
+            raise UserError(
+                "config must be a composed one, with "
+                f"{', '.join(REQUIRED_NODES)}; or {{}} for a task that is built from Python."
+            )
         if non_finite not in RESPONSES:
             raise UserError(unknown_name_message("task.non_finite", non_finite, list(RESPONSES)))
         self.model = model
@@ -98,6 +115,48 @@ class Task(LightningModule):
         self.non_finite_in_a_row = 0
         # Generated text of the last scored split, by line number; empty if no text is scored.
         self.outputs: dict[int, str] = {}
+
+    @classmethod
+    def load_from_checkpoint(
+        cls,
+        checkpoint_path: str | Path,
+        map_location: torch.device | str | None = None,
+        **options: Any,
+    ) -> Self:
+        """Return the task in a checkpoint, in evaluation mode, as `attention_zoo.tasks.load` does.
+
+        Args:
+            checkpoint_path: the file; nothing in it is executed.
+            map_location: the device of the task; default: the CPU.
+            options: the arguments of a task whose config is empty, without `tokenizer` and
+                `config`, which the checkpoint holds.
+
+        Raises:
+            BadInput: no such file, or not a checkpoint of this project.
+            UserError: a checkpoint of another task, or of other weights; options that are missing,
+                or that the checkpoint's own config decides.
+        """
+        checkpoint = read_checkpoint(Path(checkpoint_path))
+        contents = checkpoint["attention_zoo"]
+        config = contents["config"]
+        if config and options:
+            raise UserError(
+                f"{checkpoint_path} has a config that decides {', '.join(options)}; leave the "
+                "options out, or change a copy of the config and call load_task."
+            )
+        if options:
+            tokenizer = tokenizer_from_state(contents["tokenizer"])
+            task: Any = cls(**options, tokenizer=tokenizer, config=config)
+            load_weights(task, checkpoint)
+        else:
+            task = load_task(checkpoint, config)
+        if not isinstance(task, cls):
+            kind = type(task).__name__
+            raise UserError(
+                f"{checkpoint_path} is a checkpoint of {kind}, not of {cls.__name__}; use "
+                f"{kind}.load_from_checkpoint."
+            )
+        return task.to(map_location or "cpu").eval()
 
     def predict_batch(self, batch: Any) -> tuple[Tensor, Tensor]:
         """Return logits [b t v] by teacher forcing, and targets [b t] (`IGNORE_INDEX`: none)."""
@@ -301,10 +360,29 @@ def logged_metrics(trainer: Trainer, prefix: str) -> dict[str, Any]:
 def load_task(checkpoint: dict[str, Any], config: dict[str, Any]) -> Any:
     """Return the `Task` in a checkpoint, with a config that may differ from the one in training.
 
-    Raise UserError if the config's model has other weights than the checkpoint.
+    Raise UserError if the config's model has other weights than the checkpoint, and BadInput if the
+    config is empty.
     """
+    missing = missing_groups(config)
+    if missing:
+        raise BadInput(
+            f"the checkpoint's config lacks {', '.join(missing)}: its task was built from Python. "
+            "Load it so too: TranslationTask.load_from_checkpoint(path, model=…, optimizer=…, "
+            "schedule=…, decoding=…)."
+        )
     validate(config)
     task = build_task(config, tokenizer_from_state(checkpoint["attention_zoo"]["tokenizer"]))
+    load_weights(task, checkpoint)
+    return task.eval()
+
+
+def missing_groups(config: Mapping[str, Any]) -> list[str]:
+    """Return the nodes that a composed config has, and this one lacks."""
+    return [name for name in REQUIRED_NODES if name not in config]
+
+
+def load_weights(task: Task, checkpoint: dict[str, Any]) -> None:
+    """Load the weights of a checkpoint, or raise UserError if the task has others."""
     saved, expected = (
         {name: list(weights.shape) for name, weights in state.items()}
         for state in (checkpoint["state_dict"], task.state_dict())
@@ -318,4 +396,3 @@ def load_task(checkpoint: dict[str, Any], config: dict[str, Any]) -> Any:
                 "differ from those in training, such as position=yarn instead of rotary."
             )
     task.load_state_dict(checkpoint["state_dict"])
-    return task.eval()

@@ -29,3 +29,87 @@ def test_content_of_padding_is_irrelevant(case: Case, side: str, length: int) ->
     (gradient,) = torch.autograd.grad(out.sin().sum(), source)
     assert (gradient[~real] == 0).all()
     assert gradient[real].ne(0).any()
+
+
+def real_tokens(layout: str, length: int) -> torch.Tensor:
+    """[2 n] bool: a whole row, and one that is padded here and there."""
+    holes = {
+        "left": [0] * (length // 3) + [1] * length,
+        "interior": [1] * (length // 3) + [0] * (length // 4) + [1] * length,
+        "alternating": [1, 0, 1, 1, 0] * length,
+        "everywhere": [0, 0, 1, 0, 1, 1, 1] * (length // 14) + [1] * (length // 3) + [0] * length,
+    }
+    return torch.tensor([[1] * length, holes[layout][:length]]).bool()
+
+
+@pytest.mark.parametrize("layout", ["left", "interior", "alternating", "everywhere"])
+@pytest.mark.parametrize("length", [23, 70])
+@over((case for case in plain_cases() if case.honours("key_mask")), every_entry=True)
+def test_a_padded_row_is_that_of_its_real_tokens(case: Case, length: int, layout: str) -> None:
+    attention = case.attention().eval()
+    inputs = case.inputs(7 if case.role == "cross" else length, length)
+    real = real_tokens(layout, length)
+    positions = (real.cumsum(dim=1) - 1).clamp(min=0)
+    if case.role == "cross":
+        x, context = inputs
+        alone = attention(x[1:], context[1:, real[1]])
+        assert_same(attention(x, context, mask=Mask(key_mask=real))[1:], alone)
+        return
+    (x,) = inputs
+    together = attention(x, mask=Mask(key_mask=real), positions=positions)
+    alone = attention(x[1:, real[1]])
+    if not case.card.counts_padding or layout == "left":
+        assert_same(together[1:, real[1]], alone)
+    elif layout == "alternating":
+        # Else the card would warn of nothing.
+        assert not torch.allclose(together[1:, real[1]], alone)
+    assert_same(together[0], attention(x[:1])[0])
+
+
+@pytest.mark.parametrize("chunks", [[9, 1, 1, 1, 11], [1] * 23, [4, 19]], ids=str)
+@over(
+    (
+        case
+        for case in plain_cases()
+        if case.decodes and case.role == "causal" and not case.card.counts_padding
+    ),
+    every_entry=True,
+)
+def test_a_state_leaves_padding_out(case: Case, chunks: list[int]) -> None:
+    attention = case.attention().eval()
+    length = sum(chunks)
+    (x,) = case.inputs(length)
+    real = real_tokens("alternating", length)
+    positions = (real.cumsum(dim=1) - 1).clamp(min=0)
+    outputs, cache = [], attention.new_cache()
+    for chunk in chunks:
+        stop = cache.length + chunk
+        own = slice(cache.length, stop)
+        mask = Mask(key_mask=real[:, :stop])
+        outputs.append(attention(x[:, own], mask=mask, positions=positions[:, own], cache=cache))
+    decoded = torch.cat(outputs, dim=1)
+    assert_same(decoded[1:, real[1]], attention(x[1:, real[1]]))
+    assert_same(decoded[0], attention(x[:1])[0])
+
+
+@over(
+    (
+        case
+        for case in plain_cases()
+        if case.packs and case.role != "cross" and not case.card.counts_padding
+    ),
+    every_entry=True,
+)
+def test_padding_inside_packed_sequences(case: Case) -> None:
+    attention = case.attention().eval()
+    length = 23
+    (x,) = case.inputs(length)
+    real = real_tokens("alternating", length)
+    segment_ids = (torch.arange(length) >= 11).long().expand(2, -1)
+    counts = real.cumsum(dim=1)
+    positions = (counts - 1 - counts[:, 10:11] * segment_ids).clamp(min=0)
+    mask = Mask(key_mask=real, segment_ids=segment_ids)
+    together = attention(x, mask=mask, positions=positions)
+    for segment in (0, 1):
+        own = real[1] & (segment_ids[1] == segment)
+        assert_same(together[1:, own], attention(x[1:, own]))

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from attention_zoo.attention import naive
 from attention_zoo.attention.base import Attention
 from attention_zoo.caches import Cache, StateCache
-from attention_zoo.masks import Mask, TokenSpan
+from attention_zoo.masks import Columns, Mask, TokenSpan
 from attention_zoo.precision import autocast_disabled, safe_divide, upcast
 from attention_zoo.zoo import ATTENTION, ROLES, Role
 
@@ -194,7 +194,7 @@ class KernelAttention(Attention):
         q, k, rotated_q, rotated_k, _ = features
         queries, keys = q.shape[2], k.shape[2]
         numerator, denominator = rotated_q @ rotated_k.transpose(-2, -1), q @ k.transpose(-2, -1)
-        visible = mask.dense(range(keys - queries, keys), range(keys), device=q.device)
+        visible = mask.dense(Columns(keys - queries, keys), Columns(0, keys), device=q.device)
         if visible is not None:
             numerator = numerator.masked_fill(~visible, 0.0)
             denominator = denominator.masked_fill(~visible, 0.0)

@@ -9,7 +9,7 @@ from attention_zoo.attention.softmax import QKV, SoftmaxAttention, register_soft
 from attention_zoo.backends import BACKENDS
 from attention_zoo.caches import Cache, TokenCache
 from attention_zoo.errors import check_positive
-from attention_zoo.masks import Visibility, window_span
+from attention_zoo.masks import Columns, Visibility, window_span
 
 MIN_BLOCK = 64  # queries; smaller blocks cost more in calls than they save in work
 
@@ -36,9 +36,12 @@ class WindowAttention(SoftmaxAttention):
         before, after = window_span(mask.window, mask.causal)
         block = max(mask.window, MIN_BLOCK)
         outputs = []
-        for start in range(queries.start, queries.stop, block):
-            rows = range(start, min(start + block, queries.stop))
-            columns = range(max(rows.start - before, keys.start), min(rows.stop + after, keys.stop))
+        # Counted, as torch.compile makes constants of a range's ends, but not of a length's blocks.
+        for index in range(-(-qkv.q.shape[2] // block)):
+            start = queries.start + index * block
+            rows = Columns(start, min(start + block, queries.stop))
+            first, stop = max(rows.start - before, keys.start), min(rows.stop + after, keys.stop)
+            columns = Columns(first, stop)
             part = slice_qkv(
                 qkv,
                 slice(rows.start - queries.start, rows.stop - queries.start),
@@ -50,18 +53,21 @@ class WindowAttention(SoftmaxAttention):
 
 def slice_qkv(qkv: QKV, queries: slice, keys: slice) -> QKV:
     """Return some of the queries, and some of the keys with their values and features."""
+    # torch.compile makes constants of the ends of a slice that a comprehension captures.
+    start, stop = keys.start, keys.stop
     return QKV(
         qkv.q[:, :, queries],
         qkv.k[:, :, keys],
         qkv.v[:, :, keys],
         qkv.q_positions[:, queries],
         qkv.k_positions[:, keys],
-        {name: feature[..., keys, :] for name, feature in qkv.features.items()},
+        {name: feature[..., start:stop, :] for name, feature in qkv.features.items()},
     )
 
 
 @register_softmax(
     name="sliding_window",
+    counts_padding=True,
     paper="Beltagy et al. 2020, arXiv 2004.05150, §3.1; Jiang et al. 2023, arXiv 2310.06825",
     equation="softmax(QKᵀ/√c) V over the W keys up to the query, or around it",
     reference="closed form",

@@ -18,6 +18,7 @@ from attention_zoo.masks import Visibility
 
 @register_softmax(
     name="strided_sparse",
+    counts_padding=True,
     paper="Child et al. 2019, arXiv 1904.10509, §4.3 (strided), §5.1 (merged head)",
     equation="softmax(QKᵀ/√c) V over the keys with i − j < l or (i − j) mod l = 0",
     reference="closed form",
@@ -50,11 +51,11 @@ class StridedSparseAttention(BlockSparseAttention):
     def attend_by_blocks(self, qkv: QKV, visible: Visibility) -> Tensor:
         mask, rows, stride = visible.mask, visible.rows, self.stride
         columns = torch.arange(rows.start, rows.stop, device=qkv.q.device)
-        near_queries = split_into_blocks(columns, min(stride, len(rows)))
+        near_queries = split_into_blocks(columns, min(stride, qkv.q.shape[2]))
         near_keys = extend_blocks(near_queries, stride - 1, 0 if mask.causal else stride - 1)
         is_near = (near_queries[:, :, None] - near_keys[:, :, None]).abs() < stride
         # The queries whose columns leave the same remainder share the keys one, two, … strides off.
-        queries = split_into_blocks(columns, stride)[:, : len(rows)].T
+        queries = split_into_blocks(columns, stride)[:, : qkv.q.shape[2]].T
         steps = torch.arange(-(-rows.stop // stride), device=columns.device)
         keys = (queries[:, :1] % stride + stride * steps)[None]
         is_other = queries[:, :, None] != keys[:, :, None]

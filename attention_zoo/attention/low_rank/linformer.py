@@ -10,7 +10,7 @@ from attention_zoo.attention import naive
 from attention_zoo.attention.base import Attention
 from attention_zoo.caches import Cache
 from attention_zoo.errors import check_positive
-from attention_zoo.masks import Mask
+from attention_zoo.masks import Columns, Mask
 from attention_zoo.zoo import ATTENTION
 
 
@@ -66,7 +66,8 @@ class LinformerAttention(Attention):
         """Compute softmax(Q Kᵀ Eᵀ/√c) F, with zeros in Q Kᵀ and in the result for hidden keys."""
         q, (k, _) = self.project_query(x), self.project_key_value(x)
         key_columns, value_columns = self.combinations(positions)
-        visible = mask.dense(range(x.shape[1]), range(x.shape[1]), device=x.device)
+        columns = Columns(0, x.shape[1])
+        visible = mask.dense(columns, columns, device=x.device)
         visible = torch.ones((), dtype=torch.bool, device=x.device) if visible is None else visible
         products = (q @ k.transpose(-2, -1)).masked_fill(~visible, 0.0)
         scores = products @ key_columns.transpose(-2, -1) * self.head_dim**-0.5

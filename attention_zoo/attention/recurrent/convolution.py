@@ -1,12 +1,13 @@
 """The short convolution before a recurrence."""
 
 from collections.abc import Sequence
+from itertools import product
 
 import torch
 from torch import Tensor, nn
 
 from attention_zoo.errors import check_positive
-from attention_zoo.masks import TokenSpan
+from attention_zoo.masks import TokenSpan, gather_broadcast, order_real_first
 
 
 class ShortConvolution(nn.Module):
@@ -14,7 +15,7 @@ class ShortConvolution(nn.Module):
 
         y_t = Σ_{l < K} w_{K−1−l} ⊙ x_{t−l} + b
 
-    K is `kernel_size`. Padded tokens, and those before the sequence, count as zeros.
+    K is `kernel_size`. Padded tokens are left out, and those before the sequence count as zeros.
     """
 
     def __init__(self, channels: int, kernel_size: int, *, bias: bool = False) -> None:
@@ -45,16 +46,22 @@ class ShortConvolution(nn.Module):
         padded tokens has no meaning.
         """
         length, num_past = x.shape[1], self.kernel_size - 1
+        segment_ids, order = span.segment_ids, None
         if span.key_mask is not None:
+            # Padding is moved to the end, so that the neighbours of a real token are real.
+            order = order_real_first(span.key_mask)
             x = x.masked_fill(~span.key_mask[..., None], 0.0)
+            x = gather_broadcast(x, order[..., None], 1)
         if state is None:
             state = x.new_zeros(len(x), x.shape[2], num_past)
         tokens = torch.cat([state.transpose(1, 2), x], dim=1)
-        segment_ids = span.segment_ids
         if segment_ids is not None:
             # A state holds only tokens of the segment that it ends with.
-            before = segment_ids[:, :1].expand(-1, num_past)
-            segment_ids = torch.cat([before, segment_ids[:, -length:]], dim=1)
+            before, last = segment_ids[:, :1].expand(-1, num_past), segment_ids[:, -1:]
+            segment_ids = segment_ids[:, -length:]
+            if order is not None:
+                segment_ids = gather_broadcast(segment_ids, order, 1)
+            segment_ids = torch.cat([before.expand(len(segment_ids), -1), segment_ids], dim=1)
         y = torch.zeros_like(x) if self.bias is None else self.bias.expand_as(x)
         for tap, weight in enumerate(self.taps()):
             part = tokens[:, tap : tap + length]
@@ -63,18 +70,29 @@ class ShortConvolution(nn.Module):
                 part = part * same[..., None]
             y = y + weight * part
         state = tokens[:, length:]
-        if segment_ids is not None:
-            state = state * (segment_ids[:, length:] == segment_ids[:, -1:])[..., None]
+        ids_of_state = None if segment_ids is None else segment_ids[:, length:]
+        if order is not None:
+            y = gather_broadcast(y, order.argsort(dim=1)[..., None], 1)
+            # The tokens up to the last real one.
+            assert span.key_mask is not None
+            columns = torch.arange(num_past, device=x.device)
+            columns = columns + span.key_mask.sum(dim=1, keepdim=True)
+            state = gather_broadcast(tokens, columns[..., None], 1)
+            if segment_ids is not None:
+                ids_of_state = gather_broadcast(segment_ids, columns, 1)
+        if ids_of_state is not None:
+            state = state * (ids_of_state == last)[..., None]
         # A copy: a slice would keep all of a long prompt in memory.
         return y, state.transpose(1, 2).clone()
 
     def naive(self, x: Tensor, visible: Tensor) -> Tensor:
         """Compute the sum of the equation over visible tokens [b t t], for the tests."""
         y = torch.zeros_like(x) if self.bias is None else self.bias.expand_as(x)
-        for lag in range(min(self.kernel_size, x.shape[1])):
-            seen = visible.diagonal(-lag, dim1=1, dim2=2)[..., None]
-            term = self.taps()[-1 - lag] * x[:, : x.shape[1] - lag] * seen
-            y = y + nn.functional.pad(term, (0, 0, lag, 0))
+        y = y.clone()
+        for b, t in product(*map(range, x.shape[:2])):
+            seen = visible[b, t, : t + 1].nonzero()[:, 0]
+            for lag, s in enumerate(seen.flip(0)[: self.kernel_size]):
+                y[b, t] += self.taps()[-1 - lag] * x[b, s]
         return y
 
 

@@ -19,7 +19,7 @@ from attention_zoo.attention.recurrent.naive import divide_by_length, low_rank_l
 from attention_zoo.attention.recurrent.steps import Steps
 from attention_zoo.backends.reference import masked_softmax
 from attention_zoo.errors import check_dropout, check_positive
-from attention_zoo.masks import Mask, TokenSpan
+from attention_zoo.masks import Columns, Mask, TokenSpan
 from attention_zoo.precision import autocast_disabled
 
 
@@ -93,7 +93,8 @@ class PathAttention(DeltaRuleAttention):
         real = TokenSpan(Mask(key_mask=span.mask.key_mask), span.start)
         scores, state = delta_rule(steps._replace(v=unit_values).apply_mask(real), state)
         length = cached + queries
-        visible = span.mask.dense(range(cached, length), range(length), device=scores.device)
+        rows = Columns(cached, length)
+        visible = span.mask.dense(rows, Columns(0, length), device=scores.device)
         return masked_softmax(scores, visible), state.transpose(-2, -1)
 
     def implied_weights(self, steps: Steps, x: Tensor, span: TokenSpan) -> Tensor:

@@ -1,6 +1,7 @@
 """The time mixing of RWKV-7 (Peng et al. 2025)."""
 
 import math
+from itertools import product
 from typing import Any
 
 import torch
@@ -97,8 +98,10 @@ class RWKV7Attention(DeltaRuleAttention):
 
     def naive(self, x: Tensor, source: Tensor, visible: Tensor, positions: Tensor) -> Tensor:
         before = torch.zeros_like(x)
-        for t in range(1, x.shape[1]):
-            before[:, t] = x[:, t - 1] * visible[:, t, t - 1, None]
+        for b, t in product(*map(range, x.shape[:2])):
+            earlier = visible[b, t, :t].nonzero()[:, 0]
+            if len(earlier):
+                before[b, t] = x[b, earlier[-1]]
         change = before - x
         query_input, key_input, value_input, decay_input, rate_input = (
             x + share * change for share in self.shift_shares

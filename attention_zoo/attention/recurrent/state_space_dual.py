@@ -25,7 +25,7 @@ from attention_zoo.precision import upcast
     equation="S_t = exp(−e^A Δ_t) S_{t−1} + Δ_t B_tᵀx_t, y_t = C_t S_t + D x_t",
     reference="transformers Mamba2Mixer",
     deviations="one projection for each of z, x, B, C, Δ, which the paper's block joins into "
-    "one; padded tokens leave the state as it is, and count as zeros in the convolution",
+    "one; padded tokens leave the state as it is, and are left out of the convolution",
     positions=("positions", "embeddings", "heads"),
     cache="the state, and the last tokens of the convolution",
 )

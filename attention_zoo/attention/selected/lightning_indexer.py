@@ -22,7 +22,7 @@ from attention_zoo.attention.softmax import QKV, register_softmax
 from attention_zoo.caches import TokenCache
 from attention_zoo.checkpointing import checkpoint
 from attention_zoo.errors import check_positive
-from attention_zoo.masks import Visibility
+from attention_zoo.masks import Columns, Visibility
 
 
 @register_softmax(
@@ -96,7 +96,9 @@ class LightningIndexerAttention(TopKSelectionAttention):
         for part in split_queries(queries, self.top_k):
             weights = qkv.features["weights"][:, :, part]
             qkv_part = qkv._replace(q=qkv.q[:, :, part], v=v, features={"weights": weights})
-            tokens, seen = self.select_keys(qkv_part, replace(visible, rows=visible.rows[part]))
+            tokens, seen = self.select_keys(
+                qkv_part, replace(visible, rows=visible.rows.select(part))
+            )
             parts.append(checkpoint(self.attend_selected, qkv_part, tokens, seen))
         outputs, divergences = zip(*parts, strict=True)
         self.auxiliary_loss = None
@@ -135,7 +137,7 @@ class LightningIndexerAttention(TopKSelectionAttention):
         """Return the keys that queries select [b 1 q n], and which of them are visible."""
         stop = visible.rows.stop
         scores = self.score_index(qkv, qkv.k[:, -1:, None, :stop])
-        seen = replace(visible, columns=range(stop)).dense(scores.device)
+        seen = replace(visible, columns=Columns(0, stop)).dense(scores.device)
         if seen is None:
             seen = torch.ones_like(scores[:1], dtype=torch.bool)
         tokens = select_largest(scores.masked_fill(~seen, float("-inf")), self.top_k)

@@ -19,7 +19,7 @@ from attention_zoo.attention.selected.topk_selection import (
 from attention_zoo.attention.softmax import QKV
 from attention_zoo.checkpointing import checkpoint
 from attention_zoo.errors import UserError, check_positive
-from attention_zoo.masks import Visibility, count_real_tokens
+from attention_zoo.masks import Visibility, count_real_tokens, order_real_first
 
 
 class UnpaddedQKV(NamedTuple):
@@ -40,9 +40,11 @@ class UnpaddedQKV(NamedTuple):
 
     def take(self, part: slice) -> "UnpaddedQKV":
         """Return some of the queries, and all keys."""
+        # torch.compile makes constants of the ends of a slice that a comprehension captures.
+        start, stop = part.start, part.stop
         return self._replace(
             q=self.q[:, :, part],
-            features={name: feature[:, :, part] for name, feature in self.features.items()},
+            features={name: feature[:, :, start:stop] for name, feature in self.features.items()},
             first=self.first if self.first.shape[1] == 1 else self.first[:, part],
             last=self.last[:, part],
         )
@@ -78,7 +80,7 @@ class TopKBlockAttention(TopKSelectionAttention):
         gathered = max(self.blocks * self.block, -(-visible.rows.stop // self.block))
         outputs = [
             checkpoint(self.attend_blocks, unpadded.take(part))
-            for part in split_queries(len(visible.rows), gathered)
+            for part in split_queries(qkv.q.shape[2], gathered)
         ]
         return torch.cat(outputs, dim=2)
 
@@ -109,7 +111,7 @@ class TopKBlockAttention(TopKSelectionAttention):
         counts, first = count_real_tokens(mask, rows.stop, qkv.q.device)
         k, v, order, step = qkv.k, qkv.v, None, self.block
         if mask.key_mask is not None:
-            order = mask.key_mask.logical_not().to(torch.uint8).argsort(dim=1, stable=True)
+            order = order_real_first(mask.key_mask)
             k, v = (x.gather(2, order[:, None, :, None].expand_as(x)) for x in (k, v))
         if mask.segment_ids is not None:
             # Packed sequences may start anywhere, and their blocks with them.

@@ -41,7 +41,9 @@ class TopKSelectionAttention(SoftmaxAttention):
 def split_queries(queries: int, keys: int) -> list[slice]:
     """Split queries into slices that gather MAX_GATHERED_KEYS at most, `keys` for each query."""
     size = max(MAX_GATHERED_KEYS // keys, 1)
-    return [slice(start, min(start + size, queries)) for start in range(0, queries, size)]
+    # Counted, as torch.compile makes constants of a range's ends, but not of a length's blocks.
+    starts = [index * size for index in range(-(-queries // size))]
+    return [slice(start, min(start + size, queries)) for start in starts]
 
 
 def select_largest(scores: Tensor, count: int) -> Tensor:

@@ -8,6 +8,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from attention_zoo.errors import check_positive
+from attention_zoo.masks import gather_broadcast
 from attention_zoo.position.base import NaiveScoreInputs, PositionalEncoding, ScoreInputs
 from attention_zoo.zoo import POSITION
 
@@ -52,10 +53,10 @@ class DisentangledEncoding(PositionalEncoding):
     def content_bias(self, inputs: ScoreInputs) -> Tensor:
         distance = inputs.q_positions[:, :, None] - inputs.k_positions[:, None, :]
         by_row = inputs.q @ self.project_table(self.key)
-        of_query = by_row.take_along_dim(self.row(distance)[:, None], dim=-1)
+        of_query = gather_broadcast(by_row, self.row(distance)[:, None], dim=-1)
         # The queries come divided, as `rotate` left them; the keys do not.
         by_row = inputs.k / math.sqrt(3) @ self.project_table(self.query)
-        of_key = by_row.take_along_dim(self.row(-distance.mT)[:, None], dim=-1)
+        of_key = gather_broadcast(by_row, self.row(-distance.mT)[:, None], dim=-1)
         return (of_query + of_key.mT) * inputs.scale
 
     def project_table(self, projection: nn.Module) -> Tensor:

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from attention_zoo.errors import check_positive
+from attention_zoo.masks import gather_broadcast
 from attention_zoo.position.base import NaiveScoreInputs, PositionalEncoding, ScoreInputs
 from attention_zoo.precision import upcast
 from attention_zoo.zoo import POSITION
@@ -46,7 +47,7 @@ class ShawEncoding(PositionalEncoding):
     def content_bias(self, inputs: ScoreInputs) -> Tensor:
         rows = self.rows(inputs.q_positions, inputs.k_positions)
         products = inputs.q @ self.key_table.T
-        return products.take_along_dim(rows[:, None], dim=-1) * inputs.scale
+        return gather_broadcast(products, rows[:, None], dim=-1) * inputs.scale
 
     def value_bias(self, weights: Tensor, q_positions: Tensor, k_positions: Tensor) -> Tensor:
         rows = self.rows(q_positions, k_positions)

@@ -28,9 +28,12 @@ class Source(ABC, Generic[Split]):
     def splits(self) -> dict[str, Split]:
         """Return "train", "valid" and "test". Raise BadInput if one of them is missing."""
 
-    @abstractmethod
-    def cache_key(self) -> dict[str, Any]:
-        """Return every input of `splits`, in plain types: equal keys give equal splits."""
+    def cache_key(self) -> dict[str, Any] | None:
+        """Return every input of `splits`, in plain types: equal keys give equal splits.
+
+        Without a key, as by default, prepared data are not cached.
+        """
+        return None
 
     def location(self, split: str, index: int) -> str:
         """Return where item `index` of a split was read, for messages."""
