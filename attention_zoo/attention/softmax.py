@@ -156,7 +156,7 @@ class SoftmaxAttention(Attention):
     def attend_explicitly(self, qkv: QKV, visible: Visibility) -> Tensor:
         """Compute the same by way of the weights, which an encoding of values needs."""
         weights = self.drop_weights(self.weights(qkv, visible))
-        attended = weights @ repeat_heads(qkv.v, self.heads)
+        attended = weights.to(qkv.v.dtype) @ repeat_heads(qkv.v, self.heads)
         bias = self.position.value_bias(weights, qkv.q_positions, qkv.k_positions)
         return attended if bias is None else attended + bias
 

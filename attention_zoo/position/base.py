@@ -60,6 +60,8 @@ class PositionalEncoding(nn.Module):
     card: PositionCard = PositionCard(name="none", paper="", equation="", reference="")
     # The longest sequence that it can take, if it has a limit.
     max_length: int | None = None
+    # What `rotate` multiplies queries and keys by, so that scores get its square.
+    magnitude: float = 1.0
 
     def __init__(self, *, dim: int, heads: int, head_dim: int, role: Role, layer: int = 0) -> None:
         super().__init__()
@@ -121,6 +123,10 @@ class PositionalEncoding(nn.Module):
         `head` is the index of the query head, `length` the number of tokens up to the query.
         """
         return x
+
+    def naive_magnitude(self) -> float:
+        """Return what `naive_rotate` multiplies queries and keys by."""
+        return 1.0
 
     def naive_bias(self, inputs: NaiveScoreInputs) -> Tensor | float:
         """Return what to add to the scores [k] of one query and the keys that it sees."""

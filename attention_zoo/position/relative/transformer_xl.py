@@ -50,10 +50,12 @@ class TransformerXLEncoding(PositionalEncoding):
         self.distance = nn.Linear(self.dim, self.heads * self.head_dim, bias=False)
 
     def content_bias(self, inputs: ScoreInputs) -> Tensor:
-        of_key = self.query_content_bias[:, None] @ inputs.k.transpose(-2, -1)
+        content_bias = self.query_content_bias[:, None].to(inputs.k.dtype)
+        of_key = content_bias @ inputs.k.transpose(-2, -1)
         by_head = self.distance.weight.unflatten(0, (self.heads, self.head_dim))
         coefficients = self.rotate_coefficients(
-            (inputs.q + self.query_position_bias[:, None]) @ by_head, inputs.q_positions
+            (inputs.q + self.query_position_bias[:, None]) @ by_head.to(inputs.q.dtype),
+            inputs.q_positions,
         )
         waves = sinusoids(inputs.k_positions, self.dim, self.base)[:, None].transpose(-2, -1)
         of_position = coefficients.to(inputs.q.dtype) @ waves.to(inputs.q.dtype)
