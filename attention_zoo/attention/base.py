@@ -44,6 +44,8 @@ class Attention(nn.Module):
     card: ClassVar[AttentionCard]
     # Options of a base class that this class decides itself.
     decided_options: ClassVar[tuple[str, ...]] = ()
+    # Names of own parameters that are gains or biases, whatever their shape: without weight decay.
+    no_decay: ClassVar[tuple[str, ...]] = ()
     # The mechanism's own window, in keys; it narrows every mask.
     window: int | None = None
     # The longest sequence that it can take, if it has a limit.

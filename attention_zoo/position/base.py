@@ -1,7 +1,7 @@
 """The contract of positional encodings: hooks that are neutral unless overridden."""
 
 from collections.abc import Mapping
-from typing import Literal, NamedTuple
+from typing import ClassVar, Literal, NamedTuple
 
 from torch import Tensor, nn
 
@@ -60,6 +60,8 @@ class PositionalEncoding(nn.Module):
     card: PositionCard = PositionCard(name="none", paper="", equation="", reference="")
     # The longest sequence that it can take, if it has a limit.
     max_length: int | None = None
+    # Names of own parameters that are gains or biases, whatever their shape: without weight decay.
+    no_decay: ClassVar[tuple[str, ...]] = ()
     # What `rotate` multiplies queries and keys by, so that scores get its square.
     magnitude: float = 1.0
 

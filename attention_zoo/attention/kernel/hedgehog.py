@@ -19,6 +19,8 @@ class HedgehogFeatures(FeatureMap):
     Features are 10⁻¹² at least.
     """
 
+    no_decay = ("query_bias", "key_bias")
+
     def __init__(self, *, heads: int, head_dim: int, **options: Any) -> None:
         super().__init__(heads=heads, head_dim=head_dim, **options)
         self.num_features = 2 * head_dim

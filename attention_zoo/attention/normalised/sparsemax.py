@@ -46,4 +46,4 @@ def sparsemax_by_sorting(scores: Tensor, excess: Tensor) -> Tensor:
     counts = torch.arange(1, scores.shape[-1] + 1, device=scores.device, dtype=scores.dtype)
     sums = falling.cumsum(dim=-1)
     size = (1 + counts * falling > sums).sum(dim=-1, keepdim=True)
-    return (scores - (sums.gather(-1, size - 1) - 1) / size).clamp(min=0)
+    return (scores - (sums.gather(-1, (size - 1).clamp(min=0)) - 1) / size).clamp(min=0)

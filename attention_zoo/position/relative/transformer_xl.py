@@ -38,6 +38,8 @@ class TransformerXLEncoding(PositionalEncoding):
         base: the wavelengths run from 2π to base·2π tokens.
     """
 
+    no_decay = ("query_content_bias", "query_position_bias")
+
     def __init__(self, *, base: float = 10000.0, **sizes: Any) -> None:
         super().__init__(**sizes)
         if self.dim % 2:
