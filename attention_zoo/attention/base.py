@@ -344,5 +344,7 @@ def take_auxiliary_loss(model: nn.Module) -> Tensor | None:
     for part in model.modules():
         if isinstance(part, Attention) and part.auxiliary_loss is not None:
             losses.append(part.auxiliary_loss)
+            # For the backward pass, which may have computed another one until it looks.
+            part.auxiliary_loss.was_taken = True  # type: ignore[attr-defined]
             part.auxiliary_loss = None
     return torch.stack(losses).sum() if losses else None

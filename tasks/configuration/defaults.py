@@ -27,9 +27,10 @@ def resolve_defaults(
         return {}
     choices = {} if config["position"] is not None else resolve_position(config)
     data: Any = OmegaConf.to_container(config["data"], resolve=True)
-    entries = [config["position"], *attention_by_role(config).values()]
-    for entry, option in product(entries, TRAINING_LENGTH_OPTIONS):
-        if option in entry and entry[option] is None:
+    nodes = [name for name in config if name == "position" or str(name).endswith("attention")]
+    for node, option in product(nodes, TRAINING_LENGTH_OPTIONS):
+        entry = config[node]
+        if isinstance(entry, DictConfig) and option in entry and entry[option] is None:
             entry[option] = longest_training_sequence(
                 training_config["data"] if training_config else data
             )

@@ -49,7 +49,7 @@ def test_every_precision_stays_near_float32(case: Case, kind: str, dtype: torch.
     """By some roundings of the type, and no further than float32 allows.
 
     Both have the rounded weights and inputs, so only what is computed differs. What chooses by
-    scores may choose otherwise where they are close.
+    scores may choose otherwise where they are close: then most rows must be near.
     """
     attention = case.attention(dim=4 * DIM).to(dtype)
     inputs = [x.to(dtype) for x in case.inputs(33, dim=4 * DIM)]
@@ -66,8 +66,9 @@ def test_every_precision_stays_near_float32(case: Case, kind: str, dtype: torch.
         assert ours[0].dtype == gradients[0].dtype == dtype
     rounding = max(torch.finfo(dtype).eps, 1e-5)
     for a, b in zip(ours, expected, strict=True):
-        error = ((a.float() - b).norm() / b.norm()).item()
-        assert error < (0.1 if case.card.chooses else 4 * rounding)
+        off, size = (a.float() - b).norm(dim=-1), b.norm(dim=-1)
+        error = (off / size.clamp(min=1e-6)).median() if case.card.chooses else off.norm() / b.norm()
+        assert error < 4 * rounding
 
 
 @pytest.mark.parametrize("rms", [1.0, 6.0, 30.0, 300.0])

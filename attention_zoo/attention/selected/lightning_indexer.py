@@ -113,18 +113,8 @@ class LightningIndexerAttention(TopKSelectionAttention):
             self.auxiliary_loss = (divergence * real).sum() / real.sum().clamp(min=1.0)
         out = torch.cat(outputs, dim=2)
         if self.training and out.requires_grad and not torch.compiler.is_compiling():
-            out.register_hook(partial(self.check_loss_taken, self.auxiliary_loss))
+            out.register_hook(partial(warn_of_untaken_loss, self.auxiliary_loss))
         return out
-
-    def check_loss_taken(self, loss: Tensor, gradient: Tensor) -> None:
-        """Warn, in the backward pass, where no one took the loss of the forward pass."""
-        if self.auxiliary_loss is loss:
-            warnings.warn(
-                "The indexer of lightning_indexer does not learn: its auxiliary loss was not added "
-                "to the loss. Add take_auxiliary_loss(model), of attention_zoo.attention.base, before "
-                "backward(); under activation checkpointing choose use_reentrant=False.",
-                stacklevel=2,
-            )
 
     def attend_selected(self, qkv: QKV, tokens: Tensor, seen: Tensor) -> tuple[Tensor, Tensor]:
         """Attend from queries to the keys [b 1 q n] that they selected, where these are seen.
@@ -179,3 +169,14 @@ class LightningIndexerAttention(TopKSelectionAttention):
             scores = weights[b, i] @ (q[b, :, i] @ k[b, seen].T).clamp(min=0.0)
             selected[b, i, seen[rank(scores.tolist())[: self.top_k]]] = True
         return super().naive(x, source, selected, positions)
+
+
+def warn_of_untaken_loss(loss: Tensor, gradient: Tensor) -> None:
+    """Warn in a backward pass if the auxiliary loss of its forward pass was not taken."""
+    if not getattr(loss, "was_taken", False):
+        warnings.warn(
+            "The indexer of lightning_indexer does not learn: its auxiliary loss was not added to "
+            "the loss. Add take_auxiliary_loss(model), of attention_zoo.attention.base, before "
+            "backward(); under activation checkpointing choose use_reentrant=False.",
+            stacklevel=2,
+        )
