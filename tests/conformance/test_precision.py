@@ -67,7 +67,9 @@ def test_every_precision_stays_near_float32(case: Case, kind: str, dtype: torch.
     rounding = max(torch.finfo(dtype).eps, 1e-5)
     for a, b in zip(ours, expected, strict=True):
         off, size = (a.float() - b).norm(dim=-1), b.norm(dim=-1)
-        error = (off / size.clamp(min=1e-6)).median() if case.card.chooses else off.norm() / b.norm()
+        error = (
+            (off / size.clamp(min=1e-6)).median() if case.card.chooses else off.norm() / b.norm()
+        )
         assert error < 4 * rounding
 
 

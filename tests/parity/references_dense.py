@@ -225,9 +225,7 @@ def multi_head_latent_yarn() -> tuple[Outcome, Outcome]:
     return like_deepseek("yarn", rope, factor=8.0, original_length=16)
 
 
-def like_deepseek(
-    position: str, rope: dict[str, Any], **options: Any
-) -> tuple[Outcome, Outcome]:
+def like_deepseek(position: str, rope: dict[str, Any], **options: Any) -> tuple[Outcome, Outcome]:
     """Theirs makes the latent and the rotary key in one matrix, keys and values in another; its
     rotation turns neighbouring channels.
     """

@@ -7,7 +7,6 @@ from torch import Tensor, nn
 
 from attention_zoo.attention.kernel.base import FeatureMap, KernelAttention, register_kernel
 
-
 # The authors' lower bound of a feature: so a query's and a key's never have the product zero.
 EPSILON = 1e-12
 

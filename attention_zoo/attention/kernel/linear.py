@@ -20,7 +20,6 @@ from attention_zoo.attention.kernel.taylor import TaylorFeatures
 from attention_zoo.errors import Unsupported
 from attention_zoo.zoo import unknown_name_message
 
-
 # Of float32: what is smaller, elu(x) + 1 rounds to zero.
 SMALLEST_ELU = 2.0**-24
 

@@ -49,8 +49,9 @@ def entmax(scores: Tensor, excess: Tensor, solver: Callable[[Tensor, Tensor], Te
 
         ∂p_i/∂z_j = s_i (δ_ij − s_j / Σ s)
 
-    and by α, of which `excess` is α − 1, as in Correia et al. 2019, but for the scores z_i = (p_i^(α − 1) − 1)/(α − 1), which
-    differ from those given by a constant, in place of powers whose difference vanishes with α − 1:
+    and by α, of which `excess` is α − 1, as in Correia et al. 2019, but for the scores
+    z_i = (p_i^(α − 1) − 1)/(α − 1), which differ from those given by a constant, in place of powers
+    whose difference vanishes with α − 1:
 
         ∂p_i/∂α = [s_i (z_i − Σ s z / Σ s) − (p_i log p_i − s_i Σ p log p / Σ s)] / (α − 1)
     """
