@@ -13,8 +13,7 @@ from attention_zoo.precision import autocast_disabled, upcast
 
 # The width of a band of values.
 BAND = 32.0
-# Smaller sums of a band are left out. So e¹⁶ divided by a sum, which is a gradient, has room left in
-# float32, and the next band, where there is one, decides.
+# Smaller sums of a band are left out, so that gradients, e¹⁶ divided by a sum, fit into float32.
 SMALLEST_SUM = 1e-24
 
 

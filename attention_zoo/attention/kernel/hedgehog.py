@@ -53,7 +53,8 @@ def softmax_of_signs(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     paper="Zhang et al. 2024, arXiv 2402.04347",
     equation="φ(q)(Σ φ(k)ᵀv) / φ(q) Σ φ(k), φ(x) = softmax([2y, −2y]), y = W x + b",
     reference="flash-linear-attention HedgehogFeatureMap",
-    deviations="the factor 2 is that of flash-linear-attention, W and b are of each head; trained with the task alone, not to mimic the weights of softmax attention; "
+    deviations="the factor 2 is that of flash-linear-attention, W and b are "
+    "of each head; trained with the task alone, not to mimic the weights of softmax attention; "
     "rotary positions as in linear",
 )
 class HedgehogAttention(KernelAttention):
