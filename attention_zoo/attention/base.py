@@ -53,6 +53,8 @@ class Attention(nn.Module):
     card: ClassVar[AttentionCard]
     # Options of a base class that this class decides itself.
     decided_options: ClassVar[tuple[str, ...]] = ()
+    # Names of own parameters that are gains or biases, whatever their shape: without weight decay.
+    no_decay: ClassVar[tuple[str, ...]] = ()
     # The mechanism's own window, in keys; it narrows every mask.
     window: int | None = None
     # The longest sequence that it can take, if it has a limit.
@@ -435,5 +437,7 @@ def take_auxiliary_loss(model: nn.Module) -> Tensor | None:
     for part in model.modules():
         if isinstance(part, Attention) and part.auxiliary_loss is not None:
             losses.append(part.auxiliary_loss)
+            # For the backward pass, which may have computed another one until it looks.
+            part.auxiliary_loss.was_taken = True  # type: ignore[attr-defined]
             part.auxiliary_loss = None
     return torch.stack(losses).sum() if losses else None

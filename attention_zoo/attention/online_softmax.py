@@ -40,7 +40,7 @@ def compute_partial_softmax(
     scores = scores.masked_fill(~visible, float("-inf"))
     maximum = scores.detach().amax(dim=-1).clamp(min=torch.finfo(scores.dtype).min)
     powers = torch.exp(scores - maximum[..., None])
-    numerator = torch.dropout(powers, dropout, train=True) @ v
+    numerator = torch.dropout(powers, dropout, train=True).to(v.dtype) @ v
     return PartialSoftmax(numerator.to(powers.dtype), powers.sum(dim=-1), maximum)
 
 

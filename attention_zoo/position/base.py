@@ -1,7 +1,7 @@
 """The contract of positional encodings: hooks that are neutral unless overridden."""
 
 from collections.abc import Mapping
-from typing import Literal, NamedTuple
+from typing import ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -63,6 +63,10 @@ class PositionalEncoding(nn.Module):
     # The longest sequence that it can take, if it has a limit.
     max_length: int | None = None
     typed: Tensor
+    # Names of own parameters that are gains or biases, whatever their shape: without weight decay.
+    no_decay: ClassVar[tuple[str, ...]] = ()
+    # What `rotate` multiplies queries and keys by, so that scores get its square.
+    magnitude: float = 1.0
 
     def __init__(self, *, dim: int, heads: int, head_dim: int, role: Role, layer: int = 0) -> None:
         super().__init__()
@@ -137,6 +141,10 @@ class PositionalEncoding(nn.Module):
         `head` is the index of the query head, `length` the number of tokens up to the query.
         """
         return x
+
+    def naive_magnitude(self) -> float:
+        """Return what `naive_rotate` multiplies queries and keys by."""
+        return 1.0
 
     def naive_bias(self, inputs: NaiveScoreInputs) -> Tensor | float:
         """Return what to add to the scores [k] of one query and the keys that it sees."""

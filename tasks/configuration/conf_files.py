@@ -12,6 +12,8 @@ from attention_zoo.zoo import ATTENTION, POSITION
 
 SYMBOL_TOKENIZER = "attention_zoo.tasks.data.tokenizers.SymbolTokenizer.train"
 DEFAULT_TRAINING_LENGTH = 512  # tokens, of an entry that is not trained
+# Options that depend on the length that the model is trained at, which null stands for.
+TRAINING_LENGTH_OPTIONS = ("original_length", "max_length")
 
 
 def list_choices(group: str) -> list[str]:
@@ -46,8 +48,9 @@ def entry_config(group: str, name: str, *, heads: int) -> dict[str, Any]:
     assert file.is_file(), f"{name} has no {file}"
     composed = OmegaConf.create({"model": {"heads": heads}, "entry": OmegaConf.load(file)})
     config: Any = OmegaConf.to_container(composed.entry, resolve=True)
-    if config.get("original_length", ...) is None:
-        config["original_length"] = DEFAULT_TRAINING_LENGTH
+    for option in TRAINING_LENGTH_OPTIONS:
+        if config.get(option, ...) is None:
+            config[option] = DEFAULT_TRAINING_LENGTH
     return config
 
 

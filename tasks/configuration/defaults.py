@@ -2,12 +2,13 @@
 
 from collections.abc import Mapping
 from datetime import datetime
+from itertools import product
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
 from attention_zoo.tasks.configuration.build import attention_by_role, instantiate
-from attention_zoo.tasks.configuration.conf_files import entry_config
+from attention_zoo.tasks.configuration.conf_files import TRAINING_LENGTH_OPTIONS, entry_config
 from attention_zoo.tasks.run_folder import RunFolder
 from attention_zoo.tasks.task_spec import DIAGNOSTIC_DATA, task_spec
 from attention_zoo.zoo import ATTENTION
@@ -18,18 +19,21 @@ def resolve_defaults(
 ) -> dict[str, str]:
     """Choose a positional encoding where none was chosen; return the choice by group.
 
-    `original_length` is null in the yaml of an encoding that has one; it becomes the length that
-    the model is trained at: by `training_config`, if the model comes from a checkpoint.
+    `original_length` or `max_length` is null in the yaml of an entry that depends on the length
+    that the model is trained at; it becomes that length: by `training_config`, if the model comes
+    from a checkpoint.
     """
     if "position" not in config:
         return {}
     choices = {} if config["position"] is not None else resolve_position(config)
-    position = config["position"]
-    if "original_length" in position and position["original_length"] is None:
-        data: Any = OmegaConf.to_container(config["data"], resolve=True)
-        position["original_length"] = longest_training_sequence(
-            training_config["data"] if training_config else data
-        )
+    data: Any = OmegaConf.to_container(config["data"], resolve=True)
+    nodes = [name for name in config if name == "position" or str(name).endswith("attention")]
+    for node, option in product(nodes, TRAINING_LENGTH_OPTIONS):
+        entry = config[node]
+        if isinstance(entry, DictConfig) and option in entry and entry[option] is None:
+            entry[option] = longest_training_sequence(
+                training_config["data"] if training_config else data
+            )
     return choices
 
 

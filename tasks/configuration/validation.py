@@ -20,6 +20,7 @@ def validate(config: Mapping[str, Any]) -> None:
     refuse_renamed_keys(config)
     if not isinstance(config["seed"], int):
         raise UserError(f"seed must be a whole number, got {config['seed']!r}.")
+    validate_precision(config)
     validate_data(config)
     validate_attention(config)
     # What the sizes do not allow shows when the model is built. On the meta device that is cheap.
@@ -27,6 +28,28 @@ def validate(config: Mapping[str, Any]) -> None:
         model = build_model(config, vocabulary_size=1, pad_id=0)
     freeze_parameters(model, config.get("freeze", ()))
     instantiate(config["optimizer"])(model)
+
+
+def validate_precision(config: Mapping[str, Any]) -> None:
+    """Refuse float16 where it is not what would be computed, or can only diverge."""
+    precision, accelerator = config["trainer"]["precision"], config["trainer"]["accelerator"]
+    on_cpu = accelerator == "cpu" or (
+        accelerator == "auto" and not torch.accelerator.is_available()
+    )
+    # Lightning would take bfloat16.
+    if on_cpu and str(precision) in ("16", "16-mixed"):
+        raise Unsupported(
+            f"trainer.precision={precision} needs a GPU, and the accelerator is the CPU. Choose "
+            "bf16-mixed, or 32-true."
+        )
+    eps = config["optimizer"].get("eps")
+    smallest = torch.finfo(torch.float16).smallest_normal
+    if precision == "16-true" and isinstance(eps, int | float) and eps < smallest:
+        raise Unsupported(
+            f"trainer.precision=16-true needs optimizer.eps of at least {smallest:.1e}, the "
+            f"smallest number of float16, got {eps}: the loss would become nan. Give "
+            "optimizer.eps=1e-4, or choose bf16-true."
+        )
 
 
 def validate_data(config: Mapping[str, Any]) -> None:

@@ -29,7 +29,8 @@ def adamw(
     """Return AdamW over all trainable parameters, with weight decay of matrices only.
 
     Biases, norms, embeddings and every other parameter with a single axis longer than one do not
-    decay. CPU and CUDA devices use the fused kernel.
+    decay, nor do gains and biases of several axes, which a module names in `no_decay`. CPU and CUDA
+    devices use the fused kernel.
 
     Source: Loshchilov and Hutter 2019, arXiv:1711.05101; betas and eps of Vaswani et al. 2017,
     arXiv:1706.03762 §5.3.
@@ -172,6 +173,8 @@ def _adamw_groups(
     others = set(without)
     parameters = [p for p in model.parameters() if p.requires_grad and p not in others]
     excluded = set(_parameters_of(model, nn.Embedding, nn.LayerNorm, nn.RMSNorm, nn.GroupNorm))
+    for module in model.modules():
+        excluded.update(getattr(module, name) for name in getattr(module, "no_decay", ()))
     # `fused` is an option of the groups, not of the optimiser: AdamW(fused=True) unscales gradients
     # itself, so that Lightning refuses to clip them in mixed precision.
     fused = {parameter.device.type for parameter in parameters} <= {"cpu", "cuda"}

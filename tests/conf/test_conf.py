@@ -102,6 +102,14 @@ def test_data_choose_the_symbols_of_diagnostics_and_the_command_line_comes_first
         validate(config)
 
 
+@pytest.mark.parametrize("precision", ["16-mixed", "16-true"])
+def test_float16_is_refused_where_it_is_not_computed_or_can_only_diverge(precision):
+    config = composed("task=language_modeling", "trainer.accelerator=cpu")
+    config["trainer"]["precision"] = precision
+    with pytest.raises(Unsupported, match=f"{precision} needs .* or .*bf16|32-true"):
+        validate(config)
+
+
 def test_the_model_writes_as_much_as_an_answer_takes():
     def written(*overrides):
         return composed("task=language_modeling", *overrides)["decoding"]["max_tokens"]

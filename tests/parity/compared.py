@@ -4,6 +4,7 @@ A case is a function that computes the same with an entry of the zoo and with it
 copied weights, and returns what came of both.
 """
 
+import ast
 import importlib
 import importlib.util
 from collections.abc import Callable, Sequence
@@ -94,3 +95,14 @@ def fla(operation: str) -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+def fla_class(path: str, name: str) -> Any:
+    """A module of flash-linear-attention that needs PyTorch alone, read from its file likewise."""
+    package = importlib.util.find_spec("fla")
+    assert package is not None and package.submodule_search_locations
+    tree = ast.parse((Path(package.submodule_search_locations[0]) / path).read_text())
+    tree.body = [part for part in tree.body if isinstance(part, ast.ClassDef) and part.name == name]
+    names: dict[str, Any] = {"torch": torch, "nn": torch.nn}
+    exec(compile(tree, path, "exec"), names)
+    return names[name]

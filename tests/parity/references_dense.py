@@ -1,6 +1,7 @@
 """Variants of dense attention against transformers, by its eager attention, and x-transformers."""
 
 import warnings
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -207,10 +208,28 @@ def differential() -> tuple[Outcome, Outcome]:
 
 @parity("multi_head_latent", "transformers DeepseekV3Attention")
 def multi_head_latent() -> tuple[Outcome, Outcome]:
+    return like_deepseek("rotary", {"rope_type": "default", "rope_theta": 10000.0})
+
+
+@parity("multi_head_latent", "transformers DeepseekV3Attention")
+def multi_head_latent_yarn() -> tuple[Outcome, Outcome]:
+    """With the scale of all scores that DeepSeek's models have, `mscale` = `mscale_all_dim` = 1."""
+    rope = {
+        "rope_type": "yarn",
+        "rope_theta": 10000.0,
+        "factor": 8.0,
+        "original_max_position_embeddings": 16,
+        "mscale": 1.0,
+        "mscale_all_dim": 1.0,
+    }
+    return like_deepseek("yarn", rope, factor=8.0, original_length=16)
+
+
+def like_deepseek(position: str, rope: dict[str, Any], **options: Any) -> tuple[Outcome, Outcome]:
     """Theirs makes the latent and the rotary key in one matrix, keys and values in another; its
     rotation turns neighbouring channels.
     """
-    latent, query_latent, rope = 12, 20, 6
+    latent, query_latent, rope_dim = 12, 20, 6
     ours = create_attention(
         "multi_head_latent",
         dim=DIM,
@@ -218,16 +237,17 @@ def multi_head_latent() -> tuple[Outcome, Outcome]:
         role="causal",
         latent_dim=latent,
         query_latent_dim=query_latent,
-        rope_dim=rope,
+        rope_dim=rope_dim,
     )
     ours.attach_position(
         create_position(
-            "rotary",
+            position,
             dim=DIM,
             heads=HEADS,
             head_dim=ours.position_dim,
             role="causal",
             layout="interleaved",
+            **options,
         )
     )
     scatter(ours.latent[1].weight, ours.query_latent[1].weight)
@@ -238,7 +258,8 @@ def multi_head_latent() -> tuple[Outcome, Outcome]:
         q_lora_rank=query_latent,
         kv_lora_rank=latent,
         qk_nope_head_dim=HEAD_DIM,
-        qk_rope_head_dim=rope,
+        qk_rope_head_dim=rope_dim,
+        rope_parameters=rope,
         v_head_dim=HEAD_DIM,
         rope_interleave=True,
         attn_implementation="eager",

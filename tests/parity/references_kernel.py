@@ -7,7 +7,7 @@ from transformers.models.nystromformer.modeling_nystromformer import Nystromform
 
 from attention_zoo import create_attention
 from attention_zoo.masks import Mask
-from tests.parity.compared import Outcome, fla, outcome, parity
+from tests.parity.compared import Outcome, fla, fla_class, outcome, parity
 
 DIM, HEADS, LENGTH = 32, 4, 70
 
@@ -28,20 +28,46 @@ def taylor() -> tuple[Outcome, Outcome]:
 def rebased() -> tuple[Outcome, Outcome]:
     """In float64: where q·k is near 0, ours sums squares that nearly cancel, theirs does not.
 
-    A scale falls out of the weights; a large one makes the 10⁻⁶ in their denominators small, and
-    our floor is taken away.
+    Their sums come without their denominators, whose 10⁻⁶ is not ours; to both sums our ε is added,
+    once for each key.
     """
     ours = create_attention("rebased", dim=DIM, heads=HEADS, role="causal").double()
     features = ours.feature_map
-    features.floor = 0.0
     with torch.no_grad():
         for parameter in features.parameters():
             parameter.add_(0.5 * torch.randn_like(parameter))
     x = torch.randn(2, LENGTH, DIM, dtype=torch.float64, requires_grad=True)
     q, (k, v) = ours.project_query(x), ours.project_key_value(x)
     q, k = features.query_norm(q), features.key_norm(k)
-    expected = fla("rebased").naive_parallel_rebased(q, k, v, scale=1000.0)
+    numerator, denominator = (
+        fla("rebased").naive_parallel_rebased(q, k, values, use_norm=False)
+        + 0.01 * values.cumsum(dim=2)
+        for values in (v, torch.ones_like(v))
+    )
+    expected = numerator / denominator
     leaves = [x, *ours.parameters()]
+    return outcome(ours(x), leaves), outcome(ours.project_output(expected, x), leaves)
+
+
+@parity("hedgehog", "flash-linear-attention HedgehogFeatureMap")
+def hedgehog() -> tuple[Outcome, Outcome]:
+    """Their map of a layer is ours of one head; its features are weighed as by `linear`."""
+    ours = create_attention("hedgehog", dim=DIM, heads=1, role="causal")
+    features = ours.feature_map
+    maps = [fla_class("modules/feature_map.py", "HedgehogFeatureMap")(DIM) for _ in range(2)]
+    with torch.no_grad():
+        for parameter in features.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+        weights = (features.query_weight, features.key_weight)
+        biases = (features.query_bias, features.key_bias)
+        for theirs, weight, bias in zip(maps, weights, biases, strict=True):
+            theirs.layer.weight.copy_(weight[0])
+            theirs.layer.bias.copy_(bias[0, 0])
+    x = torch.randn(2, LENGTH, DIM, requires_grad=True)
+    q, (k, v) = ours.project_query(x), ours.project_key_value(x)
+    products = (maps[0](q) @ maps[1](k).transpose(-2, -1)).tril()
+    expected = products / products.sum(dim=-1, keepdim=True) @ v
+    leaves = [x, *ours.query.parameters(), *ours.value.parameters()]
     return outcome(ours(x), leaves), outcome(ours.project_output(expected, x), leaves)
 
 

@@ -2,11 +2,13 @@
 
 import copy
 import math
+import warnings
 from functools import partial
 
 import pytest
 import torch
 from torch.nn.functional import cross_entropy
+from torch.utils.checkpoint import checkpoint
 
 from attention_zoo import create_attention, create_position
 from attention_zoo.attention.base import take_auxiliary_loss
@@ -121,3 +123,27 @@ def test_it_is_logged_where_there_is_one(train, attention):
         assert "train/auxiliary_loss" not in header.split(",")
     else:
         assert all(float(row["train/auxiliary_loss"]) > 0 for row in steps)
+
+
+@pytest.mark.parametrize("reentrant", [None, False, True])
+def test_a_backward_pass_without_it_warns(reentrant):
+    """Also under reentrant checkpointing, whose forward pass has no gradients."""
+    attention = create_attention("lightning_indexer", dim=8, heads=2, role="causal", top_k=3)
+    x = torch.randn(2, 9, 8, requires_grad=True)
+
+    def forward():
+        if reentrant is None:
+            return attention(x)
+        return checkpoint(attention, x, use_reentrant=reentrant)
+
+    with pytest.warns(UserWarning, match=r"does not learn.*take_auxiliary_loss.*reentrant=False"):
+        forward().sum().backward()
+    if reentrant:
+        return
+    attention.zero_grad()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for _ in range(2):
+            out = forward()
+            (out.sum() + take_auxiliary_loss(attention)).backward()
+    assert attention.index_key.weight.grad.ne(0).any()

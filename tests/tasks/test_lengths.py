@@ -418,6 +418,19 @@ def test_the_original_length_is_that_of_the_data_unless_it_is_given() -> None:
     assert stretched({"name": "a", "original_length": None}, max_tokens=128) == 128
     assert stretched({"name": "a", "original_length": None}) is None
     assert stretched({"name": "a"}, context_length=48) == "none"
+
+
+def test_an_attention_takes_the_length_in_training_too() -> None:
+    config = OmegaConf.create(
+        {
+            "position": {"name": "none"},
+            "attention": {"name": "cosformer", "max_length": None},
+            "cross_attention": None,
+            "data": {"_target_": "text", "max_tokens": 128},
+        }
+    )
+    resolve_defaults(config)
+    assert config.attention.max_length == 128
     source = {"_target_": "attention_zoo.tasks.data.diagnostics.copy.Copy", "length": 10}
     source |= {"min_length": 5, "vocabulary": 4}
     target = "attention_zoo.tasks.data.diagnostic_data.DiagnosticData"

@@ -4,8 +4,12 @@ import pytest
 import torch
 from torch import nn
 
+from attention_zoo import create_attention, create_position
+from attention_zoo.attention.recurrent.convolution import ShortConvolution
 from attention_zoo.errors import UserError
+from attention_zoo.tasks.configuration.conf_files import entry_options
 from attention_zoo.tasks.training import optimizers, schedules
+from attention_zoo.zoo import ATTENTION, POSITION
 
 
 class Model(nn.Module):
@@ -67,6 +71,42 @@ def test_only_matrices_decay(make):
     assert {group["weight_decay"] for group in groups} == {0.1, 0.0}
     decayed = names(net, [group for group in groups if group["weight_decay"]])
     assert decayed == MATRICES | {"positions", "head.weight"}
+
+
+# Raw parameters of entries that are matrices of linear maps, convolutions or embeddings.
+RAW_MATRICES = {
+    "additive": {"energy"},
+    "contextual": {"table"},
+    "disentangled": {"table"},
+    "hedgehog": {"feature_map.query_weight", "feature_map.key_weight"},
+    "linformer": {"key_combinations", "value_combinations"},
+    "multi_token": {"kernel", "mixture"},
+    "shaw": {"key_table", "value_table"},
+    "synthesizer": {"position_vectors"},
+    "talking_heads": {"score_mix", "weight_mix"},
+}
+
+
+@pytest.mark.parametrize("name", [*ATTENTION, *POSITION])
+def test_of_every_entry_matrices_decay_and_nothing_else(name):
+    if name in ATTENTION:
+        options = entry_options("attention", name, heads=4)
+        entry = create_attention(name, dim=32, role=ATTENTION.card(name).roles[0], **options)
+    else:
+        options = entry_options("position", name, heads=4)
+        entry = create_position(name, dim=32, heads=4, head_dim=8, role="causal", **options)
+    if not list(entry.parameters()):
+        return
+    groups = optimizers.adamw(entry, lr=1e-3, weight_decay=0.1).param_groups
+    decayed = names(entry, [group for group in groups if group["weight_decay"]])
+    layers = {
+        f"{path}.weight"
+        for path, part in entry.named_modules()
+        if isinstance(part, nn.Linear | nn.Conv2d | ShortConvolution)
+        and isinstance(part.weight, nn.Parameter)
+        and sum(size > 1 for size in part.weight.shape) > 1
+    }
+    assert decayed == layers | RAW_MATRICES.get(name, set())
 
 
 def test_a_head_tied_to_the_embedding_does_not_decay():

@@ -259,9 +259,9 @@ def test_hedgehog_learns_each_head_and_queries_apart_from_keys() -> None:
         features.query_weight.normal_()
     x = torch.randn(1, 1, HEADS, 3, 8)[0]
     products = [x[0, h] @ features.query_weight[h].T for h in range(HEADS)]
-    expected = torch.stack([torch.cat([y.exp(), (-y).exp()], dim=-1) for y in products])
+    expected = torch.stack([torch.cat([(2 * y).exp(), (-2 * y).exp()], dim=-1) for y in products])
     assert_same(features.map_queries(x, None)[0], expected / expected.sum(dim=-1, keepdim=True))
-    assert_same(features.map_keys(x, None), torch.cat([x, -x], dim=-1).softmax(dim=-1))
+    assert_same(features.map_keys(x, None), torch.cat([2 * x, -2 * x], dim=-1).softmax(dim=-1))
 
 
 @pytest.mark.parametrize("name", ["taylor", "rebased"])

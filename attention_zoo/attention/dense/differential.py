@@ -38,6 +38,8 @@ class DifferentialAttention(SoftmaxAttention):
     rotates each half by itself; a bias is added to both maps.
     """
 
+    no_decay = ("query_mix", "key_mix")
+
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
         if self.head_dim % 2:

@@ -1,5 +1,6 @@
 """LASER attention (Duvvuri and Dhillon 2024)."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -7,9 +8,13 @@ from torch import Tensor
 
 from attention_zoo.attention import naive
 from attention_zoo.attention.softmax import QKV, SoftmaxAttention, register_softmax
-from attention_zoo.backends.reference import repeat_heads
 from attention_zoo.masks import Visibility
 from attention_zoo.precision import autocast_disabled, upcast
+
+# The width of a band of values.
+BAND = 32.0
+# Smaller sums of a band are left out, so that gradients, e¹⁶ divided by a sum, fit into float32.
+SMALLEST_SUM = 1e-24
 
 
 @register_softmax(
@@ -17,17 +22,18 @@ from attention_zoo.precision import autocast_disabled, upcast
     paper="Duvvuri and Dhillon 2024, arXiv 2411.03493",
     equation="log(softmax(QKᵀ/√c) exp(V))",
     reference="x-transformers Attention(laser=True)",
-    deviations="no dropout of weights, which would make logarithms of zero; a value more than "
-    "87 (in float32) below the largest of its channel, over the sequence, is lost; "
-    "x-transformers bounds values by a tanh instead",
+    deviations="no dropout of weights, which would make logarithms of zero; values are summed by "
+    "bands of their size, where the paper subtracts the largest of the sequence, which would show "
+    "the future; a compiled graph bounds values to ±80; x-transformers bounds them by a tanh",
     positions=("positions", "embeddings", "heads", "width", "scores", "content"),
 )
 class LaserAttention(SoftmaxAttention):
     """log(A exp(V)) with A = softmax(QKᵀ/√c): gradients do not vanish where A saturates.
 
-    The largest value of each channel is subtracted before exp, and added after log:
+    Values are exponentiated by bands of a width of 32, B_r = {V: |V − 32 r| ≤ 16}, so that none is
+    too large or too small for float32, whatever other values there are:
 
-        log(A exp(V)) = m + log(A exp(V − m)),   m_c = max_k V_kc
+        log(A exp(V)) = log Σ_r exp(32 r + log(A exp(V − 32 r)[V ∈ B_r]))
     """
 
     decided_options = ("dropout",)
@@ -40,29 +46,20 @@ class LaserAttention(SoftmaxAttention):
 
         A relative error of the sum is an absolute one of its logarithm.
         """
-        v, key_mask = upcast(qkv.v), visible.mask.key_mask
-        # It cancels in the result, so it needs no gradient; and padding must have no influence.
-        largest = v.detach()
-        if key_mask is not None:
-            lowest = torch.finfo(v.dtype).min
-            largest = largest.masked_fill(~key_mask[:, None, :, None], lowest)
-        largest = largest.amax(dim=2, keepdim=True)
-        powers = (v - largest).clamp(max=0.0).exp()
-        with autocast_disabled(v):
-            wide = qkv._replace(q=upcast(qkv.q), k=upcast(qkv.k), v=powers)
-            sums = super().attend(wide, visible)
-        out = sums.clamp(min=torch.finfo(v.dtype).tiny).log() + repeat_heads(largest, self.heads)
+        with autocast_disabled(qkv.v):
+            wide = qkv._replace(q=upcast(qkv.q), k=upcast(qkv.k))
+            attend = super().attend
+            out = log_of_sums(upcast(qkv.v), lambda v: attend(wide._replace(v=v), visible))
         out = out.to(qkv.v.dtype)
-        if key_mask is None and visible.mask.segment_ids is None:
+        if visible.mask.key_mask is None and visible.mask.segment_ids is None:
             return out  # Every query sees a key.
-        seen = visible.dense(v.device)
+        seen = visible.dense(out.device)
         assert seen is not None
         return out.masked_fill(~seen.any(dim=-1, keepdim=True), 0.0)
 
     def apply_weights(self, weights: Tensor, values: Tensor) -> Tensor:
-        sums = weights @ values.exp()
-        # A sum is zero only for a query that sees nothing.
-        return sums.masked_fill(sums == 0.0, 1.0).log()
+        out = log_of_sums(upcast(values), lambda v: upcast(weights) @ v).to(values.dtype)
+        return out.masked_fill(~weights.any(dim=-1, keepdim=True), 0.0)
 
     def naive(self, x: Tensor, source: Tensor, visible: Tensor, positions: Tensor) -> Tensor:
         """Compute log(A exp(V)) as it stands."""
@@ -70,3 +67,27 @@ class LaserAttention(SoftmaxAttention):
         scores = self.naive_score_matrix(q, k, source, visible, positions)
         sums = naive.softmax(scores, visible) @ v.exp()
         return self.naive_output(torch.log(torch.where(sums == 0.0, 1.0, sums)), x)
+
+
+def log_of_sums(v: Tensor, weigh: Callable[[Tensor], Tensor]) -> Tensor:
+    """Compute log(A exp(V)) of values V; `weigh` computes A X of any X.
+
+    It is a very low number where A is zero.
+    """
+    if torch.compiler.is_compiling():
+        # Values cannot be inspected.
+        v = v.clamp(-2.5 * BAND, 2.5 * BAND)
+        numbers, bands = torch.round(v / BAND), [-2.0, -1.0, 0.0, 1.0, 2.0]
+    else:
+        numbers = torch.round(v / BAND)
+        bands = [0.0] if v.is_meta or not numbers.any() else numbers.unique().tolist()
+    logs = []
+    for band in bands:
+        # Not `numbers != band`: what is no number must stay so.
+        is_outside = (numbers < band) | (numbers > band)
+        powers = (v - BAND * band).clamp(-BAND, BAND).exp().masked_fill(is_outside, 0.0)
+        sums = weigh(powers)
+        is_zero = sums < SMALLEST_SUM
+        log = sums.masked_fill(is_zero, 1.0).log() + BAND * band
+        logs.append(log.masked_fill(is_zero, torch.finfo(log.dtype).min))
+    return logs[0] if len(logs) == 1 else torch.stack(logs).logsumexp(dim=0)

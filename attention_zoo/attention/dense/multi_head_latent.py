@@ -28,7 +28,8 @@ class MultiHeadLatentAttention(SoftmaxAttention):
     """Keys and values of all heads are projected from one small latent, which the cache keeps.
 
     A rotation would come between the latent and its projection, so positions rotate separate
-    channels: r channels of each query, and one key of r channels that all heads share.
+    channels: r channels of each query, and one key of r channels that all heads share. An encoding
+    that multiplies rotated scores by a factor, as YaRN does, multiplies all of a score by it.
 
     A few queries on many keys, as in decoding, need neither keys nor values: the queries and the
     weighted sums absorb their projections, q·(W_K l) = (W_Kᵀ q)·l.
@@ -97,7 +98,7 @@ class MultiHeadLatentAttention(SoftmaxAttention):
     def apply_position(self, q: Tensor, k: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
         plain, rotary = q.split([self.head_dim, self.rope_dim], dim=-1)
         rotary, k = self.position.rotate(rotary, k, positions)
-        return torch.cat([plain, rotary], dim=-1), k
+        return torch.cat([plain * self.position.magnitude**2, rotary], dim=-1), k
 
     def compute_values(self, source: Tensor, mask: Mask, positions: Tensor) -> Tensor:
         return self.project_up(self.value, self.latent(source))
@@ -148,6 +149,7 @@ class MultiHeadLatentAttention(SoftmaxAttention):
         scores = torch.einsum("b h q c, b h k c -> b h q k", content, k)
         scores = scores / math.sqrt(self.head_dim + self.rope_dim)
         if self.rope_dim:
+            scores = scores * self.position.naive_magnitude() ** 2
             shared = naive.linear(self.shared_key, source)[:, None].expand(-1, self.heads, -1, -1)
             scores = scores + self.naive_score_matrix(rotary, shared, source, visible, positions)
         return self.naive_output(naive.softmax(scores, visible) @ v, x)

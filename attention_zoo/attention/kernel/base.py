@@ -119,6 +119,13 @@ class KernelAttention(Attention):
         with autocast_disabled(x):
             return self.attend(features, span, cache)
 
+    def project_query(self, x: Tensor) -> Tensor:
+        return upcast(super().project_query(promote(x, self.query.weight)))
+
+    def project_key_value(self, source: Tensor) -> tuple[Tensor, Tensor]:
+        k, v = super().project_key_value(promote(source, self.key.weight))
+        return upcast(k), upcast(v)
+
     def project_features(
         self, x: Tensor, source: Tensor, span: TokenSpan, positions: Tensor | None
     ) -> Features:
@@ -128,8 +135,8 @@ class KernelAttention(Attention):
             positions = None
         # Features may be steep, and weights are their quotients, which magnify rounding errors.
         with autocast_disabled(x):
-            q = self.project_query(upcast(x))
-            k, v = self.project_key_value(upcast(source))
+            q = self.project_query(x)
+            k, v = self.project_key_value(source)
             q, k = feature_map.prepare_query(q), feature_map.prepare_key(k)
             if positions is not None and feature_map.rotate_inputs:
                 q, k = self.position.rotate(q, k, positions)
@@ -177,7 +184,7 @@ class KernelAttention(Attention):
                 cache.state = kv_state, k_state, numbers
                 cache.length = k.shape[2]
             kv_state, k_state, numbers = cache.state
-            q = self.feature_map.prepare_query(self.project_query(upcast(x)))
+            q = self.feature_map.prepare_query(self.project_query(x))
             q = self.feature_map.map_queries(q, None)
             segment_ids = segment_ids_or_zeros(mask.query_segment_ids, q)
             members = (segment_ids[..., None] == numbers[:, None]).to(q.dtype)
@@ -187,7 +194,9 @@ class KernelAttention(Attention):
 
     def compute_map(self, x: Tensor, source: Tensor, mask: Mask, positions: Tensor) -> Tensor:
         """Compute φ(q_i)·φ(k_j) / Σ_j φ(q_i)·φ(k_j), with length² work."""
-        return self.weights(self.project_features(x, source, TokenSpan(mask), positions), mask)
+        features = self.project_features(x, source, TokenSpan(mask), positions)
+        with autocast_disabled(x):
+            return self.weights(features, mask)
 
     def weights(self, features: Features, mask: Mask) -> Tensor:
         """Compute the weights [b h q k]."""
@@ -226,6 +235,11 @@ class KernelAttention(Attention):
         sums = (denominator * visible[:, None]).sum(dim=-1, keepdim=True)
         weights = numerator * visible[:, None] / torch.where(sums == 0.0, 1.0, sums)
         return naive.linear_output(self.output, weights @ v)
+
+
+def promote(x: Tensor, other: Tensor) -> Tensor:
+    """Convert x to the wider of two types: autocast hands half precision to layers in float32."""
+    return x.to(torch.promote_types(x.dtype, other.dtype))
 
 
 def segment_ids_or_zeros(segment_ids: Tensor | None, heads: Tensor) -> Tensor:

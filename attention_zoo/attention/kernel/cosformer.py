@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from attention_zoo.attention.kernel.base import FeatureMap, KernelAttention, register_kernel
-from attention_zoo.errors import check_positive
+from attention_zoo.errors import UserError, check_positive
 
 # So that a query or a key without a positive channel still has features.
 EPSILON = 1e-6
@@ -24,10 +24,16 @@ class CosformerFeatures(FeatureMap):
     negative. Cross-attention, whose sides share no positions, has no M and no cosine.
     """
 
-    def __init__(self, *, max_length: int = 1024, **options: Any) -> None:
+    def __init__(self, *, max_length: int | None = 512, **options: Any) -> None:
         super().__init__(**options)
-        check_positive(max_length=max_length)
+        if max_length is not None:
+            check_positive(max_length=max_length)
         if options["role"] != "cross":
+            if max_length is None:
+                raise UserError(
+                    "attention=cosformer needs max_length: the length in tokens of the longest "
+                    "sequence that it is trained on or reads."
+                )
             self.max_length = max_length
             self.num_features = 2 * self.input_dim
 
@@ -58,7 +64,8 @@ class CosformerFeatures(FeatureMap):
     paper="Qin et al. 2022, arXiv 2202.08791",
     equation="Σ relu(q_i)·relu(k_j) cos(π/2·(i − j)/M) v_j, normalised",
     reference="closed form",
-    deviations="M is an option, not the length of the input, so that decoding agrees; "
+    deviations="M is an option, by default the length in training, not that of each input, so "
+    "that decoding agrees; "
     "cross-attention, whose sides share no positions, has no cosine; 10⁻⁶ is added to the "
     "rectified channels, where theirs bounds the denominator; rotary positions as in linear",
 )
@@ -67,10 +74,10 @@ class CosformerAttention(KernelAttention):
 
     Args:
         max_length: M, in tokens: the distance at which the weight is zero. A longer input is
-            refused.
+            refused. The larger M is beside the sequences, the flatter are the weights.
     """
 
     decided_options = ("feature_map",)
 
-    def __init__(self, *, max_length: int = 1024, **options: Any) -> None:
+    def __init__(self, *, max_length: int | None = 512, **options: Any) -> None:
         super().__init__(feature_map=partial(CosformerFeatures, max_length=max_length), **options)

@@ -20,15 +20,21 @@ from attention_zoo.attention.kernel.taylor import TaylorFeatures
 from attention_zoo.errors import Unsupported
 from attention_zoo.zoo import unknown_name_message
 
+# Of float32: what is smaller, elu(x) + 1 rounds to zero.
+SMALLEST_ELU = 2.0**-24
+
 
 class EluFeatures(FeatureMap):
-    """φ(x) = elu(x) + 1 (Katharopoulos et al. 2020, arXiv 2006.16236, eq. 7)."""
+    """φ(x) = elu(x) + 1 (Katharopoulos et al. 2020, arXiv 2006.16236, eq. 7).
+
+    Features are 2⁻²⁴ at least, so that a query without a positive channel still has weights.
+    """
 
     def map_queries(self, q: Tensor, positions: Tensor | None) -> Tensor:
-        return elu(q) + 1.0
+        return (elu(q) + 1.0).clamp(min=SMALLEST_ELU)
 
     def naive_features(self, x: Tensor, positions: Tensor, of: Literal["query", "key"]) -> Tensor:
-        return torch.where(x > 0, x + 1, torch.exp(x))
+        return torch.where(x > 0, x + 1, torch.exp(x)).clamp(min=SMALLEST_ELU)
 
 
 FEATURE_MAPS: dict[str, FeatureMapFactory] = {

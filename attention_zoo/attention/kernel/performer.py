@@ -11,6 +11,9 @@ from attention_zoo.errors import check_positive
 
 # The largest exponent of a feature: e⁸⁰, times e⁸ keys that all have it, is a number of float32.
 MAX_EXPONENT = 80.0
+# Added to the features of keys, so that keys that are far too long get equal weights, not none.
+# Smaller than the authors' 10⁻⁴, as here no key's features are scaled by those of the largest.
+EPSILON = 1e-20
 
 
 class PerformerFeatures(FeatureMap):
@@ -42,7 +45,7 @@ class PerformerFeatures(FeatureMap):
     def map_keys(self, k: Tensor, positions: Tensor | None) -> Tensor:
         largest = self.directions.square().sum(dim=-1).max() / 2
         shift = (largest - MAX_EXPONENT).clamp(min=0.0)
-        return (self.exponents(k) - shift).exp() * self.num_features**-0.5
+        return ((self.exponents(k) - shift).exp() + EPSILON) * self.num_features**-0.5
 
     def exponents(self, x: Tensor) -> Tensor:
         """Compute ω·x − |x|²/2 for x [b h t c]: [b h t m]."""
@@ -50,7 +53,7 @@ class PerformerFeatures(FeatureMap):
         return x @ self.directions.to(x.dtype).T - x.square().sum(dim=-1, keepdim=True) / 2
 
     def naive_features(self, x: Tensor, positions: Tensor, of: Literal["query", "key"]) -> Tensor:
-        """Compute φ without the shifts of exponents, which cancel in the weights."""
+        """Compute φ without the shifts of exponents, which cancel in the weights, and ε."""
         x = x / self.input_dim ** (1 / 4)
         products = torch.einsum("m c, b h t c -> b h t m", self.directions.to(x.dtype), x)
         powers = torch.exp(products - (x**2).sum(dim=-1, keepdim=True) / 2)
@@ -79,8 +82,8 @@ def draw_orthogonal_directions(number: int, dim: int, seed: int) -> Tensor:
     equation="φ(q)(Σ φ(k)ᵀv) / φ(q) Σ φ(k), φ(x)_i = exp(ω_i·x c^(−1/4) − |x|²/2√c)",
     reference="closed form",
     deviations="the features are drawn once, by a seed, and not again in training; a constant "
-    "keeps keys from overflow, not the largest of all keys, which would show the future; no ε "
-    "is added; rotary positions as in linear",
+    "keeps keys from overflow, not the largest of all keys, which would show the future; so ε is "
+    "10⁻²⁰, not 10⁻⁴, and added to the features of keys only; rotary positions as in linear",
 )
 class PerformerAttention(KernelAttention):
     """FAVOR+: positive random features estimate the weights of softmax attention without bias.

@@ -36,6 +36,7 @@ class SynthesizerAttention(ExplicitScoresAttention):
     """
 
     decided_options = ("kv_heads",)
+    no_decay = ("position_bias",)
     max_length: int
 
     def __init__(self, *, max_length: int = 1024, **options: Any) -> None:

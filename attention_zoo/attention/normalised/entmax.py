@@ -6,8 +6,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from attention_zoo.attention.normalised.sparse import SparseAttention, entmax, shift_scores
+from attention_zoo.attention.normalised.sparse import SparseAttention, entmax
 from attention_zoo.attention.softmax import register_softmax
+
+# The smallest α − 1. Its square, which the gradients hold, is still a number of float32.
+SMALLEST_EXCESS = 1e-18
 
 
 @register_softmax(
@@ -22,7 +25,7 @@ class EntmaxAttention(SparseAttention):
         a_i = [(α − 1) s_i − τ_i]₊^(1/(α − 1)),   τ_i such that Σ_j a_ij = 1,   α = 1 + σ(shape)
 
     Towards α = 1 it is softmax, at 1.5 entmax15, towards 2 sparsemax. It starts at 1.5. The
-    threshold τ_i is found by bisection, to the last bit.
+    threshold τ_i is found by bisection, to the last bit. α − 1 is never rounded to 0.
     """
 
     def __init__(self, **options: Any) -> None:
@@ -30,8 +33,8 @@ class EntmaxAttention(SparseAttention):
         self.shape = nn.Parameter(torch.zeros(self.heads))
 
     def map_scores(self, scores: Tensor) -> Tensor:
-        alpha = 1.0 + self.shape.sigmoid()
-        return entmax(scores, alpha[:, None, None].to(scores.dtype), entmax_by_bisection)
+        excess = self.shape.to(scores.dtype).sigmoid().clamp(min=SMALLEST_EXCESS)
+        return entmax(scores, excess[:, None, None], entmax_by_bisection)
 
     def naive_weights(self, head: int, scores: Tensor) -> Tensor:
         """Find the root by Newton's method, whose last step carries the gradients."""
@@ -47,23 +50,26 @@ class EntmaxAttention(SparseAttention):
         return (scores - threshold).clamp(min=0) ** (1 / (alpha - 1))
 
 
-def entmax_by_bisection(scores: Tensor, alpha: Tensor) -> Tensor:
-    """Compute α-entmax by bisection.
+def entmax_by_bisection(scores: Tensor, excess: Tensor) -> Tensor:
+    """Compute α-entmax by bisection, as (1 + ε (s − t))^(1/ε) with ε = α − 1, also for a tiny ε.
 
-    The largest score has at most the whole weight, so τ is at least that score − 1. Of n equal
-    scores each has the weight 1/n, so τ is at most that score − n^(1 − α).
+    The largest score has at most the whole weight, so t is at least that score. Of n equal scores
+    each has the weight 1/n, so t is at most that score + (1 − n^(−ε))/ε.
 
     Args:
         scores: [… k].
-        alpha: [… 1], between 1 and 2.
+        excess: [… 1], α − 1, above 0 and at most 1.
     """
-    scores = shift_scores(scores * (alpha - 1))
-    power = 1 / (alpha - 1)
-    low = torch.full_like(scores[..., :1], -1.0)
-    width = 1 - scores.shape[-1] ** (1 - alpha)
+    scores = scores - scores.amax(dim=-1, keepdim=True)
+
+    def weigh(threshold: Tensor) -> Tensor:
+        return torch.exp(torch.log1p((excess * (scores - threshold)).clamp(min=-1.0)) / excess)
+
+    low = torch.zeros_like(scores[..., :1])
+    width = -torch.expm1(-excess * math.log(scores.shape[-1])) / excess
     for _ in range(1 - math.frexp(torch.finfo(scores.dtype).eps)[1]):
         width = width / 2
-        total = ((scores - low - width).clamp(min=0) ** power).sum(dim=-1, keepdim=True)
+        total = weigh(low + width).sum(dim=-1, keepdim=True)
         low = torch.where(total >= 1, low + width, low)
-    weights = (scores - low).clamp(min=0) ** power
+    weights = weigh(low)
     return weights / weights.sum(dim=-1, keepdim=True)

@@ -22,7 +22,7 @@ class Entmax15Attention(SparseAttention):
     """
 
     def map_scores(self, scores: Tensor) -> Tensor:
-        return entmax(scores, scores.new_tensor(1.5), entmax15_by_sorting)
+        return entmax(scores, scores.new_tensor(0.5), entmax15_by_sorting)
 
     def naive_weights(self, head: int, scores: Tensor) -> Tensor:
         """Find the support by leaving out, repeatedly, the keys that would get no weight."""
@@ -37,8 +37,8 @@ class Entmax15Attention(SparseAttention):
         return ((halves - threshold) * support) ** 2
 
 
-def entmax15_by_sorting(scores: Tensor, alpha: Tensor) -> Tensor:
-    """Compute 1.5-entmax of scores [… k]; α is 1.5.
+def entmax15_by_sorting(scores: Tensor, excess: Tensor) -> Tensor:
+    """Compute 1.5-entmax of scores [… k]; α − 1 is 0.5.
 
     Let z be the halved scores in falling order, and m and v the mean and variance of the first k.
     Their threshold is τ = m − √(1/k − v). The support is the largest k with τ ≤ z_k.
@@ -50,4 +50,4 @@ def entmax15_by_sorting(scores: Tensor, alpha: Tensor) -> Tensor:
     variances = (falling**2).cumsum(dim=-1) / counts - means**2
     thresholds = means - (1 / counts - variances).clamp(min=0).sqrt()
     size = (thresholds <= falling).sum(dim=-1, keepdim=True)
-    return (halves - thresholds.gather(-1, size - 1)).clamp(min=0) ** 2
+    return (halves - thresholds.gather(-1, (size - 1).clamp(min=0))).clamp(min=0) ** 2

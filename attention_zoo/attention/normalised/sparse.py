@@ -41,35 +41,36 @@ def shift_scores(scores: Tensor) -> Tensor:
     return (scores - scores.amax(dim=-1, keepdim=True)).clamp(min=-2.0)
 
 
-def entmax(scores: Tensor, alpha: Tensor, solver: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
-    """Compute α-entmax of scores z [… k] with its gradients; the weights p are `solver(z, alpha)`.
+def entmax(scores: Tensor, excess: Tensor, solver: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+    """Compute α-entmax of scores z [… k] with its gradients; the weights p are `solver(z, α − 1)`.
 
     The gradients need only the weights p, however these are computed. With s = p^(2 − α) on the
     support, and zero elsewhere (Peters et al. 2019),
 
         ∂p_i/∂z_j = s_i (δ_ij − s_j / Σ s)
 
-    and by α as in Correia et al. 2019, but for the scores z_i = (p_i^(α − 1) − 1)/(α − 1), which
-    differ from those given by a constant, in place of powers whose difference vanishes with α − 1:
+    and by α, of which `excess` is α − 1, as in Correia et al. 2019, but for the scores
+    z_i = (p_i^(α − 1) − 1)/(α − 1), which differ from those given by a constant, in place of powers
+    whose difference vanishes with α − 1:
 
         ∂p_i/∂α = [s_i (z_i − Σ s z / Σ s) − (p_i log p_i − s_i Σ p log p / Σ s)] / (α − 1)
     """
     with torch.no_grad():
-        weights = solver(scores, alpha)
+        weights = solver(scores, excess)
         support = weights > 0
-        slope = torch.where(support, weights ** (2 - alpha), 0.0)
+        slope = torch.where(support, weights ** (1 - excess), 0.0)
         share = slope / slope.sum(dim=-1, keepdim=True)
     # Zeros, which carry the gradients.
     change = scores - scores.detach()
     out = weights + slope * (change - (share * change).sum(dim=-1, keepdim=True))
-    if not alpha.requires_grad:
+    if not excess.requires_grad:
         return out
     with torch.no_grad():
         logs = torch.where(support, weights, 1.0).log()
         entropies = weights * logs
-        z = torch.expm1((alpha - 1) * logs) / (alpha - 1)
-        by_alpha = (
+        z = torch.expm1(excess * logs) / excess
+        by_excess = (
             slope * (z - (share * z).sum(dim=-1, keepdim=True))
             - (entropies - share * entropies.sum(dim=-1, keepdim=True))
-        ) / (alpha - 1)
-    return out + by_alpha * (alpha - alpha.detach())
+        ) / excess
+    return out + by_excess * (excess - excess.detach())

@@ -24,7 +24,7 @@ class SparsemaxAttention(SparseAttention):
     """
 
     def map_scores(self, scores: Tensor) -> Tensor:
-        return entmax(scores, scores.new_tensor(2.0), sparsemax_by_sorting)
+        return entmax(scores, scores.new_tensor(1.0), sparsemax_by_sorting)
 
     def naive_weights(self, head: int, scores: Tensor) -> Tensor:
         """Find the support by leaving out, repeatedly, the keys that would get no weight."""
@@ -35,7 +35,7 @@ class SparsemaxAttention(SparseAttention):
         return (scores - threshold) * support
 
 
-def sparsemax_by_sorting(scores: Tensor, alpha: Tensor) -> Tensor:
+def sparsemax_by_sorting(scores: Tensor, excess: Tensor) -> Tensor:
     """Compute sparsemax of scores [… k]; α is 2.
 
     Let s be the scores in falling order. The support is the first k, for the largest k with
@@ -46,4 +46,4 @@ def sparsemax_by_sorting(scores: Tensor, alpha: Tensor) -> Tensor:
     counts = torch.arange(1, scores.shape[-1] + 1, device=scores.device, dtype=scores.dtype)
     sums = falling.cumsum(dim=-1)
     size = (1 + counts * falling > sums).sum(dim=-1, keepdim=True)
-    return (scores - (sums.gather(-1, size - 1) - 1) / size).clamp(min=0)
+    return (scores - (sums.gather(-1, (size - 1).clamp(min=0)) - 1) / size).clamp(min=0)

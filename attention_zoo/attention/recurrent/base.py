@@ -90,7 +90,8 @@ class RecurrentAttention(Attention):
     def compute_map(self, x: Tensor, source: Tensor, mask: Mask, positions: Tensor) -> Tensor:
         span = TokenSpan(mask)
         steps = self.project_steps(x, positions, ConvolutionRunner(span))
-        return self.implied_weights(steps, x, span)
+        with autocast_disabled(x):
+            return self.implied_weights(steps, x, span)
 
     def implied_weights(self, steps: Steps, x: Tensor, span: TokenSpan) -> Tensor:
         """Compute the weights [b h t t] of tokens x for each other, from their unmasked steps."""

@@ -12,6 +12,7 @@ from attention_zoo.attention.recurrent.convolution import ConvolutionRunner
 from attention_zoo.attention.recurrent.delta_rule import DeltaRuleAttention, unit_vectors
 from attention_zoo.attention.recurrent.naive import run_delta_rule
 from attention_zoo.attention.recurrent.steps import Steps
+from attention_zoo.precision import apply_rms_norm
 
 
 @register_recurrent(
@@ -44,7 +45,7 @@ class DeltaAttention(DeltaRuleAttention):
         return Steps(q * self.head_dim**-0.5, beta * k, v, erase=k, rate=beta)
 
     def project_output(self, attended: Tensor, x: Tensor) -> Tensor:
-        return super().project_output(self.norm(attended), x)
+        return super().project_output(apply_rms_norm(self.norm, attended), x)
 
     def naive(self, x: Tensor, source: Tensor, visible: Tensor, positions: Tensor) -> Tensor:
         q, k, v = naive.linear_qkv(self, x)

@@ -12,7 +12,7 @@ from attention_zoo.attention.recurrent.convolution import ConvolutionRunner, Sho
 from attention_zoo.attention.recurrent.delta_rule import DeltaRuleAttention, unit_vectors
 from attention_zoo.attention.recurrent.naive import convolve_heads, run_delta_rule
 from attention_zoo.attention.recurrent.steps import Steps
-from attention_zoo.precision import upcast
+from attention_zoo.precision import apply_rms_norm, upcast
 
 
 @register_recurrent(
@@ -69,7 +69,7 @@ class GatedDeltaAttention(DeltaRuleAttention):
         return silu(self.split_heads(self.gate(x)))
 
     def project_output(self, attended: Tensor, x: Tensor) -> Tensor:
-        return super().project_output(self.norm(attended) * self.output_gate(x), x)
+        return super().project_output(apply_rms_norm(self.norm, attended) * self.output_gate(x), x)
 
     def naive(self, x: Tensor, source: Tensor, visible: Tensor, positions: Tensor) -> Tensor:
         q, k, v = (convolve_heads(self, name, x, visible) for name in ("query", "key", "value"))

@@ -46,6 +46,7 @@ class LogLinearAttention(StateSpaceDualAttention):
     """
 
     decided_options = ("backend",)
+    no_decay = ("level_scale",)
     num_states = 2
     max_length: int
 

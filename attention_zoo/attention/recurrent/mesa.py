@@ -23,7 +23,7 @@ from attention_zoo.attention.recurrent.naive import (
 )
 from attention_zoo.attention.recurrent.steps import Steps, sum_after
 from attention_zoo.errors import check_positive
-from attention_zoo.precision import autocast_disabled, safe_divide
+from attention_zoo.precision import apply_rms_norm, autocast_disabled, safe_divide
 
 MIN_RIDGE = 0.25
 
@@ -53,6 +53,7 @@ class MesaAttention(DeltaRuleAttention):
     """
 
     decided_options = ("backend",)
+    no_decay = ("ridge",)
 
     def __init__(self, *, kernel_size: int = 4, iterations: int = 30, **options: Any) -> None:
         super().__init__(backend="torch", **options)
@@ -108,7 +109,7 @@ class MesaAttention(DeltaRuleAttention):
         return 2 * super().state_size(tokens)
 
     def project_output(self, attended: Tensor, x: Tensor) -> Tensor:
-        return super().project_output(self.norm(attended), x)
+        return super().project_output(apply_rms_norm(self.norm, attended), x)
 
     def naive(self, x: Tensor, source: Tensor, visible: Tensor, positions: Tensor) -> Tensor:
         """Solve each system exactly."""

@@ -52,6 +52,7 @@ class RWKV7Attention(DeltaRuleAttention):
     """
 
     decided_options = ("backend",)
+    no_decay = ("shift_shares", "removal", "replacement", "bonus", "norm_weight")
 
     def __init__(self, *, rank: int = 32, **options: Any) -> None:
         super().__init__(backend="torch", **options)

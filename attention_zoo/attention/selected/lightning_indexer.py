@@ -1,7 +1,9 @@
 """DeepSeek sparse attention and its lightning indexer (DeepSeek-AI 2025)."""
 
 import math
+import warnings
 from dataclasses import replace
+from functools import partial
 from itertools import product
 from typing import Any
 
@@ -52,8 +54,9 @@ class LightningIndexerAttention(TopKSelectionAttention):
 
         KL(p_t ‖ softmax(I_t[S_t])),   p_t = the mean over heads of the weights on S_t, detached,
 
-    whose mean over real tokens is `auxiliary_loss` in training. The model's loss does not reach
-    the indexer, nor that loss the model. The paper has top_k = 2048.
+    whose mean over real tokens is `auxiliary_loss` in training, which `take_auxiliary_loss` adds up
+    over a model. The model's loss does not reach the indexer, nor that loss the model. A backward
+    pass warns if the loss was not taken. The paper has top_k = 2048.
 
     Args:
         top_k: largest number of keys that a query attends to.
@@ -108,7 +111,10 @@ class LightningIndexerAttention(TopKSelectionAttention):
             if visible.mask.key_mask is not None:
                 real = visible.mask.key_mask[:, -queries:].to(divergence.dtype)
             self.auxiliary_loss = (divergence * real).sum() / real.sum().clamp(min=1.0)
-        return torch.cat(outputs, dim=2)
+        out = torch.cat(outputs, dim=2)
+        if self.training and out.requires_grad and not torch.compiler.is_compiling():
+            out.register_hook(partial(warn_of_untaken_loss, self.auxiliary_loss))
+        return out
 
     def attend_selected(self, qkv: QKV, tokens: Tensor, seen: Tensor) -> tuple[Tensor, Tensor]:
         """Attend from queries to the keys [b 1 q n] that they selected, where these are seen.
@@ -163,3 +169,14 @@ class LightningIndexerAttention(TopKSelectionAttention):
             scores = weights[b, i] @ (q[b, :, i] @ k[b, seen].T).clamp(min=0.0)
             selected[b, i, seen[rank(scores.tolist())[: self.top_k]]] = True
         return super().naive(x, source, selected, positions)
+
+
+def warn_of_untaken_loss(loss: Tensor, gradient: Tensor) -> None:
+    """Warn in a backward pass if the auxiliary loss of its forward pass was not taken."""
+    if not getattr(loss, "was_taken", False):
+        warnings.warn(
+            "The indexer of lightning_indexer does not learn: its auxiliary loss was not added to "
+            "the loss. Add take_auxiliary_loss(model), of attention_zoo.attention.base, before "
+            "backward(); under activation checkpointing choose use_reentrant=False.",
+            stacklevel=2,
+        )

@@ -44,7 +44,7 @@ class ContextualEncoding(PositionalEncoding):
     def content_bias(self, inputs: ScoreInputs) -> Tensor:
         gates = torch.sigmoid(inputs.q @ inputs.k.transpose(-2, -1) * inputs.scale)
         counts = self.count_positions(gates, inputs.visible)
-        products = inputs.q @ self.table.T
+        products = inputs.q @ self.table.T.to(inputs.q.dtype)
         low, high = (products.gather(-1, row.long()) for row in (counts.floor(), counts.ceil()))
         return torch.lerp(low, high, counts.frac().to(products.dtype))
 

@@ -52,10 +52,10 @@ class DisentangledEncoding(PositionalEncoding):
 
     def content_bias(self, inputs: ScoreInputs) -> Tensor:
         distance = inputs.q_positions[:, :, None] - inputs.k_positions[:, None, :]
-        by_row = inputs.q @ self.project_table(self.key)
+        by_row = inputs.q @ self.project_table(self.key).to(inputs.q.dtype)
         of_query = gather_broadcast(by_row, self.row(distance)[:, None], dim=-1)
         # The queries come divided, as `rotate` left them; the keys do not.
-        by_row = inputs.k / math.sqrt(3) @ self.project_table(self.query)
+        by_row = inputs.k / math.sqrt(3) @ self.project_table(self.query).to(inputs.k.dtype)
         of_key = gather_broadcast(by_row, self.row(-distance.mT)[:, None], dim=-1)
         return (of_query + of_key.mT) * inputs.scale
 

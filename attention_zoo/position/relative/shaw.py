@@ -46,7 +46,7 @@ class ShawEncoding(PositionalEncoding):
 
     def content_bias(self, inputs: ScoreInputs) -> Tensor:
         rows = self.rows(inputs.q_positions, inputs.k_positions)
-        products = inputs.q @ self.key_table.T
+        products = inputs.q @ self.key_table.T.to(inputs.q.dtype)
         return gather_broadcast(products, rows[:, None], dim=-1) * inputs.scale
 
     def value_bias(self, weights: Tensor, q_positions: Tensor, k_positions: Tensor) -> Tensor:
@@ -55,7 +55,7 @@ class ShawEncoding(PositionalEncoding):
         wide = upcast(weights)
         sums = wide.new_zeros(*weights.shape[:3], len(self.value_table))
         sums = sums.scatter_add(-1, rows[:, None].expand_as(weights), wide)
-        return sums.to(weights.dtype) @ self.value_table
+        return sums.to(self.value_table.dtype) @ self.value_table
 
     def rows(self, q_positions: Tensor, k_positions: Tensor) -> Tensor:
         """Return the row of the distance s − t of each pair, [b|1 q k]."""

@@ -43,6 +43,8 @@ class TransformerXLEncoding(PositionalEncoding):
         base: the wavelengths run from 2π to base·2π tokens.
     """
 
+    no_decay = ("query_content_bias", "query_position_bias")
+
     def __init__(self, *, base: float = 10000.0, **sizes: Any) -> None:
         super().__init__(**sizes)
         if self.dim % 2:
@@ -56,10 +58,12 @@ class TransformerXLEncoding(PositionalEncoding):
         self.distance = nn.Linear(self.dim, self.heads * self.head_dim, bias=False)
 
     def content_bias(self, inputs: ScoreInputs) -> Tensor:
-        of_key = self.query_content_bias[:, None] @ inputs.k.transpose(-2, -1)
+        content_bias = self.query_content_bias[:, None].to(inputs.k.dtype)
+        of_key = content_bias @ inputs.k.transpose(-2, -1)
         by_head = self.distance.weight.unflatten(0, (self.heads, self.head_dim))
         coefficients = self.rotate_coefficients(
-            (inputs.q + self.query_position_bias[:, None]) @ by_head, inputs.q_positions
+            (inputs.q + self.query_position_bias[:, None]) @ by_head.to(inputs.q.dtype),
+            inputs.q_positions,
         )
         waves = self.waves(inputs.k_positions, inputs.q.dtype).transpose(-2, -1)
         of_position = coefficients.to(inputs.q.dtype) @ waves.to(inputs.q.dtype)

@@ -32,6 +32,7 @@ class PolarEncoding(RotaryEncoding):
     """
 
     decided_options = ("layout",)
+    no_decay = ("phase",)
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)

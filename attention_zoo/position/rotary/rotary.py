@@ -33,9 +33,6 @@ class RotaryEncoding(PositionalEncoding):
             2i and 2i + 1, as in the paper. They differ by a permutation of the channels.
     """
 
-    # Multiplies cosines and sines, so that scores get its square.
-    magnitude: float = 1.0
-
     def __init__(
         self, *, base: float = 10000.0, layout: Layout = "half_split", **sizes: Any
     ) -> None:
@@ -101,7 +98,3 @@ class RotaryEncoding(PositionalEncoding):
     def naive_frequencies(self, length: int) -> list[float]:
         """Return ω_i of every pair, for a query that is the last of `length` tokens."""
         return [self.base ** (-2 * i / self.head_dim) for i in range(self.head_dim // 2)]
-
-    def naive_magnitude(self) -> float:
-        """Return what multiplies rotated queries and keys."""
-        return 1.0
