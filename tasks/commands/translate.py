@@ -22,7 +22,7 @@ def run(config: dict[str, Any], invocation: Invocation) -> None:
     checkpoint = invocation.require_checkpoint()
     require_task(config, TRANSLATION)
     task = load_task(checkpoint, config).to(torch.get_default_device())
-    lines = read_lines(invocation.lines, config["input"])
+    lines = list(read_lines(invocation.lines, config["input"]))
     n_best = config["decoding"].get("n_best", 1)
     for start in range(0, len(lines), BATCH_SIZE):
         for hypotheses in task.hypotheses(lines[start : start + BATCH_SIZE]):

@@ -35,44 +35,27 @@ class SplitFiles(Source[Split]):
 
 
 def find_file(path: Path) -> Path:
-    """Return `path`, or `path` with ".gz". Raise BadInput if neither is a file."""
-    for candidate in (path, path.with_name(path.name + ".gz")):
-        if candidate.is_file():
-            return candidate
-    contents = "there is no such folder"
-    if path.parent.is_dir():
-        names = sorted(entry.name for entry in path.parent.iterdir())
-        listing = ", ".join(names[:8]) or "nothing"
-        contents = f"the folder holds {listing}" + ", …" * (len(names) > 8)
-    raise BadInput(
-        f"there is no file {path} (nor {path.name}.gz): {contents}; check data.root and the names "
-        "of the files in data.source."
-    )
+    """Return `path`, or `path` with the suffix of a compression.
 
-
-def read_text(path: Path) -> str:
-    """Read a plain or gzipped file of UTF-8; line ends stay as they are."""
-    try:
-        content = path.read_bytes()
-        content = gzip.decompress(content) if path.suffix == ".gz" else content
-        return content.decode()
-    except UnicodeDecodeError as error:
-        line = content.count(b"\n", 0, error.start) + 1
-        raise BadInput(
-            f"{path}, line {line}: byte 0x{content[error.start]:02x} is not valid UTF-8; "
-            f"convert the file, for example iconv -f latin1 -t utf-8."
-        ) from None
-    except (OSError, EOFError, zlib.error) as error:
-        raise BadInput(f"{path} cannot be read ({error}); fetch or unpack it again.") from error
-
-
-def read_lines(path: Path) -> list[str]:
-    r"""Read a file's lines, split on "\n" only; a "\r" before it is removed.
-
-    Other line separators of Unicode are part of real text: splitting there would misalign the
-    two sides.
+    Raise BadInput if none of them is a file.
     """
-    lines = read_text(path).split("\n")
-    if lines[-1] == "":
-        lines.pop()
-    return [line.removesuffix("\r") for line in lines]
+    suffixes = ("", ".gz", ".xz", ".bz2", ".zst")
+    for candidate in [path.with_name(path.name + suffix) for suffix in suffixes if path.name]:
+        try:
+            if candidate.is_file():
+                return candidate
+        except OSError as error:
+            raise BadInput(f"{path} cannot be read ({error.strerror or error}).") from error
+    if path.exists() and not path.is_dir():
+        raise BadInput(f"{path} is a device or a pipe; write its text to a file and name that.")
+    folder, fault = path.parent, "there is no such folder"
+    if path.is_dir():
+        folder, fault = path, "it is a folder"
+    if folder.is_dir():
+        names = sorted(entry.name for entry in folder.iterdir())
+        listing = ", ".join(names[:8]) or "nothing"
+        fault = f"the folder holds {listing}" + ", …" * (len(names) > 8)
+    raise BadInput(
+        f"there is no file {path} (nor {path.name}{', '.join(suffixes[1:])}): {fault}; check "
+        "data.root and the names of the files in data.source."
+    )

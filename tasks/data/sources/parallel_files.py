@@ -7,7 +7,8 @@ from typing import Any
 from attention_zoo.errors import BadInput, UserError
 from attention_zoo.tasks.data.cache import sha256_of_file
 from attention_zoo.tasks.data.sources.base import SPLITS, Pair
-from attention_zoo.tasks.data.sources.files import SplitFiles, find_file, read_lines
+from attention_zoo.tasks.data.sources.files import SplitFiles, find_file
+from attention_zoo.tasks.data.sources.text_reader import read_lines
 
 
 class ParallelFiles(SplitFiles[list[Pair]]):
@@ -70,7 +71,7 @@ class ParallelFiles(SplitFiles[list[Pair]]):
 
     def location(self, split: str, index: int) -> str:
         for source, target in self.files[split]:
-            lines = len(read_lines(find_file(self.root / source)))
+            lines = sum(1 for _ in read_lines(find_file(self.root / source)))
             if index < lines:
                 return f"{self.root / source} (and {target}), line {index + 1}"
             index -= lines
@@ -79,7 +80,7 @@ class ParallelFiles(SplitFiles[list[Pair]]):
 
 def read_pairs(source: Path, target: Path) -> list[Pair]:
     """Read the pairs of two files. Raise BadInput if they are empty or differ in length."""
-    sources, targets = read_lines(source), read_lines(target)
+    sources, targets = list(read_lines(source)), list(read_lines(target))
     if len(sources) != len(targets):
         shorter, longer = sorted((len(sources), len(targets)))
         raise BadInput(

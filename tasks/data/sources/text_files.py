@@ -8,7 +8,8 @@ from typing import Any
 from attention_zoo.errors import UserError
 from attention_zoo.tasks.data.cache import sha256_of_file
 from attention_zoo.tasks.data.sources.base import SPLITS, Source
-from attention_zoo.tasks.data.sources.files import SplitFiles, find_file, read_text
+from attention_zoo.tasks.data.sources.files import SplitFiles, find_file
+from attention_zoo.tasks.data.sources.text_reader import read_text
 
 
 class TextFiles(SplitFiles[list[str]]):

@@ -95,7 +95,7 @@ def test_a_missing_file_is_refused_with_what_there_is(folder: Path) -> None:
     (folder / "test.en").unlink()
     with pytest.raises(
         BadInput,
-        match=r"no file .*test\.en \(nor test\.en\.gz\): the folder holds dev\.en.*data\.root",
+        match=r"no file .*test\.en \(nor test\.en\.gz, \.xz, .*\): the folder holds dev\.en.*data\.root",
     ):
         files(folder).splits()
     with pytest.raises(BadInput, match="no such folder"):
@@ -141,9 +141,9 @@ def test_texts_are_one_document_a_file(tmp_path: Path) -> None:
         (tmp_path / f"{name}.txt").write_bytes(f"{name}\r\n\n{name}".encode())
     source = TextFiles(train=["a.txt", "b.txt"], valid="c.txt", root=tmp_path)
     assert source.splits() == {
-        "train": ["a\r\n\na", "b\r\n\nb"],
-        "valid": ["c\r\n\nc"],
-        "test": ["c\r\n\nc"],
+        "train": ["a\n\na", "b\n\nb"],
+        "valid": ["c\n\nc"],
+        "test": ["c\n\nc"],
     }
     with pytest.raises(BadInput, match=r"no file .*d\.txt"):
         TextFiles(train=["d.txt"], valid="c.txt", root=tmp_path).splits()
