@@ -75,8 +75,10 @@ class PreparedData(LightningDataModule):
         return self.tokenizer_factory(train)
 
     @abstractmethod
-    def encode_split(self, split: str, items: Any, tokenizer: Tokenizer) -> EncodedSplit:
-        """Encode the items of a split."""
+    def encode_split(
+        self, split: str, items: Any, tokenizer: Tokenizer, folder: Path
+    ) -> EncodedSplit:
+        """Encode the items of a split; large arrays may be written to `folder`."""
 
     @abstractmethod
     def load_values(self, values: dict[str, Any]) -> None:
@@ -130,15 +132,15 @@ class PreparedData(LightningDataModule):
             "code": sha256_of_code(Path(__file__).parent),
         }
 
-    def build_values(self) -> dict[str, Any]:
-        """Return the values to cache."""
+    def build_values(self, folder: Path) -> dict[str, Any]:
+        """Return the values to cache, without the arrays that are written to `folder`."""
         splits = self.read_splits()
         tokenizer = self.make_tokenizer(splits["train"])
         notes = list(self.source.notes)
         report: dict[str, Any] = {"source": self.source.cache_key(), "notes": notes}
         values: dict[str, Any] = {"tokenizer": tokenizer.state(), "report": report}
         for split, items in splits.items():
-            encoded, report[split] = self.encode_split(split, items, tokenizer)
+            encoded, report[split] = self.encode_split(split, items, tokenizer, folder)
             values |= {f"{split}_{name}": value for name, value in encoded.items()}
         return values
 

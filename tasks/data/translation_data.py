@@ -1,5 +1,6 @@
 """The data module of translation."""
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -52,13 +53,15 @@ class TranslationData(PreparedData):
         self.cache_options = {"max_tokens": max_tokens}
         self.length_jitter = length_jitter
 
-    def build_values(self) -> dict[str, Any]:
-        return {**super().build_values(), "probes": self.source.probes()}
+    def build_values(self, folder: Path) -> dict[str, Any]:
+        return {**super().build_values(folder), "probes": self.source.probes()}
 
     def make_tokenizer(self, train: list[Pair]) -> Tokenizer:
         return self.tokenizer_factory(line for pair in train for line in pair)
 
-    def encode_split(self, split: str, items: list[Pair], tokenizer: Tokenizer) -> EncodedSplit:
+    def encode_split(
+        self, split: str, items: list[Pair], tokenizer: Tokenizer, folder: Path
+    ) -> EncodedSplit:
         if not items:
             raise BadInput(f"the {split} split holds no line; give it at least one.")
         sources, targets = ([pair[side] for pair in items] for side in (0, 1))
