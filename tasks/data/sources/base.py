@@ -32,6 +32,9 @@ class Source(ABC, Generic[Split]):
     def cache_key(self) -> dict[str, Any]:
         """Return every input of `splits`, in plain types: equal keys give equal splits."""
 
+    def keep_only(self, split: str) -> None:
+        """Leave out the other splits, if it can be done, so that their files are not needed."""
+
     def location(self, split: str, index: int) -> str:
         """Return where item `index` of a split was read, for messages."""
         return f"{split}, line {index + 1}"

@@ -1,37 +1,142 @@
-"""Text files, and the base of the sources that read one or more for each split."""
+"""The base of the sources that read files for each split, and how files are found."""
 
-import gzip
-import zlib
-from collections.abc import Sequence
+import hashlib
+from abc import abstractmethod
+from collections.abc import Callable, Hashable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from attention_zoo.errors import BadInput
-from attention_zoo.tasks.data.sources.base import Source, Split
+from attention_zoo.errors import BadInput, UserError
+from attention_zoo.tasks.data.sources.base import SPLITS, Source, Split
+
+Item = TypeVar("Item")
 
 
 class SplitFiles(Source[Split]):
-    """Files of each split; without `test`, the valid split is the test split as well.
+    """Files of each split.
+
+    Without `valid`, a share of train is cut off for valid, and one for test if it is missing as
+    well. With `valid` and without `test`, the valid split is the test split. Without `train` there
+    is nothing to train on, but a model can be evaluated.
 
     Args:
-        train, valid, test: the files of a split, plain or gzipped. A name without ".gz" stands for
-            the gzipped file too.
+        train, valid, test: the files of a split, plain or compressed. A name without the suffix
+            of the compression, such as ".gz", stands for the compressed file too.
+        valid_fraction: the share that is cut off for valid, and the same for test.
+        seed: of the draw of what is cut off.
         root: the folder that relative names start from.
     """
+
+    forms: str  # of `train`, for messages
 
     def __init__(
         self,
         *,
-        train: Sequence[Any],
-        valid: Sequence[Any],
-        test: Sequence[Any] | None = None,
+        train: Any = None,
+        valid: Any = None,
+        test: Any = None,
+        valid_fraction: float = 0.05,
+        seed: int = 0,
         root: str | Path = ".",
     ) -> None:
+        if not 0 < valid_fraction < 0.5:
+            raise UserError(
+                f"data.source.valid_fraction must lie between 0 and 0.5, got {valid_fraction}; "
+                "0.05 is usual."
+            )
         self.root: Path = Path(root)
-        self.files = {"train": train, "valid": valid, "test": valid if test is None else test}
-        self.valid_is_test = test is None
+        self.valid_fraction, self.seed = valid_fraction, seed
+        given = {"train": train, "valid": valid, "test": test}
+        self.files = {
+            split: self.parse_files(split, files)
+            for split, files in given.items()
+            if files is not None
+        }
+        self.cut_splits = [] if "valid" in self.files else ["valid"]
+        if "test" not in self.files and "valid" not in self.files:
+            self.cut_splits.append("test")
+        self.valid_is_test = "valid" in self.files and "test" not in self.files
+        self.for_evaluation = False
+
+    @abstractmethod
+    def parse_files(self, split: str, files: Any) -> list[Any]:
+        """Return the files of a split as a list. Raise UserError if they have another form."""
+
+    @abstractmethod
+    def read_split(self, split: str) -> Any:
+        """Return the items of a split that has files."""
+
+    @abstractmethod
+    def cut_off(self, items: Any) -> dict[str, Any]:
+        """Cut the train split's items into train and `cut_splits`."""
+
+    def keep_only(self, split: str) -> None:
+        self.for_evaluation = True
+        if split in self.cut_splits and "train" in self.files:
+            return
+        files = self.files.get("valid" if split == "test" and self.valid_is_test else split)
+        if files is None:
+            raise UserError(
+                f"data.source.{split} is missing; give it: {self.forms.replace('train', split)}."
+            )
+        self.files, self.cut_splits, self.valid_is_test = {split: files}, [], False
+
+    def splits(self) -> dict[str, Split]:
+        self.notes = []
+        if "train" not in self.files and not self.for_evaluation:
+            raise UserError(f"data.source.train is missing; give it: {self.forms}.")
+        splits = {split: self.read_split(split) for split in self.files}
+        if "train" in splits and self.cut_splits:
+            splits |= self.cut_off(splits["train"])
+            self.notes = [
+                *self.notes,
+                f"no {' and '.join(self.cut_splits)} files are given: "
+                f"{self.valid_fraction:.0%} of train are cut off for each "
+                f"(data.source.valid_fraction={self.valid_fraction}, seed={self.seed})",
+            ]
         if self.valid_is_test:
-            self.notes = ["no test files are given: the test split is the valid split"]
+            self.notes = [*self.notes, "no test files are given: the test split is the valid split"]
+            splits["test"] = splits["valid"]
+        return {split: splits[split] for split in SPLITS if split in splits}
+
+    def split_key(self) -> dict[str, Any]:
+        """Return what the splits depend on besides the files, for the cache key."""
+        cut = {"valid_fraction": self.valid_fraction, "seed": self.seed}
+        return {"valid_is_test": self.valid_is_test, **(cut if self.cut_splits else {})}
+
+
+def draw_splits(
+    items: Sequence[Item],
+    splits: Sequence[str],
+    *,
+    fraction: float,
+    seed: int,
+    key: Callable[[Item], Hashable],
+) -> dict[str, list[Item]]:
+    """Draw a fraction of the items for each of `splits`; train keeps the others.
+
+    Items with the same key come into the same split. The draw depends on the keys and the seed,
+    not on the order of the items.
+    """
+    keys = sorted(
+        {key(item) for item in items},
+        key=lambda value: hashlib.blake2b(f"{seed} {value}".encode(), digest_size=8).digest(),
+    )
+    size = max(1, round(fraction * len(keys)))
+    if size * len(splits) >= len(keys):
+        raise BadInput(
+            f"train has {len(keys)} different items, too few to cut off {' and '.join(splits)}; "
+            f"give data.source.valid, or more text."
+        )
+    split_of_key = {
+        value: split
+        for number, split in enumerate(splits)
+        for value in keys[number * size : (number + 1) * size]
+    }
+    result: dict[str, list[Item]] = {split: [] for split in ("train", *splits)}
+    for item in items:
+        result[split_of_key.get(key(item), "train")].append(item)
+    return result
 
 
 def find_file(path: Path) -> Path:
