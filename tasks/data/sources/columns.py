@@ -215,5 +215,5 @@ def field_names(record: dict[str, Any], prefix: str = "") -> Iterable[str]:
 
 
 def one_line(text: str) -> str:
-    """Return the text of a cell on one line."""
+    """Return a text on one line."""
     return re.sub(r"\s*\n\s*", " ", text).strip() if "\n" in text else text
