@@ -115,7 +115,9 @@ class GettextCatalogues(SplitFiles[list[Pair]]):
                     name = "/".join(part for part in parts if part != code)
                     found[path.with_suffix("")] = (f"{folder}/{name}", path)
         if not found and locale != "en":
-            listing = ", ".join(code for code, _ in locales.most_common(12)) or "no catalogue at all"
+            listing = (
+                ", ".join(code for code, _ in locales.most_common(12)) or "no catalogue at all"
+            )
             raise BadInput(
                 f"no catalogue of {locale} is in {', '.join(self.files['train'])}; there is "
                 f"{listing}. Choose another locale, or give {self.forms}."

@@ -90,22 +90,13 @@ class HubPairs(HubSource[list[Pair]]):
     Args:
         pair: the languages of source and target, which are the columns' names.
         column: the column that maps languages to lines, if there is one.
-        subword_mark: of the files in a folder (see `ParallelFiles`).
         options: of `HubSource`; `files` as in `ParallelFiles.from_patterns`.
     """
 
-    def __init__(
-        self,
-        *,
-        pair: Sequence[str],
-        column: str | None = None,
-        subword_mark: str | None = None,
-        **options: Any,
-    ) -> None:
+    def __init__(self, *, pair: Sequence[str], column: str | None = None, **options: Any) -> None:
         super().__init__(**options)
         self.pair = list(pair)
         self.column = column
-        self.subword_mark = subword_mark
         self.file_hint = f"in {' and '.join(pair)}, such as train.{pair[0]}[.gz]"
 
     def read_corpus(self, corpus: Any) -> dict[str, list[Pair]]:
@@ -123,9 +114,7 @@ class HubPairs(HubSource[list[Pair]]):
         return {"source": "hub_pairs", "pair": self.pair, **super().cache_key()}
 
     def from_folder(self, root: str | Path) -> ParallelFiles:
-        return ParallelFiles.from_patterns(
-            self.pair, self.files, root, subword_mark=self.subword_mark
-        )
+        return ParallelFiles.from_patterns(self.pair, self.files, root)
 
 
 class HubTexts(HubSource[list[str]]):

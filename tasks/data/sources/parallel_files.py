@@ -1,6 +1,5 @@
 """Pairs of lines from files."""
 
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -29,8 +28,6 @@ class ParallelFiles(SplitFiles[list[Pair]]):
     Args:
         columns: of files with both sides, those of source and target (see `read_columns`); of TMX
             and XLIFF, the languages.
-        subword_mark: the mark at the end of a piece of a word, such as "@@", where the files hold
-            pieces: "wa@@ ter" is read as "water".
         options: of `SplitFiles`. The files of a split are a list of pairs [source, target] and of
             files with both sides; a single one may stand for the list.
     """
@@ -41,16 +38,9 @@ class ParallelFiles(SplitFiles[list[Pair]]):
         "(.tsv, .csv, .jsonl, .parquet, .tmx, .xliff)"
     )
 
-    def __init__(
-        self,
-        *,
-        columns: Sequence[str | int] | None = None,
-        subword_mark: str | None = None,
-        **options: Any,
-    ) -> None:
+    def __init__(self, *, columns: Sequence[str | int] | None = None, **options: Any) -> None:
         super().__init__(**options)
         self.columns = columns
-        self.subword_mark = subword_mark
 
     def parse_files(self, split: str, files: Any) -> list[Any]:
         items = (
@@ -73,12 +63,7 @@ class ParallelFiles(SplitFiles[list[Pair]]):
 
     @classmethod
     def from_patterns(
-        cls,
-        languages: Sequence[str],
-        files: Mapping[str, str | Sequence[str]],
-        root: str | Path,
-        *,
-        subword_mark: str | None = None,
+        cls, languages: Sequence[str], files: Mapping[str, str | Sequence[str]], root: str | Path
     ) -> "ParallelFiles":
         """Return files that are named by a pattern in which `{}` stands for the language.
 
@@ -87,7 +72,6 @@ class ParallelFiles(SplitFiles[list[Pair]]):
             files: for each split a pattern, or several whose lines follow each other. A pattern
                 without `{}` is a stem: "train" stands for `train.en` and `train.pt`.
             root: the folder with the files.
-            subword_mark: see `ParallelFiles`.
         """
         if len(languages) != 2:
             raise UserError(
@@ -100,7 +84,7 @@ class ParallelFiles(SplitFiles[list[Pair]]):
                 [(name if "{}" in name else name + ".{}").replace("{}", code) for code in languages]
                 for name in ([patterns] if isinstance(patterns, str) else patterns)
             ]
-        return cls(**pairs, root=root, subword_mark=subword_mark)
+        return cls(**pairs, root=root)
 
     def paths(self, split: str) -> list[list[Path]]:
         """Return the one or two files of each item. Raise BadInput if one is missing."""
@@ -110,21 +94,7 @@ class ParallelFiles(SplitFiles[list[Pair]]):
         ]
 
     def read_split(self, split: str) -> list[Pair]:
-        pairs = [pair for paths in self.paths(split) for pair in self.read_pairs(*paths)]
-        if self.subword_mark is None:
-            return pairs
-        joined = [(self.join_pieces(source), self.join_pieces(target)) for source, target in pairs]
-        changed = sum(one != other for one, other in zip(pairs, joined, strict=True))
-        self.notes = [
-            *self.notes,
-            f"{split}: pieces of words were joined at {self.subword_mark!r} in {changed:,} of "
-            f"{len(pairs):,} pairs",
-        ]
-        return joined
-
-    def join_pieces(self, line: str) -> str:
-        """Return a line whose pieces of words are joined."""
-        return re.sub(re.escape(self.subword_mark or "") + "( |$)", "", line)
+        return [pair for paths in self.paths(split) for pair in self.read_pairs(*paths)]
 
     def read_pairs(self, path: Path, target: Path | None = None) -> list[Pair]:
         """Return the pairs of a source and a target file, or of a file with both sides."""
@@ -162,7 +132,6 @@ class ParallelFiles(SplitFiles[list[Pair]]):
             "source": "parallel_files",
             "files": hashes,
             "columns": columns,
-            "subword_mark": self.subword_mark,
             **self.split_key(),
         }
 

@@ -216,15 +216,6 @@ def test_without_train_files_only_an_evaluation_is_possible(folder: Path) -> Non
     assert [*source.splits()] == ["test"]
 
 
-def test_pieces_of_words_are_joined(tmp_path: Path) -> None:
-    write(tmp_path, "a.en", "wa@@ ter i@@ s we@@ t\na@@\nmail @ home\n")
-    write(tmp_path, "a.pt", "á@@ gua\nb\nc\n")
-    files = ["a.en", "a.pt"]
-    source = ParallelFiles(train=files, valid=files, subword_mark="@@", root=tmp_path)
-    assert source.splits()["train"] == [("water is wet", "água"), ("a", "b"), ("mail @ home", "c")]
-    assert any("joined at '@@' in 2 of 3 pairs" in note for note in source.notes)
-
-
 def texts(source: TextFiles) -> dict[str, list[str]]:
     return {
         split: [document if isinstance(document, str) else "".join(document) for document in items]

@@ -84,9 +84,7 @@ def test_two_translations_are_paired_by_their_original(folder: Path) -> None:
     assert "not translated in fr" in source.notes[0]
 
 
-def test_an_installed_package_is_a_folder(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_installed_package_is_a_folder(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (folder / "somepackage").mkdir()
     (folder / "somepackage/__init__.py").touch()
     (folder / "po").rename(folder / "somepackage/po")
@@ -97,7 +95,10 @@ def test_an_installed_package_is_a_folder(
 
 def test_what_is_not_there_is_refused_in_one_line(folder: Path) -> None:
     for options, message in (
-        ({"target": "ru"}, r"no catalogue of ru is in .*; there is de, .*fr.*catalogues=\[FOLDER\]"),
+        (
+            {"target": "ru"},
+            r"no catalogue of ru is in .*; there is de, .*fr.*catalogues=\[FOLDER\]",
+        ),
         ({"target": "de", "source": "ru"}, "no catalogue of ru"),
         ({"target": "de", "catalogues": ["nothing_here"]}, "no folder and no installed package"),
         ({"target": "de", "catalogues": ["a.b"]}, "no folder and no installed package"),
