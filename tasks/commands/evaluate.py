@@ -1,5 +1,6 @@
 """`attention-zoo evaluate`: score a checkpoint on a split of its data, also at other lengths."""
 
+import sys
 import time
 from functools import partial
 from pathlib import Path
@@ -43,6 +44,8 @@ def run(config: dict[str, Any], invocation: Invocation) -> None:
     data = instantiate(config["data"], tokenizer=partial(restore_tokenizer, state=state))
     data.prepare_data()
     data.setup()
+    for warning in data.report["warnings"]:
+        print(f"warning  {warning}", file=sys.stderr)
     length_tests = None
     if config["lengths"]:
         length_tests = lengths.LengthDataModule(
@@ -105,6 +108,7 @@ def score(
         "parameters": counts["parameters"],
         "seconds": round(time.perf_counter() - started, 3),
         "seed": config["seed"],
+        "data": data.report,
         "data_hash": data.fingerprint,
         "precision": config["trainer"]["precision"],
         **collect_environment(),

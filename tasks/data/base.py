@@ -24,7 +24,7 @@ class PreparedData(LightningDataModule):
     """Text, its tokenizer and its token ids, prepared once and stored in the cache.
 
     After `prepare_data(); setup()` it has `tokenizer`, `fingerprint` (the sha256 of the prepared
-    data), `report` (counts and notes), the text in `train`, `valid` and `test`, `probes` and
+    data), `report` (counts, notes and warnings), the samples of the splits, `probes` and
     `probe_references`.
 
     Args:
@@ -79,6 +79,10 @@ class PreparedData(LightningDataModule):
         self, split: str, items: Any, tokenizer: Tokenizer, folder: Path
     ) -> EncodedSplit:
         """Encode the items of a split; large arrays may be written to `folder`."""
+
+    def inspect(self, splits: dict[str, Any], report: dict[str, Any]) -> list[str]:
+        """Add counts to the report, and return warnings of what is usually a mistake in text."""
+        return []
 
     @abstractmethod
     def load_values(self, values: dict[str, Any]) -> None:
@@ -142,6 +146,7 @@ class PreparedData(LightningDataModule):
         for split, items in splits.items():
             encoded, report[split] = self.encode_split(split, items, tokenizer, folder)
             values |= {f"{split}_{name}": value for name, value in encoded.items()}
+        report["warnings"] = self.inspect(splits, report)
         return values
 
     def prepare_data(self) -> None:

@@ -13,6 +13,7 @@ from attention_zoo.errors import BadInput, UserError, check_positive
 from attention_zoo.tasks.data.base import EncodedSplit, PreparedData
 from attention_zoo.tasks.data.batches import BlockDataset, LanguageBatch
 from attention_zoo.tasks.data.cache import ArrayWriter
+from attention_zoo.tasks.data.inspection import TextInspection
 from attention_zoo.tasks.data.loader import ResumableLoader
 from attention_zoo.tasks.data.samplers import EpochSampler, ShuffledBlockSampler
 from attention_zoo.tasks.data.sources.base import SPLITS, Source
@@ -86,6 +87,16 @@ class LanguageData(PreparedData):
         if not stream.length:
             raise BadInput(f"the {split} split holds no text; give it some.")
         return {"prompts": prompts}, counts
+
+    def inspect(self, splits: dict[str, Iterable[Document]], report: dict[str, Any]) -> list[str]:
+        inspection = TextInspection()
+        for split in reversed(SPLITS):
+            for document in splits[split]:
+                for text in pieces(document):
+                    inspection.add_text(split, text)
+            inspection.add_unknown(split, report[split]["unknown"], report[split]["tokens"])
+            report[split] |= inspection.split_counts(split)
+        return inspection.warnings()
 
     def load_values(self, values: dict[str, Any]) -> None:
         self.streams: dict[str, np.ndarray] = {s: values[f"{s}_stream"] for s in SPLITS}
