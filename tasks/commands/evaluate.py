@@ -42,6 +42,7 @@ def run(config: dict[str, Any], invocation: Invocation) -> None:
     task.generates_in_validation = True
     state = checkpoint["attention_zoo"]["tokenizer"]
     data = instantiate(config["data"], tokenizer=partial(restore_tokenizer, state=state))
+    data.source.keep_only(config["split"])
     data.prepare_data()
     data.setup()
     for warning in data.report["warnings"]:

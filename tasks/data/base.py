@@ -67,7 +67,7 @@ class PreparedData(LightningDataModule):
         self.chosen_probes = probes
 
     def read_splits(self) -> dict[str, Any]:
-        """Return the items of all splits."""
+        """Return the items of all splits, or of those that the source keeps for an evaluation."""
         return self.source.splits()
 
     def make_tokenizer(self, train: Any) -> Tokenizer:
@@ -139,14 +139,14 @@ class PreparedData(LightningDataModule):
     def build_values(self, folder: Path) -> dict[str, Any]:
         """Return the values to cache, without the arrays that are written to `folder`."""
         splits = self.read_splits()
-        tokenizer = self.make_tokenizer(splits["train"])
+        tokenizer = self.make_tokenizer(splits.get("train", ()))
         notes = list(self.source.notes)
         report: dict[str, Any] = {"source": self.source.cache_key(), "notes": notes}
         values: dict[str, Any] = {"tokenizer": tokenizer.state(), "report": report}
         for split, items in splits.items():
             encoded, report[split] = self.encode_split(split, items, tokenizer, folder)
             values |= {f"{split}_{name}": value for name, value in encoded.items()}
-        report["warnings"] = self.inspect(splits, report)
+        report["warnings"] = self.inspect(splits, report) if "train" in splits else []
         return values
 
     def prepare_data(self) -> None:

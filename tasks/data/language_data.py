@@ -99,8 +99,10 @@ class LanguageData(PreparedData):
         return inspection.warnings()
 
     def load_values(self, values: dict[str, Any]) -> None:
-        self.streams: dict[str, np.ndarray] = {s: values[f"{s}_stream"] for s in SPLITS}
-        self.probes = list(self.chosen_probes or values["valid_prompts"])
+        self.streams: dict[str, np.ndarray] = {
+            split: values[f"{split}_stream"] for split in SPLITS if f"{split}_stream" in values
+        }
+        self.probes = list(self.chosen_probes or values.get("valid_prompts", ()))
         self.probe_references = None
 
     def example_batch(self) -> LanguageBatch:

@@ -66,10 +66,9 @@ class TranslationData(PreparedData):
     def read_splits(self) -> dict[str, list[Pair]]:
         """Return the pairs of all splits; where train is one of subwords, with these joined."""
         splits = super().read_splits()
-        marked = sum(
-            bool(SUBWORD_MARKS.search(source + " " + target)) for source, target in splits["train"]
-        )
-        if marked <= MIN_SUBWORDS * len(splits["train"]):
+        pairs = next(iter(splits.values()))
+        marked = sum(bool(SUBWORD_MARKS.search(f"{source} {target}")) for source, target in pairs)
+        if marked <= MIN_SUBWORDS * len(pairs):
             return splits
         note = "the lines are in subwords, which were joined: outputs and scores are of words"
         self.source.notes = [*self.source.notes, note]
@@ -124,10 +123,11 @@ class TranslationData(PreparedData):
 
     def load_values(self, values: dict[str, Any]) -> None:
         self.train, self.valid, self.test = (
-            [(source, target) for source, target in values[f"{split}_lines"]] for split in SPLITS
+            [(source, target) for source, target in values.get(f"{split}_lines", ())]
+            for split in SPLITS
         )
         self.pairs: dict[str, PairDataset] = {}
-        for split in SPLITS:
+        for split in (split for split in SPLITS if f"{split}_lines" in values):
             source, target = (
                 JaggedArray(values[f"{split}_{side}"], values[f"{split}_{side}_starts"])
                 for side in ("source", "target")
@@ -157,8 +157,7 @@ class TranslationData(PreparedData):
 
     def check_max_length(self, max_length: int) -> None:
         """Raise BadInput for the first line, on either side, that is longer than `max_length`."""
-        for split in SPLITS:
-            pairs = self.pairs[split]
+        for split, pairs in self.pairs.items():
             lengths = np.maximum(pairs.source.lengths(), pairs.target.lengths())
             if lengths.max() <= max_length:
                 continue

@@ -33,7 +33,7 @@ class Source(ABC, Generic[Split]):
         """Return every input of `splits`, in plain types: equal keys give equal splits."""
 
     def keep_only(self, split: str) -> None:
-        """Leave out the other splits, if it can be done, so that their files are not needed."""
+        """Prepare for an evaluation of `split`, to which files of other splits may be missing."""
 
     def location(self, split: str, index: int) -> str:
         """Return where item `index` of a split was read, for messages."""

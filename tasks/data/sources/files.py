@@ -63,6 +63,17 @@ class SplitFiles(Source[Split]):
         """Return the files of a split as a list. Raise UserError if they have another form."""
 
     @abstractmethod
+    def paths(self, split: str) -> list[Any]:
+        """Return the files of a split, found. Raise BadInput if one is missing."""
+
+    def has_all_files(self) -> bool:
+        """Check that the files of all splits are there."""
+        try:
+            return all(self.paths(split) for split in self.files)
+        except BadInput:
+            return False
+
+    @abstractmethod
     def read_split(self, split: str) -> Any:
         """Return the items of a split that has files."""
 
@@ -72,7 +83,7 @@ class SplitFiles(Source[Split]):
 
     def keep_only(self, split: str) -> None:
         self.for_evaluation = True
-        if split in self.cut_splits and "train" in self.files:
+        if "train" in self.files and (split in self.cut_splits or self.has_all_files()):
             return
         files = self.files.get("valid" if split == "test" and self.valid_is_test else split)
         if files is None:

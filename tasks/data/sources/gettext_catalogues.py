@@ -59,12 +59,15 @@ class GettextCatalogues(SplitFiles[list[Pair]]):
     def with_root(self, root: str | Path) -> "GettextCatalogues":
         raise UserError(f"gettext has no data.root, got {root}; give it: {self.forms}.")
 
+    def paths(self, split: str) -> list[Path]:
+        return [find_folder(name) for name in self.files[split]]
+
     def read_split(self, split: str) -> list[Pair]:
         left_out: Counter[str] = Counter()
         sides = []
         for locale in (self.source, self.target):
             entries: dict[Any, str] = {}
-            for name, path in self.paths(locale):
+            for name, path in self.find_catalogues(locale):
                 for key, text in read_entries(path, left_out):
                     entries.setdefault((name, *key), text)
             sides.append(entries)
@@ -96,14 +99,14 @@ class GettextCatalogues(SplitFiles[list[Pair]]):
             key=lambda pair: pair[0],
         )
 
-    def paths(self, locale: str) -> list[tuple[str, Path]]:
+    def find_catalogues(self, locale: str) -> list[tuple[str, Path]]:
         """Return the catalogues of a locale, each with a name that its translations share.
 
         Raise BadInput if there is none; "en" needs none.
         """
         found: dict[Path, tuple[str, Path]] = {}
         locales: Counter[str] = Counter()
-        for folder in map(find_folder, self.files["train"]):
+        for folder in self.paths("train"):
             # ".po" comes after ".mo", and replaces it.
             for path in sorted(p for p in folder.rglob("*.[mp]o") if p.is_file()):
                 parts = path.relative_to(folder).with_suffix("").parts
@@ -126,7 +129,7 @@ class GettextCatalogues(SplitFiles[list[Pair]]):
 
     def cache_key(self) -> dict[str, Any]:
         hashes = {
-            locale: [[name, sha256_of_file(path)] for name, path in self.paths(locale)]
+            locale: [[name, sha256_of_file(path)] for name, path in self.find_catalogues(locale)]
             for locale in (self.source, self.target)
         }
         return {"source": "gettext", "files": hashes, **self.split_key()}
