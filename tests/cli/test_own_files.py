@@ -8,7 +8,7 @@ import pytest
 from attention_zoo.tasks.commands.cli import main
 from tests.cli.conftest import SMALL
 
-WORDS = "one two three four five six seven eight nine ten".split()
+WORDS = ["one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"]
 STEPS = ["trainer.max_steps=2", "callbacks=minimal", "logger=csv", "hydra.run.dir=run"]
 
 

@@ -69,7 +69,7 @@ class HubSource(Source[Split]):
         """Return the splits of a loaded dataset. Raise KeyError for a name that it lacks."""
 
     @abstractmethod
-    def from_folder(self, root: str | Path) -> Source[Split]:
+    def from_folder(self, root: str | Path) -> Source[Any]:
         """Return the same text, read from the files in a folder."""
 
     def with_root(self, root: str | Path) -> Source[Split]:
@@ -145,6 +145,6 @@ class HubTexts(HubSource[list[str]]):
         key = {"column": self.column, "fractions": list(self.files.get("fractions", []))}
         return {"source": "hub_texts", **key, **super().cache_key()}
 
-    def from_folder(self, root: str | Path) -> TextFiles | OneTextFile:
+    def from_folder(self, root: str | Path) -> Source[Any]:
         kind = OneTextFile if "file" in self.files else TextFiles
         return kind(**self.files, root=root)

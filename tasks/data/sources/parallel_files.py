@@ -77,7 +77,7 @@ class ParallelFiles(SplitFiles[list[Pair]]):
             raise UserError(
                 f"pair must be two languages, for example [en, pt], got {list(languages)}."
             )
-        pairs: dict[str, list[list[str]]] = {}
+        pairs: dict[str, Any] = {}
         for split in SPLITS:
             patterns = files[split]
             pairs[split] = [

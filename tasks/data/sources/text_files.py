@@ -108,7 +108,8 @@ class TextFiles(SplitFiles[Iterable[str | FileText]]):
         shares = [self.valid_fraction] * len(self.cut_splits)
         total = sum(map(len, lines))
         limits = [total * (1 - sum(shares[start:])) for start in range(len(shares))]
-        cuts, position, number = [], 0, 0
+        cuts: list[int] = []
+        position, number = 0, 0
         for number, line in enumerate(lines, 1):
             position += len(line)
             while len(cuts) < len(limits) and position >= limits[len(cuts)]:

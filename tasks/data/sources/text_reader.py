@@ -14,6 +14,8 @@ import re
 import zlib
 from codecs import BOM_UTF8, BOM_UTF16_BE, BOM_UTF16_LE, BOM_UTF32_BE, BOM_UTF32_LE
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
+from importlib import import_module
 from pathlib import Path
 from typing import IO, Any
 
@@ -24,15 +26,16 @@ from attention_zoo.tasks.data.sources.file_kinds import (
     zero_byte_remedy,
 )
 
-zstd: Any
-try:
-    from compression import zstd  # Python 3.14
-except ImportError:
-    try:
-        from backports import zstd
-    except ImportError:
-        zstd = None
 
+def import_zstd() -> Any:
+    """Return the module that reads zstd, or None; Python has one from 3.14 on."""
+    for name in ("compression.zstd", "backports.zstd"):
+        with suppress(ImportError):
+            return import_module(name)
+    return None
+
+
+zstd = import_zstd()
 HEAD = 1 << 16  # bytes that are looked at to tell what a file is
 READ_ERRORS = (OSError, EOFError, zlib.error, lzma.LZMAError) + ((zstd.ZstdError,) if zstd else ())
 DECOMPRESSORS: tuple[tuple[bytes, Callable[[Any], Any]], ...] = (
@@ -93,7 +96,7 @@ def decode_lines(file: IO[bytes], name: str) -> Iterator[str]:
 
 def decompress(file: IO[bytes], name: str) -> Any:
     """Return a stream of a file's content, which may be compressed."""
-    stream: Any = file if hasattr(file, "peek") else io.BufferedReader(file)  # type: ignore[type-var]
+    stream: Any = file if hasattr(file, "peek") else io.BufferedReader(file)
     head = stream.peek(HEAD)
     if head.startswith(ZSTD):
         if zstd is None:
