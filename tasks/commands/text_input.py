@@ -18,7 +18,7 @@ def read_lines(arguments: Sequence[str], path: str | None) -> Iterator[str]:
     if path is not None:
         file = Path(path)
         # A pipe is no regular file, and is read once here.
-        return text_reader.read_lines(file if file.is_fifo() else find_file(file))
+        return text_reader.read_lines(file if file.is_fifo() else find_file(file, "check input"))
     if sys.stdin.isatty():
         raise UserError('No text given: "A line." after the options, input=FILE, or < FILE.')
     lines = text_reader.decode_lines(sys.stdin.buffer, "standard input")

@@ -22,6 +22,7 @@ SUFFIXES = {
     ".json": "jsonl",
     ".parquet": "parquet",
 }
+OPTION = {1: "data.source.column", 2: "data.source.columns"}  # by the number of columns
 COMPRESSED = re.compile(r"\.(gz|xz|bz2|zst)$")
 
 
@@ -51,11 +52,14 @@ def read_columns(path: Path, columns: Columns | None, count: int) -> Iterator[tu
         count: the number of columns.
     """
     if columns is not None and (
-        isinstance(columns, str) or len(columns) != count or len({*map(type, columns)}) != 1
+        isinstance(columns, str)
+        or len({*columns}) != count
+        or len(columns) != count
+        or len({*map(type, columns)}) != 1
     ):
         raise UserError(
-            f"data.source.columns must be {count} names or numbers, such as [en,pt] or [1,2], got "
-            f"{columns if isinstance(columns, str) else list(columns)}."
+            f"data.source.columns must be {count} different names or numbers, such as [en,pt] or "
+            f"[1,2], got {columns if isinstance(columns, str) else list(columns)}."
         )
     form = table_format(path)
     if form in ("tsv", "csv"):
@@ -67,7 +71,7 @@ def read_columns(path: Path, columns: Columns | None, count: int) -> Iterator[tu
         if columns is None or isinstance(columns[0], int):
             raise UserError(
                 f"{path} has fields with names: {', '.join(field_names(record))}; name {count} of "
-                "them in data.source.columns."
+                "them in {OPTION[count]}."
             )
         yield tuple(select_field(path, number, record, str(name)) for name in columns)
 
@@ -81,24 +85,24 @@ def table_columns(
         if len(first) != count or all(map(is_column_name, first)):
             cells = ", ".join(repr(cell[:30]) for cell in first[:8])
             raise UserError(
-                f"{path} has the first row {cells}; choose columns in data.source.columns, by name "
+                f"{path} has the first row {cells}; choose columns in {OPTION[count]}, by name "
                 f"if these are names, such as {sample_columns(first, count)}, else by number, such "
                 f"as {list(range(1, count + 1))}."
             )
         columns = range(1, count + 1)
     if isinstance(columns[0], str):
         for name in columns:
-            if name not in first:
+            if first.count(str(name)) != 1:
                 raise UserError(
-                    f"{path} has no column {name!r}; its first row names {', '.join(first[:20])}. "
-                    "A table without names needs numbers: data.source.columns=[1,2]."
+                    f"{path} has {first.count(str(name)) or 'no'} column {name!r}; its first row "
+                    f"names {', '.join(first[:20])}. A table without names needs numbers, from 1."
                 )
         indices = [first.index(str(name)) for name in columns]
     else:
         indices = [int(column) - 1 for column in columns]
         if not all(0 <= index < len(first) for index in indices):
             raise UserError(
-                f"data.source.columns counts from 1, and {path} has {len(first)} columns, got "
+                f"{OPTION[count]} counts from 1, and {path} has {len(first)} columns, got "
                 f"{list(columns)}."
             )
         yield tuple(first[index] for index in indices)
@@ -200,7 +204,7 @@ def select_field(path: Path, number: int, record: dict[str, Any], name: str) -> 
     if not isinstance(value, str | None):
         raise BadInput(
             f"{path}, record {number}: field {name!r} is {type(value).__name__}, not text; name a "
-            "field of text in data.source.columns."
+            "field of text."
         )
     return value or ""
 

@@ -150,7 +150,7 @@ def draw_splits(
     return result
 
 
-def find_file(path: Path) -> Path:
+def find_file(path: Path, remedy: str = "check data.root and the names in data.source") -> Path:
     """Return `path`, or `path` with the suffix of a compression.
 
     Raise BadInput if none of them is a file.
@@ -172,6 +172,5 @@ def find_file(path: Path) -> Path:
         listing = ", ".join(names[:8]) or "nothing"
         fault = f"the folder holds {listing}" + ", …" * (len(names) > 8)
     raise BadInput(
-        f"there is no file {path} (nor {path.name}{', '.join(suffixes[1:])}): {fault}; check "
-        "data.root and the names of the files in data.source."
+        f"there is no file {path} (nor {path.name}{', '.join(suffixes[1:])}): {fault}; {remedy}."
     )

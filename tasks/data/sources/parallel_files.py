@@ -41,6 +41,15 @@ class ParallelFiles(SplitFiles[list[Pair]]):
     def __init__(self, *, columns: Sequence[str | int] | None = None, **options: Any) -> None:
         super().__init__(**options)
         self.columns = columns
+        if columns is not None and all(
+            isinstance(item, Sequence) and not isinstance(item, str)
+            for items in self.files.values()
+            for item in items
+        ):
+            raise UserError(
+                f"data.source.columns={list(columns)} would have no effect on pairs of files; "
+                f"leave it out, or give a file with both sides: {self.forms}."
+            )
 
     def parse_files(self, split: str, files: Any) -> list[Any]:
         items = (

@@ -60,6 +60,12 @@ class TextFiles(SplitFiles[Iterable[str | FileText]]):
     def __init__(self, *, column: str | int | None = None, **options: Any) -> None:
         super().__init__(**options)
         self.column = column
+        names = [name for files in self.files.values() for name in files]
+        if column is not None and not any(suffix_of(name) in SUFFIXES for name in names):
+            raise UserError(
+                f"data.source.column={column} would have no effect on plain text; leave it out, or "
+                f"name a table ({', '.join(SUFFIXES)})."
+            )
 
     def parse_files(self, split: str, files: Any) -> list[str]:
         names = [files] if isinstance(files, str) else files

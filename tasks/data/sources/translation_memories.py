@@ -51,6 +51,10 @@ def read_memory(path: Path, languages: Sequence[Any] | None) -> list[Pair]:
             "data.source.columns=[SOURCE,TARGET]."
         )
     chosen = [match_language(path, str(language), counts) for language in languages]
+    if chosen[0] == chosen[1]:
+        raise UserError(
+            f"{path}: data.source.columns must be two languages, got {list(languages)}."
+        )
     return [
         (unit[chosen[0]], unit[chosen[1]])
         for unit in texts

@@ -127,9 +127,13 @@ REFUSED = [
     ("named.tsv", ["en", "fr"], "no column 'fr'; its first row names score, en, pt"),
     ("numbered.tsv", [0, 1], r"counts from 1, and .* has 3 columns, got \[0, 1\]"),
     ("numbered.tsv", [2, 4], "counts from 1"),
-    ("numbered.tsv", [2], "must be 2 names or numbers"),
-    ("numbered.tsv", "en", "must be 2 names or numbers"),
-    ("numbered.tsv", ["en", 2], "must be 2 names or numbers"),
+    ("numbered.tsv", [2], "must be 2 different names or numbers"),
+    ("numbered.tsv", "en", "must be 2 different names or numbers"),
+    ("named.tsv", ["en", "en"], "must be 2 different names or numbers"),
+    ("twice.tsv", ["en", "pt"], "2 column 'en'"),
+    ("a.tmx", ["pt", "pt-BR"], "must be two languages"),
+    ([["a.en", "a.pt"]], ["en", "pt"], "would have no effect on pairs of files"),
+    ("numbered.tsv", ["en", 2], "must be 2 different names or numbers"),
     ("flat.jsonl", None, "fields with names: en, pt; name 2"),
     ("nested.parquet", None, "translation.en, translation.pt; name 2"),
     ("flat.jsonl", [1, 2], "fields with names"),
@@ -156,6 +160,7 @@ def test_other_forms_are_refused_with_the_form(files, columns, message, folder: 
     write(folder, "bad.csv", 'en,pt\n"a"b,c\n')
     write(folder, "bad.parquet", "PAR1 and no more")
     write(folder, "a.tmx", TMX)
+    write(folder, "twice.tsv", "en\ten\tpt\na\tb\tc\n")
     write(folder, "bad.tmx", TMX[:-20])
     write(folder, "html.tmx", "<html><body/></html>")
     write(folder, "empty.tsv", "")
@@ -239,6 +244,11 @@ def test_the_rows_of_tables_are_documents(folder: Path) -> None:
         UserError, match=r"must be names of files, got \[\['a'\]\]; give it: .*a\.txt"
     ):
         TextFiles(train=[["a"]])
+
+
+def test_a_column_of_plain_text_is_refused() -> None:
+    with pytest.raises(UserError, match=r"would have no effect on plain text; .*\.jsonl"):
+        TextFiles(train="a.txt", column="text")
 
 
 def test_the_end_of_a_text_is_cut_off_between_lines(tmp_path: Path) -> None:
