@@ -71,7 +71,7 @@ def read_columns(path: Path, columns: Columns | None, count: int) -> Iterator[tu
         if columns is None or isinstance(columns[0], int):
             raise UserError(
                 f"{path} has fields with names: {', '.join(field_names(record))}; name {count} of "
-                "them in {OPTION[count]}."
+                f"them in {OPTION[count]}."
             )
         yield tuple(select_field(path, number, record, str(name)) for name in columns)
 
