@@ -22,6 +22,8 @@ class ParallelFiles(SplitFiles[list[Pair]]):
                         f"{split} must be pairs of files, [[source, target], …], got {pair!r}; "
                         f"for example data.source.{split}=[[{split}.en,{split}.pt]]."
                     )
+        for _, target in self.files["train"][:1]:
+            self.target_language = Path(target.removesuffix(".gz")).suffix[1:]
 
     @classmethod
     def from_patterns(
