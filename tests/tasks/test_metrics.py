@@ -409,7 +409,7 @@ def test_a_missing_package_is_said(language, tokenizer, monkeypatch, caplog):
 
 
 def test_outputs_in_tokens_are_warned_of_once(caplog):
-    texts = [f"{number} words ." for number in range(120)]
+    texts = [f"all {number} words of a line ." for number in range(120)]
     metric = updated(SacreBleu(), texts, texts, size=7)
     assert float(metric.compute()) == pytest.approx(100)
     assert "nrefs:1" in metric.signature
