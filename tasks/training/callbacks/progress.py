@@ -94,7 +94,7 @@ class Progress(ProgressBar):
         loss = trainer.callback_metrics.get("val/loss")
         if (
             loss is None
-            or not self.enabled
+            or not self.is_enabled
             or self._bar is not None
             or not is_fit_validation(trainer)
         ):
