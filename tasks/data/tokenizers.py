@@ -56,6 +56,10 @@ class Tokenizer(ABC):
     def state(self) -> dict[str, Any]:
         """Return all that `tokenizer_from_state` needs, in plain types."""
 
+    def unknown_characters(self, text: str) -> str:
+        """Return the characters that become `<unk>`."""
+        return ""
+
     def encode_lines(self, lines: Sequence[str]) -> list[list[int]]:
         """Encode many lines."""
         return [self.encode(line) for line in lines]
@@ -190,6 +194,9 @@ class CharacterTokenizer(Tokenizer):
     def encode(self, text: str) -> list[int]:
         check_unicode(text)
         return [self._ids.get(character, UNK) for character in text]
+
+    def unknown_characters(self, text: str) -> str:
+        return "".join(character for character in text if character not in self._ids)
 
     def state(self) -> dict[str, Any]:
         return {"kind": "characters", "characters": self._characters}

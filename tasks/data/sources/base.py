@@ -23,6 +23,7 @@ class Source(ABC, Generic[Split]):
 
     root: Path | None = None  # the folder that file names start from, if the source reads files
     notes: Sequence[str] = ()
+    target_language: str | None = None  # of pairs, such as "zh_TW", where it is known
 
     @abstractmethod
     def splits(self) -> dict[str, Split]:

@@ -50,6 +50,7 @@ class GettextCatalogues(SplitFiles[list[Pair]]):
             raise UserError(f"data.source.catalogues names nothing; give it: {self.forms}.")
         super().__init__(train=names, valid_fraction=valid_fraction, seed=seed)
         self.source, self.target = normalize_locale(source), normalize_locale(target)
+        self.target_language = self.target
         if self.source == self.target:
             raise UserError(f"data.source.source and target must differ, got {target} twice.")
 

@@ -96,6 +96,7 @@ class HubPairs(HubSource[list[Pair]]):
     def __init__(self, *, pair: Sequence[str], column: str | None = None, **options: Any) -> None:
         super().__init__(**options)
         self.pair = list(pair)
+        self.target_language = self.pair[-1]
         self.column = column
         self.file_hint = f"in {' and '.join(pair)}, such as train.{pair[0]}[.gz]"
 

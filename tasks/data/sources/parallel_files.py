@@ -8,6 +8,7 @@ from attention_zoo.errors import BadInput, UserError
 from attention_zoo.tasks.data.cache import sha256_of_file
 from attention_zoo.tasks.data.sources.base import SPLITS, Pair
 from attention_zoo.tasks.data.sources.columns import (
+    COMPRESSED,
     SUFFIXES,
     one_line,
     read_columns,
@@ -41,6 +42,11 @@ class ParallelFiles(SplitFiles[list[Pair]]):
     def __init__(self, *, columns: Sequence[str | int] | None = None, **options: Any) -> None:
         super().__init__(**options)
         self.columns = columns
+        first = next(item for items in self.files.values() for item in items) if self.files else ""
+        if not isinstance(first, str):
+            self.target_language = Path(COMPRESSED.sub("", first[1])).suffix[1:]
+        elif columns is not None and len(columns) == 2 and isinstance(columns[1], str):
+            self.target_language = columns[1].split(".")[-1]
         if columns is not None and all(
             isinstance(item, Sequence) and not isinstance(item, str)
             for items in self.files.values()

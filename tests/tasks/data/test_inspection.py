@@ -58,7 +58,7 @@ DIRTY = {
     "entities": every(100, " it&apos;s"),
     "tabs": lambda i, pair: (f"{pair[0]}\tsome\tcolumn", pair[1]),
     "broken characters": every(100, " cafÃ©\x00"),
-    "over_long": lambda i, pair: (" word" * 60, " Wort" * 60) if i % 10 == 0 else pair,
+    "over_long": lambda i, pair: (f" word{i}" * 60, f" Wort{i}" * 60) if i % 10 == 0 else pair,
     "alignment": lambda i, pair: (pair[0], CLEAN["train"][i - 1][1]),
 }
 
