@@ -6,6 +6,7 @@ from typing import Any
 import torch
 
 from attention_zoo.errors import UserError
+from attention_zoo.tasks.commands.input_checks import check_lines
 from attention_zoo.tasks.commands.text_input import read_lines
 from attention_zoo.tasks.configuration.composition import Invocation
 from attention_zoo.tasks.run_folder import refuse_unwritable
@@ -27,7 +28,10 @@ def run(config: dict[str, Any], invocation: Invocation) -> None:
     check_decoding(config, invocation)
     task = load_task(checkpoint, config).to(torch.get_default_device())
     records = []
-    for line in read_lines(invocation.lines, config["input"]):
+    lines = check_lines(iter(read_lines(invocation.lines, config["input"])), task)
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            raise UserError(f"attend needs text, got line {number} without any; leave it out.")
         records.append(task.attend(line))
         if task_spec(config).is_encoder_decoder:
             print(records[-1].target, flush=True)

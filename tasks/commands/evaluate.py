@@ -1,5 +1,6 @@
 """`attention-zoo evaluate`: score a checkpoint on a split of its data, also at other lengths."""
 
+import sys
 import time
 from functools import partial
 from pathlib import Path
@@ -41,8 +42,11 @@ def run(config: dict[str, Any], invocation: Invocation) -> None:
     task.generates_in_validation = True
     state = checkpoint["attention_zoo"]["tokenizer"]
     data = instantiate(config["data"], tokenizer=partial(restore_tokenizer, state=state))
+    data.source.keep_only(config["split"])
     data.prepare_data()
     data.setup()
+    for warning in data.report["warnings"]:
+        print(f"warning  {warning}", file=sys.stderr)
     length_tests = None
     if config["lengths"]:
         length_tests = lengths.LengthDataModule(
@@ -105,6 +109,7 @@ def score(
         "parameters": counts["parameters"],
         "seconds": round(time.perf_counter() - started, 3),
         "seed": config["seed"],
+        "data": data.report,
         "data_hash": data.fingerprint,
         "precision": config["trainer"]["precision"],
         **collect_environment(),

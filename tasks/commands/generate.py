@@ -4,6 +4,7 @@ from typing import Any
 
 import torch
 
+from attention_zoo.tasks.commands.input_checks import check_lines
 from attention_zoo.tasks.commands.text_input import read_lines
 from attention_zoo.tasks.configuration.composition import Invocation
 from attention_zoo.tasks.task_spec import LANGUAGE_MODELING
@@ -16,7 +17,7 @@ def run(config: dict[str, Any], invocation: Invocation) -> None:
     checkpoint = invocation.require_checkpoint()
     require_task(config, LANGUAGE_MODELING)
     task = load_task(checkpoint, config).to(torch.get_default_device())
-    for prompt in read_lines(invocation.lines, config["input"]):
+    for prompt in check_lines(iter(read_lines(invocation.lines, config["input"])), task):
         print(prompt, end="", flush=True)
         for piece in task.stream(prompt):
             print(piece, end="", flush=True)

@@ -268,6 +268,7 @@ def describe_fit(
         "inspection_seconds": round(inspection, 3),
         "peak_memory_bytes": peak_memory_bytes(trainer),
         "seed": training.config["seed"],
+        "data": training.data.report,
         "data_hash": training.data.fingerprint,
         "data_order": training.data.train_dataloader().order_hash(),
         "precision": training.config["trainer"]["precision"],

@@ -1,9 +1,12 @@
 """`attention-zoo translate`: translate lines to standard output."""
 
+import sys
+from itertools import islice
 from typing import Any
 
 import torch
 
+from attention_zoo.tasks.commands.input_checks import check_lines
 from attention_zoo.tasks.commands.text_input import read_lines
 from attention_zoo.tasks.configuration.composition import Invocation
 from attention_zoo.tasks.task_spec import TRANSLATION
@@ -17,18 +20,20 @@ def run(config: dict[str, Any], invocation: Invocation) -> None:
     """Translate the lines of the command line, of `input=FILE`, or of standard input.
 
     Prints a line for each. With `decoding.n_best` above 1 it prints that many lines of score and
-    translation, and an empty line after them.
+    translation, and an empty line after them. A line without text has an empty translation. Lines
+    are read as they are needed, so that there may be any number of them.
     """
     checkpoint = invocation.require_checkpoint()
     require_task(config, TRANSLATION)
     task = load_task(checkpoint, config).to(torch.get_default_device())
-    lines = read_lines(invocation.lines, config["input"])
+    lines = check_lines(read_lines(invocation.lines, config["input"]), task)
     n_best = config["decoding"].get("n_best", 1)
-    for start in range(0, len(lines), BATCH_SIZE):
-        for hypotheses in task.hypotheses(lines[start : start + BATCH_SIZE]):
+    while batch := list(islice(lines, BATCH_SIZE)):
+        for hypotheses in task.hypotheses(batch):
             if n_best == 1:
-                print(hypotheses[0][0], flush=True)
+                print(hypotheses[0][0])
                 continue
             for text, score in hypotheses:
                 print(f"{score:.3f}\t{text}")
-            print(flush=True)
+            print()
+        sys.stdout.flush()

@@ -28,7 +28,7 @@ class PreparedData(LightningDataModule):
     """Text, its tokenizer and its token ids, prepared once and stored in the cache.
 
     After `prepare_data(); setup()` it has `tokenizer`, `fingerprint` (the sha256 of the prepared
-    data), `report` (counts and notes), the text in `train`, `valid` and `test`, `probes` and
+    data), `report` (counts, notes and warnings), the samples of the splits, `probes` and
     `probe_references`.
 
     Args:
@@ -71,7 +71,7 @@ class PreparedData(LightningDataModule):
         self.chosen_probes = probes
 
     def read_splits(self) -> dict[str, Any]:
-        """Return the items of all splits."""
+        """Return the items of all splits, or of those that the source keeps for an evaluation."""
         return self.source.splits()
 
     def make_tokenizer(self, train: Any) -> Tokenizer:
@@ -79,8 +79,14 @@ class PreparedData(LightningDataModule):
         return self.tokenizer_factory(train)
 
     @abstractmethod
-    def encode_split(self, split: str, items: Any, tokenizer: Tokenizer) -> EncodedSplit:
-        """Encode the items of a split."""
+    def encode_split(
+        self, split: str, items: Any, tokenizer: Tokenizer, folder: Path
+    ) -> EncodedSplit:
+        """Encode the items of a split; large arrays may be written to `folder`."""
+
+    def inspect(self, splits: dict[str, Any], report: dict[str, Any]) -> list[str]:
+        """Add counts to the report, and return warnings of what is usually a mistake in text."""
+        return []
 
     @abstractmethod
     def load_values(self, values: dict[str, Any]) -> None:
@@ -139,17 +145,18 @@ class PreparedData(LightningDataModule):
         }
         return key if is_plain(key) else None
 
-    def build_values(self) -> dict[str, Any]:
-        """Return the values to cache."""
+    def build_values(self, folder: Path) -> dict[str, Any]:
+        """Return the values to cache, without the arrays that are written to `folder`."""
         splits = self.read_splits()
-        tokenizer = self.make_tokenizer(splits["train"])
+        tokenizer = self.make_tokenizer(splits.get("train", ()))
         notes = list(self.source.notes)
         source = self.source.cache_key() or {"source": type(self.source).__name__}
         report: dict[str, Any] = {"source": source, "notes": notes}
         values: dict[str, Any] = {"tokenizer": tokenizer.state(), "report": report}
         for split, items in splits.items():
-            encoded, report[split] = self.encode_split(split, items, tokenizer)
+            encoded, report[split] = self.encode_split(split, items, tokenizer, folder)
             values |= {f"{split}_{name}": value for name, value in encoded.items()}
+        report["warnings"] = self.inspect(splits, report) if "train" in splits else []
         return values
 
     def prepare_data(self) -> None:

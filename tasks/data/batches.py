@@ -122,6 +122,16 @@ class BlockDataset(BatchDataset):
     def __len__(self) -> int:
         return len(self.stream)
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Return the state for a worker process, which maps the file of the stream again."""
+        mapped = isinstance(self.stream, np.memmap)
+        return self.__dict__ | ({"stream": self.stream.filename} if mapped else {})
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__ |= state
+        if not isinstance(self.stream, np.ndarray):
+            self.stream = np.load(self.stream, mmap_mode="r", allow_pickle=False)
+
     def indices(self) -> np.ndarray:
         """Return the starts of all blocks that have a target, [n]."""
         targets = len(self.stream) - 1 - (self.context_length - self.stride)

@@ -11,10 +11,10 @@ import logging
 import os
 import sys
 import tempfile
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 
@@ -76,15 +76,67 @@ def is_plain(value: Any) -> bool:
     return True
 
 
+@contextmanager
+def refuse_unwritable_cache(cache_dir: Path) -> Iterator[None]:
+    """Raise a `UserError` that asks for another folder if the cache cannot be written to."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(
+            f"prepared data cannot be written to {cache_dir} ({error.strerror or error}); "
+            "choose a folder that can be written to: paths.cache=FOLDER."
+        ) from error
+
+
+class ArrayWriter:
+    """Writes a vector of integers to a `.npy` file, a part after the other.
+
+    So a vector may be larger than the memory. It is complete when the context ends.
+
+    Args:
+        path: the file.
+        max_value: the largest value; it decides on the type, the smallest that can hold it.
+    """
+
+    def __init__(self, path: Path, *, max_value: int) -> None:
+        self.path = path
+        self.dtype = np.min_scalar_type(max_value)
+        self.length = 0
+
+    def __enter__(self) -> Self:
+        with refuse_unwritable_cache(self.path.parent):
+            self._file = self.path.open("wb")
+            self._write_header()
+        return self
+
+    def write(self, values: Sequence[int] | np.ndarray) -> None:
+        """Append values."""
+        with refuse_unwritable_cache(self.path.parent):
+            self._file.write(np.asarray(values, dtype=self.dtype).tobytes())
+        self.length += len(values)
+
+    def __exit__(self, *_: object) -> None:
+        with refuse_unwritable_cache(self.path.parent), self._file:
+            # numpy pads the header, so that it has the same size for every length.
+            self._file.seek(0)
+            self._write_header()
+
+    def _write_header(self) -> None:
+        descr = np.lib.format.dtype_to_descr(self.dtype)
+        header = {"descr": descr, "fortran_order": False, "shape": (self.length,)}
+        np.lib.format.write_array_header_1_0(self._file, header)
+
+
 def get_or_build(
-    cache_dir: Path, key: Mapping[str, Any], build: Callable[[], Mapping[str, Any]]
+    cache_dir: Path, key: Mapping[str, Any], build: Callable[[Path], Mapping[str, Any]]
 ) -> CacheEntry:
     """Return the entry of `key`; build and store it where it is missing or damaged.
 
     Args:
         cache_dir: the folder of all entries; UserError if it cannot be written to.
         key: every input of `build`, in plain types.
-        build: returns the values by name: numpy arrays, or what JSON can hold.
+        build: returns the values by name: numpy arrays, or what JSON can hold. Large arrays it
+            writes as `NAME.npy` into the folder that it is called with (`ArrayWriter`).
     """
     entry_dir = cache_dir / sha256_of_json(key)[:32]
     note = None
@@ -94,13 +146,15 @@ def get_or_build(
         except (OSError, ValueError, KeyError, TypeError) as error:
             note = f"the cached data in {entry_dir} were damaged ({error}) and were prepared again"
             log.warning("%s.", note)
-    values = build()
-    try:
+    with refuse_unwritable_cache(cache_dir):
         cache_dir.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=cache_dir, prefix=".new-") as temporary:
-            new_dir = Path(temporary) / "entry"
+        folder = tempfile.TemporaryDirectory(dir=cache_dir, prefix=".new-")
+    with folder as temporary:
+        new_dir = Path(temporary) / "entry"
+        new_dir.mkdir()
+        values = build(new_dir)
+        with refuse_unwritable_cache(cache_dir):
             write_entry(new_dir, key, values)
-            entry = read_entry(new_dir)._replace(note=note)
             if note is not None:
                 with suppress(FileNotFoundError):  # another process may have moved it
                     os.replace(entry_dir, Path(temporary) / "damaged")
@@ -109,17 +163,11 @@ def get_or_build(
             except OSError:
                 if not entry_dir.is_dir():  # else another process has stored the same entry
                     raise
-    except OSError as error:
-        raise UserError(
-            f"prepared data cannot be written to {cache_dir} ({error.strerror or error}); "
-            "choose a folder that can be written to: paths.cache=FOLDER."
-        ) from error
-    return entry
+            return read_entry(entry_dir)._replace(note=note)
 
 
 def write_entry(entry_dir: Path, key: Mapping[str, Any], values: Mapping[str, Any]) -> None:
-    """Write the values as files, then the manifest with their hashes."""
-    entry_dir.mkdir()
+    """Write the values as files, then the manifest with the hashes of all files in the folder."""
     for name, value in values.items():
         if isinstance(value, np.ndarray):
             np.save(entry_dir / f"{name}.npy", value, allow_pickle=False)
@@ -132,7 +180,10 @@ def write_entry(entry_dir: Path, key: Mapping[str, Any], values: Mapping[str, An
 
 
 def read_entry(entry_dir: Path) -> CacheEntry:
-    """Read an entry. Raise ValueError if a file is not the one that was written."""
+    """Read an entry. Raise ValueError if a file is not the one that was written.
+
+    Arrays are mapped, not read: they take memory only where they are used.
+    """
     files = json.loads((entry_dir / "manifest.json").read_text(encoding="utf-8"))["files"]
     values: dict[str, Any] = {}
     for name, digest in files.items():
@@ -140,7 +191,7 @@ def read_entry(entry_dir: Path) -> CacheEntry:
         if sha256_of_file(path) != digest:
             raise ValueError(f"{name} has changed")
         if path.suffix == ".npy":
-            values[path.stem] = np.load(path, allow_pickle=False)
+            values[path.stem] = np.load(path, mmap_mode="r", allow_pickle=False)
         else:
             values[path.stem] = json.loads(path.read_text(encoding="utf-8"))
     return CacheEntry(values, sha256_of_json(files))

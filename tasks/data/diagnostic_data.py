@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -83,7 +84,9 @@ class DiagnosticData(PreparedData):
             )
         return tokenizer
 
-    def encode_split(self, split: str, items: QueryRows, tokenizer: Tokenizer) -> EncodedSplit:
+    def encode_split(
+        self, split: str, items: QueryRows, tokenizer: Tokenizer, folder: Path
+    ) -> EncodedSplit:
         return items._asdict(), {
             "sequences": len(items.inputs),
             "tokens": int((items.inputs != tokenizer.pad_id).sum()),

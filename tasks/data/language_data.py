@@ -1,7 +1,9 @@
 """The data module of language modelling."""
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,13 +11,22 @@ import torch
 
 from attention_zoo.errors import BadInput, UserError, check_positive
 from attention_zoo.tasks.data.base import EncodedSplit, PreparedData
-from attention_zoo.tasks.data.batches import BlockDataset, JaggedArray, LanguageBatch
+from attention_zoo.tasks.data.batches import BlockDataset, LanguageBatch
+from attention_zoo.tasks.data.cache import ArrayWriter
+from attention_zoo.tasks.data.inspection import TextInspection
 from attention_zoo.tasks.data.loader import ResumableLoader
 from attention_zoo.tasks.data.samplers import EpochSampler, ShuffledBlockSampler
 from attention_zoo.tasks.data.sources.base import SPLITS, Source
 from attention_zoo.tasks.data.tokenizers import Tokenizer
 
-LINE_ENDS = re.compile(r"(?<=\S\n)(?=\S)")
+# No token of any tokenizer spans these: before a single space, and after a single line end, between
+# characters that are not white space.
+TOKEN_BOUNDARY = re.compile(r"(?<=\S)(?= \S)|(?<=\S\n)(?=\S)")
+PIECE_SIZE = 1 << 16  # characters that are encoded at once
+PIECES = 16  # that are encoded in parallel
+
+# The text of a document, whole or in consecutive parts.
+Document = str | Iterable[str]
 
 
 class LanguageData(PreparedData):
@@ -23,6 +34,7 @@ class LanguageData(PreparedData):
 
     The documents of a split, each bos … eos, follow each other in one stream, which is cut into
     blocks. An evaluation predicts every token of the stream once, in blocks that do not overlap.
+    The stream lies on disk, and documents may come in parts: a text may be larger than the memory.
 
     Args:
         context_length: tokens in a block.
@@ -33,10 +45,7 @@ class LanguageData(PreparedData):
             valid documents.
     """
 
-    source: Source[list[str]]
-    train: list[str]
-    valid: list[str]
-    test: list[str]
+    source: Source[Iterable[Document]]
 
     def __init__(
         self,
@@ -54,25 +63,47 @@ class LanguageData(PreparedData):
         self.sampling = sampling
         self.documents = documents
 
-    def encode_split(self, split: str, items: list[str], tokenizer: Tokenizer) -> EncodedSplit:
-        texts = [text for text in items if text.strip()]
-        if not texts:
+    def make_tokenizer(self, train: Iterable[Document]) -> Tokenizer:
+        return self.tokenizer_factory(piece for document in train for piece in pieces(document))
+
+    def encode_split(
+        self, split: str, items: Iterable[Document], tokenizer: Tokenizer, folder: Path
+    ) -> EncodedSplit:
+        counts = dict.fromkeys(("documents", "empty", "lines", "bytes", "tokens", "unknown"), 0)
+        prompts: list[str] = []
+        path = folder / f"{split}_stream.npy"
+        with ArrayWriter(path, max_value=tokenizer.vocabulary_size) as stream:
+            for document in items:
+                counts["documents"] += 1
+                if not any(part.strip() for part in parts(document)):
+                    counts["empty"] += 1
+                    continue
+                if len(prompts) < 3:
+                    prompts.append(first_words(document))
+                for tokens in encode_document(tokenizer, count_text(pieces(document), counts)):
+                    stream.write(tokens)
+                    counts["unknown"] += int((tokens == tokenizer.unk_id).sum())
+        counts["tokens"] = stream.length
+        if not stream.length:
             raise BadInput(f"the {split} split holds no text; give it some.")
-        stream = encode_documents(tokenizer, texts)
-        return {"lines": texts, "stream": stream}, {
-            "documents": len(items),
-            "empty": len(items) - len(texts),
-            "lines": sum(text.count("\n") + (not text.endswith("\n")) for text in texts),
-            "bytes": sum(len(text.encode()) for text in texts),
-            "tokens": len(stream),
-            "unknown": int((stream == tokenizer.unk_id).sum()),
-        }
+        return {"prompts": prompts}, counts
+
+    def inspect(self, splits: dict[str, Iterable[Document]], report: dict[str, Any]) -> list[str]:
+        inspection = TextInspection()
+        for split in reversed(SPLITS):
+            for document in splits[split]:
+                for text in pieces(document):
+                    inspection.add_text(split, text)
+            inspection.add_unknown(split, report[split]["unknown"], report[split]["tokens"])
+            report[split] |= inspection.split_counts(split)
+        return inspection.warnings()
 
     def load_values(self, values: dict[str, Any]) -> None:
-        self.train, self.valid, self.test = (values[f"{split}_lines"] for split in SPLITS)
-        self.streams: dict[str, np.ndarray] = {s: values[f"{s}_stream"] for s in SPLITS}
-        prompts = [first_words(text.strip()) for text in self.valid[:3]]
-        self.probes, self.probe_references = list(self.chosen_probes or prompts), None
+        self.streams: dict[str, np.ndarray] = {
+            split: values[f"{split}_stream"] for split in SPLITS if f"{split}_stream" in values
+        }
+        self.probes = list(self.chosen_probes or values.get("valid_prompts", ()))
+        self.probe_references = None
 
     def example_batch(self) -> LanguageBatch:
         tokens = torch.full((1, self.context_length), self.tokenizer.eos_id)
@@ -123,22 +154,53 @@ class LanguageData(PreparedData):
         return self.sampling(len(self.streams[split]), **sizes, **options)
 
 
-def encode_documents(tokenizer: Tokenizer, texts: list[str]) -> np.ndarray:
-    """Return the token ids of the documents, each bos … eos, one after the other.
+def parts(document: Document) -> Iterable[str]:
+    """Return the parts of a document."""
+    return [document] if isinstance(document, str) else document
 
-    Texts are encoded a line at a time. They are cut only where no token of any tokenizer can span
-    the cut: after a line end between characters that are not white space.
+
+def pieces(document: Document) -> Iterator[str]:
+    """Yield a document in pieces that are encoded one by one as they are as a whole.
+
+    They have `PIECE_SIZE` characters, and go on to the next boundary that no token can span.
     """
+    rest = ""
+    for part in parts(document):
+        rest += part
+        start = 0
+        while boundary := TOKEN_BOUNDARY.search(rest, start + PIECE_SIZE):
+            yield rest[start : boundary.start()]
+            start = boundary.start()
+        rest = rest[start:]
+    if rest:
+        yield rest
 
-    def rows() -> Iterator[list[int]]:
-        for text in texts:
-            yield [tokenizer.bos_id]
-            yield from tokenizer.encode_each(LINE_ENDS.split(text))
-            yield [tokenizer.eos_id]
 
-    return JaggedArray.from_rows(rows()).values
+def count_text(texts: Iterable[str], counts: dict[str, int]) -> Iterator[str]:
+    """Yield the pieces of a document, and add up its lines and bytes."""
+    for text in texts:
+        counts["lines"] += text.count("\n")
+        counts["bytes"] += len(text.encode())
+        yield text
+    counts["lines"] += not text.endswith("\n")
 
 
-def first_words(text: str) -> str:
-    """Return the first words of a text, up to 60 characters."""
+def encode_document(tokenizer: Tokenizer, texts: Iterable[str]) -> Iterator[np.ndarray]:
+    """Yield the token ids of a document in arrays: bos, those of its pieces, eos."""
+    yield np.array([tokenizer.bos_id])
+    texts = iter(texts)
+    while batch := list(islice(texts, PIECES)):
+        for ids in tokenizer.encode_lines(batch):
+            yield np.array(ids)
+    yield np.array([tokenizer.eos_id])
+
+
+def first_words(document: Document) -> str:
+    """Return the first words of a document, up to 60 characters."""
+    text = ""
+    for part in parts(document):
+        text += part
+        if len(text.lstrip()) > 60:
+            break
+    text = text.strip()
     return text if len(text) <= 60 else text[:60].rsplit(maxsplit=1)[0]

@@ -14,6 +14,7 @@ PAD, BOS, EOS, UNK = 0, 1, 2, 3
 SPECIAL_TOKENS = ("<pad>", "<bos>", "<eos>", "<unk>")
 FIRST_ID = len(SPECIAL_TOKENS)  # of the tokens that are not special
 REPLACEMENT_CHARACTER = "\N{REPLACEMENT CHARACTER}"
+MAX_WORD_BYTES = 1000
 VISIBLE_SPACES = str.maketrans({" ": "␣", "\n": "⏎", "\t": "⇥"})
 
 
@@ -54,6 +55,10 @@ class Tokenizer(ABC):
     @abstractmethod
     def state(self) -> dict[str, Any]:
         """Return all that `tokenizer_from_state` needs, in plain types."""
+
+    def unknown_characters(self, text: str) -> str:
+        """Return the characters that become `<unk>`."""
+        return ""
 
     def encode_lines(self, lines: Sequence[str]) -> list[list[int]]:
         """Encode many lines."""
@@ -107,7 +112,8 @@ class BytePairTokenizer(Tokenizer):
 
     Sennrich et al. 2016, arXiv 1508.07909; alphabet and word pattern of GPT-2, Radford et al. 2019.
     Every text can be encoded and comes back exactly: there is no normalisation and no `<unk>`.
-    Digits are tokens of their own, so that numbers are copied digit by digit.
+    Digits are tokens of their own, so that numbers are copied digit by digit. A run without white
+    space is cut every `MAX_WORD_BYTES`: learning takes the square of the longest word.
     """
 
     def __init__(self, json: str) -> None:
@@ -131,7 +137,8 @@ class BytePairTokenizer(Tokenizer):
         backend = Backend(models.BPE())
         digits = pre_tokenizers.Digits(individual_digits=True)
         byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False)
-        backend.pre_tokenizer = pre_tokenizers.Sequence([digits, byte_level])
+        cut = pre_tokenizers.FixedLength(length=MAX_WORD_BYTES)
+        backend.pre_tokenizer = pre_tokenizers.Sequence([digits, byte_level, cut])
         trainer = trainers.BpeTrainer(
             vocab_size=vocabulary_size,
             special_tokens=list(SPECIAL_TOKENS),
@@ -188,6 +195,9 @@ class CharacterTokenizer(Tokenizer):
     def encode(self, text: str) -> list[int]:
         check_unicode(text)
         return [self._ids.get(character, UNK) for character in text]
+
+    def unknown_characters(self, text: str) -> str:
+        return "".join(character for character in text if character not in self._ids)
 
     def state(self) -> dict[str, Any]:
         return {"kind": "characters", "characters": self._characters}

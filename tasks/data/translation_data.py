@@ -1,5 +1,7 @@
 """The data module of translation."""
 
+import re
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -8,10 +10,19 @@ import torch
 from attention_zoo.errors import BadInput, UserError
 from attention_zoo.tasks.data.base import EncodedSplit, PreparedData
 from attention_zoo.tasks.data.batches import JaggedArray, PairDataset, TranslationBatch
+from attention_zoo.tasks.data.inspection import PairInspection
 from attention_zoo.tasks.data.loader import ResumableLoader
 from attention_zoo.tasks.data.samplers import FixedBatchSampler, TokenBudgetSampler
 from attention_zoo.tasks.data.sources.base import SPLITS, Pair, Source
-from attention_zoo.tasks.data.tokenizers import BOS, EOS, Tokenizer
+from attention_zoo.tasks.data.tokenizers import BOS, EOS, UNK, Tokenizer
+
+SUBWORD_MARKS = re.compile(r"\S@@(?: |$)|▁")
+SUBWORD_END = re.compile(r"@@(?: |$)")
+# A line of more times `max_tokens` is translated up to there: the model has seen nothing like it,
+# and decoding would take minutes.
+LENGTH_FACTOR = 8
+# Of the train lines, from which on the text is one of subwords.
+MIN_SUBWORDS = 0.1
 
 
 class TranslationData(PreparedData):
@@ -52,13 +63,29 @@ class TranslationData(PreparedData):
         self.cache_options = {"max_tokens": max_tokens}
         self.length_jitter = length_jitter
 
-    def build_values(self) -> dict[str, Any]:
-        return {**super().build_values(), "probes": self.source.probes()}
+    def read_splits(self) -> dict[str, list[Pair]]:
+        """Return the pairs of all splits; where train is one of subwords, with these joined."""
+        splits = super().read_splits()
+        pairs = next(iter(splits.values()))
+        marked = sum(bool(SUBWORD_MARKS.search(f"{source} {target}")) for source, target in pairs)
+        if marked <= MIN_SUBWORDS * len(pairs):
+            return splits
+        note = "the lines are in subwords, which were joined: outputs and scores are of words"
+        self.source.notes = [*self.source.notes, note]
+        return {
+            split: [(join_subwords(source), join_subwords(target)) for source, target in pairs]
+            for split, pairs in splits.items()
+        }
+
+    def build_values(self, folder: Path) -> dict[str, Any]:
+        return {**super().build_values(folder), "probes": self.source.probes()}
 
     def make_tokenizer(self, train: list[Pair]) -> Tokenizer:
         return self.tokenizer_factory(line for pair in train for line in pair)
 
-    def encode_split(self, split: str, items: list[Pair], tokenizer: Tokenizer) -> EncodedSplit:
+    def encode_split(
+        self, split: str, items: list[Pair], tokenizer: Tokenizer, folder: Path
+    ) -> EncodedSplit:
         if not items:
             raise BadInput(f"the {split} split holds no line; give it at least one.")
         sources, targets = ([pair[side] for pair in items] for side in (0, 1))
@@ -66,17 +93,41 @@ class TranslationData(PreparedData):
         target = JaggedArray.from_rows([BOS, *ids, EOS] for ids in tokenizer.encode_each(targets))
         max_tokens = self.max_tokens if split == "train" else None
         rows, counts = select_rows(items, source, target, max_tokens=max_tokens)
+        counts["unknown"] = sum(int((side.values == UNK).sum()) for side in (source, target))
         values: dict[str, Any] = {"lines": items, "index": rows}
         for side, encoded in (("source", source), ("target", target)):
             values[side], values[f"{side}_starts"] = JaggedArray.from_rows(map(encoded.row, rows))
         return values, counts
 
+    def inspect(self, splits: dict[str, list[Pair]], report: dict[str, Any]) -> list[str]:
+        inspection = PairInspection()
+        inspection.add_pairs(splits)
+        for split in SPLITS:
+            counts = report[split]
+            inspection.counts[split] |= {name: counts[name] for name in ("empty", "over_long")}
+            tokens = counts["source_tokens"] + counts["target_tokens"]
+            inspection.add_unknown(split, counts["unknown"], tokens)
+            if split != "train" and counts["longest"] > max_source_tokens(self.max_tokens):
+                inspection.sentences.append(
+                    f"long lines: one of the {split} split has {counts['longest']:,} tokens; the "
+                    f"model translates the first {max_source_tokens(self.max_tokens):,} of a line "
+                    f"({LENGTH_FACTOR} * data.max_tokens); give it a sentence a line"
+                )
+            report[split] = counts | inspection.split_counts(split)
+        inspection.warn("empty", "see whether the lines are aligned", min_share=0.05)
+        remedy = (
+            f"data.max_tokens={self.max_tokens} leaves them out of train; split them or raise it"
+        )
+        inspection.warn("over_long", remedy, min_share=0.05)
+        return inspection.warnings()
+
     def load_values(self, values: dict[str, Any]) -> None:
         self.train, self.valid, self.test = (
-            [(source, target) for source, target in values[f"{split}_lines"]] for split in SPLITS
+            [(source, target) for source, target in values.get(f"{split}_lines", ())]
+            for split in SPLITS
         )
         self.pairs: dict[str, PairDataset] = {}
-        for split in SPLITS:
+        for split in (split for split in SPLITS if f"{split}_lines" in values):
             source, target = (
                 JaggedArray(values[f"{split}_{side}"], values[f"{split}_{side}_starts"])
                 for side in ("source", "target")
@@ -106,8 +157,7 @@ class TranslationData(PreparedData):
 
     def check_max_length(self, max_length: int) -> None:
         """Raise BadInput for the first line, on either side, that is longer than `max_length`."""
-        for split in SPLITS:
-            pairs = self.pairs[split]
+        for split, pairs in self.pairs.items():
             lengths = np.maximum(pairs.source.lengths(), pairs.target.lengths())
             if lengths.max() <= max_length:
                 continue
@@ -166,3 +216,15 @@ def select_rows(
         "target_tokens": int(target.lengths()[rows].sum()),
         "longest": int(lengths[rows].max()),
     }
+
+
+def max_source_tokens(max_tokens: int) -> int:
+    """Return the most tokens of a line that are translated."""
+    return LENGTH_FACTOR * max_tokens
+
+
+def join_subwords(line: str) -> str:
+    """Return the words of a line of subword-nmt (`low@@ er`) or SentencePiece (`▁low er`)."""
+    if "▁" in line:
+        return line.replace(" ", "").replace("▁", " ").strip()
+    return SUBWORD_END.sub("", line)

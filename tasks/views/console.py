@@ -65,7 +65,7 @@ def print_samples(console: Console, columns: Sequence[str], rows: Sequence[Seque
 
 
 def print_data_report(console: Console, report: Mapping[str, Any]) -> None:
-    """Print what the data module read and left out: a line for each split, then its notes."""
+    """Print what the data module read and left out: a line for each split, notes, warnings."""
     order = ("train", "valid", "test")  # and test@128, a test at another length
     splits = [name for split in order for name in report if name.partition("@")[0] == split]
     width = max(map(len, splits))
@@ -75,6 +75,8 @@ def print_data_report(console: Console, report: Mapping[str, Any]) -> None:
         print_line(console, f"{split:<{width}}  {facts}")
     for note in report["notes"]:
         print_line(console, f"note   {note}")
+    for warning in report["warnings"]:
+        print_line(console, f"warning  {warning}")
 
 
 def print_config_tree(console: Console, config: Mapping[str, Any]) -> None:

@@ -53,7 +53,7 @@ def test_composition_needs_no_torch(program):
         (["train", "cross_attention.heads=2"], 2, "attention@cross_attention=NAME"),
         (["train", "cross_attention=linear"], 2, "give attention@cross_attention=linear"),
         (["train", "task=language_modeling", "attention@cross_attention=linear"], 2, "attention"),
-        (["train", "data=parallel_files"], 2, "data.source.train has no default"),
+        (["train", "data=parallel_files"], 2, "data.source.train is missing; give it"),
         (["train", "model.dim=100", "model.heads=8"], 2, "dim=100, heads=8"),
         (["train", "attention=linear", "position=alibi"], 3, "position=alibi"),
         (["train", "attention@cross_attention=sliding_window"], 3, "cross"),

@@ -214,7 +214,7 @@ def test_wrong_checkpoints_and_texts_get_one_line(trained, refuses):
     torch.save({"state_dict": {}}, trained.folder / "other.ckpt")
     (trained.folder / "latin1.txt").write_bytes(b"fine\nA\xe7ores\n")
     (trained.folder / "best.html").write_bytes(b"")
-    (trained.folder / "no.gz").write_bytes(b"not compressed")
+    (trained.folder / "cut.gz").write_bytes(gzip.compress(b"a line\n" * 9)[:-9])
     folder = trained.run / "checkpoints"
     wrong = {
         ("translate", f"ckpt_path={folder}", "x"): "is a folder",
@@ -225,8 +225,8 @@ def test_wrong_checkpoints_and_texts_get_one_line(trained, refuses):
         ("translate", "ckpt_path=other.ckpt", "x"): "no checkpoint of attention-zoo",
         ("generate", ckpt, "x"): "use attention-zoo translate",
         ("translate", ckpt, "input=missing.txt"): "missing.txt",
-        ("translate", ckpt, "input=no.gz"): "no.gz cannot be read",
-        ("translate", ckpt, "input=latin1.txt"): "line 2: invalid UTF-8",
+        ("translate", ckpt, "input=cut.gz"): "cut.gz cannot be read",
+        ("translate", ckpt, "input=latin1.txt"): "line 2: byte 0xe7 is not valid UTF-8",
         ("translate", ckpt, "input=latin1.txt", "x"): "not from both",
         ("evaluate", ckpt, "split=train"): "split must be",
         ("evaluate", ckpt, "match=flops"): "There is no option 'match'",

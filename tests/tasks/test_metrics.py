@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import multiprocessing
 
 from attention_zoo.errors import UserError
+from attention_zoo.tasks.training import metrics
 from attention_zoo.tasks.training.metrics import (
     Accuracy,
     BitsPerByte,
@@ -25,6 +26,7 @@ from attention_zoo.tasks.training.metrics import (
     Perplexity,
     SacreBleu,
     TokenLoss,
+    default_bleu_tokenizer,
 )
 from tests.conformance.cases import mark_exhaustive
 
@@ -372,3 +374,43 @@ def test_nothing_heavy_is_imported():
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
     )
     assert done.stdout.strip() == "[]"
+
+
+ZH = (["他今天早上去了北京然后回家。"] * 2, ["他今天早上去北京了然后回了家。"] * 2)
+
+
+@pytest.mark.parametrize("language", ["zh", "zh_Hant_TW", "zh-CN", "yue"])
+def test_chinese_has_its_own_tokens(language):
+    metric = updated(SacreBleu(tokenize=default_bleu_tokenizer(language)), *ZH, size=1)
+    expected = sacrebleu.corpus_bleu(ZH[0], [ZH[1]], tokenize="zh").score
+    assert float(metric.compute()) == pytest.approx(expected)
+    assert expected > 4 * sacrebleu.corpus_bleu(ZH[0], [ZH[1]]).score
+    assert "tok:zh" in metric.signature
+
+
+@pytest.mark.parametrize(
+    ("language", "tokenizer"),
+    [
+        *[(language, "13a") for language in ("pt_BR", "de", "tr", "", None, "2016_flickr")],
+        *[("th", "char"), ("lo_LA", "char"), ("km", "char")],
+    ],
+)
+def test_tokens_follow_the_language(language, tokenizer):
+    assert default_bleu_tokenizer(language) == tokenizer
+
+
+@pytest.mark.parametrize(("language", "tokenizer"), [("ja_JP", "ja-mecab"), ("ko", "ko-mecab")])
+def test_a_missing_package_is_said(language, tokenizer, monkeypatch, caplog):
+    monkeypatch.setattr(metrics, "find_spec", lambda name: None)
+    assert default_bleu_tokenizer(language) == "char"
+    assert f"pip install 'sacrebleu[{language[:2]}]'" in caplog.text
+    monkeypatch.setattr(metrics, "find_spec", lambda name: name)
+    assert default_bleu_tokenizer(language) == tokenizer
+
+
+def test_outputs_in_tokens_are_warned_of_once(caplog):
+    texts = [f"all {number} words of a line ." for number in range(120)]
+    metric = updated(SacreBleu(), texts, texts, size=7)
+    assert float(metric.compute()) == pytest.approx(100)
+    assert "nrefs:1" in metric.signature
+    assert caplog.text.count("you forgot to detokenize") == 1

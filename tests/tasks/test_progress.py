@@ -25,9 +25,17 @@ def screen(*, terminal):
 
 def test_without_a_terminal_there_is_a_line_every_tenth():
     console = screen(terminal=False)
-    fit(Progress(console=console), data=Data(10), max_epochs=2, enable_progress_bar=True)
-    lines = console.file.getvalue().splitlines()
+    task = fit(Progress(console=console), data=Data(10), max_epochs=2, enable_progress_bar=True)
+    printed = console.file.getvalue().splitlines()
+    lines = [line for line in printed if "val/loss" not in line]
     assert len(lines) == 10
+    validations = [line for line in printed if "val/loss" in line]
+    assert [line.split()[1] for line in validations] == ["10", "20"]
+    assert (
+        printed[-1]
+        == validations[-1]
+        == (f"step 20  val/loss {task.trainer.callback_metrics['val/loss']:.4f}")
+    )
     for number, line in enumerate(lines, start=1):
         assert line.startswith(f"step {2 * number}/20  loss ")
         assert "tokens/s" in line and line.endswith("left")
@@ -52,7 +60,8 @@ def test_the_loss_shown_is_that_of_the_step():
         accumulate_grad_batches=2,
         enable_progress_bar=True,
     )
-    shown = [float(line.split()[3]) for line in console.file.getvalue().splitlines()]
+    lines = console.file.getvalue().splitlines()
+    shown = [float(line.split()[3]) for line in lines if "val/loss" not in line]
     assert shown == pytest.approx([losses[1], losses[3]], abs=1e-4)
 
 

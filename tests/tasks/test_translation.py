@@ -2,6 +2,7 @@
 
 import json
 from functools import partial
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,10 +11,13 @@ from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader
 
 from attention_zoo import create_attention, create_position
-from attention_zoo.decoding import Greedy
+from attention_zoo.decoding import Beam, Greedy
+from attention_zoo.errors import UserError
 from attention_zoo.models import Seq2Seq
+from attention_zoo.tasks.commands import attend, translate
+from attention_zoo.tasks.commands.input_checks import check_lines
 from attention_zoo.tasks.data.batches import TranslationBatch
-from attention_zoo.tasks.data.tokenizers import ByteTokenizer
+from attention_zoo.tasks.data.tokenizers import ByteTokenizer, CharacterTokenizer
 from attention_zoo.tasks.training.translation import TranslationTask
 
 SMALL = ["model=tiny", "model.dim=16", "model.heads=2", "model.layers=1", "model.ffn_dim=32"]
@@ -180,3 +184,72 @@ def test_a_compiled_model_trains(train, compiling):
     torch.compiler.reset()
     run = train(*SHORT, f"compile={compiling}", "trainer.max_steps=1")
     assert results(run)["val/loss"] > 0
+
+
+def test_a_line_without_text_has_an_empty_translation():
+    task = new_task().eval()
+    for task.decoding in (Greedy(max_extra=5), Beam(width=3, n_best=3, max_extra=5)):
+        n_best = getattr(task.decoding, "n_best", 1)
+        alone = task.hypotheses(["one", "two"])
+        mixed = task.hypotheses(["", "one", " \t", "two", ""])
+        assert mixed[0] == mixed[2] == mixed[4] == [("", 0.0)] * n_best
+        assert [mixed[1], mixed[3]] == alone
+        assert task.hypotheses(["", " "]) == [[("", 0.0)] * n_best] * 2
+
+
+def test_a_long_line_is_translated_up_to_a_limit_and_said():
+    task = new_task().eval()
+    task.decoding = Greedy(max_ratio=0, max_extra=5)
+    task.max_source_tokens = 16
+    assert task.hypotheses(["a" * 5000, "one"]) == task.hypotheses(["a" * 15, "one"])
+    assert task.describe_troubles("a" * 15) == {}
+    [(kind, text)] = task.describe_troubles("a" * 5000).items()
+    assert kind == "are longer than 16 tokens" and text.startswith("has 5,001 tokens")
+
+
+def test_a_line_in_another_script_is_said():
+    task = new_task().eval()
+    task.tokenizer = CharacterTokenizer("abc ")
+    assert task.describe_troubles("abc cab") == {}
+    [text] = task.describe_troubles("a Привет П").values()
+    assert text.startswith("has 7 characters that the model does not know, of 10: Привет;")
+
+
+def test_lines_are_checked_as_they_pass(capsys):
+    task = new_task().eval()
+    task.tokenizer = CharacterTokenizer("abc ")
+    lines = check_lines(iter(["abc", "П", "abc", "Ж"]), task)
+    assert [next(lines), next(lines)] == ["abc", "П"]
+    assert capsys.readouterr().err.startswith("warning: line 2 has 1 characters")
+    assert [*lines] == ["abc", "Ж"]
+    assert capsys.readouterr().err == (
+        "warning: 2 of 4 lines have characters that the model does not know\n"
+    )
+
+
+def test_lines_are_translated_before_the_input_ends(monkeypatch, capsys):
+    """No more lines are read than are translated next."""
+    task, printed = new_task().eval(), []
+
+    def lines():
+        for number in range(200):
+            printed.append(len(capsys.readouterr().out.splitlines()))
+            yield f"{number}" if number % 3 else ""
+
+    task.decoding = Greedy(max_ratio=0, max_extra=2)
+    monkeypatch.setattr(translate, "load_task", lambda *_: task)
+    monkeypatch.setattr(translate, "require_task", lambda *_: None)
+    monkeypatch.setattr(translate, "read_lines", lambda *_: lines())
+    invocation = SimpleNamespace(require_checkpoint=dict, lines=[])
+    translate.run({"input": None, "decoding": {}}, invocation)
+    assert printed[64] == 64 and printed[128] == 64
+    assert sum(printed) + len(capsys.readouterr().out.splitlines()) == 200
+
+
+def test_nothing_to_attend_to_is_refused(monkeypatch):
+    monkeypatch.setattr(attend, "load_task", lambda *_: new_task().eval())
+    invocation = SimpleNamespace(require_checkpoint=dict, lines=[" "], overrides=[])
+    config = {"input": None, "output": "x.html", "decoding": {}}
+    monkeypatch.setattr(attend, "check_decoding", lambda *_: None)
+    with pytest.raises(UserError, match="got line 1 without any"):
+        attend.run(config, invocation)

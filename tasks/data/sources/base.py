@@ -23,6 +23,7 @@ class Source(ABC, Generic[Split]):
 
     root: Path | None = None  # the folder that file names start from, if the source reads files
     notes: Sequence[str] = ()
+    target_language: str | None = None  # of pairs, such as "zh_TW", where it is known
 
     @abstractmethod
     def splits(self) -> dict[str, Split]:
@@ -34,6 +35,9 @@ class Source(ABC, Generic[Split]):
         Without a key, as by default, prepared data are not cached.
         """
         return None
+
+    def keep_only(self, split: str) -> None:
+        """Prepare for an evaluation of `split`, to which files of other splits may be missing."""
 
     def location(self, split: str, index: int) -> str:
         """Return where item `index` of a split was read, for messages."""

@@ -1,78 +1,176 @@
-"""Text files, and the base of the sources that read one or more for each split."""
+"""The base of the sources that read files for each split, and how files are found."""
 
-import gzip
-import zlib
-from collections.abc import Sequence
+import hashlib
+from abc import abstractmethod
+from collections.abc import Callable, Hashable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from attention_zoo.errors import BadInput
-from attention_zoo.tasks.data.sources.base import Source, Split
+from attention_zoo.errors import BadInput, UserError
+from attention_zoo.tasks.data.sources.base import SPLITS, Source, Split
+
+Item = TypeVar("Item")
 
 
 class SplitFiles(Source[Split]):
-    """Files of each split; without `test`, the valid split is the test split as well.
+    """Files of each split.
+
+    Without `valid`, a share of train is cut off for valid, and one for test if it is missing as
+    well. With `valid` and without `test`, the valid split is the test split. Without `train` there
+    is nothing to train on, but a model can be evaluated.
 
     Args:
-        train, valid, test: the files of a split, plain or gzipped. A name without ".gz" stands for
-            the gzipped file too.
+        train, valid, test: the files of a split, plain or compressed. A name without the suffix
+            of the compression, such as ".gz", stands for the compressed file too.
+        valid_fraction: the share that is cut off for valid, and the same for test.
+        seed: of the draw of what is cut off.
         root: the folder that relative names start from.
     """
+
+    forms: str  # of `train`, for messages
 
     def __init__(
         self,
         *,
-        train: Sequence[Any],
-        valid: Sequence[Any],
-        test: Sequence[Any] | None = None,
+        train: Any = None,
+        valid: Any = None,
+        test: Any = None,
+        valid_fraction: float = 0.05,
+        seed: int = 0,
         root: str | Path = ".",
     ) -> None:
+        if not 0 < valid_fraction < 0.5:
+            raise UserError(
+                f"data.source.valid_fraction must lie between 0 and 0.5, got {valid_fraction}; "
+                "0.05 is usual."
+            )
         self.root: Path = Path(root)
-        self.files = {"train": train, "valid": valid, "test": valid if test is None else test}
-        self.valid_is_test = test is None
+        self.valid_fraction, self.seed = valid_fraction, seed
+        given = {"train": train, "valid": valid, "test": test}
+        self.files = {
+            split: self.parse_files(split, files)
+            for split, files in given.items()
+            if files is not None
+        }
+        self.cut_splits = [] if "valid" in self.files else ["valid"]
+        if "test" not in self.files and "valid" not in self.files:
+            self.cut_splits.append("test")
+        self.valid_is_test = "valid" in self.files and "test" not in self.files
+        self.for_evaluation = False
+
+    @abstractmethod
+    def parse_files(self, split: str, files: Any) -> list[Any]:
+        """Return the files of a split as a list. Raise UserError if they have another form."""
+
+    @abstractmethod
+    def paths(self, split: str) -> list[Any]:
+        """Return the files of a split, found. Raise BadInput if one is missing."""
+
+    def has_all_files(self) -> bool:
+        """Check that the files of all splits are there."""
+        try:
+            return all(self.paths(split) for split in self.files)
+        except BadInput:
+            return False
+
+    @abstractmethod
+    def read_split(self, split: str) -> Any:
+        """Return the items of a split that has files."""
+
+    @abstractmethod
+    def cut_off(self, items: Any) -> dict[str, Any]:
+        """Cut the train split's items into train and `cut_splits`."""
+
+    def keep_only(self, split: str) -> None:
+        self.for_evaluation = True
+        if "train" in self.files and (split in self.cut_splits or self.has_all_files()):
+            return
+        files = self.files.get("valid" if split == "test" and self.valid_is_test else split)
+        if files is None:
+            raise UserError(
+                f"data.source.{split} is missing; give it: {self.forms.replace('train', split)}."
+            )
+        self.files, self.cut_splits, self.valid_is_test = {split: files}, [], False
+
+    def splits(self) -> dict[str, Split]:
+        self.notes = []
+        if "train" not in self.files and not self.for_evaluation:
+            raise UserError(f"data.source.train is missing; give it: {self.forms}.")
+        splits = {split: self.read_split(split) for split in self.files}
+        if "train" in splits and self.cut_splits:
+            splits |= self.cut_off(splits["train"])
+            self.notes = [
+                *self.notes,
+                f"no {' and '.join(self.cut_splits)} files are given: "
+                f"{self.valid_fraction:.0%} of train are cut off for each "
+                f"(data.source.valid_fraction={self.valid_fraction}, seed={self.seed})",
+            ]
         if self.valid_is_test:
-            self.notes = ["no test files are given: the test split is the valid split"]
+            self.notes = [*self.notes, "no test files are given: the test split is the valid split"]
+            splits["test"] = splits["valid"]
+        return {split: splits[split] for split in SPLITS if split in splits}
+
+    def split_key(self) -> dict[str, Any]:
+        """Return what the splits depend on besides the files, for the cache key."""
+        cut = {"valid_fraction": self.valid_fraction, "seed": self.seed}
+        return {"valid_is_test": self.valid_is_test, **(cut if self.cut_splits else {})}
 
 
-def find_file(path: Path) -> Path:
-    """Return `path`, or `path` with ".gz". Raise BadInput if neither is a file."""
-    for candidate in (path, path.with_name(path.name + ".gz")):
-        if candidate.is_file():
-            return candidate
-    contents = "there is no such folder"
-    if path.parent.is_dir():
-        names = sorted(entry.name for entry in path.parent.iterdir())
-        listing = ", ".join(names[:8]) or "nothing"
-        contents = f"the folder holds {listing}" + ", …" * (len(names) > 8)
-    raise BadInput(
-        f"there is no file {path} (nor {path.name}.gz): {contents}; check data.root and the names "
-        "of the files in data.source."
-    )
+def draw_splits(
+    items: Sequence[Item],
+    splits: Sequence[str],
+    *,
+    fraction: float,
+    seed: int,
+    key: Callable[[Item], Hashable],
+) -> dict[str, list[Item]]:
+    """Draw a fraction of the items for each of `splits`; train keeps the others.
 
-
-def read_text(path: Path) -> str:
-    """Read a plain or gzipped file of UTF-8; line ends stay as they are."""
-    try:
-        content = path.read_bytes()
-        content = gzip.decompress(content) if path.suffix == ".gz" else content
-        return content.decode()
-    except UnicodeDecodeError as error:
-        line = content.count(b"\n", 0, error.start) + 1
-        raise BadInput(
-            f"{path}, line {line}: byte 0x{content[error.start]:02x} is not valid UTF-8; "
-            f"convert the file, for example iconv -f latin1 -t utf-8."
-        ) from None
-    except (OSError, EOFError, zlib.error) as error:
-        raise BadInput(f"{path} cannot be read ({error}); fetch or unpack it again.") from error
-
-
-def read_lines(path: Path) -> list[str]:
-    r"""Read a file's lines, split on "\n" only; a "\r" before it is removed.
-
-    Other line separators of Unicode are part of real text: splitting there would misalign the
-    two sides.
+    Items with the same key come into the same split. The draw depends on the keys and the seed,
+    not on the order of the items.
     """
-    lines = read_text(path).split("\n")
-    if lines[-1] == "":
-        lines.pop()
-    return [line.removesuffix("\r") for line in lines]
+    keys = sorted(
+        {key(item) for item in items},
+        key=lambda value: hashlib.blake2b(f"{seed} {value}".encode(), digest_size=8).digest(),
+    )
+    size = max(1, round(fraction * len(keys)))
+    if size * len(splits) >= len(keys):
+        raise BadInput(
+            f"train has {len(keys)} different items, too few to cut off {' and '.join(splits)}; "
+            f"give data.source.valid, or more text."
+        )
+    split_of_key = {
+        value: split
+        for number, split in enumerate(splits)
+        for value in keys[number * size : (number + 1) * size]
+    }
+    result: dict[str, list[Item]] = {split: [] for split in ("train", *splits)}
+    for item in items:
+        result[split_of_key.get(key(item), "train")].append(item)
+    return result
+
+
+def find_file(path: Path, remedy: str = "check data.root and the names in data.source") -> Path:
+    """Return `path`, or `path` with the suffix of a compression.
+
+    Raise BadInput if none of them is a file.
+    """
+    suffixes = ("", ".gz", ".xz", ".bz2", ".zst")
+    for candidate in [path.with_name(path.name + suffix) for suffix in suffixes if path.name]:
+        try:
+            if candidate.is_file():
+                return candidate
+        except OSError as error:
+            raise BadInput(f"{path} cannot be read ({error.strerror or error}).") from error
+    if path.exists() and not path.is_dir():
+        raise BadInput(f"{path} is a device or a pipe; write its text to a file and name that.")
+    folder, fault = path.parent, "there is no such folder"
+    if path.is_dir():
+        folder, fault = path, "it is a folder"
+    if folder.is_dir():
+        names = sorted(entry.name for entry in folder.iterdir())
+        listing = ", ".join(names[:8]) or "nothing"
+        fault = f"the folder holds {listing}" + ", …" * (len(names) > 8)
+    raise BadInput(
+        f"there is no file {path} (nor {path.name}{', '.join(suffixes[1:])}): {fault}; {remedy}."
+    )

@@ -69,7 +69,7 @@ class HubSource(Source[Split]):
         """Return the splits of a loaded dataset. Raise KeyError for a name that it lacks."""
 
     @abstractmethod
-    def from_folder(self, root: str | Path) -> Source[Split]:
+    def from_folder(self, root: str | Path) -> Source[Any]:
         """Return the same text, read from the files in a folder."""
 
     def with_root(self, root: str | Path) -> Source[Split]:
@@ -96,6 +96,7 @@ class HubPairs(HubSource[list[Pair]]):
     def __init__(self, *, pair: Sequence[str], column: str | None = None, **options: Any) -> None:
         super().__init__(**options)
         self.pair = list(pair)
+        self.target_language = self.pair[-1]
         self.column = column
         self.file_hint = f"in {' and '.join(pair)}, such as train.{pair[0]}[.gz]"
 
@@ -145,6 +146,6 @@ class HubTexts(HubSource[list[str]]):
         key = {"column": self.column, "fractions": list(self.files.get("fractions", []))}
         return {"source": "hub_texts", **key, **super().cache_key()}
 
-    def from_folder(self, root: str | Path) -> TextFiles | OneTextFile:
+    def from_folder(self, root: str | Path) -> Source[Any]:
         kind = OneTextFile if "file" in self.files else TextFiles
         return kind(**self.files, root=root)

@@ -1,4 +1,4 @@
-"""Pairs of lines from pairs of files."""
+"""Pairs of lines from files."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -7,21 +7,74 @@ from typing import Any
 from attention_zoo.errors import BadInput, UserError
 from attention_zoo.tasks.data.cache import sha256_of_file
 from attention_zoo.tasks.data.sources.base import SPLITS, Pair
-from attention_zoo.tasks.data.sources.files import SplitFiles, find_file, read_lines
+from attention_zoo.tasks.data.sources.columns import (
+    COMPRESSED,
+    SUFFIXES,
+    one_line,
+    read_columns,
+    suffix_of,
+    table_format,
+)
+from attention_zoo.tasks.data.sources.files import SplitFiles, draw_splits, find_file
+from attention_zoo.tasks.data.sources.text_reader import read_lines
+from attention_zoo.tasks.data.sources.translation_memories import MEMORY_SUFFIXES, read_memory
 
 
 class ParallelFiles(SplitFiles[list[Pair]]):
-    """Pairs of files: line i of the source file is translated by line i of the target file."""
+    """Pairs from two files with a sentence a line, or from one file that holds both sides.
 
-    def __init__(self, **options: Any) -> None:
+    Line i of a source file is translated by line i of its target file. A file with both sides is
+    tab-separated, CSV, JSON lines, parquet, TMX or XLIFF.
+
+    Args:
+        columns: of files with both sides, those of source and target (see `read_columns`); of TMX
+            and XLIFF, the languages.
+        options: of `SplitFiles`. The files of a split are a list of pairs [source, target] and of
+            files with both sides; a single one may stand for the list.
+    """
+
+    forms = (
+        "data.source.train=[[a.en,a.pt]] for a source and a target file, or "
+        "data.source.train=a.tsv data.source.columns=[en,pt] for a file with both sides "
+        "(.tsv, .csv, .jsonl, .parquet, .tmx, .xliff)"
+    )
+
+    def __init__(self, *, columns: Sequence[str | int] | None = None, **options: Any) -> None:
         super().__init__(**options)
-        for split, pairs in self.files.items():
-            for pair in pairs:
-                if isinstance(pair, str) or len(pair) != 2:
-                    raise UserError(
-                        f"{split} must be pairs of files, [[source, target], …], got {pair!r}; "
-                        f"for example data.source.{split}=[[{split}.en,{split}.pt]]."
-                    )
+        self.columns = columns
+        first = next(item for items in self.files.values() for item in items) if self.files else ""
+        if not isinstance(first, str):
+            self.target_language = Path(COMPRESSED.sub("", first[1])).suffix[1:]
+        elif columns is not None and len(columns) == 2 and isinstance(columns[1], str):
+            self.target_language = columns[1].split(".")[-1]
+        if columns is not None and all(
+            isinstance(item, Sequence) and not isinstance(item, str)
+            for items in self.files.values()
+            for item in items
+        ):
+            raise UserError(
+                f"data.source.columns={list(columns)} would have no effect on pairs of files; "
+                f"leave it out, or give a file with both sides: {self.forms}."
+            )
+
+    def parse_files(self, split: str, files: Any) -> list[Any]:
+        items = (
+            list(files) if isinstance(files, Sequence) and not isinstance(files, str) else [files]
+        )
+        if len(items) == 2 and all(isinstance(x, str) and not has_both_sides(x) for x in items):
+            items = [items]
+        for item in items or [files]:
+            names = [item] if isinstance(item, str) else item
+            if (
+                not isinstance(names, Sequence)
+                or len(names) != (1 if isinstance(item, str) else 2)
+                or not all(isinstance(name, str) and name for name in names)
+            ):
+                raise UserError(
+                    f"data.source.{split} must be pairs of files or files with both sides, got "
+                    f"{item!r}; give it: {self.forms.replace('train', split)}."
+                )
+        return items
 
     @classmethod
     def from_patterns(
@@ -39,7 +92,7 @@ class ParallelFiles(SplitFiles[list[Pair]]):
             raise UserError(
                 f"pair must be two languages, for example [en, pt], got {list(languages)}."
             )
-        pairs: dict[str, list[list[str]]] = {}
+        pairs: dict[str, Any] = {}
         for split in SPLITS:
             patterns = files[split]
             pairs[split] = [
@@ -48,38 +101,76 @@ class ParallelFiles(SplitFiles[list[Pair]]):
             ]
         return cls(**pairs, root=root)
 
-    def paths(self, split: str) -> list[tuple[Path, Path]]:
-        """Return the files of a split. Raise BadInput if one is missing."""
+    def paths(self, split: str) -> list[list[Path]]:
+        """Return the one or two files of each item. Raise BadInput if one is missing."""
         return [
-            (find_file(self.root / source), find_file(self.root / target))
-            for source, target in self.files[split]
+            [find_file(self.root / name) for name in ([item] if isinstance(item, str) else item)]
+            for item in self.files[split]
         ]
 
-    def splits(self) -> dict[str, list[Pair]]:
-        return {
-            split: [pair for files in self.paths(split) for pair in read_pairs(*files)]
-            for split in SPLITS
-        }
+    def read_split(self, split: str) -> list[Pair]:
+        return [pair for paths in self.paths(split) for pair in self.read_pairs(*paths)]
+
+    def read_pairs(self, path: Path, target: Path | None = None) -> list[Pair]:
+        """Return the pairs of a source and a target file, or of a file with both sides."""
+        if target is not None:
+            return read_pairs(path, target)
+        if suffix_of(path.name) in MEMORY_SUFFIXES:
+            pairs = read_memory(path, self.columns)
+        elif table_format(path) is None:
+            raise UserError(f"{path} is no file with both sides; give {self.forms}.")
+        else:
+            pairs = [(one_line(x), one_line(y)) for x, y in read_columns(path, self.columns, 2)]
+        if not pairs:
+            raise BadInput(f"{path} holds no pair; a split needs at least one.")
+        return pairs
+
+    def cut_off(self, items: list[Pair]) -> dict[str, list[Pair]]:
+        return draw_splits(
+            items,
+            self.cut_splits,
+            fraction=self.valid_fraction,
+            seed=self.seed,
+            key=lambda pair: pair[0],
+        )
 
     def cache_key(self) -> dict[str, Any]:
         hashes = {
-            split: [[sha256_of_file(path) for path in pair] for pair in self.paths(split)]
-            for split in SPLITS
+            split: [
+                [suffix_of(paths[0].name) * (len(paths) == 1), *map(sha256_of_file, paths)]
+                for paths in self.paths(split)
+            ]
+            for split in self.files
         }
-        return {"source": "parallel_files", "files": hashes, "valid_is_test": self.valid_is_test}
+        columns = None if self.columns is None else list(self.columns)
+        return {
+            "source": "parallel_files",
+            "files": hashes,
+            "columns": columns,
+            **self.split_key(),
+        }
 
     def location(self, split: str, index: int) -> str:
-        for source, target in self.files[split]:
-            lines = len(read_lines(find_file(self.root / source)))
+        files = self.files.get("valid" if split == "test" and self.valid_is_test else split)
+        if files is None or (split == "train" and self.cut_splits):
+            return f"{split}, pair {index + 1} after the split"
+        for paths in self.paths(split if split in self.files else "valid"):
+            lines = len(self.read_pairs(*paths))
             if index < lines:
-                return f"{self.root / source} (and {target}), line {index + 1}"
+                others = "".join(f" (and {path.name})" for path in paths[1:])
+                return f"{paths[0]}{others}, line {index + 1}"
             index -= lines
         raise IndexError(f"the {split} split has no such line.")
 
 
+def has_both_sides(name: str) -> bool:
+    """Check by its suffix that a file holds both sides."""
+    return suffix_of(name) in (*SUFFIXES, *MEMORY_SUFFIXES)
+
+
 def read_pairs(source: Path, target: Path) -> list[Pair]:
     """Read the pairs of two files. Raise BadInput if they are empty or differ in length."""
-    sources, targets = read_lines(source), read_lines(target)
+    sources, targets = list(read_lines(source)), list(read_lines(target))
     if len(sources) != len(targets):
         shorter, longer = sorted((len(sources), len(targets)))
         raise BadInput(

@@ -75,6 +75,7 @@ class Phrases(Source[list[Pair]]):
         )
         self.sizes = {"train": size, "valid": valid, "test": test}
         self.locales = (parse_locale(source), parse_locale(target))
+        self.target_language = target
         self.seed = seed
 
     def splits(self) -> dict[str, list[Pair]]:

@@ -25,7 +25,7 @@ class Progress(ProgressBar):
     Args:
         refresh_seconds: seconds between two drawings in a terminal.
         line_seconds: seconds between two lines, where stdout is no terminal; every tenth of the run
-            prints a line as well.
+            and every validation print a line as well.
         console: where to write; stdout by default.
     """
 
@@ -89,6 +89,18 @@ class Progress(ProgressBar):
         if now - self._drawn_at >= self.refresh_seconds:
             self._bar.refresh()
             self._drawn_at = now
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        loss = trainer.callback_metrics.get("val/loss")
+        if (
+            loss is None
+            or not self.is_enabled
+            or self._bar is not None
+            or not is_fit_validation(trainer)
+        ):
+            return
+        line = f"step {trainer.global_step}  val/loss {float(loss):.4f}"
+        self.console.print(line, highlight=False, soft_wrap=True)
 
     def on_test_batch_end(self, trainer: Trainer, *_: Any) -> None:
         self.on_validation_batch_end(trainer)

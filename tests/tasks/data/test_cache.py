@@ -13,16 +13,16 @@ from attention_zoo.tasks.data.cache import CacheEntry, get_or_build
 KEY = {"source": "made", "size": 3}
 
 
-def build() -> dict[str, object]:
+def build(folder: Path | None = None) -> dict[str, object]:
     return {"ids": np.arange(6, dtype=np.int32), "lines": [["ç", "П"], ["a", ""]]}
 
 
-def unexpected_build() -> dict[str, object]:
+def unexpected_build(folder: Path) -> dict[str, object]:
     raise AssertionError("the entry is there and must not be built again")
 
 
 def slow_build(folder: Path, results) -> None:
-    def slow() -> dict[str, object]:
+    def slow(_) -> dict[str, object]:
         time.sleep(0.3)
         return build()
 
@@ -53,7 +53,7 @@ def test_a_second_call_reads_what_the_first_built(tmp_path: Path) -> None:
 
 def test_other_inputs_are_another_entry(tmp_path: Path) -> None:
     one = get_or_build(tmp_path, KEY, build)
-    other = get_or_build(tmp_path, KEY | {"size": 4}, lambda: build() | {"lines": []})
+    other = get_or_build(tmp_path, KEY | {"size": 4}, lambda _: build() | {"lines": []})
     assert one.fingerprint != other.fingerprint
     assert len(list(tmp_path.iterdir())) == 2
 

@@ -1,3 +1,4 @@
+import pickle
 import warnings
 from functools import partial
 from pathlib import Path
@@ -16,7 +17,8 @@ from attention_zoo.tasks.configuration.conf_files import (
     choice_target,
     list_choices,
 )
-from attention_zoo.tasks.data.language_data import LanguageData, encode_documents
+from attention_zoo.tasks.data import language_data
+from attention_zoo.tasks.data.language_data import LanguageData, encode_document, pieces
 from attention_zoo.tasks.data.samplers import RandomBlockSampler
 from attention_zoo.tasks.data.sources.base import Source
 from attention_zoo.tasks.data.sources.parallel_files import ParallelFiles
@@ -202,6 +204,7 @@ def test_changed_files_are_prepared_anew(tmp_path: Path) -> None:
 
 
 def language(folder: Path, **changes) -> LanguageData:
+    folder.mkdir(exist_ok=True)
     (folder / "a.txt").write_text("first\ntext " * 40, encoding="utf-8")
     (folder / "b.txt").write_text("other text\n" * 20, encoding="utf-8")
     arguments = {
@@ -247,10 +250,83 @@ def test_impossible_blocks_are_refused(tmp_path: Path) -> None:
         language(tmp_path, source=TextFiles(train="a.txt", valid="empty.txt", root=tmp_path))
 
 
-def test_a_document_is_encoded_as_a_whole(real_lines) -> None:
+AWKWARD = (
+    "a \n b\n\nc 5\n5 \n ²x\t'd 's  it's\r\n\u2028 é 一二 三\n\n\n  \n z "
+    "中文\n无空格 \x1c q\x85 r\n"
+)
+
+
+@pytest.mark.parametrize("size", [1, 2, 7, 1000])
+@pytest.mark.parametrize("text", [AWKWARD * 5, "ACGT" * 800, " \n = Title = \n \n Words . \n" * 30])
+def test_a_document_in_pieces_is_encoded_as_a_whole(
+    text: str, size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(language_data, "PIECE_SIZE", size)
+    monkeypatch.setattr(language_data, "PIECES", 3)
+    for tokenizer in (
+        BytePairTokenizer.train([text], vocabulary_size=300),
+        CharacterTokenizer.train([text]),
+        ByteTokenizer(),
+    ):
+        for document in (text, text.splitlines(keepends=True), list(text)):
+            tokens = np.concatenate([*encode_document(tokenizer, pieces(document))])
+            assert tokens.tolist() == [1, *tokenizer.encode(text), 2]
+
+
+def test_real_text_in_pieces_is_encoded_as_a_whole(
+    real_lines, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(language_data, "PIECE_SIZE", 200)
     text = "\n".join(real_lines("wikitext-2/valid.txt.gz")[:400])
     for tokenizer in (BytePairTokenizer.train([text], vocabulary_size=500), ByteTokenizer()):
-        assert encode_documents(tokenizer, [text]).tolist() == [1, *tokenizer.encode(text), 2]
+        tokens = np.concatenate([*encode_document(tokenizer, pieces(text))])
+        assert tokens.tolist() == [1, *tokenizer.encode(text), 2]
+        assert len([*pieces(text)]) > 200
+    again = BytePairTokenizer.train(pieces(text), vocabulary_size=500)
+    assert again.state() == BytePairTokenizer.train([text], vocabulary_size=500).state()
+
+
+class Parts:
+    """A document that is read in parts, again each time."""
+
+    def __init__(self, *texts: str) -> None:
+        self.texts = texts
+
+    def __iter__(self):
+        return iter(self.texts)
+
+
+class TextsInParts(Phrases):
+    def splits(self):
+        train = [Parts("some text 12\n" * 100, "\n \nmore é\n" * 50), Parts(" ", "\n"), "plain\n"]
+        return {"train": train, "valid": [Parts("other ", "text\n" * 20)], "test": ["x y\n" * 20]}
+
+
+class WholeTexts(TextsInParts):
+    def splits(self):
+        parts = super().splits()
+        return {split: ["".join(document) for document in parts[split]] for split in parts}
+
+
+@pytest.mark.parametrize("tokenizer", [BPE, ByteTokenizer.train, CharacterTokenizer.train])
+def test_documents_in_parts_are_those_documents(tokenizer, tmp_path: Path) -> None:
+    one = language(tmp_path / "1", source=TextsInParts(), tokenizer=tokenizer)
+    other = language(tmp_path / "2", source=WholeTexts(), tokenizer=tokenizer)
+    for split in ("train", "valid", "test"):
+        assert one.streams[split].tolist() == other.streams[split].tolist()
+        assert one.report[split] == other.report[split]
+    assert one.report["train"]["empty"] == 1 and one.report["train"]["lines"] == 251
+    assert one.probes == other.probes
+
+
+def test_a_stream_stays_on_disk_also_in_workers(tmp_path: Path) -> None:
+    data = language(tmp_path)
+    assert isinstance(data.streams["train"], np.memmap)
+    sent = pickle.dumps(data.dataset("train"))
+    assert len(sent) < 1000
+    received = pickle.loads(sent)
+    assert isinstance(received.stream, np.memmap)
+    assert torch.equal(received[[3]].inputs, data.dataset("train")[[3]].inputs)
 
 
 def test_real_multi30k(real, tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import pytest
 
 from attention_zoo.errors import BadInput, UserError
 from attention_zoo.tasks.data.tokenizers import (
+    MAX_WORD_BYTES,
     BytePairTokenizer,
     ByteTokenizer,
     CharacterTokenizer,
@@ -185,3 +186,17 @@ print(hashlib.sha256(state["json"].encode()).hexdigest())
         for seed in ("1", "2")
     }
     assert len(digests) == 1
+
+
+@pytest.mark.parametrize("letters", ["ACGT", "".join(map(chr, range(0x4E00, 0x5600)))])
+def test_a_text_without_white_space_is_learnt_and_encoded_at_once(letters: str) -> None:
+    text = "".join(random.Random(0).choices(letters, k=300_000))
+    tokenizer = BytePairTokenizer.train([text], vocabulary_size=1000)
+    assert tokenizer.decode(tokenizer.encode(text)) == text
+
+
+def test_words_are_cut_only_where_they_are_too_long() -> None:
+    word = "ACGT" * (MAX_WORD_BYTES // 4)
+    tokenizer = BytePairTokenizer.train([word], vocabulary_size=500)
+    assert tokenizer.encode(word) == tokenizer.encode(word * 2)[: len(tokenizer.encode(word))]
+    assert max(tokenizer.token_bytes) == MAX_WORD_BYTES
