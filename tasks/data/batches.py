@@ -124,8 +124,9 @@ class BlockDataset(BatchDataset):
 
     def __getstate__(self) -> dict[str, Any]:
         """Return the state for a worker process, which maps the file of the stream again."""
-        mapped = isinstance(self.stream, np.memmap)
-        return self.__dict__ | ({"stream": self.stream.filename} if mapped else {})
+        if isinstance(self.stream, np.memmap):
+            return self.__dict__ | {"stream": self.stream.filename}
+        return self.__dict__
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__ |= state

@@ -103,7 +103,7 @@ class Inspection:
 
     def split_counts(self, split: str) -> dict[str, int]:
         """Return the counts of a split for the report, without those that are zero."""
-        counts = self.counts.get(split, {})
+        counts: Mapping[str, int] = self.counts.get(split, {})
         return {name.replace(" ", "_"): count for name, count in counts.items()}
 
     def add_unknown(self, split: str, unknown: int, tokens: int) -> None:
