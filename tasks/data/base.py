@@ -168,11 +168,10 @@ class PreparedData(LightningDataModule):
                 "The prepared data are not cached: their source has no cache_key, or their "
                 "tokenizer is no function of a module with plain arguments."
             )
-            with tempfile.TemporaryDirectory() as folder:
-                values, fingerprint, note = get_or_build(Path(folder), {}, self.build_values)
-        else:
-            folder = self.cache_dir / "data"
-            values, fingerprint, note = get_or_build(folder, key, self.build_values)
+            # It is removed with this object: workers open its files again.
+            self.temporary_cache = tempfile.TemporaryDirectory()
+        folder = self.cache_dir / "data" if key else Path(self.temporary_cache.name)
+        values, fingerprint, note = get_or_build(folder, key or {}, self.build_values)
         self.tokenizer = tokenizer_from_state(values["tokenizer"])
         self.report = values["report"]
         if note is not None:
