@@ -2,14 +2,16 @@
 
 import math
 import shlex
+import signal
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from lightning import Trainer, seed_everything
-from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint, ProgressBar
+from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint, ProgressBar, Timer
 from lightning.pytorch.loggers import Logger
+from lightning.pytorch.plugins.environments import SLURMEnvironment
 from lightning.pytorch.utilities import rank_zero_only
 from rich.console import Console
 
@@ -25,7 +27,8 @@ from attention_zoo.tasks.configuration.resolved_config import (
     with_choice_names,
 )
 from attention_zoo.tasks.configuration.validation import validate
-from attention_zoo.tasks.exit_codes import INTERRUPTED
+from attention_zoo.tasks.exit_codes import exit_code
+from attention_zoo.tasks.interruption import Interrupted
 from attention_zoo.tasks.run_folder import RunFolder, relative_to_cwd
 from attention_zoo.tasks.sweeps.matching import check_match, match_baseline
 from attention_zoo.tasks.task_spec import task_spec
@@ -33,7 +36,12 @@ from attention_zoo.tasks.training.callbacks.averaging import CheckpointAveraging
 from attention_zoo.tasks.training.callbacks.periodic_inspection import InspectionCallback
 from attention_zoo.tasks.training.callbacks.samples import Samples
 from attention_zoo.tasks.training.callbacks.throughput import History, Throughput
-from attention_zoo.tasks.training.checkpoints import last_checkpoint, read_checkpoint
+from attention_zoo.tasks.training.checkpoint_files import WholeCheckpointIO
+from attention_zoo.tasks.training.checkpoints import (
+    check_resumable,
+    last_checkpoint,
+    read_checkpoint,
+)
 from attention_zoo.tasks.training.loggers.loggers import (
     create_loggers,
     finish_loggers,
@@ -43,6 +51,7 @@ from attention_zoo.tasks.training.loggers.loggers import (
 )
 from attention_zoo.tasks.training.manifest import collect_environment
 from attention_zoo.tasks.training.memory import peak_memory_bytes, reset_peak_memory
+from attention_zoo.tasks.training.resuming import check_same_data, check_same_training
 from attention_zoo.tasks.training.task import Task, logged_metrics
 from attention_zoo.tasks.views.console import (
     print_config_tree,
@@ -65,7 +74,17 @@ class Training:
     matched: dict[str, Any] | None  # what `match` has made equal to the baseline
     console: Console
     folder: RunFolder
+    resumed: "Resumed | None" = None
     loggers: list[Logger] = field(default_factory=list)
+
+
+@dataclass
+class Resumed:
+    """The checkpoint that a training goes on from."""
+
+    path: Path
+    checkpoint: dict[str, Any]
+    obeyed: list[str]  # options that differ from those in the checkpoint
 
 
 def run(config: dict[str, Any], invocation: Invocation) -> float | None:
@@ -82,22 +101,33 @@ def run(config: dict[str, Any], invocation: Invocation) -> float | None:
     console = Console(quiet=rank_zero_only.rank != 0)  # type: ignore[attr-defined]
     if invocation.inferred_task:
         print_line(console, f"data={config['choices']['data']}: {invocation.inferred_task}")
+    resumed = checkpoint_to_resume(config, console)
     training = prepare(config, console)
-    resumed = checkpoint_to_resume(config)
-    training.loggers = create_loggers(config, job_type=invocation.command, resumed=resumed)
-    exit_code = 1
+    if resumed is not None:
+        check_same_data(resumed.path, resumed.checkpoint, training.data)
+        training.resumed = resumed
+    path = None if resumed is None else resumed.path
+    training.loggers = create_loggers(config, job_type=invocation.command, resumed=path)
+    code = 1
     try:
-        metrics = fit_and_score(training, resumed)
-        exit_code = 0
-    except KeyboardInterrupt:
-        exit_code = INTERRUPTED
+        metrics = fit_and_score(training)
+        code = 0
+    except Interrupted as error:
+        code = exit_code(error)
         last = training.folder.last_checkpoint
         if last.exists():
-            print_line(console, f"Interrupted. Go on with ckpt_path={last}")
+            print_line(console, f"Go on with: {command_to_go_on(invocation, last)}")
         raise
     finally:
-        finish_loggers(training.loggers, exit_code)
+        finish_loggers(training.loggers, code)
     return metrics.get("val/loss")
+
+
+def command_to_go_on(invocation: Invocation, checkpoint: Path) -> str:
+    """Return the command that goes on from a checkpoint with the overrides of this one."""
+    replaced = ("ckpt_path=", "overwrite=")
+    overrides = [x for x in invocation.overrides if not x.lstrip("+").startswith(replaced)]
+    return shlex.join(["attention-zoo", "train", *overrides, f"ckpt_path={checkpoint}"])
 
 
 def prepare(config: dict[str, Any], console: Console) -> Training:
@@ -144,31 +174,41 @@ def save_config(config: dict[str, Any]) -> None:
     RunFolder(config["paths"]["run"]).write_config(config)
 
 
-def checkpoint_to_resume(config: dict[str, Any]) -> Path | None:
-    """Return the checkpoint that `ckpt_path` names, if it fits this training; None if none."""
+def checkpoint_to_resume(config: dict[str, Any], console: Console) -> Resumed | None:
+    """Return the checkpoint that `ckpt_path` names, if it fits this training; None if none.
+
+    Say which it is and what it does not decide. Raise UserError if the folder of the run holds a
+    run that would be overwritten.
+    """
+    folder = RunFolder(config["paths"]["run"])
     if config["ckpt_path"] is None:
-        return None
-    path, spec = Path(config["ckpt_path"]), task_spec(config)
-    if config["ckpt_path"] == "last":
-        path = last_checkpoint(Path(config["paths"]["logs"]), spec.name)
-    checkpoint = read_checkpoint(path)
-    stored = checkpoint["attention_zoo"]["config"]
-    for group in ("task", "model", "attention", *spec.attention_roles, "position", "tokenizer"):
-        if stored.get(group) != config.get(group):
+        if folder.holds_run and not config["overwrite"] and rank_zero_only.rank == 0:  # type: ignore[attr-defined]
             raise UserError(
-                f"{path} was trained with {group}={stored.get(group)}, which is not what is "
-                f"composed now. Resume with the overrides it was started with."
+                f"{folder.path} holds a run already: go on with ckpt_path=last, replace it with "
+                "overwrite=true, or choose another hydra.run.dir."
             )
+        return None
+    path = Path(config["ckpt_path"])
+    if config["ckpt_path"] == "last":
+        path = last_checkpoint(folder, Path(config["paths"]["logs"]), task_spec(config).name)
+    path = relative_to_cwd(path)
+    checkpoint = read_checkpoint(path)
+    check_resumable(path, checkpoint)
+    obeyed = check_same_training(path, checkpoint["attention_zoo"]["config"], config)
     steps, limit = checkpoint["global_step"], config["trainer"]["max_steps"]
     if 0 <= limit < steps:
         raise UserError(
             f"{path} has been trained for {steps} steps already; set trainer.max_steps to that or "
             f"more, got {limit}."
         )
-    return path
+    end = " No step is left: its weights are scored." if steps == limit else ""
+    print_line(console, f"Going on from {path}, after step {steps}.{end}")
+    for line in obeyed:
+        print_line(console, f"  {line}")
+    return Resumed(path, checkpoint, obeyed)
 
 
-def fit_and_score(training: Training, resumed: Path | None) -> dict[str, Any]:
+def fit_and_score(training: Training) -> dict[str, Any]:
     """Train, score the best weights, and write and print the results."""
     config, task, data = training.config, training.task, training.data
     counts = parameter_counts(task.model)
@@ -178,10 +218,13 @@ def fit_and_score(training: Training, resumed: Path | None) -> dict[str, Any]:
     trainer, history = create_trainer(config, training.loggers)
     reset_peak_memory(trainer.strategy.root_device)
     started = time.perf_counter()
+    resumed = None if training.resumed is None else training.resumed.path
     try:
         trainer.fit(task, datamodule=data, ckpt_path=resumed, weights_only=True)
-    except SystemExit:  # Lightning makes this of Ctrl-C.
-        raise KeyboardInterrupt from None
+    except Interrupted:
+        if launcher := trainer.strategy.launcher:
+            launcher.kill(signal.SIGKILL)  # Other processes may wait for this one.
+        raise
     seconds = time.perf_counter() - started
     # Scoring loads a checkpoint, and with it the state that the callbacks had then.
     manifest = counts | training.costs | describe_fit(training, trainer, history, seconds)
@@ -222,11 +265,21 @@ def create_trainer(config: dict[str, Any], loggers: list[Logger]) -> tuple[Train
         options,
         logger=loggers,
         callbacks=[*callbacks, history],
+        plugins=[*(options.get("plugins") or []), *checkpoint_plugins()],
         default_root_dir=config["paths"]["run"],
         enable_progress_bar=any(isinstance(x, ProgressBar) for x in callbacks),
         enable_checkpointing=any(isinstance(x, Checkpoint) for x in callbacks),
     )
     return trainer, history
+
+
+def checkpoint_plugins() -> list[Any]:
+    """Return what writes checkpoints whole and, on SLURM, leaves signals to this program.
+
+    Lightning would save in the middle of a step, and requeue a job that trains from the start.
+    """
+    slurm = [SLURMEnvironment(auto_requeue=False)] if SLURMEnvironment.detect() else []
+    return [WholeCheckpointIO(), *slurm]
 
 
 def describe_fit(
@@ -245,14 +298,38 @@ def describe_fit(
         "seconds": round(seconds, 3),
         "inspection_seconds": round(inspection, 3),
         "peak_memory_bytes": peak_memory_bytes(trainer),
+        "ended": reason_of_end(trainer),
+        "steps": trainer.global_step,
         "seed": training.config["seed"],
         "data_hash": training.data.fingerprint,
         "data_order": training.data.train_dataloader().order_hash(),
         "precision": training.config["trainer"]["precision"],
         **collect_environment(),
         **({} if training.matched is None else {"matched": training.matched}),
+        **describe_resumed(training.resumed),
         "history": history.loss_curves(),
     }
+
+
+def reason_of_end(trainer: Trainer) -> str:
+    """Return what ended a training: the name of an option of the Trainer, or a callback's."""
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        if isinstance(callback, Timer) and (callback.time_remaining() or 1) <= 0:
+            return "max_time"
+    if 0 <= trainer.max_steps <= trainer.global_step:
+        return "max_steps"
+    if trainer.max_epochs is not None and 0 <= trainer.max_epochs <= trainer.current_epoch:
+        return "max_epochs"
+    stopped = [x for x in trainer.early_stopping_callbacks if x.stopped_epoch]
+    return type(stopped[0]).__name__ if stopped else "a callback"
+
+
+def describe_resumed(resumed: Resumed | None) -> dict[str, Any]:
+    """Return what a run went on from, for `results.json`; nothing if it began anew."""
+    if resumed is None:
+        return {}
+    origin = {"ckpt_path": str(resumed.path), "step": resumed.checkpoint["global_step"]}
+    return {"resumed": origin | {"obeyed": resumed.obeyed}}
 
 
 def has_diverged(metrics: dict[str, Any]) -> bool:
@@ -267,7 +344,8 @@ def checkpoint_to_score(trainer: Trainer) -> Path | None:
             return callback.path
     best = trainer.checkpoint_callback
     path = best.best_model_path if isinstance(best, ModelCheckpoint) else ""
-    return Path(path) if path else None
+    # A full disk may have kept it from being written.
+    return Path(path) if path and Path(path).exists() else None
 
 
 def score(

@@ -41,6 +41,12 @@ class InspectionCallback(Callback):
     def inspect(self, trainer: Trainer, task: Any) -> None:
         """Inspect the weights as they are, in evaluation mode and without gradients."""
 
+    def state_dict(self) -> dict[str, Any]:
+        return {"validations": self._validations}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._validations = state_dict["validations"]
+
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if stage != "fit":
             return

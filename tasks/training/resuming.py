@@ -1,0 +1,180 @@
+"""What a run goes on from, besides what Lightning restores; what may differ then, and what not."""
+
+import random
+import shutil
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from lightning import Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+from torch.optim.lr_scheduler import LambdaLR
+
+from attention_zoo.errors import UserError
+
+# Options and groups of which a run may go on with other values than those in its checkpoint.
+# They do not change what is learnt, or are compared by what the prepared data are.
+FREE = (
+    *("callbacks", "choices", "ckpt_override", "ckpt_path", "compile", "debug", "decoding"),
+    *("experiment", "fail_fast", "hparams_search", "jobs", "lengths", "logger", "overwrite"),
+    *("paths", "seeds", "stride", "test", "data.cache_dir", "data.num_workers", "data.probes"),
+    *("data.root", "trainer.default_root_dir", "trainer.detect_anomaly", "trainer.deterministic"),
+    *("trainer.enable_model_summary", "trainer.enable_progress_bar", "trainer.log_every_n_steps"),
+    *("trainer.num_sanity_val_steps", "trainer.profiler"),
+)
+# The length of the run, and the devices that it has: obeyed, and said.
+OBEYED = (
+    *("trainer.accelerator", "trainer.devices", "trainer.max_epochs", "trainer.max_steps"),
+    *("trainer.max_time", "trainer.num_nodes", "trainer.strategy"),
+)
+# Those that `ckpt_override` may name.
+OVERRIDABLE = ("optimizer", "schedule", "trainer")
+
+
+def flat_options(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield the options of a config, as the command line names them."""
+    for key, value in config.items():
+        if isinstance(value, Mapping) and value:
+            yield from flat_options(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def is_among(option: str, names: Any) -> bool:
+    """Return whether an option is one of the names, or belongs to a group among them."""
+    return any(option == name or option.startswith(f"{name}.") for name in names)
+
+
+def differing_options(
+    stored: Mapping[str, Any], composed: Mapping[str, Any]
+) -> dict[str, tuple[Any, Any]]:
+    """Return the options that change a training, as name: (value in the checkpoint, value now).
+
+    An option that a config does not have counts as null.
+    """
+    then, now = dict(flat_options(stored)), dict(flat_options(composed))
+    # Of the callbacks, only the average is a part of what a run gives.
+    averaging = [x for x in ({*then} | {*now}) if x == "callbacks.averaging._target_"]
+    return {
+        name: (then.get(name), now.get(name))
+        for name in [*then, *(x for x in now if x not in then)]
+        if then.get(name) != now.get(name) and (name in averaging or not is_among(name, FREE))
+    }
+
+
+def check_same_training(
+    path: Path, stored: Mapping[str, Any], composed: Mapping[str, Any]
+) -> list[str]:
+    """Return what differs and is obeyed, a line each; raise UserError for any other difference."""
+    override = composed["ckpt_override"]
+    for name in override:
+        if not is_among(name, OVERRIDABLE):
+            raise UserError(
+                f"ckpt_override must be a list of {', '.join(OVERRIDABLE)} or of their options, "
+                f"got {name!r}."
+            )
+    obeyed = []
+    for name, (then, now) in differing_options(stored, composed).items():
+        of_other_kind = name.endswith("_target_") and name.startswith("optimizer")
+        if is_among(name, OBEYED) or (is_among(name, override) and not of_other_kind):
+            obeyed.append(f"{name}={now} (the checkpoint has {then})")
+            continue
+        group = name.partition(".")[0]
+        remedy = f"Go on with {name}={then}"
+        if group in OVERRIDABLE and not of_other_kind:
+            remedy += f", or ask for the other value: ckpt_override=[{group}]"
+        raise UserError(f"{path} was trained with {name}={then}, got {name}={now}. {remedy}.")
+    return obeyed
+
+
+def check_same_data(path: Path, checkpoint: Mapping[str, Any], data: Any) -> None:
+    """Raise UserError if the prepared data, or their vocabulary, are not those of a checkpoint."""
+    stored = checkpoint["attention_zoo"]
+    if stored["tokenizer"] != data.tokenizer.state():
+        raise UserError(
+            f"{path} was trained with another vocabulary than the tokenizer has now: its ids would "
+            "stand for other pieces. Go on with the data and the tokenizer of that run."
+        )
+    fingerprint = stored.get("data_fingerprint", data.fingerprint)  # Version 0.2 stored none.
+    if fingerprint != data.fingerprint:
+        raise UserError(
+            f"{path} was trained on other data: their fingerprint was {fingerprint[:12]}, and is "
+            f"{data.fingerprint[:12]} now. Go on with the data of that run, unchanged."
+        )
+
+
+def rank_state(trainer: Trainer, running_sums: torch.Tensor) -> dict[str, Any]:
+    """Return the random states of this rank, and its sums since losses were last logged."""
+    name, keys, *rest = np.random.get_state()
+    device = trainer.strategy.root_device
+    return {
+        "python": random.getstate(),
+        "numpy": (name, keys.tolist(), *rest),  # type: ignore[union-attr]
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state(device) if device.type == "cuda" else None,
+        "running_sums": running_sums.cpu().clone(),
+    }
+
+
+def restore_rank_state(
+    state: Mapping[str, Any], trainer: Trainer, running_sums: torch.Tensor
+) -> None:
+    """Restore what `rank_state` has returned."""
+    random.setstate(state["python"])
+    np.random.set_state(tuple(state["numpy"]))
+    torch.set_rng_state(state["torch"])
+    device = trainer.strategy.root_device
+    if state["cuda"] is not None and device.type == "cuda":
+        torch.cuda.set_rng_state(state["cuda"], device)
+    running_sums.copy_(state["running_sums"])
+
+
+def set_composed_rates(trainer: Trainer, composed_groups: list[dict[str, Any]] | None) -> None:
+    """Give the restored optimizer the rate of the composed schedule at the restored step.
+
+    A checkpoint holds the rate of the next step by its own schedule: 0 at the end of a run that now
+    goes on. `composed_groups` are the options of the optimizer's groups where those composed now
+    are to be used, and None where those of the checkpoint are.
+    """
+    for config in trainer.lr_scheduler_configs:
+        schedule = config.scheduler
+        if not isinstance(schedule, LambdaLR):
+            continue
+        groups = schedule.optimizer.param_groups
+        if composed_groups is not None:
+            for group, options in zip(groups, composed_groups, strict=True):
+                group.update(options)
+            schedule.base_lrs = [group["initial_lr"] for group in groups]
+        factors = zip(groups, schedule.base_lrs, schedule.lr_lambdas, strict=True)
+        for group, rate, factor in factors:
+            group["lr"] = rate * factor(schedule.last_epoch)
+        schedule._last_lr = [group["lr"] for group in groups]
+
+
+def move_best_checkpoints(trainer: Trainer, checkpoint: dict[str, Any]) -> None:
+    """Copy the best checkpoints so far into the folder of a run that goes on elsewhere.
+
+    Lightning would forget their scores, and the run would take its next checkpoint for the best.
+    """
+    for callback in trainer.checkpoint_callbacks:
+        if not isinstance(callback, ModelCheckpoint):
+            continue
+        state = checkpoint.get("callbacks", {}).get(callback.state_key)
+        if state is None or state["dirpath"] in (None, callback.dirpath) or not callback.dirpath:
+            continue
+        folder = Path(callback.dirpath)
+
+        def moved(path: str, folder: Path = folder) -> str:
+            if path and Path(path).exists():
+                folder.mkdir(parents=True, exist_ok=True)
+                if trainer.is_global_zero:
+                    shutil.copyfile(path, folder / Path(path).name)
+                return str(folder / Path(path).name)
+            return path
+
+        state["best_k_models"] = {moved(x): score for x, score in state["best_k_models"].items()}
+        for name in ("best_model_path", "kth_best_model_path"):
+            state[name] = moved(state[name])
+        state["dirpath"] = callback.dirpath
