@@ -221,13 +221,18 @@ def fit_and_score(training: Training) -> dict[str, Any]:
     resumed = None if training.resumed is None else training.resumed.path
     try:
         trainer.fit(task, datamodule=data, ckpt_path=resumed, weights_only=True)
-    except Interrupted:
+    except Interrupted as error:
         if launcher := trainer.strategy.launcher:
             launcher.kill(signal.SIGKILL)  # Other processes may wait for this one.
+        if trainer.is_global_zero:
+            seconds = time.perf_counter() - started
+            manifest = describe_fit(training, trainer, history, seconds, str(error))
+            training.folder.write_results({}, counts | training.costs | manifest)
         raise
     seconds = time.perf_counter() - started
     # Scoring loads a checkpoint, and with it the state that the callbacks had then.
-    manifest = counts | training.costs | describe_fit(training, trainer, history, seconds)
+    end = reason_of_end(trainer)
+    manifest = counts | training.costs | describe_fit(training, trainer, history, seconds, end)
     val_losses = [value for _, _, value in history.points["val/loss"]]
     checkpoint = checkpoint_to_score(trainer)
     metrics = score(trainer, task, data, checkpoint, test=config["test"])
@@ -283,9 +288,9 @@ def checkpoint_plugins() -> list[Any]:
 
 
 def describe_fit(
-    training: Training, trainer: Trainer, history: History, seconds: float
+    training: Training, trainer: Trainer, history: History, seconds: float, end: str
 ) -> dict[str, Any]:
-    """Return how the weights were obtained, for `results.json`.
+    """Return how the weights were obtained, for `results.json`; `end` is what ended the training.
 
     The seconds of a resumed run are those of this process; tokens and curves are of the whole run.
     """
@@ -298,7 +303,7 @@ def describe_fit(
         "seconds": round(seconds, 3),
         "inspection_seconds": round(inspection, 3),
         "peak_memory_bytes": peak_memory_bytes(trainer),
-        "ended": reason_of_end(trainer),
+        "ended": end,
         "steps": trainer.global_step,
         "seed": training.config["seed"],
         "data_hash": training.data.fingerprint,

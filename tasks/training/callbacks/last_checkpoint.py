@@ -46,7 +46,8 @@ class LastCheckpoint(Checkpoint):
         INTERRUPTION.defer(True)
 
     def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
-        if is_within_step(trainer) or is_followed_by_validation(trainer):
+        # What follows a batch belongs to the state: it is saved when that is over.
+        if is_within_step(trainer) or trainer.is_last_batch or is_followed_by_validation(trainer):
             return
         every = self.every_n_steps
         is_due = self._waits_for_step or bool(every and trainer.global_step % every == 0)
