@@ -2,12 +2,12 @@
 
 import os
 import signal
-import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
+STDERR = 2
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
@@ -52,8 +52,8 @@ class Interruption:
         if os.environ.get("LOCAL_RANK", "0") == "0":
             name = signal.Signals(number).name
             text = f"{name}: stopping after this step; a second signal stops at once."
-            # Not by print: its buffer is locked if the signal came within another print.
-            os.write(sys.stderr.fileno(), f"{text}\n".encode())
+            # Not by print, whose buffer is locked if the signal came within another print.
+            os.write(STDERR, f"{text}\n".encode())
 
 
 INTERRUPTION = Interruption()

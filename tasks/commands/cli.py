@@ -19,7 +19,7 @@ from attention_zoo.tasks.commands.help import (
     program_help,
 )
 from attention_zoo.tasks.exit_codes import exit_code
-from attention_zoo.tasks.interruption import Interrupted, interruptible
+from attention_zoo.tasks.interruption import INTERRUPTION, Interrupted, interruptible
 from attention_zoo.tasks.sweeps.jobs import record_outcome
 
 
@@ -35,7 +35,7 @@ def main() -> None:
             print(f"{kind}: {error}", file=sys.stderr)
         sys.exit(exit_code(error))
     except Interrupted as error:
-        if is_first_process():
+        if is_first_process() and not INTERRUPTION.received:  # which was said already
             print(f"stopped by {error}", file=sys.stderr)
         # Lightning kills the first process when another ends with a code.
         sys.exit(exit_code(error) if is_first_process() else 0)

@@ -86,6 +86,11 @@ class Resumed:
     checkpoint: dict[str, Any]
     obeyed: list[str]  # options that differ from those in the checkpoint
 
+    @property
+    def step(self) -> int:
+        """Return the number of steps that it has been trained for."""
+        return self.checkpoint["global_step"]
+
 
 def run(config: dict[str, Any], invocation: Invocation) -> float | None:
     """Train what the config describes; return the validation loss, which sweepers minimise."""
@@ -106,8 +111,8 @@ def run(config: dict[str, Any], invocation: Invocation) -> float | None:
     if resumed is not None:
         check_same_data(resumed.path, resumed.checkpoint, training.data)
         training.resumed = resumed
-    path = None if resumed is None else resumed.path
-    training.loggers = create_loggers(config, job_type=invocation.command, resumed=path)
+    origin = {} if resumed is None else {"resumed": resumed.path, "resumed_step": resumed.step}
+    training.loggers = create_loggers(config, job_type=invocation.command, **origin)
     code = 1
     try:
         metrics = fit_and_score(training)
@@ -333,7 +338,7 @@ def describe_resumed(resumed: Resumed | None) -> dict[str, Any]:
     """Return what a run went on from, for `results.json`; nothing if it began anew."""
     if resumed is None:
         return {}
-    origin = {"ckpt_path": str(resumed.path), "step": resumed.checkpoint["global_step"]}
+    origin = {"ckpt_path": str(resumed.path), "step": resumed.step}
     return {"resumed": origin | {"obeyed": resumed.obeyed}}
 
 

@@ -19,7 +19,7 @@ from tests.cli.conftest import QUICK, SMALL
 
 EVERY = ["trainer.max_steps=60", "trainer.val_check_interval=7", "trainer.log_every_n_steps=4"]
 EVERY += ["callbacks=averaged", "callbacks.last_checkpoint.every_n_steps=3", "logger=none"]
-EVERY += ["model.dropout=0.2", "callbacks.attention_maps=null", "callbacks.samples=null"]
+EVERY += ["model.dropout=0.2", "~callbacks.attention_maps", "~callbacks.samples"]
 TRAININGS = {
     "translation": [*QUICK, *EVERY, "trainer.accumulate_grad_batches=2"],
     "language_modeling": [
