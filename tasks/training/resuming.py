@@ -131,6 +131,18 @@ def restore_rank_state(
     running_sums.copy_(state["running_sums"])
 
 
+def restore_position(trainer: Trainer) -> None:
+    """Restore the position in the data where Lightning has not.
+
+    It does so when it makes the loader. In a run that is measured in epochs it makes the loader
+    before it reads the position, to count the steps for the schedule.
+    """
+    loop = trainer.fit_loop
+    states, loop._combined_loader_states_to_load = loop._combined_loader_states_to_load, []
+    if states and loop._combined_loader is not None:
+        loop._combined_loader._load_state_dicts(states)
+
+
 def set_composed_rates(trainer: Trainer, composed_groups: list[dict[str, Any]] | None) -> None:
     """Give the restored optimizer the rate of the composed schedule at the restored step.
 

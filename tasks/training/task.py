@@ -24,6 +24,7 @@ from attention_zoo.tasks.training.ranks import gather, require_equal_ranks
 from attention_zoo.tasks.training.resuming import (
     move_best_checkpoints,
     rank_state,
+    restore_position,
     restore_rank_state,
     set_composed_rates,
 )
@@ -182,6 +183,7 @@ class Task(LightningModule):
         states, self.rank_states = self.rank_states, None
         if states is None:
             return
+        restore_position(self.trainer)
         # With another number of ranks the data have their order, and dropout starts anew.
         if len(states) == self.trainer.world_size:
             restore_rank_state(states[self.global_rank], self.trainer, self.running_sums)

@@ -29,7 +29,14 @@ TRAININGS = {
     ],
 }
 # Of a process, not of what it trains.
-MEASURED = ("seconds", "tokens_per_second", "inspection_seconds", "peak_memory_bytes", "resumed")
+MEASURED = (
+    "git_commit",
+    "seconds",
+    "tokens_per_second",
+    "inspection_seconds",
+    "peak_memory_bytes",
+    "resumed",
+)
 
 
 def start(options: list[str], folder: Path, devices: int) -> int:
