@@ -26,7 +26,10 @@ from attention_zoo.tasks.sweeps.search import TrialsSweeper
 
 # Groups and options of a training that its checkpoint is used without.
 TRAINING_GROUPS = ("callbacks", "debug", "experiment", "hparams_search", "logger")
-TRAINING_OPTIONS = (*TRAINING_GROUPS, "lengths", "stride", "match", "baseline", "seeds")
+TRAINING_OPTIONS = (
+    *(*TRAINING_GROUPS, "lengths", "stride", "match", "baseline", "seeds"),
+    *("ckpt_override", "overwrite"),
+)
 
 
 class PluginConfigs(SearchPathPlugin):

@@ -2,7 +2,7 @@
 
 import random
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,8 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from torch.optim.lr_scheduler import LambdaLR
 
 from attention_zoo.errors import UserError
+from attention_zoo.tasks.configuration.resolved_config import flatten
+from attention_zoo.tasks.views.console import format_override
 
 # Options and groups of which a run may go on with other values than those in its checkpoint.
 # They do not change what is learnt, or are compared by what the prepared data are.
@@ -33,15 +35,6 @@ OBEYED = (
 OVERRIDABLE = ("optimizer", "schedule", "trainer")
 
 
-def flat_options(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield the options of a config, as the command line names them."""
-    for key, value in config.items():
-        if isinstance(value, Mapping) and value:
-            yield from flat_options(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
-
-
 def is_among(option: str, names: Any) -> bool:
     """Return whether an option is one of the names, or belongs to a group among them."""
     return any(option == name or option.startswith(f"{name}.") for name in names)
@@ -54,7 +47,7 @@ def differing_options(
 
     An option that a config does not have counts as null.
     """
-    then, now = dict(flat_options(stored)), dict(flat_options(composed))
+    then, now = dict(flatten(stored)), dict(flatten(composed))
     # Of the callbacks, only the average is a part of what a run gives.
     averaging = [x for x in ({*then} | {*now}) if x == "callbacks.averaging._target_"]
     return {
@@ -76,7 +69,8 @@ def check_same_training(
                 f"got {name!r}."
             )
     obeyed = []
-    for name, (then, now) in differing_options(stored, composed).items():
+    for name, values in differing_options(stored, composed).items():
+        then, now = map(format_override, values)
         of_other_kind = name.endswith("_target_") and name.startswith("optimizer")
         if is_among(name, OBEYED) or (is_among(name, override) and not of_other_kind):
             obeyed.append(f"{name}={now} (the checkpoint has {then})")

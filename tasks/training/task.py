@@ -191,6 +191,13 @@ class Task(LightningModule):
         obeys_optimizer = any(name.partition(".")[0] == "optimizer" for name in override)
         set_composed_rates(self.trainer, self.composed_groups if obeys_optimizer else None)
 
+    def on_train_batch_start(self, *_: Any) -> None:
+        """Let loggers number the steps by the optimizer's, which they have to count themselves.
+
+        Where a run goes on past the end that it had, Lightning has not counted the last one.
+        """
+        self.trainer.fit_loop.epoch_loop._batches_that_stepped = self.trainer.global_step
+
     def on_train_batch_end(self, *_: Any) -> None:
         """End the run with a validation, whatever its length."""
         if self.trainer.global_step >= self.trainer.estimated_stepping_batches:

@@ -66,6 +66,12 @@ def start(options: list[str], folder: Path, devices: int) -> int:
         os._exit(code)
 
 
+def wait_for_checkpoint(folder: Path) -> None:
+    """Wait until a training has written its first checkpoint."""
+    while not (folder / "checkpoints" / "last.ckpt").exists():
+        time.sleep(0.005)
+
+
 def finish(pid: int, folder: Path) -> None:
     """Wait for a training; show what it printed if it failed."""
     code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
@@ -100,19 +106,21 @@ def kill_and_compare(folder: Path, *, task: str, kills: int, seed: int, devices:
     whole = folder / "whole"
     finish(start(options, whole, devices), whole)  # It prepares the data.
     shutil.rmtree(whole)
+    pid = start(options, whole, devices)
+    wait_for_checkpoint(whole)
     started = time.monotonic()
-    finish(start(options, whole, devices), whole)
+    finish(pid, whole)
     seconds, expected, count = time.monotonic() - started, final_state(whole), 0
     for number in range(kills):
         run = folder / f"run-{number}"
         pid = start(options, run, devices)
-        time.sleep(seconds * draw.uniform(0.2, 0.95))
+        wait_for_checkpoint(run)
+        time.sleep(seconds * draw.uniform(0, 0.9))
         os.killpg(pid, signal.SIGKILL)
         os.waitpid(pid, 0)
         last = run / "checkpoints" / "last.ckpt"
-        step = torch.load(last, weights_only=True)["global_step"] if last.exists() else 0
-        resume = [f"ckpt_path={last}"] if step else []
-        finish(start([*options, *resume], run, devices), run)
+        step = torch.load(last, weights_only=True)["global_step"]
+        finish(start([*options, f"ckpt_path={last}"], run, devices), run)
         is_same = same(final_state(run), expected)
         count += is_same
         print(f"killed after step {step}: {'same' if is_same else 'DIFFERS'}", flush=True)

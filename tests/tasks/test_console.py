@@ -33,7 +33,9 @@ def test_the_end_of_a_run_can_be_read_and_copied():
     lines = printed(print_run_summary, METRICS, MANIFEST, paths, [command, "attention-zoo list"])
     assert "val/loss          1.2346" in lines
     assert "test/perplexity 5,123.40" in lines
-    assert "3,312,345 parameters, 12,345,678 tokens seen, 1,500 steps, ended by max_time, 4" in lines
+    assert (
+        "3,312,345 parameters, 12,345,678 tokens seen, 1,500 steps, ended by max_time, 4" in lines
+    )
     assert "min 47 s, seed 1, bf16-mixed" in lines
     assert "folder      logs" in lines
     assert f"checkpoint  {checkpoint}" in lines

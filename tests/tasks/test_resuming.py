@@ -61,7 +61,7 @@ def with_option(name, value):
         ("data.source.target", "de"),
         ("data.source.size", 300),
         ("optimizer.lr", 1e-5),
-        ("optimizer.betas", [0.9, 0.99]),
+        ("optimizer.betas", [0.9]),
         ("optimizer._target_", "muon"),
         ("schedule.warmup_steps", 0),
         ("trainer.precision", "bf16-mixed"),

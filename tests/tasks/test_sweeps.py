@@ -26,6 +26,7 @@ SCRIPT = """
 import json, os, pathlib, signal, sys, time
 from attention_zoo.errors import TrainingDiverged, Unsupported, UserError
 from attention_zoo.tasks.commands import cli
+from attention_zoo.tasks.interruption import Interrupted
 
 def train(verb, arguments):
     options = dict(argument.split("=", 1) for argument in arguments)

@@ -10,6 +10,7 @@ from typing import Any
 
 from attention_zoo.errors import UserError
 from attention_zoo.tasks.configuration.resolved_config import flatten
+from attention_zoo.tasks.interruption import SIGNALS
 from attention_zoo.tasks.run_folder import (
     CONFIG,
     JOB_RECORD,
@@ -23,6 +24,7 @@ from attention_zoo.tasks.run_folder import (
 # makes another run of the same configuration.
 NOT_COMPARED = (
     *("seed", "seeds", "paths", "logger", "hydra", "ckpt_path", "jobs", "fail_fast"),
+    *("ckpt_override", "overwrite"),
     *("choices.logger", "choices.paths"),
 )
 
@@ -128,8 +130,8 @@ def read_run(path: Path) -> Run:
         record = JobRecord(outcome="trained" if results else "waiting")
         if loss := results.get("not_finite", {}).get("val/loss"):
             record.outcome, record.reason = "diverged", f"val/loss is {loss}"
-        if results and not any("/loss" in name for name in results):
-            record.outcome, record.reason = "waiting", ""  # It was interrupted.
+        if results.get("ended") in [number.name for number in SIGNALS]:
+            record.outcome = "waiting"
     outcome, reason = str(record.outcome), record.reason
     if outcome == "trained" and not results:
         outcome, reason = "failed", f"it left no {RESULTS}"
