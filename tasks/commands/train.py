@@ -385,7 +385,7 @@ def print_outcome(
     """Print samples, metrics, paths and the next commands; draw and log what `lengths` found."""
     console, folder, step = training.console, training.folder, trainer.global_step
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
-        if isinstance(callback, Samples):
+        if isinstance(callback, Samples) and callback.rows:  # none where no step was left
             print_samples(console, callback.columns, callback.rows)
     paths = {"run": folder.path, "figures": folder.figures}
     commands = []

@@ -125,6 +125,34 @@ def restore_rank_state(
     running_sums.copy_(state["running_sums"])
 
 
+def complete_progress(loop: dict[str, Any]) -> None:
+    """Let a training loop go on after the last batch in its state, within the epoch or after it.
+
+    Lightning's counters tell by their differences in which hook of the batch the state was saved.
+    It does not go on alike from all of them: after the last batch of an epoch it counts batches on,
+    and after a step that ended the run, it takes the epoch for done.
+    """
+    batches, epochs = loop["epoch_loop.batch_progress"], loop["epoch_progress"]
+    is_epoch_done = batches["is_last_batch"]
+    for part in ("total", "current"):
+        set_counters(batches[part], batches[part]["ready"])
+        started = epochs[part]["started"]
+        set_counters(epochs[part], started if is_epoch_done else started - 1)
+        if not is_epoch_done:
+            epochs[part] |= {"ready": started, "started": started}
+    validation = loop["epoch_loop.val_loop.batch_progress"]
+    for counters in (validation["total"], validation["current"]):
+        set_counters(counters, 0)
+    if is_epoch_done:
+        batches["is_last_batch"] = False
+        set_counters(batches["current"], 0)
+
+
+def set_counters(counters: dict[str, int], value: int) -> None:
+    """Set all counters of a loop's progress: ready, started, processed and completed."""
+    counters.update(dict.fromkeys(counters, value))
+
+
 def restore_position(trainer: Trainer) -> None:
     """Restore the position in the data where Lightning has not.
 

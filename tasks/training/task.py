@@ -22,6 +22,7 @@ from attention_zoo.tasks.data.tokenizers import Tokenizer, tokenizer_from_state
 from attention_zoo.tasks.training.metrics import BitsPerByte, Perplexity, TokenLoss
 from attention_zoo.tasks.training.ranks import gather, require_equal_ranks
 from attention_zoo.tasks.training.resuming import (
+    complete_progress,
     move_best_checkpoints,
     rank_state,
     restore_position,
@@ -256,6 +257,7 @@ class Task(LightningModule):
         upgrade_checkpoint(checkpoint)
         if self.trainer.state.fn == "fit":
             self.rank_states = checkpoint["attention_zoo"].get("rank_states", [])
+            complete_progress(checkpoint["loops"]["fit_loop"])
             move_best_checkpoints(self.trainer, checkpoint)
 
 

@@ -63,7 +63,8 @@ class LastCheckpoint(Checkpoint):
         if is_fit_validation(trainer):
             # The gradients of a part of a step are in no checkpoint.
             self._waits_for_step = is_within_step(trainer)
-            if not self._waits_for_step:
+            # At the end of an epoch, ModelCheckpoint may come later than this.
+            if not self._waits_for_step and not trainer.is_last_batch:
                 self._save_or_stop(trainer, is_due=True)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
