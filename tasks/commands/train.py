@@ -4,6 +4,8 @@ import math
 import shlex
 import signal
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -33,7 +35,10 @@ from attention_zoo.tasks.run_folder import RunFolder, relative_to_cwd
 from attention_zoo.tasks.sweeps.matching import check_match, match_baseline
 from attention_zoo.tasks.task_spec import task_spec
 from attention_zoo.tasks.training.callbacks.averaging import CheckpointAveraging
-from attention_zoo.tasks.training.callbacks.periodic_inspection import InspectionCallback
+from attention_zoo.tasks.training.callbacks.periodic_inspection import (
+    SHARDING_STRATEGIES,
+    InspectionCallback,
+)
 from attention_zoo.tasks.training.callbacks.samples import Samples
 from attention_zoo.tasks.training.callbacks.throughput import History, Throughput
 from attention_zoo.tasks.training.checkpoint_files import WholeCheckpointIO
@@ -115,7 +120,9 @@ def run(config: dict[str, Any], invocation: Invocation) -> float | None:
     training.loggers = create_loggers(config, job_type=invocation.command, **origin)
     code = 1
     try:
-        metrics = fit_and_score(training)
+        trainer, history = create_trainer(config, training.loggers)
+        with no_orphans(trainer):
+            metrics = fit_and_score(training, trainer, history)
         code = 0
     except Interrupted as error:
         code = exit_code(error)
@@ -213,22 +220,19 @@ def checkpoint_to_resume(config: dict[str, Any], console: Console) -> Resumed | 
     return Resumed(path, checkpoint, obeyed)
 
 
-def fit_and_score(training: Training) -> dict[str, Any]:
+def fit_and_score(training: Training, trainer: Trainer, history: History) -> dict[str, Any]:
     """Train, score the best weights, and write and print the results."""
     config, task, data = training.config, training.task, training.data
     counts = parameter_counts(task.model)
     for logger in training.loggers:
         logger.log_hyperparams(flat_hyperparameters(with_choice_names(config)) | counts)
     log_artifact(training.loggers, "config", training.folder.config_file)
-    trainer, history = create_trainer(config, training.loggers)
     reset_peak_memory(trainer.strategy.root_device)
     started = time.perf_counter()
     resumed = None if training.resumed is None else training.resumed.path
     try:
         trainer.fit(task, datamodule=data, ckpt_path=resumed, weights_only=True)
     except Interrupted as error:
-        if launcher := trainer.strategy.launcher:
-            launcher.kill(signal.SIGKILL)  # Other processes may wait for this one.
         if trainer.is_global_zero:
             seconds = time.perf_counter() - started
             manifest = describe_fit(training, trainer, history, seconds, str(error))
@@ -275,21 +279,33 @@ def create_trainer(config: dict[str, Any], loggers: list[Logger]) -> tuple[Train
         options,
         logger=loggers,
         callbacks=[*callbacks, history],
-        plugins=[*(options.get("plugins") or []), *checkpoint_plugins()],
+        plugins=[*(options.get("plugins") or []), *slurm_plugins()],
         default_root_dir=config["paths"]["run"],
         enable_progress_bar=any(isinstance(x, ProgressBar) for x in callbacks),
         enable_checkpointing=any(isinstance(x, Checkpoint) for x in callbacks),
     )
+    if not isinstance(trainer.strategy, SHARDING_STRATEGIES):  # They write files of their own.
+        trainer.strategy.checkpoint_io = WholeCheckpointIO()
     return trainer, history
 
 
-def checkpoint_plugins() -> list[Any]:
-    """Return what writes checkpoints whole and, on SLURM, leaves signals to this program.
+def slurm_plugins() -> list[Any]:
+    """Return what leaves the signals of SLURM to this program.
 
     Lightning would save in the middle of a step, and requeue a job that trains from the start.
     """
-    slurm = [SLURMEnvironment(auto_requeue=False)] if SLURMEnvironment.detect() else []
-    return [WholeCheckpointIO(), *slurm]
+    return [SLURMEnvironment(auto_requeue=False)] if SLURMEnvironment.detect() else []
+
+
+@contextmanager
+def no_orphans(trainer: Trainer) -> Iterator[None]:
+    """End the processes that the Trainer has started where a signal ends this one."""
+    try:
+        yield
+    except Interrupted:
+        if launcher := trainer.strategy.launcher:
+            launcher.kill(signal.SIGKILL)  # They may wait for this one.
+        raise
 
 
 def describe_fit(
@@ -323,13 +339,13 @@ def describe_fit(
 
 def reason_of_end(trainer: Trainer) -> str:
     """Return what ended a training: the name of an option of the Trainer, or a callback's."""
-    for callback in trainer.callbacks:  # type: ignore[attr-defined]
-        if isinstance(callback, Timer) and (callback.time_remaining() or 1) <= 0:
-            return "max_time"
     if 0 <= trainer.max_steps <= trainer.global_step:
         return "max_steps"
     if trainer.max_epochs is not None and 0 <= trainer.max_epochs <= trainer.current_epoch:
         return "max_epochs"
+    timers = [x for x in trainer.callbacks if isinstance(x, Timer)]  # type: ignore[attr-defined]
+    if any(timer.time_remaining() is not None and timer.time_remaining() <= 0 for timer in timers):
+        return "max_time"
     stopped = [x for x in trainer.early_stopping_callbacks if x.stopped_epoch]
     return type(stopped[0]).__name__ if stopped else "a callback"
 

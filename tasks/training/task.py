@@ -255,7 +255,7 @@ class Task(LightningModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Translate a checkpoint of version 0.1 that Lightning has read, to resume from it."""
         upgrade_checkpoint(checkpoint)
-        if self.trainer.state.fn == "fit":
+        if self._trainer is not None and self.trainer.state.fn == "fit":
             self.rank_states = checkpoint["attention_zoo"].get("rank_states", [])
             complete_progress(checkpoint["loops"]["fit_loop"])
             move_best_checkpoints(self.trainer, checkpoint)

@@ -1,5 +1,6 @@
 """The newest state of a run, to resume from; SIGINT and SIGTERM save it too."""
 
+import logging
 import os
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,8 @@ from attention_zoo.errors import check_positive
 from attention_zoo.tasks.interruption import INTERRUPTION, Interrupted
 from attention_zoo.tasks.run_folder import LAST_CHECKPOINT, PREVIOUS_CHECKPOINT
 from attention_zoo.tasks.training.callbacks.triggers import is_fit_validation
+
+log = logging.getLogger(__name__)
 
 
 class LastCheckpoint(Checkpoint):
@@ -90,7 +93,7 @@ class LastCheckpoint(Checkpoint):
         self._waits_for_step = False
         if trainer.global_step == self._saved_step or trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
-        if trainer.is_global_zero and self.path.exists():
+        if trainer.is_global_zero and self.path.is_file():
             keep_previous(self.path)
         trainer.save_checkpoint(self.path)
         self._saved_step = trainer.global_step
@@ -99,9 +102,12 @@ class LastCheckpoint(Checkpoint):
 def keep_previous(path: Path) -> None:
     """Give a file the second name `previous.ckpt`: it keeps its first one until it is replaced."""
     draft = path.with_name(f".{PREVIOUS_CHECKPOINT}.draft")
-    draft.unlink(missing_ok=True)
-    os.link(path, draft)
-    os.replace(draft, path.with_name(PREVIOUS_CHECKPOINT))
+    try:
+        draft.unlink(missing_ok=True)
+        os.link(path, draft)
+        os.replace(draft, path.with_name(PREVIOUS_CHECKPOINT))
+    except OSError as error:  # There are file systems without links, and full ones.
+        log.warning("%s: the checkpoint before is not kept: %s", path, error.strerror or error)
 
 
 def is_within_step(trainer: Trainer) -> bool:
