@@ -42,11 +42,6 @@ from attention_zoo.tasks.training.callbacks.periodic_inspection import (
 from attention_zoo.tasks.training.callbacks.samples import Samples
 from attention_zoo.tasks.training.callbacks.throughput import History, Throughput
 from attention_zoo.tasks.training.checkpoint_files import WholeCheckpointIO
-from attention_zoo.tasks.training.checkpoints import (
-    check_resumable,
-    last_checkpoint,
-    read_checkpoint,
-)
 from attention_zoo.tasks.training.loggers.loggers import (
     create_loggers,
     finish_loggers,
@@ -56,7 +51,12 @@ from attention_zoo.tasks.training.loggers.loggers import (
 )
 from attention_zoo.tasks.training.manifest import collect_environment
 from attention_zoo.tasks.training.memory import peak_memory_bytes, reset_peak_memory
-from attention_zoo.tasks.training.resuming import check_same_data, check_same_training
+from attention_zoo.tasks.training.resuming import (
+    Resumed,
+    check_same_data,
+    checkpoint_to_resume,
+    describe_resumed,
+)
 from attention_zoo.tasks.training.task import Task, logged_metrics
 from attention_zoo.tasks.views.console import (
     print_config_tree,
@@ -79,22 +79,8 @@ class Training:
     matched: dict[str, Any] | None  # what `match` has made equal to the baseline
     console: Console
     folder: RunFolder
-    resumed: "Resumed | None" = None
+    resumed: Resumed | None = None
     loggers: list[Logger] = field(default_factory=list)
-
-
-@dataclass
-class Resumed:
-    """The checkpoint that a training goes on from."""
-
-    path: Path
-    checkpoint: dict[str, Any]
-    obeyed: list[str]  # options that differ from those in the checkpoint
-
-    @property
-    def step(self) -> int:
-        """Return the number of steps that it has been trained for."""
-        return self.checkpoint["global_step"]
 
 
 def run(config: dict[str, Any], invocation: Invocation) -> float | None:
@@ -184,40 +170,6 @@ def prepare(config: dict[str, Any], console: Console) -> Training:
 def save_config(config: dict[str, Any]) -> None:
     """Write the resolved config into the folder of the run."""
     RunFolder(config["paths"]["run"]).write_config(config)
-
-
-def checkpoint_to_resume(config: dict[str, Any], console: Console) -> Resumed | None:
-    """Return the checkpoint that `ckpt_path` names, if it fits this training; None if none.
-
-    Say which it is and what it does not decide. Raise UserError if the folder of the run holds a
-    run that would be overwritten.
-    """
-    folder = RunFolder(config["paths"]["run"])
-    if config["ckpt_path"] is None:
-        if folder.holds_run and not config["overwrite"] and rank_zero_only.rank == 0:  # type: ignore[attr-defined]
-            raise UserError(
-                f"{folder.path} holds a run already: go on with ckpt_path=last, replace it with "
-                "overwrite=true, or choose another hydra.run.dir."
-            )
-        return None
-    path = Path(config["ckpt_path"])
-    if config["ckpt_path"] == "last":
-        path = last_checkpoint(folder, Path(config["paths"]["logs"]), task_spec(config).name)
-    path = relative_to_cwd(path)
-    checkpoint = read_checkpoint(path)
-    check_resumable(path, checkpoint)
-    obeyed = check_same_training(path, checkpoint["attention_zoo"]["config"], config)
-    steps, limit = checkpoint["global_step"], config["trainer"]["max_steps"]
-    if 0 <= limit < steps:
-        raise UserError(
-            f"{path} has been trained for {steps} steps already; set trainer.max_steps to that or "
-            f"more, got {limit}."
-        )
-    end = " No step is left: its weights are scored." if steps == limit else ""
-    print_line(console, f"Going on from {path}, after step {steps}.{end}")
-    for line in obeyed:
-        print_line(console, f"  {line}")
-    return Resumed(path, checkpoint, obeyed)
 
 
 def fit_and_score(training: Training, trainer: Trainer, history: History) -> dict[str, Any]:
@@ -348,14 +300,6 @@ def reason_of_end(trainer: Trainer) -> str:
         return "max_time"
     stopped = [x for x in trainer.early_stopping_callbacks if x.stopped_epoch]
     return type(stopped[0]).__name__ if stopped else "a callback"
-
-
-def describe_resumed(resumed: Resumed | None) -> dict[str, Any]:
-    """Return what a run went on from, for `results.json`; nothing if it began anew."""
-    if resumed is None:
-        return {}
-    origin = {"ckpt_path": str(resumed.path), "step": resumed.step}
-    return {"resumed": origin | {"obeyed": resumed.obeyed}}
 
 
 def has_diverged(metrics: dict[str, Any]) -> bool:

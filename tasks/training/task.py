@@ -21,7 +21,7 @@ from attention_zoo.tasks.data.batches import IGNORE_INDEX
 from attention_zoo.tasks.data.tokenizers import Tokenizer, tokenizer_from_state
 from attention_zoo.tasks.training.metrics import BitsPerByte, Perplexity, TokenLoss
 from attention_zoo.tasks.training.ranks import gather, require_equal_ranks
-from attention_zoo.tasks.training.resuming import (
+from attention_zoo.tasks.training.restoring import (
     complete_progress,
     move_best_checkpoints,
     rank_state,
