@@ -1,6 +1,7 @@
 """Kill trainings by signal 9 at random moments, resume them, and compare them with one left alone.
 
-`python -m tests.cli.kills FOLDER task=language_modeling kills=20 seed=0 devices=1`
+`python -m tests.cli.kills FOLDER task=language_modeling kills=20 seed=0 devices=1`, and overrides
+of the training.
 """
 
 import json
@@ -100,9 +101,11 @@ def same(ours, theirs) -> bool:
     return ours == theirs
 
 
-def kill_and_compare(folder: Path, *, task: str, kills: int, seed: int, devices: int = 1) -> int:
+def kill_and_compare(
+    folder: Path, overrides: list[str], *, task: str, kills: int, seed: int, devices: int = 1
+) -> int:
     """Return how many of the killed trainings end as the one that was left alone."""
-    draw, options = random.Random(seed), TRAININGS[task]
+    draw, options = random.Random(seed), [*TRAININGS[task], *overrides]
     whole = folder / "whole"
     finish(start(options, whole, devices), whole)  # It prepares the data.
     shutil.rmtree(whole)
@@ -135,6 +138,7 @@ if __name__ == "__main__":
     os.chdir(place)
     os.environ |= {"ATTENTION_ZOO_CACHE": str(place / "cache"), "OMP_NUM_THREADS": "1"}
     numbers = {name: int(chosen[name]) for name in ("kills", "seed", "devices") if name in chosen}
-    total = kill_and_compare(place, task=chosen["task"], **numbers)
+    others = [f"{name}={value}" for name, value in chosen.items() if name not in ("task", *numbers)]
+    total = kill_and_compare(place, others, task=chosen["task"], **numbers)
     print(f"{total} of {numbers['kills']} identical")
     sys.exit(total != numbers["kills"])

@@ -14,7 +14,7 @@ from tests.cli.conftest import QUICK, ROOT
 
 pytestmark = pytest.mark.slow
 
-ENDLESS = [*QUICK, "logger=none", "trainer.max_steps=100000", "trainer.val_check_interval=100000"]
+ENDLESS = [*QUICK, "logger=none", "trainer.val_check_interval=100000", "trainer.max_steps=100000"]
 DDP = ["trainer=ddp"]
 
 
@@ -48,7 +48,7 @@ def test_sigterm_to_the_first_process_saves_before_the_first_validation(program,
     assert out.splitlines()[-1].startswith("Go on with: attention-zoo train")
     assert out.splitlines()[-1].endswith(last)
     more = [f"trainer.max_steps={steps + 1}", last]
-    program("train", *ENDLESS[:-2], *devices, "hydra.run.dir=run", *more)
+    program("train", *ENDLESS[:-1], *devices, "hydra.run.dir=run", *more)
 
 
 def test_a_signal_before_the_training_ends_it_in_a_line(program):
