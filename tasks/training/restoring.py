@@ -60,6 +60,8 @@ def complete_progress(loop: dict[str, Any]) -> None:
     if is_epoch_done:
         batches["is_last_batch"] = False
         set_counters(batches["current"], 0)
+        # An epoch may be less than the loader has: trainer.limit_train_batches.
+        loop["state_dict"].pop("combined_loader", None)
 
 
 def set_counters(counters: dict[str, int], value: int) -> None:
