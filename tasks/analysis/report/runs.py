@@ -132,6 +132,8 @@ def read_run(path: Path) -> Run:
             record.outcome, record.reason = "diverged", f"val/loss is {loss}"
         if results.get("ended") in [number.name for number in SIGNALS]:
             record.outcome = "waiting"
+        if cause := results.get("diverged"):
+            record.outcome, record.reason = "diverged", cause
     outcome, reason = str(record.outcome), record.reason
     if outcome == "trained" and not results:
         outcome, reason = "failed", f"it left no {RESULTS}"
