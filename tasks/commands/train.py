@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from lightning import Trainer, seed_everything
+from lightning.fabric.plugins.environments import SLURMEnvironment
 from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint, ProgressBar, Timer
 from lightning.pytorch.loggers import Logger
-from lightning.pytorch.plugins.environments import SLURMEnvironment
 from lightning.pytorch.utilities import rank_zero_only
 from rich.console import Console
 
@@ -108,8 +108,12 @@ def run(config: dict[str, Any], invocation: Invocation) -> float | None:
     if resumed is not None:
         check_same_data(resumed.path, resumed.checkpoint, training.data)
         training.resumed = resumed
-    origin = {} if resumed is None else {"resumed": resumed.path, "resumed_step": resumed.step}
-    training.loggers = create_loggers(config, job_type=invocation.command, **origin)
+    training.loggers = create_loggers(
+        config,
+        job_type=invocation.command,
+        resumed=None if resumed is None else resumed.path,
+        resumed_step=0 if resumed is None else resumed.step,
+    )
     code = 1
     try:
         trainer, history = create_trainer(config, training.loggers)
@@ -317,7 +321,8 @@ def reason_of_end(trainer: Trainer) -> str:
     if trainer.max_epochs is not None and 0 <= trainer.max_epochs <= trainer.current_epoch:
         return "max_epochs"
     timers = [x for x in trainer.callbacks if isinstance(x, Timer)]  # type: ignore[attr-defined]
-    if any(timer.time_remaining() is not None and timer.time_remaining() <= 0 for timer in timers):
+    remaining = [timer.time_remaining() for timer in timers]
+    if any(seconds is not None and seconds <= 0 for seconds in remaining):
         return "max_time"
     stopped = [x for x in trainer.early_stopping_callbacks if x.stopped_epoch]
     return type(stopped[0]).__name__ if stopped else "a callback"

@@ -15,11 +15,12 @@ from torch.optim.lr_scheduler import LambdaLR
 
 def rank_state(trainer: Trainer, running_sums: torch.Tensor) -> dict[str, Any]:
     """Return the random states of this rank, and its sums since losses were last logged."""
-    name, keys, *rest = np.random.get_state()
+    numpy_state: Any = np.random.get_state()
+    name, keys, *rest = numpy_state
     device = trainer.strategy.root_device
     return {
         "python": random.getstate(),
-        "numpy": (name, keys.tolist(), *rest),  # type: ignore[union-attr]
+        "numpy": (name, keys.tolist(), *rest),
         "torch": torch.get_rng_state(),
         "cuda": torch.cuda.get_rng_state(device) if device.type == "cuda" else None,
         "running_sums": running_sums.cpu().clone(),

@@ -90,7 +90,7 @@ def keep_logged_rows(logger: CSVLogger, step: int) -> None:
         rows = [{k: x for k, x in row.items() if x} for row in csv.DictReader(file)]
     rows = [row for row in rows if int(row["step"]) < step]  # Later steps are made again.
     with warnings.catch_warnings(action="ignore"):  # that it deletes them
-        logger.experiment.metrics = rows  # type: ignore[assignment]
+        logger.experiment.metrics = rows
     logger.save()
 
 
