@@ -67,9 +67,11 @@ def start(options: list[str], folder: Path, devices: int) -> int:
         os._exit(code)
 
 
-def wait_for_checkpoint(folder: Path) -> None:
+def wait_for_checkpoint(pid: int, folder: Path) -> None:
     """Wait until a training has written its first checkpoint."""
     while not (folder / "checkpoints" / "last.ckpt").exists():
+        ended, _ = os.waitpid(pid, os.WNOHANG)
+        assert not ended, folder.with_suffix(".log").read_text()[-2000:]
         time.sleep(0.005)
 
 
@@ -110,14 +112,14 @@ def kill_and_compare(
     finish(start(options, whole, devices), whole)  # It prepares the data.
     shutil.rmtree(whole)
     pid = start(options, whole, devices)
-    wait_for_checkpoint(whole)
+    wait_for_checkpoint(pid, whole)
     started = time.monotonic()
     finish(pid, whole)
     seconds, expected, count = time.monotonic() - started, final_state(whole), 0
     for number in range(kills):
         run = folder / f"run-{number}"
         pid = start(options, run, devices)
-        wait_for_checkpoint(run)
+        wait_for_checkpoint(pid, run)
         time.sleep(seconds * draw.uniform(0, 0.9))
         os.killpg(pid, signal.SIGKILL)
         os.waitpid(pid, 0)
