@@ -58,17 +58,19 @@ def checkpoint_to_resume(config: dict[str, Any], console: Console) -> Resumed | 
     Say which it is and what it does not decide. Raise UserError if the folder of the run holds a
     run that would be overwritten.
     """
-    folder = RunFolder(config["paths"]["run"])
-    if config["ckpt_path"] is None:
-        if folder.holds_run and not config["overwrite"] and rank_zero_only.rank == 0:  # type: ignore[attr-defined]
-            raise UserError(
-                f"{folder.path} holds a run already: go on with ckpt_path=last, replace it with "
-                "overwrite=true, or choose another hydra.run.dir."
-            )
-        return None
-    path = Path(config["ckpt_path"])
-    if config["ckpt_path"] == "last":
+    folder, named = RunFolder(Path(config["paths"]["run"]).resolve()), config["ckpt_path"]
+    is_first = rank_zero_only.rank == 0  # type: ignore[attr-defined]
+    path = None if named is None else Path(named)
+    if named == "last":
         path = last_checkpoint(folder, Path(config["paths"]["logs"]), task_spec(config).name)
+    is_own = path is not None and RunFolder.of_checkpoint(path).path.resolve() == folder.path
+    if folder.holds_run and not is_own and not config["overwrite"] and is_first:
+        raise UserError(
+            f"{relative_to_cwd(folder.path)} holds a run already: go on with ckpt_path=last, replace it with "
+            "overwrite=true, or choose another hydra.run.dir."
+        )
+    if path is None:
+        return None
     path = relative_to_cwd(path)
     checkpoint = read_checkpoint(path)
     check_resumable(path, checkpoint)

@@ -360,6 +360,10 @@ def test_going_on(train, tmp_path, capsys):
     assert (results["ended"], results["steps"]) == ("max_steps", 2) and "resumed" not in results
     longer = [*quick, "trainer.max_steps=4"]
     assert "holds a run already" in refusal(train, capsys, *longer)
+    (other := tmp_path / "other").mkdir()
+    shutil.copy(run / "checkpoints" / "last.ckpt", other)
+    elsewhere = f"ckpt_path={other / 'last.ckpt'}"
+    assert "b holds a run already" in refusal(train, capsys, *longer, elsewhere)
     last = [*longer, "ckpt_path=last"]
     assert "seed=1, got seed=7" in refusal(train, capsys, *last, "seed=7")
     line = refusal(train, capsys, *last, "optimizer.lr=1e-5")
