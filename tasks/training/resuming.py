@@ -66,8 +66,8 @@ def checkpoint_to_resume(config: dict[str, Any], console: Console) -> Resumed | 
     is_own = path is not None and RunFolder.of_checkpoint(path).path.resolve() == folder.path
     if folder.holds_run and not is_own and not config["overwrite"] and is_first:
         raise UserError(
-            f"{relative_to_cwd(folder.path)} holds a run already: go on with ckpt_path=last, replace it with "
-            "overwrite=true, or choose another hydra.run.dir."
+            f"{relative_to_cwd(folder.path)} holds a run already: go on with ckpt_path=last, "
+            "replace it with overwrite=true, or choose another hydra.run.dir."
         )
     if path is None:
         return None
@@ -75,13 +75,16 @@ def checkpoint_to_resume(config: dict[str, Any], console: Console) -> Resumed | 
     checkpoint = read_checkpoint(path)
     check_resumable(path, checkpoint)
     obeyed = check_same_training(path, checkpoint["attention_zoo"]["config"], config)
-    steps, limit = checkpoint["global_step"], config["trainer"]["max_steps"]
-    if 0 <= limit < steps:
-        raise UserError(
-            f"{path} has been trained for {steps} steps already; set trainer.max_steps to that or "
-            f"more, got {limit}."
-        )
-    end = " No step is left: its weights are scored." if steps == limit else ""
+    is_done, steps = False, checkpoint["global_step"]
+    for unit, done in (("steps", steps), ("epochs", checkpoint["epoch"])):
+        limit = config["trainer"][f"max_{unit}"]
+        if limit is not None and 0 <= limit < done:
+            raise UserError(
+                f"{path} has been trained for {done} {unit} already; set trainer.max_{unit} to "
+                f"that or more, got {limit}."
+            )
+        is_done |= limit == done
+    end = " No step is left: its weights are scored." if is_done else ""
     print_line(console, f"Going on from {path}, after step {steps}.{end}")
     for line in obeyed:
         print_line(console, f"  {line}")
