@@ -13,7 +13,7 @@ from tests.cli.conftest import QUICK, ROOT
 
 pytestmark = pytest.mark.slow
 
-ENDLESS = [*QUICK, "logger=none", "callbacks.progress.line_seconds=0.1"]
+ENDLESS = [*QUICK, "logger=none", "+callbacks.progress.line_seconds=0.1"]
 ENDLESS += ["trainer.val_check_interval=100000", "trainer.max_steps=100000"]
 DDP = ["trainer=ddp"]
 
