@@ -20,6 +20,7 @@ JOB_LOG = "job.log"
 CHECKPOINTS = "checkpoints"
 BEST_CHECKPOINT = "best.ckpt"
 LAST_CHECKPOINT = "last.ckpt"
+PREVIOUS_CHECKPOINT = "previous.ckpt"
 AVERAGED_CHECKPOINT = "averaged.ckpt"
 
 Outcome = Literal["waiting", "trained", "refused", "diverged", "failed", "killed", "not run"]
@@ -76,6 +77,11 @@ class RunFolder:
         """Return the folder of the run that wrote a checkpoint."""
         folder = Path(checkpoint).parent
         return cls(folder.parent if folder.name == CHECKPOINTS else folder)
+
+    @property
+    def holds_run(self) -> bool:
+        """Return whether a training has left its state or its results here."""
+        return self.last_checkpoint.exists() or self.results_file.exists()
 
     def outputs_file(self, split: str = "test") -> Path:
         """Return the path of what the model wrote for a split."""

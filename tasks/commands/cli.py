@@ -18,7 +18,8 @@ from attention_zoo.tasks.commands.help import (
     print_composed_help,
     program_help,
 )
-from attention_zoo.tasks.exit_codes import INTERRUPTED, exit_code
+from attention_zoo.tasks.exit_codes import exit_code
+from attention_zoo.tasks.interruption import INTERRUPTION, Interrupted, interruptible
 from attention_zoo.tasks.sweeps.jobs import record_outcome
 
 
@@ -26,15 +27,23 @@ def main() -> None:
     """Run the command that the arguments of the program name."""
     command, arguments = (sys.argv[1] if len(sys.argv) > 1 else "--help"), sys.argv[2:]
     try:
-        with record_outcome():
+        with interruptible(), record_outcome():
             run_command(command, arguments)
     except UserError as error:
-        if os.environ.get("LOCAL_RANK", "0") == "0":  # once for all processes of the run
+        if is_first_process():
             kind = "refused" if isinstance(error, Unsupported) else "error"
             print(f"{kind}: {error}", file=sys.stderr)
         sys.exit(exit_code(error))
-    except KeyboardInterrupt:
-        sys.exit(INTERRUPTED)
+    except Interrupted as error:
+        if is_first_process() and not INTERRUPTION.received:  # which was said already
+            print(f"stopped by {error}", file=sys.stderr)
+        # Lightning kills the first process when another ends with a code.
+        sys.exit(exit_code(error) if is_first_process() else 0)
+
+
+def is_first_process() -> bool:
+    """Return whether this process speaks for all processes of the run."""
+    return os.environ.get("LOCAL_RANK", "0") == "0"
 
 
 def run_command(command: str, arguments: list[str]) -> None:

@@ -2,13 +2,17 @@
 
 import math
 import shlex
+import signal
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from lightning import Trainer, seed_everything
-from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint, ProgressBar
+from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
+from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint, ProgressBar, Timer
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
 from rich.console import Console
@@ -25,15 +29,19 @@ from attention_zoo.tasks.configuration.resolved_config import (
     with_choice_names,
 )
 from attention_zoo.tasks.configuration.validation import validate
-from attention_zoo.tasks.exit_codes import INTERRUPTED
+from attention_zoo.tasks.exit_codes import exit_code
+from attention_zoo.tasks.interruption import Interrupted
 from attention_zoo.tasks.run_folder import RunFolder, relative_to_cwd
 from attention_zoo.tasks.sweeps.matching import check_match, match_baseline
 from attention_zoo.tasks.task_spec import task_spec
 from attention_zoo.tasks.training.callbacks.averaging import CheckpointAveraging
-from attention_zoo.tasks.training.callbacks.periodic_inspection import InspectionCallback
+from attention_zoo.tasks.training.callbacks.periodic_inspection import (
+    SHARDING_STRATEGIES,
+    InspectionCallback,
+)
 from attention_zoo.tasks.training.callbacks.samples import Samples
 from attention_zoo.tasks.training.callbacks.throughput import History, Throughput
-from attention_zoo.tasks.training.checkpoints import last_checkpoint, read_checkpoint
+from attention_zoo.tasks.training.checkpoint_files import WholeCheckpointIO
 from attention_zoo.tasks.training.fine_tuning import InitialWeights, freeze_parameters
 from attention_zoo.tasks.training.loggers.loggers import (
     create_loggers,
@@ -44,6 +52,12 @@ from attention_zoo.tasks.training.loggers.loggers import (
 )
 from attention_zoo.tasks.training.manifest import collect_environment
 from attention_zoo.tasks.training.memory import peak_memory_bytes, reset_peak_memory
+from attention_zoo.tasks.training.resuming import (
+    Resumed,
+    check_same_data,
+    checkpoint_to_resume,
+    describe_resumed,
+)
 from attention_zoo.tasks.training.task import Task, logged_metrics
 from attention_zoo.tasks.views.console import (
     print_config_tree,
@@ -68,6 +82,7 @@ class Training:
     frozen: list[str]  # the names of the parameters that are not trained
     console: Console
     folder: RunFolder
+    resumed: Resumed | None = None
     loggers: list[Logger] = field(default_factory=list)
 
 
@@ -85,25 +100,42 @@ def run(config: dict[str, Any], invocation: Invocation) -> float | None:
     console = Console(quiet=rank_zero_only.rank != 0)  # type: ignore[attr-defined]
     if invocation.inferred_task:
         print_line(console, f"data={config['choices']['data']}: {invocation.inferred_task}")
+    resumed = checkpoint_to_resume(config, console)
     initial = None
     if invocation.checkpoint is not None:
         initial = InitialWeights(config, invocation.checkpoint)
     training = prepare(config, console, initial)
-    resumed = checkpoint_to_resume(config)
-    training.loggers = create_loggers(config, job_type=invocation.command, resumed=resumed)
-    exit_code = 1
+    if resumed is not None:
+        check_same_data(resumed.path, resumed.checkpoint, training.data)
+        training.resumed = resumed
+    training.loggers = create_loggers(
+        config,
+        job_type=invocation.command,
+        resumed=None if resumed is None else resumed.path,
+        resumed_step=0 if resumed is None else resumed.step,
+    )
+    code = 1
     try:
-        metrics = fit_and_score(training, resumed)
-        exit_code = 0
-    except KeyboardInterrupt:
-        exit_code = INTERRUPTED
+        trainer, history = create_trainer(config, training.loggers)
+        with no_orphans(trainer):
+            metrics = fit_and_score(training, trainer, history)
+        code = 0
+    except Interrupted as error:
+        code = exit_code(error)
         last = training.folder.last_checkpoint
         if last.exists():
-            print_line(console, f"Interrupted. Go on with ckpt_path={last}")
+            print_line(console, f"Go on with: {command_to_go_on(invocation, last)}")
         raise
     finally:
-        finish_loggers(training.loggers, exit_code)
+        finish_loggers(training.loggers, code)
     return metrics.get("val/loss")
+
+
+def command_to_go_on(invocation: Invocation, checkpoint: Path) -> str:
+    """Return the command that goes on from a checkpoint with the overrides of this one."""
+    replaced = ("ckpt_path=", "overwrite=")
+    overrides = [x for x in invocation.overrides if not x.lstrip("+").startswith(replaced)]
+    return shlex.join(["attention-zoo", "train", *overrides, f"ckpt_path={checkpoint}"])
 
 
 def prepare(config: dict[str, Any], console: Console, initial: InitialWeights | None) -> Training:
@@ -161,52 +193,29 @@ def save_config(config: dict[str, Any]) -> None:
     RunFolder(config["paths"]["run"]).write_config(config)
 
 
-def checkpoint_to_resume(config: dict[str, Any]) -> Path | None:
-    """Return the checkpoint that `ckpt_path` names, if it fits this training; None if none."""
-    if config["ckpt_path"] is None:
-        return None
-    path, spec = Path(config["ckpt_path"]), task_spec(config)
-    if config["ckpt_path"] == "last":
-        path = last_checkpoint(Path(config["paths"]["logs"]), spec.name)
-    checkpoint = read_checkpoint(path)
-    stored = checkpoint["attention_zoo"]["config"]
-    for group in ("task", "model", "attention", *spec.attention_roles, "position", "tokenizer"):
-        if stored.get(group) != config.get(group):
-            raise UserError(
-                f"{path} was trained with {group}={stored.get(group)}, which is not what is "
-                f"composed now. Resume with the overrides it was started with."
-            )
-    steps, limit = checkpoint["global_step"], config["trainer"]["max_steps"]
-    if 0 <= limit < steps:
-        raise UserError(
-            f"{path} has been trained for {steps} steps already; set trainer.max_steps to that or "
-            f"more, got {limit}."
-        )
-    return path
-
-
-def fit_and_score(training: Training, resumed: Path | None) -> dict[str, Any]:
+def fit_and_score(training: Training, trainer: Trainer, history: History) -> dict[str, Any]:
     """Train, score the best weights, and write and print the results."""
     config, task, data = training.config, training.task, training.data
     counts = parameter_counts(task.model)
     for logger in training.loggers:
         logger.log_hyperparams(flat_hyperparameters(with_choice_names(config)) | counts)
     log_artifact(training.loggers, "config", training.folder.config_file)
-    trainer, history = create_trainer(config, training.loggers)
     reset_peak_memory(trainer.strategy.root_device)
     started = time.perf_counter()
+    resumed = None if training.resumed is None else training.resumed.path
     try:
         trainer.fit(task, datamodule=data, ckpt_path=resumed, weights_only=True)
-    except TrainingDiverged as error:
-        manifest = describe_fit(training, trainer, history, time.perf_counter() - started)
+    except (Interrupted, TrainingDiverged) as error:
+        cause = {"diverged": error.cause} if isinstance(error, TrainingDiverged) else {}
+        end = "divergence" if cause else str(error)
+        manifest = describe_fit(training, trainer, history, time.perf_counter() - started, end)
         if trainer.is_global_zero:
-            training.folder.write_results({}, counts | manifest | {"diverged": error.cause})
+            training.folder.write_results({}, counts | training.costs | manifest | cause)
         raise
-    except SystemExit:  # Lightning makes this of Ctrl-C.
-        raise KeyboardInterrupt from None
     seconds = time.perf_counter() - started
     # Scoring loads a checkpoint, and with it the state that the callbacks had then.
-    manifest = counts | training.costs | describe_fit(training, trainer, history, seconds)
+    end = reason_of_end(trainer)
+    manifest = counts | training.costs | describe_fit(training, trainer, history, seconds, end)
     val_losses = [value for _, _, value in history.points["val/loss"]]
     checkpoint = checkpoint_to_score(trainer)
     metrics = score(trainer, task, data, checkpoint, test=config["test"])
@@ -244,17 +253,39 @@ def create_trainer(config: dict[str, Any], loggers: list[Logger]) -> tuple[Train
         options,
         logger=loggers,
         callbacks=[*callbacks, history],
+        plugins=[*(options.get("plugins") or []), *slurm_plugins()],
         default_root_dir=config["paths"]["run"],
         enable_progress_bar=any(isinstance(x, ProgressBar) for x in callbacks),
         enable_checkpointing=any(isinstance(x, Checkpoint) for x in callbacks),
     )
+    if not isinstance(trainer.strategy, SHARDING_STRATEGIES):  # They write files of their own.
+        trainer.strategy.checkpoint_io = WholeCheckpointIO()
     return trainer, history
 
 
+def slurm_plugins() -> list[Any]:
+    """Return what leaves the signals of SLURM to this program.
+
+    Lightning would save in the middle of a step, and requeue a job that trains from the start.
+    """
+    return [SLURMEnvironment(auto_requeue=False)] if SLURMEnvironment.detect() else []
+
+
+@contextmanager
+def no_orphans(trainer: Trainer) -> Iterator[None]:
+    """End the processes that the Trainer has started where a signal ends this one."""
+    try:
+        yield
+    except Interrupted:
+        if launcher := trainer.strategy.launcher:
+            launcher.kill(signal.SIGKILL)  # They may wait for this one.
+        raise
+
+
 def describe_fit(
-    training: Training, trainer: Trainer, history: History, seconds: float
+    training: Training, trainer: Trainer, history: History, seconds: float, end: str
 ) -> dict[str, Any]:
-    """Return how the weights were obtained, for `results.json`.
+    """Return how the weights were obtained, for `results.json`; `end` is what ended the training.
 
     The seconds of a resumed run are those of this process; tokens and curves are of the whole run.
     """
@@ -267,6 +298,8 @@ def describe_fit(
         "seconds": round(seconds, 3),
         "inspection_seconds": round(inspection, 3),
         "peak_memory_bytes": peak_memory_bytes(trainer),
+        "ended": end,
+        "steps": trainer.global_step,
         "seed": training.config["seed"],
         "data": training.data.report,
         "data_hash": training.data.fingerprint,
@@ -277,8 +310,23 @@ def describe_fit(
         **({} if training.initial is None else {"init_from": training.initial.record()}),
         **({"frozen": training.frozen} if training.frozen else {}),
         **({"non_finite_steps": n} if (n := training.task.non_finite_steps) else {}),
+        **describe_resumed(training.resumed),
         "history": history.loss_curves(),
     }
+
+
+def reason_of_end(trainer: Trainer) -> str:
+    """Return what ended a training: the name of an option of the Trainer, or a callback's."""
+    if 0 <= trainer.max_steps <= trainer.global_step:
+        return "max_steps"
+    if trainer.max_epochs is not None and 0 <= trainer.max_epochs <= trainer.current_epoch:
+        return "max_epochs"
+    timers = [x for x in trainer.callbacks if isinstance(x, Timer)]  # type: ignore[attr-defined]
+    remaining = [timer.time_remaining() for timer in timers]
+    if any(seconds is not None and seconds <= 0 for seconds in remaining):
+        return "max_time"
+    stopped = [x for x in trainer.early_stopping_callbacks if x.stopped_epoch]
+    return type(stopped[0]).__name__ if stopped else "a callback"
 
 
 def has_diverged(metrics: dict[str, Any]) -> bool:
@@ -293,7 +341,8 @@ def checkpoint_to_score(trainer: Trainer) -> Path | None:
             return callback.path
     best = trainer.checkpoint_callback
     path = best.best_model_path if isinstance(best, ModelCheckpoint) else ""
-    return Path(path) if path else None
+    # A full disk may have kept it from being written.
+    return Path(path) if path and Path(path).exists() else None
 
 
 def score(
@@ -323,7 +372,7 @@ def print_outcome(
     """Print samples, metrics, paths and the next commands; draw and log what `lengths` found."""
     console, folder, step = training.console, training.folder, trainer.global_step
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
-        if isinstance(callback, Samples):
+        if isinstance(callback, Samples) and callback.rows:  # none where no step was left
             print_samples(console, callback.columns, callback.rows)
     paths = {"run": folder.path, "figures": folder.figures}
     commands = []

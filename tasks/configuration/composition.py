@@ -32,7 +32,7 @@ from attention_zoo.tasks.sweeps.search import TrialsSweeper
 TRAINING_GROUPS = ("callbacks", "debug", "experiment", "hparams_search", "logger")
 TRAINING_OPTIONS = (
     *(*TRAINING_GROUPS, "lengths", "stride", "match", "baseline", "seeds"),
-    *("init_from", "strict", "freeze"),
+    *("init_from", "strict", "freeze", "ckpt_override", "overwrite"),
 )
 # What a fine-tuning takes from its checkpoint, besides the attention of single roles.
 MODEL_GROUPS = ("task", "model", "attention", "position", "tokenizer")

@@ -37,7 +37,14 @@ class ResumableLoader(DataLoader[Any]):
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
         self.yielded_batches = self.sampler.skip_batches
-        for batch in super().__iter__():
+        # torch draws a seed for workers from the random state that dropout has: at every pass, but
+        # persistent workers at their first pass only. Every pass shall move the state alike, and a
+        # resumed pass not at all, as it has done so before.
+        with torch.random.fork_rng(devices=[]):
+            batches = super().__iter__()
+        if self.yielded_batches == 0:
+            torch.empty((), dtype=torch.int64).random_()
+        for batch in batches:
             self.yielded_batches += 1
             yield batch
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 
 from attention_zoo.errors import TrainingDiverged, Unsupported, UserError
 from attention_zoo.tasks.exit_codes import exit_code
+from attention_zoo.tasks.interruption import Interrupted
 from attention_zoo.tasks.run_folder import JobRecord, Outcome, RunFolder
 
 # The environment variable by which a launcher names the folder of the job to its process.
@@ -85,6 +86,8 @@ class Job:
         checkpoint = self.folder.last_checkpoint
         if checkpoint.exists():
             run_overrides.append(f"ckpt_path='{checkpoint.absolute()}'")
+        else:
+            run_overrides.append("overwrite=true")  # what an attempt without a result has left
         return [*command, *self.overrides, *run_overrides]
 
     def write_log(self, live: bool) -> None:
@@ -129,7 +132,7 @@ def record_outcome() -> Iterator[None]:
     """Record how the code in the context ends, if this process runs a job of a sweep."""
     try:
         yield
-    except (Exception, KeyboardInterrupt) as error:
+    except (Exception, Interrupted) as error:
         write_outcome(error)
         raise
     write_outcome(None)
@@ -156,6 +159,6 @@ def outcome_of_error(error: BaseException | None) -> tuple[Outcome, str]:
         return "diverged", error.cause
     if isinstance(error, UserError):
         return "refused" if isinstance(error, Unsupported) else "failed", str(error)
-    if isinstance(error, KeyboardInterrupt):
-        return "failed", "interrupted"
+    if isinstance(error, Interrupted):
+        return "failed", f"interrupted ({error})"
     return "failed", traceback.format_exception_only(error)[0].strip()

@@ -36,7 +36,7 @@ from attention_zoo.tasks.views.console import print_line
 from attention_zoo.tasks.views.tables import print_table
 
 # Options that may differ when a job is run again: they do not change what it trains.
-LAUNCH_OPTIONS = ("hydra", "paths", "logger", "ckpt_path", "jobs", "fail_fast")
+LAUNCH_OPTIONS = ("hydra", "paths", "logger", "ckpt_path", "overwrite", "jobs", "fail_fast")
 
 
 class ProcessesLauncher(Launcher):

@@ -2,15 +2,14 @@
 
 import os
 import signal
-import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from functools import cached_property
 from itertools import chain
 
 from rich.console import Console
 
+from attention_zoo.tasks.interruption import interruptible
 from attention_zoo.tasks.sweeps.jobs import Job
 from attention_zoo.tasks.views.console import print_line
 from attention_zoo.tasks.views.tables import Table
@@ -96,7 +95,7 @@ def run_jobs(
     """
     running: list[Job] = []
     waiting = next(jobs, None)
-    with sigterm_as_interrupt():
+    with interruptible():
         try:
             while waiting or running:
                 if waiting and (devices := pool.acquire(waiting)) is not None:
@@ -126,30 +125,19 @@ def stop_jobs(running: list[Job], console: Console) -> None:
     """Stop jobs as Ctrl-C does, so that they save their state; then with SIGTERM and SIGKILL."""
     if running:
         print_line(console, f"stopping {len(running)} running jobs")
-    for number, grace in zip((signal.SIGINT, signal.SIGTERM), GRACE_SECONDS, strict=True):
-        for job in running:
-            job.send_signal(number)
-        deadline = time.monotonic() + grace
-        while running and time.monotonic() < deadline:
-            running[:] = [job for job in running if not job.poll()]
-            time.sleep(0.05)
-    for job in running:
-        job.send_signal(signal.SIGKILL)
-        job.process.wait()
-        job.poll()
-
-
-@contextmanager
-def sigterm_as_interrupt() -> Iterator[None]:
-    """Raise KeyboardInterrupt at SIGTERM, which would otherwise leave the jobs running."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    previous = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, previous)
+        for number, grace in zip((signal.SIGINT, signal.SIGTERM), GRACE_SECONDS, strict=True):
+            for job in running:
+                job.send_signal(number)
+            deadline = time.monotonic() + grace
+            while running and time.monotonic() < deadline:
+                running[:] = [job for job in running if not job.poll()]
+                time.sleep(0.05)
+    finally:  # Another signal does not wait.
+        for job in running:
+            job.send_signal(signal.SIGKILL)
+            job.process.wait()
+            job.poll()
 
 
 def print_job_outcome(job: Job, console: Console) -> None:

@@ -2,12 +2,19 @@
 
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile, ZipFile
 
 import torch
 
 from attention_zoo.errors import BadInput, UserError
 from attention_zoo.tasks.configuration.renamed_options import upgrade_checkpoint
-from attention_zoo.tasks.run_folder import BEST_CHECKPOINT, CHECKPOINTS, LAST_CHECKPOINT
+from attention_zoo.tasks.run_folder import (
+    BEST_CHECKPOINT,
+    CHECKPOINTS,
+    LAST_CHECKPOINT,
+    PREVIOUS_CHECKPOINT,
+    RunFolder,
+)
 from attention_zoo.tasks.task_spec import TaskSpec, task_spec
 
 
@@ -24,18 +31,44 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     if not path.exists():
         raise BadInput(f"There is no checkpoint {path}. Training writes them to checkpoints/.")
     try:
+        # torch does not look at the checksums that it writes.
+        with ZipFile(path) as archive:
+            if damaged := archive.testzip():
+                raise BadZipFile(f"{damaged} has another checksum")
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
-        reason = str(error).split("\n")[0]
-        raise BadInput(f"{path} cannot be read as a checkpoint: {reason}") from None
+        reason = str(error).split("\n")[0].rstrip(".")
+        previous = path.with_name(PREVIOUS_CHECKPOINT)
+        is_last = path.name == LAST_CHECKPOINT and previous.exists()
+        remedy = f" Use the one before it: ckpt_path={previous}" if is_last else ""
+        raise BadInput(f"{path} cannot be read as a checkpoint: {reason}.{remedy}") from None
     if not isinstance(checkpoint, dict) or "attention_zoo" not in checkpoint:
         raise BadInput(f"{path} is no checkpoint of attention-zoo: it has no config inside.")
     upgrade_checkpoint(checkpoint)
     return checkpoint
 
 
-def last_checkpoint(logs: Path, task: str) -> Path:
-    """Return the last.ckpt that was written latest in the runs of a task, or raise UserError."""
+def check_resumable(path: Path, checkpoint: dict[str, Any]) -> None:
+    """Raise UserError for a checkpoint that a training cannot go on from."""
+    if "optimizer_states" not in checkpoint:
+        raise UserError(
+            f"{path} holds weights only, without the state of the optimizer: a training goes on "
+            f"from {LAST_CHECKPOINT}."
+        )
+    if checkpoint["attention_zoo"].get("within_step"):
+        raise UserError(
+            f"{path} was written between the batches of one step (trainer.accumulate_grad_batches),"
+            f" whose gradients it lacks: a training goes on from {LAST_CHECKPOINT}."
+        )
+
+
+def last_checkpoint(run: RunFolder, logs: Path, task: str) -> Path:
+    """Return the last.ckpt of a run or, if it has none, of the task's run that wrote latest.
+
+    Raise UserError if there is none.
+    """
+    if run.last_checkpoint.exists():
+        return run.last_checkpoint
     path = newest_checkpoint(logs, task, LAST_CHECKPOINT)
     if path is None:
         raise UserError(f"ckpt_path=last: there is no checkpoint under {logs / task / 'runs'} yet.")

@@ -42,10 +42,16 @@ def require_equal_ranks(trainer: Trainer, config: dict[str, Any]) -> None:
         )
 
 
+def gather(trainer: Trainer, value: Any) -> list[Any]:
+    """Return the values of all ranks, on every rank."""
+    if trainer.world_size == 1:
+        return [value]
+    values: list[Any] = [None] * trainer.world_size
+    torch.distributed.all_gather_object(values, value)
+    return values
+
+
 def gather_outputs(trainer: Trainer, outputs: dict[int, str]) -> dict[int, str]:
     """Return the outputs of all ranks, on every rank."""
-    if trainer.world_size == 1:
-        return outputs
-    parts: list[Any] = [None] * trainer.world_size
-    torch.distributed.all_gather_object(parts, outputs)
+    parts = gather(trainer, outputs)
     return {index: output for part in parts for index, output in part.items()}

@@ -30,7 +30,15 @@ from attention_zoo.tasks.training.non_finite import (
     RESPONSES,
     explain_non_finite,
 )
-from attention_zoo.tasks.training.ranks import require_equal_ranks
+from attention_zoo.tasks.training.ranks import gather, require_equal_ranks
+from attention_zoo.tasks.training.restoring import (
+    complete_progress,
+    move_best_checkpoints,
+    rank_state,
+    restore_position,
+    restore_rank_state,
+    set_composed_rates,
+)
 from attention_zoo.tasks.views.attention_record import AttentionRecord
 from attention_zoo.zoo import unknown_name_message
 
@@ -115,6 +123,9 @@ class Task(LightningModule):
         self.non_finite_in_a_row = 0
         # Generated text of the last scored split, by line number; empty if no text is scored.
         self.outputs: dict[int, str] = {}
+        # Of a checkpoint to resume from, by rank; None if there is none.
+        self.rank_states: list[dict[str, Any]] | None = None
+        self.composed_groups: list[dict[str, Any]] = []
 
     @classmethod
     def load_from_checkpoint(
@@ -199,6 +210,8 @@ class Task(LightningModule):
         optimizer = self.optimizer_factory(self.model)
         steps = self.trainer.estimated_stepping_batches
         schedule = self.schedule_factory(optimizer, total_steps=steps)
+        options = [{**group} for group in optimizer.param_groups]
+        self.composed_groups = [{k: x for k, x in y.items() if k != "params"} for y in options]
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def training_step(self, batch: Any, _: int) -> Tensor:
@@ -298,6 +311,26 @@ class Task(LightningModule):
         """Return the sum of a tensor over all ranks."""
         return self.trainer.strategy.reduce(tensor.clone(), reduce_op="sum")
 
+    def on_train_start(self) -> None:
+        """Restore what Lightning does not, in a training that goes on."""
+        states, self.rank_states = self.rank_states, None
+        if states is None:
+            return
+        restore_position(self.trainer)
+        # With another number of ranks the data have their order, and dropout starts anew.
+        if len(states) == self.trainer.world_size:
+            restore_rank_state(states[self.global_rank], self.trainer, self.running_sums)
+        override = self.config.get("ckpt_override", [])
+        obeys_optimizer = any(name.partition(".")[0] == "optimizer" for name in override)
+        set_composed_rates(self.trainer, self.composed_groups if obeys_optimizer else None)
+
+    def on_train_batch_start(self, *_: Any) -> None:
+        """Let loggers number the steps by the optimizer's, which they have to count themselves.
+
+        Where a run goes on past the end that it had, Lightning has not counted the last one.
+        """
+        self.trainer.fit_loop.epoch_loop._batches_that_stepped = self.trainer.global_step
+
     def on_train_batch_end(self, *_: Any) -> None:
         """End the run with a validation, whatever its length."""
         if self.trainer.global_step >= self.trainer.estimated_stepping_batches:
@@ -340,11 +373,15 @@ class Task(LightningModule):
         self.log(name, metric, add_dataloader_idx=False, metric_attribute=f"metrics.{name}")
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add what is needed to use the model: the config and the tokenizer."""
+        """Add what is needed to use the model, the config and the tokenizer, and to go on."""
+        data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
         checkpoint["attention_zoo"] = {
             "version": version("attention-zoo"),
             "config": self.config,
             "tokenizer": self.tokenizer.state(),
+            "data_fingerprint": getattr(data, "fingerprint", None),
+            "within_step": bool(self.step_tokens),
+            "rank_states": gather(self.trainer, rank_state(self.trainer, self.running_sums)),
             "non_finite_steps": self.non_finite_steps,
         }
 
@@ -352,6 +389,10 @@ class Task(LightningModule):
         """Translate a checkpoint of version 0.1 that Lightning has read, to resume from it."""
         upgrade_checkpoint(checkpoint)
         self.non_finite_steps = checkpoint["attention_zoo"].get("non_finite_steps", 0)
+        if self._trainer is not None and self.trainer.state.fn == "fit":
+            self.rank_states = checkpoint["attention_zoo"].get("rank_states", [])
+            complete_progress(checkpoint["loops"]["fit_loop"])
+            move_best_checkpoints(self.trainer, checkpoint)
 
 
 def token_losses(logits: Tensor, targets: Tensor) -> Tensor:

@@ -32,6 +32,7 @@ def print_run_summary(
     facts = (
         f"{manifest['parameters']:,} parameters",
         f"{manifest['tokens_seen']:,} tokens seen",
+        f"{manifest['steps']:,} steps, ended by {manifest['ended']}",
         f"{minutes} min {seconds} s" if minutes else f"{seconds} s",
         f"seed {manifest['seed']}",
         str(manifest["precision"]),

@@ -71,7 +71,7 @@ def test_ctrl_c_leaves_a_checkpoint_that_resumes(program):
     finally:
         process.kill()
     assert process.returncode == 130
-    assert err.strip() == "Stopping after this step; Ctrl-C again stops at once."
+    assert err.strip() == "SIGINT: stopping after this step; a second signal stops at once."
     (run,) = program.runs()
     steps = last_of(run)["global_step"]
     assert 0 < steps < 5000

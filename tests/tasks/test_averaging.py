@@ -37,7 +37,7 @@ def test_the_last_checkpoint_is_the_last_even_where_nothing_improves(tmp_path):
     steps = {
         path.name: torch.load(path, weights_only=True)["global_step"] for path in tmp_path.iterdir()
     }
-    assert steps == {"best.ckpt": 4, "last.ckpt": 12}
+    assert steps == {"best.ckpt": 4, "previous.ckpt": 8, "last.ckpt": 12}
 
 
 @pytest.mark.parametrize("last", [2, 3, 9])

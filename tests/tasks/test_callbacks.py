@@ -128,9 +128,9 @@ def test_callback_configurations_run(choice, tmp_path, loggers):
     fit(*callbacks.values(), **run)
     expected = {
         "none": set(),
-        "minimal": {"best.ckpt", "last.ckpt"},
-        "default": {"best.ckpt", "last.ckpt"},
-        "averaged": {"best.ckpt", "last.ckpt", "averaged.ckpt"},
+        "minimal": {"best.ckpt", "last.ckpt", "previous.ckpt"},
+        "default": {"best.ckpt", "last.ckpt", "previous.ckpt"},
+        "averaged": {"best.ckpt", "last.ckpt", "previous.ckpt", "averaged.ckpt"},
     }
     assert {path.name for path in tmp_path.glob("checkpoints/*")} == expected[choice]
     assert (tmp_path / "figures").exists() == (choice in {"default", "averaged"})

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from attention_zoo.errors import BadInput, UserError
+from attention_zoo.tasks.run_folder import RunFolder
 from attention_zoo.tasks.task_spec import TRANSLATION
 from attention_zoo.tasks.training.checkpoints import (
     last_checkpoint,
@@ -35,13 +36,13 @@ def test_what_is_no_checkpoint_is_refused(tmp_path):
 def test_the_newest_is_the_one_written_last(tmp_path):
     assert newest_checkpoint(tmp_path, "translation", "last.ckpt") is None
     with pytest.raises(UserError, match="no checkpoint under"):
-        last_checkpoint(tmp_path, "translation")
+        last_checkpoint(RunFolder(tmp_path), tmp_path, "translation")
     paths = [tmp_path / "translation" / "runs" / n / "checkpoints" / "last.ckpt" for n in "ab"]
     for age, path in enumerate(paths):
         path.parent.mkdir(parents=True)
         path.touch()
         os.utime(path, (0, 100 - age))
-    assert last_checkpoint(tmp_path, "translation") == paths[0]
+    assert last_checkpoint(RunFolder(tmp_path), tmp_path, "translation") == paths[0]
 
 
 def test_each_task_has_its_command():

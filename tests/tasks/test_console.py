@@ -12,6 +12,8 @@ METRICS = {"val/loss": 1.23456, "test/bleu": 33.25, "test/perplexity": 5123.4}
 MANIFEST = {
     "parameters": 3_312_345,
     "tokens_seen": 12_345_678,
+    "steps": 1500,
+    "ended": "max_time",
     "seconds": 287.4,
     "seed": 1,
     "precision": "bf16-mixed",
@@ -31,7 +33,10 @@ def test_the_end_of_a_run_can_be_read_and_copied():
     lines = printed(print_run_summary, METRICS, MANIFEST, paths, [command, "attention-zoo list"])
     assert "val/loss          1.2346" in lines
     assert "test/perplexity 5,123.40" in lines
-    assert "3,312,345 parameters, 12,345,678 tokens seen, 4 min 47 s, seed 1, bf16-mixed" in lines
+    assert (
+        "3,312,345 parameters, 12,345,678 tokens seen, 1,500 steps, ended by max_time, 4" in lines
+    )
+    assert "min 47 s, seed 1, bf16-mixed" in lines
     assert "folder      logs" in lines
     assert f"checkpoint  {checkpoint}" in lines
     assert lines[-2:] == [f"  {command}", "  attention-zoo list"]

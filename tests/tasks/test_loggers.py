@@ -20,7 +20,6 @@ from torch import nn
 
 from attention_zoo.errors import UserError
 from attention_zoo.tasks.configuration.resolved_config import flat_hyperparameters
-from attention_zoo.tasks.exit_codes import INTERRUPTED
 from attention_zoo.tasks.training.loggers import loggers as module
 from attention_zoo.tasks.training.loggers.loggers import (
     create_loggers,
@@ -244,7 +243,7 @@ def test_a_run_that_is_killed_reads_as_crashed(tmp_path):
 
 def test_ctrl_c_has_the_exit_code_that_wandb_gives_it(tmp_path):
     logger = create_wandb_logger(project="zoo", save_dir=tmp_path, mode="offline")
-    finish_loggers([logger], INTERRUPTED)
+    finish_loggers([logger], 143)
     assert summary(runs(tmp_path)[0])["exit_code"] == 255
 
 

@@ -14,7 +14,8 @@ import pytest
 from rich.console import Console
 
 from attention_zoo.errors import UserError
-from attention_zoo.tasks.exit_codes import FAILED, INTERRUPTED, REFUSED
+from attention_zoo.tasks.exit_codes import FAILED, REFUSED
+from attention_zoo.tasks.interruption import Interrupted
 from attention_zoo.tasks.run_folder import JobRecord, RunFolder
 from attention_zoo.tasks.sweeps.jobs import Job
 from attention_zoo.tasks.sweeps.scheduling import DevicePool, outcome_table, run_jobs
@@ -25,6 +26,7 @@ SCRIPT = """
 import json, os, pathlib, signal, sys, time
 from attention_zoo.errors import TrainingDiverged, Unsupported, UserError
 from attention_zoo.tasks.commands import cli
+from attention_zoo.tasks.interruption import Interrupted
 
 def train(verb, arguments):
     options = dict(argument.split("=", 1) for argument in arguments)
@@ -54,11 +56,12 @@ def train(verb, arguments):
         case "save":
             try:
                 time.sleep(60)
-            except KeyboardInterrupt:
+            except Interrupted:
                 (run / "saved").touch()
                 raise
         case "stay":
-            signal.signal(signal.SIGINT, signal.SIG_IGN)
+            for number in (signal.SIGINT, signal.SIGTERM):
+                signal.signal(number, signal.SIG_IGN)
             time.sleep(60)
     (run / "ended").write_text(str(time.monotonic()))
 
@@ -225,12 +228,12 @@ def test_an_interrupt_ends_all_jobs(tmp_path, monkeypatch, number):
         os.kill(os.getpid(), number)
 
     threading.Thread(target=interrupt).start()
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(Interrupted, match=number.name):
         launch(jobs)
     assert (jobs[0].folder.path / "saved").exists()
-    assert [one.process.poll() for one in jobs] == [INTERRUPTED, -15]
+    assert [one.process.poll() for one in jobs] == [130, -9]
     assert [str(one.record) for one in jobs] == [
-        f"failed ({INTERRUPTED}): interrupted",
-        "killed: signal 15 (SIGTERM)",
+        "failed (130): interrupted (SIGINT)",
+        "killed: signal 9 (SIGKILL)",
     ]
     assert json.loads((jobs[0].folder.path / "job.json").read_text())["outcome"] == "failed"

@@ -10,6 +10,7 @@ from typing import Any
 
 from attention_zoo.errors import UserError
 from attention_zoo.tasks.configuration.resolved_config import flatten
+from attention_zoo.tasks.interruption import SIGNALS
 from attention_zoo.tasks.run_folder import (
     CONFIG,
     JOB_RECORD,
@@ -23,6 +24,7 @@ from attention_zoo.tasks.run_folder import (
 # makes another run of the same configuration.
 NOT_COMPARED = (
     *("seed", "seeds", "paths", "logger", "hydra", "ckpt_path", "jobs", "fail_fast"),
+    *("ckpt_override", "overwrite"),
     *("choices.logger", "choices.paths"),
 )
 
@@ -128,6 +130,8 @@ def read_run(path: Path) -> Run:
         record = JobRecord(outcome="trained" if results else "waiting")
         if loss := results.get("not_finite", {}).get("val/loss"):
             record.outcome, record.reason = "diverged", f"val/loss is {loss}"
+        if results.get("ended") in [number.name for number in SIGNALS]:
+            record.outcome = "waiting"
         if cause := results.get("diverged"):
             record.outcome, record.reason = "diverged", cause
     outcome, reason = str(record.outcome), record.reason

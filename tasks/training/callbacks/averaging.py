@@ -37,6 +37,7 @@ class CheckpointAveraging(Callback):
             raise UserError(f"last must be at least 1 validation, got {last}.")
         self.path = Path(dirpath) / AVERAGED_CHECKPOINT
         self.snapshots: deque[dict[str, Tensor]] = deque(maxlen=last)
+        self._has_averaged = False
 
     def state_dict(self) -> dict[str, Any]:
         return {"snapshots": list(self.snapshots)}
@@ -54,9 +55,15 @@ class CheckpointAveraging(Callback):
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not self.snapshots:
             return
+        self._has_averaged = True
         with torch.no_grad():
             for name, parameter in pl_module.named_parameters():
                 # In double precision, so that rounding does not depend on their number.
                 values = torch.stack([snapshot[name].double() for snapshot in self.snapshots])
                 parameter.copy_(values.mean(0))
         trainer.save_checkpoint(self.path, weights_only=True)
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        # A run that goes on after its last step has no end of training.
+        if not self._has_averaged:
+            self.on_train_end(trainer, pl_module)

@@ -13,6 +13,9 @@ from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelP
 from attention_zoo.errors import UserError, check_positive
 from attention_zoo.tasks.training.callbacks.triggers import is_fit_validation
 
+# Their ranks hold a piece of the weights each.
+SHARDING_STRATEGIES = (DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy)
+
 
 class InspectionCallback(Callback):
     """A callback that inspects the model on rank zero, at validations and at the end of training.
@@ -41,10 +44,16 @@ class InspectionCallback(Callback):
     def inspect(self, trainer: Trainer, task: Any) -> None:
         """Inspect the weights as they are, in evaluation mode and without gradients."""
 
+    def state_dict(self) -> dict[str, Any]:
+        return {"validations": self._validations}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._validations = state_dict["validations"]
+
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if stage != "fit":
             return
-        if isinstance(trainer.strategy, DeepSpeedStrategy | FSDPStrategy | ModelParallelStrategy):
+        if isinstance(trainer.strategy, SHARDING_STRATEGIES):
             raise UserError(
                 f"{type(trainer.strategy).__name__} keeps a piece of the weights on each rank, but "
                 f"{type(self).__name__} runs the model on rank zero alone: train with "

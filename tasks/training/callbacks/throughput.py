@@ -29,6 +29,7 @@ class Throughput(Callback):
         self._total_tokens = 0  # of all ranks, up to the last reduction
         self._pending_tokens: Tensor | int = 0  # of this rank, since then
         self._world_size = 1
+        self._trainer: Trainer | None = None  # during a training
         self._total_seconds = 0.0  # up to the last stop of the clock
         self._started: float | None = None  # while a training batch runs
         self._logged = (0, 0, 0.0)  # step, tokens and seconds at the start or the last logging
@@ -54,13 +55,15 @@ class Throughput(Callback):
         return self.tokens / max(self.seconds, 1e-9)
 
     def state_dict(self) -> dict[str, Any]:
+        if self._trainer is not None:
+            self._reduce(self._trainer)  # All ranks save at the same step.
         return {"tokens": self.tokens, "seconds": self.seconds}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._total_tokens, self._total_seconds = state_dict["tokens"], state_dict["seconds"]
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._world_size = trainer.world_size
+        self._world_size, self._trainer = trainer.world_size, trainer
         self._pending_tokens, self._started = 0, None
         self._logged = trainer.global_step, self._total_tokens, self._total_seconds
 

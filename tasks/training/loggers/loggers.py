@@ -4,6 +4,8 @@ Only this module tells the loggers apart: the rest of the code hands `trainer.lo
 functions. A logger that cannot take something is passed over.
 """
 
+import csv
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,11 +15,13 @@ from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from lightning.pytorch.loggers import (
     CometLogger,
+    CSVLogger,
     Logger,
     MLFlowLogger,
     TensorBoardLogger,
     WandbLogger,
 )
+from lightning.pytorch.loggers.csv_logs import ExperimentWriter
 from lightning.pytorch.utilities import rank_zero_only
 from PIL import Image
 
@@ -34,7 +38,11 @@ from attention_zoo.tasks.views.tables import Table, markdown_table
 
 
 def create_loggers(
-    config: Mapping[str, Any], *, job_type: str, resumed: Path | None = None
+    config: Mapping[str, Any],
+    *,
+    job_type: str,
+    resumed: Path | None = None,
+    resumed_step: int = 0,
 ) -> list[Logger]:
     """Build the loggers of the config group `logger`, as `Trainer(logger=…)` takes them.
 
@@ -42,6 +50,7 @@ def create_loggers(
         config: the whole config, in plain containers; its `logger` is None for no logger.
         job_type: the command.
         resumed: the checkpoint of a run that goes on; its run in W&B goes on too.
+        resumed_step: the step of that checkpoint.
 
     Raises:
         UserError: a logger's package is not installed, or an option is refused.
@@ -55,7 +64,10 @@ def create_loggers(
                 id_file = RunFolder.of_checkpoint(resumed).wandb_id_file
                 options |= {"id": id_file.read_text().strip()} if id_file.exists() else {}
         try:
-            loggers.append(instantiate(node, **options, _convert_="all"))
+            logger = instantiate(node, **options, _convert_="all")
+            if isinstance(logger, CSVLogger) and resumed is not None:
+                keep_logged_rows(logger, resumed_step)
+            loggers.append(logger)
         except InstantiationException as error:
             if isinstance(error.__cause__, UserError):
                 raise error.__cause__ from None
@@ -66,6 +78,20 @@ def create_loggers(
                 ) from None
             raise
     return loggers
+
+
+@rank_zero_only
+def keep_logged_rows(logger: CSVLogger, step: int) -> None:
+    """Keep the rows before a step of a CSV file that a run goes on in: Lightning deletes them."""
+    path = Path(logger.log_dir, ExperimentWriter.NAME_METRICS_FILE)
+    if not path.exists():
+        return
+    with path.open(newline="", encoding="utf-8") as file:
+        rows = [{k: x for k, x in row.items() if x} for row in csv.DictReader(file)]
+    rows = [row for row in rows if int(row["step"]) < step]  # Later steps are made again.
+    with warnings.catch_warnings(action="ignore"):  # that it deletes them
+        logger.experiment.metrics = rows
+    logger.save()
 
 
 @rank_zero_only

@@ -18,7 +18,6 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from attention_zoo.errors import UserError
 from attention_zoo.tasks.configuration.build import attention_by_role
-from attention_zoo.tasks.exit_codes import INTERRUPTED
 from attention_zoo.tasks.run_folder import RunFolder, relative_to_cwd
 from attention_zoo.tasks.task_spec import task_spec
 
@@ -243,7 +242,7 @@ def finish_run(run: Run, exit_code: int) -> None:
     import wandb
 
     try:
-        run.finish(exit_code=WANDB_INTERRUPTED if exit_code == INTERRUPTED else exit_code)
+        run.finish(exit_code=WANDB_INTERRUPTED if exit_code > 128 else exit_code)
     except TimeoutError:
         log.warning(
             "W&B: not everything was uploaded in time; send the rest with `wandb sync %s`.",

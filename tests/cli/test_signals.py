@@ -1,0 +1,85 @@
+"""Signals to the program, and kills: what is saved, said, and returned to the scheduler."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from tests.cli.conftest import QUICK, ROOT
+
+pytestmark = pytest.mark.slow
+
+ENDLESS = [*QUICK, "logger=none", "+callbacks.progress.line_seconds=0.1"]
+ENDLESS += ["trainer.val_check_interval=100000", "trainer.max_steps=100000"]
+DDP = ["trainer=ddp"]
+
+
+def wait_for_line(process, word):
+    for line in process.stdout:
+        if word in line:
+            return
+    raise AssertionError(process.stderr.read())
+
+
+@pytest.mark.parametrize("devices", [[], DDP])
+def test_sigterm_to_the_first_process_saves_before_the_first_validation(program, devices):
+    process = program.start("train", *ENDLESS, *devices, "hydra.run.dir=run")
+    try:
+        wait_for_line(process, "step ")
+        process.send_signal(signal.SIGTERM)
+        out, err = process.communicate(timeout=60)
+    finally:
+        os.killpg(process.pid, signal.SIGKILL) if process.poll() is None else None
+    assert process.returncode == 143, err
+    assert err == "SIGTERM: stopping after this step; a second signal stops at once.\n"
+    run = program.folder / "run"
+    checkpoint = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
+    steps = checkpoint["global_step"]
+    assert 0 < steps == json.loads((run / "results.json").read_text())["steps"]
+    assert len(checkpoint["attention_zoo"]["rank_states"]) == (2 if devices else 1)
+    last = "ckpt_path=run/checkpoints/last.ckpt"
+    assert out.splitlines()[-1].startswith("Go on with: attention-zoo train")
+    assert out.splitlines()[-1].endswith(last)
+    more = [f"trainer.max_steps={steps + 1}", last]
+    program("train", *ENDLESS[:-1], *devices, "hydra.run.dir=run", *more)
+
+
+def test_a_signal_before_the_training_ends_it_in_a_line(program):
+    process = program.start("train", *ENDLESS)
+    wait_for_line(process, "config")
+    process.send_signal(signal.SIGTERM)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 143
+    assert err == "stopped by SIGTERM\n"
+
+
+def test_a_sweep_passes_a_signal_on(program):
+    sweep = program.folder / "sweep"
+    options = ["-m", "seed=1,2", f"hydra.sweep.dir={sweep}"]
+    process = program.start("train", *ENDLESS, *options)
+    wait_for_line(process, "step ")
+    process.send_signal(signal.SIGTERM)
+    out, _ = process.communicate(timeout=90)
+    assert process.returncode == 143
+    assert "interrupted (SIGINT)" in out and "not run" in out
+    assert (sweep / "0" / "checkpoints" / "last.ckpt").exists()
+
+
+@pytest.mark.parametrize("task", ["translation", "language_modeling"])
+@pytest.mark.parametrize("devices", [1, 2])
+def test_killed_trainings_end_as_one_that_was_left_alone(tmp_path, task, devices):
+    command = [sys.executable, "-m", "tests.cli.kills", str(tmp_path / "kills"), f"task={task}"]
+    kills = 3 if devices == 1 else 1
+    done = subprocess.run(
+        [*command, f"devices={devices}", f"kills={kills}", "seed=0"],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=280,
+    )
+    assert done.stdout.endswith(f"{kills} of {kills} identical\n"), (done.stdout, done.stderr)
