@@ -130,13 +130,21 @@ def run_job(config: Any, invocation: Any) -> Any:
     from omegaconf import OmegaConf
 
     from attention_zoo.tasks.configuration.defaults import resolve_defaults, resolve_output_dir
+    from attention_zoo.tasks.configuration.option_checks import (
+        check_groups,
+        check_options,
+        legal_names,
+    )
 
     checkpoint = invocation.checkpoint
     training_config = checkpoint and checkpoint["attention_zoo"]["config"]
     choices = HydraConfig.get().runtime.choices
     choices = {group: choices[group] for group in choices if not group.startswith("hydra")}
+    if checkpoint or invocation.command == "train":
+        check_groups(OmegaConf.to_container(config, resolve=True, throw_on_missing=True))
     choices |= resolve_defaults(config, training_config)
     resolve_output_dir(config)
     plain: Any = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+    check_options(plain, legal_names(invocation.command))
     module = import_module(f"attention_zoo.tasks.commands.{invocation.command}")
     return module.run(plain | {"choices": choices}, invocation)

@@ -14,6 +14,10 @@ from hydra.core.plugins import Plugins
 from hydra.plugins.search_path_plugin import SearchPathPlugin
 
 from attention_zoo.errors import UserError
+from attention_zoo.tasks.configuration.group_overrides import (
+    check_group_overrides,
+    complete_overrides,
+)
 from attention_zoo.tasks.configuration.overrides import (
     expand_seeds,
     infer_task,
@@ -66,6 +70,7 @@ def parse_command(command: str, arguments: Sequence[str]) -> Invocation:
     """
     overrides, lines = split_arguments(command, arguments)
     refuse_renamed_options(overrides)
+    overrides = check_group_overrides(overrides)
     register_plugins(command, source_flags(overrides))
     if lines and command in ("train", "evaluate"):
         raise UserError(f"{command} takes options of the form name=value, got {lines[0]!r}.")
@@ -73,6 +78,7 @@ def parse_command(command: str, arguments: Sequence[str]) -> Invocation:
         overrides = expand_seeds(overrides)
         task = infer_task(overrides)
         overrides = overrides if task is None else [*overrides, task]
+        overrides = complete_overrides(command, overrides)
         return Invocation(command, command, overrides, inferred_task=task)
     path_override = next((x for x in overrides if x.startswith("ckpt_path=")), None)
     if path_override is None:
@@ -84,6 +90,7 @@ def parse_command(command: str, arguments: Sequence[str]) -> Invocation:
     path = OverridesParser.create().parse_override(path_override).value()
     checkpoint = read_checkpoint(Path(str(path)))
     config_name = store_checkpoint_config(command, checkpoint["attention_zoo"]["config"], overrides)
+    overrides = complete_overrides(config_name, overrides)
     return Invocation(command, config_name, overrides, lines, checkpoint)
 
 

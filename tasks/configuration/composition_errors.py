@@ -1,15 +1,14 @@
 """Explain errors of composition on one line."""
 
 import re
-from importlib.resources import files
 
-from hydra import compose, initialize_config_module
 from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException
-from omegaconf import OmegaConf
+from omegaconf import OmegaConf, open_dict
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from attention_zoo.errors import UserError
 from attention_zoo.tasks.configuration.composition import Invocation
+from attention_zoo.tasks.configuration.group_overrides import compose_groups
 from attention_zoo.zoo import unknown_name_message
 
 # Launchers that an extra of the package installs.
@@ -40,25 +39,14 @@ def explain_error(error: Exception, invocation: Invocation) -> Exception:
 
 def unknown_option_message(node: str | None, option: str, invocation: Invocation) -> str:
     """Return the sentence for an override of an unknown option, with the options there are."""
+    # Imported here, as signatures need torch.
+    from attention_zoo.tasks.configuration.option_checks import unknown_option
+
     name = option if node is None else f"{node}.{option}"
-    # Another override may be wrong as well, so only those that choose a group are composed.
-    groups = [x for x in invocation.overrides if chooses_group(x)]
-    choices = [x for x in groups if x.lstrip("+~").partition("=")[0] != name]
-    with initialize_config_module("attention_zoo.conf", version_base="1.3"):
-        composed = compose(invocation.config_name, overrides=choices)
-    if node is None:
-        return unknown_name_message("option", name, [str(key) for key in composed])
-    chosen = OmegaConf.select(composed, node)
-    if chosen is None and node in composed:
+    composed = compose_groups(invocation.config_name, invocation.overrides, without=name)
+    if node is not None and node in composed and OmegaConf.select(composed, node) is None:
         choice = f"attention@{node}" if node.endswith("_attention") else node
         return f"{node} has no options until it is chosen: {choice}=NAME {name}=VALUE"
-    keys = [key for key in chosen if not str(key).startswith("_")] if chosen is not None else []
-    options = [f"{node}.{key}" for key in keys] or [str(key) for key in composed]
-    return unknown_name_message("option", name, options)
-
-
-def chooses_group(override: str) -> bool:
-    """Return whether an override chooses one file of a group."""
-    name, equals, value = override.lstrip("+~").partition("=")
-    is_group = (files("attention_zoo.conf") / name.partition("@")[0]).is_dir()
-    return is_group and equals == "=" and "," not in value
+    with open_dict(composed):
+        composed.paths.run = "run"  # There is no folder of a run yet.
+    return unknown_option(name, OmegaConf.to_container(composed, resolve=True))  # type: ignore[arg-type]

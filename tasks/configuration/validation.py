@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from attention_zoo.errors import Unsupported, UserError
+from attention_zoo.errors import Unsupported, UserError, check_positive
 from attention_zoo.tasks.configuration import conf_files
 from attention_zoo.tasks.configuration.build import attention_by_role, build_model, instantiate
 from attention_zoo.tasks.configuration.renamed_options import refuse_renamed_keys
@@ -17,14 +17,15 @@ from attention_zoo.zoo import ATTENTION, POSITION, check_pair
 def validate(config: Mapping[str, Any]) -> None:
     """Refuse a config whose task, data, attention, roles, position or sizes do not fit."""
     refuse_renamed_keys(config)
-    if not isinstance(config["seed"], int):
-        raise UserError(f"seed must be a whole number, got {config['seed']!r}.")
+    if not 0 <= config["seed"] < 2**32:
+        raise UserError(f"seed must lie between 0 and 2^32 - 1, got {config['seed']}.")
+    check_positive(**{"model.heads": config["model"]["heads"]})
     validate_data(config)
     validate_attention(config)
     # What the sizes do not allow shows when the model is built. On the meta device that is cheap.
     with torch.device("meta"):
         model = build_model(config, vocabulary_size=1, pad_id=0)
-    instantiate(config["optimizer"])(model)
+        optimizer = build_optimizer(config["optimizer"])(model)
 
 
 def validate_data(config: Mapping[str, Any]) -> None:
