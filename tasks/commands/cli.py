@@ -129,7 +129,12 @@ def run_job(config: Any, invocation: Any) -> Any:
     from hydra.core.hydra_config import HydraConfig
     from omegaconf import OmegaConf
 
-    from attention_zoo.tasks.configuration.defaults import resolve_defaults, resolve_output_dir
+    from attention_zoo.tasks.configuration.build import refuse_untrusted_targets
+    from attention_zoo.tasks.configuration.defaults import (
+        resolve_defaults,
+        resolve_intervals,
+        resolve_output_dir,
+    )
     from attention_zoo.tasks.configuration.option_checks import (
         check_groups,
         check_options,
@@ -141,10 +146,14 @@ def run_job(config: Any, invocation: Any) -> Any:
     choices = HydraConfig.get().runtime.choices
     choices = {group: choices[group] for group in choices if not group.startswith("hydra")}
     if checkpoint or invocation.command == "train":
-        check_groups(OmegaConf.to_container(config, resolve=True, throw_on_missing=True))
+        plain: Any = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+        check_groups(plain)
+        refuse_untrusted_targets(plain, training_config or {})
     choices |= resolve_defaults(config, training_config)
     resolve_output_dir(config)
-    plain: Any = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+    plain = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
     check_options(plain, legal_names(invocation.command))
+    if "trainer" in plain:
+        resolve_intervals(plain)
     module = import_module(f"attention_zoo.tasks.commands.{invocation.command}")
     return module.run(plain | {"choices": choices}, invocation)

@@ -5,8 +5,9 @@ import re
 from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException
 from omegaconf import OmegaConf, open_dict
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
+from yaml import YAMLError
 
-from attention_zoo.errors import UserError
+from attention_zoo.errors import BadInput, UserError
 from attention_zoo.tasks.configuration.composition import Invocation
 from attention_zoo.tasks.configuration.group_overrides import compose_groups
 from attention_zoo.zoo import unknown_name_message
@@ -30,6 +31,10 @@ def explain_error(error: Exception, invocation: Invocation) -> Exception:
         return UserError(unknown_option_message(unknown[1], unknown[2], invocation))
     if isinstance(error, MissingMandatoryValue) and error.full_key:
         return UserError(f"{error.full_key} has no default; give it: {error.full_key}=VALUE")
+    if isinstance(error, OSError) and error.filename is not None:
+        return BadInput(f"{error.filename}: {error.strerror}. Choose another file or folder.")
+    if isinstance(error, YAMLError):
+        return BadInput(f"a config file is not YAML: {' '.join(str(error).split())}")
     # submitit reports that SLURM has failed or, by a RuntimeError, that it is missing.
     of_submitit = type(error).__module__.startswith("submitit") or "Could not detect" in str(error)
     if isinstance(error, HydraException | OmegaConfBaseException) or of_submitit:

@@ -1,6 +1,6 @@
 """Check the overrides that choose groups, and complete those of options that no file lists."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from importlib.resources import files
 from typing import Any
 
@@ -43,7 +43,7 @@ def check_group_override(override: Override) -> str:
             f"{group} takes one choice, got {show(value)}."
             f"{roles if group == 'attention' else ''} Choices: {choices}."
         )
-    if isinstance(value, Mapping) or value == "":
+    if value == "" or not (value is None or isinstance(value, str | list)):
         raise UserError(f"{group} takes one choice, got {show(value)}. Choices: {choices}.")
     if value is None and override.package is None:
         if group in COLLECTIONS:
@@ -72,8 +72,11 @@ def compose_groups(config_name: str, overrides: Sequence[str], without: str = ""
     """Compose what the overrides of groups choose alone; another one may be wrong as well."""
     groups = [parsed for x in overrides if (parsed := parse_group(x)) is not None]
     lines = [
-        str(x.input_line) for x in groups if not x.is_sweep_override() and x.get_key_element() != without
+        str(x.input_line)
+        for x in groups
+        if not x.is_sweep_override() and x.get_key_element() != without
     ]
+    lines += [x for x in overrides if x.partition("=")[0].endswith("._target_")]
     with initialize_config_module("attention_zoo.conf", version_base="1.3"):
         return compose(config_name, overrides=[*search_path(overrides), *lines])
 

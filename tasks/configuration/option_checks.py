@@ -74,6 +74,8 @@ def check_groups(config: Mapping[str, Any]) -> None:
                 f"{name} cannot be left out, got {name}={show(node)}. "
                 f"Choices: {', '.join(list_choices(name))}."
             )
+    if config["task"].get("name") not in TASKS:
+        raise UserError(f"task.name must be one of {', '.join(TASKS)}, as task=NAME sets it.")
     for name in COLLECTIONS:
         for key, node in (config.get(name) or {}).items():
             if node is not None and not (isinstance(node, Mapping) and "_target_" in node):
@@ -209,7 +211,7 @@ def unknown_option(name: str, config: Mapping[str, Any]) -> str:
     """
     options = [x for x in existing_options(config) if x != name]
     node = name.rpartition(".")[0]
-    others = options_of_other_choices()
+    others = [x for x in options_of_other_choices() if x != name]
     near = same_word(name, options) or same_word(name, others) or similar_words(name, options)
     near = sorted(near, key=lambda x: (x.rpartition(".")[0] != node, x.count(".")))
     hint = f" Did you mean {' or '.join(near[:3])}?" if near else ""

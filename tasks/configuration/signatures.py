@@ -21,6 +21,7 @@ EXPECTED: dict[Any, str] = {
     str: "text",
     type(None): "null",
 }
+PLURALS: dict[Any, str] = {int: "whole numbers", float: "numbers", str: "words"}
 BUILT = "a mapping with a _target_"  # which builds an object of any other type
 
 
@@ -105,7 +106,7 @@ def matches(value: Any, annotation: Any) -> bool:
         return isinstance(value, int | float) and not isinstance(value, bool)
     if kind is int:
         return isinstance(value, int) and not isinstance(value, bool)
-    if not isinstance(kind, type) or (isinstance(value, Mapping) and "_target_" in value):
+    if annotation is Any or not isinstance(kind, type) or (isinstance(value, Mapping) and "_target_" in value):
         return True
     if kind in EXPECTED:
         return isinstance(value, kind)
@@ -144,6 +145,6 @@ def describe(annotation: Any) -> str:
     if isinstance(kind, type) and issubclass(kind, Mapping):
         return "a mapping"
     if isinstance(kind, type) and issubclass(kind, Collection | Iterable):
-        inner = [describe(x) for x in arguments if x is not ... and x is not Any]
-        return f"a list of {', '.join(dict.fromkeys(inner))}" if inner else "a list"
+        count = f"{len(arguments)} " if kind is tuple and arguments and arguments[-1] is not ... else ""
+        return f"a list of {count}{PLURALS[arguments[0]]}" if arguments and arguments[0] in PLURALS else "a list"
     return BUILT

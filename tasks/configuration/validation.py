@@ -1,5 +1,6 @@
 """Refuse a composed config whose parts do not fit each other, before data are prepared."""
 
+import math
 from collections.abc import Mapping
 from itertools import chain
 from typing import Any
@@ -8,10 +9,18 @@ import torch
 
 from attention_zoo.errors import Unsupported, UserError, check_positive
 from attention_zoo.tasks.configuration import conf_files
-from attention_zoo.tasks.configuration.build import attention_by_role, build_model, instantiate
+from attention_zoo.tasks.configuration.build import (
+    attention_by_role,
+    build_model,
+    build_optimizer,
+    build_schedule,
+    refusal,
+)
 from attention_zoo.tasks.configuration.renamed_options import refuse_renamed_keys
 from attention_zoo.tasks.task_spec import DIAGNOSTIC_DATA, TASKS, task_spec
 from attention_zoo.zoo import ATTENTION, POSITION, check_pair
+
+MANY_STEPS = 10**9  # for a run whose number of steps the data decide
 
 
 def validate(config: Mapping[str, Any]) -> None:
@@ -25,7 +34,21 @@ def validate(config: Mapping[str, Any]) -> None:
     # What the sizes do not allow shows when the model is built. On the meta device that is cheap.
     with torch.device("meta"):
         model = build_model(config, vocabulary_size=1, pad_id=0)
+    try:
         optimizer = build_optimizer(config["optimizer"])(model)
+        build_schedule(config["schedule"])(optimizer, total_steps=planned_steps(config))
+    except (TypeError, ValueError) as error:
+        if isinstance(error, UserError):
+            raise
+        raise refusal("optimizer or schedule", error) from error
+
+
+def planned_steps(config: Mapping[str, Any]) -> int | float:
+    """Return the steps of a run: the exact number where epochs do not count, else many."""
+    trainer = config["trainer"]
+    if trainer["max_steps"] >= 0:
+        return int(trainer["max_steps"])
+    return math.inf if (trainer.get("max_epochs") or -1) < 0 else MANY_STEPS
 
 
 def validate_data(config: Mapping[str, Any]) -> None:

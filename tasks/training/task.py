@@ -14,7 +14,7 @@ from torchmetrics import Metric
 from attention_zoo.attention.base import take_auxiliary_loss
 from attention_zoo.capture import Maps
 from attention_zoo.errors import UserError
-from attention_zoo.tasks.configuration.build import build_task
+from attention_zoo.tasks.configuration.build import build_task, refuse_untrusted_targets
 from attention_zoo.tasks.configuration.renamed_options import upgrade_checkpoint
 from attention_zoo.tasks.configuration.validation import validate
 from attention_zoo.tasks.data.batches import IGNORE_INDEX
@@ -22,6 +22,9 @@ from attention_zoo.tasks.data.tokenizers import Tokenizer, tokenizer_from_state
 from attention_zoo.tasks.training.metrics import BitsPerByte, Perplexity, TokenLoss
 from attention_zoo.tasks.training.ranks import require_equal_ranks
 from attention_zoo.tasks.views.attention_record import AttentionRecord
+
+# Groups that a trained task is used without.
+NOT_BUILT = ("data", "trainer", "callbacks", "logger")
 
 
 class StepOutput(NamedTuple):
@@ -241,6 +244,9 @@ def load_task(checkpoint: dict[str, Any], config: dict[str, Any]) -> Any:
 
     Raise UserError if the config's model has other weights than the checkpoint.
     """
+    training_config = checkpoint["attention_zoo"]["config"]
+    built = {x: node for x, node in config.items() if x not in NOT_BUILT}
+    refuse_untrusted_targets(built, training_config)
     validate(config)
     task = build_task(config, tokenizer_from_state(checkpoint["attention_zoo"]["tokenizer"]))
     saved, expected = (
