@@ -1,5 +1,6 @@
 """Build the callbacks of a config, and refuse what Lightning would refuse after the data."""
 
+import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -52,6 +53,14 @@ def check_trainer(config: Mapping[str, Any], callbacks: Sequence[Callback] = ())
     for name, least in LEAST.items():
         if options.get(name) is not None and options[name] < least:
             raise UserError(f"trainer.{name} must be at least {least}, got {options[name]}.")
+    for name in ("max_steps", "max_epochs"):
+        if options[name] == 0:
+            raise UserError(f"trainer.{name}=0 trains nothing; choose at least 1, or -1 for no limit.")
+    if options.get("num_nodes", 1) > 1 and not {"MASTER_ADDR", "SLURM_NTASKS"} & {*os.environ}:
+        raise UserError(
+            f"trainer.num_nodes={options['num_nodes']} would wait for other machines: start the run "
+            "with torchrun or SLURM, or set MASTER_ADDR, MASTER_PORT and NODE_RANK on each."
+        )
     for name in ("val_check_interval", "limit_train_batches"):
         if isinstance(options.get(name), int | float) and options[name] <= 0:
             raise UserError(f"trainer.{name} must be above 0, got {options[name]}.")
