@@ -18,7 +18,7 @@ from attention_zoo.tasks.commands.help import (
     print_composed_help,
     program_help,
 )
-from attention_zoo.tasks.exit_codes import INTERRUPTED, exit_code
+from attention_zoo.tasks.exit_codes import INTERRUPTED, PIPE_CLOSED, exit_code
 from attention_zoo.tasks.sweeps.jobs import record_outcome
 
 
@@ -28,6 +28,7 @@ def main() -> None:
     try:
         with record_outcome():
             run_command(command, arguments)
+            sys.stdout.flush()
     except UserError as error:
         if os.environ.get("LOCAL_RANK", "0") == "0":  # once for all processes of the run
             kind = "refused" if isinstance(error, Unsupported) else "error"
@@ -35,6 +36,10 @@ def main() -> None:
         sys.exit(exit_code(error))
     except KeyboardInterrupt:
         sys.exit(INTERRUPTED)
+    except BrokenPipeError:
+        # The reader has all that it wants, as `head` does. Python would flush to it once more.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(PIPE_CLOSED)
 
 
 def run_command(command: str, arguments: list[str]) -> None:
@@ -119,6 +124,8 @@ def run_composed(command: str, arguments: list[str]) -> None:
             raise failures[0]
     except Exception as error:
         explained = error if show_traceback else explain_error(error, invocation)
+        if explained is error and isinstance(error, ValueError) and not failures:
+            explained = UserError(" ".join(str(error).split()))  # of Hydra, about its flags
         if explained is error:
             raise
         raise explained from None

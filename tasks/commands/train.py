@@ -85,10 +85,10 @@ class Training:
 def run(config: dict[str, Any], invocation: Invocation) -> float | None:
     """Train what the config describes; return the validation loss, which sweepers minimise."""
     silence_libraries()
+    check_training(config)
     validate(config)
     lengths.check_lengths(config)
     check_match(config)
-    check_training(config)
     if (config["jobs"] != 1 or config["fail_fast"]) and JOB_FOLDER not in os.environ:
         raise UserError(
             f"jobs and fail_fast are for sweeps, got jobs={config['jobs']} fail_fast="

@@ -17,6 +17,7 @@ from attention_zoo.errors import UserError
 from attention_zoo.tasks.configuration.group_overrides import (
     check_group_overrides,
     complete_overrides,
+    quote_equals_signs,
 )
 from attention_zoo.tasks.configuration.overrides import (
     expand_seeds,
@@ -70,7 +71,7 @@ def parse_command(command: str, arguments: Sequence[str]) -> Invocation:
     """
     overrides, lines = split_arguments(command, arguments)
     refuse_renamed_options(overrides)
-    overrides = check_group_overrides(overrides)
+    overrides = check_group_overrides(quote_equals_signs(overrides))
     register_plugins(command, source_flags(overrides))
     if lines and command in ("train", "evaluate"):
         raise UserError(f"{command} takes options of the form name=value, got {lines[0]!r}.")
@@ -88,7 +89,11 @@ def parse_command(command: str, arguments: Sequence[str]) -> Invocation:
 
     # By Hydra's grammar, as a name with blanks or brackets is quoted.
     path = OverridesParser.create().parse_override(path_override).value()
-    checkpoint = read_checkpoint(Path(str(path)))
+    if path is None:
+        return Invocation(command, command, overrides, lines)
+    if not isinstance(path, str) or not path:
+        raise UserError(f"ckpt_path must name a file, got {path_override}.")
+    checkpoint = read_checkpoint(Path(path))
     config_name = store_checkpoint_config(command, checkpoint["attention_zoo"]["config"], overrides)
     overrides = complete_overrides(config_name, overrides)
     return Invocation(command, config_name, overrides, lines, checkpoint)

@@ -1,6 +1,7 @@
 """Explain errors of composition on one line."""
 
 import re
+from importlib.resources import files
 
 from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException
 from omegaconf import OmegaConf, open_dict
@@ -10,6 +11,7 @@ from yaml import YAMLError
 from attention_zoo.errors import BadInput, UserError
 from attention_zoo.tasks.configuration.composition import Invocation
 from attention_zoo.tasks.configuration.group_overrides import compose_groups
+from attention_zoo.tasks.configuration.overrides import override_values
 from attention_zoo.zoo import unknown_name_message
 
 # Launchers that an extra of the package installs.
@@ -30,7 +32,8 @@ def explain_error(error: Exception, invocation: Invocation) -> Exception:
     if isinstance(error, ConfigCompositionException) and unknown:
         return UserError(unknown_option_message(unknown[1], unknown[2], invocation))
     if isinstance(error, MissingMandatoryValue) and error.full_key:
-        return UserError(f"{error.full_key} has no default; give it: {error.full_key}=VALUE")
+        example = documented_form(error.full_key, invocation)
+        return UserError(f"{error.full_key} has no default; give it: {example}")
     if isinstance(error, OSError) and error.filename is not None:
         return BadInput(f"{error.filename}: {error.strerror}. Choose another file or folder.")
     if isinstance(error, YAMLError):
@@ -42,12 +45,23 @@ def explain_error(error: Exception, invocation: Invocation) -> Exception:
     return error
 
 
+def documented_form(name: str, invocation: Invocation) -> str:
+    """Return how the comments in the file of a chosen group write an option."""
+    group = name.partition(".")[0]
+    choice = override_values(invocation.overrides).get(group, "")
+    file = files("attention_zoo.conf") / group / f"{choice}.yaml"
+    written = file.is_file() and re.search(rf"{re.escape(name)}=\S+", file.read_text())
+    return written[0] if written else f"{name}=VALUE"
+
+
 def unknown_option_message(node: str | None, option: str, invocation: Invocation) -> str:
     """Return the sentence for an override of an unknown option, with the options there are."""
     # Imported here, as signatures need torch.
     from attention_zoo.tasks.configuration.option_checks import unknown_option
 
     name = option if node is None else f"{node}.{option}"
+    if name == "output" and invocation.command in ("translate", "generate"):
+        return f"{invocation.command} prints its lines: write them into a file with > FILE."
     composed = compose_groups(invocation.config_name, invocation.overrides, without=name)
     if node is not None and node in composed and OmegaConf.select(composed, node) is None:
         choice = f"attention@{node}" if node.endswith("_attention") else node

@@ -55,6 +55,20 @@ def check_group_override(override: Override) -> str:
     return override.input_line
 
 
+def quote_equals_signs(overrides: Sequence[str]) -> list[str]:
+    """Return the overrides with quotes around values that hold a `=`, such as names of files."""
+    return [_quoted(x) if x.count("=") > 1 and "'" not in x and '"' not in x else x for x in overrides]
+
+
+def _quoted(override: str) -> str:
+    name, _, value = override.partition("=")
+    try:
+        OverridesParser.create().parse_override(override)
+    except HydraException:
+        return f"{name}='{value}'"
+    return override
+
+
 def parse_group(override: str) -> Override | None:
     """Return a parsed override if it chooses a group of `conf`, or leaves one out."""
     name = override.lstrip("+~").partition("=")[0].partition("@")[0]

@@ -56,7 +56,7 @@ TYPES: dict[str, Any] = {
     "input": str | None,
     "output": str | None,
     "paths.logs": str,
-    "paths.run": str,
+    "paths.run": str | None,  # an evaluation need not have one
     "paths.cache": str,
     "baseline.attention": str | None,
     "baseline.position": str | None,
@@ -76,6 +76,11 @@ def check_groups(config: Mapping[str, Any]) -> None:
             )
     if config["task"].get("name") not in TASKS:
         raise UserError(f"task.name must be one of {', '.join(TASKS)}, as task=NAME sets it.")
+    for name in ("position", *ROLES):
+        node = config.get(name)
+        if isinstance(node, Mapping) and "name" not in node:
+            choice = f"attention@{name}" if name in ROLES[:-1] else name
+            raise UserError(f"{name} has no options until it is chosen: {choice}=NAME.")
     for name in COLLECTIONS:
         for key, node in (config.get(name) or {}).items():
             if node is not None and not (isinstance(node, Mapping) and "_target_" in node):
@@ -139,7 +144,9 @@ def check_node(node: Mapping[str, Any], path: str, config: Mapping[str, Any]) ->
 def check_value(value: Any, annotation: Any, path: str) -> None:
     """Refuse a value that does not have the annotated type."""
     if not matches(value, annotation):
-        raise UserError(f"{path} must be {describe(annotation)}, got {show(value)}.")
+        described = describe(annotation)
+        example = f"; a list is written {path}=[a,b]" if described.startswith("a list") else ""
+        raise UserError(f"{path} must be {described}, got {show(value)}{example}.")
 
 
 def node_parameters(
