@@ -198,7 +198,9 @@ def print_matrix() -> None:
     numbers = [str(number) for number in range(1, len(list(POSITION)) + 1)]
     names = ", ".join(f"{number} {name}" for number, name in zip(numbers, POSITION, strict=True))
     columns = ["", *numbers]
-    print_pairs(pairs, Table("", columns, rows, "l" * len(columns)), PAIRS_LEGEND, f"Columns: {names}.")
+    print_pairs(
+        pairs, Table("", columns, rows, "l" * len(columns)), PAIRS_LEGEND, f"Columns: {names}."
+    )
 
 
 def print_refusals(name: str) -> None:

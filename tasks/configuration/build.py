@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping
 from importlib.metadata import entry_points
 from inspect import isclass, signature
+from types import NoneType
 from typing import Any
 
 from hydra.errors import InstantiationException
@@ -77,7 +78,7 @@ def attention_by_role(config: Mapping[str, Any]) -> dict[str, Any]:
     """Return the config of each attention in the task's model: its own, or else `attention`."""
     roles = task_spec(config).attention_roles
     for node in roles:
-        if isinstance(config[node], str):
+        if not isinstance(config[node], Mapping | NoneType):
             raise UserError(
                 f"{node} is chosen as a group, got {node}={config[node]}; "
                 f"give attention@{node}={config[node]}."

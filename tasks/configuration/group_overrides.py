@@ -45,19 +45,20 @@ def check_group_override(override: Override) -> str:
         )
     if value == "" or not (value is None or isinstance(value, str | list)):
         raise UserError(f"{group} takes one choice, got {show(value)}. Choices: {choices}.")
-    if value is None and override.package is None:
-        if group in COLLECTIONS:
+    if value is None:
+        if override.package is None and group in COLLECTIONS:
             return f"{group}=none"
-        if group in (*REQUIRED, "paths"):
+        if override.package is None and group in (*REQUIRED, "paths"):
             raise UserError(f"{group} cannot be left out. Choices: {choices}.")
-        if override.is_delete():
-            return f"{group}=null"
+        return f"~{override.get_key_element().lstrip('~+')}"
     return override.input_line
 
 
 def quote_equals_signs(overrides: Sequence[str]) -> list[str]:
     """Return the overrides with quotes around values that hold a `=`, such as names of files."""
-    return [_quoted(x) if x.count("=") > 1 and "'" not in x and '"' not in x else x for x in overrides]
+    return [
+        _quoted(x) if x.count("=") > 1 and "'" not in x and '"' not in x else x for x in overrides
+    ]
 
 
 def _quoted(override: str) -> str:

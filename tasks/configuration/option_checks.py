@@ -79,7 +79,7 @@ def check_groups(config: Mapping[str, Any]) -> None:
     for name in ("position", *ROLES):
         node = config.get(name)
         if isinstance(node, Mapping) and "name" not in node:
-            choice = f"attention@{name}" if name in ROLES[:-1] else name
+            choice = f"attention@{name}" if name.endswith("_attention") else name
             raise UserError(f"{name} has no options until it is chosen: {choice}=NAME.")
     for name in COLLECTIONS:
         for key, node in (config.get(name) or {}).items():

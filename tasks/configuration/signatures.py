@@ -106,7 +106,11 @@ def matches(value: Any, annotation: Any) -> bool:
         return isinstance(value, int | float) and not isinstance(value, bool)
     if kind is int:
         return isinstance(value, int) and not isinstance(value, bool)
-    if annotation is Any or not isinstance(kind, type) or (isinstance(value, Mapping) and "_target_" in value):
+    if (
+        annotation is Any
+        or not isinstance(kind, type)
+        or (isinstance(value, Mapping) and "_target_" in value)
+    ):
         return True
     if kind in EXPECTED:
         return isinstance(value, kind)
@@ -145,6 +149,12 @@ def describe(annotation: Any) -> str:
     if isinstance(kind, type) and issubclass(kind, Mapping):
         return "a mapping"
     if isinstance(kind, type) and issubclass(kind, Collection | Iterable):
-        count = f"{len(arguments)} " if kind is tuple and arguments and arguments[-1] is not ... else ""
-        return f"a list of {count}{PLURALS[arguments[0]]}" if arguments and arguments[0] in PLURALS else "a list"
+        count = (
+            f"{len(arguments)} " if kind is tuple and arguments and arguments[-1] is not ... else ""
+        )
+        return (
+            f"a list of {count}{PLURALS[arguments[0]]}"
+            if arguments and arguments[0] in PLURALS
+            else "a list"
+        )
     return BUILT
