@@ -66,7 +66,7 @@ def _quoted(override: str) -> str:
     try:
         OverridesParser.create().parse_override(override)
     except HydraException:
-        return f"{name}='{value}'"
+        return override if "'" in value else f"{name}='{value}'"
     return override
 
 

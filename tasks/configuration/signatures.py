@@ -1,4 +1,4 @@
-"""Read off signatures which options a `_target_` takes, and whether a value has an option's type."""
+"""Read off signatures which options a `_target_` takes, and whether a value has their types."""
 
 import inspect
 import pkgutil

@@ -18,6 +18,7 @@ from attention_zoo.tasks.configuration.build import (
 )
 from attention_zoo.tasks.configuration.renamed_options import refuse_renamed_keys
 from attention_zoo.tasks.task_spec import DIAGNOSTIC_DATA, TASKS, task_spec
+from attention_zoo.tasks.training.fine_tuning import freeze_parameters
 from attention_zoo.zoo import ATTENTION, POSITION, check_pair
 
 MANY_STEPS = 10**9  # for a run whose number of steps the data decide
@@ -34,6 +35,7 @@ def validate(config: Mapping[str, Any]) -> None:
     # What the sizes do not allow shows when the model is built. On the meta device that is cheap.
     with torch.device("meta"):
         model = build_model(config, vocabulary_size=1, pad_id=0)
+    freeze_parameters(model, config.get("freeze", ()))
     try:
         optimizer = build_optimizer(config["optimizer"])(model)
         build_schedule(config["schedule"])(optimizer, total_steps=planned_steps(config))

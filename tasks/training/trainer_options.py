@@ -55,12 +55,10 @@ def check_trainer(config: Mapping[str, Any], callbacks: Sequence[Callback] = ())
             raise UserError(f"trainer.{name} must be at least {least}, got {options[name]}.")
     for name in ("max_steps", "max_epochs"):
         if options[name] == 0:
-            raise UserError(
-                f"trainer.{name}=0 trains nothing; choose at least 1, or -1 for no limit."
-            )
+            raise UserError(f"trainer.{name}=0 trains nothing; choose 1 or more, or -1 for all.")
     if options.get("num_nodes", 1) > 1 and not {"MASTER_ADDR", "SLURM_NTASKS"} & {*os.environ}:
         raise UserError(
-            f"trainer.num_nodes={options['num_nodes']} would wait for other machines: start the run "
+            f"trainer.num_nodes={options['num_nodes']} would wait for other machines: start it "
             "with torchrun or SLURM, or set MASTER_ADDR, MASTER_PORT and NODE_RANK on each."
         )
     for name in ("val_check_interval", "limit_train_batches"):
