@@ -60,7 +60,7 @@ def build_optimizer(node: Mapping[str, Any]) -> Callable[[nn.Module], Optimizer]
     """
     factory = instantiate(node)
     if not isclass(factory.func) or not issubclass(factory.func, Optimizer):
-        return factory  # type: ignore[no-any-return]
+        return factory
     return lambda model: factory([x for x in model.parameters() if x.requires_grad])
 
 
@@ -70,7 +70,7 @@ def build_schedule(node: Mapping[str, Any]) -> Callable[..., LRScheduler]:
     if factory.func is ReduceLROnPlateau:
         raise Unsupported("schedule must follow the steps; ReduceLROnPlateau follows a metric.")
     if "total_steps" in signature(factory).parameters:
-        return factory  # type: ignore[no-any-return]
+        return factory
     return lambda optimizer, *, total_steps: factory(optimizer)
 
 

@@ -117,7 +117,7 @@ def _is_unlisted_option(override: str, config: Any) -> bool:
     from attention_zoo.tasks.configuration.option_checks import node_parameters, provided_options
 
     path, _, key = override.partition("=")[0].rpartition(".")
-    node = OmegaConf.select(config, path) if path.split(".")[0] in config else None
+    node: Any = OmegaConf.select(config, path) if path.split(".")[0] in config else None
     if not OmegaConf.is_dict(node) or key in node or "_target_" not in node:
         return False
     parameters, takes_others = node_parameters(node, path)

@@ -180,7 +180,8 @@ def existing_options(config: Mapping[str, Any]) -> list[str]:
     def add(node: Any, path: str) -> None:
         if not isinstance(node, Mapping):
             return
-        parameters, takes_others = {}, True
+        parameters: dict[str, inspect.Parameter] = {}
+        takes_others = True
         if "_target_" in node:
             parameters, takes_others = node_parameters(node, path)
         own = [x for x in parameters if x not in provided_options(path)]

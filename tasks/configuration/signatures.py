@@ -36,7 +36,7 @@ def find_target(target: str, path: str) -> Callable[..., Any]:
         ) from error
     if not callable(found):
         raise UserError(f"{path}._target_={target} must name a class or a function.")
-    return found  # type: ignore[no-any-return]
+    return found
 
 
 def parameters_of(
