@@ -38,6 +38,37 @@ SITES: dict[Site, str] = {
 BEFORE_ATTENTION: tuple[Site, ...] = ("positions", "embeddings")
 
 
+# Words of other libraries and papers, by which a user may look for a name of this one.
+SYNONYMS = {
+    "rope": "rotary",
+    "mha": "multi_head",
+    "mqa": "multi_query",
+    "gqa": "grouped_query",
+    "mla": "multi_head_latent",
+    "swa": "sliding_window",
+    "nsa": "native_sparse",
+    "moba": "block_mixture",
+    "softmax": "multi_head",
+    "adam": "adamw",
+    "learning_rate": "lr",
+    "epochs": "max_epochs",
+    "steps": "max_steps",
+    "gpus": "devices",
+    "batch_size": "tokens_per_batch",
+    "vocab_size": "vocabulary_size",
+    "hidden_size": "dim",
+    "d_model": "dim",
+    "embed_dim": "dim",
+    "num_layers": "layers",
+    "n_layers": "layers",
+    "num_heads": "heads",
+    "n_heads": "heads",
+    "warmup": "warmup_steps",
+    "beam_size": "width",
+    "grad_clip": "gradient_clip_val",
+}
+
+
 @dataclass(frozen=True, kw_only=True)
 class Card:
     """What every entry declares."""
@@ -171,7 +202,8 @@ def discover() -> tuple[str, ...]:
 
 def unknown_name_message(kind: str, name: str, legal: list[str]) -> str:
     """Return the message for an unknown name: the nearest names, then all."""
-    near = get_close_matches(str(name), legal, n=3, cutoff=0.5)
+    synonym = SYNONYMS.get(str(name))
+    near = [synonym] if synonym in legal else get_close_matches(str(name), legal, n=3, cutoff=0.5)
     hint = f" Did you mean {' or '.join(near)}?" if near else ""
     return f"There is no {kind} {short_repr(name)}.{hint} Choices: {', '.join(legal)}."
 

@@ -5,6 +5,7 @@ from attention_zoo.tasks.interruption import Interrupted
 
 FAILED = 2  # something that the user can mend
 REFUSED = 3  # a combination that cannot be
+PIPE_CLOSED = 141  # by the reader of the output; 128 + SIGPIPE, as in shells
 
 
 def exit_code(error: BaseException | None) -> int:

@@ -18,7 +18,7 @@ from attention_zoo.tasks.commands.help import (
     print_composed_help,
     program_help,
 )
-from attention_zoo.tasks.exit_codes import exit_code
+from attention_zoo.tasks.exit_codes import PIPE_CLOSED, exit_code
 from attention_zoo.tasks.interruption import INTERRUPTION, Interrupted, interruptible
 from attention_zoo.tasks.sweeps.jobs import record_outcome
 
@@ -29,6 +29,7 @@ def main() -> None:
     try:
         with interruptible(), record_outcome():
             run_command(command, arguments)
+            sys.stdout.flush()
     except UserError as error:
         if is_first_process():
             kind = "refused" if isinstance(error, Unsupported) else "error"
@@ -39,6 +40,10 @@ def main() -> None:
             print(f"stopped by {error}", file=sys.stderr)
         # Lightning kills the first process when another ends with a code.
         sys.exit(exit_code(error) if is_first_process() else 0)
+    except BrokenPipeError:
+        # The reader has all that it wants, as `head` does. Python would flush to it once more.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(PIPE_CLOSED)
 
 
 def is_first_process() -> bool:
@@ -128,6 +133,8 @@ def run_composed(command: str, arguments: list[str]) -> None:
             raise failures[0]
     except Exception as error:
         explained = error if show_traceback else explain_error(error, invocation)
+        if explained is error and isinstance(error, ValueError) and not failures:
+            explained = UserError(" ".join(str(error).split()))  # of Hydra, about its flags
         if explained is error:
             raise
         raise explained from None
@@ -138,14 +145,31 @@ def run_job(config: Any, invocation: Any) -> Any:
     from hydra.core.hydra_config import HydraConfig
     from omegaconf import OmegaConf
 
-    from attention_zoo.tasks.configuration.defaults import resolve_defaults, resolve_output_dir
+    from attention_zoo.tasks.configuration.build import refuse_untrusted_targets
+    from attention_zoo.tasks.configuration.defaults import (
+        resolve_defaults,
+        resolve_intervals,
+        resolve_output_dir,
+    )
+    from attention_zoo.tasks.configuration.option_checks import (
+        check_groups,
+        check_options,
+        legal_names,
+    )
 
     checkpoint = invocation.checkpoint
     training_config = checkpoint and checkpoint["attention_zoo"]["config"]
     choices = HydraConfig.get().runtime.choices
     choices = {group: choices[group] for group in choices if not group.startswith("hydra")}
+    if checkpoint or invocation.command == "train":
+        plain: Any = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+        check_groups(plain)
+        refuse_untrusted_targets(plain, training_config or {})
     choices |= resolve_defaults(config, training_config)
     resolve_output_dir(config)
-    plain: Any = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+    plain = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+    check_options(plain, legal_names(invocation.command))
+    if "trainer" in plain:
+        resolve_intervals(plain)
     module = import_module(f"attention_zoo.tasks.commands.{invocation.command}")
     return module.run(plain | {"choices": choices}, invocation)

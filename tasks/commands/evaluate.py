@@ -27,6 +27,7 @@ from attention_zoo.tasks.training.callbacks.progress import Progress
 from attention_zoo.tasks.training.loggers.loggers import create_loggers, finish_loggers, log_summary
 from attention_zoo.tasks.training.manifest import collect_environment
 from attention_zoo.tasks.training.task import Task, load_task, logged_metrics
+from attention_zoo.tasks.training.trainer_options import check_trainer
 from attention_zoo.tasks.views.console import print_metrics, print_paths
 
 
@@ -37,6 +38,7 @@ def run(config: dict[str, Any], invocation: Invocation) -> None:
         raise UserError(f"split must be valid or test, got {config['split']!r}.")
     lengths.check_lengths(config)
     silence_libraries()
+    check_trainer(config)
     seed_everything(config["seed"], workers=True, verbose=False)
     task = load_task(checkpoint, config)
     task.generates_in_validation = True

@@ -9,7 +9,7 @@ from rich.console import Console
 
 from attention_zoo.errors import BadInput, Unsupported, UserError
 from attention_zoo.tasks.commands.arguments import parse_arguments
-from attention_zoo.tasks.run_folder import first_sentence
+from attention_zoo.tasks.run_folder import first_sentence, refuse_unwritable
 from attention_zoo.tasks.views.tables import Table, markdown_table, print_table, replace_section
 from attention_zoo.zoo import (
     ATTENTION,
@@ -70,7 +70,8 @@ def run(arguments: list[str]) -> None:
         print_matrix() if name == "all" else print_refusals(name)
     elif output:
         path = Path(output)
-        path.write_text(replace_section(path.read_text(), "zoo", zoo_markdown()))
+        with refuse_unwritable(path, "FILE"):
+            path.write_text(replace_section(path.read_text(), "zoo", zoo_markdown()))
     elif style == "markdown":
         print(zoo_markdown())
     else:
@@ -193,10 +194,13 @@ def print_matrix() -> None:
         if pair.refusal is None:
             cells[pair.attention, pair.position] += ROLE_LETTERS[pair.role]
     rows = [(name, *(cells[name, other] or "·" for other in POSITION)) for name in ATTENTION]
-    # The names of encodings read downwards.
-    height = max(map(len, POSITION))
-    columns = ["", *("\n".join(position.rjust(height)) for position in POSITION)]
-    print_pairs(pairs, Table("", columns, rows, "l" * len(columns)), PAIRS_LEGEND)
+    # Their names are wider than the columns.
+    numbers = [str(number) for number in range(1, len(list(POSITION)) + 1)]
+    names = ", ".join(f"{number} {name}" for number, name in zip(numbers, POSITION, strict=True))
+    columns = ["", *numbers]
+    print_pairs(
+        pairs, Table("", columns, rows, "l" * len(columns)), PAIRS_LEGEND, f"Columns: {names}."
+    )
 
 
 def print_refusals(name: str) -> None:

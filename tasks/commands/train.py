@@ -1,6 +1,7 @@
 """`attention-zoo train`: compose, train, score, and fill the folder of the run."""
 
 import math
+import os
 import shlex
 import signal
 import time
@@ -15,6 +16,7 @@ from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint, ProgressBar, Timer
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from rich.console import Console
 
 from attention_zoo.errors import TrainingDiverged, UserError
@@ -22,7 +24,12 @@ from attention_zoo.tasks.analysis import lengths
 from attention_zoo.tasks.analysis.costs import decode_state_bytes, training_flops_per_token
 from attention_zoo.tasks.analysis.length_report import METRIC_PREFIX
 from attention_zoo.tasks.commands.warning_filters import silence_libraries
-from attention_zoo.tasks.configuration.build import build_task, instantiate, parameter_counts
+from attention_zoo.tasks.configuration.build import (
+    build_task,
+    instantiate,
+    parameter_counts,
+    refusal,
+)
 from attention_zoo.tasks.configuration.composition import Invocation
 from attention_zoo.tasks.configuration.resolved_config import (
     flat_hyperparameters,
@@ -32,6 +39,7 @@ from attention_zoo.tasks.configuration.validation import validate
 from attention_zoo.tasks.exit_codes import exit_code
 from attention_zoo.tasks.interruption import Interrupted
 from attention_zoo.tasks.run_folder import RunFolder, relative_to_cwd
+from attention_zoo.tasks.sweeps.jobs import JOB_FOLDER
 from attention_zoo.tasks.sweeps.matching import check_match, match_baseline
 from attention_zoo.tasks.task_spec import task_spec
 from attention_zoo.tasks.training.callbacks.averaging import CheckpointAveraging
@@ -59,6 +67,12 @@ from attention_zoo.tasks.training.resuming import (
     describe_resumed,
 )
 from attention_zoo.tasks.training.task import Task, logged_metrics
+from attention_zoo.tasks.training.trainer_options import (
+    check_batches,
+    check_training,
+    create_callbacks,
+    monitors_text,
+)
 from attention_zoo.tasks.views.console import (
     print_config_tree,
     print_data_report,
@@ -88,15 +102,21 @@ class Training:
 
 def run(config: dict[str, Any], invocation: Invocation) -> float | None:
     """Train what the config describes; return the validation loss, which sweepers minimise."""
+    silence_libraries()
+    check_training(config)
     validate(config)
     lengths.check_lengths(config)
     check_match(config)
+    if (config["jobs"] != 1 or config["fail_fast"]) and JOB_FOLDER not in os.environ:
+        raise UserError(
+            f"jobs and fail_fast are for sweeps, got jobs={config['jobs']} fail_fast="
+            f"{str(config['fail_fast']).lower()}: sweep with -m, or leave them out."
+        )
     if config["seeds"] is not None:
         raise UserError(
             f"seeds={config['seeds']} repeats the jobs of a sweep: give it on the command line "
             "with -m. A single run has a seed, such as seed=1."
         )
-    silence_libraries()
     console = Console(quiet=rank_zero_only.rank != 0)  # type: ignore[attr-defined]
     if invocation.inferred_task:
         print_line(console, f"data={config['choices']['data']}: {invocation.inferred_task}")
@@ -149,6 +169,8 @@ def prepare(config: dict[str, Any], console: Console, initial: InitialWeights | 
         data.prepare_data()
         data.setup()
     print_data_report(console, data.report)
+    if note := check_batches(check_training(config), data):
+        print_line(console, note)
     matched = None
     if config["match"] is not None:
         matched = match_baseline(config, data, console)
@@ -200,11 +222,14 @@ def fit_and_score(training: Training, trainer: Trainer, history: History) -> dic
     for logger in training.loggers:
         logger.log_hyperparams(flat_hyperparameters(with_choice_names(config)) | counts)
     log_artifact(training.loggers, "config", training.folder.config_file)
+    task.generates_in_validation = monitors_text(trainer.callbacks)  # type: ignore[attr-defined]
     reset_peak_memory(trainer.strategy.root_device)
     started = time.perf_counter()
     resumed = None if training.resumed is None else training.resumed.path
     try:
         trainer.fit(task, datamodule=data, ckpt_path=resumed, weights_only=True)
+    except MisconfigurationException as error:
+        raise refusal("trainer", error) from error
     except (Interrupted, TrainingDiverged) as error:
         cause = {"diverged": error.cause} if isinstance(error, TrainingDiverged) else {}
         end = "divergence" if cause else str(error)
@@ -241,19 +266,15 @@ def fit_and_score(training: Training, trainer: Trainer, history: History) -> dic
 
 def create_trainer(config: dict[str, Any], loggers: list[Logger]) -> tuple[Trainer, History]:
     """Build the Trainer with the callbacks of the config, and those that `results.json` needs."""
-    callbacks = [instantiate(node) for node in (config["callbacks"] or {}).values()]
+    callbacks = create_callbacks(config)
     if not any(isinstance(x, Throughput) for x in callbacks):
         callbacks.append(Throughput())
     history = History(next(x for x in callbacks if isinstance(x, Throughput)))
-    options = config["trainer"]
-    # A run shorter than the interval logs once, at its end.
-    if 0 < options["max_steps"] < options["log_every_n_steps"]:
-        options = {**options, "log_every_n_steps": options["max_steps"]}
     trainer = instantiate(
-        options,
+        config["trainer"],
         logger=loggers,
         callbacks=[*callbacks, history],
-        plugins=[*(options.get("plugins") or []), *slurm_plugins()],
+        plugins=[*(config["trainer"].get("plugins") or []), *slurm_plugins()],
         default_root_dir=config["paths"]["run"],
         enable_progress_bar=any(isinstance(x, ProgressBar) for x in callbacks),
         enable_checkpointing=any(isinstance(x, Checkpoint) for x in callbacks),

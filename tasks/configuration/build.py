@@ -1,12 +1,16 @@
 """Build models and tasks from a composed config."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from importlib.metadata import entry_points
+from inspect import isclass, signature
+from types import NoneType
 from typing import Any
 
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate as hydra_instantiate
 from torch import nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from attention_zoo.attention.base import Attention
 from attention_zoo.errors import Unsupported, UserError
@@ -18,27 +22,63 @@ TRUSTED_PACKAGES = ("attention_zoo", "torch", "lightning", "torchmetrics")
 
 
 def instantiate(node: Any, *args: Any, **kwargs: Any) -> Any:
-    """Build a config node by Hydra, if its targets are of this project, a plugin or a framework."""
-    plugins = [plugin.module.split(".")[0] for plugin in entry_points(group="attention_zoo")]
-    trusted = (*TRUSTED_PACKAGES, *plugins)
-    for target in find_targets(node):
-        if target.split(".")[0] not in trusted:
-            raise Unsupported(
-                f"A config may build things of {', '.join(trusted)} only, got _target_: {target}."
-            )
+    """Build a config node by Hydra; raise UserError for options that what it builds refuses."""
     try:
         return hydra_instantiate(node, *args, **kwargs)
     except InstantiationException as error:
-        if isinstance(error.__cause__, UserError):
-            raise error.__cause__ from None
-        raise
+        cause = error.__cause__
+        if isinstance(cause, UserError | ModuleNotFoundError):
+            raise cause from None
+        raise refusal(str(node.get("_target_")), cause or error) from error
+
+
+def refusal(what: str, error: BaseException) -> UserError:
+    """Return the UserError for an error that a library raised for options."""
+    return UserError(f"{what} refuses its options: {' '.join(str(error).split())}")
+
+
+def refuse_untrusted_targets(config: Mapping[str, Any], training_config: Mapping[str, Any]) -> None:
+    """Refuse to build what a checkpoint names of packages that are no part of this program.
+
+    What a user's own config names is the user's own choice. A checkpoint may come from others, and
+    building what it names runs their code.
+    """
+    plugins = [plugin.module.split(".")[0] for plugin in entry_points(group="attention_zoo")]
+    trusted = (*TRUSTED_PACKAGES, *plugins)
+    for target in {*find_targets(config)} & {*find_targets(training_config)}:
+        if target.split(".")[0] not in trusted:
+            raise Unsupported(
+                f"A checkpoint may build things of {', '.join(trusted)} only, got "
+                f"_target_: {target}. Choose another in its place, such as data=phrases."
+            )
+
+
+def build_optimizer(node: Mapping[str, Any]) -> Callable[[nn.Module], Optimizer]:
+    """Return the factory of an optimizer: one that takes the model, as ours do, or its parameters.
+
+    torch's own classes take parameters.
+    """
+    factory = instantiate(node)
+    if not isclass(factory.func) or not issubclass(factory.func, Optimizer):
+        return factory
+    return lambda model: factory([x for x in model.parameters() if x.requires_grad])
+
+
+def build_schedule(node: Mapping[str, Any]) -> Callable[..., LRScheduler]:
+    """Return the factory of a schedule; one of torch's own need not take `total_steps`."""
+    factory = instantiate(node)
+    if factory.func is ReduceLROnPlateau:
+        raise Unsupported("schedule must follow the steps; ReduceLROnPlateau follows a metric.")
+    if "total_steps" in signature(factory).parameters:
+        return factory
+    return lambda optimizer, *, total_steps: factory(optimizer)
 
 
 def attention_by_role(config: Mapping[str, Any]) -> dict[str, Any]:
     """Return the config of each attention in the task's model: its own, or else `attention`."""
     roles = task_spec(config).attention_roles
     for node in roles:
-        if isinstance(config[node], str):
+        if not isinstance(config[node], Mapping | NoneType):
             raise UserError(
                 f"{node} is chosen as a group, got {node}={config[node]}; "
                 f"give attention@{node}={config[node]}."
@@ -65,8 +105,8 @@ def build_task(config: Mapping[str, Any], tokenizer: Any) -> Any:
     return instantiate({**options, "_partial_": True})(
         model=build_model(config, **sizes),
         tokenizer=tokenizer,
-        optimizer=instantiate(config["optimizer"]),
-        schedule=instantiate(config["schedule"]),
+        optimizer=build_optimizer(config["optimizer"]),
+        schedule=build_schedule(config["schedule"]),
         decoding=instantiate(config["decoding"]),
         config=config,
     )

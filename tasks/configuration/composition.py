@@ -16,6 +16,11 @@ from hydra.plugins.search_path_plugin import SearchPathPlugin
 from omegaconf import OmegaConf
 
 from attention_zoo.errors import UserError
+from attention_zoo.tasks.configuration.group_overrides import (
+    check_group_overrides,
+    complete_overrides,
+    quote_equals_signs,
+)
 from attention_zoo.tasks.configuration.overrides import (
     expand_seeds,
     infer_task,
@@ -77,6 +82,7 @@ def parse_command(command: str, arguments: Sequence[str]) -> Invocation:
     """
     overrides, lines = split_arguments(command, arguments)
     refuse_renamed_options(overrides)
+    overrides = check_group_overrides(quote_equals_signs(overrides))
     register_plugins(command, source_flags(overrides))
     if lines and command in ("train", "evaluate"):
         raise UserError(f"{command} takes options of the form name=value, got {lines[0]!r}.")
@@ -86,14 +92,17 @@ def parse_command(command: str, arguments: Sequence[str]) -> Invocation:
         if checkpoint is not None:
             training_config = checkpoint["attention_zoo"]["config"]
             config_name, choices = store_fine_tuning_config(training_config, overrides)
-            return Invocation(command, config_name, [*overrides, *choices], checkpoint=checkpoint)
+            overrides = complete_overrides(config_name, [*overrides, *choices])
+            return Invocation(command, config_name, overrides, checkpoint=checkpoint)
         task = infer_task(overrides)
         overrides = overrides if task is None else [*overrides, task]
+        overrides = complete_overrides(command, overrides)
         return Invocation(command, command, overrides, inferred_task=task)
     checkpoint = checkpoint_of_option("ckpt_path", overrides)
     if checkpoint is None:
         return Invocation(command, command, overrides, lines)
     config_name = store_checkpoint_config(command, checkpoint["attention_zoo"]["config"], overrides)
+    overrides = complete_overrides(config_name, overrides)
     return Invocation(command, config_name, overrides, lines, checkpoint)
 
 
@@ -109,7 +118,10 @@ def checkpoint_of_option(option: str, overrides: Sequence[str]) -> dict[str, Any
 
     from attention_zoo.tasks.training.checkpoints import read_checkpoint
 
-    return read_checkpoint(Path(str(parsed.value())))
+    path = parsed.value()
+    if not isinstance(path, str) or not path:
+        raise UserError(f"{option} must name a file, got {override}.")
+    return read_checkpoint(Path(path))
 
 
 def register_plugins(command: str, flags: Sequence[str] = ()) -> None:

@@ -3,13 +3,15 @@
 import re
 from importlib.resources import files
 
-from hydra import compose, initialize_config_module
 from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException
-from omegaconf import OmegaConf
+from omegaconf import OmegaConf, open_dict
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
+from yaml import YAMLError
 
-from attention_zoo.errors import UserError
+from attention_zoo.errors import BadInput, UserError
 from attention_zoo.tasks.configuration.composition import Invocation
+from attention_zoo.tasks.configuration.group_overrides import compose_groups
+from attention_zoo.tasks.configuration.overrides import override_values
 from attention_zoo.zoo import unknown_name_message
 
 # Launchers that an extra of the package installs.
@@ -30,7 +32,12 @@ def explain_error(error: Exception, invocation: Invocation) -> Exception:
     if isinstance(error, ConfigCompositionException) and unknown:
         return UserError(unknown_option_message(unknown[1], unknown[2], invocation))
     if isinstance(error, MissingMandatoryValue) and error.full_key:
-        return UserError(f"{error.full_key} has no default; give it: {error.full_key}=VALUE")
+        example = documented_form(error.full_key, invocation)
+        return UserError(f"{error.full_key} has no default; give it: {example}")
+    if isinstance(error, OSError) and error.filename is not None:
+        return BadInput(f"{error.filename}: {error.strerror}. Choose another file or folder.")
+    if isinstance(error, YAMLError):
+        return BadInput(f"a config file is not YAML: {' '.join(str(error).split())}")
     # submitit reports that SLURM has failed or, by a RuntimeError, that it is missing.
     of_submitit = type(error).__module__.startswith("submitit") or "Could not detect" in str(error)
     if isinstance(error, HydraException | OmegaConfBaseException) or of_submitit:
@@ -38,27 +45,27 @@ def explain_error(error: Exception, invocation: Invocation) -> Exception:
     return error
 
 
+def documented_form(name: str, invocation: Invocation) -> str:
+    """Return how the comments in the file of a chosen group write an option."""
+    group = name.partition(".")[0]
+    choice = override_values(invocation.overrides).get(group, "")
+    file = files("attention_zoo.conf") / group / f"{choice}.yaml"
+    written = file.is_file() and re.search(rf"{re.escape(name)}=\S+", file.read_text())
+    return written[0] if written else f"{name}=VALUE"
+
+
 def unknown_option_message(node: str | None, option: str, invocation: Invocation) -> str:
     """Return the sentence for an override of an unknown option, with the options there are."""
+    # Imported here, as signatures need torch.
+    from attention_zoo.tasks.configuration.option_checks import unknown_option
+
     name = option if node is None else f"{node}.{option}"
-    # Another override may be wrong as well, so only those that choose a group are composed.
-    groups = [x for x in invocation.overrides if chooses_group(x)]
-    choices = [x for x in groups if x.lstrip("+~").partition("=")[0] != name]
-    with initialize_config_module("attention_zoo.conf", version_base="1.3"):
-        composed = compose(invocation.config_name, overrides=choices)
-    if node is None:
-        return unknown_name_message("option", name, [str(key) for key in composed])
-    chosen = OmegaConf.select(composed, node)
-    if chosen is None and node in composed:
+    if name == "output" and invocation.command in ("translate", "generate"):
+        return f"{invocation.command} prints its lines: write them into a file with > FILE."
+    composed = compose_groups(invocation.config_name, invocation.overrides, without=name)
+    if node is not None and node in composed and OmegaConf.select(composed, node) is None:
         choice = f"attention@{node}" if node.endswith("_attention") else node
         return f"{node} has no options until it is chosen: {choice}=NAME {name}=VALUE"
-    keys = [key for key in chosen if not str(key).startswith("_")] if chosen is not None else []
-    options = [f"{node}.{key}" for key in keys] or [str(key) for key in composed]
-    return unknown_name_message("option", name, options)
-
-
-def chooses_group(override: str) -> bool:
-    """Return whether an override chooses one file of a group."""
-    name, equals, value = override.lstrip("+~").partition("=")
-    is_group = (files("attention_zoo.conf") / name.partition("@")[0]).is_dir()
-    return is_group and equals == "=" and "," not in value
+    with open_dict(composed):
+        composed.paths.run = "run"  # There is no folder of a run yet.
+    return unknown_option(name, OmegaConf.to_container(composed, resolve=True))  # type: ignore[arg-type]

@@ -1,5 +1,6 @@
 """Read single files of conf, of the zoo and its plugins, without composing a config or torch."""
 
+import json
 import re
 from importlib.resources import files
 from pathlib import Path
@@ -11,6 +12,20 @@ from attention_zoo.tasks.task_spec import TASKS
 from attention_zoo.zoo import ATTENTION, POSITION
 
 SYMBOL_TOKENIZER = "attention_zoo.tasks.data.tokenizers.SymbolTokenizer.train"
+# Groups that every run needs a choice of.
+REQUIRED = (
+    "task",
+    "model",
+    "attention",
+    "tokenizer",
+    "data",
+    "optimizer",
+    "schedule",
+    "decoding",
+    "trainer",
+)
+# Groups of any number of named objects; null stands for none.
+COLLECTIONS = ("callbacks", "logger")
 DEFAULT_TRAINING_LENGTH = 512  # tokens, of an entry that is not trained
 # Options that depend on the length that the model is trained at, which null stands for.
 TRAINING_LENGTH_OPTIONS = ("original_length", "max_length")
@@ -58,3 +73,8 @@ def entry_options(group: str, name: str, *, heads: int) -> dict[str, Any]:
     """Return the constructor arguments in the config of an entry."""
     config = entry_config(group, name, heads=heads)
     return {key: x for key, x in config.items() if key != "name" and not key.startswith("_")}
+
+
+def show(value: Any) -> str:
+    """Return a value as the command line writes it."""
+    return value if isinstance(value, str) and value else json.dumps(value, default=str)

@@ -9,9 +9,20 @@ from omegaconf import DictConfig, OmegaConf
 
 from attention_zoo.tasks.configuration.build import attention_by_role, instantiate
 from attention_zoo.tasks.configuration.conf_files import TRAINING_LENGTH_OPTIONS, entry_config
+from attention_zoo.tasks.configuration.option_checks import node_parameters
 from attention_zoo.tasks.run_folder import RunFolder
 from attention_zoo.tasks.task_spec import DIAGNOSTIC_DATA, task_spec
 from attention_zoo.zoo import ATTENTION
+
+# Options of the Trainer that this program reads.
+TRAINER_OPTIONS = (
+    "max_steps",
+    "max_epochs",
+    "precision",
+    "log_every_n_steps",
+    "val_check_interval",
+    "check_val_every_n_epoch",
+)
 
 
 def resolve_defaults(
@@ -64,3 +75,24 @@ def resolve_output_dir(config: DictConfig) -> None:
     if config.lengths or config.logger:
         run = RunFolder.of_checkpoint(str(config.ckpt_path))
         config.output = str(run.evaluations / f"{datetime.now():%Y-%m-%d_%H-%M-%S-%f}")
+
+
+def resolve_intervals(config: dict[str, Any]) -> None:
+    """Set options in a resolved config that others decide, so that it says what is used.
+
+    An option of the Trainer that was left out, as by `~trainer.max_steps`, has Lightning's default.
+    A run shorter than the interval of logging logs once, at its end. Several checkpoints of a
+    `ModelCheckpoint` get names of their own: under one name each would replace the one before.
+    """
+    trainer = config["trainer"]
+    parameters, _ = node_parameters(trainer, "trainer")
+    for name in TRAINER_OPTIONS:
+        trainer.setdefault(name, parameters[name].default if name in parameters else None)
+    if 0 < trainer["max_steps"] < (trainer["log_every_n_steps"] or 0):
+        trainer["log_every_n_steps"] = trainer["max_steps"]
+    for node in (config.get("callbacks") or {}).values():
+        if node is None or not node["_target_"].endswith("ModelCheckpoint"):
+            continue
+        name = node.get("filename")
+        if node.get("save_top_k", 1) not in (0, 1) and name is not None and "{" not in name:
+            node |= {"filename": f"{name}-{{step}}", "auto_insert_metric_name": False}

@@ -117,18 +117,23 @@ def default_seed(overrides: Sequence[str]) -> str:
             f"seeds counts on from one seed, and {' '.join(chosen)} may have several; give the "
             "first one: seed=1."
         )
-    search_paths = [x for x in overrides if x.startswith("hydra.searchpath=")]
+    try:
+        with initialize_config_module("attention_zoo.conf", version_base="1.3"):
+            return str(compose("train", overrides=[*search_path(overrides), *chosen]).seed)
+    except HydraException:
+        # The composition of the jobs says what is wrong.
+        return str(train_yaml().seed)
+
+
+def search_path(overrides: Sequence[str]) -> list[str]:
+    """Return overrides that make `compose` look for configs where the command line does."""
+    folders = [x for x in overrides if x.startswith("hydra.searchpath=")]
     for flag, following in pairwise([*overrides, ""]):
         name, _, value = flag.partition("=")
         if name in ("--config-dir", "-cd"):  # a folder that is searched as well
             folder = Path(value or following).absolute()
-            search_paths.append(f"hydra.searchpath=['file://{folder}']")
-    try:
-        with initialize_config_module("attention_zoo.conf", version_base="1.3"):
-            return str(compose("train", overrides=[*search_paths, *chosen]).seed)
-    except HydraException:
-        # The composition of the jobs says what is wrong.
-        return str(train_yaml().seed)
+            folders.append(f"hydra.searchpath=['file://{folder}']")
+    return folders
 
 
 def train_yaml() -> Any:

@@ -34,6 +34,7 @@ REPLACED_FLAGS = {
         "--markdown": "format=markdown",
         "--into": "output=FILE",
     },
+    "figures": {"--into": "output=FOLDER"},
     "report": {"--baseline": "baseline=LABEL", "--into": "output=FOLDER"},
 }
 # Modules and functions of the tasks that a `_target_` names.

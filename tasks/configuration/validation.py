@@ -1,55 +1,56 @@
 """Refuse a composed config whose parts do not fit each other, before data are prepared."""
 
+import math
 from collections.abc import Mapping
 from itertools import chain
 from typing import Any
 
 import torch
 
-from attention_zoo.errors import Unsupported, UserError
+from attention_zoo.errors import Unsupported, UserError, check_positive
 from attention_zoo.tasks.configuration import conf_files
-from attention_zoo.tasks.configuration.build import attention_by_role, build_model, instantiate
+from attention_zoo.tasks.configuration.build import (
+    attention_by_role,
+    build_model,
+    build_optimizer,
+    build_schedule,
+    refusal,
+)
 from attention_zoo.tasks.configuration.renamed_options import refuse_renamed_keys
 from attention_zoo.tasks.task_spec import DIAGNOSTIC_DATA, TASKS, task_spec
 from attention_zoo.tasks.training.fine_tuning import freeze_parameters
 from attention_zoo.zoo import ATTENTION, POSITION, check_pair
 
+MANY_STEPS = 10**9  # for a run whose number of steps the data decide
+
 
 def validate(config: Mapping[str, Any]) -> None:
     """Refuse a config whose task, data, attention, roles, position or sizes do not fit."""
     refuse_renamed_keys(config)
-    if not isinstance(config["seed"], int):
-        raise UserError(f"seed must be a whole number, got {config['seed']!r}.")
-    validate_precision(config)
+    if not 0 <= config["seed"] < 2**32:
+        raise UserError(f"seed must lie between 0 and 2^32 - 1, got {config['seed']}.")
+    check_positive(**{"model.heads": config["model"]["heads"]})
     validate_data(config)
     validate_attention(config)
     # What the sizes do not allow shows when the model is built. On the meta device that is cheap.
     with torch.device("meta"):
         model = build_model(config, vocabulary_size=1, pad_id=0)
     freeze_parameters(model, config.get("freeze", ()))
-    instantiate(config["optimizer"])(model)
+    try:
+        optimizer = build_optimizer(config["optimizer"])(model)
+        build_schedule(config["schedule"])(optimizer, total_steps=planned_steps(config))
+    except (TypeError, ValueError) as error:
+        if isinstance(error, UserError):
+            raise
+        raise refusal("optimizer or schedule", error) from error
 
 
-def validate_precision(config: Mapping[str, Any]) -> None:
-    """Refuse float16 where it is not what would be computed, or can only diverge."""
-    precision, accelerator = config["trainer"]["precision"], config["trainer"]["accelerator"]
-    on_cpu = accelerator == "cpu" or (
-        accelerator == "auto" and not torch.accelerator.is_available()
-    )
-    # Lightning would take bfloat16.
-    if on_cpu and str(precision) in ("16", "16-mixed"):
-        raise Unsupported(
-            f"trainer.precision={precision} needs a GPU, and the accelerator is the CPU. Choose "
-            "bf16-mixed, or 32-true."
-        )
-    eps = config["optimizer"].get("eps")
-    smallest = torch.finfo(torch.float16).smallest_normal
-    if precision == "16-true" and isinstance(eps, int | float) and eps < smallest:
-        raise Unsupported(
-            f"trainer.precision=16-true needs optimizer.eps of at least {smallest:.1e}, the "
-            f"smallest number of float16, got {eps}: the loss would become nan. Give "
-            "optimizer.eps=1e-4, or choose bf16-true."
-        )
+def planned_steps(config: Mapping[str, Any]) -> int | float:
+    """Return the steps of a run: the exact number where epochs do not count, else many."""
+    trainer = config["trainer"]
+    if trainer["max_steps"] >= 0:
+        return int(trainer["max_steps"])
+    return math.inf if (trainer.get("max_epochs") or -1) < 0 else MANY_STEPS
 
 
 def validate_data(config: Mapping[str, Any]) -> None:

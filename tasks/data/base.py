@@ -10,7 +10,7 @@ from typing import Any
 
 from lightning import LightningDataModule
 
-from attention_zoo.errors import Unsupported
+from attention_zoo.errors import Unsupported, UserError
 from attention_zoo.tasks.data.batches import BatchDataset
 from attention_zoo.tasks.data.cache import function_key, get_or_build, is_plain, sha256_of_code
 from attention_zoo.tasks.data.loader import ResumableLoader
@@ -63,6 +63,8 @@ class PreparedData(LightningDataModule):
         probes: Sequence[str] | None = None,
     ) -> None:
         super().__init__()
+        if num_workers < 0:
+            raise UserError(f"data.num_workers must be at least 0, got {num_workers}.")
         self.source = source if root is None else source.with_root(root)
         self.tokenizer_factory = tokenizer
         self.cache_dir = Path(cache_dir)

@@ -27,7 +27,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 
-from attention_zoo.errors import UserError
+from attention_zoo.errors import Unsupported, UserError
 from attention_zoo.tasks.configuration.resolved_config import hash_config
 from attention_zoo.tasks.run_folder import JobRecord, RunFolder
 from attention_zoo.tasks.sweeps.jobs import Job
@@ -96,6 +96,10 @@ class ProcessesLauncher(Launcher):
 
                 report_sweep(console, scored, sweep)
             console.print(f"Sweep: {sweep}", soft_wrap=True)
+        # A search asks for one trial after another, and a refused one is no failure of the search.
+        is_search = self.config.hydra.runtime.choices["hydra/sweeper"] != "basic"
+        if not is_search and all(job.record.outcome == "refused" for job in jobs):
+            raise Unsupported(f"all {len(jobs)} jobs were refused; the table says why.")
         return [job_return(job) for job in jobs]
 
     def create_jobs(self, job_overrides: Sequence[Sequence[str]], first: int) -> list[Job]:

@@ -18,7 +18,7 @@ from torchmetrics import Metric
 from attention_zoo.attention.base import take_auxiliary_loss
 from attention_zoo.capture import Maps
 from attention_zoo.errors import BadInput, TrainingDiverged, UserError
-from attention_zoo.tasks.configuration.build import build_task
+from attention_zoo.tasks.configuration.build import build_task, refuse_untrusted_targets
 from attention_zoo.tasks.configuration.renamed_options import upgrade_checkpoint
 from attention_zoo.tasks.configuration.validation import validate
 from attention_zoo.tasks.data.batches import IGNORE_INDEX
@@ -47,6 +47,8 @@ REQUIRED_NODES = (
     *("task", "model", "attention", "position", "optimizer", "schedule", "decoding"),
     *("data", "tokenizer", "seed"),
 )
+# Groups that a trained task is used without.
+NOT_BUILT = ("data", "trainer", "callbacks", "logger")
 
 
 class StepOutput(NamedTuple):
@@ -424,6 +426,9 @@ def load_task(checkpoint: dict[str, Any], config: dict[str, Any]) -> Any:
             "Load it so too: TranslationTask.load_from_checkpoint(path, model=…, optimizer=…, "
             "schedule=…, decoding=…)."
         )
+    training_config = checkpoint["attention_zoo"]["config"]
+    built = {x: node for x, node in config.items() if x not in NOT_BUILT}
+    refuse_untrusted_targets(built, training_config)
     validate(config)
     task = build_task(config, tokenizer_from_state(checkpoint["attention_zoo"]["tokenizer"]))
     load_weights(task, checkpoint)

@@ -57,7 +57,7 @@ def test_composition_needs_no_torch(program):
         (["train", "model.dim=100", "model.heads=8"], 2, "dim=100, heads=8"),
         (["train", "attention=linear", "position=alibi"], 3, "position=alibi"),
         (["train", "attention@cross_attention=sliding_window"], 3, "cross"),
-        (["train", "+callbacks.x._target_=os.getcwd"], 3, "got _target_: os.getcwd"),
+        (["train", "+callbacks.x._target_=os.getcwd"], 2, "must build a Callback"),
         (["train", "ckpt_path=last"], 2, "there is no checkpoint"),
         (["train", "-m", "attention=multi_head,multihed"], 2, "Did you mean multi_head"),
         (["train", "-m", "seed=1,2", "jobs=0"], 2, "jobs must be a whole number of at least 1"),

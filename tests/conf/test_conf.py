@@ -10,7 +10,11 @@ from omegaconf import OmegaConf
 
 import attention_zoo
 from attention_zoo.errors import Unsupported
-from attention_zoo.tasks.configuration.build import build_model, instantiate
+from attention_zoo.tasks.configuration.build import (
+    build_model,
+    instantiate,
+    refuse_untrusted_targets,
+)
 from attention_zoo.tasks.configuration.composition import register_plugins
 from attention_zoo.tasks.configuration.conf_files import (
     SYMBOL_TOKENIZER,
@@ -155,9 +159,11 @@ def test_an_encoding_that_was_not_chosen_fits_all_attention(attention, position)
 
 
 @pytest.mark.parametrize("target", ["os.system", "builtins.eval", "subprocess.run", "numpy.load"])
-def test_only_what_is_trusted_is_built(target):
+def test_a_checkpoint_may_not_name_the_code_of_others(target):
+    config = {"inside": [{"_target_": target}]}
     with pytest.raises(Unsupported, match=f"got _target_: {target}"):
-        instantiate({"inside": [{"_target_": target}]})
+        refuse_untrusted_targets(config, config)
+    refuse_untrusted_targets(config, {})  # A user's own config may.
 
 
 EXPERIMENTS = [(group, choice) for group, choice in CHOICES if group in ("experiment", "debug")]

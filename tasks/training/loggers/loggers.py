@@ -11,8 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from hydra.errors import InstantiationException
-from hydra.utils import instantiate
 from lightning.pytorch.loggers import (
     CometLogger,
     CSVLogger,
@@ -26,6 +24,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from PIL import Image
 
 from attention_zoo.errors import UserError
+from attention_zoo.tasks.configuration.build import instantiate
 from attention_zoo.tasks.run_folder import RunFolder
 from attention_zoo.tasks.training.loggers.wandb_runs import (
     RunLogger,
@@ -57,6 +56,8 @@ def create_loggers(
     """
     loggers = []
     for name, node in (config["logger"] or {}).items():
+        if node is None:
+            continue
         options: dict[str, Any] = {}
         if node["_target_"].endswith(create_wandb_logger.__name__):
             options = wandb_options(config, node, job_type)
@@ -65,18 +66,14 @@ def create_loggers(
                 options |= {"id": id_file.read_text().strip()} if id_file.exists() else {}
         try:
             logger = instantiate(node, **options, _convert_="all")
-            if isinstance(logger, CSVLogger) and resumed is not None:
-                keep_logged_rows(logger, resumed_step)
-            loggers.append(logger)
-        except InstantiationException as error:
-            if isinstance(error.__cause__, UserError):
-                raise error.__cause__ from None
-            if isinstance(error.__cause__, ModuleNotFoundError):
-                raise UserError(
-                    f"logger={name} needs a package that is not installed; "
-                    f"pip install 'attention-zoo[{name}]', or choose logger=csv or logger=none."
-                ) from None
-            raise
+        except ModuleNotFoundError:
+            raise UserError(
+                f"logger={name} needs a package that is not installed; "
+                f"pip install 'attention-zoo[{name}]', or choose logger=csv or logger=none."
+            ) from None
+        if isinstance(logger, CSVLogger) and resumed is not None:
+            keep_logged_rows(logger, resumed_step)
+        loggers.append(logger)
     return loggers
 
 

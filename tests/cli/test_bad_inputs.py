@@ -1,0 +1,323 @@
+"""What users write by mistake, in all commands: an exit code, a line or few, and no traceback."""
+
+import io
+import os
+import shlex
+import sys
+
+import pytest
+
+from attention_zoo.tasks.commands.cli import main
+from tests.cli.conftest import SMALL
+
+pytestmark = pytest.mark.slow
+TRAIN = [*SMALL, "logger=none", "callbacks=minimal", "trainer.max_steps=1", "test=false"]
+TRAIN += ["data.source.size=40", "data.source.valid=4", "data.source.test=4"]
+
+# A command line a row, and a word of the message that names the rule or the remedy.
+TRAINING = """
+lr=0.1 | optimizer.lr
++lr=0.1 | optimizer.lr
+++lr=0.1 | optimizer.lr
+max_steps=5 | trainer.max_steps
+epochs=3 | trainer.max_epochs
+batch_size=4 | data.tokens_per_batch
+precision=16 | trainer.precision
+vocab_size=4 | tokenizer.vocabulary_size
+vocabulary_size=4 | tokenizer.vocabulary_size
+tags=x | logger.wandb.tags
+dropout=0.1 | model.dropout
+d_model=4 | model.dim
+num_heads=4 | model.heads
+n_layers=4 | model.layers
+gpus=1 | trainer.devices
+learning_rate=1 | optimizer.lr
+patience=1 | no option 'patience'
++foo=1 | no option 'foo'
++paths.foo=5 | paths.cache
++optimizer.foo=5 | optimizer.lr
++schedule.foo=5 | schedule.warmup_steps
++task.foo=5 | task.label_smoothing
++trainer.foo=1 | trainer.max_steps
+trainer.max_step=1 | Did you mean trainer.max_steps
++callbacks.best_checkpoint.foo=1 | callbacks.best_checkpoint.monitor
++callbacks.foo=1 | needs a _target_
++logger.foo=1 | needs a _target_
++data.foo=1 | data.max_tokens
++data.source.foo=1 | data.source.target
++tokenizer.foo=1 | no option 'tokenizer.foo'
++decoding.foo=1 | decoding.max_extra
++attention.foo=1 | attention.backend
++position.foo=1 | position
++baseline.foo=1 | baseline.attention
+++model.x=1 | model.dim
++model.vocabulary_size=5 | decided by the program
++trainer.logger=false | decided by the program
++trainer.callbacks=[] | decided by the program
++schedule.total_steps=4 | decided by the program
+model.dim=abc | model.dim must be a whole number
+model.dim=1.5 | model.dim must be a whole number
+model.dim=null | model.dim must be a whole number
+model.dim= | model.dim must be a whole number
+model.dim=-4 | dim
+~model.dim | model.dim
+model.layers=four | model.layers must be a whole number
+model.layers=[linear,multi_head] | model.layers must be a whole number
+model.layers=0 | layers must be at least 1
+model.heads=0 | model.heads must be at least 1
+model.heads=3 | heads
+model.activation=foo | relu_squared
+model.norm=foo | rms
+model.dropout=2 | dropout
+model.dropout=yes | model.dropout must be a number
+model.tie_embeddings=3 | true or false
+attention.backend=[sdpa] | attention.backend must be
+attention.backend=foo | backend
+attention.heads=3 | heads
+attention.name=foo | no attention 'foo'
+attention=rope | no attention 'rope'
+attention=mha | Did you mean multi_head
+position=rope | Did you mean rotary
+position=alibii | alibi
+trainer.max_steps=null | trainer.max_steps must be a whole number
+trainer.max_steps=abc | trainer.max_steps must be a whole number
+trainer.max_steps=0 | trains nothing
+trainer.max_steps=-1 | trainer.max_epochs
+trainer.max_steps=-2 | at least -1
+~trainer.max_steps | trainer.max_steps
+trainer.precision=fp16 | bf16-mixed
+trainer.precision=16-mixed | needs a GPU
+trainer.accelerator=gpu | gpu
+trainer.accelerator=foo | cpu
+trainer.strategy=foo | ddp
+trainer.devices=abc | devices
+trainer.devices=0 | devices
+trainer.num_nodes=0 | num_nodes
+trainer.accumulate_grad_batches=0 | at least 1
+trainer.accumulate_grad_batches=999 | as many batches
+trainer.gradient_clip_val=-1 | at least 0
+trainer.gradient_clip_val=abc | a number
+trainer.gradient_clip_algorithm=foo | norm
+trainer.val_check_interval=0 | above 0
+trainer.val_check_interval=0.5 | check_val_every_n_epoch
+trainer.val_check_interval=abc | DD:HH:MM:SS
+trainer.check_val_every_n_epoch=1 | trainer.val_check_interval=200
+trainer.limit_train_batches=0 | above 0
+trainer.limit_val_batches=1.5 | limit_val_batches
+trainer.overfit_batches=1 | debug=overfit
+trainer.max_time=abc | DD:HH:MM:SS
+trainer.profiler=foo | simple
+trainer.barebones=true | barebones
+trainer.log_every_n_steps=0 | at least 1
+trainer._target_=foo | cannot be imported
+trainer._target_=torch.nn.Identity | lightning.Trainer
+task._target_=torch.nn.Identity | Task
+optimizer._target_=torch.optim.AdamW | optimizer.momentum
+optimizer._target_=torch.optim.Nope | cannot be imported
+optimizer.lr=abc | optimizer.lr must be a number
+optimizer.lr=-1 | above 0
+optimizer.lr=0 | above 0
+optimizer.betas=0.9 | list of 2 numbers
+optimizer.betas=[0.9] | list of 2 numbers
+~optimizer.lr | lr
+optimizer=adam | Did you mean adamw
+schedule.warmup_steps=5 | warmup_steps
+schedule.warmup_steps=abc | schedule.warmup_steps must be a number
+schedule.decay=foo | linear, sqrt
+schedule.min_lr_ratio=2 | min_lr_ratio
+schedule=foo | cosine
+callbacks.best_checkpoint.monitor=foo | val/bleu
+callbacks.best_checkpoint.mode=foo | min, max
+callbacks.best_checkpoint.save_top_k=-3 | save_top_k
+callbacks.best_checkpoint.save_top_k=abc | a whole number
++callbacks.mine._target_=torch.nn.Identity | Callback
++callbacks.mine._target_=nomod.Nope | No module named 'nomod'
++logger.mine._target_=nomod.Nope | No module named 'nomod'
+logger=foo | tensorboard
+logger=csv logger.csv.name=5 | logger.csv.name must be text
+logger=csv logger.csv.foo=5 | no option 'logger.csv.foo'
+compile=foo | compile must be
+compile={mode:foo} | max-autotune
+compile={foo:1} | foo
+seed=-1 | seed must lie
+seed=1.5 | seed must be a whole number
+seed=null | seed must be a whole number
+seed=abc | seed must be a whole number
+jobs=2 | sweep with -m
+fail_fast=true | sweep with -m
+seeds=3 | with -m
+test=maybe | true or false
+lengths=64 | a list
+lengths=[64] | lengths
+stride=4 | lengths
+match=foo | flops
+baseline.attention=linear | match
+data.num_workers=-1 | data.num_workers
+data.max_tokens=1 | data.max_tokens
+data.source=foo | data.source must be
+data.source.target=xx | locale
+data.source.size=0 | data.source.size
+data.seed=null | data.seed must be
+data=foo | phrases
+tokenizer=symbols | tokenizer
+tokenizer=bpe tokenizer.vocabulary_size=3 | vocabulary_size
+task=foo | translation
+optimizer=null | optimizer cannot be left out
+attention=null | attention cannot be left out
+task=null | task cannot be left out
+data=null | data cannot be left out
+model=null | model cannot be left out
+tokenizer=null | tokenizer cannot be left out
+schedule=null | schedule cannot be left out
+decoding=null | decoding cannot be left out
+trainer=null | trainer cannot be left out
+paths=null | paths cannot be left out
+~optimizer | optimizer cannot be left out
+~data | data cannot be left out
+optimizer=5 | one choice
+optimizer= | one choice
+model={dim:3} | one choice
+attention=[multi_head,gated] | attention@cross_attention
+optimizer=[adamw,muon] | one choice
+attention@encoder_attention=[linear,gated] | one choice
+encoder_attention=linear | attention@encoder_attention=linear
+attention=linformer | cannot be causal
+decoding=sample | decoding
+hydra.run.dir=/proc/x | /proc/x
+paths.logs=/proc/x | /proc/x
+paths.cache=/proc/x | paths.cache
+ckpt_path=/nonexist | no checkpoint
+ckpt_path=a=b.ckpt | no checkpoint
+model.dim=${foo} | foo
+a=1=2 | no option 'a'
+a.b.c=1 | no option 'a.b.c'
+hello | name=value
+--foo | name=value
+--config-dir=/nonexist | /nonexist
+-m --cfg=job | --cfg
+hydra.foo=1 | hydra.foo
+"""
+# {} is a checkpoint of a translation.
+OTHERS = """
+nonsense | Choices: train
+trian | Did you mean train
+evaluate | needs a checkpoint
+evaluate ckpt_path=/nonexist | no checkpoint
+evaluate ckpt_path= | ckpt_path must name a file
+evaluate ckpt_path=[a] | ckpt_path must name a file
+evaluate ckpt_path=. | is a folder
+evaluate ckpt_path={} split=train | valid or test
+evaluate ckpt_path={} foo=1 | no option 'foo'
+evaluate ckpt_path={} +foo=1 | no option 'foo'
+evaluate ckpt_path={} trainer.precision=fp16 | bf16-mixed
+evaluate ckpt_path={} trainer.accelerator=gpu | gpu
+evaluate ckpt_path={} lengths=[4] | lengths
+evaluate ckpt_path={} stride=4 | lengths
+evaluate ckpt_path={} model.dim=32 | does not fit
+evaluate ckpt_path={} output=/proc/x | output=FOLDER
+evaluate ckpt_path={} hello | name=value
+evaluate ckpt_path={} data=recall | recall
+translate | needs a checkpoint
+translate hello | needs a checkpoint
+translate ckpt_path=null hello | needs a checkpoint
+translate ckpt_path=/nonexist hello | no checkpoint
+translate ckpt_path=epoch=3-step=400.ckpt hello | epoch=3-step=400.ckpt
+translate ckpt=x hello | called ckpt_path
+translate ckpt_path={} output=x hello | > FILE
+translate ckpt_path={} foo=1 hello | no option 'foo'
+translate ckpt_path={} input=/nonexist | cannot be read
+translate ckpt_path={} input=/nonexist hello | not from both
+translate ckpt_path={} decoding=sample hello | decoding
+translate ckpt_path={} decoding.max_ratio=abc hello | a number
+translate ckpt_path={} decoding=beam decoding.width=0 hello | width
+translate ckpt_path={} decoding=null hello | decoding cannot be left out
+translate ckpt_path={} model.dim=32 hello | does not fit
+translate ckpt_path={} -hello | after --
+generate | needs a checkpoint
+generate ckpt_path={} hello | attention-zoo translate
+generate ckpt_path=/nonexist | no checkpoint
+attend | needs a checkpoint
+attend ckpt_path=/nonexist | no checkpoint
+attend ckpt_path={} output=/proc/x/y hello | /proc/x
+attend ckpt_path={} foo=1 | no option 'foo'
+list foo | name=value
+list foo=1 | pairs
+list pairs=foo | no attention or position 'foo'
+list format=foo | markdown
+list output=/nonexist/x | output=FILE
+list --pairs | pairs=all
+list pairs=all pairs=all | one value
+list pairs= | one value
+show | at least one NAME
+show foo | no entry 'foo'
+show rope | Did you mean rotary
+show multi_head linear | one NAME
+report | at least one FOLDER
+report /nonexist | no folder
+report . foo=1 | baseline
+report . logger=foo | wandb
+report --into x | output=FOLDER
+figures foo | name=value
+figures --into x | output=FOLDER
+figures ckpt_path=/nonexist | no checkpoint
+figures foo=1 | output
+"""
+
+
+def rows(table, prefix=()):
+    """Return the arguments and the expected word of each row."""
+    lines = (line.split(" | ") for line in table.strip().splitlines())
+    return [([*prefix, *shlex.split(command)], word) for command, word in lines]
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    """A translation that was trained for one step."""
+    folder = tmp_path_factory.mktemp("run")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setenv("ATTENTION_ZOO_CACHE", str(folder / "cache"))
+        patch.setattr(sys, "argv", ["attention-zoo", "train", *TRAIN])
+        main()
+    return str(next(folder.glob("logs/*/runs/*/checkpoints/best.ckpt")))
+
+
+def run(monkeypatch, capsys, folder, arguments):
+    """Run the program in this process; return its exit code and what it printed of errors."""
+    monkeypatch.chdir(folder)
+    monkeypatch.setenv("ATTENTION_ZOO_CACHE", str(folder / "cache"))
+    monkeypatch.delenv("HYDRA_FULL_ERROR", raising=False)
+    monkeypatch.setattr(sys, "argv", ["attention-zoo", *arguments])
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"")))
+    capsys.readouterr()
+    try:
+        with pytest.raises(SystemExit) as exit:
+            main()
+    finally:
+        os.environ.pop("HYDRA_FULL_ERROR", None)
+    return exit.value.code, capsys.readouterr().err
+
+
+@pytest.mark.filterwarnings("ignore:.*hydra.searchpath.*")
+@pytest.mark.parametrize(
+    ("arguments", "word"),
+    [
+        *rows(TRAINING, ["train", *TRAIN]),
+        *rows(OTHERS),
+    ],
+    ids=lambda x: " ".join(y for y in x if y not in TRAIN) if isinstance(x, list) else "",
+)
+def test_it_is_refused_in_a_line_that_helps(
+    monkeypatch, capsys, tmp_path, checkpoint, arguments, word
+):
+    arguments = [x.replace("{}", checkpoint) if "={}" in x else x for x in arguments]
+    code, errors = run(monkeypatch, capsys, tmp_path, arguments)
+    assert code in (2, 3), errors
+    lines = errors.strip().splitlines()
+    assert 1 <= len(lines) <= 3 and "Traceback" not in errors, errors
+    assert lines[-1].startswith("refused: " if code == 3 else "error: "), errors
+    assert word in errors, errors
+
+
+def test_the_table_is_long_enough():
+    assert len(rows(TRAINING) + rows(OTHERS)) >= 150
