@@ -1,0 +1,152 @@
+"""Strategies that keep a share of the model on each device: FSDP2 and tensor parallelism."""
+
+from abc import abstractmethod
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from lightning import Trainer
+from lightning.pytorch.strategies import DDPStrategy
+from lightning.pytorch.trainer.states import TrainerFn
+from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
+from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.utils._pytree import tree_map_only
+
+from attention_zoo.models.stacks import TransformerLayer
+from attention_zoo.tasks.configuration.build import build_task
+from attention_zoo.tasks.training.tensor_parallel import distribute_heads
+
+
+class ShardedStrategy(DDPStrategy):
+    """A strategy whose parameters are DTensors. Its checkpoints are those of one device.
+
+    Lightning's `ModelParallelStrategy` refuses `64-true`, and resumes the optimizer of one device
+    with the states of other parameters where there are several groups of them.
+    """
+
+    mesh: DeviceMesh
+
+    @abstractmethod
+    def shard(self, task: Any) -> None:
+        """Make DTensors of the parameters of a task, in place."""
+
+    def setup_environment(self) -> None:
+        super().setup_environment()
+        self.mesh = init_device_mesh(self.root_device.type, (self.world_size,))
+
+    def setup(self, trainer: Trainer) -> None:
+        task: Any = self.lightning_module
+        assert self.accelerator is not None
+        self.accelerator.setup(trainer)
+        self.precision_plugin.convert_module(task)
+        self.model_to_device()
+        if not any(isinstance(parameter, DTensor) for parameter in task.parameters()):
+            self.shard(task)
+        if trainer.state.fn == TrainerFn.FITTING:
+            self.setup_optimizers(trainer)
+        self.setup_precision_plugin()
+
+    def lightning_module_state_dict(self) -> dict[str, Any]:
+        return gather_tensors(super().lightning_module_state_dict())
+
+    def optimizer_state(self, optimizer: Any) -> dict[str, Any]:
+        return gather_tensors(super().optimizer_state(optimizer))
+
+    def load_model_state_dict(self, checkpoint: Mapping[str, Any], strict: bool = True) -> None:
+        assert self.lightning_module is not None
+        own, saved = self.lightning_module.state_dict(), checkpoint["state_dict"]
+        shared = {name: distribute_like(own.get(name), value) for name, value in saved.items()}
+        self.lightning_module.load_state_dict(shared, strict=strict)
+
+    def load_optimizer_state_dict(self, checkpoint: Mapping[str, Any]) -> None:
+        for optimizer, saved in zip(self.optimizers, checkpoint["optimizer_states"], strict=True):
+            parameters = [x for group in optimizer.param_groups for x in group["params"]]
+            numbers = [x for group in saved["param_groups"] for x in group["params"]]
+            owners = dict(zip(numbers, parameters, strict=True))
+            state = {
+                number: {
+                    name: distribute_like(owners[number], value) for name, value in entries.items()
+                }
+                for number, entries in saved["state"].items()
+            }
+            optimizer.load_state_dict({**saved, "state": state})
+
+    def gather_task(self) -> Any:
+        """Return a copy of the task with all weights on this device. All ranks have to call this."""
+        task: Any = self.lightning_module
+        weights = self.lightning_module_state_dict()
+        with torch.random.fork_rng(devices=[]):
+            copy = build_task(task.config, task.tokenizer)
+        self.precision_plugin.convert_module(copy)
+        copy.load_state_dict(weights)
+        return copy.to(self.root_device)
+
+
+class FullyShardedStrategy(ShardedStrategy):
+    """Data parallelism with a share of weights, gradients and optimizer state on each device.
+
+    A layer is gathered when it computes; in evaluation the whole model is, since the ranks generate
+    text of different lengths. Source: Zhao et al. 2023, arXiv:2304.11277, as FSDP2.
+    """
+
+    def shard(self, task: Any) -> None:
+        model: nn.Module = task.model
+        for module in model.modules():
+            if isinstance(module, TransformerLayer):
+                fully_shard(module, mesh=self.mesh)
+        fully_shard(model, mesh=self.mesh)
+        for method in ("encode", "decode"):
+            if hasattr(model, method):
+                register_fsdp_forward_method(model, method)
+
+    def training_step(self, *args: Any, **kwargs: Any) -> Any:
+        self._gather(False)
+        return super().training_step(*args, **kwargs)
+
+    def validation_step(self, *args: Any, **kwargs: Any) -> Any:
+        self._gather(True)
+        return super().validation_step(*args, **kwargs)
+
+    def test_step(self, *args: Any, **kwargs: Any) -> Any:
+        self._gather(True)
+        return super().test_step(*args, **kwargs)
+
+    def _gather(self, whole: bool) -> None:
+        """Gather all layers until further notice, or only the one that computes."""
+        assert self.lightning_module is not None
+        for module in self.lightning_module.modules():
+            if isinstance(module, FSDPModule):
+                module.set_reshard_after_forward(not whole, recurse=False)
+                if whole:
+                    module.unshard()
+                else:
+                    module.reshard()
+
+
+class TensorParallelStrategy(ShardedStrategy):
+    """Each device computes a share of the heads and of the feed-forward; all take the same batches.
+
+    Source: Shoeybi et al. 2019, arXiv:1909.08053.
+    """
+
+    @property
+    def distributed_sampler_kwargs(self) -> dict[str, Any]:
+        return {"num_replicas": 1, "rank": 0}
+
+    def shard(self, task: Any) -> None:
+        distribute_heads(task, self.mesh)
+
+
+def gather_tensors(tree: Any) -> Any:
+    """Return nested containers with each DTensor as a whole tensor. All ranks have to call this."""
+    return tree_map_only(DTensor, DTensor.full_tensor, tree)
+
+
+def distribute_like(own: Any, value: Any) -> Any:
+    """Return a whole tensor as a share like `own`, if that is one of the same shape."""
+    if not (isinstance(own, DTensor) and isinstance(value, Tensor) and own.shape == value.shape):
+        return value
+    value = value.to(own.device)
+    return distribute_tensor(value, own.device_mesh, own.placements)
