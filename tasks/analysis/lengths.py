@@ -148,7 +148,8 @@ def score_lengths(
     assert isinstance(task, LanguageModelingTask)
     targets = {int(counts.sum()) for _, counts in task.loss_by_position.values()}
     assert len(targets) == 1, f"all lengths have the same targets, got {targets}"
-    entry["targets"] = targets.pop()
+    # Ranks that divide the model count the same targets.
+    entry["targets"] = targets.pop() * data_ranks(trainer)["world_size"] // trainer.world_size
     entry["stride"] = {str(length): stride for length, stride in tests.strides.items()}
     entry["loss_by_position"] = {
         # Null where no window has a target, as no document ends or begins there.

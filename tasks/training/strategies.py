@@ -14,6 +14,7 @@ from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forwar
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.utils._pytree import tree_map_only
 
+from attention_zoo.errors import Unsupported
 from attention_zoo.models.stacks import TransformerLayer
 from attention_zoo.tasks.configuration.build import build_task
 from attention_zoo.tasks.training.tensor_parallel import distribute_heads
@@ -74,7 +75,7 @@ class ShardedStrategy(DDPStrategy):
             optimizer.load_state_dict({**saved, "state": state})
 
     def gather_task(self) -> Any:
-        """Return a copy of the task with all weights on this device. All ranks have to call this."""
+        """Return a copy of the task with the whole weights. All ranks have to call this."""
         task: Any = self.lightning_module
         weights = self.lightning_module_state_dict()
         with torch.random.fork_rng(devices=[]):
@@ -93,6 +94,7 @@ class FullyShardedStrategy(ShardedStrategy):
 
     def shard(self, task: Any) -> None:
         model: nn.Module = task.model
+        check_shardable(model)
         for module in model.modules():
             if isinstance(module, TransformerLayer):
                 fully_shard(module, mesh=self.mesh)
@@ -137,6 +139,16 @@ class TensorParallelStrategy(ShardedStrategy):
 
     def shard(self, task: Any) -> None:
         distribute_heads(task, self.mesh)
+
+
+def check_shardable(model: nn.Module) -> None:
+    """Raise Unsupported for a model with a parameter that FSDP2 cannot share."""
+    scalars = [name for name, parameter in model.named_parameters() if parameter.ndim == 0]
+    if scalars:
+        raise Unsupported(
+            f"trainer=fsdp shares the first axis of every parameter, and {scalars[0]} has none: "
+            "choose another attention or position, or trainer=ddp."
+        )
 
 
 def gather_tensors(tree: Any) -> Any:

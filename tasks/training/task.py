@@ -14,6 +14,7 @@ from torchmetrics import Metric
 from attention_zoo.attention.base import take_auxiliary_loss
 from attention_zoo.capture import Maps
 from attention_zoo.errors import UserError
+from attention_zoo.precision import upcast
 from attention_zoo.tasks.configuration.build import build_task
 from attention_zoo.tasks.configuration.renamed_options import upgrade_checkpoint
 from attention_zoo.tasks.configuration.validation import validate
@@ -222,7 +223,7 @@ class Task(LightningModule):
 
 def token_losses(logits: Tensor, targets: Tensor) -> Tensor:
     """Return the negative log-likelihood of targets [b t], zero where there are none."""
-    flat_logits, flat_targets = logits.flatten(0, 1).float(), targets.flatten()
+    flat_logits, flat_targets = upcast(logits.flatten(0, 1)), targets.flatten()
     losses = cross_entropy(flat_logits, flat_targets, ignore_index=IGNORE_INDEX, reduction="none")
     return losses.view_as(targets)
 

@@ -74,7 +74,8 @@ class Progress(ProgressBar):
         self._window_tokens += output.tokens
         now, step = time.perf_counter(), trainer.global_step
         if self._is_due(now, step):
-            self._draw(now, step, float(output.loss / output.tokens), data_ranks(trainer)["world_size"])
+            loss = float(output.loss / output.tokens.clamp(min=1))  # An idle rank has no token.
+            self._draw(now, step, loss, data_ranks(trainer)["world_size"])
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._window_started = None
