@@ -43,6 +43,7 @@ from attention_zoo.tasks.training.loggers.loggers import (
 )
 from attention_zoo.tasks.training.manifest import collect_environment
 from attention_zoo.tasks.training.memory import peak_memory_bytes, reset_peak_memory
+from attention_zoo.tasks.training.strategies import check_strategy
 from attention_zoo.tasks.training.task import Task, logged_metrics
 from attention_zoo.tasks.views.console import (
     print_config_tree,
@@ -73,6 +74,7 @@ def run(config: dict[str, Any], invocation: Invocation) -> float | None:
     validate(config)
     lengths.check_lengths(config)
     check_match(config)
+    check_strategy(config)
     if config["seeds"] is not None:
         raise UserError(
             f"seeds={config['seeds']} repeats the jobs of a sweep: give it on the command line "

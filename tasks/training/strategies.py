@@ -8,16 +8,39 @@ import torch
 from lightning import Trainer
 from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.trainer.states import TrainerFn
-from torch import Tensor, nn
+from torch import nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
-from torch.distributed.tensor import DTensor, distribute_tensor
-from torch.utils._pytree import tree_map_only
+from torch.distributed.tensor import DTensor
 
 from attention_zoo.errors import Unsupported
 from attention_zoo.models.stacks import TransformerLayer
-from attention_zoo.tasks.configuration.build import build_task
-from attention_zoo.tasks.training.tensor_parallel import distribute_heads
+from attention_zoo.tasks.configuration.build import build_model, build_task
+from attention_zoo.tasks.configuration.resolved_config import find_targets
+from attention_zoo.tasks.training.shared_tensors import distribute_like, gather_tensors
+from attention_zoo.tasks.training.tensor_parallel import check_divisible, distribute_heads
+
+
+def check_strategy(config: Mapping[str, Any]) -> None:
+    """Refuse a trainer whose strategy shares a model that it cannot share, before data are read."""
+    options = config["trainer"]
+    target = next(find_targets(options.get("strategy")), "").rpartition(".")[2]
+    kinds = {kind.__name__: kind for kind in (FullyShardedStrategy, TensorParallelStrategy)}
+    if target not in kinds:
+        return
+    if options["precision"] in ("16-mixed", "16"):
+        raise Unsupported(
+            f"trainer.precision={options['precision']} scales the loss by what one process sees, "
+            f"which {target} cannot; choose bf16-mixed, or trainer=ddp."
+        )
+    if config["compile"]:
+        raise Unsupported(
+            f"compile={config['compile']} needs a whole model on every device, which {target} does "
+            "not keep; leave compile out, or choose trainer=ddp."
+        )
+    # The number that `auto` and -1 stand for shows when the processes have met.
+    if isinstance(options["devices"], int) and options["devices"] > 0:
+        kinds[target].check(config, options["devices"] * options.get("num_nodes", 1))
 
 
 class ShardedStrategy(DDPStrategy):
@@ -28,6 +51,11 @@ class ShardedStrategy(DDPStrategy):
     """
 
     mesh: DeviceMesh
+
+    @staticmethod
+    @abstractmethod
+    def check(config: Mapping[str, Any], size: int) -> None:
+        """Raise Unsupported or UserError if `size` ranks cannot share the model of a config."""
 
     @abstractmethod
     def shard(self, task: Any) -> None:
@@ -92,6 +120,11 @@ class FullyShardedStrategy(ShardedStrategy):
     text of different lengths. Source: Zhao et al. 2023, arXiv:2304.11277, as FSDP2.
     """
 
+    @staticmethod
+    def check(config: Mapping[str, Any], size: int) -> None:
+        with torch.device("meta"):
+            check_shardable(build_model(config, vocabulary_size=1, pad_id=0))
+
     def shard(self, task: Any) -> None:
         model: nn.Module = task.model
         check_shardable(model)
@@ -137,6 +170,10 @@ class TensorParallelStrategy(ShardedStrategy):
     def distributed_sampler_kwargs(self) -> dict[str, Any]:
         return {"num_replicas": 1, "rank": 0}
 
+    @staticmethod
+    def check(config: Mapping[str, Any], size: int) -> None:
+        check_divisible(config, size)
+
     def shard(self, task: Any) -> None:
         distribute_heads(task, self.mesh)
 
@@ -149,16 +186,3 @@ def check_shardable(model: nn.Module) -> None:
             f"trainer=fsdp shares the first axis of every parameter, and {scalars[0]} has none: "
             "choose another attention or position, or trainer=ddp."
         )
-
-
-def gather_tensors(tree: Any) -> Any:
-    """Return nested containers with each DTensor as a whole tensor. All ranks have to call this."""
-    return tree_map_only(DTensor, DTensor.full_tensor, tree)
-
-
-def distribute_like(own: Any, value: Any) -> Any:
-    """Return a whole tensor as a share like `own`, if that is one of the same shape."""
-    if not (isinstance(own, DTensor) and isinstance(value, Tensor) and own.shape == value.shape):
-        return value
-    value = value.to(own.device)
-    return distribute_tensor(value, own.device_mesh, own.placements)

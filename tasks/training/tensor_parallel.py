@@ -168,6 +168,8 @@ def check_divisible(config: Mapping[str, Any], size: int) -> None:
 def check_sum(attention: Attention, parts: list[nn.Module]) -> None:
     """Raise Unsupported if an attention is not the sum of its parts."""
     name, tokens = attention.card.name, min(40, attention.max_length or 40)
+    if attention.position.card.acts:
+        name += f" with position={attention.position.card.name}"
     x, context = torch.randn(2, 2, tokens, attention.dim)
     inputs = (x, context) if attention.role == "cross" else (x,)
     mask = Mask()
@@ -208,11 +210,9 @@ def build_part(config: Mapping[str, Any], size: int, **ids: int) -> nn.Module:
                 f"trainer=tensor_parallel divides heads, and {role}={attention['name']} has none "
                 f"to divide: {REMEDY}"
             )
-        sizes = {
-            key: divide(f"{role}.{key}", attention[key], size)
-            for key in ("heads", "kv_heads")
-            if attention.get(key) is not None
-        }
+        sizes = {"heads": divide("model.heads", attention["heads"], size)}
+        if attention.get("kv_heads") is not None:
+            sizes["kv_heads"] = divide(f"{role}.kv_heads", attention["kv_heads"], size)
         if "head_dim" in attention and attention["head_dim"] is None:
             sizes["head_dim"] = model["dim"] // attention["heads"]
         part[role] = {**attention, **sizes}

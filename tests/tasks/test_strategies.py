@@ -13,12 +13,11 @@ from torch.distributed.device_mesh import init_device_mesh
 from attention_zoo.attention.base import take_auxiliary_loss
 from attention_zoo.errors import UserError
 from attention_zoo.tasks.configuration.build import build_model
+from attention_zoo.tasks.training.shared_tensors import gather_tensors
 from attention_zoo.tasks.training.strategies import (
     FullyShardedStrategy,
     TensorParallelStrategy,
-    gather_tensors,
 )
-from attention_zoo.tasks.training.tensor_parallel import check_divisible
 from attention_zoo.zoo import ATTENTION, POSITION
 from tests.conf.test_conf import composed
 
@@ -61,7 +60,9 @@ def gradients(model):
 def compare_shares(rank, folder, world_size):
     torch.set_num_threads(1)
     store = f"file://{folder}/store"
-    torch.distributed.init_process_group("gloo", init_method=store, rank=rank, world_size=world_size)
+    torch.distributed.init_process_group(
+        "gloo", init_method=store, rank=rank, world_size=world_size
+    )
     mesh = init_device_mesh("cpu", (world_size,))
     outcomes = {}
     for label, config in json.loads(Path(folder, "configs.json").read_text()).items():

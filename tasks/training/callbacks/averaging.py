@@ -11,7 +11,7 @@ from torch import Tensor
 from attention_zoo.errors import UserError
 from attention_zoo.tasks.run_folder import AVERAGED_CHECKPOINT
 from attention_zoo.tasks.training.callbacks.triggers import is_fit_validation
-from attention_zoo.tasks.training.strategies import distribute_like, gather_tensors
+from attention_zoo.tasks.training.shared_tensors import distribute_like, gather_tensors
 
 
 class CheckpointAveraging(Callback):

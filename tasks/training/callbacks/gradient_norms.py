@@ -10,7 +10,7 @@ from torch.nn.utils import get_total_norm
 
 from attention_zoo.models.blocks import Sublayer
 from attention_zoo.tasks.training.callbacks.triggers import is_log_step
-from attention_zoo.tasks.training.strategies import gather_tensors
+from attention_zoo.tasks.training.shared_tensors import gather_tensors
 
 
 class GradientNorms(Callback):
