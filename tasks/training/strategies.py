@@ -13,7 +13,7 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor
 
-from attention_zoo.errors import Unsupported
+from attention_zoo.errors import Unsupported, UserError
 from attention_zoo.models.stacks import TransformerLayer
 from attention_zoo.tasks.configuration.build import build_model, build_task
 from attention_zoo.tasks.configuration.resolved_config import find_targets
@@ -21,9 +21,19 @@ from attention_zoo.tasks.training.shared_tensors import distribute_like, gather_
 from attention_zoo.tasks.training.tensor_parallel import check_divisible, distribute_heads
 
 
+# Of Lightning's strategies, those that every part of a run is tested with.
+STRATEGIES = ("auto", "ddp", "ddp_find_unused_parameters_true")
+
+
 def check_strategy(config: Mapping[str, Any]) -> None:
-    """Refuse a trainer whose strategy shares a model that it cannot share, before data are read."""
+    """Refuse a strategy that is not tested, or that cannot train the model, before data are read."""
     options = config["trainer"]
+    name = options.get("strategy", "auto")
+    if isinstance(name, str) and name not in STRATEGIES:
+        raise UserError(
+            f"trainer.strategy must be one of {', '.join(STRATEGIES)}, got {name}; to share the "
+            "model among processes, choose trainer=fsdp or trainer=tensor_parallel."
+        )
     target = next(find_targets(options.get("strategy")), "").rpartition(".")[2]
     kinds = {kind.__name__: kind for kind in (FullyShardedStrategy, TensorParallelStrategy)}
     if target not in kinds:
