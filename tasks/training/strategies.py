@@ -20,13 +20,12 @@ from attention_zoo.tasks.configuration.resolved_config import find_targets
 from attention_zoo.tasks.training.shared_tensors import distribute_like, gather_tensors
 from attention_zoo.tasks.training.tensor_parallel import check_divisible, distribute_heads
 
-
 # Of Lightning's strategies, those that every part of a run is tested with.
 STRATEGIES = ("auto", "ddp", "ddp_find_unused_parameters_true")
 
 
 def check_strategy(config: Mapping[str, Any]) -> None:
-    """Refuse a strategy that is not tested, or that cannot train the model, before data are read."""
+    """Refuse a strategy that is not tested, or that cannot train the model."""
     options = config["trainer"]
     name = options.get("strategy", "auto")
     if isinstance(name, str) and name not in STRATEGIES:
