@@ -34,6 +34,7 @@ from attention_zoo.tasks.training.callbacks.periodic_inspection import Inspectio
 from attention_zoo.tasks.training.callbacks.samples import Samples
 from attention_zoo.tasks.training.callbacks.throughput import History, Throughput
 from attention_zoo.tasks.training.checkpoints import last_checkpoint, read_checkpoint
+from attention_zoo.tasks.training.fine_tuning import InitialWeights, freeze_parameters
 from attention_zoo.tasks.training.loggers.loggers import (
     create_loggers,
     finish_loggers,
@@ -64,6 +65,8 @@ class Training:
     costs: dict[str, Any]  # of the model, for `results.json`
     length_tests: lengths.LengthDataModule | None
     matched: dict[str, Any] | None  # what `match` has made equal to the baseline
+    initial: InitialWeights | None  # of `init_from`
+    frozen: list[str]  # the names of the parameters that are not trained
     console: Console
     folder: RunFolder
     loggers: list[Logger] = field(default_factory=list)
@@ -84,7 +87,10 @@ def run(config: dict[str, Any], invocation: Invocation) -> float | None:
     console = Console(quiet=rank_zero_only.rank != 0)  # type: ignore[attr-defined]
     if invocation.inferred_task:
         print_line(console, f"data={config['choices']['data']}: {invocation.inferred_task}")
-    training = prepare(config, console)
+    initial = None
+    if invocation.checkpoint is not None:
+        initial = InitialWeights(config, invocation.checkpoint)
+    training = prepare(config, console, initial)
     resumed = checkpoint_to_resume(config)
     training.loggers = create_loggers(config, job_type=invocation.command, resumed=resumed)
     exit_code = 1
@@ -102,12 +108,13 @@ def run(config: dict[str, Any], invocation: Invocation) -> float | None:
     return metrics.get("val/loss")
 
 
-def prepare(config: dict[str, Any], console: Console) -> Training:
+def prepare(config: dict[str, Any], console: Console, initial: InitialWeights | None) -> Training:
     """Prepare the data and build the task, and count what its model costs."""
     print_config_tree(console, with_choice_names(config))
     save_config(config)
     seed_everything(config["seed"], workers=True, verbose=False)
-    data = instantiate(config["data"])
+    options = {} if initial is None else {"tokenizer": initial.tokenizer}
+    data = instantiate(config["data"], **options)
     with console.status("preparing the data"):
         data.prepare_data()
         data.setup()
@@ -117,6 +124,14 @@ def prepare(config: dict[str, Any], console: Console) -> Training:
         matched = match_baseline(config, data, console)
         save_config(config)
     task = build_task(config, data.tokenizer)
+    if initial is not None:
+        initial.load(task.model)
+        print_line(console, initial.describe())
+    frozen = freeze_parameters(task.model, config["freeze"])
+    if frozen:
+        named = dict(task.model.named_parameters())
+        share = sum(named[x].numel() for x in frozen) / parameter_counts(task.model)["parameters"]
+        print_line(console, f"frozen: {len(frozen)} weights, {share:.0%} of the parameters")
     if task.model.max_length is not None:
         data.check_max_length(task.model.max_length)
     costs = {
@@ -137,7 +152,9 @@ def prepare(config: dict[str, Any], console: Console) -> Training:
         task.model.compile(**options)
     # By the path that is shortest to copy.
     folder = RunFolder(relative_to_cwd(Path(config["paths"]["run"])))
-    return Training(config, task, data, costs, length_tests, matched, console, folder)
+    return Training(
+        config, task, data, costs, length_tests, matched, initial, frozen, console, folder
+    )
 
 
 @rank_zero_only
@@ -182,6 +199,11 @@ def fit_and_score(training: Training, resumed: Path | None) -> dict[str, Any]:
     started = time.perf_counter()
     try:
         trainer.fit(task, datamodule=data, ckpt_path=resumed, weights_only=True)
+    except TrainingDiverged as error:
+        manifest = describe_fit(training, trainer, history, time.perf_counter() - started)
+        if trainer.is_global_zero:
+            training.folder.write_results({}, counts | manifest | {"diverged": error.cause})
+        raise
     except SystemExit:  # Lightning makes this of Ctrl-C.
         raise KeyboardInterrupt from None
     seconds = time.perf_counter() - started
@@ -253,6 +275,9 @@ def describe_fit(
         "precision": training.config["trainer"]["precision"],
         **collect_environment(),
         **({} if training.matched is None else {"matched": training.matched}),
+        **({} if training.initial is None else {"init_from": training.initial.record()}),
+        **({"frozen": training.frozen} if training.frozen else {}),
+        **({"non_finite_steps": n} if (n := training.task.non_finite_steps) else {}),
         "history": history.loss_curves(),
     }
 

@@ -12,13 +12,16 @@ from hydra.core.config_store import ConfigStore
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.plugins import Plugins
 from hydra.plugins.search_path_plugin import SearchPathPlugin
+from omegaconf import OmegaConf
 
 from attention_zoo.errors import UserError
 from attention_zoo.tasks.configuration.overrides import (
     expand_seeds,
     infer_task,
+    override_values,
     source_flags,
     split_arguments,
+    train_yaml,
 )
 from attention_zoo.tasks.configuration.renamed_options import refuse_renamed_options
 from attention_zoo.tasks.sweeps.launcher import register_launcher, register_plugin
@@ -26,7 +29,12 @@ from attention_zoo.tasks.sweeps.search import TrialsSweeper
 
 # Groups and options of a training that its checkpoint is used without.
 TRAINING_GROUPS = ("callbacks", "debug", "experiment", "hparams_search", "logger")
-TRAINING_OPTIONS = (*TRAINING_GROUPS, "lengths", "stride", "match", "baseline", "seeds")
+TRAINING_OPTIONS = (
+    *(*TRAINING_GROUPS, "lengths", "stride", "match", "baseline", "seeds"),
+    *("init_from", "strict", "freeze"),
+)
+# What a fine-tuning takes from its checkpoint, besides the attention of single roles.
+MODEL_GROUPS = ("task", "model", "attention", "position", "tokenizer")
 
 
 class PluginConfigs(SearchPathPlugin):
@@ -71,20 +79,34 @@ def parse_command(command: str, arguments: Sequence[str]) -> Invocation:
         raise UserError(f"{command} takes options of the form name=value, got {lines[0]!r}.")
     if command == "train":
         overrides = expand_seeds(overrides)
+        checkpoint = checkpoint_of_option("init_from", overrides)
+        if checkpoint is not None:
+            training_config = checkpoint["attention_zoo"]["config"]
+            config_name, choices = store_fine_tuning_config(training_config, overrides)
+            return Invocation(command, config_name, [*overrides, *choices], checkpoint=checkpoint)
         task = infer_task(overrides)
         overrides = overrides if task is None else [*overrides, task]
         return Invocation(command, command, overrides, inferred_task=task)
-    path_override = next((x for x in overrides if x.startswith("ckpt_path=")), None)
-    if path_override is None:
+    checkpoint = checkpoint_of_option("ckpt_path", overrides)
+    if checkpoint is None:
         return Invocation(command, command, overrides, lines)
+    config_name = store_checkpoint_config(command, checkpoint["attention_zoo"]["config"], overrides)
+    return Invocation(command, config_name, overrides, lines, checkpoint)
+
+
+def checkpoint_of_option(option: str, overrides: Sequence[str]) -> dict[str, Any] | None:
+    """Return the checkpoint that an option names; None if it names none, or several to sweep."""
+    override = next((x for x in overrides if x.startswith(f"{option}=")), None)
+    if override is None:
+        return None
+    # By Hydra's grammar, as a name with blanks or brackets is quoted.
+    parsed = OverridesParser.create().parse_override(override)
+    if parsed.is_sweep_override() or parsed.value() is None:
+        return None
 
     from attention_zoo.tasks.training.checkpoints import read_checkpoint
 
-    # By Hydra's grammar, as a name with blanks or brackets is quoted.
-    path = OverridesParser.create().parse_override(path_override).value()
-    checkpoint = read_checkpoint(Path(str(path)))
-    config_name = store_checkpoint_config(command, checkpoint["attention_zoo"]["config"], overrides)
-    return Invocation(command, config_name, overrides, lines, checkpoint)
+    return read_checkpoint(Path(str(parsed.value())))
 
 
 def register_plugins(command: str, flags: Sequence[str] = ()) -> None:
@@ -116,3 +138,34 @@ def store_checkpoint_config(
     name = f"{command}_checkpoint"
     ConfigStore.instance().store(name=name, node=config)
     return name
+
+
+def store_fine_tuning_config(
+    training_config: dict[str, Any], overrides: Sequence[str]
+) -> tuple[str, list[str]]:
+    """Store train.yaml with a checkpoint's model; return its name, and overrides of its choices.
+
+    A group for which the command line chooses another file loses the values of the checkpoint.
+    """
+    chosen = override_values(overrides)
+    choices = {
+        group: choice
+        for group, choice in training_config["choices"].items()
+        if choice is not None and (group in MODEL_GROUPS or group.startswith("attention@"))
+    }
+    for group in ("task", "tokenizer"):
+        if (choice := choices.get(group)) != chosen.get(group, choice):
+            raise UserError(
+                f"init_from brings the {group} of its weights, {choice}, got "
+                f"{group}={chosen[group]}; leave {group} out."
+            )
+    taken = [group for group in choices if chosen.get(group, choices[group]) == choices[group]]
+    nodes = [group.rpartition("@")[2] for group in taken]
+    values = "fine_tuning_values"
+    ConfigStore.instance().store(
+        name=values, node={node: training_config[node] for node in nodes}, package="_global_"
+    )
+    primary: Any = OmegaConf.to_container(train_yaml(), resolve=False)
+    primary["defaults"].insert(-1, values)  # Hydra wants the override of its launcher last.
+    ConfigStore.instance().store(name="fine_tuning", node=primary)
+    return "fine_tuning", [f"{group}={choices[group]}" for group in taken if group not in chosen]

@@ -11,6 +11,7 @@ from attention_zoo.tasks.configuration import conf_files
 from attention_zoo.tasks.configuration.build import attention_by_role, build_model, instantiate
 from attention_zoo.tasks.configuration.renamed_options import refuse_renamed_keys
 from attention_zoo.tasks.task_spec import DIAGNOSTIC_DATA, TASKS, task_spec
+from attention_zoo.tasks.training.fine_tuning import freeze_parameters
 from attention_zoo.zoo import ATTENTION, POSITION, check_pair
 
 
@@ -24,6 +25,7 @@ def validate(config: Mapping[str, Any]) -> None:
     # What the sizes do not allow shows when the model is built. On the meta device that is cheap.
     with torch.device("meta"):
         model = build_model(config, vocabulary_size=1, pad_id=0)
+    freeze_parameters(model, config.get("freeze", ()))
     instantiate(config["optimizer"])(model)
 
 

@@ -1,6 +1,8 @@
 """The base of the tasks: optimisation, losses per target token, self-contained checkpoints."""
 
+import math
 from collections.abc import Callable, Iterator
+from functools import partial
 from importlib.metadata import version
 from typing import Any, NamedTuple, cast
 
@@ -9,11 +11,12 @@ from lightning import LightningModule, Trainer
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
+from torch.nn.utils import get_total_norm
 from torchmetrics import Metric
 
 from attention_zoo.attention.base import take_auxiliary_loss
 from attention_zoo.capture import Maps
-from attention_zoo.errors import UserError
+from attention_zoo.errors import TrainingDiverged, UserError
 from attention_zoo.precision import upcast
 from attention_zoo.tasks.configuration.build import build_task
 from attention_zoo.tasks.configuration.renamed_options import upgrade_checkpoint
@@ -21,8 +24,15 @@ from attention_zoo.tasks.configuration.validation import validate
 from attention_zoo.tasks.data.batches import IGNORE_INDEX
 from attention_zoo.tasks.data.tokenizers import Tokenizer, tokenizer_from_state
 from attention_zoo.tasks.training.metrics import BitsPerByte, Perplexity, TokenLoss
+from attention_zoo.tasks.training.non_finite import (
+    MAX_SKIPPED_IN_A_ROW,
+    RESPONSES,
+    explain_non_finite,
+)
 from attention_zoo.tasks.training.ranks import require_equal_ranks
+from attention_zoo.tasks.training.shared_tensors import gather_tensors
 from attention_zoo.tasks.views.attention_record import AttentionRecord
+from attention_zoo.zoo import unknown_name_message
 
 
 class StepOutput(NamedTuple):
@@ -41,6 +51,8 @@ class Task(LightningModule):
         optimizer: factory, called with the model.
         schedule: factory, called with the optimiser and `total_steps`.
         decoding: how text is generated: `Greedy`, `Beam` or `Sample`.
+        non_finite: what to do when a loss or a gradient is not finite: "stop" the training with an
+            error, "skip" the step, or "continue". Each names the step and the layer.
         label_smoothing: share of the target's probability that is spread over the vocabulary
             (Szegedy et al. 2016). Training only: evaluation reports losses without it.
         config: the whole config in plain containers, for checkpoints.
@@ -60,15 +72,19 @@ class Task(LightningModule):
         schedule: Callable[..., Any],
         decoding: Callable[..., Any],
         label_smoothing: float = 0.0,
+        non_finite: str = "stop",
         config: dict[str, Any],
     ) -> None:
         super().__init__()
+        if non_finite not in RESPONSES:
+            raise UserError(unknown_name_message("task.non_finite", non_finite, list(RESPONSES)))
         self.model = model
         self.tokenizer = tokenizer
         self.optimizer_factory = optimizer
         self.schedule_factory = schedule
         self.decoding = decoding
         self.label_smoothing = label_smoothing
+        self.non_finite = non_finite
         self.config = config
         self.metrics = nn.ModuleDict()
         self.token_bytes: Tensor = nn.Buffer(torch.tensor(tokenizer.token_bytes), persistent=False)
@@ -78,6 +94,10 @@ class Task(LightningModule):
         # Sums of loss, auxiliary loss and target tokens since the last log.
         self.running_sums: Tensor = nn.Buffer(torch.zeros(3), persistent=False)
         self.has_auxiliary_loss = False
+        # The batches of the optimizer step so far, with what each adds to `running_sums`.
+        self.step_batches: list[tuple[Any, Tensor]] = []
+        self.non_finite_steps = 0
+        self.non_finite_in_a_row = 0
         # Generated text of the last scored split, by line number; empty if no text is scored.
         self.outputs: dict[int, str] = {}
 
@@ -130,27 +150,68 @@ class Task(LightningModule):
         auxiliary = take_auxiliary_loss(self.model)
         self.has_auxiliary_loss = auxiliary is not None
         weighted = loss.new_zeros(()) if auxiliary is None else auxiliary * tokens
-        self.running_sums += torch.stack([loss.detach(), weighted.detach(), tokens])
+        sums = torch.stack([loss.detach(), weighted.detach(), tokens])
+        self.step_batches.append((batch, sums))
         self.last_step = StepOutput(loss.detach(), tokens)
         return loss + weighted
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Divide the gradients by the target tokens of all ranks and micro-batches of the step.
 
-        Every `log_every_n_steps`, log the mean losses since the last time.
+        Every `log_every_n_steps`, log the mean losses since the last time. A step that is not
+        finite is dealt with as `non_finite` says.
         """
         scale = self.gradient_scale()
         for parameter in self.model.parameters():
             if parameter.grad is not None:
                 parameter.grad.mul_(scale)
         self.step_tokens.zero_()
+        is_finite = self.is_step_finite()
+        if not is_finite:
+            self.respond_to_non_finite_step()
+        self.non_finite_in_a_row = 0 if is_finite else self.non_finite_in_a_row + 1
+        if is_finite or self.non_finite == "continue":
+            for _, sums in self.step_batches:
+                self.running_sums += sums
+        self.step_batches.clear()
         every = self.trainer.log_every_n_steps  # type: ignore[attr-defined]  # set by a connector
         if every and (self.trainer.global_step + 1) % every == 0:
             loss, auxiliary, tokens = self.sum_over_ranks(self.running_sums)
-            self.log("train/loss", loss / tokens)
+            self.log("train/loss", loss / tokens)  # NaN if all steps were skipped
             if self.has_auxiliary_loss:
                 self.log("train/auxiliary_loss", auxiliary / tokens)
             self.running_sums.zero_()
+
+    def is_step_finite(self) -> bool:
+        """Return whether losses and gradients of this step are finite, on all ranks."""
+        values = [sums[:2].sum() for _, sums in self.step_batches]
+        # A scaler of float16 makes infinite gradients now and then, and skips their steps itself.
+        if getattr(self.trainer.precision_plugin, "scaler", None) is None:
+            gradients = [x.grad for x in self.model.parameters() if x.grad is not None]
+            values.append(gather_tensors(get_total_norm(gradients, norm_type=math.inf)))
+        is_finite = torch.stack([value.isfinite().to(self.device) for value in values]).all()
+        return not self.sum_over_ranks((~is_finite).float())
+
+    def respond_to_non_finite_step(self) -> None:
+        """Name step and layer, and skip the step or raise TrainingDiverged, as `non_finite` says.
+
+        A step without gradients changes nothing but the schedule.
+        """
+        self.non_finite_steps += 1
+        forwards = [partial(self.predict_batch, batch) for batch, _ in self.step_batches]
+        reason = f"step {self.trainer.global_step + 1}: {explain_non_finite(self.model, forwards)}"
+        if self.non_finite == "stop":
+            raise TrainingDiverged(f"{reason}. Try a lower optimizer.lr, or task.non_finite=skip.")
+        if self.non_finite == "skip":
+            if self.non_finite_in_a_row >= MAX_SKIPPED_IN_A_ROW:
+                raise TrainingDiverged(
+                    f"{reason}, like the {MAX_SKIPPED_IN_A_ROW} steps before, which were skipped. "
+                    "Try a lower optimizer.lr."
+                )
+            self.print(f"{reason}: skipped")
+            self.zero_grad(set_to_none=True)
+        elif not self.non_finite_in_a_row:
+            self.print(f"{reason}: training goes on")
 
     def gradient_scale(self) -> Tensor:
         """Return the factor that makes the gradients of this step those of a mean over tokens."""
@@ -214,11 +275,13 @@ class Task(LightningModule):
             "version": version("attention-zoo"),
             "config": self.config,
             "tokenizer": self.tokenizer.state(),
+            "non_finite_steps": self.non_finite_steps,
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Translate a checkpoint of version 0.1 that Lightning has read, to resume from it."""
         upgrade_checkpoint(checkpoint)
+        self.non_finite_steps = checkpoint["attention_zoo"].get("non_finite_steps", 0)
 
 
 def token_losses(logits: Tensor, targets: Tensor) -> Tensor:

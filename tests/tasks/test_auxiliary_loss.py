@@ -64,7 +64,8 @@ def test_it_counts_as_a_mean_added_to_the_mean_of_the_task():
     auxiliary = take_auxiliary_loss(task.model)
     torch.testing.assert_close(task.last_step.loss / 14, mean.detach())
     torch.testing.assert_close(trained, gradients(mean + auxiliary, task))
-    torch.testing.assert_close(task.running_sums, torch.stack([mean, auxiliary, mean / mean]) * 14)
+    [(_, sums)] = task.step_batches
+    torch.testing.assert_close(sums, torch.stack([mean, auxiliary, mean / mean]) * 14)
 
 
 def test_it_is_released_after_the_step():

@@ -128,6 +128,8 @@ def read_run(path: Path) -> Run:
         record = JobRecord(outcome="trained" if results else "waiting")
         if loss := results.get("not_finite", {}).get("val/loss"):
             record.outcome, record.reason = "diverged", f"val/loss is {loss}"
+        if cause := results.get("diverged"):
+            record.outcome, record.reason = "diverged", cause
     outcome, reason = str(record.outcome), record.reason
     if outcome == "trained" and not results:
         outcome, reason = "failed", f"it left no {RESULTS}"

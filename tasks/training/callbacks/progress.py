@@ -40,18 +40,18 @@ class Progress(ProgressBar):
         super().__init__()
         self.refresh_seconds, self.line_seconds = refresh_seconds, line_seconds
         self.console = console or Console()
-        self.enabled = True
+        self.is_enabled = True
         self._bar: RichProgress | None = None
 
     def disable(self) -> None:
-        self.enabled = False
+        self.is_enabled = False
 
     def enable(self) -> None:
-        self.enabled = True
+        self.is_enabled = True
 
     def print(self, *args: Any, **kwargs: Any) -> None:
-        if self.enabled:
-            self.console.print(*args, **kwargs)
+        if self.is_enabled:
+            self.console.print(*args, **{"highlight": False, "soft_wrap": True} | kwargs)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._total_steps = trainer.estimated_stepping_batches
@@ -67,7 +67,7 @@ class Progress(ProgressBar):
             self._window_started, self._window_tokens = time.perf_counter(), 0
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
-        if not self.enabled:
+        if not self.is_enabled:
             return
         task: Any = pl_module
         output: StepOutput = task.last_step
@@ -136,7 +136,7 @@ class Progress(ProgressBar):
 
     def _open(self, description: str, total: float) -> None:
         """Open a bar if there is a terminal to draw it in."""
-        if not self.enabled or not self.console.is_terminal:
+        if not self.is_enabled or not self.console.is_terminal:
             return
         self._close()
         self._drawn_at = time.perf_counter()
