@@ -20,10 +20,38 @@ from typing import Any
 
 from attention_zoo.tasks.views.tables import Table, markdown_table
 
-OPTIONS = ["model=tiny", "model.dim=16", "model.layers=1", "model.ffn_dim=32", "trainer.precision=64-true", "trainer.accelerator=cpu", "trainer.max_steps=8", "trainer.log_every_n_steps=1", "trainer.val_check_interval=1.0", "trainer.check_val_every_n_epoch=1", "callbacks=minimal", "logger=csv"]
+OPTIONS = [
+    "model=tiny",
+    "model.dim=16",
+    "model.layers=1",
+    "model.ffn_dim=32",
+    "trainer.precision=64-true",
+    "trainer.accelerator=cpu",
+    "trainer.max_steps=8",
+    "trainer.log_every_n_steps=1",
+    "trainer.val_check_interval=1.0",
+    "trainer.check_val_every_n_epoch=1",
+    "callbacks=minimal",
+    "logger=csv",
+]
 TASKS = {
-    "translation": ["tokenizer=characters", "data.source.size=61", "data.source.valid=7", "data.source.test=9", "data.tokens_per_batch=512", "decoding.max_extra=5", "decoding.max_ratio=0.5"],
-    "language_modeling": ["task=language_modeling", "data=recall", "data.source.size=25", "data.source.valid=9", "data.source.test=9", "data.batch_size=4"],
+    "translation": [
+        "tokenizer=characters",
+        "data.source.size=61",
+        "data.source.valid=7",
+        "data.source.test=9",
+        "data.tokens_per_batch=512",
+        "decoding.max_extra=5",
+        "decoding.max_ratio=0.5",
+    ],
+    "language_modeling": [
+        "task=language_modeling",
+        "data=recall",
+        "data.source.size=25",
+        "data.source.valid=9",
+        "data.source.test=9",
+        "data.batch_size=4",
+    ],
 }
 TRAINERS = ("ddp", "fsdp", "tensor_parallel")
 INTRODUCTION = """# Several processes
