@@ -44,6 +44,7 @@ from attention_zoo.tasks.training.loggers.loggers import (
 )
 from attention_zoo.tasks.training.manifest import collect_environment
 from attention_zoo.tasks.training.memory import peak_memory_bytes, reset_peak_memory
+from attention_zoo.tasks.training.ranks import resolve_elastic_start
 from attention_zoo.tasks.training.strategies import check_strategy
 from attention_zoo.tasks.training.task import Task, logged_metrics
 from attention_zoo.tasks.views.console import (
@@ -74,6 +75,7 @@ class Training:
 
 def run(config: dict[str, Any], invocation: Invocation) -> float | None:
     """Train what the config describes; return the validation loss, which sweepers minimise."""
+    config = resolve_elastic_start(config)
     validate(config)
     lengths.check_lengths(config)
     check_match(config)
