@@ -17,6 +17,7 @@ from attention_zoo.tasks.training.shared_tensors import gather_tensors
 from attention_zoo.tasks.training.strategies import (
     FullyShardedStrategy,
     TensorParallelStrategy,
+    check_strategy,
 )
 from attention_zoo.zoo import ATTENTION, POSITION
 from tests.conf.test_conf import composed
@@ -109,3 +110,42 @@ def test_shares_have_the_loss_and_the_gradients_of_the_whole(tmp_path, world_siz
     refused = [label for label, outcome in ranks[0].items() if isinstance(outcome, str)]
     # The others are refused with a reason: see below.
     assert len(refused) < 20, refused
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["model.heads=3", "model.dim=12"], "model.heads must be a multiple of the 2 processes"),
+        (["model.ffn_dim=33"], "model.ffn_dim must be a multiple of the 2 processes"),
+        (["attention=grouped_query", "attention.kv_heads=1"], "attention.kv_heads must be"),
+        (["model.activation=swiglu"], "model.activation=swiglu"),
+        (["attention=single_head"], "single_head has none to divide"),
+        (["attention=talking_heads"], "belongs to all heads"),
+        (["attention=selective"], "is not the sum of what its heads compute"),
+        (["attention=lightning_indexer"], "has a loss over all of them"),
+        (["position=sandwich"], "multi_head with position=sandwich is not the sum"),
+        (["compile=true"], "compile=True"),
+        (["trainer.precision=16-mixed"], "trainer.precision=16-mixed"),
+    ],
+)
+def test_what_tensor_parallelism_cannot_divide_is_refused(overrides, words):
+    config = composed(*SIZES, *LANGUAGE, "trainer=tensor_parallel", *overrides)
+    with pytest.raises(UserError, match=words):
+        check_strategy(config)
+
+
+@pytest.mark.parametrize("name", ["multi_head", "linear", "reformer", "differential", "rwkv7"])
+def test_attention_whose_heads_compute_alone_is_divided(name):
+    check_strategy(composed(*SIZES, *LANGUAGE, "trainer=tensor_parallel", f"attention={name}"))
+
+
+def test_a_parameter_without_an_axis_is_refused_by_fsdp():
+    check_strategy(composed(*SIZES, "trainer=fsdp"))
+    with pytest.raises(UserError, match=r"log_scale has none"):
+        check_strategy(composed(*SIZES, "trainer=fsdp", "position=fire"))
+
+
+@pytest.mark.parametrize("name", ["fsdp", "ddp_spawn", "deepspeed", "nonsense"])
+def test_strategies_that_are_not_tested_are_refused(name):
+    with pytest.raises(UserError, match=rf"trainer\.strategy must be one of .*, got {name}"):
+        check_strategy(composed(*SIZES, "trainer=ddp", f"trainer.strategy={name}"))
