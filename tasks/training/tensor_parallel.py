@@ -38,7 +38,7 @@ class SumGradients(torch.autograd.Function):
         return x.view_as(x)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         return all_reduce(gradient, ctx.group), None
 
 
@@ -50,7 +50,7 @@ class SumOutputs(torch.autograd.Function):
         return all_reduce(x, group)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         return gradient, None
 
 
@@ -84,10 +84,10 @@ def distribute_heads(task: Any, mesh: DeviceMesh) -> None:
             module.register_parameter(name, shared[parameter])
         for name, _ in module.named_buffers(recurse=False):
             full_name = f"{prefix}.{name}"
-            value = take_share(
+            share = take_share(
                 tensors[full_name], placements[full_name], mesh.get_local_rank(), size
             )
-            module._buffers[name] = value.clone()
+            module._buffers[name] = share.clone()
     compute_parts(part, mesh)
     part.train(whole.training)
     task.model = part
@@ -126,11 +126,11 @@ def compute_parts(part: nn.Module, mesh: DeviceMesh) -> None:
         def replace(*_: Any) -> None:
             for module, name, parameter, added_once in owned:
                 local = parameter.to_local()
-                if parameter in summed and parameter.placements == (Replicate(),):
+                if parameter in summed and isinstance(parameter.placements[0], Replicate):
                     local = SumGradients.apply(local, group)
                 module._parameters[name] = local / mesh.size() if added_once else local
 
-        def restore(*_: Any) -> None:
+        def restore(*hook_inputs: Any) -> None:
             for module, name, parameter, _ in owned:
                 module._parameters[name] = parameter
 
