@@ -16,7 +16,7 @@ from attention_zoo.tasks.analysis.length_report import (
     length_table,
     print_lengths,
 )
-from attention_zoo.tasks.data.base import PreparedData
+from attention_zoo.tasks.data.base import PreparedData, data_ranks
 from attention_zoo.tasks.data.loader import ResumableLoader
 from attention_zoo.tasks.run_folder import relative_to_cwd
 from attention_zoo.tasks.task_spec import DIAGNOSTIC_DATA, LANGUAGE_MODELING, task_spec
@@ -118,7 +118,7 @@ class LengthDataModule(LightningDataModule):
 
     def test_dataloader(self) -> list[ResumableLoader]:
         assert self.trainer is not None
-        ranks = {"rank": self.trainer.global_rank, "world_size": self.trainer.world_size}
+        ranks = data_ranks(self.trainer)
         loaders: list[ResumableLoader] = []
         for length, stride in self.strides.items():
             options = {"stride": stride, **ranks}
@@ -148,7 +148,8 @@ def score_lengths(
     assert isinstance(task, LanguageModelingTask)
     targets = {int(counts.sum()) for _, counts in task.loss_by_position.values()}
     assert len(targets) == 1, f"all lengths have the same targets, got {targets}"
-    entry["targets"] = targets.pop()
+    # Ranks that divide the model count the same targets.
+    entry["targets"] = targets.pop() * data_ranks(trainer)["world_size"] // trainer.world_size
     entry["stride"] = {str(length): stride for length, stride in tests.strides.items()}
     entry["loss_by_position"] = {
         # Null where no window has a target, as no document ends or begins there.

@@ -60,12 +60,14 @@ from attention_zoo.tasks.training.loggers.loggers import (
 )
 from attention_zoo.tasks.training.manifest import collect_environment
 from attention_zoo.tasks.training.memory import peak_memory_bytes, reset_peak_memory
+from attention_zoo.tasks.training.ranks import resolve_elastic_start
 from attention_zoo.tasks.training.resuming import (
     Resumed,
     check_same_data,
     checkpoint_to_resume,
     describe_resumed,
 )
+from attention_zoo.tasks.training.strategies import check_strategy
 from attention_zoo.tasks.training.task import Task, logged_metrics
 from attention_zoo.tasks.training.trainer_options import (
     check_batches,
@@ -103,6 +105,8 @@ class Training:
 def run(config: dict[str, Any], invocation: Invocation) -> float | None:
     """Train what the config describes; return the validation loss, which sweepers minimise."""
     silence_libraries()
+    config = resolve_elastic_start(config)
+    check_strategy(config)
     check_training(config)
     validate(config)
     lengths.check_lengths(config)

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from lightning import LightningDataModule
+from lightning import LightningDataModule, Trainer
 
 from attention_zoo.errors import Unsupported, UserError
 from attention_zoo.tasks.data.batches import BatchDataset
@@ -208,6 +208,13 @@ class PreparedData(LightningDataModule):
 
     def rank_and_world_size(self) -> dict[str, int]:
         """Return the trainer's rank and world size, as options of a sampler."""
-        if self.trainer is None:
-            return {}
-        return {"rank": self.trainer.global_rank, "world_size": self.trainer.world_size}
+        return {} if self.trainer is None else data_ranks(self.trainer)
+
+
+def data_ranks(trainer: Trainer) -> dict[str, int]:
+    """Return which share of the batches a trainer takes, as options of a sampler.
+
+    Ranks that divide a model, not the batches, take the same ones.
+    """
+    shares = trainer.distributed_sampler_kwargs or {"rank": 0, "num_replicas": 1}
+    return {"rank": shares["rank"], "world_size": shares["num_replicas"]}

@@ -25,6 +25,10 @@ class TranslationBatch(NamedTuple):
     # [b] long, of each pair in its split; hides tuple.index, which nobody needs here
     index: Tensor  # type: ignore[assignment]
 
+    def without_targets(self) -> "TranslationBatch":
+        """Return the batch with nothing to predict."""
+        return self._replace(target=self.target.where(self.target == BOS, PAD))
+
 
 class LanguageBatch(NamedTuple):
     """Blocks of running text, or sequences with queries at some positions."""
@@ -36,6 +40,10 @@ class LanguageBatch(NamedTuple):
     # [b t] long, the number of the document in the block; None: attention may cross documents
     segment_ids: Tensor | None = None
     target_positions: Tensor | None = None  # [b a] long; None: all tokens are to be predicted
+
+    def without_targets(self) -> "LanguageBatch":
+        """Return the batch with nothing to predict."""
+        return self._replace(targets=torch.full_like(self.targets, IGNORE_INDEX))
 
 
 class BatchDataset(Dataset[Any]):

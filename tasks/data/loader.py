@@ -46,14 +46,15 @@ class ResumableLoader(DataLoader[Any]):
             torch.empty((), dtype=torch.int64).random_()
         for batch in batches:
             self.yielded_batches += 1
-            yield batch
+            idle = self.sampler.is_idle(self.yielded_batches)
+            yield batch.without_targets() if idle else batch
 
     def order_hash(self) -> str:
         """Return a sha256 that is equal where the same batches come in the same order.
 
         It covers the seed, the class of the sampler, the batches of indices of the first epoch, and
         the tokens of its first batch. Every order is a function of seed and epoch alone. The number
-        of ranks has an influence only if batches are halved for them.
+        of ranks has an influence only if the last batches are halved for them.
         """
         sampler = self.sampler
         digest = hashlib.sha256(f"{type(sampler).__name__} {sampler.seed}".encode())

@@ -1,8 +1,10 @@
 """Samplers: which samples make a batch, in which order, and on which rank.
 
 An order is a function of seed and epoch alone. All world sizes divide the same list of batches:
-rank r of n takes batches r, r + n, … of it, and batches are halved until n divides their number.
-So all ranks take the same number of steps, and every sample is taken once.
+rank r of n takes batches r, r + n, … of it. So a step of n ranks takes the n batches that one
+process accumulates with `accumulate_grad_batches=n`. If n does not divide their number, the batches
+that remain for the last step of the epoch are halved until each rank has one. All ranks take the
+same number of steps, and every sample is taken once.
 """
 
 from abc import ABC, abstractmethod
@@ -29,11 +31,12 @@ class EpochSampler(Sampler[list[int]], ABC):
 
     def epoch_batches(self, epoch: int) -> list[np.ndarray]:
         """Return the batches of an epoch, those of all ranks."""
-        generator = np.random.default_rng([self.seed, epoch])
-        return divide_over_ranks(self.draw_batches(generator), self.world_size)
+        batches = self.draw_batches(np.random.default_rng([self.seed, epoch]))
+        whole_steps = len(batches) - len(batches) % self.world_size
+        return batches[:whole_steps] + halve_for_ranks(batches[whole_steps:], self.world_size)
 
     def rank_batches(self) -> list[np.ndarray]:
-        """Return this rank's batches of the current epoch."""
+        """Return this rank's batches of the current epoch; an idle rank's last is empty."""
         return self.epoch_batches(self.epoch)[self.rank :: self.world_size]
 
     def set_epoch(self, epoch: int) -> None:
@@ -45,27 +48,34 @@ class EpochSampler(Sampler[list[int]], ABC):
             self._length = len(self.rank_batches())
         return self._length
 
+    def is_idle(self, batch_number: int) -> bool:
+        """Return whether a batch of the current epoch, from 1, only keeps step with other ranks.
+
+        There are fewer samples than ranks then. This rank is given a sample of another one, which
+        must not count.
+        """
+        return batch_number == len(self) and not len(self.rank_batches()[-1])
+
     def __iter__(self) -> Iterator[list[int]]:
         skip, self.skip_batches = self.skip_batches, 0
-        for batch in self.rank_batches()[skip:]:
-            yield batch.tolist()
+        batches = self.rank_batches()
+        for batch in batches[skip:]:
+            yield batch.tolist() or self.epoch_batches(self.epoch)[-self.world_size][:1].tolist()
 
 
-def divide_over_ranks(batches: list[np.ndarray], world_size: int) -> list[np.ndarray]:
+def halve_for_ranks(batches: list[np.ndarray], world_size: int) -> list[np.ndarray]:
     """Halve the largest batches until their number is a multiple of world_size.
 
-    The halves stay next to each other. Raise UserError if there are fewer samples than ranks.
+    The halves stay next to each other. If there are fewer samples than ranks, empty batches follow.
     """
     for _ in range(-len(batches) % world_size):
         largest = max(range(len(batches)), key=lambda i: len(batches[i]))
         batch = batches[largest]
-        if len(batch) < 2:
-            raise UserError(
-                f"a split must have a sample for each process, got {len(batches)} for "
-                f"{world_size} processes; lower trainer.devices."
-            )
         half = (len(batch) + 1) // 2
-        batches = [*batches[:largest], batch[:half], batch[half:], *batches[largest + 1 :]]
+        if len(batch) < 2:
+            batches = [*batches, batch[half:]]
+        else:
+            batches = [*batches[:largest], batch[:half], batch[half:], *batches[largest + 1 :]]
     return batches
 
 
@@ -75,11 +85,19 @@ def consecutive_batches(indices: np.ndarray, batch_size: int) -> list[np.ndarray
 
 
 class FixedBatchSampler(EpochSampler):
-    """The same batches in every epoch: for evaluation."""
+    """The same batches in every epoch: for evaluation, where no rank may be idle.
+
+    Raise UserError if there are fewer samples than ranks.
+    """
 
     def __init__(self, batches: list[np.ndarray], **options: int) -> None:
         super().__init__(**options)
-        self.batches = batches
+        self.batches = halve_for_ranks(batches, self.world_size)
+        if not all(map(len, self.batches)):
+            raise UserError(
+                "a split to evaluate must have a sample for each process, got "
+                f"{sum(map(len, batches))} for {self.world_size} processes; lower trainer.devices."
+            )
 
     def draw_batches(self, generator: np.random.Generator) -> list[np.ndarray]:
         return self.batches

@@ -22,6 +22,7 @@ from torchmetrics.utilities import dim_zero_cat
 from torchmetrics.utilities.distributed import gather_all_tensors
 
 from attention_zoo.errors import UserError
+from attention_zoo.precision import upcast
 
 log = logging.getLogger(__name__)
 
@@ -226,11 +227,15 @@ class TokenLoss(Metric):
 
     def update(self, nll: Tensor, count: int | Tensor) -> None:
         """Add a batch: the sum of -log p over its target tokens [], and their number."""
-        self.nll.append(nll.detach().float().reshape(1))
+        self.nll.append(upcast(nll.detach()).reshape(1))
         self.count += count
 
     def compute(self) -> Tensor:
-        return torch.tensor(self.mean_nll(), device=self.device)
+        return self.as_tensor(self.mean_nll())
+
+    def as_tensor(self, value: float) -> Tensor:
+        """Return a value in the precision of the losses."""
+        return torch.tensor(value, dtype=dim_zero_cat(self.nll).dtype, device=self.device)
 
     def mean_nll(self) -> float:
         """Return sum nll / count in double precision."""
@@ -253,7 +258,7 @@ class BitsPerByte(TokenLoss):
     """
 
     def compute(self) -> Tensor:
-        return torch.tensor(self.mean_nll() / math.log(2), device=self.device)
+        return self.as_tensor(self.mean_nll() / math.log(2))
 
 
 class LossByPosition(Metric):
@@ -270,7 +275,7 @@ class LossByPosition(Metric):
 
     def update(self, nll: Tensor, is_target: Tensor) -> None:
         """Add a batch: -log p of targets [b t], zero where `is_target` [b t] is False."""
-        self.nll.append(nll.detach().float().sum(0, keepdim=True))
+        self.nll.append(upcast(nll.detach()).sum(0, keepdim=True))
         self.count += is_target.sum(0)
 
     def compute(self) -> Tensor:

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from attention_zoo.attention.base import take_auxiliary_loss
+from attention_zoo.tasks.training.shared_tensors import gather_tensors
 
 # What a task does at such a step: it ends the training, it leaves the weights as they are, or it
 # goes on as if nothing had happened.
@@ -19,10 +20,12 @@ def explain_non_finite(model: nn.Module, forwards: Sequence[Callable[[], Any]]) 
 
     `forwards` repeat the passes of the step, with other masks of dropout.
     """
-    for forward in forwards:
-        if layer := find_output(model, forward):
-            return f"the output of {layer} is not finite"
-    if parameter := find_gradient(model):
+    # All of it on every rank, as ranks that share the model compute together.
+    layers = [find_output(model, forward) for forward in forwards]
+    parameter = find_gradient(model)
+    for layer in filter(None, layers):
+        return f"the output of {layer} is not finite"
+    if parameter:
         return f"the gradient of {parameter} is not finite"
     return "the loss is not finite, or a gradient of another process"
 
@@ -55,6 +58,6 @@ def find_gradient(model: nn.Module) -> str | None:
     names = [
         name
         for name, parameter in model.named_parameters()
-        if parameter.grad is not None and not parameter.grad.isfinite().all()
+        if parameter.grad is not None and not gather_tensors(parameter.grad).isfinite().all()
     ]
     return names[-1] if names else None

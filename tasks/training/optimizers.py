@@ -14,8 +14,10 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.distributed.tensor import DTensor
 
 from attention_zoo.errors import UserError
+from attention_zoo.tasks.training.shared_tensors import distribute_like, gather_tensors
 
 
 def adamw(
@@ -118,8 +120,31 @@ class MuonWithAdamW(torch.optim.Optimizer):
             with torch.enable_grad():
                 loss = closure()
         for part in self.parts:
-            part.step()
+            if isinstance(part, torch.optim.Muon):
+                step_whole_matrices(part)
+            else:
+                part.step()
         return loss
+
+
+def step_whole_matrices(muon: torch.optim.Muon) -> None:
+    """Step Muon; a matrix that ranks share is gathered, since rounding in bfloat16 would differ."""
+    if not any(isinstance(x, DTensor) for group in muon.param_groups for x in group["params"]):
+        muon.step()
+        return
+    for group in muon.param_groups:
+        options = {name: group[name] for name in muon.defaults}
+        for parameter in group["params"]:
+            if parameter.grad is None:
+                continue
+            whole = nn.Parameter(parameter.full_tensor())
+            whole.grad = parameter.grad.full_tensor()
+            single = torch.optim.Muon([whole], **options)
+            single.state[whole] = gather_tensors(dict(muon.state[parameter]))
+            single.step()
+            parameter.copy_(distribute_like(parameter, whole.detach()))
+            state = single.state[whole].items()
+            muon.state[parameter] = {name: distribute_like(parameter, x) for name, x in state}
 
 
 def _check_options(lr: float, weight_decay: float, betas: tuple[float, float]) -> None:

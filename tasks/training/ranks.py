@@ -7,6 +7,7 @@ from lightning import Trainer
 
 from attention_zoo.errors import UserError
 from attention_zoo.tasks.configuration.resolved_config import hash_config
+from attention_zoo.tasks.run_folder import RunFolder
 
 # Paths differ from rank to rank without changing the training.
 LOCAL_OPTIONS = ("paths", "logger", "callbacks")
@@ -40,6 +41,18 @@ def require_equal_ranks(trainer: Trainer, config: dict[str, Any]) -> None:
             f"the hash is {own_hash[:12]} here and {first_hash[:12]} there. Give a run on several "
             "devices values, not draws."
         )
+
+
+def resolve_elastic_start(config: dict[str, Any]) -> dict[str, Any]:
+    """Return the config of a worker that torchrun starts, with the checkpoint of the run's folder.
+
+    A worker that torchrun restarts has the command line of the first start. So `ckpt_path=last`
+    begins a training of which the folder has no checkpoint yet, and goes on with it afterwards.
+    """
+    if config["ckpt_path"] != "last" or not torch.distributed.is_torchelastic_launched():
+        return config
+    path = RunFolder(config["paths"]["run"]).last_checkpoint
+    return {**config, "ckpt_path": str(path) if path.exists() else None}
 
 
 def gather(trainer: Trainer, value: Any) -> list[Any]:

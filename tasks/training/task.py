@@ -18,6 +18,7 @@ from torchmetrics import Metric
 from attention_zoo.attention.base import take_auxiliary_loss
 from attention_zoo.capture import Maps
 from attention_zoo.errors import BadInput, TrainingDiverged, UserError
+from attention_zoo.precision import upcast
 from attention_zoo.tasks.configuration.build import build_task, refuse_untrusted_targets
 from attention_zoo.tasks.configuration.renamed_options import upgrade_checkpoint
 from attention_zoo.tasks.configuration.validation import validate
@@ -39,6 +40,7 @@ from attention_zoo.tasks.training.restoring import (
     restore_rank_state,
     set_composed_rates,
 )
+from attention_zoo.tasks.training.shared_tensors import gather_tensors
 from attention_zoo.tasks.views.attention_record import AttentionRecord
 from attention_zoo.zoo import unknown_name_message
 
@@ -273,7 +275,7 @@ class Task(LightningModule):
         # A scaler of float16 makes infinite gradients now and then, and skips their steps itself.
         if getattr(self.trainer.precision_plugin, "scaler", None) is None:
             gradients = [x.grad for x in self.model.parameters() if x.grad is not None]
-            values.append(get_total_norm(gradients, norm_type=math.inf))
+            values.append(gather_tensors(get_total_norm(gradients, norm_type=math.inf)))
         is_finite = torch.stack([value.isfinite().to(self.device) for value in values]).all()
         return not self.sum_over_ranks((~is_finite).float())
 
@@ -399,7 +401,7 @@ class Task(LightningModule):
 
 def token_losses(logits: Tensor, targets: Tensor) -> Tensor:
     """Return the negative log-likelihood of targets [b t], zero where there are none."""
-    flat_logits, flat_targets = logits.flatten(0, 1).float(), targets.flatten()
+    flat_logits, flat_targets = upcast(logits.flatten(0, 1)), targets.flatten()
     losses = cross_entropy(flat_logits, flat_targets, ignore_index=IGNORE_INDEX, reduction="none")
     return losses.view_as(targets)
 

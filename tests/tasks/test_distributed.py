@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from benchmarks.devices import TASKS, TRAINERS, compare
+
 pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parents[2]
@@ -168,3 +170,11 @@ def test_ranks_with_different_configs_are_refused(tmp_path):
     assert done.returncode == 2
     assert "1 of 2 processes composed another config than the first" in done.stderr
     assert not list(tmp_path.glob("logs/**/results.json"))
+
+
+@pytest.mark.parametrize("trainer", TRAINERS)
+@pytest.mark.parametrize("task", TASKS)
+def test_the_same_batches_give_the_same_losses_and_scores(tmp_path, monkeypatch, task, trainer):
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    differences = compare(tmp_path, task, trainer, processes=2)
+    assert max(differences.values()) < 1e-9, differences

@@ -14,6 +14,7 @@ from attention_zoo.tasks.run_folder import RunFolder
 from attention_zoo.tasks.training.callbacks.periodic_inspection import (
     InspectionCallback,
     evaluation_mode,
+    whole_module,
 )
 from attention_zoo.tasks.training.loggers.loggers import log_image
 from attention_zoo.tasks.views.attention_record import ROLES, AttentionRecord, first_example
@@ -99,8 +100,9 @@ class AttentionMaps(InspectionCallback):
         if late := [step for step in self.steps if step > last]:
             raise UserError(f"steps must be among the {last} of this training, got {late}.")
         # On all ranks, so that none continues after another has stopped.
-        with self.timed(pl_module), evaluation_mode(pl_module):
-            self.check(trainer, pl_module)
+        module = whole_module(trainer, pl_module)
+        with self.timed(module), evaluation_mode(module):
+            self.check(trainer, module)
         self._last_step = trainer.global_step - 1
         self.on_train_batch_end(trainer, pl_module)
 

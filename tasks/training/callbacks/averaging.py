@@ -11,6 +11,7 @@ from torch import Tensor
 from attention_zoo.errors import UserError
 from attention_zoo.tasks.run_folder import AVERAGED_CHECKPOINT
 from attention_zoo.tasks.training.callbacks.triggers import is_fit_validation
+from attention_zoo.tasks.training.shared_tensors import distribute_like, gather_tensors
 
 
 class CheckpointAveraging(Callback):
@@ -48,8 +49,8 @@ class CheckpointAveraging(Callback):
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if is_fit_validation(trainer):
-            weights = pl_module.named_parameters()
-            copies = {name: x.detach().to("cpu", copy=True) for name, x in weights}
+            weights = gather_tensors(dict(pl_module.named_parameters()))
+            copies = {name: x.detach().to("cpu", copy=True) for name, x in weights.items()}
             self.snapshots.append(copies)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -60,7 +61,7 @@ class CheckpointAveraging(Callback):
             for name, parameter in pl_module.named_parameters():
                 # In double precision, so that rounding does not depend on their number.
                 values = torch.stack([snapshot[name].double() for snapshot in self.snapshots])
-                parameter.copy_(values.mean(0))
+                parameter.copy_(distribute_like(parameter, values.mean(0).to(parameter)))
         trainer.save_checkpoint(self.path, weights_only=True)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

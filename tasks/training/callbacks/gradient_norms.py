@@ -10,6 +10,7 @@ from torch.nn.utils import get_total_norm
 
 from attention_zoo.models.blocks import Sublayer
 from attention_zoo.tasks.training.callbacks.triggers import is_log_step
+from attention_zoo.tasks.training.shared_tensors import gather_tensors
 
 
 class GradientNorms(Callback):
@@ -29,7 +30,8 @@ class GradientNorms(Callback):
         task: Any = pl_module
         # The task divides the gradients after its callbacks have run.
         scale, parts = task.gradient_scale(), gradients_by_part(task.model)
-        norms = {name: get_total_norm(gradients) * scale for name, gradients in parts.items()}
+        norms = gather_tensors({name: get_total_norm(x) for name, x in parts.items()})
+        norms = {name: norm * scale for name, norm in norms.items()}
         norms["all"] = get_total_norm(list(norms.values()))
         task.log_dict({f"gradients/{name}": norm for name, norm in norms.items()})
 

@@ -12,6 +12,7 @@ from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelP
 
 from attention_zoo.errors import UserError, check_positive
 from attention_zoo.tasks.training.callbacks.triggers import is_fit_validation
+from attention_zoo.tasks.training.strategies import ShardedStrategy
 
 # Their ranks hold a piece of the weights each.
 SHARDING_STRATEGIES = (DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy)
@@ -28,7 +29,8 @@ class InspectionCallback(Callback):
             None: at the end only.
 
     Raises:
-        UserError: `every_n_validations` is below 1; in a fit, a strategy that shards the model.
+        UserError: `every_n_validations` is below 1; in a fit, a strategy of others that shards the
+            model.
     """
 
     label: ClassVar[str]  # its name in the printed line
@@ -57,7 +59,7 @@ class InspectionCallback(Callback):
             raise UserError(
                 f"{type(trainer.strategy).__name__} keeps a piece of the weights on each rank, but "
                 f"{type(self).__name__} runs the model on rank zero alone: train with "
-                "strategy=ddp, or without it."
+                "trainer=fsdp, trainer=tensor_parallel or trainer=ddp."
             )
         self._started, self.seconds = time.perf_counter(), 0.0
 
@@ -80,7 +82,8 @@ class InspectionCallback(Callback):
     def run_on_rank_zero(
         self, inspect: Callable[[Trainer, Any], None], trainer: Trainer, task: LightningModule
     ) -> None:
-        """Call an inspection on rank zero, and count its time."""
+        """Call an inspection on rank zero, with the whole model, and count its time."""
+        task = whole_module(trainer, task)
         if trainer.is_global_zero:
             with self.timed(task), evaluation_mode(task):
                 inspect(trainer, task)
@@ -93,6 +96,15 @@ class InspectionCallback(Callback):
         started = time.perf_counter()
         yield
         self.seconds += time.perf_counter() - started
+
+
+def whole_module(trainer: Trainer, module: LightningModule) -> LightningModule:
+    """Return a module that one rank can run alone: a copy if ranks have shares of it.
+
+    All ranks have to call this.
+    """
+    strategy = trainer.strategy
+    return strategy.gather_task() if isinstance(strategy, ShardedStrategy) else module
 
 
 @contextmanager

@@ -11,6 +11,7 @@ from rich.progress import BarColumn, TextColumn
 from rich.progress import Progress as RichProgress
 from torch import Tensor
 
+from attention_zoo.tasks.data.base import data_ranks
 from attention_zoo.tasks.training.callbacks.triggers import is_fit_validation
 from attention_zoo.tasks.training.task import StepOutput
 
@@ -73,7 +74,8 @@ class Progress(ProgressBar):
         self._window_tokens += output.tokens
         now, step = time.perf_counter(), trainer.global_step
         if self._is_due(now, step):
-            self._draw(now, step, float(output.loss / output.tokens), trainer.world_size)
+            loss = float(output.loss / output.tokens.clamp(min=1))  # An idle rank has no token.
+            self._draw(now, step, loss, data_ranks(trainer)["world_size"])
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._window_started = None

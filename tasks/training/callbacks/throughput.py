@@ -8,6 +8,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
+from attention_zoo.tasks.data.base import data_ranks
 from attention_zoo.tasks.training.callbacks.triggers import is_fit_validation, is_log_step
 from attention_zoo.tasks.training.task import StepOutput
 
@@ -63,7 +64,7 @@ class Throughput(Callback):
         self._total_tokens, self._total_seconds = state_dict["tokens"], state_dict["seconds"]
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._world_size, self._trainer = trainer.world_size, trainer
+        self._world_size, self._trainer = data_ranks(trainer)["world_size"], trainer
         self._pending_tokens, self._started = 0, None
         self._logged = trainer.global_step, self._total_tokens, self._total_seconds
 
@@ -114,6 +115,8 @@ class Throughput(Callback):
             count = torch.as_tensor(tokens, device=trainer.strategy.root_device).clone()
             # Every rank takes the same number of steps, so all of them reach this call.
             tokens = int(trainer.strategy.reduce(count, reduce_op="sum"))
+            # Ranks that divide the model count the same tokens.
+            tokens = tokens * self._world_size // trainer.world_size
         self._total_tokens += tokens
         self._pending_tokens = 0
 
