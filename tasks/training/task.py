@@ -132,7 +132,7 @@ class Task(LightningModule):
         self.composed_groups: list[dict[str, Any]] = []
 
     @classmethod
-    def load_from_checkpoint(
+    def load_from_checkpoint(  # type: ignore[override]  # without Lightning's options for pickles
         cls,
         checkpoint_path: str | Path,
         map_location: torch.device | str | None = None,

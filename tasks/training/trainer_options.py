@@ -13,7 +13,7 @@ from torch import nn
 from attention_zoo.errors import Unsupported, UserError
 from attention_zoo.tasks.configuration.build import instantiate, refusal
 from attention_zoo.tasks.configuration.signatures import find_target
-from attention_zoo.tasks.data.base import PreparedData
+from attention_zoo.tasks.data.base import PreparedData, data_ranks
 from attention_zoo.tasks.task_spec import DIAGNOSTIC_DATA, TRANSLATION, task_spec
 from attention_zoo.tasks.training.task import Task
 
@@ -142,8 +142,8 @@ def check_batches(trainer: Trainer, data: PreparedData) -> str | None:
 
     An optimizer step ends with the epoch: the last one of an epoch has the remaining batches.
     """
-    wanted, limit = trainer.accumulate_grad_batches, trainer.limit_train_batches  # type: ignore[attr-defined]  # set by a connector
-    batches = len(data.train_dataloader()) // trainer.world_size
+    wanted, limit = trainer.accumulate_grad_batches, trainer.limit_train_batches
+    batches = -(-len(data.train_dataloader()) // data_ranks(trainer)["world_size"])
     batches = max(1, min(batches, limit) if isinstance(limit, int) else int(batches * limit))
     options = {"accumulate_grad_batches": wanted}
     if trainer.check_val_every_n_epoch is not None and isinstance(trainer.val_check_interval, int):

@@ -112,8 +112,9 @@ class LightningIndexerAttention(TopKSelectionAttention):
                 real = visible.mask.key_mask[:, -queries:].to(divergence.dtype)
             self.auxiliary_loss = (divergence * real).sum() / real.sum().clamp(min=1.0)
         out = torch.cat(outputs, dim=2)
-        if self.training and out.requires_grad and not torch.compiler.is_compiling():
-            out.register_hook(partial(warn_of_untaken_loss, self.auxiliary_loss))
+        loss = self.auxiliary_loss
+        if loss is not None and out.requires_grad and not torch.compiler.is_compiling():
+            out.register_hook(partial(warn_of_untaken_loss, loss))
         return out
 
     def attend_selected(self, qkv: QKV, tokens: Tensor, seen: Tensor) -> tuple[Tensor, Tensor]:

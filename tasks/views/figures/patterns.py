@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from attention_zoo.attention.base import Attention, resolve_positions
 from attention_zoo.attention.softmax import SoftmaxAttention
 from attention_zoo.factory import create_attention, create_position
-from attention_zoo.masks import Mask, Visibility
+from attention_zoo.masks import Columns, Mask, Visibility
 from attention_zoo.tasks.configuration.conf_files import entry_options
 from attention_zoo.tasks.views.figures import style
 from attention_zoo.tasks.views.figures.roles import render_mask
@@ -180,7 +180,7 @@ def sample_bias(name: str) -> tuple[Tensor, bool]:
         for parameter in position.parameters():
             if not parameter.any():
                 nn.init.normal_(parameter)
-    tokens, row = sample_tokens(1), range(_LENGTH)
+    tokens, row = sample_tokens(1), Columns(0, _LENGTH)
     qkv = attention.project_qkv(tokens, None, resolve_positions(tokens), None)
     causal = Visibility(mask=Mask(causal=True), rows=row, columns=row)
     bias = attention.score_bias(qkv, causal)

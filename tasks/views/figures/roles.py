@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from attention_zoo.factory import create_attention
-from attention_zoo.masks import Mask
+from attention_zoo.masks import Columns, Mask
 from attention_zoo.tasks.views.figures import style
 from attention_zoo.zoo import Role
 
@@ -34,7 +34,7 @@ def role_mask(role: Role, queries: int, keys: int) -> Tensor:
 
 def render_mask(mask: Mask, queries: int, keys: int) -> Tensor:
     """Return a mask as a matrix [q k]."""
-    visible = mask.dense(range(queries), range(keys), device=torch.device("cpu"))
+    visible = mask.dense(Columns(0, queries), Columns(0, keys), device=torch.device("cpu"))
     unmasked = torch.ones(queries, keys, dtype=torch.bool)
     return unmasked if visible is None else visible[0, 0].expand(queries, -1)
 
