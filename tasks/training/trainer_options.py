@@ -135,7 +135,7 @@ def check_batches(trainer: Trainer, data: PreparedData) -> str | None:
 
     An optimizer step ends with the epoch: the last one of an epoch has the remaining batches.
     """
-    wanted, limit = trainer.accumulate_grad_batches, trainer.limit_train_batches  # type: ignore[attr-defined]  # set by a connector
+    wanted, limit = trainer.accumulate_grad_batches, trainer.limit_train_batches
     batches = len(data.train_dataloader()) // trainer.world_size
     batches = max(1, min(batches, limit) if isinstance(limit, int) else int(batches * limit))
     options = {"accumulate_grad_batches": wanted}
