@@ -154,7 +154,7 @@ def test_data_imply_the_task_that_they_fit(overrides, implied):
     [
         (["seeds=3"], "seed=1,2,3"),
         (["seed=7", "seeds=2", "attention=linear,additive"], "seed=7,8"),
-        (["+seeds=1", "hydra/sweeper=basic", "hparams_search=null"], "seed=1"),
+        (["+seeds=1", "hydra/sweeper=basic", "~hparams_search"], "seed=1"),
     ],
 )
 def test_a_number_of_seeds_is_a_sweep_over_them(overrides, swept):
