@@ -202,12 +202,13 @@ class Visibility:
     def is_causal_square(self) -> bool:
         """Return whether it is the lower triangle of a square, and nothing else."""
         rows, columns = self.rows, self.columns
-        # Branches, as torch.compile would return a symbol for the comparisons themselves.
-        if self.pattern is not None or self.sinks:
+        # A branch, as torch.compile would return a symbol for the comparisons themselves. Lengths
+        # come last: cross-attention compares none, and has one graph for equal and unequal ones.
+        if self.mask.names != ("causal",):
             return False
         if rows.start != columns.start or rows.stop != columns.stop:
             return False
-        return self.mask.names == ("causal",)
+        return self.pattern is None and not self.sinks
 
     def predicate(self, batch: int) -> Predicate | None:
         """Return the conjunction of all predicates; None where every query sees every key.

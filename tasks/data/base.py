@@ -2,7 +2,9 @@
 
 import importlib.metadata
 import logging
+import shutil
 import tempfile
+import weakref
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -170,9 +172,9 @@ class PreparedData(LightningDataModule):
                 "The prepared data are not cached: their source has no cache_key, or their "
                 "tokenizer is no function of a module with plain arguments."
             )
-            # It is removed with this object: workers open its files again.
-            self.temporary_cache = tempfile.TemporaryDirectory()
-        folder = self.cache_dir / "data" if key else Path(self.temporary_cache.name)
+        folder = self.cache_dir / "data" if key else Path(tempfile.mkdtemp())
+        if key is None:  # Workers open its files again, so it stays as long as this object.
+            weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
         values, fingerprint, note = get_or_build(folder, key or {}, self.build_values)
         self.tokenizer = tokenizer_from_state(values["tokenizer"])
         self.report = values["report"]

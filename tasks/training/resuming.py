@@ -27,7 +27,8 @@ FREE = (
     *("paths", "seeds", "stride", "test", "data.cache_dir", "data.num_workers", "data.probes"),
     *("data.root", "trainer.default_root_dir", "trainer.detect_anomaly", "trainer.deterministic"),
     *("trainer.enable_model_summary", "trainer.enable_progress_bar", "trainer.log_every_n_steps"),
-    *("trainer.num_sanity_val_steps", "trainer.profiler"),
+    *("trainer.num_sanity_val_steps", "trainer.profiler", "strict", "task.bleu_tokenizer"),
+    "task.non_finite",
 )
 # The length of the run, and the devices that it has: obeyed, and said.
 OBEYED = (
@@ -109,9 +110,15 @@ def differing_options(
 ) -> dict[str, tuple[Any, Any]]:
     """Return the options that change a training, as name: (value in the checkpoint, value now).
 
-    An option that a config does not have counts as null.
+    An option that a config does not have counts as null, as does an empty list. The width that
+    `match` has found is found again.
     """
-    then, now = dict(flatten(stored)), dict(flatten(composed))
+    then, now = (
+        {name: None if value == "[]" else value for name, value in flatten(config)}
+        for config in (stored, composed)
+    )
+    if composed["match"] is not None:
+        then["model.ffn_dim"] = now["model.ffn_dim"]
     # Of the callbacks, only the average is a part of what a run gives.
     averaging = [x for x in ({*then} | {*now}) if x == "callbacks.averaging._target_"]
     return {

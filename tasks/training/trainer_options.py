@@ -70,6 +70,15 @@ def check_trainer(config: Mapping[str, Any], callbacks: Sequence[Callback] = ())
             "batches, which is fixed here. Learn few lines with data.source.size, or with "
             "debug=overfit."
         )
+    on_cpu = options["accelerator"] == "cpu" or (
+        options["accelerator"] == "auto" and not torch.accelerator.is_available()
+    )
+    if on_cpu and str(options["precision"]) in ("16", "16-mixed"):
+        # Lightning would warn, and train in bfloat16.
+        raise Unsupported(
+            f"trainer.precision={options['precision']} needs a GPU. On the CPU choose bf16-mixed "
+            "or 32-true."
+        )
     try:
         trainer: Trainer = instantiate(
             options,
@@ -83,12 +92,6 @@ def check_trainer(config: Mapping[str, Any], callbacks: Sequence[Callback] = ())
         raise UserError(f"trainer needs a package that is not installed: {error}") from error
     if not isinstance(trainer, Trainer):
         raise UserError(f"trainer._target_ must be a lightning.Trainer, got {options['_target_']}.")
-    # Lightning would warn, and train in bfloat16.
-    if str(options.get("precision")) in ("16", "16-mixed") and trainer.precision != "16-mixed":
-        raise Unsupported(
-            f"trainer.precision={options['precision']} needs a GPU. On the CPU choose bf16-mixed "
-            "or 32-true."
-        )
     return trainer
 
 

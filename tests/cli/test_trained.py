@@ -261,15 +261,17 @@ def test_wrong_checkpoints_and_texts_get_one_line(trained, refuses):
     for arguments, reason in wrong.items():
         assert reason in refuses(*arguments, folder=trained.folder), arguments
     told = refuses("translate", ckpt, folder=trained.folder, input=b"\xff\n")
-    assert "standard input, line 1: invalid UTF-8" in told
+    assert "standard input, line 1: byte 0xff is not valid UTF-8" in told
 
 
 def test_what_cannot_be_resumed_is_refused(trained, refuses):
     last = trained.run / "checkpoints" / "last.ckpt"
     options = ["train", *SMALL, *LINES, "logger=none", f"ckpt_path={last}"]
-    here = trained.folder
-    assert "was trained with model=" in refuses(*options, "model.ffn_dim=48", folder=here)
-    assert "for 3 steps already" in refuses(*options, "trainer.max_steps=2", folder=here)
+    options += ["trainer.val_check_interval=2"]
+    refusal = refuses(*options, "model.ffn_dim=48", folder=trained.folder)
+    assert "was trained with model.ffn_dim=32, got model.ffn_dim=48" in refusal
+    refusal = refuses(*options, "trainer.max_steps=2", folder=trained.folder)
+    assert "for 3 steps already" in refusal
 
 
 @pytest.mark.slow

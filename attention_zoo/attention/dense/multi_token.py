@@ -100,7 +100,7 @@ class MultiTokenAttention(ExplicitScoresAttention):
             visible = torch.ones_like(scores[:1, :1], dtype=torch.bool)
         weights = masked_softmax(self.convolve(scores, visible), visible)
         grouped = rearrange(weights, "b (n i) q k -> b n i q k", i=self.mixture.shape[1])
-        mixed = einsum(self.mixture, grouped, "n o i, b n i q k -> b n o q k")
+        mixed = einsum(self.mixture.to(grouped.dtype), grouped, "n o i, b n i q k -> b n o q k")
         return mixed.flatten(1, 2)
 
     def convolve(self, scores: Tensor, visible: Tensor) -> Tensor:
@@ -111,7 +111,7 @@ class MultiTokenAttention(ExplicitScoresAttention):
         scores = pad(scores.masked_fill(~visible, 0.0), (0, 0, count - 1, 0))
         seen = pad(visible, (count - 1, 0))
         # θ counts keys from right to left, conv2d from left to right.
-        kernel = self.kernel.flip(-1)[:, None, None]
+        kernel = self.kernel.flip(-1)[:, None, None].to(scores.dtype)
         total = scores.new_zeros(())
         for back in range(count):
             offset = count - 1 - back

@@ -55,4 +55,4 @@ class TalkingHeadsAttention(ExplicitScoresAttention):
 
 def mix_heads(maps: Tensor, mix: Tensor) -> Tensor:
     """Compute Σ_m mix[m, i] maps_m for maps [b h q k] and a mix [h h]."""
-    return torch.einsum("b m q k, m i -> b i q k", maps, mix)
+    return torch.einsum("b m q k, m i -> b i q k", maps, mix.to(maps.dtype))

@@ -504,6 +504,6 @@ def test_the_cache_tells_sources_apart(tmp_path: Path) -> None:
         )
         data.setup()
         assert len(data.fingerprint) == 64
-        lines.append(data.train[0])
+        lines.append(data.probes[0])
     assert lines == ["one", "two", "three", "four"]
     assert len(list((tmp_path / "data").iterdir())) == 2
