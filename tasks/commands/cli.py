@@ -159,7 +159,13 @@ def run_job(config: Any, invocation: Any) -> Any:
 
     checkpoint = invocation.checkpoint
     training_config = checkpoint and checkpoint["attention_zoo"]["config"]
-    choices = HydraConfig.get().runtime.choices
+    hydra_config = HydraConfig.get()
+    if hydra_config.job.chdir:
+        raise Unsupported(
+            "hydra.job.chdir=true would make names of files relative to the folder of the run, "
+            "those in printed commands too; leave it out."
+        )
+    choices = hydra_config.runtime.choices
     choices = {group: choices[group] for group in choices if not group.startswith("hydra")}
     if checkpoint or invocation.command == "train":
         plain: Any = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)

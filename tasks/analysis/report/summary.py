@@ -123,7 +123,7 @@ def summarize_savings(comparison: Comparison) -> Iterator[str]:
         cheapest = (max if measure.better == "higher" else min)(costs, key=costs.__getitem__)
         ratio = costs[cheapest] / base
         if abs(ratio - 1) > 0.01:
-            savings.append(f"`{cheapest}` {CHEAPEST[measure.key]} ({ratio:.2g} × {measure.title})")
+            savings.append(f"`{cheapest}` {CHEAPEST[measure.key]} ({ratio:.2f} × {measure.title})")
     if savings:
         peers = f"Among the rows that do not differ significantly from `{best.label}`"
         yield f"{peers}, {', '.join(savings)}."
