@@ -69,7 +69,10 @@ class LogLinearAttention(StateSpaceDualAttention):
         if not states:
             shape = (len(x), self.heads, self.head_dim, 0, self.value_dim)
             states = steps.q.new_zeros(shape), x.new_zeros(len(x), dtype=torch.long)
-        bits = (span.start + x.shape[1]).bit_length()
+        bits, length = 0, span.start + x.shape[1]
+        # Not by int.bit_length, of which torch.compile makes a constant for each length.
+        while 1 << bits <= length:
+            bits += 1
         buckets = FenwickTree(pad(states[0], (0, 0, 0, bits - states[0].shape[3])), states[1])
         positions, lengths = count_tokens(x, span, buckets.lengths)
         level_weights = self.level_weights(x)
@@ -155,8 +158,9 @@ def bucketed_product(
     result is [b h t e], with the buckets after the last token.
     """
     outputs = []
-    for start in range(0, steps.q.shape[2], UPDATE_INTERVAL):
-        chunk = slice(start, start + UPDATE_INTERVAL)
+    # Counted, as torch.compile makes constants of a range's ends.
+    for index in range(-(-steps.q.shape[2] // UPDATE_INTERVAL)):
+        chunk = slice(index * UPDATE_INTERVAL, (index + 1) * UPDATE_INTERVAL)
         q, k, v, decay, weights = (
             part[:, :, chunk]
             for part in (steps.q, steps.k, steps.v, steps.decay, level_weights)
@@ -175,7 +179,8 @@ def product_within_chunk(
     q: Tensor, k: Tensor, v: Tensor, decay: Tensor, level_weights: Tensor, positions: Tensor
 ) -> Tensor:
     """Compute `bucketed_product` of a chunk alone, [b h t e]."""
-    is_after = torch.ones(2 * q.shape[2:3], dtype=torch.bool, device=q.device).tril(-1)
+    length = q.shape[2]
+    is_after = torch.ones(length, length, dtype=torch.bool, device=q.device).tril(-1)
     # [b h i j], the decays after j, up to i: as a sum, which keeps its digits.
     decays = torch.where(is_after, decay, 0.0).cumsum(dim=-2)
     weights = gather_levels(level_weights, positions, positions)
