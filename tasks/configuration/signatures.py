@@ -66,6 +66,9 @@ def _own_parameters(function: Callable[..., Any]) -> tuple[dict[str, inspect.Par
             if parameter.kind is parameter.VAR_KEYWORD:
                 remaining = parameter.name
             elif parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY):
+                if number and parameter.default is parameter.empty:
+                    # The class may give its base what that needs.
+                    parameter = parameter.replace(default=None)
                 parameters.setdefault(parameter.name, parameter)
         if isinstance(function, type):
             parameters.pop("self", None)

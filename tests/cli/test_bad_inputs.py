@@ -225,7 +225,7 @@ translate ckpt_path=epoch=3-step=400.ckpt hello | epoch=3-step=400.ckpt
 translate ckpt=x hello | called ckpt_path
 translate ckpt_path={} output=x hello | > FILE
 translate ckpt_path={} foo=1 hello | no option 'foo'
-translate ckpt_path={} input=/nonexist | cannot be read
+translate ckpt_path={} input=/nonexist | there is no file
 translate ckpt_path={} input=/nonexist hello | not from both
 translate ckpt_path={} decoding=sample hello | decoding
 translate ckpt_path={} decoding.max_ratio=abc hello | a number

@@ -52,7 +52,7 @@ def test_other_launchers_run_jobs_as_ours_does(program, launcher, words, expecte
     assert outcomes(sweep) == [expected, "trained"]
     assert results(sweep / "1")["val/loss"] > 0
     if expected == "failed":
-        message = "error: job 0 failed: lr must be a number, got 'abc'."
+        message = "error: job 0 failed: optimizer.lr must be a number, got abc."
         assert done.stderr.splitlines()[-1] == message
     # Ours takes up what the other one has left, as they are composed of the same.
     again = program("train", "-m", *rest, code=code)

@@ -170,7 +170,7 @@ def test_beam_search_gives_n_best(trained):
 
 @pytest.mark.slow
 def test_attend_translates_and_writes_a_page(trained):
-    ckpt, lines = f"ckpt_path={trained.best}", ["Brazil", "", "a b"]
+    ckpt, lines = f"ckpt_path={trained.best}", ["Brazil", "a b"]
     options = ["decoding=beam", "output=pages/seen.html", "--", *lines]
     done = trained("attend", ckpt, *options)
     assert done.stderr == ""

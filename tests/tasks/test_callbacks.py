@@ -216,4 +216,4 @@ def test_two_processes_count_together_and_average_alike(tmp_path):
     # Two probes with two layers each: at a step, at two validations and at the end.
     assert [rank["images"] for rank in ranks] == [16, 0]
     assert done.stdout.count("of the training's time") == 2, "samples and maps, once each"
-    assert {"averaged.ckpt", "last.ckpt"} == set(ranks[0]["saved"])
+    assert {"averaged.ckpt", "last.ckpt", "previous.ckpt"} == set(ranks[0]["saved"])

@@ -10,6 +10,7 @@ from attention_zoo.attention import naive
 from attention_zoo.attention.softmax import QKV, SoftmaxAttention, register_softmax
 from attention_zoo.masks import Visibility
 from attention_zoo.precision import autocast_disabled, upcast
+from attention_zoo.tensor_checks import is_transformed
 
 # The width of a band of values.
 BAND = 32.0
@@ -24,7 +25,7 @@ SMALLEST_SUM = 1e-24
     reference="x-transformers Attention(laser=True)",
     deviations="no dropout of weights, which would make logarithms of zero; values are summed by "
     "bands of their size, where the paper subtracts the largest of the sequence, which would show "
-    "the future; a compiled graph bounds values to ±80; x-transformers bounds them by a tanh",
+    "the future; a compiled graph, and torch.func, bound values to ±80; x-transformers bounds them by a tanh",
     positions=("positions", "embeddings", "heads", "width", "scores", "content"),
 )
 class LaserAttention(SoftmaxAttention):
@@ -74,7 +75,7 @@ def log_of_sums(v: Tensor, weigh: Callable[[Tensor], Tensor]) -> Tensor:
 
     It is a very low number where A is zero.
     """
-    if torch.compiler.is_compiling():
+    if torch.compiler.is_compiling() or is_transformed(v):
         # Values cannot be inspected.
         v = v.clamp(-2.5 * BAND, 2.5 * BAND)
         numbers, bands = torch.round(v / BAND), [-2.0, -1.0, 0.0, 1.0, 2.0]
