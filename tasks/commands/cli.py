@@ -154,6 +154,7 @@ def run_job(config: Any, invocation: Any) -> Any:
     from attention_zoo.tasks.configuration.option_checks import (
         check_groups,
         check_options,
+        check_own_options,
         legal_names,
     )
 
@@ -171,6 +172,7 @@ def run_job(config: Any, invocation: Any) -> Any:
         plain: Any = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
         check_groups(plain)
         refuse_untrusted_targets(plain, training_config or {})
+    check_own_options(config, invocation.command)
     choices |= resolve_defaults(config, training_config)
     resolve_output_dir(config)
     plain = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)

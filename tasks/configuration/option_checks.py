@@ -242,8 +242,20 @@ def similar_words(name: str, options: Sequence[str]) -> list[str]:
     return [x for word in near for x in options if x.rpartition(".")[2] == word]
 
 
+def check_own_options(config: Mapping[str, Any], command: str) -> None:
+    """Refuse a config without an option that the command's file lists."""
+    for name in own_options(command):
+        if name not in (*config, "defaults", "hydra"):
+            raise UserError(f"{name} cannot be left out: remove ~{name}, or give {name}=VALUE.")
+
+
+def own_options(command: str) -> list[str]:
+    """Return the names at the top of a command's file."""
+    file = files("attention_zoo.conf").joinpath(f"{command}.yaml")
+    return [str(name) for name in OmegaConf.create(file.read_text())]
+
+
 def legal_names(command: str) -> set[str]:
     """Return the names of the groups and options at the top of a command's config."""
-    own = OmegaConf.create(files("attention_zoo.conf").joinpath(f"{command}.yaml").read_text())
     groups = [x.name for x in files("attention_zoo.conf").iterdir() if x.is_dir()]
-    return {*map(str, own), *map(str, train_yaml()), *groups, *ROLES, "choices"}
+    return {*own_options(command), *map(str, train_yaml()), *groups, *ROLES, "choices"}

@@ -25,7 +25,8 @@ SMALLEST_SUM = 1e-24
     reference="x-transformers Attention(laser=True)",
     deviations="no dropout of weights, which would make logarithms of zero; values are summed by "
     "bands of their size, where the paper subtracts the largest of the sequence, which would show "
-    "the future; a compiled graph, and torch.func, bound values to ±80; x-transformers bounds them by a tanh",
+    "the future; a compiled graph, and torch.func, bound values to ±80; x-transformers bounds them "
+    "by a tanh",
     positions=("positions", "embeddings", "heads", "width", "scores", "content"),
 )
 class LaserAttention(SoftmaxAttention):
