@@ -61,8 +61,8 @@ model.dim=null | model.dim must be a whole number
 model.dim= | model.dim must be a whole number
 model.dim=-4 | dim
 ~jobs | cannot be left out
-~seed | cannot be left out
-~ckpt_path | cannot be left out
+~seed | seed
+~test | cannot be left out
 ~model.dim | model.dim
 model.layers=four | model.layers must be a whole number
 model.layers=[linear,multi_head] | model.layers must be a whole number
