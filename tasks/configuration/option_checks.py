@@ -44,6 +44,11 @@ PROVIDED: dict[str, Collection[str]] = {
 TYPES: dict[str, Any] = {
     "seed": int,
     "ckpt_path": str | None,
+    "ckpt_override": list[str],
+    "overwrite": bool,
+    "init_from": str | None,
+    "strict": bool,
+    "freeze": list[str],
     "compile": bool | dict[str, Any],
     "jobs": int,
     "fail_fast": bool,

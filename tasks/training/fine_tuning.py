@@ -106,8 +106,6 @@ def freeze_parameters(model: nn.Module, patterns: Sequence[str]) -> list[str]:
     Raises:
         UserError: a pattern matches no parameter, or nothing is left to train.
     """
-    if isinstance(patterns, str) or not all(isinstance(x, str) for x in patterns):
-        raise UserError(f"freeze takes a list of patterns, freeze=[encoder.*], got {patterns!r}.")
     parameters = dict(model.named_parameters(remove_duplicate=False))
     for pattern in patterns:
         matches = [name for name in parameters if fnmatchcase(name, pattern)]

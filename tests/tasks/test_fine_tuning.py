@@ -77,7 +77,7 @@ def test_weights_that_do_not_fit_are_listed_and_refused_unless_strict_is_false(
         ("task=language_modeling", "leave task out"),
         ("freeze=[encodr.*]", "Did you mean encoder.*"),
         ("freeze=['*']", "leaves no parameter"),
-        ("freeze=encoder", "takes a list"),
+        ("freeze=encoder", "must be a list"),
     ],
 )
 def test_what_cannot_be_is_refused(trained, train, capsys, override, message):
