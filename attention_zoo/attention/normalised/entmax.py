@@ -66,7 +66,9 @@ def entmax_by_bisection(scores: Tensor, excess: Tensor) -> Tensor:
         return torch.exp(torch.log1p((excess * (scores - threshold)).clamp(min=-1.0)) / excess)
 
     low = torch.zeros_like(scores[..., :1])
-    width = -torch.expm1(-excess * math.log(scores.shape[-1])) / excess
+    # A tensor, as torch.compile makes constants of the arguments of `math`.
+    count = scores.new_full((), scores.shape[-1])
+    width = -torch.expm1(-excess * count.log()) / excess
     for _ in range(1 - math.frexp(torch.finfo(scores.dtype).eps)[1]):
         width = width / 2
         total = weigh(low + width).sum(dim=-1, keepdim=True)
