@@ -150,6 +150,8 @@ def check_same_training(
         remedy = f"Go on with {name}={then}"
         if group in OVERRIDABLE and not of_other_kind:
             remedy += f", or ask for the other value: ckpt_override=[{group}]"
+        elif group == "data":
+            remedy += f", or start a new training from its weights: init_from={path}"
         raise UserError(f"{path} was trained with {name}={then}, got {name}={now}. {remedy}.")
     return obeyed
 
@@ -160,11 +162,13 @@ def check_same_data(path: Path, checkpoint: Mapping[str, Any], data: Any) -> Non
     if stored["tokenizer"] != data.tokenizer.state():
         raise UserError(
             f"{path} was trained with another vocabulary than the tokenizer has now: its ids would "
-            "stand for other pieces. Go on with the data and the tokenizer of that run."
+            "stand for other pieces. Go on with the data and the tokenizer of that run, or start a "
+            f"new training from its weights and its tokenizer: init_from={path}."
         )
     fingerprint = stored.get("data_fingerprint", data.fingerprint)  # Version 0.2 stored none.
     if fingerprint != data.fingerprint:
         raise UserError(
             f"{path} was trained on other data: their fingerprint was {fingerprint[:12]}, and is "
-            f"{data.fingerprint[:12]} now. Go on with the data of that run, unchanged."
+            f"{data.fingerprint[:12]} now. Go on with the data of that run, unchanged, or "
+            f"start a new training from its weights: init_from={path}."
         )
