@@ -117,7 +117,7 @@ def differing_options(
         {name: None if value == "[]" else value for name, value in flatten(config)}
         for config in (stored, composed)
     )
-    if composed["match"] is not None:
+    if composed.get("match") is not None:
         then["model.ffn_dim"] = now["model.ffn_dim"]
     # Of the callbacks, only the average is a part of what a run gives.
     averaging = [x for x in ({*then} | {*now}) if x == "callbacks.averaging._target_"]
