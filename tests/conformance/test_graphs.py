@@ -93,14 +93,14 @@ def tokens(kind: type[nn.Module], length: int) -> list[Any]:
     return [draw((2, length))] if kind is LanguageModel else [draw((2, length)), draw((2, length))]
 
 
-@pytest.mark.parametrize("name", OPTIONS)
+@pytest.mark.parametrize("name", mark_exhaustive((name, "model") for name in OPTIONS))
 @pytest.mark.parametrize("kind", [LanguageModel, Seq2Seq])
 def test_lengths_of_a_model_share_a_graph(kind: type[nn.Module], name: str) -> None:
     calls = ((tokens(kind, length), {}) for length in LENGTHS)
     assert count_graphs(build(kind, name), calls) <= 2
 
 
-@pytest.mark.parametrize("name", ["plain", "llama", "linear"])
+@pytest.mark.parametrize("name", mark_exhaustive((x, "model") for x in OPTIONS if x != "window"))
 @pytest.mark.parametrize("kind", [LanguageModel, Seq2Seq])
 def test_a_model_is_exported_for_any_length(kind: type[nn.Module], name: str) -> None:
     model = build(kind, name)

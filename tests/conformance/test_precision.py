@@ -44,7 +44,7 @@ def outputs(case: Case, attention: Attention, inputs: list[Tensor]) -> list[Tens
 
 
 @pytest.mark.parametrize(("kind", "dtype"), PRECISIONS, ids=str)
-@over(positioned_cases(), every_entry=True)
+@over(positioned_cases())
 def test_every_precision_stays_near_float32(case: Case, kind: str, dtype: torch.dtype) -> None:
     """By some roundings of the type, and no further than float32 allows.
 
