@@ -28,7 +28,7 @@ def run(config: dict[str, Any], invocation: Invocation) -> None:
     check_decoding(config, invocation)
     task = load_task(checkpoint, config).to(torch.get_default_device())
     records = []
-    lines = check_lines(iter(read_lines(invocation.lines, config["input"])), task)
+    lines = check_lines(read_lines(invocation.lines, config["input"]), task)
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             raise UserError(f"attend needs text, got line {number} without any; leave it out.")

@@ -17,7 +17,7 @@ def run(config: dict[str, Any], invocation: Invocation) -> None:
     checkpoint = invocation.require_checkpoint()
     require_task(config, LANGUAGE_MODELING)
     task = load_task(checkpoint, config).to(torch.get_default_device())
-    for prompt in check_lines(iter(read_lines(invocation.lines, config["input"])), task):
+    for prompt in check_lines(read_lines(invocation.lines, config["input"]), task):
         print(prompt, end="", flush=True)
         for piece in task.stream(prompt):
             print(piece, end="", flush=True)

@@ -107,7 +107,7 @@ def run(config: dict[str, Any], invocation: Invocation) -> float | None:
     silence_libraries()
     config = resolve_elastic_start(config)
     check_strategy(config)
-    check_training(config)
+    checked_trainer = check_training(config)
     validate(config)
     lengths.check_lengths(config)
     check_match(config)
@@ -129,6 +129,8 @@ def run(config: dict[str, Any], invocation: Invocation) -> float | None:
     if invocation.checkpoint is not None:
         initial = InitialWeights(config, invocation.checkpoint)
     training = prepare(config, console, initial)
+    if note := check_batches(checked_trainer, training.data):
+        print_line(console, note)
     if resumed is not None:
         check_same_data(resumed.path, resumed.checkpoint, training.data)
         training.resumed = resumed
@@ -173,8 +175,6 @@ def prepare(config: dict[str, Any], console: Console, initial: InitialWeights | 
         data.prepare_data()
         data.setup()
     print_data_report(console, data.report)
-    if note := check_batches(check_training(config), data):
-        print_line(console, note)
     matched = None
     if config["match"] is not None:
         matched = match_baseline(config, data, console)

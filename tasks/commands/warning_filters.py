@@ -17,7 +17,6 @@ def silence_libraries() -> None:
         # On a cluster each job has one task of SLURM, and starts its processes itself.
         r".*The `srun` command is available on your system but is not used.*",
         r".*The dirpath has changed from .*",  # A resumed run has a folder of its own.
-        r".*AMP with fp16 is not supported on CPU.*",  # It is refused.
         r".*Checkpoint directory .* exists and is not empty.*",  # As when a run is resumed.
     ):
         warnings.filterwarnings("ignore", message=message)

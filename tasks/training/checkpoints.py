@@ -1,10 +1,12 @@
 """Read checkpoints, which hold the model, the tokenizer, and the config that it was composed of."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 from zipfile import BadZipFile, ZipFile
 
 import torch
+from torch import Tensor
 
 from attention_zoo.errors import BadInput, UserError
 from attention_zoo.tasks.configuration.renamed_options import upgrade_checkpoint
@@ -46,6 +48,15 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         raise BadInput(f"{path} is no checkpoint of attention-zoo: it has no config inside.")
     upgrade_checkpoint(checkpoint)
     return checkpoint
+
+
+def compare_weights(
+    saved: Mapping[str, Tensor], expected: Mapping[str, Tensor]
+) -> dict[str, tuple[list[int] | None, list[int] | None]]:
+    """Return the shapes in a checkpoint and in a model of the weights that differ; None: none."""
+    shapes = [{name: list(x.shape) for name, x in state.items()} for state in (saved, expected)]
+    pairs = {name: (shapes[0].get(name), shapes[1].get(name)) for name in (*expected, *saved)}
+    return {name: (there, here) for name, (there, here) in pairs.items() if there != here}
 
 
 def check_resumable(path: Path, checkpoint: dict[str, Any]) -> None:

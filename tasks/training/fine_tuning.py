@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from attention_zoo.errors import UserError
 from attention_zoo.tasks.configuration.build import build_model
 from attention_zoo.tasks.data.tokenizers import restore_tokenizer, tokenizer_from_state
+from attention_zoo.tasks.training.checkpoints import compare_weights
 from attention_zoo.zoo import unknown_name_message
 
 SHOWN_NAMES = 3  # of weights, in messages; results.json has all
@@ -45,7 +46,7 @@ class InitialWeights:
         sizes = {"vocabulary_size": tokenizer.vocabulary_size, "pad_id": tokenizer.pad_id}
         with torch.device("meta"):
             expected = build_model(config, **sizes).state_dict()
-        self.differences = compare_weights(self.weights, expected)
+        self.differences = group_differences(compare_weights(self.weights, expected))
         if config["strict"] and (differences := self.list_differences()):
             raise UserError(
                 f"the composed model has other weights than {self.file}: {differences}. "
@@ -79,22 +80,17 @@ class InitialWeights:
         return {"file": self.file, **self.differences}
 
 
-def compare_weights(
-    saved: Mapping[str, Tensor], expected: Mapping[str, Tensor]
+def group_differences(
+    differences: Mapping[str, tuple[list[int] | None, list[int] | None]],
 ) -> dict[str, list[str]]:
-    """Return the names of the weights that a checkpoint and a model do not share.
-
-    They are missing in the checkpoint, extra there, or of another shape in the model.
-    """
-    return {
-        "missing": [name for name in expected if name not in saved],
-        "extra": [name for name in saved if name not in expected],
-        "of_another_shape": [
-            f"{name} {list(saved[name].shape)} for {list(weights.shape)}"
-            for name, weights in expected.items()
-            if name in saved and saved[name].shape != weights.shape
-        ],
-    }
+    """Return the names of weights that are missing in a checkpoint, extra, or of another shape."""
+    kinds: dict[str, list[str]] = {"missing": [], "extra": [], "of_another_shape": []}
+    for name, (saved, expected) in differences.items():
+        if saved is None or expected is None:
+            kinds["missing" if saved is None else "extra"].append(name)
+        else:
+            kinds["of_another_shape"].append(f"{name} {saved} for {expected}")
+    return kinds
 
 
 def freeze_parameters(model: nn.Module, patterns: Sequence[str]) -> list[str]:

@@ -24,7 +24,7 @@ from attention_zoo.tasks.configuration.renamed_options import upgrade_checkpoint
 from attention_zoo.tasks.configuration.validation import validate
 from attention_zoo.tasks.data.batches import IGNORE_INDEX
 from attention_zoo.tasks.data.tokenizers import Tokenizer, tokenizer_from_state
-from attention_zoo.tasks.training.checkpoints import read_checkpoint
+from attention_zoo.tasks.training.checkpoints import compare_weights, read_checkpoint
 from attention_zoo.tasks.training.metrics import BitsPerByte, Perplexity, TokenLoss
 from attention_zoo.tasks.training.non_finite import (
     MAX_SKIPPED_IN_A_ROW,
@@ -444,16 +444,12 @@ def missing_groups(config: Mapping[str, Any]) -> list[str]:
 
 def load_weights(task: Task, checkpoint: dict[str, Any]) -> None:
     """Load the weights of a checkpoint, or raise UserError if the task has others."""
-    saved, expected = (
-        {name: list(weights.shape) for name, weights in state.items()}
-        for state in (checkpoint["state_dict"], task.state_dict())
-    )
-    for name in (*expected, *saved):
-        there, here = saved.get(name, "missing"), expected.get(name, "missing")
-        if there != here:
-            raise UserError(
-                f"the checkpoint does not fit the composed model: {name} is {there} in the "
-                f"checkpoint, and {here} in the model. Only options that change no weights may "
-                "differ from those in training, such as position=yarn instead of rotary."
-            )
+    differences = compare_weights(checkpoint["state_dict"], task.state_dict())
+    for name, shapes in differences.items():
+        there, here = ("missing" if shape is None else shape for shape in shapes)
+        raise UserError(
+            f"the checkpoint does not fit the composed model: {name} is {there} in the "
+            f"checkpoint, and {here} in the model. Only options that change no weights may "
+            "differ from those in training, such as position=yarn instead of rotary."
+        )
     task.load_state_dict(checkpoint["state_dict"])

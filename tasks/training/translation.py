@@ -52,9 +52,10 @@ class TranslationTask(Task):
 
     def setup(self, stage: str) -> None:
         super().setup(stage)
-        data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
-        if self.bleu_tokenizer is None and data is not None:
-            language = data.source.target_language
+        if self.bleu_tokenizer is None:
+            # A data module of a user's own need not have a source.
+            source = getattr(self.trainer.datamodule, "source", None)  # type: ignore[attr-defined]
+            language = getattr(source, "target_language", None)
             self.bleu = SacreBleu(tokenize=default_bleu_tokenizer(language)).to(self.device)
 
     def predict_batch(self, batch: TranslationBatch) -> tuple[Tensor, Tensor]:

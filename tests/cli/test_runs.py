@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from tests.cli.conftest import LINES, ROOT, SMALL, interrupt
+from tests.cli.kills import same
 
 # The rate of a step depends on its number alone, not on the length of the run.
 STEADY = [*SMALL, *LINES, "schedule=inverse_square_root", "schedule.warmup_steps=2"]
@@ -17,17 +18,6 @@ STEADY += ["data.tokens_per_batch=512", "callbacks=minimal", "logger=none", "tes
 
 def last_of(run):
     return torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
-
-
-def same(ours, theirs):
-    """Whether two nests of tensors and plain values are the same to the bit."""
-    if isinstance(ours, torch.Tensor):
-        return torch.equal(ours, theirs)
-    if isinstance(ours, dict):
-        return ours.keys() == theirs.keys() and all(same(ours[k], theirs[k]) for k in ours)
-    if isinstance(ours, list | tuple):
-        return len(ours) == len(theirs) and all(map(same, ours, theirs))
-    return ours == theirs
 
 
 @pytest.mark.slow

@@ -72,12 +72,27 @@ class Composed(Exception):
 
 @cache
 def tree(*groups):
-    """Return all options that a choice of groups has; those of the defaults, if it is refused."""
+    """Return all options that a choice of groups has, with their values; the defaults' else."""
     try:
         config = composed(*groups)
     except Exception:
         config = composed()
-    return [x for x in existing_options(config) if not x.startswith(EXCLUDED)]
+    values = OmegaConf.create(config)
+    options = [x for x in existing_options(config) if not x.startswith(EXCLUDED)]
+    return {x: OmegaConf.select(values, x) for x in options}
+
+
+def draw_value(draw, option, own):
+    """Draw the value of an option: mostly its own, or another of that type, else any."""
+    kind = draw(st.sampled_from(["own", "own", "own", "similar", "similar", "any"]))
+    if kind == "any" or option in SMALL or OmegaConf.is_config(own):
+        value = draw(st.sampled_from(VALUES))
+    elif kind == "similar" and isinstance(own, int | float):
+        choices = [True, False] if isinstance(own, bool) else [own, own + 1, 2 * own, own / 2]
+        value = type(own)(draw(st.sampled_from(choices)))
+    else:
+        value = own
+    return json.dumps(value) if isinstance(value, bool | None) else value
 
 
 def draw_overrides(draw):
@@ -85,7 +100,7 @@ def draw_overrides(draw):
     groups = []
     for group in draw(st.lists(st.sampled_from(GROUPS), max_size=3, unique=True)):
         choices = list_choices(group)
-        form = draw(st.integers(0, 11))
+        form = draw(st.integers(0, 39))
         choice = draw(st.sampled_from(choices))
         wrong = [
             f"{group}=null",
@@ -102,12 +117,11 @@ def draw_overrides(draw):
     task = infer_task(legal)
     options = tree(*legal, *([task] if task else []))
     values = []
-    for option in draw(st.lists(st.sampled_from(options), max_size=3, unique=True)):
-        prefix = draw(st.sampled_from(["", "", "", "", "+", "++", "~"]))
-        typo = draw(st.sampled_from(["", "", "", "", "", "x"]))
-        value = draw(st.sampled_from(VALUES))
-        text = json.dumps(value) if isinstance(value, bool | None) else value
-        values.append(f"~{option}" if prefix == "~" else f"{prefix}{option}{typo}={text}")
+    for option in draw(st.lists(st.sampled_from([*options]), max_size=3, unique=True)):
+        prefix = draw(st.sampled_from([*[""] * 16, "+", "++", "++", "~"]))
+        typo = draw(st.sampled_from([*[""] * 19, "x"]))
+        value = draw_value(draw, option, options[option])
+        values.append(f"~{option}" if prefix == "~" else f"{prefix}{option}{typo}={value}")
     return [*groups, *values]
 
 

@@ -110,44 +110,40 @@ class SplitFiles(Source[Split]):
             splits["test"] = splits["valid"]
         return {split: splits[split] for split in SPLITS if split in splits}
 
+    def draw_splits(
+        self, items: Sequence[Item], key: Callable[[Item], Hashable]
+    ) -> dict[str, list[Item]]:
+        """Draw `valid_fraction` of the items for each of `cut_splits`; train keeps the others.
+
+        Items with the same key come into the same split. The draw depends on the keys and the seed,
+        not on the order of the items.
+        """
+        keys = sorted(
+            {key(item) for item in items},
+            key=lambda value: hashlib.blake2b(
+                f"{self.seed} {value}".encode(), digest_size=8
+            ).digest(),
+        )
+        size = max(1, round(self.valid_fraction * len(keys)))
+        if size * len(self.cut_splits) >= len(keys):
+            raise BadInput(
+                f"train has {len(keys)} different items, too few to cut off "
+                f"{' and '.join(self.cut_splits)}; give data.source.valid, or more text."
+            )
+        split_of_key = {
+            value: split
+            for number, split in enumerate(self.cut_splits)
+            for value in keys[number * size : (number + 1) * size]
+        }
+        result: dict[str, list[Item]] = {split: [] for split in ("train", *self.cut_splits)}
+        for item in items:
+            result[split_of_key.get(key(item), "train")].append(item)
+        return result
+
     def split_key(self) -> dict[str, Any]:
         """Return what the splits depend on besides the files, for the cache key."""
         cut = {"valid_fraction": self.valid_fraction, "seed": self.seed}
         return {"valid_is_test": self.valid_is_test, **(cut if self.cut_splits else {})}
-
-
-def draw_splits(
-    items: Sequence[Item],
-    splits: Sequence[str],
-    *,
-    fraction: float,
-    seed: int,
-    key: Callable[[Item], Hashable],
-) -> dict[str, list[Item]]:
-    """Draw a fraction of the items for each of `splits`; train keeps the others.
-
-    Items with the same key come into the same split. The draw depends on the keys and the seed,
-    not on the order of the items.
-    """
-    keys = sorted(
-        {key(item) for item in items},
-        key=lambda value: hashlib.blake2b(f"{seed} {value}".encode(), digest_size=8).digest(),
-    )
-    size = max(1, round(fraction * len(keys)))
-    if size * len(splits) >= len(keys):
-        raise BadInput(
-            f"train has {len(keys)} different items, too few to cut off {' and '.join(splits)}; "
-            f"give data.source.valid, or more text."
-        )
-    split_of_key = {
-        value: split
-        for number, split in enumerate(splits)
-        for value in keys[number * size : (number + 1) * size]
-    }
-    result: dict[str, list[Item]] = {split: [] for split in ("train", *splits)}
-    for item in items:
-        result[split_of_key.get(key(item), "train")].append(item)
-    return result
 
 
 def find_file(path: Path, remedy: str = "check data.root and the names in data.source") -> Path:

@@ -5,6 +5,7 @@ import struct
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from attention_zoo.errors import BadInput, UserError
 from attention_zoo.tasks.data.cache import sha256_of_file
 from attention_zoo.tasks.data.sources.base import Pair
 from attention_zoo.tasks.data.sources.columns import one_line
-from attention_zoo.tasks.data.sources.files import SplitFiles, draw_splits
+from attention_zoo.tasks.data.sources.files import SplitFiles
 
 
 class GettextCatalogues(SplitFiles[list[Pair]]):
@@ -92,13 +93,7 @@ class GettextCatalogues(SplitFiles[list[Pair]]):
         return list(pairs)
 
     def cut_off(self, items: list[Pair]) -> dict[str, list[Pair]]:
-        return draw_splits(
-            items,
-            self.cut_splits,
-            fraction=self.valid_fraction,
-            seed=self.seed,
-            key=lambda pair: pair[0],
-        )
+        return self.draw_splits(items, key=itemgetter(0))
 
     def find_catalogues(self, locale: str) -> list[tuple[str, Path]]:
         """Return the catalogues of a locale, each with a name that its translations share.

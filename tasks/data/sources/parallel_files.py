@@ -1,6 +1,7 @@
 """Pairs of lines from files."""
 
 from collections.abc import Mapping, Sequence
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from attention_zoo.tasks.data.sources.columns import (
     suffix_of,
     table_format,
 )
-from attention_zoo.tasks.data.sources.files import SplitFiles, draw_splits, find_file
+from attention_zoo.tasks.data.sources.files import SplitFiles, find_file
 from attention_zoo.tasks.data.sources.text_reader import read_lines
 from attention_zoo.tasks.data.sources.translation_memories import MEMORY_SUFFIXES, read_memory
 
@@ -126,13 +127,7 @@ class ParallelFiles(SplitFiles[list[Pair]]):
         return pairs
 
     def cut_off(self, items: list[Pair]) -> dict[str, list[Pair]]:
-        return draw_splits(
-            items,
-            self.cut_splits,
-            fraction=self.valid_fraction,
-            seed=self.seed,
-            key=lambda pair: pair[0],
-        )
+        return self.draw_splits(items, key=itemgetter(0))
 
     def cache_key(self) -> dict[str, Any]:
         hashes = {

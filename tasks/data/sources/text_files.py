@@ -10,7 +10,7 @@ from attention_zoo.errors import BadInput, UserError
 from attention_zoo.tasks.data.cache import sha256_of_file
 from attention_zoo.tasks.data.sources.base import Source
 from attention_zoo.tasks.data.sources.columns import SUFFIXES, read_columns, suffix_of
-from attention_zoo.tasks.data.sources.files import SplitFiles, draw_splits, find_file
+from attention_zoo.tasks.data.sources.files import SplitFiles, find_file
 from attention_zoo.tasks.data.sources.text_reader import read_chunks, read_text
 
 
@@ -93,12 +93,8 @@ class TextFiles(SplitFiles[Iterable[str | FileText]]):
     def cut_off(self, items: Iterable[str | FileText]) -> dict[str, list[str | FileText]]:
         documents = list(items)
         if len(documents) * self.valid_fraction >= 1:
-            return draw_splits(
-                documents,
-                self.cut_splits,
-                fraction=self.valid_fraction,
-                seed=self.seed,
-                key=lambda document: document if isinstance(document, str) else document.path,
+            return self.draw_splits(
+                documents, key=lambda text: text if isinstance(text, str) else text.path
             )
         result: dict[str, list[str | FileText]] = {s: [] for s in ("train", *self.cut_splits)}
         for document in documents:
