@@ -61,6 +61,7 @@ model.dim=null | model.dim must be a whole number
 model.dim= | model.dim must be a whole number
 model.dim=-4 | dim
 ~jobs | cannot be left out
+hydra.job.chdir=true | leave it out
 ~seed | seed
 ~test | cannot be left out
 ~model.dim | model.dim

@@ -100,6 +100,16 @@ def test_the_process_exits_with_the_code(program):
     assert "| `multi_head` |" in program("list", "format=markdown").stdout
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "words", ["--help", "train --help", "list", "list pairs=all", "show rotary"]
+)
+def test_a_reader_that_ends_early_gets_no_traceback(words):
+    command = f"{sys.executable} -m attention_zoo {words} | head -1 > /dev/null"
+    done = subprocess.run(["bash", "-c", command], cwd=ROOT, capture_output=True, text=True)
+    assert done.stderr == ""
+
+
 def complete(program, line):
     words = {"COMP_LINE": line, "COMP_POINT": str(len(line))}
     return program("-sc", "query=bash", **words).stdout.split()

@@ -55,6 +55,22 @@ def test_a_monitored_metric_of_text_is_computed_in_validation(train):
 
 
 @pytest.mark.parametrize(
+    ("option", "end"),
+    [
+        ("trainer.max_steps=2", "max_steps"),
+        ("trainer.max_epochs=1", "max_epochs"),
+        ("trainer.max_time=00:00:00:01", "max_time"),
+    ],
+)
+def test_why_a_training_ended_is_recorded(train, option, end):
+    options = [*QUICK, "logger=none", "test=false", "trainer.max_steps=100000", option]
+    if end == "max_epochs":
+        options.append("trainer.max_steps=-1")
+    run = train(*options)
+    assert json.loads((run / "results.json").read_text())["ended"] == end
+
+
+@pytest.mark.parametrize(
     ("name", "nearest"),
     [("lr", "optimizer.lr"), ("max_steps", "trainer.max_steps"), ("tags", "logger.wandb.tags")],
 )
