@@ -28,9 +28,17 @@ def explain_error(error: Exception, invocation: Invocation) -> Exception:
                 f"pip install 'attention-zoo[{LAUNCHER_EXTRAS[name]}]'."
             )
         return UserError(unknown_name_message(group, name, list(error.options)))
-    unknown = re.search(r"Could not override '(?:([\w.]+)\.)?([\w@]+)'", str(error))
+    unknown = re.search(r"Could not override '([\w.@]+)'", str(error))
     if isinstance(error, ConfigCompositionException) and unknown:
-        return UserError(unknown_option_message(unknown[1], unknown[2], invocation))
+        # The override of a mapping may hold the unknown key.
+        inner = str(getattr(error.__cause__, "full_key", ""))
+        return UserError(unknown_option_message(max(unknown[1], inner, key=len), invocation))
+    merged = re.search(r"Error merging override \+*([\w.@]+)=(.*)", str(error))
+    if isinstance(error, ConfigCompositionException) and merged:
+        name, value = merged.groups()
+        composed = compose_groups(invocation.config_name, invocation.overrides, without=name)
+        kind = "a list" if OmegaConf.is_list(OmegaConf.select(composed, name)) else "a mapping"
+        return UserError(f"{name} must be {kind}, got {value}.")
     if isinstance(error, MissingMandatoryValue) and error.full_key:
         example = documented_form(error.full_key, invocation)
         return UserError(f"{error.full_key} has no default; give it: {example}")
@@ -54,16 +62,16 @@ def documented_form(name: str, invocation: Invocation) -> str:
     return written[0] if written else f"{name}=VALUE"
 
 
-def unknown_option_message(node: str | None, option: str, invocation: Invocation) -> str:
+def unknown_option_message(name: str, invocation: Invocation) -> str:
     """Return the sentence for an override of an unknown option, with the options there are."""
     # Imported here, as signatures need torch.
     from attention_zoo.tasks.configuration.option_checks import unknown_option
 
-    name = option if node is None else f"{node}.{option}"
+    node = name.rpartition(".")[0]
     if name == "output" and invocation.command in ("translate", "generate"):
         return f"{invocation.command} prints its lines: write them into a file with > FILE."
     composed = compose_groups(invocation.config_name, invocation.overrides, without=name)
-    if node is not None and node in composed and OmegaConf.select(composed, node) is None:
+    if node in composed and OmegaConf.select(composed, node) is None:
         choice = f"attention@{node}" if node.endswith("_attention") else node
         return f"{node} has no options until it is chosen: {choice}=NAME {name}=VALUE"
     with open_dict(composed):

@@ -111,6 +111,7 @@ def check_options(config: Mapping[str, Any], legal: Collection[str]) -> None:
         elif isinstance(node, Mapping) and "_target_" in node:
             check_node(node, key, config)
         elif key in ("paths", "baseline"):
+            check_value(node, dict[str, Any], key)
             for name, value in node.items():
                 if f"{key}.{name}" not in TYPES:
                     raise UserError(unknown_option(f"{key}.{name}", config))
