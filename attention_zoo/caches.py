@@ -85,6 +85,21 @@ class StateCache(Cache):
             self.state = tuple(part.index_select(0, index) for part in self.state)
 
 
+class ParallelCache(Cache):
+    """The caches of mechanisms that stand side by side in a layer."""
+
+    def __init__(self, branches: list[Cache]) -> None:
+        self.branches = branches
+
+    @property
+    def length(self) -> int:  # type: ignore[override]
+        return self.branches[0].length
+
+    def reorder(self, index: Tensor) -> None:
+        for cache in self.branches:
+            cache.reorder(index)
+
+
 class LayeredCache(Cache):
     """The caches of a decoder: those of the sublayers of each layer, None for no cache."""
 

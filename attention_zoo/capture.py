@@ -1,5 +1,6 @@
 """Capture the attention maps inside a module while it runs."""
 
+import re
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -15,6 +16,8 @@ from attention_zoo.zoo import Role
 Maps = dict[str, list[Tensor]]
 # The part of an encoder-decoder in which attention of a role stands.
 PARTS: dict[Role, str] = {"global": "encoder", "causal": "decoder", "cross": "cross"}
+# The name of an attention in a layer, but for the first of those that stand side by side.
+LATER_BRANCH = re.compile(r"\.branches\.[1-9][0-9]*$")
 
 
 class CapturedAttention(NamedTuple):
@@ -80,10 +83,20 @@ def capture_hook(name: str, captured: list[CapturedAttention]) -> Callable[..., 
 def group_by_role(captured: Iterable[CapturedAttention]) -> Maps:
     """Group the weights [b h q k] of all layers by `encoder`, `decoder` and `cross`.
 
-    These are the parts with global and causal self-attention and with cross-attention.
+    These are the parts with global and causal self-attention and with cross-attention. The heads of
+    mechanisms that stand side by side in a layer follow each other.
     """
     maps: Maps = {}
+    captured = [*captured]
     for role, part in PARTS.items():
-        if layers := [weights for _, its_role, weights in captured if its_role == role]:
+        layers: list[Tensor] = []
+        for name, its_role, weights in captured:
+            if its_role != role:
+                continue
+            if layers and LATER_BRANCH.search(name):
+                layers[-1] = torch.cat([layers[-1], weights], dim=1)
+            else:
+                layers.append(weights)
+        if layers:
             maps[part] = layers
     return maps

@@ -1,14 +1,16 @@
 """The sublayers of a Transformer, each with its residual connection and norm."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from itertools import repeat
+from typing import Any, Literal, cast, get_args
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import gelu, silu
 
 from attention_zoo.attention.base import Attention
+from attention_zoo.caches import ParallelCache
 from attention_zoo.errors import UserError, check_dropout, check_positive, short_repr
 from attention_zoo.zoo import Role
 
@@ -82,25 +84,84 @@ class Sublayer(nn.Module):
         return self.norm(x + self.dropout(f(x)))
 
 
+class ParallelAttention(nn.Module):
+    """Several mechanisms side by side: the sum of their outputs (Zuo et al. 2025, Falcon-H1).
+
+    Each has its own projections of the same inputs, its own encoding and its own cache.
+    """
+
+    def __init__(self, branches: Sequence[Attention]) -> None:
+        super().__init__()
+        self.branches: Sequence[Attention] = cast(Any, nn.ModuleList(branches))
+
+    def forward(
+        self,
+        x: Tensor,
+        context: Tensor | None = None,
+        *,
+        cache: ParallelCache | None = None,
+        **inputs: Any,
+    ) -> Tensor:
+        """Attend as `Attention.forward` does, with the same inputs: [b q d] -> [b q d]."""
+        caches = repeat(None) if cache is None else cache.branches
+        outputs = [
+            branch(x, context, cache=part, **inputs)
+            for branch, part in zip(self.branches, caches, strict=False)
+        ]
+        return torch.stack(outputs).sum(0)
+
+    def new_cache(self) -> ParallelCache:
+        """Create an empty cache for decoding, or raise Unsupported if a branch has none."""
+        return ParallelCache([branch.new_cache() for branch in self.branches])
+
+
 class AttentionSublayer(Sublayer):
-    """Any mechanism of the zoo in one role, with residual and norm."""
+    """Any mechanism of the zoo in one role, or several side by side, with residual and norm.
+
+    Args:
+        factories: of the mechanisms, each called with `dim`, `role` and `layer`.
+        options: of the blocks.
+        role: of the attention.
+        layer: index of the layer in its stack, from 0.
+    """
 
     def __init__(
-        self, attention: AttentionFactory, options: BlockOptions, *, role: Role, layer: int
+        self,
+        factories: Sequence[AttentionFactory],
+        options: BlockOptions,
+        *,
+        role: Role,
+        layer: int,
     ) -> None:
         super().__init__(options)
         self.role = role
-        check_factory(attention, "attention")
-        self.attention = attention(dim=options.dim, role=role, layer=layer)
-        if not isinstance(self.attention, Attention) or self.attention.role != role:
-            raise UserError(
-                f"the factory of attention must build {role} attention, as it is asked to, got "
-                f"{short_repr(getattr(self.attention, 'role', self.attention))}."
-            )
+        branches = [build_attention(x, options.dim, role, layer) for x in factories]
+        self.attention: Attention | ParallelAttention = (
+            branches[0] if len(branches) == 1 else ParallelAttention(branches)
+        )
+
+    @property
+    def branches(self) -> list[Attention]:
+        """Return the mechanisms of the layer: one, or those side by side."""
+        if isinstance(self.attention, Attention):
+            return [self.attention]
+        return [*self.attention.branches]
 
     def forward(self, x: Tensor, context: Tensor | None = None, **inputs: Any) -> Tensor:
         """Attend as `Attention.forward` does, with the same inputs: [b q d] -> [b q d]."""
         return self.residual(x, lambda y: self.attention(y, context, **inputs))
+
+
+def build_attention(factory: AttentionFactory, dim: int, role: Role, layer: int) -> Attention:
+    """Build the attention of a layer by its factory, or refuse what that returns."""
+    check_factory(factory, "attention")
+    attention = factory(dim=dim, role=role, layer=layer)
+    if not isinstance(attention, Attention) or attention.role != role:
+        raise UserError(
+            f"the factory of attention must build {role} attention, as it is asked to, got "
+            f"{short_repr(getattr(attention, 'role', attention))}."
+        )
+    return attention
 
 
 class FeedForward(Sublayer):

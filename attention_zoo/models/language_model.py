@@ -9,9 +9,9 @@ from attention_zoo.caches import LayeredCache
 from attention_zoo.capture import Maps, capture_attention, group_by_role
 from attention_zoo.factory import check_type, construct
 from attention_zoo.masks import Mask, count_real_tokens, gather_broadcast
-from attention_zoo.models.blocks import AttentionFactory, BlockOptions
+from attention_zoo.models.blocks import BlockOptions
 from attention_zoo.models.embedding import TokenEmbedding, output_head
-from attention_zoo.models.stacks import Decoder, PositionFactory
+from attention_zoo.models.stacks import Attentions, Decoder, Positions
 from attention_zoo.tensor_checks import check_indices
 
 
@@ -21,8 +21,9 @@ class LanguageModel(nn.Module):
     Args:
         vocabulary_size: v.
         layers: number of layers.
-        attention: factory of the mechanism, called with `dim`, `role` and `layer`.
-        position: factory of the positional encoding.
+        attention: factory of the mechanism, called with `dim`, `role` and `layer`; or a list with
+            one for each layer, see `Stack`.
+        position: factory of the positional encoding, or a list with one for each layer.
         tie_embeddings: one table for input and output (Press and Wolf 2017).
         block_options: those of `BlockOptions`: `dim`, `ffn_dim` and what else it has.
     """
@@ -32,8 +33,8 @@ class LanguageModel(nn.Module):
         *,
         vocabulary_size: int,
         layers: int,
-        attention: AttentionFactory,
-        position: PositionFactory,
+        attention: Attentions,
+        position: Positions,
         tie_embeddings: bool = True,
         **block_options: Any,
     ) -> None:

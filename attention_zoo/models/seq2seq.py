@@ -10,9 +10,16 @@ from attention_zoo.capture import Maps, capture_attention, group_by_role
 from attention_zoo.errors import UserError
 from attention_zoo.factory import check_type, construct
 from attention_zoo.masks import Mask
-from attention_zoo.models.blocks import AttentionFactory, BlockOptions
+from attention_zoo.models.blocks import BlockOptions
 from attention_zoo.models.embedding import TokenEmbedding, output_head
-from attention_zoo.models.stacks import Decoder, Encoder, PositionFactory, shortest_limit
+from attention_zoo.models.stacks import (
+    Attentions,
+    Decoder,
+    Encoder,
+    PositionFactory,
+    Positions,
+    shortest_limit,
+)
 
 
 class Seq2Seq(nn.Module):
@@ -22,9 +29,10 @@ class Seq2Seq(nn.Module):
         vocabulary_size: v, shared by source and target.
         pad_id: the token that fills shorter rows at their end.
         layers: of encoder and decoder each; `encoder_layers` and `decoder_layers` override it.
-        encoder_attention: factory, called with `dim`, `role` and `layer`; likewise
-            `decoder_attention` and `cross_attention`.
+        encoder_attention: factory, called with `dim`, `role` and `layer`; or a list with one for
+            each layer, see `Stack`. Likewise `decoder_attention` and `cross_attention`.
         position: factory of the positional encoding; encoder and decoder get one each.
+            `encoder_position` and `decoder_position`, which may be lists, override it.
         tie_embeddings: one table for source, target and output (Vaswani et al. 2017, §3.4).
         block_options: those of `BlockOptions`: `dim`, `ffn_dim` and what else it has.
     """
@@ -35,10 +43,12 @@ class Seq2Seq(nn.Module):
         vocabulary_size: int,
         pad_id: int,
         layers: int,
-        encoder_attention: AttentionFactory,
-        decoder_attention: AttentionFactory,
-        cross_attention: AttentionFactory,
+        encoder_attention: Attentions,
+        decoder_attention: Attentions,
+        cross_attention: Attentions,
         position: PositionFactory,
+        encoder_position: Positions | None = None,
+        decoder_position: Positions | None = None,
         encoder_layers: int | None = None,
         decoder_layers: int | None = None,
         tie_embeddings: bool = True,
@@ -60,14 +70,14 @@ class Seq2Seq(nn.Module):
         self.encoder = Encoder(
             layers=layers if encoder_layers is None else encoder_layers,
             attention=encoder_attention,
-            position=position,
+            position=position if encoder_position is None else encoder_position,
             options=options,
         )
         self.decoder = Decoder(
             layers=layers if decoder_layers is None else decoder_layers,
             attention=decoder_attention,
             cross_attention=cross_attention,
-            position=position,
+            position=position if decoder_position is None else decoder_position,
             options=options,
         )
         self.head = output_head(self.target_embedding, tied=tie_embeddings)

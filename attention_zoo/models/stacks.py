@@ -1,13 +1,15 @@
 """Encoder and decoder: N layers and the positional encoding that they share."""
 
-from collections.abc import Callable, Sequence
-from typing import ClassVar, cast
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from itertools import chain
+from typing import Any, ClassVar, TypeVar, cast
 
 from torch import Tensor, nn
 
 from attention_zoo.attention.base import Attention
 from attention_zoo.caches import Cache, LayeredCache
-from attention_zoo.errors import UserError, check_positive, short_repr
+from attention_zoo.errors import Unsupported, UserError, check_positive, short_repr
 from attention_zoo.masks import Mask
 from attention_zoo.models.blocks import (
     AttentionFactory,
@@ -17,18 +19,25 @@ from attention_zoo.models.blocks import (
     check_factory,
 )
 from attention_zoo.position.base import PositionalEncoding
-from attention_zoo.zoo import Role
+from attention_zoo.zoo import BEFORE_ATTENTION, PositionCard, Role, join_names
 
 PositionFactory = Callable[..., PositionalEncoding]
+# A factory for all layers; or one for each layer, or a tuple of those side by side in a layer.
+Attentions = AttentionFactory | Sequence[AttentionFactory | tuple[AttentionFactory, ...]]
+Positions = PositionFactory | Sequence[PositionFactory | tuple[PositionFactory, ...]]
+Factory = TypeVar("Factory", bound=Callable[..., Any])
 
 
 class TransformerLayer(nn.Module):
-    """Self-attention of a role, cross-attention if there is a factory of it, then feed-forward."""
+    """Self-attention of a role, cross-attention if there is a factory of it, then feed-forward.
+
+    Several factories build mechanisms that stand side by side.
+    """
 
     def __init__(
         self,
-        attention: AttentionFactory,
-        cross_attention: AttentionFactory | None,
+        attention: Sequence[AttentionFactory],
+        cross_attention: Sequence[AttentionFactory] | None,
         options: BlockOptions,
         *,
         role: Role,
@@ -70,12 +79,23 @@ class Stack(nn.Module):
 
     The encoding acts on self-attention; the two sides of cross-attention share no positions.
 
+    Layers may differ: `attention`, `cross_attention` and `position` are a factory for all layers,
+    or a list with one for each, in which a tuple stands for mechanisms side by side in a layer.
+    Layers with the same factory of positions share one encoding, if its card does not say that each
+    layer has its own. An encoding that acts before the layers, as on embeddings, must be that of
+    all.
+
     Args:
         layers: number of layers.
-        attention: factory of the self-attention, called with `dim`, `role` and `layer` for each.
-        cross_attention: factory of the cross-attention, if there is any.
-        position: factory of the encoding, called once, or for each layer, as its card says.
+        attention: of the self-attention, called with `dim`, `role` and `layer` for each.
+        cross_attention: of the cross-attention, if there is any.
+        position: of the encoding, called once, or for each layer, as its card says.
         options: of the blocks.
+
+    Raises:
+        UserError: lists of another length than `layers`.
+        Unsupported: an encoding that an attention cannot take, or one that acts before the layers
+            and is not that of all.
     """
 
     role: ClassVar[Role]
@@ -84,28 +104,47 @@ class Stack(nn.Module):
         self,
         *,
         layers: int,
-        attention: AttentionFactory,
-        cross_attention: AttentionFactory | None = None,
-        position: PositionFactory,
+        attention: Attentions,
+        cross_attention: Attentions | None = None,
+        position: Positions,
         options: BlockOptions,
     ) -> None:
         super().__init__()
         check_positive(layers=layers)
-        stack = [
-            TransformerLayer(attention, cross_attention, options, role=self.role, layer=index)
-            for index in range(layers)
-        ]
-        if len({layer.self_attention.attention for layer in stack}) < layers:
+        crosses: list[tuple[AttentionFactory, ...] | None] = [None] * layers
+        if cross_attention is not None:
+            crosses = [*spread_factories(cross_attention, layers, "cross_attention")]
+        attentions = spread_factories(attention, layers, "attention")
+        positions = spread_factories(position, layers, "position")
+        stack = []
+        for index, cross in enumerate(crosses):
+            with named_layer(index, attention, cross_attention, position):
+                stack.append(
+                    TransformerLayer(attentions[index], cross, options, role=self.role, layer=index)
+                )
+        branches = [part for layer in stack for part in layer.self_attention.branches]
+        if len({*branches}) < len(branches):
             raise UserError(
                 "the factory of attention must build one for each layer, got one twice."
             )
         self.layers = nn.ModuleList(stack)
-        self.position = attach_positions([layer.self_attention for layer in stack], position)
+        shared: dict[tuple[Any, ...], PositionalEncoding] = {}
+        for index, layer in enumerate(stack):
+            with named_layer(index, attention, cross_attention, position):
+                attach_positions(layer.self_attention, positions[index], shared)
+        # One encoding of all layers may act before them; those of some layers act inside.
+        of_all = {part.position for part in branches}
+        first = next(iter(of_all))
+        is_shared = len(of_all) == 1 and first in shared.values()
+        self.position = first if is_shared else PositionalEncoding(**branches[0].position_sizes)
+        self.layer_positions = nn.ModuleList([] if is_shared else shared.values())
+        for encoding in shared.values() if not is_shared else ():
+            refuse_before_some(encoding.card)
         self.dropout = nn.Dropout(options.dropout)
         self.norm = options.create_final_norm()
-        # The longest sequence that encoding and attention can take, if there is a limit.
-        limits = [part.max_length for part in self.modules() if isinstance(part, Attention)]
-        self.max_length = shortest_limit(self.position.max_length, *limits)
+        # The longest sequence that encodings and attention can take, if there is a limit.
+        parts = [x for x in self.modules() if isinstance(x, Attention | PositionalEncoding)]
+        self.max_length = shortest_limit(*(part.max_length for part in parts))
 
     def forward(
         self,
@@ -155,29 +194,67 @@ class Decoder(Stack):
         return LayeredCache([layer.create_caches() for layer in layers])
 
 
-def attach_positions(
-    layers: list[AttentionSublayer], factory: PositionFactory
-) -> PositionalEncoding:
-    """Attach one encoding to the attention of all layers, or one to each, as its card says.
-
-    Returns:
-        The encoding that acts before the layers.
-    """
-    check_factory(factory, "position")
-    first = layers[0].attention
-    position = factory(**first.position_sizes)
-    if not isinstance(position, PositionalEncoding):
+def spread_factories(
+    factories: Factory | Sequence[Factory | tuple[Factory, ...]], layers: int, name: str
+) -> list[tuple[Factory, ...]]:
+    """Return the factories of each layer, of one for all layers or of a list for each."""
+    if not isinstance(factories, Sequence) or isinstance(factories, str):
+        check_factory(factories, name)
+        return [(factories,)] * layers
+    if len(factories) != layers:
         raise UserError(
-            f"the factory of position must build an encoding, got {short_repr(position)}."
+            f"{name} must be one factory, or a list of one for each of {layers} layers, got "
+            f"{len(factories)}."
         )
-    if not position.card.per_layer:
-        for layer in layers:
-            layer.attention.attach_position(position, shared=True)
-        return position
-    first.attach_position(position)
-    for layer in layers[1:]:
-        layer.attention.attach_position(factory(**layer.attention.position_sizes))
-    return PositionalEncoding(**first.position_sizes)
+    spread: list[Any] = [x if isinstance(x, tuple) else (x,) for x in factories]
+    for factory in chain(*spread):
+        check_factory(factory, name)
+    return spread
+
+
+@contextmanager
+def named_layer(index: int, *factories: object) -> Iterator[None]:
+    """Name the layer in what its parts refuse, if layers differ."""
+    try:
+        yield
+    except UserError as error:
+        if not any(isinstance(x, Sequence) for x in factories):
+            raise
+        raise type(error)(f"layer {index}: {error}") from None
+
+
+def attach_positions(
+    layer: AttentionSublayer,
+    factories: Sequence[PositionFactory],
+    shared: dict[tuple[Any, ...], PositionalEncoding],
+) -> None:
+    """Attach encodings to the attention of a layer: one that layers share, or its own.
+
+    `shared` holds the encodings of earlier layers by their factory and sizes, and gets new ones.
+    """
+    of_branches = factories if len(factories) > 1 else [*factories] * len(layer.branches)
+    for attention, factory in zip(layer.branches, of_branches, strict=True):
+        sizes = attention.position_sizes
+        key = (id(factory), *(size for name, size in sizes.items() if name != "layer"))
+        encoding = shared.get(key) or factory(**sizes)
+        if not isinstance(encoding, PositionalEncoding):
+            raise UserError(
+                f"the factory of position must build an encoding, got {short_repr(encoding)}."
+            )
+        is_own = encoding.card.per_layer
+        attention.attach_position(encoding, shared=not is_own)
+        if not is_own:
+            shared[key] = encoding
+
+
+def refuse_before_some(card: PositionCard) -> None:
+    """Refuse an encoding of some layers that acts before all of them."""
+    before = tuple(site for site in card.acts if site in BEFORE_ATTENTION)
+    if before:
+        raise Unsupported(
+            f"position={card.name} acts on {join_names(before)}, before all layers, so that it "
+            "cannot be that of some. Choose it for all layers, or one that acts inside attention."
+        )
 
 
 def shortest_limit(*limits: int | None) -> int | None:
