@@ -1,6 +1,6 @@
 """The encoder-decoder Transformer (Vaswani et al. 2017)."""
 
-from typing import Any
+from typing import Any, cast
 
 from torch import Tensor, nn
 
@@ -46,7 +46,7 @@ class Seq2Seq(nn.Module):
         encoder_attention: Attentions,
         decoder_attention: Attentions,
         cross_attention: Attentions,
-        position: PositionFactory,
+        position: PositionFactory | None = None,
         encoder_position: Positions | None = None,
         decoder_position: Positions | None = None,
         encoder_layers: int | None = None,
@@ -70,14 +70,14 @@ class Seq2Seq(nn.Module):
         self.encoder = Encoder(
             layers=layers if encoder_layers is None else encoder_layers,
             attention=encoder_attention,
-            position=position if encoder_position is None else encoder_position,
+            position=cast(Positions, position if encoder_position is None else encoder_position),
             options=options,
         )
         self.decoder = Decoder(
             layers=layers if decoder_layers is None else decoder_layers,
             attention=decoder_attention,
             cross_attention=cross_attention,
-            position=position if decoder_position is None else decoder_position,
+            position=cast(Positions, position if decoder_position is None else decoder_position),
             options=options,
         )
         self.head = output_head(self.target_embedding, tied=tie_embeddings)

@@ -173,7 +173,7 @@ def run_job(config: Any, invocation: Any) -> Any:
         check_groups(plain)
         refuse_untrusted_targets(plain, training_config or {})
     check_own_options(config, invocation.command)
-    choices |= resolve_defaults(config, training_config)
+    choices |= resolve_defaults(config, invocation.overrides, training_config)
     resolve_output_dir(config)
     plain = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
     check_options(plain, legal_names(invocation.command))

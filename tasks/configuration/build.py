@@ -1,9 +1,10 @@
 """Build models and tasks from a composed config."""
 
+import json
 from collections.abc import Callable, Mapping
 from importlib.metadata import entry_points
 from inspect import isclass, signature
-from types import NoneType
+from itertools import chain
 from typing import Any
 
 from hydra.errors import InstantiationException
@@ -16,6 +17,7 @@ from attention_zoo.attention.base import Attention
 from attention_zoo.errors import Unsupported, UserError
 from attention_zoo.position.base import PositionalEncoding
 from attention_zoo.tasks.configuration.resolved_config import find_targets
+from attention_zoo.tasks.configuration.stacks import layers_by_role
 from attention_zoo.tasks.task_spec import task_spec
 
 TRUSTED_PACKAGES = ("attention_zoo", "torch", "lightning", "torchmetrics")
@@ -74,18 +76,6 @@ def build_schedule(node: Mapping[str, Any]) -> Callable[..., LRScheduler]:
     return lambda optimizer, *, total_steps: factory(optimizer)
 
 
-def attention_by_role(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the config of each attention in the task's model: its own, or else `attention`."""
-    roles = task_spec(config).attention_roles
-    for node in roles:
-        if not isinstance(config[node], Mapping | NoneType):
-            raise UserError(
-                f"{node} is chosen as a group, got {node}={config[node]}; "
-                f"give attention@{node}={config[node]}."
-            )
-    return {node: config[node] or config["attention"] for node in roles}
-
-
 def build_model(config: Mapping[str, Any], *, vocabulary_size: int, pad_id: int) -> nn.Module:
     """Build the model of a config in plain containers, for a vocabulary."""
     sizes = {"vocabulary_size": vocabulary_size}
@@ -93,8 +83,48 @@ def build_model(config: Mapping[str, Any], *, vocabulary_size: int, pad_id: int)
         sizes["pad_id"] = pad_id
     # `heads` is a size of the model, but the configs of its attention take it.
     options = {key: value for key, value in config["model"].items() if key != "heads"}
-    factories = {node: instantiate(chosen) for node, chosen in attention_by_role(config).items()}
-    return instantiate(options, **sizes, **factories, position=instantiate(config["position"]))
+    # Hydra would turn the lists of factories into its own, so it only makes a partial.
+    factory = instantiate({**options, "_partial_": True})
+    try:
+        return factory(**sizes, **layer_factories(config))
+    except (UserError, ModuleNotFoundError):
+        raise
+    except Exception as error:
+        raise refusal(options["_target_"], error) from error
+
+
+def layer_factories(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the factories of attention and positions that a model takes, by its arguments.
+
+    Layers that are alike have one factory, other ones a list of theirs. Nodes with the same content
+    have the same factory, as layers share the encoding that it builds.
+    """
+    factories: dict[str, Any] = {}
+
+    def factory_of(node: Any) -> Any:
+        content = json.dumps(node, sort_keys=True)
+        if content not in factories:
+            factories[content] = instantiate(node)
+        return factories[content]
+
+    attention, positions = {}, {}
+    for role, layers in layers_by_role(config).items():
+        attention[role] = merge_layers([[factory_of(x.attention) for x in row] for row in layers])
+        if role != "cross_attention":
+            encodings = [[factory_of(x.position) for x in row] for row in layers]
+            positions[role.replace("attention", "position")] = merge_layers(encodings)
+    encodings = [*positions.values()]
+    if all(x is encodings[0] for x in encodings):
+        positions = {"position": encodings[0]}
+    return attention | positions
+
+
+def merge_layers(layers: list[list[Any]]) -> Any:
+    """Return the one factory of all layers, or a list with the factories of each."""
+    first = layers[0][0]
+    if all(x is first for x in chain(*layers)) and len(layers[0]) == 1:
+        return first
+    return [tuple(row) for row in layers]
 
 
 def build_task(config: Mapping[str, Any], tokenizer: Any) -> Any:

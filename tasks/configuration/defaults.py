@@ -1,15 +1,29 @@
 """Choose what a composed config leaves open and what its other parts decide."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import datetime
-from itertools import product
+from itertools import chain, product
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, open_dict
 
-from attention_zoo.tasks.configuration.build import attention_by_role, instantiate
+from attention_zoo.errors import UserError
+from attention_zoo.tasks.configuration.build import instantiate
 from attention_zoo.tasks.configuration.conf_files import TRAINING_LENGTH_OPTIONS, entry_config
 from attention_zoo.tasks.configuration.option_checks import node_parameters
+from attention_zoo.tasks.configuration.overrides import override_values
+from attention_zoo.tasks.configuration.stacks import (
+    PATTERNS,
+    ROLE_PATTERNS,
+    Branch,
+    branches_by_role,
+    expand_pattern,
+    is_mixed,
+    kinds_of,
+    layer_count,
+    role_pattern,
+    shortest_model,
+)
 from attention_zoo.tasks.run_folder import RunFolder
 from attention_zoo.tasks.task_spec import DIAGNOSTIC_DATA, task_spec
 from attention_zoo.zoo import ATTENTION
@@ -26,21 +40,29 @@ TRAINER_OPTIONS = (
 
 
 def resolve_defaults(
-    config: DictConfig, training_config: Mapping[str, Any] | None = None
-) -> dict[str, str]:
-    """Choose a positional encoding where none was chosen; return the choice by group.
+    config: DictConfig,
+    overrides: Sequence[str] = (),
+    training_config: Mapping[str, Any] | None = None,
+) -> dict[str, str | None]:
+    """Choose a positional encoding where none was chosen; return the choices by group.
 
-    `original_length` or `max_length` is null in the yaml of an entry that depends on the length
-    that the model is trained at; it becomes that length: by `training_config`, if the model comes
-    from a checkpoint.
+    The patterns of a stack become lists with the kind of each layer. `original_length` or
+    `max_length` is null in the yaml of an entry that depends on the length that the model is
+    trained at; it becomes that length: by `training_config`, if the model comes from a checkpoint.
+    `overrides` are those of the command line.
     """
     if "position" not in config:
         return {}
-    choices = {} if config["position"] is not None else resolve_position(config)
+    choices: dict[str, str | None] = {}
+    if is_mixed(config):
+        choices = resolve_stack(config, override_values(overrides))
+    elif config["position"] is None:
+        choices = resolve_position(config)
     data: Any = OmegaConf.to_container(config["data"], resolve=True)
-    nodes = [name for name in config if name == "position" or str(name).endswith("attention")]
-    for node, option in product(nodes, TRAINING_LENGTH_OPTIONS):
-        entry = config[node]
+    kinds = [x for x in (config.get("stack") or {}).values() if isinstance(x, DictConfig)]
+    nodes = [config["position"], *(x.get("position") for x in kinds), *kinds]
+    nodes += [config[name] for name in config if str(name).endswith("attention")]
+    for entry, option in product(nodes, TRAINING_LENGTH_OPTIONS):
         if isinstance(entry, DictConfig) and option in entry and entry[option] is None:
             entry[option] = longest_training_sequence(
                 training_config["data"] if training_config else data
@@ -48,16 +70,82 @@ def resolve_defaults(
     return choices
 
 
-def resolve_position(config: DictConfig | dict[str, Any]) -> dict[str, str]:
+def resolve_position(config: DictConfig | dict[str, Any]) -> dict[str, str | None]:
     """Choose rotary positions, or sinusoidal ones if an attention cannot take those."""
-    roles = task_spec(config).attention_roles
-    accepted = [
-        ATTENTION.card(chosen["name"]).positions
-        for node, chosen in attention_by_role(config).items()
-        if roles[node] != "cross"
-    ]
-    name = "rotary" if all("heads" in kinds for kinds in accepted) else "sinusoidal"
+    name = "rotary" if all(map(takes_rotary, self_attention(config))) else "sinusoidal"
     config["position"] = entry_config("position", name, heads=config["model"]["heads"])
+    return {"position": name}
+
+
+def self_attention(config: Mapping[str, Any]) -> list[Branch]:
+    """Return the different mechanisms of self-attention in a model."""
+    by_role = branches_by_role(config)
+    return [x for role, parts in by_role.items() if role != "cross_attention" for x in parts]
+
+
+def takes_rotary(branch: Branch) -> bool:
+    """Return whether an attention can take an encoding that rotates queries and keys."""
+    return "heads" in ATTENTION.card(branch.attention["name"]).positions
+
+
+def resolve_stack(config: DictConfig, written: Mapping[str, str]) -> dict[str, str | None]:
+    """Write out which kind each layer has, and choose their encodings; return choices by group.
+
+    A layout needs a number of layers: the model gets as many, where neither that number nor a
+    pattern is written. Kinds that no layer has become null, and so do an `attention` and a
+    `position` that none has.
+
+    Raises:
+        UserError: one of these two was written.
+    """
+    stack = config["stack"]
+    patterns = {role: role_pattern(config, role) for role in task_spec(config).attention_roles}
+    if not written.keys() & {"model.layers", *(f"stack.{name}" for name in PATTERNS)}:
+        needed = [shortest_model(x) for x in patterns.values() if x is not None]
+        config["model"]["layers"] = max(config["model"]["layers"], *needed)
+    for role, pattern in patterns.items():
+        if pattern is not None:
+            stack[ROLE_PATTERNS[role]] = expand_pattern(pattern, layer_count(config, role))
+    used = {x.path for x in chain(*branches_by_role(config).values())}
+    for letter in kinds_of(stack):
+        if f"stack.{letter}" not in used:
+            stack[letter] = None
+    choices = resolve_positions(config)
+    without_effect = [] if "attention" in used else ["attention"]
+    if config["position"] is not None and not any(
+        x.position is config["position"] for x in self_attention(config)
+    ):
+        without_effect.append("position")
+    for group in without_effect:
+        if group in written:
+            kind = "stack.a.position" if group == "position" else "stack.a"
+            raise UserError(
+                f"{group}={written[group]} would have no effect, as each kind of layers has its "
+                f"own; give {group}@{kind}={written[group]}, and likewise for the other kinds."
+            )
+        config[group] = None
+        choices[group] = None
+    return choices
+
+
+def resolve_positions(config: DictConfig) -> dict[str, str | None]:
+    """Choose an encoding for the kinds of layers without one; return the choice by group.
+
+    That is rotary positions, and none for kinds that cannot take those. Where no kind has an
+    encoding or can take rotary positions, all get sinusoidal ones.
+    """
+    branches = self_attention(config)
+    left = [x for x in branches if x.position is None]
+    heads = config["model"]["heads"]
+    if not left:
+        return {}
+    name = "rotary" if any(map(takes_rotary, left)) or len(left) < len(branches) else "sinusoidal"
+    for branch in left:
+        if name == "rotary" and not takes_rotary(branch) and branch.path.startswith("stack."):
+            kind = config["stack"][branch.path.removeprefix("stack.")]
+            with open_dict(kind):
+                kind["position"] = entry_config("position", "none", heads=heads)
+    config["position"] = entry_config("position", name, heads=heads)
     return {"position": name}
 
 

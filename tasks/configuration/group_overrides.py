@@ -38,7 +38,10 @@ def check_group_override(override: Override) -> str:
     choices = ", ".join(list_choices(group))
     if isinstance(value, list) and group not in LISTS:
         roles = " Choose one for a role with attention@cross_attention=NAME, and likewise "
-        roles += "encoder_attention and decoder_attention."
+        roles += (
+            "encoder_attention and decoder_attention; or one for some layers with stack=hybrid "
+        )
+        roles += "attention@stack.a=NAME."
         raise UserError(
             f"{group} takes one choice, got {show(value)}."
             f"{roles if group == 'attention' else ''} Choices: {choices}."

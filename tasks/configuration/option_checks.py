@@ -18,6 +18,7 @@ from attention_zoo.tasks.configuration.signatures import (
     matches,
     parameters_of,
 )
+from attention_zoo.tasks.configuration.stacks import PATTERNS, is_mixed, kinds_of
 from attention_zoo.tasks.task_spec import TASKS
 from attention_zoo.zoo import SYNONYMS
 
@@ -66,6 +67,7 @@ TYPES: dict[str, Any] = {
     "baseline.attention": str | None,
     "baseline.position": str | None,
     "model.heads": int,
+    **{f"stack.{name}": str | list[str] | None for name in PATTERNS},
     "task.name": str,
 }
 
@@ -74,6 +76,8 @@ def check_groups(config: Mapping[str, Any]) -> None:
     """Refuse a config in which a group that every run needs was not chosen."""
     for name in REQUIRED:
         node = config.get(name)
+        if name == "attention" and node is None and is_mixed(config):
+            continue  # Each kind of layers has its own.
         if not isinstance(node, Mapping) or "_target_" not in node:
             raise UserError(
                 f"{name} cannot be left out, got {name}={show(node)}. "
@@ -110,6 +114,8 @@ def check_options(config: Mapping[str, Any], legal: Collection[str]) -> None:
                     check_node(inner, f"{key}.{name}", config)
         elif isinstance(node, Mapping) and "_target_" in node:
             check_node(node, key, config)
+        elif key == "stack":
+            check_stack(node, config)
         elif key in ("paths", "baseline"):
             check_value(node, dict[str, Any], key)
             for name, value in node.items():
@@ -118,6 +124,25 @@ def check_options(config: Mapping[str, Any], legal: Collection[str]) -> None:
                 check_value(value, TYPES[f"{key}.{name}"], f"{key}.{name}")
         elif key in TYPES:
             check_value(node, TYPES[key], key)
+
+
+def check_stack(stack: Mapping[str, Any], config: Mapping[str, Any]) -> None:
+    """Check the patterns of a stack, and the attention and the encoding of each of its kinds."""
+    check_value(stack, dict[str, Any] | None, "stack")
+    for key, value in (stack or {}).items():
+        path = f"stack.{key}"
+        if path in TYPES:
+            check_value(value, TYPES[path], path)
+        elif key not in kinds_of(stack):
+            raise UserError(unknown_option(path, config))
+        elif value is not None:
+            position = value.get("position") if isinstance(value, Mapping) else None
+            if not isinstance(value, Mapping) or "_target_" not in value:
+                choice = f"attention@{path}"
+                raise UserError(f"{path} has no options until it is chosen: {choice}=NAME.")
+            check_node({k: x for k, x in value.items() if k != "position"}, path, config)
+            if position is not None:
+                check_node(position, f"{path}.position", config)
 
 
 def check_node(node: Mapping[str, Any], path: str, config: Mapping[str, Any]) -> None:
@@ -166,6 +191,8 @@ def node_parameters(
 
 def provided_options(path: str) -> Collection[str]:
     """Return the parameters that the program itself gives to what the node at a path builds."""
+    if path.startswith("stack."):
+        path = "position" if path.endswith(".position") else "attention"
     return PROVIDED.get("attention" if path in ROLES else path, ())
 
 

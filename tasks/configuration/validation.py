@@ -10,13 +10,13 @@ import torch
 from attention_zoo.errors import Unsupported, UserError, check_positive
 from attention_zoo.tasks.configuration import conf_files
 from attention_zoo.tasks.configuration.build import (
-    attention_by_role,
     build_model,
     build_optimizer,
     build_schedule,
     refusal,
 )
 from attention_zoo.tasks.configuration.renamed_options import refuse_renamed_keys
+from attention_zoo.tasks.configuration.stacks import layers_by_role
 from attention_zoo.tasks.task_spec import DIAGNOSTIC_DATA, TASKS, task_spec
 from attention_zoo.tasks.training.fine_tuning import freeze_parameters
 from attention_zoo.zoo import ATTENTION, POSITION, check_pair
@@ -81,12 +81,16 @@ def validate_data(config: Mapping[str, Any]) -> None:
 
 def validate_attention(config: Mapping[str, Any]) -> None:
     """Refuse an attention that cannot play its role, or cannot take the positional encoding."""
-    position = POSITION.card(config["position"]["name"])
     roles = task_spec(config).attention_roles
-    for node, chosen in attention_by_role(config).items():
-        card = ATTENTION.card(chosen["name"])
-        try:
-            # The encoding acts on self-attention; cross-attention has none.
-            check_pair(card, roles[node], None if roles[node] == "cross" else position)
-        except Unsupported as refusal:
-            raise Unsupported(f"{node}={card.name}: {refusal}") from None
+    for node, layers in layers_by_role(config).items():
+        for index, layer in enumerate(layers):
+            for path, attention, position in layer:
+                card = ATTENTION.card(attention["name"])
+                # The encoding acts on self-attention; cross-attention has none.
+                encoding = None if position is None else POSITION.card(position["name"])
+                try:
+                    check_pair(card, roles[node], encoding)
+                except Unsupported as refusal:
+                    is_kind = path.startswith("stack.")
+                    place = f"{node}, layer {index}: {path}" if is_kind else node
+                    raise Unsupported(f"{place}={card.name}: {refusal}") from None

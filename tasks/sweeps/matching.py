@@ -46,6 +46,7 @@ def baseline_config(config: dict[str, Any]) -> dict[str, Any]:
     baseline = {
         **config,
         **dict.fromkeys(task_spec(config).attention_roles),
+        "stack": None,
         "attention": entry_config("attention", names["attention"] or "multi_head", heads=heads),
     }
     if names["position"] is None:

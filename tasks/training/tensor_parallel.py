@@ -8,6 +8,7 @@ interact, is tried once with random weights.
 
 from collections.abc import Iterator, Mapping
 from copy import deepcopy
+from itertools import chain
 from typing import Any
 
 import torch
@@ -20,7 +21,8 @@ from attention_zoo.errors import Unsupported, UserError
 from attention_zoo.masks import Mask
 from attention_zoo.models.blocks import FeedForward
 from attention_zoo.position.base import PositionalEncoding
-from attention_zoo.tasks.configuration.build import attention_by_role, build_model
+from attention_zoo.tasks.configuration.build import build_model
+from attention_zoo.tasks.configuration.stacks import branches_by_role
 
 REMEDY = "choose another one, or trainer=fsdp or trainer=ddp."
 # Parameters that are added once to a sum of parts.
@@ -200,22 +202,23 @@ def build_part(config: Mapping[str, Any], size: int, **ids: int) -> nn.Module:
             "trainer=tensor_parallel divides the feed-forward's channels, which model.activation="
             f"swiglu has in pairs: {REMEDY}"
         )
-    part = {
-        **config,
-        "model": {**model, "ffn_dim": divide("model.ffn_dim", model["ffn_dim"], size)},
-    }
-    for role, attention in attention_by_role(config).items():
+    part = deepcopy(dict(config))
+    part["model"]["ffn_dim"] = divide("model.ffn_dim", model["ffn_dim"], size)
+    for path, attention, _ in chain(*branches_by_role(config).values()):
         if "heads" not in attention:
             raise Unsupported(
-                f"trainer=tensor_parallel divides heads, and {role}={attention['name']} has none "
+                f"trainer=tensor_parallel divides heads, and {path}={attention['name']} has none "
                 f"to divide: {REMEDY}"
             )
         sizes = {"heads": divide("model.heads", attention["heads"], size)}
         if attention.get("kv_heads") is not None:
-            sizes["kv_heads"] = divide(f"{role}.kv_heads", attention["kv_heads"], size)
+            sizes["kv_heads"] = divide(f"{path}.kv_heads", attention["kv_heads"], size)
         if "head_dim" in attention and attention["head_dim"] is None:
             sizes["head_dim"] = model["dim"] // attention["heads"]
-        part[role] = {**attention, **sizes}
+        node = part
+        for key in path.split("."):
+            node = node[key]
+        node.update(sizes)
     try:
         return build_model(part, **ids)
     except UserError as error:

@@ -7,8 +7,9 @@ import logging
 import os
 import secrets
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import redirect_stderr
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from weakref import WeakSet
@@ -17,7 +18,7 @@ from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 
 from attention_zoo.errors import UserError
-from attention_zoo.tasks.configuration.build import attention_by_role
+from attention_zoo.tasks.configuration.stacks import branches_by_role
 from attention_zoo.tasks.run_folder import RunFolder, relative_to_cwd
 from attention_zoo.tasks.task_spec import task_spec
 
@@ -115,9 +116,10 @@ def wandb_options(
             f"{job_type} leaves nothing to keep as an artifact, got "
             f"artifacts={list(node['artifacts'])}; ask for them in the training."
         )
-    task, position = task_spec(config).name, config["position"]["name"]
-    shared = config["attention"]["name"]
-    by_role = {role: chosen["name"] for role, chosen in attention_by_role(config).items()}
+    task, branches = task_spec(config).name, branches_by_role(config)
+    by_role = {role: joined(x.attention for x in parts) for role, parts in branches.items()}
+    position = joined(x.position for x in chain(*branches.values()) if x.position)
+    shared = config["attention"]["name"] if config["attention"] else next(iter(by_role.values()))
     others = {role: name for role, name in by_role.items() if name != shared}
     attention = [shared] if len(others) < len(by_role) else []
     attention += [f"{role.removesuffix('_attention')}={name}" for role, name in others.items()]
@@ -128,6 +130,11 @@ def wandb_options(
         "job_type": node.get("job_type") or job_type,
         "tags": list(dict.fromkeys(tags)),
     }
+
+
+def joined(nodes: Iterable[Any]) -> str:
+    """Return the names of kinds of layers, without repetition: `gated_delta+gated`."""
+    return "+".join(dict.fromkeys(node["name"] for node in nodes))
 
 
 @rank_zero_only

@@ -1,7 +1,8 @@
 """The diagram of a model, drawn from the model itself: its facts, and how they are drawn."""
 
 import textwrap
-from itertools import groupby
+from collections.abc import Sequence
+from itertools import chain, groupby
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -259,7 +260,7 @@ def group_layers(stack: Encoder | Decoder) -> tuple[LayerGroup, ...]:
 def summarize_sublayer(sublayer: Sublayer) -> SublayerSummary:
     """Summarize a sublayer, with its norm where the model has it."""
     if isinstance(sublayer, AttentionSublayer):
-        module, reads_memory = summarize_attention(sublayer.attention), sublayer.role == "cross"
+        module, reads_memory = summarize_attention(sublayer.branches), sublayer.role == "cross"
     else:
         module, reads_memory = summarize_feed_forward(cast(FeedForward, sublayer)), False
     norm = ModuleSummary("norm", type(sublayer.norm).__name__)
@@ -267,8 +268,15 @@ def summarize_sublayer(sublayer: Sublayer) -> SublayerSummary:
     return SublayerSummary(inside, after, reads_memory)
 
 
-def summarize_attention(attention: Attention) -> ModuleSummary:
-    """Summarize mechanism, heads, window and encoding of an attention."""
+def summarize_attention(branches: Sequence[Attention]) -> ModuleSummary:
+    """Summarize the attention of a layer, or several mechanisms that stand side by side."""
+    role = branches[0].role
+    title = "cross-attention" if role == "cross" else f"{role} self-attention"
+    return ModuleSummary("attention", title, (*chain(*map(attention_facts, branches)),))
+
+
+def attention_facts(attention: Attention) -> list[str]:
+    """Return mechanism, heads, window and encoding of an attention."""
     mechanism = f"{attention.card.name}, {pluralize(attention.heads, 'head')}"
     if attention.kv_heads != attention.heads:
         mechanism += f", {attention.kv_heads} of keys and values"
@@ -278,9 +286,7 @@ def summarize_attention(attention: Attention) -> ModuleSummary:
     if sites := position_sites(attention):
         acts_on = " and ".join(SITES[site] for site in sites)
         facts.append(f"{attention.position.card.name} on {acts_on}")
-    role = attention.role
-    title = "cross-attention" if role == "cross" else f"{role} self-attention"
-    return ModuleSummary("attention", title, tuple(facts))
+    return facts
 
 
 def position_sites(attention: Attention) -> list[Site]:
