@@ -31,13 +31,13 @@ Factory = TypeVar("Factory", bound=Callable[..., Any])
 class TransformerLayer(nn.Module):
     """Self-attention of a role, cross-attention if there is a factory of it, then feed-forward.
 
-    Several factories build mechanisms that stand side by side.
+    A tuple of factories builds mechanisms that stand side by side.
     """
 
     def __init__(
         self,
-        attention: Sequence[AttentionFactory],
-        cross_attention: Sequence[AttentionFactory] | None,
+        attention: AttentionFactory | tuple[AttentionFactory, ...],
+        cross_attention: AttentionFactory | tuple[AttentionFactory, ...] | None,
         options: BlockOptions,
         *,
         role: Role,
