@@ -157,7 +157,8 @@ class AttentionSublayer(Sublayer):
     """Any mechanism of the zoo in one role, or several side by side, with residual and norm.
 
     Args:
-        factories: of the mechanisms, each called with `dim`, `role` and `layer`.
+        attention: factory, called with `dim`, `role` and `layer`; or a tuple of those of mechanisms
+            that stand side by side.
         options: of the blocks.
         role: of the attention.
         layer: index of the layer in its stack, from 0.
@@ -165,7 +166,7 @@ class AttentionSublayer(Sublayer):
 
     def __init__(
         self,
-        factories: Sequence[AttentionFactory],
+        attention: AttentionFactory | tuple[AttentionFactory, ...],
         options: BlockOptions,
         *,
         role: Role,
@@ -173,6 +174,7 @@ class AttentionSublayer(Sublayer):
     ) -> None:
         super().__init__(options)
         self.role = role
+        factories = attention if isinstance(attention, tuple) else (attention,)
         branches = [build_attention(x, options.dim, role, layer) for x in factories]
         self.attention: Attention | ParallelAttention = (
             branches[0] if len(branches) == 1 else ParallelAttention(branches)

@@ -31,14 +31,14 @@ Factory = TypeVar("Factory", bound=Callable[..., Any])
 class TransformerLayer(nn.Module):
     """Self-attention of a role, cross-attention if there is a factory of it, then feed-forward.
 
-    Several factories build mechanisms that stand side by side. Without a width, there is no
+    A tuple of factories builds mechanisms that stand side by side. Without `ffn_dim` there is no
     feed-forward.
     """
 
     def __init__(
         self,
-        attention: Sequence[AttentionFactory],
-        cross_attention: Sequence[AttentionFactory] | None,
+        attention: AttentionFactory | tuple[AttentionFactory, ...],
+        cross_attention: AttentionFactory | tuple[AttentionFactory, ...] | None,
         options: BlockOptions,
         *,
         role: Role,

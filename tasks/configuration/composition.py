@@ -1,6 +1,6 @@
 """Turn a command line into a config that Hydra composes, from conf or from a checkpoint."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from importlib.metadata import entry_points
@@ -40,7 +40,7 @@ TRAINING_OPTIONS = (
     *("init_from", "strict", "freeze", "ckpt_override", "overwrite"),
 )
 # What a fine-tuning takes from its checkpoint, besides the attention of single roles.
-MODEL_GROUPS = ("task", "model", "attention", "position", "tokenizer")
+MODEL_GROUPS = ("task", "model", "attention", "position", "stack", "tokenizer")
 
 
 class PluginConfigs(SearchPathPlugin):
@@ -144,15 +144,32 @@ def store_checkpoint_config(
     replaced = {group.rpartition("@")[2] for group in choices if group in overridden}
     left_out = {*replaced, *TRAINING_OPTIONS, "choices"}
     config = {key: value for key, value in training_config.items() if key not in left_out}
+    # The kinds of a stack are groups that its file chooses; another stack has others.
+    kinds = {} if "stack" in replaced else {x: choices[x] for x in choices if "@stack." in x}
+    if "stack" in config:
+        config["stack"] = without_kinds(config["stack"], replaced)
     # The data come last, as they may choose a tokenizer.
     names = sorted(choices, key=lambda group: group == "data")
-    groups = [{x: choices[x]} for x in names if x not in (*TRAINING_OPTIONS, "task")]
+    names = [x for x in names if x not in (*TRAINING_OPTIONS, "task") and "@stack." not in x]
+    groups = [{x: choices[x]} for x in names]
+    groups += [{f"override {group}": choice} for group, choice in kinds.items()]
     if command == "evaluate":
         config["paths"] = {**config["paths"], "run": "${output}"}
     config["defaults"] = [{"hydra": "default"}, command, *groups, "_self_"]
     name = f"{command}_checkpoint"
     ConfigStore.instance().store(name=name, node=config)
     return name
+
+
+def without_kinds(stack: dict[str, Any], replaced: Collection[str]) -> dict[str, Any]:
+    """Return a stack without what other choices replace: a kind, or the encoding of one."""
+    return {
+        key: {x: y for x, y in kind.items() if f"stack.{key}.{x}" not in replaced}
+        if isinstance(kind, dict)
+        else kind
+        for key, kind in stack.items()
+        if f"stack.{key}" not in replaced
+    }
 
 
 def store_fine_tuning_config(
@@ -166,7 +183,7 @@ def store_fine_tuning_config(
     choices = {
         group: choice
         for group, choice in training_config["choices"].items()
-        if choice is not None and (group in MODEL_GROUPS or group.startswith("attention@"))
+        if choice is not None and (group in MODEL_GROUPS or "@" in group)
     }
     for group in ("task", "tokenizer"):
         if (choice := choices.get(group)) != chosen.get(group, choice):
@@ -175,10 +192,14 @@ def store_fine_tuning_config(
                 f"{group}={chosen[group]}; leave {group} out."
             )
     taken = [group for group in choices if chosen.get(group, choices[group]) == choices[group]]
-    nodes = [group.rpartition("@")[2] for group in taken]
+    nodes = [x for group in taken if "." not in (x := group.rpartition("@")[2])]
+    model = dict(training_config)
+    if "stack" in nodes:
+        replaced = [x.rpartition("@")[2] for x in choices if x not in taken]
+        model["stack"] = without_kinds(model["stack"], replaced)
     values = "fine_tuning_values"
     ConfigStore.instance().store(
-        name=values, node={node: training_config[node] for node in nodes}, package="_global_"
+        name=values, node={node: model[node] for node in nodes}, package="_global_"
     )
     primary: Any = OmegaConf.to_container(train_yaml(), resolve=False)
     primary["defaults"].insert(-1, values)  # Hydra wants the override of its launcher last.

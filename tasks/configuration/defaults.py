@@ -13,7 +13,6 @@ from attention_zoo.tasks.configuration.conf_files import TRAINING_LENGTH_OPTIONS
 from attention_zoo.tasks.configuration.option_checks import node_parameters
 from attention_zoo.tasks.configuration.overrides import override_values
 from attention_zoo.tasks.configuration.stacks import (
-    PATTERNS,
     ROLE_PATTERNS,
     Branch,
     branches_by_role,
@@ -100,8 +99,9 @@ def resolve_stack(config: DictConfig, written: Mapping[str, str]) -> dict[str, s
     """
     stack = config["stack"]
     patterns = {role: role_pattern(config, role) for role in task_spec(config).attention_roles}
-    if not written.keys() & {"model.layers", *(f"stack.{name}" for name in PATTERNS)}:
-        needed = [shortest_model(x) for x in patterns.values() if x is not None]
+    if not written.keys() & {"model.layers", "stack.pattern"}:
+        own = [x for role, x in patterns.items() if f"stack.{ROLE_PATTERNS[role]}" not in written]
+        needed = [shortest_model(x) for x in own if x is not None]
         config["model"]["layers"] = max(config["model"]["layers"], *needed)
     for role, pattern in patterns.items():
         if pattern is not None:

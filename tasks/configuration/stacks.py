@@ -38,8 +38,8 @@ Layers = list[tuple[Branch, ...]]
 
 
 def is_mixed(config: Mapping[str, Any]) -> bool:
-    """Return whether a config has kinds of layers."""
-    return any((config.get("stack") or {}).get(name) is not None for name in PATTERNS)
+    """Return whether a config has kinds of layers, or patterns of them."""
+    return any(value is not None for value in (config.get("stack") or {}).values())
 
 
 def layers_by_role(config: Mapping[str, Any]) -> dict[str, Layers]:
@@ -111,15 +111,22 @@ def role_pattern(config: Mapping[str, Any], role: str) -> Any:
     """Return the pattern of a role; None where one attention is repeated."""
     if not is_mixed(config):
         return None
-    option = ROLE_PATTERNS[role]
-    own = config["stack"].get(option)
+    stack, option = config["stack"], ROLE_PATTERNS[role]
+    if not any(stack[letter] for letter in kinds_of(stack)):
+        raise UserError(
+            "a pattern of layers needs kinds of them: choose stack=hybrid, or a layout."
+        )
+    own = stack.get(option)
     if role != "attention" and config.get(role):
         if own is not None:
             raise UserError(
                 f"{role} is chosen for all layers, and stack.{option} for each; give one of them."
             )
         return None
-    return own if own is not None or role == "cross_attention" else config["stack"].get("pattern")
+    pattern = own if own is not None or role == "cross_attention" else stack.get("pattern")
+    if pattern is None and role != "cross_attention":
+        raise UserError(f"stack needs a pattern, as stack.pattern=aaab; it must be {GRAMMAR}.")
+    return pattern
 
 
 def expand_pattern(pattern: str | Sequence[str], layers: int) -> list[str]:

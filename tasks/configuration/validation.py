@@ -16,7 +16,7 @@ from attention_zoo.tasks.configuration.build import (
     refusal,
 )
 from attention_zoo.tasks.configuration.renamed_options import refuse_renamed_keys
-from attention_zoo.tasks.configuration.stacks import layers_by_role
+from attention_zoo.tasks.configuration.stacks import ROLE_PATTERNS, layers_by_role
 from attention_zoo.tasks.task_spec import DIAGNOSTIC_DATA, TASKS, task_spec
 from attention_zoo.tasks.training.fine_tuning import freeze_parameters
 from attention_zoo.zoo import ATTENTION, POSITION, check_pair
@@ -91,6 +91,9 @@ def validate_attention(config: Mapping[str, Any]) -> None:
                 try:
                     check_pair(card, roles[node], encoding)
                 except Unsupported as refusal:
-                    is_kind = path.startswith("stack.")
-                    place = f"{node}, layer {index}: {path}" if is_kind else node
-                    raise Unsupported(f"{place}={card.name}: {refusal}") from None
+                    if path.startswith("stack."):
+                        raise Unsupported(
+                            f"{node}, layer {index}, {path}={card.name}: {refusal} Or give another "
+                            f"pattern: stack.{ROLE_PATTERNS[node]}."
+                        ) from None
+                    raise Unsupported(f"{node}={card.name}: {refusal}") from None

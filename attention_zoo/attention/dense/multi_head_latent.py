@@ -79,7 +79,7 @@ class MultiHeadLatentAttention(SoftmaxAttention):
         return super().position_dim if self.role == "cross" else self.rope_dim
 
     def decode_state(self, tokens: int) -> int:
-        return tokens * (self.latent_dim + self.rope_dim)
+        return self.cached_tokens(tokens) * (self.latent_dim + self.rope_dim)
 
     def new_latent(self, width: int, *, bias: bool) -> nn.Sequential:
         """Create a projection to a latent, with its norm."""
