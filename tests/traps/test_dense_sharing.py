@@ -1,5 +1,7 @@
 """Traps of dense mechanisms whose heads share latents, or keys and values one projection."""
 
+import math
+
 import pytest
 import torch
 
@@ -13,6 +15,7 @@ from tests.traps.dense import (
     assert_whole,
     built,
     expose_heads,
+    repeated,
     split,
     tokens,
 )
@@ -74,3 +77,52 @@ def test_grouped_latents_of_every_width_keep_the_contract(latent_dim: int) -> No
 def test_latent_heads_must_divide_the_heads() -> None:
     with pytest.raises(UserError, match="heads must be a multiple of latent_heads, got heads=4"):
         built("grouped_latent", latent_heads=3)
+
+
+# grouped_tied
+
+
+def test_keys_are_the_first_channels_of_the_values_and_a_shared_part() -> None:
+    attention = built("grouped_tied", kv_heads=2)
+    x = tokens()
+    values = repeated(split(attention.key_value(x)))
+    shared = attention.shared_key(x)[:, None].expand(-1, HEADS, -1, -1)
+    k = torch.cat([values[..., : WIDTH // 2], shared], dim=-1)
+    q = split(attention.query(x))
+    expected = (q @ k.transpose(-2, -1) / math.sqrt(WIDTH)).softmax(dim=-1)
+    assert_same(attention.attention_map(x), expected)
+    assert_same(attention.values(x), values)
+
+
+def test_what_is_tied_is_not_rotated() -> None:
+    """Positions act on the shared part alone, and by the distance."""
+    attention = built("grouped_tied", kv_heads=2, position="rotary")
+    assert attention.position.head_dim == WIDTH // 2
+    x = tokens()
+    reversed_positions = torch.arange(LENGTH).flip(0)[None]
+    assert not torch.allclose(attention(x), attention(x, positions=reversed_positions))
+    assert_same(attention.values(x), attention.values(x, positions=reversed_positions))
+    with torch.no_grad():
+        attention.shared_key.weight.zero_()
+    assert_same(attention(x), attention(x, positions=reversed_positions))
+
+
+def test_the_cache_holds_half_of_grouped_query_attention_and_one_key() -> None:
+    ours = built("grouped_tied", "causal", kv_heads=2)
+    theirs = built("grouped_query", "causal", kv_heads=2)
+    assert ours.decode_state(6) == theirs.decode_state(6) // 2 + 6 * (WIDTH // 2)
+    cache = ours.new_cache()
+    assert isinstance(cache, TokenCache)
+    ours(tokens(), cache=cache)
+    assert cache.tokens["values"].shape == (2, 2, LENGTH, WIDTH)
+    assert cache.tokens["keys"].shape == (2, 1, LENGTH, WIDTH // 2)
+
+
+@pytest.mark.parametrize("options", [{"kv_heads": 1}, {"kv_heads": 4, "rope_dim": 2}])
+def test_tied_heads_of_every_number_keep_the_contract(options: dict[str, int]) -> None:
+    assert_whole(built("grouped_tied", "causal", position="rotary", **options))
+
+
+def test_a_part_of_a_head_is_tied() -> None:
+    with pytest.raises(UserError, match=f"got rope_dim={WIDTH} of {WIDTH}"):
+        built("grouped_tied", kv_heads=2, rope_dim=WIDTH)
