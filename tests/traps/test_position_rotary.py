@@ -15,6 +15,7 @@ from attention_zoo.caches import TokenCache
 from attention_zoo.masks import Mask
 from attention_zoo.models import LanguageModel
 from attention_zoo.position.rotary.rotary import RotaryEncoding
+from attention_zoo.position.rotary.scaled import OriginalLengthScaledRotary
 from attention_zoo.zoo import POSITION
 from tests.conformance.numbers import assert_same, default_dtype
 
@@ -148,6 +149,41 @@ def test_narrow_heads_have_finite_frequencies(name: str, width: int) -> None:
         *variant.rotate_by_length(q, q, positions, positions),
     )
     assert all(x.isfinite().all() for x in turned)
+
+
+@pytest.mark.parametrize("layout", ["half_split", "interleaved"])
+@pytest.mark.parametrize("name", SCALED)
+def test_a_part_is_rescaled_as_a_head_of_its_width(name: str, layout: str) -> None:
+    """Exponents, ramps and lists of factors count the rotated channels, not all of the head."""
+    options: dict[str, Any] = {"layout": layout, "base": 100.0}
+    if issubclass(POSITION[name], OriginalLengthScaledRotary):
+        options["original_length"] = LENGTH
+    whole = encoding(name, head_dim=WIDTH, **options)
+    part = encoding(name, head_dim=3 * WIDTH, fraction=1 / 3, **options)
+    q, k = torch.randn(2, 1, HEADS, 2 * LENGTH, 3 * WIDTH)
+    positions = torch.arange(2 * LENGTH)[None]
+    turn = "rotate_by_length" if name in GROWING else "rotate"
+    both = (positions, positions) if name in GROWING else (positions,)
+    for x, ours, expected in zip(
+        (q, k),
+        getattr(part, turn)(q, k, *both),
+        getattr(whole, turn)(q[..., :WIDTH], k[..., :WIDTH], *both),
+        strict=True,
+    ):
+        assert_same(ours[..., :WIDTH], expected)
+        assert torch.equal(ours[..., WIDTH:], x[..., WIDTH:])
+
+
+def test_mscale_sharpens_what_is_rotated_and_what_is_not() -> None:
+    """As DeepSeek does, whose attention multiplies all scores by the square of the second."""
+    yarn = encoding("yarn", factor=8.0, fraction=0.5, mscale=0.5, mscale_all_dim=2.0)
+    q, positions = torch.randn(1, HEADS, 9, WIDTH), torch.arange(9)[None]
+    ours, _ = yarn.rotate(q, q, positions)
+    sharper = 1 + 0.1 * math.log(8.0) * torch.tensor([[0.5], [2.0]])
+    norms = (part.norm(dim=-1) for part in (ours[..., :4], ours[..., 4:]))
+    plain = (part.norm(dim=-1) for part in (q[..., :4], q[..., 4:]))
+    for found, before, factor in zip(norms, plain, sharper, strict=True):
+        assert_same(found, before * factor)
 
 
 # Of growing.

@@ -6,22 +6,24 @@ from typing import Any
 from torch import Tensor
 
 from attention_zoo.errors import UserError
-from attention_zoo.position.rotary.rotary import RotaryEncoding
+from attention_zoo.position.rotary.partial_rotary import PartialRotaryEncoding
 from attention_zoo.tensor_checks import is_readable
 
 
-class ScaledRotary(RotaryEncoding):
+class ScaledRotary(PartialRotaryEncoding):
     """Rotary positions that reach `factor` times as far.
 
-    They have no parameters, so a model that was trained with `rotary` can be run, or trained
-    further, with them.
+    They have no parameters, so a model that was trained with `rotary`, or with a fraction below 1
+    with `partial_rotary`, can be run, or trained further, with them.
 
     Args:
+        fraction: of a head's channels that are rotated, as in `partial_rotary`: c in the formulas
+            is their number.
         factor: by which the length of sequences grows.
     """
 
-    def __init__(self, *, factor: float = 4.0, **options: Any) -> None:
-        super().__init__(**options)
+    def __init__(self, *, fraction: float = 1.0, factor: float = 4.0, **options: Any) -> None:
+        super().__init__(fraction=fraction, **options)
         if factor < 1.0:
             raise UserError(
                 f"factor must be at least 1, got {factor}: it is the length to reach, divided by "
@@ -29,10 +31,16 @@ class ScaledRotary(RotaryEncoding):
             )
         self.factor = factor
 
+    @property
+    def width(self) -> int:
+        # All channels of an odd head are not rounded to fewer, but refused.
+        return super().width if self.fraction < 1.0 else self.head_dim
+
     def naive_rebased_frequencies(self, factor: float) -> list[float]:
         """Return the frequencies of the base times factor^(c/(c−2))."""
-        rebased = self.base * factor ** (self.head_dim / max(self.head_dim - 2, 1))
-        return [rebased ** (-2 * i / self.head_dim) for i in range(self.head_dim // 2)]
+        pairs = len(super().naive_frequencies(0))
+        rebased = self.base * factor ** (pairs / max(pairs - 1, 0.5))
+        return [rebased ** (-i / pairs) for i in range(pairs)]
 
     def stretch(self, x: Tensor, factor: float | Tensor) -> Tensor:
         """Return factor^(2i/(c−2)) of every pair, [… c/2]: from 1 for the fastest to the factor.
