@@ -142,6 +142,12 @@ def llama3() -> tuple[Outcome, Outcome]:
     )
 
 
+@parity("p_rope", "transformers LlamaAttention(rope_type=proportional)")
+def p_rope() -> tuple[Outcome, Outcome]:
+    ours = grouped("p_rope", base=100.0, fraction=0.8)
+    return like_llama(ours, rope_type="proportional", partial_rotary_factor=0.8)
+
+
 @parity("dynamic_ntk", "transformers LlamaAttention(rope_type=dynamic)")
 def dynamic_ntk() -> tuple[Outcome, Outcome]:
     ours = grouped("dynamic_ntk", base=100.0, factor=2.0, original_length=ORIGINAL)

@@ -58,3 +58,17 @@ def test_frequencies_are_those_of_transformers(
         torch.testing.assert_close(frequencies.float(), expected, rtol=1e-5, atol=0.0)
         # Theirs of mscale_all_dim is for all channels, and so is not in the cosines and sines.
         assert ours.magnitude / ours.plain_magnitude == pytest.approx(factor)
+
+
+@pytest.mark.parametrize("fraction", [0.1, 0.25, 0.29, 0.5, 0.75, 1.0])
+def test_frequencies_of_p_rope_are_the_proportional_ones(fraction: float) -> None:
+    sizes = {"dim": 256, "heads": 4, "head_dim": HEAD_DIM, "role": "causal"}
+    ours = create_position("p_rope", **sizes, base=5000.0, fraction=fraction)
+    rope = {
+        "rope_type": "proportional",
+        "rope_theta": 5000.0,
+        "partial_rotary_factor": fraction,
+    }
+    config = LlamaConfig(hidden_size=256, num_attention_heads=4, rope_parameters=rope)
+    expected, _ = ROPE_INIT_FUNCTIONS["proportional"](config, torch.device("cpu"))
+    torch.testing.assert_close(ours.frequencies(torch.zeros(1)).float(), expected)

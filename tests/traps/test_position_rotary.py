@@ -297,6 +297,41 @@ def test_the_pairs_of_a_part_lie_within_it() -> None:
     assert turned[0, 0, 0].nonzero()[:, 0].tolist() == [0, 2]
 
 
+# Of p-RoPE.
+
+
+def test_the_fastest_pairs_are_rotated_with_their_own_frequencies() -> None:
+    """Not the slowest, and not the frequencies of a smaller head, as partial rotary has them."""
+    x = torch.zeros(1)
+    ours = encoding("p_rope", head_dim=64, fraction=0.25).frequencies(x)
+    rotary = encoding("rotary", head_dim=64).frequencies(x)
+    assert torch.equal(ours[:8], rotary[:8])
+    assert not ours[8:].any()
+
+
+@pytest.mark.parametrize(
+    ("layout", "kept"), [("half_split", [2, 3, 6, 7]), ("interleaved", [4, 5, 6, 7])]
+)
+def test_both_channels_of_a_slow_pair_stay(layout: str, kept: list[int]) -> None:
+    """Half-split: of a quarter of the pairs, the channels lie in both halves of the head."""
+    q, positions = torch.randn(1, HEADS, 9, WIDTH), torch.arange(9)[None]
+    rotated, _ = encoding("p_rope", fraction=0.5, layout=layout).rotate(q, q, positions)
+    same = [i for i in range(WIDTH) if torch.equal(rotated[..., i], q[..., i])]
+    assert same == kept
+
+
+@pytest.mark.parametrize(
+    ("fraction", "message"),
+    [
+        (0.0, "fraction must be above 0 and at most 1, got 0.0"),
+        (0.2, "needs a fraction of 0.25 at least, to rotate a pair of 8 channels, got 0.2"),
+    ],
+)
+def test_a_share_without_a_pair_is_refused(fraction: float, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        encoding("p_rope", fraction=fraction)
+
+
 # Of xPos.
 
 
