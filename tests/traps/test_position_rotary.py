@@ -332,6 +332,52 @@ def test_a_share_without_a_pair_is_refused(fraction: float, message: str) -> Non
         encoding("p_rope", fraction=fraction)
 
 
+# Of Fourier position embedding.
+
+
+@pytest.mark.parametrize(
+    ("length", "pairs"),
+    [
+        (2, 1),
+        (6, 1),
+        (7, 1),
+        (62, 1),
+        (63, 2),
+        (628, 2),
+        (629, 3),
+        (6283, 3),
+        (6284, 4),
+        (10**6, 4),
+    ],
+)
+def test_pairs_that_turn_once_in_training_are_kept(length: int, pairs: int) -> None:
+    """Of frequencies 1, 0.1, 0.01, 0.001; the fastest is kept however short training was."""
+    assert encoding("fope", base=10_000.0, original_length=length).pairs == pairs
+
+
+def test_slow_pairs_keep_their_length() -> None:
+    """Sine 0 and cosine 1; both 1, as padding them alike gives, would double their scores."""
+    fope = encoding("fope", original_length=63, base=10_000.0)
+    x, positions = torch.randn(1, HEADS, 9, WIDTH), torch.arange(9)[None]
+    rotated, _ = fope.rotate(x, x, positions)
+    assert torch.equal(rotated[..., 2:4], x[..., 2:4])
+    assert torch.equal(rotated[..., 6:], x[..., 6:])
+
+
+def test_a_series_without_a_draw_is_rotary() -> None:
+    x, positions = torch.randn(1, HEADS, 9, WIDTH), torch.arange(9)[None]
+    fope = encoding("fope", gain=0.0, original_length=10**6)
+    assert_same(fope.rotate(x, x, positions), encoding("rotary").rotate(x, x, positions))
+
+
+def test_coefficients_are_not_trained_but_saved() -> None:
+    first, second = encoding("fope"), encoding("fope")
+    assert not list(first.parameters())
+    assert not torch.equal(first.cos_coefficients, first.sin_coefficients)
+    second.load_state_dict(first.state_dict())
+    assert torch.equal(first.cos_coefficients, second.cos_coefficients)
+
+
 # Of xPos.
 
 

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from attention_zoo.errors import UserError
 from attention_zoo.position.rotary.partial_rotary import PartialRotaryEncoding
+from attention_zoo.position.rotary.rotary import RotaryEncoding
 from attention_zoo.tensor_checks import is_readable
 
 
@@ -60,14 +61,7 @@ class OriginalLengthScaledRotary(ScaledRotary):
 
     def __init__(self, *, original_length: int | None = 512, **options: Any) -> None:
         super().__init__(**options)
-        if original_length is None:
-            raise UserError(
-                f"position={self.card.name} needs original_length: the length in tokens that the "
-                "model was trained at."
-            )
-        if original_length < 2:
-            raise UserError(f"original_length must be at least 2 tokens, got {original_length}.")
-        self.original_length = original_length
+        self.original_length = check_original_length(self, original_length)
 
 
 class GrowingRotary(OriginalLengthScaledRotary):
@@ -111,3 +105,15 @@ class GrowingRotary(OriginalLengthScaledRotary):
     def frequencies_at(self, stage: Tensor, x: Tensor) -> Tensor:
         """Return the frequencies [b|1 1 1 c/2] of each row, for its stage [b|1 1 1 1]."""
         raise NotImplementedError
+
+
+def check_original_length(encoding: RotaryEncoding, original_length: int | None) -> int:
+    """Return the length in training, in tokens, if it is given and long enough."""
+    if original_length is None:
+        raise UserError(
+            f"position={encoding.card.name} needs original_length: the length in tokens that the "
+            "model was trained at."
+        )
+    if original_length < 2:
+        raise UserError(f"original_length must be at least 2 tokens, got {original_length}.")
+    return original_length
