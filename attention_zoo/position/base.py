@@ -32,6 +32,8 @@ class NaiveScoreInputs(NamedTuple):
     head: int  # index of the query head
     scale: float  # of the attention's scores
     tokens: Tensor  # [k d], inputs of the keys
+    all_queries: Tensor  # [h c], the query of every head, as `naive_rotate` left it
+    all_keys: Tensor  # [h k c], likewise
 
     @property
     def distances(self) -> Tensor:
