@@ -104,7 +104,7 @@ class MultiHeadLatentAttention(SoftmaxAttention):
     def apply_position(self, q: Tensor, k: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
         plain, rotary = q.split([self.head_dim, self.rope_dim], dim=-1)
         rotary, k = self.position.rotate(rotary, k, positions)
-        return torch.cat([plain * self.position.magnitude**2, rotary], dim=-1), k
+        return torch.cat([plain * self.position.content_magnitude**2, rotary], dim=-1), k
 
     def compute_values(self, source: Tensor, mask: Mask, positions: Tensor) -> Tensor:
         return self.project_up(self.value, self.project_latents(source))
@@ -153,7 +153,7 @@ class MultiHeadLatentAttention(SoftmaxAttention):
         scores = torch.einsum("b h q c, b h k c -> b h q k", content, k)
         scores = scores / math.sqrt(self.head_dim + self.rope_dim)
         if self.rope_dim:
-            scores = scores * self.position.naive_magnitude() ** 2
+            scores = scores * self.position.naive_content_magnitude() ** 2
             shared = naive.linear(self.shared_key, source)[:, None].expand(-1, self.heads, -1, -1)
             scores = scores + self.naive_score_matrix(rotary, shared, source, visible, positions)
         return self.naive_output(naive.softmax(scores, visible) @ v, x)
