@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from itertools import product, starmap
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -12,10 +12,12 @@ from torch.nn.functional import pad
 
 from attention_zoo.attention import naive
 from attention_zoo.attention.base import Attention, resolve_positions
+from attention_zoo.attention.qkv import QKV as QKV
+from attention_zoo.attention.qkv import unpack_tokens, window_spans
 from attention_zoo.backends import BACKENDS, resolve
 from attention_zoo.backends.reference import attention_weights, masked_softmax, repeat_heads
 from attention_zoo.caches import Cache, TokenCache
-from attention_zoo.errors import Unsupported, check_dropout
+from attention_zoo.errors import Unsupported, check_dropout, check_positive
 from attention_zoo.masks import Mask, Visibility
 from attention_zoo.position.base import NaiveScoreInputs, ScoreInputs
 from attention_zoo.zoo import ATTENTION, ROLES, SITES, T
@@ -37,18 +39,6 @@ def register_softmax(**fields: Any) -> Callable[[type[T]], type[T]]:
     return ATTENTION.register(**defaults | fields)
 
 
-class QKV(NamedTuple):
-    """Projected queries, keys and values; keys and values include the cached ones."""
-
-    q: Tensor  # [b h q c]
-    k: Tensor  # [b g k c]
-    v: Tensor  # [b g k c]
-    q_positions: Tensor  # [b|1 q]
-    k_positions: Tensor  # [b|1 k]
-    # What else the mechanism keeps of every key, [b … k c] each, or of every query, [b … q c].
-    features: dict[str, Tensor]
-
-
 class SoftmaxAttention(Attention):
     """softmax(QKᵀ/√c + bias, masked) V, computed by a backend.
 
@@ -60,13 +50,31 @@ class SoftmaxAttention(Attention):
         dropout: probability of dropping a weight in training. Above 0 the fused CPU kernel cannot
             be used; dropout on residuals and in the feed-forward regularises at less cost.
         backend: one of `backends`, or `auto`, the first of them, which is decided at construction.
+        window: number of keys that a query of self-attention sees, itself included, as in a mask;
+            default: all. Work and memory grow with length × window, and the cache keeps the tokens
+            of a window.
     """
 
     backends: ClassVar[tuple[str, ...]] = ("sdpa", "reference", "flex")
 
-    def __init__(self, *, dropout: float = 0.0, backend: str = "auto", **options: Any) -> None:
+    def __init__(
+        self,
+        *,
+        dropout: float = 0.0,
+        backend: str = "auto",
+        window: int | None = None,
+        **options: Any,
+    ) -> None:
         super().__init__(**options)
         check_dropout(dropout)
+        if window is not None:
+            check_positive(window=window)
+            if self.role == "cross":
+                raise Unsupported(
+                    "cross-attention has no window, as queries and keys share no positions, got "
+                    f"window={window}. Leave it out, or choose another attention for this role."
+                )
+            self.window = window
         self.dropout = dropout
         self.scale = self.head_dim**-0.5
         self.backend = resolve(backend, self.backends)
@@ -86,7 +94,7 @@ class SoftmaxAttention(Attention):
         visible = Visibility.of_last(mask, qkv.q.shape[2], keys, length)
         acts_on_values = "values" in self.position.card.acts
         attend = self.attend_explicitly if acts_on_values else self.attend
-        attended = list(starmap(attend, self.length_spans(qkv, visible)))
+        attended = list(starmap(attend, self.spans(qkv, visible)))
         return attended[0] if len(attended) == 1 else torch.cat(attended, dim=2)
 
     def project_qkv(
@@ -179,6 +187,24 @@ class SoftmaxAttention(Attention):
         maps = [pad(self.weights(*part), (0, keys - part[0].k.shape[2])) for part in parts]
         return maps[0] if len(maps) == 1 else torch.cat(maps, dim=2)
 
+    def spans(self, qkv: QKV, visible: Visibility) -> Iterator[tuple[QKV, Visibility]]:
+        """Yield all queries at once, or spans of them, each with the keys that it needs."""
+        if self.window is None or "length" in self.position.card.acts:
+            return self.length_spans(qkv, visible)
+        return self.window_spans(qkv, visible)
+
+    def window_spans(self, qkv: QKV, visible: Visibility) -> Iterator[tuple[QKV, Visibility]]:
+        """Yield blocks of queries with the keys in their windows, or all at once.
+
+        The latter is for a backend that skips blocks itself, but computes an encoding's bias for
+        all queries and keys.
+        """
+        is_biased = bool({"scores", "content"} & set(self.position.card.acts))
+        if BACKENDS[self.backend].sparse and not is_biased:
+            yield qkv, visible
+        else:
+            yield from window_spans(qkv, visible)
+
     def length_spans(self, qkv: QKV, visible: Visibility) -> Iterator[tuple[QKV, Visibility]]:
         """Yield all heads at once, or spans of queries.
 
@@ -203,8 +229,15 @@ class SoftmaxAttention(Attention):
                 replace(visible, rows=rows, columns=columns),
             )
 
+    def cached_tokens(self, tokens: int) -> int:
+        """Return how many of so many tokens the cache keeps."""
+        return tokens if self.window is None else min(tokens, self.window)
+
+    def decode_state(self, tokens: int) -> int:
+        return super().decode_state(self.cached_tokens(tokens))
+
     def create_cache(self) -> Cache:
-        return TokenCache()
+        return TokenCache(self.window)
 
     def naive(self, x: Tensor, source: Tensor, visible: Tensor, positions: Tensor) -> Tensor:
         """Compute the equation for one query of one head at a time."""
@@ -230,15 +263,30 @@ class SoftmaxAttention(Attention):
         """
         scores, biases = (q.new_zeros(*q.shape[:3], k.shape[2]) for _ in range(2))
         encoding = self.position
-        for b, h, i in product(*map(range, q.shape[:3])):
+        heads = range(q.shape[1])
+        for b, i in product(range(len(q)), range(q.shape[2])):
             seen = visible[b, i].nonzero()[:, 0]
-            if len(seen):
-                here, there = self.naive_positions(b, i, seen, positions)
-                length = int(here) + 1
-                query = encoding.naive_rotate(q[b, h, i], here, head=h, length=length, of="query")
-                keys = encoding.naive_rotate(k[b, h, seen], there, head=h, length=length, of="key")
-                scores[b, h, i, seen] = self.naive_scores(h, query, keys)
-                inputs = NaiveScoreInputs(query, keys, here, there, h, self.scale, source[b, seen])
+            if not len(seen):
+                continue
+            here, there = self.naive_positions(b, i, seen, positions)
+            length = int(here) + 1
+            queries = torch.stack(
+                [
+                    encoding.naive_rotate(q[b, h, i], here, head=h, length=length, of="query")
+                    for h in heads
+                ]
+            )
+            keys = torch.stack(
+                [
+                    encoding.naive_rotate(k[b, h, seen], there, head=h, length=length, of="key")
+                    for h in heads
+                ]
+            )
+            for h in heads:
+                scores[b, h, i, seen] = self.naive_scores(h, queries[h], keys[h])
+                inputs = NaiveScoreInputs(
+                    queries[h], keys[h], here, there, h, self.scale, source[b, seen], queries, keys
+                )
                 biases[b, h, i, seen] = encoding.naive_bias(inputs)
         return scores, biases
 
@@ -309,10 +357,3 @@ class ExplicitScoresAttention(SoftmaxAttention):
     def normalise(self, scores: Tensor, visible: Tensor | None) -> Tensor:
         """Return weights [b h q k] for scores; zero where no key is visible [b|1 1 q k]."""
         return masked_softmax(scores, visible)
-
-
-def unpack_tokens(q: Tensor, q_positions: Tensor, tokens: dict[str, Tensor]) -> QKV:
-    """Join queries with the features of every key."""
-    features = {k: v for k, v in tokens.items() if k not in ("keys", "values", "positions")}
-    k_positions = tokens["positions"][..., 0]
-    return QKV(q, tokens["keys"], tokens["values"], q_positions, k_positions, features)

@@ -42,6 +42,10 @@ SMALL = {
 def small_options(name: str, group: str = "attention") -> dict[str, Any]:
     """Of an entry: those of its yaml, but for those that count tokens."""
     chosen = options(group, name)
+    if chosen.get("window", 0) is None:
+        return chosen | {
+            name: value for name, value in SMALL.items() if name in {*chosen} - {"window"}
+        }
     return chosen | {option: value for option, value in SMALL.items() if option in chosen}
 
 

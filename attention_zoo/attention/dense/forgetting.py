@@ -43,7 +43,9 @@ class ForgettingAttention(SoftmaxAttention):
     def score_bias(self, qkv: QKV, visible: Visibility) -> Tensor:
         gates = qkv.features["gates"]
         if visible.mask.key_mask is not None:
-            gates = gates * visible.mask.key_mask[:, None, :, None]
+            columns = visible.columns
+            real = visible.mask.key_mask[:, columns.start : columns.stop]
+            gates = gates * real[:, None, :, None]
         # The sum over the tokens between is the difference of two sums from the start.
         sums = gates.cumsum(dim=2)
         fading = (sums[:, :, -qkv.q.shape[2] :] - sums.transpose(2, 3)).to(qkv.q.dtype)
@@ -51,7 +53,7 @@ class ForgettingAttention(SoftmaxAttention):
         return fading if encoding is None else fading + encoding
 
     def decode_state(self, tokens: int) -> int:
-        return super().decode_state(tokens) + tokens * self.heads
+        return super().decode_state(tokens) + self.cached_tokens(tokens) * self.heads
 
     def naive(self, x: Tensor, source: Tensor, visible: Tensor, positions: Tensor) -> Tensor:
         """Sum the gates between each query and key. A token is real where it sees itself."""

@@ -58,7 +58,7 @@ class GeneralAttention(SoftmaxAttention):
         return qkv._replace(k=qkv.k.expand(-1, self.heads, -1, -1))
 
     def decode_state(self, tokens: int) -> int:
-        return tokens * (self.dim + self.heads * self.head_dim)
+        return self.cached_tokens(tokens) * (self.dim + self.heads * self.head_dim)
 
     def naive_qkv(self, x: Tensor, source: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         return (

@@ -1,5 +1,6 @@
 """Multi-token attention (Golovneva et al. 2025)."""
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -12,13 +13,14 @@ from attention_zoo.attention.softmax import QKV, ExplicitScoresAttention, regist
 from attention_zoo.backends.reference import masked_softmax
 from attention_zoo.caches import Cache, TokenCache
 from attention_zoo.errors import UserError, check_positive
+from attention_zoo.masks import Visibility
 
 
 class QueryCache(TokenCache):
     """A token cache that also keeps the queries of the last few tokens."""
 
-    def __init__(self, count: int) -> None:
-        super().__init__()
+    def __init__(self, count: int, window: int | None) -> None:
+        super().__init__(window)
         self.queries = TokenCache(window=count)
 
     def reorder(self, index: Tensor) -> None:
@@ -77,7 +79,14 @@ class MultiTokenAttention(ExplicitScoresAttention):
         return super().decode_state(tokens) + queries * self.heads * self.head_dim
 
     def create_cache(self) -> Cache:
-        return QueryCache(self.kernel.shape[1] - 1)
+        window = None if self.window is None else self.window + self.kernel.shape[1] - 1
+        return QueryCache(self.kernel.shape[1] - 1, window)
+
+    def cached_tokens(self, tokens: int) -> int:
+        # The convolution reads the scores of earlier queries too.
+        if self.window is None:
+            return tokens
+        return min(tokens, self.window + self.kernel.shape[1] - 1)
 
     def project_qkv(
         self, x: Tensor, context: Tensor | None, positions: Tensor, cache: TokenCache | None
@@ -94,6 +103,10 @@ class MultiTokenAttention(ExplicitScoresAttention):
     def project_output(self, attended: Tensor, x: Tensor) -> Tensor:
         # The rows before these belong to earlier queries.
         return super().project_output(attended[:, :, -x.shape[1] :], x)
+
+    def window_spans(self, qkv: QKV, visible: Visibility) -> Iterator[tuple[QKV, Visibility]]:
+        """Yield all queries at once, as the convolution reads scores of other queries."""
+        yield qkv, visible
 
     def normalise(self, scores: Tensor, visible: Tensor | None) -> Tensor:
         if visible is None:

@@ -39,10 +39,12 @@ class SelectiveAttention(ExplicitScoresAttention):
         assert cache is None or isinstance(cache, TokenCache)
         qkv = self.project_qkv(x, context, positions, cache)
         keys = qkv.k.shape[2]
-        visible = Visibility.of_last(mask, x.shape[1], keys, keys)
+        length = keys if cache is None else cache.length
+        visible = Visibility.of_last(mask, x.shape[1], keys, length)
         weights, masking = self.weights_and_masking(qkv, visible)
         if cache is not None:
-            cache.tokens["masking"] = masking[:, -1, :, None]
+            cached = cache.tokens["keys"].shape[2]
+            cache.tokens["masking"] = masking[:, -1, keys - cached :, None]
         return self.drop_weights(weights) @ repeat_heads(qkv.v, self.heads)
 
     def weights(self, qkv: QKV, visible: Visibility) -> Tensor:
@@ -61,7 +63,7 @@ class SelectiveAttention(ExplicitScoresAttention):
         return {"masking": torch.zeros_like(upcast(source[..., :1]))}
 
     def decode_state(self, tokens: int) -> int:
-        return super().decode_state(tokens) + tokens
+        return super().decode_state(tokens) + self.cached_tokens(tokens)
 
     def naive(self, x: Tensor, source: Tensor, visible: Tensor, positions: Tensor) -> Tensor:
         """Compute one query after the other."""

@@ -50,7 +50,8 @@ class TensorProductAttention(SoftmaxAttention):
         self.query, self.key, self.value = (self.new_projection(rank) for rank in ranks)
 
     def decode_state(self, tokens: int) -> int:
-        return tokens * (self.key_rank + self.value_rank) * (self.heads + self.head_dim)
+        numbers = (self.key_rank + self.value_rank) * (self.heads + self.head_dim)
+        return self.cached_tokens(tokens) * numbers
 
     def new_projection(self, rank: int) -> nn.Linear:
         """Create a projection to factors, d -> R·(h + c)."""

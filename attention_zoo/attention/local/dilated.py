@@ -1,13 +1,14 @@
 """Dilated sliding-window attention (Beltagy et al. 2020)."""
 
+from itertools import starmap
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from attention_zoo.attention.local.pattern import PatternAttention
-from attention_zoo.attention.local.sliding_window import WindowAttention
 from attention_zoo.attention.softmax import QKV, register_softmax
+from attention_zoo.caches import Cache, TokenCache
 from attention_zoo.errors import check_positive
 from attention_zoo.masks import Mask, Visibility, window_span
 
@@ -26,7 +27,7 @@ from attention_zoo.masks import Mask, Visibility, window_span
     cache="keys and values of the tokens that the window spans",
     cost="t",
 )
-class DilatedAttention(PatternAttention, WindowAttention):
+class DilatedAttention(PatternAttention):
     """Attention to every r-th key within a window that is r times as wide as its keys are many.
 
     A token sees only tokens whose columns leave the same remainder modulo r. Each such class of
@@ -41,9 +42,15 @@ class DilatedAttention(PatternAttention, WindowAttention):
         super().__init__(**options)
         check_positive(window=window, dilation=dilation)
         self.dilation = dilation
-        self.cached_tokens = (window - 1) * dilation + 1
+        self.spanned_tokens = (window - 1) * dilation + 1
         # Number of keys in the window before a query, and after it.
         self.before, self.after = window_span(window, self.role == "causal")
+
+    def cached_tokens(self, tokens: int) -> int:
+        return min(tokens, self.spanned_tokens)
+
+    def create_cache(self) -> Cache:
+        return TokenCache(self.spanned_tokens)
 
     def is_visible(self, query: Any, key: Any, length: Any) -> Any:
         steps = (query - key) // self.dilation
@@ -79,7 +86,8 @@ class DilatedAttention(PatternAttention, WindowAttention):
         )
         rows = q.shape[2], k.shape[2], -(-length // self.dilation)
         class_visible = Visibility.of_last(class_mask, *rows)
-        attended = super().attend(QKV(q, k, v, q_positions, k_positions, {}), class_visible)
+        spans = self.window_spans(QKV(q, k, v, q_positions, k_positions, {}), class_visible)
+        attended = torch.cat([*starmap(super().attend, spans)], dim=2)
         merged = attended.unflatten(0, (batch, classes)).movedim(1, 3).flatten(2, 3)
         return merged[:, :, -queries:]
 

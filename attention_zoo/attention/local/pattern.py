@@ -1,6 +1,6 @@
 """Attention by a pattern over sequences, of which a row may hold several, and padding."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -54,6 +54,10 @@ class BlockSparseAttention(PatternAttention):
         if self.backend == "blocks":
             return self.attend_by_blocks(qkv, visible)
         return self.attend_by_pattern(qkv, visible)
+
+    def window_spans(self, qkv: QKV, visible: Visibility) -> Iterator[tuple[QKV, Visibility]]:
+        """Yield all queries at once, as only the pattern's keys are gathered for each."""
+        yield qkv, visible
 
     def attend_by_blocks(self, qkv: QKV, visible: Visibility) -> Tensor:
         """Compute `attend` over keys that are gathered for blocks of queries."""

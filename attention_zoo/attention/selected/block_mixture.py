@@ -36,6 +36,8 @@ class BlockMixtureAttention(TopKBlockAttention):
     the own block).
     """
 
+    # It would cut off the blocks.
+    decided_options = ("window",)
     fixed_blocks = 1
 
     def attend_blocks(self, qkv: UnpaddedQKV) -> Tensor:

@@ -73,7 +73,7 @@ class LightningIndexerAttention(TopKSelectionAttention):
         self.index_weight = nn.Linear(self.dim, index_heads, bias=False)
 
     def decode_state(self, tokens: int) -> int:
-        return super().decode_state(tokens) + tokens * self.head_dim
+        return super().decode_state(tokens) + self.cached_tokens(tokens) * self.head_dim
 
     def project_query(self, x: Tensor) -> Tensor:
         """Project to [b h+j q c]: the j indexer heads come last, and are rotated likewise."""
@@ -142,9 +142,9 @@ class LightningIndexerAttention(TopKSelectionAttention):
     @torch.no_grad()
     def select_keys(self, qkv: QKV, visible: Visibility) -> tuple[Tensor, Tensor]:
         """Return the keys that queries select [b 1 q n], and which of them are visible."""
-        stop = visible.rows.stop
-        scores = self.score_index(qkv, qkv.k[:, -1:, None, :stop])
-        seen = replace(visible, columns=Columns(0, stop)).dense(scores.device)
+        first, stop = visible.columns.start, visible.rows.stop
+        scores = self.score_index(qkv, qkv.k[:, -1:, None, : stop - first])
+        seen = replace(visible, columns=Columns(first, stop)).dense(scores.device)
         if seen is None:
             seen = torch.ones_like(scores[:1], dtype=torch.bool)
         tokens = select_largest(scores.masked_fill(~seen, float("-inf")), self.top_k)

@@ -3,13 +3,15 @@
 Letters: n selected keys, e heads that select (1, g or h), r = h / e heads that share a selection.
 """
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from attention_zoo.attention.softmax import SoftmaxAttention
+from attention_zoo.attention.softmax import QKV, SoftmaxAttention
 from attention_zoo.backends.reference import masked_softmax, repeat_heads
+from attention_zoo.masks import Visibility
 
 # Number of keys, of all queries together, that are gathered at once for a head. They are gathered
 # again in the backward pass, which then writes a gradient as large as all keys.
@@ -26,6 +28,10 @@ class TopKSelectionAttention(SoftmaxAttention):
 
     def __init__(self, **options: Any) -> None:
         super().__init__(backend="reference", **options)
+
+    def window_spans(self, qkv: QKV, visible: Visibility) -> Iterator[tuple[QKV, Visibility]]:
+        """Yield all queries at once, as only selected keys are gathered for each."""
+        yield qkv, visible
 
     def weigh_selected(self, q: Tensor, k: Tensor, indices: Tensor, visible: Tensor) -> Tensor:
         """Return the weights [b h q n] of the keys at indices in k [b g k c], where visible."""
