@@ -131,6 +131,22 @@ def test_queries_and_keys_are_unit_vectors(name: str) -> None:
     assert all(part.isfinite().all() for part in steps if part is not None)
 
 
+@pytest.mark.parametrize("name", ["delta", *GATED])
+def test_negative_eigenvalues_are_those_of_twice_the_rate(name: str) -> None:
+    """A rate of 2 reflects the state at the key; half of it only erases."""
+    ours = create_attention(name, dim=DIM, heads=HEADS, role="causal", negative_eigenvalues=True)
+    plain = attention(name)
+    plain.load_state_dict(ours.state_dict())
+    x = torch.randn(2, 9, DIM)
+    steps, plain_steps = project_steps(ours, x), project_steps(plain, x)
+    assert_same(steps.k, 2.0 * plain_steps.k)
+    assert_same(steps.erase, plain_steps.erase)
+    if steps.rate is not None:  # Kernels get it.
+        assert_same(steps.rate, 2.0 * plain_steps.rate)
+    visible = torch.ones(9, 9, dtype=torch.bool).tril().expand(2, -1, -1)
+    assert_same(ours(x), ours.naive(x, x, visible, torch.arange(9)[None]))
+
+
 @pytest.mark.parametrize("name", GATED)
 def test_the_gate_is_computed_in_log_space(name: str) -> None:
     """A step so large that its decay is zero has a finite logarithm, and gradients."""
