@@ -236,6 +236,19 @@ def test_rwkv7_never_decays_by_more_than_its_bound() -> None:
     assert decay.min() >= -0.6065306597126335 and decay.max() <= 0
 
 
+def test_rwkv7_has_negative_eigenvalues_without_an_option() -> None:
+    """Where it decays most and erases all, one of them is exp(−exp(−½)) − 1; none is lower."""
+    ours = attention("rwkv7")
+    with torch.no_grad():
+        ours.decay[-1].bias.fill_(50.0)
+        ours.rate[-1].bias.fill_(50.0)
+    _, _, _, erase, write, decay, _ = project_steps(ours, torch.randn(1, 9, DIM))
+    removed = erase * decay.exp()
+    transition = torch.diag_embed(decay.exp()) - write[..., :, None] * removed[..., None, :]
+    lowest = torch.linalg.eigvals(transition).real.min()
+    torch.testing.assert_close(lowest.item(), -0.45476, rtol=1e-3, atol=0.0)
+
+
 def test_the_token_before_is_in_the_cache_of_rwkv7() -> None:
     ours = attention("rwkv7")
     x, cache = torch.randn(1, 3, DIM), ours.new_cache()
