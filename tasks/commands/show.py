@@ -74,10 +74,9 @@ def show_stack(arguments: list[str]) -> None:
         model = build_model(config, vocabulary_size=size, pad_id=0)
     console = Console()
     for role, layers in layers_by_role(config).items():
-        table = Table(
-            role.replace("_", "-"), ["layer", "kind", "attention", "position"], [], "llll"
-        )
-        print_table(console, replace(table, rows=[*layer_rows(layers, config["model"]["heads"])]))
+        rows = [*layer_rows(layers, config["model"]["heads"])]
+        columns = ["layer", "kind", "attention", "position"]
+        print_table(console, Table(role.replace("_", "-"), columns, rows, "llll"))
     print(f"{parameter_counts(model)['parameters/attention']:,} parameters of attention")
     print(describe_decode_state(model))
     if output:
