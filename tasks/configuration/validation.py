@@ -10,23 +10,13 @@ import torch
 from attention_zoo.errors import Unsupported, UserError, check_positive
 from attention_zoo.tasks.configuration import conf_files
 from attention_zoo.tasks.configuration.build import (
-<<<<<<< HEAD
-    build_model,
-    build_optimizer,
-    build_schedule,
-    refusal,
-)
-from attention_zoo.tasks.configuration.renamed_options import refuse_renamed_keys
-from attention_zoo.tasks.configuration.stacks import ROLE_PATTERNS, layers_by_role
-=======
-    attention_by_role,
     build_task,
     instantiate,
     refusal,
 )
 from attention_zoo.tasks.configuration.renamed_options import refuse_renamed_keys
+from attention_zoo.tasks.configuration.stacks import ROLE_PATTERNS, layers_by_role
 from attention_zoo.tasks.data.tokenizers import ByteTokenizer
->>>>>>> rest
 from attention_zoo.tasks.task_spec import DIAGNOSTIC_DATA, TASKS, task_spec
 from attention_zoo.tasks.training.fine_tuning import freeze_parameters
 from attention_zoo.zoo import ATTENTION, POSITION, check_pair
