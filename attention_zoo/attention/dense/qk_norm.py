@@ -50,6 +50,8 @@ class QKNormAttention(SoftmaxAttention):
             `rms_full`: RMS over the whole width, before it is split into heads (OLMo 2).
     """
 
+    kv_modules = ("key", "value", "key_norm")
+
     def __init__(self, *, norm: QKNorm = "rms_shared", **options: Any) -> None:
         super().__init__(**options)
         if norm not in get_args(QKNorm):
