@@ -4,7 +4,7 @@ Every cache counts its tokens (`length`), and can be reordered along its batch, 
 needs; an index that repeats rows also multiplies them.
 """
 
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -114,7 +114,7 @@ class LayeredCache(Cache):
                     cache.reorder(index)
 
 
-def check_cache(cache: Cache, attention: object, batch: int) -> None:
+def check_cache(cache: Any, attention: object, batch: int) -> None:
     """Refuse what is no cache, one of another attention, and one of another number of rows."""
     if getattr(cache, "owner", None) != id(attention):
         raise UserError(

@@ -1,6 +1,7 @@
 """The contract that every attention mechanism keeps."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
@@ -8,6 +9,7 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
+from attention_zoo.attention.sharing import SharedKV
 from attention_zoo.backends.reference import repeat_heads
 from attention_zoo.caches import Cache, check_cache
 from attention_zoo.errors import Unsupported, UserError, check_not_negative, check_positive
@@ -55,6 +57,8 @@ class Attention(nn.Module):
     decided_options: ClassVar[tuple[str, ...]] = ()
     # Names of own parameters that are gains or biases, whatever their shape: without weight decay.
     no_decay: ClassVar[tuple[str, ...]] = ()
+    # Whether it reads keys and values that another layer projects, see `read_kv_of`.
+    reads_kv: bool = False
     # The mechanism's own window, in keys; it narrows every mask.
     window: int | None = None
     # The longest sequence that it can take, if it has a limit.
@@ -184,6 +188,7 @@ class Attention(nn.Module):
         mask: Mask = Mask(),
         positions: Tensor | None = None,
         cache: Cache | None = None,
+        shared: SharedKV | None = None,
     ) -> Tensor:
         """Attend.
 
@@ -195,6 +200,8 @@ class Attention(nn.Module):
                 `causal` adds its own part.
             positions: [b|1 q] positions of the queries; default: they continue those of the cache.
             cache: from `new_cache`; holds the tokens before x, and takes x in.
+            shared: where keys and values are left for other layers, or, by an attention that reads
+                those of another one, are found; one for each pass. The latter has no cache.
 
         Returns:
             [b q d]; zeros, before the output projection, for a query that may attend to nothing.
@@ -204,11 +211,20 @@ class Attention(nn.Module):
             UserError: a context that is missing or not wanted, or inputs, a mask, positions or a
                 cache of another shape, type, device or attention.
         """
-        mask = self.effective_mask(mask, x, context, cache)
-        positions = resolve_positions(x, positions, None if self.role == "cross" else cache)
+        past = shared if self.reads_kv else cache
+        mask = self.effective_mask(mask, x, context, past)
+        positions = resolve_positions(x, positions, None if self.role == "cross" else past)
         if is_empty(x, context):
-            return self.apply_to_hidden_token(self.forward, x, context)[: len(x), : x.shape[1]]
-        return self.project_output(self.attend_tokens(x, context, mask, positions, cache), x)
+            forward: Callable[..., Tensor] = self.forward
+            if shared is not None:
+                shared.length = 0
+                forward = partial(forward, shared=shared)
+            return self.apply_to_hidden_token(forward, x, context)[: len(x), : x.shape[1]]
+        if shared is None:
+            attended = self.attend_tokens(x, context, mask, positions, cache)
+        else:
+            attended = self.attend_shared(x, context, mask, positions, cache, shared)
+        return self.project_output(attended, x)
 
     def attend_tokens(
         self, x: Tensor, context: Tensor | None, mask: Mask, positions: Tensor, cache: Cache | None
@@ -219,6 +235,33 @@ class Attention(nn.Module):
         """
         raise NotImplementedError
 
+    def attend_shared(
+        self,
+        x: Tensor,
+        context: Tensor | None,
+        mask: Mask,
+        positions: Tensor,
+        cache: Cache | None,
+        shared: SharedKV,
+    ) -> Tensor:
+        """Compute what `attend_tokens` computes, and leave or find keys and values in `shared`."""
+        raise self.cannot_share()
+
+    def cannot_share(self) -> Unsupported:
+        """Return the refusal of a mechanism whose keys and values cannot be shared."""
+        return Unsupported(
+            f"{self.card.name} has no keys and values that another layer could read. Choose a "
+            "relative of softmax attention, such as grouped_query, or leave share_kv out."
+        )
+
+    def read_kv_of(self, source: "Attention") -> None:
+        """Read the keys and values of another layer's attention, and drop the own projections.
+
+        Raises:
+            Unsupported: a mechanism without keys and values, or one that has others than `source`.
+        """
+        raise self.cannot_share()
+
     def attention_map(
         self,
         x: Tensor,
@@ -226,6 +269,7 @@ class Attention(nn.Module):
         *,
         mask: Mask = Mask(),
         positions: Tensor | None = None,
+        shared: SharedKV | None = None,
     ) -> Tensor:
         """Return the weights [b h q k] that `forward` gives, or implies, to the values.
 
@@ -233,12 +277,17 @@ class Attention(nn.Module):
 
         An encoding that acts on values adds its own part to the weighted sums.
         """
-        mask = self.effective_mask(mask, x, context)
+        mask = self.effective_mask(mask, x, context, shared if self.reads_kv else None)
         positions = resolve_positions(x, positions)
         source = x if context is None else context
         if is_empty(x, context):
-            weights = self.apply_to_hidden_token(self.attention_map, x, context)
+            attention_map: Callable[..., Tensor] = self.attention_map
+            if shared is not None:
+                attention_map = partial(attention_map, shared=shared)
+            weights = self.apply_to_hidden_token(attention_map, x, context)
             return weights[: len(x), :, : x.shape[1], : source.shape[1]]
+        if self.reads_kv:
+            return self.compute_shared_map(x, mask, positions, shared)
         return self.compute_map(x, source, mask, positions)
 
     def values(
@@ -250,6 +299,11 @@ class Attention(nn.Module):
         positions: Tensor | None = None,
     ) -> Tensor:
         """Return the values [b h k c] that the weights of `attention_map` apply to."""
+        if self.reads_kv:
+            raise Unsupported(
+                f"the attention of layer {self.layer} has no values of its own: it reads those of "
+                "another layer. Ask that one."
+            )
         mask = self.effective_mask(mask, x, context)
         positions = resolve_positions(x, positions)
         source = x if context is None else context
@@ -279,6 +333,12 @@ class Attention(nn.Module):
     def compute_map(self, x: Tensor, source: Tensor, mask: Mask, positions: Tensor) -> Tensor:
         """Compute `attention_map` for queries from x and keys from the source."""
         raise NotImplementedError
+
+    def compute_shared_map(
+        self, x: Tensor, mask: Mask, positions: Tensor, shared: SharedKV | None
+    ) -> Tensor:
+        """Compute `attention_map` for queries from x and the keys that another layer projected."""
+        raise self.cannot_share()
 
     def compute_values(self, source: Tensor, mask: Mask, positions: Tensor) -> Tensor:
         """Compute `values`."""
@@ -341,7 +401,7 @@ class Attention(nn.Module):
         raise NotImplementedError
 
     def effective_mask(
-        self, mask: Mask, x: Tensor, context: Tensor | None, cache: Cache | None = None
+        self, mask: Mask, x: Tensor, context: Tensor | None, cache: Cache | SharedKV | None = None
     ) -> Mask:
         """Return the mask with the role's and the mechanism's own part, if all can be honoured."""
         cross = self.role == "cross"
@@ -372,7 +432,7 @@ class Attention(nn.Module):
         return mask
 
     def check_inputs(
-        self, x: Tensor, context: Tensor | None, mask: Mask, cache: Cache | None
+        self, x: Tensor, context: Tensor | None, mask: Mask, cache: Cache | SharedKV | None
     ) -> None:
         """Refuse inputs that fit neither this attention nor one another."""
         for name, part in (("x", x), ("context", context)):
@@ -385,7 +445,9 @@ class Attention(nn.Module):
             )
         if not isinstance(mask, Mask):
             raise UserError(f"mask must be a Mask, as Mask(key_mask=…), got {describe(mask)}.")
-        if cache is not None:
+        if self.reads_kv:
+            check_shared(cache, self.layer)
+        elif cache is not None:
             check_cache(cache, self, len(x))
 
     def project_query(self, x: Tensor) -> Tensor:
@@ -404,6 +466,15 @@ class Attention(nn.Module):
         return self.output(rearrange(attended, "b h q c -> b q (h c)"))
 
 
+def check_shared(shared: object, layer: int) -> None:
+    """Refuse to read keys and values that no layer projected."""
+    if not isinstance(shared, SharedKV) or shared.qkv is None:
+        raise UserError(
+            f"the attention of layer {layer} reads the keys and values of another one, which "
+            f"`shared` must hold, got {describe(shared)}. Call the model, not the layer."
+        )
+
+
 def check_acts_inside(position: PositionCard) -> None:
     """Refuse an encoding that acts before a model's layers: on attention alone it has no effect."""
     before = tuple(site for site in position.acts if site in BEFORE_ATTENTION)
@@ -420,7 +491,7 @@ def is_empty(x: Tensor, context: Tensor | None) -> bool:
 
 
 def resolve_positions(
-    x: Tensor, positions: Tensor | None = None, cache: Cache | None = None
+    x: Tensor, positions: Tensor | None = None, cache: Cache | SharedKV | None = None
 ) -> Tensor:
     """Return the positions [b|1 q] of x: the given ones, or those after the cached tokens."""
     if positions is not None:

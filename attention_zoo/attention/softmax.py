@@ -14,6 +14,7 @@ from attention_zoo.attention import naive
 from attention_zoo.attention.base import Attention, resolve_positions
 from attention_zoo.attention.qkv import QKV as QKV
 from attention_zoo.attention.qkv import unpack_tokens, window_spans
+from attention_zoo.attention.sharing import SharedKV, check_same_kv
 from attention_zoo.backends import BACKENDS, resolve
 from attention_zoo.backends.reference import attention_weights, masked_softmax, repeat_heads
 from attention_zoo.caches import Cache, TokenCache
@@ -56,6 +57,8 @@ class SoftmaxAttention(Attention):
     """
 
     backends: ClassVar[tuple[str, ...]] = ("sdpa", "reference", "flex")
+    # What projects keys and values, and what else is kept of every token.
+    kv_modules: tuple[str, ...] = ("key", "value")
 
     def __init__(
         self,
@@ -91,7 +94,37 @@ class SoftmaxAttention(Attention):
         qkv = self.project_qkv(x, context, positions, cache)
         keys = qkv.k.shape[2]
         length = keys if cache is None or context is not None else cache.length
-        visible = Visibility.of_last(mask, qkv.q.shape[2], keys, length)
+        return self.attend_qkv(qkv, mask, length)
+
+    def attend_shared(
+        self,
+        x: Tensor,
+        context: Tensor | None,
+        mask: Mask,
+        positions: Tensor,
+        cache: Cache | None,
+        shared: SharedKV,
+    ) -> Tensor:
+        assert cache is None or isinstance(cache, TokenCache)
+        if self.reads_kv:
+            qkv = self.read_qkv(x, positions, shared)
+        else:
+            qkv = shared.qkv = self.project_qkv(x, context, positions, cache)
+        length = qkv.k.shape[2] if context is not None else shared.length + x.shape[1]
+        return self.attend_qkv(qkv, mask, length)
+
+    def read_qkv(self, x: Tensor, positions: Tensor, shared: SharedKV | None) -> QKV:
+        """Project x to queries of the keys and values that another layer projected."""
+        assert shared is not None and shared.qkv is not None
+        q, k = self.project_query(x), shared.qkv.k
+        if self.role != "cross":
+            # The source rotated its keys, of which the last are those of x.
+            q, _ = self.apply_position(q, k[:, :, k.shape[2] - x.shape[1] :], positions)
+        return shared.qkv._replace(q=q, q_positions=positions)
+
+    def attend_qkv(self, qkv: QKV, mask: Mask, length: int) -> Tensor:
+        """Attend from the last queries to the last keys of rows of `length` columns."""
+        visible = Visibility.of_last(mask, qkv.q.shape[2], qkv.k.shape[2], length)
         acts_on_values = "values" in self.position.card.acts
         attend = self.attend_explicitly if acts_on_values else self.attend
         attended = list(starmap(attend, self.spans(qkv, visible)))
@@ -180,7 +213,15 @@ class SoftmaxAttention(Attention):
 
     def compute_map(self, x: Tensor, source: Tensor, mask: Mask, positions: Tensor) -> Tensor:
         context = source if self.role == "cross" else None
-        qkv = self.project_qkv(x, context, positions, None)
+        return self.map_qkv(self.project_qkv(x, context, positions, None), mask)
+
+    def compute_shared_map(
+        self, x: Tensor, mask: Mask, positions: Tensor, shared: SharedKV | None
+    ) -> Tensor:
+        return self.map_qkv(self.read_qkv(x, positions, shared), mask)
+
+    def map_qkv(self, qkv: QKV, mask: Mask) -> Tensor:
+        """Return the weights [b h q k] of all queries."""
         queries, keys = qkv.q.shape[2], qkv.k.shape[2]
         visible = Visibility.of_last(mask, queries, keys, keys)
         parts = self.length_spans(qkv, visible)
@@ -231,6 +272,8 @@ class SoftmaxAttention(Attention):
 
     def cached_tokens(self, tokens: int) -> int:
         """Return how many of so many tokens the cache keeps."""
+        if self.reads_kv:
+            return 0
         return tokens if self.window is None else min(tokens, self.window)
 
     def decode_state(self, tokens: int) -> int:
@@ -238,6 +281,15 @@ class SoftmaxAttention(Attention):
 
     def create_cache(self) -> Cache:
         return TokenCache(self.window)
+
+    def read_kv_of(self, source: Attention) -> None:
+        for hook in ("project_qkv", "attend_tokens"):
+            if getattr(type(self), hook) is not getattr(SoftmaxAttention, hook):
+                raise self.cannot_share()
+        check_same_kv(self, source, self.kv_modules)
+        for name in self.kv_modules:
+            delattr(self, name)
+        self.reads_kv = True
 
     def naive(self, x: Tensor, source: Tensor, visible: Tensor, positions: Tensor) -> Tensor:
         """Compute the equation for one query of one head at a time."""

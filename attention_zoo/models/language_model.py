@@ -1,5 +1,6 @@
 """The decoder-only language model (Radford et al. 2018)."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -24,6 +25,7 @@ class LanguageModel(nn.Module):
         attention: factory of the mechanism, called with `dim`, `role` and `layer`; or a list with
             one for each layer, see `Stack`.
         position: factory of the positional encoding, or a list with one for each layer.
+        share_kv: for each layer the one whose keys and values it reads, see `Stack`.
         tie_embeddings: one table for input and output (Press and Wolf 2017).
         block_options: those of `BlockOptions`: `dim`, `ffn_dim` and what else it has.
     """
@@ -35,6 +37,7 @@ class LanguageModel(nn.Module):
         layers: int,
         attention: Attentions,
         position: Positions,
+        share_kv: Sequence[int | None] | None = None,
         tie_embeddings: bool = True,
         **block_options: Any,
     ) -> None:
@@ -43,7 +46,11 @@ class LanguageModel(nn.Module):
         check_type("tie_embeddings", tie_embeddings, bool)
         self.embedding = TokenEmbedding(vocabulary_size, options)
         self.decoder = Decoder(
-            layers=layers, attention=attention, position=position, options=options
+            layers=layers,
+            attention=attention,
+            position=position,
+            share_kv=share_kv,
+            options=options,
         )
         self.head = OutputHead(self.embedding, options, tied=tie_embeddings)
         # The longest sequence that encoding and attention can take, if there is a limit.

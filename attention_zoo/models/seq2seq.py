@@ -1,5 +1,6 @@
 """The encoder-decoder Transformer (Vaswani et al. 2017)."""
 
+from collections.abc import Sequence
 from typing import Any, cast
 
 from torch import Tensor, nn
@@ -33,6 +34,8 @@ class Seq2Seq(nn.Module):
             each layer, see `Stack`. Likewise `decoder_attention` and `cross_attention`.
         position: factory of the positional encoding; encoder and decoder get one each.
             `encoder_position` and `decoder_position`, which may be lists, override it.
+        encoder_share_kv: for each layer the one whose keys and values it reads, see `Stack`.
+            Likewise `decoder_share_kv` and, for cross-attention, `cross_share_kv`.
         tie_embeddings: one table for source, target and output (Vaswani et al. 2017, §3.4).
         block_options: those of `BlockOptions`: `dim`, `ffn_dim` and what else it has.
     """
@@ -51,6 +54,9 @@ class Seq2Seq(nn.Module):
         decoder_position: Positions | None = None,
         encoder_layers: int | None = None,
         decoder_layers: int | None = None,
+        encoder_share_kv: Sequence[int | None] | None = None,
+        decoder_share_kv: Sequence[int | None] | None = None,
+        cross_share_kv: Sequence[int | None] | None = None,
         tie_embeddings: bool = True,
         **block_options: Any,
     ) -> None:
@@ -71,6 +77,7 @@ class Seq2Seq(nn.Module):
             layers=layers if encoder_layers is None else encoder_layers,
             attention=encoder_attention,
             position=cast(Positions, position if encoder_position is None else encoder_position),
+            share_kv=encoder_share_kv,
             options=options,
         )
         self.decoder = Decoder(
@@ -78,6 +85,8 @@ class Seq2Seq(nn.Module):
             attention=decoder_attention,
             cross_attention=cross_attention,
             position=cast(Positions, position if decoder_position is None else decoder_position),
+            share_kv=decoder_share_kv,
+            cross_share_kv=cross_share_kv,
             options=options,
         )
         self.head = OutputHead(self.target_embedding, options, tied=tie_embeddings)

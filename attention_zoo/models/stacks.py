@@ -8,6 +8,7 @@ from typing import Any, ClassVar, TypeVar, cast
 from torch import Tensor, nn
 
 from attention_zoo.attention.base import Attention
+from attention_zoo.attention.sharing import SharedKV
 from attention_zoo.caches import Cache, LayeredCache
 from attention_zoo.errors import Unsupported, UserError, check_positive, short_repr
 from attention_zoo.masks import Mask
@@ -60,9 +61,15 @@ class TransformerLayer(nn.Module):
         self.feed_forward = None if options.ffn_dim is None else FeedForward(options)
 
     def create_caches(self) -> list[Cache | None]:
-        """Create the caches of self-attention and, if there is any, of cross-attention."""
+        """Create the caches of self-attention and, if there is any, of cross-attention.
+
+        There is none for one that reads the keys and values of another layer.
+        """
         sublayers = [self.self_attention, self.cross_attention]
-        return [None if part is None else part.attention.new_cache() for part in sublayers]
+        return [
+            None if part is None or part.branches[0].reads_kv else part.attention.new_cache()
+            for part in sublayers
+        ]
 
     def forward(
         self,
@@ -73,17 +80,18 @@ class TransformerLayer(nn.Module):
         context_mask: Mask = Mask(),
         positions: Tensor,
         caches: Sequence[Cache | None] = (None, None),
+        shared: Sequence[SharedKV | None] = (None, None),
     ) -> Tensor:
-        self_cache, cross_cache = caches
+        inputs, cross_inputs = (
+            {"cache": cache, "shared": kv} for cache, kv in zip(caches, shared, strict=True)
+        )
         parallel = None
         if self.is_parallel:
             assert self.feed_forward is not None
             parallel = self.feed_forward.transform
-        x = self.self_attention(
-            x, mask=mask, positions=positions, cache=self_cache, parallel=parallel
-        )
+        x = self.self_attention(x, mask=mask, positions=positions, parallel=parallel, **inputs)
         if self.cross_attention is not None:
-            x = self.cross_attention(x, context, mask=context_mask, cache=cross_cache)
+            x = self.cross_attention(x, context, mask=context_mask, **cross_inputs)
         if self.feed_forward is None or self.is_parallel:
             return x
         return self.feed_forward(x)
@@ -106,11 +114,16 @@ class Stack(nn.Module):
         cross_attention: of the cross-attention, if there is any.
         position: of the encoding, called once, or for each layer, as its card says.
         options: of the blocks.
+        share_kv: for each layer the earlier one, counted from 0, whose keys and values its
+            self-attention reads, or None for its own (Brandon et al. 2024, arXiv 2405.12981).
+            Reading layers have neither projections nor a cache of them.
+        cross_share_kv: the same for cross-attention.
 
     Raises:
-        UserError: lists of another length than `layers`.
+        UserError: lists of another length than `layers`, or a layer to read from that is not an
+            earlier one with keys and values of its own.
         Unsupported: an encoding that an attention cannot take, or one that acts before the layers
-            and is not that of all.
+            and is not that of all; or keys and values that cannot be shared.
     """
 
     role: ClassVar[Role]
@@ -123,6 +136,8 @@ class Stack(nn.Module):
         cross_attention: Attentions | None = None,
         position: Positions,
         options: BlockOptions,
+        share_kv: Sequence[int | None] | None = None,
+        cross_share_kv: Sequence[int | None] | None = None,
     ) -> None:
         super().__init__()
         check_positive(layers=layers)
@@ -147,6 +162,13 @@ class Stack(nn.Module):
         for index, layer in enumerate(stack):
             with named_layer(index, attention, cross_attention, position):
                 attach_positions(layer.self_attention, positions[index], shared)
+        self.kv_sources = [
+            *zip(
+                share_layers(share_kv, [x.self_attention for x in stack], "share_kv"),
+                share_layers(cross_share_kv, [x.cross_attention for x in stack], "cross_share_kv"),
+                strict=True,
+            )
+        ]
         # One encoding of all layers may act before them; those of some layers act inside.
         of_all = {part.position for part in branches}
         first = next(iter(of_all))
@@ -178,14 +200,23 @@ class Stack(nn.Module):
             )
         positions = self.position.map_positions(positions)
         x = self.dropout(self.position.embed(x, positions))
+        shared: dict[tuple[int, int], SharedKV] = {}
         for index, layer in enumerate(self.layers):
+            caches = (None, None) if cache is None else cache.layers[index]
+            of_layer: list[SharedKV | None] = []
+            for part, source in enumerate(self.kv_sources[index]):
+                if source == index:
+                    past = caches[part]
+                    shared[source, part] = SharedKV(0 if past is None else past.length)
+                of_layer.append(None if source is None else shared[source, part])
             x = layer(
                 x,
                 context,
                 mask=mask,
                 context_mask=context_mask,
                 positions=positions,
-                caches=(None, None) if cache is None else cache.layers[index],
+                caches=caches,
+                shared=of_layer,
             )
         if cache is not None:
             cache.length += x.shape[1]
@@ -207,6 +238,38 @@ class Decoder(Stack):
         """Create empty caches for all layers."""
         layers = [cast(TransformerLayer, layer) for layer in self.layers]
         return LayeredCache([layer.create_caches() for layer in layers])
+
+
+def share_layers(
+    share_kv: Sequence[int | None] | None, layers: Sequence[AttentionSublayer | None], name: str
+) -> list[int | None]:
+    """Let layers read keys and values; return the layer that has them, for all that share any."""
+    if share_kv is None:
+        return [None] * len(layers)
+    if len(share_kv) != len(layers):
+        raise UserError(
+            f"{name} must have an entry for each of {len(layers)} layers, got {len(share_kv)}."
+        )
+    for index, source in enumerate(share_kv):
+        if source is None:
+            continue
+        if not 0 <= source < index or share_kv[source] is not None:
+            raise UserError(
+                f"{name} must name an earlier layer with keys and values of its own, got {source} "
+                f"for layer {index}."
+            )
+        reader, other = layers[index], layers[source]
+        if reader is None or other is None:
+            raise UserError(f"{name} needs layers with cross-attention, which there are none of.")
+        with named_layer(index, share_kv):
+            if len(reader.branches) > 1 or len(other.branches) > 1:
+                raise Unsupported(
+                    "keys and values are shared by layers with one mechanism each, not by those "
+                    f"side by side; the source is layer {source}."
+                )
+            reader.branches[0].read_kv_of(other.branches[0])
+    sources = {*share_kv}
+    return [index if index in sources else source for index, source in enumerate(share_kv)]
 
 
 def spread_factories(

@@ -17,7 +17,11 @@ from attention_zoo.attention.base import Attention
 from attention_zoo.errors import Unsupported, UserError
 from attention_zoo.position.base import PositionalEncoding
 from attention_zoo.tasks.configuration.resolved_config import find_targets
-from attention_zoo.tasks.configuration.stacks import layers_by_role
+from attention_zoo.tasks.configuration.stacks import (
+    ROLE_SHARING,
+    kv_sources_by_role,
+    layers_by_role,
+)
 from attention_zoo.tasks.task_spec import task_spec
 
 TRUSTED_PACKAGES = ("attention_zoo", "torch", "lightning", "torchmetrics")
@@ -94,7 +98,9 @@ def build_model(config: Mapping[str, Any], *, vocabulary_size: int, pad_id: int)
 
 
 def layer_factories(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the factories of attention and positions that a model takes, by its arguments.
+    """Return the arguments of a model that say what its layers are.
+
+    These are the factories of attention and positions, and which layers share keys and values.
 
     Layers that are alike have one factory, other ones a list of theirs. Nodes with the same content
     have the same factory, as layers share the encoding that it builds.
@@ -116,7 +122,8 @@ def layer_factories(config: Mapping[str, Any]) -> dict[str, Any]:
     encodings = [*positions.values()]
     if all(x is encodings[0] for x in encodings):
         positions = {"position": encodings[0]}
-    return attention | positions
+    sharing = {ROLE_SHARING[role]: x for role, x in kv_sources_by_role(config).items()}
+    return attention | positions | sharing
 
 
 def merge_layers(layers: list[list[Any]]) -> Any:

@@ -23,7 +23,7 @@ ROLE_PATTERNS = {
 PATTERNS = ("pattern", *dict.fromkeys(ROLE_PATTERNS.values()))
 ELEMENT = re.compile(r"[a-zA-Z](?:\+[a-zA-Z])*")
 TOKEN = re.compile(rf"({ELEMENT.pattern})|(\()|(\))|\*(\d*)|\s+")
-GRAMMAR = "letters of kinds, as in aaab, 'a*5 b', 'a* b' or a+b"
+GRAMMAR = "letters of kinds, as in aaab, 'a*5 b', 'a* b', a+b or aA"
 
 
 class Branch(NamedTuple):
@@ -34,6 +34,13 @@ class Branch(NamedTuple):
     position: Mapping[str, Any] | None  # None where it is not chosen, and in cross-attention
 
 
+# The option of a model that holds which layers of a role share keys and values.
+ROLE_SHARING = {
+    "attention": "share_kv",
+    "encoder_attention": "encoder_share_kv",
+    "decoder_attention": "decoder_share_kv",
+    "cross_attention": "cross_share_kv",
+}
 Layers = list[tuple[Branch, ...]]
 
 
@@ -63,6 +70,40 @@ def layers_by_role(config: Mapping[str, Any]) -> dict[str, Layers]:
     return layers
 
 
+def kv_sources_by_role(config: Mapping[str, Any]) -> dict[str, list[int | None]]:
+    """Return the layer whose keys and values each layer reads, for roles in which any is read.
+
+    A capital letter is a layer that reads those of the nearest earlier layer of its kind with its
+    own. None stands for a layer with its own.
+
+    Raises:
+        UserError: there is no such layer.
+    """
+    sources: dict[str, list[int | None]] = {}
+    for role in task_spec(config).attention_roles:
+        pattern = role_pattern(config, role)
+        if pattern is None:
+            continue
+        elements = expand_pattern(pattern, layer_count(config, role))
+        nearest: dict[str, int] = {}
+        found: list[int | None] = []
+        for index, element in enumerate(elements):
+            nearest |= {letter: index for letter in element.split("+") if letter.islower()}
+            if element.islower():
+                found.append(None)
+            elif element.lower() in nearest:
+                found.append(nearest[element.lower()])
+            else:
+                raise UserError(
+                    f"{role}, layer {index}: {element} reads the keys and values of the nearest "
+                    f"earlier layer {element.lower()}, and there is none. Give another pattern: "
+                    f"stack.{ROLE_PATTERNS[role]}."
+                )
+        if any(source is not None for source in found):
+            sources[role] = found
+    return sources
+
+
 def check_chosen(config: Mapping[str, Any], role: str) -> None:
     """Refuse an attention that is given as an option, and not chosen as a group."""
     if not isinstance(config[role], Mapping | NoneType):
@@ -76,6 +117,7 @@ def kind_branch(
     stack: Mapping[str, Any], letter: str, position: Mapping[str, Any] | None
 ) -> Branch:
     """Return the mechanism of a kind, with its own encoding or else a given one."""
+    letter = letter.lower()
     kind = stack.get(letter)
     if not isinstance(kind, Mapping):
         kinds = ", ".join(letter for letter in kinds_of(stack) if stack[letter])
@@ -134,7 +176,8 @@ def expand_pattern(pattern: str | Sequence[str], layers: int) -> list[str]:
 
     `aaab` is repeated until all layers have a kind. `a*5 b` stands for `aaaaab`, and `(aab)*2` for
     `aabaab`. `a*` without a number fills what the others leave of the model; several share it
-    evenly, the first ones get the rest. A list of letters is a pattern too.
+    evenly, the first ones get the rest. A list of letters is a pattern too. A capital letter stands
+    for a layer that reads the keys and values of an earlier one of its kind.
 
     Raises:
         UserError: a pattern that cannot be read, or one that is longer than the model.

@@ -32,6 +32,8 @@ class ForgettingAttention(SoftmaxAttention):
     are in float32 at least.
     """
 
+    kv_modules = ("key", "value", "forget")
+
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
         self.forget = nn.Linear(self.dim, self.heads)

@@ -72,6 +72,8 @@ class MultiHeadLatentAttention(SoftmaxAttention):
         self.query = nn.Linear(source, self.heads * (self.head_dim + self.rope_dim), bias=bias)
         if self.rope_dim:
             self.shared_key = nn.Linear(self.dim, self.rope_dim, bias=bias)
+        # Layers that share latents project these to keys and values of their own.
+        self.kv_modules = ("latent", "shared_key") if self.rope_dim else ("latent",)
         # Without a bias, so that they can be absorbed.
         self.key = nn.Linear(latent_dim, self.heads * self.head_dim, bias=False)
         self.value = nn.Linear(latent_dim, self.heads * self.head_dim, bias=False)

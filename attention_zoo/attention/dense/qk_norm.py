@@ -54,6 +54,8 @@ class QKNormAttention(SoftmaxAttention):
         norm_epsilon: what RMS adds to the mean of squares; default: 1e-6.
     """
 
+    kv_modules = ("key", "value", "key_norm")
+
     def __init__(
         self, *, norm: QKNorm = "rms_shared", norm_epsilon: float | None = None, **options: Any
     ) -> None:

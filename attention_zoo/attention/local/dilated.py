@@ -47,7 +47,7 @@ class DilatedAttention(PatternAttention):
         self.before, self.after = window_span(window, self.role == "causal")
 
     def cached_tokens(self, tokens: int) -> int:
-        return min(tokens, self.spanned_tokens)
+        return min(super().cached_tokens(tokens), self.spanned_tokens)
 
     def create_cache(self) -> Cache:
         return TokenCache(self.spanned_tokens)
