@@ -133,12 +133,15 @@ class CellAttention(RecurrentAttention):
             is_real, is_first = visible[:, t, t, None], ~visible[:, t, :t].any(dim=-1)[:, None]
             states = tuple(torch.where(is_first, 0.0, part) for part in states)
             of_token = naive.linear(self.input, x[:, t]).chunk(self.gates, dim=-1)
-            of_hidden = naive.linear(self.hidden, states[0]).chunk(self.gates, dim=-1)
-            after = self.naive_cell(of_token, of_hidden, states)
+            after = self.naive_cell(of_token, self.naive_hidden(states[0]), states)
             pairs = zip(after, states, strict=True)
             states = tuple(torch.where(is_real, new, old) for new, old in pairs)
             outputs.append(states[0])
         return torch.stack(outputs, dim=1)
+
+    def naive_hidden(self, hidden: Tensor) -> States:
+        """Compute the projections of the hidden state [b d]."""
+        return naive.linear(self.hidden, hidden).chunk(self.gates, dim=-1)
 
     def naive_cell(self, x: States, hidden: States, states: States) -> States:
         """Compute the cell from the projections of the token and of the hidden state, as listed."""
