@@ -56,10 +56,11 @@ def test_states_are_exact_under_autocast(name: str) -> None:
     """A state in half precision would stop to change where its gates are nearly closed."""
     with default_dtype("float32"):
         attention = causal(name)
-        inputs = torch.randn(2, 30, attention.gates * DIM)
-        exact = attention.run(inputs, TokenSpan(), None)
+        inputs = torch.randn(2, 30, attention.cell.gates * DIM)
+        attention.cell.input = nn.Identity()
+        exact = attention.cell(inputs, TokenSpan())
         with torch.autocast("cpu", torch.bfloat16):
-            under_autocast = attention.run(inputs, TokenSpan(), None)
+            under_autocast = attention.cell(inputs, TokenSpan())
     for ours, theirs in zip(under_autocast, exact, strict=True):
         assert ours.dtype == torch.float32 and torch.equal(ours, theirs)
 
@@ -69,10 +70,10 @@ def test_the_update_gate_keeps_the_state() -> None:
     attention = causal("gru")
     bias = torch.zeros(3, DIM)
     bias[1] = 50.0
-    attention.input.bias = nn.Parameter(bias.flatten())
+    attention.cell.input.bias = nn.Parameter(bias.flatten())
     assert attention(torch.randn(1, 9, DIM)).abs().max() < 1e-12
     bias[1] = -50.0
-    attention.input.bias = nn.Parameter(bias.flatten())
+    attention.cell.input.bias = nn.Parameter(bias.flatten())
     (weights,) = attention.attention_map(torch.randn(1, 9, DIM))
     assert_same(weights, torch.eye(9).expand_as(weights))
 
@@ -82,19 +83,19 @@ def test_the_reset_gate_hides_the_state_from_the_candidate() -> None:
     attention = causal("gru")
     bias = torch.zeros(3, DIM)
     bias[0] = -50.0
-    attention.input.bias = nn.Parameter(bias.flatten())
+    attention.cell.input.bias = nn.Parameter(bias.flatten())
     x = torch.randn(1, 9, DIM)
-    candidate = attention.input(x)[..., 2 * DIM :].tanh()
+    candidate = attention.cell.input(x)[..., 2 * DIM :].tanh()
     assert_same(attention.values(x)[..., 0].transpose(1, 2), candidate)
 
 
 def test_a_forget_gate_that_is_open_counts() -> None:
     """The cell grows without bound, and the output does not."""
     attention = causal("lstm")
-    for layer in (attention.input, attention.hidden):
+    for layer in (attention.cell.input, attention.cell.hidden):
         nn.init.zeros_(layer.weight)
         nn.init.zeros_(layer.bias)
-    attention.input.bias = nn.Parameter(torch.full((4, DIM), 50.0).flatten())
+    attention.cell.input.bias = nn.Parameter(torch.full((4, DIM), 50.0).flatten())
     hidden, cell = states_after(attention, torch.randn(1, 9, DIM))
     assert_same([cell, hidden], [torch.full((1, DIM), 9.0), torch.full((1, DIM), 9.0).tanh()])
 

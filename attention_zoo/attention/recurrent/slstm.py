@@ -88,7 +88,7 @@ class SLSTMAttention(CellAttention):
                 parts.append(part @ weight[:, gate * width : (gate + 1) * width])
         return tuple(torch.cat(parts, dim=-1) for parts in gates)
 
-    def naive_cell(self, x: States, hidden: States, states: States) -> States:
+    def naive_step(self, x: States, hidden: States, states: States) -> States:
         i, f, z, o = (a + b for a, b in zip(x, hidden, strict=True))
         c = torch.sigmoid(f) * states[1] + torch.exp(i) * torch.tanh(z)
         n = torch.sigmoid(f) * states[2] + torch.exp(i)
