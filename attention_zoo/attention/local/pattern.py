@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -48,7 +48,7 @@ class BlockSparseAttention(PatternAttention):
     all queries and keys, which needs length² memory.
     """
 
-    backends = ("blocks", "flex")
+    backends: ClassVar[tuple[str, ...]] = ("blocks", "flex")
 
     def attend(self, qkv: QKV, visible: Visibility) -> Tensor:
         if self.backend == "blocks":
