@@ -83,8 +83,7 @@ class BlockSparseAttention(PatternAttention):
         )
         queries = queries - (length - count)
         part = self.attend_gathered(qkv, queries[None], keys, visible)
-        order = queries.flatten().argsort()[:count]
-        return PartialSoftmax(*(x.flatten(2, 3).index_select(2, order) for x in part))
+        return flatten_blocks(part, queries, count)
 
     def attend_from_first(
         self, qkv: QKV, mask: Mask, starts: Tensor, count: int, keys: Tensor, pattern: Tensor | bool
@@ -141,6 +140,15 @@ def add_pattern(qkv: QKV, visible: Visibility, pattern: SequencePattern) -> Visi
         visible,
         pattern=lambda b, i, j: pattern(i - starts[b, i], j - starts[b, i], lengths[b, i]),
     )
+
+
+def flatten_blocks(part: PartialSoftmax, queries: Tensor, count: int) -> PartialSoftmax:
+    """Put the results of blocks of queries [b h m u …] in the order of the first `count` [b h q …].
+
+    `queries` [m u] are the indices of the queries, every one once.
+    """
+    order = queries.flatten().argsort()[:count]
+    return PartialSoftmax(*(x.flatten(2, 3).index_select(2, order) for x in part))
 
 
 def find_sequences(mask: Mask, length: int, device: torch.device) -> tuple[Tensor, Tensor]:

@@ -7,7 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from attention_zoo.attention.local.pattern import BlockSparseAttention, find_sequences
+from attention_zoo.attention.local.pattern import (
+    BlockSparseAttention,
+    find_sequences,
+    flatten_blocks,
+)
 from attention_zoo.attention.naive import softmax
 from attention_zoo.attention.online_softmax import (
     PartialSoftmax,
@@ -146,7 +150,7 @@ class StreamingAttention(BlockSparseAttention):
         indices = find_sinks(qkv, starts, length, sinks)
         queries = queries - (length - count)
         part = self.attend_gathered(far, queries[None], indices, visible)
-        return PartialSoftmax(*(x.flatten(2, 3)[:, :, :count] for x in part))
+        return flatten_blocks(part, queries, count)
 
     def weights(self, qkv: QKV, visible: Visibility) -> Tensor:
         starts, _ = find_sequences(visible.mask, visible.rows.stop, qkv.q.device)
