@@ -29,6 +29,7 @@ DIM = 16
 SMALL = {
     "window": 4,
     "block": 4,
+    "segment": 4,
     "stride": 3,
     "dilation": 3,
     "landmarks": 4,
