@@ -1,0 +1,98 @@
+"""Rotary positions on a grid (Heo et al. 2024)."""
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from attention_zoo.errors import check_positive
+from attention_zoo.position.rotary.rotary import RotaryEncoding
+from attention_zoo.zoo import POSITION
+
+
+class GridRotary(RotaryEncoding):
+    """Rotary positions whose pairs turn by one coordinate each of a token on a grid.
+
+    Tokens fill the grid row by row. Their products depend on the distances along all axes, so on
+    more than the distance in the sequence.
+    """
+
+    def waves(self, positions: Tensor, frequencies: Tensor) -> tuple[Tensor, Tensor]:
+        angles = self.coordinates(positions)[:, None] * frequencies
+        return angles.cos(), angles.sin()
+
+    def coordinates(self, positions: Tensor) -> Tensor:
+        """Return the coordinate [b|1 t c/2] by which each pair turns, for positions [b|1 t]."""
+        raise NotImplementedError
+
+    @staticmethod
+    def repeat_axes(axes: Sequence[Tensor], counts: Sequence[int]) -> Tensor:
+        """Repeat the coordinate [b|1 t] of each axis for as many pairs as it has."""
+        repeated = [x[..., None].expand(-1, -1, n) for x, n in zip(axes, counts, strict=True)]
+        return torch.cat(repeated, dim=-1)
+
+    def naive_rotate(
+        self, x: Tensor, positions: Tensor, *, head: int, length: int, of: Literal["query", "key"]
+    ) -> Tensor:
+        rotated, frequencies = x.clone(), self.naive_frequencies(length)
+        for i, frequency in enumerate(frequencies):
+            angle = self.naive_coordinate(i, positions).to(x.dtype) * frequency
+            pair = [i, i + len(frequencies)] if self.layout == "half_split" else [2 * i, 2 * i + 1]
+            first, second = x[..., pair].unbind(-1)
+            rotated[..., pair[0]] = first * torch.cos(angle) - second * torch.sin(angle)
+            rotated[..., pair[1]] = first * torch.sin(angle) + second * torch.cos(angle)
+        return rotated
+
+    def naive_coordinate(self, pair: int, positions: Tensor) -> Tensor:
+        """Return the coordinate by which a pair turns."""
+        raise NotImplementedError
+
+
+@POSITION.register(
+    name="axial_rotary",
+    paper="Heo et al. 2024, arXiv 2403.13298, §3.2",
+    equation="rotary of the column t mod w for half of the pairs, of the row ⌊t/w⌋ for the others",
+    reference="transformers Sam2VideoRoPEAttention",
+    acts=("heads",),
+    relative=False,
+    deviations="tokens of a sequence are laid out on a grid of w columns, row by row, from "
+    "position 0; the pairs of columns come before those of rows, as in SAM 2, where the paper "
+    "alternates them",
+)
+class AxialRotaryEncoding(GridRotary):
+    """Rotates the first half of the pairs by the column of a token, the second half by its row.
+
+    The token at t is in column t mod w and row ⌊t/w⌋ of a grid of w columns. A half of n pairs has
+    the frequencies base^(−i/n), i from 0 to n − 1. Of an odd number of pairs, columns get one more.
+
+    Args:
+        grid_width: w, in tokens, for sequences that are images, tables or boards.
+    """
+
+    def __init__(self, *, base: float = 100.0, grid_width: int = 16, **options: Any) -> None:
+        super().__init__(base=base, **options)
+        check_positive(grid_width=grid_width)
+        self.grid_width = grid_width
+        pairs = self.width // 2
+        self.halves = (pairs - pairs // 2, pairs // 2)  # of columns and of rows
+
+    def frequencies(self, x: Tensor) -> Tensor:
+        wide = torch.promote_types(x.dtype, torch.float32)
+        steps = [torch.arange(n, device=x.device, dtype=wide) / max(n, 1) for n in self.halves]
+        return self.base ** -torch.cat(steps)
+
+    def coordinates(self, positions: Tensor) -> Tensor:
+        rows = positions.div(self.grid_width, rounding_mode="floor")
+        columns = positions - rows * self.grid_width
+        return self.repeat_axes((columns, rows), self.halves)
+
+    def naive_frequencies(self, length: int) -> list[float]:
+        count = (self.head_dim // 2 + 1) // 2
+        columns = [self.base ** (-i / count) for i in range(count)]
+        count = self.head_dim // 2 - count
+        return columns + [self.base ** (-i / count) for i in range(count)]
+
+    def naive_coordinate(self, pair: int, positions: Tensor) -> Tensor:
+        is_column = 2 * pair < self.head_dim / 2
+        return positions % self.grid_width if is_column else positions // self.grid_width
