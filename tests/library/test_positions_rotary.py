@@ -261,6 +261,20 @@ def test_polar_scores_are_those_of_the_paper() -> None:
 
 
 @pytest.mark.parametrize("layout", list(PAIRS))
+def test_multiplicative_grape_learns_its_frequencies(layout: str) -> None:
+    grape = encoding("grape_multiplicative", head_dim=WIDTH, base=BASE, layout=layout)
+    q, k = heads()
+    rotary = encoding("rotary", head_dim=WIDTH, base=BASE, layout=layout)
+    assert_same(grape.rotate(q, k, POSITIONS), rotary.rotate(q, k, POSITIONS))
+    ratios = [0.5, 1.0, 1.5, 3.0]
+    with torch.no_grad():
+        grape.log_ratio.copy_(16 * torch.tensor(ratios).log())
+    frequencies = [plain(i) * ratio for i, ratio in enumerate(ratios)]
+    for x, ours in zip((q, k), grape.rotate(q, k, POSITIONS), strict=True):
+        assert_turned(ours, x, lambda x, t: turned(x, t, frequencies, PAIRS[layout]))
+
+
+@pytest.mark.parametrize("layout", list(PAIRS))
 def test_axial_rotary_turns_by_column_and_by_row(layout: str) -> None:
     """Heo et al. 2024: θ_i = b^(−i/(d/4)), for both axes."""
     axial = encoding("axial_rotary", head_dim=WIDTH, base=BASE, layout=layout, grid_width=3)

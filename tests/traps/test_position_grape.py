@@ -39,6 +39,14 @@ def test_the_length_of_a_direction_has_no_effect() -> None:
     assert read(grape, q, k, POSITIONS, POSITIONS).isfinite().all()
 
 
+def test_every_frequency_learns() -> None:
+    """From the products of queries and keys at different positions."""
+    grape, q, k = built("grape_multiplicative"), heads(7), heads(7)
+    rotated_q, rotated_k = grape.rotate(q, k, POSITIONS)
+    (rotated_q @ rotated_k.transpose(-2, -1)).sin().sum().backward()
+    assert grape.log_ratio.grad.ne(0).all()
+
+
 def test_a_far_distance_is_not_rounded_to_bfloat16() -> None:
     """Distances of 1,003 and 1,000 differ, in autocast too."""
     with default_dtype("float32"):
