@@ -51,14 +51,13 @@ class GridRotary(RotaryEncoding):
 
 @POSITION.register(
     name="axial_rotary",
-    paper="Heo et al. 2024, arXiv 2403.13298, §3.2",
+    paper="Heo et al. 2024, arXiv 2403.13298, and the authors' code",
     equation="rotary of the column t mod w for half of the pairs, of the row ⌊t/w⌋ for the others",
     reference="transformers Sam2VideoRoPEAttention",
     acts=("heads",),
     relative=False,
     deviations="tokens of a sequence are laid out on a grid of w columns, row by row, from "
-    "position 0; the pairs of columns come before those of rows, as in SAM 2, where the paper "
-    "alternates them",
+    "position 0; the pairs of columns come before those of rows, as in the authors' code",
 )
 class AxialRotaryEncoding(GridRotary):
     """Rotates the first half of the pairs by the column of a token, the second half by its row.

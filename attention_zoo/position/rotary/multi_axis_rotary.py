@@ -11,7 +11,7 @@ from attention_zoo.zoo import POSITION
 
 @POSITION.register(
     name="multi_axis_rotary",
-    paper="Wang et al. 2024, arXiv 2409.12191, §2.1",
+    paper="Wang et al. 2024, arXiv 2409.12191",
     equation="rotary, where the pairs of each section turn by one of ⌊t/hw⌋, ⌊t/w⌋ mod h, t mod w",
     reference="transformers Qwen2VLAttention",
     acts=("heads",),
