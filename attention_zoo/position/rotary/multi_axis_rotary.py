@@ -5,7 +5,7 @@ from typing import Any
 from torch import Tensor
 
 from attention_zoo.errors import UserError, check_positive
-from attention_zoo.position.rotary.axial_rotary import GridRotary
+from attention_zoo.position.rotary.grid import GridRotary
 from attention_zoo.zoo import POSITION
 
 
