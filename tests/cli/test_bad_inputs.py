@@ -150,6 +150,9 @@ callbacks.best_checkpoint.save_top_k=abc | a whole number
 +callbacks.mine._target_=nomod.Nope | No module named 'nomod'
 +logger.mine._target_=nomod.Nope | No module named 'nomod'
 logger=foo | tensorboard
+logger=[1,2] | takes names
+logger=[csv,[wandb]] | takes names
+callbacks=[null] | takes names
 logger=csv logger.csv.name=5 | logger.csv.name must be text
 logger=csv logger.csv.flush_logs_every_n_steps=0 | at least 1
 logger=tensorboard +logger.tensorboard.foo=1 | logger.tensorboard.comment
