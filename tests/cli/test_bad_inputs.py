@@ -6,6 +6,7 @@ import shlex
 import sys
 
 import pytest
+import torch
 
 from attention_zoo.tasks.commands.cli import main
 from attention_zoo.tasks.data.base import PreparedData
@@ -359,6 +360,24 @@ def test_it_is_refused_in_a_line_that_helps(
     assert 1 <= len(lines) <= 3 and "Traceback" not in errors, errors
     assert lines[-1].startswith("refused: " if code == 3 else "error: "), errors
     assert word in errors, errors
+
+
+def test_lines_are_translated_whatever_the_data_of_the_training(
+    monkeypatch, capsys, tmp_path, checkpoint
+):
+    contents = torch.load(checkpoint, weights_only=True)
+    contents["attention_zoo"]["config"]["data"]["_target_"] = "mine.Data"
+    torch.save(contents, tmp_path / "own.ckpt")
+    command = ["ckpt_path=own.ckpt", "decoding.max_extra=2", "decoding.max_ratio=0.1"]
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["attention-zoo", "translate", *command, "a line"])
+    main()
+    assert len(capsys.readouterr().out.splitlines()) == 1
+    code, errors = run(monkeypatch, capsys, tmp_path, ["evaluate", *command])
+    assert code == 3 and "got _target_: mine.Data" in errors
+    changed = [*command, "data.max_tokens=5", "a line"]
+    code, errors = run(monkeypatch, capsys, tmp_path, ["translate", *changed])
+    assert code == 3 and "got _target_: mine.Data" in errors
 
 
 def test_the_table_is_long_enough():
