@@ -118,13 +118,13 @@ def test_exponential_gates_of_slstm_do_not_overflow(size: float) -> None:
         nn.init.zeros_(attention.mixing)
         attention.input.bias = nn.Parameter(gates.flatten())
         with torch.no_grad():
-            attention.input.weight[:DIM] = 0.0
+            attention.cell.input.weight[:DIM] = 0.0
         x = torch.randn(1, 9, DIM)
         out = attention(x)
         out.sum().backward()
     candidates = attention.values(x)[..., 0].transpose(1, 2)
     counts = torch.arange(1, 10)[:, None]
-    gate = attention.input(x).chunk(4, dim=-1)[3].sigmoid()
+    gate = attention.cell.input(x).chunk(4, dim=-1)[3].sigmoid()
     torch.testing.assert_close(out, gate * candidates.cumsum(dim=1) / counts)
     assert all(part.grad.isfinite().all() for part in attention.parameters())
 
@@ -133,7 +133,7 @@ def test_blocks_of_slstm_do_not_mix() -> None:
     """A channel reads the hidden states of its own block only, by way of R."""
     attention = create_attention("slstm", dim=DIM, role="causal", blocks=2)
     hidden = torch.randn(DIM, requires_grad=True)
-    projected = attention.project_hidden(hidden).view(4, 2, DIM // 2)
+    projected = attention.cell.project_hidden(hidden).view(4, 2, DIM // 2)
     for block in range(2):
         (gradient,) = torch.autograd.grad(projected[:, block].sum(), hidden, retain_graph=True)
         assert (gradient.view(2, -1) != 0).all(dim=1).tolist() == [block == 0, block == 1]

@@ -190,7 +190,10 @@ class StreamingAttention(BlockSparseAttention):
                 keys = self.position.naive_rotate(
                     k[b, h, part], there, head=h, length=length, of="key"
                 )
-                inputs = NaiveScoreInputs(query, keys, here, there, h, self.scale, source[b, part])
+                # No encoding that reads the content, as of other heads, is taken.
+                heads = query[None], keys[None]
+                tokens = source[b, part]
+                inputs = NaiveScoreInputs(query, keys, here, there, h, self.scale, tokens, *heads)
                 biases = self.position.naive_bias(inputs)
                 scores[b, h, i, part] = keys @ query / math.sqrt(self.head_dim) + biases
         return self.naive_output(softmax(scores, visible) @ v, x)
