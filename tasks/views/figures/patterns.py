@@ -28,6 +28,7 @@ _MAX_OPTION = 4  # of options that count tokens: patterns must fit into so few t
 _SIMILAR = 6  # neighbouring tokens that share content
 _COLUMNS = 6
 _SIZE = 1.35  # of a thumbnail, in inches
+_HIDING = 1e5  # a bias of this size hides a key: no score makes up for it
 
 
 class Thumbnail(NamedTuple):
@@ -149,9 +150,10 @@ def bias_thumbnails() -> list[Thumbnail]:
             kinds.append("by content")
         bias = bias.masked_fill(~causal, torch.nan)[:2]
         limit = bias.nan_to_num().abs().max().item()
+        size = f"±{limit:.2g}" if limit < _HIDING else "±∞"
         family = entry_family(POSITION[card.name])
         for head, values in enumerate(bias, start=1):
-            notes = f"head {head}, up to ±{limit:.2g}", ", ".join(kinds)
+            notes = f"head {head}, up to {size}", ", ".join(kinds)
             thumbnails.append(Thumbnail(family, card.name, notes, values, limit))
     return sorted(thumbnails, key=attrgetter("family"))
 
