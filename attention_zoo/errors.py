@@ -30,8 +30,8 @@ def check_positive(**values: int | None) -> None:
             raise UserError(f"{name} must be at least 1, got {value}.")
 
 
-def check_not_negative(**values: int) -> None:
-    """Raise UserError for an option that counts from 0 and is negative."""
+def check_not_negative(**values: float) -> None:
+    """Raise UserError for an option that starts from 0 and is negative."""
     for name, value in values.items():
         if value < 0:
             raise UserError(f"{name} must be at least 0, got {value}.")

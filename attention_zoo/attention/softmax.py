@@ -57,7 +57,8 @@ class SoftmaxAttention(Attention):
     """
 
     backends: ClassVar[tuple[str, ...]] = ("sdpa", "reference", "flex")
-    # What projects keys and values, and what else is kept of every token.
+    # What projects keys and values, and what else is kept of every token; none if layers cannot
+    # share it.
     kv_modules: tuple[str, ...] = ("key", "value")
 
     def __init__(
@@ -283,9 +284,13 @@ class SoftmaxAttention(Attention):
         return TokenCache(self.window)
 
     def read_kv_of(self, source: Attention) -> None:
-        for hook in ("project_qkv", "attend_tokens"):
-            if getattr(type(self), hook) is not getattr(SoftmaxAttention, hook):
-                raise self.cannot_share()
+        own, ours = type(self), SoftmaxAttention
+        if (
+            not self.kv_modules
+            or own.project_qkv is not ours.project_qkv
+            or own.attend_tokens is not ours.attend_tokens
+        ):
+            raise self.cannot_share()
         check_same_kv(self, source, self.kv_modules)
         for name in self.kv_modules:
             delattr(self, name)
@@ -315,15 +320,30 @@ class SoftmaxAttention(Attention):
         """
         scores, biases = (q.new_zeros(*q.shape[:3], k.shape[2]) for _ in range(2))
         encoding = self.position
-        for b, h, i in product(*map(range, q.shape[:3])):
+        heads = range(q.shape[1])
+        for b, i in product(range(len(q)), range(q.shape[2])):
             seen = visible[b, i].nonzero()[:, 0]
-            if len(seen):
-                here, there = self.naive_positions(b, i, seen, positions)
-                length = int(here) + 1
-                query = encoding.naive_rotate(q[b, h, i], here, head=h, length=length, of="query")
-                keys = encoding.naive_rotate(k[b, h, seen], there, head=h, length=length, of="key")
-                scores[b, h, i, seen] = self.naive_scores(h, query, keys)
-                inputs = NaiveScoreInputs(query, keys, here, there, h, self.scale, source[b, seen])
+            if not len(seen):
+                continue
+            here, there = self.naive_positions(b, i, seen, positions)
+            length = int(here) + 1
+            queries = torch.stack(
+                [
+                    encoding.naive_rotate(q[b, h, i], here, head=h, length=length, of="query")
+                    for h in heads
+                ]
+            )
+            keys = torch.stack(
+                [
+                    encoding.naive_rotate(k[b, h, seen], there, head=h, length=length, of="key")
+                    for h in heads
+                ]
+            )
+            for h in heads:
+                scores[b, h, i, seen] = self.naive_scores(h, queries[h], keys[h])
+                inputs = NaiveScoreInputs(
+                    queries[h], keys[h], here, there, h, self.scale, source[b, seen], queries, keys
+                )
                 biases[b, h, i, seen] = encoding.naive_bias(inputs)
         return scores, biases
 

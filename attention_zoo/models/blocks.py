@@ -15,31 +15,54 @@ from attention_zoo.errors import UserError, check_dropout, check_positive, short
 from attention_zoo.zoo import Role
 
 AttentionFactory = Callable[..., Attention]
-Norm = Literal["layer", "rms"]
-NormOrder = Literal["pre", "post"]
-Activation = Literal["relu", "relu_squared", "gelu", "swiglu"]
+Norm = Literal["layer", "layer_no_bias", "rms"]
+NormOrder = Literal["pre", "post", "sandwich", "res_post"]
+Activation = Literal[
+    "relu", "relu_squared", "gelu", "silu", "swiglu", "geglu_tanh", "clamped_swiglu"
+]
 
 
 @dataclass(frozen=True, kw_only=True)
 class BlockOptions:
-    """What all sublayers of a model share.
+    """What all parts of a model share.
 
     Args:
         dim: width of the residual stream.
-        ffn_dim: width of the feed-forward's hidden layer.
+        ffn_dim: width of the feed-forward's hidden layer; None: layers without a feed-forward, as
+            in Mamba.
         activation: of the feed-forward: `relu` (Vaswani et al. 2017), `gelu` (Hendrycks and Gimpel
-            2016), `relu_squared` (So et al. 2021), `swiglu` (Shazeer 2020).
-        norm: `layer` (Ba et al. 2016) or `rms` (Zhang and Sennrich 2019).
-        norm_order: `pre`, x + f(norm(x)), or `post`, norm(x + f(x)).
+            2016), `silu` (Elfwing et al. 2017), `relu_squared` (So et al. 2021); or one with a
+            gate: `swiglu` (Shazeer 2020), `geglu_tanh` (likewise, with the GELU of Gemma),
+            `clamped_swiglu` (gpt-oss).
+        ffn_bias: whether the two layers of the feed-forward have biases.
+        parallel_feed_forward: whether attention and feed-forward read the same norm, and their sum
+            is added to the residual stream (Wang and Komatsuzaki 2021, GPT-J).
+        norm: `layer` (Ba et al. 2016), `layer_no_bias`, the same without a bias, or `rms` (Zhang
+            and Sennrich 2019).
+        norm_order: `pre`, x + f(norm(x)); `post`, norm(x + f(x)); `sandwich`,
+            x + norm(f(norm(x))) (Ding et al. 2021, Gemma 2); or `res_post`, x + norm(f(x)) (Liu et
+            al. 2022, OLMo 2).
+        norm_epsilon: what norms add to the variance; default: 1e-6 for `rms`, 1e-5 for the others.
         dropout: on every sublayer's output and on the embeddings.
+        scale_embedding: whether embeddings are multiplied by √dim (Vaswani et al. 2017, §3.4).
+        logit_scale: by which logits are multiplied.
+        logit_cap: bound of the logits, cap·tanh(logits / cap) (Gemma 2); default: none.
+        logit_bias: whether the output has a bias for each token (Marian).
     """
 
     dim: int
-    ffn_dim: int
+    ffn_dim: int | None
     activation: Activation = "gelu"
+    ffn_bias: bool = True
+    parallel_feed_forward: bool = False
     norm: Norm = "layer"
     norm_order: NormOrder = "pre"
+    norm_epsilon: float | None = None
     dropout: float = 0.1
+    scale_embedding: bool = True
+    logit_scale: float = 1.0
+    logit_cap: float | None = None
+    logit_bias: bool = False
 
     def __post_init__(self) -> None:
         choices = {"activation": Activation, "norm": Norm, "norm_order": NormOrder}
@@ -48,15 +71,22 @@ class BlockOptions:
             if value not in legal:
                 raise UserError(f"{name} must be one of {', '.join(legal)}, got {value!r}.")
         check_dropout(self.dropout)
-        check_positive(dim=self.dim, ffn_dim=self.ffn_dim)
+        check_positive(dim=self.dim, **({} if self.ffn_dim is None else {"ffn_dim": self.ffn_dim}))
+        for name in ("norm_epsilon", "logit_scale", "logit_cap"):
+            value = getattr(self, name)
+            if value is not None and value <= 0.0:
+                raise UserError(f"{name} must be above 0, got {value}.")
 
     def create_norm(self) -> nn.Module:
-        """Create the norm of a sublayer."""
-        return nn.LayerNorm(self.dim) if self.norm == "layer" else nn.RMSNorm(self.dim, eps=1e-6)
+        """Create a norm of the residual stream."""
+        if self.norm == "rms":
+            return nn.RMSNorm(self.dim, eps=self.norm_epsilon or 1e-6)
+        bias = self.norm == "layer"
+        return nn.LayerNorm(self.dim, eps=self.norm_epsilon or 1e-5, bias=bias)
 
     def create_final_norm(self) -> nn.Module:
-        """Create the norm at the end of a stack, which pre-norm layers need."""
-        return self.create_norm() if self.norm_order == "pre" else nn.Identity()
+        """Create the norm at the end of a stack, where its layers leave the stream as it is."""
+        return nn.Identity() if self.norm_order == "post" else self.create_norm()
 
 
 def check_factory(factory: object, name: str) -> None:
@@ -69,19 +99,27 @@ def check_factory(factory: object, name: str) -> None:
 
 
 class Sublayer(nn.Module):
-    """x + dropout(f(norm(x))), or norm(x + dropout(f(x)))."""
+    """A function f with norm, dropout and residual connection, in the order of `norm_order`."""
 
     def __init__(self, options: BlockOptions) -> None:
         super().__init__()
-        self.pre_norm = options.norm_order == "pre"
+        self.norm_order = options.norm_order
         self.norm = options.create_norm()
+        if self.norm_order == "sandwich":
+            self.output_norm: nn.Module = options.create_norm()
         self.dropout = nn.Dropout(options.dropout)
 
     def residual(self, x: Tensor, f: Callable[[Tensor], Tensor]) -> Tensor:
         """Apply f with norm, dropout and residual connection."""
-        if self.pre_norm:
-            return x + self.dropout(f(self.norm(x)))
-        return self.norm(x + self.dropout(f(x)))
+        match self.norm_order:
+            case "pre":
+                return x + self.dropout(f(self.norm(x)))
+            case "post":
+                return self.norm(x + self.dropout(f(x)))
+            case "sandwich":
+                return x + self.dropout(self.output_norm(f(self.norm(x))))
+            case "res_post":
+                return x + self.dropout(self.norm(f(x)))
 
 
 class ParallelAttention(nn.Module):
@@ -149,9 +187,24 @@ class AttentionSublayer(Sublayer):
             return [self.attention]
         return [*self.attention.branches]
 
-    def forward(self, x: Tensor, context: Tensor | None = None, **inputs: Any) -> Tensor:
-        """Attend as `Attention.forward` does, with the same inputs: [b q d] -> [b q d]."""
-        return self.residual(x, lambda y: self.attention(y, context, **inputs))
+    def forward(
+        self,
+        x: Tensor,
+        context: Tensor | None = None,
+        *,
+        parallel: Callable[[Tensor], Tensor] | None = None,
+        **inputs: Any,
+    ) -> Tensor:
+        """Attend as `Attention.forward` does, with the same inputs: [b q d] -> [b q d].
+
+        The output of a function in `parallel`, which reads what attention reads, is added to its.
+        """
+
+        def attend(y: Tensor) -> Tensor:
+            attended = self.attention(y, context, **inputs)
+            return attended if parallel is None else attended + parallel(y)
+
+        return self.residual(x, attend)
 
 
 def build_attention(factory: AttentionFactory, dim: int, role: Role, layer: int) -> Attention:
@@ -167,29 +220,47 @@ def build_attention(factory: AttentionFactory, dim: int, role: Role, layer: int)
 
 
 class FeedForward(Sublayer):
-    """W₂ σ(W₁ x), or W₂ (silu(W₁ x) ⊙ W₃ x) for `swiglu`, with residual and norm."""
+    """W₂ σ(W₁ x), or W₂ (σ(W₁ x) ⊙ W₃ x) for an activation with a gate, with residual and norm.
+
+    In parallel to attention it has no norm of its own.
+    """
 
     def __init__(self, options: BlockOptions) -> None:
         super().__init__(options)
+        assert options.ffn_dim is not None
+        if options.parallel_feed_forward:
+            self.norm = self.output_norm = nn.Identity()
         self.activation = options.activation
-        gated = options.activation == "swiglu"
-        self.expand = nn.Linear(options.dim, options.ffn_dim * (2 if gated else 1))
-        self.contract = nn.Linear(options.ffn_dim, options.dim)
+        width = options.ffn_dim * (2 if self.activation in GATED_ACTIVATIONS else 1)
+        self.expand = nn.Linear(options.dim, width, bias=options.ffn_bias)
+        self.contract = nn.Linear(options.ffn_dim, options.dim, bias=options.ffn_bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        activate = ACTIVATIONS[self.activation]
-        return self.residual(x, lambda y: self.contract(activate(self.expand(y))))
+        return self.residual(x, self.transform)
+
+    def transform(self, x: Tensor) -> Tensor:
+        """Compute the feed-forward of x [b t d] alone."""
+        expanded = self.expand(x)
+        if self.activation in GATED_ACTIVATIONS:
+            return self.contract(GATED_ACTIVATIONS[self.activation](*expanded.chunk(2, dim=-1)))
+        return self.contract(ACTIVATIONS[self.activation](expanded))
 
 
-def swiglu(x: Tensor) -> Tensor:
-    """Multiply the second half of the channels by the SiLU of the first."""
-    gate, x = x.chunk(2, dim=-1)
-    return silu(gate) * x
+def clamped_swiglu(gate: Tensor, x: Tensor) -> Tensor:
+    """Multiply x + 1 by a gate g·σ(1.702·g), with g ≤ 7 and |x| ≤ 7."""
+    gate, x = gate.clamp(max=7.0), x.clamp(-7.0, 7.0)
+    return (x + 1.0) * gate * torch.sigmoid(1.702 * gate)
 
 
 ACTIVATIONS: dict[Activation, Callable[[Tensor], Tensor]] = {
     "relu": torch.relu,
     "relu_squared": lambda x: torch.relu(x).square(),
     "gelu": gelu,
-    "swiglu": swiglu,
+    "silu": silu,
+}
+# Of the gate, the first half of the channels, and of the other half.
+GATED_ACTIVATIONS: dict[Activation, Callable[[Tensor, Tensor], Tensor]] = {
+    "swiglu": lambda gate, x: silu(gate) * x,
+    "geglu_tanh": lambda gate, x: gelu(gate, approximate="tanh") * x,
+    "clamped_swiglu": clamped_swiglu,
 }

@@ -11,7 +11,7 @@ from attention_zoo.capture import Maps, capture_attention, group_by_role
 from attention_zoo.factory import check_type, construct
 from attention_zoo.masks import Mask, count_real_tokens, gather_broadcast
 from attention_zoo.models.blocks import BlockOptions
-from attention_zoo.models.embedding import TokenEmbedding, output_head
+from attention_zoo.models.embedding import OutputHead, TokenEmbedding
 from attention_zoo.models.stacks import Attentions, Decoder, Positions
 from attention_zoo.tensor_checks import check_indices
 
@@ -44,7 +44,7 @@ class LanguageModel(nn.Module):
         super().__init__()
         options = construct(BlockOptions, "the model", **block_options)
         check_type("tie_embeddings", tie_embeddings, bool)
-        self.embedding = TokenEmbedding(vocabulary_size, options.dim)
+        self.embedding = TokenEmbedding(vocabulary_size, options)
         self.decoder = Decoder(
             layers=layers,
             attention=attention,
@@ -52,7 +52,7 @@ class LanguageModel(nn.Module):
             share_kv=share_kv,
             options=options,
         )
-        self.head = output_head(self.embedding, tied=tie_embeddings)
+        self.head = OutputHead(self.embedding, options, tied=tie_embeddings)
         # The longest sequence that encoding and attention can take, if there is a limit.
         self.max_length = self.decoder.max_length
 

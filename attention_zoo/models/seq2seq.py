@@ -12,7 +12,7 @@ from attention_zoo.errors import UserError
 from attention_zoo.factory import check_type, construct
 from attention_zoo.masks import Mask
 from attention_zoo.models.blocks import BlockOptions
-from attention_zoo.models.embedding import TokenEmbedding, output_head
+from attention_zoo.models.embedding import OutputHead, TokenEmbedding
 from attention_zoo.models.stacks import (
     Attentions,
     Decoder,
@@ -64,7 +64,7 @@ class Seq2Seq(nn.Module):
         options = construct(BlockOptions, "the model", **block_options)
         check_type("tie_embeddings", tie_embeddings, bool)
         check_type("pad_id", pad_id, int)
-        self.source_embedding = TokenEmbedding(vocabulary_size, options.dim)
+        self.source_embedding = TokenEmbedding(vocabulary_size, options)
         if not 0 <= pad_id < vocabulary_size:
             raise UserError(
                 f"pad_id must be a token, from 0 to {vocabulary_size - 1}, got {pad_id}."
@@ -72,7 +72,7 @@ class Seq2Seq(nn.Module):
         self.pad_id = pad_id
         self.target_embedding = self.source_embedding
         if not tie_embeddings:
-            self.target_embedding = TokenEmbedding(vocabulary_size, options.dim)
+            self.target_embedding = TokenEmbedding(vocabulary_size, options)
         self.encoder = Encoder(
             layers=layers if encoder_layers is None else encoder_layers,
             attention=encoder_attention,
@@ -89,7 +89,7 @@ class Seq2Seq(nn.Module):
             cross_share_kv=cross_share_kv,
             options=options,
         )
-        self.head = output_head(self.target_embedding, tied=tie_embeddings)
+        self.head = OutputHead(self.target_embedding, options, tied=tie_embeddings)
         # The longest sequence that encoding and attention can take, if there is a limit.
         self.max_length = shortest_limit(self.encoder.max_length, self.decoder.max_length)
 

@@ -32,7 +32,8 @@ Factory = TypeVar("Factory", bound=Callable[..., Any])
 class TransformerLayer(nn.Module):
     """Self-attention of a role, cross-attention if there is a factory of it, then feed-forward.
 
-    A tuple of factories builds mechanisms that stand side by side.
+    A tuple of factories builds mechanisms that stand side by side. Without `ffn_dim` there is no
+    feed-forward.
     """
 
     def __init__(
@@ -51,7 +52,13 @@ class TransformerLayer(nn.Module):
             self.cross_attention = AttentionSublayer(
                 cross_attention, options, role="cross", layer=layer
             )
-        self.feed_forward = FeedForward(options)
+        self.is_parallel = options.parallel_feed_forward
+        if self.is_parallel and (options.ffn_dim is None or cross_attention is not None):
+            raise Unsupported(
+                "parallel_feed_forward needs layers of self-attention and a feed-forward, got "
+                f"{'cross-attention' if cross_attention is not None else 'ffn_dim=None'}."
+            )
+        self.feed_forward = None if options.ffn_dim is None else FeedForward(options)
 
     def create_caches(self) -> list[Cache | None]:
         """Create the caches of self-attention and, if there is any, of cross-attention.
@@ -78,9 +85,15 @@ class TransformerLayer(nn.Module):
         inputs, cross_inputs = (
             {"cache": cache, "shared": kv} for cache, kv in zip(caches, shared, strict=True)
         )
-        x = self.self_attention(x, mask=mask, positions=positions, **inputs)
+        parallel = None
+        if self.is_parallel:
+            assert self.feed_forward is not None
+            parallel = self.feed_forward.transform
+        x = self.self_attention(x, mask=mask, positions=positions, parallel=parallel, **inputs)
         if self.cross_attention is not None:
             x = self.cross_attention(x, context, mask=context_mask, **cross_inputs)
+        if self.feed_forward is None or self.is_parallel:
+            return x
         return self.feed_forward(x)
 
 

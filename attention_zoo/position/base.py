@@ -32,6 +32,8 @@ class NaiveScoreInputs(NamedTuple):
     head: int  # index of the query head
     scale: float  # of the attention's scores
     tokens: Tensor  # [k d], inputs of the keys
+    all_queries: Tensor  # [h c], the query of every head, as `naive_rotate` left it
+    all_keys: Tensor  # [h k c], likewise
 
     @property
     def distances(self) -> Tensor:
@@ -89,6 +91,11 @@ class PositionalEncoding(nn.Module):
         """Return the type to compute in: that of the module, float32 at least."""
         return torch.promote_types(self.typed.dtype, torch.float32)
 
+    @property
+    def content_magnitude(self) -> float:
+        """Return what queries and keys are multiplied by where a mechanism keeps them unrotated."""
+        return self.magnitude
+
     def map_positions(self, positions: Tensor) -> Tensor:
         """Map positions [b|1 t] to others, before a model's layers."""
         return positions
@@ -145,6 +152,10 @@ class PositionalEncoding(nn.Module):
     def naive_magnitude(self) -> float:
         """Return what `naive_rotate` multiplies queries and keys by."""
         return 1.0
+
+    def naive_content_magnitude(self) -> float:
+        """Return what queries and keys are multiplied by where a mechanism keeps them unrotated."""
+        return self.naive_magnitude()
 
     def naive_bias(self, inputs: NaiveScoreInputs) -> Tensor | float:
         """Return what to add to the scores [k] of one query and the keys that it sees."""

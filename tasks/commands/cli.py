@@ -85,7 +85,8 @@ def complete(arguments: list[str]) -> None:
         print(*(name for name in COMMANDS if name.startswith("".join(words))))
     elif words[0] == "show":
         # The files are named as the entries are, and reading them takes no torch.
-        print(*sorted([*list_choices("attention"), *list_choices("position")]))
+        stacks = [f"stack={name}" for name in list_choices("stack")]
+        print(*sorted([*list_choices("attention"), *list_choices("position")]), *stacks)
     elif words[0] in COMPOSED:
         os.environ["COMP_LINE"] = " ".join([program, *words[1:]])
         run_composed(words[0], ["-sc", *arguments])

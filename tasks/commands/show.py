@@ -1,18 +1,33 @@
-"""`attention-zoo show NAME`: print the card and the options of an entry of the zoo."""
+"""`attention-zoo show`: print the card of an entry of the zoo, or the layers of a stack."""
 
 import inspect
+from collections.abc import Iterator
 from dataclasses import asdict
+from itertools import groupby
+from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
 from attention_zoo import card
 from attention_zoo.errors import UserError
 from attention_zoo.tasks.commands.arguments import parse_arguments
+from attention_zoo.tasks.run_folder import refuse_unwritable
 from attention_zoo.tasks.views.tables import Table, print_table
 from attention_zoo.zoo import ATTENTION, POSITION, unknown_name_message
 
+TOKENS, BYTES = 1024, 4  # the length whose decode state is counted, in float32
+
 
 def run(arguments: list[str]) -> None:
+    """Print the card, the options and the documentation of an entry; or the layers of a stack."""
+    if any(x.startswith("stack=") for x in arguments):
+        show_stack(arguments)
+    else:
+        show_entry(arguments)
+
+
+def show_entry(arguments: list[str]) -> None:
     """Print the card, the options and the documentation of an entry."""
     from attention_zoo.factory import options_of
 
@@ -41,3 +56,99 @@ def format_field(value: bool | str | tuple[str, ...]) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
     return (", ".join(value) if isinstance(value, tuple) else value) or "none"
+
+
+def show_stack(arguments: list[str]) -> None:
+    """Print the layers of the model that options of `train` compose, and draw it if asked to."""
+    import torch
+
+    from attention_zoo.tasks.configuration.build import build_model, parameter_counts
+    from attention_zoo.tasks.configuration.stacks import layers_by_role
+
+    output = [x.partition("=")[2] for x in arguments if x.startswith("output=")]
+    if output and not output[-1].endswith((".png", ".svg", ".pdf")):
+        raise UserError(f"output must be a picture, such as stack.png, got {output[-1]}.")
+    config = compose_training([x for x in arguments if not x.startswith("output=")])
+    with torch.device("meta"):
+        size = config["tokenizer"].get("vocabulary_size") or 1
+        model = build_model(config, vocabulary_size=size, pad_id=0)
+    console = Console()
+    for role, layers in layers_by_role(config).items():
+        rows = [*layer_rows(layers, config["model"]["heads"])]
+        columns = ["layer", "kind", "attention", "position"]
+        print_table(console, Table(role.replace("_", "-"), columns, rows, "llll"))
+    print(f"{parameter_counts(model)['parameters/attention']:,} parameters of attention")
+    print(describe_decode_state(model))
+    if output:
+        from attention_zoo.tasks.views.figures.diagram import draw_architecture
+
+        with refuse_unwritable(Path(output[-1]), "FILE"):
+            draw_architecture(model).savefig(output[-1])
+        print(output[-1])
+
+
+def compose_training(arguments: list[str]) -> dict[str, Any]:
+    """Return the config that `train` would compose of its options, resolved and checked."""
+    from hydra import compose, initialize_config_module
+    from omegaconf import OmegaConf
+
+    from attention_zoo.tasks.configuration.composition import parse_command
+    from attention_zoo.tasks.configuration.composition_errors import explain_error
+    from attention_zoo.tasks.configuration.defaults import resolve_defaults
+    from attention_zoo.tasks.configuration.option_checks import check_options, legal_names
+    from attention_zoo.tasks.configuration.validation import validate_attention
+
+    invocation = parse_command("train", arguments)
+    try:
+        with initialize_config_module("attention_zoo.conf", version_base="1.3"):
+            composed = compose("train", overrides=[*invocation.overrides, "paths.run=run"])
+        resolve_defaults(composed, invocation.overrides)
+        config: Any = OmegaConf.to_container(composed, resolve=True, throw_on_missing=True)
+    except Exception as error:
+        explained = explain_error(error, invocation)
+        if explained is error:
+            raise
+        raise explained from None
+    check_options(config, legal_names("train"))
+    validate_attention(config)
+    return config
+
+
+def layer_rows(layers: list[Any], heads: int) -> Iterator[list[str]]:
+    """Yield a row for each run of neighbouring layers that are alike."""
+    numbered = list(enumerate(layers))
+    for branches, run in groupby(numbered, key=lambda x: [branch[:2] for branch in x[1]]):
+        numbers = [number for number, _ in run]
+        last = f"–{numbers[-1]}" if len(numbers) > 1 else ""
+        yield [
+            f"{numbers[0]}{last}",
+            "+".join(path.rpartition(".")[2] for path, _ in branches),
+            " + ".join(describe_node("attention", node, heads) for _, node in branches),
+            " + ".join(describe_node("position", x.position, heads) for x in layers[numbers[0]]),
+        ]
+
+
+def describe_node(group: str, node: Any, heads: int) -> str:
+    """Return the name of an entry with the options that differ from those of its file."""
+    from attention_zoo.tasks.configuration.conf_files import entry_config
+
+    if node is None:
+        return "—"
+    defaults = entry_config(group, node["name"], heads=heads)
+    changed = [f"{key}={x}" for key, x in node.items() if x != defaults.get(key)]
+    return " ".join([node["name"], *changed])
+
+
+def describe_decode_state(model: Any) -> str:
+    """Return what decoding keeps of a sequence, over all layers, in words."""
+    from attention_zoo.attention.base import Attention
+
+    parts = [x for x in model.modules() if isinstance(x, Attention) and x.role != "global"]
+    without = [x.card.name for x in parts if not x.card.cache]
+    if without:
+        return f"no cached decoding, as {without[0]} has none"
+    state, longer = (BYTES * sum(x.decode_state(n) for x in parts) for n in (TOKENS, 2 * TOKENS))
+    return (
+        f"decode state of {TOKENS:,} tokens: {state / 1024:,.0f} KiB in float32, "
+        f"of {2 * TOKENS:,} tokens: {longer / 1024:,.0f} KiB"
+    )

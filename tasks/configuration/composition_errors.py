@@ -28,6 +28,14 @@ def explain_error(error: Exception, invocation: Invocation) -> Exception:
                 f"pip install 'attention-zoo[{LAUNCHER_EXTRAS[name]}]'."
             )
         return UserError(unknown_name_message(group, name, list(error.options)))
+    absent = re.search(r"Could not delete from config\. '([\w.@]+)' does not exist", str(error))
+    if isinstance(error, ConfigCompositionException) and absent:
+        # To Hydra, what is null does not exist.
+        composed = compose_groups(invocation.config_name, invocation.overrides, without=absent[1])
+        node, _, key = absent[1].rpartition(".")
+        if key in ((OmegaConf.select(composed, node) if node else composed) or ()):
+            return UserError(f"{absent[1]} is null already: remove ~{absent[1]}.")
+        return UserError(unknown_option_message(absent[1], invocation))
     unknown = re.search(r"Could not override '([\w.@]+)'", str(error))
     if isinstance(error, ConfigCompositionException) and unknown:
         # The override of a mapping may hold the unknown key.

@@ -32,6 +32,8 @@ PROVIDED: dict[str, Collection[str]] = {
     "tokenizer": ("lines",),
     "optimizer": ("model", "params"),
     "schedule": ("optimizer", "total_steps"),
+    "logger.tensorboard": ("log_dir",),
+    "logger.wandb": ("dir", "resume", "reinit", "settings"),
     "data.sampling": ("tokens", "rows", "context_length", "seed", "rank", "world_size"),
     "trainer": (
         "logger",
@@ -122,6 +124,8 @@ def check_options(config: Mapping[str, Any], legal: Collection[str]) -> None:
                 if f"{key}.{name}" not in TYPES:
                     raise UserError(unknown_option(f"{key}.{name}", config))
                 check_value(value, TYPES[f"{key}.{name}"], f"{key}.{name}")
+                if value == "":
+                    raise UserError(f"{key}.{name} must not be empty.")
         elif key in TYPES:
             check_value(node, TYPES[key], key)
 

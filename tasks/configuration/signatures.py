@@ -14,6 +14,14 @@ from attention_zoo.zoo import ATTENTION, POSITION
 
 # The classes that a parameter's `**options` are handed on to, where these are no base classes.
 DELEGATES = {"block_options": BlockOptions}
+# The functions that a library's or our `**options` are handed on to.
+EXTERNAL_DELEGATES = {
+    "lightning.pytorch.loggers.tensorboard.TensorBoardLogger": (
+        "torch.utils.tensorboard.SummaryWriter"
+    ),
+    "lightning.pytorch.loggers.wandb.WandbLogger": "wandb.init",
+    "attention_zoo.tasks.training.loggers.wandb_runs.create_wandb_logger": "wandb.init",
+}
 EXPECTED: dict[Any, str] = {
     int: "a whole number",
     float: "a number",
@@ -78,6 +86,13 @@ def _own_parameters(function: Callable[..., Any]) -> tuple[dict[str, inspect.Par
             return parameters, False
         if current is object.__init__ or number == len(functions) - 1:
             break
+    name = f"{function.__module__}.{function.__qualname__}"
+    if name in EXTERNAL_DELEGATES:
+        try:
+            delegate = pkgutil.resolve_name(EXTERNAL_DELEGATES[name])
+        except ImportError:
+            return parameters, True  # What is built will say that its package is missing.
+        return _own_parameters(delegate)[0] | parameters, False
     return parameters, True
 
 
@@ -155,6 +170,8 @@ def describe(annotation: Any) -> str:
         count = (
             f"{len(arguments)} " if kind is tuple and arguments and arguments[-1] is not ... else ""
         )
+        if arguments and get_origin(arguments[0]) is Literal:
+            return f"a list of {', '.join(map(str, get_args(arguments[0])))}"
         return (
             f"a list of {count}{PLURALS[arguments[0]]}"
             if arguments and arguments[0] in PLURALS

@@ -10,13 +10,13 @@ import torch
 from attention_zoo.errors import Unsupported, UserError, check_positive
 from attention_zoo.tasks.configuration import conf_files
 from attention_zoo.tasks.configuration.build import (
-    build_model,
-    build_optimizer,
-    build_schedule,
+    build_task,
+    instantiate,
     refusal,
 )
 from attention_zoo.tasks.configuration.renamed_options import refuse_renamed_keys
 from attention_zoo.tasks.configuration.stacks import ROLE_PATTERNS, layers_by_role
+from attention_zoo.tasks.data.tokenizers import ByteTokenizer
 from attention_zoo.tasks.task_spec import DIAGNOSTIC_DATA, TASKS, task_spec
 from attention_zoo.tasks.training.fine_tuning import freeze_parameters
 from attention_zoo.zoo import ATTENTION, POSITION, check_pair
@@ -32,13 +32,13 @@ def validate(config: Mapping[str, Any]) -> None:
     check_positive(**{"model.heads": config["model"]["heads"]})
     validate_data(config)
     validate_attention(config)
-    # What the sizes do not allow shows when the model is built. On the meta device that is cheap.
+    # What its options do not allow shows when a task is built. On the meta device that is cheap.
     with torch.device("meta"):
-        model = build_model(config, vocabulary_size=1, pad_id=0)
-    freeze_parameters(model, config.get("freeze", ()))
+        task = build_task(config, ByteTokenizer())
+    freeze_parameters(task.model, config.get("freeze", ()))
     try:
-        optimizer = build_optimizer(config["optimizer"])(model)
-        build_schedule(config["schedule"])(optimizer, total_steps=planned_steps(config))
+        optimizer = task.optimizer_factory(task.model)
+        task.schedule_factory(optimizer, total_steps=planned_steps(config))
     except (TypeError, ValueError) as error:
         if isinstance(error, UserError):
             raise
@@ -66,6 +66,8 @@ def validate_data(config: Mapping[str, Any]) -> None:
             f"Data for it: {', '.join(legal)}."
         )
     tokenizer = config["tokenizer"]["_target_"]
+    if tokenizer.startswith("attention_zoo."):
+        instantiate(config["tokenizer"])([])  # It refuses its options before any line is read.
     needs_symbols = data_module == DIAGNOSTIC_DATA
     if needs_symbols != (tokenizer == conf_files.SYMBOL_TOKENIZER):
         names = conf_files.list_choices("tokenizer")

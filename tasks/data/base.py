@@ -12,7 +12,7 @@ from typing import Any
 
 from lightning import LightningDataModule, Trainer
 
-from attention_zoo.errors import Unsupported, UserError
+from attention_zoo.errors import Unsupported, check_not_negative
 from attention_zoo.tasks.data.batches import BatchDataset
 from attention_zoo.tasks.data.cache import function_key, get_or_build, is_plain, sha256_of_code
 from attention_zoo.tasks.data.loader import ResumableLoader
@@ -65,8 +65,7 @@ class PreparedData(LightningDataModule):
         probes: Sequence[str] | None = None,
     ) -> None:
         super().__init__()
-        if num_workers < 0:
-            raise UserError(f"data.num_workers must be at least 0, got {num_workers}.")
+        check_not_negative(**{"data.num_workers": num_workers, "data.seed": seed})
         self.source = source if root is None else source.with_root(root)
         self.tokenizer_factory = tokenizer
         self.cache_dir = Path(cache_dir)

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from attention_zoo.errors import BadInput, UserError
+from attention_zoo.errors import BadInput, UserError, check_not_negative
 from attention_zoo.tasks.data.base import EncodedSplit, PreparedData
 from attention_zoo.tasks.data.batches import JaggedArray, PairDataset, TranslationBatch
 from attention_zoo.tasks.data.inspection import PairInspection
@@ -58,6 +58,7 @@ class TranslationData(PreparedData):
                 "data.max_tokens must lie between 3 and data.tokens_per_batch, got "
                 f"max_tokens={max_tokens} and tokens_per_batch={tokens_per_batch}."
             )
+        check_not_negative(**{"data.length_jitter": length_jitter})
         self.tokens_per_batch = tokens_per_batch
         self.max_tokens = max_tokens
         self.cache_options = {"max_tokens": max_tokens}

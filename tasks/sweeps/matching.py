@@ -64,6 +64,8 @@ def match_baseline(config: dict[str, Any], data: PreparedData, console: Console)
     the cost (`by`), its value for the baseline (`target`), and the width (`ffn_dim`).
     """
     by, model = config["match"], config["model"]
+    if model["ffn_dim"] is None:
+        raise UserError(f"match={by} resizes the feed-forward; give model.ffn_dim, got null.")
     previous, cost_name = model["ffn_dim"], COST_NAMES[by]
     target = matched_cost(baseline_config(config), data)
 

@@ -103,6 +103,10 @@ class Task(LightningModule):
                 "config must be a composed one, with "
                 f"{', '.join(REQUIRED_NODES)}; or {{}} for a task that is built from Python."
             )
+        if not 0.0 <= label_smoothing <= 1.0:
+            raise UserError(
+                f"task.label_smoothing must lie between 0 and 1, got {label_smoothing}."
+            )
         if non_finite not in RESPONSES:
             raise UserError(unknown_name_message("task.non_finite", non_finite, list(RESPONSES)))
         self.model = model

@@ -19,7 +19,7 @@ from torch.distributed.tensor import Replicate, Shard, distribute_tensor
 from attention_zoo.attention.base import Attention
 from attention_zoo.errors import Unsupported, UserError
 from attention_zoo.masks import Mask
-from attention_zoo.models.blocks import FeedForward
+from attention_zoo.models.blocks import GATED_ACTIVATIONS, FeedForward
 from attention_zoo.position.base import PositionalEncoding
 from attention_zoo.tasks.configuration.build import build_model
 from attention_zoo.tasks.configuration.stacks import branches_by_role
@@ -197,13 +197,14 @@ def check_sum(attention: Attention, parts: list[nn.Module]) -> None:
 def build_part(config: Mapping[str, Any], size: int, **ids: int) -> nn.Module:
     """Build the model of a config with a `size`-th of the heads and of the feed-forward."""
     model = config["model"]
-    if model["activation"] == "swiglu":
+    if model["activation"] in GATED_ACTIVATIONS:
         raise Unsupported(
             "trainer=tensor_parallel divides the feed-forward's channels, which model.activation="
-            f"swiglu has in pairs: {REMEDY}"
+            f"{model['activation']} has in pairs: {REMEDY}"
         )
     part = deepcopy(dict(config))
-    part["model"]["ffn_dim"] = divide("model.ffn_dim", model["ffn_dim"], size)
+    if model["ffn_dim"] is not None:
+        part["model"]["ffn_dim"] = divide("model.ffn_dim", model["ffn_dim"], size)
     for path, attention, _ in chain(*branches_by_role(config).values()):
         if "heads" not in attention:
             raise Unsupported(

@@ -10,7 +10,7 @@ from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import Checkpoint, ProgressBar
 from torch import nn
 
-from attention_zoo.errors import Unsupported, UserError
+from attention_zoo.errors import Unsupported, UserError, check_positive
 from attention_zoo.tasks.configuration.build import instantiate, refusal
 from attention_zoo.tasks.configuration.signatures import find_target
 from attention_zoo.tasks.data.base import PreparedData, data_ranks
@@ -31,6 +31,7 @@ LEAST: dict[str, float] = {
     "check_val_every_n_epoch": 1,
     "reload_dataloaders_every_n_epochs": 0,
 }
+TRAINING_LOSS = "train/loss"
 TEXT_METRICS = ("val/bleu", "val/chrf", "val/exact_match")  # of translations that are generated
 
 
@@ -110,20 +111,40 @@ def check_training(config: Mapping[str, Any]) -> Trainer:
     if not isinstance(task, type) or not issubclass(task, Task):
         raise UserError(f"task._target_ must be a Task, got {config['task']['_target_']}.")
     if task.__module__.startswith("attention_zoo."):
-        legal = monitored_metrics(config)
-        for callback in callbacks:
-            monitor = getattr(callback, "monitor", None)
-            if monitor is not None and monitor not in legal:
-                raise UserError(
-                    f"{type(callback).__name__} cannot have monitor={monitor}, which no validation "
-                    f"computes. Choices: {', '.join(legal)}."
-                )
+        check_monitors(config, callbacks)
+    for name, node in (config["logger"] or {}).items():
+        if node is not None and "flush_logs_every_n_steps" in node:
+            check_positive(
+                **{f"logger.{name}.flush_logs_every_n_steps": node["flush_logs_every_n_steps"]}
+            )
     if isinstance(config["compile"], dict):
         try:
             torch.compile(nn.Identity(), **config["compile"])
         except (TypeError, RuntimeError, ValueError) as error:
             raise refusal("compile", error) from error
     return trainer
+
+
+def check_monitors(config: Mapping[str, Any], callbacks: Sequence[Callback]) -> None:
+    """Refuse callbacks that look at what is never logged, or later than they look."""
+    legal = [*monitored_metrics(config), TRAINING_LOSS]
+    options = config["trainer"]
+    interval, every = options["val_check_interval"], options["log_every_n_steps"]
+    for callback in callbacks:
+        monitor, name = getattr(callback, "monitor", None), type(callback).__name__
+        if monitor is not None and monitor not in legal:
+            raise UserError(
+                f"{name} cannot have monitor={monitor}, which is not logged. Choices: "
+                f"{', '.join(legal)}."
+            )
+        if monitor == TRAINING_LOSS and isinstance(interval, int) and every is not None:
+            steps = max(1, interval // options.get("accumulate_grad_batches", 1))
+            if every > steps:
+                raise UserError(
+                    f"{name} with monitor={monitor} needs it at each validation, but it is logged "
+                    f"every {every} steps and validation is every {steps}; give "
+                    f"trainer.log_every_n_steps={steps}."
+                )
 
 
 def monitored_metrics(config: Mapping[str, Any]) -> list[str]:

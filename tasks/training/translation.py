@@ -46,7 +46,10 @@ class TranslationTask(Task):
         self.bleu_tokenizer = bleu_tokenizer
         self.bleu, self.chrf, self.exact_match = SacreBleu(), ChrF(), ExactMatch()
         if bleu_tokenizer is not None:
-            self.bleu = SacreBleu(tokenize=bleu_tokenizer)
+            try:
+                self.bleu = SacreBleu(tokenize=bleu_tokenizer)
+            except UserError as error:
+                raise UserError(f"task.bleu_tokenizer={bleu_tokenizer}: {error}") from None
         max_tokens = self.config.get("data", {}).get("max_tokens")
         self.max_source_tokens = None if max_tokens is None else max_source_tokens(max_tokens)
 

@@ -54,6 +54,17 @@ def test_a_monitored_metric_of_text_is_computed_in_validation(train):
     assert state["monitor"] == "val/bleu" and state["best_model_score"] is not None
 
 
+def test_the_loss_of_training_is_monitored_where_it_is_logged_by_then(train, capsys):
+    monitor = "callbacks.best_checkpoint.monitor=train/loss"
+    with pytest.raises(SystemExit):
+        train(*QUICK, *STEPS, "logger=none", monitor, "trainer.log_every_n_steps=3")
+    assert "give trainer.log_every_n_steps=2" in capsys.readouterr().err
+    run = train(*QUICK, *STEPS, "logger=none", monitor, "trainer.log_every_n_steps=2")
+    checkpoint = torch.load(run / "checkpoints" / "best.ckpt", weights_only=True)
+    (state,) = [x for name, x in checkpoint["callbacks"].items() if "ModelCheckpoint" in name]
+    assert state["monitor"] == "train/loss" and state["best_model_score"] is not None
+
+
 @pytest.mark.parametrize(
     ("option", "end"),
     [

@@ -140,12 +140,34 @@ def test_contextual_counts_by_gates(last: int) -> None:
     assert_same(read(cope, q, k, visible), expected)
 
 
+@pytest.mark.parametrize("inner", ["alibi", "fire", "kerple", "sandwich", "t5_bias"])
+def test_dape_corrects_a_bias_by_the_scores_of_all_heads(inner: str) -> None:
+    """Zheng et al. 2024: S + B + f(S, B), f two layers with a LeakyReLU between, head by head."""
+    dape = encoding("dape", encoding=inner, hidden=3)
+    q, k = heads(5), heads(4)
+    found = read(dape, q, k)
+    bias = dape.inner.score_bias(ASKING, ASKED).expand(2, -1, -1, -1)
+    for row, i, j in product(range(2), range(5), range(4)):
+        scores = [float(q[row, h, i] @ k[row, h, j]) * SCALE for h in range(HEADS)]
+        inputs = [*scores, *bias[row, :, i, j].tolist()]
+        hidden = []
+        for unit in range(3):
+            weights = zip(dape.expand.weight[unit].tolist(), inputs, strict=True)
+            raw = dape.expand.bias.tolist()[unit] + sum(w * x for w, x in weights)
+            hidden.append(raw if raw > 0 else 0.01 * raw)
+        for h in range(HEADS):
+            weights = zip(dape.contract.weight[h].tolist(), hidden, strict=True)
+            expected = bias[row, h, i, j] + sum(w * x for w, x in weights)
+            assert_same(found[row, h, i, j], expected)
+
+
 @pytest.mark.parametrize(
     ("name", "role", "option"),
     [
         ("shaw", "causal", "clip"),
         ("disentangled", "global", "clip"),
         ("contextual", "causal", "max_position"),
+        ("dape", "causal", "hidden"),
     ],
 )
 def test_a_table_without_distances_is_refused(name: str, role: Role, option: str) -> None:

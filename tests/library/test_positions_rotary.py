@@ -219,6 +219,29 @@ def test_xpos_scales_what_it_turns(layout: str) -> None:
     assert_turned(ours[1], k, scaled(-1))
 
 
+@pytest.mark.parametrize("layout", list(PAIRS))
+def test_fope_is_a_series_of_the_fast_frequencies(layout: str) -> None:
+    """Σ_j A_ji cos(t·ω_j) and Σ_j B_ji sin(t·ω_j); of 40 tokens, two pairs have ω ≥ 0.157."""
+    fope = encoding("fope", head_dim=WIDTH, base=BASE, layout=layout, original_length=40, gain=0.5)
+    frequencies = [w for w in map(plain, range(4)) if w >= 2 * math.pi / 40]
+    assert len(frequencies) == 2
+    a, b = fope.cos_coefficients, fope.sin_coefficients
+    assert a.shape == b.shape == (len(frequencies), len(frequencies))
+
+    def each(x: Tensor, place: int) -> Tensor:
+        out = x.clone()
+        for i, (first, second) in enumerate(PAIRS[layout][: len(frequencies)]):
+            cos = sum(a[j, i] * math.cos(place * w) for j, w in enumerate(frequencies))
+            sin = sum(b[j, i] * math.sin(place * w) for j, w in enumerate(frequencies))
+            out[first] = x[first] * cos - x[second] * sin
+            out[second] = x[second] * cos + x[first] * sin
+        return out
+
+    q, k = heads()
+    for x, ours in zip((q, k), fope.rotate(q, k, POSITIONS), strict=True):
+        assert_turned(ours, x, each)
+
+
 def test_polar_scores_are_those_of_the_paper() -> None:
     """Σ_c softplus(q_c)·softplus(k_c)·cos((s − t)·θ_c + δ_c), θ_c = b^(−c/d), δ in [−2π, 0]."""
     polar = encoding("polar", head_dim=WIDTH, base=BASE)
@@ -257,13 +280,22 @@ def test_every_nth_layer_is_not_turned(every: int) -> None:
         ("dynamic_ntk", {"original_length": 1}, "original_length must be at least 2 tokens, got 1"),
         ("yarn", {"beta_fast": 1, "beta_slow": 2}, "beta_fast must be above beta_slow, and both"),
         ("yarn", {"attention_factor": 0.0}, "attention_factor must be above 0, got 0.0"),
+        ("yarn", {"mscale": 1.0}, "needs both mscale and mscale_all_dim, above 0, or neither"),
+        ("yarn", {"mscale": 1.0, "mscale_all_dim": 0.0}, "mscale_all_dim, above 0, or neither"),
+        (
+            "yarn",
+            {"mscale": 1.0, "mscale_all_dim": 1.0, "attention_factor": 2.0},
+            "takes either an attention_factor or mscale and mscale_all_dim",
+        ),
+        ("ntk", {"fraction": 0.0}, "fraction must be above 0 and at most 1, got 0.0"),
         ("llama3", {"low_freq_factor": 4.0}, "high_freq_factor must be above low_freq_factor"),
         ("longrope", {"short_factor": [1.0]}, "short_factor must be a list of 3 positive numbers"),
         ("longrope", {"long_factor": [1, 0, 1]}, "long_factor must be a list of 3 positive"),
+        ("fope", {"gain": -1.0}, "gain must be at least 0, got -1.0"),
         ("rotary_every", {"every": 1}, "every must be at least 2 layers, got 1"),
         *(
             (name, {"original_length": None}, f"position={name} needs original_length: the length")
-            for name in ("dynamic_ntk", "yarn", "llama3", "longrope")
+            for name in ("dynamic_ntk", "yarn", "llama3", "longrope", "fope")
         ),
     ],
 )

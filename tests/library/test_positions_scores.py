@@ -149,3 +149,18 @@ def test_draws_are_even_over_all_positions() -> None:
     means = draws.double().mean(dim=0)
     torch.testing.assert_close(means, torch.arange(1.0, 6) * 31 / 6 - 1, atol=0.5, rtol=0)
     assert draws.min() == 0 and draws.max() == 29
+
+
+@pytest.mark.parametrize(
+    ("heads", "chosen", "windowed"), [(4, None, 2), (5, None, 2), (1, None, 1), (3, 3, 3)]
+)
+def test_hard_alibi_hides_what_is_outside_of_the_heads_own_window(
+    heads: int, chosen: int | None, windowed: int
+) -> None:
+    """Head i, counted from 1, sees i tokens, itself included; others see everything."""
+    hard = encoding("hard_alibi", heads=heads, windowed_heads=chosen)
+    queries, keys = torch.tensor([[6]]), torch.arange(7)[None]
+    weights = hard.score_bias(queries, keys).softmax(dim=-1)[0, :, 0]
+    for head, row in enumerate(weights.tolist()):
+        seen = head + 1 if head < windowed else 7
+        assert row == pytest.approx([0.0] * (7 - seen) + [1 / seen] * seen, abs=0.0)

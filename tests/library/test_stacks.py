@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from attention_zoo import Unsupported, UserError, create_attention, create_position
 from attention_zoo.capture import capture_attention
 from attention_zoo.models import LanguageModel, Seq2Seq
-from tests.conformance.cases import moved
+from attention_zoo.zoo import ATTENTION
+from tests.conformance.cases import moved, small_options
 from tests.conformance.numbers import assert_same
 from tests.conformance.test_caches import numbers_in
 
@@ -121,6 +122,31 @@ def test_chunks_are_one_pass(name: str, options: dict[str, Any]) -> None:
         stop = cache.length + chunk.shape[1]
         parts.append(model(chunk, key_mask=key_mask[:, :stop], cache=cache))
     assert_same(torch.cat(parts, dim=1), model(tokens, key_mask=key_mask))
+
+
+@pytest.mark.parametrize("name", [*ATTENTION])
+def test_every_entry_shares_or_refuses(name: str) -> None:
+    """What a reading layer keeps is used; what is not used is dropped, or sharing is refused."""
+    card = ATTENTION.card(name)
+    if "causal" not in card.roles:
+        pytest.skip("no causal attention")
+    attention = partial(create_attention, name, **small_options(name))
+    none = partial(create_position, "none")
+    try:
+        model = language_model(attention, [None, 0], none)
+    except Unsupported as refusal:
+        assert "no keys and values" in str(refusal)
+        return
+    tokens = torch.randint(11, (2, 7))
+    out = model(tokens)
+    out.square().sum().backward()
+    unused = {name for name, x in model.decoder.named_parameters() if x.grad is None}
+    assert not unused
+    if not card.cache:
+        return
+    cache = model.new_cache()
+    parts = [model(part, cache=cache) for part in tokens.split([3, 1, 3], dim=1)]
+    assert_same(torch.cat(parts, dim=1), out)
 
 
 def test_the_cache_is_stored_once_and_reordered_once() -> None:

@@ -96,6 +96,35 @@ def kimi_delta() -> tuple[Outcome, Outcome]:
     )
 
 
+@parity("delta_product", "flash-linear-attention naive_recurrent_gated_delta_product")
+def delta_product() -> tuple[Outcome, Outcome]:
+    return product_outcomes("delta_product")
+
+
+@parity("gated_delta_product", "flash-linear-attention naive_recurrent_gated_delta_product")
+def gated_delta_product() -> tuple[Outcome, Outcome]:
+    return product_outcomes("gated_delta_product")
+
+
+def product_outcomes(name: str) -> tuple[Outcome, Outcome]:
+    """Compare with their recurrence, to which each key of a state is a token of its own."""
+    ours, x, steps = ours_and_steps(name)
+    states, n = steps.q.shape[1], ours.num_householder
+    k, v, beta = (
+        part.unflatten(1, (states, n)).permute(0, 3, 2, 1, 4).flatten(1, 2)
+        for part in (steps.erase, steps.v, steps.rate)
+    )
+    q = steps.q.transpose(1, 2)
+    g = None if steps.decay is None else steps.decay[..., 0].transpose(1, 2)
+    expected, _ = fla("gated_delta_product").naive_recurrent_gated_delta_product(
+        q, k, v, g, beta[..., 0], scale=1.0, num_householder=n
+    )
+    leaves = [x, *ours.parameters()]
+    return outcome(ours(x), leaves), outcome(
+        ours.project_output(expected.transpose(1, 2), x), leaves
+    )
+
+
 @parity("path", "flash-linear-attention naive_path_attn")
 def path() -> tuple[Outcome, Outcome]:
     """Without the forget gate that their form can also have."""

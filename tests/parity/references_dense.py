@@ -225,6 +225,14 @@ def multi_head_latent_yarn() -> tuple[Outcome, Outcome]:
     return like_deepseek("yarn", rope, factor=8.0, original_length=16)
 
 
+@parity("yarn", "transformers DeepseekV3Attention")
+def yarn_mscale() -> tuple[Outcome, Outcome]:
+    """With one factor for rotated channels and another for the others."""
+    options = {"factor": 8.0, "mscale": 0.5, "mscale_all_dim": 2.0}
+    rope = {"rope_type": "yarn", "rope_theta": 10000.0, "original_max_position_embeddings": 16}
+    return like_deepseek("yarn", rope | options, original_length=16, **options)
+
+
 def like_deepseek(position: str, rope: dict[str, Any], **options: Any) -> tuple[Outcome, Outcome]:
     """Theirs makes the latent and the rotary key in one matrix, keys and values in another; its
     rotation turns neighbouring channels.

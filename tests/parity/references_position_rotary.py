@@ -142,6 +142,12 @@ def llama3() -> tuple[Outcome, Outcome]:
     )
 
 
+@parity("p_rope", "transformers LlamaAttention(rope_type=proportional)")
+def p_rope() -> tuple[Outcome, Outcome]:
+    ours = grouped("p_rope", base=100.0, fraction=0.8)
+    return like_llama(ours, rope_type="proportional", partial_rotary_factor=0.8)
+
+
 @parity("dynamic_ntk", "transformers LlamaAttention(rope_type=dynamic)")
 def dynamic_ntk() -> tuple[Outcome, Outcome]:
     ours = grouped("dynamic_ntk", base=100.0, factor=2.0, original_length=ORIGINAL)
@@ -164,14 +170,25 @@ def longrope() -> tuple[Outcome, Outcome]:
 @parity("partial_rotary", "transformers PhiAttention")
 def partial_rotary() -> tuple[Outcome, Outcome]:
     ours = grouped("partial_rotary", bias=True, base=100.0, fraction=0.5)
-    config = PhiConfig(
-        **SIZES,
-        rope_parameters={
-            "rope_type": "default",
-            "rope_theta": 100.0,
-            "partial_rotary_factor": 0.5,
-        },
+    return like_phi(ours, rope_type="default", partial_rotary_factor=0.5)
+
+
+@parity("yarn", "transformers PhiAttention(rope_type=yarn)")
+def yarn_of_a_part() -> tuple[Outcome, Outcome]:
+    """The factor is for the rotated channels alone."""
+    options = {"factor": 4.0, "beta_fast": 0.5, "beta_slow": 0.1}
+    ours = grouped("yarn", bias=True, base=100.0, fraction=0.5, original_length=ORIGINAL, **options)
+    return like_phi(
+        ours,
+        rope_type="yarn",
+        partial_rotary_factor=0.5,
+        original_max_position_embeddings=ORIGINAL,
+        **options,
     )
+
+
+def like_phi(ours: Attention, **rope: Any) -> tuple[Outcome, Outcome]:
+    config = PhiConfig(**SIZES, rope_parameters={"rope_theta": 100.0, **rope})
     theirs = PhiAttention(config, layer_idx=0)
     theirs.o_proj = theirs.dense
     copy_projections(ours, theirs)

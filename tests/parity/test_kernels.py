@@ -124,7 +124,8 @@ def test_kernels_go_on_from_a_state(name: str, device: torch.device) -> None:
 
 def test_the_entries_that_can_choose_kernels() -> None:
     assert [
-        *("delta", "gated_delta", "gated_linear", "kimi_delta", "retention", "state_space_dual")
+        *("delta", "delta_product", "gated_delta", "gated_delta_product", "gated_linear"),
+        *("hgrn2", "kimi_delta", "lightning", "retention", "state_space_dual"),
     ] == SERVED
 
 

@@ -60,13 +60,14 @@ DIAGNOSTIC = [
 ]
 
 
-@pytest.mark.parametrize("kind", ["recall", "copy", "reverse", "induction", "flip_flop"])
+@pytest.mark.parametrize("kind", ["recall", "copy", "reverse", "induction", "flip_flop", "parity"])
 def test_answers_are_scored_at_every_length(train, kind):
     sizes = {
         "recall": ["data.source.length=12", "data.source.pairs=2", "data.source.vocabulary=8"],
         "copy": ["data.source.length=4", "data.source.min_length=2", "data.source.vocabulary=4"],
         "induction": ["data.source.length=12", "data.source.vocabulary=9"],
         "flip_flop": ["data.source.length=12", "data.source.ignore_fraction=0.3"],
+        "parity": ["data.source.length=12"],
     }
     size_options = sizes.get(kind, sizes["copy"])
     run = train(f"data={kind}", *DIAGNOSTIC, *size_options, "data.test_lengths=[18]")

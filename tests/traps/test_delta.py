@@ -17,7 +17,8 @@ from tests.conformance.numbers import assert_same, default_dtype
 
 DIM, HEADS = 16, 4
 GATED = ["gated_delta", "kimi_delta"]
-RECURRENT = ["delta", *GATED, "rwkv7", "mesa"]
+PRODUCTS = ["delta_product", "gated_delta_product"]
+RECURRENT = ["delta", *GATED, *PRODUCTS, "rwkv7", "mesa"]
 
 
 def attention(name: str) -> Attention:
@@ -131,6 +132,64 @@ def test_queries_and_keys_are_unit_vectors(name: str) -> None:
     assert all(part.isfinite().all() for part in steps if part is not None)
 
 
+@pytest.mark.parametrize("name", ["delta", *GATED])
+def test_negative_eigenvalues_are_those_of_twice_the_rate(name: str) -> None:
+    """A rate of 2 reflects the state at the key; half of it only erases."""
+    ours = create_attention(name, dim=DIM, heads=HEADS, role="causal", negative_eigenvalues=True)
+    plain = attention(name)
+    plain.load_state_dict(ours.state_dict())
+    x = torch.randn(2, 9, DIM)
+    steps, plain_steps = project_steps(ours, x), project_steps(plain, x)
+    assert_same(steps.k, 2.0 * plain_steps.k)
+    assert_same(steps.erase, plain_steps.erase)
+    if steps.rate is not None:  # Kernels get it.
+        assert_same(steps.rate, 2.0 * plain_steps.rate)
+    visible = torch.ones(9, 9, dtype=torch.bool).tril().expand(2, -1, -1)
+    assert_same(ours(x), ours.naive(x, x, visible, torch.arange(9)[None]))
+
+
+@pytest.mark.parametrize("name", PRODUCTS)
+def test_a_product_of_one_is_the_delta_rule(name: str) -> None:
+    """With one key for each state, and the rate below 1."""
+    options = {"num_householder": 1, "negative_eigenvalues": False}
+    ours = create_attention(name, dim=DIM, heads=HEADS, role="causal", **options)
+    single = attention(name.removesuffix("_product"))
+    single.load_state_dict(ours.state_dict())
+    single.norm.eps = ours.norm.eps
+    x = torch.randn(2, 9, DIM)
+    assert_same(ours(x), single(x))
+
+
+def test_a_decay_of_a_product_comes_once_for_each_token() -> None:
+    """Before the first key, not before each."""
+    ours = attention("gated_delta_product")
+    x = torch.randn(1, 1, DIM)
+    steps = ours.unroll_steps(project_steps(ours, x))
+    assert steps.decay.shape == (1, HEADS, 2, 1)
+    assert (steps.decay[:, :, 0] < 0).all() and (steps.decay[:, :, 1] == 0).all()
+
+
+def test_a_product_can_rotate() -> None:
+    """Two reflections are a rotation, whose eigenvalues are complex; one has real ones only."""
+    ours = attention("delta_product")
+    with torch.no_grad():
+        ours.rate.bias.fill_(50.0)
+    x, cache = torch.randn(1, 2, DIM), ours.new_cache()
+    ours(x[:, :1], cache=cache)
+    before = cache.state[0]
+    with torch.no_grad():
+        ours.value.weight.zero_()
+    ours(x[:, 1:], cache=cache)
+    k = ours.unroll_steps(project_steps(ours, x)).erase[:, :, 2:]
+    first, second = (
+        torch.eye(DIM // HEADS) - 2 * part[..., :, None] * part[..., None, :]
+        for part in k.unbind(dim=2)
+    )
+    assert_same(cache.state[0], second @ first @ before)
+    eigenvalues = torch.linalg.eigvals(second @ first)
+    assert (eigenvalues.imag.abs().amax(dim=-1) > 0.01).all()
+
+
 @pytest.mark.parametrize("name", GATED)
 def test_the_gate_is_computed_in_log_space(name: str) -> None:
     """A step so large that its decay is zero has a finite logarithm, and gradients."""
@@ -218,6 +277,19 @@ def test_rwkv7_never_decays_by_more_than_its_bound() -> None:
     ours = attention("rwkv7")
     decay = project_steps(ours, 1e4 * torch.randn(1, 9, DIM)).decay
     assert decay.min() >= -0.6065306597126335 and decay.max() <= 0
+
+
+def test_rwkv7_has_negative_eigenvalues_without_an_option() -> None:
+    """Where it decays most and erases all, one of them is exp(−exp(−½)) − 1; none is lower."""
+    ours = attention("rwkv7")
+    with torch.no_grad():
+        ours.decay[-1].bias.fill_(50.0)
+        ours.rate[-1].bias.fill_(50.0)
+    _, _, _, erase, write, decay, _ = project_steps(ours, torch.randn(1, 9, DIM))
+    removed = erase * decay.exp()
+    transition = torch.diag_embed(decay.exp()) - write[..., :, None] * removed[..., None, :]
+    lowest = torch.linalg.eigvals(transition).real.min()
+    torch.testing.assert_close(lowest.item(), -0.45476, rtol=1e-3, atol=0.0)
 
 
 def test_the_token_before_is_in_the_cache_of_rwkv7() -> None:

@@ -45,6 +45,23 @@ def test_a_closed_gate_lets_nothing_through() -> None:
     assert (attention(tokens()) == 0).all()
 
 
+def test_a_headwise_gate_scales_whole_heads() -> None:
+    """Of the head's own number, not of a channel's."""
+    attention = built("gated", "cross", gate="headwise", kv_heads=2)
+    assert attention.gate.out_features == HEADS
+    x, context = tokens(5), tokens(9)
+    heads = attention.attention_map(x, context) @ attention.values(x, context)
+    gates = torch.sigmoid(attention.gate(x)).transpose(1, 2)[..., None]
+    joined = (heads * gates).transpose(1, 2).flatten(-2)
+    assert_same(attention(x, context), joined @ attention.output.weight.T)
+    assert_whole(built("gated", "causal", gate="headwise", position="rotary"))
+
+
+def test_a_gate_is_of_a_known_kind() -> None:
+    with pytest.raises(UserError, match="gate must be one of elementwise, headwise, got 'both'"):
+        built("gated", gate="both")
+
+
 # differential
 
 

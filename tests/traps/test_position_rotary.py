@@ -15,6 +15,7 @@ from attention_zoo.caches import TokenCache
 from attention_zoo.masks import Mask
 from attention_zoo.models import LanguageModel
 from attention_zoo.position.rotary.rotary import RotaryEncoding
+from attention_zoo.position.rotary.scaled import OriginalLengthScaledRotary
 from attention_zoo.zoo import POSITION
 from tests.conformance.numbers import assert_same, default_dtype
 
@@ -150,6 +151,41 @@ def test_narrow_heads_have_finite_frequencies(name: str, width: int) -> None:
     assert all(x.isfinite().all() for x in turned)
 
 
+@pytest.mark.parametrize("layout", ["half_split", "interleaved"])
+@pytest.mark.parametrize("name", SCALED)
+def test_a_part_is_rescaled_as_a_head_of_its_width(name: str, layout: str) -> None:
+    """Exponents, ramps and lists of factors count the rotated channels, not all of the head."""
+    options: dict[str, Any] = {"layout": layout, "base": 100.0}
+    if issubclass(POSITION[name], OriginalLengthScaledRotary):
+        options["original_length"] = LENGTH
+    whole = encoding(name, head_dim=WIDTH, **options)
+    part = encoding(name, head_dim=3 * WIDTH, fraction=1 / 3, **options)
+    q, k = torch.randn(2, 1, HEADS, 2 * LENGTH, 3 * WIDTH)
+    positions = torch.arange(2 * LENGTH)[None]
+    turn = "rotate_by_length" if name in GROWING else "rotate"
+    both = (positions, positions) if name in GROWING else (positions,)
+    for x, ours, expected in zip(
+        (q, k),
+        getattr(part, turn)(q, k, *both),
+        getattr(whole, turn)(q[..., :WIDTH], k[..., :WIDTH], *both),
+        strict=True,
+    ):
+        assert_same(ours[..., :WIDTH], expected)
+        assert torch.equal(ours[..., WIDTH:], x[..., WIDTH:])
+
+
+def test_mscale_sharpens_what_is_rotated_and_what_is_not() -> None:
+    """As DeepSeek does, whose attention multiplies all scores by the square of the second."""
+    yarn = encoding("yarn", factor=8.0, fraction=0.5, mscale=0.5, mscale_all_dim=2.0)
+    q, positions = torch.randn(1, HEADS, 9, WIDTH), torch.arange(9)[None]
+    ours, _ = yarn.rotate(q, q, positions)
+    sharper = 1 + 0.1 * math.log(8.0) * torch.tensor([[0.5], [2.0]])
+    norms = (part.norm(dim=-1) for part in (ours[..., :4], ours[..., 4:]))
+    plain = (part.norm(dim=-1) for part in (q[..., :4], q[..., 4:]))
+    for found, before, factor in zip(norms, plain, sharper, strict=True):
+        assert_same(found, before * factor)
+
+
 # Of growing.
 
 
@@ -259,6 +295,87 @@ def test_the_pairs_of_a_part_lie_within_it() -> None:
     q[..., 0] = 1.0
     turned, _ = encoding("partial_rotary").rotate(q, q, torch.ones(1, 1, dtype=torch.long))
     assert turned[0, 0, 0].nonzero()[:, 0].tolist() == [0, 2]
+
+
+# Of p-RoPE.
+
+
+def test_the_fastest_pairs_are_rotated_with_their_own_frequencies() -> None:
+    """Not the slowest, and not the frequencies of a smaller head, as partial rotary has them."""
+    x = torch.zeros(1)
+    ours = encoding("p_rope", head_dim=64, fraction=0.25).frequencies(x)
+    rotary = encoding("rotary", head_dim=64).frequencies(x)
+    assert torch.equal(ours[:8], rotary[:8])
+    assert not ours[8:].any()
+
+
+@pytest.mark.parametrize(
+    ("layout", "kept"), [("half_split", [2, 3, 6, 7]), ("interleaved", [4, 5, 6, 7])]
+)
+def test_both_channels_of_a_slow_pair_stay(layout: str, kept: list[int]) -> None:
+    """Half-split: of a quarter of the pairs, the channels lie in both halves of the head."""
+    q, positions = torch.randn(1, HEADS, 9, WIDTH), torch.arange(9)[None]
+    rotated, _ = encoding("p_rope", fraction=0.5, layout=layout).rotate(q, q, positions)
+    same = [i for i in range(WIDTH) if torch.equal(rotated[..., i], q[..., i])]
+    assert same == kept
+
+
+@pytest.mark.parametrize(
+    ("fraction", "message"),
+    [
+        (0.0, "fraction must be above 0 and at most 1, got 0.0"),
+        (0.2, "needs a fraction of 0.25 at least, to rotate a pair of 8 channels, got 0.2"),
+    ],
+)
+def test_a_share_without_a_pair_is_refused(fraction: float, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        encoding("p_rope", fraction=fraction)
+
+
+# Of Fourier position embedding.
+
+
+@pytest.mark.parametrize(
+    ("length", "pairs"),
+    [
+        (2, 1),
+        (6, 1),
+        (7, 1),
+        (62, 1),
+        (63, 2),
+        (628, 2),
+        (629, 3),
+        (6283, 3),
+        (6284, 4),
+        (10**6, 4),
+    ],
+)
+def test_pairs_that_turn_once_in_training_are_kept(length: int, pairs: int) -> None:
+    """Of frequencies 1, 0.1, 0.01, 0.001; the fastest is kept however short training was."""
+    assert encoding("fope", base=10_000.0, original_length=length).pairs == pairs
+
+
+def test_slow_pairs_keep_their_length() -> None:
+    """Sine 0 and cosine 1; both 1, as padding them alike gives, would double their scores."""
+    fope = encoding("fope", original_length=63, base=10_000.0)
+    x, positions = torch.randn(1, HEADS, 9, WIDTH), torch.arange(9)[None]
+    rotated, _ = fope.rotate(x, x, positions)
+    assert torch.equal(rotated[..., 2:4], x[..., 2:4])
+    assert torch.equal(rotated[..., 6:], x[..., 6:])
+
+
+def test_a_series_without_a_draw_is_rotary() -> None:
+    x, positions = torch.randn(1, HEADS, 9, WIDTH), torch.arange(9)[None]
+    fope = encoding("fope", gain=0.0, original_length=10**6)
+    assert_same(fope.rotate(x, x, positions), encoding("rotary").rotate(x, x, positions))
+
+
+def test_coefficients_are_not_trained_but_saved() -> None:
+    first, second = encoding("fope"), encoding("fope")
+    assert not list(first.parameters())
+    assert not torch.equal(first.cos_coefficients, first.sin_coefficients)
+    second.load_state_dict(first.state_dict())
+    assert torch.equal(first.cos_coefficients, second.cos_coefficients)
 
 
 # Of xPos.

@@ -403,3 +403,38 @@ def test_what_makes_no_sense_is_refused(name: str, options: dict[str, Any]) -> N
     ((option, value),) = options.items()
     with pytest.raises(UserError, match=f"{option}.*{value}"):
         built(name, **options)
+
+
+# hard_alibi
+
+
+def test_a_window_is_of_positions_not_of_columns() -> None:
+    """Which decoding and packed sequences count apart."""
+    hard = built("hard_alibi", windowed_heads=2)
+    bias = hard.score_bias(torch.tensor([[10, 11]]), torch.tensor([[8, 9, 10]]))
+    hidden = (bias[0] < -1e4).tolist()
+    assert hidden[0] == [[True, True, False], [True, True, True]]
+    assert hidden[1] == [[True, False, False], [True, True, False]]
+    assert hidden[2] == hidden[3] == [[False] * 3] * 2
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+def test_a_hidden_key_has_no_weight_in_any_precision(dtype: torch.dtype) -> None:
+    attention = create_attention("multi_head", dim=DIM, heads=HEADS, role="causal")
+    attention.attach_position(create_position("hard_alibi", **attention.position_sizes))
+    attention = attention.to(dtype)
+    x = torch.randn(2, 9, DIM).to(dtype)
+    # The first head sees itself alone.
+    assert torch.equal(
+        attention.attention_map(x)[:, 0], torch.eye(9, dtype=dtype).expand(2, -1, -1)
+    )
+    real = key_mask("left", 2, 9)
+    out = attention(x, mask=Mask(key_mask=real))
+    assert out.isfinite().all()
+    other = torch.where(real[..., None], x, 9.0 * x)
+    assert torch.equal(attention(other, mask=Mask(key_mask=real))[real], out[real])
+
+
+def test_heads_of_a_window_are_among_the_heads() -> None:
+    with pytest.raises(UserError, match="at most the number of heads, 4, got 5"):
+        built("hard_alibi", windowed_heads=5)

@@ -1,6 +1,6 @@
 """Gated attention (Qiu et al. 2025)."""
 
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
 from einops import rearrange
@@ -8,6 +8,9 @@ from torch import Tensor, nn
 
 from attention_zoo.attention import naive
 from attention_zoo.attention.softmax import SoftmaxAttention, register_softmax
+from attention_zoo.errors import UserError
+
+Gate = Literal["elementwise", "headwise"]
 
 
 @register_softmax(
@@ -17,16 +20,22 @@ from attention_zoo.attention.softmax import SoftmaxAttention, register_softmax
     reference="transformers Qwen3NextAttention",
 )
 class GatedAttention(SoftmaxAttention):
-    """A gate that depends on the query's token scales every channel of every head.
+    """A gate that depends on the query's token scales every channel of every head, or every head.
 
         out = (softmax(QKᵀ/√c) V ⊙ σ(x W_G)) W_O
 
     This is the position G1 of the paper: after attention, before the output projection.
+
+    Args:
+        gate: `elementwise`, a number for every channel of a head, or `headwise`, one for the head,
+            which costs c times fewer parameters.
     """
 
-    def __init__(self, **options: Any) -> None:
+    def __init__(self, *, gate: Gate = "elementwise", **options: Any) -> None:
         super().__init__(**options)
-        width = self.heads * self.head_dim
+        if gate not in get_args(Gate):
+            raise UserError(f"gate must be one of {', '.join(get_args(Gate))}, got {gate!r}.")
+        width = self.heads * (self.head_dim if gate == "elementwise" else 1)
         self.gate = nn.Linear(self.dim, width, bias=self.output.bias is not None)
 
     def project_output(self, attended: Tensor, x: Tensor) -> Tensor:

@@ -1,7 +1,7 @@
 """Multi-head latent attention (DeepSeek-AI 2024)."""
 
 import math
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from einops import rearrange
@@ -43,6 +43,8 @@ class MultiHeadLatentAttention(SoftmaxAttention):
     """
 
     decided_options = ("kv_heads",)
+    # The default of `latent_dim`, in widths of a head.
+    latent_widths: ClassVar[int] = 4
 
     def __init__(
         self,
@@ -53,7 +55,7 @@ class MultiHeadLatentAttention(SoftmaxAttention):
         **options: Any,
     ) -> None:
         super().__init__(kv_heads=None, **options)
-        latent_dim = 4 * self.head_dim if latent_dim is None else latent_dim
+        latent_dim = self.latent_widths * self.head_dim if latent_dim is None else latent_dim
         rope_dim = max(self.head_dim // 2, 1) if rope_dim is None else rope_dim
         check_positive(latent_dim=latent_dim, rope_dim=rope_dim)
         self.latent_dim = latent_dim
@@ -92,18 +94,22 @@ class MultiHeadLatentAttention(SoftmaxAttention):
         return super().project_query(self.query_latent(x))
 
     def project_key_value(self, source: Tensor) -> tuple[Tensor, Tensor]:
-        """Project [b k d] to what is cached: a shared key [b 1 k r] and a latent [b 1 k l]."""
-        latent = self.latent(source)[:, None]
-        shared = self.shared_key(source)[:, None] if self.rope_dim else latent[..., :0]
-        return shared, latent
+        """Project [b k d] to what is cached: a shared key [b 1 k r] and latents [b n k l]."""
+        latents = self.project_latents(source)
+        shared = self.shared_key(source)[:, None] if self.rope_dim else latents[:, :1, :, :0]
+        return shared, latents
+
+    def project_latents(self, source: Tensor) -> Tensor:
+        """Project [b k d] to latents [b n k l]: here one, for all heads."""
+        return self.latent(source)[:, None]
 
     def apply_position(self, q: Tensor, k: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
         plain, rotary = q.split([self.head_dim, self.rope_dim], dim=-1)
         rotary, k = self.position.rotate(rotary, k, positions)
-        return torch.cat([plain * self.position.magnitude**2, rotary], dim=-1), k
+        return torch.cat([plain * self.position.content_magnitude**2, rotary], dim=-1), k
 
     def compute_values(self, source: Tensor, mask: Mask, positions: Tensor) -> Tensor:
-        return self.project_up(self.value, self.latent(source))
+        return self.project_up(self.value, self.project_latents(source))
 
     def attend(self, qkv: QKV, visible: Visibility) -> Tensor:
         if not self.absorbs(qkv.q.shape[2], qkv.k.shape[2]):
@@ -111,7 +117,7 @@ class MultiHeadLatentAttention(SoftmaxAttention):
         plain, rotary = qkv.q.split([self.head_dim, self.rope_dim], dim=-1)
         absorbed = qkv._replace(
             q=torch.cat([plain @ self.matrix_per_head(self.key), rotary], dim=-1),
-            k=torch.cat([qkv.v, qkv.k], dim=-1),
+            k=torch.cat([qkv.v, qkv.k.expand(-1, qkv.v.shape[1], -1, -1)], dim=-1),
         )
         latents = super().attend(absorbed, visible)
         return latents @ self.matrix_per_head(self.value).transpose(-2, -1)
@@ -128,13 +134,12 @@ class MultiHeadLatentAttention(SoftmaxAttention):
 
     def expand(self, qkv: QKV) -> QKV:
         """Compute the keys [b h k c+r] and values [b h k c] of every head."""
-        latent = qkv.v[:, 0]
-        keys = self.project_up(self.key, latent), qkv.k.expand(-1, self.heads, -1, -1)
-        return qkv._replace(k=torch.cat(keys, dim=-1), v=self.project_up(self.value, latent))
+        keys = self.project_up(self.key, qkv.v), qkv.k.expand(-1, self.heads, -1, -1)
+        return qkv._replace(k=torch.cat(keys, dim=-1), v=self.project_up(self.value, qkv.v))
 
-    def project_up(self, projection: nn.Module, latent: Tensor) -> Tensor:
-        """Project latents [b k l] to heads [b h k c]."""
-        return rearrange(projection(latent), "b k (h c) -> b h k c", h=self.heads)
+    def project_up(self, projection: nn.Linear, latents: Tensor) -> Tensor:
+        """Project latents [b n k l] to heads [b h k c]."""
+        return rearrange(projection(latents[:, 0]), "b k (h c) -> b h k c", h=self.heads)
 
     def matrix_per_head(self, projection: nn.Linear) -> Tensor:
         """Return the matrix of an up-projection, [h c l]."""
@@ -142,19 +147,24 @@ class MultiHeadLatentAttention(SoftmaxAttention):
 
     def naive(self, x: Tensor, source: Tensor, visible: Tensor, positions: Tensor) -> Tensor:
         """Compute the paper's equations, with all keys and values in full."""
-        latent = naive_latent(self.latent, source)
+        k, v = self.naive_key_value(source)
         if isinstance(self.query_latent, nn.Sequential):
             x = naive_latent(self.query_latent, x)
         q = naive.linear_heads(self.query, x, self.heads)
         content, rotary = q[..., : self.head_dim], q[..., self.head_dim :]
-        k, v = (naive.linear_heads(up, latent, self.heads) for up in (self.key, self.value))
         scores = torch.einsum("b h q c, b h k c -> b h q k", content, k)
         scores = scores / math.sqrt(self.head_dim + self.rope_dim)
         if self.rope_dim:
-            scores = scores * self.position.naive_magnitude() ** 2
+            scores = scores * self.position.naive_content_magnitude() ** 2
             shared = naive.linear(self.shared_key, source)[:, None].expand(-1, self.heads, -1, -1)
             scores = scores + self.naive_score_matrix(rotary, shared, source, visible, positions)
         return self.naive_output(naive.softmax(scores, visible) @ v, x)
+
+    def naive_key_value(self, source: Tensor) -> tuple[Tensor, Tensor]:
+        """Project [b k d] to the keys, without the shared part, and the values: [b h k c] each."""
+        latent = naive_latent(self.latent, source)
+        keys, values = (naive.linear_heads(up, latent, self.heads) for up in (self.key, self.value))
+        return keys, values
 
     def naive_scores(self, head: int, query: Tensor, keys: Tensor) -> Tensor:
         return keys @ query / math.sqrt(self.head_dim + self.rope_dim)

@@ -12,14 +12,16 @@ class RMSNorm(nn.Module):
     Args:
         shape: of the weight w, which starts with ones.
         over: dimensions that the mean is taken over.
+        epsilon: ε.
     """
 
-    def __init__(self, *shape: int, over: tuple[int, ...] = (-1,)) -> None:
+    def __init__(self, *shape: int, over: tuple[int, ...] = (-1,), epsilon: float = 1e-6) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.ones(shape))
         self.over = over
+        self.epsilon = epsilon
 
     def forward(self, x: Tensor) -> Tensor:
         wide = upcast(x)
-        normed = wide * torch.rsqrt(wide.square().mean(self.over, keepdim=True) + 1e-6)
+        normed = wide * torch.rsqrt(wide.square().mean(self.over, keepdim=True) + self.epsilon)
         return (normed * self.weight).to(x.dtype)

@@ -48,30 +48,39 @@ class QKNormAttention(SoftmaxAttention):
             `rms_per_head`: RMS of each head, with a weight for each.
             `rms_shared`: RMS of each head, with one weight for all (Qwen3).
             `rms_full`: RMS over the whole width, before it is split into heads (OLMo 2).
+        norm_epsilon: what RMS adds to the mean of squares; default: 1e-6.
     """
 
     kv_modules = ("key", "value", "key_norm")
 
-    def __init__(self, *, norm: QKNorm = "rms_shared", **options: Any) -> None:
+    def __init__(
+        self, *, norm: QKNorm = "rms_shared", norm_epsilon: float | None = None, **options: Any
+    ) -> None:
         super().__init__(**options)
         if norm not in get_args(QKNorm):
             raise UserError(f"norm must be one of {', '.join(get_args(QKNorm))}, got {norm!r}.")
-        self.query_norm, self.key_norm = self.new_norms(norm)
+        if norm_epsilon is not None and (norm == "l2" or norm_epsilon <= 0.0):
+            raise UserError(
+                "norm_epsilon must be above 0, and is of the norms of RMS, got "
+                f"norm_epsilon={norm_epsilon}, norm={norm}."
+            )
+        self.query_norm, self.key_norm = self.new_norms(norm, norm_epsilon or 1e-6)
         if norm == "l2":
             self.scale = 1.0  # It is part of the queries' norm.
 
-    def new_norms(self, norm: QKNorm) -> tuple[RMSNorm | L2Norm, RMSNorm | L2Norm]:
+    def new_norms(self, norm: QKNorm, epsilon: float) -> tuple[RMSNorm | L2Norm, RMSNorm | L2Norm]:
         """Create the norms of queries [b h q c] and of keys [b g k c]."""
         h, g, c = self.heads, self.kv_heads, self.head_dim
+        all_heads: Any = {"over": (1, 3), "epsilon": epsilon}
         match norm:
             case "l2":
                 return L2Norm(math.log2(1024**2 - 1024)), L2Norm()  # for 1,024 tokens
             case "rms_per_head":
-                return RMSNorm(h, 1, c), RMSNorm(g, 1, c)
+                return RMSNorm(h, 1, c, epsilon=epsilon), RMSNorm(g, 1, c, epsilon=epsilon)
             case "rms_shared":
-                return RMSNorm(c), RMSNorm(c)
+                return RMSNorm(c, epsilon=epsilon), RMSNorm(c, epsilon=epsilon)
             case "rms_full":
-                return RMSNorm(h, 1, c, over=(1, 3)), RMSNorm(g, 1, c, over=(1, 3))
+                return RMSNorm(h, 1, c, **all_heads), RMSNorm(g, 1, c, **all_heads)
 
     def project_query(self, x: Tensor) -> Tensor:
         return self.query_norm(super().project_query(x))
@@ -97,6 +106,6 @@ def naive_norm(norm: RMSNorm | L2Norm, x: Tensor) -> Tensor:
         weight: Tensor = norm.weight
         if weight.dim() == 3:
             weight = naive.repeat_groups(weight[None], x.shape[1])
-        return x / torch.sqrt(mean + 1e-6) * weight
+        return x / torch.sqrt(mean + norm.epsilon) * weight
     scale = 1.0 if norm.scale is None else norm.scale
     return scale * x / torch.sqrt((x**2).sum(dim=-1, keepdim=True))

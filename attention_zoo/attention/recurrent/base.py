@@ -38,7 +38,7 @@ class RecurrentAttention(Attention):
         backend: `torch`; `fla`, the kernels of flash-linear-attention; or `auto`, which is `torch`.
     """
 
-    decided_options = ("kv_heads",)
+    decided_options: ClassVar[tuple[str, ...]] = ("kv_heads",)
     backends: ClassVar[tuple[str, ...]] = kernels.BACKENDS
     # How many tensors of a cache's state belong to the recurrence; the others, to convolutions.
     num_states: ClassVar[int] = 1

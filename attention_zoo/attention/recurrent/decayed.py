@@ -140,3 +140,11 @@ def product_within_chunks(q: Tensor, k: Tensor, v: Tensor, decay: Tensor) -> Ten
         out = out + torch.stack([torch.zeros_like(product), product], dim=-3).flatten(-4, -2)
         half *= 2
     return out
+
+
+def add_skip(out: Tensor, skip: Tensor, v: Tensor, span: TokenSpan) -> Tensor:
+    """Add D v to the outputs [b h t e] of real tokens with the values v [… t e], and D [h]."""
+    skips = skip[:, None, None] * v
+    if span.key_mask is not None:
+        skips = skips.masked_fill(~span.key_mask[:, None, :, None], 0.0)
+    return out + skips

@@ -30,10 +30,15 @@ class DeltaAttention(DeltaRuleAttention):
         S_t = (I − β_t k_t k_tᵀ) S_{t−1} + β_t k_t v_tᵀ,   out_t = norm(S_tᵀ q_t / √c)
 
     with β = σ(W x), and q and k of length 1.
+
+    Args:
+        negative_eigenvalues: whether β = 2 σ(W x), so that a token can turn the sign of what the
+            state holds under its key (Grazzi et al. 2024, arXiv 2411.12537).
     """
 
-    def __init__(self, **options: Any) -> None:
+    def __init__(self, *, negative_eigenvalues: bool = False, **options: Any) -> None:
         super().__init__(**options)
+        self.max_rate = 2.0 if negative_eigenvalues else 1.0
         self.rate = nn.Linear(self.dim, self.heads)
         self.norm = nn.RMSNorm(self.head_dim, eps=1e-5)
 
@@ -41,7 +46,7 @@ class DeltaAttention(DeltaRuleAttention):
         q = unit_vectors(silu(self.split_heads(self.query(x))))
         k = unit_vectors(silu(self.split_heads(self.key(x))))
         v = self.split_heads(self.value(x))
-        beta = self.split_heads(self.rate(x)).sigmoid()
+        beta = self.max_rate * self.split_heads(self.rate(x)).sigmoid()
         return Steps(q * self.head_dim**-0.5, beta * k, v, erase=k, rate=beta)
 
     def project_output(self, attended: Tensor, x: Tensor) -> Tensor:
@@ -49,7 +54,7 @@ class DeltaAttention(DeltaRuleAttention):
 
     def naive(self, x: Tensor, source: Tensor, visible: Tensor, positions: Tensor) -> Tensor:
         q, k, v = naive.linear_qkv(self, x)
-        beta = torch.sigmoid(naive.linear_heads(self.rate, x, self.heads))
+        beta = self.max_rate * torch.sigmoid(naive.linear_heads(self.rate, x, self.heads))
         attended = run_delta_rule(silu(q), silu(k), v, beta, visible)
         normal = naive.rms_norm(attended, self.norm.weight, epsilon=1e-5)
         return naive.linear_output(self.output, normal)

@@ -34,12 +34,17 @@ class GatedDeltaAttention(DeltaRuleAttention):
 
     Args:
         kernel_size: number of tokens that a convolution mixes, including the token itself.
+        negative_eigenvalues: whether β = 2 σ(W x), so that a token can turn the sign of what the
+            state holds under its key (Grazzi et al. 2024, arXiv 2411.12537).
     """
 
     norm_epsilon: ClassVar[float] = 1e-6
 
-    def __init__(self, *, kernel_size: int = 4, **options: Any) -> None:
+    def __init__(
+        self, *, kernel_size: int = 4, negative_eigenvalues: bool = False, **options: Any
+    ) -> None:
         super().__init__(**options)
+        self.max_rate = 2.0 if negative_eigenvalues else 1.0
         width = self.heads * self.head_dim
         self.query_convolution = ShortConvolution(width, kernel_size)
         self.key_convolution = ShortConvolution(width, kernel_size)
@@ -56,7 +61,7 @@ class GatedDeltaAttention(DeltaRuleAttention):
         k = silu(self.split_heads(convolve(self.key_convolution, self.key(x))))
         v = silu(self.split_heads(convolve(self.value_convolution, self.value(x))))
         q, k = unit_vectors(q) * self.head_dim**-0.5, unit_vectors(k)
-        beta = self.split_heads(self.rate(x)).sigmoid()
+        beta = self.max_rate * self.split_heads(self.rate(x)).sigmoid()
         return Steps(q, beta * k, v, erase=k, decay=self.log_decay(x), rate=beta)
 
     def log_decay(self, x: Tensor) -> Tensor:
@@ -73,7 +78,7 @@ class GatedDeltaAttention(DeltaRuleAttention):
 
     def naive(self, x: Tensor, source: Tensor, visible: Tensor, positions: Tensor) -> Tensor:
         q, k, v = (convolve_heads(self, name, x, visible) for name in ("query", "key", "value"))
-        beta = torch.sigmoid(naive.linear_heads(self.rate, x, self.heads))
+        beta = self.max_rate * torch.sigmoid(naive.linear_heads(self.rate, x, self.heads))
         attended = run_delta_rule(q, k, v, beta, visible, self.naive_decay(x))
         normal = naive.rms_norm(attended, self.norm.weight, epsilon=self.norm_epsilon)
         return naive.linear_output(self.output, normal * self.naive_gate(x))

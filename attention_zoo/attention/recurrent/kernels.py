@@ -1,8 +1,10 @@
 """The recurrences by the Triton kernels of flash-linear-attention, for CUDA GPUs.
 
-    S_t = a_t S_{t−1} + k_tᵀ v_t             chunk_simple_gla: retention, state_space_dual
-    S_t = diag(a_t) S_{t−1} + k_tᵀ v_t       chunk_gla: gated_linear
-    the delta rule, a decay for a head       chunk_gated_delta_rule: delta (no decay), gated_delta
+    S_t = a_t S_{t−1} + k_tᵀ v_t             chunk_simple_gla: retention, lightning,
+                                             state_space_dual
+    S_t = diag(a_t) S_{t−1} + k_tᵀ v_t       chunk_gla: gated_linear, hgrn2
+    the delta rule, a decay for a head       chunk_gated_delta_rule: delta (no decay), gated_delta,
+                                             and the steps of their products one by one
     the delta rule, a decay for a channel    chunk_kda: kimi_delta
 
 They compute in float32 at most. They cannot serve packed rows: a segment starts with a decay of −∞,

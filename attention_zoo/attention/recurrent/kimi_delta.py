@@ -35,6 +35,7 @@ class KimiDeltaAttention(GatedDeltaAttention):
 
     Args:
         kernel_size: number of tokens that a convolution mixes, including the token itself.
+        negative_eigenvalues: as in `GatedDeltaAttention`.
     """
 
     norm_epsilon = 1e-5

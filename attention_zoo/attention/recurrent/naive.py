@@ -13,14 +13,18 @@ from attention_zoo.attention.naive import linear, split_heads
 
 
 def run_states(transitions: Tensor, k: Tensor, v: Tensor, visible: Tensor) -> Tensor:
-    """Compute S_t = T_t S_{t−1} + k_t v_tᵀ, [b h t c e], for transitions T [b|1 h t c c].
+    """Compute S_t = T_t S_{t−1} + k_t v_tᵀ, [b h t c e], for transitions T [b|1 h t c c]."""
+    return run_additions(transitions, outer(k, v), visible)
+
+
+def run_additions(transitions: Tensor, additions: Tensor, visible: Tensor) -> Tensor:
+    """Compute S_t = T_t S_{t−1} + A_t for transitions T [b|1 h t c c] and additions A [b h t c e].
 
     A token that does not see itself, by visible [b t t], is padding, and leaves the state as it is;
     one that sees nothing before it starts from an empty state.
     """
-    additions, states = outer(k, v), []
-    state = torch.zeros_like(additions[:, :, 0])
-    for t in range(k.shape[2]):
+    state, states = torch.zeros_like(additions[:, :, 0]), []
+    for t in range(additions.shape[2]):
         is_real, is_first = visible[:, t, t], ~visible[:, t, :t].any(dim=-1)
         state = state.masked_fill(is_first[:, None, None, None], 0.0)
         after = transitions[:, :, t] @ state + additions[:, :, t]

@@ -10,7 +10,7 @@ from torch.nn.functional import rms_norm, silu, softplus
 from attention_zoo.attention import naive
 from attention_zoo.attention.recurrent.base import draw_step_bias, register_recurrent
 from attention_zoo.attention.recurrent.convolution import ConvolutionRunner, ShortConvolution
-from attention_zoo.attention.recurrent.decayed import DecayedAttention
+from attention_zoo.attention.recurrent.decayed import DecayedAttention, add_skip
 from attention_zoo.attention.recurrent.naive import read_states, run_states
 from attention_zoo.attention.recurrent.steps import Steps
 from attention_zoo.backends.reference import repeat_heads
@@ -98,10 +98,7 @@ class StateSpaceDualAttention(DecayedAttention):
 
     def add_skip(self, out: Tensor, v: Tensor, span: TokenSpan) -> Tensor:
         """Add D v to the outputs [b h t e] of real tokens with the values v [… t e]."""
-        skips = self.skip[:, None, None] * v
-        if span.key_mask is not None:
-            skips = skips.masked_fill(~span.key_mask[:, None, :, None], 0.0)
-        return out + skips
+        return add_skip(out, self.skip, v, span)
 
     def compute_map(self, x: Tensor, source: Tensor, mask: Mask, positions: Tensor) -> Tensor:
         weights = super().compute_map(x, source, mask, positions)

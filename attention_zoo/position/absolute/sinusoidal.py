@@ -1,12 +1,13 @@
 """Sinusoidal absolute positions (Vaswani et al. 2017)."""
 
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import Tensor
 
 from attention_zoo.errors import UserError
 from attention_zoo.position.base import PositionalEncoding, check_base
+from attention_zoo.position.rotary.rotary import Layout
 from attention_zoo.zoo import POSITION
 
 
@@ -20,21 +21,31 @@ from attention_zoo.zoo import POSITION
 class SinusoidalEncoding(PositionalEncoding):
     """Adds, to channels 2i and 2i + 1, sin(t·ω_i) and cos(t·ω_i) with ω_i = base^(−2i/d).
 
-    Sine and cosine are interleaved, as in the paper, which also scales the embeddings by √d.
+    The paper also scales the embeddings by √d.
 
     Args:
         base: the wavelengths run from 2π to base·2π tokens.
+        layout: which channels make pair i. `interleaved`: 2i and 2i + 1, as in the paper;
+            `half_split`: i and i + d/2, as in its authors' code and in Marian.
     """
 
-    def __init__(self, *, base: float = 10000.0, **sizes: Any) -> None:
+    def __init__(
+        self, *, base: float = 10000.0, layout: Layout = "interleaved", **sizes: Any
+    ) -> None:
         super().__init__(**sizes)
+        if layout not in get_args(Layout):
+            raise UserError(f"layout must be one of {', '.join(get_args(Layout))}, got {layout!r}.")
         if self.dim % 2:
             raise UserError(f"position=sinusoidal needs an even dim, got {self.dim}.")
         check_base(base)
         self.base = base
+        self.layout = layout
 
     def embed(self, x: Tensor, positions: Tensor) -> Tensor:
-        return x + sinusoids(positions, self.dim, self.base, x.dtype).to(x.dtype)
+        waves = sinusoids(positions, self.dim, self.base, x.dtype).to(x.dtype)
+        if self.layout == "half_split":
+            waves = torch.cat([waves[..., 0::2], waves[..., 1::2]], dim=-1)
+        return x + waves
 
 
 def sinusoids(positions: Tensor, dim: int, base: float, dtype: torch.dtype) -> Tensor:

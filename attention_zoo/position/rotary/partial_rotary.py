@@ -27,6 +27,9 @@ class PartialRotaryEncoding(RotaryEncoding):
         fraction: of the channels; r is the largest even number up to fraction·c, and 2 at least.
     """
 
+    # What the other channels are multiplied by.
+    plain_magnitude: float = 1.0
+
     def __init__(self, *, fraction: float = 0.5, **options: Any) -> None:
         if not 0.0 < fraction <= 1.0:
             raise UserError(f"fraction must be above 0 and at most 1, got {fraction}.")
@@ -39,8 +42,11 @@ class PartialRotaryEncoding(RotaryEncoding):
         return max(2, 2 * math.floor(self.fraction * self.head_dim / 2 + 1e-9))
 
     def rotate_pairs(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        if self.width == x.shape[-1]:
+            return super().rotate_pairs(x, cos, sin)
         rotated, plain = x.split([self.width, x.shape[-1] - self.width], dim=-1)
-        return torch.cat([super().rotate_pairs(rotated, cos, sin), plain], dim=-1)
+        rotated = super().rotate_pairs(rotated, cos, sin)
+        return torch.cat([rotated, plain * self.plain_magnitude], dim=-1)
 
     def naive_frequencies(self, length: int) -> list[float]:
         r = 2

@@ -6,22 +6,25 @@ from typing import Any
 from torch import Tensor
 
 from attention_zoo.errors import UserError
+from attention_zoo.position.rotary.partial_rotary import PartialRotaryEncoding
 from attention_zoo.position.rotary.rotary import RotaryEncoding
 from attention_zoo.tensor_checks import is_readable
 
 
-class ScaledRotary(RotaryEncoding):
+class ScaledRotary(PartialRotaryEncoding):
     """Rotary positions that reach `factor` times as far.
 
-    They have no parameters, so a model that was trained with `rotary` can be run, or trained
-    further, with them.
+    They have no parameters, so a model that was trained with `rotary`, or with a fraction below 1
+    with `partial_rotary`, can be run, or trained further, with them.
 
     Args:
+        fraction: of a head's channels that are rotated, as in `partial_rotary`: c in the formulas
+            is their number.
         factor: by which the length of sequences grows.
     """
 
-    def __init__(self, *, factor: float = 4.0, **options: Any) -> None:
-        super().__init__(**options)
+    def __init__(self, *, fraction: float = 1.0, factor: float = 4.0, **options: Any) -> None:
+        super().__init__(fraction=fraction, **options)
         if factor < 1.0:
             raise UserError(
                 f"factor must be at least 1, got {factor}: it is the length to reach, divided by "
@@ -29,10 +32,16 @@ class ScaledRotary(RotaryEncoding):
             )
         self.factor = factor
 
+    @property
+    def width(self) -> int:
+        # All channels of an odd head are not rounded to fewer, but refused.
+        return super().width if self.fraction < 1.0 else self.head_dim
+
     def naive_rebased_frequencies(self, factor: float) -> list[float]:
         """Return the frequencies of the base times factor^(c/(c−2))."""
-        rebased = self.base * factor ** (self.head_dim / max(self.head_dim - 2, 1))
-        return [rebased ** (-2 * i / self.head_dim) for i in range(self.head_dim // 2)]
+        pairs = len(super().naive_frequencies(0))
+        rebased = self.base * factor ** (pairs / max(pairs - 1, 0.5))
+        return [rebased ** (-i / pairs) for i in range(pairs)]
 
     def stretch(self, x: Tensor, factor: float | Tensor) -> Tensor:
         """Return factor^(2i/(c−2)) of every pair, [… c/2]: from 1 for the fastest to the factor.
@@ -52,14 +61,7 @@ class OriginalLengthScaledRotary(ScaledRotary):
 
     def __init__(self, *, original_length: int | None = 512, **options: Any) -> None:
         super().__init__(**options)
-        if original_length is None:
-            raise UserError(
-                f"position={self.card.name} needs original_length: the length in tokens that the "
-                "model was trained at."
-            )
-        if original_length < 2:
-            raise UserError(f"original_length must be at least 2 tokens, got {original_length}.")
-        self.original_length = original_length
+        self.original_length = check_original_length(self, original_length)
 
 
 class GrowingRotary(OriginalLengthScaledRotary):
@@ -103,3 +105,15 @@ class GrowingRotary(OriginalLengthScaledRotary):
     def frequencies_at(self, stage: Tensor, x: Tensor) -> Tensor:
         """Return the frequencies [b|1 1 1 c/2] of each row, for its stage [b|1 1 1 1]."""
         raise NotImplementedError
+
+
+def check_original_length(encoding: RotaryEncoding, original_length: int | None) -> int:
+    """Return the length in training, in tokens, if it is given and long enough."""
+    if original_length is None:
+        raise UserError(
+            f"position={encoding.card.name} needs original_length: the length in tokens that the "
+            "model was trained at."
+        )
+    if original_length < 2:
+        raise UserError(f"original_length must be at least 2 tokens, got {original_length}.")
+    return original_length

@@ -1,7 +1,7 @@
 """YaRN (Peng et al. 2023)."""
 
 import math
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -17,7 +17,9 @@ from attention_zoo.zoo import POSITION
     equation="rotary with (1 − m_i)·ω_i/s + m_i·ω_i, times 0.1·ln s + 1",
     reference="transformers LlamaAttention(rope_type=yarn)",
     deviations="m falls linearly with the number of the pair, as in the authors' code; in the "
-    "paper it does so with the number of rotations",
+    "paper it does so with the number of rotations. Of mscale and mscale_all_dim, transformers "
+    "multiplies rotated channels by the quotient, and DeepSeek's attention all scores by the "
+    "square of the second; here both are multiplied at once",
     acts=("heads",),
 )
 class Yarn(OriginalLengthScaledRotary):
@@ -34,6 +36,9 @@ class Yarn(OriginalLengthScaledRotary):
         beta_fast: in rotations.
         beta_slow: in rotations.
         attention_factor: replaces 0.1·ln s + 1.
+        mscale: of DeepSeek's models: rotated channels are multiplied by 0.1·mscale·ln s + 1.
+        mscale_all_dim: likewise, for the channels that are not rotated: those beyond `fraction`,
+            or those of a mechanism that keeps them apart. Both are given, or neither.
         truncate: whether the ends of the ramp are moved outward, to the next whole pair.
     """
 
@@ -43,6 +48,8 @@ class Yarn(OriginalLengthScaledRotary):
         beta_fast: float = 32.0,
         beta_slow: float = 1.0,
         attention_factor: float | None = None,
+        mscale: float | None = None,
+        mscale_all_dim: float | None = None,
         truncate: bool = True,
         **options: Any,
     ) -> None:
@@ -54,13 +61,36 @@ class Yarn(OriginalLengthScaledRotary):
             )
         if attention_factor is not None and attention_factor <= 0:
             raise UserError(f"attention_factor must be above 0, got {attention_factor}.")
+        scales = [scale for scale in (mscale, mscale_all_dim) if scale is not None]
+        if len(scales) == 1 or min(scales, default=1.0) <= 0:
+            raise UserError(
+                "position=yarn needs both mscale and mscale_all_dim, above 0, or neither, got "
+                f"mscale={mscale}, mscale_all_dim={mscale_all_dim}."
+            )
+        if scales and attention_factor is not None:
+            raise UserError(
+                "position=yarn takes either an attention_factor or mscale and mscale_all_dim, got "
+                f"attention_factor={attention_factor}, mscale={mscale}."
+            )
         self.beta_fast = beta_fast
         self.beta_slow = beta_slow
         self.attention_factor = attention_factor
+        self.mscale = mscale
+        self.mscale_all_dim = mscale_all_dim
         self.truncate = truncate
         self.magnitude = (
-            0.1 * math.log(self.factor) + 1.0 if attention_factor is None else attention_factor
+            self.sharpness(mscale or 1.0) if attention_factor is None else attention_factor
         )
+        if mscale_all_dim is not None:
+            self.plain_magnitude = self.sharpness(mscale_all_dim)
+
+    def sharpness(self, scale: float) -> float:
+        """Return 0.1·scale·ln s + 1."""
+        return 0.1 * scale * math.log(self.factor) + 1.0
+
+    @property
+    def content_magnitude(self) -> float:
+        return self.magnitude if self.mscale is None else self.plain_magnitude
 
     def frequencies(self, x: Tensor) -> Tensor:
         plain = super().frequencies(x)
@@ -95,5 +125,21 @@ class Yarn(OriginalLengthScaledRotary):
             frequencies.append((1 - m) * frequency / self.factor + m * frequency)
         return frequencies
 
+    def naive_rotate(
+        self, x: Tensor, positions: Tensor, *, head: int, length: int, of: Literal["query", "key"]
+    ) -> Tensor:
+        rotated = super().naive_rotate(x, positions, head=head, length=length, of=of)
+        if self.mscale is None:
+            return rotated
+        is_plain = torch.arange(self.head_dim) >= 2 * len(self.naive_frequencies(length))
+        return torch.where(is_plain, self.naive_content_magnitude() * x, rotated)
+
     def naive_magnitude(self) -> float:
-        return self.attention_factor or 1 + math.log(self.factor) / 10
+        if self.attention_factor is not None:
+            return self.attention_factor
+        return 1 + math.log(self.factor) * (1 if self.mscale is None else self.mscale) / 10
+
+    def naive_content_magnitude(self) -> float:
+        if self.mscale_all_dim is None:
+            return self.naive_magnitude()
+        return 1 + math.log(self.factor) * self.mscale_all_dim / 10

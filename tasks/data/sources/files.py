@@ -10,6 +10,7 @@ from attention_zoo.errors import BadInput, UserError
 from attention_zoo.tasks.data.sources.base import SPLITS, Source, Split
 
 Item = TypeVar("Item")
+VALID_FRACTION, SEED = 0.05, 0  # of what is cut off
 
 
 class SplitFiles(Source[Split]):
@@ -35,14 +36,20 @@ class SplitFiles(Source[Split]):
         train: Any = None,
         valid: Any = None,
         test: Any = None,
-        valid_fraction: float = 0.05,
-        seed: int = 0,
+        valid_fraction: float = VALID_FRACTION,
+        seed: int = SEED,
         root: str | Path = ".",
     ) -> None:
         if not 0 < valid_fraction < 0.5:
             raise UserError(
                 f"data.source.valid_fraction must lie between 0 and 0.5, got {valid_fraction}; "
                 "0.05 is usual."
+            )
+        if valid is not None and (valid_fraction, seed) != (VALID_FRACTION, SEED):
+            raise UserError(
+                "data.source.valid is given, so that nothing is cut off and data.source."
+                f"valid_fraction={valid_fraction} seed={seed} would have no effect; leave them at "
+                f"{VALID_FRACTION} and {SEED}, or leave data.source.valid out."
             )
         self.root: Path = Path(root)
         self.valid_fraction, self.seed = valid_fraction, seed

@@ -4,6 +4,7 @@ from typing import Any
 
 from lightning.pytorch import Trainer
 
+from attention_zoo.errors import check_positive
 from attention_zoo.tasks.training.callbacks.periodic_inspection import InspectionCallback
 from attention_zoo.tasks.training.loggers.loggers import log_table
 
@@ -23,6 +24,7 @@ class Samples(InspectionCallback):
 
     def __init__(self, *, every_n_validations: int = 1, probes: int = 8) -> None:
         super().__init__(every_n_validations=every_n_validations)
+        check_positive(probes=probes)
         self.probes = probes
         self.columns: list[str] = []
         self.rows: list[list[str]] = []

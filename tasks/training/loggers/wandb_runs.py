@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextlib import redirect_stderr
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, get_args
 from weakref import WeakSet
 
 from lightning.pytorch.loggers import WandbLogger
@@ -27,15 +27,15 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-MODES = ("auto", "online", "offline", "disabled")
-ARTIFACTS = ("config", "checkpoint")
+Mode = Literal["auto", "online", "offline", "disabled"]
+Artifact = Literal["config", "checkpoint"]
 WANDB_INTERRUPTED = 255  # wandb's exit code for Ctrl-C
 # Loggers whose server has failed to take a table.
 WITHOUT_TABLES: WeakSet[WandbLogger] = WeakSet()
 
 
 class RunLogger(WandbLogger):
-    """W&B's logger, with the kinds of artifacts that its run keeps: some of `ARTIFACTS`."""
+    """W&B's logger, with the kinds of artifacts that its run keeps: some of `Artifact`."""
 
     def __init__(self, *, artifacts: Sequence[str], **options: Any) -> None:
         super().__init__(**options)
@@ -62,8 +62,8 @@ def create_wandb_logger(
     project: str,
     save_dir: str | Path,
     id: str | None = None,
-    artifacts: Sequence[str] = (),
-    mode: str = "auto",
+    artifacts: Sequence[Artifact] = (),
+    mode: Mode = "auto",
     init_timeout: float = 8.0,
     finish_timeout: float = 15.0,
     **options: Any,
@@ -88,10 +88,11 @@ def create_wandb_logger(
     Raises:
         UserError: an unknown `mode` or kind of artifact.
     """
-    if mode not in MODES:
-        raise UserError(f"logger mode must be one of {', '.join(MODES)}, got {mode!r}.")
-    if invalid := [kind for kind in artifacts if kind not in ARTIFACTS]:
-        raise UserError(f"logger artifacts must be of {', '.join(ARTIFACTS)}, got {invalid[0]!r}.")
+    if mode not in get_args(Mode):
+        raise UserError(f"logger mode must be one of {', '.join(get_args(Mode))}, got {mode!r}.")
+    if invalid := [kind for kind in artifacts if kind not in get_args(Artifact)]:
+        legal = ", ".join(get_args(Artifact))
+        raise UserError(f"logger artifacts must be of {legal}, got {invalid[0]!r}.")
     resume = None if id is None else "allow"
     options |= {"project": project, "dir": os.fspath(save_dir), "resume": resume}
     timeouts = {"init_timeout": init_timeout, "finish_timeout": finish_timeout}

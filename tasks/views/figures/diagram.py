@@ -14,9 +14,9 @@ from torch import nn
 
 from attention_zoo.attention.base import Attention
 from attention_zoo.models import LanguageModel, Seq2Seq
-from attention_zoo.models.blocks import AttentionSublayer, FeedForward, Sublayer
+from attention_zoo.models.blocks import AttentionSublayer, FeedForward, NormOrder, Sublayer
 from attention_zoo.models.embedding import TokenEmbedding
-from attention_zoo.models.stacks import Decoder, Encoder
+from attention_zoo.models.stacks import Decoder, Encoder, TransformerLayer
 from attention_zoo.position.base import PositionalEncoding
 from attention_zoo.tasks.views.figures import style
 from attention_zoo.zoo import BEFORE_ATTENTION, SITES, Site
@@ -250,9 +250,14 @@ def summarize_stack(
 def group_layers(stack: Encoder | Decoder) -> tuple[LayerGroup, ...]:
     """Group consecutive layers of a stack that have the same modules."""
     layers = []
-    for number, layer in enumerate(stack.layers, start=1):
-        sublayers = [summarize_sublayer(x) for x in layer.children() if isinstance(x, Sublayer)]
-        layers.append(LayerGroup(number, number, count_parameters(layer), tuple(sublayers)))
+    for number, layer in enumerate(cast(Sequence[TransformerLayer], stack.layers), start=1):
+        sublayers = [x for x in layer.children() if isinstance(x, Sublayer)]
+        summaries = (
+            [summarize_parallel(*sublayers)]
+            if layer.is_parallel
+            else [summarize_sublayer(x) for x in sublayers]
+        )
+        layers.append(LayerGroup(number, number, count_parameters(layer), tuple(summaries)))
     groups = [list(group) for _, group in groupby(layers, key=lambda layer: layer[2:])]
     return tuple(group[0]._replace(last=group[-1].last) for group in groups)
 
@@ -263,9 +268,31 @@ def summarize_sublayer(sublayer: Sublayer) -> SublayerSummary:
         module, reads_memory = summarize_attention(sublayer.branches), sublayer.role == "cross"
     else:
         module, reads_memory = summarize_feed_forward(cast(FeedForward, sublayer)), False
+    return surround_by_norms(sublayer, module, reads_memory=reads_memory)
+
+
+def summarize_parallel(attention: Sublayer, feed_forward: Sublayer) -> SublayerSummary:
+    """Summarize attention and feed-forward that read the same norm, as one sublayer."""
+    first = summarize_attention(cast(AttentionSublayer, attention).branches)
+    second = summarize_feed_forward(cast(FeedForward, feed_forward))
+    both = ModuleSummary(
+        first.kind, f"{first.title} + {second.title}", (*first.facts, *second.facts)
+    )
+    return surround_by_norms(attention, both, reads_memory=False)
+
+
+def surround_by_norms(
+    sublayer: Sublayer, module: ModuleSummary, *, reads_memory: bool
+) -> SublayerSummary:
+    """Summarize a sublayer by its module, with the norms where it has them."""
     norm = ModuleSummary("norm", type(sublayer.norm).__name__)
-    inside, after = ((norm, module), ()) if sublayer.pre_norm else ((module,), (norm,))
-    return SublayerSummary(inside, after, reads_memory)
+    orders: dict[NormOrder, tuple[tuple[ModuleSummary, ...], tuple[ModuleSummary, ...]]] = {
+        "pre": ((norm, module), ()),
+        "post": ((module,), (norm,)),
+        "sandwich": ((norm, module, norm), ()),
+        "res_post": ((module, norm), ()),
+    }
+    return SublayerSummary(*orders[sublayer.norm_order], reads_memory)
 
 
 def summarize_attention(branches: Sequence[Attention]) -> ModuleSummary:

@@ -15,13 +15,14 @@ from attention_zoo.tasks.data.diagnostics.base import Diagnostic, draw_distinct
 from attention_zoo.tasks.data.diagnostics.copy import Copy
 from attention_zoo.tasks.data.diagnostics.flip_flop import FlipFlop
 from attention_zoo.tasks.data.diagnostics.induction import Induction
+from attention_zoo.tasks.data.diagnostics.parity import Parity
 from attention_zoo.tasks.data.diagnostics.recall import Recall
 from attention_zoo.tasks.data.diagnostics.reverse import Reverse
 from attention_zoo.tasks.data.tokenizers import FIRST_ID, ByteTokenizer, SymbolTokenizer
 
 CONF = Path(__file__).parents[3] / "conf" / "data"
 KINDS = {"recall": Recall, "copy": Copy, "reverse": Reverse, "induction": Induction}
-KINDS |= {"flip_flop": FlipFlop}
+KINDS |= {"flip_flop": FlipFlop, "parity": Parity}
 FEW: dict[str, Any] = {"size": 600, "valid": 40, "test": 40}
 SMALL = {
     "recall": Recall(length=32, pairs=4, vocabulary=40, **FEW),
@@ -29,6 +30,7 @@ SMALL = {
     "reverse": Reverse(length=6, min_length=3, vocabulary=10, **FEW),
     "induction": Induction(length=20, vocabulary=12, **FEW),
     "flip_flop": FlipFlop(length=30, ignore_fraction=0.5, **FEW),
+    "parity": Parity(length=20, min_length=3, **FEW),
 }
 each = pytest.mark.parametrize("source", SMALL.values(), ids=SMALL)
 
@@ -146,6 +148,20 @@ def test_flip_flop_reads_what_was_written_last() -> None:
     assert 0.4 < kinds.count("i") / len(kinds) < 0.5  # Of the first and last there is none.
 
 
+def test_parity_asks_after_every_bit_whether_the_ones_are_even() -> None:
+    answered = []
+    for symbols, answers in rows(SMALL["parity"]):
+        assert len(symbols) == 21 and {*symbols[1:]} <= {"0", "1"}
+        assert sorted(answers) == list(range(3, 21))
+        for position, answer in answers.items():
+            ones = symbols[1 : position + 1].count("1")
+            assert answer == ("odd" if ones % 2 else "even")
+        answered += answers.values()
+    assert answered.count("odd") / len(answered) == pytest.approx(0.5, abs=0.02)
+    longer = rows(SMALL["parity"].with_length(31), "test")
+    assert all(len(symbols) == 32 and [*answers] == [31] for symbols, answers in longer)
+
+
 @each
 def test_no_sequence_is_in_two_splits_or_twice_in_one(source: Diagnostic) -> None:
     def content(source: Diagnostic, split: str) -> list[bytes]:
@@ -199,6 +215,7 @@ def test_distinct_numbers_are_distinct_and_uniform() -> None:
         (lambda: Recall(size=0), "size must be at least 1, got 0"),
         (lambda: Copy(min_length=40), "min_length=40 and length=32"),
         (lambda: Reverse(vocabulary=0), "vocabulary must be at least 1"),
+        (lambda: Parity(length=2), "min_length=3 and length=2"),
         (lambda: Induction(vocabulary=8), "vocabulary at least half of it"),
         (lambda: FlipFlop(length=7), "length must be even"),
         (lambda: FlipFlop(ignore_fraction=1.0), "ignore_fraction must be at least 0 and below 1"),
@@ -275,7 +292,7 @@ def test_report_fingerprint_and_cache(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "kind, tokens",
-    [("recall", 1), ("copy", 6), ("reverse", 6), ("induction", 4), ("flip_flop", 1)],
+    [("recall", 1), ("copy", 6), ("reverse", 6), ("induction", 4), ("flip_flop", 1), ("parity", 1)],
 )
 def test_probes_are_first_queries(kind: str, tokens: int, tmp_path: Path) -> None:
     data = diagnostic(tmp_path, kind, answer_tokens=tokens)

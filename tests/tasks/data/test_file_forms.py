@@ -200,6 +200,9 @@ def test_missing_splits_are_cut_off_by_a_seeded_share(tmp_path: Path) -> None:
     assert [len(pairs) for pairs in with_test.splits().values()] == [720, 80, 800]
     with pytest.raises(UserError, match=r"valid_fraction must lie between 0 and 0\.5, got 0\.5"):
         ParallelFiles(train="a.tsv", valid_fraction=0.5)
+    for option in ({"valid_fraction": 0.1}, {"seed": 1}):  # of what is not cut off
+        with pytest.raises(UserError, match="would have no effect"):
+            ParallelFiles(train="a.tsv", valid="b.tsv", **option)
     write(tmp_path, "b.tsv", "a\tb\nc\td\n")
     with pytest.raises(BadInput, match="2 different items, too few to cut off valid and test"):
         ParallelFiles(train="b.tsv", root=tmp_path).splits()
