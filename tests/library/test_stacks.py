@@ -276,3 +276,64 @@ def test_a_reading_layer_alone_is_refused() -> None:
         reader.values(torch.randn(1, 3, 16))
     with pytest.raises(UserError, match="an entry for each of 2 layers"):
         LanguageModel(**SIZES, layers=2, attention=factory(), position=ROTARY, share_kv=[None])
+
+
+def convolved_model(**options: Any) -> LanguageModel:
+    sizes = {"layers": 2, "attention": factory(), "position": ROTARY} | options
+    return moved(LanguageModel(**SIZES, **sizes, input_convolution=3))
+
+
+def test_a_convolution_mixes_what_attention_reads() -> None:
+    model = convolved_model(layers=1)
+    sublayer = model.decoder.layers[0].self_attention
+    x = torch.randn(2, 5, 16)
+    normed = sublayer.norm(x)
+    mixed = normed.clone()
+    for t in range(5):
+        for lag in range(min(3, t + 1)):
+            mixed[:, t] += sublayer.convolution.weight[:, 2 - lag] * normed[:, t - lag]
+    assert_same(sublayer(x), x + sublayer.attention(mixed))
+    plain = LanguageModel(**SIZES, layers=1, attention=factory(), position=ROTARY)
+    names = {*model.state_dict()} - {*plain.state_dict()}
+    assert names == {"decoder.layers.0.self_attention.convolution.weight"}
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"layers": 3, "share_kv": [None, 0, 0]},
+        {"attention": factory("gated_delta"), "position": partial(create_position, "none")},
+        {"attention": [(factory(), factory("multi_query")), factory()]},
+    ],
+    ids=["own", "shared", "recurrent", "side by side"],
+)
+def test_convolutions_are_decoded_in_chunks(options: dict[str, Any]) -> None:
+    model = convolved_model(**options)
+    tokens = torch.randint(11, (2, 9))
+    key_mask = torch.ones(2, 9, dtype=torch.bool)
+    key_mask[1, :4] = False
+    cache = model.new_cache()
+    parts = []
+    for chunk in tokens.split([5, 1, 1, 2], dim=1):
+        stop = cache.length + chunk.shape[1]
+        parts.append(model(chunk, key_mask=key_mask[:, :stop], cache=cache))
+    whole = model(tokens, key_mask=key_mask)
+    assert_same(torch.cat(parts, dim=1)[key_mask], whole[key_mask])
+    assert_same(whole[1:, 4:], model(tokens[1:, 4:]))
+    cache.reorder(torch.tensor([1, 0]))
+    new = torch.randint(11, (2, 1))
+    swapped = torch.cat([tokens.flip(0), new], dim=1)
+    key_mask = torch.cat([key_mask.flip(0), torch.ones(2, 1, dtype=torch.bool)], dim=1)
+    assert_same(
+        model(new, key_mask=key_mask, cache=cache), model(swapped, key_mask=key_mask)[:, -1:]
+    )
+
+
+def test_a_convolution_stays_within_a_segment() -> None:
+    model = convolved_model()
+    tokens = torch.randint(11, (1, 9))
+    segment_ids = torch.tensor([[0] * 4 + [1] * 5])
+    packed = model(tokens, segment_ids=segment_ids)
+    assert_same(packed[:, :4], model(tokens[:, :4]))
+    assert_same(packed[:, 4:], model(tokens[:, 4:]))
