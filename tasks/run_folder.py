@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,6 +13,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from attention_zoo.errors import BadInput, UserError
+
+log = logging.getLogger(__name__)
 
 CONFIG = "config.yaml"
 RESULTS = "results.json"
@@ -168,6 +171,15 @@ def refuse_unwritable(path: Path, kind: str = "FOLDER") -> Iterator[None]:
         ) from error
 
 
+@contextmanager
+def going_on_without(path: Path) -> Iterator[None]:
+    """Warn that a file cannot be written, such as on a full disk, and go on."""
+    try:
+        yield
+    except OSError as error:
+        log.warning("%s was not written: %s. The run goes on.", path, error.strerror or error)
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """Return the object in a file; empty, if there is no file."""
     if not path.exists():
@@ -181,8 +193,11 @@ def read_json(path: Path) -> dict[str, Any]:
 def replace_text(path: Path, text: str) -> None:
     """Write a file in one step, so that a reader sees the new text or the old, never a part."""
     draft = path.with_name(f".{path.name}.{os.getpid()}")
-    draft.write_text(text, encoding="utf-8", newline="\n")
-    os.replace(draft, path)
+    try:
+        draft.write_text(text, encoding="utf-8", newline="\n")
+        os.replace(draft, path)
+    finally:
+        draft.unlink(missing_ok=True)
 
 
 def to_json(value: Any) -> str:

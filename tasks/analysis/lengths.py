@@ -18,7 +18,7 @@ from attention_zoo.tasks.analysis.length_report import (
 )
 from attention_zoo.tasks.data.base import PreparedData, data_ranks
 from attention_zoo.tasks.data.loader import ResumableLoader
-from attention_zoo.tasks.run_folder import relative_to_cwd
+from attention_zoo.tasks.run_folder import going_on_without, relative_to_cwd
 from attention_zoo.tasks.task_spec import DIAGNOSTIC_DATA, LANGUAGE_MODELING, task_spec
 from attention_zoo.tasks.training.language_modeling import LanguageModelingTask
 from attention_zoo.tasks.training.loggers.loggers import log_image, log_table
@@ -169,7 +169,9 @@ def report_lengths(
     if results["lengths"].get("loss_by_position") is None:
         return {}
     picture = relative_to_cwd(folder) / "loss_by_position.png"
-    picture.parent.mkdir(parents=True, exist_ok=True)
-    draw_losses_by_position(results).savefig(picture, dpi=150)
-    log_image(loggers, "loss_by_position", picture, step)
-    return {"positions": picture}
+    with going_on_without(picture):
+        picture.parent.mkdir(parents=True, exist_ok=True)
+        draw_losses_by_position(results).savefig(picture, dpi=150)
+        log_image(loggers, "loss_by_position", picture, step)
+        return {"positions": picture}
+    return {}

@@ -22,6 +22,8 @@ from attention_zoo.tasks.exit_codes import PIPE_CLOSED, exit_code
 from attention_zoo.tasks.interruption import INTERRUPTION, Interrupted, interruptible
 from attention_zoo.tasks.sweeps.jobs import record_outcome
 
+TEXT_COMMANDS = ("translate", "generate", "attend")  # They work on lines that are given.
+
 
 def main() -> None:
     """Run the command that the arguments of the program name."""
@@ -146,7 +148,10 @@ def run_job(config: Any, invocation: Any) -> Any:
     from hydra.core.hydra_config import HydraConfig
     from omegaconf import OmegaConf
 
-    from attention_zoo.tasks.configuration.build import refuse_untrusted_targets
+    from attention_zoo.tasks.configuration.build import (
+        find_untrusted_target,
+        refuse_untrusted_targets,
+    )
     from attention_zoo.tasks.configuration.defaults import (
         resolve_defaults,
         resolve_intervals,
@@ -169,15 +174,23 @@ def run_job(config: Any, invocation: Any) -> Any:
         )
     choices = hydra_config.runtime.choices
     choices = {group: choices[group] for group in choices if not group.startswith("hydra")}
+    unused: tuple[str, ...] = ()
     if checkpoint or invocation.command == "train":
         plain: Any = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
         check_groups(plain)
-        refuse_untrusted_targets(plain, training_config or {})
+        overrides_data = any(x.lstrip("+~").startswith("data.") for x in invocation.overrides)
+        if invocation.command in TEXT_COMMANDS and not overrides_data:
+            # Lines of text need no data, so that those of others are not even imported.
+            untrusted = find_untrusted_target(plain["data"], training_config or {})
+            unused = () if untrusted is None else ("data",)
+        built = {key: node for key, node in plain.items() if key not in unused}
+        refuse_untrusted_targets(built, training_config or {})
     check_own_options(config, invocation.command)
     choices |= resolve_defaults(config, invocation.overrides, training_config)
     resolve_output_dir(config)
     plain = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
-    check_options(plain, legal_names(invocation.command))
+    used = {key: node for key, node in plain.items() if key not in unused}
+    check_options(used, legal_names(invocation.command))
     if "trainer" in plain:
         resolve_intervals(plain)
     module = import_module(f"attention_zoo.tasks.commands.{invocation.command}")

@@ -22,7 +22,12 @@ from attention_zoo.tasks.configuration.resolved_config import (
 )
 from attention_zoo.tasks.data.base import PreparedData
 from attention_zoo.tasks.data.tokenizers import restore_tokenizer
-from attention_zoo.tasks.run_folder import RunFolder, refuse_unwritable, relative_to_cwd
+from attention_zoo.tasks.run_folder import (
+    RunFolder,
+    going_on_without,
+    refuse_unwritable,
+    relative_to_cwd,
+)
 from attention_zoo.tasks.training.callbacks.progress import Progress
 from attention_zoo.tasks.training.loggers.loggers import create_loggers, finish_loggers, log_summary
 from attention_zoo.tasks.training.manifest import collect_environment
@@ -121,11 +126,13 @@ def score(
     log_summary(loggers, metrics)
     paths = {}
     if output is not None:
-        output.write_results(metrics, manifest)
-        paths["results"] = output.results_file
+        with going_on_without(output.results_file):
+            output.write_results(metrics, manifest)
+            paths["results"] = output.results_file
         if task.outputs:
-            output.write_outputs(split, getattr(data, split), task.outputs)
-            paths["outputs"] = output.outputs_file(split)
+            with going_on_without(output.outputs_file(split)):
+                output.write_outputs(split, getattr(data, split), task.outputs)
+                paths["outputs"] = output.outputs_file(split)
     if length_tests is None:
         print_metrics(console, metrics)
     else:

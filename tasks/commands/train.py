@@ -38,7 +38,7 @@ from attention_zoo.tasks.configuration.resolved_config import (
 from attention_zoo.tasks.configuration.validation import validate
 from attention_zoo.tasks.exit_codes import exit_code
 from attention_zoo.tasks.interruption import Interrupted
-from attention_zoo.tasks.run_folder import RunFolder, relative_to_cwd
+from attention_zoo.tasks.run_folder import RunFolder, going_on_without, relative_to_cwd
 from attention_zoo.tasks.sweeps.jobs import JOB_FOLDER
 from attention_zoo.tasks.sweeps.matching import check_match, match_baseline
 from attention_zoo.tasks.task_spec import task_spec
@@ -239,7 +239,8 @@ def fit_and_score(training: Training, trainer: Trainer, history: History) -> dic
         end = "divergence" if cause else str(error)
         manifest = describe_fit(training, trainer, history, time.perf_counter() - started, end)
         if trainer.is_global_zero:
-            training.folder.write_results({}, counts | training.costs | manifest | cause)
+            with going_on_without(training.folder.results_file):
+                training.folder.write_results({}, counts | training.costs | manifest | cause)
         raise
     seconds = time.perf_counter() - started
     # Scoring loads a checkpoint, and with it the state that the callbacks had then.
@@ -257,9 +258,11 @@ def fit_and_score(training: Training, trainer: Trainer, history: History) -> dic
         length_metrics = logged_metrics(trainer, METRIC_PREFIX[training.length_tests.split])
     if trainer.is_global_zero:
         results = metrics | length_metrics
-        training.folder.write_results(results, manifest)
+        with going_on_without(training.folder.results_file):
+            training.folder.write_results(results, manifest)
         if task.outputs:
-            training.folder.write_outputs("test", data.test, task.outputs)
+            with going_on_without(training.folder.outputs_file()):
+                training.folder.write_outputs("test", data.test, task.outputs)
         log_summary(training.loggers, summary_metrics(results | manifest, val_losses))
         log_artifact(training.loggers, "checkpoint", checkpoint)
         print_outcome(training, trainer, checkpoint, metrics, results | manifest)

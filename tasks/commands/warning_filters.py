@@ -6,6 +6,8 @@ import warnings
 
 def silence_libraries() -> None:
     """Ignore such messages one by one. All others still show."""
+    # On a full disk, each line for the log file would print a traceback.
+    logging.raiseExceptions = False
     for name in ("lightning.pytorch", "lightning.fabric"):
         # Below warnings there are devices, tips, and limits that the user has set.
         logging.getLogger(name).setLevel(logging.WARNING)

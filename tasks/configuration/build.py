@@ -49,14 +49,27 @@ def refuse_untrusted_targets(config: Mapping[str, Any], training_config: Mapping
     What a user's own config names is the user's own choice. A checkpoint may come from others, and
     building what it names runs their code.
     """
+    target = find_untrusted_target(config, training_config)
+    if target is not None:
+        raise Unsupported(
+            f"A checkpoint may build things of {', '.join(trusted_packages())} only, got "
+            f"_target_: {target}. Choose another in its place, such as data=phrases."
+        )
+
+
+def find_untrusted_target(
+    config: Mapping[str, Any], training_config: Mapping[str, Any]
+) -> str | None:
+    """Return what a config has from a checkpoint's and this program does not know, if anything."""
+    targets = sorted({*find_targets(config)} & {*find_targets(training_config)})
+    trusted = trusted_packages()
+    return next((target for target in targets if target.split(".")[0] not in trusted), None)
+
+
+def trusted_packages() -> tuple[str, ...]:
+    """Return the packages of which a checkpoint may name what is built."""
     plugins = [plugin.module.split(".")[0] for plugin in entry_points(group="attention_zoo")]
-    trusted = (*TRUSTED_PACKAGES, *plugins)
-    for target in {*find_targets(config)} & {*find_targets(training_config)}:
-        if target.split(".")[0] not in trusted:
-            raise Unsupported(
-                f"A checkpoint may build things of {', '.join(trusted)} only, got "
-                f"_target_: {target}. Choose another in its place, such as data=phrases."
-            )
+    return (*TRUSTED_PACKAGES, *plugins)
 
 
 def build_optimizer(node: Mapping[str, Any]) -> Callable[[nn.Module], Optimizer]:

@@ -48,6 +48,8 @@ def check_group_override(override: Override) -> str:
         )
     if value == "" or not (value is None or isinstance(value, str | list)):
         raise UserError(f"{group} takes one choice, got {show(value)}. Choices: {choices}.")
+    if isinstance(value, list) and not all(isinstance(x, str) for x in value):
+        raise UserError(f"{group} takes names, got {show(value)}. Choices: {choices}.")
     if value is None:
         if override.package is None and group in COLLECTIONS:
             return f"{group}=none"

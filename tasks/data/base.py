@@ -18,7 +18,7 @@ from attention_zoo.tasks.data.cache import function_key, get_or_build, is_plain,
 from attention_zoo.tasks.data.loader import ResumableLoader
 from attention_zoo.tasks.data.samplers import EpochSampler, FixedBatchSampler, consecutive_batches
 from attention_zoo.tasks.data.sources.base import Source
-from attention_zoo.tasks.data.tokenizers import Tokenizer, tokenizer_from_state
+from attention_zoo.tasks.data.tokenizers import Tokenizer, check_state, tokenizer_from_state
 
 log = logging.getLogger(__name__)
 
@@ -152,6 +152,7 @@ class PreparedData(LightningDataModule):
         """Return the values to cache, without the arrays that are written to `folder`."""
         splits = self.read_splits()
         tokenizer = self.make_tokenizer(splits.get("train", ()))
+        check_state(tokenizer)
         notes = list(self.source.notes)
         source = self.source.cache_key() or {"source": type(self.source).__name__}
         report: dict[str, Any] = {"source": source, "notes": notes}

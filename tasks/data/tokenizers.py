@@ -7,7 +7,7 @@ from typing import Any, Self
 from tokenizers import Tokenizer as Backend
 from tokenizers import models, pre_tokenizers, trainers
 
-from attention_zoo.errors import BadInput, UserError, check_positive
+from attention_zoo.errors import BadInput, Unsupported, UserError, check_positive
 from attention_zoo.zoo import unknown_name_message
 
 PAD, BOS, EOS, UNK = 0, 1, 2, 3
@@ -249,18 +249,30 @@ class SymbolTokenizer(Tokenizer):
         return {"kind": "symbols", "symbols": self.symbols}
 
 
+KINDS: dict[str, type[Any]] = {
+    "bpe": BytePairTokenizer,
+    "characters": CharacterTokenizer,
+    "bytes": ByteTokenizer,
+    "symbols": SymbolTokenizer,
+}
+
+
+def check_state(tokenizer: Tokenizer) -> None:
+    """Refuse a tokenizer that its state would bring back as another class."""
+    restored = KINDS.get(tokenizer.state()["kind"], type(tokenizer))
+    if type(tokenizer) is not restored:
+        raise Unsupported(
+            f"{type(tokenizer).__name__} has the state of {restored.__name__}, which checkpoints "
+            f"and the cache would bring back in its place; use {restored.__name__} itself."
+        )
+
+
 def tokenizer_from_state(state: dict[str, Any]) -> Tokenizer:
     """Return the tokenizer that gave `state`. Raise BadInput for a state of an unknown kind."""
-    kinds = {
-        "bpe": BytePairTokenizer,
-        "characters": CharacterTokenizer,
-        "bytes": ByteTokenizer,
-        "symbols": SymbolTokenizer,
-    }
     kind = state.get("kind")
-    if kind not in kinds:
-        raise BadInput(f"a tokenizer's state must be of kind {', '.join(kinds)}, got {kind!r}.")
-    return kinds[kind](**{name: value for name, value in state.items() if name != "kind"})
+    if kind not in KINDS:
+        raise BadInput(f"a tokenizer's state must be of kind {', '.join(KINDS)}, got {kind!r}.")
+    return KINDS[kind](**{name: value for name, value in state.items() if name != "kind"})
 
 
 def restore_tokenizer(lines: Iterable[str], *, state: dict[str, Any]) -> Tokenizer:

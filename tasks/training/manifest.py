@@ -33,7 +33,8 @@ def git_commit(file: Path) -> str | None:
     """
 
     def git(*arguments: str) -> str:
-        command = ["git", "-C", str(file.parent), *arguments]
+        # `git describe --dirty` would write the index, and leave a lock where the disk is full.
+        command = ["git", "--no-optional-locks", "-C", str(file.parent), *arguments]
         return subprocess.run(
             command, capture_output=True, text=True, check=True, timeout=10
         ).stdout.strip()
@@ -42,7 +43,9 @@ def git_commit(file: Path) -> str | None:
         # A virtual environment often lies inside another project's repository, whose commit says
         # nothing about this code.
         git("ls-files", "--error-unmatch", str(file))
-        return git("describe", "--always", "--dirty", "--abbrev=40", "--exclude=*")
+        changes = git("status", "--porcelain", "--untracked-files=no")
+        commit = git("describe", "--always", "--abbrev=40", "--exclude=*")
+        return f"{commit}-dirty" if changes else commit
     except (OSError, subprocess.SubprocessError):
         return None
 

@@ -23,7 +23,7 @@ from attention_zoo.tasks.configuration.build import build_task, refuse_untrusted
 from attention_zoo.tasks.configuration.renamed_options import upgrade_checkpoint
 from attention_zoo.tasks.configuration.validation import validate
 from attention_zoo.tasks.data.batches import IGNORE_INDEX
-from attention_zoo.tasks.data.tokenizers import Tokenizer, tokenizer_from_state
+from attention_zoo.tasks.data.tokenizers import Tokenizer, check_state, tokenizer_from_state
 from attention_zoo.tasks.training.checkpoints import compare_weights, read_checkpoint
 from attention_zoo.tasks.training.metrics import BitsPerByte, Perplexity, TokenLoss
 from attention_zoo.tasks.training.non_finite import (
@@ -77,7 +77,8 @@ class Task(LightningModule):
             Python. Its checkpoint is then read by `load_from_checkpoint` with these arguments.
 
     Raises:
-        UserError: a config that is neither empty nor whole.
+        UserError: a config that is neither empty nor whole; a tokenizer that its state would bring
+            back as another class.
     """
 
     # Titles of the input and the output of `generate`, for the table of samples.
@@ -109,6 +110,7 @@ class Task(LightningModule):
             )
         if non_finite not in RESPONSES:
             raise UserError(unknown_name_message("task.non_finite", non_finite, list(RESPONSES)))
+        check_state(tokenizer)
         self.model = model
         self.tokenizer = tokenizer
         self.optimizer_factory = optimizer

@@ -6,6 +6,7 @@ import shlex
 import sys
 
 import pytest
+import torch
 
 from attention_zoo.tasks.commands.cli import main
 from attention_zoo.tasks.data.base import PreparedData
@@ -150,6 +151,9 @@ callbacks.best_checkpoint.save_top_k=abc | a whole number
 +callbacks.mine._target_=nomod.Nope | No module named 'nomod'
 +logger.mine._target_=nomod.Nope | No module named 'nomod'
 logger=foo | tensorboard
+logger=[1,2] | takes names
+logger=[csv,[wandb]] | takes names
+callbacks=[null] | takes names
 logger=csv logger.csv.name=5 | logger.csv.name must be text
 logger=csv logger.csv.flush_logs_every_n_steps=0 | at least 1
 logger=tensorboard +logger.tensorboard.foo=1 | logger.tensorboard.comment
@@ -356,6 +360,24 @@ def test_it_is_refused_in_a_line_that_helps(
     assert 1 <= len(lines) <= 3 and "Traceback" not in errors, errors
     assert lines[-1].startswith("refused: " if code == 3 else "error: "), errors
     assert word in errors, errors
+
+
+def test_lines_are_translated_whatever_the_data_of_the_training(
+    monkeypatch, capsys, tmp_path, checkpoint
+):
+    contents = torch.load(checkpoint, weights_only=True)
+    contents["attention_zoo"]["config"]["data"]["_target_"] = "mine.Data"
+    torch.save(contents, tmp_path / "own.ckpt")
+    command = ["ckpt_path=own.ckpt", "decoding.max_extra=2", "decoding.max_ratio=0.1"]
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["attention-zoo", "translate", *command, "a line"])
+    main()
+    assert len(capsys.readouterr().out.splitlines()) == 1
+    code, errors = run(monkeypatch, capsys, tmp_path, ["evaluate", *command])
+    assert code == 3 and "got _target_: mine.Data" in errors
+    changed = [*command, "data.max_tokens=5", "a line"]
+    code, errors = run(monkeypatch, capsys, tmp_path, ["translate", *changed])
+    assert code == 3 and "got _target_: mine.Data" in errors
 
 
 def test_the_table_is_long_enough():

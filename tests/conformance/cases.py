@@ -29,6 +29,7 @@ DIM = 16
 SMALL = {
     "window": 4,
     "block": 4,
+    "segment": 4,
     "stride": 3,
     "dilation": 3,
     "landmarks": 4,
@@ -36,6 +37,8 @@ SMALL = {
     "original_length": 6,
     "clip": 3,
     "max_position": 3,
+    "grid_height": 2,
+    "grid_width": 3,
 }
 
 
@@ -163,8 +166,13 @@ def pairs() -> Iterator[Case]:
 def representative_pairs() -> Iterator[Case]:
     """Of each entry, encodings that together act wherever any may; and all with `multi_head`."""
     covered: dict[tuple[str, Role], set[Site]] = {}
-    # Those that act on most come first, so that few are needed.
-    for case in sorted(pairs(), key=lambda case: -len(case.acts)):
+
+    # Those that act on most come first, so that few are needed; of these, the relative ones, for
+    # which more properties hold.
+    def order(case: Case) -> tuple[int, bool]:
+        return -len(case.acts), not POSITION.card(str(case.position)).relative
+
+    for case in sorted(pairs(), key=order):
         seen = covered.setdefault((case.name, case.role), set())
         if case.name == "multi_head" or not set(case.acts) <= seen:
             yield case

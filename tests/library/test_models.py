@@ -5,7 +5,7 @@ from functools import partial
 import pytest
 import torch
 
-from attention_zoo import UserError, create_attention, create_position
+from attention_zoo import Unsupported, UserError, create_attention, create_position
 from attention_zoo.masks import Mask
 from attention_zoo.models import LanguageModel, Seq2Seq
 from attention_zoo.models.blocks import AttentionSublayer, BlockOptions, FeedForward
@@ -45,22 +45,73 @@ def test_feed_forward(activation: str, norm: str, order: str) -> None:
     assert_same(block(x), out if order == "pre" else normed(out))
 
 
-@pytest.mark.parametrize("order", ["pre", "post"])
+@pytest.mark.parametrize("order", ["pre", "post", "sandwich", "res_post"])
 def test_residual_and_norm_stand_around_attention(order: str) -> None:
     options = BlockOptions(dim=8, ffn_dim=16, norm_order=order, dropout=0.0)
     x, context = torch.randn(2, 3, 8), torch.randn(2, 5, 8)
     for block, other in (
-        (AttentionSublayer(PLAIN, options, role="causal", layer=0), ()),
-        (AttentionSublayer(PLAIN, options, role="cross", layer=0), (context,)),
+        (AttentionSublayer([PLAIN], options, role="causal", layer=0), ()),
+        (AttentionSublayer([PLAIN], options, role="cross", layer=0), (context,)),
     ):
+        for norm in (block.norm, getattr(block, "output_norm", None)):
+            if norm is not None:  # Norms start with ones, which would hide an exchange.
+                torch.nn.init.uniform_(norm.weight)
         if order == "pre":
             expected = x + block.attention(block.norm(x), *other)
-        else:
+        elif order == "post":
             expected = block.norm(x + block.attention(x, *other))
+        elif order == "sandwich":
+            expected = x + block.output_norm(block.attention(block.norm(x), *other))
+        else:
+            expected = x + block.norm(block.attention(x, *other))
         assert_same(block(x, *other), expected)
 
 
-@pytest.mark.parametrize("order", ["pre", "post"])
+def test_attention_and_feed_forward_in_parallel_read_the_same_norm() -> None:
+    model = LanguageModel(
+        attention=PLAIN,
+        position=partial(create_position, "none"),
+        parallel_feed_forward=True,
+        dropout=0.0,
+        **SIZES,
+    )
+    layer = model.decoder.layers[0]
+    x = torch.randn(2, 5, 8)
+    y = layer.self_attention.norm(x)
+    feed_forward = layer.feed_forward
+    middle = torch.nn.functional.gelu(feed_forward.expand(y))
+    expected = x + layer.self_attention.attention(y) + feed_forward.contract(middle)
+    assert_same(layer(x, mask=Mask(), positions=torch.arange(5)[None]), expected)
+    assert not [*feed_forward.norm.parameters()]
+
+
+def test_parallel_layers_need_self_attention_and_a_feed_forward() -> None:
+    options = {"parallel_feed_forward": True, "position": partial(create_position, "none")}
+    roles = ("encoder_attention", "decoder_attention", "cross_attention")
+    with pytest.raises(Unsupported, match="got cross-attention"):
+        Seq2Seq(pad_id=0, **dict.fromkeys(roles, PLAIN), **SIZES, **options)
+    with pytest.raises(Unsupported, match="got ffn_dim=None"):
+        LanguageModel(attention=PLAIN, **SIZES | {"ffn_dim": None}, **options)
+
+
+def test_logits_have_a_scale_a_bias_and_a_cap() -> None:
+    model = LanguageModel(
+        attention=PLAIN,
+        position=partial(create_position, "none"),
+        scale_embedding=False,
+        logit_scale=0.5,
+        logit_bias=True,
+        logit_cap=2.0,
+        **SIZES,
+    )
+    tokens, x = torch.randint(7, (2, 5)), torch.randn(2, 5, 8)
+    torch.nn.init.normal_(model.head.bias)
+    logits = (x @ model.embedding.weight.T + model.head.bias) / 2
+    assert_same(model.head(x), 2 * torch.tanh(logits / 2))
+    assert_same(model.embedding(tokens), model.embedding.weight[tokens])
+
+
+@pytest.mark.parametrize("order", ["pre", "post", "sandwich", "res_post"])
 def test_a_stack_ends_normed(order: str) -> None:
     model = LanguageModel(
         attention=PLAIN,
@@ -78,8 +129,11 @@ def test_a_stack_ends_normed(order: str) -> None:
     ("wrong", "message"),
     [
         ({"activation": "mish"}, "activation must be one of relu, .*, got 'mish'"),
-        ({"norm": "batch"}, "norm must be one of layer, rms, got 'batch'"),
-        ({"norm_order": "both"}, "norm_order must be one of pre, post, got 'both'"),
+        ({"norm": "batch"}, "norm must be one of layer, layer_no_bias, rms, got 'batch'"),
+        ({"norm_order": "both"}, "norm_order must be one of pre, post, .*, got 'both'"),
+        ({"norm_epsilon": 0.0}, "norm_epsilon must be above 0, got 0.0"),
+        ({"logit_cap": -1.0}, "logit_cap must be above 0, got -1.0"),
+        ({"logit_scale": 0.0}, "logit_scale must be above 0, got 0.0"),
         ({"dropout": 1.0}, "dropout must be at least 0 and below 1, got 1.0"),
         ({"ffn_dim": 0}, "ffn_dim must be at least 1, got 0"),
         ({"layers": 0}, "layers must be at least 1, got 0"),

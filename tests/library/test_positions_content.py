@@ -161,6 +161,24 @@ def test_dape_corrects_a_bias_by_the_scores_of_all_heads(inner: str) -> None:
             assert_same(found[row, h, i, j], expected)
 
 
+@pytest.mark.parametrize("role", SELF_ROLES)
+def test_grape_additive_scales_a_distance_by_query_and_key(role: Role) -> None:
+    """Zhang et al. 2025, as the authors' code says it, with the slopes 2⁻⁴ and 2⁻⁸ of two heads."""
+    grape, q, k = encoding("grape_additive", role), heads(5), heads(4)
+    found = read(grape, q, k)
+    for row, head, i, j in pairs(q, k):
+        gates = 0.0
+        for x, u in (
+            (q[row, head, i], grape.query_direction),
+            (k[row, head, j], grape.key_direction),
+        ):
+            product = (x @ u[head] / u[head].norm() * SCALE).item()
+            gates += math.log1p(math.exp(product))
+        rate = math.log1p(math.exp(grape.raw_rate[head].item())) * 2.0 ** (-4 * (head + 1))
+        distance = abs(int(ASKING[row, i] - ASKED[row, j]))
+        assert found[row, head, i, j].item() == pytest.approx(-distance * rate * gates)
+
+
 @pytest.mark.parametrize(
     ("name", "role", "option"),
     [

@@ -260,6 +260,62 @@ def test_polar_scores_are_those_of_the_paper() -> None:
         assert_same(ours_q[row, head, i] @ ours_k[row, head // 2, j], expected)
 
 
+@pytest.mark.parametrize("layout", list(PAIRS))
+def test_multiplicative_grape_learns_its_frequencies(layout: str) -> None:
+    grape = encoding("grape_multiplicative", head_dim=WIDTH, base=BASE, layout=layout)
+    q, k = heads()
+    rotary = encoding("rotary", head_dim=WIDTH, base=BASE, layout=layout)
+    assert_same(grape.rotate(q, k, POSITIONS), rotary.rotate(q, k, POSITIONS))
+    ratios = [0.5, 1.0, 1.5, 3.0]
+    with torch.no_grad():
+        grape.log_ratio.copy_(16 * torch.tensor(ratios).log())
+    frequencies = [plain(i) * ratio for i, ratio in enumerate(ratios)]
+    for x, ours in zip((q, k), grape.rotate(q, k, POSITIONS), strict=True):
+        assert_turned(ours, x, lambda x, t: turned(x, t, frequencies, PAIRS[layout]))
+
+
+@pytest.mark.parametrize("layout", list(PAIRS))
+def test_axial_rotary_turns_by_column_and_by_row(layout: str) -> None:
+    """Heo et al. 2024: θ_i = b^(−i/(d/4)), for both axes."""
+    axial = encoding("axial_rotary", head_dim=WIDTH, base=BASE, layout=layout, grid_width=3)
+    frequencies = [BASE ** (-i / (WIDTH // 4)) for i in range(WIDTH // 4)]
+
+    def each(x: Tensor, place: int) -> Tensor:
+        row, column = divmod(place, 3)
+        out = turned(x, column, [*frequencies, 0.0, 0.0], PAIRS[layout])
+        return turned(out, row, [0.0, 0.0, *frequencies], PAIRS[layout])
+
+    q, k = heads()
+    for x, ours in zip((q, k), axial.rotate(q, k, POSITIONS), strict=True):
+        assert_turned(ours, x, each)
+
+
+def test_of_an_odd_number_of_pairs_columns_have_one_more() -> None:
+    axial = encoding("axial_rotary", head_dim=6, base=BASE, grid_width=3)
+    frequencies = axial.frequencies(torch.zeros(1)).tolist()
+    assert frequencies == pytest.approx([1.0, BASE**-0.5, 1.0])
+    assert axial.coordinates(torch.tensor([[7]])).tolist() == [[[1, 1, 2]]]
+
+
+@pytest.mark.parametrize("sections", [None, [1, 2, 1], [0, 1, 3], [4, 0, 0]])
+def test_multi_axis_rotary_turns_each_section_by_an_axis(sections: list[int] | None) -> None:
+    """Qwen2-VL: the frequencies of all pairs, and an axis for each section; a quarter is time's."""
+    options = {"base": BASE, "grid_height": 2, "grid_width": 3, "sections": sections}
+    grid = encoding("multi_axis_rotary", head_dim=WIDTH, **options)
+    time, row, _ = sections or [1, 1, 2]
+
+    def each(x: Tensor, place: int) -> Tensor:
+        axes = (place // 6, place // 3 % 2, place % 3)
+        for i, pair in enumerate(PAIRS["half_split"]):
+            axis = axes[0 if i < time else 1 if i < time + row else 2]
+            x = turned(x, axis, [plain(i)], [pair])
+        return x
+
+    q, k = heads()
+    for x, ours in zip((q, k), grid.rotate(q, k, POSITIONS), strict=True):
+        assert_turned(ours, x, each)
+
+
 @pytest.mark.parametrize("every", [2, 4])
 def test_every_nth_layer_is_not_turned(every: int) -> None:
     q, k = heads()
@@ -287,11 +343,17 @@ def test_every_nth_layer_is_not_turned(every: int) -> None:
             {"mscale": 1.0, "mscale_all_dim": 1.0, "attention_factor": 2.0},
             "takes either an attention_factor or mscale and mscale_all_dim",
         ),
+        ("p_rope", {"fraction": 0.0}, "fraction must be above 0 and at most 1, got 0.0"),
         ("ntk", {"fraction": 0.0}, "fraction must be above 0 and at most 1, got 0.0"),
         ("llama3", {"low_freq_factor": 4.0}, "high_freq_factor must be above low_freq_factor"),
         ("longrope", {"short_factor": [1.0]}, "short_factor must be a list of 3 positive numbers"),
         ("longrope", {"long_factor": [1, 0, 1]}, "long_factor must be a list of 3 positive"),
         ("fope", {"gain": -1.0}, "gain must be at least 0, got -1.0"),
+        ("axial_rotary", {"head_dim": 8, "grid_width": 0}, "grid_width must be at least 1, got 0"),
+        ("multi_axis_rotary", {"grid_height": 0}, "grid_height must be at least 1, got 0"),
+        ("multi_axis_rotary", {"sections": [1, 1]}, "three numbers of pairs that make 3 together"),
+        ("multi_axis_rotary", {"sections": [1, 1, 2]}, r"make 3 together.*got \[1, 1, 2\]"),
+        ("multi_axis_rotary", {"sections": [4, -1, 0]}, "three numbers of pairs that make 3"),
         ("rotary_every", {"every": 1}, "every must be at least 2 layers, got 1"),
         *(
             (name, {"original_length": None}, f"position={name} needs original_length: the length")

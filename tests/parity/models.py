@@ -4,6 +4,7 @@ A case builds a small model of theirs; ours is composed from the overrides that 
 """
 
 import importlib
+import inspect
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -59,7 +60,9 @@ class NamedModel(NamedTuple):
     sizes: tuple[str, ...]  # overrides that fit the small sizes of the comparison
     weights: WeightMap
     adapt: Callable[[str, Tensor], Tensor]  # a weight of theirs, by its name
+    without_effect: tuple[str, ...]  # weights of theirs that change nothing, by parts of their name
     note: str
+    seed: int  # of weights and tokens
 
     def __str__(self) -> str:
         return self.name
@@ -70,6 +73,7 @@ class Differences(NamedTuple):
 
     one_pass: float
     decoding: float  # one token at a time, from theirs and from one pass
+    their_rounding: float  # their decoding from their one pass
 
 
 MODELS: list[NamedModel] = []
@@ -89,13 +93,15 @@ def named_model(
     *,
     sizes: str = "",
     adapt: Callable[[str, Tensor], Tensor] = lambda name, weight: weight,
+    without_effect: tuple[str, ...] = (),
     note: str = "",
+    seed: int = 0,
 ) -> Callable[[Callable[[], Any]], Callable[[], Any]]:
     """Enter a case of the table."""
 
     def enter(build: Callable[[], Any]) -> Callable[[], Any]:
         options = tuple(overrides.split()), tuple(sizes.split())
-        MODELS.append(NamedModel(name, build, *options, weights, adapt, note))
+        MODELS.append(NamedModel(name, build, *options, weights, adapt, without_effect, note, seed))
         return build
 
     return enter
@@ -151,7 +157,11 @@ def copy_weights(case: NamedModel, ours: nn.Module, theirs: nn.Module) -> None:
                 names = tuple(f"{name}.{leaf}" for name in names)
             weight = torch.cat([weight_of(name.replace("{i}", index)) for name in names])
         copied[key] = weight.reshape(value.shape)
-    unused = [name for name, x in trained_weights(theirs).items() if x.data_ptr() not in used]
+    unused = [
+        name
+        for name, x in trained_weights(theirs).items()
+        if x.data_ptr() not in used and not any(part in name for part in case.without_effect)
+    ]
     assert not unused, f"weights of theirs that ours lacks: {unused}"
     ours.load_state_dict(copied)
 
@@ -159,7 +169,7 @@ def copy_weights(case: NamedModel, ours: nn.Module, theirs: nn.Module) -> None:
 @torch.no_grad()
 def differences(case: NamedModel) -> Differences:
     """Compare logits of one pass, and of decoding token by token."""
-    torch.manual_seed(0)
+    torch.manual_seed(case.seed)
     theirs = case.build().eval()
     scatter_weights(theirs)
     ours = build_ours(case)
@@ -186,18 +196,20 @@ def differences(case: NamedModel) -> Differences:
     else:
 
         def run_theirs(tokens: Tensor, cache: Any) -> Any:
-            return theirs(tokens, past_key_values=cache, use_cache=True)
+            return theirs(tokens, **{cache_name: cache}, use_cache=True)
 
         def run_ours(tokens: Tensor, cache: Any) -> Tensor:
             return ours(tokens, cache=cache)
 
+    parameters = inspect.signature(theirs.forward).parameters
+    cache_name = "cache_params" if "cache_params" in parameters else "past_key_values"
     expected = run_theirs(target, None).logits
     one_pass = run_ours(target, None)
     cache, their_cache = ours.new_cache(), None
     steps, their_steps = [], []
     for token in target.split(1, dim=1):
         output = run_theirs(token, their_cache)
-        their_cache = output.past_key_values
+        their_cache = output[cache_name]
         their_steps.append(output.logits)
         steps.append(run_ours(token, cache))
     decoded, their_decoded = torch.cat(steps, dim=1), torch.cat(their_steps, dim=1)
@@ -210,4 +222,5 @@ def differences(case: NamedModel) -> Differences:
     return Differences(
         distance(one_pass, expected),
         max(distance(decoded, x) for x in (their_decoded, expected, one_pass)),
+        distance(their_decoded, expected),
     )

@@ -12,10 +12,10 @@ DIM, LENGTH = 32, 70
 def compare(name: str, theirs: nn.RNNBase) -> tuple[Outcome, Outcome]:
     ours = create_attention(name, dim=DIM, role="causal")
     names = {
-        "weight_ih_l0": ours.input.weight,
-        "weight_hh_l0": ours.hidden.weight,
-        "bias_ih_l0": ours.input.bias,
-        "bias_hh_l0": ours.hidden.bias,
+        "weight_ih_l0": ours.cell.input.weight,
+        "weight_hh_l0": ours.cell.hidden.weight,
+        "bias_ih_l0": ours.cell.input.bias,
+        "bias_hh_l0": ours.cell.hidden.bias,
     }
     theirs.load_state_dict(names)
     x = torch.randn(2, LENGTH, DIM, requires_grad=True)

@@ -1,16 +1,16 @@
-"""Recurrent networks that run token by token: `gru`, `lstm`."""
+"""Recurrent networks that run token by token: `gru`, `lstm`, `slstm`."""
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from attention_zoo import create_attention
+from attention_zoo import UserError, create_attention
 from attention_zoo.attention.base import Attention
 from attention_zoo.masks import Mask, TokenSpan
 from tests.conformance.numbers import assert_same, default_dtype
 
 DIM = 16
-every_entry = pytest.mark.parametrize("name", ["gru", "lstm"])
+every_entry = pytest.mark.parametrize("name", ["gru", "lstm", "slstm"])
 
 
 def causal(name: str) -> Attention:
@@ -56,10 +56,11 @@ def test_states_are_exact_under_autocast(name: str) -> None:
     """A state in half precision would stop to change where its gates are nearly closed."""
     with default_dtype("float32"):
         attention = causal(name)
-        inputs = torch.randn(2, 30, attention.gates * DIM)
-        exact = attention.run(inputs, TokenSpan(), None)
+        inputs = torch.randn(2, 30, attention.cell.gates * DIM)
+        attention.cell.input = nn.Identity()
+        exact = attention.cell(inputs, TokenSpan())
         with torch.autocast("cpu", torch.bfloat16):
-            under_autocast = attention.run(inputs, TokenSpan(), None)
+            under_autocast = attention.cell(inputs, TokenSpan())
     for ours, theirs in zip(under_autocast, exact, strict=True):
         assert ours.dtype == torch.float32 and torch.equal(ours, theirs)
 
@@ -69,10 +70,10 @@ def test_the_update_gate_keeps_the_state() -> None:
     attention = causal("gru")
     bias = torch.zeros(3, DIM)
     bias[1] = 50.0
-    attention.input.bias = nn.Parameter(bias.flatten())
+    attention.cell.input.bias = nn.Parameter(bias.flatten())
     assert attention(torch.randn(1, 9, DIM)).abs().max() < 1e-12
     bias[1] = -50.0
-    attention.input.bias = nn.Parameter(bias.flatten())
+    attention.cell.input.bias = nn.Parameter(bias.flatten())
     (weights,) = attention.attention_map(torch.randn(1, 9, DIM))
     assert_same(weights, torch.eye(9).expand_as(weights))
 
@@ -82,19 +83,19 @@ def test_the_reset_gate_hides_the_state_from_the_candidate() -> None:
     attention = causal("gru")
     bias = torch.zeros(3, DIM)
     bias[0] = -50.0
-    attention.input.bias = nn.Parameter(bias.flatten())
+    attention.cell.input.bias = nn.Parameter(bias.flatten())
     x = torch.randn(1, 9, DIM)
-    candidate = attention.input(x)[..., 2 * DIM :].tanh()
+    candidate = attention.cell.input(x)[..., 2 * DIM :].tanh()
     assert_same(attention.values(x)[..., 0].transpose(1, 2), candidate)
 
 
 def test_a_forget_gate_that_is_open_counts() -> None:
     """The cell grows without bound, and the output does not."""
     attention = causal("lstm")
-    for layer in (attention.input, attention.hidden):
+    for layer in (attention.cell.input, attention.cell.hidden):
         nn.init.zeros_(layer.weight)
         nn.init.zeros_(layer.bias)
-    attention.input.bias = nn.Parameter(torch.full((4, DIM), 50.0).flatten())
+    attention.cell.input.bias = nn.Parameter(torch.full((4, DIM), 50.0).flatten())
     hidden, cell = states_after(attention, torch.randn(1, 9, DIM))
     assert_same([cell, hidden], [torch.full((1, DIM), 9.0), torch.full((1, DIM), 9.0).tanh()])
 
@@ -105,3 +106,36 @@ def test_each_channel_has_weights_of_its_own(name: str) -> None:
     assert weights.shape == (1, DIM, 5, 5)
     assert not torch.allclose(weights[:, 0], weights[:, 1])
     assert (weights.sum(dim=-1) < 1 if name == "gru" else weights >= 0).all()
+
+
+@pytest.mark.parametrize("size", [-300.0, 300.0])
+def test_exponential_gates_of_slstm_do_not_overflow(size: float) -> None:
+    """A gate of e^300 is beyond float32; equal gates give the mean, whatever their size."""
+    with default_dtype("float32"):
+        attention = causal("slstm")
+        gates = torch.zeros(4, DIM)
+        gates[0], gates[1] = size, 50.0  # Nothing is forgotten.
+        nn.init.zeros_(attention.mixing)
+        attention.input.bias = nn.Parameter(gates.flatten())
+        with torch.no_grad():
+            attention.cell.input.weight[:DIM] = 0.0
+        x = torch.randn(1, 9, DIM)
+        out = attention(x)
+        out.sum().backward()
+    candidates = attention.values(x)[..., 0].transpose(1, 2)
+    counts = torch.arange(1, 10)[:, None]
+    gate = attention.cell.input(x).chunk(4, dim=-1)[3].sigmoid()
+    torch.testing.assert_close(out, gate * candidates.cumsum(dim=1) / counts)
+    assert all(part.grad.isfinite().all() for part in attention.parameters())
+
+
+def test_blocks_of_slstm_do_not_mix() -> None:
+    """A channel reads the hidden states of its own block only, by way of R."""
+    attention = create_attention("slstm", dim=DIM, role="causal", blocks=2)
+    hidden = torch.randn(DIM, requires_grad=True)
+    projected = attention.cell.project_hidden(hidden).view(4, 2, DIM // 2)
+    for block in range(2):
+        (gradient,) = torch.autograd.grad(projected[:, block].sum(), hidden, retain_graph=True)
+        assert (gradient.view(2, -1) != 0).all(dim=1).tolist() == [block == 0, block == 1]
+    with pytest.raises(UserError, match="multiple of blocks, got dim=16, blocks=3"):
+        create_attention("slstm", dim=DIM, role="causal", blocks=3)

@@ -1,4 +1,4 @@
-"""States that decay: `retention`, `gated_linear`, `state_space_dual`, `log_linear`."""
+"""States that decay: `retention`, `gated_linear`, `state_space_dual`, `log_linear`, `mlstm`."""
 
 import pytest
 import torch
@@ -19,7 +19,7 @@ from tests.conformance.numbers import assert_same, default_dtype
 from tests.conformance.test_naive import hold_against_naive
 
 DIM, HEADS = 16, 4
-NAMES = ["retention", "gated_linear", "state_space_dual", "log_linear"]
+NAMES = ["retention", "gated_linear", "state_space_dual", "log_linear", "mlstm"]
 every_entry = pytest.mark.parametrize("name", NAMES)
 # log a per token, with a channel of each kind at least: as the gates of entries, and far beyond.
 DECAYS = {
@@ -389,3 +389,42 @@ def test_options_out_of_range_are_refused(name: str, options: dict[str, float]) 
     ((option, value),) = options.items()
     with pytest.raises(UserError, match=f"{option}.*{value}"):
         causal(name, **options)
+
+
+@pytest.mark.parametrize("size", [-300.0, 300.0])
+def test_exponential_gates_of_mlstm_do_not_overflow(size: float) -> None:
+    """A gate of e^300 is beyond float32."""
+    with default_dtype("float32"):
+        attention = causal("mlstm")
+        with torch.no_grad():
+            attention.input_gate.weight.fill_(size / DIM)
+        x = torch.rand(1, 70, DIM)
+        out = attention(x)
+        out.sin().sum().backward()
+    assert out.isfinite().all()
+    assert all(parameter.grad.isfinite().all() for parameter in attention.parameters())
+    exact = attention.double()(x.double())
+    torch.testing.assert_close(out.double(), exact, rtol=1e-2, atol=1e-3)
+
+
+def test_the_normaliser_of_mlstm_is_one_at_least() -> None:
+    """Also where its state is divided by e^m: then it is e^−m."""
+    attention = causal("mlstm")
+    x = torch.randn(1, 1, DIM)
+    with torch.no_grad():
+        attention.query.weight.mul_(1e-3)
+    steps = project_steps(attention, x)
+    expected = (steps.q * steps.k).sum(-1, keepdim=True) * steps.rate.exp()
+    assert expected.abs().max() < 1
+    assert_same(attention.attention_map(x), expected)
+
+
+def test_a_large_gate_of_mlstm_outweighs_all_others() -> None:
+    attention = causal("mlstm")
+    x = torch.randn(1, 5, DIM)
+    steps = project_steps(attention, x)
+    gates = torch.zeros_like(steps.rate)
+    gates[:, :, 2] = 800.0
+    out, _ = attention.recur(steps._replace(rate=gates), x, TokenSpan(), ())
+    signs = (steps.q[:, :, 3] * steps.k[:, :, 2]).sum(-1, keepdim=True).sign()
+    assert_same(out[:, :, 3], signs * steps.v[:, :, 2])

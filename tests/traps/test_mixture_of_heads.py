@@ -4,12 +4,22 @@ import pytest
 import torch
 from torch import Tensor
 
-from attention_zoo import UserError
+from attention_zoo import UserError, create_attention
 from attention_zoo.attention.base import Attention, take_auxiliary_loss
 from attention_zoo.masks import Mask
 from tests.conformance.definition import key_mask
 from tests.conformance.numbers import assert_same
-from tests.traps.dense import HEADS, ROLES, assert_whole, built, expose_heads, split, tokens
+from tests.traps.dense import (
+    DIM,
+    HEADS,
+    ROLES,
+    WIDTH,
+    assert_whole,
+    built,
+    expose_heads,
+    split,
+    tokens,
+)
 
 
 def head_sizes(attention: Attention, x: Tensor) -> Tensor:
@@ -94,6 +104,17 @@ def test_a_balanced_choice_has_the_least_loss() -> None:
     assert losses[0] is not None and losses[1] is not None
     assert losses[0].item() == pytest.approx(0.01)
     assert losses[1].item() == pytest.approx(0.04, rel=1e-3)
+
+
+def test_half_of_the_other_heads_are_selected_by_default() -> None:
+
+    def chosen(heads: int) -> int:
+        sizes = {"dim": DIM, "heads": heads, "head_dim": WIDTH}
+        return create_attention("mixture_of_heads", role="causal", **sizes).routed_heads
+
+    assert [chosen(heads) for heads in (2, 4, 5, 16)] == [1, 2, 2, 8]
+    with pytest.raises(UserError, match="routed_heads=1, heads=1"):
+        chosen(1)
 
 
 def test_heads_suffice() -> None:

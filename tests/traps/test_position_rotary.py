@@ -321,15 +321,54 @@ def test_both_channels_of_a_slow_pair_stay(layout: str, kept: list[int]) -> None
 
 
 @pytest.mark.parametrize(
-    ("fraction", "message"),
-    [
-        (0.0, "fraction must be above 0 and at most 1, got 0.0"),
-        (0.2, "needs a fraction of 0.25 at least, to rotate a pair of 8 channels, got 0.2"),
-    ],
+    ("fraction", "head_dim", "pairs"), [(0.75, 2, 1), (0.1, 8, 1), (0.5, 6, 1), (0.29, 200, 29)]
 )
-def test_a_share_without_a_pair_is_refused(fraction: float, message: str) -> None:
-    with pytest.raises(UserError, match=message):
-        encoding("p_rope", fraction=fraction)
+def test_the_number_of_fast_pairs_is_rounded_down(
+    fraction: float, head_dim: int, pairs: int
+) -> None:
+    """To one at least, of narrow heads; 0.29·200 is 57.99… in floating point."""
+    ours = encoding("p_rope", fraction=fraction, head_dim=head_dim)
+    assert ours.frequencies(torch.zeros(1)).count_nonzero() == pairs
+
+
+# Of grids.
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [("axial_rotary", {}), ("multi_axis_rotary", {"grid_height": 7, "sections": [0, 2, 2]})],
+)
+def test_scores_depend_on_the_distances_along_the_axes(name: str, options: Any) -> None:
+    """A neighbour below is as near as a neighbour at the side, however wide the grid is."""
+    grid = encoding(name, base=100.0, grid_width=5, **options)
+    q, k = (torch.randn(1, HEADS, 1, WIDTH).expand(-1, -1, 35, -1) for _ in range(2))
+    scores = torch.matmul(
+        *(
+            x if i == 0 else x.transpose(-2, -1)
+            for i, x in enumerate(grid.rotate(q, k, torch.arange(35)[None]))
+        )
+    )
+    places = {}
+    for here in range(35):
+        for there in range(35):
+            distance = (here // 5 - there // 5, here % 5 - there % 5)
+            places.setdefault(distance, []).append(scores[0, :, here, there])
+    for same in places.values():
+        assert_same(torch.stack(same), same[0].expand(len(same), -1))
+    # The end of a row is not beside the start of the next.
+    assert not torch.allclose(scores[0, :, 5, 4], scores[0, :, 4, 3])
+
+
+def test_equal_axes_are_rotary() -> None:
+    """In a row as long as the sequence; of axial positions, a quarter of the head each."""
+    q, positions = torch.randn(1, HEADS, 9, WIDTH), torch.arange(9)[None]
+    grid = encoding("multi_axis_rotary", grid_width=9, sections=[0, 0, 4])
+    assert_same(grid.rotate(q, q, positions), encoding("rotary").rotate(q, q, positions))
+    axial, _ = encoding("axial_rotary", grid_width=9, layout="interleaved").rotate(q, q, positions)
+    half = encoding("rotary", head_dim=WIDTH // 2, base=100.0, layout="interleaved")
+    first, _ = half.rotate(q[..., : WIDTH // 2], q[..., : WIDTH // 2], positions)
+    assert_same(axial[..., : WIDTH // 2], first)
+    assert torch.equal(axial[..., WIDTH // 2 :], q[..., WIDTH // 2 :])
 
 
 # Of Fourier position embedding.

@@ -7,7 +7,8 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from attention_zoo.attention import naive
-from attention_zoo.attention.softmax import SoftmaxAttention, register_softmax
+from attention_zoo.attention.dense.qk_norm import QKNorm, QKNormAttention
+from attention_zoo.attention.softmax import register_softmax
 from attention_zoo.errors import UserError
 
 Gate = Literal["elementwise", "headwise"]
@@ -19,7 +20,7 @@ Gate = Literal["elementwise", "headwise"]
     equation="(softmax(QKᵀ/√c) V ⊙ σ(x W_G)) W_O",
     reference="transformers Qwen3NextAttention",
 )
-class GatedAttention(SoftmaxAttention):
+class GatedAttention(QKNormAttention):
     """A gate that depends on the query's token scales every channel of every head, or every head.
 
         out = (softmax(QKᵀ/√c) V ⊙ σ(x W_G)) W_O
@@ -29,10 +30,13 @@ class GatedAttention(SoftmaxAttention):
     Args:
         gate: `elementwise`, a number for every channel of a head, or `headwise`, one for the head,
             which costs c times fewer parameters.
+        norm: of queries and keys, as those of `qk_norm`; `rms_shared` in Qwen3-Next.
     """
 
-    def __init__(self, *, gate: Gate = "elementwise", **options: Any) -> None:
-        super().__init__(**options)
+    def __init__(
+        self, *, gate: Gate = "elementwise", norm: QKNorm = "none", **options: Any
+    ) -> None:
+        super().__init__(norm=norm, **options)
         if gate not in get_args(Gate):
             raise UserError(f"gate must be one of {', '.join(get_args(Gate))}, got {gate!r}.")
         width = self.heads * (self.head_dim if gate == "elementwise" else 1)

@@ -42,12 +42,16 @@ class MixtureOfHeadsAttention(SoftmaxAttention):
 
     Args:
         shared_heads: number s of heads that every token has: the first ones.
-        routed_heads: number k of others that a token selects.
+        routed_heads: number k of others that a token selects; default: half of them.
     """
 
-    def __init__(self, *, shared_heads: int = 1, routed_heads: int = 2, **options: Any) -> None:
+    def __init__(
+        self, *, shared_heads: int = 1, routed_heads: int | None = None, **options: Any
+    ) -> None:
         super().__init__(**options)
         check_not_negative(shared_heads=shared_heads)
+        if routed_heads is None:
+            routed_heads = max((self.heads - shared_heads + 1) // 2, 1)
         check_positive(routed_heads=routed_heads)
         if shared_heads + routed_heads > self.heads:
             raise UserError(

@@ -13,7 +13,7 @@ from attention_zoo.attention.softmax import SoftmaxAttention, register_softmax
 from attention_zoo.errors import UserError
 from attention_zoo.precision import upcast
 
-QKNorm = Literal["l2", "rms_per_head", "rms_shared", "rms_full"]
+QKNorm = Literal["none", "l2", "rms_per_head", "rms_shared", "rms_full"]
 
 
 class L2Norm(nn.Module):
@@ -26,6 +26,9 @@ class L2Norm(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         unit = normalize(upcast(x), dim=-1)
         return (unit if self.scale is None else unit * self.scale).to(x.dtype)
+
+
+HeadNorm = RMSNorm | L2Norm | nn.Identity
 
 
 @register_softmax(
@@ -43,7 +46,7 @@ class QKNormAttention(SoftmaxAttention):
     The norms come before the encoding's rotation.
 
     Args:
-        norm: which of the norms of this name:
+        norm: which of the norms of this name, or `none`:
             `l2`: x / |x| of each head, and a learned scale s, one for all heads (Henry et al.).
             `rms_per_head`: RMS of each head, with a weight for each.
             `rms_shared`: RMS of each head, with one weight for all (Qwen3).
@@ -59,7 +62,7 @@ class QKNormAttention(SoftmaxAttention):
         super().__init__(**options)
         if norm not in get_args(QKNorm):
             raise UserError(f"norm must be one of {', '.join(get_args(QKNorm))}, got {norm!r}.")
-        if norm_epsilon is not None and (norm == "l2" or norm_epsilon <= 0.0):
+        if norm_epsilon is not None and (norm in ("none", "l2") or norm_epsilon <= 0.0):
             raise UserError(
                 "norm_epsilon must be above 0, and is of the norms of RMS, got "
                 f"norm_epsilon={norm_epsilon}, norm={norm}."
@@ -68,11 +71,13 @@ class QKNormAttention(SoftmaxAttention):
         if norm == "l2":
             self.scale = 1.0  # It is part of the queries' norm.
 
-    def new_norms(self, norm: QKNorm, epsilon: float) -> tuple[RMSNorm | L2Norm, RMSNorm | L2Norm]:
+    def new_norms(self, norm: QKNorm, epsilon: float) -> tuple[HeadNorm, HeadNorm]:
         """Create the norms of queries [b h q c] and of keys [b g k c]."""
         h, g, c = self.heads, self.kv_heads, self.head_dim
         all_heads: Any = {"over": (1, 3), "epsilon": epsilon}
         match norm:
+            case "none":
+                return nn.Identity(), nn.Identity()
             case "l2":
                 return L2Norm(math.log2(1024**2 - 1024)), L2Norm()  # for 1,024 tokens
             case "rms_per_head":
@@ -98,8 +103,10 @@ class QKNormAttention(SoftmaxAttention):
         return scores if isinstance(self.key_norm, L2Norm) else scores / math.sqrt(self.head_dim)
 
 
-def naive_norm(norm: RMSNorm | L2Norm, x: Tensor) -> Tensor:
+def naive_norm(norm: HeadNorm, x: Tensor) -> Tensor:
     """Normalise heads [b h t c], of which neighbours may be copies of one, by definition."""
+    if isinstance(norm, nn.Identity):
+        return x
     if isinstance(norm, RMSNorm):
         # Copies do not change a mean over all heads.
         mean = (x**2).mean(norm.over, keepdim=True)

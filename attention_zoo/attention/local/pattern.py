@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -48,7 +48,7 @@ class BlockSparseAttention(PatternAttention):
     all queries and keys, which needs length² memory.
     """
 
-    backends = ("blocks", "flex")
+    backends: ClassVar[tuple[str, ...]] = ("blocks", "flex")
 
     def attend(self, qkv: QKV, visible: Visibility) -> Tensor:
         if self.backend == "blocks":
@@ -87,8 +87,7 @@ class BlockSparseAttention(PatternAttention):
         )
         queries = queries - (length - count)
         part = self.attend_gathered(qkv, queries[None], keys, visible)
-        order = queries.flatten().argsort()[:count]
-        return PartialSoftmax(*(x.flatten(2, 3).index_select(2, order) for x in part))
+        return flatten_blocks(part, queries, count)
 
     def attend_from_first(
         self, qkv: QKV, mask: Mask, starts: Tensor, count: int, keys: Tensor, pattern: Tensor | bool
@@ -145,6 +144,15 @@ def add_pattern(qkv: QKV, visible: Visibility, pattern: SequencePattern) -> Visi
         visible,
         pattern=lambda b, i, j: pattern(i - starts[b, i], j - starts[b, i], lengths[b, i]),
     )
+
+
+def flatten_blocks(part: PartialSoftmax, queries: Tensor, count: int) -> PartialSoftmax:
+    """Put the results of blocks of queries [b h m u …] in the order of the first `count` [b h q …].
+
+    `queries` [m u] are the indices of the queries, every one once.
+    """
+    order = queries.flatten().argsort()[:count]
+    return PartialSoftmax(*(x.flatten(2, 3).index_select(2, order) for x in part))
 
 
 def find_sequences(mask: Mask, length: int, device: torch.device) -> tuple[Tensor, Tensor]:

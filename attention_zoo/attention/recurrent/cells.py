@@ -22,28 +22,22 @@ Token = dict[str, Tensor]  # what a step gets of a token, [b n] each
 StepResult = tuple[States, States]  # the states, once to go on from and once to return
 
 
-class CellAttention(RecurrentAttention):
-    """A recurrent network: h_t, … = cell(x_t, h_{t−1}, …), and h_t is the output.
+class RecurrentCell(nn.Module):
+    """A recurrent network: h_t, … = step(x_t, h_{t−1}, …).
 
-    Each channel is a head of its own, as its gates are: they say how much of each earlier token's
-    candidate is left, so there is a weight for every channel. A variant overrides `cell`,
-    `implied_steps` and `naive_cell`.
-
-    Args:
-        bias: whether the projections of the token and of the hidden state have a bias.
+    A cell overrides `step`, `implied_steps` and `naive_step`. States are in float32 at least.
     """
 
-    decided_options = ("backend", "heads", "head_dim")
     gates: ClassVar[int]  # projections of the token, and of the hidden state
+    num_states: ClassVar[int] = 1
 
-    def __init__(self, *, dim: int, bias: bool = True, **options: Any) -> None:
-        super().__init__(backend="torch", dim=dim, heads=dim, head_dim=1, bias=bias, **options)
+    def __init__(self, dim: int, *, bias: bool) -> None:
+        super().__init__()
+        self.dim = dim
+        self.input = nn.Linear(dim, self.gates * dim, bias=bias)
+        self.hidden = nn.Linear(dim, self.gates * dim, bias=bias)
 
-    def create_projections(self, bias: bool) -> None:
-        self.input = nn.Linear(self.dim, self.gates * self.dim, bias=bias)
-        self.hidden = nn.Linear(self.dim, self.gates * self.dim, bias=bias)
-
-    def cell(self, inputs: Tensor, states: States) -> States:
+    def step(self, inputs: Tensor, states: States) -> States:
         """Compute the states after a token, from its projections [b n] and the states before."""
         raise NotImplementedError
 
@@ -54,95 +48,130 @@ class CellAttention(RecurrentAttention):
         """
         raise NotImplementedError
 
-    @property
-    def position_dim(self) -> int:
-        """Return the model's width: no encoding acts on heads, so theirs does not matter."""
-        return self.dim
-
     def project_hidden(self, hidden: Tensor) -> Tensor:
         """Project hidden states [… d] to [… n]."""
         bias = None if self.hidden.bias is None else upcast(self.hidden.bias)
         return linear(hidden, upcast(self.hidden.weight), bias)
+
+    def forward(self, x: Tensor, span: TokenSpan, states: States | None = None) -> States:
+        """Compute the states [b t d] after each token x [b t d]; None stands for zeros before."""
+        inputs = upcast(self.input(x))
+        if states is None:
+            zeros = inputs.new_zeros(len(x), self.dim)
+            states = tuple(zeros.clone() for _ in range(self.num_states))
+        parts = {"inputs": inputs}
+        if span.key_mask is not None:
+            parts["real"] = span.key_mask[..., None].expand(len(x), -1, -1)
+        if span.segment_starts is not None:
+            parts["starts"] = span.segment_starts[..., None].expand(len(x), -1, -1)
+
+        def masked_step(before: States, token: Token) -> StepResult:
+            if "starts" in token:
+                before = tuple(part.masked_fill(token["starts"], 0.0) for part in before)
+            after = self.step(token["inputs"], before)
+            if "real" in token:
+                pairs = zip(after, before, strict=True)
+                after = tuple(torch.where(token["real"], new, old) for new, old in pairs)
+            return after, tuple(part.clone() for part in after)
+
+        with autocast_disabled(x):
+            return run_steps(masked_step, states, parts)
+
+    def trace(self, x: Tensor, span: TokenSpan) -> Steps:
+        """Return the implied steps [b t …] of tokens x [b t d]."""
+        states = self(x, span)
+        before = torch.cat([torch.zeros_like(states[0][:, :1]), states[0][:, :-1]], dim=1)
+        if span.segment_starts is not None:
+            before = before.masked_fill(span.segment_starts[..., None], 0.0)
+        with autocast_disabled(x):
+            return self.implied_steps(upcast(self.input(x)), before, states)
+
+    def naive(self, x: Tensor, visible: Tensor) -> Tensor:
+        """Run over the tokens that see themselves, by visible [b t t], for the tests: [b t d]."""
+        states, outputs = tuple(torch.zeros_like(x[:, 0]) for _ in range(self.num_states)), []
+        for t in range(x.shape[1]):
+            is_real, is_first = visible[:, t, t, None], ~visible[:, t, :t].any(dim=-1)[:, None]
+            states = tuple(torch.where(is_first, 0.0, part) for part in states)
+            of_token = naive.linear(self.input, x[:, t]).chunk(self.gates, dim=-1)
+            after = self.naive_step(of_token, self.naive_hidden(states[0]), states)
+            pairs = zip(after, states, strict=True)
+            states = tuple(torch.where(is_real, new, old) for new, old in pairs)
+            outputs.append(states[0])
+        return torch.stack(outputs, dim=1)
+
+    def naive_hidden(self, hidden: Tensor) -> States:
+        """Compute the projections of the hidden state [b d]."""
+        return naive.linear(self.hidden, hidden).chunk(self.gates, dim=-1)
+
+    def naive_step(self, x: States, hidden: States, states: States) -> States:
+        """Compute the cell from the projections of the token and of the hidden state, as listed."""
+        raise NotImplementedError
+
+
+class CellAttention(RecurrentAttention):
+    """A recurrent network in place of attention, whose hidden state is the output.
+
+    Each channel is a head of its own, as its gates are: they say how much of each earlier token's
+    candidate is left, so there is a weight for every channel. A variant names its cell.
+
+    Args:
+        bias: whether the projections of the token and of the hidden state have a bias.
+    """
+
+    decided_options = ("backend", "heads", "head_dim")
+    cell_type: ClassVar[type[RecurrentCell]]
+
+    def __init__(self, *, dim: int, bias: bool = True, **options: Any) -> None:
+        super().__init__(backend="torch", dim=dim, heads=dim, head_dim=1, bias=bias, **options)
+
+    def create_projections(self, bias: bool) -> None:
+        self.cell = self.cell_type(self.dim, bias=bias)
+
+    @property
+    def position_dim(self) -> int:
+        """Return the model's width: no encoding acts on heads, so theirs does not matter."""
+        return self.dim
 
     def attend_tokens(
         self, x: Tensor, context: Tensor | None, mask: Mask, positions: Tensor, cache: Cache | None
     ) -> Tensor:
         assert cache is None or isinstance(cache, StateCache)
         span = TokenSpan(mask, 0 if cache is None else cache.length)
-        states = self.run(upcast(self.input(x)), span, None if cache is None else cache.state)
+        states = self.cell(x, span, None if cache is None else cache.state)
         if cache is not None:
-            cache.state = tuple(part[:, -1].clone() for part in states)
+            cache.state = last_states(states)
             cache.length += x.shape[1]
         return rearrange(states[0], "b t (h c) -> b h t c", c=1)
 
-    def run(self, inputs: Tensor, span: TokenSpan, states: States | None) -> States:
-        """Compute the states [b t d] after each token, from its projections [b t n]."""
-        if states is None:
-            zeros = inputs.new_zeros(len(inputs), self.dim)
-            states = tuple(zeros.clone() for _ in range(self.num_states))
-        parts = {"inputs": inputs}
-        if span.key_mask is not None:
-            parts["real"] = span.key_mask[..., None].expand(len(inputs), -1, -1)
-        if span.segment_starts is not None:
-            parts["starts"] = span.segment_starts[..., None].expand(len(inputs), -1, -1)
-
-        def step(before: States, token: Token) -> StepResult:
-            if "starts" in token:
-                before = tuple(part.masked_fill(token["starts"], 0.0) for part in before)
-            after = self.cell(token["inputs"], before)
-            if "real" in token:
-                pairs = zip(after, before, strict=True)
-                after = tuple(torch.where(token["real"], new, old) for new, old in pairs)
-            return after, tuple(part.clone() for part in after)
-
-        with autocast_disabled(inputs):
-            return run_steps(step, states, parts)
-
-    def trace(self, x: Tensor, mask: Mask) -> Steps:
-        """Return the implied steps of tokens x [b t d]."""
-        span, inputs = TokenSpan(mask), upcast(self.input(x))
-        states = self.run(inputs, span, None)
-        before = torch.cat([torch.zeros_like(states[0][:, :1]), states[0][:, :-1]], dim=1)
-        if span.segment_starts is not None:
-            before = before.masked_fill(span.segment_starts[..., None], 0.0)
-        with autocast_disabled(x):
-            steps = self.implied_steps(inputs, before, states)
+    def trace(self, x: Tensor, span: TokenSpan) -> Steps:
+        """Return the implied steps [b h t …] of tokens x [b t d]."""
         return Steps._make(
-            None if part is None else rearrange(part, "b t (h c) -> b h t c", c=1) for part in steps
+            None if part is None else rearrange(part, "b t (h c) -> b h t c", c=1)
+            for part in self.cell.trace(x, span)
         )
 
     def compute_map(self, x: Tensor, source: Tensor, mask: Mask, positions: Tensor) -> Tensor:
+        span = TokenSpan(mask)
         with autocast_disabled(x):
-            return decayed_product(
-                self.trace(x, mask).use_unit_values().apply_mask(TokenSpan(mask))
-            )[0]
+            steps = self.trace(x, span).use_unit_values().apply_mask(span)
+            return decayed_product(steps)[0]
 
     def compute_values(self, source: Tensor, mask: Mask, positions: Tensor) -> Tensor:
-        return self.trace(source, mask).v
+        return self.trace(source, TokenSpan(mask)).v
 
     def project_output(self, attended: Tensor, x: Tensor) -> Tensor:
         return rearrange(attended, "b h t c -> b t (h c)").to(x.dtype)
 
     def state_size(self, tokens: int) -> int:
-        return self.num_states * self.dim
+        return self.cell.num_states * self.dim
 
     def naive(self, x: Tensor, source: Tensor, visible: Tensor, positions: Tensor) -> Tensor:
-        """Run the cell over the tokens that see themselves."""
-        states, outputs = tuple(torch.zeros_like(x[:, 0]) for _ in range(self.num_states)), []
-        for t in range(x.shape[1]):
-            is_real, is_first = visible[:, t, t, None], ~visible[:, t, :t].any(dim=-1)[:, None]
-            states = tuple(torch.where(is_first, 0.0, part) for part in states)
-            of_token = naive.linear(self.input, x[:, t]).chunk(self.gates, dim=-1)
-            of_hidden = naive.linear(self.hidden, states[0]).chunk(self.gates, dim=-1)
-            after = self.naive_cell(of_token, of_hidden, states)
-            pairs = zip(after, states, strict=True)
-            states = tuple(torch.where(is_real, new, old) for new, old in pairs)
-            outputs.append(states[0])
-        return torch.stack(outputs, dim=1)
+        return self.cell.naive(x, visible)
 
-    def naive_cell(self, x: States, hidden: States, states: States) -> States:
-        """Compute the cell from the projections of the token and of the hidden state, as listed."""
-        raise NotImplementedError
+
+def last_states(states: States) -> States:
+    """Return the states [b d] after the last token, as copies: a slice would hold all of them."""
+    return tuple(part[:, -1].clone() for part in states)
 
 
 def run_steps(

@@ -78,8 +78,11 @@ class DecayedAttention(RecurrentAttention):
 
     def project_output(self, attended: Tensor, x: Tensor) -> Tensor:
         normal = layer_norm(attended, (self.value_dim,))
-        gate = rearrange(self.gate(x), "b t (h e) -> b h t e", h=self.heads)
-        return super().project_output(normal * silu(gate), x)
+        return super().project_output(normal * self.output_gate(x), x)
+
+    def output_gate(self, x: Tensor) -> Tensor:
+        """Compute the gate of the outputs, [b h t e]."""
+        return silu(rearrange(self.gate(x), "b t (h e) -> b h t e", h=self.heads))
 
     def naive(self, x: Tensor, source: Tensor, visible: Tensor, positions: Tensor) -> Tensor:
         q, k, v = naive.linear_qkv(self, x)

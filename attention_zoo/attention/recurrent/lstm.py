@@ -5,9 +5,33 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from attention_zoo.attention.recurrent.base import register_recurrent
-from attention_zoo.attention.recurrent.cells import CellAttention, States
+from attention_zoo.attention.recurrent.cells import CellAttention, RecurrentCell, States
 from attention_zoo.attention.recurrent.steps import Steps
 from attention_zoo.precision import safe_divide
+
+
+class LSTMCell(RecurrentCell):
+    """The cell of a long short-term memory; see `LSTMAttention`."""
+
+    gates = 4
+    num_states = 2
+
+    def step(self, inputs: Tensor, states: States) -> States:
+        hidden, cell = states
+        entry, forget, candidate, exit_ = (inputs + self.project_hidden(hidden)).chunk(4, dim=-1)
+        cell = forget.sigmoid() * cell + entry.sigmoid() * candidate.tanh()
+        return exit_.sigmoid() * cell.tanh(), cell
+
+    def implied_steps(self, inputs: Tensor, before: Tensor, states: States) -> Steps:
+        hidden, cell = states
+        entry, forget, candidate, _ = (inputs + self.project_hidden(before)).chunk(4, dim=-1)
+        share = safe_divide(hidden, cell)
+        return Steps(share, entry.sigmoid(), candidate.tanh(), decay=logsigmoid(forget))
+
+    def naive_step(self, x: States, hidden: States, states: States) -> States:
+        i, f, g, o = (a + b for a, b in zip(x, hidden, strict=True))
+        c = torch.sigmoid(f) * states[1] + torch.sigmoid(i) * torch.tanh(g)
+        return torch.sigmoid(o) * torch.tanh(c), c
 
 
 @register_recurrent(
@@ -30,22 +54,4 @@ class LSTMAttention(CellAttention):
     The weights are those of the candidates g_s in h_t: i_s Π_{s < m ≤ t} f_m, times h_t / c_t.
     """
 
-    gates = 4
-    num_states = 2
-
-    def cell(self, inputs: Tensor, states: States) -> States:
-        hidden, cell = states
-        entry, forget, candidate, exit_ = (inputs + self.project_hidden(hidden)).chunk(4, dim=-1)
-        cell = forget.sigmoid() * cell + entry.sigmoid() * candidate.tanh()
-        return exit_.sigmoid() * cell.tanh(), cell
-
-    def implied_steps(self, inputs: Tensor, before: Tensor, states: States) -> Steps:
-        hidden, cell = states
-        entry, forget, candidate, _ = (inputs + self.project_hidden(before)).chunk(4, dim=-1)
-        share = safe_divide(hidden, cell)
-        return Steps(share, entry.sigmoid(), candidate.tanh(), decay=logsigmoid(forget))
-
-    def naive_cell(self, x: States, hidden: States, states: States) -> States:
-        i, f, g, o = (a + b for a, b in zip(x, hidden, strict=True))
-        c = torch.sigmoid(f) * states[1] + torch.sigmoid(i) * torch.tanh(g)
-        return torch.sigmoid(o) * torch.tanh(c), c
+    cell_type = LSTMCell

@@ -2,18 +2,21 @@
 
 import math
 from itertools import product
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
 from einops import rearrange
 from torch import Tensor, nn
+from torch.nn.functional import pad
 
 from attention_zoo.attention.naive import linear, rank, rotate_heads
 from attention_zoo.attention.selected.topk_blocks import TopKBlockAttention, UnpaddedQKV
 from attention_zoo.attention.selected.topk_selection import scatter_weights
 from attention_zoo.attention.softmax import QKV, register_softmax
 from attention_zoo.caches import TokenCache
-from attention_zoo.errors import check_positive
+from attention_zoo.errors import UserError, check_positive
+
+Compression = Literal["mean", "mlp"]
 
 
 @register_softmax(
@@ -21,12 +24,13 @@ from attention_zoo.errors import check_positive
     paper="Yuan et al. 2025, arXiv 2502.11089, §3",
     equation="Σ over compressed, selected and sliding of gate · softmax(q Kᵀ/√c) V",
     reference="flash-linear-attention naive_nsa",
-    deviations="as in flash-linear-attention: a block is compressed by its mean, not by a learned "
-    "network; compressed and selected blocks are the same, so do not overlap; the three branches "
-    "share keys and values; gates are a linear layer with a sigmoid. Blocks and the sliding window "
-    "are counted over the real tokens of each packed sequence; no other window, which would cut "
-    "blocks; no encoding on scores, as a block has no position; decoding computes the means of "
-    "blocks anew from the cached keys and values",
+    deviations="as in flash-linear-attention: a block is compressed by its mean; `mlp` compresses "
+    "the keys by a network, but not the values, which would leave no weights over tokens; "
+    "compressed and selected blocks are the same, so do not overlap; the three branches share keys "
+    "and values; gates are a linear layer with a sigmoid. Blocks and the sliding window are "
+    "counted over the real tokens of each packed sequence; no other window, which would cut "
+    "blocks; no encoding on scores, as a block has no position; decoding compresses blocks anew "
+    "from the cached keys and values",
     roles=("causal",),
     masks=("causal", "key_mask", "segment_ids"),
     positions=("positions", "embeddings", "heads"),
@@ -46,16 +50,37 @@ class NativeSparseAttention(TopKBlockAttention):
     Args:
         window: number of keys that the sliding branch sees, the query's own included.
         kv_heads: number of key/value heads; the query heads that share one select the same blocks.
+        compression: what compresses the keys of a block: their `mean`, or an `mlp` with one hidden
+            layer over all of them, each with a learned position in the block added to it.
     """
 
     fixed_blocks = 3
 
-    def __init__(self, *, window: int, kv_heads: int | None = 2, **options: Any) -> None:
+    def __init__(
+        self,
+        *,
+        window: int,
+        kv_heads: int | None = 2,
+        compression: Compression = "mean",
+        **options: Any,
+    ) -> None:
         super().__init__(kv_heads=kv_heads, **options)
         check_positive(window=window)
+        if compression not in get_args(Compression):
+            raise UserError(
+                f"compression must be one of {', '.join(get_args(Compression))}, got "
+                f"{compression!r}."
+            )
         # Not `self.window`, which would narrow all three branches.
         self.sliding_window = window
         self.gate = nn.Linear(self.dim, 3 * self.heads, bias=False)
+        self.compress: nn.Sequential | None = None
+        if compression == "mlp":
+            width = self.block * self.head_dim
+            self.block_positions = nn.Parameter(torch.zeros(self.block, self.head_dim))
+            self.compress = nn.Sequential(
+                nn.Linear(width, width), nn.ReLU(), nn.Linear(width, self.head_dim)
+            )
 
     def project_qkv(
         self, x: Tensor, context: Tensor | None, positions: Tensor, cache: TokenCache | None
@@ -81,7 +106,15 @@ class NativeSparseAttention(TopKBlockAttention):
         return sum_branches(maps, qkv.features["gates"])
 
     def compute_block_means(self, k: Tensor, v: Tensor, step: int) -> tuple[Tensor, ...]:
-        return self.average_blocks(k, step), self.average_blocks(v, step)
+        return self.compress_keys(k, step), self.average_blocks(v, step)
+
+    def compress_keys(self, k: Tensor, step: int) -> Tensor:
+        """Compress the blocks of k [b g k c] that start at multiples of `step`: [b g s c]."""
+        if self.compress is None:
+            return self.average_blocks(k, step)
+        k = pad(k, (0, 0, 0, max(self.block - k.shape[2], 0)))
+        blocks = k.unfold(2, self.block, step).transpose(-2, -1) + self.block_positions
+        return self.compress(blocks.flatten(-2))
 
     def weigh_branches(self, qkv: UnpaddedQKV) -> tuple[tuple[Tensor, Tensor], ...]:
         """Return the indices and the weights of the compressed, selected and sliding branch."""
@@ -133,6 +166,10 @@ class NativeSparseAttention(TopKBlockAttention):
                 part[: whole * self.block].unflatten(0, (whole, self.block)).mean(dim=1)
                 for part in (keys, values)
             ]
+            if self.compress is not None:
+                means[0] = self.naive_compress(
+                    keys[: whole * self.block].unflatten(0, (whole, self.block))
+                )
             p = self.naive_softmax(queries, means[0]).sum(dim=0)
             last = len(tokens) - 1
             fixed = {0, max(last - 1, 0), last}
@@ -148,6 +185,14 @@ class NativeSparseAttention(TopKBlockAttention):
                 output = self.naive_softmax(queries, branch_keys) @ branch_values
                 attended[b, heads, i] += gates[b, i, heads, n, None] * output
         return self.naive_output(attended, x)
+
+    def naive_compress(self, blocks: Tensor) -> Tensor:
+        """Compute the network of blocks of keys [m B c]: [m c]."""
+        assert self.compress is not None
+        first, _, second = self.compress
+        assert isinstance(first, nn.Linear) and isinstance(second, nn.Linear)
+        tokens = [blocks[:, i] + self.block_positions[i] for i in range(self.block)]
+        return linear(second, linear(first, torch.cat(tokens, dim=-1)).clamp(min=0.0))
 
     def naive_softmax(self, queries: Tensor, keys: Tensor) -> Tensor:
         """Return the weights [r n] of queries [r c] for keys [n c]."""

@@ -28,10 +28,7 @@ class AlibiEncoding(PositionalEncoding):
     @property
     def slopes(self) -> Tensor:
         """Return the slope of each head, [h]."""
-        power = 2 ** math.floor(math.log2(self.heads))
-        slopes = [2.0 ** (-8.0 * i / power) for i in range(1, power + 1)]
-        between = [2.0 ** (-4.0 * i / power) for i in range(1, 2 * power + 1, 2)]
-        slopes += between[: self.heads - power]
+        slopes = compute_slopes(self.heads)
         return torch.tensor(slopes, dtype=self.dtype, device=self.typed.device)
 
     def score_bias(self, q_positions: Tensor, k_positions: Tensor) -> Tensor:
@@ -44,3 +41,11 @@ class AlibiEncoding(PositionalEncoding):
         power = 2 ** int(math.log2(self.heads))
         exponent = inputs.head + 1 if inputs.head < power else inputs.head - power + 0.5
         return -(2.0 ** (-8.0 * exponent / power)) * inputs.distances.abs()
+
+
+def compute_slopes(heads: int) -> list[float]:
+    """Return the slope of each head, as the class says."""
+    power = 2 ** math.floor(math.log2(heads))
+    slopes = [2.0 ** (-8.0 * i / power) for i in range(1, power + 1)]
+    between = [2.0 ** (-4.0 * i / power) for i in range(1, 2 * power + 1, 2)]
+    return slopes + between[: heads - power]

@@ -26,7 +26,8 @@ class PRope(RotaryEncoding):
     away a key is.
 
     Args:
-        fraction: p, up to 1, which is `rotary`. The number of rotated pairs is rounded down.
+        fraction: p, up to 1, which is `rotary`. The number of rotated pairs is rounded down, to one
+            at least.
     """
 
     def __init__(self, *, fraction: float = 0.75, **options: Any) -> None:
@@ -35,12 +36,7 @@ class PRope(RotaryEncoding):
             raise UserError(f"fraction must be above 0 and at most 1, got {fraction}.")
         self.fraction = fraction
         # A little more, as 0.29·200 is 57.99….
-        self.pairs = math.floor(fraction * self.head_dim / 2 + 1e-9)
-        if not self.pairs:
-            raise UserError(
-                f"position=p_rope needs a fraction of {2 / self.head_dim:.3g} at least, to rotate "
-                f"a pair of {self.head_dim} channels, got {fraction}."
-            )
+        self.pairs = max(1, math.floor(fraction * self.head_dim / 2 + 1e-9))
 
     def frequencies(self, x: Tensor) -> Tensor:
         frequencies = super().frequencies(x)
@@ -50,6 +46,6 @@ class PRope(RotaryEncoding):
     def naive_frequencies(self, length: int) -> list[float]:
         count = self.head_dim // 2
         return [
-            self.base ** (-i / count) if i + 1 <= self.fraction * count + 1e-9 else 0.0
+            self.base ** (-i / count) if i == 0 or i + 1 <= self.fraction * count + 1e-9 else 0.0
             for i in range(count)
         ]

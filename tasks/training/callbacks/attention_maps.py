@@ -10,7 +10,7 @@ from lightning.pytorch import LightningModule, Trainer
 
 from attention_zoo.capture import capture_attention, group_by_role
 from attention_zoo.errors import UserError, check_positive
-from attention_zoo.tasks.run_folder import RunFolder
+from attention_zoo.tasks.run_folder import RunFolder, going_on_without
 from attention_zoo.tasks.training.callbacks.periodic_inspection import (
     InspectionCallback,
     evaluation_mode,
@@ -117,16 +117,17 @@ class AttentionMaps(InspectionCallback):
 
     def draw(self, trainer: Trainer, task: Any, folder: Path) -> None:
         """Draw all probes into a folder; `paths` then holds the files."""
-        folder.mkdir(parents=True, exist_ok=True)
         self.paths = []
         heads = None if self.heads is None else [head - 1 for head in self.heads]
-        for number, record in enumerate(self.records(trainer, task), start=1):
-            for role, layer in self.selected_layers(record):
-                path = folder / f"probe-{number}-{role}-layer-{layer}.png"
-                draw_heatmaps(record, role, layer - 1, heads).savefig(path)
-                key = f"attention/probe-{number}/{role}/layer-{layer}"
-                log_image(trainer.loggers, key, path, trainer.global_step)
-                self.paths.append(path)
+        with going_on_without(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            for number, record in enumerate(self.records(trainer, task), start=1):
+                for role, layer in self.selected_layers(record):
+                    path = folder / f"probe-{number}-{role}-layer-{layer}.png"
+                    draw_heatmaps(record, role, layer - 1, heads).savefig(path)
+                    key = f"attention/probe-{number}/{role}/layer-{layer}"
+                    log_image(trainer.loggers, key, path, trainer.global_step)
+                    self.paths.append(path)
 
     def records(self, trainer: Trainer, task: Any) -> Iterator[AttentionRecord]:
         """Return the attention over each probe."""

@@ -26,6 +26,10 @@ from PIL import Image
 from attention_zoo.errors import UserError
 from attention_zoo.tasks.configuration.build import instantiate
 from attention_zoo.tasks.run_folder import RunFolder
+from attention_zoo.tasks.training.loggers.file_loggers import (
+    survive_full_disk,
+    tolerate_write_errors,
+)
 from attention_zoo.tasks.training.loggers.wandb_runs import (
     RunLogger,
     create_wandb_logger,
@@ -73,6 +77,8 @@ def create_loggers(
             ) from None
         if isinstance(logger, CSVLogger) and resumed is not None:
             keep_logged_rows(logger, resumed_step)
+        if isinstance(logger, CSVLogger | TensorBoardLogger):
+            survive_full_disk(logger)
         loggers.append(logger)
     return loggers
 
@@ -100,7 +106,8 @@ def log_image(loggers: Iterable[Logger], key: str, image: Path, step: int) -> No
             case WandbLogger():
                 logger.log_image(key, [picture], step)
             case TensorBoardLogger():
-                logger.experiment.add_image(key, np.asarray(picture), step, dataformats="HWC")
+                with tolerate_write_errors(logger):
+                    logger.experiment.add_image(key, np.asarray(picture), step, dataformats="HWC")
             case MLFlowLogger():
                 logger.experiment.log_image(logger.run_id, picture, key=key, step=step)
             case CometLogger():
@@ -121,7 +128,9 @@ def log_table(
             case WandbLogger():
                 log_wandb_table(logger, key, columns, rows, step)
             case TensorBoardLogger():
-                logger.experiment.add_text(key, markdown_table(Table("", columns, rows)), step)
+                text = markdown_table(Table("", columns, rows))
+                with tolerate_write_errors(logger):
+                    logger.experiment.add_text(key, text, step)
 
 
 @rank_zero_only

@@ -28,6 +28,7 @@ _MAX_OPTION = 4  # of options that count tokens: patterns must fit into so few t
 _SIMILAR = 6  # neighbouring tokens that share content
 _COLUMNS = 6
 _SIZE = 1.35  # of a thumbnail, in inches
+_HIDING = -1e5  # A bias below it hides a key, as no score makes up for it.
 
 
 class Thumbnail(NamedTuple):
@@ -147,12 +148,13 @@ def bias_thumbnails() -> list[Thumbnail]:
         kinds = ["learned"] if learned else []
         if "content" in card.acts:
             kinds.append("by content")
-        bias = bias.masked_fill(~causal, torch.nan)[:2]
+        # A bias that hides a key is as blank as a key of the future.
+        bias = bias.masked_fill(~causal | (bias < _HIDING), torch.nan)[:2]
         limit = bias.nan_to_num().abs().max().item()
         family = entry_family(POSITION[card.name])
         for head, values in enumerate(bias, start=1):
             notes = f"head {head}, up to ±{limit:.2g}", ", ".join(kinds)
-            thumbnails.append(Thumbnail(family, card.name, notes, values, limit))
+            thumbnails.append(Thumbnail(family, card.name, notes, values, limit or 1.0))
     return sorted(thumbnails, key=attrgetter("family"))
 
 

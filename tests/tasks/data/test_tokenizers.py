@@ -6,13 +6,14 @@ import sys
 
 import pytest
 
-from attention_zoo.errors import BadInput, UserError
+from attention_zoo.errors import BadInput, Unsupported, UserError
 from attention_zoo.tasks.data.tokenizers import (
     MAX_WORD_BYTES,
     BytePairTokenizer,
     ByteTokenizer,
     CharacterTokenizer,
     SymbolTokenizer,
+    check_state,
     tokenizer_from_state,
 )
 
@@ -163,6 +164,16 @@ def test_impossible_vocabulary_sizes_and_states_are_refused() -> None:
         BytePairTokenizer.train(["a"], vocabulary_size=100)
     with pytest.raises(BadInput, match="bpe, characters, bytes, symbols, got 'words'"):
         tokenizer_from_state({"kind": "words"})
+
+
+def test_a_tokenizer_that_would_come_back_as_another_is_refused() -> None:
+    class Lower(CharacterTokenizer):
+        def encode(self, text: str) -> list[int]:
+            return super().encode(text.lower())
+
+    check_state(CharacterTokenizer.train(["ab"]))
+    with pytest.raises(Unsupported, match="Lower has the state of CharacterTokenizer"):
+        check_state(Lower.train(["ab"]))
 
 
 def test_merges_are_the_same_in_every_process() -> None:
