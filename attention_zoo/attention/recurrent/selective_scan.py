@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn.functional import silu, softplus
 
 from attention_zoo.attention import naive
+from attention_zoo.attention.dense.norms import RMSNorm
 from attention_zoo.attention.recurrent.base import (
     RecurrentAttention,
     create_low_rank_linear,
@@ -51,6 +52,8 @@ class SelectiveScanAttention(RecurrentAttention):
         expand: number of channels of x, as a multiple of dim.
         kernel_size: number of tokens that the convolution mixes, including the token itself.
         rank: of W₂ W₁; default: dim / 16, rounded up.
+        inner_norm: whether B, C and W₁ x are normalised (Lieber et al. 2024, Jamba, arXiv
+            2403.19887, §6.3).
     """
 
     decided_options = ("backend", "heads", "head_dim", "bias")
@@ -64,6 +67,7 @@ class SelectiveScanAttention(RecurrentAttention):
         expand: int = 2,
         kernel_size: int = 4,
         rank: int | None = None,
+        inner_norm: bool = False,
         **options: Any,
     ) -> None:
         rank = math.ceil(dim / 16) if rank is None else rank
@@ -74,6 +78,10 @@ class SelectiveScanAttention(RecurrentAttention):
         self.convolution = ShortConvolution(channels, kernel_size, bias=True)
         self.step = create_low_rank_linear(channels, rank, channels, bias=True)
         self.step[1].bias = nn.Parameter(draw_step_bias(channels))
+        self.key_norm, self.query_norm, self.step_norm = (
+            RMSNorm(width) if inner_norm else nn.Identity()
+            for width in (state_dim, state_dim, rank)
+        )
         rates = torch.arange(1.0, state_dim + 1.0).log()
         self.rate = nn.Parameter(rates.repeat(channels, 1))
         self.skip = nn.Parameter(torch.ones(channels))
@@ -87,10 +95,11 @@ class SelectiveScanAttention(RecurrentAttention):
         mixed = silu(convolve(self.convolution, self.value(x)))
         # Shared by all channels.
         q, k = (
-            upcast(part(mixed))[:, None].expand(-1, self.heads, -1, -1)
-            for part in (self.query, self.key)
+            upcast(part)[:, None].expand(-1, self.heads, -1, -1)
+            for part in (self.query_norm(self.query(mixed)), self.key_norm(self.key(mixed)))
         )
-        sizes = softplus(self.split_heads(self.step(mixed)))
+        down, up = self.step
+        sizes = softplus(self.split_heads(up(self.step_norm(down(mixed)))))
         decay = -upcast(self.rate).exp()[:, None] * sizes
         return Steps(q, k * sizes, self.split_heads(mixed), decay=decay)
 
@@ -119,14 +128,23 @@ class SelectiveScanAttention(RecurrentAttention):
 
     def naive(self, x: Tensor, source: Tensor, visible: Tensor, positions: Tensor) -> Tensor:
         mixed = silu(self.convolution.naive(naive.linear(self.value, x), visible))
-        b, c = (naive.linear(layer, mixed)[:, None] for layer in (self.key, self.query))
-        steps = torch.log(1 + torch.exp(low_rank_linear(self.step, mixed)))
+        b = naive_norm(self.key_norm, naive.linear(self.key, mixed))[:, None]
+        c = naive_norm(self.query_norm, naive.linear(self.query, mixed))[:, None]
+        steps = low_rank_linear(self.step, mixed, lambda y: naive_norm(self.step_norm, y))
+        steps = torch.log(1 + torch.exp(steps))
         v, steps = (naive.split_heads(part, self.heads) for part in (mixed, steps))
         transitions = torch.diag_embed(torch.exp(-torch.exp(self.rate)[:, None] * steps))
         y = read_states(c, run_states(transitions, steps * b, v, visible))
         y = y + self.skip[:, None, None] * v * visible.diagonal(dim1=1, dim2=2)[:, None, :, None]
         y = torch.cat([*y.unbind(dim=1)], dim=-1) * silu(naive.linear(self.gate, x))
         return naive.linear(self.output, y)
+
+
+def naive_norm(norm: nn.Module, x: Tensor) -> Tensor:
+    """Normalise vectors [… c] by definition, if there is a norm."""
+    if isinstance(norm, nn.Identity):
+        return x
+    return naive.rms_norm(x, norm.weight, epsilon=1e-6)
 
 
 def scan_channels(
