@@ -140,7 +140,7 @@ class SelectiveScanAttention(RecurrentAttention):
         return naive.linear(self.output, y)
 
 
-def naive_norm(norm: nn.Module, x: Tensor) -> Tensor:
+def naive_norm(norm: RMSNorm | nn.Identity, x: Tensor) -> Tensor:
     """Normalise vectors [… c] by definition, if there is a norm."""
     if isinstance(norm, nn.Identity):
         return x
