@@ -62,8 +62,8 @@ def test_residual_and_norm_stand_around_attention(order: str) -> None:
     options = BlockOptions(dim=8, ffn_dim=16, norm_order=order, dropout=0.0)
     x, context = torch.randn(2, 3, 8), torch.randn(2, 5, 8)
     for block, other in (
-        (AttentionSublayer([PLAIN], options, role="causal", layer=0), ()),
-        (AttentionSublayer([PLAIN], options, role="cross", layer=0), (context,)),
+        (AttentionSublayer(PLAIN, options, role="causal", layer=0), ()),
+        (AttentionSublayer(PLAIN, options, role="cross", layer=0), (context,)),
     ):
         for norm in (block.norm, getattr(block, "output_norm", None)):
             if norm is not None:  # Norms start with ones, which would hide an exchange.

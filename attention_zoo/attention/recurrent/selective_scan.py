@@ -140,11 +140,9 @@ class SelectiveScanAttention(RecurrentAttention):
         return naive.linear(self.output, y)
 
 
-def naive_norm(norm: RMSNorm | nn.Identity, x: Tensor) -> Tensor:
+def naive_norm(norm: nn.Module, x: Tensor) -> Tensor:
     """Normalise vectors [… c] by definition, if there is a norm."""
-    if isinstance(norm, nn.Identity):
-        return x
-    return naive.rms_norm(x, norm.weight, epsilon=1e-6)
+    return naive.rms_norm(x, norm.weight, epsilon=1e-6) if isinstance(norm, RMSNorm) else x
 
 
 def scan_channels(
