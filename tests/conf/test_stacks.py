@@ -1,6 +1,9 @@
 """Stacks of mixed layers: patterns, what composes from them, and what is refused."""
 
+from functools import partial
+
 import pytest
+import torch
 from omegaconf import OmegaConf
 
 from attention_zoo.errors import Unsupported, UserError
@@ -11,6 +14,7 @@ from attention_zoo.tasks.configuration.stacks import expand_pattern, layers_by_r
 from attention_zoo.tasks.configuration.validation import validate
 from attention_zoo.tasks.training.loggers.wandb_runs import wandb_options
 from tests.conf.test_conf import composed
+from tests.conformance.numbers import default_dtype
 
 LAYOUTS = [x for x in list_choices("stack") if x != "uniform"]
 TASKS = [["task=language_modeling", "data=python_docs"], ["task=translation"]]
@@ -207,3 +211,24 @@ def test_names_of_runs_join_the_kinds():
     config["choices"] = {"data": "python_docs"}
     options = wandb_options(config, {}, "train")
     assert options["name"] == "language_modeling-gated_delta+multi_head-none+rotary-1"
+
+
+@pytest.mark.parametrize("task", TASKS, ids=["language_modeling", "translation"])
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_cached_decoding_of_a_layout_equals_one_pass(name, task):
+    """Also beyond its windows, and in pieces of any length."""
+    config = resolved(*task, f"stack={name}", "model=tiny", "model.dim=32", "model.ffn_dim=32")
+    for kind in config["stack"].values():
+        if isinstance(kind, dict) and kind.get("window"):
+            kind["window"] = 3
+    with default_dtype("float64"):
+        model = build_model(config, vocabulary_size=11, pad_id=0).eval()
+    tokens = torch.randint(1, 11, (2, 13))
+    step = model
+    if task != LANGUAGE:
+        source = torch.randint(1, 11, (2, 7))
+        memory = model.encode(source, source != 0)
+        step = partial(model.decode, memory=memory, source_mask=source != 0)
+    cache = model.new_cache()
+    pieces = [step(part, cache=cache) for part in tokens.split([5, 1, 1, 4, 2], dim=1)]
+    torch.testing.assert_close(torch.cat(pieces, dim=1), step(tokens))
