@@ -100,6 +100,21 @@ class ParallelCache(Cache):
             cache.reorder(index)
 
 
+class ConvolutionCache(Cache):
+    """The cache of an attention, None for no cache, and the state [b …] of what it reads."""
+
+    def __init__(self, attention: Cache | None) -> None:
+        self.attention = attention
+        self.state: Tensor | None = None
+        self.length = 0
+
+    def reorder(self, index: Tensor) -> None:
+        if self.attention is not None:
+            self.attention.reorder(index)
+        if self.state is not None:
+            self.state = self.state.index_select(0, index)
+
+
 class LayeredCache(Cache):
     """The caches of a decoder: those of the sublayers of each layer, None for no cache."""
 

@@ -57,7 +57,8 @@ class SoftmaxAttention(Attention):
     """
 
     backends: ClassVar[tuple[str, ...]] = ("sdpa", "reference", "flex")
-    # What projects keys and values, and what else is kept of every token.
+    # What projects keys and values, and what else is kept of every token; none if layers cannot
+    # share it.
     kv_modules: tuple[str, ...] = ("key", "value")
 
     def __init__(
@@ -283,9 +284,13 @@ class SoftmaxAttention(Attention):
         return TokenCache(self.window)
 
     def read_kv_of(self, source: Attention) -> None:
-        for hook in ("project_qkv", "attend_tokens"):
-            if getattr(type(self), hook) is not getattr(SoftmaxAttention, hook):
-                raise self.cannot_share()
+        own, ours = type(self), SoftmaxAttention
+        if (
+            not self.kv_modules
+            or own.project_qkv is not ours.project_qkv
+            or own.attend_tokens is not ours.attend_tokens
+        ):
+            raise self.cannot_share()
         check_same_kv(self, source, self.kv_modules)
         for name in self.kv_modules:
             delattr(self, name)

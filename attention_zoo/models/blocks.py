@@ -10,8 +10,10 @@ from torch import Tensor, nn
 from torch.nn.functional import gelu, silu
 
 from attention_zoo.attention.base import Attention
-from attention_zoo.caches import ParallelCache
+from attention_zoo.attention.recurrent.convolution import ShortConvolution
+from attention_zoo.caches import Cache, ConvolutionCache, ParallelCache
 from attention_zoo.errors import UserError, check_dropout, check_positive, short_repr
+from attention_zoo.masks import Mask, TokenSpan
 from attention_zoo.zoo import Role
 
 AttentionFactory = Callable[..., Attention]
@@ -43,6 +45,9 @@ class BlockOptions:
             x + norm(f(norm(x))) (Ding et al. 2021, Gemma 2); or `res_post`, x + norm(f(x)) (Liu et
             al. 2022, OLMo 2).
         norm_epsilon: what norms add to the variance; default: 1e-6 for `rms`, 1e-5 for the others.
+        input_convolution: kernel size K of a short causal convolution of what self-attention reads,
+            x_t + Σ_{l < K} w_l ⊙ x_{t−l} (Allen-Zhu 2025, arXiv 2512.17351, Canon-A); default:
+            none.
         dropout: on every sublayer's output and on the embeddings.
         scale_embedding: whether embeddings are multiplied by √dim (Vaswani et al. 2017, §3.4).
         logit_scale: by which logits are multiplied.
@@ -58,6 +63,7 @@ class BlockOptions:
     norm: Norm = "layer"
     norm_order: NormOrder = "pre"
     norm_epsilon: float | None = None
+    input_convolution: int | None = None
     dropout: float = 0.1
     scale_embedding: bool = True
     logit_scale: float = 1.0
@@ -72,6 +78,8 @@ class BlockOptions:
                 raise UserError(f"{name} must be one of {', '.join(legal)}, got {value!r}.")
         check_dropout(self.dropout)
         check_positive(dim=self.dim, **({} if self.ffn_dim is None else {"ffn_dim": self.ffn_dim}))
+        if self.input_convolution is not None:
+            check_positive(input_convolution=self.input_convolution)
         for name in ("norm_epsilon", "logit_scale", "logit_cap"):
             value = getattr(self, name)
             if value is not None and value <= 0.0:
@@ -179,6 +187,9 @@ class AttentionSublayer(Sublayer):
         self.attention: Attention | ParallelAttention = (
             branches[0] if len(branches) == 1 else ParallelAttention(branches)
         )
+        self.convolution = None
+        if options.input_convolution is not None and role != "cross":
+            self.convolution = ShortConvolution(options.dim, options.input_convolution)
 
     @property
     def branches(self) -> list[Attention]:
@@ -201,10 +212,42 @@ class AttentionSublayer(Sublayer):
         """
 
         def attend(y: Tensor) -> Tensor:
-            attended = self.attention(y, context, **inputs)
+            attended = self.attend(y, context, **inputs)
             return attended if parallel is None else attended + parallel(y)
 
         return self.residual(x, attend)
+
+    def attend(
+        self,
+        x: Tensor,
+        context: Tensor | None,
+        *,
+        mask: Mask = Mask(),
+        cache: Cache | None = None,
+        **inputs: Any,
+    ) -> Tensor:
+        """Attend from what the convolution makes of the inputs, if there is one."""
+        if self.convolution is not None:
+            span, state = TokenSpan(mask), None
+            if cache is not None:
+                assert isinstance(cache, ConvolutionCache)
+                span, state = TokenSpan(mask, cache.length), cache.state
+            mixed, state = self.convolution(x, span, state)
+            x = x + mixed
+            if cache is not None:
+                assert isinstance(cache, ConvolutionCache)
+                cache.state = state
+                cache.length += x.shape[1]
+                cache = cache.attention
+        return self.attention(x, context, mask=mask, cache=cache, **inputs)
+
+    def new_cache(self) -> Cache | None:
+        """Create an empty cache for decoding; None if there is nothing to keep.
+
+        An attention that reads the keys and values of another layer keeps none.
+        """
+        cache = None if self.branches[0].reads_kv else self.attention.new_cache()
+        return cache if self.convolution is None else ConvolutionCache(cache)
 
 
 def build_attention(factory: AttentionFactory, dim: int, role: Role, layer: int) -> Attention:

@@ -66,10 +66,7 @@ class TransformerLayer(nn.Module):
         There is none for one that reads the keys and values of another layer.
         """
         sublayers = [self.self_attention, self.cross_attention]
-        return [
-            None if part is None or part.branches[0].reads_kv else part.attention.new_cache()
-            for part in sublayers
-        ]
+        return [None if part is None else part.new_cache() for part in sublayers]
 
     def forward(
         self,

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from attention_zoo import Unsupported, UserError, create_attention, create_position
 from attention_zoo.capture import capture_attention
 from attention_zoo.models import LanguageModel, Seq2Seq
-from tests.conformance.cases import moved
+from attention_zoo.zoo import ATTENTION
+from tests.conformance.cases import moved, small_options
 from tests.conformance.numbers import assert_same
 from tests.conformance.test_caches import numbers_in
 
@@ -121,6 +122,31 @@ def test_chunks_are_one_pass(name: str, options: dict[str, Any]) -> None:
         stop = cache.length + chunk.shape[1]
         parts.append(model(chunk, key_mask=key_mask[:, :stop], cache=cache))
     assert_same(torch.cat(parts, dim=1), model(tokens, key_mask=key_mask))
+
+
+@pytest.mark.parametrize("name", [*ATTENTION])
+def test_every_entry_shares_or_refuses(name: str) -> None:
+    """What a reading layer keeps is used; what is not used is dropped, or sharing is refused."""
+    card = ATTENTION.card(name)
+    if "causal" not in card.roles:
+        pytest.skip("no causal attention")
+    attention = partial(create_attention, name, **small_options(name))
+    none = partial(create_position, "none")
+    try:
+        model = language_model(attention, [None, 0], none)
+    except Unsupported as refusal:
+        assert "no keys and values" in str(refusal)
+        return
+    tokens = torch.randint(11, (2, 7))
+    out = model(tokens)
+    out.square().sum().backward()
+    unused = {name for name, x in model.decoder.named_parameters() if x.grad is None}
+    assert not unused
+    if not card.cache:
+        return
+    cache = model.new_cache()
+    parts = [model(part, cache=cache) for part in tokens.split([3, 1, 3], dim=1)]
+    assert_same(torch.cat(parts, dim=1), out)
 
 
 def test_the_cache_is_stored_once_and_reordered_once() -> None:
@@ -250,3 +276,64 @@ def test_a_reading_layer_alone_is_refused() -> None:
         reader.values(torch.randn(1, 3, 16))
     with pytest.raises(UserError, match="an entry for each of 2 layers"):
         LanguageModel(**SIZES, layers=2, attention=factory(), position=ROTARY, share_kv=[None])
+
+
+def convolved_model(**options: Any) -> LanguageModel:
+    sizes = {"layers": 2, "attention": factory(), "position": ROTARY} | options
+    return moved(LanguageModel(**SIZES, **sizes, input_convolution=3))
+
+
+def test_a_convolution_mixes_what_attention_reads() -> None:
+    model = convolved_model(layers=1)
+    sublayer = model.decoder.layers[0].self_attention
+    x = torch.randn(2, 5, 16)
+    normed = sublayer.norm(x)
+    mixed = normed.clone()
+    for t in range(5):
+        for lag in range(min(3, t + 1)):
+            mixed[:, t] += sublayer.convolution.weight[:, 2 - lag] * normed[:, t - lag]
+    assert_same(sublayer(x), x + sublayer.attention(mixed))
+    plain = LanguageModel(**SIZES, layers=1, attention=factory(), position=ROTARY)
+    names = {*model.state_dict()} - {*plain.state_dict()}
+    assert names == {"decoder.layers.0.self_attention.convolution.weight"}
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"layers": 3, "share_kv": [None, 0, 0]},
+        {"attention": factory("gated_delta"), "position": partial(create_position, "none")},
+        {"attention": [(factory(), factory("multi_query")), factory()]},
+    ],
+    ids=["own", "shared", "recurrent", "side by side"],
+)
+def test_convolutions_are_decoded_in_chunks(options: dict[str, Any]) -> None:
+    model = convolved_model(**options)
+    tokens = torch.randint(11, (2, 9))
+    key_mask = torch.ones(2, 9, dtype=torch.bool)
+    key_mask[1, :4] = False
+    cache = model.new_cache()
+    parts = []
+    for chunk in tokens.split([5, 1, 1, 2], dim=1):
+        stop = cache.length + chunk.shape[1]
+        parts.append(model(chunk, key_mask=key_mask[:, :stop], cache=cache))
+    whole = model(tokens, key_mask=key_mask)
+    assert_same(torch.cat(parts, dim=1)[key_mask], whole[key_mask])
+    assert_same(whole[1:, 4:], model(tokens[1:, 4:]))
+    cache.reorder(torch.tensor([1, 0]))
+    new = torch.randint(11, (2, 1))
+    swapped = torch.cat([tokens.flip(0), new], dim=1)
+    key_mask = torch.cat([key_mask.flip(0), torch.ones(2, 1, dtype=torch.bool)], dim=1)
+    assert_same(
+        model(new, key_mask=key_mask, cache=cache), model(swapped, key_mask=key_mask)[:, -1:]
+    )
+
+
+def test_a_convolution_stays_within_a_segment() -> None:
+    model = convolved_model()
+    tokens = torch.randint(11, (1, 9))
+    segment_ids = torch.tensor([[0] * 4 + [1] * 5])
+    packed = model(tokens, segment_ids=segment_ids)
+    assert_same(packed[:, :4], model(tokens[:, :4]))
+    assert_same(packed[:, 4:], model(tokens[:, 4:]))

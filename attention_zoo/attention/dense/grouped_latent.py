@@ -55,7 +55,8 @@ class GroupedLatentAttention(MultiHeadLatentAttention):
         )
 
     def decode_state(self, tokens: int) -> int:
-        return tokens * (self.latent_heads * self.latent_dim + self.rope_dim)
+        numbers = self.latent_heads * self.latent_dim + self.rope_dim
+        return self.cached_tokens(tokens) * numbers
 
     def project_latents(self, source: Tensor) -> Tensor:
         return self.latent(source).transpose(1, 2)

@@ -35,6 +35,8 @@ class GroupedTiedAttention(SoftmaxAttention):
         rope_dim: width r of the rotary part; default: c/2, as in the paper.
     """
 
+    kv_modules = ("key_value", "shared_key")
+
     def __init__(self, *, kv_heads: int, rope_dim: int | None = None, **options: Any) -> None:
         check_positive(kv_heads=kv_heads)
         super().__init__(kv_heads=kv_heads, **options)
@@ -57,7 +59,8 @@ class GroupedTiedAttention(SoftmaxAttention):
         return self.rope_dim
 
     def decode_state(self, tokens: int) -> int:
-        return tokens * (self.kv_heads * self.head_dim + self.rope_dim)
+        numbers = self.kv_heads * self.head_dim + self.rope_dim
+        return self.cached_tokens(tokens) * numbers
 
     def project_key_value(self, source: Tensor) -> tuple[Tensor, Tensor]:
         """Project [b k d] to what is cached: a shared key [b 1 k r], and values [b g k c]."""

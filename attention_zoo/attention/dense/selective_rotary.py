@@ -50,6 +50,9 @@ class SelectiveRotaryAttention(SoftmaxAttention):
         kernel_size: number of tokens that the convolution mixes, including the token itself.
     """
 
+    decided_options = ("window",)
+    kv_modules = ()  # The phases turn queries and keys alike, so layers cannot share keys.
+
     def __init__(
         self, *, base: float = 500000.0, rank: int = 32, kernel_size: int = 4, **options: Any
     ) -> None:
@@ -87,7 +90,10 @@ class SelectiveRotaryAttention(SoftmaxAttention):
         return sums * self.base ** (-channels / self.head_dim)
 
     def decode_state(self, tokens: int) -> int:
-        return super().decode_state(tokens) + tokens * self.kv_heads * self.head_dim // 2
+        return (
+            super().decode_state(tokens)
+            + self.cached_tokens(tokens) * self.kv_heads * self.head_dim // 2
+        )
 
     def naive(self, x: Tensor, source: Tensor, visible: Tensor, positions: Tensor) -> Tensor:
         """Multiply pairs, as complex numbers, by the waves of running sums of phases."""

@@ -1,6 +1,5 @@
 """Dilated sliding-window attention (Beltagy et al. 2020)."""
 
-from itertools import starmap
 from typing import Any
 
 import torch
@@ -87,7 +86,8 @@ class DilatedAttention(PatternAttention):
         rows = q.shape[2], k.shape[2], -(-length // self.dilation)
         class_visible = Visibility.of_last(class_mask, *rows)
         spans = self.window_spans(QKV(q, k, v, q_positions, k_positions, {}), class_visible)
-        attended = torch.cat([*starmap(super().attend, spans)], dim=2)
+        attend = super().attend
+        attended = torch.cat([attend(*span) for span in spans], dim=2)
         merged = attended.unflatten(0, (batch, classes)).movedim(1, 3).flatten(2, 3)
         return merged[:, :, -queries:]
 

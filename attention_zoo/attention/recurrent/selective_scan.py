@@ -16,10 +16,11 @@ from attention_zoo.attention.recurrent.base import (
     draw_step_bias,
     register_recurrent,
 )
+from attention_zoo.attention.recurrent.channel_scan import channel_scan
 from attention_zoo.attention.recurrent.convolution import ConvolutionRunner, ShortConvolution
 from attention_zoo.attention.recurrent.decayed import add_skip, decayed_product
 from attention_zoo.attention.recurrent.naive import low_rank_linear, read_states, run_states
-from attention_zoo.attention.recurrent.steps import CHUNK_LENGTH, Steps
+from attention_zoo.attention.recurrent.steps import Steps
 from attention_zoo.checkpointing import checkpoint
 from attention_zoo.errors import check_positive
 from attention_zoo.masks import Mask, TokenSpan
@@ -31,8 +32,8 @@ from attention_zoo.precision import upcast
     paper="Gu and Dao 2023, arXiv 2312.00752, §3",
     equation="S_t = exp(−e^A Δ_t) ⊙ S_{t−1} + Δ_t B_tᵀx_t, y_t = C_t S_t + D x_t",
     reference="transformers MambaMixer",
-    deviations="states are computed in chunks, which are computed again in the backward pass, "
-    "not by a scan in one kernel; padded tokens leave the state as it is",
+    deviations="states are computed in chunks, and again in the backward pass, not by a scan in "
+    "one kernel; padded tokens leave the state as it is",
     cache="the state, and the last tokens of the convolution",
     weights="signed",
 )
@@ -109,15 +110,9 @@ class SelectiveScanAttention(RecurrentAttention):
         return add_skip(out, self.skip, steps.v, span), states
 
     def recurrence(self, steps: Steps, state: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Compute the product chunk by chunk: it needs many numbers for each channel and token."""
-        outputs = []
-        parts = (() if part is None else part.split(CHUNK_LENGTH, dim=2) for part in steps)
-        q, k, v, _, _, decay, _ = parts
-        for chunk in zip(q, k, v, decay, strict=True):
-            out, state = checkpoint(scan_chunk, *chunk, state)
-            outputs.append(out)
-        assert state is not None
-        return torch.cat(outputs, dim=2), state
+        """Compute the states, and compute them again in the backward pass: they are many."""
+        parts = checkpoint(scan_channels, steps.q, steps.k, steps.v, steps.decay, state)
+        return parts[0], parts[1]
 
     def implied_weights(self, steps: Steps, x: Tensor, span: TokenSpan) -> Tensor:
         return decayed_product(steps.use_unit_values().apply_mask(span))[0]
@@ -150,8 +145,8 @@ def naive_norm(norm: nn.Module, x: Tensor) -> Tensor:
     return naive.rms_norm(x, norm.weight, epsilon=1e-6) if isinstance(norm, RMSNorm) else x
 
 
-def scan_chunk(
+def scan_channels(
     q: Tensor, k: Tensor, v: Tensor, decay: Tensor, state: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    """Compute `decayed_product` of the parts of steps."""
-    return decayed_product(Steps(q, k, v, decay=decay), state)
+    """Compute `channel_scan` of the parts of steps."""
+    return channel_scan(Steps(q, k, v, decay=decay), state)
