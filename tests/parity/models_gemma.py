@@ -119,11 +119,7 @@ def of_kinds(options: str, kinds: str = "ab") -> str:
         stack.{k}.position.truncate=false """
     ),
     GPT_OSS,
-    sizes="stack.a.window=5 "
-    + of_kinds(
-        """stack.{k}.head_dim=16 stack.{k}.position.factor=4
-        stack.{k}.position.original_length=16 """
-    ),
+    sizes="stack.a.window=5 stack.a.head_dim=16 stack.b.head_dim=16",
     without_effect=("mlp.router",),
     note="one expert, which is a dense feed-forward",
 )
@@ -131,8 +127,8 @@ def gpt_oss() -> Any:
     rope = {
         "rope_type": "yarn",
         "rope_theta": 150000.0,
-        "factor": 4.0,
-        "original_max_position_embeddings": 16,
+        "factor": 32.0,
+        "original_max_position_embeddings": 4096,
         "beta_fast": 32.0,
         "beta_slow": 1.0,
         "truncate": False,
