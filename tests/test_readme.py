@@ -10,6 +10,7 @@ from hydra import compose, initialize_config_module
 
 from attention_zoo.tasks.commands.list import run
 from attention_zoo.tasks.configuration.composition import register_plugins
+from attention_zoo.tasks.configuration.group_overrides import complete_overrides
 from attention_zoo.tasks.configuration.overrides import split_arguments
 
 ROOT = Path(__file__).parents[1]
@@ -19,7 +20,9 @@ COMMANDS = sorted(
     {
         command
         for document in (README, *ROOT.glob("docs/*.md"))
-        for command in re.findall(r"^attention-zoo train .*$", document.read_text(), re.MULTILINE)
+        for command in re.findall(
+            r"^attention-zoo train .*$", document.read_text().replace("\\\n", ""), re.MULTILINE
+        )
     }
 )
 EXAMPLES = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
@@ -42,6 +45,7 @@ def test_training_commands_compose(command: str) -> None:
     values = [x for x in overrides if "=" in x]
     if "-m" in overrides:
         values = [x.split(",")[0] for x in values]
+    values = complete_overrides("train", values)
     with initialize_config_module("attention_zoo.conf", version_base="1.3"):
         assert compose("train", overrides=values)
 

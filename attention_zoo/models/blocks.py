@@ -46,7 +46,7 @@ class BlockOptions:
             al. 2022, OLMo 2).
         norm_epsilon: what norms add to the variance; default: 1e-6 for `rms`, 1e-5 for the others.
         input_convolution: kernel size K of a short causal convolution of what self-attention reads,
-            x_t + Σ_{l < K} w_l ⊙ x_{t−l} (Canon-A of Allen-Zhu 2025, arXiv 2512.17351); default:
+            x_t + Σ_{l < K} w_l ⊙ x_{t−l} (Allen-Zhu 2025, arXiv 2512.17351, Canon-A); default:
             none.
         dropout: on every sublayer's output and on the embeddings.
         scale_embedding: whether embeddings are multiplied by √dim (Vaswani et al. 2017, §3.4).

@@ -167,10 +167,11 @@ def representative_pairs() -> Iterator[Case]:
     """Of each entry, encodings that together act wherever any may; and all with `multi_head`."""
     covered: dict[tuple[str, Role], set[Site]] = {}
 
-    # Those that act on most come first, so that few are needed; of these, the relative ones, for
-    # which more properties hold.
-    def order(case: Case) -> tuple[int, bool]:
-        return -len(case.acts), not POSITION.card(str(case.position)).relative
+    # Those that act on most come first, so that few are needed; of these, relative ones that all
+    # layers share, for which more properties hold.
+    def order(case: Case) -> tuple[int, bool, bool]:
+        card = POSITION.card(str(case.position))
+        return -len(card.acts), not card.relative, card.per_layer
 
     for case in sorted(pairs(), key=order):
         seen = covered.setdefault((case.name, case.role), set())

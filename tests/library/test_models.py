@@ -1,6 +1,8 @@
 """The parts of models against their formulas, and what they refuse."""
 
+import math
 from functools import partial
+from typing import get_args
 
 import pytest
 import torch
@@ -8,7 +10,7 @@ import torch
 from attention_zoo import Unsupported, UserError, create_attention, create_position
 from attention_zoo.masks import Mask
 from attention_zoo.models import LanguageModel, Seq2Seq
-from attention_zoo.models.blocks import AttentionSublayer, BlockOptions, FeedForward
+from attention_zoo.models.blocks import Activation, AttentionSublayer, BlockOptions, FeedForward
 from attention_zoo.models.language_model import positions_in_row
 from tests.conformance.numbers import assert_same
 
@@ -18,12 +20,13 @@ SIZES = {"vocabulary_size": 7, "dim": 8, "ffn_dim": 16, "layers": 1}
 
 @pytest.mark.parametrize("order", ["pre", "post"])
 @pytest.mark.parametrize("norm", ["layer", "rms"])
-@pytest.mark.parametrize("activation", ["relu", "gelu", "relu_squared", "swiglu"])
+@pytest.mark.parametrize("activation", get_args(Activation))
 def test_feed_forward(activation: str, norm: str, order: str) -> None:
     options = BlockOptions(
         dim=8, ffn_dim=16, activation=activation, norm=norm, norm_order=order, dropout=0.0
     )
     block = FeedForward(options)
+    torch.nn.init.normal_(block.expand.weight, std=4.0)  # Some exceed the clamp.
     x = torch.randn(2, 3, 8)
 
     def normed(y: torch.Tensor) -> torch.Tensor:
@@ -34,9 +37,18 @@ def test_feed_forward(activation: str, norm: str, order: str) -> None:
         ).sqrt()
 
     middle = block.expand(normed(x) if order == "pre" else x)
+    gate, other = middle[..., :16], middle[..., 16:]
     if activation == "swiglu":
-        gate, middle = middle[..., :16], middle[..., 16:]
-        middle = gate / (1 + torch.exp(-gate)) * middle
+        middle = gate / (1 + torch.exp(-gate)) * other
+    elif activation == "geglu_tanh":
+        inner = (2 / math.pi) ** 0.5 * (gate + 0.044715 * gate**3)
+        middle = gate * (1 + torch.tanh(inner)) / 2 * other
+    elif activation == "clamped_swiglu":
+        assert (gate > 7).any() and (other.abs() > 7).any()
+        gate, other = gate.minimum(torch.tensor(7.0)), other.clamp(-7, 7)
+        middle = gate / (1 + torch.exp(-1.702 * gate)) * (other + 1)
+    elif activation == "silu":
+        middle = middle / (1 + torch.exp(-middle))
     elif activation == "gelu":
         middle = middle * (1 + torch.erf(middle / 2**0.5)) / 2
     else:
@@ -50,8 +62,8 @@ def test_residual_and_norm_stand_around_attention(order: str) -> None:
     options = BlockOptions(dim=8, ffn_dim=16, norm_order=order, dropout=0.0)
     x, context = torch.randn(2, 3, 8), torch.randn(2, 5, 8)
     for block, other in (
-        (AttentionSublayer([PLAIN], options, role="causal", layer=0), ()),
-        (AttentionSublayer([PLAIN], options, role="cross", layer=0), (context,)),
+        (AttentionSublayer(PLAIN, options, role="causal", layer=0), ()),
+        (AttentionSublayer(PLAIN, options, role="cross", layer=0), (context,)),
     ):
         for norm in (block.norm, getattr(block, "output_norm", None)):
             if norm is not None:  # Norms start with ones, which would hide an exchange.

@@ -46,8 +46,8 @@ def adapt_gemma(scaled: str) -> Callable[[str, Tensor], Tensor]:
     attention@stack.a=soft_capped stack.a.kv_heads=2 stack.a.head_dim=256 stack.a.window=4096
     attention@stack.b=soft_capped stack.b.kv_heads=2 stack.b.head_dim=256""",
     GEMMA,
-    sizes=f"""model.logit_cap=3 stack.a.head_dim={HEAD_DIM} stack.b.head_dim={HEAD_DIM}
-    stack.a.window=5 stack.a.cap=2 stack.b.cap=2""",
+    sizes=f"""model.logit_cap=0.5 stack.a.head_dim={HEAD_DIM} stack.b.head_dim={HEAD_DIM}
+    stack.a.window=5 stack.a.cap=0.2 stack.b.cap=0.2""",
     adapt=adapt_gemma("q_proj.weight"),
     note=f"tied embeddings; {SCALED}",
 )
@@ -57,8 +57,8 @@ def gemma2() -> Any:
         head_dim=HEAD_DIM,
         query_pre_attn_scalar=SCALAR,
         sliding_window=5,
-        attn_logit_softcapping=2.0,
-        final_logit_softcapping=3.0,
+        attn_logit_softcapping=0.2,
+        final_logit_softcapping=0.5,
     )
     return Gemma2ForCausalLM(config)
 

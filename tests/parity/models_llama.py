@@ -90,9 +90,7 @@ def olmo2() -> Any:
 
 @named_model(
     "smollm3",
-    f"""{DECODER} stack=hybrid stack.pattern=aaab attention@stack.a=grouped_query
-    attention@stack.b=grouped_query position@stack.a.position=rotary
-    position@stack.b.position=none stack.a.position.base=2e6""",
+    f"{DECODER} stack=smollm3",
     LLAMA,
     note="tied embeddings",
 )
@@ -107,9 +105,8 @@ COHERE2 = {key: name for key, name in LLAMA.items() if not key.endswith("feed_fo
     "cohere2",
     """task=language_modeling model.norm=layer_no_bias model.activation=swiglu model.ffn_bias=false
     model.scale_embedding=false model.parallel_feed_forward=true model.logit_scale=0.0625
-    stack=hybrid stack.pattern=aaab attention@stack.a=sliding_window stack.a.window=4096
-    stack.a.kv_heads=2 position@stack.a.position=rotary stack.a.position.layout=interleaved
-    attention@stack.b=grouped_query position@stack.b.position=none""",
+    stack=cohere2 stack.a.window=4096 stack.a.kv_heads=2 stack.a.position.layout=interleaved
+    attention@stack.b=grouped_query""",
     COHERE2,
     sizes="stack.a.window=5",
     note="tied embeddings",

@@ -115,8 +115,8 @@ def test_exponential_gates_of_slstm_do_not_overflow(size: float) -> None:
         attention = causal("slstm")
         gates = torch.zeros(4, DIM)
         gates[0], gates[1] = size, 50.0  # Nothing is forgotten.
-        nn.init.zeros_(attention.mixing)
-        attention.input.bias = nn.Parameter(gates.flatten())
+        nn.init.zeros_(attention.cell.mixing)
+        attention.cell.input.bias = nn.Parameter(gates.flatten())
         with torch.no_grad():
             attention.cell.input.weight[:DIM] = 0.0
         x = torch.randn(1, 9, DIM)

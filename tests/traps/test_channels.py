@@ -4,14 +4,17 @@ import pytest
 import torch
 from torch import Tensor
 from torch.nn.functional import gelu, silu, softplus
-from torch.utils.flop_counter import FlopCounterMode
 
 from attention_zoo import UserError, create_attention
 from attention_zoo.attention.base import Attention
+from attention_zoo.attention.recurrent.channel_scan import channel_scan
+from attention_zoo.attention.recurrent.decayed import decayed_product
 from attention_zoo.attention.recurrent.rg_lru import BlockDiagonalLinear
+from attention_zoo.attention.recurrent.steps import Steps
 from attention_zoo.masks import Mask, TokenSpan
 from tests.conformance.numbers import assert_same, default_dtype, values_and_gradients
-from tests.traps.memory import measure_memory
+from tests.traps.memory import Memory, measure_memory
+from tests.traps.test_decay import DECAYS, decays
 
 DIM = 16
 every_entry = pytest.mark.parametrize("name", ["rg_lru", "selective_scan"])
@@ -23,15 +26,13 @@ def causal(name: str, **options: object) -> Attention:
 
 @every_entry
 def test_work_grows_with_length(name: str) -> None:
+    """In numbers that are made, as the scan has no products of matrices."""
     attention = causal(name)
 
-    def work(length: int) -> int:
-        with FlopCounterMode(display=False) as counter:
-            attention(torch.randn(1, length, DIM, requires_grad=True)).sum().backward()
-        return counter.get_total_flops()
+    def peak(length: int) -> int:
+        return measure_memory(lambda: attention(torch.randn(1, length, DIM))).peak
 
-    # The last chunk needs no state after it, so its part of the work is a little smaller.
-    assert work(1024) / work(512) < 2.01
+    assert peak(1024) / peak(512) < 2.001
 
 
 @every_entry
@@ -126,16 +127,31 @@ def test_the_skip_gives_nothing_to_a_query_that_sees_nothing() -> None:
     assert (out[0, :2] == 0).all() and (out[0, 2:] != 0).any(dim=-1).all()
 
 
-def test_chunks_are_computed_again_and_not_kept() -> None:
-    """More tokens need room for decays and keys, not for what each halving of chunks makes."""
-    attention = causal("selective_scan")
+def test_states_are_computed_again_and_not_kept() -> None:
+    """Between the passes there are decays and keys alone: a number for each channel and state."""
+    attention, x = causal("selective_scan"), torch.randn(1, 256, DIM)
+    with Memory() as memory, torch.enable_grad():
+        out = attention(x)
+        memory.alive = {ref: size for ref, size in memory.alive.items() if not ref.expired()}
+        kept = sum(memory.alive.values())
+    assert out.requires_grad
+    assert kept < 3.5 * 256 * 2 * DIM * 16 * 8
 
-    def peak(length: int) -> int:
-        x = torch.randn(1, length, DIM)
-        return measure_memory(lambda: attention(x)).peak
 
-    numbers = 64 * 2 * DIM * 16 * 8  # of a chunk: a number for each token, channel and state
-    assert (peak(512) - peak(256)) / 4 < 10 * numbers
+@pytest.mark.parametrize("kind", list(DECAYS))
+def test_decays_of_any_strength_are_exact_in_float32(kind: str) -> None:
+    q, k, v = torch.randn(2, 2, 150, 6), torch.randn(2, 2, 150, 6), torch.randn(2, 2, 150, 1)
+    single = [part.float().requires_grad_() for part in (q, k, v, decays(kind, 150, 6))]
+    double = [part.detach().double().requires_grad_() for part in single]
+    ours, last = channel_scan(Steps(*single[:3], decay=single[3]))
+    expected, state = decayed_product(Steps(*double[:3], decay=double[3]))
+    torch.testing.assert_close(ours.double(), expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(last.double(), state, rtol=1e-5, atol=1e-5)
+    weights = torch.randn_like(expected)
+    actual = torch.autograd.grad((ours * weights.float()).sum(), single)
+    reference = torch.autograd.grad((expected * weights).sum(), double)
+    for a, b in zip(actual, reference, strict=True):
+        assert (a - b).abs().max() <= 2e-6 * b.abs().max() + 1e-30
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ from torch.nn.functional import gelu, softplus
 
 from attention_zoo.attention import naive
 from attention_zoo.attention.recurrent.base import RecurrentAttention, register_recurrent
+from attention_zoo.attention.recurrent.channel_scan import channel_scan
 from attention_zoo.attention.recurrent.convolution import ConvolutionRunner, ShortConvolution
 from attention_zoo.attention.recurrent.decayed import decayed_product
 from attention_zoo.attention.recurrent.naive import run_states
@@ -91,7 +92,7 @@ class RGLRUAttention(RecurrentAttention):
         return Steps(torch.ones_like(k), k, self.split_heads(u), decay=decay)
 
     def recurrence(self, steps: Steps, state: Tensor | None) -> tuple[Tensor, Tensor]:
-        return decayed_product(steps, state)
+        return channel_scan(steps, state)
 
     def implied_weights(self, steps: Steps, x: Tensor, span: TokenSpan) -> Tensor:
         return decayed_product(steps.use_unit_values().apply_mask(span))[0]

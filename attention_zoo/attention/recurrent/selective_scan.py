@@ -9,16 +9,18 @@ from torch import Tensor, nn
 from torch.nn.functional import silu, softplus
 
 from attention_zoo.attention import naive
+from attention_zoo.attention.dense.norms import RMSNorm
 from attention_zoo.attention.recurrent.base import (
     RecurrentAttention,
     create_low_rank_linear,
     draw_step_bias,
     register_recurrent,
 )
+from attention_zoo.attention.recurrent.channel_scan import channel_scan
 from attention_zoo.attention.recurrent.convolution import ConvolutionRunner, ShortConvolution
 from attention_zoo.attention.recurrent.decayed import add_skip, decayed_product
 from attention_zoo.attention.recurrent.naive import low_rank_linear, read_states, run_states
-from attention_zoo.attention.recurrent.steps import CHUNK_LENGTH, Steps
+from attention_zoo.attention.recurrent.steps import Steps
 from attention_zoo.checkpointing import checkpoint
 from attention_zoo.errors import check_positive
 from attention_zoo.masks import Mask, TokenSpan
@@ -30,8 +32,8 @@ from attention_zoo.precision import upcast
     paper="Gu and Dao 2023, arXiv 2312.00752, §3",
     equation="S_t = exp(−e^A Δ_t) ⊙ S_{t−1} + Δ_t B_tᵀx_t, y_t = C_t S_t + D x_t",
     reference="transformers MambaMixer",
-    deviations="states are computed in chunks, which are computed again in the backward pass, "
-    "not by a scan in one kernel; padded tokens leave the state as it is",
+    deviations="states are computed in chunks, and again in the backward pass, not by a scan in "
+    "one kernel; padded tokens leave the state as it is",
     cache="the state, and the last tokens of the convolution",
     weights="signed",
 )
@@ -50,6 +52,8 @@ class SelectiveScanAttention(RecurrentAttention):
         expand: number of channels of x, as a multiple of dim.
         kernel_size: number of tokens that the convolution mixes, including the token itself.
         rank: of W₂ W₁; default: dim / 16, rounded up.
+        inner_norm: whether B, C and W₁ x are normalised (Lieber et al. 2024, Jamba, arXiv
+            2403.19887, §6.3).
     """
 
     decided_options = ("backend", "heads", "head_dim", "bias")
@@ -63,6 +67,7 @@ class SelectiveScanAttention(RecurrentAttention):
         expand: int = 2,
         kernel_size: int = 4,
         rank: int | None = None,
+        inner_norm: bool = False,
         **options: Any,
     ) -> None:
         rank = math.ceil(dim / 16) if rank is None else rank
@@ -73,6 +78,10 @@ class SelectiveScanAttention(RecurrentAttention):
         self.convolution = ShortConvolution(channels, kernel_size, bias=True)
         self.step = create_low_rank_linear(channels, rank, channels, bias=True)
         self.step[1].bias = nn.Parameter(draw_step_bias(channels))
+        self.key_norm, self.query_norm, self.step_norm = (
+            RMSNorm(width) if inner_norm else nn.Identity()
+            for width in (state_dim, state_dim, rank)
+        )
         rates = torch.arange(1.0, state_dim + 1.0).log()
         self.rate = nn.Parameter(rates.repeat(channels, 1))
         self.skip = nn.Parameter(torch.ones(channels))
@@ -86,10 +95,11 @@ class SelectiveScanAttention(RecurrentAttention):
         mixed = silu(convolve(self.convolution, self.value(x)))
         # Shared by all channels.
         q, k = (
-            upcast(part(mixed))[:, None].expand(-1, self.heads, -1, -1)
-            for part in (self.query, self.key)
+            upcast(part)[:, None].expand(-1, self.heads, -1, -1)
+            for part in (self.query_norm(self.query(mixed)), self.key_norm(self.key(mixed)))
         )
-        sizes = softplus(self.split_heads(self.step(mixed)))
+        down, up = self.step
+        sizes = softplus(self.split_heads(up(self.step_norm(down(mixed)))))
         decay = -upcast(self.rate).exp()[:, None] * sizes
         return Steps(q, k * sizes, self.split_heads(mixed), decay=decay)
 
@@ -100,15 +110,9 @@ class SelectiveScanAttention(RecurrentAttention):
         return add_skip(out, self.skip, steps.v, span), states
 
     def recurrence(self, steps: Steps, state: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Compute the product chunk by chunk: it needs many numbers for each channel and token."""
-        outputs = []
-        parts = (() if part is None else part.split(CHUNK_LENGTH, dim=2) for part in steps)
-        q, k, v, _, _, decay, _ = parts
-        for chunk in zip(q, k, v, decay, strict=True):
-            out, state = checkpoint(scan_chunk, *chunk, state)
-            outputs.append(out)
-        assert state is not None
-        return torch.cat(outputs, dim=2), state
+        """Compute the states, and compute them again in the backward pass: they are many."""
+        parts = checkpoint(scan_channels, steps.q, steps.k, steps.v, steps.decay, state)
+        return parts[0], parts[1]
 
     def implied_weights(self, steps: Steps, x: Tensor, span: TokenSpan) -> Tensor:
         return decayed_product(steps.use_unit_values().apply_mask(span))[0]
@@ -124,8 +128,10 @@ class SelectiveScanAttention(RecurrentAttention):
 
     def naive(self, x: Tensor, source: Tensor, visible: Tensor, positions: Tensor) -> Tensor:
         mixed = silu(self.convolution.naive(naive.linear(self.value, x), visible))
-        b, c = (naive.linear(layer, mixed)[:, None] for layer in (self.key, self.query))
-        steps = torch.log(1 + torch.exp(low_rank_linear(self.step, mixed)))
+        b = naive_norm(self.key_norm, naive.linear(self.key, mixed))[:, None]
+        c = naive_norm(self.query_norm, naive.linear(self.query, mixed))[:, None]
+        steps = low_rank_linear(self.step, mixed, lambda y: naive_norm(self.step_norm, y))
+        steps = torch.log(1 + torch.exp(steps))
         v, steps = (naive.split_heads(part, self.heads) for part in (mixed, steps))
         transitions = torch.diag_embed(torch.exp(-torch.exp(self.rate)[:, None] * steps))
         y = read_states(c, run_states(transitions, steps * b, v, visible))
@@ -134,8 +140,13 @@ class SelectiveScanAttention(RecurrentAttention):
         return naive.linear(self.output, y)
 
 
-def scan_chunk(
+def naive_norm(norm: nn.Module, x: Tensor) -> Tensor:
+    """Normalise vectors [… c] by definition, if there is a norm."""
+    return naive.rms_norm(x, norm.weight, epsilon=1e-6) if isinstance(norm, RMSNorm) else x
+
+
+def scan_channels(
     q: Tensor, k: Tensor, v: Tensor, decay: Tensor, state: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    """Compute `decayed_product` of the parts of steps."""
-    return decayed_product(Steps(q, k, v, decay=decay), state)
+    """Compute `channel_scan` of the parts of steps."""
+    return channel_scan(Steps(q, k, v, decay=decay), state)

@@ -69,7 +69,8 @@ class DapeEncoding(PositionalEncoding):
     def naive_bias(self, inputs: NaiveScoreInputs) -> Tensor:
         heads = range(self.heads)
         products = [inputs.scale * (inputs.all_keys[h] @ inputs.all_queries[h]) for h in heads]
-        biases = [torch.as_tensor(self.inner.naive_bias(inputs._replace(head=h))) for h in heads]
+        zeros = torch.zeros_like(inputs.distances)
+        biases = [zeros + self.inner.naive_bias(inputs._replace(head=h)) for h in heads]
         hidden = torch.stack([*products, *biases], dim=-1) @ self.expand.weight.T + self.expand.bias
         hidden = torch.where(hidden > 0, hidden, 0.01 * hidden)
         return biases[inputs.head] + hidden @ self.contract.weight[inputs.head]
