@@ -34,6 +34,10 @@ def check_match(config: dict[str, Any]) -> None:
                 remedy = "match=parameters or match=flops"
                 raise UserError(f"baseline.{group}={name} needs a cost to match: {remedy}.")
         return
+    if config["model"].get("ffn_dim") is None:
+        raise UserError(
+            f"match={config['match']} resizes the feed-forward: it needs a model.ffn_dim, got null."
+        )
     try:
         validate(baseline_config(config))
     except Unsupported as refusal:
@@ -64,8 +68,6 @@ def match_baseline(config: dict[str, Any], data: PreparedData, console: Console)
     the cost (`by`), its value for the baseline (`target`), and the width (`ffn_dim`).
     """
     by, model = config["match"], config["model"]
-    if model["ffn_dim"] is None:
-        raise UserError(f"match={by} resizes the feed-forward; give model.ffn_dim, got null.")
     previous, cost_name = model["ffn_dim"], COST_NAMES[by]
     target = matched_cost(baseline_config(config), data)
 

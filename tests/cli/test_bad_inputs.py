@@ -179,6 +179,8 @@ lengths=64 | a list
 lengths=[64] | lengths
 stride=4 | lengths
 match=foo | flops
+match=flops model.ffn_dim=null | needs a model.ffn_dim
+model.parallel_feed_forward=true | cross-attention
 baseline.attention=linear | match
 data.num_workers=-1 | data.num_workers
 data.max_tokens=1 | data.max_tokens

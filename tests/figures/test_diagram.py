@@ -106,7 +106,12 @@ def test_each_role_has_its_own_mechanism():
 
 @pytest.mark.parametrize(
     ("order", "inside", "after", "last"),
-    [("pre", ["norm", "attention"], [], ["norm"]), ("post", ["attention"], ["norm"], [])],
+    [
+        ("pre", ["norm", "attention"], [], ["norm"]),
+        ("post", ["attention"], ["norm"], []),
+        ("sandwich", ["norm", "attention", "norm"], [], ["norm"]),
+        ("res_post", ["attention", "norm"], [], ["norm"]),
+    ],
 )
 def test_norms_stand_where_the_model_has_them(order, inside, after, last):
     encoder, _ = summarize_model(translator(norm_order=order))
@@ -114,6 +119,15 @@ def test_norms_stand_where_the_model_has_them(order, inside, after, last):
     assert [module.kind for module in first.inside_residual] == inside
     assert [module.kind for module in first.after_residual] == after
     assert [module.kind for module in encoder.modules_after] == last
+
+
+def test_parallel_attention_and_feed_forward_are_one_box():
+    options = {"attention": attention("multi_head"), "position": partial(create_position, "none")}
+    model = LanguageModel(**SIZES, **options, parallel_feed_forward=True)
+    (sublayer,) = summarize_model(model)[0].layer_groups[0].sublayers
+    assert [module.kind for module in sublayer.inside_residual] == ["norm", "attention"]
+    assert sublayer.inside_residual[1].title == "causal self-attention + feed-forward"
+    assert sublayer.inside_residual[1].facts[-1] == "gelu"
 
 
 @pytest.mark.parametrize(
