@@ -37,6 +37,7 @@ CHOICES = sorted(
 # What a choice of a group needs of the others.
 FITTING = {
     ("data", "parallel_files"): ["data.source.train=[[a,b]]", "data.source.valid=[[a,b]]"],
+    ("decoding", "sample"): ["task=language_modeling"],
     ("data", "text_files"): ["data.source.train=[a]", "data.source.valid=[a]"],
 }
 

@@ -33,6 +33,8 @@ class RecurrentAdditiveAttention(AdditiveAttention):
     of both. The source of self-attention gives the queries too: s = h.
     """
 
+    decided_options = ("window",)
+
     def create_projections(self, bias: bool) -> None:
         width, directions = self.heads * self.head_dim, 2 if self.role == "cross" else 1
         self.query = nn.Linear(self.dim, width, bias=bias)

@@ -69,7 +69,7 @@ class InfiniAttention(SoftmaxAttention):
         segment: N, the number of tokens in a segment.
     """
 
-    decided_options = ("backend",)
+    decided_options = ("backend", "window")
     no_decay = ("balance",)
 
     def __init__(self, *, segment: int, **options: Any) -> None:

@@ -116,7 +116,8 @@ class Comparison:
     def unlabelled_options(self) -> dict[str, list[str]]:
         """Return the values of options that differ between rows and are not in the labels.
 
-        The options of a group whose choice differs are left out, as other choices lack them.
+        The options of a group whose choice differs are left out, as other choices lack them; so are
+        those of a kind of layers that some rows lack, and the patterns that `stack.pattern` decides.
         """
         differing = differing_keys([row.options for row in self.rows])
         groups = {key.removeprefix("choices.").rpartition("@")[2] for key in differing}
@@ -124,7 +125,13 @@ class Comparison:
             key: sorted({format_value(row.options.get(key)) for row in self.rows})
             for key in sorted(differing - {*self.label_keys})
             if not key.startswith("choices.") and key.partition(".")[0] not in groups
+            if not (key.startswith("stack.") and self.follows_from_pattern(key))
         }
+
+    def follows_from_pattern(self, key: str) -> bool:
+        """Return whether an option of a stack differs because the pattern does."""
+        is_lacking = any(key not in row.options for row in self.rows)
+        return is_lacking or (key.endswith("_pattern") and "stack.pattern" in self.label_keys)
 
 
 def compare_runs(runs: Sequence[Run], baseline: str | None) -> list[Comparison]:

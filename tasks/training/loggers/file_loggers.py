@@ -55,7 +55,8 @@ class WholeRowsWriter(ExperimentWriter):
 
 def survive_full_disk(logger: CSVLogger | TensorBoardLogger) -> None:
     """Let what a logger cannot write cost its lines, and not the run."""
-    if isinstance(logger, CSVLogger) and rank_zero_only.rank == 0:  # type: ignore[attr-defined]
+    is_first = rank_zero_only.rank == 0  # type: ignore[attr-defined]
+    if isinstance(logger, CSVLogger) and is_first and logger._experiment is None:
         logger._experiment = WholeRowsWriter(logger.log_dir)
     if isinstance(logger, TensorBoardLogger):
         threading.excepthook = partial(_skip_writer_thread, threading.excepthook)

@@ -27,6 +27,7 @@ from attention_zoo.errors import UserError
 from attention_zoo.tasks.configuration.build import instantiate
 from attention_zoo.tasks.run_folder import RunFolder
 from attention_zoo.tasks.training.loggers.file_loggers import (
+    WholeRowsWriter,
     survive_full_disk,
     tolerate_write_errors,
 )
@@ -90,10 +91,11 @@ def keep_logged_rows(logger: CSVLogger, step: int) -> None:
     if not path.exists():
         return
     with path.open(newline="", encoding="utf-8") as file:
-        rows = [{k: x for k, x in row.items() if x} for row in csv.DictReader(file)]
+        rows: list[Any] = [{k: x for k, x in row.items() if x} for row in csv.DictReader(file)]
     rows = [row for row in rows if int(row["step"]) < step]  # Later steps are made again.
     with warnings.catch_warnings(action="ignore"):  # that it deletes them
-        logger.experiment.metrics = rows
+        logger._experiment = WholeRowsWriter(logger.log_dir)
+    logger._experiment.metrics = rows
     logger.save()
 
 
