@@ -7,21 +7,18 @@ from typing import Any, Literal, cast, get_args
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import gelu, silu
 
 from attention_zoo.attention.base import Attention
 from attention_zoo.attention.recurrent.convolution import ShortConvolution
 from attention_zoo.caches import Cache, ConvolutionCache, ParallelCache
 from attention_zoo.errors import UserError, check_dropout, check_positive, short_repr
 from attention_zoo.masks import Mask, TokenSpan
+from attention_zoo.models.activations import ACTIVATIONS, GATED_ACTIVATIONS, Activation
 from attention_zoo.zoo import Role
 
 AttentionFactory = Callable[..., Attention]
 Norm = Literal["layer", "layer_no_bias", "rms"]
 NormOrder = Literal["pre", "post", "sandwich", "res_post"]
-Activation = Literal[
-    "relu", "relu_squared", "gelu", "silu", "swiglu", "geglu_tanh", "clamped_swiglu"
-]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -287,23 +284,3 @@ class FeedForward(Sublayer):
         if self.activation in GATED_ACTIVATIONS:
             return self.contract(GATED_ACTIVATIONS[self.activation](*expanded.chunk(2, dim=-1)))
         return self.contract(ACTIVATIONS[self.activation](expanded))
-
-
-def clamped_swiglu(gate: Tensor, x: Tensor) -> Tensor:
-    """Multiply x + 1 by a gate g·σ(1.702·g), with g ≤ 7 and |x| ≤ 7."""
-    gate, x = gate.clamp(max=7.0), x.clamp(-7.0, 7.0)
-    return (x + 1.0) * gate * torch.sigmoid(1.702 * gate)
-
-
-ACTIVATIONS: dict[Activation, Callable[[Tensor], Tensor]] = {
-    "relu": torch.relu,
-    "relu_squared": lambda x: torch.relu(x).square(),
-    "gelu": gelu,
-    "silu": silu,
-}
-# Of the gate, the first half of the channels, and of the other half.
-GATED_ACTIVATIONS: dict[Activation, Callable[[Tensor, Tensor], Tensor]] = {
-    "swiglu": lambda gate, x: silu(gate) * x,
-    "geglu_tanh": lambda gate, x: gelu(gate, approximate="tanh") * x,
-    "clamped_swiglu": clamped_swiglu,
-}

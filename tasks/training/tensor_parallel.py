@@ -19,7 +19,8 @@ from torch.distributed.tensor import Replicate, Shard, distribute_tensor
 from attention_zoo.attention.base import Attention
 from attention_zoo.errors import Unsupported, UserError
 from attention_zoo.masks import Mask
-from attention_zoo.models.blocks import GATED_ACTIVATIONS, FeedForward
+from attention_zoo.models.activations import GATED_ACTIVATIONS
+from attention_zoo.models.blocks import FeedForward
 from attention_zoo.position.base import PositionalEncoding
 from attention_zoo.tasks.configuration.build import build_model
 from attention_zoo.tasks.configuration.stacks import branches_by_role

@@ -10,7 +10,8 @@ import torch
 from attention_zoo import Unsupported, UserError, create_attention, create_position
 from attention_zoo.masks import Mask
 from attention_zoo.models import LanguageModel, Seq2Seq
-from attention_zoo.models.blocks import Activation, AttentionSublayer, BlockOptions, FeedForward
+from attention_zoo.models.activations import Activation
+from attention_zoo.models.blocks import AttentionSublayer, BlockOptions, FeedForward
 from attention_zoo.models.language_model import positions_in_row
 from tests.conformance.numbers import assert_same
 
