@@ -116,8 +116,9 @@ class Comparison:
     def unlabelled_options(self) -> dict[str, list[str]]:
         """Return the values of options that differ between rows and are not in the labels.
 
-        The options of a group whose choice differs are left out, as other choices lack them; so are
-        those of a kind of layers that some rows lack, and the patterns that `stack.pattern` decides.
+        The options of a group whose choice differs are left out, as other choices lack them. So are
+        those of a kind of layers that some rows lack, and the patterns that `stack.pattern`
+        decides.
         """
         differing = differing_keys([row.options for row in self.rows])
         groups = {key.removeprefix("choices.").rpartition("@")[2] for key in differing}
