@@ -270,6 +270,7 @@ def composed(folder: Path, *overrides: str) -> dict:
         "paths": {"run": str(folder)},
         "choices": {"data": "phrases"},
         "task": {"name": "translation"},
+        "model": {"layers": 2},
         "attention": {"name": "linear"},
         "encoder_attention": None,
         "decoder_attention": None,
