@@ -10,7 +10,7 @@ from itertools import chain, cycle, islice
 from types import NoneType
 from typing import Any, NamedTuple
 
-from attention_zoo.errors import UserError
+from attention_zoo.errors import UserError, check_positive
 from attention_zoo.tasks.task_spec import task_spec
 
 # The option of `stack` that holds the pattern of each role.
@@ -146,7 +146,10 @@ def layer_count(config: Mapping[str, Any], role: str) -> int:
     """Return the number of layers that have an attention of a role."""
     model = config["model"]
     part = "encoder_layers" if role == "encoder_attention" else "decoder_layers"
-    return model["layers"] if model.get(part) is None else int(model[part])
+    name = "layers" if model.get(part) is None else part
+    # What resolves a config reads the number before its options are checked.
+    check_positive(**{f"model.{name}": model[name]})
+    return int(model[name])
 
 
 def role_pattern(config: Mapping[str, Any], role: str) -> Any:

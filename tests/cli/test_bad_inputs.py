@@ -78,7 +78,17 @@ hydra.job.chdir=true | leave it out
 ~model.dim | model.dim
 model.layers=four | model.layers must be a whole number
 model.layers=[linear,multi_head] | model.layers must be a whole number
-model.layers=0 | layers must be at least 1
+model.layers=0 | model.layers must be at least 1
+model.decoder_layers=0 | model.decoder_layers must be at least 1
+stack=hybrid stack.pattern=aab | give model.layers=3
+stack=hybrid stack.pattern=a-b | stack.pattern must be letters
+stack=hybrid stack.pattern=c | attention@stack.c=NAME
+stack=hybrid stack.foo=1 | stack.pattern
+stack=hybrid stack.a.windo=1 | Did you mean stack.a.window
+stack=hybrid stack.pattern=a position=alibi position@stack.a.position=none | no effect
+stack=[hybrid,uniform] | stack takes one choice
+stack.pattern=aab | choose stack=hybrid
+stack=gemma4 | Did you mean gemma3
 model.heads=0 | model.heads must be at least 1
 model.heads=3 | heads
 model.activation=foo | relu_squared
