@@ -32,11 +32,12 @@ BY_PATTERN = [
     if issubclass(ATTENTION[name], PatternAttention)
     for role in ATTENTION.card(name).roles
 ]
-# Entries with an option that counts the tokens they look at, and without a selection by scores.
+# Entries that look at a number of tokens by default, and without a selection by scores.
 SPARSE = [
     (name, role)
     for name in ATTENTION
-    if set(SMALL) & set(options("attention", name)) and not ATTENTION.card(name).chooses
+    if any(options("attention", name).get(x) is not None for x in SMALL)
+    and not ATTENTION.card(name).chooses
     for role in ATTENTION.card(name).roles
     if role != "cross"
 ]
