@@ -4,6 +4,7 @@ import inspect
 from collections.abc import Iterator
 from dataclasses import asdict
 from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +64,7 @@ def show_stack(arguments: list[str]) -> None:
     import torch
 
     from attention_zoo.tasks.configuration.build import build_model, parameter_counts
-    from attention_zoo.tasks.configuration.stacks import layers_by_role
+    from attention_zoo.tasks.configuration.stacks import kv_sources_by_role, layers_by_role
 
     output = [x.partition("=")[2] for x in arguments if x.startswith("output=")]
     if output and not output[-1].endswith((".png", ".svg", ".pdf")):
@@ -74,7 +75,8 @@ def show_stack(arguments: list[str]) -> None:
         model = build_model(config, vocabulary_size=size, pad_id=0)
     console = Console()
     for role, layers in layers_by_role(config).items():
-        rows = [*layer_rows(layers, config["model"]["heads"])]
+        sources = kv_sources_by_role(config).get(role, [None] * len(layers))
+        rows = [*layer_rows(layers, sources, config["model"]["heads"])]
         columns = ["layer", "kind", "attention", "position"]
         print_table(console, Table(role.replace("_", "-"), columns, rows, "llll"))
     print(f"{parameter_counts(model)['parameters/attention']:,} parameters of attention")
@@ -114,18 +116,27 @@ def compose_training(arguments: list[str]) -> dict[str, Any]:
     return config
 
 
-def layer_rows(layers: list[Any], heads: int) -> Iterator[list[str]]:
-    """Yield a row for each run of neighbouring layers that are alike."""
-    numbered = list(enumerate(layers))
-    for branches, run in groupby(numbered, key=lambda x: [branch[:2] for branch in x[1]]):
+def layer_rows(layers: list[Any], sources: list[int | None], heads: int) -> Iterator[list[str]]:
+    """Yield a row for each run of neighbouring layers that are alike.
+
+    `sources` are the layers whose keys and values others read.
+    """
+    described = [
+        [
+            "+".join(branch.path.rpartition(".")[2] for branch in layer),
+            " + ".join(describe_node("attention", branch.attention, heads) for branch in layer),
+            " + ".join(describe_node("position", branch.position, heads) for branch in layer),
+        ]
+        for layer in layers
+    ]
+    for row, source in zip(described, sources, strict=True):
+        if source is not None:
+            row[0] = row[0].upper()
+            row[1] += f", keys and values of layer {source}"
+    for row, run in groupby(enumerate(described), key=itemgetter(1)):
         numbers = [number for number, _ in run]
         last = f"–{numbers[-1]}" if len(numbers) > 1 else ""
-        yield [
-            f"{numbers[0]}{last}",
-            "+".join(path.rpartition(".")[2] for path, _ in branches),
-            " + ".join(describe_node("attention", node, heads) for _, node in branches),
-            " + ".join(describe_node("position", x.position, heads) for x in layers[numbers[0]]),
-        ]
+        yield [f"{numbers[0]}{last}", *row]
 
 
 def describe_node(group: str, node: Any, heads: int) -> str:

@@ -20,8 +20,8 @@ from attention_zoo.tasks.configuration.stacks import (
     is_mixed,
     kinds_of,
     layer_count,
+    period,
     role_pattern,
-    shortest_model,
 )
 from attention_zoo.tasks.run_folder import RunFolder
 from attention_zoo.tasks.task_spec import DIAGNOSTIC_DATA, task_spec
@@ -101,7 +101,7 @@ def resolve_stack(config: DictConfig, written: Mapping[str, str]) -> dict[str, s
     patterns = {role: role_pattern(config, role) for role in task_spec(config).attention_roles}
     if not written.keys() & {"model.layers", "stack.pattern"}:
         own = [x for role, x in patterns.items() if f"stack.{ROLE_PATTERNS[role]}" not in written]
-        needed = [shortest_model(x) for x in own if x is not None]
+        needed = [period(x) for x in own if x is not None]
         config["model"]["layers"] = max(config["model"]["layers"], *needed)
     for role, pattern in patterns.items():
         if pattern is not None:

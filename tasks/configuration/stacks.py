@@ -217,6 +217,11 @@ class Part(NamedTuple):
     repeats: int | None
 
 
+def period(pattern: str | Sequence[str]) -> int:
+    """Return the number of layers in which each part of a pattern stands once, as it is written."""
+    return sum(len(x.elements) * (x.repeats or 1) for x in parse_pattern(pattern))
+
+
 def shortest_model(pattern: str | Sequence[str]) -> int:
     """Return the smallest number of layers that a pattern stands for."""
     parts = parse_pattern(pattern)

@@ -112,6 +112,7 @@ def test_what_no_layer_has_is_null():
 def test_a_layout_brings_its_number_of_layers():
     assert resolved(*LANGUAGE, "stack=gemma3", "model=tiny")["model"]["layers"] == 6
     assert resolved(*LANGUAGE, "stack=gemma3", "model=base")["model"]["layers"] == 6
+    assert resolved(*LANGUAGE, "stack=gemma3n", "model=tiny")["model"]["layers"] == 10
     given = resolved(*LANGUAGE, "stack=gemma3", "model.layers=12")
     assert given["model"]["layers"] == 12
     with pytest.raises(UserError, match=r"give model\.layers=6"):
