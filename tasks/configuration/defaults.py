@@ -102,7 +102,7 @@ def resolve_stack(config: DictConfig, written: Mapping[str, str]) -> dict[str, s
     if not written.keys() & {"model.layers", "stack.pattern"}:
         own = [x for role, x in patterns.items() if f"stack.{ROLE_PATTERNS[role]}" not in written]
         needed = [period(x) for x in own if x is not None]
-        config["model"]["layers"] = max(config["model"]["layers"], *needed)
+        config["model"]["layers"] = max([config["model"]["layers"], *needed])
     for role, pattern in patterns.items():
         if pattern is not None:
             stack[ROLE_PATTERNS[role]] = expand_pattern(pattern, layer_count(config, role))
