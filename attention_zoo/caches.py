@@ -93,6 +93,7 @@ class ParallelCache(Cache):
 
     @property
     def length(self) -> int:  # type: ignore[override]
+        """Return how many tokens each of the caches has seen."""
         return self.branches[0].length
 
     def reorder(self, index: Tensor) -> None:

@@ -1,7 +1,9 @@
 """Entries in every type that a model may have: weights of half precision, float64, autocast."""
 
 import copy
+from collections.abc import Callable
 from contextlib import nullcontext
+from functools import partial
 from typing import Any
 
 import pytest
@@ -58,9 +60,15 @@ def test_every_precision_stays_near_float32(case: Case, kind: str, dtype: torch.
     expected = outputs(case, exact, wide)
     if kind == "autocast":
         attention, inputs = exact, wide
-    with torch.autocast("cpu", dtype) if kind == "autocast" else nullcontext():
-        ours = outputs(case, attention, inputs)
-        gradients = values_and_gradients(attention, attention, *inputs)
+
+    def in_context(function: Callable[..., Any], *args: Any) -> Any:
+        with torch.autocast("cpu", dtype) if kind == "autocast" else nullcontext():
+            return function(*args)
+
+    ours = in_context(outputs, case, attention, inputs)
+    # Backward outside autocast, as in training: within, it would multiply in half precision even
+    # where forward was in float32.
+    gradients = values_and_gradients(partial(in_context, attention), attention, *inputs)
     assert all(part.isfinite().all() for part in (*ours, *gradients))
     if kind == "weights":
         assert ours[0].dtype == gradients[0].dtype == dtype

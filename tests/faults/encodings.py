@@ -12,7 +12,6 @@ from torch import Tensor
 
 from attention_zoo import factory
 from attention_zoo.attention.base import Attention
-from attention_zoo.attention.local import sliding_window
 from attention_zoo.attention.softmax import SoftmaxAttention
 from attention_zoo.backends import reference
 from attention_zoo.masks import Mask
@@ -150,7 +149,6 @@ def long_input_cut_silently(patch: pytest.MonkeyPatch) -> None:
 def window_of_null_taken(patch: pytest.MonkeyPatch) -> None:
     """So that every query sees every key."""
     patch.setattr(factory, "check_type", lambda *_: None)
-    patch.setattr(sliding_window, "check_positive", lambda **_: None)
 
 
 @caught_by(test_pairs.test_an_attention_alone_takes_what_acts_on_it, "linear", "causal")

@@ -36,7 +36,7 @@ def test_auto_is_what_serves_everywhere(name: str, options: dict[str, Any], back
     assert build(name, **options).backend == backend
 
 
-def test_four_frames_lead_from_forward_to_the_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_five_frames_lead_from_forward_to_the_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
     kernel, library = sdpa.scaled_dot_product_attention, Path(sdpa.__file__).parents[1]
     stacks: list[list[str]] = []
 
@@ -47,7 +47,7 @@ def test_four_frames_lead_from_forward_to_the_kernel(monkeypatch: pytest.MonkeyP
 
     monkeypatch.setattr(sdpa, "scaled_dot_product_attention", record_stack)
     build(position="rotary")(torch.randn(1, 3, 16))
-    assert stacks == [["forward", "attend_tokens", "attend", "attend"]]
+    assert stacks == [["forward", "attend_tokens", "attend_qkv", "attend", "attend"]]
 
 
 def test_a_backend_that_cannot_serve_is_refused() -> None:

@@ -81,7 +81,10 @@ RAW_MATRICES = {
     "hedgehog": {"feature_map.query_weight", "feature_map.key_weight"},
     "linformer": {"key_combinations", "value_combinations"},
     "multi_token": {"kernel", "mixture"},
+    "recurrent_additive": {"energy"},
+    "rg_lru": {"recurrence_gate.weight", "input_gate.weight"},
     "shaw": {"key_table", "value_table"},
+    "slstm": {"cell.mixing"},
     "synthesizer": {"position_vectors"},
     "talking_heads": {"score_mix", "weight_mix"},
 }

@@ -15,6 +15,8 @@ class RMSNorm(nn.Module):
         epsilon: ε.
     """
 
+    no_decay = ("weight",)
+
     def __init__(self, *shape: int, over: tuple[int, ...] = (-1,), epsilon: float = 1e-6) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.ones(shape))

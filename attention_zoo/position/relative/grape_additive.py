@@ -36,6 +36,9 @@ class GrapeAdditiveEncoding(PositionalEncoding):
     a query looks far whose projection is small. Biases are in float32 at least.
     """
 
+    # Only their angles count, which decay would not change.
+    no_decay = ("query_direction", "key_direction")
+
     def __init__(self, **sizes: Any) -> None:
         super().__init__(**sizes)
         self.raw_rate = nn.Parameter(torch.full((self.heads,), math.log(math.expm1(1.0))))
