@@ -131,6 +131,31 @@ def test_block_masks_hold_the_visible_blocks(
     assert all(0 < count <= most for count, most in zip(counts, calls, strict=True))
 
 
+@pytest.mark.parametrize("role", ["causal", "global"])
+@pytest.mark.parametrize(
+    ("name", "sizes"),
+    [
+        ("multi_head", {}),
+        ("grouped_query", {"kv_heads": 1}),
+        ("qk_norm", {}),
+        ("attention_sink", {}),
+    ],
+)
+def test_a_window_by_an_option_builds_no_square(
+    name: str, sizes: dict[str, Any], role: str
+) -> None:
+    sizes = options("attention", name) | {"window": 128} | sizes
+    assert is_sparse(LONG, Mask(), name, role, **sizes)
+
+
+@pytest.mark.parametrize("name", ["multi_token", "selective"])
+def test_scores_of_all_keys_are_a_square_in_spite_of_a_window(name: str) -> None:
+    """As their documentation says."""
+    sizes = {"head_kernel": 1} if name == "multi_token" else {}
+    sizes = options("attention", name) | {"window": 128} | sizes
+    assert not is_sparse(LONG // 8, Mask(), name, "causal", **sizes)
+
+
 def test_the_square_of_a_dense_attention_is_noticed() -> None:
     assert not is_sparse(LONG // 4, Mask(), "multi_head", "causal", backend="reference")
 

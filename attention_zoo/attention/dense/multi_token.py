@@ -50,7 +50,8 @@ class MultiTokenAttention(ExplicitScoresAttention):
 
     A score s counts as zero where its query does not see its key, or where query i does not see the
     token of query i − l; z is masked as usual. Each head has its own θ; W mixes within groups of
-    heads. Both start as the identity.
+    heads. Both start as the identity. A window bounds the cache, but not the work and memory: all
+    scores are computed.
 
     Args:
         query_kernel: C, in queries, the current one included.

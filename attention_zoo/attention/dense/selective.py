@@ -30,7 +30,8 @@ class SelectiveAttention(ExplicitScoresAttention):
 
     S_lj is the score of the first head where it is positive and query l sees key j; but no token
     masks itself, or the first key that it sees, and a padded one masks none. F is the same for all
-    heads, and only ever grows.
+    heads, and only ever grows. A window bounds the cache, but not the work and memory: all scores
+    are computed.
     """
 
     def attend_tokens(
