@@ -206,6 +206,7 @@ def test_a_checkpoint_is_loaded_in_one_call(trained):
         assert torch.allclose(reading.maps[role][0], maps[role][0][0])
 
 
+@pytest.mark.slow
 def test_wrong_checkpoints_and_texts_get_one_line(trained, refuses):
     ckpt = f"ckpt_path={trained.best}"
     whole = trained.best.read_bytes()

@@ -172,7 +172,13 @@ EXPERIMENTS = [(group, choice) for group, choice in CHOICES if group in ("experi
 FOLDERS = {"multi30k": "multi30k/raw", "tinyshakespeare": "tinyshakespeare"}
 
 
-@pytest.mark.parametrize("group, choice", EXPERIMENTS)
+@pytest.mark.parametrize(
+    "group, choice",
+    [
+        pytest.param(*pair, marks=[pytest.mark.slow] if "extrapolation" in pair else [])
+        for pair in EXPERIMENTS
+    ],
+)
 def test_every_experiment_trains_two_steps(group, choice, train, real):
     config = composed(f"{group}={choice}")
     overrides = [f"{group}={choice}", "trainer.max_steps=2", "logger=none", "test=false"]

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import product
 from typing import Any, TypeVar
 
 import pytest
@@ -196,6 +197,22 @@ def over(cases: Iterator[Case], *, every_entry: bool = False) -> pytest.MarkDeco
         list(cases) if every_entry else mark_exhaustive((case, case.kind) for case in cases),
         ids=str,
     )
+
+
+def over_values(
+    names: str, values: Iterable[Any], cases: Iterator[Case], *, every_entry: bool = False
+) -> pytest.MarkDecorator:
+    """Run a property on these cases with the first value as `over` does; with others, on fewer.
+
+    Their combinations are marked as exhaustive but for one case of each kind, or of each base
+    class and role where the property is not for every entry.
+    """
+    combinations = []
+    for case, (index, value) in product(cases, enumerate(values)):
+        first, other = (case, case.kind) if every_entry else (case.kind, case.kind[:2])
+        whole = value if isinstance(value, tuple) else (value,)
+        combinations.append(((case, *whole), (index, other if index else first)))
+    return pytest.mark.parametrize(f"case,{names}", mark_exhaustive(combinations), ids=str)
 
 
 def mark_exhaustive(cases: Iterable[tuple[Any, Any]]) -> list[Any]:

@@ -8,12 +8,19 @@ from attention_zoo import Unsupported
 from attention_zoo.attention.base import Attention
 from attention_zoo.caches import Cache
 from attention_zoo.masks import Mask
-from tests.conformance.cases import DIM, Case, backends, over, plain_cases, positioned_cases
+from tests.conformance.cases import (
+    DIM,
+    Case,
+    backends,
+    over,
+    over_values,
+    plain_cases,
+    positioned_cases,
+)
 from tests.conformance.definition import key_mask, packed
 from tests.conformance.numbers import assert_same
 
-CHUNKS = [[1] * 11, [5, 1, 1, 4], [2, 9], [33, 33, 1, 4]]
-self_cases = over(case for case in positioned_cases() if case.decodes and case.role != "cross")
+CHUNKS = [[5, 1, 1, 4], [1] * 11, [2, 9], [33, 33, 1, 4]]
 cross_cases = over(case for case in plain_cases() if case.decodes and case.role == "cross")
 
 
@@ -52,8 +59,11 @@ def decode(
     return torch.cat(outputs, dim=1)
 
 
-@pytest.mark.parametrize("chunks", CHUNKS, ids=str)
-@self_cases
+@over_values(
+    "chunks",
+    CHUNKS,
+    (case for case in positioned_cases() if case.decodes and case.role != "cross"),
+)
 def test_chunks_are_one_pass(case: Case, chunks: list[int]) -> None:
     attention = case.attention()
     (x,) = case.inputs(sum(chunks))
@@ -103,8 +113,11 @@ def test_every_backend_decodes(case: Case) -> None:
         assert_same(out, attention(x, *context, mask=mask))
 
 
-@pytest.mark.parametrize("index", [[1, 0], [1, 1], [0, 0, 1, 1]], ids=str)
-@self_cases
+@over_values(
+    "index",
+    [[0, 0, 1, 1], [1, 0], [1, 1]],
+    (case for case in positioned_cases() if case.decodes and case.role != "cross"),
+)
 def test_reordering_continues_other_rows(case: Case, index: list[int]) -> None:
     """As beam search does: rows are exchanged, lost and repeated."""
     attention = case.attention()

@@ -1,16 +1,14 @@
 """The weights that are shown are the weights that are used, in the entry's own terms."""
 
-import pytest
 import torch
 
 from attention_zoo.masks import Mask
-from tests.conformance.cases import Case, over, plain_cases, positioned_cases
+from tests.conformance.cases import Case, over, over_values, plain_cases, positioned_cases
 from tests.conformance.definition import key_mask, visible
 from tests.conformance.numbers import assert_same
 
 
-@pytest.mark.parametrize("masked", [False, True], ids=["open", "padded"])
-@over(positioned_cases())
+@over_values("masked", [True, False], positioned_cases())
 def test_the_map_times_values_is_the_output(case: Case, masked: bool) -> None:
     attention = case.attention()
     queries, keys = (5, 9) if case.role == "cross" else (9, 9)

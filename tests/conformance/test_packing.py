@@ -1,16 +1,16 @@
 """Sequences packed into a row come out as they do apart."""
 
-import pytest
 import torch
 
 from attention_zoo.masks import Mask
-from tests.conformance.cases import Case, over, positioned_cases
+from tests.conformance.cases import Case, over_values, positioned_cases
 from tests.conformance.definition import packed
 from tests.conformance.numbers import assert_same
 
 
-@pytest.mark.parametrize("lengths", [[3, 1, 5], [40, 30, 2]], ids=str)
-@over(case for case in positioned_cases() if case.packs)
+@over_values(
+    "lengths", [[40, 30, 2], [3, 1, 5]], (case for case in positioned_cases() if case.packs)
+)
 def test_packed_is_separate(case: Case, lengths: list[int]) -> None:
     attention = case.attention()
     keys = packed(lengths, 2)

@@ -1,10 +1,12 @@
 """What stands at padded positions does not matter."""
 
+from itertools import product
+
 import pytest
 import torch
 
 from attention_zoo.masks import Mask
-from tests.conformance.cases import Case, over, plain_cases
+from tests.conformance.cases import Case, over, over_values, plain_cases
 from tests.conformance.definition import key_mask
 from tests.conformance.numbers import assert_same
 
@@ -42,10 +44,13 @@ def real_tokens(layout: str, length: int) -> torch.Tensor:
     return torch.tensor([[1] * length, holes[layout][:length]]).bool()
 
 
-@pytest.mark.parametrize("layout", ["left", "interior", "alternating", "everywhere"])
-@pytest.mark.parametrize("length", [23, 70])
-@over((case for case in plain_cases() if case.honours("key_mask")), every_entry=True)
-def test_a_padded_row_is_that_of_its_real_tokens(case: Case, length: int, layout: str) -> None:
+@over_values(
+    "layout,length",
+    product(["alternating", "left", "interior", "everywhere"], [70, 23]),
+    (case for case in plain_cases() if case.honours("key_mask")),
+    every_entry=True,
+)
+def test_a_padded_row_is_that_of_its_real_tokens(case: Case, layout: str, length: int) -> None:
     attention = case.attention().eval()
     inputs = case.inputs(7 if case.role == "cross" else length, length)
     real = real_tokens(layout, length)
@@ -66,8 +71,9 @@ def test_a_padded_row_is_that_of_its_real_tokens(case: Case, length: int, layout
     assert_same(together[0], attention(x[:1])[0])
 
 
-@pytest.mark.parametrize("chunks", [[9, 1, 1, 1, 11], [1] * 23, [4, 19]], ids=str)
-@over(
+@over_values(
+    "chunks",
+    [[9, 1, 1, 1, 11], [1] * 23, [4, 19]],
     (
         case
         for case in plain_cases()

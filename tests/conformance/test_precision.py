@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from attention_zoo.attention.base import Attention
 from attention_zoo.masks import Mask
 from attention_zoo.zoo import ATTENTION
-from tests.conformance.cases import DIM, Case, over, plain_cases, positioned_cases
+from tests.conformance.cases import DIM, Case, over, over_values, plain_cases, positioned_cases
 from tests.conformance.definition import key_mask
 from tests.conformance.numbers import default_dtype, values_and_gradients
 
@@ -45,8 +45,7 @@ def outputs(case: Case, attention: Attention, inputs: list[Tensor]) -> list[Tens
     return found
 
 
-@pytest.mark.parametrize(("kind", "dtype"), PRECISIONS, ids=str)
-@over(positioned_cases())
+@over_values("kind,dtype", PRECISIONS, positioned_cases())
 def test_every_precision_stays_near_float32(case: Case, kind: str, dtype: torch.dtype) -> None:
     """By some roundings of the type, and no further than float32 allows.
 
@@ -81,8 +80,7 @@ def test_every_precision_stays_near_float32(case: Case, kind: str, dtype: torch.
         assert error < 4 * rounding
 
 
-@pytest.mark.parametrize("rms", [1.0, 6.0, 30.0, 300.0])
-@over(plain_cases(), every_entry=True)
+@over_values("rms", [300.0, 1.0, 6.0, 30.0], plain_cases(), every_entry=True)
 def test_large_inputs_have_finite_outputs_and_gradients(case: Case, rms: float) -> None:
     attention = case.attention(dim=4 * DIM)
     inputs = [rms * x for x in case.inputs(33, dim=4 * DIM)]

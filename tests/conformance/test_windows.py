@@ -8,7 +8,14 @@ import torch
 
 from attention_zoo import Unsupported
 from attention_zoo.masks import Mask
-from tests.conformance.cases import Case, over, plain_cases, positioned_cases, small_options
+from tests.conformance.cases import (
+    Case,
+    over,
+    over_values,
+    plain_cases,
+    positioned_cases,
+    small_options,
+)
 from tests.conformance.definition import key_mask, packed, visible
 from tests.conformance.numbers import assert_same
 from tests.conformance.test_caches import decode, numbers_in
@@ -21,13 +28,14 @@ def has_window(case: Case) -> bool:
     return small_options(case.name).get("window", 0) is None
 
 
-def windowed(cases: Iterator[Case], *, decodes: bool = False) -> pytest.MarkDecorator:
-    """Run a property on every entry of self-attention with that option."""
-    chosen = [x for x in cases if has_window(x) and x.role != "cross"]
-    return over(x for x in chosen if not decodes or x.decodes)
+def windowed(cases: Iterator[Case], *, decodes: bool = False) -> Iterator[Case]:
+    """Yield those of self-attention with that option."""
+    for case in cases:
+        if has_window(case) and case.role != "cross" and (case.decodes or not decodes):
+            yield case
 
 
-@windowed(positioned_cases())
+@over(windowed(positioned_cases()))
 def test_the_window_is_that_of_a_mask(case: Case) -> None:
     """The mask may be narrower too; more than 64 queries are computed by blocks."""
     attention = case.attention(window=WINDOW)
@@ -42,7 +50,7 @@ def test_the_window_is_that_of_a_mask(case: Case) -> None:
     assert_same(maps, wide.attention_map(x, mask=replace(mask, window=WINDOW)))
 
 
-@windowed(plain_cases())
+@over(windowed(plain_cases()))
 def test_forward_is_the_naive_form(case: Case) -> None:
     attention = case.attention(window=WINDOW)
     (x,) = case.inputs(7)
@@ -51,8 +59,7 @@ def test_forward_is_the_naive_form(case: Case) -> None:
     assert_same(attention(x), attention.naive(x, x, seen, positions))
 
 
-@pytest.mark.parametrize("chunks", [[1] * 11, [5, 1, 1, 4], [2, 9]], ids=str)
-@windowed(positioned_cases(), decodes=True)
+@over_values("chunks", [[5, 1, 1, 4], [1] * 11, [2, 9]], windowed(positioned_cases(), decodes=True))
 def test_chunks_are_one_pass(case: Case, chunks: list[int]) -> None:
     attention = case.attention(window=WINDOW)
     (x,) = case.inputs(11)
@@ -63,7 +70,7 @@ def test_chunks_are_one_pass(case: Case, chunks: list[int]) -> None:
     assert_same(decoded, whole)
 
 
-@windowed(plain_cases(), decodes=True)
+@over(windowed(plain_cases(), decodes=True))
 def test_the_cache_stops_growing(case: Case) -> None:
     attention = case.attention(window=WINDOW)
     cache = attention.new_cache()
