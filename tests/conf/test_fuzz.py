@@ -12,6 +12,7 @@ import sys
 import warnings
 from collections import Counter
 from functools import cache
+from unittest import mock
 
 import pytest
 from hypothesis import HealthCheck, Phase, given, settings
@@ -139,7 +140,9 @@ def run(overrides, *, trains):
     def stop(config, console, *others):
         accepted.append(config)
         source = choice_target("data", config["choices"]["data"]) and config["data"]["source"]
-        if not trains or not any(x in source["_target_"] for x in GENERATED):
+        # A group of processes would outlive the run, here in the process of the tests.
+        alone = config["trainer"].get("strategy", "auto") == "auto"
+        if not (trains and alone and any(x in source["_target_"] for x in GENERATED)):
             raise Composed
         for key, size in (("size", 40), ("valid", 4), ("test", 4)):
             if key in source and not any(f"data.source.{key}" in x for x in overrides):
@@ -147,7 +150,8 @@ def run(overrides, *, trains):
         return prepare(config, console, *others)
 
     errors = io.StringIO()
-    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(io.StringIO()):
+    patched = pytest.MonkeyPatch.context(), mock.patch.dict(os.environ)
+    with patched[0] as patch, patched[1], contextlib.redirect_stdout(io.StringIO()):
         patch.setattr(train, "prepare", stop)
         patch.setattr(sys, "argv", ["attention-zoo", "train", *small(overrides), *overrides])
         patch.delenv("HYDRA_FULL_ERROR", raising=False)
@@ -160,8 +164,6 @@ def run(overrides, *, trains):
                 trained = False  # its source needs files, or it was not to be trained
             except SystemExit as exit:
                 code = exit.code
-            finally:
-                os.environ.pop("HYDRA_FULL_ERROR", None)
     return code, errors.getvalue().strip().splitlines(), (accepted or [None])[0], trained
 
 

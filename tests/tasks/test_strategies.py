@@ -111,7 +111,7 @@ def test_shares_have_the_loss_and_the_gradients_of_the_whole(tmp_path, world_siz
         assert isinstance(outcome, str) or outcome < 1e-10, (label, outcome)
     refused = [label for label, outcome in ranks[0].items() if isinstance(outcome, str)]
     # The others are refused with a reason: see below.
-    assert len(refused) < 20, refused
+    assert len(refused) < len(ranks[0]) / 4, refused
 
 
 @pytest.mark.parametrize(
