@@ -42,7 +42,7 @@ class Tokens(NamedTuple):
 
 @register_softmax(
     name="infini",
-    paper="Munkhdalai et al. 2024, arXiv 2404.07143, §2.1",
+    paper="Munkhdalai et al. 2024, arXiv 2404.07143",
     equation="σ(β) φ(Q)M/φ(Q)z + (1 − σ(β)) softmax(QKᵀ/√c)V in a segment, M, z of those before",
     reference="closed form",
     deviations="the linear update of the memory, not the one with the delta rule; segments are "

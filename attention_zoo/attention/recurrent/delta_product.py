@@ -25,7 +25,7 @@ from attention_zoo.precision import apply_rms_norm, upcast
 
 @register_recurrent(
     name="delta_product",
-    paper="Siems et al. 2025, arXiv 2502.10297, §3",
+    paper="Siems et al. 2025, arXiv 2502.10297",
     equation="S ← S − β_j k_j (k_jᵀS) + β_j k_j v_jᵀ for j = 1 … n;  out = Sᵀ q/√c",
     reference="flash-linear-attention naive_recurrent_gated_delta_product",
     deviations="no short convolutions, which gated_delta_product has; each of the n keys of a "

@@ -15,7 +15,7 @@ from attention_zoo.precision import upcast
 
 @register_recurrent(
     name="gated_delta_product",
-    paper="Siems et al. 2025, arXiv 2502.10297, §3",
+    paper="Siems et al. 2025, arXiv 2502.10297",
     equation="S ← exp(g) S;  S ← S − β_j k_j (k_jᵀS) + β_j k_j v_jᵀ for j = 1 … n;  out = Sᵀ q/√c",
     reference="flash-linear-attention naive_recurrent_gated_delta_product",
     deviations="values are as wide as keys; each of the n keys of a state has a map of its own, as "

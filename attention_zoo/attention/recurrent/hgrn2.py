@@ -19,7 +19,7 @@ from attention_zoo.precision import apply_rms_norm, upcast
 
 @register_recurrent(
     name="hgrn2",
-    paper="Qin et al. 2024, arXiv 2404.07904, §3",
+    paper="Qin et al. 2024, arXiv 2404.07904",
     equation="S_t = diag(f_t) S_{t−1} + (1 − f_t)ᵀv_t, out_t = q_t S_t, f_t = β + (1 − β) σ(x_t W)",
     reference="flash-linear-attention naive_recurrent_gla",
     deviations="the bounds β of a layer are its own parameters, not sums of a softmax over "

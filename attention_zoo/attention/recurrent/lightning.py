@@ -22,7 +22,7 @@ MIN_SHARE = 1e-5
 
 @register_recurrent(
     name="lightning",
-    paper="MiniMax 2025, arXiv 2501.08313, §2.2.1; Qin et al. 2024, arXiv 2401.04658, §3",
+    paper="MiniMax 2025, arXiv 2501.08313; Qin et al. 2024, arXiv 2401.04658",
     equation="S_t = a_h S_{t−1} + k_tᵀv_t, out_t = q_t S_t, a_h = exp(−2^(−8h/H) r)",
     reference="transformers MiniMaxLightningAttention",
     deviations="r is 1 in every layer, unless the number of layers is given; padding does not "

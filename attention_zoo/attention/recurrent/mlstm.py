@@ -18,7 +18,7 @@ from attention_zoo.precision import autocast_disabled, safe_divide, upcast
 
 @register_recurrent(
     name="mlstm",
-    paper="Beck et al. 2024, arXiv 2405.04517, eq. 19 to 27",
+    paper="Beck et al. 2024, arXiv 2405.04517",
     equation="C ← f C + i k vᵀ,  n ← f n + i k;  out = o ⊙ Cᵀq / max(|nᵀq|, 1)",
     reference="closed form",
     deviations="the memory alone, without the block's projection to twice the width, convolution "

@@ -53,7 +53,7 @@ class SelectiveScanAttention(RecurrentAttention):
         kernel_size: number of tokens that the convolution mixes, including the token itself.
         rank: of W₂ W₁; default: dim / 16, rounded up.
         inner_norm: whether B, C and W₁ x are normalised (Lieber et al. 2024, Jamba, arXiv
-            2403.19887, §6.3).
+            2403.19887).
     """
 
     decided_options = ("backend", "heads", "head_dim", "bias")

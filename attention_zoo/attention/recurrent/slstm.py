@@ -72,7 +72,7 @@ class SLSTMCell(RecurrentCell):
 
 @register_recurrent(
     name="slstm",
-    paper="Beck et al. 2024, arXiv 2405.04517, eq. 8 to 18",
+    paper="Beck et al. 2024, arXiv 2405.04517",
     equation="c_t = f_t ⊙ c_{t−1} + i_t ⊙ z_t, n_t = f_t ⊙ n_{t−1} + i_t, h_t = o_t ⊙ c_t / n_t",
     reference="closed form",
     deviations="the cell alone, without the block's convolution, norm and projections; the state "
