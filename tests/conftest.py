@@ -56,6 +56,14 @@ def seeded() -> None:
     torch.manual_seed(0)
 
 
+@pytest.fixture(autouse=True)
+def no_rank_left() -> Iterator[None]:
+    """Hold that a test leaves no rank behind: a later training would wait for other processes."""
+    yield
+    left = {"LOCAL_RANK", "NODE_RANK", "RANK", "WORLD_SIZE"} & os.environ.keys()
+    assert not left, f"{', '.join(sorted(left))} left in the environment"
+
+
 @pytest.fixture
 def train(monkeypatch, tmp_path) -> Iterator[Callable[..., Path]]:
     """`attention-zoo train` in this process, in an empty folder; gives the run's folder."""

@@ -9,7 +9,7 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
-from attention_zoo.attention.sharing import SharedKV
+from attention_zoo.attention.sharing import SharedKV, cannot_share, check_shared
 from attention_zoo.backends.reference import repeat_heads
 from attention_zoo.caches import Cache, check_cache
 from attention_zoo.errors import Unsupported, UserError, check_not_negative, check_positive
@@ -245,14 +245,7 @@ class Attention(nn.Module):
         shared: SharedKV,
     ) -> Tensor:
         """Compute what `attend_tokens` computes, and leave or find keys and values in `shared`."""
-        raise self.cannot_share()
-
-    def cannot_share(self) -> Unsupported:
-        """Return the refusal of a mechanism whose keys and values cannot be shared."""
-        return Unsupported(
-            f"{self.card.name} has no keys and values that another layer could read. Choose a "
-            "relative of softmax attention, such as grouped_query, or leave share_kv out."
-        )
+        raise cannot_share(self.card.name)
 
     def read_kv_of(self, source: "Attention") -> None:
         """Read the keys and values of another layer's attention, and drop the own projections.
@@ -260,7 +253,7 @@ class Attention(nn.Module):
         Raises:
             Unsupported: a mechanism without keys and values, or one that has others than `source`.
         """
-        raise self.cannot_share()
+        raise cannot_share(self.card.name)
 
     def attention_map(
         self,
@@ -338,7 +331,7 @@ class Attention(nn.Module):
         self, x: Tensor, mask: Mask, positions: Tensor, shared: SharedKV | None
     ) -> Tensor:
         """Compute `attention_map` for queries from x and the keys that another layer projected."""
-        raise self.cannot_share()
+        raise cannot_share(self.card.name)
 
     def compute_values(self, source: Tensor, mask: Mask, positions: Tensor) -> Tensor:
         """Compute `values`."""
@@ -464,15 +457,6 @@ class Attention(nn.Module):
     def project_output(self, attended: Tensor, x: Tensor) -> Tensor:
         """Project weighted sums of values [b h q c], of queries from x, to outputs [b q d]."""
         return self.output(rearrange(attended, "b h q c -> b q (h c)"))
-
-
-def check_shared(shared: object, layer: int) -> None:
-    """Refuse to read keys and values that no layer projected."""
-    if not isinstance(shared, SharedKV) or shared.qkv is None:
-        raise UserError(
-            f"the attention of layer {layer} reads the keys and values of another one, which "
-            f"`shared` must hold, got {describe(shared)}. Call the model, not the layer."
-        )
 
 
 def check_acts_inside(position: PositionCard) -> None:

@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from attention_zoo.attention.qkv import QKV
-from attention_zoo.errors import Unsupported
+from attention_zoo.errors import Unsupported, UserError
+from attention_zoo.tensor_checks import describe
 
 if TYPE_CHECKING:
     from attention_zoo.attention.base import Attention
@@ -23,6 +24,23 @@ class SharedKV:
 
     length: int = 0
     qkv: QKV | None = None
+
+
+def cannot_share(name: str) -> Unsupported:
+    """Return the refusal of a mechanism whose keys and values cannot be shared."""
+    return Unsupported(
+        f"{name} has no keys and values that another layer could read. Choose a relative of "
+        "softmax attention, such as grouped_query, or leave share_kv out."
+    )
+
+
+def check_shared(shared: object, layer: int) -> None:
+    """Refuse to read keys and values that no layer projected."""
+    if not isinstance(shared, SharedKV) or shared.qkv is None:
+        raise UserError(
+            f"the attention of layer {layer} reads the keys and values of another one, which "
+            f"`shared` must hold, got {describe(shared)}. Call the model, not the layer."
+        )
 
 
 def check_same_kv(attention: "Attention", source: "Attention", kv_modules: Sequence[str]) -> None:

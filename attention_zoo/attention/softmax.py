@@ -14,7 +14,7 @@ from attention_zoo.attention import naive
 from attention_zoo.attention.base import Attention, resolve_positions
 from attention_zoo.attention.qkv import QKV as QKV
 from attention_zoo.attention.qkv import unpack_tokens, window_spans
-from attention_zoo.attention.sharing import SharedKV, check_same_kv
+from attention_zoo.attention.sharing import SharedKV, cannot_share, check_same_kv
 from attention_zoo.backends import BACKENDS, resolve
 from attention_zoo.backends.reference import attention_weights, masked_softmax, repeat_heads
 from attention_zoo.caches import Cache, TokenCache
@@ -290,7 +290,7 @@ class SoftmaxAttention(Attention):
             or own.project_qkv is not ours.project_qkv
             or own.attend_tokens is not ours.attend_tokens
         ):
-            raise self.cannot_share()
+            raise cannot_share(self.card.name)
         check_same_kv(self, source, self.kv_modules)
         for name in self.kv_modules:
             delattr(self, name)

@@ -167,13 +167,14 @@ class Stack(nn.Module):
             )
         ]
         # One encoding of all layers may act before them; those of some layers act inside.
-        of_all = {part.position for part in branches}
-        first = next(iter(of_all))
-        is_shared = len(of_all) == 1 and first in shared.values()
-        self.position = first if is_shared else PositionalEncoding(**branches[0].position_sizes)
-        self.layer_positions = nn.ModuleList([] if is_shared else shared.values())
-        for encoding in shared.values() if not is_shared else ():
+        of_some = [*shared.values()]
+        if len(of_some) == 1 and all(part.position is of_some[0] for part in branches):
+            self.position = of_some.pop()
+        else:
+            self.position = PositionalEncoding(**branches[0].position_sizes)
+        for encoding in of_some:
             refuse_before_some(encoding.card)
+        self.layer_positions = nn.ModuleList(of_some)
         self.dropout = nn.Dropout(options.dropout)
         self.norm = options.create_final_norm()
         # The longest sequence that encodings and attention can take, if there is a limit.

@@ -20,6 +20,13 @@ ROLE_PATTERNS = {
     "decoder_attention": "decoder_pattern",
     "cross_attention": "cross_pattern",
 }
+# The option of a model that holds which layers of a role share keys and values.
+ROLE_SHARING = {
+    "attention": "share_kv",
+    "encoder_attention": "encoder_share_kv",
+    "decoder_attention": "decoder_share_kv",
+    "cross_attention": "cross_share_kv",
+}
 PATTERNS = ("pattern", *dict.fromkeys(ROLE_PATTERNS.values()))
 ELEMENT = re.compile(r"[a-zA-Z](?:\+[a-zA-Z])*")
 TOKEN = re.compile(rf"({ELEMENT.pattern})|(\()|(\))|\*(\d*)|\s+")
@@ -34,13 +41,6 @@ class Branch(NamedTuple):
     position: Mapping[str, Any] | None  # None where it is not chosen, and in cross-attention
 
 
-# The option of a model that holds which layers of a role share keys and values.
-ROLE_SHARING = {
-    "attention": "share_kv",
-    "encoder_attention": "encoder_share_kv",
-    "decoder_attention": "decoder_share_kv",
-    "cross_attention": "cross_share_kv",
-}
 Layers = list[tuple[Branch, ...]]
 
 
@@ -234,8 +234,10 @@ def parse_pattern(pattern: str | Sequence[str]) -> list[Part]:
     parts: list[Part] = []
     group: list[str] | None = None
     for element, opened, closed, count in read_tokens(text):
-        if element:
-            (parts.append(Part([element], 1)) if group is None else group.append(element))
+        if element and group is None:
+            parts.append(Part([element], 1))
+        elif element and group is not None:
+            group.append(element)
         elif opened and group is None:
             group = []
         elif closed and group:

@@ -38,8 +38,7 @@ def require_equal_ranks(trainer: Trainer, config: dict[str, Any]) -> None:
     if count:
         raise UserError(
             f"{count} of {trainer.world_size} processes composed another config than the first: "
-            f"the hash is {own_hash[:12]} here and {first_hash[:12]} there. Give a run on several "
-            "devices values, not draws."
+            f"whose hash is {first_hash[:12]}. Give a run on several devices values, not draws."
         )
 
 

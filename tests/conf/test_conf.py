@@ -47,7 +47,7 @@ def composed(*overrides):
     with initialize_config_module("attention_zoo.conf", version_base="1.3"):
         # A composition has no output folder: that is made when the job runs.
         config = compose("train", overrides=[*overrides, "paths.run=run"])
-        resolve_defaults(config)
+        resolve_defaults(config, overrides)
         return OmegaConf.to_container(config, resolve=True)
 
 

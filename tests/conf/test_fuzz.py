@@ -150,8 +150,11 @@ def run(overrides, *, trains):
         return prepare(config, console, *others)
 
     errors = io.StringIO()
-    patched = pytest.MonkeyPatch.context(), mock.patch.dict(os.environ)
-    with patched[0] as patch, patched[1], contextlib.redirect_stdout(io.StringIO()):
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        mock.patch.dict(os.environ),
+        contextlib.redirect_stdout(io.StringIO()),
+    ):
         patch.setattr(train, "prepare", stop)
         patch.setattr(sys, "argv", ["attention-zoo", "train", *small(overrides), *overrides])
         patch.delenv("HYDRA_FULL_ERROR", raising=False)

@@ -21,21 +21,6 @@ TASKS = [["task=language_modeling", "data=python_docs"], ["task=translation"]]
 LANGUAGE = TASKS[0]
 
 
-def resolved(*overrides):
-    """Return the config of overrides that resolving knows as those of the command line."""
-    with_groups = composed_without_resolving(*overrides)
-    resolve_defaults(with_groups, overrides)
-    return OmegaConf.to_container(with_groups, resolve=True)
-
-
-def composed_without_resolving(*overrides):
-    with pytest.MonkeyPatch.context() as patch:
-        kept = []
-        patch.setattr("tests.conf.test_conf.resolve_defaults", kept.append)
-        composed(*overrides)
-    return kept[0]
-
-
 @pytest.mark.parametrize(
     "pattern, layers, expected",
     [
@@ -75,7 +60,7 @@ def test_a_pattern_longer_than_the_model_is_refused(pattern, needed):
 @pytest.mark.parametrize("task", TASKS, ids=["language_modeling", "translation"])
 @pytest.mark.parametrize("name", LAYOUTS)
 def test_every_layout_builds_a_model(name, task):
-    config = resolved(*task, f"stack={name}", "model=tiny")
+    config = composed(*task, f"stack={name}", "model=tiny")
     validate(config)
     model = build_model(config, vocabulary_size=11, pad_id=0)
     for role, layers in layers_by_role(config).items():
@@ -88,13 +73,13 @@ def test_every_layout_builds_a_model(name, task):
 
 
 def test_uniform_is_the_model_of_before():
-    config = resolved(*LANGUAGE, "model=tiny")
+    config = composed(*LANGUAGE, "model=tiny")
     assert config["stack"] == dict.fromkeys(config["stack"])
     assert {*map(len, layers_by_role(config)["attention"])} == {1}
 
 
 def test_the_saved_config_lists_the_layers():
-    config = resolved(*LANGUAGE, "stack=hybrid", "model.layers=5", "model=tiny")
+    config = composed(*LANGUAGE, "stack=hybrid", "model.layers=5", "model=tiny")
     assert config["stack"]["pattern"] == "aaab"
     assert config["stack"]["decoder_pattern"] == [*"aaaba"]
     again = OmegaConf.create(config)
@@ -103,20 +88,20 @@ def test_the_saved_config_lists_the_layers():
 
 
 def test_what_no_layer_has_is_null():
-    config = resolved(*LANGUAGE, "stack=hybrid", "stack.pattern=a", "model=tiny")
+    config = composed(*LANGUAGE, "stack=hybrid", "stack.pattern=a", "model=tiny")
     assert config["attention"] is None
     assert config["stack"]["b"] is None
     assert config["position"]["name"] == "rotary"
 
 
 def test_a_layout_brings_its_number_of_layers():
-    assert resolved(*LANGUAGE, "stack=gemma3", "model=tiny")["model"]["layers"] == 6
-    assert resolved(*LANGUAGE, "stack=gemma3", "model=base")["model"]["layers"] == 6
-    assert resolved(*LANGUAGE, "stack=gemma3n", "model=tiny")["model"]["layers"] == 10
-    given = resolved(*LANGUAGE, "stack=gemma3", "model.layers=12")
+    assert composed(*LANGUAGE, "stack=gemma3", "model=tiny")["model"]["layers"] == 6
+    assert composed(*LANGUAGE, "stack=gemma3", "model=base")["model"]["layers"] == 6
+    assert composed(*LANGUAGE, "stack=gemma3n", "model=tiny")["model"]["layers"] == 10
+    given = composed(*LANGUAGE, "stack=gemma3", "model.layers=12")
     assert given["model"]["layers"] == 12
     with pytest.raises(UserError, match=r"give model\.layers=6"):
-        resolved(*LANGUAGE, "stack=gemma3", "model.layers=2")
+        composed(*LANGUAGE, "stack=gemma3", "model.layers=2")
 
 
 @pytest.mark.parametrize(
@@ -130,7 +115,7 @@ def test_a_layout_brings_its_number_of_layers():
     ],
 )
 def test_kinds_without_an_encoding_get_one(overrides, positions):
-    config = resolved(*LANGUAGE, "stack=hybrid", "stack.pattern=ab", "model=tiny", *overrides)
+    config = composed(*LANGUAGE, "stack=hybrid", "stack.pattern=ab", "model=tiny", *overrides)
     validate(config)
     layers = layers_by_role(config)["attention"]
     assert [layer[0].position["name"] for layer in layers] == positions
@@ -167,16 +152,16 @@ REFUSED = {
 def test_what_cannot_be_is_refused(name):
     overrides, error, match = REFUSED[name]
     with pytest.raises(error, match=match):
-        validate(resolved(*LANGUAGE, "stack=hybrid", "model=tiny", "model.layers=4", *overrides))
+        validate(composed(*LANGUAGE, "stack=hybrid", "model=tiny", "model.layers=4", *overrides))
 
 
 def test_a_pattern_without_kinds_is_refused():
     with pytest.raises(UserError, match="choose stack=hybrid, or a layout"):
-        validate(resolved(*LANGUAGE, "stack.pattern=aab"))
+        validate(composed(*LANGUAGE, "stack.pattern=aab"))
 
 
 def test_roles_have_patterns_of_their_own():
-    config = resolved(
+    config = composed(
         "stack=hybrid",
         "model=tiny",
         "attention@stack.a=gated_delta",
@@ -196,7 +181,7 @@ def test_roles_have_patterns_of_their_own():
 
 
 def test_a_causal_kind_of_an_encoder_is_refused_with_its_layer():
-    config = resolved("stack=hybrid", "attention@stack.a=gated_delta", "model=tiny")
+    config = composed("stack=hybrid", "attention@stack.a=gated_delta", "model=tiny")
     match = r"encoder_attention, layer 0, stack\.a=gated_delta: .* stack\.encoder_pattern"
     with pytest.raises(Unsupported, match=match):
         validate(config)
@@ -204,11 +189,11 @@ def test_a_causal_kind_of_an_encoder_is_refused_with_its_layer():
 
 def test_a_role_is_chosen_once():
     with pytest.raises(UserError, match="give one of them"):
-        resolved("stack=hybrid", "attention@encoder_attention=linear", "stack.encoder_pattern=a")
+        composed("stack=hybrid", "attention@encoder_attention=linear", "stack.encoder_pattern=a")
 
 
 def test_names_of_runs_join_the_kinds():
-    config = resolved(*LANGUAGE, "stack=hybrid", "attention@stack.a=gated_delta", "model=tiny")
+    config = composed(*LANGUAGE, "stack=hybrid", "attention@stack.a=gated_delta", "model=tiny")
     config["choices"] = {"data": "python_docs"}
     options = wandb_options(config, {}, "train")
     assert options["name"] == "language_modeling-gated_delta+multi_head-none+rotary-1"
@@ -218,7 +203,7 @@ def test_names_of_runs_join_the_kinds():
 @pytest.mark.parametrize("name", LAYOUTS)
 def test_cached_decoding_of_a_layout_equals_one_pass(name, task):
     """Also beyond its windows, and in pieces of any length."""
-    config = resolved(*task, f"stack={name}", "model=tiny", "model.dim=32", "model.ffn_dim=32")
+    config = composed(*task, f"stack={name}", "model=tiny", "model.dim=32", "model.ffn_dim=32")
     for kind in config["stack"].values():
         if isinstance(kind, dict) and kind.get("window"):
             kind["window"] = 3

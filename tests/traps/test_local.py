@@ -13,16 +13,13 @@ from attention_zoo.attention.local.big_bird import BigBirdAttention
 from attention_zoo.attention.local.pattern import PatternAttention
 from attention_zoo.attention.online_softmax import compute_partial_softmax, merge_partial_softmax
 from attention_zoo.attention.selected.reformer import ReformerAttention
-from attention_zoo.backends import flex
 from attention_zoo.backends.reference import masked_softmax
 from attention_zoo.caches import TokenCache
 from attention_zoo.masks import Mask
 from attention_zoo.zoo import ATTENTION
-from tests.conformance.cases import SMALL, small_options
-from tests.conformance.configs import options
+from tests.conformance.cases import small_options
 from tests.conformance.definition import key_mask, packed, visible
-from tests.conformance.numbers import assert_same, default_dtype
-from tests.traps.memory import measure_memory
+from tests.conformance.numbers import assert_same
 
 DIM, HEADS = 16, 2
 LONG = 8192
@@ -31,15 +28,6 @@ BY_PATTERN = [
     for name in ATTENTION
     if issubclass(ATTENTION[name], PatternAttention)
     for role in ATTENTION.card(name).roles
-]
-# Entries that look at a number of tokens by default, and without a selection by scores.
-SPARSE = [
-    (name, role)
-    for name in ATTENTION
-    if any(options("attention", name).get(x) is not None for x in SMALL)
-    and not ATTENTION.card(name).chooses
-    for role in ATTENTION.card(name).roles
-    if role != "cross"
 ]
 
 
@@ -65,107 +53,6 @@ def assert_same_as_naive(attention: Attention, mask: Mask, length: int) -> None:
     x = torch.randn(2, length, DIM)
     seen = visible(attention, mask, 2, length, length)
     assert_same(attention(x, mask=mask), attention.naive(x, x, seen, resolve_positions(x)))
-
-
-# Cost.
-
-
-def is_sparse(length: int, mask: Mask, name: str, role: str, **sizes: Any) -> bool:
-    """Return whether no tensor is as large as a mask of length², nor all together as scores are."""
-    with default_dtype("float32"):
-        attention = create_attention(name, dim=DIM, role=role, **sizes | {"heads": 1})
-        x = torch.randn(1, length, DIM, requires_grad=True)
-        memory = measure_memory(lambda: attention(x, mask=mask))
-    return memory.largest < length**2 and memory.peak < 4 * length**2
-
-
-@pytest.mark.parametrize("kind", ["plain", "padded", "packed", "biased"])
-@pytest.mark.parametrize(("name", "role"), SPARSE)
-def test_no_square_of_the_length_is_built(name: str, role: str, kind: str) -> None:
-    """A window or stride of 128 over 8,192 tokens, forward and backward."""
-    card = ATTENTION.card(name)
-    real = torch.ones(1, LONG, dtype=torch.bool)
-    real[:, :100] = False
-    masks = {
-        "padded": Mask(key_mask=real if "key_mask" in card.masks else None),
-        "packed": Mask(
-            segment_ids=torch.arange(LONG)[None] // 1000 if "segment_ids" in card.masks else None
-        ),
-    }
-    position = "alibi" if kind == "biased" and "scores" in card.positions else None
-    sizes = options("attention", name)
-    changes = {"window": 128, "stride": 128, "dilation": 3, "block": 64}
-    sizes |= {option: size for option, size in changes.items() if option in sizes}
-    assert is_sparse(LONG, masks.get(kind, Mask()), name, role, position=position, **sizes)
-
-
-@pytest.mark.parametrize("role", ["causal", "global"])
-@pytest.mark.parametrize(
-    ("name", "sizes", "calls"),
-    [
-        ("sliding_window", {"window": 128}, [96]),
-        ("dilated", {"window": 128, "dilation": 3}, [33]),
-        ("longformer", {"window": 128, "global_tokens": 2}, [128, 32]),
-        (
-            "big_bird",
-            {"block": 64, "global_blocks": 1, "random_blocks": 2, "seed": 0},
-            [32 + 32 * 8],
-        ),
-    ],
-)
-def test_block_masks_hold_the_visible_blocks(
-    name: str, role: str, sizes: dict[str, int], calls: list[int], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """There are 32 × 32 blocks of 128, or 11 × 11 for each of three classes of tokens.
-
-    A window is seen from 3 blocks at most, 2 where it is causal; a global token, from all.
-    """
-    counts = []
-
-    def count_blocks(q: Tensor, k: Tensor, v: Tensor, *, block_mask: Any, **options: Any) -> Tensor:
-        counts.append((block_mask.kv_num_blocks + block_mask.full_kv_num_blocks)[0].sum().item())
-        return q
-
-    monkeypatch.setattr(flex, "uncompiled_flex_attention", count_blocks)
-    build(name, role, backend="flex", **sizes)(torch.randn(1, 4096, DIM))
-    assert all(0 < count <= most for count, most in zip(counts, calls, strict=True))
-
-
-@pytest.mark.parametrize("role", ["causal", "global"])
-@pytest.mark.parametrize(
-    ("name", "sizes"),
-    [
-        ("multi_head", {}),
-        ("grouped_query", {"kv_heads": 1}),
-        ("qk_norm", {}),
-        ("attention_sink", {}),
-    ],
-)
-def test_a_window_by_an_option_builds_no_square(
-    name: str, sizes: dict[str, Any], role: str
-) -> None:
-    sizes = options("attention", name) | {"window": 128} | sizes
-    assert is_sparse(LONG, Mask(), name, role, **sizes)
-
-
-@pytest.mark.parametrize("name", ["multi_token", "selective"])
-def test_scores_of_all_keys_are_a_square_in_spite_of_a_window(name: str) -> None:
-    """As their documentation says."""
-    sizes = {"head_kernel": 1} if name == "multi_token" else {}
-    sizes = options("attention", name) | {"window": 128} | sizes
-    assert not is_sparse(LONG // 8, Mask(), name, "causal", **sizes)
-
-
-def test_the_square_of_a_dense_attention_is_noticed() -> None:
-    assert not is_sparse(LONG // 4, Mask(), "multi_head", "causal", backend="reference")
-
-
-def test_memory_counts_what_is_alive() -> None:
-    x = torch.ones(1000, requires_grad=True)
-    # x·2, its exponential, which is kept for the gradient, and the sum; then the gradients.
-    memory = measure_memory(lambda: (x * 2.0).exp())
-    assert memory.largest == 8000
-    assert 16_000 <= memory.peak <= 40_000
 
 
 # Patterns.
