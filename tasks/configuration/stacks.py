@@ -230,6 +230,8 @@ def shortest_model(pattern: str | Sequence[str]) -> int:
 
 def parse_pattern(pattern: str | Sequence[str]) -> list[Part]:
     """Split a pattern into kinds and their repetitions, or raise UserError."""
+    if not isinstance(pattern, Sequence):
+        raise UserError(unreadable(pattern))
     text = pattern if isinstance(pattern, str) else " ".join(map(str, pattern))
     parts: list[Part] = []
     group: list[str] | None = None
@@ -271,4 +273,6 @@ def unreadable(pattern: object) -> str:
 
 def written(pattern: object) -> str:
     """Return a pattern as it was written."""
-    return pattern if isinstance(pattern, str) else f"[{','.join(map(str, pattern))}]"  # type: ignore[call-overload]
+    if isinstance(pattern, str) or not isinstance(pattern, Sequence):
+        return str(pattern)
+    return f"[{','.join(map(str, pattern))}]"

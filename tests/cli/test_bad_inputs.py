@@ -82,6 +82,8 @@ model.layers=0 | model.layers must be at least 1
 model.decoder_layers=0 | model.decoder_layers must be at least 1
 stack=hybrid stack.pattern=aab | give model.layers=3
 stack=hybrid stack.pattern=a-b | stack.pattern must be letters
+stack=hybrid stack.pattern=1 | stack.pattern must be letters
+stack=hybrid stack.pattern={a:1} | stack.pattern must be letters
 stack=hybrid stack.pattern=c | attention@stack.c=NAME
 stack=hybrid stack.foo=1 | stack.pattern
 stack=hybrid stack.a.windo=1 | Did you mean stack.a.window

@@ -44,7 +44,25 @@ def test_a_pattern_gives_each_layer_its_kind(pattern, layers, expected):
 
 
 @pytest.mark.parametrize(
-    "pattern", ["", "3a", "a**2", "a*0", "*a", "(a", "a)", "((a))", "a-b", "a+", ["a", "?"], []]
+    "pattern",
+    [
+        "",
+        "3a",
+        "a**2",
+        "a*0",
+        "*a",
+        "(a",
+        "a)",
+        "((a))",
+        "a-b",
+        "a+",
+        ["a", "?"],
+        [],
+        1,
+        0.5,
+        True,
+        {"a": 1},
+    ],
 )
 def test_a_pattern_that_cannot_be_read_is_refused(pattern):
     with pytest.raises(UserError, match=r"stack.pattern must be letters of kinds, as in aaab"):
