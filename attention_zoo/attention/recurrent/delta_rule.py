@@ -41,19 +41,36 @@ def delta_rule(steps: Steps, state: Tensor | None = None) -> tuple[Tensor, Tenso
     return out[:, :, 1::2], state
 
 
-def chunked_delta_rule(steps: Steps, state: Tensor | None) -> tuple[Tensor, Tensor]:
+def chunked_delta_rule(
+    steps: Steps, state: Tensor | None, *, erase_first: bool = False
+) -> tuple[Tensor, Tensor]:
     """Compute `delta_rule` for keys that write along themselves, by the WY representation.
 
     Key i of a chunk writes v_i minus what e_i reads, which depends on what earlier keys write. This
     is a triangular system, solved for all chunks at once (Yang et al. 2024, arXiv 2406.06484, §3).
+
+    If `erase_first`, e_t reads the state before it decays:
+
+        S_t = Diag(exp g_t) S_{t−1} + k_t (v_t − S_{t−1}ᵀ e_t)ᵀ
+
+    and nothing where the decay forgets everything, as it does at the start of a segment.
     """
     q, k, v, erase, _, decay, _ = steps.split_chunks()
     assert erase is not None
-    scores, overlaps = decayed_scores(torch.stack([q, erase]), k, decay)
     from_start, to_end = (None, None) if decay is None else (decay.cumsum(-2), sum_after(decay))
+    to_erase = from_start
+    if erase_first and decay is not None and from_start is not None:
+        erase = erase.masked_fill(decay.isneginf(), 0.0)
+        # Up to the token before: so is the decay of that token's row.
+        to_erase = pad(from_start[..., :-1, :], (0, 0, 1, 0))
+        rows = pad(erase[..., 1:, :], (0, 0, 0, 1))
+        scores, overlaps = decayed_scores(torch.stack([q, rows]), k, decay)
+        overlaps = pad(overlaps[..., :-1, :], (0, 0, 1, 0))
+    else:
+        scores, overlaps = decayed_scores(torch.stack([q, erase]), k, decay)
     solution = torch.linalg.solve_triangular(
         overlaps,
-        torch.cat([v, apply_decay(erase, from_start)], dim=-1),
+        torch.cat([v, apply_decay(erase, to_erase)], dim=-1),
         upper=False,
         unitriangular=True,
     )
