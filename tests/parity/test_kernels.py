@@ -126,6 +126,7 @@ def test_the_entries_that_can_choose_kernels() -> None:
     assert [
         *("delta", "delta_product", "gated_delta", "gated_delta_product", "gated_linear"),
         *("hgrn2", "kimi_delta", "lightning", "retention", "state_space_dual"),
+        "trapezoidal_state_space",
     ] == SERVED
 
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from attention_zoo.attention.base import Attention
 from attention_zoo.attention.recurrent import kernels
-from attention_zoo.attention.recurrent.convolution import ConvolutionRunner, ShortConvolution
+from attention_zoo.attention.recurrent.convolution import ConvolutionRunner, StatefulLayer
 from attention_zoo.attention.recurrent.steps import Steps
 from attention_zoo.caches import Cache, StateCache
 from attention_zoo.masks import Mask, TokenSpan
@@ -107,8 +107,8 @@ class RecurrentAttention(Attention):
         return StateCache()
 
     def decode_state(self, tokens: int) -> int:
-        convolutions = [part for part in self.modules() if isinstance(part, ShortConvolution)]
-        return self.state_size(tokens) + sum(part.state_size for part in convolutions)
+        layers = [part for part in self.modules() if isinstance(part, StatefulLayer)]
+        return self.state_size(tokens) + sum(part.state_size for part in layers)
 
     def state_size(self, tokens: int) -> int:
         """Return how many numbers the states of the recurrence have after so many tokens."""

@@ -10,7 +10,22 @@ from attention_zoo.errors import check_positive
 from attention_zoo.masks import TokenSpan, gather_broadcast, order_real_first
 
 
-class ShortConvolution(nn.Module):
+class StatefulLayer(nn.Module):
+    """A layer before a recurrence, over tokens and a state of constant size."""
+
+    @property
+    def state_size(self) -> int:
+        """Return how many numbers the state of a sequence has."""
+        raise NotImplementedError
+
+    def forward(
+        self, x: Tensor, span: TokenSpan, state: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Map tokens x [b t d] after a state, None at the start; return y and the state after x."""
+        raise NotImplementedError
+
+
+class ShortConvolution(StatefulLayer):
     """A causal convolution over tokens, of each channel by itself.
 
         y_t = Σ_{l < K} w_{K−1−l} ⊙ x_{t−l} + b
@@ -30,7 +45,6 @@ class ShortConvolution(nn.Module):
 
     @property
     def state_size(self) -> int:
-        """Return how many numbers the state of a sequence has."""
         return self.channels * (self.kernel_size - 1)
 
     def taps(self) -> Sequence[Tensor | float]:
@@ -96,10 +110,21 @@ class ShortConvolution(nn.Module):
         return y
 
 
-class ConvolutionRunner:
-    """A runner of convolutions over a span, from cached states on.
+class TokenShift(ShortConvolution):
+    """A convolution that returns the token before each: of two tokens, with the weights 1 and 0."""
 
-    There is a state for each convolution, in the order of the calls, or none at the start.
+    def __init__(self, channels: int) -> None:
+        super().__init__(channels, 2)
+        del self.weight
+
+    def taps(self) -> tuple[float, float]:
+        return 1.0, 0.0
+
+
+class ConvolutionRunner:
+    """A runner of convolutions, and layers alike, over a span, from cached states on.
+
+    There is a state for each layer, in the order of the calls, or none at the start.
     """
 
     def __init__(self, span: TokenSpan, cached_states: tuple[Tensor, ...] = ()) -> None:
@@ -107,8 +132,8 @@ class ConvolutionRunner:
         self.cached_states = cached_states
         self.states: tuple[Tensor, ...] = ()  # after the span
 
-    def __call__(self, convolution: ShortConvolution, x: Tensor) -> Tensor:
+    def __call__(self, layer: StatefulLayer, x: Tensor) -> Tensor:
         state = self.cached_states[len(self.states)] if self.cached_states else None
-        y, state = convolution(x, self.span, state)
+        y, state = layer(x, self.span, state)
         self.states = (*self.states, state)
         return y

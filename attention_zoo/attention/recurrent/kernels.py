@@ -1,7 +1,7 @@
 """The recurrences by the Triton kernels of flash-linear-attention, for CUDA GPUs.
 
     S_t = a_t S_{t−1} + k_tᵀ v_t             chunk_simple_gla: retention, lightning,
-                                             state_space_dual
+                                             state_space_dual, trapezoidal_state_space
     S_t = diag(a_t) S_{t−1} + k_tᵀ v_t       chunk_gla: gated_linear, hgrn2
     the delta rule, a decay for a head       chunk_gated_delta_rule: delta (no decay), gated_delta,
                                              and the steps of their products one by one
@@ -10,7 +10,7 @@
 They compute in float32 at most. They cannot serve packed rows: a segment starts with a decay of −∞,
 which is lost in the differences of sums that they take. `chunk_delta_rule` is not used, as it
 refuses float32. No kernel fits the other entries: rwkv7 reads its state before it decays; linear
-rotates queries and keys in the numerator only; path, mesa and log_linear have more than one
+rotates queries and keys in the numerator only; comba erases before the state decays; path, mesa and log_linear have more than one
 recurrence.
 """
 

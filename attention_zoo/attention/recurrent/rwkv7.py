@@ -10,7 +10,7 @@ from torch.nn.functional import layer_norm
 
 from attention_zoo.attention import naive
 from attention_zoo.attention.recurrent.base import create_low_rank_linear, register_recurrent
-from attention_zoo.attention.recurrent.convolution import ConvolutionRunner, ShortConvolution
+from attention_zoo.attention.recurrent.convolution import ConvolutionRunner, TokenShift
 from attention_zoo.attention.recurrent.delta_rule import DeltaRuleAttention, unit_vectors
 from attention_zoo.attention.recurrent.naive import (
     divide_by_length,
@@ -121,14 +121,3 @@ class RWKV7Attention(DeltaRuleAttention):
         normal = self.norm_weight * naive.layer_norm(attended, epsilon=1e-5 * self.head_dim)
         gate = naive.split_heads(low_rank_linear(self.gate, x, torch.sigmoid), self.heads)
         return naive.linear_output(self.output, normal * gate)
-
-
-class TokenShift(ShortConvolution):
-    """A convolution that returns the token before each: of two tokens, with the weights 1 and 0."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__(channels, 2)
-        del self.weight
-
-    def taps(self) -> tuple[float, float]:
-        return 1.0, 0.0

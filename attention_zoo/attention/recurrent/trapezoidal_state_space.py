@@ -1,0 +1,236 @@
+"""Trapezoidal state spaces, the mechanism of Mamba-3 (Lahoti et al. 2026)."""
+
+import math
+from itertools import product
+from typing import Any
+
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+from torch.nn.functional import pad, silu, softplus
+
+from attention_zoo.attention import naive
+from attention_zoo.attention.dense.norms import RMSNorm
+from attention_zoo.attention.recurrent.base import register_recurrent
+from attention_zoo.attention.recurrent.convolution import (
+    ConvolutionRunner,
+    StatefulLayer,
+    TokenShift,
+)
+from attention_zoo.attention.recurrent.decayed import DecayedAttention
+from attention_zoo.attention.recurrent.naive import outer, read_states, run_additions
+from attention_zoo.attention.recurrent.state_space_dual import StateSpaceDualAttention
+from attention_zoo.attention.recurrent.steps import CHUNK_LENGTH, Steps
+from attention_zoo.backends.reference import repeat_heads
+from attention_zoo.errors import UserError
+from attention_zoo.masks import TokenSpan
+from attention_zoo.precision import autocast_disabled, upcast
+
+MIN_RATE = 1e-4  # the slowest decay, −A
+
+
+@register_recurrent(
+    name="trapezoidal_state_space",
+    paper="Lahoti et al. 2026, arXiv 2603.15569",
+    equation="S_t = α_t S_{t−1} + (1 − λ_t) Δ_t α_t B_{t−1}ᵀx_{t−1} + λ_t Δ_t B_tᵀx_t, "
+    "y_t = C_t S_t + D x_t, α = exp(Δ (A − iθ))",
+    reference="closed form",
+    deviations="θ is π tanh(W x), as in the authors' code; A is −softplus(W x), which that code "
+    "has since replaced by a heavier tail; one projection for each of z, x, B, C, Δ, A, λ and θ; "
+    "padded tokens leave the state as it is; one input and one output for each head, not several",
+    cache="the state, the last token and the sums of angles",
+)
+class TrapezoidalStateSpaceAttention(StateSpaceDualAttention):
+    """A state-space model that mixes each token with the one before, and turns its state.
+
+        z, x, B, C, Δ, A, λ, θ = projections of the token;   B, C = norm(B) + b_B, norm(C) + b_C
+        S_t = α_t S_{t−1} + (1 − λ_t) Δ_t α_t B_{t−1}ᵀ x_{t−1} + λ_t Δ_t B_tᵀ x_t
+        y_t = C_t S_t + D x_t,   out = (y ⊙ swish(z)) W_O
+
+    with Δ = softplus(Δ + bias), A = −softplus(A), λ = σ(λ) and θ = π tanh(θ): the trapezoidal rule
+    if λ is ½, and Euler's, as in `state_space_dual`, if λ is 1. Pairs of channels of the state are
+    complex numbers, which α = exp(Δ (A − iθ)) turns. B and C are turned by the sum of Δ θ up to
+    their token instead: a rotary encoding whose positions depend on the tokens. There is no
+    convolution. θ is that of a pair of channels, in all heads; b_B and b_C are those of a head.
+
+    Args:
+        groups: number of B and C, each shared by heads / groups heads.
+        state_dim: width of B and C.
+        expand: width of all values, as a multiple of dim.
+        rotary_fraction: share of the channels of B and C that are complex.
+    """
+
+    decided_options = ("kernel_size",)
+    no_decay = ("query_bias", "key_bias")
+    num_states = 2
+
+    def __init__(self, *, rotary_fraction: float = 0.5, **options: Any) -> None:
+        super().__init__(kernel_size=1, **options)
+        self.num_pairs = int(rotary_fraction * self.head_dim) // 2
+        if not 0.0 < rotary_fraction <= 1.0 or self.num_pairs == 0:
+            raise UserError(
+                "rotary_fraction must be above 0 and at most 1, and leave a pair of channels, got "
+                f"rotary_fraction={rotary_fraction}, state_dim={self.head_dim}."
+            )
+        del self.convolution, self.rate, self.scale
+        bias = self.query.bias is not None
+        self.rate = nn.Linear(self.dim, self.heads, bias=bias)
+        self.share = nn.Linear(self.dim, self.heads, bias=bias)
+        self.angle = nn.Linear(self.dim, self.num_pairs, bias=bias)
+        self.query_norm, self.key_norm = (RMSNorm(self.head_dim, epsilon=1e-5) for _ in range(2))
+        self.query_bias, self.key_bias = (
+            nn.Parameter(torch.ones(self.heads, 1, self.head_dim)) for _ in range(2)
+        )
+        self.angle_sum = AngleSum(self.heads * self.num_pairs)
+        # Of a key, a value and the rate of a token for each head.
+        self.shift = TokenShift(self.heads * (self.head_dim + self.value_dim + 1))
+
+    def project_steps(self, x: Tensor, positions: Tensor, convolve: ConvolutionRunner) -> Steps:
+        """Project tokens to steps whose rates [b h t 2] are λΔ and (1 − λ)Δ."""
+        q = self.project_groups(self.query, self.query_norm, x) + self.query_bias
+        k = self.project_groups(self.key, self.key_norm, x) + self.key_bias
+        sizes = self.split_heads(softplus(upcast(self.step(x)) + self.step_bias))
+        angles = sizes * math.pi * upcast(self.angle(x)).tanh()[:, None]
+        angles = self.split_heads(
+            convolve(self.angle_sum, rearrange(angles, "b h t c -> b t (h c)"))
+        )
+        q, k = (rotate_pairs(part, angles) for part in (q, k))
+        share = self.split_heads(self.share(x)).sigmoid()
+        rates = torch.cat([share * sizes, (1.0 - share) * sizes], dim=-1)
+        decay = -softplus(self.split_heads(self.rate(x))).clamp(min=MIN_RATE) * sizes
+        return Steps(q, k, self.split_heads(self.value(x)), decay=decay, rate=rates)
+
+    def project_groups(self, layer: nn.Linear, norm: nn.Module, x: Tensor) -> Tensor:
+        """Project [b t d] to vectors of groups, and normalise them: [b h t c]."""
+        vectors = rearrange(upcast(layer(x)), "b t (g c) -> b g t c", g=self.groups)
+        return repeat_heads(norm(vectors), self.heads)
+
+    def recur(
+        self, steps: Steps, x: Tensor, span: TokenSpan, states: tuple[Tensor, ...]
+    ) -> tuple[Tensor, tuple[Tensor, ...]]:
+        state, last = states if states else (None, None)
+        with autocast_disabled(x):
+            delayed, own, last = self.delay(steps, span, last)
+            out, state = self.recurrence(delayed.apply_mask(span), state)
+            out = out + own * steps.v
+        return self.add_skip(out, steps.v, span), (state, last)
+
+    def delay(
+        self, steps: Steps, span: TokenSpan, last: Tensor | None
+    ) -> tuple[Steps, Tensor, Tensor]:
+        """Return steps by which each token adds the one before it, and its weight for itself.
+
+        What token t − 1 adds to the state, it adds at t, times λ_{t−1} Δ_{t−1} + (1 − λ_t) Δ_t and
+        α_t. So no output depends on a later token. The weights are [b h t 1], and zero at padded
+        tokens. The last result is what the next span has to know of this one.
+        """
+        q, k, v, _, _, decay, _ = steps
+        rate = steps.apply_mask(span).rate
+        assert decay is not None and rate is not None
+        now, later = rate.split(1, dim=-1)
+        joined = rearrange(torch.cat([k, v, now], dim=-1), "b h t c -> b t (h c)")
+        before, last = self.shift(joined, span, last)
+        past_k, past_v, past_now = self.split_heads(before).split(
+            [k.shape[-1], v.shape[-1], 1], dim=-1
+        )
+        own = now * (q * k).sum(dim=-1, keepdim=True)
+        past_k = decay.exp() * (past_now + later) * past_k
+        return steps._replace(k=past_k, v=past_v), own, last
+
+    def implied_weights(self, steps: Steps, x: Tensor, span: TokenSpan) -> Tensor:
+        """Move the weights of delayed steps to the tokens that they are of."""
+        delayed, own, _ = self.delay(steps, span, None)
+        weights = DecayedAttention.implied_weights(self, delayed, x, span)
+        length = x.shape[1]
+        identity = torch.eye(length, dtype=weights.dtype, device=x.device)
+        before, _ = self.shift(identity.expand(len(x), -1, -1), span)
+        return weights @ before[:, None] + own * identity
+
+    def project_output(self, attended: Tensor, x: Tensor) -> Tensor:
+        y = rearrange(attended, "b h t e -> b t (h e)") * silu(self.gate(x))
+        return self.output(y.to(x.dtype))
+
+    def naive(self, x: Tensor, source: Tensor, visible: Tensor, positions: Tensor) -> Tensor:
+        b, c = (
+            naive.repeat_groups(
+                naive.rms_norm(
+                    naive.split_heads(naive.linear(layer, x), self.groups),
+                    norm.weight,
+                    epsilon=1e-5,
+                ),
+                self.heads,
+            )
+            for layer, norm in ((self.key, self.key_norm), (self.query, self.query_norm))
+        )
+        b, c = b + self.key_bias, c + self.query_bias
+        v = naive.linear_heads(self.value, x, self.heads)
+        steps = naive.linear_heads(self.step, x, self.heads)
+        sizes = softplus(steps + self.step_bias[:, None, None])
+        share = torch.sigmoid(naive.linear_heads(self.share, x, self.heads))
+        rates = softplus(naive.linear_heads(self.rate, x, self.heads)).clamp(min=1e-4)
+        angles = math.pi * torch.tanh(naive.linear(self.angle, x))[:, None] * sizes
+        transitions = torch.exp(-rates * sizes)[..., None] * naive_rotations(angles, b.shape[-1])
+        additions = outer(b, v)
+        before = torch.zeros_like(additions)
+        for row, t in product(*map(range, x.shape[:2])):
+            earlier = visible[row, t, :t].nonzero()[:, 0]
+            if len(earlier):
+                before[row, :, t] = additions[row, :, earlier[-1]]
+        weights = (share * sizes)[..., None], ((1 - share) * sizes)[..., None]
+        states = run_additions(
+            transitions, weights[0] * additions + weights[1] * (transitions @ before), visible
+        )
+        y = read_states(c, states)
+        y = y + self.skip[:, None, None] * v * visible.diagonal(dim1=1, dim2=2)[:, None, :, None]
+        y = torch.cat([*y.unbind(dim=1)], dim=-1) * silu(naive.linear(self.gate, x))
+        return naive.linear(self.output, y)
+
+
+class AngleSum(StatefulLayer):
+    """The sums of angles [b t d] up to each token, from chunk to chunk modulo 2π.
+
+    So they stay small, and their differences keep their digits in float32, however long the
+    sequence. Padded tokens do not turn. Sums go on where a segment starts, as only differences
+    have an effect.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.channels = channels
+
+    @property
+    def state_size(self) -> int:
+        return self.channels
+
+    def forward(
+        self, x: Tensor, span: TokenSpan, state: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        if span.key_mask is not None:
+            x = x.masked_fill(~span.key_mask[..., None], 0.0)
+        length, size = x.shape[1], min(x.shape[1], CHUNK_LENGTH)
+        chunks = pad(x, (0, 0, 0, -length % size)).unflatten(1, (-1, size)).cumsum(dim=2)
+        starts = [torch.zeros_like(x[:, 0]) if state is None else state]
+        for total in chunks[:, :, -1].unbind(1):
+            starts.append((starts[-1] + total).remainder(2.0 * math.pi))
+        sums = chunks + torch.stack(starts[:-1], dim=1)[:, :, None]
+        return sums.flatten(1, 2)[:, :length], starts[-1]
+
+
+def rotate_pairs(x: Tensor, angles: Tensor) -> Tensor:
+    """Rotate the first pairs of channels, 2i and 2i + 1, of x [b h t c] by angles [b h t i]."""
+    turned, rest = x.split([2 * angles.shape[-1], x.shape[-1] - 2 * angles.shape[-1]], dim=-1)
+    first, second = turned.unflatten(-1, (-1, 2)).unbind(-1)
+    cos, sin = angles.cos(), angles.sin()
+    pairs = torch.stack([first * cos - second * sin, first * sin + second * cos], dim=-1)
+    return torch.cat([pairs.flatten(-2), rest], dim=-1)
+
+
+def naive_rotations(angles: Tensor, width: int) -> Tensor:
+    """Return matrices [b h t c c] that turn the first pairs of channels back by [b h t i]."""
+    rotations = torch.eye(width, dtype=angles.dtype).repeat(*angles.shape[:3], 1, 1)
+    for i, angle in enumerate(angles.unbind(dim=-1)):
+        first, second = 2 * i, 2 * i + 1
+        rotations[..., first, first] = rotations[..., second, second] = torch.cos(angle)
+        rotations[..., first, second] = torch.sin(angle)
+        rotations[..., second, first] = -torch.sin(angle)
+    return rotations
