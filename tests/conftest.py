@@ -9,7 +9,7 @@ import os
 import re
 import sys
 from collections.abc import Callable, Iterator
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -64,22 +64,26 @@ def no_rank_left() -> Iterator[None]:
     assert not left, f"{', '.join(sorted(left))} left in the environment"
 
 
-@pytest.fixture
-def train(monkeypatch, tmp_path) -> Iterator[Callable[..., Path]]:
-    """`attention-zoo train` in this process, in an empty folder; gives the run's folder."""
+def train_in(folder: Path, patch: pytest.MonkeyPatch, *overrides: str) -> Path:
+    """Run `attention-zoo train` in this process, in a folder; return the run's folder."""
     from attention_zoo.tasks.commands.cli import main
 
-    def call(*overrides: str) -> Path:
-        monkeypatch.chdir(tmp_path)
-        monkeypatch.setenv("ATTENTION_ZOO_CACHE", str(tmp_path / "cache"))
-        monkeypatch.setenv("WANDB_MODE", "offline")
-        monkeypatch.delenv("HYDRA_FULL_ERROR", raising=False)
-        monkeypatch.setattr(sys, "argv", ["attention-zoo", "train", *overrides])
+    patch.chdir(folder)
+    patch.setenv("ATTENTION_ZOO_CACHE", str(folder / "cache"))
+    patch.setenv("WANDB_MODE", "offline")
+    patch.delenv("HYDRA_FULL_ERROR", raising=False)
+    patch.setattr(sys, "argv", ["attention-zoo", "train", *overrides])
+    try:
         main()
-        return max(tmp_path.glob("logs/*/runs/*"), key=lambda path: path.name)
+    finally:
+        os.environ.pop("HYDRA_FULL_ERROR", None)
+    return max(folder.glob("logs/*/runs/*"), key=lambda path: path.name)
 
-    yield call
-    os.environ.pop("HYDRA_FULL_ERROR", None)
+
+@pytest.fixture
+def train(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., Path]:
+    """`attention-zoo train` in this process, in an empty folder; gives the run's folder."""
+    return partial(train_in, tmp_path, monkeypatch)
 
 
 @pytest.fixture

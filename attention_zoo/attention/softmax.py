@@ -91,11 +91,8 @@ class SoftmaxAttention(Attention):
     def attend_tokens(
         self, x: Tensor, context: Tensor | None, mask: Mask, positions: Tensor, cache: Cache | None
     ) -> Tensor:
-        assert cache is None or isinstance(cache, TokenCache)
-        qkv = self.project_qkv(x, context, positions, cache)
-        keys = qkv.k.shape[2]
-        length = keys if cache is None or context is not None else cache.length
-        return self.attend_qkv(qkv, mask, length)
+        alone = SharedKV(0 if cache is None else cache.length)
+        return self.attend_shared(x, context, mask, positions, cache, alone)
 
     def attend_shared(
         self,
@@ -111,8 +108,13 @@ class SoftmaxAttention(Attention):
             qkv = self.read_qkv(x, positions, shared)
         else:
             qkv = shared.qkv = self.project_qkv(x, context, positions, cache)
-        length = qkv.k.shape[2] if context is not None else shared.length + x.shape[1]
-        return self.attend_qkv(qkv, mask, length)
+        queries, keys = qkv.q.shape[2], qkv.k.shape[2]
+        length = keys if context is not None else shared.length + queries
+        visible = Visibility.of_last(mask, queries, keys, length)
+        acts_on_values = "values" in self.position.card.acts
+        attend = self.attend_explicitly if acts_on_values else self.attend
+        attended = list(starmap(attend, self.spans(qkv, visible)))
+        return attended[0] if len(attended) == 1 else torch.cat(attended, dim=2)
 
     def read_qkv(self, x: Tensor, positions: Tensor, shared: SharedKV | None) -> QKV:
         """Project x to queries of the keys and values that another layer projected."""
@@ -122,14 +124,6 @@ class SoftmaxAttention(Attention):
             # The source rotated its keys, of which the last are those of x.
             q, _ = self.apply_position(q, k[:, :, k.shape[2] - x.shape[1] :], positions)
         return shared.qkv._replace(q=q, q_positions=positions)
-
-    def attend_qkv(self, qkv: QKV, mask: Mask, length: int) -> Tensor:
-        """Attend from the last queries to the last keys of rows of `length` columns."""
-        visible = Visibility.of_last(mask, qkv.q.shape[2], qkv.k.shape[2], length)
-        acts_on_values = "values" in self.position.card.acts
-        attend = self.attend_explicitly if acts_on_values else self.attend
-        attended = list(starmap(attend, self.spans(qkv, visible)))
-        return attended[0] if len(attended) == 1 else torch.cat(attended, dim=2)
 
     def project_qkv(
         self, x: Tensor, context: Tensor | None, positions: Tensor, cache: TokenCache | None

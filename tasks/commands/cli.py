@@ -22,8 +22,6 @@ from attention_zoo.tasks.exit_codes import PIPE_CLOSED, exit_code
 from attention_zoo.tasks.interruption import INTERRUPTION, Interrupted, interruptible
 from attention_zoo.tasks.sweeps.jobs import record_outcome
 
-TEXT_COMMANDS = ("translate", "generate", "attend")  # They work on lines that are given.
-
 
 def main() -> None:
     """Run the command that the arguments of the program name."""
@@ -146,26 +144,9 @@ def run_composed(command: str, arguments: list[str]) -> None:
 def run_job(config: Any, invocation: Any) -> Any:
     """Complete a composed config and run the command with it, in plain containers."""
     from hydra.core.hydra_config import HydraConfig
-    from omegaconf import OmegaConf
 
-    from attention_zoo.tasks.configuration.build import (
-        find_untrusted_target,
-        refuse_untrusted_targets,
-    )
-    from attention_zoo.tasks.configuration.defaults import (
-        resolve_defaults,
-        resolve_intervals,
-        resolve_output_dir,
-    )
-    from attention_zoo.tasks.configuration.option_checks import (
-        check_groups,
-        check_options,
-        check_own_options,
-        legal_names,
-    )
+    from attention_zoo.tasks.configuration.completion import complete_config
 
-    checkpoint = invocation.checkpoint
-    training_config = checkpoint and checkpoint["attention_zoo"]["config"]
     hydra_config = HydraConfig.get()
     if hydra_config.job.chdir:
         raise Unsupported(
@@ -174,24 +155,6 @@ def run_job(config: Any, invocation: Any) -> Any:
         )
     choices = hydra_config.runtime.choices
     choices = {group: choices[group] for group in choices if not group.startswith("hydra")}
-    unused: tuple[str, ...] = ()
-    if checkpoint or invocation.command == "train":
-        plain: Any = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
-        check_groups(plain)
-        overrides_data = any(x.lstrip("+~").startswith("data.") for x in invocation.overrides)
-        if invocation.command in TEXT_COMMANDS and not overrides_data:
-            # Lines of text need no data, so that those of others are not even imported.
-            untrusted = find_untrusted_target(plain["data"], training_config or {})
-            unused = () if untrusted is None else ("data",)
-        built = {key: node for key, node in plain.items() if key not in unused}
-        refuse_untrusted_targets(built, training_config or {})
-    check_own_options(config, invocation.command)
-    choices |= resolve_defaults(config, invocation.overrides, training_config)
-    resolve_output_dir(config)
-    plain = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
-    used = {key: node for key, node in plain.items() if key not in unused}
-    check_options(used, legal_names(invocation.command))
-    if "trainer" in plain:
-        resolve_intervals(plain)
+    completed, made_choices = complete_config(config, invocation)
     module = import_module(f"attention_zoo.tasks.commands.{invocation.command}")
-    return module.run(plain | {"choices": choices}, invocation)
+    return module.run(completed | {"choices": choices | made_choices}, invocation)

@@ -92,26 +92,23 @@ def show_stack(arguments: list[str]) -> None:
 def compose_training(arguments: list[str]) -> dict[str, Any]:
     """Return the config that `train` would compose of its options, resolved and checked."""
     from hydra import compose, initialize_config_module
-    from omegaconf import OmegaConf
 
+    from attention_zoo.tasks.configuration.completion import complete_config
     from attention_zoo.tasks.configuration.composition import parse_command
     from attention_zoo.tasks.configuration.composition_errors import explain_error
-    from attention_zoo.tasks.configuration.defaults import resolve_defaults
-    from attention_zoo.tasks.configuration.option_checks import check_options, legal_names
     from attention_zoo.tasks.configuration.validation import validate_attention
 
     invocation = parse_command("train", arguments)
     try:
         with initialize_config_module("attention_zoo.conf", version_base="1.3"):
-            composed = compose("train", overrides=[*invocation.overrides, "paths.run=run"])
-        resolve_defaults(composed, invocation.overrides)
-        config: Any = OmegaConf.to_container(composed, resolve=True, throw_on_missing=True)
+            overrides = [*invocation.overrides, "paths.run=run"]
+            composed = compose(invocation.config_name, overrides=overrides)
+        config, _ = complete_config(composed, invocation)
     except Exception as error:
         explained = explain_error(error, invocation)
         if explained is error:
             raise
         raise explained from None
-    check_options(config, legal_names("train"))
     validate_attention(config)
     return config
 

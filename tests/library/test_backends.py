@@ -47,7 +47,7 @@ def test_five_frames_lead_from_forward_to_the_kernel(monkeypatch: pytest.MonkeyP
 
     monkeypatch.setattr(sdpa, "scaled_dot_product_attention", record_stack)
     build(position="rotary")(torch.randn(1, 3, 16))
-    assert stacks == [["forward", "attend_tokens", "attend_qkv", "attend", "attend"]]
+    assert stacks == [["forward", "attend_tokens", "attend_shared", "attend", "attend"]]
 
 
 def test_a_backend_that_cannot_serve_is_refused() -> None:

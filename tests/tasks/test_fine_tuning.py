@@ -7,8 +7,11 @@ import pytest
 import torch
 
 from attention_zoo import create_attention, create_position
+from attention_zoo.errors import Unsupported
 from attention_zoo.models import LanguageModel
+from attention_zoo.tasks.commands import show
 from attention_zoo.tasks.training.fine_tuning import freeze_parameters
+from tests.conftest import train_in
 
 SIZES = (
     *("data.source.size=60", "data.source.valid=5", "data.source.test=5", "test=false"),
@@ -17,10 +20,12 @@ SIZES = (
 MODEL = ("model=tiny", "model.dim=16", "model.heads=2", "model.ffn_dim=24", "attention=linear")
 
 
-@pytest.fixture
-def trained(train):
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
     """The folder of a small training, with an attention of its own for one role."""
-    return train(*SIZES, *MODEL, "tokenizer=characters", "attention@cross_attention=additive")
+    options = [*SIZES, *MODEL, "tokenizer=characters", "attention@cross_attention=additive"]
+    with pytest.MonkeyPatch.context() as patch:
+        return train_in(tmp_path_factory.mktemp("trained"), patch, *options)
 
 
 def state(path):
@@ -116,3 +121,18 @@ def test_a_fine_tuning_is_resumed_by_the_same_command(trained, train):
     run = train(*start)
     resumed = train(*start, f"ckpt_path={run}/checkpoints/last.ckpt", "trainer.max_steps=4")
     assert state(resumed / "checkpoints" / "last.ckpt")["global_step"] == 4
+
+
+def test_show_has_the_model_that_would_be_fine_tuned(trained, capsys):
+    show.run(["stack=uniform", f"init_from={trained}/checkpoints/best.ckpt"])
+    shown = capsys.readouterr().out
+    show.run(["stack=uniform", *MODEL, "attention@cross_attention=additive"])
+    assert shown == capsys.readouterr().out
+
+
+def test_show_builds_no_code_of_others(trained, tmp_path):
+    checkpoint = state(trained / "checkpoints" / "best.ckpt")
+    checkpoint["attention_zoo"]["config"]["model"]["_target_"] = "os.system"
+    torch.save(checkpoint, tmp_path / "other.ckpt")
+    with pytest.raises(Unsupported, match=r"A checkpoint may build .*got _target_: os\.system"):
+        show.run(["stack=uniform", f"init_from={tmp_path}/other.ckpt"])
