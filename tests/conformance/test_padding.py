@@ -63,22 +63,14 @@ def test_a_padded_row_is_that_of_its_real_tokens(case: Case, layout: str, length
     (x,) = inputs
     together = attention(x, mask=Mask(key_mask=real), positions=positions)
     alone = attention(x[1:, real[1]])
-    if not case.card.counts_padding or layout == "left":
-        assert_same(together[1:, real[1]], alone)
-    elif layout == "alternating":
-        # Else the card would warn of nothing.
-        assert not torch.allclose(together[1:, real[1]], alone)
+    assert_same(together[1:, real[1]], alone)
     assert_same(together[0], attention(x[:1])[0])
 
 
 @over_values(
     "chunks",
     [[9, 1, 1, 1, 11], [1] * 23, [4, 19]],
-    (
-        case
-        for case in plain_cases()
-        if case.decodes and case.role == "causal" and not case.card.counts_padding
-    ),
+    (case for case in plain_cases() if case.decodes and case.role == "causal"),
     every_entry=True,
 )
 def test_a_state_leaves_padding_out(case: Case, chunks: list[int]) -> None:
@@ -99,11 +91,7 @@ def test_a_state_leaves_padding_out(case: Case, chunks: list[int]) -> None:
 
 
 @over(
-    (
-        case
-        for case in plain_cases()
-        if case.packs and case.role != "cross" and not case.card.counts_padding
-    ),
+    (case for case in plain_cases() if case.packs and case.role != "cross"),
     every_entry=True,
 )
 def test_padding_inside_packed_sequences(case: Case) -> None:
