@@ -70,7 +70,9 @@ class TokenCache(Cache):
         start, cached = self.length, self.tokens
         self.length += next(iter(new.values())).shape[-2]
         if self.order is not None and self.window is None:
-            cached = {name: gather_order(x, self.order[:, :start], -2) for name, x in cached.items()}
+            cached = {
+                name: gather_order(x, self.order[:, :start], -2) for name, x in cached.items()
+            }
         joined = {
             name: torch.cat([cached[name], part], dim=-2) if name in cached else part
             for name, part in new.items()
