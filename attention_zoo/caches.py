@@ -8,9 +8,11 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from attention_zoo.errors import UserError
-from attention_zoo.tensor_checks import check_range, describe
+from attention_zoo.masks import gather_order
+from attention_zoo.tensor_checks import check_range, describe, is_readable
 
 
 class Cache(Protocol):
@@ -41,23 +43,67 @@ class TokenCache(Cache):
         self.window = window
         self.length = 0
         self.tokens: dict[str, Tensor] = {}
+        # Of the tokens of a pass, see `arrange`.
+        self.order: Tensor | None = None
+        # [b|1 n], by which the last real tokens were chosen; None for no padding.
+        self.key_mask: Tensor | None = None
+        # Which of the tokens that `append` returned are kept; None for the last ones.
+        self.kept: Tensor | None = None
+
+    def arrange(self, key_mask: Tensor | None, order: Tensor | None) -> None:
+        """Take the tokens of a pass in an order, in which `append` also returns the cached ones.
+
+        A window then is one of real tokens. Elsewhere than on a CPU, `key_mask` is not compared
+        with that of earlier passes, by which cached tokens were chosen.
+
+        Args:
+            key_mask: [b|1 n], True at real tokens, cached ones included; None for no padding.
+            order: [b|1 n], of these columns, as in `Unpadding`; None where they remain as they are.
+        """
+        if self.window is not None:
+            check_same_padding(key_mask, self.key_mask, self.length)
+            self.key_mask = key_mask
+        self.order = order
 
     def append(self, **new: Tensor) -> dict[str, Tensor]:
         """Add new tokens; return the cached ones followed by the new ones."""
+        start, cached = self.length, self.tokens
         self.length += next(iter(new.values())).shape[-2]
-        cached = self.tokens
+        if self.order is not None and self.window is None:
+            cached = {
+                name: gather_order(x, self.order[:, :start], -2) for name, x in cached.items()
+            }
         joined = {
             name: torch.cat([cached[name], part], dim=-2) if name in cached else part
             for name, part in new.items()
         }
-        self.tokens = {name: self._latest(part) for name, part in joined.items()}
+        self.kept = self._find_kept(next(iter(joined.values())).shape[-2])
+        self.tokens = {name: self.select_kept(part) for name, part in joined.items()}
         return joined
+
+    def _find_kept(self, count: int) -> Tensor | None:
+        """Find which of the last `count` tokens in the order are kept, and how they follow.
+
+        Without a window these are all, in the order of their columns. In a window they are the last
+        real ones, with padding before them where they are too few.
+        """
+        if self.order is None:
+            return None
+        if self.window is None:
+            return self.order.argsort(dim=1)
+        assert self.key_mask is not None
+        real = gather_order(self.key_mask, self.order, 1)[:, self.order.shape[1] - count :]
+        last = real.to(torch.uint8).argsort(dim=1, stable=True)
+        return last[:, max(count - self.window, 0) :]
 
     @property
     def batch(self) -> int | None:
         return len(next(iter(self.tokens.values()))) if self.tokens else None
 
-    def _latest(self, part: Tensor) -> Tensor:
+    def select_kept(self, part: Tensor) -> Tensor:
+        """Return what the cache keeps of a feature of the tokens that `append` returned."""
+        if self.kept is not None:
+            return gather_order(part, self.kept, -2)
         if self.window is None or part.shape[-2] <= self.window:
             return part
         # A copy: a slice would hold on to all of a long prompt.
@@ -66,6 +112,8 @@ class TokenCache(Cache):
     def reorder(self, index: Tensor) -> None:
         check_rows(index, self.batch)
         self.tokens = {name: part.index_select(0, index) for name, part in self.tokens.items()}
+        if self.key_mask is not None and len(self.key_mask) > 1:
+            self.key_mask = self.key_mask.index_select(0, index)
 
 
 class StateCache(Cache):
@@ -142,6 +190,30 @@ def check_cache(cache: Any, attention: object, batch: int) -> None:
             f"the cache holds {cache.batch} sequences, got {batch}. Call new_cache() for a new "
             "batch, or cache.reorder(index) to choose rows."
         )
+
+
+def check_same_padding(key_mask: Tensor | None, cached: Tensor | None, length: int) -> None:
+    """Refuse a key_mask that differs from an earlier one at cached columns.
+
+    The values are compared on a CPU alone: elsewhere they would have to be waited for.
+    """
+    if not all(
+        is_readable(x) and x.device.type == "cpu" for x in (key_mask, cached) if x is not None
+    ):
+        return
+    ours, theirs = (fill_key_mask(part, length) for part in (key_mask, cached))
+    if (ours != theirs).any():
+        raise UserError(
+            f"the mask's key_mask must be that of the earlier calls at the {length} cached tokens, "
+            "by which the cache chose those of its window. Call new_cache() to hide others."
+        )
+
+
+def fill_key_mask(key_mask: Tensor | None, length: int) -> Tensor:
+    """Return a key_mask over `length` columns, with real tokens where it says nothing."""
+    if key_mask is None:
+        return torch.ones(1, length, dtype=torch.bool)
+    return pad(key_mask[:, :length], (0, max(length - key_mask.shape[1], 0)), value=True)
 
 
 def check_rows(index: Tensor, batch: int | None) -> None:

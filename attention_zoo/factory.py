@@ -6,10 +6,10 @@ from numbers import Integral, Real
 from types import NoneType, UnionType
 from typing import Any, Union, get_args, get_origin
 
-from attention_zoo.attention.base import Attention, check_acts_inside
+from attention_zoo.attention.base import Attention
 from attention_zoo.errors import UserError, short_repr
 from attention_zoo.position.base import PositionalEncoding
-from attention_zoo.zoo import ATTENTION, POSITION, Role
+from attention_zoo.zoo import ATTENTION, POSITION, Role, check_acts_inside
 
 # What stands for a declared type, and its name in a refusal.
 OPTION_TYPES: dict[type, tuple[type, str]] = {

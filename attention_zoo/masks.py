@@ -46,7 +46,10 @@ class Mask:
     Args:
         causal: a query sees no key after its own column.
         window: a query sees W keys, itself included. Causal: the W - 1 keys before it and itself;
-            otherwise W // 2 keys before it and (W - 1) // 2 after it.
+            otherwise W // 2 keys before it and (W - 1) // 2 after it. Attention counts real keys
+            only, wherever padding stands, and a query at padding then sees nothing. On a CPU rows
+            without padding between real tokens cost nothing more; elsewhere, where the values would
+            have to be waited for, every row with a key_mask is put in order.
         key_mask: [b k] bool, True at real keys, False at padding.
         segment_ids: [b k] number of the packed sequence of each key; attention stays within one.
             Each sequence is contiguous.
@@ -128,7 +131,8 @@ class Mask:
     def predicates(self, batch: int, rows: Columns, columns: Columns) -> Iterator[Predicate]:
         """Yield the predicate of each field that can hide a key from a query.
 
-        The rows are the columns of the queries among the keys: query i of q has k - q + i.
+        A window counts columns: attention has put padding out of the way before. The rows are the
+        columns of the queries among the keys: query i of q has k - q + i.
         """
         if self.causal and columns.stop - 1 > rows.start:
             yield lambda b, i, j: j <= i
@@ -340,6 +344,17 @@ def gather_broadcast(x: Tensor, index: Tensor, dim: int) -> Tensor:
     x_sizes, index_sizes = sizes.copy(), sizes.copy()
     x_sizes[dim], index_sizes[dim] = x.shape[dim], index.shape[dim]
     return x.expand(x_sizes).gather(dim, index.expand(index_sizes))
+
+
+def gather_order(x: Tensor, order: Tensor, dim: int) -> Tensor:
+    """Gather x [b|1 … n …] along a dimension by an order of its columns [b|1 m].
+
+    >>> gather_order(torch.tensor([[[5, 6, 7]]]), torch.tensor([[2, 0]]), -1)
+    tensor([[[7, 5]]])
+    """
+    shape = [1] * x.ndim
+    shape[0], shape[dim] = order.shape
+    return gather_broadcast(x, order.view(shape), dim)
 
 
 def gather_columns(x: Tensor, columns: Tensor) -> Tensor:

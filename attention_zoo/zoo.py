@@ -96,8 +96,6 @@ class AttentionCard(Card):
             `nonnegative` or `signed`.
         chooses: what it selects by comparing scores, if it does; no gradient passes a selection.
         cost: how the time of training grows with t tokens.
-        counts_padding: whether padding between real tokens takes places in its pattern, as it does
-            in a mask's window. Otherwise a padded row gives what its real tokens give alone.
     """
 
     roles: tuple[Role, ...]
@@ -107,7 +105,6 @@ class AttentionCard(Card):
     weights: Weights = "distribution"
     chooses: str = ""
     cost: Cost = "t²"
-    counts_padding: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -243,6 +240,16 @@ def check_pair(attention: AttentionCard, role: Role, position: PositionCard | No
         raise Unsupported(
             f"{attention.name} cannot take position={position.name}, which acts on "
             f"{' and on '.join(missing)}. Positions it can take: {', '.join(candidates)}."
+        )
+
+
+def check_acts_inside(position: PositionCard) -> None:
+    """Refuse an encoding that acts before a model's layers: on attention alone it has no effect."""
+    before = tuple(site for site in position.acts if site in BEFORE_ATTENTION)
+    if before:
+        raise Unsupported(
+            f"{position.name} acts on {join_names(before)}, before a model's layers; attention "
+            "alone takes an encoding that acts inside it only."
         )
 
 

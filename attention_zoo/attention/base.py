@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn.functional import pad
 
 from attention_zoo.attention.sharing import SharedKV, cannot_share, check_shared
+from attention_zoo.attention.unpadding import find_unpadding
 from attention_zoo.backends.reference import repeat_heads
 from attention_zoo.caches import Cache, check_cache
 from attention_zoo.errors import Unsupported, UserError, check_not_negative, check_positive
@@ -22,14 +23,7 @@ from attention_zoo.tensor_checks import (
     check_positions,
     describe,
 )
-from attention_zoo.zoo import (
-    BEFORE_ATTENTION,
-    AttentionCard,
-    PositionCard,
-    Role,
-    check_pair,
-    join_names,
-)
+from attention_zoo.zoo import AttentionCard, Role, check_acts_inside, check_pair, join_names
 
 
 class Attention(nn.Module):
@@ -59,6 +53,9 @@ class Attention(nn.Module):
     no_decay: ClassVar[tuple[str, ...]] = ()
     # Whether it reads keys and values that another layer projects, see `read_kv_of`.
     reads_kv: bool = False
+    # Whether its pattern counts columns: it gets rows without padding between real tokens, and a
+    # query at padding sees nothing. So it is, for every mechanism, in a window.
+    counts_columns: ClassVar[bool] = False
     # The mechanism's own window, in keys; it narrows every mask.
     window: int | None = None
     # The longest sequence that it can take, if it has a limit.
@@ -196,8 +193,8 @@ class Attention(nn.Module):
             x: [b q d], source of the queries; also of keys and values, if there is no context.
             context: [b k d], source of keys and values in cross-attention. With a cache, it is
                 read the first time only.
-            mask: which keys a query may attend to, over all keys, cached ones included. The role
-                `causal` adds its own part.
+            mask: which keys a query may attend to, over all keys, cached ones included, at which
+                padding stays as it was. The role `causal` adds its own part.
             positions: [b|1 q] positions of the queries; default: they continue those of the cache.
             cache: from `new_cache`; holds the tokens before x, and takes x in.
             shared: where keys and values are left for other layers, or, by an attention that reads
@@ -220,11 +217,13 @@ class Attention(nn.Module):
                 shared.length = 0
                 forward = partial(forward, shared=shared)
             return self.apply_to_hidden_token(forward, x, context)[: len(x), : x.shape[1]]
+        rows = find_unpadding(self, mask, cache, shared)
+        inputs = rows.arrange(x), context, rows.arrange_mask(), rows.arrange(positions), cache
         if shared is None:
-            attended = self.attend_tokens(x, context, mask, positions, cache)
+            attended = self.attend_tokens(*inputs)
         else:
-            attended = self.attend_shared(x, context, mask, positions, cache, shared)
-        return self.project_output(attended, x)
+            attended = self.attend_shared(*inputs, shared)
+        return self.project_output(rows.restore_queries(attended), x)
 
     def attend_tokens(
         self, x: Tensor, context: Tensor | None, mask: Mask, positions: Tensor, cache: Cache | None
@@ -279,9 +278,14 @@ class Attention(nn.Module):
                 attention_map = partial(attention_map, shared=shared)
             weights = self.apply_to_hidden_token(attention_map, x, context)
             return weights[: len(x), :, : x.shape[1], : source.shape[1]]
+        rows = find_unpadding(self, mask, shared=shared)
+        x, mask, positions = rows.arrange(x), rows.arrange_mask(), rows.arrange(positions)
         if self.reads_kv:
-            return self.compute_shared_map(x, mask, positions, shared)
-        return self.compute_map(x, source, mask, positions)
+            weights = self.compute_shared_map(x, mask, positions, shared)
+        else:
+            source = x if context is None else context
+            weights = self.compute_map(x, source, mask, positions)
+        return rows.restore_queries(weights, 3)
 
     def values(
         self,
@@ -303,7 +307,11 @@ class Attention(nn.Module):
         if is_empty(x, context):
             values = self.apply_to_hidden_token(self.values, x, context)
             return values[: len(x), :, : source.shape[1]]
-        return self.compute_values(source, mask, positions)
+        rows = find_unpadding(self, mask)
+        values = self.compute_values(
+            rows.arrange(source), rows.arrange_mask(), rows.arrange(positions)
+        )
+        return rows.restore(values, 2)
 
     def apply_to_hidden_token(
         self, method: Callable[..., Tensor], x: Tensor, context: Tensor | None
@@ -344,8 +352,8 @@ class Attention(nn.Module):
     def is_visible(self, query: int, key: int, length: int) -> bool:
         """Return whether the mechanism's own pattern lets a query see a key.
 
-        Indices count from the first real token of a sequence, whose last one has length - 1. So
-        neither padding at an end nor other sequences in the row change a pattern.
+        Indices count the real tokens of a sequence, from 0 to length - 1. So neither padding nor
+        other sequences in the row change a pattern.
         """
         return True
 
@@ -457,16 +465,6 @@ class Attention(nn.Module):
     def project_output(self, attended: Tensor, x: Tensor) -> Tensor:
         """Project weighted sums of values [b h q c], of queries from x, to outputs [b q d]."""
         return self.output(rearrange(attended, "b h q c -> b q (h c)"))
-
-
-def check_acts_inside(position: PositionCard) -> None:
-    """Refuse an encoding that acts before a model's layers: on attention alone it has no effect."""
-    before = tuple(site for site in position.acts if site in BEFORE_ATTENTION)
-    if before:
-        raise Unsupported(
-            f"{position.name} acts on {join_names(before)}, before a model's layers; attention "
-            "alone takes an encoding that acts inside it only."
-        )
 
 
 def is_empty(x: Tensor, context: Tensor | None) -> bool:

@@ -4,6 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from torch import Tensor
+
 from attention_zoo.attention.qkv import QKV
 from attention_zoo.errors import Unsupported, UserError
 from attention_zoo.tensor_checks import describe
@@ -20,10 +22,12 @@ class SharedKV:
         length: number of tokens before the pass, which a cache holds.
         qkv: what the attention projected, with the cached tokens; None before its turn. The
             queries are its own.
+        order: of the columns of qkv, see `Unpadding`.
     """
 
     length: int = 0
     qkv: QKV | None = None
+    order: Tensor | None = None
 
 
 def cannot_share(name: str) -> Unsupported:

@@ -13,18 +13,23 @@ def visible(attention: Attention, mask: Mask, batch: int, queries: int, keys: in
     """[b q k] bool: the mask, with what the role and the entry's own pattern add to it."""
     causal = mask.causal or attention.role == "causal"
     windows = [window for window in (mask.window, attention.window) if window is not None]
+    counts = attention.role != "cross" and (attention.counts_columns or windows)
     result = torch.zeros(batch, queries, keys, dtype=torch.bool)
     for b, query in product(range(batch), range(queries)):
         place = keys - queries + query
         own = sequence(mask, b, query, place, keys)
-        for key in own:
+        if counts and place not in own:
+            continue  # Padding, which has no number among the real tokens.
+        for j, key in enumerate(own):
             sees = not (causal and key > place)
-            sees &= bool(attention.is_visible(place - own[0], key - own[0], own[-1] - own[0] + 1))
-            for window in windows:
-                if causal:
-                    sees &= place - window < key <= place
-                else:
-                    sees &= place - window // 2 <= key <= place + (window - 1) // 2
+            if counts:
+                i = own.index(place)
+                sees &= bool(attention.is_visible(i, j, len(own)))
+                for window in windows:
+                    if causal:
+                        sees &= i - window < j <= i
+                    else:
+                        sees &= i - window // 2 <= j <= i + (window - 1) // 2
             result[b, query, key] = sees
     return result
 

@@ -122,4 +122,4 @@ def windowed_cache_too_short(patch: pytest.MonkeyPatch) -> None:
 
 @caught_by(test_caches.test_the_cache_is_as_large_as_its_attention_says, plain("sliding_window"))
 def windowed_cache_keeps_everything(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(TokenCache, "_latest", lambda _, part: part)
+    patch.setattr(TokenCache, "select_kept", lambda _, part: part)

@@ -23,6 +23,10 @@ class QueryCache(TokenCache):
         super().__init__(window)
         self.queries = TokenCache(window=count)
 
+    def arrange(self, key_mask: Tensor | None, order: Tensor | None) -> None:
+        super().arrange(key_mask, order)
+        self.queries.arrange(key_mask, order)
+
     def reorder(self, index: Tensor) -> None:
         super().reorder(index)
         self.queries.reorder(index)
@@ -30,7 +34,6 @@ class QueryCache(TokenCache):
 
 @register_softmax(
     name="multi_token",
-    counts_padding=True,
     paper="Golovneva et al. 2025, arXiv 2504.00927, §3.1 and §3.2",
     equation="W softmax(mask(θ * mask₀(QKᵀ/√c))) V, W mixes heads",
     reference="closed form",
@@ -58,6 +61,8 @@ class MultiTokenAttention(ExplicitScoresAttention):
         key_kernel: K, in keys.
         head_kernel: heads in a group.
     """
+
+    counts_columns = True
 
     def __init__(
         self, *, query_kernel: int = 6, key_kernel: int = 11, head_kernel: int = 2, **options: Any

@@ -44,8 +44,7 @@ class SelectiveAttention(ExplicitScoresAttention):
         visible = Visibility.of_last(mask, x.shape[1], keys, length)
         weights, masking = self.weights_and_masking(qkv, visible)
         if cache is not None:
-            cached = cache.tokens["keys"].shape[2]
-            cache.tokens["masking"] = masking[:, -1, keys - cached :, None]
+            cache.tokens["masking"] = cache.select_kept(masking[:, -1, :, None])
         return self.drop_weights(weights) @ repeat_heads(qkv.v, self.heads)
 
     def weights(self, qkv: QKV, visible: Visibility) -> Tensor:

@@ -20,7 +20,6 @@ from attention_zoo.masks import Mask, Visibility, gather_columns
 
 @register_softmax(
     name="big_bird",
-    counts_padding=True,
     paper="Zaheer et al. 2020, arXiv 2007.14062, §2 (BigBird-ITC)",
     equation="softmax(QKᵀ/√c) V over neighbouring, global and random blocks of keys",
     reference="transformers BigBirdBlockSparseAttention",

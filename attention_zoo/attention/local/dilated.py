@@ -14,7 +14,6 @@ from attention_zoo.masks import Mask, Visibility, window_span
 
 @register_softmax(
     name="dilated",
-    counts_padding=True,
     paper="Beltagy et al. 2020, arXiv 2004.05150, §3.1",
     equation="softmax(QKᵀ/√c) V over W keys that are r apart, the query's own among them",
     reference="closed form",

@@ -23,7 +23,6 @@ from attention_zoo.masks import Mask, Visibility, gather_columns, window_span
 
 @register_softmax(
     name="longformer",
-    counts_padding=True,
     paper="Beltagy et al. 2020, arXiv 2004.05150, §3.1",
     equation="softmax(Q_s K_sᵀ/√c) V_s over a window and the global tokens; of these, softmax(Q_g "
     "K_gᵀ/√c) V_g over everything",

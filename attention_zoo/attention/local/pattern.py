@@ -28,6 +28,8 @@ class PatternAttention(SoftmaxAttention):
     FlexAttention's mask functions are of the same kind.
     """
 
+    counts_columns = True
+
     def is_visible(self, query: Any, key: Any, length: Any) -> Any:
         """Return a bool for integers, and a tensor of bools for tensors of integers."""
         raise NotImplementedError

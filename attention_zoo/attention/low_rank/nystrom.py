@@ -21,7 +21,6 @@ ITERATIONS = 6  # of the inverse, as in the paper
 
 @ATTENTION.register(
     name="nystrom",
-    counts_padding=True,
     paper="Xiong et al. 2021, arXiv 2102.03902",
     equation="softmax(Q K̃ᵀ/√c) softmax(Q̃ K̃ᵀ/√c)⁺ softmax(Q̃ Kᵀ/√c) V + DConv(V), "
     "Q̃ and K̃ means of tokens",
@@ -52,6 +51,7 @@ class NystromAttention(Attention):
         convolution: width of the convolution's kernel, in tokens; odd.
     """
 
+    counts_columns = True
     decided_options = ("kv_heads",)
 
     def __init__(self, *, landmarks: int = 64, convolution: int = 33, **options: Any) -> None:
