@@ -20,16 +20,16 @@ def visible(attention: Attention, mask: Mask, batch: int, queries: int, keys: in
         own = sequence(mask, b, query, place, keys)
         if counts and place not in own:
             continue  # Padding, which has no number among the real tokens.
-        for j, key in enumerate(own):
+        for number, key in enumerate(own):
+            # A window and a pattern count real tokens; a mask by itself counts columns.
+            i, j = (own.index(place), number) if counts else (place, key)
             sees = not (causal and key > place)
-            if counts:
-                i = own.index(place)
-                sees &= bool(attention.is_visible(i, j, len(own)))
-                for window in windows:
-                    if causal:
-                        sees &= i - window < j <= i
-                    else:
-                        sees &= i - window // 2 <= j <= i + (window - 1) // 2
+            sees &= bool(attention.is_visible(i, j, len(own)))
+            for window in windows:
+                if causal:
+                    sees &= i - window < j <= i
+                else:
+                    sees &= i - window // 2 <= j <= i + (window - 1) // 2
             result[b, query, key] = sees
     return result
 

@@ -7,6 +7,7 @@ import torch
 import torch._dynamo
 from torch import Tensor
 
+from attention_zoo import caches
 from attention_zoo.attention import base
 from attention_zoo.attention.kernel import base as kernel
 from attention_zoo.caches import StateCache, TokenCache
@@ -14,6 +15,7 @@ from attention_zoo.models import language_model
 from tests.conformance import (
     test_caches,
     test_models,
+    test_padding,
 )
 from tests.faults.planting import caught_by, plain
 
@@ -118,6 +120,21 @@ def windowed_cache_too_short(patch: pytest.MonkeyPatch) -> None:
         return result
 
     patch.setattr(TokenCache, "append", short)
+
+
+@caught_by(test_padding.test_a_state_leaves_padding_out, plain("sliding_window"), [9, 1, 1, 12])
+@caught_by(
+    test_padding.test_a_windowed_cache_leaves_padding_out, plain("multi_head"), [9, 1, 1, 12]
+)
+def windowed_cache_keeps_padding(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(TokenCache, "_find_kept", lambda *_: None)
+
+
+@caught_by(
+    test_padding.test_a_whole_cache_leaves_padding_out_of_a_window, plain("multi_head"), [4, 19]
+)
+def cached_tokens_in_the_order_of_the_first_pass(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(caches, "gather_order", lambda x, *_: x)
 
 
 @caught_by(test_caches.test_the_cache_is_as_large_as_its_attention_says, plain("sliding_window"))

@@ -7,7 +7,7 @@ import pytest
 from torch import Tensor
 
 from attention_zoo import masks
-from attention_zoo.attention import softmax
+from attention_zoo.attention import softmax, unpadding
 from attention_zoo.attention.base import Attention
 from attention_zoo.attention.kernel import base as kernel
 from attention_zoo.backends import flex, reference
@@ -121,6 +121,30 @@ def window_with_its_sides_exchanged(patch: pytest.MonkeyPatch) -> None:
 @caught_by(test_models.test_seq2seq_ignores_padding_and_the_future, "multi_head", "none")
 def padding_ignored(patch: pytest.MonkeyPatch) -> None:
     render_mask_as(patch, lambda mask: replace(mask, key_mask=None))
+
+
+@caught_by(
+    test_padding.test_a_padded_row_is_that_of_its_real_tokens,
+    plain("strided_sparse"),
+    "alternating",
+    23,
+)
+@caught_by(
+    test_padding.test_padding_takes_no_place_in_a_window, plain("multi_head"), "everywhere", 23
+)
+@caught_by(
+    test_padding.test_padding_takes_no_place_in_the_window_of_a_mask,
+    plain("multi_head", "global"),
+    "everywhere",
+    23,
+)
+@caught_by(
+    test_padding.test_the_map_of_a_padded_row_is_that_of_its_real_tokens,
+    plain("nystrom", "global"),
+    "alternating",
+)
+def padding_in_the_way(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(unpadding, "find_order", lambda *_, **__: None)
 
 
 @caught_by(test_padding.test_content_of_padding_is_irrelevant, plain("linear"), "interior", 7)

@@ -11,7 +11,8 @@ from attention_zoo.masks import Mask
 from tests.conformance.definition import key_mask, packed, visible
 
 CPU = torch.device("cpu")
-NO_ROLE = SimpleNamespace(role="global", window=None, is_visible=lambda *_: True)
+# Of an attention that adds nothing, and puts no padding out of the way.
+NO_ROLE = SimpleNamespace(role="cross", window=None, is_visible=lambda *_: True)
 
 
 @pytest.mark.parametrize("window", [None, 1, 2, 5, 20])

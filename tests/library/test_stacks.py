@@ -110,18 +110,22 @@ def test_equal_inputs_and_weights_make_an_own_layer() -> None:
     assert_same(shared(tokens), own(tokens))
 
 
+@pytest.mark.parametrize("padding", [[0, 1, 2], [0, 3, 7, 9]], ids=str)
 @every_mechanism
-def test_chunks_are_one_pass(name: str, options: dict[str, Any]) -> None:
+def test_chunks_are_one_pass(name: str, options: dict[str, Any], padding: list[int]) -> None:
     model = language_model(factory(name, **options), [None, 0, None, 2, 0], encoding(name))
     tokens = torch.randint(11, (2, 12))
     key_mask = torch.ones(2, 12, dtype=torch.bool)
-    key_mask[1, :3] = False
+    key_mask[1, padding] = False
     cache = model.new_cache()
     parts = []
     for chunk in tokens.split([4, 1, 1, 6], dim=1):
         stop = cache.length + chunk.shape[1]
         parts.append(model(chunk, key_mask=key_mask[:, :stop], cache=cache))
-    assert_same(torch.cat(parts, dim=1), model(tokens, key_mask=key_mask))
+    whole = model(tokens, key_mask=key_mask)
+    assert_same(torch.cat(parts, dim=1), whole)
+    real = key_mask[1]
+    assert_same(whole[1:, real], model(tokens[1:, real]))
 
 
 @pytest.mark.parametrize("name", [*ATTENTION])

@@ -147,9 +147,10 @@ def test_the_convolution_stays_in_its_head_and_off_padding() -> None:
     for head in range(HEADS):
         left, middle, right = attention.convolution.weight[head, 0, :, 0].tolist()
         expected = torch.zeros(6, 6)
-        for i in range(6):
-            for j, weight in ((i - 1, left), (i, middle), (i + 1, right)):
-                if 0 <= j < 6 and real[0, j]:
+        # Padding is no neighbour of a real token, and has none.
+        for before, i, after in ((None, 0, 1), (0, 1, 3), (1, 3, 4), (3, 4, 5), (4, 5, None)):
+            for j, weight in ((before, left), (i, middle), (after, right)):
+                if j is not None:
                     expected[i, j] = weight
         assert_same(added[head], expected)
 
