@@ -51,7 +51,7 @@ def run_complex(attention: Attention, x: Tensor) -> Tensor:
                     vectors.append(torch.cat([turned, vector[2 * pairs :].to(turned.dtype)]))
                 b, c = vectors
                 size = softplus(attention.step.weight[h] @ token + attention.step_bias[h])
-                rate = -softplus(attention.rate.weight[h] @ token).clamp(min=1e-4)
+                rate = -softplus(attention.decay.weight[h] @ token).clamp(min=1e-4)
                 share = torch.sigmoid(attention.share.weight[h] @ token)
                 angle = math.pi * torch.tanh(attention.angle.weight @ token)
                 angle = torch.cat([angle, torch.zeros(8 - 2 * pairs)])
@@ -173,8 +173,8 @@ def test_the_state_turns_a_value_round() -> None:
         attention.angle.weight[:, 0] = 50.0  # θ = π where the first channel is 1, else 0
         attention.step.weight.zero_()
         attention.step_bias.fill_(math.log(math.e - 1))  # Δ = 1
-        attention.rate.weight.zero_()
-        attention.rate.weight[:, 1] = -50.0  # hardly any decay
+        attention.decay.weight.zero_()
+        attention.decay.weight[:, 1] = -50.0  # hardly any decay
         for part in ("query", "key"):
             getattr(attention, f"{part}_norm").weight.zero_()
             getattr(attention, f"{part}_bias").zero_()[..., :2] = 1.0

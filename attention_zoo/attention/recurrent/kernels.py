@@ -9,9 +9,9 @@
 
 They compute in float32 at most. They cannot serve packed rows: a segment starts with a decay of −∞,
 which is lost in the differences of sums that they take. `chunk_delta_rule` is not used, as it
-refuses float32. No kernel fits the other entries: rwkv7 reads its state before it decays; linear
-rotates queries and keys in the numerator only; comba erases before the state decays; path, mesa and log_linear have more than one
-recurrence.
+refuses float32. No kernel fits the other entries: rwkv7 reads its state before it decays, and comba
+erases before; linear rotates queries and keys in the numerator only; path, mesa and log_linear have
+more than one recurrence.
 """
 
 import importlib

@@ -74,7 +74,7 @@ class TrapezoidalStateSpaceAttention(StateSpaceDualAttention):
             )
         del self.convolution, self.rate, self.scale
         bias = self.query.bias is not None
-        self.rate = nn.Linear(self.dim, self.heads, bias=bias)
+        self.decay = nn.Linear(self.dim, self.heads, bias=bias)
         self.share = nn.Linear(self.dim, self.heads, bias=bias)
         self.angle = nn.Linear(self.dim, self.num_pairs, bias=bias)
         self.query_norm, self.key_norm = (RMSNorm(self.head_dim, epsilon=1e-5) for _ in range(2))
@@ -97,7 +97,7 @@ class TrapezoidalStateSpaceAttention(StateSpaceDualAttention):
         q, k = (rotate_pairs(part, angles) for part in (q, k))
         share = self.split_heads(self.share(x)).sigmoid()
         rates = torch.cat([share * sizes, (1.0 - share) * sizes], dim=-1)
-        decay = -softplus(self.split_heads(self.rate(x))).clamp(min=MIN_RATE) * sizes
+        decay = -softplus(self.split_heads(self.decay(x))).clamp(min=MIN_RATE) * sizes
         return Steps(q, k, self.split_heads(self.value(x)), decay=decay, rate=rates)
 
     def project_groups(self, layer: nn.Linear, norm: nn.Module, x: Tensor) -> Tensor:
@@ -167,7 +167,7 @@ class TrapezoidalStateSpaceAttention(StateSpaceDualAttention):
         steps = naive.linear_heads(self.step, x, self.heads)
         sizes = softplus(steps + self.step_bias[:, None, None])
         share = torch.sigmoid(naive.linear_heads(self.share, x, self.heads))
-        rates = softplus(naive.linear_heads(self.rate, x, self.heads)).clamp(min=1e-4)
+        rates = softplus(naive.linear_heads(self.decay, x, self.heads)).clamp(min=1e-4)
         angles = math.pi * torch.tanh(naive.linear(self.angle, x))[:, None] * sizes
         transitions = torch.exp(-rates * sizes)[..., None] * naive_rotations(angles, b.shape[-1])
         additions = outer(b, v)
