@@ -37,6 +37,7 @@ SMALL = {
     "top_k": 5,
     "original_length": 6,
     "clip": 3,
+    "mini_batch_size": 4,
     "max_position": 3,
     "grid_height": 2,
     "grid_width": 3,
