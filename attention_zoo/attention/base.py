@@ -9,9 +9,12 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
+from attention_zoo.attention.inputs import is_empty
+from attention_zoo.attention.inputs import resolve_positions as resolve_positions
+from attention_zoo.attention.projections import FirstValues, convolves_tokens, start_pass
 from attention_zoo.attention.sharing import SharedKV, cannot_share, check_shared
 from attention_zoo.backends.reference import repeat_heads
-from attention_zoo.caches import Cache, check_cache
+from attention_zoo.caches import Cache, ConvolutionCache, check_cache
 from attention_zoo.errors import Unsupported, UserError, check_not_negative, check_positive
 from attention_zoo.masks import Mask
 from attention_zoo.position.base import PositionalEncoding
@@ -19,7 +22,6 @@ from attention_zoo.tensor_checks import (
     check_device,
     check_features,
     check_matches_weights,
-    check_positions,
     describe,
 )
 from attention_zoo.zoo import (
@@ -57,6 +59,11 @@ class Attention(nn.Module):
     decided_options: ClassVar[tuple[str, ...]] = ()
     # Names of own parameters that are gains or biases, whatever their shape: without weight decay.
     no_decay: ClassVar[tuple[str, ...]] = ()
+    # The linear maps that project each token by itself to queries, keys and values: those that a
+    # model's options may extend, see `projections`.
+    token_projections: ClassVar[tuple[str, ...]] = ("query", "key", "value")
+    # Whether it convolves what these project itself.
+    convolves_qkv: ClassVar[bool] = False
     # Whether it reads keys and values that another layer projects, see `read_kv_of`.
     reads_kv: bool = False
     # The mechanism's own window, in keys; it narrows every mask.
@@ -189,6 +196,7 @@ class Attention(nn.Module):
         positions: Tensor | None = None,
         cache: Cache | None = None,
         shared: SharedKV | None = None,
+        first_values: FirstValues | None = None,
     ) -> Tensor:
         """Attend.
 
@@ -202,6 +210,8 @@ class Attention(nn.Module):
             cache: from `new_cache`; holds the tokens before x, and takes x in.
             shared: where keys and values are left for other layers, or, by an attention that reads
                 those of another one, are found; one for each pass. The latter has no cache.
+            first_values: where the first layer leaves its values, and later ones that mix them into
+                theirs find them; one for each pass.
 
         Returns:
             [b q d]; zeros, before the output projection, for a query that may attend to nothing.
@@ -215,15 +225,15 @@ class Attention(nn.Module):
         mask = self.effective_mask(mask, x, context, past)
         positions = resolve_positions(x, positions, None if self.role == "cross" else past)
         if is_empty(x, context):
-            forward: Callable[..., Tensor] = self.forward
             if shared is not None:
                 shared.length = 0
-                forward = partial(forward, shared=shared)
+            forward = partial(self.forward, shared=shared, first_values=first_values)
             return self.apply_to_hidden_token(forward, x, context)[: len(x), : x.shape[1]]
-        if shared is None:
-            attended = self.attend_tokens(x, context, mask, positions, cache)
-        else:
-            attended = self.attend_shared(x, context, mask, positions, cache, shared)
+        with start_pass(self, mask, cache, first_values) as cache:
+            if shared is None:
+                attended = self.attend_tokens(x, context, mask, positions, cache)
+            else:
+                attended = self.attend_shared(x, context, mask, positions, cache, shared)
         return self.project_output(attended, x)
 
     def attend_tokens(
@@ -263,6 +273,7 @@ class Attention(nn.Module):
         mask: Mask = Mask(),
         positions: Tensor | None = None,
         shared: SharedKV | None = None,
+        first_values: FirstValues | None = None,
     ) -> Tensor:
         """Return the weights [b h q k] that `forward` gives, or implies, to the values.
 
@@ -274,14 +285,13 @@ class Attention(nn.Module):
         positions = resolve_positions(x, positions)
         source = x if context is None else context
         if is_empty(x, context):
-            attention_map: Callable[..., Tensor] = self.attention_map
-            if shared is not None:
-                attention_map = partial(attention_map, shared=shared)
+            attention_map = partial(self.attention_map, shared=shared, first_values=first_values)
             weights = self.apply_to_hidden_token(attention_map, x, context)
             return weights[: len(x), :, : x.shape[1], : source.shape[1]]
-        if self.reads_kv:
-            return self.compute_shared_map(x, mask, positions, shared)
-        return self.compute_map(x, source, mask, positions)
+        with start_pass(self, mask, first_values=first_values):
+            if self.reads_kv:
+                return self.compute_shared_map(x, mask, positions, shared)
+            return self.compute_map(x, source, mask, positions)
 
     def values(
         self,
@@ -290,6 +300,7 @@ class Attention(nn.Module):
         *,
         mask: Mask = Mask(),
         positions: Tensor | None = None,
+        first_values: FirstValues | None = None,
     ) -> Tensor:
         """Return the values [b h k c] that the weights of `attention_map` apply to."""
         if self.reads_kv:
@@ -301,9 +312,11 @@ class Attention(nn.Module):
         positions = resolve_positions(x, positions)
         source = x if context is None else context
         if is_empty(x, context):
-            values = self.apply_to_hidden_token(self.values, x, context)
+            of_token = partial(self.values, first_values=first_values)
+            values = self.apply_to_hidden_token(of_token, x, context)
             return values[: len(x), :, : source.shape[1]]
-        return self.compute_values(source, mask, positions)
+        with start_pass(self, mask, first_values=first_values):
+            return self.compute_values(source, mask, positions)
 
     def apply_to_hidden_token(
         self, method: Callable[..., Tensor], x: Tensor, context: Tensor | None
@@ -386,6 +399,8 @@ class Attention(nn.Module):
                 "global attention sees the future: it cannot be decoded with a cache."
             )
         cache = self.create_cache()
+        if convolves_tokens(self):
+            cache = ConvolutionCache(None if self.reads_kv else cache)
         cache.owner = id(self)
         return cache
 
@@ -467,23 +482,6 @@ def check_acts_inside(position: PositionCard) -> None:
             f"{position.name} acts on {join_names(before)}, before a model's layers; attention "
             "alone takes an encoding that acts inside it only."
         )
-
-
-def is_empty(x: Tensor, context: Tensor | None) -> bool:
-    """Return whether there is no sequence, no query or no key."""
-    return not x.numel() or (context is not None and not context.numel())
-
-
-def resolve_positions(
-    x: Tensor, positions: Tensor | None = None, cache: Cache | SharedKV | None = None
-) -> Tensor:
-    """Return the positions [b|1 q] of x: the given ones, or those after the cached tokens."""
-    if positions is not None:
-        if not torch.compiler.is_compiling():
-            check_positions(positions, x)
-        return positions
-    start = 0 if cache is None else cache.length
-    return torch.arange(start, start + x.shape[1], device=x.device)[None, :]
 
 
 def take_auxiliary_loss(model: nn.Module) -> Tensor | None:

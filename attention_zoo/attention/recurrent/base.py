@@ -107,7 +107,7 @@ class RecurrentAttention(Attention):
         return StateCache()
 
     def decode_state(self, tokens: int) -> int:
-        convolutions = [part for part in self.modules() if isinstance(part, ShortConvolution)]
+        convolutions = [part for part in self.children() if isinstance(part, ShortConvolution)]
         return self.state_size(tokens) + sum(part.state_size for part in convolutions)
 
     def state_size(self, tokens: int) -> int:

@@ -48,6 +48,8 @@ class RGLRUAttention(RecurrentAttention):
 
     decided_options = ("backend", "heads", "head_dim")
     no_decay = ("decay",)
+    token_projections = ("value",)
+    convolves_qkv = True
 
     def __init__(
         self,
