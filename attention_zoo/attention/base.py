@@ -11,10 +11,10 @@ from torch.nn.functional import pad
 
 from attention_zoo.attention.inputs import is_empty
 from attention_zoo.attention.inputs import resolve_positions as resolve_positions
-from attention_zoo.attention.projections import FirstValues, convolves_tokens, start_pass
+from attention_zoo.attention.projections import FirstValues, extend_cache, start_pass
 from attention_zoo.attention.sharing import SharedKV, cannot_share, check_shared
 from attention_zoo.backends.reference import repeat_heads
-from attention_zoo.caches import Cache, ConvolutionCache, check_cache
+from attention_zoo.caches import Cache, check_cache
 from attention_zoo.errors import Unsupported, UserError, check_not_negative, check_positive
 from attention_zoo.masks import Mask
 from attention_zoo.position.base import PositionalEncoding
@@ -59,8 +59,8 @@ class Attention(nn.Module):
     decided_options: ClassVar[tuple[str, ...]] = ()
     # Names of own parameters that are gains or biases, whatever their shape: without weight decay.
     no_decay: ClassVar[tuple[str, ...]] = ()
-    # The linear maps that project each token by itself to queries, keys and values: those that a
-    # model's options may extend, see `projections`.
+    # The linear maps, where it has them, of each token by itself to queries, keys and values. A
+    # model's options may extend them, see `projections`.
     token_projections: ClassVar[tuple[str, ...]] = ("query", "key", "value")
     # Whether it convolves what these project itself.
     convolves_qkv: ClassVar[bool] = False
@@ -398,9 +398,7 @@ class Attention(nn.Module):
             raise Unsupported(
                 "global attention sees the future: it cannot be decoded with a cache."
             )
-        cache = self.create_cache()
-        if convolves_tokens(self):
-            cache = ConvolutionCache(None if self.reads_kv else cache)
+        cache = extend_cache(self, self.create_cache())
         cache.owner = id(self)
         return cache
 

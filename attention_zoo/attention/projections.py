@@ -138,9 +138,20 @@ def token_projections(attention: "Attention") -> list[TokenProjection]:
     return [x for x in attention.children() if isinstance(x, TokenProjection)]
 
 
-def convolves_tokens(attention: "Attention") -> bool:
-    """Return whether `convolve_qkv` was called, so that a cache keeps the states of projections."""
-    return any(x.convolution is not None for x in token_projections(attention))
+def projection_convolutions(attention: "Attention") -> list[ShortConvolution]:
+    """Return the convolutions of projections, whose states a cache keeps."""
+    found = [x.convolution for x in token_projections(attention)]
+    return [x for x in found if x is not None]
+
+
+def extend_cache(attention: "Attention", cache: Cache) -> Cache:
+    """Return the mechanism's cache, with room for the states of convolutions, if there are any.
+
+    An attention that reads the keys and values of another layer keeps those states alone.
+    """
+    if not projection_convolutions(attention):
+        return cache
+    return ConvolutionCache(None if attention.reads_kv else cache)
 
 
 def convolve_qkv(attention: "Attention", kernel_size: int) -> None:
@@ -155,12 +166,13 @@ def convolve_qkv(attention: "Attention", kernel_size: int) -> None:
             f"{name} convolves its projections itself: set its kernel_size, and leave "
             "qkv_convolution out."
         )
-    if not {*QKV_NAMES} <= {*attention.token_projections}:
+    names = linear_names(attention)
+    if not {*QKV_NAMES} <= {*names}:
         raise Unsupported(
             f"{name} does not project each token to a query, a key and a value, which "
             "qkv_convolution convolves. Choose another attention, or input_convolution."
         )
-    for projection in attention.token_projections:
+    for projection in names:
         extended = extend_projection(attention, projection)
         extended.convolution = ShortConvolution(extended.out_features, kernel_size)
 
@@ -177,23 +189,21 @@ def mix_values(attention: "Attention", source: "Attention", branch: int = 0) -> 
         Unsupported: a mechanism that does not project values of tokens, or other ones than the
             source.
     """
-    for part in (attention, source):
-        if "value" not in part.token_projections:
+    for part in (source, attention):
+        if "value" not in linear_names(part):
             raise Unsupported(
-                f"{part.card.name} does not project each token to a value, which value_residual "
-                "mixes. Choose another attention, or leave value_residual out."
+                f"{part.card.name}, in layer {part.layer}, does not project each token to a value, "
+                "which value_residual mixes. Choose another attention, or leave it out."
             )
-    for name in value_names(attention):
-        has_one = name in value_names(source)
+    for name in linear_names(attention, "value"):
         ours, theirs = (
-            part.get_submodule(name).out_features if has_one or part is attention else None
-            for part in (attention, source)
+            getattr(getattr(x, name, None), "out_features", 0) for x in (attention, source)
         )
         if ours != theirs:
             raise Unsupported(
-                f"value_residual mixes values of the same width only, got {name} of width {ours} "
-                f"in {attention.card.name}, and {theirs} in {source.card.name}, which layer "
-                f"{source.layer} has."
+                f"value_residual mixes values of the same width only, got {ours} as that of {name} "
+                f"in {attention.card.name}, and {theirs or 'none'} in {source.card.name}, which "
+                f"layer {source.layer} has."
             )
         label = f"{branch}.{name}"
         extend_projection(source, name, label)
@@ -201,9 +211,13 @@ def mix_values(attention: "Attention", source: "Attention", branch: int = 0) -> 
         extended.mixing = nn.Parameter(torch.full((2,), 0.5))
 
 
-def value_names(attention: "Attention") -> list[str]:
-    """Return the names of the projections to values."""
-    return [name for name in attention.token_projections if name.startswith("value")]
+def linear_names(attention: "Attention", prefix: str = "") -> list[str]:
+    """Return the names of the linear maps of tokens that an attention has, with a prefix."""
+    return [
+        name
+        for name in attention.token_projections
+        if name.startswith(prefix) and isinstance(getattr(attention, name, None), nn.Linear)
+    ]
 
 
 def extend_projection(

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from attention_zoo.attention.base import Attention
-from attention_zoo.attention.projections import convolve_qkv, convolves_tokens
+from attention_zoo.attention.projections import convolve_qkv, projection_convolutions
 from attention_zoo.attention.recurrent.convolution import ShortConvolution
 from attention_zoo.caches import Cache, ConvolutionCache, ParallelCache
 from attention_zoo.errors import UserError, check_dropout, check_positive, short_repr
@@ -256,9 +256,17 @@ class AttentionSublayer(Sublayer):
         An attention that reads the keys and values of another layer keeps none of its own.
         """
         first = self.branches[0]
-        keeps_none = first.reads_kv and not convolves_tokens(first)
+        keeps_none = first.reads_kv and not projection_convolutions(first)
         cache = None if keeps_none else self.attention.new_cache()
         return cache if self.convolution is None else ConvolutionCache(cache)
+
+    def decode_state(self, tokens: int) -> int:
+        """Return how many numbers the cache keeps of so many tokens, positions not counted."""
+        convolutions = [part for part in (self.convolution,) if part is not None]
+        for branch in self.branches:
+            convolutions += projection_convolutions(branch)
+        state = sum(branch.decode_state(tokens) for branch in self.branches)
+        return state + sum(part.state_size for part in convolutions)
 
 
 def build_attention(factory: AttentionFactory, dim: int, role: Role, layer: int) -> Attention:

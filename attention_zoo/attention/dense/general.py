@@ -29,7 +29,6 @@ class GeneralAttention(SoftmaxAttention):
     """
 
     decided_options = ("kv_heads",)
-    token_projections = ("query", "value")
 
     def __init__(self, **options: Any) -> None:
         super().__init__(kv_heads=None, **options)

@@ -36,7 +36,6 @@ class GroupedTiedAttention(SoftmaxAttention):
     """
 
     kv_modules = ("key_value", "shared_key")
-    token_projections = ("query",)
 
     def __init__(self, *, kv_heads: int, rope_dim: int | None = None, **options: Any) -> None:
         check_positive(kv_heads=kv_heads)

@@ -37,7 +37,6 @@ class FourierAttention(Attention):
     """
 
     decided_options = ("heads", "kv_heads", "head_dim", "bias")
-    token_projections = ()
 
     def __init__(self, **options: Any) -> None:
         super().__init__(heads=2, head_dim=options["dim"], **options)

@@ -37,7 +37,6 @@ class SynthesizerAttention(ExplicitScoresAttention):
 
     decided_options = ("kv_heads",)
     no_decay = ("position_bias",)
-    token_projections = ("value",)
     max_length: int
 
     def __init__(self, *, max_length: int = 1024, **options: Any) -> None:

@@ -119,7 +119,6 @@ class CellAttention(RecurrentAttention):
     """
 
     decided_options = ("backend", "heads", "head_dim")
-    token_projections = ()
     cell_type: ClassVar[type[RecurrentCell]]
 
     def __init__(self, *, dim: int, bias: bool = True, **options: Any) -> None:

@@ -48,7 +48,6 @@ class RGLRUAttention(RecurrentAttention):
 
     decided_options = ("backend", "heads", "head_dim")
     no_decay = ("decay",)
-    token_projections = ("value",)
     convolves_qkv = True
 
     def __init__(

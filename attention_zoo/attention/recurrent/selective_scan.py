@@ -58,7 +58,6 @@ class SelectiveScanAttention(RecurrentAttention):
 
     decided_options = ("backend", "heads", "head_dim", "bias")
     no_decay = ("rate",)
-    token_projections = ("value",)
     convolves_qkv = True
 
     def __init__(

@@ -70,7 +70,6 @@ class ReformerAttention(Attention):
     """
 
     decided_options = ("kv_heads",)
-    token_projections = ("value",)  # Keys are queries, and hashes read the weight itself.
     rotations: Tensor
 
     def __init__(self, *, buckets: int, rounds: int, block: int, seed: int, **options: Any) -> None:
