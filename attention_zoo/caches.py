@@ -150,18 +150,25 @@ class ParallelCache(Cache):
 
 
 class ConvolutionCache(Cache):
-    """The cache of an attention, None for no cache, and the state [b …] of what it reads."""
+    """The cache of an attention, None for no cache, and the states [b …] of convolutions by name.
+
+    They are convolutions of what the attention reads, or of what it projects.
+    """
 
     def __init__(self, attention: Cache | None) -> None:
         self.attention = attention
-        self.state: Tensor | None = None
+        self.states: dict[str, Tensor] = {}
         self.length = 0
 
+    @property
+    def batch(self) -> int | None:
+        return len(next(iter(self.states.values()))) if self.states else None
+
     def reorder(self, index: Tensor) -> None:
+        check_rows(index, self.batch)
         if self.attention is not None:
             self.attention.reorder(index)
-        if self.state is not None:
-            self.state = self.state.index_select(0, index)
+        self.states = {name: part.index_select(0, index) for name, part in self.states.items()}
 
 
 class LayeredCache(Cache):

@@ -9,6 +9,9 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
+from attention_zoo.attention.inputs import is_empty
+from attention_zoo.attention.inputs import resolve_positions as resolve_positions
+from attention_zoo.attention.projections import FirstValues, extend_cache, start_pass
 from attention_zoo.attention.sharing import SharedKV, cannot_share, check_shared
 from attention_zoo.attention.unpadding import find_unpadding
 from attention_zoo.backends.reference import repeat_heads
@@ -20,7 +23,6 @@ from attention_zoo.tensor_checks import (
     check_device,
     check_features,
     check_matches_weights,
-    check_positions,
     describe,
 )
 from attention_zoo.zoo import AttentionCard, Role, check_acts_inside, check_pair, join_names
@@ -51,6 +53,11 @@ class Attention(nn.Module):
     decided_options: ClassVar[tuple[str, ...]] = ()
     # Names of own parameters that are gains or biases, whatever their shape: without weight decay.
     no_decay: ClassVar[tuple[str, ...]] = ()
+    # The linear maps, where it has them, of each token by itself to queries, keys and values. A
+    # model's options may extend them, see `projections`.
+    token_projections: ClassVar[tuple[str, ...]] = ("query", "key", "value")
+    # Whether it convolves what these project itself.
+    convolves_qkv: ClassVar[bool] = False
     # Whether it reads keys and values that another layer projects, see `read_kv_of`.
     reads_kv: bool = False
     # Whether its pattern counts columns: it gets rows without padding between real tokens, and a
@@ -186,6 +193,7 @@ class Attention(nn.Module):
         positions: Tensor | None = None,
         cache: Cache | None = None,
         shared: SharedKV | None = None,
+        first_values: FirstValues | None = None,
     ) -> Tensor:
         """Attend.
 
@@ -199,6 +207,8 @@ class Attention(nn.Module):
             cache: from `new_cache`; holds the tokens before x, and takes x in.
             shared: where keys and values are left for other layers, or, by an attention that reads
                 those of another one, are found; one for each pass. The latter has no cache.
+            first_values: where the first layer leaves its values, and later ones that mix them into
+                theirs find them; one for each pass.
 
         Returns:
             [b q d]; zeros, before the output projection, for a query that may attend to nothing.
@@ -212,17 +222,17 @@ class Attention(nn.Module):
         mask = self.effective_mask(mask, x, context, past)
         positions = resolve_positions(x, positions, None if self.role == "cross" else past)
         if is_empty(x, context):
-            forward: Callable[..., Tensor] = self.forward
             if shared is not None:
                 shared.length = 0
-                forward = partial(forward, shared=shared)
+            forward = partial(self.forward, shared=shared, first_values=first_values)
             return self.apply_to_hidden_token(forward, x, context)[: len(x), : x.shape[1]]
         rows = find_unpadding(self, mask, cache, shared)
-        inputs = rows.arrange(x), context, rows.arrange_mask(), rows.arrange(positions), cache
-        if shared is None:
-            attended = self.attend_tokens(*inputs)
-        else:
-            attended = self.attend_shared(*inputs, shared)
+        with start_pass(self, rows, cache, first_values) as cache:
+            inputs = rows.arrange(x), context, rows.arrange_mask(), rows.arrange(positions), cache
+            if shared is None:
+                attended = self.attend_tokens(*inputs)
+            else:
+                attended = self.attend_shared(*inputs, shared)
         return self.project_output(rows.restore_queries(attended), x)
 
     def attend_tokens(
@@ -262,6 +272,7 @@ class Attention(nn.Module):
         mask: Mask = Mask(),
         positions: Tensor | None = None,
         shared: SharedKV | None = None,
+        first_values: FirstValues | None = None,
     ) -> Tensor:
         """Return the weights [b h q k] that `forward` gives, or implies, to the values.
 
@@ -273,18 +284,17 @@ class Attention(nn.Module):
         positions = resolve_positions(x, positions)
         source = x if context is None else context
         if is_empty(x, context):
-            attention_map: Callable[..., Tensor] = self.attention_map
-            if shared is not None:
-                attention_map = partial(attention_map, shared=shared)
+            attention_map = partial(self.attention_map, shared=shared, first_values=first_values)
             weights = self.apply_to_hidden_token(attention_map, x, context)
             return weights[: len(x), :, : x.shape[1], : source.shape[1]]
         rows = find_unpadding(self, mask, shared=shared)
         x, mask, positions = rows.arrange(x), rows.arrange_mask(), rows.arrange(positions)
-        if self.reads_kv:
-            weights = self.compute_shared_map(x, mask, positions, shared)
-        else:
-            source = x if context is None else context
-            weights = self.compute_map(x, source, mask, positions)
+        with start_pass(self, rows, first_values=first_values):
+            if self.reads_kv:
+                weights = self.compute_shared_map(x, mask, positions, shared)
+            else:
+                source = x if context is None else context
+                weights = self.compute_map(x, source, mask, positions)
         return rows.restore_queries(weights, 3)
 
     def values(
@@ -294,6 +304,7 @@ class Attention(nn.Module):
         *,
         mask: Mask = Mask(),
         positions: Tensor | None = None,
+        first_values: FirstValues | None = None,
     ) -> Tensor:
         """Return the values [b h k c] that the weights of `attention_map` apply to."""
         if self.reads_kv:
@@ -305,12 +316,14 @@ class Attention(nn.Module):
         positions = resolve_positions(x, positions)
         source = x if context is None else context
         if is_empty(x, context):
-            values = self.apply_to_hidden_token(self.values, x, context)
+            of_token = partial(self.values, first_values=first_values)
+            values = self.apply_to_hidden_token(of_token, x, context)
             return values[: len(x), :, : source.shape[1]]
         rows = find_unpadding(self, mask)
-        values = self.compute_values(
-            rows.arrange(source), rows.arrange_mask(), rows.arrange(positions)
-        )
+        with start_pass(self, rows, first_values=first_values):
+            values = self.compute_values(
+                rows.arrange(source), rows.arrange_mask(), rows.arrange(positions)
+            )
         return rows.restore(values, 2)
 
     def apply_to_hidden_token(
@@ -393,7 +406,7 @@ class Attention(nn.Module):
             raise Unsupported(
                 "global attention sees the future: it cannot be decoded with a cache."
             )
-        cache = self.create_cache()
+        cache = extend_cache(self, self.create_cache())
         cache.owner = id(self)
         return cache
 
@@ -465,23 +478,6 @@ class Attention(nn.Module):
     def project_output(self, attended: Tensor, x: Tensor) -> Tensor:
         """Project weighted sums of values [b h q c], of queries from x, to outputs [b q d]."""
         return self.output(rearrange(attended, "b h q c -> b q (h c)"))
-
-
-def is_empty(x: Tensor, context: Tensor | None) -> bool:
-    """Return whether there is no sequence, no query or no key."""
-    return not x.numel() or (context is not None and not context.numel())
-
-
-def resolve_positions(
-    x: Tensor, positions: Tensor | None = None, cache: Cache | SharedKV | None = None
-) -> Tensor:
-    """Return the positions [b|1 q] of x: the given ones, or those after the cached tokens."""
-    if positions is not None:
-        if not torch.compiler.is_compiling():
-            check_positions(positions, x)
-        return positions
-    start = 0 if cache is None else cache.length
-    return torch.arange(start, start + x.shape[1], device=x.device)[None, :]
 
 
 def take_auxiliary_loss(model: nn.Module) -> Tensor | None:

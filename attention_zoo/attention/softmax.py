@@ -109,7 +109,7 @@ class SoftmaxAttention(Attention):
         else:
             qkv = shared.qkv = self.project_qkv(x, context, positions, cache)
         queries, keys = qkv.q.shape[2], qkv.k.shape[2]
-        length = keys if context is not None else shared.length + queries
+        length = keys if context is not None else shared.length + x.shape[1]
         visible = Visibility.of_last(mask, queries, keys, length)
         acts_on_values = "values" in self.position.card.acts
         attend = self.attend_explicitly if acts_on_values else self.attend

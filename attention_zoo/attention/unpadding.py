@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from attention_zoo.attention.sharing import SharedKV
-from attention_zoo.caches import Cache, TokenCache
+from attention_zoo.caches import Cache, ConvolutionCache, TokenCache
 from attention_zoo.masks import Mask, gather_order
 from attention_zoo.tensor_checks import is_readable
 
@@ -88,6 +88,8 @@ def find_unpadding(
     if shared is not None:
         # Who reads keys and values finds them in the order of the source.
         order = shared.order = shared.order if attention.reads_kv else order
+    if isinstance(cache, ConvolutionCache):
+        cache = cache.attention
     if isinstance(cache, TokenCache):
         cache.arrange(mask.key_mask if counts else None, order)
     return Unpadding(mask, start, order, hides_queries=counts)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from attention_zoo.attention.base import Attention
+from attention_zoo.attention.projections import convolve_qkv, projection_convolutions
 from attention_zoo.attention.recurrent.convolution import ShortConvolution
 from attention_zoo.caches import Cache, ConvolutionCache, ParallelCache
 from attention_zoo.errors import UserError, check_dropout, check_positive, short_repr
@@ -45,6 +46,11 @@ class BlockOptions:
         input_convolution: kernel size K of a short causal convolution of what self-attention reads,
             x_t + Σ_{l < K} w_l ⊙ x_{t−l} (Allen-Zhu 2025, arXiv 2512.17351, Canon-A); default:
             none.
+        qkv_convolution: kernel size of the same for the projected queries, keys and values of
+            self-attention (likewise, Canon-B), before norms and rotations; default: none.
+        value_residual: whether every layer but the first mixes the projected values V₁ of the first
+            into its own, λ₁ V₁ + λ₂ V, with λ learned for each layer, from ½ on (Zhou et al. 2024,
+            arXiv 2410.17897, Learnable-ResFormer). Cross-attention mixes none.
         dropout: on every sublayer's output and on the embeddings.
         scale_embedding: whether embeddings are multiplied by √dim (Vaswani et al. 2017, §3.4).
         logit_scale: by which logits are multiplied.
@@ -61,6 +67,8 @@ class BlockOptions:
     norm_order: NormOrder = "pre"
     norm_epsilon: float | None = None
     input_convolution: int | None = None
+    qkv_convolution: int | None = None
+    value_residual: bool = False
     dropout: float = 0.1
     scale_embedding: bool = True
     logit_scale: float = 1.0
@@ -75,8 +83,9 @@ class BlockOptions:
                 raise UserError(f"{name} must be one of {', '.join(legal)}, got {value!r}.")
         check_dropout(self.dropout)
         check_positive(dim=self.dim, **({} if self.ffn_dim is None else {"ffn_dim": self.ffn_dim}))
-        if self.input_convolution is not None:
-            check_positive(input_convolution=self.input_convolution)
+        for name in ("input_convolution", "qkv_convolution"):
+            if getattr(self, name) is not None:
+                check_positive(**{name: getattr(self, name)})
         for name in ("norm_epsilon", "logit_scale", "logit_cap"):
             value = getattr(self, name)
             if value is not None and value <= 0.0:
@@ -187,6 +196,9 @@ class AttentionSublayer(Sublayer):
         self.convolution = None
         if options.input_convolution is not None and role != "cross":
             self.convolution = ShortConvolution(options.dim, options.input_convolution)
+        if options.qkv_convolution is not None and role != "cross":
+            for branch in branches:
+                convolve_qkv(branch, options.qkv_convolution)
 
     @property
     def branches(self) -> list[Attention]:
@@ -228,12 +240,12 @@ class AttentionSublayer(Sublayer):
             span, state = TokenSpan(mask), None
             if cache is not None:
                 assert isinstance(cache, ConvolutionCache)
-                span, state = TokenSpan(mask, cache.length), cache.state
+                span, state = TokenSpan(mask, cache.length), cache.states.get("inputs")
             mixed, state = self.convolution(x, span, state)
             x = x + mixed
             if cache is not None:
                 assert isinstance(cache, ConvolutionCache)
-                cache.state = state
+                cache.states = {"inputs": state}
                 cache.length += x.shape[1]
                 cache = cache.attention
         return self.attention(x, context, mask=mask, cache=cache, **inputs)
@@ -241,10 +253,20 @@ class AttentionSublayer(Sublayer):
     def new_cache(self) -> Cache | None:
         """Create an empty cache for decoding; None if there is nothing to keep.
 
-        An attention that reads the keys and values of another layer keeps none.
+        An attention that reads the keys and values of another layer keeps none of its own.
         """
-        cache = None if self.branches[0].reads_kv else self.attention.new_cache()
+        first = self.branches[0]
+        keeps_none = first.reads_kv and not projection_convolutions(first)
+        cache = None if keeps_none else self.attention.new_cache()
         return cache if self.convolution is None else ConvolutionCache(cache)
+
+    def decode_state(self, tokens: int) -> int:
+        """Return how many numbers the cache keeps of so many tokens, positions not counted."""
+        convolutions = [part for part in (self.convolution,) if part is not None]
+        for branch in self.branches:
+            convolutions += projection_convolutions(branch)
+        state = sum(branch.decode_state(tokens) for branch in self.branches)
+        return state + sum(part.state_size for part in convolutions)
 
 
 def build_attention(factory: AttentionFactory, dim: int, role: Role, layer: int) -> Attention:

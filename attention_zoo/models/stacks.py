@@ -8,6 +8,7 @@ from typing import Any, ClassVar, TypeVar, cast
 from torch import Tensor, nn
 
 from attention_zoo.attention.base import Attention
+from attention_zoo.attention.projections import FirstValues, mix_values
 from attention_zoo.attention.sharing import SharedKV
 from attention_zoo.caches import Cache, LayeredCache
 from attention_zoo.errors import Unsupported, UserError, check_positive, short_repr
@@ -78,6 +79,7 @@ class TransformerLayer(nn.Module):
         positions: Tensor,
         caches: Sequence[Cache | None] = (None, None),
         shared: Sequence[SharedKV | None] = (None, None),
+        first_values: FirstValues | None = None,
     ) -> Tensor:
         inputs, cross_inputs = (
             {"cache": cache, "shared": kv} for cache, kv in zip(caches, shared, strict=True)
@@ -86,7 +88,14 @@ class TransformerLayer(nn.Module):
         if self.is_parallel:
             assert self.feed_forward is not None
             parallel = self.feed_forward.transform
-        x = self.self_attention(x, mask=mask, positions=positions, parallel=parallel, **inputs)
+        x = self.self_attention(
+            x,
+            mask=mask,
+            positions=positions,
+            parallel=parallel,
+            first_values=first_values,
+            **inputs,
+        )
         if self.cross_attention is not None:
             x = self.cross_attention(x, context, mask=context_mask, **cross_inputs)
         if self.feed_forward is None or self.is_parallel:
@@ -166,6 +175,9 @@ class Stack(nn.Module):
                 strict=True,
             )
         ]
+        self.mixes_values = options.value_residual
+        if self.mixes_values:
+            mix_layer_values([x.self_attention for x in stack], attention)
         # One encoding of all layers may act before them; those of some layers act inside.
         of_some = [*shared.values()]
         if len(of_some) == 1 and all(part.position is of_some[0] for part in branches):
@@ -199,6 +211,7 @@ class Stack(nn.Module):
         positions = self.position.map_positions(positions)
         x = self.dropout(self.position.embed(x, positions))
         shared: dict[tuple[int, int], SharedKV] = {}
+        first_values = FirstValues() if self.mixes_values else None
         for index, layer in enumerate(self.layers):
             caches = (None, None) if cache is None else cache.layers[index]
             of_layer: list[SharedKV | None] = []
@@ -215,6 +228,7 @@ class Stack(nn.Module):
                 positions=positions,
                 caches=caches,
                 shared=of_layer,
+                first_values=first_values,
             )
         if cache is not None:
             cache.length += x.shape[1]
@@ -268,6 +282,26 @@ def share_layers(
             reader.branches[0].read_kv_of(other.branches[0])
     sources = {*share_kv}
     return [index if index in sources else source for index, source in enumerate(share_kv)]
+
+
+def mix_layer_values(layers: Sequence[AttentionSublayer], attention: Attentions) -> None:
+    """Mix the values of the first layer into those of the others that have values of their own."""
+    first, *later = layers
+    mixing = [x for x in later if not x.branches[0].reads_kv]
+    if not mixing:
+        raise UserError(
+            "value_residual mixes the values of the first layer into those of later ones: it needs "
+            f"another layer with values of its own, got layers={len(layers)}."
+        )
+    for layer in mixing:
+        with named_layer(layer.branches[0].layer, attention):
+            if len(layer.branches) != len(first.branches):
+                raise Unsupported(
+                    "value_residual needs as many mechanisms side by side as the first layer has, "
+                    f"got {len(layer.branches)} and {len(first.branches)}."
+                )
+            for index, pair in enumerate(zip(layer.branches, first.branches, strict=True)):
+                mix_values(*pair, branch=index)
 
 
 def spread_factories(

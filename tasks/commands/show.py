@@ -149,10 +149,10 @@ def describe_node(group: str, node: Any, heads: int) -> str:
 
 def describe_decode_state(model: Any) -> str:
     """Return what decoding keeps of a sequence, over all layers, in words."""
-    from attention_zoo.attention.base import Attention
+    from attention_zoo.models.blocks import AttentionSublayer
 
-    parts = [x for x in model.modules() if isinstance(x, Attention) and x.role != "global"]
-    without = [x.card.name for x in parts if not x.card.cache]
+    parts = [x for x in model.modules() if isinstance(x, AttentionSublayer) and x.role != "global"]
+    without = [x.card.name for part in parts for x in part.branches if not x.card.cache]
     if without:
         return f"no cached decoding, as {without[0]} has none"
     state, longer = (BYTES * sum(x.decode_state(n) for x in parts) for n in (TOKENS, 2 * TOKENS))

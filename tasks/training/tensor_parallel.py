@@ -17,6 +17,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import Replicate, Shard, distribute_tensor
 
 from attention_zoo.attention.base import Attention
+from attention_zoo.attention.projections import FirstValues, TokenProjection
 from attention_zoo.errors import Unsupported, UserError
 from attention_zoo.masks import Mask
 from attention_zoo.models.activations import GATED_ACTIVATIONS
@@ -180,19 +181,39 @@ def check_sum(attention: Attention, parts: list[nn.Module]) -> None:
         mask = Mask(
             key_mask=torch.arange(tokens) < torch.tensor([[tokens], [tokens - tokens // 4]])
         )
-    expected = attention(*inputs, mask=mask)
-    total = sum(part(*inputs, mask=mask) for part in parts)
+    values = draw_first_values(attention, parts, tokens)
+    expected = attention(*inputs, mask=mask, first_values=values[0])
+    pairs = zip(parts, values[1:], strict=True)
+    total = sum(part(*inputs, mask=mask, first_values=own) for part, own in pairs)
     if not torch.allclose(total, expected, rtol=1e-3, atol=1e-4):
         raise Unsupported(
             f"trainer=tensor_parallel divides heads, and attention={name} is not the sum of what "
             f"its heads compute alone: {REMEDY}"
         )
-    attention.train()(*inputs, mask=mask)
+    attention.train()(*inputs, mask=mask, first_values=values[0])
     if attention.auxiliary_loss is not None:
         raise Unsupported(
             f"trainer=tensor_parallel divides heads, and attention={name} has a loss over all of "
             f"them: {REMEDY}"
         )
+
+
+def draw_first_values(
+    attention: Attention, parts: list[nn.Module], tokens: int
+) -> list[FirstValues]:
+    """Draw values of the first layer for an attention, and for its parts what each has of them."""
+    modules = [attention, *parts]
+    drawn = [FirstValues() for _ in modules]
+    for name, whole in attention.named_children():
+        if not isinstance(whole, TokenProjection) or whole.mixing is None:
+            continue
+        value = torch.randn(2, tokens, whole.out_features)
+        for index, (module, own) in enumerate(zip(modules, drawn, strict=True)):
+            part: Any = module.get_submodule(name)
+            is_divided = part.out_features != whole.out_features
+            share = value.chunk(len(parts), -1)[index - 1] if is_divided else value
+            own.values[whole.label] = share
+    return drawn
 
 
 def build_part(config: Mapping[str, Any], size: int, **ids: int) -> nn.Module:

@@ -7,10 +7,10 @@ import torch
 import torch._dynamo
 
 from attention_zoo import UserError
-from tests.faults import decoding, encodings, equations, visibility
+from tests.faults import decoding, encodings, equations, projections, visibility
 from tests.faults.planting import FAULTS, Plant
 
-__all__ = ["decoding", "encodings", "equations", "visibility"]  # They fill FAULTS.
+__all__ = ["decoding", "encodings", "equations", "projections", "visibility"]  # They fill FAULTS.
 
 
 @pytest.mark.parametrize(("plant", "prop"), FAULTS)

@@ -43,6 +43,9 @@ def overrides_of_position(name):
 MODELS = {f"attention={name}": overrides_of_attention(name) for name in ATTENTION}
 MODELS |= {f"position={name}": overrides_of_position(name) for name in POSITION}
 MODELS |= {"untied": ["model.tie_embeddings=false"], "bias": ["attention.bias=true"]}
+SWITCHES = ["+model.qkv_convolution=3", "+model.value_residual=true"]
+MODELS |= {"translation": SWITCHES, "kv_heads": [*LANGUAGE, *SWITCHES]}
+MODELS["kv_heads"] += ["attention=grouped_query", "attention.kv_heads=2"]
 
 
 def gradients(model):

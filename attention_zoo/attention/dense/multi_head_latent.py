@@ -43,6 +43,7 @@ class MultiHeadLatentAttention(SoftmaxAttention):
     """
 
     decided_options = ("kv_heads",)
+    token_projections = ()  # Keys and values are projected from latents.
     # The default of `latent_dim`, in widths of a head.
     latent_widths: ClassVar[int] = 4
 

@@ -38,6 +38,7 @@ class TensorProductAttention(SoftmaxAttention):
     """
 
     decided_options = ("kv_heads",)
+    token_projections = ()  # Heads are products of what is projected.
 
     def __init__(
         self, *, query_rank: int = 6, key_rank: int = 2, value_rank: int = 2, **options: Any

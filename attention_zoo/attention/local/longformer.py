@@ -51,6 +51,8 @@ class LongformerAttention(BlockSparseAttention):
             query and key projections learn only if there are at least two.
     """
 
+    token_projections = ("query", "key", "value", "query_global", "key_global", "value_global")
+
     def __init__(self, *, window: int, global_tokens: int, **options: Any) -> None:
         super().__init__(**options)
         check_positive(window=window)

@@ -107,7 +107,7 @@ class RecurrentAttention(Attention):
         return StateCache()
 
     def decode_state(self, tokens: int) -> int:
-        layers = [part for part in self.modules() if isinstance(part, StatefulLayer)]
+        layers = [part for part in self.children() if isinstance(part, StatefulLayer)]
         return self.state_size(tokens) + sum(part.state_size for part in layers)
 
     def state_size(self, tokens: int) -> int:

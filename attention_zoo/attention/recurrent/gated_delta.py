@@ -40,6 +40,8 @@ class GatedDeltaAttention(DeltaRuleAttention):
 
     norm_epsilon: ClassVar[float] = 1e-6
 
+    convolves_qkv = True
+
     def __init__(
         self, *, kernel_size: int = 4, negative_eigenvalues: bool = False, **options: Any
     ) -> None:

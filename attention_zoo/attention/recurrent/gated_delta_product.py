@@ -37,6 +37,8 @@ class GatedDeltaProductAttention(DeltaProductAttention):
         kernel_size: number of tokens that a convolution mixes, including the token itself.
     """
 
+    convolves_qkv = True
+
     def __init__(self, *, kernel_size: int = 4, **options: Any) -> None:
         super().__init__(**options)
         width, states = self.heads * self.head_dim, self.num_matrices

@@ -350,9 +350,7 @@ def update(
 def choose(condition: Tensor, chosen: States, others: States) -> States:
     """Choose the states of the rows where the condition [b] holds, and the others elsewhere."""
     pairs = zip(chosen, others, strict=True)
-    return tuple(
-        torch.where(condition.view(-1, *(a.ndim - 1) * [1]), a, b) for a, b in pairs
-    )
+    return tuple(torch.where(condition.view(-1, *(a.ndim - 1) * [1]), a, b) for a, b in pairs)
 
 
 def standardise(x: Tensor) -> tuple[Tensor, Tensor]:

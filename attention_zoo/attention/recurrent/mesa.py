@@ -54,6 +54,7 @@ class MesaAttention(DeltaRuleAttention):
 
     decided_options = ("backend",)
     no_decay = ("ridge",)
+    convolves_qkv = True
 
     def __init__(self, *, kernel_size: int = 4, iterations: int = 30, **options: Any) -> None:
         super().__init__(backend="torch", **options)

@@ -48,6 +48,7 @@ class RGLRUAttention(RecurrentAttention):
 
     decided_options = ("backend", "heads", "head_dim")
     no_decay = ("decay",)
+    convolves_qkv = True
 
     def __init__(
         self,

@@ -58,6 +58,7 @@ class SelectiveScanAttention(RecurrentAttention):
 
     decided_options = ("backend", "heads", "head_dim", "bias")
     no_decay = ("rate",)
+    convolves_qkv = True
 
     def __init__(
         self,

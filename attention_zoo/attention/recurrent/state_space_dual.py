@@ -47,6 +47,7 @@ class StateSpaceDualAttention(DecayedAttention):
     """
 
     decided_options = ("head_dim",)
+    convolves_qkv = True
 
     def __init__(
         self,
