@@ -33,8 +33,9 @@ def training_flops_per_token(task: "Task", data: PreparedData) -> float:
     padding, so that the result times `tokens_seen` is what a training takes. Products are counted
     as they are computed: one whose result is masked counts, one that a mechanism skips does not.
     Scaled dot product attention is counted in its plain form, since a fused kernel computes the
-    same, and so are the backends of GPUs. Elementwise work (norms, activations, softmax), lookups,
-    transforms, the solving of triangles and the optimiser are not counted.
+    same, and so are the backends of GPUs. Elementwise work (norms, activations, softmax, short
+    convolutions of single channels), lookups, transforms, the solving of triangles and the
+    optimiser are not counted.
     """
 
     def count(task: "Task") -> float:

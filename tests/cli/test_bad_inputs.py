@@ -193,6 +193,14 @@ stride=4 | lengths
 match=foo | flops
 match=flops model.ffn_dim=null | needs a model.ffn_dim
 model.parallel_feed_forward=true | cross-attention
+model.qkv_convolution=0 | qkv_convolution must be at least 1
+model.qkv_convolution=foo | model.qkv_convolution must be a whole number
+model.qkv_convolution=3 attention@encoder_attention=fourier | fourier does not project
+model.qkv_convolution=3 attention@decoder_attention=gated_delta | set its kernel_size
+model.value_residual=maybe | true or false
+model.value_residual=true model.layers=1 | another layer with values of its own
+model.value_residual=true attention@decoder_attention=gru | gru, in layer 0, does not project
+model.value_residual=true attention@encoder_attention=grouped_tied | each token to a value
 baseline.attention=linear | match
 data.num_workers=-1 | data.num_workers
 data.max_tokens=1 | data.max_tokens

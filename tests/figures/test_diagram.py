@@ -130,6 +130,15 @@ def test_parallel_attention_and_feed_forward_are_one_box():
     assert sublayer.inside_residual[1].facts[-1] == "gelu"
 
 
+def test_what_extends_projections_is_a_fact_of_the_layers_that_have_it():
+    options = {"attention": attention("multi_head"), "position": partial(create_position, "none")}
+    options |= {"qkv_convolution": 3, "value_residual": True}
+    groups = summarize_model(LanguageModel(**SIZES | options | {"layers": 3}))[0].layer_groups
+    facts = [group.sublayers[0].inside_residual[1].facts[1:] for group in groups]
+    convolved, mixed = "projections convolved over 3 tokens", "values mixed with the first layer's"
+    assert facts == [(convolved,), (convolved, mixed)]
+
+
 @pytest.mark.parametrize(
     ("position", "options", "before", "inside"),
     [

@@ -196,7 +196,11 @@ def test_encoder_and_decoder_mix_values_of_their_own_first_layers() -> None:
             "layer 1: value_residual needs as many mechanisms side by side",
         ),
         (
-            {"layers": 2, "attention": [factory(), partial(create_attention, "gru")], "qkv_convolution": None},
+            {
+                "layers": 2,
+                "attention": [factory(), partial(create_attention, "gru")],
+                "qkv_convolution": None,
+            },
             "layer 1: gru, in layer 1, does not project each token to a value",
         ),
         (

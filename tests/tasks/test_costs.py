@@ -9,7 +9,7 @@ from hydra import compose, initialize_config_module
 from omegaconf import OmegaConf
 
 from attention_zoo.tasks.analysis.costs import decode_state_bytes, training_flops_per_token
-from attention_zoo.tasks.configuration.build import build_task
+from attention_zoo.tasks.configuration.build import build_task, parameter_counts
 from attention_zoo.tasks.configuration.defaults import resolve_defaults
 from attention_zoo.tasks.data.batches import LanguageBatch, TranslationBatch
 from attention_zoo.tasks.data.tokenizers import ByteTokenizer
@@ -123,6 +123,18 @@ def test_a_backend_of_gpus_is_counted_in_its_plain_form(attention):
         for name in ("auto", "flex")
     )
     assert flex == plain
+
+
+def test_what_extends_projections_is_counted_as_far_as_it_is_kept():
+    """States of convolutions are; their elementwise work is not, nor that of mixing values."""
+    options = ["+model.qkv_convolution=3", "+model.value_residual=true"]
+    (task, example), (plain, _) = language(*options), language()
+    bytes_of_state = decode_state_bytes(task, example) - decode_state_bytes(plain, example)
+    assert bytes_of_state == 4 * LAYERS * 3 * DIM * (3 - 1)
+    flops = [training_flops_per_token(x, example) for x in (task, plain)]
+    assert flops[0] == flops[1]
+    parameters = [parameter_counts(x.model)["parameters/attention"] for x in (task, plain)]
+    assert parameters[0] - parameters[1] == LAYERS * 3 * DIM * 3 + 2 * (LAYERS - 1)
 
 
 def test_a_loss_of_the_attentions_own_is_counted():

@@ -13,6 +13,7 @@ from matplotlib.path import Path
 from torch import nn
 
 from attention_zoo.attention.base import Attention
+from attention_zoo.attention.projections import projection_convolutions, token_projections
 from attention_zoo.models import LanguageModel, Seq2Seq
 from attention_zoo.models.blocks import AttentionSublayer, FeedForward, NormOrder, Sublayer
 from attention_zoo.models.embedding import TokenEmbedding
@@ -303,13 +304,18 @@ def summarize_attention(branches: Sequence[Attention]) -> ModuleSummary:
 
 
 def attention_facts(attention: Attention) -> list[str]:
-    """Return mechanism, heads, window and encoding of an attention."""
+    """Return mechanism, heads, window, what extends projections, and encoding of an attention."""
     mechanism = f"{attention.card.name}, {pluralize(attention.heads, 'head')}"
     if attention.kv_heads != attention.heads:
         mechanism += f", {attention.kv_heads} of keys and values"
     facts = [mechanism]
     if attention.window is not None:
         facts.append(f"window of {pluralize(attention.window, 'token')}")
+    if convolutions := projection_convolutions(attention):
+        size = pluralize(convolutions[0].kernel_size, "token")
+        facts.append(f"projections convolved over {size}")
+    if any(projection.mixing is not None for projection in token_projections(attention)):
+        facts.append("values mixed with the first layer's")
     if sites := position_sites(attention):
         acts_on = " and ".join(SITES[site] for site in sites)
         facts.append(f"{attention.position.card.name} on {acts_on}")
