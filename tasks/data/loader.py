@@ -79,4 +79,5 @@ class ResumableLoader(DataLoader[Any]):
             )
         # Version 0.1 saved the number as "given".
         yielded = state["yielded_batches"] if "yielded_batches" in state else state["given"]
-        self.sampler.skip_batches = yielded % len(self.sampler)
+        # The number is saved again before the first batch if a run goes on with a validation.
+        self.yielded_batches = self.sampler.skip_batches = yielded % len(self.sampler)

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from lightning import Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.loops.fit_loop import _FitLoop
 from torch.optim.lr_scheduler import LambdaLR
 
 
@@ -40,15 +41,17 @@ def restore_rank_state(
     running_sums.copy_(state["running_sums"])
 
 
-def complete_progress(loop: dict[str, Any]) -> None:
+def complete_progress(loop: dict[str, Any], *, is_validation_due: bool = False) -> None:
     """Let a training loop go on after the last batch in its state, within the epoch or after it.
 
     Lightning's counters tell by their differences in which hook of the batch the state was saved.
     It does not go on alike from all of them: after the last batch of an epoch it counts batches on,
-    and after a step that ended the run, it takes the epoch for done.
+    and after a step that ended the run, it takes the epoch for done. An epoch whose validation is
+    due is not done.
     """
     batches, epochs = loop["epoch_loop.batch_progress"], loop["epoch_progress"]
-    is_epoch_done = batches["is_last_batch"]
+    is_last_batch = batches["is_last_batch"]
+    is_epoch_done = is_last_batch and not is_validation_due
     for part in ("total", "current"):
         set_counters(batches[part], batches[part]["ready"])
         started = epochs[part]["started"]
@@ -61,6 +64,7 @@ def complete_progress(loop: dict[str, Any]) -> None:
     if is_epoch_done:
         batches["is_last_batch"] = False
         set_counters(batches["current"], 0)
+    if is_last_batch:
         # An epoch may be less than the loader has: trainer.limit_train_batches.
         loop["state_dict"].pop("combined_loader", None)
 
@@ -68,6 +72,49 @@ def complete_progress(loop: dict[str, Any]) -> None:
 def set_counters(counters: dict[str, int], value: int) -> None:
     """Set all counters of a loop's progress: ready, started, processed and completed."""
     counters.update(dict.fromkeys(counters, value))
+
+
+class ValidatingFirstLoop(_FitLoop):
+    """A training loop that begins with the validation that its checkpoint lacks.
+
+    The end of the epoch and of the training follow it, where they would have followed.
+    """
+
+    is_validation_due = True
+    training_metrics: Mapping[str, float]  # of the step before the validation
+
+    @property
+    def done(self) -> bool:
+        return not self.is_validation_due and super().done
+
+    def on_run_start(self) -> None:
+        super().on_run_start()
+        task: Any = self.trainer.lightning_module
+        task.state_before_validation = rank_state(self.trainer, task.running_sums)
+        metrics = {name: torch.tensor(value) for name, value in self.training_metrics.items()}
+        self.trainer.callback_metrics.update(metrics)
+        # As Lightning validates between two batches.
+        connector = self.trainer._logger_connector
+        first_loop_iter = connector._first_loop_iter
+        self.trainer.validating = True
+        self.epoch_loop.val_loop.run()
+        self.trainer.training = True
+        connector._first_loop_iter = first_loop_iter
+
+    def on_advance_start(self) -> None:
+        self.is_validation_due = False
+        super().on_advance_start()
+
+    def advance(self) -> None:
+        super().advance()
+        self.epoch_loop.restarting = False  # Also after an epoch of which no batch was left.
+
+
+def validate_first(trainer: Trainer, metrics: Mapping[str, float]) -> None:
+    """Let a training that goes on begin with a validation; `metrics` are those of its last step."""
+    loop: Any = trainer.fit_loop
+    loop.__class__ = ValidatingFirstLoop
+    loop.training_metrics = metrics
 
 
 def restore_position(trainer: Trainer) -> None:

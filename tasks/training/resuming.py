@@ -85,8 +85,9 @@ def checkpoint_to_resume(config: dict[str, Any], console: Console) -> Resumed | 
                 f"that or more, got {limit}."
             )
         is_done |= limit == done
+    start = ", with its validation" if checkpoint["attention_zoo"].get("validation_due") else ""
     end = " No step is left: its weights are scored." if is_done else ""
-    print_line(console, f"Going on from {path}, after step {steps}.{end}")
+    print_line(console, f"Going on from {path}, after step {steps}{start}.{end}")
     for line in obeyed:
         print_line(console, f"  {line}")
     return Resumed(path, checkpoint, obeyed)

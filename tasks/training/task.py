@@ -39,6 +39,7 @@ from attention_zoo.tasks.training.restoring import (
     restore_position,
     restore_rank_state,
     set_composed_rates,
+    validate_first,
 )
 from attention_zoo.tasks.training.shared_tensors import gather_tensors
 from attention_zoo.tasks.views.attention_record import AttentionRecord
@@ -136,6 +137,9 @@ class Task(LightningModule):
         # Of a checkpoint to resume from, by rank; None if there is none.
         self.rank_states: list[dict[str, Any]] | None = None
         self.composed_groups: list[dict[str, Any]] = []
+        # A signal has cut off a validation: a checkpoint holds the random state before it.
+        self.is_validation_due = False
+        self.state_before_validation: dict[str, Any] = {}
 
     @classmethod
     def load_from_checkpoint(  # type: ignore[override]  # without Lightning's options for pickles
@@ -323,6 +327,7 @@ class Task(LightningModule):
 
     def on_train_start(self) -> None:
         """Restore what Lightning does not, in a training that goes on."""
+        self.is_validation_due = False
         states, self.rank_states = self.rank_states, None
         if states is None:
             return
@@ -385,23 +390,33 @@ class Task(LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add what is needed to use the model, the config and the tokenizer, and to go on."""
         data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
+        random_state, metrics = rank_state(self.trainer, self.running_sums), {}
+        if self.is_validation_due:
+            random_state = self.state_before_validation
+            metrics = logged_metrics(self.trainer, "train/")
         checkpoint["attention_zoo"] = {
             "version": version("attention-zoo"),
             "config": self.config,
             "tokenizer": self.tokenizer.state(),
             "data_fingerprint": getattr(data, "fingerprint", None),
             "within_step": bool(self.step_tokens),
-            "rank_states": gather(self.trainer, rank_state(self.trainer, self.running_sums)),
+            "rank_states": gather(self.trainer, random_state),
+            "validation_due": self.is_validation_due,
+            "training_metrics": metrics,  # which the validation's callbacks may look at
             "non_finite_steps": self.non_finite_steps,
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Translate a checkpoint of version 0.1 that Lightning has read, to resume from it."""
         upgrade_checkpoint(checkpoint)
-        self.non_finite_steps = checkpoint["attention_zoo"].get("non_finite_steps", 0)
+        contents = checkpoint["attention_zoo"]
+        self.non_finite_steps = contents.get("non_finite_steps", 0)
         if self._trainer is not None and self.trainer.state.fn == "fit":
-            self.rank_states = checkpoint["attention_zoo"].get("rank_states", [])
-            complete_progress(checkpoint["loops"]["fit_loop"])
+            self.rank_states = contents.get("rank_states", [])
+            is_due = contents.get("validation_due", False)
+            complete_progress(checkpoint["loops"]["fit_loop"], is_validation_due=is_due)
+            if is_due:
+                validate_first(self.trainer, contents["training_metrics"])
             move_best_checkpoints(self.trainer, checkpoint)
 
 

@@ -341,6 +341,71 @@ def test_a_signal_before_the_first_validation_saves(train, tmp_path, stop_at, ca
     assert (results["ended"], results["steps"]) == (number.name, 2)
 
 
+VALIDATED = {
+    "steps": [*TRAININGS["translation"], "trainer.val_check_interval=4", "callbacks=averaged"],
+    "epochs": TRAININGS["epochs"],
+    "cut": TRAININGS["cut"],
+    # Validations generate text, and a callback looks at what the training has logged before.
+    "monitored": [
+        *TRAININGS["translation"],
+        *["callbacks.best_checkpoint.monitor=val/bleu", "callbacks.best_checkpoint.mode=max"],
+        "+callbacks.stop._target_=lightning.pytorch.callbacks.EarlyStopping",
+        *["+callbacks.stop.monitor=train/loss", "+callbacks.stop.patience=9"],
+    ],
+}
+
+
+@pytest.fixture
+def stop_in_validation(monkeypatch):
+    """Send a signal to this process in the first batch of a training's n-th validation."""
+    from attention_zoo.tasks.training.task import Task
+
+    validate, steps, plan = Task.validation_step, [], []
+
+    def send(task, batch, index):
+        if index == 0 and task.trainer.state.fn == "fit":
+            steps.append(task.trainer.global_step)
+            if plan == [len(steps)]:
+                os.kill(os.getpid(), signal.SIGTERM)
+        validate(task, batch, index)
+
+    def set_plan(*number):
+        steps.clear()
+        plan[:] = number
+        return steps
+
+    monkeypatch.setattr(Task, "validation_step", send)
+    return set_plan
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", VALIDATED)
+def test_a_validation_that_is_cut_off_is_repeated(train, tmp_path, stop_in_validation, capfd, kind):
+    shorter = ["data.tokens_per_batch=128"] if kind != "cut" else []
+    options = [*VALIDATED[kind], *shorter]  # So that a validation has two batches.
+    steps = stop_in_validation()
+    whole = ends(train(*options, "hydra.run.dir=logs/task/runs/whole"))
+    validations = [*steps]
+    assert len(validations) >= 2 and validations[-1] == whole[0]
+    for number, step in enumerate(validations, start=1):
+        run = tmp_path / "logs" / "task" / "runs" / f"x{number}"
+        cut_off = [*options, f"hydra.run.dir={run}"]
+        for resumed in ([], ["ckpt_path=last"]):  # The repeated one is cut off as well.
+            stop_in_validation(1 if resumed else number)
+            with pytest.raises(SystemExit) as end:
+                train(*cut_off, *resumed)
+            assert end.value.code == 143
+            checkpoint = read_checkpoint(run / "checkpoints" / "last.ckpt")
+            assert checkpoint["global_step"] == step
+            assert RunFolder(run).read_results()["steps"] == step
+        steps = stop_in_validation()
+        assert same(ends(train(*cut_off, "ckpt_path=last")), whole), step
+        assert f"after step {step}, with its validation" in capfd.readouterr().out
+        assert steps == validations[number - 1 :]
+        best = [x / "checkpoints" / "best.ckpt" for x in (run, run.with_name("whole"))]
+        assert same(*(read_checkpoint(x)["state_dict"] for x in best))
+
+
 def refusal(train, capsys, *options, code=2):
     capsys.readouterr()
     with pytest.raises(SystemExit) as end:

@@ -13,6 +13,9 @@ from attention_zoo.errors import check_positive
 from attention_zoo.tasks.interruption import INTERRUPTION, Interrupted
 from attention_zoo.tasks.run_folder import LAST_CHECKPOINT, PREVIOUS_CHECKPOINT
 from attention_zoo.tasks.training.callbacks.triggers import is_fit_validation
+from attention_zoo.tasks.training.ranks import gather
+from attention_zoo.tasks.training.restoring import rank_state
+from attention_zoo.tasks.training.task import Task
 
 log = logging.getLogger(__name__)
 
@@ -24,9 +27,11 @@ class LastCheckpoint(Checkpoint):
     one only when the best one improves. This is a `Checkpoint` because Lightning runs those after
     all other callbacks.
 
-    SIGINT and SIGTERM end the training after the current step, and after the validation that is due
-    by then, as a run cannot resume in the middle of either. `last.ckpt` is written, then
-    `Interrupted` raised. All ranks stop at the same step, whichever of them gets the signal.
+    SIGINT and SIGTERM end the training after the current step, or before the next batch of the
+    validation that follows it. `last.ckpt` is written, then `Interrupted` raised. A run that goes
+    on from it begins with the whole validation. All ranks stop at the same batch, whichever of them
+    gets the signal. A validation between the batches of one step is not cut off, as the gradients
+    so far are in no checkpoint.
 
     Args:
         dirpath: folder of `last.ckpt`.
@@ -43,14 +48,22 @@ class LastCheckpoint(Checkpoint):
         self.every_n_steps = every_n_steps
         self._saved_step = -1
         self._waits_for_step = False
+        self._uncounted_batches = 0.0  # of a validation that can be cut off
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         # Lightning has set its own handler of SIGTERM, which ends a training and saves nothing.
         INTERRUPTION.defer(True)
 
-    def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         # What follows a batch belongs to the state: it is saved when that is over.
-        if is_within_step(trainer) or trainer.is_last_batch or is_followed_by_validation(trainer):
+        if is_within_step(trainer):
+            return
+        if is_followed_by_validation(trainer):
+            if isinstance(pl_module, Task):
+                state = rank_state(trainer, pl_module.running_sums)
+                pl_module.state_before_validation = state
+            return
+        if trainer.is_last_batch:
             return
         every = self.every_n_steps
         is_due = self._waits_for_step or bool(every and trainer.global_step % every == 0)
@@ -58,6 +71,26 @@ class LastCheckpoint(Checkpoint):
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         INTERRUPTION.install()
+        self._uncounted_batches = 0.0
+        if (
+            is_fit_validation(trainer)
+            and isinstance(pl_module, Task)
+            and not is_within_step(trainer)
+        ):
+            # Loaders of others may have fewer batches on some ranks.
+            self._uncounted_batches = min(gather(trainer, sum(trainer.num_val_batches)))
+
+    def on_validation_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, *_: Any
+    ) -> None:
+        if self._uncounted_batches <= 0:
+            return
+        self._uncounted_batches -= 1
+        if received := received_signal(trainer):
+            task: Any = pl_module
+            task.is_validation_due = True
+            self._save(trainer)
+            raise Interrupted(received)
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         INTERRUPTION.install()
@@ -81,13 +114,11 @@ class LastCheckpoint(Checkpoint):
 
     def _save_or_stop(self, trainer: Trainer, is_due: bool) -> None:
         """Save if it is due, or if a rank has received a signal; in that case, stop."""
-        received = torch.tensor(INTERRUPTION.received or 0, device=trainer.strategy.root_device)
-        if trainer.world_size > 1:
-            received = trainer.strategy.reduce(received, reduce_op="max")
+        received = received_signal(trainer)
         if is_due or received:
             self._save(trainer)
         if received:
-            raise Interrupted(int(received))
+            raise Interrupted(received)
 
     def _save(self, trainer: Trainer) -> None:
         self._waits_for_step = False
@@ -97,6 +128,15 @@ class LastCheckpoint(Checkpoint):
             keep_previous(self.path)
         trainer.save_checkpoint(self.path)
         self._saved_step = trainer.global_step
+
+
+def received_signal(trainer: Trainer) -> int:
+    """Return the number of a signal that a rank has received, or 0. All ranks have to call this."""
+    received = INTERRUPTION.received or 0
+    if trainer.world_size > 1:
+        number = torch.tensor(received, device=trainer.strategy.root_device)
+        received = int(trainer.strategy.reduce(number, reduce_op="max"))
+    return received
 
 
 def keep_previous(path: Path) -> None:
