@@ -27,7 +27,7 @@ def cases() -> list[Any]:
     fast += [case for case in plain_cases() if case.name == "multi_head"]
     slow = [case for case in plain_cases() if case.name != "multi_head"]
     return [
-        *mark_exhaustive((case, case.kind) for case in fast),
+        *mark_exhaustive((case, case.acts) for case in fast),
         *(pytest.param(case, marks=[pytest.mark.slow, pytest.mark.exhaustive]) for case in slow),
     ]
 

@@ -55,6 +55,7 @@ def test_it_starts_from_the_weights_of_the_model_and_of_the_tokenizer(trained, t
     assert results["init_from"]["missing"] == results["init_from"]["extra"] == []
 
 
+@pytest.mark.slow
 def test_weights_that_do_not_fit_are_listed_and_refused_unless_strict_is_false(
     trained, train, capsys
 ):
@@ -116,6 +117,7 @@ def test_a_shared_parameter_is_frozen_under_either_name():
         assert freeze_parameters(model, [pattern]) == ["embedding.weight"]
 
 
+@pytest.mark.slow
 def test_a_fine_tuning_is_resumed_by_the_same_command(trained, train):
     start = [*SIZES, f"init_from={trained}/checkpoints/best.ckpt", "freeze=[encoder.*]"]
     run = train(*start)
