@@ -117,7 +117,7 @@ def start_pass(
     cache: Cache | None = None,
     first_values: FirstValues | None = None,
 ) -> AbstractContextManager[Cache | None]:
-    """Start a pass over tokens, whose rows have the effective mask; it yields the mechanism's own cache.
+    """Start a pass over tokens under the mask of `rows`; it yields the mechanism's own cache.
 
     Raises:
         UserError: the attention mixes the values of the first layer, which are not there.

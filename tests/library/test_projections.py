@@ -231,3 +231,15 @@ def test_a_layer_that_mixes_values_is_not_called_alone() -> None:
             call(x, first_values=FirstValues())
     with pytest.raises(Unsupported, match="global attention"):
         seq2seq().encoder.layers[0].self_attention.attention.new_cache()
+
+
+@pytest.mark.parametrize("windows", [(4, None, 4), (None, 4, None)])
+def test_padding_inside_a_row_is_left_out_where_some_layers_put_it_out_of_the_way(
+    windows: tuple[int | None, ...],
+) -> None:
+    """Layers with a window order their rows anew, and mix values of a layer that does not."""
+    model = language_model(attention=[factory(window=window) for window in windows]).eval()
+    tokens = torch.randint(1, 11, (1, 13))
+    own = torch.tensor([0, 1, 1, 0, 0, 1, 1, 1, 0, 1, 1, 1, 1]).bool()
+    padded = model(tokens, key_mask=own[None])
+    assert_same(padded[:, own], model(tokens[:, own]))
