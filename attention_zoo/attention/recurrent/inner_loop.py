@@ -1,7 +1,7 @@
 """Attention by a small network that is trained on the tokens while it reads them."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, ClassVar, NamedTuple
 
 import torch
@@ -63,8 +63,8 @@ class InnerLayer(nn.Module):
 
     def forward(self) -> Tensor:
         """Return the matrix [h c e], to which a bias adds a row."""
-        parts = [part for part in (self.weight, self.bias) if part is not None]
-        return upcast(torch.cat(parts, dim=-2))
+        weight = self.weight if self.bias is None else torch.cat([self.weight, self.bias], dim=-2)
+        return upcast(weight)
 
 
 class InnerLoopAttention(RecurrentAttention):
@@ -198,12 +198,13 @@ class InnerLoopAttention(RecurrentAttention):
         *sets, count = states
         depth = len(self.layers)
         # Of each layer, its sets.
-        layers = [sets[i::depth] for i in range(depth)]
+        layers = [tuple(sets[i::depth]) for i in range(depth)]
         inputs, gradients = self.compute_gradients(tokens, tuple(layer[0] for layer in layers))
         schedule = self.schedule(tokens)
         count = count + tokens["taken"].sum(dim=-1)
         full = (count == self.mini_batch_size)[:, None, None, None]
-        x, features, after = tokens["q"], tokens["q"], []
+        x, features = tokens["q"], tokens["q"]
+        after: list[States] = []
         for layer, keys, gradient in zip(layers, inputs, gradients, strict=True):
             weights, change = layer[-2:]
             features = self.append_one(gelu(x, approximate="tanh") if after else x)
@@ -306,7 +307,7 @@ class InnerLoopAttention(RecurrentAttention):
             if count == self.mini_batch_size:
                 anchor, count = weights, 0
 
-    def naive_network(self, x: Tensor, weights: list[Tensor]) -> Tensor:
+    def naive_network(self, x: Tensor, weights: Sequence[Tensor]) -> Tensor:
         """Compute x + LN(MLP(x)), [h c]."""
         y, step = x, 2 if self.bias else 1
         for i in range(0, len(weights), step):

@@ -25,9 +25,9 @@ HIDDEN_RATIO = 4  # width of the memory's hidden layers, in widths of a head
     paper="Behrouz et al. 2025, arXiv 2501.00663",
     equation="S ← η S − θ ∇½|f(k; M) − v|²;  M ← (1 − α) M + S;  out = f(q; M)",
     reference="flash-linear-attention combine_params",
-    deviations="the neural memory alone, as a layer, without attention and persistent tokens; as in "
-    "other implementations, the memory is a residual network with a layer norm, which bounds its "
-    "gradients; the factor 2 of the loss belongs to θ; the gradient of "
+    deviations="the neural memory alone, as a layer, without attention and persistent tokens; as "
+    "in other implementations, the memory is a residual network with a layer norm, which bounds "
+    "its gradients; the factor 2 of the loss belongs to θ; the gradient of "
     "flash-linear-attention lacks brackets, so only its momentum and decay are compared",
     cache="three MLPs for each head: the memory, that before the mini-batch, and its momentum; and "
     "the last tokens of the convolutions",

@@ -22,8 +22,8 @@ class TTTAttention(InnerLoopAttention):
         W_i = W' − p_i Σ_j η_j G_j over the tokens j ≤ i of the mini-batch,   η = η_0 σ(w x + b) / c
 
     with p_i = max(1/i + learned, 0) for the place i in the mini-batch, and the weights W' before
-    it. A layer norm over all heads, without a bias, comes before the output projection. A variant sets the
-    widths of the layers in between.
+    it. A layer norm over all heads, without a bias, comes before the output projection. A variant
+    sets the widths of the hidden layers.
 
     Args:
         base_rate: η_0, the largest learning rate.
@@ -32,7 +32,7 @@ class TTTAttention(InnerLoopAttention):
     num_sets = 2
     num_states = 3
     bias = True
-    # Widths of the layers between, in widths of a head.
+    # Widths of the hidden layers, in widths of a head.
     hidden: ClassVar[tuple[int, ...]] = ()
 
     def __init__(self, *, base_rate: float = 1.0, **options: Any) -> None:

@@ -9,18 +9,18 @@ from attention_zoo.attention.recurrent.ttt import TTTAttention
 @register_recurrent(
     name="ttt_mlp",
     paper="Sun et al. 2024, arXiv 2407.04620",
-    equation="W ← W − η ∇½|f(k; W) − v|²;  out = f(q; W),  f(x; W) = x + LN(W₂ GELU(W₁ x + b₁) + b₂)",
+    equation="W ← W − η ∇½|f(k; W) − v|²;  out = f(q; W),  f(x; W) = x + LN(MLP(x; W))",
     reference="closed form",
-    deviations="as for ttt_linear",
+    deviations="those of ttt_linear",
     cache="two MLPs for each head: the weights before the mini-batch, and its gradients",
 )
 class TTTMLPAttention(TTTAttention):
-    """The state is an MLP with a hidden layer of four times its width, trained to map keys to values.
+    """The state is an MLP with a layer norm, trained to map keys to values.
 
         f(x; W) = x + LN(W₂ GELU(W₁ x + b₁) + b₂)
 
     The weights W after each token are those of `TTTAttention`; they are learned for the start of a
-    sequence.
+    sequence. The hidden layer is four times as wide as a head.
     """
 
     hidden = (4,)
