@@ -59,13 +59,20 @@ class Steps(NamedTuple):
 
         The size of a chunk is a power of two, no larger than the length needs.
         """
-        length, size = self.q.shape[2], 1
-        while size < min(length, CHUNK_LENGTH):
-            size *= 2
+        length = self.q.shape[2]
+        size = chunk_length(length)
         return Steps._make(
             None if part is None else pad(part, (0, 0, 0, -length % size)).unflatten(2, (-1, size))
             for part in self
         )
+
+
+def chunk_length(length: int) -> int:
+    """Return the power of two that splits so many tokens into chunks."""
+    size = 1
+    while size < min(length, CHUNK_LENGTH):
+        size *= 2
+    return size
 
 
 def sum_after(decay: Tensor) -> Tensor:

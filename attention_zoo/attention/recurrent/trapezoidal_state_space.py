@@ -20,7 +20,7 @@ from attention_zoo.attention.recurrent.convolution import (
 from attention_zoo.attention.recurrent.decayed import DecayedAttention
 from attention_zoo.attention.recurrent.naive import outer, read_states, run_additions
 from attention_zoo.attention.recurrent.state_space_dual import StateSpaceDualAttention
-from attention_zoo.attention.recurrent.steps import CHUNK_LENGTH, Steps
+from attention_zoo.attention.recurrent.steps import Steps, chunk_length
 from attention_zoo.backends.reference import repeat_heads
 from attention_zoo.errors import UserError
 from attention_zoo.masks import TokenSpan
@@ -207,7 +207,7 @@ class AngleSum(StatefulLayer):
     ) -> tuple[Tensor, Tensor]:
         if span.key_mask is not None:
             x = x.masked_fill(~span.key_mask[..., None], 0.0)
-        length, size = x.shape[1], min(x.shape[1], CHUNK_LENGTH)
+        length, size = x.shape[1], chunk_length(x.shape[1])
         chunks = pad(x, (0, 0, 0, -length % size)).unflatten(1, (-1, size)).cumsum(dim=2)
         starts = [torch.zeros_like(x[:, 0]) if state is None else state]
         for total in chunks[:, :, -1].unbind(1):
