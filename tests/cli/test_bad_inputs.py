@@ -199,8 +199,8 @@ model.qkv_convolution=3 attention@encoder_attention=fourier | fourier does not p
 model.qkv_convolution=3 attention@decoder_attention=gated_delta | set its kernel_size
 model.value_residual=maybe | true or false
 model.value_residual=true model.layers=1 | another layer with values of its own
-model.value_residual=true attention@decoder_attention=gru | gru, in layer 0, does not project
-model.value_residual=true attention@encoder_attention=grouped_tied | each token to a value
+model.value_residual=true model.layers=2 attention@decoder_attention=gru | gru, in layer 0
+model.value_residual=true model.layers=2 attention@encoder_attention=grouped_tied | a value
 baseline.attention=linear | match
 data.num_workers=-1 | data.num_workers
 data.max_tokens=1 | data.max_tokens
