@@ -80,6 +80,16 @@ def capture_hook(name: str, captured: list[CapturedAttention]) -> Callable[..., 
     return hook
 
 
+def heads_by_role(module: nn.Module) -> dict[str, list[int]]:
+    """Return the number of heads of each layer of a model, as `group_by_role` divides its maps.
+
+    The model has to call each attention once, in the order of its submodules.
+    """
+    parts = [(name, x) for name, x in module.named_modules() if isinstance(x, Attention)]
+    maps = [CapturedAttention(name, x.role, torch.empty(1, x.heads, 0, 0)) for name, x in parts]
+    return {part: [weights.shape[1] for weights in x] for part, x in group_by_role(maps).items()}
+
+
 def group_by_role(captured: Iterable[CapturedAttention]) -> Maps:
     """Group the weights [b h q k] of all layers by `encoder`, `decoder` and `cross`.
 

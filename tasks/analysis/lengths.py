@@ -25,8 +25,10 @@ from attention_zoo.tasks.training.loggers.loggers import log_image, log_table
 from attention_zoo.tasks.training.task import Task
 
 
-def check_lengths(config: Mapping[str, Any]) -> None:
+def check_lengths(config: Mapping[str, Any], *, max_length: int | None = None) -> None:
     """Refuse `lengths` and `stride` that are invalid, or that do not fit the task or the trainer.
+
+    `max_length` is that of the model: one of the lengths at least must not exceed it.
 
     Raises:
         UserError, Unsupported: with the rule, the value and the remedy.
@@ -55,6 +57,11 @@ def check_lengths(config: Mapping[str, Any]) -> None:
                 "stride must be a whole number from 1 to the shortest of the lengths, got "
                 f"stride={stride!r} and lengths={lengths}."
             )
+    if max_length is not None and min(lengths) > max_length:
+        raise Unsupported(
+            f"None of the lengths can be scored: the model takes at most {max_length} tokens, got "
+            f"lengths={lengths}. Give shorter ones, or choose a position without a longest length."
+        )
     # All batches are 1.0, and 1 is one of them.
     limits = {"limit_test_batches": ("None", "1.0"), "fast_dev_run": ("None", "False", "0")}
     for option, unlimited in limits.items():

@@ -52,6 +52,7 @@ from attention_zoo.tasks.training.callbacks.throughput import History, Throughpu
 from attention_zoo.tasks.training.checkpoint_files import WholeCheckpointIO
 from attention_zoo.tasks.training.fine_tuning import InitialWeights, freeze_parameters
 from attention_zoo.tasks.training.loggers.loggers import (
+    check_loggers,
     create_loggers,
     finish_loggers,
     log_artifact,
@@ -71,6 +72,7 @@ from attention_zoo.tasks.training.strategies import check_strategy
 from attention_zoo.tasks.training.task import Task, logged_metrics
 from attention_zoo.tasks.training.trainer_options import (
     check_batches,
+    check_callbacks,
     check_training,
     create_callbacks,
     monitors_text,
@@ -108,8 +110,10 @@ def run(config: dict[str, Any], invocation: Invocation) -> float | None:
     config = resolve_elastic_start(config)
     check_strategy(config)
     checked_trainer = check_training(config)
-    validate(config)
-    lengths.check_lengths(config)
+    task = validate(config)
+    lengths.check_lengths(config, max_length=task.model.max_length)
+    check_callbacks(checked_trainer, task)
+    check_loggers(config)
     check_match(config)
     if (config["jobs"] != 1 or config["fail_fast"]) and JOB_FOLDER not in os.environ:
         raise UserError(
@@ -128,7 +132,7 @@ def run(config: dict[str, Any], invocation: Invocation) -> float | None:
     initial = None
     if invocation.checkpoint is not None:
         initial = InitialWeights(config, invocation.checkpoint)
-    training = prepare(config, console, initial)
+    training = prepare(config, console, initial, task.model.max_length)
     if note := check_batches(checked_trainer, training.data):
         print_line(console, note)
     if resumed is not None:
@@ -164,13 +168,23 @@ def command_to_go_on(invocation: Invocation, checkpoint: Path) -> str:
     return shlex.join(["attention-zoo", "train", *overrides, f"ckpt_path={checkpoint}"])
 
 
-def prepare(config: dict[str, Any], console: Console, initial: InitialWeights | None) -> Training:
-    """Prepare the data and build the task, and count what its model costs."""
+def prepare(
+    config: dict[str, Any],
+    console: Console,
+    initial: InitialWeights | None,
+    max_length: int | None,
+) -> Training:
+    """Prepare the data and build the task, and count what its model costs.
+
+    `max_length` is that of the model.
+    """
     print_config_tree(console, with_choice_names(config))
     save_config(config)
     seed_everything(config["seed"], workers=True, verbose=False)
     options = {} if initial is None else {"tokenizer": initial.tokenizer}
     data = instantiate(config["data"], **options)
+    if max_length is not None:
+        data.check_option_lengths(max_length)
     with console.status("preparing the data"):
         data.prepare_data()
         data.setup()

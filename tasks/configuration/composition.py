@@ -21,6 +21,7 @@ from attention_zoo.tasks.configuration.group_overrides import (
     complete_overrides,
     quote_equals_signs,
 )
+from attention_zoo.tasks.configuration.override_grammar import check_grammar
 from attention_zoo.tasks.configuration.overrides import (
     expand_seeds,
     infer_task,
@@ -82,7 +83,9 @@ def parse_command(command: str, arguments: Sequence[str]) -> Invocation:
     """
     overrides, lines = split_arguments(command, arguments)
     refuse_renamed_options(overrides)
-    overrides = check_group_overrides(quote_equals_signs(overrides))
+    overrides = quote_equals_signs(overrides)
+    check_grammar(overrides)
+    overrides = check_group_overrides(overrides)
     register_plugins(command, source_flags(overrides))
     if lines and command in ("train", "evaluate"):
         raise UserError(f"{command} takes options of the form name=value, got {lines[0]!r}.")

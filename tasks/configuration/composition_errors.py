@@ -28,7 +28,10 @@ def explain_error(error: Exception, invocation: Invocation) -> Exception:
                 f"pip install 'attention-zoo[{LAUNCHER_EXTRAS[name]}]'."
             )
         return UserError(unknown_name_message(group, name, list(error.options)))
-    absent = re.search(r"Could not delete from config\. '([\w.@]+)' does not exist", str(error))
+    text = " ".join(str(error).split())
+    if isinstance(error, HydraException) and (message := explain_hydra_message(text, invocation)):
+        return UserError(message)
+    absent = re.search(r"Could not delete from config\. '([^']+)' does not exist", str(error))
     if isinstance(error, ConfigCompositionException) and absent:
         # To Hydra, what is null does not exist.
         composed = compose_groups(invocation.config_name, invocation.overrides, without=absent[1])
@@ -36,7 +39,7 @@ def explain_error(error: Exception, invocation: Invocation) -> Exception:
         if key in ((OmegaConf.select(composed, node) if node else composed) or ()):
             return UserError(f"{absent[1]} is null already: remove ~{absent[1]}.")
         return UserError(unknown_option_message(absent[1], invocation))
-    unknown = re.search(r"Could not override '([\w.@]+)'", str(error))
+    unknown = re.search(r"Could not override '([^']+)'", str(error))
     if isinstance(error, ConfigCompositionException) and unknown:
         # The override of a mapping may hold the unknown key.
         inner = str(getattr(error.__cause__, "full_key", ""))
@@ -45,7 +48,10 @@ def explain_error(error: Exception, invocation: Invocation) -> Exception:
     if isinstance(error, ConfigCompositionException) and merged:
         name, value = merged.groups()
         composed = compose_groups(invocation.config_name, invocation.overrides, without=name)
-        kind = "a list" if OmegaConf.is_list(OmegaConf.select(composed, name)) else "a mapping"
+        node = None if name.startswith("hydra.") else OmegaConf.select(composed, name)
+        if not OmegaConf.is_config(node):
+            return UserError(f"{name}={value}: {str(error.__cause__ or error).splitlines()[0]}.")
+        kind = "a list" if OmegaConf.is_list(node) else "a mapping"
         return UserError(f"{name} must be {kind}, got {value}.")
     if isinstance(error, MissingMandatoryValue) and error.full_key:
         example = documented_form(error.full_key, invocation)
@@ -54,11 +60,43 @@ def explain_error(error: Exception, invocation: Invocation) -> Exception:
         return BadInput(f"{error.filename}: {error.strerror}. Choose another file or folder.")
     if isinstance(error, YAMLError):
         return BadInput(f"a config file is not YAML: {' '.join(str(error).split())}")
+    if isinstance(error, OmegaConfBaseException) and error.full_key:
+        return UserError(f"{error.full_key}: {str(error).splitlines()[0].rstrip('.')}.")
     # submitit reports that SLURM has failed or, by a RuntimeError, that it is missing.
     of_submitit = type(error).__module__.startswith("submitit") or "Could not detect" in str(error)
     if isinstance(error, HydraException | OmegaConfBaseException) or of_submitit:
-        return UserError(" ".join(str(error).split()))
+        return UserError(text)
     return error
+
+
+def explain_hydra_message(text: str, invocation: Invocation) -> str | None:
+    """Return the sentence for a message of Hydra that does not say what to write instead."""
+    several = re.search(r"Ambiguous value for argument '([^=]+)=(.*)' 1\. To use it", text)
+    several = several or re.search(r"Sweep parameters '([^=]+)=(.*)' requires --multirun", text)
+    if several:
+        name, values = several.groups()
+        remedy = f"give one, or a list as {name}=[…]"
+        if invocation.command == "train":
+            remedy = f"sweep over them with -m, {remedy}"
+        return f"{name} has several values, got {values}: {remedy}."
+    if other := re.search(
+        r"delete from config\. The value of '(\S+)' is (.*) and not (.*)\.", text
+    ):
+        name, value, wrong = other.groups()
+        return (
+            f"~{name}={wrong} removes {name} only where it is {wrong}, got {value}: write ~{name}."
+        )
+    if choice := re.search(
+        r"Could not delete '([^=]+)=(.*)'\. No match in the defaults list", text
+    ):
+        group, name = choice.groups()
+        return f"~{group}={name} takes back a choice that was not made; choose with {group}=NAME."
+    if kept := re.search(r"Error merging override ~([^=]+)$", text):
+        return f"{kept[1]} cannot be left out."
+    if group_name := re.search(r"but config group '(\S+)' does not exist", text):
+        groups = [x.name for x in files("attention_zoo.conf").iterdir() if x.is_dir()]
+        return unknown_name_message("group", group_name[1], sorted(set(groups) - {"__pycache__"}))
+    return None
 
 
 def documented_form(name: str, invocation: Invocation) -> str:
@@ -82,6 +120,7 @@ def unknown_option_message(name: str, invocation: Invocation) -> str:
     if node in composed and OmegaConf.select(composed, node) is None:
         choice = f"attention@{node}" if node.endswith("_attention") else node
         return f"{node} has no options until it is chosen: {choice}=NAME {name}=VALUE"
-    with open_dict(composed):
-        composed.paths.run = "run"  # There is no folder of a run yet.
+    if "paths" in composed:
+        with open_dict(composed):
+            composed.paths.run = "run"  # There is no folder of a run yet.
     return unknown_option(name, OmegaConf.to_container(composed, resolve=True))  # type: ignore[arg-type]

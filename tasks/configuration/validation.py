@@ -24,8 +24,11 @@ from attention_zoo.zoo import ATTENTION, POSITION, check_pair
 MANY_STEPS = 10**9  # for a run whose number of steps the data decide
 
 
-def validate(config: Mapping[str, Any]) -> None:
-    """Refuse a config whose task, data, attention, roles, position or sizes do not fit."""
+def validate(config: Mapping[str, Any]) -> Any:
+    """Refuse a config whose task, data, attention, roles, position or sizes do not fit.
+
+    Return its `Task` on the meta device, with the vocabulary of bytes.
+    """
     refuse_renamed_keys(config)
     if not 0 <= config["seed"] < 2**32:
         raise UserError(f"seed must lie between 0 and 2^32 - 1, got {config['seed']}.")
@@ -43,6 +46,7 @@ def validate(config: Mapping[str, Any]) -> None:
         if isinstance(error, UserError):
             raise
         raise refusal("optimizer or schedule", error) from error
+    return task
 
 
 def planned_steps(config: Mapping[str, Any]) -> int | float:

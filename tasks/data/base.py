@@ -111,6 +111,12 @@ class PreparedData(LightningDataModule):
     def check_max_length(self, max_length: int) -> None:
         """Raise UserError if a sequence is longer than the model's `max_length`."""
 
+    def check_option_lengths(self, max_length: int) -> None:
+        """Raise UserError if the options alone make a sequence longer than `max_length`.
+
+        This needs no prepared data.
+        """
+
     def tokens_at_length(self, length: int, split: str) -> int:
         """Return the tokens of a sequence at this length, or raise UserError if there is none."""
         raise Unsupported(

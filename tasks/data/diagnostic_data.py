@@ -126,8 +126,11 @@ class DiagnosticData(PreparedData):
         )
 
     def check_max_length(self, max_length: int) -> None:
-        for name, rows in self.rows.items():
-            tokens = rows.inputs.shape[1]
+        self.check_option_lengths(max_length)
+
+    def check_option_lengths(self, max_length: int) -> None:
+        for name, source in {"train": self.source, **self.extra_tests}.items():
+            tokens = source.tokens_per_sequence
             if tokens > max_length:
                 option = "data.test_lengths" if name in self.extra_tests else "data.source.length"
                 raise UserError(

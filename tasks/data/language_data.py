@@ -110,6 +110,9 @@ class LanguageData(PreparedData):
         return LanguageBatch(tokens, tokens, torch.zeros_like(tokens) if self.documents else None)
 
     def check_max_length(self, max_length: int) -> None:
+        self.check_option_lengths(max_length)
+
+    def check_option_lengths(self, max_length: int) -> None:
         if self.context_length > max_length:
             raise UserError(
                 "data.context_length must be at most the model's longest length, got "

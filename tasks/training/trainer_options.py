@@ -15,6 +15,7 @@ from attention_zoo.tasks.configuration.build import instantiate, refusal
 from attention_zoo.tasks.configuration.signatures import find_target
 from attention_zoo.tasks.data.base import PreparedData, data_ranks
 from attention_zoo.tasks.task_spec import DIAGNOSTIC_DATA, TRANSLATION, task_spec
+from attention_zoo.tasks.training.callbacks.periodic_inspection import InspectionCallback
 from attention_zoo.tasks.training.task import Task
 
 # The least values of options of `lightning.Trainer` that it takes as they are.
@@ -123,6 +124,14 @@ def check_training(config: Mapping[str, Any]) -> Trainer:
         except (TypeError, RuntimeError, ValueError) as error:
             raise refusal("compile", error) from error
     return trainer
+
+
+def check_callbacks(trainer: Trainer, task: Task) -> None:
+    """Refuse callbacks that cannot inspect the model of a task, before it is trained."""
+    callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+    for callback in callbacks:
+        if isinstance(callback, InspectionCallback):
+            callback.check_training(trainer, task)
 
 
 def check_monitors(config: Mapping[str, Any], callbacks: Sequence[Callback]) -> None:

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from lightning.pytorch import LightningModule, Trainer
 
-from attention_zoo.capture import capture_attention, group_by_role
+from attention_zoo.capture import capture_attention, group_by_role, heads_by_role
 from attention_zoo.errors import UserError, check_positive
 from attention_zoo.tasks.run_folder import RunFolder, going_on_without
 from attention_zoo.tasks.training.callbacks.periodic_inspection import (
@@ -96,15 +96,26 @@ class AttentionMaps(InspectionCallback):
         self.paths: list[Path] = []
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        last = trainer.estimated_stepping_batches
-        if late := [step for step in self.steps if step > last]:
-            raise UserError(f"steps must be among the {last} of this training, got {late}.")
+        self.check_steps(trainer.estimated_stepping_batches)
         # On all ranks, so that none continues after another has stopped.
         module = whole_module(trainer, pl_module)
         with self.timed(module), evaluation_mode(module):
             self.check(trainer, module)
         self._last_step = trainer.global_step - 1
         self.on_train_batch_end(trainer, pl_module)
+
+    def check_steps(self, last: float) -> None:
+        """Raise UserError for a step after the last one."""
+        if late := [step for step in self.steps if step > last]:
+            raise UserError(f"steps must be among the {last} of this training, got {late}.")
+
+    def check_training(self, trainer: Trainer, task: Any) -> None:
+        super().check_training(trainer, task)
+        if trainer.max_steps >= 0:
+            self.check_steps(trainer.max_steps)
+        # Models of others may call an attention more than once.
+        if isinstance(self.probes, int) and type(task.model).__module__.startswith("attention_zoo"):
+            list(self.selected_layers(heads_by_role(task.model)))
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         before, self._last_step = self._last_step, trainer.global_step
@@ -122,7 +133,7 @@ class AttentionMaps(InspectionCallback):
         with going_on_without(folder):
             folder.mkdir(parents=True, exist_ok=True)
             for number, record in enumerate(self.records(trainer, task), start=1):
-                for role, layer in self.selected_layers(record):
+                for role, layer in self.selected_layers(count_heads(record)):
                     path = folder / f"probe-{number}-{role}-layer-{layer}.png"
                     draw_heatmaps(record, role, layer - 1, heads).savefig(path)
                     key = f"attention/probe-{number}/{role}/layer-{layer}"
@@ -136,27 +147,26 @@ class AttentionMaps(InspectionCallback):
             return (task.attend(line) for line in lines)
         return (record_probe(trainer, task, probe) for probe in self.probes)
 
-    def selected_layers(self, record: AttentionRecord) -> Iterator[tuple[str, int]]:
-        """Yield the roles and layers of a record to draw.
+    def selected_layers(self, heads: Mapping[str, list[int]]) -> Iterator[tuple[str, int]]:
+        """Yield the roles and layers to draw, of the layers with these numbers of heads.
 
         Raises:
-            UserError: the record does not have them, or not the heads.
+            UserError: there are no such layers, or not the heads.
         """
-        roles = self.roles or (["cross"] if "cross" in record.maps else list(record.maps))
-        check_choices("roles", roles, list(record.maps))
+        roles = self.roles or (["cross"] if "cross" in heads else list(heads))
+        check_choices("roles", roles, list(heads))
         for role in roles:
-            maps = record.maps[role]
-            numbers = range(1, len(maps) + 1)
+            numbers = range(1, len(heads[role]) + 1)
             check_choices(f"layers of {role}", self.layers, numbers)
             for layer in self.layers or numbers:
-                check_choices(f"heads of {role}", self.heads, range(1, len(maps[layer - 1]) + 1))
+                check_choices(f"heads of {role}", self.heads, range(1, heads[role][layer - 1] + 1))
                 yield role, layer
 
     def check(self, trainer: Trainer, task: Any) -> None:
         """Refuse probes, roles, layers and heads that cannot be drawn."""
         if not isinstance(self.probes, int):
             for record in self.records(trainer, task):
-                for role, layer in self.selected_layers(record):
+                for role, layer in self.selected_layers(count_heads(record)):
                     try:
                         record.weights(role, layer - 1)
                     except ValueError as error:
@@ -173,10 +183,15 @@ class AttentionMaps(InspectionCallback):
         if any(numbers is not None for numbers in (self.roles, self.layers, self.heads)):
             # One line is enough to know the roles, layers and heads of the model.
             for record in islice(self.records(trainer, task), 1):
-                list(self.selected_layers(record))
+                list(self.selected_layers(count_heads(record)))
 
     def _folder(self, trainer: Trainer) -> Path:
         return self.folder or RunFolder(trainer.default_root_dir).figures
+
+
+def count_heads(record: AttentionRecord) -> dict[str, list[int]]:
+    """Return the number of heads of each layer in a record, by role."""
+    return {role: [len(weights) for weights in maps] for role, maps in record.maps.items()}
 
 
 def record_probe(trainer: Trainer, module: LightningModule, probe: Probe) -> AttentionRecord:

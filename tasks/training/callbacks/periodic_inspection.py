@@ -53,15 +53,21 @@ class InspectionCallback(Callback):
         self._validations = state_dict["validations"]
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        if stage != "fit":
-            return
+        if stage == "fit":
+            InspectionCallback.check_training(self, trainer, pl_module)
+            self._started, self.seconds = time.perf_counter(), 0.0
+
+    def check_training(self, trainer: Trainer, task: Any) -> None:
+        """Raise UserError for a training whose model this cannot inspect.
+
+        The task may be on the meta device, and the data need not be prepared.
+        """
         if isinstance(trainer.strategy, SHARDING_STRATEGIES):
             raise UserError(
                 f"{type(trainer.strategy).__name__} keeps a piece of the weights on each rank, but "
                 f"{type(self).__name__} runs the model on rank zero alone: train with "
                 "trainer=fsdp, trainer=tensor_parallel or trainer=ddp."
             )
-        self._started, self.seconds = time.perf_counter(), 0.0
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not is_fit_validation(trainer):

@@ -7,6 +7,7 @@ functions. A logger that cannot take something is passed over.
 import csv
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,27 @@ from attention_zoo.tasks.training.loggers.wandb_runs import (
 )
 from attention_zoo.tasks.views.tables import Table, markdown_table
 
+# Of the loggers that have one, any of these does.
+PACKAGES = {"TensorBoardLogger": ("tensorboard", "tensorboardX"), "create_wandb": ("wandb",)}
+
+
+def check_loggers(config: Mapping[str, Any]) -> None:
+    """Raise UserError for a logger whose package is not installed."""
+    for name, node in (config["logger"] or {}).items():
+        packages = next(
+            (x for kind, x in PACKAGES.items() if node and kind in node["_target_"]), ()
+        )
+        if packages and not any(map(find_spec, packages)):
+            raise UserError(missing_package_message(name))
+
+
+def missing_package_message(name: str) -> str:
+    """Return the sentence for a logger whose package is not installed."""
+    return (
+        f"logger={name} needs a package that is not installed; "
+        f"pip install 'attention-zoo[{name}]', or choose logger=csv or logger=none."
+    )
+
 
 def create_loggers(
     config: Mapping[str, Any],
@@ -72,10 +94,7 @@ def create_loggers(
         try:
             logger = instantiate(node, **options, _convert_="all")
         except ModuleNotFoundError:
-            raise UserError(
-                f"logger={name} needs a package that is not installed; "
-                f"pip install 'attention-zoo[{name}]', or choose logger=csv or logger=none."
-            ) from None
+            raise UserError(missing_package_message(name)) from None
         if isinstance(logger, CSVLogger) and resumed is not None:
             keep_logged_rows(logger, resumed_step)
         if isinstance(logger, CSVLogger | TensorBoardLogger):
