@@ -38,8 +38,10 @@ def test_tables_are_those_of_the_cards(tmp_path: Path) -> None:
 
 
 def options_named_in(command: str) -> frozenset[str]:
-    """Return the flags and the groups of options in a command."""
-    return frozenset(re.split(r"[=.@]", word)[0] for word in shlex.split(command, comments=True))
+    """Return the flags of a command, and the group of its first option."""
+    words = shlex.split(command, comments=True)[2:]
+    flags = {word for word in words if word.startswith("-")}
+    return frozenset({*flags, re.split(r"[=.@]", words[0])[0]})
 
 
 @pytest.mark.parametrize(

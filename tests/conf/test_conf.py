@@ -26,7 +26,7 @@ from attention_zoo.tasks.configuration.resolved_config import find_targets
 from attention_zoo.tasks.configuration.validation import validate
 from attention_zoo.tasks.training.trainer_options import check_training
 from attention_zoo.zoo import ATTENTION, POSITION
-from tests.conformance.cases import base_class, mark_exhaustive
+from tests.conformance.cases import family, mark_exhaustive
 
 CONF = Path(attention_zoo.__file__).parent / "conf"
 FILES = sorted(path.relative_to(CONF) for path in CONF.rglob("*.yaml"))
@@ -68,10 +68,12 @@ def overrides_of(group, choice):
 
 
 def kind_of_choice(group, choice):
-    """Return what the choices of mechanisms and encodings have in common; others are their own."""
+    """Return what choices have in common: the family, where an encoding acts, or the target."""
     if group == "attention":
-        return group, base_class(choice)
-    return (group, POSITION.card(choice).acts) if group == "position" else (group, choice)
+        return group, family(choice)
+    if group == "position":
+        return group, POSITION.card(choice).acts
+    return group, choice_target(group, choice)
 
 
 @pytest.mark.parametrize(

@@ -63,7 +63,7 @@ def test_all_fields_at_once(case: Case) -> None:
     hold_under_all_fields(case, LENGTH)
 
 
-@over(plain_cases(), kind=attrgetter("kind_of_any_role"))
+@over(plain_cases(), kind=attrgetter("family_kind"))
 def test_all_fields_at_once_over_blocks(case: Case) -> None:
     """Longer than the blocks and chunks that entries work on."""
     hold_under_all_fields(case, 66)

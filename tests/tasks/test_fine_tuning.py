@@ -11,6 +11,7 @@ from attention_zoo.errors import Unsupported
 from attention_zoo.models import LanguageModel
 from attention_zoo.tasks.commands import show
 from attention_zoo.tasks.training.fine_tuning import freeze_parameters
+from tests.conformance.cases import mark_exhaustive
 from tests.conftest import train_in
 
 SIZES = (
@@ -93,7 +94,9 @@ def test_what_cannot_be_is_refused(trained, train, capsys, override, message):
     assert message in error and error.count("\n") == 1, error
 
 
-@pytest.mark.parametrize("optimizer", ["muon", "adamw"])
+@pytest.mark.parametrize(
+    "optimizer", mark_exhaustive((name, "optimizer") for name in ("muon", "adamw"))
+)
 def test_frozen_parameters_stay_as_they_are(trained, train, capsys, optimizer):
     first = state(trained / "checkpoints" / "best.ckpt")["state_dict"]
     run = train(
