@@ -9,7 +9,7 @@ import importlib
 import importlib.util
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any, NamedTuple
 
 import torch
@@ -99,10 +99,26 @@ def fla(operation: str) -> ModuleType:
 
 def fla_class(path: str, name: str) -> Any:
     """A module of flash-linear-attention that needs PyTorch alone, read from its file likewise."""
+    return fla_names(path, ast.ClassDef, {name})[name]
+
+
+def fla_functions(path: str) -> SimpleNamespace:
+    """The functions of a file of flash-linear-attention whose imports need a GPU."""
+    return SimpleNamespace(**fla_names(path, ast.FunctionDef))
+
+
+def fla_names(
+    path: str, kind: type[ast.ClassDef] | type[ast.FunctionDef], names: set[str] | None = None
+) -> dict[str, Any]:
+    """The classes or functions of a file, without what it imports; all, or those of some names."""
     package = importlib.util.find_spec("fla")
     assert package is not None and package.submodule_search_locations
     tree = ast.parse((Path(package.submodule_search_locations[0]) / path).read_text())
-    tree.body = [part for part in tree.body if isinstance(part, ast.ClassDef) and part.name == name]
-    names: dict[str, Any] = {"torch": torch, "nn": torch.nn}
-    exec(compile(tree, path, "exec"), names)
-    return names[name]
+    tree.body = [
+        part
+        for part in tree.body
+        if isinstance(part, kind) and (names is None or part.name in names)
+    ]
+    found: dict[str, Any] = {"torch": torch, "nn": torch.nn}
+    exec(compile(tree, path, "exec"), found)
+    return found
