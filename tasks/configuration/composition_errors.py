@@ -1,5 +1,6 @@
 """Explain errors of composition on one line."""
 
+import errno
 import re
 from importlib.resources import files
 
@@ -14,6 +15,7 @@ from attention_zoo.tasks.configuration.group_overrides import compose_groups
 from attention_zoo.tasks.configuration.overrides import override_values
 from attention_zoo.zoo import unknown_name_message
 
+FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 # Launchers that an extra of the package installs.
 LAUNCHER_EXTRAS = {"joblib": "joblib", "submitit_slurm": "slurm", "submitit_local": "slurm"}
 
@@ -56,6 +58,12 @@ def explain_error(error: Exception, invocation: Invocation) -> Exception:
     if isinstance(error, MissingMandatoryValue) and error.full_key:
         example = documented_form(error.full_key, invocation)
         return UserError(f"{error.full_key} has no default; give it: {example}")
+    if isinstance(error, OSError) and error.errno in FULL_DISK:
+        where = f"{error.filename}: " if error.filename else ""
+        return BadInput(
+            f"{where}{error.strerror}. Make room, or choose other folders: hydra.run.dir=FOLDER "
+            "for what the run writes, paths.cache=FOLDER for prepared data."
+        )
     if isinstance(error, OSError) and error.filename is not None:
         return BadInput(f"{error.filename}: {error.strerror}. Choose another file or folder.")
     if isinstance(error, YAMLError):

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from attention_zoo.errors import TrainingDiverged, Unsupported, UserError
 from attention_zoo.tasks.exit_codes import exit_code
 from attention_zoo.tasks.interruption import Interrupted
-from attention_zoo.tasks.run_folder import JobRecord, Outcome, RunFolder
+from attention_zoo.tasks.run_folder import JobRecord, Outcome, RunFolder, going_on_without
 
 # The environment variable by which a launcher names the folder of the job to its process.
 JOB_FOLDER = "ATTENTION_ZOO_JOB_FOLDER"
@@ -63,7 +63,8 @@ class Job:
         Its output goes to its log; with `live`, stdout goes to the terminal, and stderr to both.
         """
         self.folder.path.mkdir(parents=True, exist_ok=True)
-        self.folder.write_job(self.record)
+        with going_on_without(self.folder.job_file):
+            self.folder.write_job(self.record)
         self.started = time.monotonic()
         self.process = subprocess.Popen(
             self.command_line(command),
@@ -94,10 +95,15 @@ class Job:
         """Write the output of the process to the log, and keep its last lines."""
         stream = self.process.stderr if live else self.process.stdout
         assert stream is not None
-        with stream, self.folder.log_file.open("a") as log:
+        is_writable = True
+        with stream, self.folder.log_file.open("ab", buffering=0) as log:
             for line in stream:
-                log.write(line)
-                log.flush()
+                # A process whose output nobody reads any more would stop at it.
+                if is_writable:
+                    is_writable = False
+                    with going_on_without(self.folder.log_file):
+                        log.write(line.encode())
+                        is_writable = True
                 if line.strip():
                     self.last_lines.append(line.rstrip())
                 if live:
@@ -118,12 +124,15 @@ class Job:
         self.record = self.folder.read_job() or self.record
         if self.record.code != code:  # It was killed before it could record its end.
             self.record.outcome, self.record.reason = "failed", "its process recorded no reason"
+            if code == 0:  # Its disk is full.
+                self.record.outcome, self.record.reason = "trained", ""
             if code < 0:
                 name = signal.Signals(-code).name
                 self.record.outcome, self.record.reason = "killed", f"signal {-code} ({name})"
             self.record.code = code
         self.record.seconds = round(time.monotonic() - self.started, 3)
-        self.folder.write_job(self.record)
+        with going_on_without(self.folder.job_file):
+            self.folder.write_job(self.record)
         return True
 
 

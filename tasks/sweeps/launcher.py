@@ -29,7 +29,7 @@ from rich.console import Console
 
 from attention_zoo.errors import Unsupported, UserError
 from attention_zoo.tasks.configuration.resolved_config import hash_config
-from attention_zoo.tasks.run_folder import JobRecord, RunFolder
+from attention_zoo.tasks.run_folder import JobRecord, RunFolder, going_on_without
 from attention_zoo.tasks.sweeps.jobs import Job
 from attention_zoo.tasks.sweeps.scheduling import DevicePool, outcome_table, run_jobs
 from attention_zoo.tasks.views.console import print_line
@@ -94,7 +94,8 @@ class ProcessesLauncher(Launcher):
                 # Imported here, as pictures need matplotlib.
                 from attention_zoo.tasks.analysis.length_report import report_sweep
 
-                report_sweep(console, scored, sweep)
+                with going_on_without(sweep):
+                    report_sweep(console, scored, sweep)
             console.print(f"Sweep: {sweep}", soft_wrap=True)
         # A search asks for one trial after another, and a refused one is no failure of the search.
         is_search = self.config.hydra.runtime.choices["hydra/sweeper"] != "basic"

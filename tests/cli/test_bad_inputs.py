@@ -16,6 +16,8 @@ pytestmark = pytest.mark.slow
 TRAIN = [*SMALL, "logger=none", "callbacks=minimal", "trainer.max_steps=1", "test=false"]
 TRAIN += ["data.source.size=40", "data.source.valid=4", "data.source.test=4"]
 
+LANGUAGE_TRAIN = [x for x in TRAIN if not x.startswith("data.")]
+
 # A command line a row, and a word of the message that names the rule or the remedy.
 TRAINING = """
 lr=0.1 | optimizer.lr
@@ -255,6 +257,62 @@ hello | name=value
 --config-dir=/nonexist | /nonexist
 -m --cfg=job | --cfg
 hydra.foo=1 | hydra.foo
+~model.dim=7 | write ~model.dim
+~seed=3 | only where it is 3, got 1
+~optimizer=adam | not made
+~callbacks=foo | not made
+~callbacks.progress=1 | write ~callbacks.progress
+~hydra.run | cannot be left out
+model.dim=[1 | close all brackets and quotes
+model.dim={a | close all brackets and quotes
+'model.dim="abc' | close all brackets and quotes
+'model.dim=1]' | close all brackets and quotes
+'optimizer.betas=[0.9,]' | close all brackets and quotes
+'optimizer.betas=(0.9,0.98)' | close all brackets and quotes
+'seed=1;2' | quote a value
+'seed=!1' | quote a value
+model.dim='#3' | quote a value
+'model.dim=${foo' | close all brackets and quotes
+model.dim=range(1,3) | sweep over them with -m
+model.dim=choice(8,16) | sweep over them with -m
+model.dim=1,2 | sweep over them with -m
+model.dim=sort(3,1) | sweep over them with -m
+model.dim=foo(3) | no function 'foo'
+model.dim=int(abc) | has no value
+'model.dim=${foo:1}' | model.dim: Unsupported
+'model.dim=${model.dim}' | model.dim: Recursive
+'model.dim=${oc.env:NOPE}' | 'NOPE' not found
+model..dim=3 | no name of an option
+.dim=3 | no name of an option
+model.=3 | no name of an option
+=3 | name=value
++=3 | name=value
+++~model.dim=3 | name=value
+model.dim:int=3 | no name of an option
+attention@=linear | no name of an option
+@model=tiny | no name of an option
+model.dim@x=3 | Did you mean model?
+model@foo=tiny | no option 'model@foo'
+model/dim=3 | no option 'model/dim'
+model[0]=3 | name=value
+'$x=3' | no option '$x'
+hydra.mode=foo | RUN, MULTIRUN
+hydra=foo | config, default
+hydra/launcher=nope | processes
+--info foo | searchpath
+--cfg foo | job, hydra, all
+--package foo | give --cfg job
+--resolve | give --cfg job
+callbacks=default callbacks.attention_maps.layers=[7] | layers of cross must be some of 1
+callbacks=default callbacks.attention_maps.heads=[9] | heads of cross must be some of 1, 2
+callbacks=default callbacks.attention_maps.steps=[9] | steps must be among the 1
+"""
+# What only a language model has.
+LANGUAGE = """
+callbacks=default callbacks.attention_maps.roles=[cross] | roles must be some of decoder
+position=learned position.max_length=8 | lower data.context_length
+position=learned lengths=[9999] | at most 512 tokens
+data=recall tokenizer=symbols position=learned position.max_length=4 | lower data.source.length
 """
 # {} is a checkpoint of a translation.
 OTHERS = """
@@ -265,6 +323,12 @@ evaluate ckpt_path=/nonexist | no checkpoint
 evaluate ckpt_path= | ckpt_path must name a file
 evaluate ckpt_path=[a] | ckpt_path must name a file
 evaluate ckpt_path=. | is a folder
+evaluate foo=1 | no option 'foo'
+evaluate ~foo=1 | no option 'foo'
+evaluate ckpt_path=[a | close all brackets and quotes
+evaluate ckpt_path=a,b | several values
+translate ckpt_path={a hello | close all brackets and quotes
+attend ~output=3 | write ~output
 evaluate ckpt_path={} split=train | valid or test
 evaluate ckpt_path={} foo=1 | no option 'foo'
 evaluate ckpt_path={} +foo=1 | no option 'foo'
@@ -366,6 +430,7 @@ def run(monkeypatch, capsys, folder, arguments):
     ("arguments", "word"),
     [
         *rows(TRAINING, ["train", *TRAIN]),
+        *rows(LANGUAGE, ["train", "task=language_modeling", "data=python_docs", *LANGUAGE_TRAIN]),
         *rows(OTHERS),
     ],
     ids=lambda x: " ".join(y for y in x if y not in TRAIN) if isinstance(x, list) else "",

@@ -5,6 +5,8 @@ import os
 
 import pytest
 
+from attention_zoo.tasks.configuration.composition import Invocation
+from attention_zoo.tasks.configuration.composition_errors import explain_error
 from tests.cli.conftest import QUICK
 
 # The operating system refuses every byte of a file, as a full disk or a quota does.
@@ -20,6 +22,12 @@ OPTIONS = [x for x in QUICK if not x.startswith("callbacks")]
 OPTIONS += ["+callbacks.full_disk._target_=full_disk.FullDisk", "logger=[csv,tensorboard]"]
 OPTIONS += ["callbacks.attention_maps.every_n_validations=1", "trainer.max_steps=4"]
 OPTIONS += ["trainer.val_check_interval=2", "trainer.log_every_n_steps=1", "hydra.run.dir=run"]
+
+
+def test_a_disk_that_is_full_at_the_start_is_said_in_a_line():
+    error = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    message = str(explain_error(error, Invocation("train", "train", [])))
+    assert message.startswith(os.strerror(errno.ENOSPC)) and "hydra.run.dir=FOLDER" in message
 
 
 @pytest.mark.slow

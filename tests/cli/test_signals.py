@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from tests.cli.conftest import QUICK, ROOT
+from tests.cli.kills import final_state, same
 
 pytestmark = pytest.mark.slow
 
@@ -46,6 +47,36 @@ def test_sigterm_to_the_first_process_saves_before_the_first_validation(program,
     assert out.splitlines()[-1].endswith(last)
     more = [f"trainer.max_steps={steps + 1}", last]
     program("train", *ENDLESS[:-1], *devices, "hydra.run.dir=run", *more)
+
+
+# Sends a signal to the last rank in the first validation.
+STOPPING = """
+import os, signal
+from lightning.pytorch import Callback
+
+class Stop(Callback):
+    def on_validation_batch_start(self, trainer, pl_module, batch, batch_idx, dataloader_idx=0):
+        is_last = trainer.global_rank == trainer.world_size - 1
+        if "STOP" in os.environ and trainer.state.fn == "fit" and batch_idx == 0 and is_last:
+            os.kill(os.getpid(), signal.SIGTERM)
+"""
+
+
+@pytest.mark.parametrize("devices", [["trainer=fsdp"], DDP])
+def test_all_ranks_stop_within_a_validation_and_repeat_it(program, devices):
+    (program.folder / "stopping.py").write_text(STOPPING)
+    options = [*QUICK, *devices, "logger=none", "test=false", "callbacks=averaged"]
+    options += ["data.tokens_per_batch=128", "trainer.max_steps=4", "trainer.val_check_interval=2"]
+    options += ["model.dropout=0.2", "~callbacks.attention_maps", "~callbacks.samples"]
+    options += ["+callbacks.stop._target_=stopping.Stop", "trainer.log_every_n_steps=2"]
+    run, whole = (program.folder / name for name in ("run", "whole"))
+    done = program("train", *options, f"hydra.run.dir={run}", code=143, STOP="1")
+    assert "val/loss" not in done.stdout and "Go on with" in done.stdout
+    last = run / "checkpoints" / "last.ckpt"
+    assert torch.load(last, weights_only=True)["global_step"] == 2
+    program("train", *options, f"hydra.run.dir={run}", "ckpt_path=last")
+    program("train", *options, f"hydra.run.dir={whole}")
+    assert same(final_state(run), final_state(whole))
 
 
 def test_a_signal_before_the_training_ends_it_in_a_line(program):

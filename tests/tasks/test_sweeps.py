@@ -1,5 +1,6 @@
 """The jobs of a sweep, with small scripts in place of trainings."""
 
+import errno
 import io
 import json
 import os
@@ -69,6 +70,7 @@ cli.run_composed = train
 cli.main()
 """
 COMMAND = [sys.executable, "-c", SCRIPT, "train"]
+UNRECORDED = "print('the end')"
 
 
 @pytest.fixture(autouse=True)
@@ -237,3 +239,25 @@ def test_an_interrupt_ends_all_jobs(tmp_path, monkeypatch, number):
         "killed: signal 9 (SIGKILL)",
     ]
     assert json.loads((jobs[0].folder.path / "job.json").read_text())["outcome"] == "failed"
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full on this system")
+def test_a_full_disk_costs_record_and_log_of_a_job(tmp_path, monkeypatch, caplog):
+    """The job prints more than a pipe holds, so that it would stop if nobody read its output."""
+    one = job(tmp_path, 0, "do=train")
+    one.folder.path.mkdir()
+    one.folder.log_file.symlink_to("/dev/full")
+
+    def write_job(folder, record):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(RunFolder, "write_job", write_job)
+    talkative = "print('a line' * 1000, flush=True)\n" * 20
+    monkeypatch.setattr(
+        sys.modules[__name__], "COMMAND", [sys.executable, "-c", talkative + UNRECORDED]
+    )
+    launch([one])
+    assert (one.record.outcome, one.record.code, one.record.reason) == ("trained", 0, "")
+    assert one.last_lines[-1] == "the end"
+    said = [x for x in caplog.messages if os.strerror(errno.ENOSPC) in x]
+    assert [sum(name in x for x in said) for name in ("job.json", "job.log")] == [2, 1]

@@ -1,8 +1,10 @@
 """Runs of W&B are online where they can be, else offline, and never cost the training."""
 
+import errno
 import gzip
 import json
 import os
+import signal
 import subprocess
 import sys
 import textwrap
@@ -219,3 +221,21 @@ def test_nothing_is_asked_on_a_terminal(tmp_path):
         os.close(leader)
     [run] = runs(tmp_path)
     assert run.name.startswith("offline-run-")
+
+
+@pytest.mark.slow
+def test_an_offline_run_says_that_its_disk_is_full(tmp_path, caplog):
+    resource = pytest.importorskip("resource")
+    logger = create_wandb_logger(project="zoo", save_dir=tmp_path, mode="offline")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, hard))
+    try:
+        finish_loggers([logger], 0)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        signal.signal(signal.SIGXFSZ, handler)
+    [run] = runs(tmp_path)
+    [line] = [x for x in caplog.messages if os.strerror(errno.EFBIG) in x]
+    assert str(run) in line and "not all is logged there" in line
+    assert not (run / ".probe").exists()

@@ -26,7 +26,7 @@ from PIL import Image
 
 from attention_zoo.errors import UserError
 from attention_zoo.tasks.configuration.build import instantiate
-from attention_zoo.tasks.run_folder import RunFolder
+from attention_zoo.tasks.run_folder import RunFolder, going_on_without
 from attention_zoo.tasks.training.loggers.file_loggers import (
     WholeRowsWriter,
     survive_full_disk,
@@ -181,7 +181,8 @@ def log_artifact(loggers: Iterable[Logger], kind: str, path: Path | None) -> Non
     """
     for logger in loggers:
         if isinstance(logger, RunLogger):
-            logger.log_artifact(kind, path)
+            with going_on_without(Path(logger.save_dir or ".", "wandb")):
+                logger.log_artifact(kind, path)
 
 
 @rank_zero_only

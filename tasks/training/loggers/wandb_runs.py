@@ -19,7 +19,7 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from attention_zoo.errors import UserError
 from attention_zoo.tasks.configuration.stacks import branches_by_role
-from attention_zoo.tasks.run_folder import RunFolder, relative_to_cwd
+from attention_zoo.tasks.run_folder import RunFolder, going_on_without, relative_to_cwd
 from attention_zoo.tasks.task_spec import task_spec
 
 if TYPE_CHECKING:
@@ -183,7 +183,8 @@ def start_run(mode: str, id: str | None, timeouts: dict[str, Any], options: dict
     offline: Any = "offline" if mode == "online" else mode
     run = run or wandb.init(mode=offline, id=id, **options)
     if not run.disabled:
-        folder.wandb_id_file.write_text(f"{run.id}\n")
+        with going_on_without(folder.wandb_id_file):
+            folder.wandb_id_file.write_text(f"{run.id}\n")
     log_start(run, offline_reason)
     run.define_metric("trainer/global_step")
     run.define_metric("*", step_metric="trainer/global_step", step_sync=True)
@@ -245,10 +246,25 @@ def log_wandb_table(
             os.environ["WANDB_DATA_DIR"] = previous
 
 
+def find_write_error(folder: Path) -> OSError | None:
+    """Return why nothing can be written to a folder, such as a full disk; None if it can."""
+    probe = folder / ".probe"
+    try:
+        probe.write_bytes(bytes(4096))
+    except OSError as error:
+        return error
+    finally:
+        probe.unlink(missing_ok=True)
+    return None
+
+
 def finish_run(run: Run, exit_code: int) -> None:
     """Finish a run, and wait until its file is closed."""
     import wandb
 
+    folder = Path(run.dir).parent
+    # The service of an offline run says nothing of what it could not write.
+    write_error = find_write_error(folder) if run.offline and not run.disabled else None
     try:
         run.finish(exit_code=WANDB_INTERRUPTED if exit_code > 128 else exit_code)
     except TimeoutError:
@@ -256,6 +272,11 @@ def finish_run(run: Run, exit_code: int) -> None:
             "W&B: not everything was uploaded in time; send the rest with `wandb sync %s`.",
             relative_run_folder(run),
         )
+    except OSError as error:
+        write_error = write_error or error
+    if write_error is not None:
+        reason = write_error.strerror or write_error
+        log.warning("%s: not all is logged there: %s.", folder, reason)
     # `finish` does not wait until the run's file is closed; the end of wandb's service does.
     if not run.disabled and wandb.setup().most_recent_active_run is None:
         wandb.teardown(exit_code)
