@@ -19,7 +19,8 @@ from tests.conformance.numbers import assert_same, default_dtype
 DIM, HEADS = 16, 4
 GATED = ["gated_delta", "kimi_delta"]
 PRODUCTS = ["delta_product", "gated_delta_product"]
-RECURRENT = ["delta", *GATED, *PRODUCTS, "rwkv7", "mesa"]
+INNER_LOOPS = ["ttt_linear", "ttt_mlp", "titans"]
+RECURRENT = ["delta", *GATED, *PRODUCTS, "rwkv7", "mesa", *INNER_LOOPS]
 
 
 def attention(name: str) -> Attention:

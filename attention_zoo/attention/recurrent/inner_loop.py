@@ -15,6 +15,7 @@ from attention_zoo.attention.recurrent.mini_batches import (
     MiniBatches,
     Parts,
     States,
+    StepResult,
     find_mini_batches,
     run_mini_batches,
 )
@@ -152,57 +153,52 @@ class InnerLoopAttention(RecurrentAttention):
         parts["taken"] = batches.find_taken().expand(-1, batch, -1)
         if batches.starts is not None:
             parts["starts"] = batches.starts.movedim(1, 0).expand(-1, batch)
-        start = self.start_states(steps.q)
+        start = self.start_states(batch)
 
-        def step(before: States, tokens: Parts) -> tuple[States, States]:
+        def step(before: States, tokens: Parts) -> StepResult:
             return self.step(start, before, tokens)
 
-        before = self.unpack(states) if states else start
+        before = self.unpack(states[:-1]) if states else start
         last, trace = run_mini_batches(step, before, parts)
         if batches.forgets is not None:
             last = choose(batches.forgets.expand(batch), start, last)
-        return Trace(*trace), batches, self.pack(last)
+        return Trace(*trace), batches, (*self.pack(last), batches.count.expand(batch).clone())
 
-    def start_states(self, q: Tensor) -> States:
-        """Return the states at the start of a sequence, as `step` takes them."""
-        layers = [layer().expand(len(q), -1, -1, -1) for layer in self.layers]
+    def start_states(self, batch: int) -> States:
+        """Return the sets of weights at the start of a sequence, each with all layers."""
+        layers = [layer().expand(batch, -1, -1, -1) for layer in self.layers]
         zeros = [torch.zeros_like(part) for part in layers]
         sets = [layers] * (self.num_sets - 1) + [zeros]
-        count = torch.zeros(len(q), dtype=torch.long, device=q.device)
-        return *(part.clone() for layers in sets for part in layers), count
+        return tuple(part.clone() for layers in sets for part in layers)
 
-    def pack(self, states: States) -> States:
+    def pack(self, sets: States) -> States:
         """Join the layers of each set to one tensor [b h n], for a cache."""
-        *sets, count = states
         depth = len(self.layers)
-        return *(
+        return tuple(
             torch.cat([part.flatten(2) for part in sets[i : i + depth]], dim=-1)
             for i in range(0, len(sets), depth)
-        ), count
+        )
 
-    def unpack(self, states: States) -> States:
+    def unpack(self, packed: States) -> States:
         """Undo `pack`."""
-        *sets, count = states
         shapes = [layer().shape[1:] for layer in self.layers]
         sizes = [shape.numel() for shape in shapes]
-        return *(
-            part.unflatten(-1, shape)
-            for packed in sets
-            for part, shape in zip(packed.split(sizes, dim=-1), shapes, strict=True)
-        ), count
+        return tuple(
+            layer.unflatten(-1, shape)
+            for part in packed
+            for layer, shape in zip(part.split(sizes, dim=-1), shapes, strict=True)
+        )
 
-    def step(self, start: States, states: States, tokens: Parts) -> tuple[States, States]:
-        """Train on a mini-batch; return the states after it, and its trace."""
+    def step(self, start: States, sets: States, tokens: Parts) -> StepResult:
+        """Train on a mini-batch; return the sets after it, and its trace."""
         if "starts" in tokens:
-            states = choose(tokens["starts"], start, states)
-        *sets, count = states
+            sets = choose(tokens["starts"], start, sets)
         depth = len(self.layers)
-        # Of each layer, its sets.
-        layers = [tuple(sets[i::depth]) for i in range(depth)]
+        layers = [sets[i::depth] for i in range(depth)]  # of each layer, its sets
         inputs, gradients = self.compute_gradients(tokens, tuple(layer[0] for layer in layers))
         schedule = self.schedule(tokens)
-        count = count + tokens["taken"].sum(dim=-1)
-        full = (count == self.mini_batch_size)[:, None, None, None]
+        # The places are taken in order.
+        full = tokens["taken"][:, -1, None, None, None]
         x, features = tokens["q"], tokens["q"]
         after: list[States] = []
         for layer, keys, gradient in zip(layers, inputs, gradients, strict=True):
@@ -212,9 +208,8 @@ class InnerLoopAttention(RecurrentAttention):
             x = x - (features @ keys.transpose(-2, -1) * schedule.tokens) @ gradient
             after.append(self.end_batch(layer, *update(schedule, layer, keys, gradient), full))
         trace = Trace(x, features, inputs[-1], gradients[-1])
-        count = count.masked_fill(full[:, 0, 0, 0], 0)
-        new_sets = (part.clone() for parts in zip(*after, strict=True) for part in parts)
-        return (*new_sets, count), tuple(part.clone() for part in trace)
+        new_sets = tuple(part.clone() for parts in zip(*after, strict=True) for part in parts)
+        return new_sets, tuple(part.clone() for part in trace)
 
     def compute_gradients(self, tokens: Parts, layers: Layers) -> tuple[list[Tensor], list[Tensor]]:
         """Compute the inputs of each layer, and the gradients by its outputs, for keys."""

@@ -13,6 +13,7 @@ from attention_zoo.tensor_checks import is_readable
 
 States = tuple[Tensor, ...]
 Parts = dict[str, Tensor]
+StepResult = tuple[States, States]  # the states to go on from, and the outputs
 
 
 class MiniBatches(NamedTuple):
@@ -26,6 +27,7 @@ class MiniBatches(NamedTuple):
     size: int  # m
     places: Tensor  # [b|1 t], of each token, counted over all mini-batches; n·m for padding
     tokens: Tensor  # [b|1 n·m], the token at each place; t for none
+    count: Tensor  # [b|1], how many tokens the last mini-batch has; 0 if it has all
     starts: Tensor | None  # [b|1 n] bool, whether a segment of the span starts with a mini-batch
     forgets: Tensor | None  # [b|1] bool, whether the last segment starts here, without real tokens
 
@@ -84,11 +86,11 @@ def find_mini_batches(
     if is_new is not None:
         starts_segment = pad(begins & (ranks == 0) & is_new, (0, 1)).expand(len(tokens), -1)
         starts = starts_segment.gather(1, tokens[:, ::size])
-    return MiniBatches(size, places, tokens, starts, forgets)
+    return MiniBatches(size, places, tokens, (ranks[:, -1] + 1) % size, starts, forgets)
 
 
 def run_mini_batches(
-    step: Callable[[States, Parts], tuple[States, States]], states: States, parts: Parts
+    step: Callable[[States, Parts], StepResult], states: States, parts: Parts
 ) -> tuple[States, States]:
     """Run steps over parts [n …]; return the last states, and the outputs of all steps [n …].
 
