@@ -104,7 +104,7 @@ def test_a_padded_row_is_that_of_its_real_tokens(case: Case, layout: str, length
 
 @over_values(
     "layout,length",
-    [("alternating", 70), ("everywhere", 23)],
+    [("alternating", 70)],
     (case for case in positioned_cases() if with_window(case)),
 )
 def test_padding_takes_no_place_in_a_window(case: Case, layout: str, length: int) -> None:
@@ -113,7 +113,7 @@ def test_padding_takes_no_place_in_a_window(case: Case, layout: str, length: int
 
 @over_values(
     "layout,length",
-    [("alternating", 70), ("everywhere", 23)],
+    [("everywhere", 23)],
     (case for case in positioned_cases() if case.honours("window")),
 )
 def test_padding_takes_no_place_in_the_window_of_a_mask(
@@ -124,7 +124,7 @@ def test_padding_takes_no_place_in_the_window_of_a_mask(
 
 @over_values(
     "layout",
-    ["alternating", "everywhere"],
+    ["everywhere"],
     (case for case in positioned_cases() if case.honours("key_mask") and case.role != "cross"),
 )
 def test_the_map_of_a_padded_row_is_that_of_its_real_tokens(case: Case, layout: str) -> None:
@@ -181,7 +181,7 @@ def test_a_state_leaves_padding_out(case: Case, chunks: list[int]) -> None:
 
 @over_values(
     "chunks",
-    CHUNKS[:2],
+    CHUNKS[:1],
     (case for case in positioned_cases() if case.decodes and with_window(case)),
 )
 def test_a_windowed_cache_leaves_padding_out(case: Case, chunks: list[int]) -> None:
@@ -190,7 +190,7 @@ def test_a_windowed_cache_leaves_padding_out(case: Case, chunks: list[int]) -> N
 
 @over_values(
     "chunks",
-    CHUNKS[:2],
+    CHUNKS[1:2],
     (case for case in positioned_cases() if case.decodes and case.honours("window")),
 )
 def test_a_whole_cache_leaves_padding_out_of_a_window(case: Case, chunks: list[int]) -> None:
