@@ -58,7 +58,7 @@ def test_a_field_is_obeyed_or_refused(case: Case, name: str) -> None:
             case.attention().attention_map(*case.inputs(LENGTH), mask=mask)
 
 
-@over(positioned_cases(), kind=attrgetter("kind_of_any_role"))
+@over(positioned_cases(), kind=attrgetter("family_kind"))
 def test_all_fields_at_once(case: Case) -> None:
     hold_under_all_fields(case, LENGTH)
 

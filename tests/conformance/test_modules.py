@@ -113,7 +113,7 @@ def test_the_whole_graph_compiles(case: Case) -> None:
     )
 
 
-@over(plain_cases(), kind=attrgetter("kind_of_any_role"))
+@over(plain_cases(), kind=attrgetter("family_kind"))
 def test_bfloat16_stays_near_float32(case: Case) -> None:
     """The output by three of bfloat16's roundings of 2⁻⁸, gradients by a few more.
 
