@@ -30,6 +30,7 @@ def words_in(function: Callable[..., Any]) -> frozenset[str]:
     return frozenset(re.findall(r"\"\w+\"|\w+", inspect.getsource(function)))
 
 
+@cache
 def entries_named_in(function: Callable[..., Any]) -> frozenset[str]:
     """Return the entries whose names are strings in a function's code, or in what it calls."""
     functions = [function]

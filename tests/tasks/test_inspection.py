@@ -70,9 +70,10 @@ def create(tmp_path):
 
 
 def fit(task, data, folder, callback, **options):
-    """Train for some steps, and return the logged rows."""
+    """Train for some steps, validate on some batches, and return the logged rows."""
     logger = CSVLogger(folder, name="csv", version="")
     defaults = {"max_steps": 2, "log_every_n_steps": 1, "val_check_interval": 1}
+    defaults["limit_val_batches"] = 4
     trainer = Trainer(
         **(defaults | options),
         accelerator="cpu",
@@ -241,6 +242,7 @@ def test_entropy_of_every_kind_of_weights_is_finite(create, tmp_path, attention)
     assert all(0 <= entropy <= math.log(16) for entropy in entropies.values())
 
 
+@pytest.mark.slow
 def test_inspections_change_no_weight(create, tmp_path):
     weights = []
     for number, callback in enumerate((Callback(), AttentionEntropy(), GradientNorms())):
