@@ -1,8 +1,9 @@
 """Every entry, in every role that its card declares, with every encoding that it takes."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import product
+from operator import attrgetter
 from typing import Any, TypeVar
 
 import pytest
@@ -90,6 +91,16 @@ class Case:
         return base_class(self.name), self.role, self.acts
 
     @property
+    def kind_of_any_role(self) -> tuple[type, bool, tuple[Site, ...]]:
+        """The same for what the roles of self-attention have in common."""
+        return base_class(self.name), self.role == "cross", self.acts
+
+    @property
+    def family_kind(self) -> tuple[str, bool, tuple[Site, ...]]:
+        """The same for what costs seconds: mechanisms of one family are of one kind."""
+        return family(self.name), self.role == "cross", self.acts
+
+    @property
     def decodes(self) -> bool:
         """Whether it must have a cache: one that sees the future has nothing to keep."""
         return bool(self.card.cache) and self.role != "global"
@@ -137,6 +148,11 @@ def base_class(name: str) -> type:
     return ATTENTION[name] if base is Attention else base
 
 
+def family(name: str) -> str:
+    """Return the package of a mechanism, such as that of dense ones."""
+    return ATTENTION[name].__module__.rpartition(".")[0]
+
+
 def fits(card: AttentionCard, role: Role, position: PositionCard) -> bool:
     """Whether the cards declare the pair for self-attention of this role."""
     acts = set(position.acts)
@@ -149,8 +165,11 @@ def inside(position: PositionCard) -> bool:
 
 
 def plain_cases() -> Iterator[Case]:
-    """Every entry in every role of its own."""
-    for name in ATTENTION:
+    """Every entry in every role of its own.
+
+    The one that bisects comes last: it is slow, and the first of a kind stands for the others.
+    """
+    for name in sorted(ATTENTION, key=lambda name: name == "entmax"):
         for role in ATTENTION.card(name).roles:
             yield Case(name, role)
 
@@ -187,14 +206,19 @@ def positioned_cases() -> Iterator[Case]:
     yield from representative_pairs()
 
 
-def over(cases: Iterator[Case], *, every_entry: bool = False) -> pytest.MarkDecorator:
+def over(
+    cases: Iterator[Case],
+    *,
+    every_entry: bool = False,
+    kind: Callable[[Case], Any] = attrgetter("kind"),
+) -> pytest.MarkDecorator:
     """Run a property on these cases.
 
     All but one of each kind are marked as exhaustive, unless the property is for every entry.
     """
     return pytest.mark.parametrize(
         "case",
-        list(cases) if every_entry else mark_exhaustive((case, case.kind) for case in cases),
+        list(cases) if every_entry else mark_exhaustive((case, kind(case)) for case in cases),
         ids=str,
     )
 
@@ -204,14 +228,14 @@ def over_values(
 ) -> pytest.MarkDecorator:
     """Run a property on these cases with the first value as `over` does; with others, on fewer.
 
-    Their combinations are marked as exhaustive but for one case of each kind, or of each base
-    class and role where the property is not for every entry.
+    Of their combinations, all but one of each family are marked as exhaustive. A property for every
+    entry is that of one without an encoding: of others, one of each kind remains.
     """
     combinations = []
     for case, (index, value) in product(cases, enumerate(values)):
-        first, other = (case, case.kind) if every_entry else (case.kind, case.kind[:2])
+        first = case if every_entry and case.position is None else case.kind
         whole = value if isinstance(value, tuple) else (value,)
-        combinations.append(((case, *whole), (index, other if index else first)))
+        combinations.append(((case, *whole), (index, case.family_kind[:2] if index else first)))
     return pytest.mark.parametrize(f"case,{names}", mark_exhaustive(combinations), ids=str)
 
 

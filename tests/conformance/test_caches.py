@@ -63,6 +63,7 @@ def decode(
     "chunks",
     CHUNKS,
     (case for case in positioned_cases() if case.decodes and case.role != "cross"),
+    every_entry=True,
 )
 def test_chunks_are_one_pass(case: Case, chunks: list[int]) -> None:
     attention = case.attention()
@@ -71,8 +72,9 @@ def test_chunks_are_one_pass(case: Case, chunks: list[int]) -> None:
 
 
 @pytest.mark.parametrize("name", ["window", "key_mask", "segment_ids"])
-@pytest.mark.parametrize("chunks", CHUNKS, ids=str)
-@over(case for case in plain_cases() if case.decodes and case.role != "cross")
+@over_values(
+    "chunks", CHUNKS, (case for case in plain_cases() if case.decodes and case.role != "cross")
+)
 def test_chunks_are_one_pass_under_a_mask(case: Case, chunks: list[int], name: str) -> None:
     """Padding stands at the left, as in a batch of prompts, and positions count the real tokens."""
     length = sum(chunks)

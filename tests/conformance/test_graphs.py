@@ -27,7 +27,7 @@ def cases() -> list[Any]:
     fast += [case for case in plain_cases() if case.name == "multi_head"]
     slow = [case for case in plain_cases() if case.name != "multi_head"]
     return [
-        *mark_exhaustive((case, case.kind) for case in fast),
+        *mark_exhaustive((case, bool(case.acts)) for case in fast),
         *(pytest.param(case, marks=[pytest.mark.slow, pytest.mark.exhaustive]) for case in slow),
     ]
 
@@ -93,6 +93,7 @@ def tokens(kind: type[nn.Module], length: int) -> list[Any]:
     return [draw((2, length))] if kind is LanguageModel else [draw((2, length)), draw((2, length))]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", mark_exhaustive((name, "model") for name in OPTIONS))
 @pytest.mark.parametrize("kind", [LanguageModel, Seq2Seq])
 def test_lengths_of_a_model_share_a_graph(kind: type[nn.Module], name: str) -> None:

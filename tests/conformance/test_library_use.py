@@ -1,5 +1,7 @@
 """Entries serve other people's code: empty batches, the meta device, other types, torch.func."""
 
+from operator import attrgetter
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -37,7 +39,7 @@ def masks(case: Case, batch: int, keys: int) -> list[Mask]:
     return result
 
 
-@over(positioned_cases())
+@over(positioned_cases(), kind=attrgetter("family_kind"))
 def test_what_is_empty_has_an_empty_result(case: Case) -> None:
     """With gradients that are finite; and a query without keys sees nothing."""
     attention = case.attention()
@@ -86,7 +88,7 @@ def emptied(module: nn.Module) -> None:
         tensor.data.fill_(torch.nan if tensor.is_floating_point() else 99)
 
 
-@over(positioned_cases())
+@over(positioned_cases(), kind=attrgetter("family_kind"))
 def test_what_is_built_on_the_meta_device_is_all_in_the_state_dict(case: Case) -> None:
     ours, inputs = case.attention(), case.inputs(LENGTH)
     with torch.device("meta"):
@@ -111,7 +113,7 @@ def test_a_model_runs_on_the_meta_device_and_is_loaded_from_it(position: str) ->
     assert_same(theirs.eval()(rows), ours(rows))
 
 
-@over(positioned_cases())
+@over(positioned_cases(), kind=attrgetter("family_kind"))
 def test_a_module_converted_to_float64_computes_in_it(case: Case) -> None:
     """Where float32 is the default, to the digits of float64."""
     with default_dtype("float32"):
@@ -126,7 +128,7 @@ def test_a_module_converted_to_float64_computes_in_it(case: Case) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:There is a performance drop")  # of what vmap has no rule for
-@over(positioned_cases())
+@over(positioned_cases(), kind=attrgetter("family_kind"))
 def test_transforms_of_torch_func_apply(case: Case) -> None:
     """Gradients as those of autograd, each row alone by vmap, and gradients of each row."""
     attention = case.attention()

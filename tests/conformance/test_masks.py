@@ -1,13 +1,23 @@
 """Every field of the mask is obeyed if the card declares it, and refused if it does not."""
 
 from dataclasses import fields
+from itertools import product
+from operator import attrgetter
 
 import pytest
 import torch
 
 from attention_zoo import UserError
 from attention_zoo.masks import Mask
-from tests.conformance.cases import Case, backends, over, plain_cases, positioned_cases
+from tests.conformance.cases import (
+    Case,
+    backends,
+    mark_exhaustive,
+    over,
+    over_values,
+    plain_cases,
+    positioned_cases,
+)
 from tests.conformance.definition import key_mask, packed
 from tests.conformance.numbers import values_and_gradients
 from tests.conformance.test_naive import hold_against_naive
@@ -29,8 +39,14 @@ def field(name: str, case: Case, length: int) -> dict[str, object]:
     return values[name]
 
 
-@pytest.mark.parametrize("name", [field.name for field in fields(Mask)])
-@over(plain_cases())
+@pytest.mark.parametrize(
+    "case,name",
+    mark_exhaustive(
+        ((case, field.name), (case.kind_of_any_role, field.name, case.honours(field.name)))
+        for case, field in product(plain_cases(), fields(Mask))
+    ),
+    ids=str,
+)
 def test_a_field_is_obeyed_or_refused(case: Case, name: str) -> None:
     mask = Mask(**field(name, case, LENGTH))
     if case.honours(name):
@@ -42,12 +58,12 @@ def test_a_field_is_obeyed_or_refused(case: Case, name: str) -> None:
             case.attention().attention_map(*case.inputs(LENGTH), mask=mask)
 
 
-@over(positioned_cases())
+@over(positioned_cases(), kind=attrgetter("family_kind"))
 def test_all_fields_at_once(case: Case) -> None:
     hold_under_all_fields(case, LENGTH)
 
 
-@over(plain_cases())
+@over(plain_cases(), kind=attrgetter("family_kind"))
 def test_all_fields_at_once_over_blocks(case: Case) -> None:
     """Longer than the blocks and chunks that entries work on."""
     hold_under_all_fields(case, 66)
@@ -59,8 +75,9 @@ def hold_under_all_fields(case: Case, length: int) -> None:
     hold_against_naive(case, length, length, mask)
 
 
-@pytest.mark.parametrize("window", [1, 2, 3, 64, 100])
-@over(case for case in plain_cases() if case.honours("window"))
+@over_values(
+    "window", [3, 1, 2, 64, 100], (case for case in plain_cases() if case.honours("window"))
+)
 def test_windows_of_every_size(case: Case, window: int) -> None:
     """Also wider and narrower than the entry's own."""
     hold_against_naive(case, 10, 10, Mask(window=window))

@@ -2,14 +2,22 @@
 
 import copy
 import io
+from operator import attrgetter
 
-import pytest
 import torch
 from torch import Tensor, nn
 
 from attention_zoo.masks import Mask
 from attention_zoo.zoo import ATTENTION
-from tests.conformance.cases import DIM, Case, backends, over, plain_cases, positioned_cases
+from tests.conformance.cases import (
+    DIM,
+    Case,
+    backends,
+    over,
+    over_values,
+    plain_cases,
+    positioned_cases,
+)
 from tests.conformance.configs import parameters
 from tests.conformance.definition import key_mask
 from tests.conformance.numbers import assert_same, default_dtype, values_and_gradients
@@ -55,8 +63,11 @@ def test_two_of_one_kind_share_nothing(case: Case) -> None:
     assert addresses(case.attention()).isdisjoint(addresses(case.attention()))
 
 
-@pytest.mark.parametrize("masked", [False, True], ids=["open", "padded"])
-@over(case for case in positioned_cases() if len(backends(case.name)) > 1)
+@over_values(
+    "masked",
+    [True, False],
+    (case for case in positioned_cases() if len(backends(case.name)) > 1),
+)
 def test_backends_agree(case: Case, masked: bool) -> None:
     inputs = case.inputs(9)
     mask = padded(case, 9) if masked else Mask()
@@ -85,7 +96,10 @@ def test_dropout_only_drops_in_training(case: Case) -> None:
         assert_same(attention(*inputs), attention(*inputs))
 
 
-@over(case for case in plain_cases() if case.role in (case.card.roles[0], "cross"))
+@over(
+    (case for case in plain_cases() if case.role in (case.card.roles[0], "cross")),
+    kind=attrgetter("family_kind"),
+)
 def test_the_whole_graph_compiles(case: Case) -> None:
     """In one role of self-attention, which differ by their mask, and in cross-attention."""
     torch.compiler.reset()
@@ -99,7 +113,7 @@ def test_the_whole_graph_compiles(case: Case) -> None:
     )
 
 
-@over(plain_cases())
+@over(plain_cases(), kind=attrgetter("family_kind"))
 def test_bfloat16_stays_near_float32(case: Case) -> None:
     """The output by three of bfloat16's roundings of 2⁻⁸, gradients by a few more.
 

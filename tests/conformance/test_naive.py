@@ -1,11 +1,20 @@
 """The fast form is the paper's equation, in values and in gradients."""
 
+from operator import attrgetter
+
 import pytest
 import torch
 
 from attention_zoo import create_position
 from attention_zoo.masks import Mask
-from tests.conformance.cases import Case, backends, over, plain_cases, representative_pairs
+from tests.conformance.cases import (
+    Case,
+    backends,
+    over,
+    over_values,
+    plain_cases,
+    representative_pairs,
+)
 from tests.conformance.definition import visible
 from tests.conformance.numbers import assert_same, values_and_gradients
 
@@ -38,7 +47,7 @@ def test_forward_is_the_equation(case: Case, length: int) -> None:
     hold_against_naive(case, length, length)
 
 
-@over(representative_pairs())
+@over(representative_pairs(), kind=attrgetter("kind_of_any_role"))
 def test_forward_is_the_equation_with_an_encoding(case: Case) -> None:
     hold_against_naive(case, 7, 7)
 
@@ -60,7 +69,10 @@ def test_forward_is_the_equation_at_positions_of_a_longer_sequence(encoding: str
     )
 
 
-@pytest.mark.parametrize(("queries", "keys"), [(7, 1), (1, 7), (7, 65), (65, 7)])
-@over(case for case in plain_cases() if case.role == "cross")
+@over_values(
+    "queries,keys",
+    [(7, 65), (7, 1), (1, 7), (65, 7)],
+    (case for case in plain_cases() if case.role == "cross"),
+)
 def test_cross_attention_of_unequal_lengths(case: Case, queries: int, keys: int) -> None:
     hold_against_naive(case, queries, keys)

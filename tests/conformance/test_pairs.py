@@ -14,7 +14,7 @@ from attention_zoo.zoo import ATTENTION, POSITION, ROLES, Role, check_pair
 from tests.conformance.cases import (
     DIM,
     Case,
-    base_class,
+    family,
     fits,
     inside,
     mark_exhaustive,
@@ -30,7 +30,7 @@ from tests.conformance.test_models import PAD, language_model, seq2seq, tokens
 SOURCE, TARGET = 9, 13  # beyond the lengths that encodings are told they were trained at
 PLAYED = [(name, role) for name in ATTENTION for role in ROLES]
 REPRESENTATIVES = mark_exhaustive(
-    ((name, role), (base_class(name), role, role in ATTENTION.card(name).roles))
+    ((name, role), (family(name), role, role in ATTENTION.card(name).roles))
     for name, role in PLAYED
 )
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import replace
+from operator import attrgetter
 
 import pytest
 import torch
@@ -35,7 +36,7 @@ def windowed(cases: Iterator[Case], *, decodes: bool = False) -> Iterator[Case]:
             yield case
 
 
-@over(windowed(positioned_cases()))
+@over(windowed(positioned_cases()), kind=attrgetter("family_kind"))
 def test_the_window_is_that_of_a_mask(case: Case) -> None:
     """The mask may be narrower too; more than 64 queries are computed by blocks."""
     attention = case.attention(window=WINDOW)
