@@ -12,6 +12,7 @@ from attention_zoo.tasks.commands.list import run
 from attention_zoo.tasks.configuration.composition import register_plugins
 from attention_zoo.tasks.configuration.group_overrides import complete_overrides
 from attention_zoo.tasks.configuration.overrides import split_arguments
+from tests.conformance.cases import mark_exhaustive
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
@@ -36,7 +37,16 @@ def test_tables_are_those_of_the_cards(tmp_path: Path) -> None:
     assert copy.read_text() == ZOO.read_text(), "run: attention-zoo list output=docs/zoo.md"
 
 
-@pytest.mark.parametrize("command", COMMANDS)
+def options_named_in(command: str) -> frozenset[str]:
+    """Return the flags of a command, and the group of its first option."""
+    words = shlex.split(command, comments=True)[2:]
+    flags = {word for word in words if word.startswith("-")}
+    return frozenset({*flags, re.split(r"[=.@]", words[0])[0]})
+
+
+@pytest.mark.parametrize(
+    "command", mark_exhaustive((command, options_named_in(command)) for command in COMMANDS)
+)
 def test_training_commands_compose(command: str) -> None:
     overrides, lines = split_arguments("train", shlex.split(command, comments=True)[2:])
     assert not lines

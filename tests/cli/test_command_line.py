@@ -17,6 +17,7 @@ from attention_zoo.tasks.sweeps.jobs import Job
 from attention_zoo.tasks.sweeps.scheduling import outcome_table
 from attention_zoo.tasks.views.tables import print_table
 from tests.cli.conftest import ROOT, SMALL, TEXT
+from tests.conformance.cases import mark_exhaustive
 
 ASK = (
     "import sys; sys.argv = ['attention-zoo', *sys.argv[1:]]; "
@@ -41,50 +42,53 @@ def test_composition_needs_no_torch(program):
         assert "AssertionError" not in done.stderr, (arguments, done.stderr)
 
 
+WRONG = [
+    (["trian"], 2, "Did you mean train"),
+    (["train", "attention=multihed"], 2, "Did you mean multi_head"),
+    (["train", "model.dimm=3"], 2, "Did you mean model.dim"),
+    (["train", "sed=3"], 2, "Did you mean seed"),
+    (["train", "hello"], 2, "options of the form name=value, got 'hello'"),
+    (["train", "model.dim=[1,"], 2, "[1,"),
+    (["train", "cross_attention.heads=2"], 2, "attention@cross_attention=NAME"),
+    (["train", "cross_attention=linear"], 2, "give attention@cross_attention=linear"),
+    (["train", "task=language_modeling", "attention@cross_attention=linear"], 2, "attention"),
+    (["train", "data=parallel_files"], 2, "data.source.train is missing; give it"),
+    (["train", "model.dim=100", "model.heads=8"], 2, "dim=100, heads=8"),
+    (["train", "attention=linear", "position=alibi"], 3, "position=alibi"),
+    (["train", "attention@cross_attention=sliding_window"], 3, "cross"),
+    (["train", "+callbacks.x._target_=os.getcwd"], 2, "must build a Callback"),
+    (["train", "ckpt_path=last"], 2, "there is no checkpoint"),
+    (["train", "-m", "attention=multi_head,multihed"], 2, "Did you mean multi_head"),
+    (["train", "-m", "seed=1,2", "jobs=0"], 2, "jobs must be a whole number of at least 1"),
+    (["train", "seed=abc"], 2, "seed"),
+    (["train", "seeds=3"], 2, "with -m"),
+    (["train", "match=size"], 2, "match must be null, parameters or flops, got 'size'"),
+    (["train", "baseline.attention=linear"], 2, "match=parameters or match=flops"),
+    (["train", "match=flops", "baseline.attention=multihed"], 3, "Did you mean multi_head"),
+    (
+        ["train", "match=flops", "baseline.attention=linear", "baseline.position=alibi"],
+        3,
+        "the baseline of match=flops: encoder_attention=linear: linear cannot take",
+    ),
+    (["train", "task=translation", "data=python_docs"], 3, "Data for it: gettext, iwslt14"),
+    (["train", "task=translation", "data=recall"], 3, "Data for it: gettext, iwslt14"),
+    (["train", "task=language_modeling", "data=phrases"], 3, "copy, enwik8, flip_flop"),
+    (["train", "data=recall", "tokenizer=bpe"], 3, "Tokenizers for it: symbols"),
+    (["train", "data=recall", "data.source.pairs=40"], 2, "pairs=40 and length=64"),
+    (["train", "optimizer.lr=abc"], 2, "lr must be a number"),
+    (["train", "optimizer.lr=-1"], 2, "lr must be above 0"),
+    (["train", "data=multi30k", "data.root=nowhere"], 2, "nowhere"),
+    (["show", "rotari"], 2, "Did you mean rotary"),
+    (["show", "rotary", "x=1"], 2, "show takes only NAME | stack=NAME"),
+    (["list", "pairs=all", "format=markdown"], 2, "pairs=all takes no format"),
+    (["list", "pairs=rotary", "output=zoo.md"], 2, "pairs=rotary takes no output"),
+    (["list", "output=zoo.md", "format=table"], 2, "output=zoo.md takes no format=table"),
+]
+
+
 @pytest.mark.parametrize(
     "arguments, code, reason",
-    [
-        (["trian"], 2, "Did you mean train"),
-        (["train", "attention=multihed"], 2, "Did you mean multi_head"),
-        (["train", "model.dimm=3"], 2, "Did you mean model.dim"),
-        (["train", "sed=3"], 2, "Did you mean seed"),
-        (["train", "hello"], 2, "options of the form name=value, got 'hello'"),
-        (["train", "model.dim=[1,"], 2, "[1,"),
-        (["train", "cross_attention.heads=2"], 2, "attention@cross_attention=NAME"),
-        (["train", "cross_attention=linear"], 2, "give attention@cross_attention=linear"),
-        (["train", "task=language_modeling", "attention@cross_attention=linear"], 2, "attention"),
-        (["train", "data=parallel_files"], 2, "data.source.train is missing; give it"),
-        (["train", "model.dim=100", "model.heads=8"], 2, "dim=100, heads=8"),
-        (["train", "attention=linear", "position=alibi"], 3, "position=alibi"),
-        (["train", "attention@cross_attention=sliding_window"], 3, "cross"),
-        (["train", "+callbacks.x._target_=os.getcwd"], 2, "must build a Callback"),
-        (["train", "ckpt_path=last"], 2, "there is no checkpoint"),
-        (["train", "-m", "attention=multi_head,multihed"], 2, "Did you mean multi_head"),
-        (["train", "-m", "seed=1,2", "jobs=0"], 2, "jobs must be a whole number of at least 1"),
-        (["train", "seed=abc"], 2, "seed"),
-        (["train", "seeds=3"], 2, "with -m"),
-        (["train", "match=size"], 2, "match must be null, parameters or flops, got 'size'"),
-        (["train", "baseline.attention=linear"], 2, "match=parameters or match=flops"),
-        (["train", "match=flops", "baseline.attention=multihed"], 3, "Did you mean multi_head"),
-        (
-            ["train", "match=flops", "baseline.attention=linear", "baseline.position=alibi"],
-            3,
-            "the baseline of match=flops: encoder_attention=linear: linear cannot take",
-        ),
-        (["train", "task=translation", "data=python_docs"], 3, "Data for it: gettext, iwslt14"),
-        (["train", "task=translation", "data=recall"], 3, "Data for it: gettext, iwslt14"),
-        (["train", "task=language_modeling", "data=phrases"], 3, "copy, enwik8, flip_flop"),
-        (["train", "data=recall", "tokenizer=bpe"], 3, "Tokenizers for it: symbols"),
-        (["train", "data=recall", "data.source.pairs=40"], 2, "pairs=40 and length=64"),
-        (["train", "optimizer.lr=abc"], 2, "lr must be a number"),
-        (["train", "optimizer.lr=-1"], 2, "lr must be above 0"),
-        (["train", "data=multi30k", "data.root=nowhere"], 2, "nowhere"),
-        (["show", "rotari"], 2, "Did you mean rotary"),
-        (["show", "rotary", "x=1"], 2, "show takes only NAME | stack=NAME"),
-        (["list", "pairs=all", "format=markdown"], 2, "pairs=all takes no format"),
-        (["list", "pairs=rotary", "output=zoo.md"], 2, "pairs=rotary takes no output"),
-        (["list", "output=zoo.md", "format=table"], 2, "output=zoo.md takes no format=table"),
-    ],
+    mark_exhaustive((case, (case[0][0], case[1])) for case in WRONG),
 )
 def test_what_is_wrong_gets_one_line(refuses, tmp_path, arguments, code, reason):
     arguments = [*arguments, *(["logger=none"] if arguments[0] == "train" else [])]

@@ -109,6 +109,7 @@ def kill_all(pid: int) -> None:
         kill_all(int(child))
 
 
+@pytest.mark.slow
 def test_the_arguments_of_an_agent_of_wandb_compose(program):
     """wandb's own code makes the arguments of what the server might have drawn."""
     sweep = yaml.safe_load((ROOT / "sweep.yaml").read_text())

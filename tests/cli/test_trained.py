@@ -113,6 +113,7 @@ def test_evaluate_takes_another_split_and_another_source(trained):
     assert "test/chrf" in out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "override, key, value",
     [

@@ -26,6 +26,7 @@ from attention_zoo.tasks.configuration.resolved_config import find_targets
 from attention_zoo.tasks.configuration.validation import validate
 from attention_zoo.tasks.training.trainer_options import check_training
 from attention_zoo.zoo import ATTENTION, POSITION
+from tests.conformance.cases import family, mark_exhaustive
 
 CONF = Path(attention_zoo.__file__).parent / "conf"
 FILES = sorted(path.relative_to(CONF) for path in CONF.rglob("*.yaml"))
@@ -66,7 +67,18 @@ def overrides_of(group, choice):
     return [*task, *FITTING.get((group, choice), []), f"{group}={choice}"]
 
 
-@pytest.mark.parametrize("group, choice", CHOICES)
+def kind_of_choice(group, choice):
+    """Return what choices have in common: the family, where an encoding acts, or the target."""
+    if group == "attention":
+        return group, family(choice)
+    if group == "position":
+        return group, POSITION.card(choice).acts
+    return group, choice_target(group, choice)
+
+
+@pytest.mark.parametrize(
+    "group, choice", mark_exhaustive((pair, kind_of_choice(*pair)) for pair in CHOICES)
+)
 def test_every_choice_composes_and_builds(group, choice, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     config = composed(*overrides_of(group, choice))
@@ -175,7 +187,7 @@ FOLDERS = {"multi30k": "multi30k/raw", "tinyshakespeare": "tinyshakespeare"}
 @pytest.mark.parametrize(
     "group, choice",
     [
-        pytest.param(*pair, marks=[pytest.mark.slow] if "extrapolation" in pair else [])
+        pytest.param(*pair, marks=[] if pair[0] == "debug" else [pytest.mark.slow])
         for pair in EXPERIMENTS
     ],
 )
@@ -204,6 +216,7 @@ def test_every_experiment_has_its_way(group, choice):
     assert OmegaConf.merge(config, own) == config
 
 
+@pytest.mark.slow
 def test_debugging_can_learn_a_batch_by_heart(train):
     run = train(
         "debug=overfit",

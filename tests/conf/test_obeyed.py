@@ -10,18 +10,22 @@ from attention_zoo.tasks.configuration.option_checks import check_options, unkno
 from attention_zoo.tasks.configuration.signatures import matches
 from tests.cli.conftest import QUICK
 from tests.conf.test_conf import composed
+from tests.conformance.cases import mark_exhaustive
 
 STEPS = ["trainer.max_steps=6", "trainer.val_check_interval=2", "test=false"]
 
 
 @pytest.mark.parametrize(
     "overrides",
-    [
-        ["trainer.limit_train_batches=1", "trainer.limit_val_batches=1", "logger=null"],
-        ["optimizer=adamw", "optimizer._target_=torch.optim.AdamW", "optimizer.amsgrad=true"],
-        ["schedule._target_=torch.optim.lr_scheduler.ConstantLR", "schedule.factor=0.5"],
-        ["callbacks=null", "logger=none"],
-    ],
+    mark_exhaustive(
+        (overrides, "a training")
+        for overrides in (
+            ["trainer.limit_train_batches=1", "trainer.limit_val_batches=1", "logger=null"],
+            ["optimizer=adamw", "optimizer._target_=torch.optim.AdamW", "optimizer.amsgrad=true"],
+            ["schedule._target_=torch.optim.lr_scheduler.ConstantLR", "schedule.factor=0.5"],
+            ["callbacks=null", "logger=none"],
+        )
+    ),
 )
 def test_options_that_no_file_lists_are_obeyed(train, overrides):
     others = [x for x in QUICK if not x.startswith("callbacks")] + ["callbacks=minimal"]
@@ -36,6 +40,7 @@ def test_options_that_no_file_lists_are_obeyed(train, overrides):
     assert json.loads((run / "results.json").read_text())["val/loss"] > 0
 
 
+@pytest.mark.slow
 def test_several_best_checkpoints_are_files_of_their_own_and_the_best_is_scored(train):
     run = train(*QUICK, *STEPS, "logger=none", "callbacks.best_checkpoint.save_top_k=2")
     results = json.loads((run / "results.json").read_text())
@@ -46,6 +51,7 @@ def test_several_best_checkpoints_are_files_of_their_own_and_the_best_is_scored(
     assert results["val/loss"] == pytest.approx(min(curve.values()), rel=1e-5)
 
 
+@pytest.mark.slow
 def test_a_monitored_metric_of_text_is_computed_in_validation(train):
     options = ["callbacks.best_checkpoint.monitor=val/bleu", "callbacks.best_checkpoint.mode=max"]
     run = train(*QUICK, *STEPS, "logger=none", *options)

@@ -14,6 +14,7 @@ from attention_zoo.tasks.configuration.stacks import expand_pattern, layers_by_r
 from attention_zoo.tasks.configuration.validation import validate
 from attention_zoo.tasks.training.loggers.wandb_runs import wandb_options
 from tests.conf.test_conf import composed
+from tests.conformance.cases import mark_exhaustive
 from tests.conformance.numbers import default_dtype
 
 LAYOUTS = [x for x in list_choices("stack") if x != "uniform"]
@@ -75,7 +76,11 @@ def test_a_pattern_longer_than_the_model_is_refused(pattern, needed):
         expand_pattern(pattern, 2)
 
 
-@pytest.mark.parametrize("task", TASKS, ids=["language_modeling", "translation"])
+@pytest.mark.parametrize(
+    "task",
+    mark_exhaustive((task, "task") for task in TASKS),
+    ids=["language_modeling", "translation"],
+)
 @pytest.mark.parametrize("name", LAYOUTS)
 def test_every_layout_builds_a_model(name, task):
     config = composed(*task, f"stack={name}", "model=tiny")
@@ -218,7 +223,7 @@ def test_names_of_runs_join_the_kinds():
 
 
 @pytest.mark.parametrize("task", TASKS, ids=["language_modeling", "translation"])
-@pytest.mark.parametrize("name", LAYOUTS)
+@pytest.mark.parametrize("name", mark_exhaustive((name, "layout") for name in LAYOUTS))
 def test_cached_decoding_of_a_layout_equals_one_pass(name, task):
     """Also beyond its windows, and in pieces of any length."""
     config = composed(*task, f"stack={name}", "model=tiny", "model.dim=32", "model.ffn_dim=32")

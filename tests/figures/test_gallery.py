@@ -11,6 +11,7 @@ from attention_zoo.tasks.views.figures.gallery import (
     example_code,
     file_name,
 )
+from tests.conformance.cases import mark_exhaustive
 from tests.figures.legibility import assert_legible
 from tests.figures.untrained_task import create_untrained_task
 
@@ -37,7 +38,11 @@ def test_the_alternative_texts_need_no_docstrings(monkeypatch) -> None:
         assert picture.alt.endswith(".")
 
 
-@pytest.mark.parametrize("picture", [picture for _, picture in PICTURES], ids=NAMES)
+@pytest.mark.parametrize(
+    "picture",
+    mark_exhaustive(((x,), (x.suffix, x.needs_model)) for _, x in PICTURES),
+    ids=NAMES,
+)
 def test_its_text_is_legible_and_nothing_is_cut(picture, tmp_path) -> None:
     task = create_untrained_task() if picture.needs_model else None
     figure = draw_picture(picture, tmp_path / "x.gif", task)

@@ -9,6 +9,7 @@ from torch import nn
 import attention_zoo.capture
 from attention_zoo import Mask, Unsupported, UserError, create_attention
 from attention_zoo.capture import capture_attention, group_by_role
+from tests.conformance.cases import mark_exhaustive
 from tests.conformance.numbers import assert_same
 
 DIM = 8
@@ -120,7 +121,9 @@ def test_nothing_is_left_behind_even_by_a_pass_that_fails():
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("way", ["wrapped", "in place", "inside"])
+@pytest.mark.parametrize(
+    "way", mark_exhaustive((way, "compiled") for way in ("wrapped", "in place", "inside"))
+)
 def test_compiled_modules_are_watched_and_stay_compiled(way):
     torch.compiler.reset()
     graphs = []

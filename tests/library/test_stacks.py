@@ -225,6 +225,7 @@ def test_no_tokens() -> None:
     assert_same(model(tokens[:, 3:], cache=cache), model(tokens)[:, 3:])
 
 
+@pytest.mark.slow
 def test_one_graph_and_checkpointing() -> None:
     model = language_model(factory("grouped_query", heads=4, kv_heads=2, window=3), [None, 0, 0])
     compiled = torch.compile(model, backend="eager", fullgraph=True, dynamic=True)

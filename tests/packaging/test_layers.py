@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 import attention_zoo
+from tests.conformance.cases import mark_exhaustive
 
 ROOT = Path(attention_zoo.__file__).parent
 # From the bottom up: a module imports from its own layer and from those before it.
@@ -93,14 +94,17 @@ def test_backends_do_not_import_one_another(parts: tuple[str, ...]) -> None:
 
 @pytest.mark.parametrize(
     ("arguments", "absent"),
-    [
-        ("--help", "torch hydra lightning wandb torchmetrics rich"),
-        ("train --help", "torch lightning wandb torchmetrics matplotlib"),
-        ("train --cfg job", "torch lightning wandb torchmetrics matplotlib"),
-        ("list", "lightning hydra wandb torchmetrics matplotlib"),
-        ("figures --help", "torch lightning hydra wandb torchmetrics matplotlib"),
-        ("show rotary", "lightning hydra wandb torchmetrics matplotlib"),
-    ],
+    mark_exhaustive(
+        (case, "a command")
+        for case in (
+            ("--help", "torch hydra lightning wandb torchmetrics rich"),
+            ("train --help", "torch lightning wandb torchmetrics matplotlib"),
+            ("train --cfg job", "torch lightning wandb torchmetrics matplotlib"),
+            ("list", "lightning hydra wandb torchmetrics matplotlib"),
+            ("figures --help", "torch lightning hydra wandb torchmetrics matplotlib"),
+            ("show rotary", "lightning hydra wandb torchmetrics matplotlib"),
+        )
+    ),
 )
 def test_light_verbs_import_nothing_heavy(tmp_path: Path, arguments: str, absent: str) -> None:
     program = (

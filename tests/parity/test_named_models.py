@@ -2,11 +2,16 @@
 
 import pytest
 
+from tests.conformance.cases import mark_exhaustive
 from tests.conformance.numbers import default_dtype
 from tests.parity.models import NamedModel, differences, discover_models
 
 
-@pytest.mark.parametrize("case", discover_models(), ids=str)
+@pytest.mark.parametrize(
+    "case",
+    mark_exhaustive(((case,), case.build.__module__) for case in discover_models()),
+    ids=str,
+)
 def test_logits_are_theirs(case: NamedModel) -> None:
     with default_dtype("float32"):
         found = differences(case)

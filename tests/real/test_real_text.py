@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+pytestmark = pytest.mark.slow
 SHORT = ["model=tiny", "trainer.max_steps=2", "logger=none", "callbacks=minimal"]
 SHORT += ["+trainer.limit_val_batches=1", "+trainer.limit_test_batches=1", "decoding.max_extra=3"]
 DECODING = ["decoding.max_ratio=0.2", "tokenizer=bytes", "data.max_tokens=512"]

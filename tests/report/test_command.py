@@ -184,6 +184,7 @@ def test_it_starts_without_what_is_heavy(tmp_path: Path) -> None:
     assert not imported & {"torch", "lightning", "hydra", "wandb", "torchmetrics"}
 
 
+@pytest.mark.slow
 def test_the_report_goes_to_wandb(report, sweep: Path, tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setenv("WANDB_MODE", "offline")
     report(sweep, f"output={tmp_path}", "logger=wandb")

@@ -15,7 +15,7 @@ from attention_zoo.tasks.data.batches import LanguageBatch, TranslationBatch
 from attention_zoo.tasks.data.tokenizers import ByteTokenizer
 from attention_zoo.tasks.sweeps.launcher import register_launcher
 from attention_zoo.zoo import ATTENTION
-from tests.conformance.cases import base_class, mark_exhaustive
+from tests.conformance.cases import family, mark_exhaustive
 
 DIM, HIDDEN, LAYERS, HEADS = 16, 32, 2, 2
 SIZES = ["model=tiny", f"model.dim={DIM}", f"model.ffn_dim={HIDDEN}", f"model.heads={HEADS}"]
@@ -69,7 +69,7 @@ def of(attention):
 
 @pytest.mark.parametrize(
     "attention",
-    mark_exhaustive((name, (base_class(name), ATTENTION.card(name).roles)) for name in ATTENTION),
+    mark_exhaustive((name, (family(name), ATTENTION.card(name).roles)) for name in ATTENTION),
 )
 def test_every_mechanism_has_its_costs(attention):
     task, example = of(attention)
@@ -159,6 +159,7 @@ def test_counting_leaves_the_random_state_alone(position):
     assert torch.equal(torch.get_rng_state(), state)
 
 
+@pytest.mark.slow
 def test_a_training_is_the_same_to_the_bit_without_counting(train, monkeypatch):
     options = [*SIZES[:-1], "tokenizer=characters", "model.dropout=0.5", "position=learned"]
     options += ["data.source.size=60", "data.source.valid=8", "data.source.test=8"]

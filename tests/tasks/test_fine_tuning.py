@@ -11,6 +11,7 @@ from attention_zoo.errors import Unsupported
 from attention_zoo.models import LanguageModel
 from attention_zoo.tasks.commands import show
 from attention_zoo.tasks.training.fine_tuning import freeze_parameters
+from tests.conformance.cases import mark_exhaustive
 from tests.conftest import train_in
 
 SIZES = (
@@ -55,6 +56,7 @@ def test_it_starts_from_the_weights_of_the_model_and_of_the_tokenizer(trained, t
     assert results["init_from"]["missing"] == results["init_from"]["extra"] == []
 
 
+@pytest.mark.slow
 def test_weights_that_do_not_fit_are_listed_and_refused_unless_strict_is_false(
     trained, train, capsys
 ):
@@ -92,7 +94,9 @@ def test_what_cannot_be_is_refused(trained, train, capsys, override, message):
     assert message in error and error.count("\n") == 1, error
 
 
-@pytest.mark.parametrize("optimizer", ["muon", "adamw"])
+@pytest.mark.parametrize(
+    "optimizer", mark_exhaustive((name, "optimizer") for name in ("muon", "adamw"))
+)
 def test_frozen_parameters_stay_as_they_are(trained, train, capsys, optimizer):
     first = state(trained / "checkpoints" / "best.ckpt")["state_dict"]
     run = train(
@@ -116,6 +120,7 @@ def test_a_shared_parameter_is_frozen_under_either_name():
         assert freeze_parameters(model, [pattern]) == ["embedding.weight"]
 
 
+@pytest.mark.slow
 def test_a_fine_tuning_is_resumed_by_the_same_command(trained, train):
     start = [*SIZES, f"init_from={trained}/checkpoints/best.ckpt", "freeze=[encoder.*]"]
     run = train(*start)

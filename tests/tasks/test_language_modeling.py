@@ -9,6 +9,7 @@ import torch
 from attention_zoo.tasks.configuration.build import instantiate
 from attention_zoo.tasks.training.checkpoints import read_checkpoint
 from attention_zoo.tasks.training.task import load_task
+from tests.conformance.cases import mark_exhaustive
 
 OPTIONS = [
     "task=language_modeling",
@@ -60,7 +61,13 @@ DIAGNOSTIC = [
 ]
 
 
-@pytest.mark.parametrize("kind", ["recall", "copy", "reverse", "induction", "flip_flop", "parity"])
+@pytest.mark.parametrize(
+    "kind",
+    mark_exhaustive(
+        (kind, "diagnostic")
+        for kind in ("recall", "copy", "reverse", "induction", "flip_flop", "parity")
+    ),
+)
 def test_answers_are_scored_at_every_length(train, kind):
     sizes = {
         "recall": ["data.source.length=12", "data.source.pairs=2", "data.source.vocabulary=8"],
@@ -100,6 +107,7 @@ def test_answers_are_scored_at_every_length(train, kind):
     assert all(len(line.split()) <= limit for line in task.generate(data.probes))
 
 
+@pytest.mark.slow
 def test_a_small_recall_is_learned(train):
     """All of it: the pairs, the questions, the loss and the scores fit together."""
     run = train(

@@ -306,6 +306,7 @@ def trained(tmp_path_factory) -> Trained:
     return program
 
 
+@pytest.mark.slow
 def test_training_ends_with_the_lengths(trained) -> None:
     results, entry = trained.results, trained.results["lengths"]
     assert entry["trained_at"] == 16 and entry["split"] == "test" and entry["scored"] == [8, 16, 32]
@@ -340,6 +341,7 @@ def test_an_evaluation_finds_the_same_and_leaves_a_folder(trained, capsys) -> No
     assert "test/loss@32" in (folder / "csv" / "metrics.csv").read_text()
 
 
+@pytest.mark.slow
 def test_results_go_where_they_are_wanted_and_else_nowhere(trained, capsys) -> None:
     before = {*trained.run.rglob("*")}
     trained("evaluate", f"ckpt_path={trained.best}", "split=valid", "output=here")
@@ -356,6 +358,7 @@ def test_results_go_where_they_are_wanted_and_else_nowhere(trained, capsys) -> N
     assert "name another: output=FOLDER" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_what_cannot_be_scored_at_all_is_an_error(trained, capsys) -> None:
     with pytest.raises(SystemExit) as exit:
         trained("evaluate", f"ckpt_path={trained.best}", "lengths=[64,128]")
@@ -367,6 +370,7 @@ def test_what_cannot_be_scored_at_all_is_an_error(trained, capsys) -> None:
     assert "needs task=language_modeling, got translation" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_wandb_gets_the_numbers_the_table_and_the_picture(trained) -> None:
     trained("evaluate", f"ckpt_path={trained.best}", "lengths=[16,32]", "logger=wandb")
     (written,) = (trained.evaluation / "wandb").glob("offline-run-*")
@@ -385,6 +389,7 @@ def test_wandb_gets_the_numbers_the_table_and_the_picture(trained) -> None:
         time.sleep(0.05)
 
 
+@pytest.mark.slow
 def test_diagnostics_are_scored_by_their_answers(train) -> None:
     run = train(
         *["data=recall", "model=tiny", "model.dim=16", "model.layers=1", "data.source.length=16"],
@@ -474,6 +479,7 @@ def stretchable(monkeypatch, tmp_path_factory):
     del store.repo["position"]["stretched.yaml"]
 
 
+@pytest.mark.slow
 def test_an_evaluation_stretches_from_the_length_of_the_training(
     stretchable, train, capsys
 ) -> None:

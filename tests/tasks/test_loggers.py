@@ -118,6 +118,7 @@ def test_offline_run_holds_config_history_summary_image_and_table(tmp_path):
     assert table == {"columns": ["source", "output"], "data": [["uma", "one"]]}
 
 
+@pytest.mark.slow
 def test_two_jobs_in_one_process_are_two_runs_and_the_crashed_one_reads_as_failed(tmp_path):
     before = dict(os.environ)
     for job, code in enumerate((1, 0)):
@@ -168,6 +169,7 @@ def artifact_files(run: Path) -> dict[str, list[str]]:
     }
 
 
+@pytest.mark.slow
 def test_artifacts_are_those_that_were_asked_for(tmp_path):
     files = {kind: tmp_path / kind for kind in ("config", "checkpoint")}
     for path in files.values():
@@ -199,6 +201,7 @@ def test_a_strange_artifact_is_refused(tmp_path):
         create_wandb_logger(project="zoo", save_dir=tmp_path, artifacts=["model"])
 
 
+@pytest.mark.slow
 def test_a_table_waits_for_its_upload_in_the_folder_of_its_run(tmp_path):
     logger = create_wandb_logger(project="zoo", save_dir=tmp_path, mode="offline")
     log_table([logger], "samples", ["a"], [["b"]], 0)
@@ -209,6 +212,7 @@ def test_a_table_waits_for_its_upload_in_the_folder_of_its_run(tmp_path):
     assert "WANDB_DATA_DIR" not in os.environ
 
 
+@pytest.mark.slow
 def test_all_is_on_disk_when_finish_returns(tmp_path):
     """wandb's own `finish` leaves a header of 7 bytes, and the rest for a moment later."""
     for number in range(5):
@@ -241,12 +245,14 @@ def test_a_run_that_is_killed_reads_as_crashed(tmp_path):
     assert (read["state"], read["exit_code"], read["summary"]["val/loss"]) == ("crashed", None, 1.5)
 
 
+@pytest.mark.slow
 def test_ctrl_c_has_the_exit_code_that_wandb_gives_it(tmp_path):
     logger = create_wandb_logger(project="zoo", save_dir=tmp_path, mode="offline")
     finish_loggers([logger], 143)
     assert summary(runs(tmp_path)[0])["exit_code"] == 255
 
 
+@pytest.mark.slow
 def test_an_id_from_the_environment_is_the_run_s(tmp_path, monkeypatch):
     """As `wandb agent` gives it."""
     monkeypatch.setenv("WANDB_RUN_ID", "agents1")
@@ -284,6 +290,7 @@ def composed(folder: Path, *overrides: str) -> dict:
     return OmegaConf.to_container(config, resolve=True)
 
 
+@pytest.mark.slow
 def test_wandb_by_config(tmp_path):
     config = composed(tmp_path, "logger.wandb.mode=offline")
     [logger] = create_loggers(config, job_type="train")
@@ -350,6 +357,7 @@ def test_an_evaluation_keeps_no_artifacts(tmp_path):
         options_of(tmp_path, "logger.wandb.artifacts=[config]", job_type="evaluate")
 
 
+@pytest.mark.slow
 def test_what_is_resumed_is_the_same_run(tmp_path):
     """Also from another folder: that of the checkpoint says which run it was."""
     checkpoint = tmp_path / "checkpoints" / "last.ckpt"
@@ -404,6 +412,7 @@ def test_tensorboard_by_config(tmp_path):
     assert b"| x\\|y | two lines |" in text.tensor_proto.string_val[0]
 
 
+@pytest.mark.slow
 def test_a_picture_may_be_a_file(tmp_path):
     (tmp_path / "map.png").write_bytes(figure().getvalue())
     logger = create_wandb_logger(project="zoo", save_dir=tmp_path, mode="offline")

@@ -27,12 +27,12 @@ def resize(by, *overrides):
     return config, match, out.getvalue(), target, matched_cost(config, example)
 
 
-@pytest.mark.parametrize("by", ["parameters", "flops"])
 @pytest.mark.parametrize(
-    "overrides",
+    "by, overrides",
     mark_exhaustive(
-        # Of a kind: the task.
-        (overrides, "task=language_modeling" in overrides)
+        # Of a kind: the task, but of parameters for one and of operations for the other.
+        ((by, overrides), by if ("task=language_modeling" in overrides) == (by == "flops") else "")
+        for by in ("parameters", "flops")
         for overrides in (
             ["attention=gated"],
             ["attention=multi_query"],
@@ -50,7 +50,9 @@ def test_the_model_agrees_with_its_baseline(by, overrides):
     assert match == {"by": by, "target": target, "ffn_dim": config["model"]["ffn_dim"]}
 
 
-@pytest.mark.parametrize("size", ["tiny", "small", "medium", "base"])
+@pytest.mark.parametrize(
+    "size", mark_exhaustive((size, "model") for size in ("tiny", "small", "medium", "base"))
+)
 @pytest.mark.parametrize("task", ["translation", "language_modeling"])
 def test_every_size_of_model_can_be_matched(size, task):
     config = composed(
@@ -108,6 +110,7 @@ def test_what_no_feed_forward_makes_up_for_is_refused_with_the_figures():
         resize("parameters", "position=learned", "position.max_length=4096", "model.ffn_dim=40")
 
 
+@pytest.mark.slow
 def test_a_matched_run_is_as_any_other(train):
     options = [*SIZES[:-1], "tokenizer=characters", "match=parameters", "attention=gated"]
     options += ["data.source.size=60", "data.source.valid=8", "data.source.test=8"]

@@ -64,6 +64,7 @@ COLUMNS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "column, kind, options, published", mark_exhaustive((case, case[1]) for case in COLUMNS)
 )
@@ -344,6 +345,7 @@ def one_process(rank, folder):
     torch.distributed.destroy_process_group()
 
 
+@pytest.mark.slow
 def test_two_processes_agree_with_one(tmp_path):
     multiprocessing.spawn(one_process, args=(tmp_path,), nprocs=2, join=True)
     wanted = {}
@@ -364,6 +366,7 @@ def test_two_processes_agree_with_one(tmp_path):
             assert scores == pytest.approx(wanted, rel=1e-6)
 
 
+@pytest.mark.slow
 def test_nothing_heavy_is_imported():
     """By us: torchmetrics takes in transformers, wherever that is installed."""
     code = (

@@ -78,6 +78,7 @@ def test_a_skipped_step_leaves_the_weights_as_they_are(damage, train, capsys, op
     assert all(x.isfinite().all() for x in weights.values())
 
 
+@pytest.mark.slow
 def test_skipping_ends_when_every_step_is_skipped(damage, train, capsys):
     damage("gradient", range(2, 100))
     with pytest.raises(SystemExit):
@@ -85,6 +86,7 @@ def test_skipping_ends_when_every_step_is_skipped(damage, train, capsys):
     assert "step 12: " in (error := capsys.readouterr().err) and "10 steps before" in error
 
 
+@pytest.mark.slow
 def test_training_goes_on_where_that_is_asked(damage, train, capsys):
     damage("gradient", {3})
     with pytest.raises(SystemExit):  # as the weights are lost: val/loss is nan

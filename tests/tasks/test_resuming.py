@@ -350,6 +350,7 @@ def refusal(train, capsys, *options, code=2):
     return line
 
 
+@pytest.mark.slow
 def test_going_on(train, tmp_path, capsys):
     """One training, and what its command answers when it is given again with other options."""
     run, quick = tmp_path / "b", [*QUICK, "logger=csv", "test=false"]

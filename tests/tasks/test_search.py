@@ -71,6 +71,7 @@ def searched(launched):
     return [[x for x in overrides if x.startswith(names)] for _, overrides in launched]
 
 
+@pytest.mark.slow
 def test_what_has_no_loss_has_failed_and_does_not_end_a_search(search, capsys):
     launcher = Launcher(FAILED, 2.0, None, 1.0)
     study = search(launcher, "jobs=3", n_trials=4)
@@ -79,6 +80,7 @@ def test_what_has_no_loss_has_failed_and_does_not_end_a_search(search, capsys):
     assert "Best of 4 trials: 3, val/loss 1.0000: optimizer.lr=" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_the_same_command_goes_on_with_what_was_cut_off(search):
     cut = Launcher(3.0, KeyboardInterrupt)
     with pytest.raises(KeyboardInterrupt):
@@ -113,6 +115,7 @@ def test_overrides_narrow_the_space_and_other_words_are_another_study(search):
     assert one.study_name != search(Launcher(1.0, 2.0, 3.0)).study_name
 
 
+@pytest.mark.slow
 def test_a_study_is_of_one_config_and_one_space(search):
     search(Launcher(1.0, 2.0, 3.0), study_name="mine")
     search(Launcher(1.0, 2.0, 3.0), "jobs=3", "logger=none", study_name="mine")

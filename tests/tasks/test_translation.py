@@ -19,6 +19,7 @@ from attention_zoo.tasks.commands.input_checks import check_lines
 from attention_zoo.tasks.data.batches import TranslationBatch
 from attention_zoo.tasks.data.tokenizers import ByteTokenizer, CharacterTokenizer
 from attention_zoo.tasks.training.translation import TranslationTask
+from tests.conformance.cases import mark_exhaustive
 
 SMALL = ["model=tiny", "model.dim=16", "model.heads=2", "model.layers=1", "model.ffn_dim=32"]
 LINES = ["tokenizer=characters", "data.source.size=30", "data.source.valid=4", "data.source.test=4"]
@@ -135,13 +136,16 @@ def results(run):
 
 @pytest.mark.parametrize(
     "overrides",
-    [
-        ["trainer.precision=bf16-mixed"],
-        ["optimizer=muon", "schedule=warmup_stable_decay"],
-        ["schedule=constant", "trainer.accumulate_grad_batches=2"],
-        ["schedule=linear", "data.num_workers=0"],
-        ["schedule=inverse_square_root", "schedule.warmup_steps=2"],
-    ],
+    mark_exhaustive(
+        (overrides, "a training")
+        for overrides in (
+            ["trainer.precision=bf16-mixed"],
+            ["optimizer=muon", "schedule=warmup_stable_decay"],
+            ["schedule=constant", "trainer.accumulate_grad_batches=2"],
+            ["schedule=linear", "data.num_workers=0"],
+            ["schedule=inverse_square_root", "schedule.warmup_steps=2"],
+        )
+    ),
     ids=" ".join,
 )
 def test_choices_train(train, overrides):
@@ -149,6 +153,7 @@ def test_choices_train(train, overrides):
     assert 0 < results(run)["val/loss"] < 20
 
 
+@pytest.mark.slow
 def test_the_averaged_weights_are_those_that_are_scored(train):
     run = train(*SHORT, "callbacks=averaged", "trainer.val_check_interval=1")
     folder = run / "checkpoints"
@@ -164,6 +169,7 @@ def test_the_averaged_weights_are_those_that_are_scored(train):
     )
 
 
+@pytest.mark.slow
 def test_losses_are_those_of_the_best_weights_and_the_last_step_is_validated(train):
     run = train(*SHORT, "trainer.max_steps=5", "trainer.val_check_interval=2", "optimizer.lr=0.05")
     checkpoint = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)

@@ -126,6 +126,7 @@ def assert_goes_on_offline(folder: Path, stderr: str, reason: str) -> None:
     assert read["state"] == "failed" and read["exit_code"] == 3
 
 
+@pytest.mark.slow
 def test_without_a_key_the_run_is_offline_and_one_line_says_so(tmp_path):
     stderr, _ = run_and_time(tmp_path)
     assert_goes_on_offline(tmp_path, stderr, "no API key is configured")

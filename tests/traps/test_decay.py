@@ -13,7 +13,7 @@ from attention_zoo.attention.recurrent.decayed import decayed_product
 from attention_zoo.attention.recurrent.log_linear import count_digits
 from attention_zoo.attention.recurrent.steps import Steps
 from attention_zoo.masks import Mask, TokenSpan
-from tests.conformance.cases import Case
+from tests.conformance.cases import Case, mark_exhaustive
 from tests.conformance.definition import key_mask
 from tests.conformance.numbers import assert_same, default_dtype
 from tests.conformance.test_naive import hold_against_naive
@@ -118,7 +118,7 @@ def test_parallel_chunked_and_recurrent_forms_agree(name: str) -> None:
     assert_same(torch.cat(one_by_one, dim=1), chunked)
 
 
-@every_entry
+@pytest.mark.parametrize("name", mark_exhaustive((name, "decay") for name in NAMES))
 def test_chunks_meet_under_padding_and_segments(name: str) -> None:
     """A segment may end with a chunk, or be longer than one."""
     numbers = torch.repeat_interleave(torch.arange(3), torch.tensor([20, 108, 22]))

@@ -13,6 +13,7 @@ from attention_zoo.attention.recurrent.convolution import ConvolutionRunner
 from attention_zoo.attention.recurrent.delta_rule import delta_rule, unit_vectors
 from attention_zoo.attention.recurrent.steps import Steps
 from attention_zoo.masks import Mask, TokenSpan
+from tests.conformance.cases import mark_exhaustive
 from tests.conformance.numbers import assert_same, default_dtype
 
 DIM, HEADS = 16, 4
@@ -348,7 +349,7 @@ class NumberCounter(TorchDispatchMode):
         return out
 
 
-@pytest.mark.parametrize("name", RECURRENT)
+@pytest.mark.parametrize("name", mark_exhaustive((name, "delta") for name in RECURRENT))
 def test_work_grows_with_the_length(name: str) -> None:
     """Eight times the tokens are eight times the products and the numbers, not 64 times.
 

@@ -14,6 +14,7 @@ from attention_zoo.attention.kernel.linear import FEATURE_MAPS
 from attention_zoo.attention.kernel.performer import PerformerFeatures
 from attention_zoo.masks import Mask
 from attention_zoo.zoo import Role
+from tests.conformance.cases import mark_exhaustive
 from tests.conformance.definition import packed
 from tests.conformance.numbers import assert_same
 
@@ -45,7 +46,7 @@ def test_an_unknown_feature_map_is_refused() -> None:
         linear("performr")
 
 
-@pytest.mark.parametrize("role", ["causal", "global"])
+@pytest.mark.parametrize("role", mark_exhaustive((x, "self") for x in ("causal", "global")))
 @MAPS
 def test_packed_sequences_cost_work_linear_in_length(name: str, role: Role) -> None:
     attention = linear(name, role)

@@ -219,6 +219,7 @@ def test_random_blocks_are_others_and_each_drawn_once(role: str) -> None:
             assert set(blocks) <= others
 
 
+@pytest.mark.slow
 def test_random_blocks_are_drawn_evenly() -> None:
     counts = torch.zeros(20)
     for seed in range(2000):

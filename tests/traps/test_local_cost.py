@@ -10,7 +10,7 @@ from attention_zoo import create_attention
 from attention_zoo.backends import flex
 from attention_zoo.masks import Mask
 from attention_zoo.zoo import ATTENTION
-from tests.conformance.cases import SMALL
+from tests.conformance.cases import SMALL, mark_exhaustive
 from tests.conformance.configs import options
 from tests.conformance.numbers import default_dtype
 from tests.traps.memory import measure_memory
@@ -37,7 +37,9 @@ def is_sparse(length: int, mask: Mask, name: str, role: str, **sizes: Any) -> bo
     return memory.largest < length**2 and memory.peak < 4 * length**2
 
 
-@pytest.mark.parametrize("kind", ["plain", "padded", "packed", "biased"])
+@pytest.mark.parametrize(
+    "kind", mark_exhaustive((kind, "a mask") for kind in ("biased", "plain", "padded", "packed"))
+)
 @pytest.mark.parametrize(("name", "role"), SPARSE)
 def test_no_square_of_the_length_is_built(name: str, role: str, kind: str) -> None:
     """A window or stride of 128 over 8,192 tokens, forward and backward."""

@@ -371,6 +371,7 @@ def test_decoding_with_places_that_are_drawn_anew_is_refused() -> None:
         randomized(torch.randint(0, 11, (2, 1)), cache=cache)
 
 
+@pytest.mark.slow
 def test_training_with_drawn_places_compiles() -> None:
     torch.compiler.reset()
     randomized = model("randomized", encoding="rotary").train()

@@ -392,6 +392,7 @@ def test_an_auxiliary_loss_is_neither_copied_nor_saved() -> None:
     assert_same(twin(x), out)
 
 
+@pytest.mark.slow
 def test_an_auxiliary_loss_comes_out_of_a_compiled_model() -> None:
     torch.compiler.reset()
     ours = attention("lightning_indexer")

@@ -328,6 +328,7 @@ def test_a_stream_stays_on_disk_also_in_workers(tmp_path: Path) -> None:
     assert torch.equal(received[[3]].inputs, data.dataset("train")[[3]].inputs)
 
 
+@pytest.mark.slow
 def test_real_multi30k(real, tmp_path: Path) -> None:
     data = composed("multi30k", tmp_path, "bpe", data__root=str(real("multi30k/raw")))
     data.prepare_data()
