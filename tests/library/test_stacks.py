@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from attention_zoo import Unsupported, UserError, create_attention, create_position
+from attention_zoo.caches import LayeredCache
 from attention_zoo.capture import capture_attention
 from attention_zoo.models import LanguageModel, Seq2Seq
 from attention_zoo.zoo import ATTENTION
@@ -110,6 +111,17 @@ def test_equal_inputs_and_weights_make_an_own_layer() -> None:
     assert_same(shared(tokens), own(tokens))
 
 
+def decode(
+    model: LanguageModel, tokens: Tensor, key_mask: Tensor, chunks: list[int]
+) -> tuple[Tensor, LayeredCache]:
+    """Return the logits of tokens that come in chunks, and the cache after them."""
+    cache, parts = model.new_cache(), []
+    for chunk in tokens.split(chunks, dim=1):
+        stop = cache.length + chunk.shape[1]
+        parts.append(model(chunk, key_mask=key_mask[:, :stop], cache=cache))
+    return torch.cat(parts, dim=1), cache
+
+
 @pytest.mark.parametrize("padding", [[0, 1, 2], [0, 3, 7, 9]], ids=str)
 @every_mechanism
 def test_chunks_are_one_pass(name: str, options: dict[str, Any], padding: list[int]) -> None:
@@ -117,13 +129,9 @@ def test_chunks_are_one_pass(name: str, options: dict[str, Any], padding: list[i
     tokens = torch.randint(11, (2, 12))
     key_mask = torch.ones(2, 12, dtype=torch.bool)
     key_mask[1, padding] = False
-    cache = model.new_cache()
-    parts = []
-    for chunk in tokens.split([4, 1, 1, 6], dim=1):
-        stop = cache.length + chunk.shape[1]
-        parts.append(model(chunk, key_mask=key_mask[:, :stop], cache=cache))
+    decoded, _ = decode(model, tokens, key_mask, [4, 1, 1, 6])
     whole = model(tokens, key_mask=key_mask)
-    assert_same(torch.cat(parts, dim=1), whole)
+    assert_same(decoded, whole)
     real = key_mask[1]
     assert_same(whole[1:, real], model(tokens[1:, real]))
 
@@ -318,13 +326,9 @@ def test_convolutions_are_decoded_in_chunks(options: dict[str, Any]) -> None:
     tokens = torch.randint(11, (2, 9))
     key_mask = torch.ones(2, 9, dtype=torch.bool)
     key_mask[1, :4] = False
-    cache = model.new_cache()
-    parts = []
-    for chunk in tokens.split([5, 1, 1, 2], dim=1):
-        stop = cache.length + chunk.shape[1]
-        parts.append(model(chunk, key_mask=key_mask[:, :stop], cache=cache))
+    decoded, cache = decode(model, tokens, key_mask, [5, 1, 1, 2])
     whole = model(tokens, key_mask=key_mask)
-    assert_same(torch.cat(parts, dim=1)[key_mask], whole[key_mask])
+    assert_same(decoded[key_mask], whole[key_mask])
     assert_same(whole[1:, 4:], model(tokens[1:, 4:]))
     cache.reorder(torch.tensor([1, 0]))
     new = torch.randint(11, (2, 1))

@@ -40,6 +40,7 @@ from tests.parity.references_transformers import (
     POSITIONS,
     copy_projections,
     future,
+    with_rotary,
 )
 
 with warnings.catch_warnings():
@@ -110,12 +111,7 @@ def qk_norm_full() -> tuple[Outcome, Outcome]:
     with torch.no_grad():
         theirs.q_norm.weight.copy_(ours.query_norm.weight.flatten())
         theirs.k_norm.weight.copy_(ours.key_norm.weight.flatten())
-    x = tokens()
-    expected, _ = theirs(x, Olmo2RotaryEmbedding(config)(x, POSITIONS), future())
-    return (
-        outcome(ours(x), [x, ours.key.weight]),
-        outcome(expected, [x, theirs.k_proj.weight]),
-    )
+    return with_rotary(ours, theirs, Olmo2RotaryEmbedding(config))
 
 
 @parity("soft_capped", "transformers Gemma2Attention")
@@ -135,12 +131,7 @@ def soft_capped() -> tuple[Outcome, Outcome]:
     )
     theirs = Gemma2Attention(config, layer_idx=0)
     copy_projections(ours, theirs)
-    x = tokens()
-    expected, _ = theirs(x, Gemma2RotaryEmbedding(config)(x, POSITIONS), future())
-    return (
-        outcome(ours(x), [x, ours.key.weight]),
-        outcome(expected, [x, theirs.k_proj.weight]),
-    )
+    return with_rotary(ours, theirs, Gemma2RotaryEmbedding(config))
 
 
 @parity("gated", "transformers Qwen3NextAttention")
@@ -160,12 +151,7 @@ def gated() -> tuple[Outcome, Outcome]:
         theirs.q_proj.weight.copy_(torch.cat(both, dim=1).flatten(0, 1))
     for part, other in (("key", "k"), ("value", "v"), ("output", "o")):
         getattr(theirs, f"{other}_proj").load_state_dict(getattr(ours, part).state_dict())
-    x = tokens()
-    expected, _ = theirs(x, Qwen3NextRotaryEmbedding(config)(x, POSITIONS), future())
-    return (
-        outcome(ours(x), [x, ours.key.weight]),
-        outcome(expected, [x, theirs.k_proj.weight]),
-    )
+    return with_rotary(ours, theirs, Qwen3NextRotaryEmbedding(config))
 
 
 @parity("differential", "transformers DiffLlamaAttention")

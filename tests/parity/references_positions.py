@@ -18,6 +18,7 @@ from tests.parity.references_transformers import (
     POSITIONS,
     copy_projections,
     future,
+    with_rotary,
 )
 
 HEAD_DIM = DIM // HEADS
@@ -37,12 +38,7 @@ def rotary_half_split() -> tuple[Outcome, Outcome]:
     )
     theirs = LlamaAttention(config, layer_idx=0)
     copy_projections(ours, theirs)
-    x = tokens()
-    expected, _ = theirs(x, LlamaRotaryEmbedding(config)(x, POSITIONS), future())
-    return (
-        outcome(ours(x), [x, ours.key.weight]),
-        outcome(expected, [x, theirs.k_proj.weight]),
-    )
+    return with_rotary(ours, theirs, LlamaRotaryEmbedding(config))
 
 
 @parity("learned", "transformers GPT2Model")

@@ -24,6 +24,18 @@ def future() -> Tensor:
     return torch.full((LENGTH, LENGTH), float("-inf")).triu(1)[None, None]
 
 
+def with_rotary(
+    ours: Attention, theirs: nn.Module, embedding: nn.Module
+) -> tuple[Outcome, Outcome]:
+    """Compare causal attention, and the gradients of inputs and keys; they get rotary waves."""
+    x = torch.randn(2, LENGTH, DIM, requires_grad=True)
+    expected, _ = theirs(x, embedding(x, POSITIONS), future())
+    return (
+        outcome(ours(x), [x, ours.key.weight]),
+        outcome(expected, [x, theirs.k_proj.weight]),
+    )
+
+
 @parity("grouped_query", "transformers LlamaAttention")
 def grouped_query() -> tuple[Outcome, Outcome]:
     ours = create_attention(
@@ -37,9 +49,4 @@ def grouped_query() -> tuple[Outcome, Outcome]:
     )
     theirs = LlamaAttention(config, layer_idx=0)
     copy_projections(ours, theirs)
-    x = torch.randn(2, LENGTH, DIM, requires_grad=True)
-    expected, _ = theirs(x, LlamaRotaryEmbedding(config)(x, POSITIONS), future())
-    return (
-        outcome(ours(x), [x, ours.key.weight]),
-        outcome(expected, [x, theirs.k_proj.weight]),
-    )
+    return with_rotary(ours, theirs, LlamaRotaryEmbedding(config))

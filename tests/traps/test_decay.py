@@ -62,6 +62,18 @@ def decays(kind: str, length: int, channels: int) -> Tensor:
     return decay
 
 
+def assert_exact_in_float32(
+    ours: Tensor, expected: Tensor, single: list[Tensor], double: list[Tensor]
+) -> None:
+    """Compare an output in float32 with one in float64, and the gradients of their inputs."""
+    torch.testing.assert_close(ours.double(), expected, rtol=1e-5, atol=1e-5)
+    weights = torch.randn_like(expected)
+    actual = torch.autograd.grad((ours * weights.float()).sum(), single)
+    reference = torch.autograd.grad((expected * weights).sum(), double)
+    for a, b in zip(actual, reference, strict=True):
+        assert (a - b).abs().max() <= 2e-6 * b.abs().max() + 1e-30
+
+
 @pytest.mark.parametrize("channels", [1, 6], ids=["a number of a head", "of a channel"])
 @pytest.mark.parametrize("kind", list(DECAYS))
 def test_decays_of_any_strength_are_exact_in_float32(kind: str, channels: int) -> None:
@@ -72,12 +84,7 @@ def test_decays_of_any_strength_are_exact_in_float32(kind: str, channels: int) -
     double = [part.detach().double().requires_grad_() for part in single]
     ours, _ = run_chunks(*single)
     expected = run_tokens(*double)
-    torch.testing.assert_close(ours.double(), expected, rtol=1e-5, atol=1e-5)
-    weights = torch.randn_like(expected)
-    actual = torch.autograd.grad((ours * weights.float()).sum(), single)
-    reference = torch.autograd.grad((expected * weights).sum(), double)
-    for a, b in zip(actual, reference, strict=True):
-        assert (a - b).abs().max() <= 2e-6 * b.abs().max() + 1e-30
+    assert_exact_in_float32(ours, expected, single, double)
 
 
 def test_all_is_forgotten_where_a_decay_is_infinite() -> None:

@@ -103,3 +103,25 @@ def draw_distinct(
         repeated = (chosen[:, :column] == drawn[:, None]).any(axis=1)
         chosen[:, column] = np.where(repeated, last, drawn)
     return generator.permuted(chosen, axis=1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class StringDiagnostic(Diagnostic):
+    """Draws strings of several lengths; at another length, of that length alone.
+
+    Args:
+        min_length: of the shortest strings, `length` being that of the longest.
+    """
+
+    min_length: int
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 1 <= self.min_length <= self.length:
+            raise UserError(
+                "min_length must be at least 1 and at most length, got "
+                f"min_length={self.min_length} and length={self.length}."
+            )
+
+    def with_length(self, length: int) -> Self:
+        return replace(self, length=length, min_length=length)

@@ -1,18 +1,17 @@
 """Copying a string (Jelassi et al. 2024, arXiv 2402.01032)."""
 
-from dataclasses import dataclass, replace
-from typing import Self
+from dataclasses import dataclass
 
 import numpy as np
 
-from attention_zoo.errors import UserError, check_positive
+from attention_zoo.errors import check_positive
 from attention_zoo.tasks.data.batches import IGNORE_INDEX
-from attention_zoo.tasks.data.diagnostics.base import Diagnostic, QueryRows
+from attention_zoo.tasks.data.diagnostics.base import QueryRows, StringDiagnostic
 from attention_zoo.tasks.data.tokenizers import BOS, EOS, FIRST_ID, PAD
 
 
 @dataclass(frozen=True, kw_only=True)
-class Copy(Diagnostic):
+class Copy(StringDiagnostic):
     """Draws `5 1 7 | 5 1 7`: a random string, a separator, the string again, eos.
 
     Every token from the separator on is a query for the next one. At another length all strings
@@ -30,19 +29,11 @@ class Copy(Diagnostic):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 1 <= self.min_length <= self.length:
-            raise UserError(
-                "min_length must be at least 1 and at most length, got "
-                f"min_length={self.min_length} and length={self.length}."
-            )
         check_positive(vocabulary=self.vocabulary)
 
     @property
     def symbols(self) -> list[str]:
         return [*map(str, range(1, self.vocabulary + 1)), "|"]
-
-    def with_length(self, length: int) -> Self:
-        return replace(self, length=length, min_length=length)
 
     def transform_strings(self, strings: np.ndarray, lengths: np.ndarray) -> np.ndarray:
         """Return the answers to strings, both [n length]; the first `lengths` [n] symbols count."""

@@ -1,17 +1,15 @@
 """Parity of bits, the smallest task of tracking a state."""
 
-from dataclasses import dataclass, replace
-from typing import Self
+from dataclasses import dataclass
 
 import numpy as np
 
-from attention_zoo.errors import UserError
-from attention_zoo.tasks.data.diagnostics.base import Diagnostic, QueryRows
+from attention_zoo.tasks.data.diagnostics.base import QueryRows, StringDiagnostic
 from attention_zoo.tasks.data.tokenizers import BOS, FIRST_ID
 
 
 @dataclass(frozen=True, kw_only=True)
-class Parity(Diagnostic):
+class Parity(StringDiagnostic):
     """Draws `1 0 1 1 …`: a bit is a query for whether the ones so far are even or odd in number.
 
     Each bit from that with the number `min_length` on is a query, so a sequence asks about strings
@@ -25,20 +23,9 @@ class Parity(Diagnostic):
     length: int = 40
     min_length: int = 3
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not 1 <= self.min_length <= self.length:
-            raise UserError(
-                "min_length must be at least 1 and at most length, got "
-                f"min_length={self.min_length} and length={self.length}."
-            )
-
     @property
     def symbols(self) -> list[str]:
         return ["0", "1", "even", "odd"]
-
-    def with_length(self, length: int) -> Self:
-        return replace(self, length=length, min_length=length)
 
     def draw_rows(self, generator: np.random.Generator, rows: int) -> QueryRows:
         bits = generator.integers(2, size=(rows, self.length))
