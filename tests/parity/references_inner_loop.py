@@ -56,7 +56,7 @@ def compare_ttt_linear(
     )
     parameters = [x, *(ours.get_parameter(leaf) for leaf in leaves)]
     return (
-        outcome(ours.project_output(ours.normalise(z, z), x), parameters),
+        outcome(ours.project_output(ours.finish(z, z), x), parameters),
         outcome(ours.project_output(expected.transpose(1, 2), x), parameters),
     )
 
@@ -76,26 +76,32 @@ def ttt_linear_token_by_token() -> tuple[Outcome, Outcome]:
     return compare_ttt_linear(1, [*names, "gain", "shift", "layers.0.weight"], equal_rates=False)
 
 
-@parity("titans", "flash-linear-attention combine_params")
+@parity("titans", "flash-linear-attention titans_linear")
 def titans() -> tuple[Outcome, Outcome]:
-    """How momentum and forgetting combine the gradients of a mini-batch.
+    """In one mini-batch, on a memory that is zero before it.
 
-    Their gradients themselves are no reference: they divide one of three terms by σ.
+    Their memory has a layer norm, whose gradient divides only one of three terms by σ. It is the
+    identity, but for a factor, where ε is huge; and their gradient is then constant. Their target
+    is v − k, and the factor of their rates is 2 c.
     """
-    ours, x = ours_and_tokens("titans", SIZE, SIZE)
-    steps = project_steps(ours, x)
-    taken = torch.ones(2, SIZE, dtype=torch.bool)
-    schedule = ours.schedule({"rate": steps.rate, "decay": steps.decay, "taken": taken})
-    found = [schedule.first, schedule.second, schedule.tokens, schedule.kept, schedule.added]
-    steps = project_steps(ours, x)
-    forgetting, momentum = steps.decay.exp().unbind(dim=-1)
-    theirs = fla_functions("ops/titans/naive.py")
-    beta, _, f, _, _, g, m, n = theirs.combine_params(
-        steps.rate, 1 - forgetting[..., None], momentum[..., None], SIZE
+    ours, x = ours_and_tokens("titans", LENGTH, LENGTH)
+    nn.init.zeros_(ours.layers[0].weight)
+    steps, width = project_steps(ours, x), DIM // HEADS
+    assert steps.decay is not None
+    forgetting, momentum = steps.decay.exp().split(1, dim=-1)
+    expected, _ = fla_functions("ops/titans/naive.py").titans_linear(
+        steps.q,
+        steps.k,
+        steps.v + steps.k,
+        torch.ones(HEADS, width),
+        torch.zeros(HEADS, width),
+        steps.rate / (2 * width),
+        1 - forgetting,
+        momentum,
+        eps=1e30,
+        chunk_size=LENGTH,
+        initial_state=None,
+        output_final_state=False,
     )
-    expected = [beta, f, g, m, n]
-    gates = [*ours.rate.parameters(), *ours.momentum.parameters(), *ours.decay.parameters()]
-    return (
-        outcome(torch.cat([part.flatten(2) for part in found], dim=-1), [x, *gates]),
-        outcome(torch.cat([part.reshape(2, HEADS, -1) for part in expected], dim=-1), [x, *gates]),
-    )
+    leaves = [x, *(p for name, p in ours.named_parameters() if not name.startswith("layers"))]
+    return outcome(ours(x), leaves), outcome(ours.project_output(expected, x), leaves)

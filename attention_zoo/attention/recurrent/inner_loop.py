@@ -8,7 +8,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import gelu, pad
 
-from attention_zoo.attention import naive
 from attention_zoo.attention.recurrent.base import RecurrentAttention
 from attention_zoo.attention.recurrent.convolution import ConvolutionRunner
 from attention_zoo.attention.recurrent.mini_batches import (
@@ -25,7 +24,6 @@ from attention_zoo.masks import Mask, TokenSpan
 from attention_zoo.precision import autocast_disabled, upcast
 
 Layers = tuple[Tensor, ...]  # a matrix [b h c e] for each layer of the inner network
-EPSILON = 1e-6  # of the inner network's layer norm
 GELU_SLOPE, GELU_CUBE = math.sqrt(2 / math.pi), 0.044715
 
 
@@ -47,7 +45,7 @@ class Schedule(NamedTuple):
 class Trace(NamedTuple):
     """What a mini-batch reads and writes; the features are inputs of the network's last layer."""
 
-    out: Tensor  # MLP(q; W), [… m c]
+    out: Tensor  # of the last layer, for queries, [… m c]
     query_features: Tensor  # [… m e]
     key_features: Tensor  # [… m e]
     gradients: Tensor  # of the losses by the outputs of the last layer, [… m c]
@@ -71,22 +69,21 @@ class InnerLayer(nn.Module):
 class InnerLoopAttention(RecurrentAttention):
     """The state is a network f that descends the loss of every token while it reads.
 
-        f(x; W) = x + LN(MLP(x; W)),   G_t = ∇_W ½ |f(k_t; W') − v_t|²,   out_t = f(q_t; W_t)
+        G_t = ∇_W ½ |f(k_t; W') − v_t|²,   out_t = f(q_t; W_t)
 
     The gradients of a mini-batch of tokens are those at the weights W' before it, so that they are
-    products of matrices. A variant creates the layers, and overrides `schedule`, `end_batch`,
-    `full_schedule` and the naive form.
+    products of matrices. The network is an MLP, after which a variant may do more. It creates the
+    layers, and overrides `schedule`, `end_batch`, `full_schedule` and the naive form.
 
     Each weight of the attention map is how much the gradient of a token, by the output of the last
     layer, changes that output for the query. What the network returns without these changes, and
-    the query and the layer norm that follow, belong to `apply_weights`.
+    what comes after its last layer, belong to `apply_weights`.
 
     Args:
         mini_batch_size: number of tokens whose gradients are taken at the same weights.
     """
 
     decided_options = ("backend",)
-    no_decay = ("gain", "shift")
     # How many sets of weights the state has. The first are W', and the last two W and S; a set
     # after W starts from zero.
     num_sets: ClassVar[int]
@@ -96,8 +93,6 @@ class InnerLoopAttention(RecurrentAttention):
         super().__init__(backend="torch", **options)
         check_positive(mini_batch_size=mini_batch_size)
         self.mini_batch_size = mini_batch_size
-        self.gain = nn.Parameter(torch.ones(self.heads, 1, self.head_dim))
-        self.shift = nn.Parameter(torch.zeros(self.heads, 1, self.head_dim))
 
     def create_layers(self, widths: list[int], stds: list[float]) -> None:
         """Create the network's layers between these widths."""
@@ -136,7 +131,7 @@ class InnerLoopAttention(RecurrentAttention):
         """Read the network; the states are its sets of weights [b h n], and a count [b]."""
         with autocast_disabled(x):
             trace, batches, states = self.run(steps, span, states)
-            out = self.normalise(batches.join(trace.out), steps.q)
+            out = self.finish(batches.join(trace.out), steps.q)
         if span.key_mask is not None:
             out = out.masked_fill(~span.key_mask[:, None, :, None], 0.0)
         return out, states
@@ -218,7 +213,7 @@ class InnerLoopAttention(RecurrentAttention):
         for layer in layers:
             outputs.append(inputs[-1] @ layer)
             inputs.append(self.append_one(gelu(outputs[-1], approximate="tanh")))
-        gradients = [self.loss_gradient(outputs[-1], v - k)]
+        gradients = [self.loss_gradient(outputs[-1], k, v)]
         for layer, output in zip(layers[:0:-1], outputs[-2::-1], strict=True):
             by_input = gradients[0] @ layer[..., : output.shape[-1], :].transpose(-2, -1)
             gradients.insert(0, by_input * gelu_derivative(output))
@@ -228,17 +223,13 @@ class InnerLoopAttention(RecurrentAttention):
         """Append the input of a bias, if the layers have one."""
         return pad(x, (0, 1), value=1.0) if self.bias else x
 
-    def loss_gradient(self, x: Tensor, target: Tensor) -> Tensor:
-        """Compute the gradient of ½ |LN(x) − target|² by x, [… m c]."""
-        unit, deviation = standardise(x)
-        gain, shift = upcast(self.gain), upcast(self.shift)
-        by_unit = gain * (gain * unit + shift - target)
-        projected = unit * (unit * by_unit).mean(dim=-1, keepdim=True)
-        return (by_unit - by_unit.mean(dim=-1, keepdim=True) - projected) / deviation
+    def loss_gradient(self, x: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Compute the gradient of the loss by the output x of the last layer for k, [… m c]."""
+        return x - v
 
-    def normalise(self, x: Tensor, q: Tensor) -> Tensor:
-        """Compute q + LN(x), [b h t c]."""
-        return q + upcast(self.gain) * standardise(x)[0] + upcast(self.shift)
+    def finish(self, x: Tensor, q: Tensor) -> Tensor:
+        """Compute what the network returns for q from the output x of its last layer, [b h t c]."""
+        return x
 
     def implied_weights(self, steps: Steps, x: Tensor, span: TokenSpan) -> Tensor:
         trace, batches, _ = self.run(steps, span)
@@ -263,10 +254,10 @@ class InnerLoopAttention(RecurrentAttention):
             return torch.cat([-batches.join(trace.gradients), unchanged, steps.q, real], dim=-1)
 
     def apply_weights(self, weights: Tensor, values: Tensor) -> Tensor:
-        """Add the changes to what the network returns without them, and normalise."""
+        """Add the changes to what the last layer returns without them."""
         width = self.head_dim
         changes, unchanged, q, real = values.split([width, width, width, 1], dim=-1)
-        return real * self.normalise(unchanged + weights @ changes, q)
+        return real * self.finish(unchanged + weights @ changes, q)
 
     def state_size(self, tokens: int) -> int:
         return self.num_sets * sum(layer().numel() for layer in self.layers)
@@ -303,13 +294,13 @@ class InnerLoopAttention(RecurrentAttention):
                 anchor, count = weights, 0
 
     def naive_network(self, x: Tensor, weights: Sequence[Tensor]) -> Tensor:
-        """Compute x + LN(MLP(x)), [h c]."""
+        """Compute the network, [h c]."""
         y, step = x, 2 if self.bias else 1
         for i in range(0, len(weights), step):
             y = y if i == 0 else gelu(y, approximate="tanh")
             y = torch.einsum("h c, h c e -> h e", y, weights[i])
             y = y + weights[i + 1][:, 0] if self.bias else y
-        return x + naive.layer_norm(y, epsilon=EPSILON) * self.gain[:, 0] + self.shift[:, 0]
+        return y
 
     def naive_inputs(self, x: Tensor, visible: Tensor) -> list[Tensor]:
         """Compute q, k, v [b h t c] and rates [b h t 1]."""
@@ -347,13 +338,6 @@ def choose(condition: Tensor, chosen: States, others: States) -> States:
     """Choose the states of the rows where the condition [b] holds, and the others elsewhere."""
     pairs = zip(chosen, others, strict=True)
     return tuple(torch.where(condition.view(-1, *(a.ndim - 1) * [1]), a, b) for a, b in pairs)
-
-
-def standardise(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Return (x − mean) / σ and σ = √(variance + ε), over the last dimension."""
-    centred = x - x.mean(dim=-1, keepdim=True)
-    deviation = (centred.square().mean(dim=-1, keepdim=True) + EPSILON).sqrt()
-    return centred / deviation, deviation
 
 
 def gelu_derivative(x: Tensor) -> Tensor:

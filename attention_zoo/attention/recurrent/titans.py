@@ -24,18 +24,17 @@ HIDDEN_RATIO = 4  # width of the memory's hidden layers, in widths of a head
     name="titans",
     paper="Behrouz et al. 2025, arXiv 2501.00663",
     equation="S ← η S − θ ∇½|f(k; M) − v|²;  M ← (1 − α) M + S;  out = f(q; M)",
-    reference="flash-linear-attention combine_params",
-    deviations="the neural memory alone, as a layer, without attention and persistent tokens; as "
-    "in other implementations, the memory is a residual network with a layer norm, which bounds "
-    "its gradients; the factor 2 of the loss belongs to θ; the gradient of "
-    "flash-linear-attention lacks brackets, so only its momentum and decay are compared",
-    cache="three MLPs for each head: the memory, that before the mini-batch, and its momentum; and "
-    "the last tokens of the convolutions",
+    reference="flash-linear-attention titans_linear",
+    deviations="the neural memory alone, as a layer, without attention and persistent tokens; the "
+    "factor 2 of the loss belongs to θ; the memory is a matrix, or an MLP by an option; no layer "
+    "norm in it, which flash-linear-attention has, with a gradient that lacks brackets",
+    cache="three memories for each head: that before the mini-batch, that now, and its momentum; "
+    "and the last tokens of the convolutions",
 )
 class TitansAttention(InnerLoopAttention):
     """A memory that learns from the tokens by gradient descent with momentum, and that forgets.
 
-        S_t = η_t S_{t−1} − θ_t G_t,   M_t = (1 − α_t) M_{t−1} + S_t,   f(x; M) = x + LN(MLP(x; M))
+        S_t = η_t S_{t−1} − θ_t G_t,   M_t = (1 − α_t) M_{t−1} + S_t
         out_t = norm(f(q_t; M_t)) ⊙ SiLU(W x_t)
 
     with η, θ and α = σ(W x + b), and the gradients G at the memory before the mini-batch; M is
@@ -44,15 +43,16 @@ class TitansAttention(InnerLoopAttention):
 
     Args:
         kernel_size: number of tokens that a convolution mixes, including the token itself.
-        memory_layers: number of layers of the memory; 1 is a matrix. Hidden layers are four times
-            as wide as a head.
+        memory_layers: number of layers of the memory f: 1 is a matrix, more are an MLP with GELU,
+            whose hidden layers are four times as wide as a head. Large values can make an MLP
+            diverge, as its gradient grows with its weights.
     """
 
     num_sets = 3
     num_states = 4
     bias = False
 
-    def __init__(self, *, kernel_size: int = 4, memory_layers: int = 2, **options: Any) -> None:
+    def __init__(self, *, kernel_size: int = 4, memory_layers: int = 1, **options: Any) -> None:
         super().__init__(**options)
         check_positive(memory_layers=memory_layers)
         hidden = [HIDDEN_RATIO * self.head_dim] * (memory_layers - 1)
@@ -64,7 +64,7 @@ class TitansAttention(InnerLoopAttention):
         self.value_convolution = ShortConvolution(width, kernel_size)
         self.rate = nn.Linear(self.dim, self.heads)
         # So that a mini-batch of equal tokens does not step too far.
-        nn.init.constant_(self.rate.bias, -4.0)
+        nn.init.constant_(self.rate.bias, -3.0)
         self.momentum = nn.Linear(self.dim, self.heads)
         self.decay = nn.Linear(self.dim, self.heads)
         # Some heads forget within a few tokens, and others keep hundreds.

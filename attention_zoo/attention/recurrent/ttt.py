@@ -1,5 +1,6 @@
 """Test-time training (Sun et al. 2024), whatever the inner network."""
 
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -20,6 +21,7 @@ class TTTAttention(InnerLoopAttention):
     """A network takes a step of gradient descent for every token.
 
         W_i = W' − p_i Σ_j η_j G_j over the tokens j ≤ i of the mini-batch,   η = η_0 σ(w x + b) / c
+        f(x; W) = x + LN(MLP(x; W))
 
     with p_i = max(1/i + learned, 0) for the place i in the mini-batch, and the weights W' before
     it. A layer norm over all heads, without a bias, comes before the output projection. A variant
@@ -29,6 +31,7 @@ class TTTAttention(InnerLoopAttention):
         base_rate: η_0, the largest learning rate.
     """
 
+    no_decay = ("gain", "shift")
     num_sets = 2
     num_states = 3
     bias = True
@@ -40,6 +43,8 @@ class TTTAttention(InnerLoopAttention):
         self.base_rate = base_rate
         widths = [ratio * self.head_dim for ratio in (1, *self.hidden, 1)]
         self.create_layers(widths, [0.02] * (len(widths) - 1))
+        self.gain = nn.Parameter(torch.ones(self.heads, 1, self.head_dim))
+        self.shift = nn.Parameter(torch.zeros(self.heads, 1, self.head_dim))
         self.rate = nn.Linear(self.dim, self.heads)
         self.place_rate = nn.Parameter(torch.zeros(self.mini_batch_size, 1))
         self.norm = nn.LayerNorm(self.heads * self.head_dim, eps=NORM_EPSILON, bias=False)
@@ -75,6 +80,16 @@ class TTTAttention(InnerLoopAttention):
         rates = rates * steps.rate.transpose(-2, -1) * visible
         return torch.ones_like(steps.rate), rates
 
+    def loss_gradient(self, x: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        unit, deviation = standardise(x)
+        gain, shift = upcast(self.gain), upcast(self.shift)
+        by_unit = gain * (k + gain * unit + shift - v)
+        projected = unit * (unit * by_unit).mean(dim=-1, keepdim=True)
+        return (by_unit - by_unit.mean(dim=-1, keepdim=True) - projected) / deviation
+
+    def finish(self, x: Tensor, q: Tensor) -> Tensor:
+        return q + upcast(self.gain) * standardise(x)[0] + upcast(self.shift)
+
     def project_output(self, attended: Tensor, x: Tensor) -> Tensor:
         joined = attended.transpose(1, 2).flatten(2)
         weight = self.norm.weight.to(joined.dtype)
@@ -84,6 +99,10 @@ class TTTAttention(InnerLoopAttention):
     def naive_inputs(self, x: Tensor, visible: Tensor) -> list[Tensor]:
         rate = torch.sigmoid(naive.linear_heads(self.rate, x, self.heads))
         return [*naive.linear_qkv(self, x), self.base_rate * rate / self.head_dim]
+
+    def naive_network(self, x: Tensor, weights: Sequence[Tensor]) -> Tensor:
+        normal = naive.layer_norm(super().naive_network(x, weights), epsilon=NORM_EPSILON)
+        return x + normal * self.gain[:, 0] + self.shift[:, 0]
 
     def naive_update(
         self,
@@ -102,3 +121,10 @@ class TTTAttention(InnerLoopAttention):
         joined = torch.cat([*attended.unbind(dim=1)], dim=-1)
         normal = naive.layer_norm(joined, epsilon=NORM_EPSILON) * self.norm.weight
         return naive.linear(self.output, normal)
+
+
+def standardise(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Return (x − mean) / σ and σ = √(variance + ε), over the last dimension."""
+    centred = x - x.mean(dim=-1, keepdim=True)
+    deviation = (centred.square().mean(dim=-1, keepdim=True) + NORM_EPSILON).sqrt()
+    return centred / deviation, deviation
