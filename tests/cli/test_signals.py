@@ -71,7 +71,7 @@ def test_all_ranks_stop_within_a_validation_and_repeat_it(program, devices):
     options += ["+callbacks.stop._target_=stopping.Stop", "trainer.log_every_n_steps=2"]
     run, whole = (program.folder / name for name in ("run", "whole"))
     done = program("train", *options, f"hydra.run.dir={run}", code=143, STOP="1")
-    assert "val/loss" not in done.stdout and "Go on with" in done.stdout
+    assert "  val/loss" not in done.stdout and "Go on with" in done.stdout
     last = run / "checkpoints" / "last.ckpt"
     assert torch.load(last, weights_only=True)["global_step"] == 2
     program("train", *options, f"hydra.run.dir={run}", "ckpt_path=last")
