@@ -48,6 +48,7 @@ class TitansAttention(InnerLoopAttention):
             diverge, as its gradient grows with its weights.
     """
 
+    convolves_qkv = True
     num_sets = 3
     num_states = 4
     bias = False

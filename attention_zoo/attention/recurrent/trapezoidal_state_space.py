@@ -62,6 +62,7 @@ class TrapezoidalStateSpaceAttention(StateSpaceDualAttention):
 
     decided_options = ("kernel_size",)
     no_decay = ("query_bias", "key_bias")
+    convolves_qkv = False
     num_states = 2
 
     def __init__(self, *, rotary_fraction: float = 0.5, **options: Any) -> None:
