@@ -28,7 +28,7 @@ def check_grammar(arguments: Sequence[str]) -> None:
         if flag in ("--package", "--resolve") and "--cfg" not in flags:
             raise UserError(f"{flag} is about what is shown; give --cfg job too.")
     for override in arguments:
-        if OVERRIDE.match(override):
+        if OVERRIDE.match(override) and not override.startswith("-"):
             check_override(override)
 
 

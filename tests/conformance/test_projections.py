@@ -104,14 +104,22 @@ def explained(case: Case, stack: Stack, mask: Mask) -> Stack:
     plain.load_state_dict(stack.state_dict(), strict=False)
     first: dict[str, Tensor] = {}
 
+    # An attention that counts columns gets the real tokens of a row before its padding.
+    order = torch.arange(LENGTH).expand(2, -1)
+    if mask.key_mask is not None and attentions(plain)[0].counts_columns:
+        order = (~mask.key_mask).long().argsort(dim=1, stable=True)
+    rows = torch.arange(2)[:, None]
+
     def hook(prefix: str, name: str, _: nn.Module, __: Any, y: Tensor) -> Tensor:
         kernel = weights.get(f"{prefix}.convolution.weight")
+        y = y[rows, order.argsort(dim=1)]
         y = y if kernel is None else convolve_in_loops(kernel, y, mask)
         mixing = weights.get(f"{prefix}.mixing")
         if mixing is not None:
-            return mixing[0] * first[name] + mixing[1] * y
-        first[name] = y
-        return y
+            y = mixing[0] * first[name] + mixing[1] * y
+        else:
+            first[name] = y
+        return y[rows, order]
 
     for index, attention in enumerate(attentions(plain)):
         for name, part in attention.named_children():

@@ -157,7 +157,7 @@ class InnerLoopAttention(RecurrentAttention):
         last, trace = run_mini_batches(step, before, parts)
         if batches.forgets is not None:
             last = choose(batches.forgets.expand(batch), start, last)
-        return Trace(*trace), batches, (*self.pack(last), batches.count.expand(batch).clone())
+        return Trace(*trace), batches, (*self.pack(last), batches.num_open.expand(batch).clone())
 
     def start_states(self, batch: int) -> States:
         """Return the sets of weights at the start of a sequence, each with all layers."""

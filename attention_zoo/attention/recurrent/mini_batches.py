@@ -27,7 +27,7 @@ class MiniBatches(NamedTuple):
     size: int  # m
     places: Tensor  # [b|1 t], of each token, counted over all mini-batches; n·m for padding
     tokens: Tensor  # [b|1 n·m], the token at each place; t for none
-    count: Tensor  # [b|1], how many tokens the last mini-batch has; 0 if it has all
+    num_open: Tensor  # [b|1], how many tokens the last mini-batch has; 0 if it has all
     starts: Tensor | None  # [b|1 n] bool, whether a segment of the span starts with a mini-batch
     forgets: Tensor | None  # [b|1] bool, whether the last segment starts here, without real tokens
 

@@ -18,8 +18,8 @@ from attention_zoo.attention.recurrent.ttt import TTTAttention
 class TTTLinearAttention(TTTAttention):
     """The state is a linear map with a layer norm, trained to map keys to values.
 
-    f(x; W) = x + LN(W x + b)
+        f(x; W) = x + LN(W x + b)
 
     The weights W after each token are those of `TTTAttention`; W and b are learned for the start of
-    a sequence. With a mini-batch of one token and without the norm this is the delta rule.
+    a sequence.
     """
