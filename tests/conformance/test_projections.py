@@ -106,7 +106,9 @@ def explained(case: Case, stack: Stack, mask: Mask) -> Stack:
 
     # An attention that counts columns gets the real tokens of a row before its padding.
     order = torch.arange(LENGTH).expand(2, -1)
-    if mask.key_mask is not None and attentions(plain)[0].counts_columns:
+    attention = attentions(plain)[0]
+    counts = attention.counts_columns or attention.window is not None
+    if mask.key_mask is not None and counts:
         order = (~mask.key_mask).long().argsort(dim=1, stable=True)
     rows = torch.arange(2)[:, None]
 
