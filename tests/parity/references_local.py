@@ -98,7 +98,7 @@ def big_bird() -> tuple[Outcome, Outcome]:
     theirs._bigbird_block_rand_mask_with_head = lambda **_: [drawn] * HEADS
     real = torch.ones(2, BLOCKS * BLOCK, dtype=torch.bool)
     real[:, -BLOCK:] = False
-    real[1, BLOCK + 1] = False
+    real[1, -BLOCK - 1] = False
     x = torch.randn(*real.shape, DIM, requires_grad=True)
     attended, _ = theirs(x, **their_masks(real))
     weights = [

@@ -87,6 +87,9 @@ RAW_MATRICES = {
     "slstm": {"cell.mixing"},
     "synthesizer": {"position_vectors"},
     "talking_heads": {"score_mix", "weight_mix"},
+    "titans": {"layers.0.weight"},
+    "ttt_linear": {"layers.0.weight"},
+    "ttt_mlp": {"layers.0.weight", "layers.1.weight"},
 }
 
 
