@@ -107,6 +107,7 @@ class Training:
 def run(config: dict[str, Any], invocation: Invocation) -> float | None:
     """Train what the config describes; return the validation loss, which sweepers minimise."""
     silence_libraries()
+    refuse_options_without_effect(config, invocation)
     config = resolve_elastic_start(config)
     check_strategy(config)
     checked_trainer = check_training(config)
@@ -159,6 +160,24 @@ def run(config: dict[str, Any], invocation: Invocation) -> float | None:
     finally:
         finish_loggers(training.loggers, code)
     return metrics.get("val/loss")
+
+
+def refuse_options_without_effect(config: dict[str, Any], invocation: Invocation) -> None:
+    """Raise UserError for options that only others give an effect, which are missing."""
+    if not config["strict"] and config["init_from"] is None:
+        raise UserError("strict=false is about the weights of init_from: give init_from=FILE too.")
+    if JOB_FOLDER in os.environ:  # whose sweep has these, and which goes on as it can
+        return
+    if config["ckpt_override"] and config["ckpt_path"] is None:
+        raise UserError("ckpt_override is about the training that ckpt_path names: give it too.")
+    for override in invocation.overrides:
+        if override.lstrip("+").startswith(("hydra.sweep.", "hydra/launcher=", "hydra.launcher.")):
+            raise UserError(f"{override} is for sweeps: sweep with -m, or leave it out.")
+    run_dirs = [x for x in invocation.overrides if x.lstrip("+") == "hydra.run.dir="]
+    if run_dirs:
+        raise UserError("hydra.run.dir must not be empty; give a folder, or leave it out.")
+    if any(x.lstrip("+").startswith("paths.run=") for x in invocation.overrides):
+        raise UserError("paths.run is the folder that hydra.run.dir=FOLDER names: give that.")
 
 
 def command_to_go_on(invocation: Invocation, checkpoint: Path) -> str:

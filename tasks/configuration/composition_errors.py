@@ -11,6 +11,7 @@ from yaml import YAMLError
 
 from attention_zoo.errors import BadInput, UserError
 from attention_zoo.tasks.configuration.composition import Invocation
+from attention_zoo.tasks.configuration.conf_files import list_choices
 from attention_zoo.tasks.configuration.group_overrides import compose_groups
 from attention_zoo.tasks.configuration.overrides import override_values
 from attention_zoo.zoo import unknown_name_message
@@ -101,6 +102,8 @@ def explain_hydra_message(text: str, invocation: Invocation) -> str | None:
         return f"~{group}={name} takes back a choice that was not made; choose with {group}=NAME."
     if kept := re.search(r"Error merging override ~([^=]+)$", text):
         return f"{kept[1]} cannot be left out."
+    if unloaded := re.search(r"Could not load '(\w+)/([^']+)'", text):
+        return unknown_name_message(unloaded[1], unloaded[2], list_choices(unloaded[1]))
     if group_name := re.search(r"but config group '(\S+)' does not exist", text):
         groups = [x.name for x in files("attention_zoo.conf").iterdir() if x.is_dir()]
         return unknown_name_message("group", group_name[1], sorted(set(groups) - {"__pycache__"}))

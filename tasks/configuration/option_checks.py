@@ -242,11 +242,15 @@ def options_of_other_choices() -> list[str]:
     names: dict[str, None] = {}
     for group in (*COLLECTIONS, *REQUIRED):
         for choice in list_choices(group):
-            file = files("attention_zoo.conf") / group / f"{choice}.yaml"
-            content: Any = OmegaConf.to_container(OmegaConf.create(file.read_text()))
-            if "# @package" not in file.read_text():
-                names.update({f"{group}.{x}": None for x, _ in flatten(content)})
+            names.update(dict.fromkeys(options_in_file(group, choice)))
     return list(names)
+
+
+def options_in_file(group: str, choice: str) -> list[str]:
+    """Return the full names of the options that the file of a choice lists for its group."""
+    text = (files("attention_zoo.conf") / group / f"{choice}.yaml").read_text()
+    content: Any = OmegaConf.to_container(OmegaConf.create(text))
+    return [] if "# @package" in text else [f"{group}.{x}" for x, _ in flatten(content)]
 
 
 def unknown_option(name: str, config: Mapping[str, Any]) -> str:
@@ -254,6 +258,8 @@ def unknown_option(name: str, config: Mapping[str, Any]) -> str:
 
     An option that ends in the same word comes first, then those that end in a similar one.
     """
+    if choice := needed_choice(name):
+        return f"There is no option {name!r} yet: choose {choice} too."
     options = [x for x in existing_options(config) if x != name]
     node = name.rpartition(".")[0]
     others = [x for x in options_of_other_choices() if x != name]
@@ -263,6 +269,14 @@ def unknown_option(name: str, config: Mapping[str, Any]) -> str:
     siblings = [x for x in options if x.rpartition(".")[0] == node]
     siblings = siblings or [x for x in options if "." not in x]
     return f"There is no option {name!r}.{hint} Choices: {', '.join(siblings)}."
+
+
+def needed_choice(name: str) -> str | None:
+    """Return the choices of callbacks or loggers whose files list an option; None if none does."""
+    group = name.partition(".")[0]
+    choices = list_choices(group) if group in COLLECTIONS else []
+    found = [f"{group}={x}" for x in choices if name in options_in_file(group, x)]
+    return " or ".join(found) or None
 
 
 def same_word(name: str, options: Sequence[str]) -> list[str]:

@@ -9,6 +9,7 @@ Both take these arguments, and raise UserError for a value that they cannot take
     eps: added to the root of AdamW's second moment.
 """
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -151,10 +152,10 @@ def _check_options(lr: float, weight_decay: float, betas: tuple[float, float]) -
     for name, value in (("lr", lr), ("weight_decay", weight_decay)):
         if not isinstance(value, int | float):
             raise UserError(f"{name} must be a number, got {value!r}.")
-    if not lr > 0:
-        raise UserError(f"lr must be above 0, got {lr}.")
-    if not weight_decay >= 0:
-        raise UserError(f"weight_decay must not be negative, got {weight_decay}.")
+    if not 0 < lr < math.inf:
+        raise UserError(f"lr must be above 0 and finite, got {lr}.")
+    if not 0 <= weight_decay < math.inf:
+        raise UserError(f"weight_decay must be at least 0 and finite, got {weight_decay}.")
     if len(betas) != 2 or not all(0 <= beta < 1 for beta in betas):
         raise UserError(f"betas must be two numbers in [0, 1), got {list(betas)}.")
 

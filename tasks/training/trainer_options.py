@@ -1,5 +1,6 @@
 """Build the callbacks of a config, and refuse what Lightning would refuse after the data."""
 
+import math
 import os
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -66,6 +67,12 @@ def check_trainer(config: Mapping[str, Any], callbacks: Sequence[Callback] = ())
     for name in ("val_check_interval", "limit_train_batches"):
         if isinstance(options.get(name), int | float) and options[name] <= 0:
             raise UserError(f"trainer.{name} must be above 0, got {options[name]}.")
+    check_limits(options)
+    if options.get("use_distributed_sampler"):
+        raise Unsupported(
+            "trainer.use_distributed_sampler=true would divide the batches once more, which the "
+            "data module divides over the processes; leave it out."
+        )
     if options.get("overfit_batches"):
         raise Unsupported(
             f"trainer.overfit_batches={options['overfit_batches']} would change the order of the "
@@ -95,6 +102,23 @@ def check_trainer(config: Mapping[str, Any], callbacks: Sequence[Callback] = ())
     if not isinstance(trainer, Trainer):
         raise UserError(f"trainer._target_ must be a lightning.Trainer, got {options['_target_']}.")
     return trainer
+
+
+def check_limits(options: Mapping[str, Any]) -> None:
+    """Refuse a clipping that is no number, and ends of a training that contradict each other."""
+    if not math.isfinite(options.get("gradient_clip_val") or 0):
+        raise UserError(
+            f"trainer.gradient_clip_val must be finite, got {options['gradient_clip_val']}; null "
+            "does not clip."
+        )
+    for unit in ("steps", "epochs"):
+        least, most = options.get(f"min_{unit}"), options.get(f"max_{unit}")
+        if least is not None and most is not None and 0 <= most < least:
+            raise UserError(
+                f"trainer.min_{unit} must be at most trainer.max_{unit}, got {least} and {most}."
+            )
+    if str(options.get("max_time") or "").strip("0:") == "" and options.get("max_time"):
+        raise UserError(f"trainer.max_time={options['max_time']} trains nothing; give more time.")
 
 
 def check_training(config: Mapping[str, Any]) -> Trainer:

@@ -303,6 +303,23 @@ hydra/launcher=nope | processes
 --cfg foo | job, hydra, all
 --package foo | give --cfg job
 --resolve | give --cfg job
+strict=false | init_from
+ckpt_override=[optimizer] | ckpt_path
+logger.wandb.tags=[a] | choose logger=wandb too
+callbacks.attention_maps.layers=[1] | choose callbacks=default too
+callbacks.averaging.last=2 | choose callbacks=averaged too
+callbacks.progress.refresh_seconds=-1 | at least 0
+trainer.max_time=00:00:00:00 | trains nothing
+trainer.min_steps=5 | at most trainer.max_steps
+optimizer.lr=inf | finite
+optimizer.weight_decay=inf | finite
+trainer.gradient_clip_val=nan | finite
+trainer.use_distributed_sampler=true | leave it out
+hydra.run.dir= | must not be empty
+paths.run=x | hydra.run.dir=FOLDER
+hydra.sweep.subdir=x | sweep with -m
+hydra/launcher=processes | sweep with -m
+experiment=[parity,bar] | extrapolation
 callbacks=default callbacks.attention_maps.layers=[7] | layers of cross must be some of 1
 callbacks=default callbacks.attention_maps.heads=[9] | heads of cross must be some of 1, 2
 callbacks=default callbacks.attention_maps.steps=[9] | steps must be among the 1

@@ -11,6 +11,7 @@ from rich.progress import BarColumn, TextColumn
 from rich.progress import Progress as RichProgress
 from torch import Tensor
 
+from attention_zoo.errors import check_not_negative
 from attention_zoo.tasks.data.base import data_ranks
 from attention_zoo.tasks.training.callbacks.triggers import is_fit_validation
 from attention_zoo.tasks.training.task import StepOutput
@@ -28,6 +29,9 @@ class Progress(ProgressBar):
         line_seconds: seconds between two lines, where stdout is no terminal; every tenth of the run
             and every validation print a line as well.
         console: where to write; stdout by default.
+
+    Raises:
+        UserError: seconds below 0.
     """
 
     def __init__(
@@ -38,6 +42,7 @@ class Progress(ProgressBar):
         console: Console | None = None,
     ) -> None:
         super().__init__()
+        check_not_negative(refresh_seconds=refresh_seconds, line_seconds=line_seconds)
         self.refresh_seconds, self.line_seconds = refresh_seconds, line_seconds
         self.console = console or Console()
         self.is_enabled = True
