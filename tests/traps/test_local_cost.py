@@ -42,7 +42,7 @@ def is_sparse(length: int, mask: Mask, name: str, role: str, **sizes: Any) -> bo
 )
 @pytest.mark.parametrize(("name", "role"), SPARSE)
 def test_no_square_of_the_length_is_built(name: str, role: str, kind: str) -> None:
-    """A window or stride of 128 over 8,192 tokens, forward and backward."""
+    """A window or stride of 128, or mini-batches of 256, over 8,192 tokens, forward and backward."""
     card = ATTENTION.card(name)
     real = torch.ones(1, LONG, dtype=torch.bool)
     real[:, :100] = False
@@ -54,7 +54,7 @@ def test_no_square_of_the_length_is_built(name: str, role: str, kind: str) -> No
     }
     position = "alibi" if kind == "biased" and "scores" in card.positions else None
     sizes = options("attention", name)
-    changes = {"window": 128, "stride": 128, "dilation": 3, "block": 64}
+    changes = {"window": 128, "stride": 128, "dilation": 3, "block": 64, "mini_batch_size": 256}
     sizes |= {option: size for option, size in changes.items() if option in sizes}
     assert is_sparse(LONG, masks.get(kind, Mask()), name, role, position=position, **sizes)
 
