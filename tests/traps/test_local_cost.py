@@ -42,7 +42,7 @@ def is_sparse(length: int, mask: Mask, name: str, role: str, **sizes: Any) -> bo
 )
 @pytest.mark.parametrize(("name", "role"), SPARSE)
 def test_no_square_of_the_length_is_built(name: str, role: str, kind: str) -> None:
-    """A window or stride of 128, or mini-batches of 256, over 8,192 tokens, forward and backward."""
+    """A window or stride of 128, or mini-batches of 256, over 8,192 tokens, with gradients."""
     card = ATTENTION.card(name)
     real = torch.ones(1, LONG, dtype=torch.bool)
     real[:, :100] = False
