@@ -9,8 +9,7 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
-from attention_zoo.attention.inputs import is_empty
-from attention_zoo.attention.inputs import resolve_positions as resolve_positions
+from attention_zoo.attention.inputs import is_empty, resolve_positions
 from attention_zoo.attention.projections import FirstValues, extend_cache, start_pass
 from attention_zoo.attention.sharing import SharedKV, cannot_share, check_shared
 from attention_zoo.attention.unpadding import find_unpadding

@@ -11,7 +11,8 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from attention_zoo.attention import naive
-from attention_zoo.attention.base import Attention, resolve_positions
+from attention_zoo.attention.base import Attention
+from attention_zoo.attention.inputs import resolve_positions
 from attention_zoo.attention.qkv import QKV as QKV
 from attention_zoo.attention.qkv import unpack_tokens, window_spans
 from attention_zoo.attention.sharing import SharedKV, cannot_share, check_same_kv

@@ -5,7 +5,7 @@ from typing import Any, cast
 
 from torch import Tensor, nn
 
-from attention_zoo.attention.base import resolve_positions
+from attention_zoo.attention.inputs import resolve_positions
 from attention_zoo.caches import LayeredCache
 from attention_zoo.capture import Maps, capture_attention, group_by_role
 from attention_zoo.errors import UserError

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 
 from attention_zoo import UserError, create_position
-from attention_zoo.attention.base import resolve_positions
+from attention_zoo.attention.inputs import resolve_positions
 from attention_zoo.masks import Mask
 from attention_zoo.models import LanguageModel
 from attention_zoo.zoo import POSITION

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from attention_zoo import Unsupported, create_attention, create_position
-from attention_zoo.attention.base import Attention, resolve_positions
+from attention_zoo.attention.base import Attention
+from attention_zoo.attention.inputs import resolve_positions
 from attention_zoo.attention.projections import FirstValues
 from attention_zoo.masks import Mask
 from attention_zoo.models.blocks import BlockOptions

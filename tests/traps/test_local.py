@@ -8,7 +8,8 @@ from torch import Tensor
 from torch.nn.attention.flex_attention import create_mask
 
 from attention_zoo import UserError, create_attention
-from attention_zoo.attention.base import Attention, resolve_positions
+from attention_zoo.attention.base import Attention
+from attention_zoo.attention.inputs import resolve_positions
 from attention_zoo.attention.local.big_bird import BigBirdAttention
 from attention_zoo.attention.local.pattern import PatternAttention
 from attention_zoo.attention.online_softmax import compute_partial_softmax, merge_partial_softmax

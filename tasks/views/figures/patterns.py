@@ -13,7 +13,8 @@ from matplotlib.colors import Colormap, Normalize
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
-from attention_zoo.attention.base import Attention, resolve_positions
+from attention_zoo.attention.base import Attention
+from attention_zoo.attention.inputs import resolve_positions
 from attention_zoo.attention.softmax import SoftmaxAttention
 from attention_zoo.factory import create_attention, create_position
 from attention_zoo.masks import Columns, Mask, Visibility
