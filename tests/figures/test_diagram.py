@@ -135,7 +135,7 @@ def test_what_extends_projections_is_a_fact_of_the_layers_that_have_it():
     options |= {"qkv_convolution": 3, "value_residual": True}
     groups = summarize_model(LanguageModel(**SIZES | options | {"layers": 3}))[0].layer_groups
     facts = [group.sublayers[0].inside_residual[1].facts[1:] for group in groups]
-    convolved, mixed = "projections convolved over 3 tokens", "values mixed with the first layer's"
+    convolved, mixed = "projections convolved over 3 tokens", "mixes values of layer 1"
     assert facts == [(convolved,), (convolved, mixed)]
 
 

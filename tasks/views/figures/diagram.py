@@ -315,7 +315,7 @@ def attention_facts(attention: Attention) -> list[str]:
         size = pluralize(convolutions[0].kernel_size, "token")
         facts.append(f"projections convolved over {size}")
     if any(projection.mixing is not None for projection in token_projections(attention)):
-        facts.append("values mixed with the first layer's")
+        facts.append("mixes values of layer 1")
     if sites := position_sites(attention):
         acts_on = " and ".join(SITES[site] for site in sites)
         facts.append(f"{attention.position.card.name} on {acts_on}")
