@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable, Iterator
 from functools import cache, partial
 from pathlib import Path
+from time import time
 from typing import Any
 
 import pytest
@@ -21,6 +22,9 @@ from tests.browser import started
 
 torch.set_num_threads(1)
 ENTRIES = frozenset([*attention_zoo.list_attention(), *attention_zoo.list_position()])
+# Seconds since the epoch, after which no slow or exhaustive test begins.
+DEADLINE = float(os.environ.get("ATTENTION_ZOO_TEST_DEADLINE", "inf"))
+AFTER_DEADLINE = "not run: the deadline of the tests is over"
 DATA = Path(os.environ.get("ATTENTION_ZOO_DATA", Path(__file__).parents[2] / "shared" / "data"))
 
 
@@ -50,6 +54,38 @@ def pytest_itemcollected(item: pytest.Item) -> None:
     """Let `-k` match the entries that a test names."""
     if isinstance(item, pytest.Function):
         item.extra_keyword_matches |= entries_named_in(item.function)
+
+
+def is_marked(item: pytest.Item, *markers: str) -> bool:
+    """Return whether a test has one of these markers."""
+    return any(item.get_closest_marker(marker) for marker in markers)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put last what a deadline may leave out: slow tests, then exhaustive ones.
+
+    Those begin at another place with every deadline, so that it is not always the same ones that
+    are left out.
+    """
+    exhaustive = [item for item in items if is_marked(item, "exhaustive")]
+    others = [item for item in items if not is_marked(item, "exhaustive")]
+    start = int(DEADLINE) % len(exhaustive) if exhaustive and DEADLINE < float("inf") else 0
+    others.sort(key=lambda item: is_marked(item, "slow"))
+    items[:] = [*others, *exhaustive[start:], *exhaustive[:start]]
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Leave out slow and exhaustive tests after the deadline."""
+    if time() > DEADLINE and is_marked(item, "slow", "exhaustive"):
+        pytest.skip(AFTER_DEADLINE)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Say how many tests the deadline left out."""
+    skipped = terminalreporter.stats.get("skipped", [])
+    left_out = sum(AFTER_DEADLINE in str(report.longrepr) for report in skipped)
+    if left_out:
+        terminalreporter.write_sep("=", f"NOT RUN, for want of time: {left_out} tests", red=True)
 
 
 @pytest.fixture(autouse=True)

@@ -131,6 +131,7 @@ def test_models_are_decoded_in_chunks(options: dict[str, Any]) -> None:
 
 
 @every_model
+@pytest.mark.slow
 def test_one_graph_checkpointing_and_maps(options: dict[str, Any]) -> None:
     """All parameters learn, also where layers are computed again for the backward pass."""
     model = language_model(**options)

@@ -106,6 +106,7 @@ def test_segments_are_kept_apart_where_values_cannot_be_read(
 
 
 @every_entry
+@pytest.mark.slow
 def test_packed_rows_compile(name: str) -> None:
     torch.compiler.reset()
     attention = causal(name)
