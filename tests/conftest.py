@@ -69,7 +69,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """
     exhaustive = [item for item in items if is_marked(item, "exhaustive")]
     others = [item for item in items if not is_marked(item, "exhaustive")]
-    start = int(DEADLINE) % len(exhaustive) if exhaustive and DEADLINE < float("inf") else 0
+    start = int(DEADLINE) % len(exhaustive) if exhaustive and float("inf") > DEADLINE else 0
     others.sort(key=lambda item: is_marked(item, "slow"))
     items[:] = [*others, *exhaustive[start:], *exhaustive[:start]]
 

@@ -115,11 +115,11 @@ def run_composed(command: str, arguments: list[str]) -> None:
     def job(config: DictConfig) -> Any:
         sys.argv = program_arguments
         try:
-            if command == "train" and launcher.is_launched_by_other():
+            if command in ("train", "compare") and launcher.is_launched_by_other():
                 environment = dict(os.environ)
                 if not show_traceback:
                     del environment["HYDRA_FULL_ERROR"]  # It was set below.
-                argv = launcher.job_command(command, source_flags(invocation.overrides))
+                argv = launcher.job_command("train", source_flags(invocation.overrides))
                 return launcher.run_in_subprocess(config, command=argv, environment=environment)
             return run_job(config, invocation)
         except Exception as error:

@@ -21,6 +21,10 @@ class Command(NamedTuple):
 FROM_CHECKPOINT = "ckpt_path=FILE [name=value …]"
 COMMANDS = {
     "train": Command("Train a model, and score it on the test split", "[name=value …]"),
+    "compare": Command(
+        "Tune several models alike, and tell which is best and how sure that is",
+        "name=value,value … [budget=2h] [name=value …] [--dry-run]",
+    ),
     "evaluate": Command(
         "Score a checkpoint on a split of its data, also at other lengths", FROM_CHECKPOINT
     ),
@@ -38,7 +42,7 @@ COMMANDS = {
     "figures": Command("Draw the pictures that explain attention", "[name=value …]"),
 }
 # Hydra composes their configs, so they take its flags and overrides.
-COMPOSED = ("train", "evaluate", "translate", "attend", "generate")
+COMPOSED = ("train", "compare", "evaluate", "translate", "attend", "generate")
 
 
 def program_help() -> str:
@@ -84,7 +88,7 @@ def print_composed_help(command: str, job: Callable[[], Any]) -> None:
     """Print the help that Hydra makes of `override_help`, without groups that are for training."""
     from attention_zoo.tasks.configuration.composition import TRAINING_GROUPS
 
-    hidden = set() if command == "train" else {"task", *TRAINING_GROUPS}
+    hidden = set() if command in ("train", "compare") else {"task", *TRAINING_GROUPS}
     if command == "evaluate":
         hidden.remove("logger")
     with redirect_stdout(StringIO()) as text, suppress(SystemExit):

@@ -4,6 +4,7 @@ from collections.abc import Collection, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from importlib.metadata import entry_points
+from importlib.resources import files
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from hydra.plugins.search_path_plugin import SearchPathPlugin
 from omegaconf import OmegaConf
 
 from attention_zoo.errors import UserError
+from attention_zoo.tasks.comparison.sweeper import ComparisonSweeper
 from attention_zoo.tasks.configuration.group_overrides import (
     check_group_overrides,
     complete_overrides,
@@ -34,6 +36,7 @@ from attention_zoo.tasks.configuration.renamed_options import refuse_renamed_opt
 from attention_zoo.tasks.sweeps.launcher import register_launcher, register_plugin
 from attention_zoo.tasks.sweeps.search import TrialsSweeper
 
+COMPARISON = "comparison"  # the config and the sweeper of `compare`
 # Groups and options of a training that its checkpoint is used without.
 TRAINING_GROUPS = ("callbacks", "debug", "experiment", "hparams_search", "logger")
 TRAINING_OPTIONS = (
@@ -81,14 +84,21 @@ def parse_command(command: str, arguments: Sequence[str]) -> Invocation:
     Commands that use a checkpoint compose from the config inside it, so that Hydra's overrides
     change it as they changed the training.
     """
+    if command == "compare":
+        arguments = ["dry_run=true" if x == "--dry-run" else x for x in arguments]
     overrides, lines = split_arguments(command, arguments)
     refuse_renamed_options(overrides)
     overrides = quote_equals_signs(overrides)
     check_grammar(overrides)
     overrides = check_group_overrides(overrides)
     register_plugins(command, source_flags(overrides))
-    if lines and command in ("train", "evaluate"):
+    if lines and command in ("train", "compare", "evaluate"):
         raise UserError(f"{command} takes options of the form name=value, got {lines[0]!r}.")
+    if command == "compare":
+        task = infer_task(overrides)
+        overrides = overrides if task is None else [*overrides, task]
+        overrides = complete_overrides(store_comparison_config(), overrides)
+        return Invocation(command, COMPARISON, overrides, inferred_task=task)
     if command == "train":
         overrides = expand_seeds(overrides)
         checkpoint = checkpoint_of_option("init_from", overrides)
@@ -130,8 +140,25 @@ def checkpoint_of_option(option: str, overrides: Sequence[str]) -> dict[str, Any
 def register_plugins(command: str, flags: Sequence[str] = ()) -> None:
     """Register with Hydra the configs of the zoo's plugins, our launcher, and our search."""
     Plugins.instance().register(PluginConfigs)
-    register_launcher(command, flags)
+    register_launcher("train" if command == "compare" else command, flags)
     register_plugin(TrialsSweeper, "hydra/sweeper", "trials")
+    own_options = [x for x in compare_yaml() if x != "hydra"]
+    register_plugin(ComparisonSweeper, "hydra/sweeper", COMPARISON, own_options=own_options)
+
+
+def compare_yaml() -> Any:
+    """Return what a comparison adds to train.yaml."""
+    return OmegaConf.create(files("attention_zoo.conf").joinpath("compare.yaml").read_text())
+
+
+def store_comparison_config() -> str:
+    """Store train.yaml with the options of a comparison; return its name."""
+    # Hydra takes overrides of its own groups from the primary config alone.
+    primary: Any = OmegaConf.to_container(train_yaml(), resolve=False)
+    primary["defaults"].append({"override hydra/sweeper": COMPARISON})
+    primary |= OmegaConf.to_container(compare_yaml(), resolve=False)
+    ConfigStore.instance().store(name=COMPARISON, node=primary)
+    return COMPARISON
 
 
 def store_checkpoint_config(

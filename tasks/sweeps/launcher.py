@@ -53,6 +53,7 @@ class ProcessesLauncher(Launcher):
         self.command = command
         self.cpu_slots = jobs
         self.fail_fast = fail_fast
+        self.is_quiet = False  # The output of jobs goes to their logs, and no table is printed.
 
     def setup(
         self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig
@@ -74,7 +75,6 @@ class ProcessesLauncher(Launcher):
         if earlier:
             done = f"{sum(job.record.is_final for job in earlier)} of {len(jobs)} jobs"
             print_line(console, f"{done} have their result already; the others run.")
-        sweep = Path(self.config.hydra.sweep.dir)
         try:
             run_jobs(
                 self.compose_jobs(job for job in jobs if not job.record.is_final),
@@ -83,25 +83,32 @@ class ProcessesLauncher(Launcher):
                 pool=DevicePool(self.cpu_slots),
                 fail_fast=self.fail_fast,
                 console=console,
+                use_terminal=not self.is_quiet,
             )
         finally:
             for job in jobs:
                 if job.record.outcome == "waiting":
                     job.record.outcome = "not run"
-            print_table(console, outcome_table(jobs))
-            results = {job.name or f"job {job.number}": job.folder.read_results() for job in jobs}
-            if scored := {name: x for name, x in results.items() if "lengths" in x}:
-                # Imported here, as pictures need matplotlib.
-                from attention_zoo.tasks.analysis.length_report import report_sweep
-
-                with going_on_without(sweep):
-                    report_sweep(console, scored, sweep)
-            console.print(f"Sweep: {sweep}", soft_wrap=True)
+            if not self.is_quiet:
+                self.print_outcome(jobs, console)
         # A search asks for one trial after another, and a refused one is no failure of the search.
         is_search = self.config.hydra.runtime.choices["hydra/sweeper"] != "basic"
         if not is_search and all(job.record.outcome == "refused" for job in jobs):
             raise Unsupported(f"all {len(jobs)} jobs were refused; the table says why.")
         return [job_return(job) for job in jobs]
+
+    def print_outcome(self, jobs: Sequence[Job], console: Console) -> None:
+        """Print a table of the jobs, and what `lengths` has found."""
+        sweep = Path(self.config.hydra.sweep.dir)
+        print_table(console, outcome_table(jobs))
+        results = {job.name or f"job {job.number}": job.folder.read_results() for job in jobs}
+        if scored := {name: x for name, x in results.items() if "lengths" in x}:
+            # Imported here, as pictures need matplotlib.
+            from attention_zoo.tasks.analysis.length_report import report_sweep
+
+            with going_on_without(sweep):
+                report_sweep(console, scored, sweep)
+        console.print(f"Sweep: {sweep}", soft_wrap=True)
 
     def create_jobs(self, job_overrides: Sequence[Sequence[str]], first: int) -> list[Job]:
         """Return a job for each list of overrides, numbered from `first`."""

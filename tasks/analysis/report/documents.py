@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from datetime import datetime
+from typing import Any
 
 from rich.console import Console
 from rich.text import Text
@@ -29,8 +30,12 @@ def report_page(
     comparisons: Sequence[Comparison],
     charts: Sequence[Mapping[str, Sequence[str]]],
     runs: Sequence[Run],
+    tuning: Any = None,
 ) -> str:
-    """Return `report.html`, one file that needs no network; it has charts by kind."""
+    """Return `report.html`, one file that needs no network; it has charts by kind.
+
+    `tuning` is what `compare` has found before, a `Tuning`.
+    """
     return render_page(
         "analysis/report/page.html",
         title=title,
@@ -41,11 +46,14 @@ def report_page(
         summary=summary,
         tables=tables,
         draw_swatch=draw_swatch,
+        tuning=tuning,
     )
 
 
-def report_markdown(title: str, comparisons: Sequence[Comparison], runs: Sequence[Run]) -> str:
-    """Return `report.md`."""
+def report_markdown(
+    title: str, comparisons: Sequence[Comparison], runs: Sequence[Run], tuning: Any = None
+) -> str:
+    """Return `report.md`; see `report_page` for `tuning`."""
     parts = [f"# {escape_markdown(title)}", f"{summary.count_outcomes(runs)}."]
     for comparison in comparisons:
         parts.append(f"## {escape_markdown(comparison.title)}")
@@ -54,6 +62,9 @@ def report_markdown(title: str, comparisons: Sequence[Comparison], runs: Sequenc
         if len(comparison.rows) > 1:
             parts.append(" ".join(map(escape_markdown, summary.describe_tests(comparison))))
         parts += ["### Conditions", markdown_table(tables.conditions_table(comparison))]
+    if tuning is not None:
+        parts += [f"## {tuning.table.title}", *map(escape_markdown, tuning.sentences)]
+        parts.append(markdown_table(tuning.table))
     failures = tables.failures_table(runs)
     if failures.rows:
         parts += [f"## {failures.title}", markdown_table(failures)]

@@ -1,0 +1,1 @@
+"""`attention-zoo compare`: tune every candidate alike, confirm with new seeds, and answer."""

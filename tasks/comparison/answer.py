@@ -1,0 +1,164 @@
+"""The answer of a comparison, on the console and as a page."""
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from markupsafe import Markup
+from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+from rich.console import Console
+from rich.text import Text
+
+from attention_zoo.tasks.analysis.report.charts import draw_charts, new_chart, row_style
+from attention_zoo.tasks.analysis.report.comparison import compare_runs
+from attention_zoo.tasks.analysis.report.documents import print_report, report_markdown, report_page
+from attention_zoo.tasks.analysis.report.runs import find_runs
+from attention_zoo.tasks.analysis.report.significance import run_tests
+from attention_zoo.tasks.analysis.report.tables import csv_rows
+from attention_zoo.tasks.comparison.candidate import Candidate
+from attention_zoo.tasks.comparison.rates import NEARLY, good_range
+from attention_zoo.tasks.views.charts import figure_svg, svg_settings
+from attention_zoo.tasks.views.console import print_line
+from attention_zoo.tasks.views.tables import Cell, Table, csv_text, print_table
+
+CONFIRM = "confirm"  # the folder of the runs that the answer is about
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """What the tuning of the candidates has shown, for a page."""
+
+    sentences: Sequence[str]
+    table: Table
+    chart: Markup
+
+
+def answer(
+    folder: Path, candidates: Sequence[Candidate], reference: str | None, console: Console
+) -> None:
+    """Compare the runs that confirm the best rates; print the answer and write it into files."""
+    runs = find_runs([folder / CONFIRM])
+    comparisons = compare_runs(runs, reference)
+    for comparison in comparisons:
+        run_tests(comparison, lambda: None)
+    tuning = Tuning(
+        list(describe_tuning(candidates)), tuning_table(candidates), draw_rates(candidates)
+    )
+    charts = [draw_charts(comparison) for comparison in comparisons]
+    title = f"Comparison of {len(candidates)} candidates"
+    files = {
+        "report.html": report_page(title, comparisons, charts, runs, tuning),
+        "report.md": report_markdown(title, comparisons, runs, tuning),
+        "results.csv": csv_text(csv_rows(runs)),
+    }
+    for name, text in files.items():
+        (folder / name).write_text(text, encoding="utf-8")
+    print_table(console, tuning.table)
+    for sentence in tuning.sentences:
+        console.print(Text(sentence.replace("`", "")))
+    console.print()
+    print_report(console, comparisons, runs)
+    for name in files:
+        print_line(console, str(folder / name))
+
+
+def describe_tuning(candidates: Sequence[Candidate]) -> Iterator[str]:
+    """Yield which candidates could not be tuned, and which take many rates."""
+    if at_edge := [x for x in candidates if x.is_at_edge]:
+        yield (
+            f"Best at the edge of the rates that were tried, so not tuned: {quote_names(at_edge)}. "
+            "Give a longer ladder (trials) or a wider one (rate_factor)."
+        )
+    if untrained := [x for x in candidates if x.best_rate is None]:
+        yield f"No rate trains: {quote_names(untrained)}."
+    ranges = {f"`{x.name}`": rate_range(x) for x in candidates if x.best_rate is not None}
+    if len(ranges) > 1:
+        ordered = sorted(ranges, key=lambda name: ranges[name][1] / ranges[name][0])
+        narrowest, widest = [
+            f"{x} ({describe_range(ranges[x])})" for x in (ordered[0], ordered[-1])
+        ]
+        yield (
+            f"Of the rates that come within {NEARLY} nats of the best in the first trials, "
+            f"{narrowest} has the narrowest range and {widest} the widest."
+        )
+
+
+def quote_names(candidates: Sequence[Candidate]) -> str:
+    """Return the names of candidates in backticks."""
+    return ", ".join(f"`{x.name}`" for x in candidates)
+
+
+def rate_range(candidate: Candidate) -> tuple[float, float]:
+    """Return the range of rates that are nearly as good as the best of the first trials."""
+    return good_range(candidate.losses)
+
+
+def describe_range(rates: tuple[float, float]) -> str:
+    """Return "0.001 to 0.01"."""
+    low, high = rates
+    return f"{low:g} only" if low == high else f"{low:g} to {high:g}"
+
+
+def tuning_table(candidates: Sequence[Candidate]) -> Table:
+    """Return the best rate of each candidate, how good others are, and the range that was tried."""
+    rows = []
+    for candidate in candidates:
+        best = candidate.best_rate
+        state = Cell("at the edge: not tuned", style="bad")
+        if best is None:
+            state = Cell("no rate trains", style="bad")
+        elif not candidate.is_at_edge:
+            state = Cell("tuned", style="good")
+        rows.append(
+            [
+                candidate.name,
+                "–" if best is None else f"{best:g}",
+                state,
+                "–" if best is None else describe_range(rate_range(candidate)),
+                describe_range((min(candidate.losses), max(candidate.losses))),
+                "–" if best is None else f"{candidate.later_losses[best]:.4f}",
+            ]
+        )
+    columns = [
+        "candidate",
+        "best rate",
+        "state",
+        f"within {NEARLY} nats",
+        "tried",
+        "val/loss at half the length",
+    ]
+    return Table("Learning rates", columns, rows, "lrlrrr")
+
+
+def draw_rates(candidates: Sequence[Candidate]) -> Markup:
+    """Draw the loss of the first trials by learning rate; a ring marks the rate that was chosen."""
+    with svg_settings():
+        figure, axes = new_chart(
+            "Validation loss by learning rate, at a quarter of the length", 4.2
+        )
+        finite = [x for each in candidates for x in each.losses.values() if math.isfinite(x)]
+        for index, candidate in enumerate(candidates):
+            points = sorted(candidate.losses.items())
+            style = row_style(index)
+            axes.plot(*zip(*points, strict=True), **style)
+            if candidate.best_rate is not None:
+                ring: Any = {
+                    "marker": "o",
+                    "markersize": 12,
+                    "markerfacecolor": "none",
+                    "linestyle": "",
+                }
+                chosen = candidate.losses[candidate.best_rate]
+                axes.plot([candidate.best_rate], [chosen], color=style["color"], **ring)
+        axes.set_xscale("log")
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 3)))
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
+        axes.xaxis.set_minor_locator(NullLocator())
+        if finite:
+            low, high = min(finite), max(finite)
+            margin = 0.05 * (high - low) or 0.1
+            axes.set_ylim(low - margin, high + margin)
+        axes.set(xlabel="learning rate (rings: chosen)", ylabel="nats per token")
+        return figure_svg(figure, "Validation loss by learning rate", [x.name for x in candidates])

@@ -1,0 +1,64 @@
+"""Which learning rates are tried, and what their losses say."""
+
+import math
+from collections.abc import Mapping, Sequence
+
+# A rate is nearly as good as the best if its loss is at most this much higher, in nats.
+NEARLY = 0.1
+FURTHER = 2  # rates that are tried after the first ones
+
+
+def round_rate(rate: float) -> float:
+    """Return a rate with three digits, as it is written in an override."""
+    return float(f"{rate:.3g}")
+
+
+def first_rates(center: float, count: int, factor: float) -> list[float]:
+    """Return rates around a center, each `factor` times the one before."""
+    lowest = center / factor ** ((count - 1) // 2)
+    return [round_rate(lowest * factor**step) for step in range(count)]
+
+
+def further_rates(losses: Mapping[float, float], factor: float) -> list[float]:
+    """Return two more rates: beyond the edge that the best rate is at, else on both sides of it."""
+    rates = sorted(losses)
+    index = rates.index(best_rate(losses))
+    if index == 0:
+        return [round_rate(rates[0] / factor**2), round_rate(rates[0] / factor)]
+    if index == len(rates) - 1:
+        return [round_rate(rates[-1] * factor), round_rate(rates[-1] * factor**2)]
+    between = [math.sqrt(rates[index] * rates[index + side]) for side in (-1, 1)]
+    return list(map(round_rate, between))
+
+
+def best_rate(losses: Mapping[float, float]) -> float:
+    """Return the rate of the lowest loss; of equal losses, the lowest rate."""
+    return min(sorted(losses), key=losses.__getitem__)
+
+
+def best_rates(losses: Mapping[float, float], count: int) -> list[float]:
+    """Return the rates of the lowest losses, those that diverged left out, in ascending order."""
+    finite = [rate for rate in sorted(losses) if math.isfinite(losses[rate])]
+    return sorted(sorted(finite, key=losses.__getitem__)[:count])
+
+
+def is_at_edge(losses: Mapping[float, float], best: float) -> bool:
+    """Return whether no lower rate, or no higher one, was tried: a better one may lie beyond."""
+    return best in (min(losses), max(losses))
+
+
+def good_range(losses: Mapping[float, float]) -> tuple[float, float]:
+    """Return the lowest and the highest rate around the best that are nearly as good as it."""
+    rates = sorted(losses)
+    best = best_rate(losses)
+
+    def reach(ordered: Sequence[float]) -> float:
+        last = best
+        for rate in ordered:
+            if losses[rate] > losses[best] + NEARLY:
+                break
+            last = rate
+        return last
+
+    index = rates.index(best)
+    return reach(rates[:index][::-1]), reach(rates[index + 1 :])

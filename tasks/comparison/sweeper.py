@@ -1,0 +1,245 @@
+"""`attention-zoo compare` as a sweeper of Hydra's: it launches trials, then what they have found.
+
+All decisions follow from the results in the folders of the jobs, so that the same command goes on
+with a comparison that was cut off.
+"""
+
+import json
+import math
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.plugins import Plugins
+from hydra.plugins.launcher import Launcher
+from hydra.plugins.sweeper import Sweeper
+from hydra.types import HydraContext, TaskFunction
+from omegaconf import DictConfig, OmegaConf, open_dict
+from rich.console import Console
+
+from attention_zoo.errors import UserError
+from attention_zoo.tasks.comparison.candidate import Candidate
+from attention_zoo.tasks.comparison.plan import (
+    MEASURED_STEPS,
+    Cost,
+    Schedule,
+    expected_seconds,
+    parse_budget,
+    print_plan,
+    steps_within,
+)
+from attention_zoo.tasks.comparison.rates import (
+    FURTHER,
+    best_rates,
+    first_rates,
+    further_rates,
+)
+from attention_zoo.tasks.configuration.resolved_config import hash_config
+from attention_zoo.tasks.run_folder import RunFolder, replace_text
+from attention_zoo.tasks.sweeps.launcher import LAUNCH_OPTIONS, ProcessesLauncher, require_count
+from attention_zoo.tasks.views.console import print_line
+
+PLAN = "plan.json"
+RATE = "optimizer.lr"
+
+
+class ComparisonSweeper(Sweeper):
+    """Tune each candidate with the same number of trials, and train the best ones with new seeds.
+
+    The candidates are the jobs that a sweep of the same overrides would have. A short run of each
+    measures its cost. Then come trials of learning rates for a quarter of the full length, two more
+    beyond or around the best one, half of them again for half the length, and the best one at full
+    length with seeds that were not used before. All runs have a schedule of their own length, as
+    the order of rates can change when the rate decays.
+    """
+
+    config: DictConfig
+    launcher: Launcher
+
+    def __init__(self, own_options: Sequence[str]) -> None:
+        self.own_options = own_options  # which jobs do not have
+
+    def setup(
+        self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig
+    ) -> None:
+        for option, smallest in (("trials", FURTHER + 3), ("seeds", 3), ("jobs", 1)):
+            require_count(option, config[option])
+            if config[option] < smallest:
+                raise UserError(f"{option} must be at least {smallest}, got {config[option]}.")
+        if not isinstance(config.rate_factor, int | float) or config.rate_factor <= 1:
+            raise UserError(f"rate_factor must be a number above 1, got {config.rate_factor}.")
+        self.budget = None if config.budget is None else parse_budget(config.budget)
+        self.schedule = Schedule(trials=config.trials, seeds=config.seeds)
+        self.loader = hydra_context.config_loader
+        self.config = config
+        self.launcher = Plugins.instance().instantiate_launcher(
+            hydra_context=hydra_context, task_function=task_function, config=config
+        )
+        if isinstance(self.launcher, ProcessesLauncher):
+            self.launcher.is_quiet = True
+        self.folder = Path(config.hydra.sweep.dir)
+        self.next_number = 0
+        self.console = Console()
+
+    def sweep(self, arguments: list[str]) -> None:
+        """Run the comparison, and write and print its answer."""
+        candidates = self.create_candidates(arguments)
+        print_line(self.console, f"{len(candidates)} candidates; measuring what a step costs")
+        self.measure(candidates)
+        trained = [x for x in candidates if x.cost is not None]
+        if len(trained) < 2:
+            reasons = "; ".join(f"{x.name}: {x.reason}" for x in candidates if x.reason)
+            raise UserError(f"compare needs two candidates that train. {reasons}")
+        steps = self.plan(trained)
+        if self.config.dry_run:
+            return
+        self.tune(trained, steps)
+        self.confirm(trained, steps)
+        # Imported here, as pictures need matplotlib.
+        from attention_zoo.tasks.comparison.answer import answer
+
+        answer(self.folder, trained, self.config.reference, self.console)
+
+    def create_candidates(self, arguments: list[str]) -> list[Candidate]:
+        """Return a candidate for each combination of what the overrides sweep over."""
+        parsed = OverridesParser.create(config_loader=self.loader).parse_overrides(arguments)
+        swept = [x.get_key_element() for x in parsed if x.is_sweep_override()]
+        for name in swept:
+            if name in (RATE, "seed", *self.own_options):
+                raise UserError(
+                    f"compare tunes {RATE} and repeats seeds itself, got several values of {name}; "
+                    "give one."
+                )
+        options = [x for x in parsed if x.get_key_element() not in self.own_options]
+        (combinations,) = BasicSweeper.split_arguments(options, None)
+        if len(combinations) < 2:
+            raise UserError(
+                "compare needs two candidates or more, such as attention=multi_head,linear, got "
+                f"{' '.join(arguments) or 'no option with several values'}."
+            )
+        candidates = []
+        for overrides in combinations:
+            name = " ".join(x for x in overrides if x.partition("=")[0] in swept)
+            config = self.loader.load_sweep_config(self.config, overrides)
+            center = OmegaConf.select(config, RATE)
+            if not isinstance(center, int | float) or center <= 0:
+                raise UserError(f"compare tunes {RATE}, got {center}; give a rate above 0.")
+            candidates.append(Candidate(overrides, name, float(center)))
+        return candidates
+
+    def measure(self, candidates: Sequence[Candidate]) -> None:
+        """Train each candidate for some steps, to know what they cost, or why they cannot be."""
+        overrides = [[*x.overrides, *length(MEASURED_STEPS)] for x in candidates]
+        for candidate, folder in zip(candidates, self.run("cost", overrides), strict=True):
+            record, results = folder.read_job(), folder.read_results()
+            if record is not None and record.outcome == "trained" and record.seconds is not None:
+                candidate.cost = Cost.of_run(results, record.seconds)
+            else:
+                candidate.reason = "it has no record" if record is None else str(record)
+                print_line(self.console, f"{candidate.name} is left out: {candidate.reason}")
+
+    def plan(self, candidates: Sequence[Candidate]) -> int:
+        """Return the steps at full length, those of an earlier launch if there are any."""
+        path = self.folder / PLAN
+        costs = [x.cost for x in candidates if x.cost is not None]
+        jobs = self.config.jobs
+        options = OmegaConf.to_container(self.config, resolve=False)
+        made_of = hash_config(options, without=(*LAUNCH_OPTIONS, "dry_run"))  # type: ignore[arg-type]
+        if path.exists():
+            plan = json.loads(path.read_text(encoding="utf-8"))
+            if plan["options"] != made_of:
+                raise UserError(
+                    f"{path} was made for other options. Repeat the command that began the "
+                    "comparison, or choose another hydra.sweep.dir."
+                )
+            steps = int(plan["steps"])
+        elif self.budget is None:
+            steps = self.config.trainer.max_steps
+            if not isinstance(steps, int) or steps < 4:
+                raise UserError(
+                    f"compare needs budget=…, or a trainer.max_steps of at least 4, got {steps}."
+                )
+        else:
+            steps = steps_within(self.budget, costs, self.schedule, jobs=jobs)
+        replace_text(path, json.dumps({"steps": steps, "options": made_of}) + "\n")
+        print_plan(
+            self.console,
+            [x.name for x in candidates],
+            costs,
+            self.schedule,
+            steps,
+            expected_seconds(steps, costs, self.schedule, jobs=jobs),
+        )
+        return steps
+
+    def tune(self, candidates: Sequence[Candidate], steps: int) -> None:
+        """Find the best learning rate of each candidate."""
+        factor = float(self.config.rate_factor)
+        count = self.schedule.trials - FURTHER
+        rates = [first_rates(x.center, count, factor) for x in candidates]
+        self.run_trials("tuning", candidates, rates, steps // 4)
+        rates = [further_rates(x.losses, factor) for x in candidates]
+        self.run_trials("tuning", candidates, rates, steps // 4)
+        rates = [best_rates(x.losses, self.schedule.kept) for x in candidates]
+        self.run_trials("halving", candidates, rates, steps // 2, later=True)
+
+    def run_trials(
+        self,
+        phase: str,
+        candidates: Sequence[Candidate],
+        rates: Sequence[Sequence[float]],
+        steps: int,
+        *,
+        later: bool = False,
+    ) -> None:
+        """Train candidates at rates, and add their losses; a run without a loss has infinity."""
+        trials = [(x, rate) for x, each in zip(candidates, rates, strict=True) for rate in each]
+        overrides = [
+            [*x.overrides, *length(steps), *TUNING, f"{RATE}={rate}"] for x, rate in trials
+        ]
+        for (candidate, rate), folder in zip(trials, self.run(phase, overrides), strict=True):
+            loss = folder.read_results().get("val/loss")
+            losses = candidate.later_losses if later else candidate.losses
+            losses[rate] = math.inf if loss is None else loss
+
+    def confirm(self, candidates: Sequence[Candidate], steps: int) -> None:
+        """Train each candidate at its best rate with seeds that no trial had."""
+        first = self.config.seed + 1
+        seeds = range(first, first + self.schedule.seeds)
+        overrides = [
+            [*without(x.overrides, "seed"), *length(steps), f"{RATE}={x.best_rate}", f"seed={seed}"]
+            for x in candidates
+            if x.best_rate is not None
+            for seed in seeds
+        ]
+        self.run("confirm", overrides)
+
+    def run(self, phase: str, overrides: Sequence[Sequence[str]]) -> list[RunFolder]:
+        """Run jobs in a folder of the comparison; return their folders."""
+        first, self.next_number = self.next_number, self.next_number + len(overrides)
+        print_line(self.console, f"{phase}: {len(overrides)} runs, from number {first}")
+        subdir = f"{phase}/${{hydra.job.num}}"
+        with open_dict(self.config):
+            self.config.hydra.sweep.subdir = subdir
+            # As if the user had chosen it: launchers compose jobs and their folders anew.
+            hydra = without(self.config.hydra.overrides.hydra, "hydra.sweep.subdir")
+            self.config.hydra.overrides.hydra = [*hydra, f"hydra.sweep.subdir='{subdir}'"]
+        self.launcher.launch([*map(list, overrides)], initial_job_idx=first)
+        numbers = range(first, self.next_number)
+        return [RunFolder(self.folder / phase / str(number)) for number in numbers]
+
+
+# Trials are judged by val/loss alone.
+TUNING = ("test=false", "lengths=[]")
+
+
+def length(steps: int) -> list[str]:
+    """Return the overrides of a training of a number of steps, validated four times."""
+    interval = max(1, steps // 4)
+    return [f"trainer.max_steps={steps}", f"trainer.val_check_interval={interval}"]
+
+
+def without(overrides: Iterable[str], name: str) -> list[str]:
+    """Return the overrides but those of an option."""
+    return [x for x in overrides if x.lstrip("+").partition("=")[0] != name]
