@@ -118,18 +118,10 @@ def tuning_table(candidates: Sequence[Candidate]) -> Table:
                 state,
                 "–" if best is None else describe_range(rate_range(candidate)),
                 describe_range((min(candidate.losses), max(candidate.losses))),
-                "–" if best is None else f"{candidate.later_losses[best]:.4f}",
             ]
         )
-    columns = [
-        "candidate",
-        "best rate",
-        "state",
-        f"within {NEARLY} nats",
-        "tried",
-        "val/loss at half the length",
-    ]
-    return Table("Learning rates", columns, rows, "lrlrrr")
+    columns = ["candidate", "best rate", "state", f"within {NEARLY} nats", "tried"]
+    return Table("Learning rates", columns, rows, "lrlrr")
 
 
 def draw_rates(candidates: Sequence[Candidate]) -> Markup:

@@ -8,6 +8,7 @@ import json
 import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -36,11 +37,18 @@ from attention_zoo.tasks.comparison.rates import (
     further_rates,
 )
 from attention_zoo.tasks.configuration.resolved_config import hash_config
-from attention_zoo.tasks.run_folder import RunFolder, replace_text
+from attention_zoo.tasks.run_folder import JOB_LOG, RunFolder, replace_text
 from attention_zoo.tasks.sweeps.launcher import LAUNCH_OPTIONS, ProcessesLauncher, require_count
 from attention_zoo.tasks.views.console import print_line
 
 PLAN = "plan.json"
+# What the runs in the folders of a comparison are for.
+PHASES = {
+    "cost": "What a step costs",
+    "tuning": "Learning rates",
+    "halving": "The better half of the rates, for twice the length",
+    "confirm": "The best rate, with new seeds",
+}
 RATE = "optimizer.lr"
 
 
@@ -78,6 +86,7 @@ class ComparisonSweeper(Sweeper):
         )
         if isinstance(self.launcher, ProcessesLauncher):
             self.launcher.is_quiet = True
+        self.hydra_overrides = [*config.hydra.overrides.hydra]
         self.folder = Path(config.hydra.sweep.dir)
         self.next_number = 0
         self.console = Console()
@@ -85,7 +94,6 @@ class ComparisonSweeper(Sweeper):
     def sweep(self, arguments: list[str]) -> None:
         """Run the comparison, and write and print its answer."""
         candidates = self.create_candidates(arguments)
-        print_line(self.console, f"{len(candidates)} candidates; measuring what a step costs")
         self.measure(candidates)
         trained = [x for x in candidates if x.cost is not None]
         if len(trained) < 2:
@@ -118,15 +126,31 @@ class ComparisonSweeper(Sweeper):
                 "compare needs two candidates or more, such as attention=multi_head,linear, got "
                 f"{' '.join(arguments) or 'no option with several values'}."
             )
+        configs = [self.loader.load_sweep_config(self.config, x) for x in combinations]
+        self.seed = self.shared_value(configs, "seed")
+        self.max_steps = self.shared_value(configs, "trainer.max_steps")
+        if self.budget is None and (not isinstance(self.max_steps, int) or self.max_steps < 4):
+            raise UserError(
+                "compare needs budget=…, or a trainer.max_steps of at least 4, got "
+                f"{self.max_steps}."
+            )
         candidates = []
-        for overrides in combinations:
-            name = " ".join(x for x in overrides if x.partition("=")[0] in swept)
-            config = self.loader.load_sweep_config(self.config, overrides)
+        for overrides, config in zip(combinations, configs, strict=True):
+            name = " ".join(map(short_name, (x for x in overrides if x.partition("=")[0] in swept)))
             center = OmegaConf.select(config, RATE)
             if not isinstance(center, int | float) or center <= 0:
                 raise UserError(f"compare tunes {RATE}, got {center}; give a rate above 0.")
             candidates.append(Candidate(overrides, name, float(center)))
         return candidates
+
+    def shared_value(self, configs: Sequence[DictConfig], option: str) -> Any:
+        """Return the value of an option that must be the same for all candidates."""
+        values = dict.fromkeys(OmegaConf.select(config, option) for config in configs)
+        if len(values) > 1:
+            raise UserError(
+                f"all candidates must have the same {option}, got {', '.join(map(str, values))}."
+            )
+        return next(iter(values))
 
     def measure(self, candidates: Sequence[Candidate]) -> None:
         """Train each candidate for some steps, to know what they cost, or why they cannot be."""
@@ -155,11 +179,7 @@ class ComparisonSweeper(Sweeper):
                 )
             steps = int(plan["steps"])
         elif self.budget is None:
-            steps = self.config.trainer.max_steps
-            if not isinstance(steps, int) or steps < 4:
-                raise UserError(
-                    f"compare needs budget=…, or a trainer.max_steps of at least 4, got {steps}."
-                )
+            steps = self.max_steps
         else:
             steps = steps_within(self.budget, costs, self.schedule, jobs=jobs)
         replace_text(path, json.dumps({"steps": steps, "options": made_of}) + "\n")
@@ -199,13 +219,20 @@ class ComparisonSweeper(Sweeper):
             [*x.overrides, *length(steps), *TUNING, f"{RATE}={rate}"] for x, rate in trials
         ]
         for (candidate, rate), folder in zip(trials, self.run(phase, overrides), strict=True):
+            record = folder.read_job()
+            if record is None or record.outcome not in ("trained", "diverged"):
+                raise UserError(
+                    f"a trial has no result: {folder.path} {record or 'is missing'}. Mend what its "
+                    f"{JOB_LOG} says, and run the command again with "
+                    f"hydra.sweep.dir={self.folder}: it goes on."
+                )
             loss = folder.read_results().get("val/loss")
             losses = candidate.later_losses if later else candidate.losses
             losses[rate] = math.inf if loss is None else loss
 
     def confirm(self, candidates: Sequence[Candidate], steps: int) -> None:
         """Train each candidate at its best rate with seeds that no trial had."""
-        first = self.config.seed + 1
+        first = self.seed + 1
         seeds = range(first, first + self.schedule.seeds)
         overrides = [
             [*without(x.overrides, "seed"), *length(steps), f"{RATE}={x.best_rate}", f"seed={seed}"]
@@ -218,13 +245,13 @@ class ComparisonSweeper(Sweeper):
     def run(self, phase: str, overrides: Sequence[Sequence[str]]) -> list[RunFolder]:
         """Run jobs in a folder of the comparison; return their folders."""
         first, self.next_number = self.next_number, self.next_number + len(overrides)
-        print_line(self.console, f"{phase}: {len(overrides)} runs, from number {first}")
+        print_line(self.console, f"{PHASES[phase]}: {len(overrides)} runs")
         subdir = f"{phase}/${{hydra.job.num}}"
+        # As if the user had chosen it: launchers compose jobs and their folders anew.
+        override = f"hydra.sweep.subdir='{subdir}'".replace("$", r"\$")
         with open_dict(self.config):
             self.config.hydra.sweep.subdir = subdir
-            # As if the user had chosen it: launchers compose jobs and their folders anew.
-            hydra = without(self.config.hydra.overrides.hydra, "hydra.sweep.subdir")
-            self.config.hydra.overrides.hydra = [*hydra, f"hydra.sweep.subdir='{subdir}'"]
+            self.config.hydra.overrides.hydra = [*self.hydra_overrides, override]
         self.launcher.launch([*map(list, overrides)], initial_job_idx=first)
         numbers = range(first, self.next_number)
         return [RunFolder(self.folder / phase / str(number)) for number in numbers]
@@ -238,6 +265,12 @@ def length(steps: int) -> list[str]:
     """Return the overrides of a training of a number of steps, validated four times."""
     interval = max(1, steps // 4)
     return [f"trainer.max_steps={steps}", f"trainer.val_check_interval={interval}"]
+
+
+def short_name(override: str) -> str:
+    """Return what an override chooses: `linear` for attention=linear, `dim=64` for model.dim=64."""
+    key, _, value = override.partition("=")
+    return value if key in ("attention", "position", "stack") else f"{key.split('.')[-1]}={value}"
 
 
 def without(overrides: Iterable[str], name: str) -> list[str]:

@@ -1,0 +1,181 @@
+"""The order of a comparison, with a launcher that trains nothing."""
+
+import json
+import math
+
+import pytest
+from hydra import initialize_config_module
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.plugins import Plugins
+from hydra.types import HydraContext, RunMode
+from omegaconf import OmegaConf
+
+from attention_zoo.errors import UserError
+from attention_zoo.tasks.comparison import sweeper as module
+from attention_zoo.tasks.comparison.sweeper import ComparisonSweeper
+from attention_zoo.tasks.configuration.composition import parse_command
+from attention_zoo.tasks.run_folder import JobRecord, RunFolder
+
+BEST = {"multi_head": 0.004, "linear": 0.012, "delta": 1.0}  # beyond all rates that are tried
+
+
+class Launcher:
+    """Writes results into the folders of jobs: losses with a minimum at the rate of `BEST`."""
+
+    def __init__(self, config, refused=(), killed=None):
+        self.config, self.refused, self.killed = config, refused, killed
+        self.jobs = []  # phase and overrides
+
+    def launch(self, job_overrides, initial_job_idx):
+        sweep = OmegaConf.to_container(self.config.hydra.sweep, resolve=False)
+        phase = sweep["subdir"].partition("/")[0]
+        for number, overrides in enumerate(job_overrides, start=initial_job_idx):
+            options = dict(x.split("=", 1) for x in overrides)
+            self.jobs.append((phase, options))
+            folder = RunFolder(f"{self.config.hydra.sweep.dir}/{phase}/{number}")
+            folder.path.mkdir(parents=True, exist_ok=True)
+            name = options["attention"]
+            if name in self.refused:
+                folder.write_job(JobRecord(overrides, outcome="refused", reason="no such role"))
+                continue
+            if number == self.killed:
+                folder.write_job(JobRecord(overrides, outcome="killed", reason="signal 9"))
+                continue
+            steps = int(options["trainer.max_steps"])
+            rate = float(options.get("optimizer.lr", 0.004))
+            loss = abs(math.log(rate / BEST[name])) + 10 / steps
+            if rate > 0.1 and name == "multi_head":
+                folder.write_job(JobRecord(overrides, outcome="diverged", seconds=5.0))
+                continue
+            folder.write_job(JobRecord(overrides, outcome="trained", seconds=5.0))
+            manifest = {"tokens_seen": 100 * steps, "tokens_per_second": 1000.0, "steps": steps}
+            manifest["training_flops_per_token"] = 1e6
+            folder.write_results({"val/loss": loss}, manifest)
+
+
+@pytest.fixture
+def compare(tmp_path, monkeypatch):
+    """Compares in an empty folder; gives what was launched, and the candidates."""
+    answers = []
+    monkeypatch.setattr(
+        "attention_zoo.tasks.comparison.answer.answer",
+        lambda folder, candidates, *_: answers.append(candidates),
+    )
+
+    def run(*overrides, **launcher_options):
+        invocation = parse_command("compare", [*overrides, f"hydra.sweep.dir={tmp_path}"])
+        with initialize_config_module("attention_zoo.conf", version_base="1.3"):
+            loader = GlobalHydra.instance().config_loader()
+            config = loader.load_configuration(
+                invocation.config_name, invocation.overrides, run_mode=RunMode.MULTIRUN
+            )
+            launcher = Launcher(config, **launcher_options)
+            monkeypatch.setattr(Plugins.instance(), "instantiate_launcher", lambda **_: launcher)
+            sweeper = ComparisonSweeper(own_options=config.hydra.sweeper.own_options)
+            context = HydraContext(config_loader=loader, callbacks=None)
+            sweeper.setup(hydra_context=context, task_function=None, config=config)
+            sweeper.sweep(list(config.hydra.overrides.task))
+        return launcher.jobs, answers.pop() if answers else []
+
+    return run
+
+
+TWO = ("attention=multi_head,linear", "trainer.max_steps=400")
+
+
+def of_phase(jobs, *phases):
+    return [options for phase, options in jobs if phase in phases]
+
+
+def test_every_candidate_has_the_same_trials_and_tokens(compare):
+    jobs, _ = compare(*TWO)
+    for phase, number, steps in [("cost", 1, 20), ("tuning", 7, 100), ("halving", 3, 200)]:
+        for name in ("multi_head", "linear"):
+            of_name = [x for x in of_phase(jobs, phase) if x["attention"] == name]
+            assert len(of_name) == number
+            assert {x["trainer.max_steps"] for x in of_name} == {str(steps)}
+            assert not any("seed" in x for x in of_name)
+
+
+def test_the_best_rate_is_confirmed_with_seeds_that_no_trial_had(compare):
+    jobs, candidates = compare(*TWO, "seed=5", "seeds=4")
+    assert [x.best_rate for x in candidates] == [0.004, 0.012]
+    assert not any(x.is_at_edge for x in candidates)
+    confirmed = of_phase(jobs, "confirm")
+    assert {x["trainer.max_steps"] for x in confirmed} == {"400"}
+    for name, rate in (("multi_head", "0.004"), ("linear", "0.012")):
+        found = [x for x in confirmed if x["attention"] == name]
+        assert [x["seed"] for x in found] == ["6", "7", "8", "9"]
+        assert {x["optimizer.lr"] for x in found} == {rate}
+    assert {x["seed"] for x in of_phase(jobs, "cost", "tuning", "halving")} == {"5"}
+
+
+def test_a_best_rate_beyond_those_tried_is_called_not_tuned(compare):
+    _, candidates = compare("attention=multi_head,delta", "trainer.max_steps=400")
+    assert [x.is_at_edge for x in candidates] == [False, True]
+    assert len(candidates[1].losses) == 7
+    assert max(candidates[1].losses) == candidates[1].best_rate
+
+
+def test_a_candidate_that_is_refused_is_left_out_with_its_reason(compare, capsys):
+    jobs, candidates = compare(
+        "attention=multi_head,delta,linear", "trainer.max_steps=400", refused=("delta",)
+    )
+    assert [x.name for x in candidates] == ["multi_head", "linear"]
+    assert "delta is left out: refused: no such role" in capsys.readouterr().out
+    assert not any(x["attention"] == "delta" for x in of_phase(jobs, "tuning", "confirm"))
+
+
+def test_a_trial_that_was_killed_is_no_bad_rate_but_runs_again(compare):
+    with pytest.raises(UserError, match=r"tuning/4 killed: signal 9. .* it goes on"):
+        compare(*TWO, killed=4)
+    _, candidates = compare(*TWO)
+    assert [len(x.losses) for x in candidates] == [7, 7]
+
+
+def test_a_plan_is_printed_without_a_trial(compare, capsys):
+    jobs, _ = compare(*TWO, "--dry-run", "budget=2e6 tokens")
+    assert {phase for phase, _ in jobs} == {"cost"}
+    printed = capsys.readouterr().out
+    # 2e6 / (2 candidates * 6.25 lengths * 100 tokens)
+    assert "1,600" in printed and "26 trainings" in printed
+
+
+def test_a_second_launch_goes_on_with_the_plan_of_the_first(compare, tmp_path):
+    first, _ = compare(*TWO, "budget=1h")
+    steps = json.loads((tmp_path / "plan.json").read_text())["steps"]
+    second, _ = compare(*TWO, "budget=1h")
+    assert first == second
+    assert {x["trainer.max_steps"] for x in of_phase(second, "confirm")} == {str(steps)}
+    with pytest.raises(UserError, match="was made for other options"):
+        compare(*TWO, "budget=2h")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["attention=multi_head"], "two candidates or more"),
+        ([*TWO, "optimizer.lr=0.1,0.2"], r"tunes optimizer.lr .* several values of optimizer.lr"),
+        ([*TWO, "seed=1,2"], "several values of seed"),
+        ([*TWO, "trials=4"], "trials must be at least 5, got 4"),
+        ([*TWO, "trials=many"], "trials must be a whole number"),
+        ([*TWO, "seeds=1"], "seeds must be at least 3, got 1"),
+        ([*TWO, "rate_factor=1"], "rate_factor must be a number above 1, got 1"),
+        ([*TWO, "budget=5"], "budget must be a time"),
+        ([*TWO, "trainer.max_steps=-1"], "needs budget=…, or a trainer.max_steps"),
+        ([*TWO, "optimizer.lr=0"], "give a rate above 0"),
+        (["attention=delta,linear", "trainer.max_steps=100,200"], "the same trainer.max_steps"),
+    ],
+)
+def test_what_cannot_be_compared_is_refused(compare, overrides, message):
+    with pytest.raises(UserError, match=message):
+        compare(*overrides)
+
+
+def test_no_candidate_may_be_left(compare):
+    with pytest.raises(UserError, match=r"two candidates that train\. delta: refused"):
+        compare("attention=multi_head,delta", refused=("delta",))
+
+
+def test_trials_are_validated_within_their_length():
+    assert module.length(3) == ["trainer.max_steps=3", "trainer.val_check_interval=1"]
