@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +11,25 @@ from rich.console import Console
 from rich.text import Text
 
 from attention_zoo.tasks.analysis.report.charts import draw_charts, new_chart, row_style
-from attention_zoo.tasks.analysis.report.comparison import compare_runs
-from attention_zoo.tasks.analysis.report.documents import print_report, report_markdown, report_page
-from attention_zoo.tasks.analysis.report.runs import find_runs
+from attention_zoo.tasks.analysis.report.comparison import Comparison, compare_runs
+from attention_zoo.tasks.analysis.report.documents import (
+    Finding,
+    print_report,
+    report_markdown,
+    report_page,
+)
+from attention_zoo.tasks.analysis.report.runs import Run, find_runs
 from attention_zoo.tasks.analysis.report.significance import run_tests
 from attention_zoo.tasks.analysis.report.tables import csv_rows
 from attention_zoo.tasks.comparison.candidate import Candidate
 from attention_zoo.tasks.comparison.rates import NEARLY, good_range
+from attention_zoo.tasks.comparison.scaling import (
+    Size,
+    describe_scaling,
+    draw_scaling,
+    scaling_table,
+    size_of_runs,
+)
 from attention_zoo.tasks.views.charts import figure_svg, svg_settings
 from attention_zoo.tasks.views.console import print_line
 from attention_zoo.tasks.views.tables import Cell, Table, csv_text, print_table
@@ -26,42 +37,71 @@ from attention_zoo.tasks.views.tables import Cell, Table, csv_text, print_table
 CONFIRM = "confirm"  # the folder of the runs that the answer is about
 
 
-@dataclass(frozen=True)
-class Tuning:
-    """What the tuning of the candidates has shown, for a page."""
-
-    sentences: Sequence[str]
-    table: Table
-    chart: Markup
-
-
 def answer(
     folder: Path, candidates: Sequence[Candidate], reference: str | None, console: Console
 ) -> None:
     """Compare the runs that confirm the best rates; print the answer and write it into files."""
     runs = find_runs([folder / CONFIRM])
-    comparisons = compare_runs(runs, reference)
+    comparisons = [*compare_widths(runs, candidates, reference)]
     for comparison in comparisons:
         run_tests(comparison, lambda: None)
-    tuning = Tuning(
-        list(describe_tuning(candidates)), tuning_table(candidates), draw_rates(candidates)
+    tuning = Finding(
+        [*describe_tuning(candidates)], tuning_table(candidates), draw_rates(candidates)
     )
+    scaling = find_scaling(runs, candidates)
     charts = [draw_charts(comparison) for comparison in comparisons]
-    title = f"Comparison of {len(candidates)} candidates"
+    title = f"Comparison of {len(dict.fromkeys(x.name for x in candidates))} candidates"
     files = {
-        "report.html": report_page(title, comparisons, charts, runs, tuning),
-        "report.md": report_markdown(title, comparisons, runs, tuning),
+        "report.html": report_page(title, comparisons, charts, runs, [tuning, *scaling]),
+        "report.md": report_markdown(title, comparisons, runs, [tuning, *scaling]),
         "results.csv": csv_text(csv_rows(runs)),
     }
     for name, text in files.items():
         (folder / name).write_text(text, encoding="utf-8")
-    print_table(console, tuning.table)
-    for sentence in tuning.sentences:
-        console.print(Text(sentence.replace("`", "")))
-    console.print()
+    for finding in (tuning, *scaling):
+        print_table(console, finding.table)
+        for sentence in finding.sentences:
+            console.print(Text(sentence.replace("`", "")))
+        console.print()
     print_report(console, comparisons, runs)
     for name in files:
         print_line(console, str(folder / name))
+
+
+def compare_widths(
+    runs: Sequence[Run], candidates: Sequence[Candidate], reference: str | None
+) -> Iterator[Comparison]:
+    """Yield a comparison for each width."""
+    widths = dict.fromkeys(x.width for x in candidates)
+    for width in widths:
+        of_width = [x for x in runs if x.config.get("model", {}).get("dim") == width]
+        named = next((x for x in candidates if (x.name, x.width) == (reference, width)), None)
+        for comparison in compare_runs(of_width, None):
+            if named is not None:
+                rows = [x for x in comparison.rows if runs_of(named, x.runs)]
+                comparison.reference, comparison.reference_given = rows[0], True
+            if len(widths) > 1:
+                comparison.title += f", width {width}"
+            yield comparison
+
+
+def runs_of(candidate: Candidate, runs: Sequence[Run]) -> list[Run]:
+    """Return the runs of a candidate."""
+    options = {x for x in candidate.overrides if not x.startswith("seed=")}
+    return [run for run in runs if options <= {*run.overrides}]
+
+
+def find_scaling(runs: Sequence[Run], candidates: Sequence[Candidate]) -> list[Finding]:
+    """Return what several widths show; nothing for one."""
+    trained = [run for run in runs if run.outcome == "trained"]
+    curves: dict[str, list[Size]] = {}
+    for candidate in candidates:
+        if of_candidate := runs_of(candidate, trained):
+            curves.setdefault(candidate.name, []).append(size_of_runs(of_candidate))
+    curves = {name: curve for name, curve in curves.items() if len(curve) > 1}
+    if not curves:
+        return []
+    return [Finding([*describe_scaling(curves)], scaling_table(curves), draw_scaling(curves))]
 
 
 def describe_tuning(candidates: Sequence[Candidate]) -> Iterator[str]:
@@ -73,7 +113,7 @@ def describe_tuning(candidates: Sequence[Candidate]) -> Iterator[str]:
         )
     if untrained := [x for x in candidates if x.best_rate is None]:
         yield f"No rate trains: {quote_names(untrained)}."
-    ranges = {f"`{x.name}`": rate_range(x) for x in candidates if x.best_rate is not None}
+    ranges = {f"`{x.label}`": rate_range(x) for x in candidates if x.best_rate is not None}
     if len(ranges) > 1:
         ordered = sorted(ranges, key=lambda name: ranges[name][1] / ranges[name][0])
         narrowest, widest = [
@@ -87,7 +127,7 @@ def describe_tuning(candidates: Sequence[Candidate]) -> Iterator[str]:
 
 def quote_names(candidates: Sequence[Candidate]) -> str:
     """Return the names of candidates in backticks."""
-    return ", ".join(f"`{x.name}`" for x in candidates)
+    return ", ".join(f"`{x.label}`" for x in candidates)
 
 
 def rate_range(candidate: Candidate) -> tuple[float, float]:
@@ -113,7 +153,7 @@ def tuning_table(candidates: Sequence[Candidate]) -> Table:
             state = Cell("tuned", style="good")
         rows.append(
             [
-                candidate.name,
+                candidate.label,
                 "–" if best is None else f"{best:g}",
                 state,
                 "–" if best is None else describe_range(rate_range(candidate)),
@@ -153,4 +193,4 @@ def draw_rates(candidates: Sequence[Candidate]) -> Markup:
             margin = 0.05 * (high - low) or 0.1
             axes.set_ylim(low - margin, high + margin)
         axes.set(xlabel="learning rate (rings: chosen)", ylabel="nats per token")
-        return figure_svg(figure, "Validation loss by learning rate", [x.name for x in candidates])
+        return figure_svg(figure, "Validation loss by learning rate", [x.label for x in candidates])

@@ -12,7 +12,9 @@ class Candidate:
     """A configuration that is compared with others, and what was found of it."""
 
     overrides: list[str]
-    name: str  # the overrides that not all candidates have
+    name: str  # of what not all candidates have, the same at all widths
+    width: int  # model.dim
+    label: str  # the name, and the width if there are several
     center: float  # of its learning rates
     cost: Cost | None = None  # None where it was refused or failed
     reason: str = ""  # why there is no cost

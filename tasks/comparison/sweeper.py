@@ -71,13 +71,14 @@ class ComparisonSweeper(Sweeper):
     def setup(
         self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig
     ) -> None:
-        for option, smallest in (("trials", FURTHER + 3), ("seeds", 3), ("jobs", 1)):
+        for option, smallest in (("trials", FURTHER + 3), ("seeds", 3), ("sizes", 1), ("jobs", 1)):
             require_count(option, config[option])
             if config[option] < smallest:
                 raise UserError(f"{option} must be at least {smallest}, got {config[option]}.")
         if not isinstance(config.rate_factor, int | float) or config.rate_factor <= 1:
             raise UserError(f"rate_factor must be a number above 1, got {config.rate_factor}.")
         self.budget = None if config.budget is None else parse_budget(config.budget)
+        self.sizes = config.sizes
         self.schedule = Schedule(trials=config.trials, seeds=config.seeds)
         self.loader = hydra_context.config_loader
         self.config = config
@@ -97,7 +98,7 @@ class ComparisonSweeper(Sweeper):
         self.measure(candidates)
         trained = [x for x in candidates if x.cost is not None]
         if len(trained) < 2:
-            reasons = "; ".join(f"{x.name}: {x.reason}" for x in candidates if x.reason)
+            reasons = "; ".join(f"{x.label}: {x.reason}" for x in candidates if x.reason)
             raise UserError(f"compare needs two candidates that train. {reasons}")
         steps = self.plan(trained)
         if self.config.dry_run:
@@ -126,7 +127,10 @@ class ComparisonSweeper(Sweeper):
                 "compare needs two candidates or more, such as attention=multi_head,linear, got "
                 f"{' '.join(arguments) or 'no option with several values'}."
             )
-        configs = [self.loader.load_sweep_config(self.config, x) for x in combinations]
+        combinations = [
+            sized for x in combinations for sized in at_widths(x, self.compose(x), self.sizes)
+        ]
+        configs = [self.compose(x) for x in combinations]
         self.seed = self.shared_value(configs, "seed")
         self.max_steps = self.shared_value(configs, "trainer.max_steps")
         if self.budget is None and (not isinstance(self.max_steps, int) or self.max_steps < 4):
@@ -136,12 +140,23 @@ class ComparisonSweeper(Sweeper):
             )
         candidates = []
         for overrides, config in zip(combinations, configs, strict=True):
-            name = " ".join(map(short_name, (x for x in overrides if x.partition("=")[0] in swept)))
+            chosen = [x for x in overrides if x.partition("=")[0] in swept]
             center = OmegaConf.select(config, RATE)
             if not isinstance(center, int | float) or center <= 0:
                 raise UserError(f"compare tunes {RATE}, got {center}; give a rate above 0.")
-            candidates.append(Candidate(overrides, name, float(center)))
+            name, width = " ".join(map(short_name, chosen)), config.model.dim
+            label = name if self.sizes == 1 else f"{name} dim={width}"
+            candidates.append(Candidate(overrides, name, width, label, float(center)))
+        names = dict.fromkeys(x.name for x in candidates)
+        if self.config.reference not in (None, *names):
+            raise UserError(
+                f"reference must be one of {', '.join(names)}, got {self.config.reference}."
+            )
         return candidates
+
+    def compose(self, overrides: Sequence[str]) -> DictConfig:
+        """Return the config of a job."""
+        return self.loader.load_sweep_config(self.config, list(overrides))
 
     def shared_value(self, configs: Sequence[DictConfig], option: str) -> Any:
         """Return the value of an option that must be the same for all candidates."""
@@ -161,7 +176,7 @@ class ComparisonSweeper(Sweeper):
                 candidate.cost = Cost.of_run(results, record.seconds)
             else:
                 candidate.reason = "it has no record" if record is None else str(record)
-                print_line(self.console, f"{candidate.name} is left out: {candidate.reason}")
+                print_line(self.console, f"{candidate.label} is left out: {candidate.reason}")
 
     def plan(self, candidates: Sequence[Candidate]) -> int:
         """Return the steps at full length, those of an earlier launch if there are any."""
@@ -185,7 +200,7 @@ class ComparisonSweeper(Sweeper):
         replace_text(path, json.dumps({"steps": steps, "options": made_of}) + "\n")
         print_plan(
             self.console,
-            [x.name for x in candidates],
+            [x.label for x in candidates],
             costs,
             self.schedule,
             steps,
@@ -265,6 +280,30 @@ def length(steps: int) -> list[str]:
     """Return the overrides of a training of a number of steps, validated four times."""
     interval = max(1, steps // 4)
     return [f"trainer.max_steps={steps}", f"trainer.val_check_interval={interval}"]
+
+
+def at_widths(overrides: Sequence[str], config: DictConfig, sizes: int) -> list[list[str]]:
+    """Return the overrides of a candidate at several widths, each twice the one before.
+
+    The config's own width is the middle one, or that after the middle.
+    """
+    if sizes == 1:
+        return [[*overrides]]
+    model, sized = config.model, []
+    for power in range(-(sizes // 2), sizes - sizes // 2):
+        widths = {"dim": model.dim * 2.0**power}
+        if model.get("ffn_dim") is not None:
+            widths["ffn_dim"] = model.ffn_dim * 2.0**power
+        if any(x < 1 or x != int(x) for x in widths.values()):
+            raise UserError(
+                f"sizes={sizes} halves model.dim={model.dim} and model.ffn_dim="
+                f"{model.get('ffn_dim')} {sizes // 2} times; give widths that can be."
+            )
+        kept = overrides
+        for name in widths:
+            kept = without(kept, f"model.{name}")
+        sized.append([*kept, *(f"model.{name}={int(x)}" for name, x in widths.items())])
+    return sized
 
 
 def short_name(override: str) -> str:

@@ -151,6 +151,16 @@ def test_a_second_launch_goes_on_with_the_plan_of_the_first(compare, tmp_path):
         compare(*TWO, "budget=2h")
 
 
+def test_widths_are_candidates_with_as_many_trials_each(compare):
+    jobs, candidates = compare(*TWO, "sizes=3", "model.dim=64", "model.ffn_dim=128")
+    assert [x.width for x in candidates] == [32, 64, 128, 32, 64, 128]
+    assert candidates[2].label == "multi_head dim=128"
+    tuned = of_phase(jobs, "tuning")
+    for dim, ffn_dim in (("32", "64"), ("64", "128"), ("128", "256")):
+        of_width = [x for x in tuned if x["model.dim"] == dim]
+        assert len(of_width) == 2 * 7 and {x["model.ffn_dim"] for x in of_width} == {ffn_dim}
+
+
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
@@ -164,6 +174,9 @@ def test_a_second_launch_goes_on_with_the_plan_of_the_first(compare, tmp_path):
         ([*TWO, "budget=5"], "budget must be a time"),
         ([*TWO, "trainer.max_steps=-1"], "needs budget=…, or a trainer.max_steps"),
         ([*TWO, "optimizer.lr=0"], "give a rate above 0"),
+        ([*TWO, "reference=delta"], "reference must be one of multi_head, linear, got delta"),
+        ([*TWO, "sizes=3", "model.dim=63"], "halves model.dim=63"),
+        ([*TWO, "sizes=0"], "sizes must be a whole number of at least 1"),
         (["attention=delta,linear", "trainer.max_steps=100,200"], "the same trainer.max_steps"),
     ],
 )

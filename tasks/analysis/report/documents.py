@@ -1,9 +1,10 @@
 """A report as a page, as Markdown, and on the console."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
 
+from markupsafe import Markup
 from rich.console import Console
 from rich.text import Text
 
@@ -25,17 +26,23 @@ from attention_zoo.tasks.views.tables import (
 CONSOLE_COSTS = ("tokens_per_second", "parameters", "peak_memory_bytes")
 
 
+@dataclass(frozen=True)
+class Finding:
+    """What else a report has: sentences, a table whose title is the heading, and a chart."""
+
+    sentences: Sequence[str]
+    table: Table
+    chart: Markup
+
+
 def report_page(
     title: str,
     comparisons: Sequence[Comparison],
     charts: Sequence[Mapping[str, Sequence[str]]],
     runs: Sequence[Run],
-    tuning: Any = None,
+    findings: Sequence[Finding] = (),
 ) -> str:
-    """Return `report.html`, one file that needs no network; it has charts by kind.
-
-    `tuning` is what `compare` has found before, a `Tuning`.
-    """
+    """Return `report.html`, one file that needs no network; it has charts by kind."""
     return render_page(
         "analysis/report/page.html",
         title=title,
@@ -46,14 +53,17 @@ def report_page(
         summary=summary,
         tables=tables,
         draw_swatch=draw_swatch,
-        tuning=tuning,
+        findings=findings,
     )
 
 
 def report_markdown(
-    title: str, comparisons: Sequence[Comparison], runs: Sequence[Run], tuning: Any = None
+    title: str,
+    comparisons: Sequence[Comparison],
+    runs: Sequence[Run],
+    findings: Sequence[Finding] = (),
 ) -> str:
-    """Return `report.md`; see `report_page` for `tuning`."""
+    """Return `report.md`."""
     parts = [f"# {escape_markdown(title)}", f"{summary.count_outcomes(runs)}."]
     for comparison in comparisons:
         parts.append(f"## {escape_markdown(comparison.title)}")
@@ -62,9 +72,9 @@ def report_markdown(
         if len(comparison.rows) > 1:
             parts.append(" ".join(map(escape_markdown, summary.describe_tests(comparison))))
         parts += ["### Conditions", markdown_table(tables.conditions_table(comparison))]
-    if tuning is not None:
-        parts += [f"## {tuning.table.title}", *map(escape_markdown, tuning.sentences)]
-        parts.append(markdown_table(tuning.table))
+    for finding in findings:
+        parts += [f"## {finding.table.title}", *map(escape_markdown, finding.sentences)]
+        parts.append(markdown_table(finding.table))
     failures = tables.failures_table(runs)
     if failures.rows:
         parts += [f"## {failures.title}", markdown_table(failures)]

@@ -1,0 +1,96 @@
+"""The answer of a comparison, from runs with figures made up."""
+
+import io
+
+import pytest
+from rich.console import Console
+
+from attention_zoo.tasks.comparison.answer import answer, describe_tuning
+from attention_zoo.tasks.comparison.candidate import Candidate
+from tests.report.folders import write_job, write_run
+
+LOSSES = {0.001: 2.0, 0.003: 1.5, 0.01: 1.0, 0.03: 1.05, 0.1: 3.0}
+
+
+def candidate(name, width=64, losses=LOSSES, later=None, label=None):
+    found = Candidate([f"attention={name}"], name, width, label or name, 0.01)
+    if label is not None:
+        found.overrides.append(f"model.dim={width}")
+    found.losses, found.later_losses = dict(losses), dict(later or {0.01: 0.9, 0.03: 0.95})
+    return found
+
+
+def write_runs(folder, candidates, skills):
+    for number, (each, skill) in enumerate(zip(candidates, skills, strict=True)):
+        for seed in (2, 3, 4):
+            run = folder / "confirm" / f"{10 * number + seed}"
+            lr = each.best_rate
+            rate = f"optimizer.lr={lr}"
+            write_job(run, *each.overrides, rate, f"seed={seed}")
+            model = {"dim": each.width}
+            figures = {"training_flops_per_token": 1000.0 * each.width**2}
+            write_run(
+                run,
+                attention=each.name,
+                seed=seed,
+                skill=skill,
+                lr=lr,
+                model=model,
+                figures=figures,
+            )
+
+
+@pytest.fixture
+def answered(tmp_path):
+    """What is printed, and what the folder has then."""
+
+    def run(candidates, skills, reference=None):
+        write_runs(tmp_path, candidates, skills)
+        console = Console(file=io.StringIO(), width=120)
+        answer(tmp_path, candidates, reference, console)
+        return console.file.getvalue(), tmp_path
+
+    return run
+
+
+def test_it_names_the_best_with_its_rate_and_its_uncertainty(answered):
+    later = {0.01: 0.9, 0.03: 0.8}
+    text, folder = answered([candidate("linear"), candidate("gated", later=later)], [0.5, 0.7])
+    assert "gated lr=0.03 has the highest BLEU" in text and "(3 seeds)" in text
+    page = (folder / "report.html").read_text()
+    assert "Validation loss by learning rate" in page and "Comparison of 2 candidates" in page
+    assert "## Learning rates" in (folder / "report.md").read_text()
+    assert len((folder / "results.csv").read_text().splitlines()) == 7
+
+
+def test_a_reference_is_compared_with_the_others_whatever_its_rate(answered):
+    text, _ = answered([candidate("linear"), candidate("gated")], [0.5, 0.7], reference="linear")
+    assert "The reference, linear" in text and "Significantly better than linear" in text
+
+
+def test_each_width_has_a_comparison_of_its_own(answered):
+    candidates = [
+        candidate(name, width, label=f"{name} dim={width}")
+        for name in ("linear", "gated")
+        for width in (32, 64)
+    ]
+    text, folder = answered(candidates, [0.3, 0.5, 0.4, 0.7])
+    assert "translation on phrases, width 32" in text and "translation on phrases, width 64" in text
+    assert "No change of order is shown between the widths." in text
+    assert "Loss by training FLOPs" in (folder / "report.html").read_text()
+
+
+def test_what_is_not_tuned_is_said():
+    edge = candidate("edge", later={0.1: 0.5})
+    sentences = list(describe_tuning([edge, candidate("good")]))
+    assert sentences[0].startswith(
+        "Best at the edge of the rates that were tried, so not tuned: `edge`."
+    )
+    untrained = candidate("none", losses={1.0: float("inf")}, later={1.0: float("inf")})
+    assert "No rate trains: `none`." in list(describe_tuning([untrained, candidate("good")]))
+
+
+def test_the_width_of_the_range_of_good_rates_is_a_result():
+    narrow = candidate("narrow", losses=LOSSES | {0.03: 1.5})
+    (sentence,) = describe_tuning([narrow, candidate("wide")])
+    assert "`narrow` (0.01 only) has the narrowest range and `wide` (0.01 to 0.03) the" in sentence
