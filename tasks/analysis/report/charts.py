@@ -5,7 +5,7 @@ own; the others are grey, and named by the pointer.
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache
 from statistics import fmean
 from typing import Any
@@ -147,7 +147,7 @@ def loss_curve(row: Row, key: str) -> np.ndarray:
 
 
 def draw_costs(comparison: Comparison) -> Iterator[Figure]:
-    """Draw the primary metric by each cost in which the rows differ."""
+    """Draw the primary metric by each cost in which the rows differ, with the Pareto front."""
     metric = comparison.primary_metric
     for cost in (x for key in COSTS for x in comparison.cost if x.key == key):
         points = {
@@ -161,6 +161,8 @@ def draw_costs(comparison: Comparison) -> Iterator[Figure]:
         figure, axes = new_chart(f"{metric.title} by {cost.title}")
         unit = set_cost_axis(axes, cost, min(costs), max(costs))
         points = {index: (x / unit, y) for index, (x, y) in points.items()}
+        front = pareto_front(points.values(), cost, metric)
+        axes.plot(*zip(*front, strict=True), color=GREY, linewidth=1, linestyle=":", zorder=0)
         for index, (x, _) in reversed(points.items()):
             draw_mean(axes, index, [(x, comparison.rows[index].values(metric.key))])
         upward = "up" if metric.better == "higher" else "down"
@@ -170,6 +172,21 @@ def draw_costs(comparison: Comparison) -> Iterator[Figure]:
             axes, {comparison.rows[i].label: points[i] for i in points if i < len(COLOURS)}
         )
         yield figure
+
+
+def pareto_front(
+    points: Iterable[tuple[float, float]], cost: Measure, metric: Measure
+) -> list[tuple[float, float]]:
+    """Return the points of cost and quality that no other one beats in both, from the cheapest."""
+    cheapest_first = sorted(points, key=lambda x: x[0], reverse=cost.better == "higher")
+    front: list[tuple[float, float]] = []
+    for point in cheapest_first:
+        gain = point[1] - front[-1][1] if front else 0.0
+        if not front or (gain and metric.improves(gain)):
+            if front and front[-1][0] == point[0]:
+                front.pop()
+            front.append(point)
+    return front
 
 
 def set_cost_axis(axes: Axes, cost: Measure, low: float, high: float) -> float:
