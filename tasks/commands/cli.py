@@ -63,6 +63,10 @@ def run_command(command: str, arguments: list[str]) -> None:
         from attention_zoo.zoo import unknown_name_message
 
         raise UserError(unknown_name_message("command", command, list(COMMANDS)))
+    elif command == "compare" and (suites := [x for x in arguments if x.startswith("suite=")]):
+        from attention_zoo.tasks.comparison.suite import run_suite
+
+        run_suite(suites[-1].partition("=")[2], arguments)
     elif command in COMPOSED:
         run_composed(command, arguments)
     else:

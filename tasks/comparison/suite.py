@@ -1,0 +1,81 @@
+"""`attention-zoo compare suite=NAME`: the same comparison on every benchmark of a suite."""
+
+import subprocess
+import sys
+from collections.abc import Sequence
+from datetime import datetime
+from importlib.resources import files
+from pathlib import Path
+
+from omegaconf import OmegaConf
+from rich.console import Console
+
+from attention_zoo.errors import UserError
+from attention_zoo.tasks.configuration.overrides import override_values
+from attention_zoo.tasks.views.console import print_line
+from attention_zoo.tasks.views.tables import Table, print_table
+from attention_zoo.zoo import unknown_name_message
+
+SUITES = files("attention_zoo.tasks") / "comparison/suites"
+SWEEP_DIR = "hydra.sweep.dir"
+
+
+def run_suite(suite: str, arguments: Sequence[str]) -> None:
+    """Run a comparison on each benchmark of a suite, in a process and a folder of its own.
+
+    One that fails does not stop the others; the same command with the same `hydra.sweep.dir` goes
+    on. `budget` is that of each benchmark.
+
+    Raises:
+        UserError: there is no such suite, an option belongs to its benchmarks, or one has failed.
+    """
+    benchmarks = read_suite(suite)
+    options = override_values([x for x in arguments if "=" in x])
+    for overrides in benchmarks.values():
+        for name in override_values(overrides):
+            if name in options:
+                raise UserError(
+                    f"suite={suite} chooses {name} itself, got {name}={options[name]}; leave it out."
+                )
+    others = [x for x in arguments if x.partition("=")[0] not in ("suite", SWEEP_DIR)]
+    default = f"logs/suites/{suite}/{datetime.now():%Y-%m-%d_%H-%M-%S-%f}"
+    folder = Path(options.get(SWEEP_DIR, default).strip("'\""))
+    console, codes = Console(), {}
+    for number, (benchmark, overrides) in enumerate(benchmarks.items(), start=1):
+        console.rule(f"{number} of {len(benchmarks)}: {benchmark}", align="left")
+        place = f"{SWEEP_DIR}='{folder / benchmark}'"
+        command = [sys.executable, "-m", "attention_zoo", "compare", *overrides, *others, place]
+        codes[benchmark] = subprocess.run(command, check=False).returncode
+    rows = [
+        [name, f"exit code {code}" if code else "done", str(folder / name)]
+        for name, code in codes.items()
+    ]
+    print_table(console, Table(f"Suite {suite}", ["benchmark", "outcome", "folder"], rows, "lll"))
+    if failed := [name for name, code in codes.items() if code]:
+        raise UserError(
+            f"{len(failed)} of {len(codes)} comparisons failed: {', '.join(failed)}. The same "
+            f"command with {SWEEP_DIR}={folder} goes on."
+        )
+    print_line(console, f"Suite: {folder}")
+
+
+def list_suites() -> list[str]:
+    """Return the names of the suites of this package."""
+    return sorted(Path(x.name).stem for x in SUITES.iterdir())
+
+
+def read_suite(suite: str) -> dict[str, list[str]]:
+    """Return the overrides that make each benchmark of a suite, by its name.
+
+    A suite is a file: one of this package, by its name, or another one, by its path.
+    """
+    file = Path(suite) if suite.endswith(".yaml") else SUITES / f"{suite}.yaml"
+    if not file.is_file():
+        raise UserError(unknown_name_message("suite", suite, list_suites()))
+    contents = OmegaConf.to_container(OmegaConf.create(file.read_text(encoding="utf-8")))
+    if not isinstance(contents, dict) or not all(isinstance(x, str) for x in contents.values()):
+        raise UserError(
+            f"a suite has a name and its overrides in each line, such as `parity: "
+            f"experiment=parity`; {suite} has something else."
+        )
+    return {str(name): line.split() for name, line in contents.items()}

@@ -1,0 +1,68 @@
+"""Suites of benchmarks, with comparisons that train nothing."""
+
+import subprocess
+
+import pytest
+from hydra import compose, initialize_config_module
+
+from attention_zoo.errors import UserError
+from attention_zoo.tasks.comparison.suite import list_suites, read_suite, run_suite
+from attention_zoo.tasks.configuration.composition import register_plugins
+
+BENCHMARKS = [(suite, name) for suite in list_suites() for name in read_suite(suite)]
+
+
+@pytest.fixture
+def launched(monkeypatch):
+    """The arguments of the comparisons that a suite starts; the exit code of each is in `codes`."""
+    commands, codes = [], {}
+
+    def run(command, check):
+        commands.append(command[4:])
+        return subprocess.CompletedProcess(command, codes.get(len(commands), 0))
+
+    monkeypatch.setattr(subprocess, "run", run)
+    return commands, codes
+
+
+@pytest.mark.parametrize(("suite", "name"), BENCHMARKS)
+def test_every_benchmark_composes(suite, name):
+    register_plugins("compare")
+    with initialize_config_module("attention_zoo.conf", version_base="1.3"):
+        assert compose("train", overrides=read_suite(suite)[name]).trainer.max_steps > 0
+
+
+def test_each_benchmark_is_compared_in_a_folder_of_its_own(launched, tmp_path):
+    commands, _ = launched
+    arguments = ["suite=small", "attention=multi_head,linear", f"hydra.sweep.dir={tmp_path}"]
+    run_suite("small", [*arguments, "--dry-run"])
+    suite = read_suite("small")
+    assert len(commands) == len(suite)
+    for command, (name, overrides) in zip(commands, suite.items(), strict=True):
+        expected = [*overrides, "attention=multi_head,linear", "--dry-run"]
+        assert command == [*expected, f"hydra.sweep.dir='{tmp_path / name}'"]
+
+
+def test_a_comparison_that_fails_does_not_stop_the_others(launched, tmp_path):
+    commands, codes = launched
+    codes[1] = 2
+    first = next(iter(read_suite("small")))
+    with pytest.raises(UserError, match=f"1 of .* comparisons failed: {first}. The same command"):
+        run_suite("small", ["suite=small", "attention=a,b", f"hydra.sweep.dir={tmp_path}"])
+    assert len(commands) == len(read_suite("small"))
+
+
+def test_a_suite_may_be_a_file_of_the_user(tmp_path):
+    file = tmp_path / "mine.yaml"
+    file.write_text("short: data=copy model=tiny\n")
+    assert read_suite(str(file)) == {"short": ["data=copy", "model=tiny"]}
+    file.write_text("short: [1]\n")
+    with pytest.raises(UserError, match="a name and its overrides in each line"):
+        read_suite(str(file))
+
+
+def test_what_the_benchmarks_decide_is_refused():
+    with pytest.raises(UserError, match="suite=small chooses experiment itself, got experiment=x"):
+        run_suite("small", ["suite=small", "experiment=x"])
+    with pytest.raises(UserError, match="suite"):
+        run_suite("smal", ["suite=smal"])
