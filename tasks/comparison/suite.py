@@ -35,7 +35,7 @@ def run_suite(suite: str, arguments: Sequence[str]) -> None:
         for name in override_values(overrides):
             if name in options:
                 raise UserError(
-                    f"suite={suite} chooses {name} itself, got {name}={options[name]}; leave it out."
+                    f"suite={suite} chooses {name} itself, got {name}={options[name]}."
                 )
     others = [x for x in arguments if x.partition("=")[0] not in ("suite", SWEEP_DIR)]
     default = f"logs/suites/{suite}/{datetime.now():%Y-%m-%d_%H-%M-%S-%f}"
