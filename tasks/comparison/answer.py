@@ -1,12 +1,13 @@
 """The answer of a comparison, on the console and as a page."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from markupsafe import Markup
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+from omegaconf import DictConfig
 from rich.console import Console
 from rich.text import Text
 
@@ -30,6 +31,7 @@ from attention_zoo.tasks.comparison.scaling import (
     scaling_table,
     size_of_runs,
 )
+from attention_zoo.tasks.comparison.scoreboard import add_results, write_page
 from attention_zoo.tasks.views.charts import figure_svg, svg_settings
 from attention_zoo.tasks.views.console import print_line
 from attention_zoo.tasks.views.tables import Cell, Table, csv_text, print_table
@@ -38,11 +40,18 @@ CONFIRM = "confirm"  # the folder of the runs that the answer is about
 
 
 def answer(
-    folder: Path, candidates: Sequence[Candidate], reference: str | None, console: Console
+    folder: Path,
+    candidates: Sequence[Candidate],
+    schedule: Mapping[str, Any],
+    config: DictConfig,
+    console: Console,
 ) -> None:
-    """Compare the runs that confirm the best rates; print the answer and write it into files."""
+    """Compare the runs that confirm the best rates; print the answer and write it into files.
+
+    `schedule` is how all candidates were tuned and trained, for a scoreboard.
+    """
     runs = find_runs([folder / CONFIRM])
-    comparisons = [*compare_widths(runs, candidates, reference)]
+    comparisons = [*compare_widths(runs, candidates, config.reference)]
     for comparison in comparisons:
         run_tests(comparison, lambda: None)
     tuning = Finding(
@@ -66,6 +75,14 @@ def answer(
     print_report(console, comparisons, runs)
     for name in files:
         print_line(console, str(folder / name))
+    if config.scoreboard is not None:
+        choices = config.hydra.runtime.choices
+        benchmark = config.benchmark or choices.get("experiment") or choices["data"]
+        scoreboard = Path(config.scoreboard)
+        for candidate in candidates:
+            trained = [x for x in runs_of(candidate, runs) if x.outcome == "trained"]
+            add_results(scoreboard, Path(benchmark).name, candidate, trained, schedule)
+        print_line(console, str(write_page(scoreboard)))
 
 
 def compare_widths(

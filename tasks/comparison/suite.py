@@ -34,17 +34,15 @@ def run_suite(suite: str, arguments: Sequence[str]) -> None:
     for overrides in benchmarks.values():
         for name in override_values(overrides):
             if name in options:
-                raise UserError(
-                    f"suite={suite} chooses {name} itself, got {name}={options[name]}."
-                )
+                raise UserError(f"suite={suite} chooses {name} itself, got {name}={options[name]}.")
     others = [x for x in arguments if x.partition("=")[0] not in ("suite", SWEEP_DIR)]
     default = f"logs/suites/{suite}/{datetime.now():%Y-%m-%d_%H-%M-%S-%f}"
     folder = Path(options.get(SWEEP_DIR, default).strip("'\""))
     console, codes = Console(), {}
     for number, (benchmark, overrides) in enumerate(benchmarks.items(), start=1):
         console.rule(f"{number} of {len(benchmarks)}: {benchmark}", align="left")
-        place = f"{SWEEP_DIR}='{folder / benchmark}'"
-        command = [sys.executable, "-m", "attention_zoo", "compare", *overrides, *others, place]
+        place = [f"benchmark={benchmark}", f"{SWEEP_DIR}='{folder / benchmark}'"]
+        command = [sys.executable, "-m", "attention_zoo", "compare", *overrides, *others, *place]
         codes[benchmark] = subprocess.run(command, check=False).returncode
     rows = [
         [name, f"exit code {code}" if code else "done", str(folder / name)]

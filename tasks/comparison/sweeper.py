@@ -7,6 +7,7 @@ with a comparison that was cut off.
 import json
 import math
 from collections.abc import Iterable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -97,7 +98,7 @@ class ComparisonSweeper(Sweeper):
         candidates = self.create_candidates(arguments)
         self.measure(candidates)
         trained = [x for x in candidates if x.cost is not None]
-        if len(trained) < 2:
+        if len(trained) < min(2, len(candidates)):
             reasons = "; ".join(f"{x.label}: {x.reason}" for x in candidates if x.reason)
             raise UserError(f"compare needs two candidates that train. {reasons}")
         steps = self.plan(trained)
@@ -108,7 +109,8 @@ class ComparisonSweeper(Sweeper):
         # Imported here, as pictures need matplotlib.
         from attention_zoo.tasks.comparison.answer import answer
 
-        answer(self.folder, trained, self.config.reference, self.console)
+        schedule = {**asdict(self.schedule), "steps": steps, "rate_factor": self.config.rate_factor}
+        answer(self.folder, trained, schedule, self.config, self.console)
 
     def create_candidates(self, arguments: list[str]) -> list[Candidate]:
         """Return a candidate for each combination of what the overrides sweep over."""
@@ -122,7 +124,8 @@ class ComparisonSweeper(Sweeper):
                 )
         options = [x for x in parsed if x.get_key_element() not in self.own_options]
         (combinations,) = BasicSweeper.split_arguments(options, None)
-        if len(combinations) < 2:
+        # A scoreboard compares it with others.
+        if len(combinations) < 2 and self.config.scoreboard is None:
             raise UserError(
                 "compare needs two candidates or more, such as attention=multi_head,linear, got "
                 f"{' '.join(arguments) or 'no option with several values'}."

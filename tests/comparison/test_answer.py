@@ -1,15 +1,22 @@
 """The answer of a comparison, from runs with figures made up."""
 
 import io
+import math
+import shutil
+from statistics import fmean, stdev
 
 import pytest
+from omegaconf import OmegaConf
 from rich.console import Console
 
 from attention_zoo.tasks.comparison.answer import answer, describe_tuning
 from attention_zoo.tasks.comparison.candidate import Candidate
+from attention_zoo.tasks.comparison.scoreboard import read_scores, score_table
 from tests.report.folders import write_job, write_run
 
 LOSSES = {0.001: 2.0, 0.003: 1.5, 0.01: 1.0, 0.03: 1.05, 0.1: 3.0}
+
+SCHEDULE = {"steps": 400, "trials": 7, "seeds": 3, "rate_factor": 3}
 
 
 def candidate(name, width=64, losses=LOSSES, later=None, label=None):
@@ -44,10 +51,12 @@ def write_runs(folder, candidates, skills):
 def answered(tmp_path):
     """What is printed, and what the folder has then."""
 
-    def run(candidates, skills, reference=None):
+    def run(candidates, skills, **options):
         write_runs(tmp_path, candidates, skills)
         console = Console(file=io.StringIO(), width=120)
-        answer(tmp_path, candidates, reference, console)
+        config = {"reference": None, "scoreboard": None, "benchmark": None} | options
+        config["hydra"] = {"runtime": {"choices": {"data": "phrases"}}}
+        answer(tmp_path, candidates, SCHEDULE, OmegaConf.create(config), console)
         return console.file.getvalue(), tmp_path
 
     return run
@@ -94,3 +103,33 @@ def test_the_width_of_the_range_of_good_rates_is_a_result():
     narrow = candidate("narrow", losses=LOSSES | {0.03: 1.5})
     (sentence,) = describe_tuning([narrow, candidate("wide")])
     assert "`narrow` (0.01 only) has the narrowest range and `wide` (0.01 to 0.03) the" in sentence
+
+
+def test_a_scoreboard_keeps_the_results_of_several_comparisons(answered, tmp_path):
+    board = tmp_path / "board"
+    later = {0.1: 0.5}
+    text, _ = answered([candidate("linear"), candidate("gated")], [0.5, 0.7], scoreboard=str(board))
+    assert str(board / "index.html") in text
+    shutil.rmtree(tmp_path / "confirm")
+    answered([candidate("edge", later=later)], [0.69], scoreboard=str(board), benchmark="phrases")
+    assert sorted(x.name for x in (board / "results" / "phrases").iterdir()) == [
+        *("edge", "gated", "linear")
+    ]
+    scores = read_scores(board)
+    table = score_table(scores)
+    cells = {row[0]: row[1] for row in table.rows}
+    assert table.columns == ["candidate", "phrases"]
+    assert cells["edge"].endswith("(not tuned)") and " ± " in cells["linear"]
+    assert cells["gated"].style == "good" and cells["linear"].style == ""
+    page = (board / "index.html").read_text()
+    assert "400" in page and "BLEU, higher is better" in page
+
+
+def test_an_interval_is_that_of_student(answered, tmp_path):
+    board = tmp_path / "board"
+    answered([candidate("linear"), candidate("gated")], [0.5, 0.7], scoreboard=str(board))
+    results = read_scores(board)["phrases"]["gated"].results
+    values = [x["test/bleu"] for x in results]
+    half = 4.3027 * stdev(values) / math.sqrt(3)
+    (cell,) = [row[1] for row in score_table(read_scores(board)).rows if row[0] == "gated"]
+    assert cell == f"{fmean(values):.2f} ± {half:.2f}"

@@ -40,6 +40,7 @@ def test_each_benchmark_is_compared_in_a_folder_of_its_own(launched, tmp_path):
     assert len(commands) == len(suite)
     for command, (name, overrides) in zip(commands, suite.items(), strict=True):
         expected = [*overrides, "attention=multi_head,linear", "--dry-run"]
+        expected.append(f"benchmark={name}")
         assert command == [*expected, f"hydra.sweep.dir='{tmp_path / name}'"]
 
 

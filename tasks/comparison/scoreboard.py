@@ -1,0 +1,157 @@
+"""A scoreboard: candidates by benchmarks, from results that comparisons have left in a folder.
+
+Each result is a file, `results/<benchmark>/<candidate>/<seed>.json`, so that a further comparison
+adds its rows, and the page is drawn from all of them.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from attention_zoo.tasks.analysis.report.comparison import Comparison, Row
+from attention_zoo.tasks.analysis.report.measures import QUALITY, Measure, standard_deviation
+from attention_zoo.tasks.analysis.report.runs import Run
+from attention_zoo.tasks.analysis.report.significance import run_tests
+from attention_zoo.tasks.comparison.candidate import Candidate
+from attention_zoo.tasks.comparison.scaling import t_quantile
+from attention_zoo.tasks.run_folder import read_json, replace_text
+from attention_zoo.tasks.views.pages import render_page
+from attention_zoo.tasks.views.tables import Cell, Table
+
+# Parts of results that the page does not need.
+LEFT_OUT = ("history", "lengths", "data", "versions")
+PAGE = "index.html"
+NO_RESULT = Cell("–", style="muted")
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What is kept of a candidate on a benchmark."""
+
+    results: list[dict[str, Any]]  # of each seed
+    schedule: dict[str, Any]  # how it was tuned and trained
+
+    @property
+    def is_tuned(self) -> bool:
+        """Return whether the best rate was not at the edge of those that were tried."""
+        return bool(self.schedule["is_tuned"])
+
+
+Scores = Mapping[str, Mapping[str, Entry]]  # by benchmark and candidate
+
+
+def add_results(
+    folder: Path,
+    benchmark: str,
+    candidate: Candidate,
+    runs: Sequence[Run],
+    schedule: Mapping[str, Any],
+) -> None:
+    """Keep the results of a candidate on a benchmark, in place of earlier ones."""
+    kept = folder / "results" / benchmark / candidate.label.replace("/", "_")
+    kept.mkdir(parents=True, exist_ok=True)
+    for file in kept.glob("*.json"):
+        file.unlink()
+    tuning = {**schedule, "rate": candidate.best_rate, "is_tuned": not candidate.is_at_edge}
+    for run in runs:
+        results = {key: x for key, x in run.results.items() if key not in LEFT_OUT}
+        contents = {"schedule": tuning, "overrides": list(run.overrides), "results": results}
+        replace_text(
+            kept / f"{run.seed}.json", json.dumps(contents, indent=1, sort_keys=True) + "\n"
+        )
+
+
+def read_scores(folder: Path) -> dict[str, dict[str, Entry]]:
+    """Return all that is kept in the folder of a scoreboard."""
+    scores: dict[str, dict[str, Entry]] = {}
+    for path in sorted((folder / "results").glob("*/*")):
+        files = [read_json(x) for x in sorted(path.glob("*.json"))]
+        if files:
+            entry = Entry([x["results"] for x in files], files[0]["schedule"])
+            scores.setdefault(path.parent.name, {})[path.name] = entry
+    return scores
+
+
+def write_page(folder: Path) -> Path:
+    """Draw the page of a scoreboard anew; return its path."""
+    scores = read_scores(folder)
+    page = render_page(
+        "analysis/report/scoreboard.html",
+        title="Scoreboard",
+        table=score_table(scores),
+        benchmarks=benchmark_table(scores),
+    )
+    replace_text(folder / PAGE, page)
+    return folder / PAGE
+
+
+def compare_entries(benchmark: str, entries: Mapping[str, Entry]) -> Comparison:
+    """Return the comparison of the candidates on a benchmark, the best first, with its tests."""
+    every = [results for entry in entries.values() for results in entry.results]
+    # Sentences are not kept, so scores are compared over seeds.
+    measures = [x for x in QUALITY if x.test is not None and all(x.key in each for each in every)]
+    metric = Measure(**{**vars(measures[0]), "test": "welch"})
+    rows = []
+    for name, entry in entries.items():
+        runs = [Run(Path(name), {}, results, (), "trained", "", None) for results in entry.results]
+        rows.append(Row({}, runs, label=name))
+    rows.sort(key=lambda row: row.mean(metric.key) or 0.0, reverse=metric.better == "higher")
+    comparison = Comparison(benchmark, rows, [metric], [], rows[0], False, [], "candidate")
+    run_tests(comparison, lambda: None)
+    return comparison
+
+
+def score_table(scores: Scores) -> Table:
+    """Return means with 95 % intervals; those that do not differ from the best are marked."""
+    comparisons = {name: compare_entries(name, entries) for name, entries in scores.items()}
+    candidates = sorted({name for entries in scores.values() for name in entries})
+    rows = []
+    for candidate in candidates:
+        cells = [
+            score_cell(comparisons[benchmark], candidate, entries[candidate])
+            if candidate in entries
+            else NO_RESULT
+            for benchmark, entries in scores.items()
+        ]
+        rows.append([candidate, *cells])
+    return Table("Scores", ["candidate", *scores], rows)
+
+
+def score_cell(comparison: Comparison, candidate: str, entry: Entry) -> Cell:
+    """Return the mean of a candidate, half the width of its 95 % interval, and what it lacks."""
+    metric = comparison.primary_metric
+    row = next(x for x in comparison.rows if x.label == candidate)
+    values, difference = row.values(metric.key), comparison.difference(row)
+    text = metric.format(fmean(values))
+    if len(values) > 1:
+        half = t_quantile(len(values) - 1) * standard_deviation(values) / len(values) ** 0.5
+        text += f" ± {metric.format(half)}"
+    if not entry.is_tuned:
+        text += " (not tuned)"
+    is_best = difference is None or not difference.significant
+    return Cell(text, fmean(values), "good" if is_best else "")
+
+
+def benchmark_table(scores: Scores) -> Table:
+    """Return what the benchmarks measure, and how long their candidates were tuned and trained."""
+    rows = []
+    for name, entries in scores.items():
+        metric = compare_entries(name, entries).primary_metric
+        schedules = [entry.schedule for entry in entries.values()]
+        texts = [
+            " and ".join(f"{x:,}" for x in sorted({each[key] for each in schedules}))
+            for key in ("steps", "trials")
+        ]
+        seeds = sorted({len(entry.results) for entry in entries.values()})
+        rows.append(
+            [
+                name,
+                f"{metric.title}, {metric.better} is better",
+                *texts,
+                " and ".join(map(str, seeds)),
+            ]
+        )
+    return Table("Benchmarks", ["benchmark", "measure", "steps", "trials", "seeds"], rows, "llrrr")
