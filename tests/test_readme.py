@@ -9,7 +9,8 @@ import pytest
 from hydra import compose, initialize_config_module
 
 from attention_zoo.tasks.commands.list import run
-from attention_zoo.tasks.configuration.composition import register_plugins
+from attention_zoo.tasks.comparison.suite import read_suite
+from attention_zoo.tasks.configuration.composition import parse_command, register_plugins
 from attention_zoo.tasks.configuration.group_overrides import complete_overrides
 from attention_zoo.tasks.configuration.overrides import split_arguments
 from tests.conformance.cases import mark_exhaustive
@@ -22,7 +23,9 @@ COMMANDS = sorted(
         command
         for document in (README, *ROOT.glob("docs/*.md"))
         for command in re.findall(
-            r"^attention-zoo train .*$", document.read_text().replace("\\\n", ""), re.MULTILINE
+            r"^attention-zoo (?:train|compare) .*$",
+            document.read_text().replace("\\\n", ""),
+            re.MULTILINE,
         )
     }
 )
@@ -44,10 +47,24 @@ def options_named_in(command: str) -> frozenset[str]:
     return frozenset({*flags, re.split(r"[=.@]", words[0])[0]})
 
 
+def compose_comparison(arguments: list[str]) -> None:
+    """Compose the first candidate of a comparison, or find its suite."""
+    if suites := [x.partition("=")[2] for x in arguments if x.startswith("suite=")]:
+        assert suites[0].endswith(".yaml") or read_suite(suites[0])
+        return
+    invocation = parse_command("compare", arguments)
+    values = [x.split(",")[0] for x in invocation.overrides if "=" in x]
+    with initialize_config_module("attention_zoo.conf", version_base="1.3"):
+        assert compose(invocation.config_name, overrides=values)
+
+
 @pytest.mark.parametrize(
     "command", mark_exhaustive((command, options_named_in(command)) for command in COMMANDS)
 )
 def test_training_commands_compose(command: str) -> None:
+    if command.startswith("attention-zoo compare"):
+        compose_comparison(shlex.split(command, comments=True)[2:])
+        return
     overrides, lines = split_arguments("train", shlex.split(command, comments=True)[2:])
     assert not lines
     register_plugins("train")

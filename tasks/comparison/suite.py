@@ -17,6 +17,8 @@ from attention_zoo.tasks.views.tables import Table, print_table
 from attention_zoo.zoo import unknown_name_message
 
 SUITES = files("attention_zoo.tasks") / "comparison/suites"
+# Options that every benchmark decides, by its experiment if not by name.
+DECIDED = ("experiment", "data", "task")
 SWEEP_DIR = "hydra.sweep.dir"
 
 
@@ -31,10 +33,9 @@ def run_suite(suite: str, arguments: Sequence[str]) -> None:
     """
     benchmarks = read_suite(suite)
     options = override_values([x for x in arguments if "=" in x])
-    for overrides in benchmarks.values():
-        for name in override_values(overrides):
-            if name in options:
-                raise UserError(f"suite={suite} chooses {name} itself, got {name}={options[name]}.")
+    decided = {*DECIDED, *(name for x in benchmarks.values() for name in override_values(x))}
+    for name in sorted(decided & options.keys()):
+        raise UserError(f"suite={suite} chooses {name} itself, got {name}={options[name]}.")
     others = [x for x in arguments if x.partition("=")[0] not in ("suite", SWEEP_DIR)]
     default = f"logs/suites/{suite}/{datetime.now():%Y-%m-%d_%H-%M-%S-%f}"
     folder = Path(options.get(SWEEP_DIR, default).strip("'\""))

@@ -17,6 +17,7 @@ from hydra.plugins.search_path_plugin import SearchPathPlugin
 from omegaconf import OmegaConf
 
 from attention_zoo.errors import UserError
+from attention_zoo.tasks.commands.help import HELP_FLAGS
 from attention_zoo.tasks.comparison.sweeper import ComparisonSweeper
 from attention_zoo.tasks.configuration.group_overrides import (
     check_group_overrides,
@@ -85,7 +86,9 @@ def parse_command(command: str, arguments: Sequence[str]) -> Invocation:
     change it as they changed the training.
     """
     if command == "compare":
-        arguments = ["dry_run=true" if x == "--dry-run" else x for x in arguments]
+        # The help is that of one run.
+        asked = [x for x in arguments if x in HELP_FLAGS]
+        arguments = asked or ["dry_run=true" if x == "--dry-run" else x for x in arguments]
     overrides, lines = split_arguments(command, arguments)
     refuse_renamed_options(overrides)
     overrides = quote_equals_signs(overrides)
@@ -98,7 +101,7 @@ def parse_command(command: str, arguments: Sequence[str]) -> Invocation:
         task = infer_task(overrides)
         overrides = overrides if task is None else [*overrides, task]
         overrides = complete_overrides(store_comparison_config(), overrides)
-        return Invocation(command, COMPARISON, overrides, inferred_task=task)
+        return Invocation(command, COMPARISON, ["-m", *overrides], inferred_task=task)
     if command == "train":
         overrides = expand_seeds(overrides)
         checkpoint = checkpoint_of_option("init_from", overrides)

@@ -63,7 +63,8 @@ def test_a_suite_may_be_a_file_of_the_user(tmp_path):
 
 
 def test_what_the_benchmarks_decide_is_refused():
-    with pytest.raises(UserError, match="suite=small chooses experiment itself, got experiment=x"):
-        run_suite("small", ["suite=small", "experiment=x"])
+    for name in ("experiment", "data", "task"):
+        with pytest.raises(UserError, match=f"suite=small chooses {name} itself, got {name}=x"):
+            run_suite("small", ["suite=small", f"{name}=x"])
     with pytest.raises(UserError, match="suite"):
         run_suite("smal", ["suite=smal"])

@@ -67,7 +67,7 @@ def compare(tmp_path, monkeypatch):
         with initialize_config_module("attention_zoo.conf", version_base="1.3"):
             loader = GlobalHydra.instance().config_loader()
             config = loader.load_configuration(
-                invocation.config_name, invocation.overrides, run_mode=RunMode.MULTIRUN
+                invocation.config_name, invocation.overrides[1:], run_mode=RunMode.MULTIRUN
             )
             launcher = Launcher(config, **launcher_options)
             monkeypatch.setattr(Plugins.instance(), "instantiate_launcher", lambda **_: launcher)
