@@ -38,7 +38,7 @@ def show_entry(arguments: list[str]) -> None:
     (name,) = operands
     names = sorted([*ATTENTION, *POSITION])
     if name not in names:
-        raise UserError(unknown_name_message("entry", name, names))
+        raise UserError(unknown_name_message("attention or position", name, names))
     entry = POSITION[name] if name in list(POSITION) else ATTENTION[name]
     fields = asdict(card(name))
     rows = [(key.replace("_", " "), format_field(value)) for key, value in fields.items()]

@@ -14,11 +14,13 @@ from attention_zoo.tasks.configuration.composition import Invocation
 from attention_zoo.tasks.configuration.conf_files import list_choices
 from attention_zoo.tasks.configuration.group_overrides import compose_groups
 from attention_zoo.tasks.configuration.overrides import override_values
-from attention_zoo.zoo import unknown_name_message
+from attention_zoo.zoo import other_names, unknown_name_message
 
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 # Launchers that an extra of the package installs.
 LAUNCHER_EXTRAS = {"joblib": "joblib", "submitit_slurm": "slurm", "submitit_local": "slurm"}
+# Groups whose choices one may look for in another of them.
+RELATED_GROUPS = ("attention", "position", "stack")
 
 
 def explain_error(error: Exception, invocation: Invocation) -> Exception:
@@ -30,7 +32,7 @@ def explain_error(error: Exception, invocation: Invocation) -> Exception:
                 f"{group}={name} needs a package that is not installed; "
                 f"pip install 'attention-zoo[{LAUNCHER_EXTRAS[name]}]'."
             )
-        return UserError(unknown_name_message(group, name, list(error.options)))
+        return UserError(unknown_choice_message(group, name, list(error.options)))
     text = " ".join(str(error).split())
     if isinstance(error, HydraException) and (message := explain_hydra_message(text, invocation)):
         return UserError(message)
@@ -103,11 +105,20 @@ def explain_hydra_message(text: str, invocation: Invocation) -> str | None:
     if kept := re.search(r"Error merging override ~([^=]+)$", text):
         return f"{kept[1]} cannot be left out."
     if unloaded := re.search(r"Could not load '(\w+)/([^']+)'", text):
-        return unknown_name_message(unloaded[1], unloaded[2], list_choices(unloaded[1]))
+        return unknown_choice_message(unloaded[1], unloaded[2], list_choices(unloaded[1]))
     if group_name := re.search(r"but config group '(\S+)' does not exist", text):
         groups = [x.name for x in files("attention_zoo.conf").iterdir() if x.is_dir()]
         return unknown_name_message("group", group_name[1], sorted(set(groups) - {"__pycache__"}))
     return None
+
+
+def unknown_choice_message(group: str, name: str, choices: list[str]) -> str:
+    """Return the message for an unknown choice of a group; it may be one of a related group."""
+    for other in RELATED_GROUPS:
+        names = dict(other_names(other)) | {x: x for x in list_choices(other)}
+        if group in RELATED_GROUPS and name in names and name not in dict(other_names(group)):
+            return f"{name} is no choice of {group}, but of {other}: give {other}={names[name]}."
+    return unknown_name_message(group, name, choices)
 
 
 def documented_form(name: str, invocation: Invocation) -> str:

@@ -93,6 +93,11 @@ stack=hybrid stack.pattern=a position=alibi position@stack.a.position=none | no 
 stack=[hybrid,uniform] | stack takes one choice
 stack.pattern=aab | choose stack=hybrid
 stack=gemma4 | Did you mean gemma3
+attention=mamba2 | It is called state_space_dual here
+stack=hybrid attention@stack.a=gdn | It is called gated_delta here
+position=t5 | It is called t5_bias here
+attention=rope | no choice of attention, but of position: give position=rotary
+attention=gemma3 | give stack=gemma3
 model.heads=0 | model.heads must be at least 1
 model.heads=3 | heads
 model.activation=foo | relu_squared

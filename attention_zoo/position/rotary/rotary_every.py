@@ -11,6 +11,7 @@ from attention_zoo.zoo import POSITION
 
 @POSITION.register(
     name="rotary_every",
+    also_called=("rnope", "irope"),
     paper="Yang et al. 2025, arXiv 2501.18795",
     equation="rotary, but in the layers N, 2N, … q_t·k_s without positions",
     reference="transformers SmolLM3Attention",
