@@ -3,6 +3,7 @@
 import errno
 import re
 from importlib.resources import files
+from typing import Any
 
 from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException
 from omegaconf import OmegaConf, open_dict
@@ -14,6 +15,7 @@ from attention_zoo.tasks.configuration.composition import Invocation
 from attention_zoo.tasks.configuration.conf_files import list_choices
 from attention_zoo.tasks.configuration.group_overrides import compose_groups
 from attention_zoo.tasks.configuration.overrides import override_values
+from attention_zoo.tasks.configuration.stacks import kinds_of
 from attention_zoo.zoo import other_names, unknown_name_message
 
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -112,12 +114,24 @@ def explain_hydra_message(text: str, invocation: Invocation) -> str | None:
     return None
 
 
+def unknown_node_message(name: str, config: Any) -> str:
+    """Return the message for a group that is chosen for a node that takes none of it."""
+    group, _, node = name.partition("@")
+    kinds = kinds_of(config.get("stack") or {})
+    nodes = [x for x in config if str(x).endswith("_attention")] if group == "attention" else []
+    if group in ("attention", "position"):
+        nodes += [f"stack.{x}{'.position' if group == 'position' else ''}" for x in kinds]
+    choices = [group, *(f"{group}@{x}" for x in nodes)]
+    remedy = " Choose stack=hybrid, or a layout, too." if node[:6] == "stack." and not kinds else ""
+    return f"There is no node {node} to choose {group} for.{remedy} Choices: {', '.join(choices)}."
+
+
 def unknown_choice_message(group: str, name: str, choices: list[str]) -> str:
     """Return the message for an unknown choice of a group; it may be one of a related group."""
     for other in RELATED_GROUPS:
         names = dict(other_names(other)) | {x: x for x in list_choices(other)}
         if group in RELATED_GROUPS and name in names and name not in dict(other_names(group)):
-            return f"{name} is no choice of {group}, but of {other}: give {other}={names[name]}."
+            return f"There is no {group} {name!r}, but there is {other}={names[name]}."
     return unknown_name_message(group, name, choices)
 
 
@@ -139,6 +153,11 @@ def unknown_option_message(name: str, invocation: Invocation) -> str:
     if name == "output" and invocation.command in ("translate", "generate"):
         return f"{invocation.command} prints its lines: write them into a file with > FILE."
     composed = compose_groups(invocation.config_name, invocation.overrides, without=name)
+    if "@" in name:
+        return unknown_node_message(name, composed)
+    if re.fullmatch(r"stack\.[a-z](\.position)?", name):
+        group = "position" if name.endswith(".position") else "attention"
+        return f"{name} is chosen as a group; give {group}@{name}=NAME."
     if node in composed and OmegaConf.select(composed, node) is None:
         choice = f"attention@{node}" if node.endswith("_attention") else node
         return f"{node} has no options until it is chosen: {choice}=NAME {name}=VALUE"
