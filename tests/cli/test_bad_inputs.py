@@ -107,7 +107,7 @@ attention@stack.a=linear | Choose stack=hybrid, or a layout, too
 stack=hybrid attention@stack.c=linear model.layers=4 | no layer has the kind c
 stack=hybrid stack.encoder_pattern=3a | stack.encoder_pattern must be letters
 stack=hybrid stack.encoder_pattern=aaaaab model.encoder_layers=2 | give model.encoder_layers=6
-stack=hybrid stack.pattern=aA model.decoder_share_kv=[null,0] model.layers=4 | model.decoder_share_kv
+stack=hybrid stack.pattern=aA model.decoder_share_kv=[null,0] model.layers=4 | give one of them
 stack=hybrid stack.pattern=a+bA+B model.layers=4 | side by side
 model.heads=0 | model.heads must be at least 1
 model.heads=3 | heads
@@ -336,7 +336,7 @@ paths.run=x | hydra.run.dir=FOLDER
 hydra.sweep.subdir=x | sweep with -m
 hydra/launcher=processes | sweep with -m
 experiment=[parity,bar] | extrapolation
-callbacks=default callbacks.attention_maps.layers=[7] | layers of cross must be some of 1
+callbacks=default callbacks.attention_maps.layers=[7] | layers of cross must be some of 0
 callbacks=default callbacks.attention_maps.heads=[9] | heads of cross must be some of 1, 2
 callbacks=default callbacks.attention_maps.steps=[9] | steps must be among the 1
 """

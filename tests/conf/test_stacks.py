@@ -76,9 +76,7 @@ def test_a_pattern_that_cannot_be_read_is_refused(pattern):
 
 @pytest.mark.parametrize("pattern, needed", [("aaab", 4), ("a* b B*", 3), ("a*7 b", 8)])
 def test_a_pattern_longer_than_the_model_is_refused(pattern, needed):
-    with pytest.raises(
-        UserError, match=rf"the model 2; give model.layers={needed},"
-    ):
+    with pytest.raises(UserError, match=rf"the model 2; give model.layers={needed},"):
         expand_pattern(pattern, 2)
 
 

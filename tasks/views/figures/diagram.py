@@ -154,7 +154,7 @@ class _StackDrawing:
 
         single = group.first == group.last
         numbers = f"layer {group.first}" if single else f"layers {group.first}–{group.last}"
-        number = f"× {group.last}" if is_only else numbers
+        number = f"× {group.last + 1}" if is_only else numbers
         size = style.HEADING_SIZE if is_only else style.LABEL_SIZE
         x = self.x + self.outer * (_HALF_FRAME + 0.1)
         options: style.Options = {"x": x, "ha": "left" if self.outer > 0 else "right"}
@@ -251,7 +251,7 @@ def summarize_stack(
 def group_layers(stack: Encoder | Decoder) -> tuple[LayerGroup, ...]:
     """Group consecutive layers of a stack that have the same modules."""
     layers = []
-    for number, layer in enumerate(cast(Sequence[TransformerLayer], stack.layers), start=1):
+    for number, layer in enumerate(cast(Sequence[TransformerLayer], stack.layers)):
         sublayers = [x for x in layer.children() if isinstance(x, Sublayer)]
         summaries = (
             [summarize_parallel(*sublayers)]
@@ -315,7 +315,7 @@ def attention_facts(attention: Attention) -> list[str]:
         size = pluralize(convolutions[0].kernel_size, "token")
         facts.append(f"projections convolved over {size}")
     if any(projection.mixing is not None for projection in token_projections(attention)):
-        facts.append("mixes values of layer 1")
+        facts.append("mixes values of layer 0")
     if sites := position_sites(attention):
         acts_on = " and ".join(SITES[site] for site in sites)
         facts.append(f"{attention.position.card.name} on {acts_on}")
