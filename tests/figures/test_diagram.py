@@ -139,6 +139,14 @@ def test_what_extends_projections_is_a_fact_of_the_layers_that_have_it():
     assert facts == [(convolved,), (convolved, mixed)]
 
 
+def test_a_layer_that_reads_keys_and_values_names_the_layer():
+    options = {"attention": attention("multi_head"), "position": partial(create_position, "none")}
+    model = LanguageModel(**SIZES | options | {"layers": 4}, share_kv=[None, None, 1, 0])
+    groups = summarize_model(model)[0].layer_groups
+    facts = [group.sublayers[0].inside_residual[1].facts[1:] for group in groups]
+    assert facts == [(), *((f"reads keys and values of layer {x}",) for x in (1, 0))]
+
+
 @pytest.mark.parametrize(
     ("position", "options", "before", "inside"),
     [

@@ -54,6 +54,10 @@ class ModuleSummary(NamedTuple):
     facts: tuple[str, ...] = ()
 
 
+# Of a layer: whose keys and values its self-attention reads, and its cross-attention.
+KVSources = tuple[int | None, int | None]
+
+
 class SublayerSummary(NamedTuple):
     """A sublayer: the modules inside its residual connection and those after it, in order."""
 
@@ -253,28 +257,32 @@ def group_layers(stack: Encoder | Decoder) -> tuple[LayerGroup, ...]:
     layers = []
     for number, layer in enumerate(cast(Sequence[TransformerLayer], stack.layers)):
         sublayers = [x for x in layer.children() if isinstance(x, Sublayer)]
+        sources = stack.kv_sources[number]
         summaries = (
-            [summarize_parallel(*sublayers)]
+            [summarize_parallel(*sublayers, sources)]
             if layer.is_parallel
-            else [summarize_sublayer(x) for x in sublayers]
+            else [summarize_sublayer(x, sources) for x in sublayers]
         )
         layers.append(LayerGroup(number, number, count_parameters(layer), tuple(summaries)))
     groups = [list(group) for _, group in groupby(layers, key=lambda layer: layer[2:])]
     return tuple(group[0]._replace(last=group[-1].last) for group in groups)
 
 
-def summarize_sublayer(sublayer: Sublayer) -> SublayerSummary:
+def summarize_sublayer(sublayer: Sublayer, kv_sources: KVSources) -> SublayerSummary:
     """Summarize a sublayer, with its norm where the model has it."""
     if isinstance(sublayer, AttentionSublayer):
-        module, reads_memory = summarize_attention(sublayer.branches), sublayer.role == "cross"
+        reads_memory = sublayer.role == "cross"
+        module = summarize_attention(sublayer.branches, kv_sources[reads_memory])
     else:
         module, reads_memory = summarize_feed_forward(cast(FeedForward, sublayer)), False
     return surround_by_norms(sublayer, module, reads_memory=reads_memory)
 
 
-def summarize_parallel(attention: Sublayer, feed_forward: Sublayer) -> SublayerSummary:
+def summarize_parallel(
+    attention: Sublayer, feed_forward: Sublayer, kv_sources: KVSources
+) -> SublayerSummary:
     """Summarize attention and feed-forward that read the same norm, as one sublayer."""
-    first = summarize_attention(cast(AttentionSublayer, attention).branches)
+    first = summarize_attention(cast(AttentionSublayer, attention).branches, kv_sources[0])
     second = summarize_feed_forward(cast(FeedForward, feed_forward))
     both = ModuleSummary(
         first.kind, f"{first.title} + {second.title}", (*first.facts, *second.facts)
@@ -296,11 +304,14 @@ def surround_by_norms(
     return SublayerSummary(*orders[sublayer.norm_order], reads_memory)
 
 
-def summarize_attention(branches: Sequence[Attention]) -> ModuleSummary:
+def summarize_attention(branches: Sequence[Attention], kv_source: int | None) -> ModuleSummary:
     """Summarize the attention of a layer, or several mechanisms that stand side by side."""
     role = branches[0].role
     title = "cross-attention" if role == "cross" else f"{role} self-attention"
-    return ModuleSummary("attention", title, (*chain(*map(attention_facts, branches)),))
+    facts = [*chain(*map(attention_facts, branches))]
+    if branches[0].reads_kv:
+        facts.append(f"reads keys and values of layer {kv_source}")
+    return ModuleSummary("attention", title, tuple(facts))
 
 
 def attention_facts(attention: Attention) -> list[str]:
