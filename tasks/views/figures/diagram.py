@@ -259,7 +259,7 @@ def group_layers(stack: Encoder | Decoder) -> tuple[LayerGroup, ...]:
         sublayers = [x for x in layer.children() if isinstance(x, Sublayer)]
         sources = stack.kv_sources[number]
         summaries = (
-            [summarize_parallel(*sublayers, sources)]
+            [summarize_parallel(sublayers[0], sublayers[1], sources)]
             if layer.is_parallel
             else [summarize_sublayer(x, sources) for x in sublayers]
         )
