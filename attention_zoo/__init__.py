@@ -57,7 +57,7 @@ def card(name: str) -> Card:
         return ATTENTION.card(name)
     if name in list(POSITION):
         return POSITION.card(name)
-    raise Unsupported(unknown_name_message("entry", name, [*ATTENTION, *POSITION]))
+    raise Unsupported(unknown_name_message("attention or position", name, [*ATTENTION, *POSITION]))
 
 
 def __getattr__(name: str) -> object:

@@ -7,6 +7,7 @@ command line, the tests, the tables and every refusal read it.
 import importlib
 import logging
 import pkgutil
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -38,20 +39,8 @@ SITES: dict[Site, str] = {
 BEFORE_ATTENTION: tuple[Site, ...] = ("positions", "embeddings")
 
 
-# Words of other libraries and papers, by which a user may look for a name of this one.
+# Names that options and choices have in other libraries; those of entries are on their cards.
 SYNONYMS = {
-    "rope": "rotary",
-    "mha": "multi_head",
-    "mqa": "multi_query",
-    "gqa": "grouped_query",
-    "mla": "multi_head_latent",
-    "swa": "sliding_window",
-    "nsa": "native_sparse",
-    "moba": "block_mixture",
-    "gta": "grouped_tied",
-    "moh": "mixture_of_heads",
-    "streaming_llm": "streaming",
-    "softmax": "multi_head",
     "adam": "adamw",
     "learning_rate": "lr",
     "epochs": "max_epochs",
@@ -74,13 +63,23 @@ SYNONYMS = {
 
 @dataclass(frozen=True, kw_only=True)
 class Card:
-    """What every entry declares."""
+    """What every entry declares.
+
+    Args:
+        name: on the command line, in configs and in Python.
+        also_called: its names elsewhere. They are no names here; a refusal of one gives `name`.
+        paper: authors, year, number and equation.
+        equation: in one line.
+        reference: the implementation that it is compared with, or `closed form`.
+        deviations: where the entry differs from its paper, and why.
+    """
 
     name: str
+    also_called: tuple[str, ...] = ()
     paper: str
     equation: str
     reference: str
-    deviations: str = ""  # where the entry differs from its paper, and why
+    deviations: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -201,11 +200,40 @@ def discover() -> tuple[str, ...]:
 
 
 def unknown_name_message(kind: str, name: str, legal: list[str]) -> str:
-    """Return the message for an unknown name: the nearest names, then all."""
-    synonym = SYNONYMS.get(str(name))
-    near = [synonym] if synonym in legal else get_close_matches(str(name), legal, n=3, cutoff=0.5)
-    hint = f" Did you mean {' or '.join(near)}?" if near else ""
+    """Return the message for an unknown name: what to write instead, then all choices."""
+    hint = ""
+    if called := [here for other, here in other_names(kind) if spell(other) == spell(name)]:
+        hint = f" It is called {' or '.join(called)} here."
+    elif near := nearest_names(kind, name, legal):
+        hint = f" Did you mean {' or '.join(near)}?"
     return f"There is no {kind} {short_repr(name)}.{hint} Choices: {', '.join(legal)}."
+
+
+def nearest_names(kind: str, name: str, legal: list[str]) -> list[str]:
+    """Return at most three legal names for a name that is none, nearest first."""
+    if SYNONYMS.get(name) in legal:
+        return [SYNONYMS[name]]
+    spelled = spell(name)
+    if alike := [x for x in legal if spell(x) == spelled]:
+        return alike
+    if near := get_close_matches(spelled, [spell(x) for x in legal], n=3, cutoff=0.65):
+        return [x for close in near for x in legal if spell(x) == close]
+    others = other_names(kind)
+    near = get_close_matches(spelled, [spell(x) for x, _ in others], n=3, cutoff=0.8)
+    return [*dict.fromkeys(here for close in near for x, here in others if spell(x) == close)]
+
+
+def other_names(kind: str) -> list[tuple[str, str]]:
+    """Return what entries of a kind, such as `attention`, are called elsewhere, and here."""
+    registries = [x for x in (ATTENTION, POSITION) if x.kind in kind.split(" or ")]
+    cards = [x.card(name) for x in registries for name in x]
+    return [(other, card.name) for card in cards for other in card.also_called]
+
+
+def spell(name: str) -> str:
+    """Return the letters and digits of a name, without a last word that says its kind."""
+    letters = re.sub(r"[\W_]", "", str(name).lower())
+    return re.sub(r"(?<=.)(attention|embeddings?|encoding|positions?)$", "", letters) or str(name)
 
 
 def check_pair(attention: AttentionCard, role: Role, position: PositionCard | None = None) -> None:

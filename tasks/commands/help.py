@@ -35,7 +35,7 @@ COMMANDS = {
     "generate": Command("Continue prompts with a checkpoint", f"{FROM_CHECKPOINT} [LINE …]"),
     "list": Command("Print the mechanisms and encodings of the zoo as tables", "[name=value …]"),
     "show": Command(
-        "Print the card of a mechanism or an encoding, or the layers of a stack",
+        "Print the card of a mechanism or an encoding, or the layers of a model",
         "NAME | stack=NAME [name=value …] [output=stack.png]",
     ),
     "report": Command("Compare runs and sweeps", "FOLDER … [name=value …]"),

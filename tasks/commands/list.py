@@ -28,15 +28,17 @@ OPTIONS = {
     "output=FILE": "Write the Markdown between the marks in this file.",
 }
 FORMATS = ("table", "markdown")
-FULL_WIDTH = 158  # characters of a line with all columns
-WIDTH_TO_SHOW = {"paper": 116, "cache": FULL_WIDTH}  # narrower terminals lack these columns
-MAX_WIDTH = {"paper": 26, "cache": 40}
+FULL_WIDTH = 178  # characters of a line with all columns
+# Narrower terminals lack these columns.
+WIDTH_TO_SHOW = {"paper": 116, "cache": 158, "also called": FULL_WIDTH}
+MAX_WIDTH = {"paper": 26, "cache": 40, "also called": 18}
 # The size of the model whose cache is measured: one layer of the base model, in float32.
 DIM, HEADS, TOKENS, BYTES = 512, 8, 1024, 4
 ROLE_LETTERS = {"causal": "C", "global": "G", "cross": "X"}
 MASK_LETTERS = {"key_mask": "p", "segment_ids": "s", "window": "w"}
 SITE_LETTERS = dict(zip(SITES, "PEHWLSCV", strict=True))
 LEGEND = (
+    "- Also called: names elsewhere; the options take the name in the first column.\n"
     "- Roles: C causal self-attention, G global self-attention, X cross-attention.\n"
     "- Masks beside that of the role: p padded keys, s packed sequences, w window.\n"
     "- Positions act on: P positions; E embeddings; H queries and keys; W queries and keys, which "
@@ -102,11 +104,12 @@ def print_zoo() -> None:
 
 def attention_table() -> Table:
     """Return a table of the attention mechanisms."""
-    columns = ["attention", "paper", "roles", "masks", "positions", "time"]
+    columns = ["attention", "also called", "paper", "roles", "masks", "positions", "time"]
     columns += ["a token", "a sequence", "growth", "cache"]
     rows = [
         (
             card.name,
+            ", ".join(card.also_called),
             card.paper,
             letters(card.roles, ROLE_LETTERS),
             letters(card.masks, MASK_LETTERS),
@@ -116,16 +119,23 @@ def attention_table() -> Table:
         )
         for card in map(ATTENTION.card, ATTENTION)
     ]
-    return Table("Attention", columns, rows, "llllllrrll")
+    return Table("Attention", columns, rows, "lllllllrrll")
 
 
 def position_table() -> Table:
     """Return a table of the positional encodings."""
     rows = [
-        (x.name, x.paper, letters(x.acts, SITE_LETTERS), letters(x.roles, ROLE_LETTERS))
-        for x in map(POSITION.card, POSITION)
+        (
+            card.name,
+            ", ".join(card.also_called),
+            card.paper,
+            letters(card.acts, SITE_LETTERS),
+            letters(card.roles, ROLE_LETTERS),
+        )
+        for card in map(POSITION.card, POSITION)
     ]
-    return Table("Position", ["position", "paper", "acts on", "roles"], rows, "llll")
+    columns = ["position", "also called", "paper", "acts on", "roles"]
+    return Table("Position", columns, rows, "lllll")
 
 
 def letters(words: Iterable[str], alphabet: Mapping[Any, str]) -> str:

@@ -1,4 +1,4 @@
-"""`attention-zoo show`: print the card of an entry of the zoo, or the layers of a stack."""
+"""`attention-zoo show`: print the card of an entry of the zoo, or the layers of a model."""
 
 import inspect
 from collections.abc import Iterator
@@ -13,6 +13,8 @@ from rich.console import Console
 from attention_zoo import card
 from attention_zoo.errors import UserError
 from attention_zoo.tasks.commands.arguments import parse_arguments
+from attention_zoo.tasks.commands.help import COMMANDS, HELP_FLAGS
+from attention_zoo.tasks.configuration.conf_files import list_choices
 from attention_zoo.tasks.run_folder import refuse_unwritable
 from attention_zoo.tasks.views.tables import Table, print_table
 from attention_zoo.zoo import ATTENTION, POSITION, unknown_name_message
@@ -21,11 +23,14 @@ TOKENS, BYTES = 1024, 4  # the length whose decode state is counted, in float32
 
 
 def run(arguments: list[str]) -> None:
-    """Print the card, the options and the documentation of an entry; or the layers of a stack."""
-    if any(x.startswith("stack=") for x in arguments):
-        show_stack(arguments)
-    else:
+    """Print the card, the options and the documentation of an entry; or the layers of a model."""
+    names = [x for x in arguments if "=" not in x]
+    if len(names) == len(arguments) or HELP_FLAGS & {*names}:
         show_entry(arguments)
+    elif names:
+        raise UserError(f"show takes only {COMMANDS['show'].usage}, got {names[0]!r}.")
+    else:
+        show_stack(arguments)
 
 
 def show_entry(arguments: list[str]) -> None:
@@ -37,8 +42,10 @@ def show_entry(arguments: list[str]) -> None:
         raise UserError(f"show takes one NAME, got {' '.join(operands)}.")
     (name,) = operands
     names = sorted([*ATTENTION, *POSITION])
+    if name in list_choices("stack"):
+        raise UserError(f"{name} is a stack: attention-zoo show stack={name} prints its layers.")
     if name not in names:
-        raise UserError(unknown_name_message("entry", name, names))
+        raise UserError(unknown_name_message("attention or position", name, names))
     entry = POSITION[name] if name in list(POSITION) else ATTENTION[name]
     fields = asdict(card(name))
     rows = [(key.replace("_", " "), format_field(value)) for key, value in fields.items()]
@@ -120,7 +127,8 @@ def layer_rows(layers: list[Any], sources: list[int | None], heads: int) -> Iter
     """
     described = [
         [
-            "+".join(branch.path.rpartition(".")[2] for branch in layer),
+            # An attention that all layers have is of no kind.
+            "+".join(x.path.removeprefix("stack.") if "." in x.path else "—" for x in layer),
             " + ".join(describe_node("attention", branch.attention, heads) for branch in layer),
             " + ".join(describe_node("position", branch.position, heads) for branch in layer),
         ]

@@ -3,6 +3,7 @@
 import errno
 import re
 from importlib.resources import files
+from typing import Any
 
 from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException
 from omegaconf import OmegaConf, open_dict
@@ -14,11 +15,14 @@ from attention_zoo.tasks.configuration.composition import Invocation
 from attention_zoo.tasks.configuration.conf_files import list_choices
 from attention_zoo.tasks.configuration.group_overrides import compose_groups
 from attention_zoo.tasks.configuration.overrides import override_values
-from attention_zoo.zoo import unknown_name_message
+from attention_zoo.tasks.configuration.stacks import kinds_of
+from attention_zoo.zoo import other_names, unknown_name_message
 
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 # Launchers that an extra of the package installs.
 LAUNCHER_EXTRAS = {"joblib": "joblib", "submitit_slurm": "slurm", "submitit_local": "slurm"}
+# Groups whose choices one may look for in another of them.
+RELATED_GROUPS = ("attention", "position", "stack")
 
 
 def explain_error(error: Exception, invocation: Invocation) -> Exception:
@@ -30,7 +34,7 @@ def explain_error(error: Exception, invocation: Invocation) -> Exception:
                 f"{group}={name} needs a package that is not installed; "
                 f"pip install 'attention-zoo[{LAUNCHER_EXTRAS[name]}]'."
             )
-        return UserError(unknown_name_message(group, name, list(error.options)))
+        return UserError(unknown_choice_message(group, name, list(error.options)))
     text = " ".join(str(error).split())
     if isinstance(error, HydraException) and (message := explain_hydra_message(text, invocation)):
         return UserError(message)
@@ -103,11 +107,32 @@ def explain_hydra_message(text: str, invocation: Invocation) -> str | None:
     if kept := re.search(r"Error merging override ~([^=]+)$", text):
         return f"{kept[1]} cannot be left out."
     if unloaded := re.search(r"Could not load '(\w+)/([^']+)'", text):
-        return unknown_name_message(unloaded[1], unloaded[2], list_choices(unloaded[1]))
+        return unknown_choice_message(unloaded[1], unloaded[2], list_choices(unloaded[1]))
     if group_name := re.search(r"but config group '(\S+)' does not exist", text):
         groups = [x.name for x in files("attention_zoo.conf").iterdir() if x.is_dir()]
         return unknown_name_message("group", group_name[1], sorted(set(groups) - {"__pycache__"}))
     return None
+
+
+def unknown_node_message(name: str, config: Any) -> str:
+    """Return the message for a group that is chosen for a node that takes none of it."""
+    group, _, node = name.partition("@")
+    kinds = kinds_of(config.get("stack") or {})
+    nodes = [x for x in config if str(x).endswith("_attention")] if group == "attention" else []
+    if group in ("attention", "position"):
+        nodes += [f"stack.{x}{'.position' if group == 'position' else ''}" for x in kinds]
+    choices = [group, *(f"{group}@{x}" for x in nodes)]
+    remedy = " Choose stack=hybrid, or a layout, too." if node[:6] == "stack." and not kinds else ""
+    return f"There is no node {node} to choose {group} for.{remedy} Choices: {', '.join(choices)}."
+
+
+def unknown_choice_message(group: str, name: str, choices: list[str]) -> str:
+    """Return the message for an unknown choice of a group; it may be one of a related group."""
+    for other in RELATED_GROUPS:
+        names = dict(other_names(other)) | {x: x for x in list_choices(other)}
+        if group in RELATED_GROUPS and name in names and name not in dict(other_names(group)):
+            return f"There is no {group} {name!r}, but there is {other}={names[name]}."
+    return unknown_name_message(group, name, choices)
 
 
 def documented_form(name: str, invocation: Invocation) -> str:
@@ -128,6 +153,11 @@ def unknown_option_message(name: str, invocation: Invocation) -> str:
     if name == "output" and invocation.command in ("translate", "generate"):
         return f"{invocation.command} prints its lines: write them into a file with > FILE."
     composed = compose_groups(invocation.config_name, invocation.overrides, without=name)
+    if "@" in name:
+        return unknown_node_message(name, composed)
+    if re.fullmatch(r"stack\.[a-z](\.position)?", name):
+        group = "position" if name.endswith(".position") else "attention"
+        return f"{name} is chosen as a group; give {group}@{name}=NAME."
     if node in composed and OmegaConf.select(composed, node) is None:
         choice = f"attention@{node}" if node.endswith("_attention") else node
         return f"{node} has no options until it is chosen: {choice}=NAME {name}=VALUE"

@@ -13,14 +13,16 @@ from attention_zoo.tasks.configuration.conf_files import TRAINING_LENGTH_OPTIONS
 from attention_zoo.tasks.configuration.option_checks import node_parameters
 from attention_zoo.tasks.configuration.overrides import override_values
 from attention_zoo.tasks.configuration.stacks import (
+    PATTERNS,
     ROLE_PATTERNS,
     Branch,
     branches_by_role,
-    expand_pattern,
+    check_kinds,
     is_mixed,
     kinds_of,
-    layer_count,
+    pattern_option,
     period,
+    role_elements,
     role_pattern,
 )
 from attention_zoo.tasks.run_folder import RunFolder
@@ -95,20 +97,23 @@ def resolve_stack(config: DictConfig, written: Mapping[str, str]) -> dict[str, s
     `position` that none has.
 
     Raises:
-        UserError: one of these two was written.
+        UserError: one of these two was written, or what else has no effect.
     """
     stack = config["stack"]
+    check_kinds(stack)
     patterns = {role: role_pattern(config, role) for role in task_spec(config).attention_roles}
     if not written.keys() & {"model.layers", "stack.pattern"}:
         own = [x for role, x in patterns.items() if f"stack.{ROLE_PATTERNS[role]}" not in written]
         needed = [period(x) for x in own if x is not None]
         config["model"]["layers"] = max([config["model"]["layers"], *needed])
+    refuse_unused_patterns(config, written)
     for role, pattern in patterns.items():
         if pattern is not None:
-            stack[ROLE_PATTERNS[role]] = expand_pattern(pattern, layer_count(config, role))
+            stack[ROLE_PATTERNS[role]] = role_elements(config, role)
     used = {x.path for x in chain(*branches_by_role(config).values())}
     for letter in kinds_of(stack):
         if f"stack.{letter}" not in used:
+            refuse_unused_kind(letter, written)
             stack[letter] = None
     choices = resolve_positions(config)
     without_effect = [] if "attention" in used else ["attention"]
@@ -117,15 +122,45 @@ def resolve_stack(config: DictConfig, written: Mapping[str, str]) -> dict[str, s
     ):
         without_effect.append("position")
     for group in without_effect:
-        if group in written:
-            kind = "stack.a.position" if group == "position" else "stack.a"
-            raise UserError(
-                f"{group}={written[group]} would have no effect, as each kind of layers has its "
-                f"own; give {group}@{kind}={written[group]}, and likewise for the other kinds."
-            )
+        for name in written:
+            if name == group or name.startswith(f"{group}."):
+                kind = "stack.a.position" if group == "position" else "stack.a"
+                instead = f"{group}@{kind}" if name == group else name.replace(group, kind, 1)
+                raise UserError(
+                    f"{name}={written[name]} would have no effect, as each kind of layers has its "
+                    f"own {group}; give {instead}={written[name]}, and likewise for the other "
+                    "kinds."
+                )
         config[group] = None
         choices[group] = None
     return choices
+
+
+def refuse_unused_patterns(config: DictConfig, written: Mapping[str, str]) -> None:
+    """Refuse a pattern that was written and that no role of the task reads."""
+    roles = [x for x in task_spec(config).attention_roles if role_pattern(config, x) is not None]
+    read = [pattern_option(config, role) for role in roles]
+    for option in (f"stack.{x}" for x in PATTERNS):
+        if written.get(option, "null") != "null" and option not in read:
+            raise UserError(
+                f"{option}={written[option]} would have no effect, as no attention of "
+                f"task={task_spec(config).name} has its layers from there; leave it out."
+            )
+
+
+def refuse_unused_kind(letter: str, written: Mapping[str, str]) -> None:
+    """Refuse a kind that was written and that no layer has.
+
+    A written pattern may leave kinds out, so that patterns can be swept.
+    """
+    kind = f"stack.{letter}"
+    mine = [x for x in written if f"{x.rpartition('@')[2]}.".startswith(f"{kind}.")]
+    values = [written[x] for x in mine if written[x] != "null"]
+    if values and not any(f"stack.{x}" in written for x in PATTERNS):
+        raise UserError(
+            f"{mine[0]}={values[0]} would have no effect, as no layer has the kind {letter}; give "
+            f"a pattern with it, such as stack.pattern=a{letter}."
+        )
 
 
 def resolve_positions(config: DictConfig) -> dict[str, str | None]:

@@ -55,17 +55,17 @@ def layers_by_role(config: Mapping[str, Any]) -> dict[str, Layers]:
     layers: dict[str, Layers] = {}
     for role in task_spec(config).attention_roles:
         count = layer_count(config, role)
-        check_chosen(config, role)
-        pattern = role_pattern(config, role)
+        check_chosen(config[role], role)
+        elements = role_elements(config, role)
         position = None if role == "cross_attention" else config["position"]
-        if pattern is None:
+        if elements is None:
             path = role if config[role] else "attention"
             branch = Branch(path, config[path], position)
             layers[role] = [(branch,) for _ in range(count)]
             continue
         layers[role] = [
             tuple(kind_branch(stack, letter, position) for letter in element.split("+"))
-            for element in expand_pattern(pattern, count)
+            for element in elements
         ]
     return layers
 
@@ -74,23 +74,31 @@ def kv_sources_by_role(config: Mapping[str, Any]) -> dict[str, list[int | None]]
     """Return the layer whose keys and values each layer reads, for roles in which any is read.
 
     A capital letter is a layer that reads those of the nearest earlier layer of its kind with its
-    own. None stands for a layer with its own.
+    own. None stands for a layer with its own. Without capital letters, the option of the model says
+    which layers read, such as `model.share_kv`.
 
     Raises:
-        UserError: there is no such layer.
+        UserError: there is no such layer, or both say it.
     """
     sources: dict[str, list[int | None]] = {}
     for role in task_spec(config).attention_roles:
-        pattern = role_pattern(config, role)
-        if pattern is None:
+        chosen = config["model"].get(ROLE_SHARING[role])
+        if chosen is not None:
+            sources[role] = chosen
+        elements = role_elements(config, role)
+        if elements is None:
             continue
-        elements = expand_pattern(pattern, layer_count(config, role))
         nearest: dict[str, int] = {}
         found: list[int | None] = []
         for index, element in enumerate(elements):
             nearest |= {letter: index for letter in element.split("+") if letter.islower()}
             if element.islower():
                 found.append(None)
+            elif "+" in element:
+                raise UserError(
+                    f"{role}, layer {index}: kinds side by side read no keys and values of other "
+                    f"layers, got {element}. Give another pattern: stack.{ROLE_PATTERNS[role]}."
+                )
             elif element.lower() in nearest:
                 found.append(nearest[element.lower()])
             else:
@@ -100,17 +108,30 @@ def kv_sources_by_role(config: Mapping[str, Any]) -> dict[str, list[int | None]]
                     f"stack.{ROLE_PATTERNS[role]}."
                 )
         if any(source is not None for source in found):
+            if chosen is not None:
+                raise UserError(
+                    f"model.{ROLE_SHARING[role]} and the capital letters of stack."
+                    f"{ROLE_PATTERNS[role]} say which layers share keys and values; give one of "
+                    "them."
+                )
             sources[role] = found
     return sources
 
 
-def check_chosen(config: Mapping[str, Any], role: str) -> None:
-    """Refuse an attention that is given as an option, and not chosen as a group."""
-    if not isinstance(config[role], Mapping | NoneType):
+def check_chosen(node: object, path: str, group: str = "attention") -> None:
+    """Refuse an entry that is given as an option, and not chosen as a group."""
+    if not isinstance(node, Mapping | NoneType):
         raise UserError(
-            f"{role} is chosen as a group, got {role}={config[role]}; "
-            f"give attention@{role}={config[role]}."
+            f"{path} is chosen as a group, got {path}={node}; give {group}@{path}={node}."
         )
+
+
+def check_kinds(stack: Mapping[str, Any]) -> None:
+    """Refuse kinds of layers, and encodings of them, that are given as options."""
+    for letter in kinds_of(stack):
+        kind, path = stack[letter], f"stack.{letter}"
+        check_chosen(kind, path)
+        check_chosen((kind or {}).get("position"), f"{path}.position", "position")
 
 
 def kind_branch(
@@ -142,14 +163,41 @@ def branches_by_role(config: Mapping[str, Any]) -> dict[str, list[Branch]]:
     }
 
 
+def layer_option(config: Mapping[str, Any], role: str) -> str:
+    """Return the option of the model that says how many layers have an attention of a role."""
+    part = "encoder_layers" if role == "encoder_attention" else "decoder_layers"
+    return "layers" if config["model"].get(part) is None else part
+
+
 def layer_count(config: Mapping[str, Any], role: str) -> int:
     """Return the number of layers that have an attention of a role."""
-    model = config["model"]
-    part = "encoder_layers" if role == "encoder_attention" else "decoder_layers"
-    name = "layers" if model.get(part) is None else part
+    name = layer_option(config, role)
     # What resolves a config reads the number before its options are checked.
-    check_positive(**{f"model.{name}": model[name]})
-    return int(model[name])
+    check_positive(**{f"model.{name}": config["model"][name]})
+    return int(config["model"][name])
+
+
+def role_elements(config: Mapping[str, Any], role: str) -> list[str] | None:
+    """Return the kind of each layer of a role, or None where one attention is repeated.
+
+    Raises:
+        UserError: see `expand_pattern`.
+    """
+    pattern = role_pattern(config, role)
+    if pattern is None:
+        return None
+    return expand_pattern(
+        pattern,
+        layer_count(config, role),
+        option=pattern_option(config, role),
+        layers_option=f"model.{layer_option(config, role)}",
+    )
+
+
+def pattern_option(config: Mapping[str, Any], role: str) -> str:
+    """Return the option that holds the pattern of a role: that of all, or its own."""
+    own = ROLE_PATTERNS[role]
+    return "stack.pattern" if config["stack"].get(own) is None else f"stack.{own}"
 
 
 def role_pattern(config: Mapping[str, Any], role: str) -> Any:
@@ -174,22 +222,30 @@ def role_pattern(config: Mapping[str, Any], role: str) -> Any:
     return pattern
 
 
-def expand_pattern(pattern: str | Sequence[str], layers: int) -> list[str]:
+def expand_pattern(
+    pattern: str | Sequence[str],
+    layers: int,
+    *,
+    option: str = "stack.pattern",
+    layers_option: str = "model.layers",
+) -> list[str]:
     """Return the kind of each layer by a pattern: a letter, or several joined by `+`.
 
     `aaab` is repeated until all layers have a kind. `a*5 b` stands for `aaaaab`, and `(aab)*2` for
     `aabaab`. `a*` without a number fills what the others leave of the model; several share it
     evenly, the first ones get the rest. A list of letters is a pattern too. A capital letter stands
-    for a layer that reads the keys and values of an earlier one of its kind.
+    for a layer that reads the keys and values of an earlier one of its kind. A refusal names the
+    options that hold the pattern and the number of layers.
 
     Raises:
         UserError: a pattern that cannot be read, or one that is longer than the model.
     """
-    parts, shortest = parse_pattern(pattern), shortest_model(pattern)
+    parts = parse_pattern(pattern, option)
+    shortest = sum(1 if x.repeats is None else len(x.elements) * x.repeats for x in parts)
     if shortest > layers:
         raise UserError(
-            f"stack.pattern={written(pattern)} has {shortest} layers at least, and the model "
-            f"{layers}; give model.layers={shortest}."
+            f"{option}={written(pattern)} has {shortest} layers at least, and the model {layers}; "
+            f"give {layers_option}={shortest}, or another pattern."
         )
     fills = [part for part in parts if part.repeats is None]
     if not fills:
@@ -222,20 +278,14 @@ def period(pattern: str | Sequence[str]) -> int:
     return sum(len(x.elements) * (x.repeats or 1) for x in parse_pattern(pattern))
 
 
-def shortest_model(pattern: str | Sequence[str]) -> int:
-    """Return the smallest number of layers that a pattern stands for."""
-    parts = parse_pattern(pattern)
-    return sum(1 if x.repeats is None else len(x.elements) * x.repeats for x in parts)
-
-
-def parse_pattern(pattern: str | Sequence[str]) -> list[Part]:
+def parse_pattern(pattern: str | Sequence[str], option: str = "stack.pattern") -> list[Part]:
     """Split a pattern into kinds and their repetitions, or raise UserError."""
     if not isinstance(pattern, Sequence):
-        raise UserError(unreadable(pattern))
+        raise UserError(unreadable(pattern, option))
     text = pattern if isinstance(pattern, str) else " ".join(map(str, pattern))
     parts: list[Part] = []
     group: list[str] | None = None
-    for element, opened, closed, count in read_tokens(text):
+    for element, opened, closed, count in read_tokens(text, option):
         if element and group is None:
             parts.append(Part([element], 1))
         elif element and group is not None:
@@ -248,27 +298,27 @@ def parse_pattern(pattern: str | Sequence[str]) -> list[Part]:
         elif parts and group is None and parts[-1].repeats == 1 and count not in (None, "0"):
             parts[-1] = Part(parts[-1].elements, int(count) if count else None)
         else:
-            raise UserError(unreadable(pattern))
+            raise UserError(unreadable(pattern, option))
     if group is not None or not parts:
-        raise UserError(unreadable(pattern))
+        raise UserError(unreadable(pattern, option))
     return parts
 
 
-def read_tokens(text: str) -> Iterator[tuple[str | None, ...]]:
+def read_tokens(text: str, option: str) -> Iterator[tuple[str | None, ...]]:
     """Yield the tokens of a pattern without blanks, or raise UserError."""
     start = 0
     while start < len(text):
         token = TOKEN.match(text, start)
         if token is None:
-            raise UserError(unreadable(text))
+            raise UserError(unreadable(text, option))
         start = token.end()
         if any(x is not None for x in token.groups()):
             yield token.groups()
 
 
-def unreadable(pattern: object) -> str:
+def unreadable(pattern: object, option: str) -> str:
     """Return the sentence for a pattern that cannot be read."""
-    return f"stack.pattern must be {GRAMMAR}, got {written(pattern)}."
+    return f"{option} must be {GRAMMAR}, got {written(pattern) or 'nothing'}."
 
 
 def written(pattern: object) -> str:

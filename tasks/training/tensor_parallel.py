@@ -24,7 +24,7 @@ from attention_zoo.models.activations import GATED_ACTIVATIONS
 from attention_zoo.models.blocks import FeedForward
 from attention_zoo.position.base import PositionalEncoding
 from attention_zoo.tasks.configuration.build import build_model
-from attention_zoo.tasks.configuration.stacks import branches_by_role
+from attention_zoo.tasks.configuration.stacks import branches_by_role, kv_sources_by_role
 
 REMEDY = "choose another one, or trainer=fsdp or trainer=ddp."
 # Parameters that are added once to a sum of parts.
@@ -223,6 +223,12 @@ def build_part(config: Mapping[str, Any], size: int, **ids: int) -> nn.Module:
         raise Unsupported(
             "trainer=tensor_parallel divides the feed-forward's channels, which model.activation="
             f"{model['activation']} has in pairs: {REMEDY}"
+        )
+    if sharing := kv_sources_by_role(config):
+        raise Unsupported(
+            "trainer=tensor_parallel does not divide layers that read the keys and values of "
+            f"others, which {next(iter(sharing))} has: give them their own (stack.pattern without "
+            "capital letters, no share_kv), or choose trainer=fsdp or trainer=ddp."
         )
     part = deepcopy(dict(config))
     if model["ffn_dim"] is not None:

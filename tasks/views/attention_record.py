@@ -46,7 +46,7 @@ class AttentionRecord(NamedTuple):
         queries, keys = map(len, self.tokens(role))
         if weights.ndim != 3 or tuple(weights.shape[1:]) != (queries, keys):
             raise ValueError(
-                f"the {role} map of layer {layer + 1} must be [heads {queries} {keys}], for "
+                f"the {role} map of layer {layer} must be [heads {queries} {keys}], for "
                 f"{queries} query tokens and {keys} key tokens, got {list(weights.shape)}."
             )
         return weights
@@ -55,3 +55,8 @@ class AttentionRecord(NamedTuple):
 def first_example(maps: Maps) -> Maps:
     """Return the maps [h q k] of the first example of a batch [b h q k], in float32 on the CPU."""
     return {role: [layer[0].float().cpu() for layer in layers] for role, layers in maps.items()}
+
+
+def name_layer(layer: int, count: int) -> str:
+    """Return `layer 1 of 0–3`: the name of a layer, which counts from 0 as in the model."""
+    return f"layer {layer} of 0–{count - 1}" if count > 1 else f"layer {layer}"

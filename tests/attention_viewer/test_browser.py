@@ -110,15 +110,15 @@ def test_the_console_is_quiet_and_no_host_is_asked(
 
 @pytest.mark.parametrize(
     "role, layer, head",
-    [("cross", 2, "mean"), ("cross", 1, "2"), ("encoder", 1, "3"), ("decoder", 2, "1")],
+    [("cross", 1, "mean"), ("cross", 0, "1"), ("encoder", 0, "2"), ("decoder", 1, "0")],
 )
 def test_pointing_lights_what_is_attended_to(
     browser: Any, pages: dict[str, str], role: str, layer: int, head: str
 ) -> None:
     open_painted(browser, pages["pair"])
     choose(browser, role=role, layer=str(layer), head=head)
-    whole = PAIR.maps[role][layer - 1]
-    weights = whole.mean(0) if head == "mean" else whole[int(head) - 1]
+    whole = PAIR.maps[role][layer]
+    weights = whole.mean(0) if head == "mean" else whole[int(head)]
     queries, keys = PAIR.tokens(role)
     assert texts(browser, ".tokens[data-side=query] button") == queries
     assert texts(browser, ".tokens[data-side=key] button") == keys
@@ -178,30 +178,30 @@ def pixels(browser: Any, selector: str) -> torch.Tensor:
 
 def test_the_heatmap_and_the_overview_are_the_weights(browser: Any, pages: dict[str, str]) -> None:
     open_painted(browser, pages["pair"])
-    choose(browser, layer="1", head="2")
+    choose(browser, layer="0", head="1")
     whole = PAIR.maps["cross"][0]
     expected = whole[1] / whole.max()
     assert torch.allclose(pixels(browser, "#cells canvas"), expected, atol=1 / 255)
-    thumbnail = "#overview [data-layer='1'][data-head='2'] canvas"
+    thumbnail = "#overview [data-layer='0'][data-head='1'] canvas"
     assert torch.allclose(pixels(browser, thumbnail), expected, atol=1 / 255)
     assert len(texts(browser, "#overview button")) == LAYERS * (HEADS + 1)
 
 
 def test_a_choice_is_kept_in_the_address(browser: Any, pages: dict[str, str]) -> None:
     open_painted(browser, pages["several"])
-    browser.execute_script("document.querySelector('#overview [data-layer=\"1\"]').click()")
-    choose(browser, role="encoder", head="3")
+    browser.execute_script("document.querySelector('#overview [data-layer=\"0\"]').click()")
+    choose(browser, role="encoder", head="2")
     select = "const s = document.querySelector('select'); s.value = '2';"
     browser.execute_script(select + "s.dispatchEvent(new Event('change', {bubbles: true}))")
     token(browser, "key", 4).click()
     address = browser.current_url
-    assert address.endswith("#line=2&role=encoder&layer=1&head=3&key=5")
+    assert address.endswith("#line=2&role=encoder&layer=0&head=2&key=5")
     open_painted(browser, address)
-    assert texts(browser, "label:has(:checked)") == ["Encoder self-attention", "1", "3"]
+    assert texts(browser, "label:has(:checked)") == ["Encoder self-attention", "0", "2"]
     assert texts(browser, "h1") == [" ".join(HEBREW)]
     assert texts(browser, ".tokens li.at") == ["במרץ"]
     open_painted(browser, f"{pages['pair']}#role=nothing&layer=9&head=x&query=99")
-    assert texts(browser, "label:has(:checked)") == ["Cross-attention", "2", "mean"]
+    assert texts(browser, "label:has(:checked)") == ["Cross-attention", "1", "mean"]
 
 
 def test_what_was_pressed_stays_until_it_is_pressed_again(
@@ -211,7 +211,7 @@ def test_what_was_pressed_stays_until_it_is_pressed_again(
     token(browser, "query", 2).click()
     hover(browser, browser.find_element("id", "source"))
     assert texts(browser, ".tokens li.at button") == [HEBREW[2]]
-    choose(browser, layer="1")
+    choose(browser, layer="0")
     assert texts(browser, ".tokens li.at button") == [HEBREW[2]]
     token(browser, "query", 2).click()
     hover(browser, browser.find_element("id", "source"))
@@ -229,7 +229,7 @@ def test_all_of_it_can_be_reached_by_keyboard(browser: Any, pages: dict[str, str
     press(Keys.TAB, Keys.ARROW_LEFT)
     assert texts(browser, "label:has(:checked)")[0] == "Decoder self-attention"
     press(Keys.ARROW_RIGHT, Keys.TAB, Keys.ARROW_LEFT, Keys.TAB, Keys.ARROW_RIGHT)
-    assert texts(browser, "label:has(:checked)") == ["Cross-attention", "1", "1"]
+    assert texts(browser, "label:has(:checked)") == ["Cross-attention", "0", "0"]
     press(Keys.TAB, Keys.ARROW_DOWN)
     weights = PAIR.maps["cross"][0]
     assert close(strengths(browser, "key"), weights[0, 1] / weights.max())
@@ -246,7 +246,7 @@ def test_all_of_it_can_be_reached_by_keyboard(browser: Any, pages: dict[str, str
 
 def test_weights_with_signs_are_shown_as_such(browser: Any, pages: dict[str, str]) -> None:
     open_painted(browser, pages["signed"])
-    choose(browser, head="1")
+    choose(browser, head="0")
     weights = SIGNED.maps["cross"][-1]
     hover(browser, token(browser, "query", 0))
     most = weights.abs().max()
@@ -269,7 +269,7 @@ def test_tokens_are_shown_literally(browser: Any, pages: dict[str, str]) -> None
 
 def test_a_language_model_attends_within_its_text(browser: Any, pages: dict[str, str]) -> None:
     open_painted(browser, pages["alone"])
-    assert texts(browser, "label:has(:checked)") == ["Self-attention", "2", "mean"]
+    assert texts(browser, "label:has(:checked)") == ["Self-attention", "1", "mean"]
     assert texts(browser, ".tokens[data-side=key] button") == RUSSIAN
     assert texts(browser, "#lines ~ *, .sides span")[0] == "text tokens (queries)"
 
@@ -347,7 +347,7 @@ def test_two_in_a_notebook_do_not_disturb_each_other(browser: Any, pages: dict[s
     assert texts(browser, "#description")[0].startswith(f"{HEBREW[1]} attends to ")
     browser.switch_to.default_content()
     browser.switch_to.frame(frames[0])
-    assert texts(browser, "label:has(:checked)") == ["Cross-attention", "2", "mean"]
+    assert texts(browser, "label:has(:checked)") == ["Cross-attention", "1", "mean"]
     browser.switch_to.default_content()
     assert texts(browser, "#description") == ["Out[1]"] and browser.current_url == pages["notebook"]
     fits = "return arguments[0].offsetHeight - arguments[0].contentDocument.body.scrollHeight"

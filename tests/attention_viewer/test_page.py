@@ -62,7 +62,7 @@ def test_a_map_that_does_not_fit_its_tokens_is_refused() -> None:
 def test_weights_that_are_not_finite_are_refused() -> None:
     record = make_record(3)
     record.maps["cross"] = [torch.full((2, 3, 3), torch.nan)]
-    with pytest.raises(UserError, match="layer 1 of the cross"):
+    with pytest.raises(UserError, match="layer 0 of the cross"):
         attention_page([record])
 
 

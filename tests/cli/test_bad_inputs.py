@@ -93,6 +93,22 @@ stack=hybrid stack.pattern=a position=alibi position@stack.a.position=none | no 
 stack=[hybrid,uniform] | stack takes one choice
 stack.pattern=aab | choose stack=hybrid
 stack=gemma4 | Did you mean gemma3
+attention=mamba2 | It is called state_space_dual here
+stack=hybrid attention@stack.a=gdn | It is called gated_delta here
+position=t5 | It is called t5_bias here
+attention=rope | no attention 'rope', but there is position=rotary
+attention=gemma3 | there is stack=gemma3
+stack=hybrid stack.a=linear | give attention@stack.a=linear
+stack=hybrid stack.c=linear | give attention@stack.c=NAME
+stack=hybrid stack.a.position=alibi | give position@stack.a.position=alibi
+stack=hybrid position@stack.a=alibi | position@stack.a.position
+stack=hybrid attention@stack.e=linear | Choices: attention, attention@encoder_attention
+attention@stack.a=linear | Choose stack=hybrid, or a layout, too
+stack=hybrid attention@stack.c=linear model.layers=4 | no layer has the kind c
+stack=hybrid stack.encoder_pattern=3a | stack.encoder_pattern must be letters
+stack=hybrid stack.encoder_pattern=aaaaab model.encoder_layers=2 | give model.encoder_layers=6
+stack=hybrid stack.pattern=aA model.decoder_share_kv=[null,0] model.layers=4 | give one of them
+stack=hybrid stack.pattern=a+bA+B model.layers=4 | side by side
 model.heads=0 | model.heads must be at least 1
 model.heads=3 | heads
 model.activation=foo | relu_squared
@@ -105,8 +121,8 @@ attention.backend=foo | backend
 attention.heads=3 | heads
 attention.name=foo | no attention 'foo'
 attention=rope | no attention 'rope'
-attention=mha | Did you mean multi_head
-position=rope | Did you mean rotary
+attention=mha | It is called multi_head here
+position=rope | It is called rotary here
 position=alibii | alibi
 trainer.max_steps=null | trainer.max_steps must be a whole number
 trainer.max_steps=abc | trainer.max_steps must be a whole number
@@ -320,7 +336,7 @@ paths.run=x | hydra.run.dir=FOLDER
 hydra.sweep.subdir=x | sweep with -m
 hydra/launcher=processes | sweep with -m
 experiment=[parity,bar] | extrapolation
-callbacks=default callbacks.attention_maps.layers=[7] | layers of cross must be some of 1
+callbacks=default callbacks.attention_maps.layers=[7] | layers of cross must be some of 0
 callbacks=default callbacks.attention_maps.heads=[9] | heads of cross must be some of 1, 2
 callbacks=default callbacks.attention_maps.steps=[9] | steps must be among the 1
 """
@@ -390,7 +406,7 @@ list pairs=all pairs=all | one value
 list pairs= | one value
 show | at least one NAME
 show foo | no entry 'foo'
-show rope | Did you mean rotary
+show rope | It is called rotary here
 show multi_head linear | one NAME
 report | at least one FOLDER
 report /nonexist | no folder

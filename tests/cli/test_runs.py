@@ -132,7 +132,7 @@ def test_a_finished_run_is_written_down_whole(program):
         assert key in text, key
     for key in ("attention/heads", "position/base", "parameters/attention"):
         assert key in text, key
-    assert "samples" in text and "attention/probe-1/cross/layer-1" in text
+    assert "samples" in text and "attention/probe-1/cross/layer-0" in text
     results = json.loads((run / "results.json").read_text())
     summary = json.loads(records(written, "--summary"))
     flat = json.dumps(summary)

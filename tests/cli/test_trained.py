@@ -45,7 +45,7 @@ def test_a_run_folder_holds_what_was_done_and_how(trained):
     )
     assert config.model.dim == 16
     assert (trained.run / "checkpoints" / "last.ckpt").exists()
-    assert list((trained.run / "figures").glob("probe-1-cross-layer-1.png"))
+    assert list((trained.run / "figures").glob("probe-1-cross-layer-0.png"))
 
 
 def test_the_last_python_example_of_the_readme_runs(trained, capsys):

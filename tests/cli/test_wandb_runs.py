@@ -75,7 +75,7 @@ def test_a_run_holds_all_that_it_was_asked_for(program):
     assert [figures["val/best_loss"], figures["val/last_loss"]] == [min(losses), losses[-1]]
     # The curve ends with the training: what is scored afterwards is no point of it.
     assert losses == [value for _, _, value in results["history"]["val/loss"]]
-    for name in ("attention_entropy/cross/layer-1/head-2", "gradients/all", "train/loss"):
+    for name in ("attention_entropy/cross/layer-0/head-1", "gradients/all", "train/loss"):
         assert any(name in item for item in history), name
     names = {line["artifact"]["name"].split("-")[0] for line in lines if line["type"] == "artifact"}
     assert {"config", "checkpoint"} <= names

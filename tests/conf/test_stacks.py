@@ -10,7 +10,11 @@ from attention_zoo.errors import Unsupported, UserError
 from attention_zoo.tasks.configuration.build import build_model
 from attention_zoo.tasks.configuration.conf_files import list_choices
 from attention_zoo.tasks.configuration.defaults import resolve_defaults
-from attention_zoo.tasks.configuration.stacks import expand_pattern, layers_by_role
+from attention_zoo.tasks.configuration.stacks import (
+    expand_pattern,
+    kv_sources_by_role,
+    layers_by_role,
+)
 from attention_zoo.tasks.configuration.validation import validate
 from attention_zoo.tasks.training.loggers.wandb_runs import wandb_options
 from tests.conf.test_conf import composed
@@ -72,7 +76,7 @@ def test_a_pattern_that_cannot_be_read_is_refused(pattern):
 
 @pytest.mark.parametrize("pattern, needed", [("aaab", 4), ("a* b B*", 3), ("a*7 b", 8)])
 def test_a_pattern_longer_than_the_model_is_refused(pattern, needed):
-    with pytest.raises(UserError, match=rf"layers at least, and the model 2; .*={needed}\."):
+    with pytest.raises(UserError, match=rf"the model 2; give model.layers={needed},"):
         expand_pattern(pattern, 2)
 
 
@@ -167,6 +171,38 @@ REFUSED = {
         Unsupported,
         "acts on embeddings, before all layers",
     ),
+    "an option of an attention that no layer has": (
+        ["attention.window=4"],
+        UserError,
+        r"attention\.window=4 would have no effect, .* stack\.a\.window=4",
+    ),
+    "pattern of a role that the task lacks": (
+        ["stack.cross_pattern=ab"],
+        UserError,
+        r"stack\.cross_pattern=ab would have no effect",
+    ),
+    "pattern that another one replaces": (
+        ["stack.pattern=a", "stack.decoder_pattern=b"],
+        UserError,
+        r"stack\.pattern=a would have no effect",
+    ),
+    "kind that no pattern has": (
+        ["attention@stack.c=linear"],
+        UserError,
+        r"no layer has the kind c; .* stack\.pattern=ac",
+    ),
+    "kind that is an option": (["stack.a=linear"], UserError, r"give attention@stack\.a=linear"),
+    "encoding of a kind that is an option": (
+        ["+stack.a.position=alibi"],
+        UserError,
+        r"give position@stack\.a\.position=alibi",
+    ),
+    "sharing that is said twice": (
+        ["stack.pattern=aA", "+model.share_kv=[null,0,null,2]"],
+        UserError,
+        "give one of them",
+    ),
+    "shared keys side by side": (["stack.pattern=a+bA+B"], UserError, "side by side"),
     "shared keys of no layer": (["stack.pattern=Ab"], UserError, "earlier layer a"),
 }
 
@@ -208,6 +244,26 @@ def test_a_causal_kind_of_an_encoder_is_refused_with_its_layer():
     match = r"encoder_attention, layer 0, stack\.a=gated_delta: .* stack\.encoder_pattern"
     with pytest.raises(Unsupported, match=match):
         validate(config)
+
+
+def test_a_refusal_names_the_options_of_the_role():
+    with pytest.raises(UserError, match=r"stack\.encoder_pattern must be letters"):
+        composed("stack=hybrid", "stack.encoder_pattern=3a")
+    with pytest.raises(UserError, match=r"stack\.encoder_pattern=aab .*model\.encoder_layers=3"):
+        composed("stack=hybrid", "stack.encoder_pattern=aab", "model.encoder_layers=2")
+
+
+def test_a_written_pattern_may_leave_a_kind_out():
+    """So that patterns are swept over the same kinds."""
+    config = composed(
+        *LANGUAGE, "stack=hybrid", "attention@stack.a=gated_delta", "stack.pattern=b", "model=tiny"
+    )
+    assert config["stack"]["a"] is None
+
+
+def test_layers_that_an_option_shares_are_those_of_the_model():
+    config = composed(*LANGUAGE, "model=tiny", "model.layers=3", "+model.share_kv=[null,0,0]")
+    assert kv_sources_by_role(config) == {"attention": [None, 0, 0]}
 
 
 def test_a_role_is_chosen_once():

@@ -135,8 +135,16 @@ def test_what_extends_projections_is_a_fact_of_the_layers_that_have_it():
     options |= {"qkv_convolution": 3, "value_residual": True}
     groups = summarize_model(LanguageModel(**SIZES | options | {"layers": 3}))[0].layer_groups
     facts = [group.sublayers[0].inside_residual[1].facts[1:] for group in groups]
-    convolved, mixed = "projections convolved over 3 tokens", "mixes values of layer 1"
+    convolved, mixed = "projections convolved over 3 tokens", "mixes values of layer 0"
     assert facts == [(convolved,), (convolved, mixed)]
+
+
+def test_a_layer_that_reads_keys_and_values_names_the_layer():
+    options = {"attention": attention("multi_head"), "position": partial(create_position, "none")}
+    model = LanguageModel(**SIZES | options | {"layers": 4}, share_kv=[None, None, 1, 0])
+    groups = summarize_model(model)[0].layer_groups
+    facts = [group.sublayers[0].inside_residual[1].facts[1:] for group in groups]
+    assert facts == [(), *((f"reads keys and values of layer {x}",) for x in (1, 0))]
 
 
 @pytest.mark.parametrize(
@@ -176,22 +184,22 @@ def test_a_language_model_has_no_memory():
 
 def test_layers_that_differ_stand_apart():
     (stack,) = summarize_model(language_model(alternating, layers=5))
-    assert [(group.first, group.last) for group in stack.layer_groups] == [(1, 2), (3, 3), (4, 5)]
+    assert [(group.first, group.last) for group in stack.layer_groups] == [(0, 1), (2, 2), (3, 4)]
     facts = [module.facts[:2] for module in modules(stack, "attention")]
     assert facts[0] == facts[2] == ("sliding_window, 4 heads", "window of 8 tokens")
     assert facts[1] == ("multi_head, 4 heads", "rotary on queries and keys")
     drawn_texts = texts(language_model(alternating, layers=5))
     assert [text for text in drawn_texts if text.startswith("layer")] == [
-        "layers 1–2",
-        "layer 3",
-        "layers 4–5",
+        "layers 0–1",
+        "layer 2",
+        "layers 3–4",
     ]
 
 
 def test_a_layer_that_an_encoding_skips_does_not_name_it():
     model = language_model(attention("multi_head"), "rotary_every", every=3, layers=3)
     (stack,) = summarize_model(model)
-    assert [(group.first, group.last) for group in stack.layer_groups] == [(1, 2), (3, 3)]
+    assert [(group.first, group.last) for group in stack.layer_groups] == [(0, 1), (2, 2)]
     encoded, skipped = modules(stack, "attention")
     assert encoded.facts[1:] == ("rotary_every on queries and keys",)
     assert skipped.facts[1:] == ()

@@ -46,7 +46,7 @@ def test_the_mean_comes_first_and_every_head_follows(heads):
 def test_chosen_heads_are_drawn_alone():
     record = create_record(4)
     axes = panels(draw_heatmaps(record, "cross", 1, heads=[3, 0]))
-    assert [axis.get_title() for axis in axes] == ["head 4", "head 1"]
+    assert [axis.get_title() for axis in axes] == ["head 3", "head 0"]
     for axis, head in zip(axes, [3, 0], strict=True):
         assert torch.equal(torch.tensor(values(axis)), record.maps["cross"][1][head])
     with pytest.raises(ValueError, match=r"heads must lie between 0 and 3, got \[4\]"):
@@ -74,7 +74,7 @@ def test_keys_run_along_x_and_queries_down_y():
     assert [label.get_text() for label in last.get_xticklabels()] == [t.strip() for t in SOURCE]
     assert "source" in figure.get_supxlabel()
     assert "target" in figure.get_supylabel()
-    assert figure.get_suptitle() == "Cross-attention, layer 1 of 2"
+    assert figure.get_suptitle() == "Cross-attention, layer 0 of 0–1"
 
 
 def test_a_language_model_attends_to_itself():

@@ -16,6 +16,9 @@ from attention_zoo.zoo import (
     Registry,
     Site,
     check_pair,
+    other_names,
+    spell,
+    unknown_name_message,
 )
 
 CARD = AttentionCard(
@@ -42,6 +45,44 @@ def test_an_unknown_name_gets_the_nearest(wrong: str, right: str) -> None:
     with pytest.raises(Unsupported, match=f"Did you mean .*{right}") as error:
         attention_zoo.card(wrong)
     assert "linear" in str(error.value) and "learned" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "here"),
+    [
+        ("attention", "mamba2", "state_space_dual"),
+        ("attention", "Mamba-2", "state_space_dual"),
+        ("attention", "gated_delta_net", "gated_delta"),
+        ("attention", "gla", "gated_linear or grouped_latent"),
+        ("position", "RoPE", "rotary"),
+        ("position", "nope", "none"),
+        ("attention or position", "rope", "rotary"),
+    ],
+)
+def test_a_name_of_elsewhere_gets_the_one_here(kind: str, name: str, here: str) -> None:
+    message = unknown_name_message(kind, name, [])
+    assert message.startswith(f"There is no {kind} {name!r}. It is called {here} here.")
+
+
+@pytest.mark.parametrize("name", ["hyena", "flash", "flash_attention", "s4", "stack"])
+def test_what_the_zoo_lacks_gets_no_wrong_name(name: str) -> None:
+    message = unknown_name_message("attention or position", name, [*ATTENTION, *POSITION])
+    assert message.startswith(f"There is no attention or position {name!r}. Choices: ")
+
+
+@pytest.mark.parametrize(
+    ("name", "right"), [("linear_attention", "linear"), ("rotary_embedding", "rotary")]
+)
+def test_a_word_for_the_kind_is_no_part_of_a_name(name: str, right: str) -> None:
+    message = unknown_name_message("attention or position", name, [*ATTENTION, *POSITION])
+    assert f"Did you mean {right}?" in message
+
+
+@pytest.mark.parametrize("registry", [ATTENTION, POSITION], ids=["attention", "position"])
+def test_no_name_of_elsewhere_is_one_of_here(registry: Registry) -> None:
+    here = {spell(name) for name in registry}
+    others = [(spell(other), name) for other, name in other_names(registry.kind)]
+    assert not here & {other for other, _ in others} and len({*others}) == len(others) > 10
 
 
 def test_an_unknown_name_gets_the_names_of_its_kind() -> None:

@@ -124,9 +124,9 @@ def files(folder):
 
 
 def test_a_users_module_is_drawn_in_a_users_trainer(tmp_path):
-    maps = AttentionMaps(probes=[probe()], layers=[2])
+    maps = AttentionMaps(probes=[probe()], layers=[1])
     module = fit(tmp_path, maps)
-    assert files(tmp_path) == {"figures/probe-1-decoder-layer-2.png"}
+    assert files(tmp_path) == {"figures/probe-1-decoder-layer-1.png"}
     [path] = maps.paths
     assert path.read_bytes().startswith(b"\x89PNG")
     assert module.steps == 4
@@ -169,8 +169,8 @@ def test_a_probe_is_read_in_the_precision_of_training(tmp_path, precision):
     [
         ({}, [("cross", 0, None)]),
         ({"roles": ["decoder", "encoder"]}, [("decoder", 0, None), ("encoder", 0, None)]),
-        ({"heads": [2, 1]}, [("cross", 0, [1, 0])]),
-        ({"roles": ["encoder"], "layers": [1], "heads": [4]}, [("encoder", 0, [3])]),
+        ({"heads": [1, 0]}, [("cross", 0, [1, 0])]),
+        ({"roles": ["encoder"], "layers": [0], "heads": [3]}, [("encoder", 0, [3])]),
     ],
 )
 def test_roles_layers_and_heads_are_chosen(tmp_path, figure_calls, options, expected):
@@ -181,7 +181,7 @@ def test_roles_layers_and_heads_are_chosen(tmp_path, figure_calls, options, expe
 
 
 def test_pictures_of_chosen_steps_are_kept_and_others_are_replaced(tmp_path, figure_calls):
-    maps = AttentionMaps(probes=[probe()], layers=[1], steps=[0, 3], every_n_validations=2)
+    maps = AttentionMaps(probes=[probe()], layers=[0], steps=[0, 3], every_n_validations=2)
     module = TinyModel()
     seen = []
 
@@ -190,7 +190,7 @@ def test_pictures_of_chosen_steps_are_kept_and_others_are_replaced(tmp_path, fig
             seen.append(len(figure_calls))
 
     fit(tmp_path, maps, Spy(), module=module, max_steps=12, val_check_interval=2)
-    name = "probe-1-decoder-layer-1.png"
+    name = "probe-1-decoder-layer-0.png"
     folders = ["figures", "figures/step-0", "figures/step-3"]
     assert files(tmp_path) == {f"{folder}/{name}" for folder in folders}
     # Before the first, after step 3, at every second validation but the last, and at the end.
@@ -200,7 +200,7 @@ def test_pictures_of_chosen_steps_are_kept_and_others_are_replaced(tmp_path, fig
 
 
 def test_a_step_of_several_batches_is_drawn_once(tmp_path, figure_calls):
-    maps = AttentionMaps(probes=[probe()], layers=[1], steps=[0, 1], every_n_validations=None)
+    maps = AttentionMaps(probes=[probe()], layers=[0], steps=[0, 1], every_n_validations=None)
     fit(tmp_path, maps, max_steps=2, accumulate_grad_batches=2)
     assert len(figure_calls) == 3
 
@@ -208,9 +208,9 @@ def test_a_step_of_several_batches_is_drawn_once(tmp_path, figure_calls):
 @pytest.mark.parametrize("kind", [CSVLogger, TensorBoardLogger])
 def test_pictures_go_to_loggers_that_take_images_and_to_no_others(tmp_path, kind):
     logger = kind(tmp_path)
-    maps = AttentionMaps(probes=[probe()], layers=[1], heads=[1], every_n_validations=None)
+    maps = AttentionMaps(probes=[probe()], layers=[0], heads=[0], every_n_validations=None)
     fit(tmp_path, maps, logger=logger, log_every_n_steps=1)
-    key = b"attention/probe-1/decoder/layer-1"
+    key = b"attention/probe-1/decoder/layer-0"
     written = b"".join(
         path.read_bytes() for path in tmp_path.rglob("version_0/*") if path.is_file()
     )
@@ -291,10 +291,10 @@ def test_the_check_at_the_start_counts_too(tmp_path, figure_calls, capsys, monke
     ("options", "message"),
     [
         ({"roles": ["cross"]}, "roles must be some of decoder, got ['cross']"),
-        ({"layers": [1, 3]}, "layers of decoder must be some of 1, 2, got [1, 3]"),
-        ({"layers": [0]}, "layers of decoder must be some of 1, 2, got [0]"),
-        ({"heads": [3]}, "heads of decoder must be some of 1, 2, got [3]"),
-        ({"heads": []}, "heads of decoder must be some of 1, 2, got []"),
+        ({"layers": [0, 2]}, "layers of decoder must be some of 0, 1, got [0, 2]"),
+        ({"layers": [-1]}, "layers of decoder must be some of 0, 1, got [-1]"),
+        ({"heads": [2]}, "heads of decoder must be some of 0, 1, got [2]"),
+        ({"heads": []}, "heads of decoder must be some of 0, 1, got []"),
         ({"steps": [2, 5]}, "steps must be among the 4 of this training, got [5]"),
         (
             {"probes": [probe(tokens=NAMES[:2])]},

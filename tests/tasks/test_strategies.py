@@ -129,6 +129,8 @@ def test_shares_have_the_loss_and_the_gradients_of_the_whole(tmp_path, world_siz
         (["attention=selective"], "is not the sum of what its heads compute"),
         (["attention=lightning_indexer"], "has a loss over all of them"),
         (["position=sandwich"], "multi_head with position=sandwich is not the sum"),
+        (["+model.share_kv=[null,0]"], "read the keys and values of others"),
+        (["stack=hybrid", "stack.pattern=bB"], "read the keys and values of others"),
         (["compile=true"], "compile=True"),
         (["trainer.precision=16-mixed"], "trainer.precision=16-mixed"),
     ],

@@ -13,6 +13,7 @@ BLOCK = 32  # queries scored at once
 
 @register_softmax(
     name="additive",
+    also_called=("bahdanau",),
     paper="Bahdanau et al. 2015, arXiv 1409.0473, appendix A.1.2",
     equation="softmax(vᵀ tanh(W q + U k)) V",
     reference="closed form",

@@ -16,6 +16,7 @@ FLOOR = 0.01  # of τ
 
 @register_softmax(
     name="cosine",
+    also_called=("swin_v2",),
     paper="Liu et al. 2022 (Swin Transformer V2), arXiv 2111.09883, eq. 2",
     equation="softmax(cos(Q, K)/τ + bias) V",
     reference="closed form",

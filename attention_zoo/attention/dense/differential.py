@@ -17,6 +17,7 @@ from attention_zoo.precision import upcast
 
 @register_softmax(
     name="differential",
+    also_called=("diff_transformer",),
     paper="Ye et al. 2024, arXiv 2410.05258, §2.1",
     equation="(softmax(Q₁K₁ᵀ/√c) − λ softmax(Q₂K₂ᵀ/√c)) V, normed, ×(1 − λ_init)",
     reference="transformers DiffLlamaAttention",

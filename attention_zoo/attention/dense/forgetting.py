@@ -14,6 +14,7 @@ from attention_zoo.precision import upcast
 
 @register_softmax(
     name="forgetting",
+    also_called=("fox",),
     paper="Lin et al. 2025, arXiv 2503.02130",
     equation="softmax(QKᵀ/√c + D) V, D_ij = Σ_{j<l≤i} log f_l, f = σ(W x + b)",
     reference="flash-linear-attention naive_forgetting_attn",

@@ -12,6 +12,7 @@ from attention_zoo.caches import TokenCache
 
 @register_softmax(
     name="general",
+    also_called=("luong", "bilinear"),
     paper="Luong et al. 2015, arXiv 1508.04025, §3.1",
     equation="softmax(x W_i yᵀ) V_i",
     reference="closed form",

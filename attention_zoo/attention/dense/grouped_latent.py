@@ -15,6 +15,7 @@ from attention_zoo.errors import UserError, check_positive
 
 @register_softmax(
     name="grouped_latent",
+    also_called=("gla",),
     paper="Zadouri et al. 2025, arXiv 2505.21487, §3.3.2",
     equation="softmax([Q; Q_R][K; K_R]ᵀ/√(c + r)) V, K_i = L_j W_Ki, V_i = L_j W_Vi, j = ⌊i·n/h⌋",
     reference="closed form",

@@ -8,6 +8,7 @@ from attention_zoo.errors import check_positive
 
 @register_softmax(
     name="grouped_query",
+    also_called=("gqa",),
     paper="Ainslie et al. 2023, arXiv 2305.13245",
     equation="softmax(Q_i K_jᵀ/√c) V_j, j = ⌊i·g/h⌋",
     reference="transformers LlamaAttention",

@@ -15,6 +15,7 @@ from attention_zoo.masks import Visibility
 
 @register_softmax(
     name="grouped_tied",
+    also_called=("gta",),
     paper="Zadouri et al. 2025, arXiv 2505.21487, §3.3.1",
     equation="softmax(Q_i K_jᵀ/√c) V_j, V = x W_KV, K = [V[: c − r]; x W_R], j = ⌊i·g/h⌋",
     reference="closed form",

@@ -19,6 +19,7 @@ LOSS_WEIGHT = 0.01  # β
 
 @register_softmax(
     name="mixture_of_heads",
+    also_called=("moh",),
     paper="Jin et al. 2024, arXiv 2410.11842",
     equation="Σ_i g_i softmax(Q_i K_iᵀ/√c) V_i W_Oi, g_i of the shared and the top-k heads",
     reference="closed form",

@@ -7,6 +7,7 @@ from attention_zoo.attention.softmax import SoftmaxAttention, register_softmax
 
 @register_softmax(
     name="multi_head",
+    also_called=("mha", "softmax", "scaled_dot_product"),
     paper="Vaswani et al. 2017, arXiv 1706.03762, §3.2.2",
     equation="softmax(QKᵀ/√c) V per head, joined and projected",
     reference="torch.nn.MultiheadAttention",

@@ -16,6 +16,7 @@ from attention_zoo.masks import Mask, Visibility
 
 @register_softmax(
     name="multi_head_latent",
+    also_called=("mla",),
     paper="DeepSeek-AI 2024, arXiv 2405.04434, §2.1",
     equation="softmax([Q; Q_R][K; K_R]ᵀ/√(c + r)) V, K = L W_K, V = L W_V, L = norm(x W_L)",
     reference="transformers DeepseekV3Attention",

@@ -7,6 +7,7 @@ from attention_zoo.attention.softmax import SoftmaxAttention, register_softmax
 
 @register_softmax(
     name="multi_query",
+    also_called=("mqa",),
     paper="Shazeer 2019, arXiv 1911.02150",
     equation="softmax(Q_i Kᵀ/√c) V",
     reference="closed form",

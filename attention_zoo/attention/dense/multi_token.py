@@ -34,6 +34,7 @@ class QueryCache(TokenCache):
 
 @register_softmax(
     name="multi_token",
+    also_called=("mta",),
     paper="Golovneva et al. 2025, arXiv 2504.00927, §3.1 and §3.2",
     equation="W softmax(mask(θ * mask₀(QKᵀ/√c))) V, W mixes heads",
     reference="closed form",

@@ -13,6 +13,7 @@ from attention_zoo.masks import Mask, TokenSpan
 
 @register_softmax(
     name="recurrent_additive",
+    also_called=("bahdanau",),
     paper="Bahdanau et al. 2015, arXiv 1409.0473, eq. 5 to 7",
     equation="softmax(vᵀ tanh(W s + U h)) V h, h = GRU(source)",
     reference="closed form",

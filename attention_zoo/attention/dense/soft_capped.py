@@ -11,6 +11,7 @@ from attention_zoo.errors import UserError
 
 @register_softmax(
     name="soft_capped",
+    also_called=("softcap",),
     paper="Gemma Team 2024, arXiv 2408.00118, §2",
     equation="softmax(cap·tanh(QKᵀ/(√c·cap))) V",
     reference="transformers Gemma2Attention",

@@ -15,6 +15,7 @@ from attention_zoo.masks import Mask
 
 @register_softmax(
     name="tensor_product",
+    also_called=("tpa",),
     paper="Zhang et al. 2025, arXiv 2501.06425",
     equation="softmax(QKᵀ/√c) V, each of Q, K, V of a token 1/R Σ_r a_r ⊗ b_r",
     reference="closed form",

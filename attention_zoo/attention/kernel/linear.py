@@ -49,6 +49,7 @@ FEATURE_MAPS: dict[str, FeatureMapFactory] = {
 
 @register_kernel(
     name="linear",
+    also_called=("linear_transformer",),
     paper="Katharopoulos et al. 2020, arXiv 2006.16236, eq. 9 to 12",
     equation="φ(q)(Σ φ(k)ᵀv) / φ(q) Σ φ(k), φ(x) = elu(x) + 1",
     reference="flash-linear-attention naive_recurrent_linear_attn",

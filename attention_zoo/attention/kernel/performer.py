@@ -78,6 +78,7 @@ def draw_orthogonal_directions(number: int, dim: int, seed: int) -> Tensor:
 
 @register_kernel(
     name="performer",
+    also_called=("favor",),
     paper="Choromanski et al. 2021, arXiv 2009.14794",
     equation="φ(q)(Σ φ(k)ᵀv) / φ(q) Σ φ(k), φ(x)_i = exp(ω_i·x c^(−1/4) − |x|²/2√c)",
     reference="closed form",

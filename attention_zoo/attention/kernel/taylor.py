@@ -43,6 +43,7 @@ class TaylorFeatures(FeatureMap):
 
 @register_kernel(
     name="taylor",
+    also_called=("based",),
     paper="Arora et al. 2024, arXiv 2402.18668",
     equation="Σ (1 + s_j + s_j²/2) v_j, normalised, s_j = q·k_j/√n, q and k of n channels",
     reference="flash-linear-attention naive_parallel_based",

@@ -7,6 +7,7 @@ from attention_zoo.attention.softmax import SoftmaxAttention, register_softmax
 
 @register_softmax(
     name="sliding_window",
+    also_called=("swa", "local"),
     paper="Beltagy et al. 2020, arXiv 2004.05150, §3.1; Jiang et al. 2023, arXiv 2310.06825",
     equation="softmax(QKᵀ/√c) V over the W keys up to the query, or around it",
     reference="closed form",

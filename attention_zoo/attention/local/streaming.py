@@ -42,6 +42,7 @@ class SinkCache(TokenCache):
 
 @register_softmax(
     name="streaming",
+    also_called=("streaming_llm",),
     paper="Xiao et al. 2024 (StreamingLLM), arXiv 2309.17453, §3.2",
     equation="softmax(QKᵀ/√c) V over the first S keys and the last W, at their places among these",
     reference="closed form",

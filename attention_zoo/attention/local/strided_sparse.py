@@ -18,6 +18,7 @@ from attention_zoo.masks import Visibility
 
 @register_softmax(
     name="strided_sparse",
+    also_called=("sparse_transformer",),
     paper="Child et al. 2019, arXiv 1904.10509, §4.3 (strided), §5.1 (merged head)",
     equation="softmax(QKᵀ/√c) V over the keys with i − j < l or (i − j) mod l = 0",
     reference="closed form",

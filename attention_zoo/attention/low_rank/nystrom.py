@@ -21,6 +21,7 @@ ITERATIONS = 6  # of the inverse, as in the paper
 
 @ATTENTION.register(
     name="nystrom",
+    also_called=("nystromformer",),
     paper="Xiong et al. 2021, arXiv 2102.03902",
     equation="softmax(Q K̃ᵀ/√c) softmax(Q̃ K̃ᵀ/√c)⁺ softmax(Q̃ Kᵀ/√c) V + DConv(V), "
     "Q̃ and K̃ means of tokens",

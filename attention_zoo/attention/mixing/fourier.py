@@ -15,6 +15,7 @@ from attention_zoo.zoo import ATTENTION
 
 @ATTENTION.register(
     name="fourier",
+    also_called=("fnet",),
     paper="Lee-Thorp et al. 2021, arXiv 2105.03824",
     equation="Re(F_n X F_d), discrete Fourier transforms over n tokens and d channels",
     reference="transformers FNetBasicFourierTransform",

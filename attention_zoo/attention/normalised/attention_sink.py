@@ -13,6 +13,7 @@ from attention_zoo.masks import Visibility
 
 @register_softmax(
     name="attention_sink",
+    also_called=("sink", "sinks"),
     paper="Agarwal et al. 2025 (gpt-oss), arXiv 2508.10925",
     equation="exp(s_ij) / (exp(s) + Σ_j exp(s_ij)), s learned for each head",
     reference="transformers GptOssAttention",

@@ -12,6 +12,7 @@ from attention_zoo.masks import Visibility
 
 @register_softmax(
     name="off_by_one",
+    also_called=("softmax1",),
     paper="Miller 2023, Attention Is Off By One (evanmiller.org)",
     equation="exp(s_ij) / (1 + Σ_j exp(s_ij))",
     reference="torch.nn.MultiheadAttention with add_zero_attn",

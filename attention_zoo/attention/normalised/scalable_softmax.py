@@ -12,6 +12,7 @@ from attention_zoo.masks import Visibility
 
 @register_softmax(
     name="scalable_softmax",
+    also_called=("ssmax",),
     paper="Nakanishi 2025, arXiv 2501.19399",
     equation="softmax(s_h log n · QKᵀ/√c) V, n keys visible to the query",
     reference="closed form",

@@ -17,6 +17,7 @@ from attention_zoo.precision import apply_rms_norm
 
 @register_recurrent(
     name="delta",
+    also_called=("deltanet",),
     paper="Schlag et al. 2021, arXiv 2102.11174, §4; Yang et al. 2024, arXiv 2406.06484, §2.2",
     equation="S ← S − β k (kᵀS) + β k vᵀ;  out = Sᵀ q/√c",
     reference="flash-linear-attention delta_rule_recurrence",

@@ -17,6 +17,7 @@ from attention_zoo.precision import apply_rms_norm, upcast
 
 @register_recurrent(
     name="gated_delta",
+    also_called=("gated_deltanet", "gdn"),
     paper="Yang et al. 2024, arXiv 2412.06464",
     equation="S ← exp(g) S;  S ← S − β k (kᵀS) + β k vᵀ;  out = Sᵀ q/√c",
     reference="transformers Qwen3NextGatedDeltaNet",

@@ -24,6 +24,7 @@ from attention_zoo.attention.recurrent.steps import Steps
 
 @register_recurrent(
     name="gated_delta_2",
+    also_called=("gated_deltanet_2", "gdn2"),
     paper="Hatamizadeh et al. 2026, arXiv 2605.22791",
     equation="S ← Diag(exp g) S;  S ← S − k ((b ⊙ k)ᵀS) + k (w ⊙ v)ᵀ;  out = Sᵀ q/√c",
     reference="flash-linear-attention naive_recurrent_gdn2",

@@ -15,6 +15,7 @@ from attention_zoo.errors import UserError, check_positive
 
 @register_recurrent(
     name="gated_linear",
+    also_called=("gla",),
     paper="Yang et al. 2023, arXiv 2312.06635, §4",
     equation="S_t = diag(a_t) S_{t−1} + k_tᵀv_t, out_t = q_t S_t, a_t = σ(x_t W₁ W₂ + b)^(1/τ)",
     reference="flash-linear-attention naive_recurrent_gla",

@@ -20,6 +20,7 @@ from attention_zoo.precision import apply_rms_norm, autocast_disabled
 
 @register_recurrent(
     name="gated_slot",
+    also_called=("gsa",),
     paper="Zhang et al. 2024, arXiv 2409.07146",
     equation="K̃ ← diag(a) K̃ + (1 − a)ᵀk, Ṽ ← diag(a) Ṽ + (1 − a)ᵀv; out = softmax(q K̃ᵀ) Ṽ",
     reference="flash-linear-attention naive_recurrent_gsa",

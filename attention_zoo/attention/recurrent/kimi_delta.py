@@ -19,6 +19,7 @@ from attention_zoo.precision import upcast
 
 @register_recurrent(
     name="kimi_delta",
+    also_called=("kda",),
     paper="Kimi Team 2025, arXiv 2510.26692",
     equation="S ← Diag(exp g) S;  S ← S − β k (kᵀS) + β k vᵀ;  out = Sᵀ q/√c",
     reference="flash-linear-attention naive_recurrent_kda",

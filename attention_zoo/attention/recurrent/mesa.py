@@ -30,6 +30,7 @@ MIN_RIDGE = 0.25
 
 @register_recurrent(
     name="mesa",
+    also_called=("mesanet",),
     paper="von Oswald et al. 2025, arXiv 2506.05233",
     equation="H ← f H + β k kᵀ,  G ← f G + β k vᵀ;  out = Gᵀ (H + Λ)⁻¹ q",
     reference="flash-linear-attention naive_mesa_net_exact",

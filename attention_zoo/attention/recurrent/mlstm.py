@@ -18,6 +18,7 @@ from attention_zoo.precision import autocast_disabled, safe_divide, upcast
 
 @register_recurrent(
     name="mlstm",
+    also_called=("xlstm",),
     paper="Beck et al. 2024, arXiv 2405.04517",
     equation="C ← f C + i k vᵀ,  n ← f n + i k;  out = o ⊙ Cᵀq / max(|nᵀq|, 1)",
     reference="closed form",

@@ -12,6 +12,7 @@ from attention_zoo.errors import check_positive
 
 @register_recurrent(
     name="retention",
+    also_called=("retnet",),
     paper="Sun et al. 2023, arXiv 2307.08621, §2.1 and §2.2",
     equation="S_t = a_h S_{t−1} + k_tᵀv_t, out_t = q_t S_t, a_h = 1 − 2^(−5−h)",
     reference="flash-linear-attention naive_retention",

@@ -23,6 +23,7 @@ RATE = 8.0  # c of the paper
 
 @register_recurrent(
     name="rg_lru",
+    also_called=("griffin", "hawk"),
     paper="De et al. 2024, arXiv 2402.19427",
     equation="h_t = a_t ⊙ h_{t−1} + √(1 − a_t²) ⊙ (i_t ⊙ u_t), a_t = σ(Λ)^(c r_t)",
     reference="transformers RecurrentGemmaRecurrentBlock",

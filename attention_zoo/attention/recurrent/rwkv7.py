@@ -27,6 +27,7 @@ MIN_LOG_DECAY = -math.exp(-0.5)  # of the strongest decay
 
 @register_recurrent(
     name="rwkv7",
+    also_called=("rwkv",),
     paper="Peng et al. 2025, arXiv 2503.14456",
     equation="S ← (diag(w) − (a ⊙ κ) κᵀ) S + k vᵀ;  out = Sᵀ r + (r·(u ⊙ k)) v",
     reference="flash-linear-attention dplr_recurrence",

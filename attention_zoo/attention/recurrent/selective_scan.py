@@ -29,6 +29,7 @@ from attention_zoo.precision import upcast
 
 @register_recurrent(
     name="selective_scan",
+    also_called=("mamba", "s6"),
     paper="Gu and Dao 2023, arXiv 2312.00752, §3",
     equation="S_t = exp(−e^A Δ_t) ⊙ S_{t−1} + Δ_t B_tᵀx_t, y_t = C_t S_t + D x_t",
     reference="transformers MambaMixer",

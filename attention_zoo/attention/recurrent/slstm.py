@@ -72,6 +72,7 @@ class SLSTMCell(RecurrentCell):
 
 @register_recurrent(
     name="slstm",
+    also_called=("xlstm",),
     paper="Beck et al. 2024, arXiv 2405.04517",
     equation="c_t = f_t ⊙ c_{t−1} + i_t ⊙ z_t, n_t = f_t ⊙ n_{t−1} + i_t, h_t = o_t ⊙ c_t / n_t",
     reference="closed form",

@@ -21,6 +21,7 @@ from attention_zoo.precision import upcast
 
 @register_recurrent(
     name="state_space_dual",
+    also_called=("mamba2", "ssd"),
     paper="Dao and Gu 2024, arXiv 2405.21060, §6 and §7",
     equation="S_t = exp(−e^A Δ_t) S_{t−1} + Δ_t B_tᵀx_t, y_t = C_t S_t + D x_t",
     reference="transformers Mamba2Mixer",

@@ -31,6 +31,7 @@ MIN_RATE = 1e-4  # the slowest decay, −A
 
 @register_recurrent(
     name="trapezoidal_state_space",
+    also_called=("mamba3",),
     paper="Lahoti et al. 2026, arXiv 2603.15569",
     equation="S_t = α_t S_{t−1} + (1 − λ_t) Δ_t α_t B_{t−1}ᵀx_{t−1} + λ_t Δ_t B_tᵀx_t, "
     "y_t = C_t S_t + D x_t, α = exp(Δ (A − iθ))",

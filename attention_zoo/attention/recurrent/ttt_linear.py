@@ -6,6 +6,7 @@ from attention_zoo.attention.recurrent.ttt import TTTAttention
 
 @register_recurrent(
     name="ttt_linear",
+    also_called=("ttt",),
     paper="Sun et al. 2024, arXiv 2407.04620",
     equation="W ← W − η ∇½|f(k; W) − v|²;  out = f(q; W),  f(x; W) = x + LN(W x + b)",
     reference="flash-linear-attention chunk_ttt_linear_ref",

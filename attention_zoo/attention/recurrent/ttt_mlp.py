@@ -8,6 +8,7 @@ from attention_zoo.attention.recurrent.ttt import TTTAttention
 
 @register_recurrent(
     name="ttt_mlp",
+    also_called=("ttt",),
     paper="Sun et al. 2024, arXiv 2407.04620",
     equation="W ← W − η ∇½|f(k; W) − v|²;  out = f(q; W),  f(x; W) = x + LN(MLP(x; W))",
     reference="closed form",

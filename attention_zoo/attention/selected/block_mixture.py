@@ -15,6 +15,7 @@ from attention_zoo.attention.softmax import register_softmax
 
 @register_softmax(
     name="block_mixture",
+    also_called=("moba",),
     paper="Lu et al. 2025, arXiv 2502.13189, §2.2",
     equation="softmax(q K[I]ᵀ/√c) V[I], I = own block and those with the largest q·mean(K)",
     reference="closed form",

@@ -29,6 +29,7 @@ from attention_zoo.masks import Columns, Visibility
 
 @register_softmax(
     name="lightning_indexer",
+    also_called=("dsa", "deepseek_sparse"),
     paper="DeepSeek-AI 2025, arXiv 2512.02556 (DeepSeek-V3.2)",
     equation="softmax(q K[S]ᵀ/√c) V[S], S = top-k of Σ_j w_j ReLU(q_j·k), j over indexer heads",
     reference="flash-linear-attention naive_dsa",

@@ -21,6 +21,7 @@ Compression = Literal["mean", "mlp"]
 
 @register_softmax(
     name="native_sparse",
+    also_called=("nsa",),
     paper="Yuan et al. 2025, arXiv 2502.11089, §3",
     equation="Σ over compressed, selected and sliding of gate · softmax(q Kᵀ/√c) V",
     reference="flash-linear-attention naive_nsa",

@@ -12,6 +12,7 @@ from attention_zoo.zoo import POSITION
 
 @POSITION.register(
     name="learned",
+    also_called=("absolute",),
     paper="Gehring et al. 2017, arXiv 1705.03122, §3.1; Vaswani et al. 2017, §3.5",
     equation="x_t + P_t",
     reference="transformers GPT2Model",

@@ -6,6 +6,7 @@ from attention_zoo.zoo import POSITION
 
 @POSITION.register(
     name="none",
+    also_called=("nope",),
     paper="Haviv et al. 2022, arXiv 2203.16634; Kazemnejad et al. 2023, arXiv 2305.19466",
     equation="x",
     reference="closed form",

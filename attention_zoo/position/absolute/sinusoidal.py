@@ -13,6 +13,7 @@ from attention_zoo.zoo import POSITION
 
 @POSITION.register(
     name="sinusoidal",
+    also_called=("absolute",),
     paper="Vaswani et al. 2017, arXiv 1706.03762, §3.5",
     equation="x_t + (…, sin(t·ω_i), cos(t·ω_i), …), ω_i = base^(−2i/d)",
     reference="closed form",

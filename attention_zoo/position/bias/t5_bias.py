@@ -13,6 +13,7 @@ from attention_zoo.zoo import POSITION
 
 @POSITION.register(
     name="t5_bias",
+    also_called=("t5", "relative"),
     paper="Raffel et al. 2020, arXiv 1910.10683, §2.1",
     equation="q_t·k_s/√c + B_h[bucket(s − t)]",
     reference="transformers T5Attention",

@@ -13,6 +13,7 @@ from attention_zoo.zoo import POSITION
 
 @POSITION.register(
     name="contextual",
+    also_called=("cope",),
     paper="Golovneva et al. 2024, arXiv 2405.18719",
     equation="q_t·k_s/√c + q_t·e[p_ts], p_ts = Σ_{s≤l≤t} σ(q_t·k_l/√c)",
     reference="x-transformers CoPE",

@@ -15,6 +15,7 @@ from attention_zoo.zoo import POSITION
 
 @POSITION.register(
     name="disentangled",
+    also_called=("deberta",),
     paper="He et al. 2020 (DeBERTa), arXiv 2006.03654, §3.1",
     equation="(q_t·k_s + q_t·P_{δ(t,s)} W_K + k_s·P_{δ(s,t)} W_Q)/√(3c), δ = t − s, clipped",
     reference="transformers DisentangledSelfAttention (deberta_v2)",

@@ -17,6 +17,7 @@ EPSILON = 1e-6  # the least length of a direction
 
 @POSITION.register(
     name="grape_additive",
+    also_called=("grape",),
     paper="Zhang et al. 2025, arXiv 2512.07805 (GRAPE-A, gated by queries and keys), and the "
     "authors' code",
     equation="q_t·k_s/√c − |t − s|·ω_h·m_h·(softplus(v_h·q_t/√c) + softplus(u_h·k_s/√c)), "

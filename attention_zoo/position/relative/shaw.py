@@ -14,6 +14,7 @@ from attention_zoo.zoo import POSITION
 
 @POSITION.register(
     name="shaw",
+    also_called=("relative",),
     paper="Shaw et al. 2018, arXiv 1803.02155, eqs. 3 and 4",
     equation="q_t·(k_s + a^K_{s−t})/√c, Σ_s w_ts (v_s + a^V_{s−t}), s − t clipped to ±k",
     reference="closed form",

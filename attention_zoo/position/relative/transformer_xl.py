@@ -18,6 +18,7 @@ from attention_zoo.zoo import POSITION
 
 @POSITION.register(
     name="transformer_xl",
+    also_called=("relative",),
     paper="Dai et al. 2019, arXiv 1901.02860, §3.3",
     equation="((q_t + u)·k_s + (q_t + v)·W_R R_{t−s})/√c, R sinusoids of the distance",
     reference="transformers XLNetRelativeAttention",

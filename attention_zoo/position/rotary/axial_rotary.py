@@ -12,6 +12,7 @@ from attention_zoo.zoo import POSITION
 
 @POSITION.register(
     name="axial_rotary",
+    also_called=("rope_2d",),
     paper="Heo et al. 2024, arXiv 2403.13298, and the authors' code",
     equation="rotary of the column t mod w for half of the pairs, of the row ⌊t/w⌋ for the others",
     reference="transformers Sam2VideoRoPEAttention",

@@ -14,6 +14,7 @@ SCALE = 16.0  # of the parameters, so that a step of an optimiser changes freque
 
 @POSITION.register(
     name="grape_multiplicative",
+    also_called=("grape",),
     paper="Zhang et al. 2025, arXiv 2512.07805 (GRAPE-M, commuting), and the authors' code",
     equation="rotary with ω_i = base^(−2i/c)·exp(δ_i/16), δ learned",
     reference="closed form",

@@ -8,6 +8,7 @@ from attention_zoo.zoo import POSITION
 
 @POSITION.register(
     name="linear_interpolation",
+    also_called=("position_interpolation",),
     paper="Chen et al. 2023, arXiv 2306.15595",
     equation="rotary with ω_i/factor",
     reference="transformers LlamaAttention(rope_type=linear)",

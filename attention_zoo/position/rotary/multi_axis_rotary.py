@@ -11,6 +11,7 @@ from attention_zoo.zoo import POSITION
 
 @POSITION.register(
     name="multi_axis_rotary",
+    also_called=("mrope",),
     paper="Wang et al. 2024, arXiv 2409.12191",
     equation="rotary, where the pairs of each section turn by one of ⌊t/hw⌋, ⌊t/w⌋ mod h, t mod w",
     reference="transformers Qwen2VLAttention",

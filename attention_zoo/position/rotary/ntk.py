@@ -8,6 +8,7 @@ from attention_zoo.zoo import POSITION
 
 @POSITION.register(
     name="ntk",
+    also_called=("ntk_aware",),
     paper="bloc97 2023 (r/LocalLLaMA), described by Peng et al. 2023, arXiv 2309.00071, §3.1",
     equation="rotary with base·factor^(c/(c−2))",
     reference="x-transformers Attention(RotaryEmbedding(base_rescale_factor))",

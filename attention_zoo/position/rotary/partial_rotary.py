@@ -13,6 +13,7 @@ from attention_zoo.zoo import POSITION
 
 @POSITION.register(
     name="partial_rotary",
+    also_called=("partial_rope",),
     paper="Su et al. 2021, arXiv 2104.09864, eq. 34; Black et al. 2022, arXiv 2204.06745",
     equation="the first r channels of q_t and k_s rotated as by rotary, ω_i = base^(−2i/r)",
     reference="transformers PhiAttention",

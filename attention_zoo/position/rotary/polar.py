@@ -13,6 +13,7 @@ from attention_zoo.zoo import POSITION
 
 @POSITION.register(
     name="polar",
+    also_called=("pope",),
     paper="Gopalakrishnan et al. 2025, arXiv 2509.10534",
     equation="Σ_i softplus(q_ti)·softplus(k_si)·cos((s − t)·ω_i + δ_i)",
     reference="x-transformers Attention(PolarEmbedding)",

@@ -14,6 +14,7 @@ Layout = Literal["half_split", "interleaved"]
 
 @POSITION.register(
     name="rotary",
+    also_called=("rope",),
     paper="Su et al. 2021, arXiv 2104.09864, eq. 34",
     equation="q_t R_t, k_s R_s: their product depends on t − s",
     reference="transformers LlamaAttention",

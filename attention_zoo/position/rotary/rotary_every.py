@@ -11,8 +11,9 @@ from attention_zoo.zoo import POSITION
 
 @POSITION.register(
     name="rotary_every",
+    also_called=("rnope", "irope"),
     paper="Yang et al. 2025, arXiv 2501.18795",
-    equation="rotary, but in the layers N, 2N, … q_t·k_s without positions",
+    equation="rotary, but in the layers N − 1, 2N − 1, … q_t·k_s without positions",
     reference="transformers SmolLM3Attention",
     deviations="the paper also gives a window to the layers with rotary positions; here a "
     "window is the mechanism's",
@@ -20,7 +21,7 @@ from attention_zoo.zoo import POSITION
     per_layer=True,
 )
 class RotaryEvery(RotaryEncoding):
-    """Rotary positions in all layers but every N-th, counted from 1, which have none.
+    """Rotary positions in all layers but N − 1, 2N − 1 and so on, counted from 0, which have none.
 
     A layer without positions finds tokens by content alone, however far away; the layers between
     tell each token about its neighbours.

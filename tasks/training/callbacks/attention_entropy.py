@@ -12,7 +12,7 @@ from attention_zoo.tasks.training.callbacks.periodic_inspection import Inspectio
 
 
 class AttentionEntropy(InspectionCallback):
-    """Log the entropy of every head as `attention_entropy/cross/layer-1/head-1` and so on.
+    """Log the entropy of every head as `attention_entropy/cross/layer-0/head-0` and so on.
 
     Entropy is in nats: 0 if each query attends to one key only, ln k if it attends to k keys
     equally. It is the mean over the queries of some samples of the valid split, always the same
@@ -34,14 +34,14 @@ class AttentionEntropy(InspectionCallback):
         sums: dict[str, Tensor] = {}
         for maps in task.attention_maps(self.sample_batch(trainer, task)):
             for role, layers in maps.items():
-                for layer, weights in enumerate(layers, start=1):
+                for layer, weights in enumerate(layers):
                     name = f"{role}/layer-{layer}"
                     row_sums = torch.stack(sum_row_entropies(weights.double()))
                     sums[name] = sums.get(name, 0) + row_sums.cpu()
         entropies = {
             f"attention_entropy/{name}/head-{head}": entropy
             for name, (entropy, rows) in sums.items()
-            for head, entropy in enumerate((entropy / rows).tolist(), start=1)
+            for head, entropy in enumerate((entropy / rows).tolist())
         }
         for logger in trainer.loggers:
             logger.log_metrics(entropies, trainer.global_step)

@@ -42,13 +42,13 @@ class AttentionMaps(InspectionCallback):
 
     In a picture every head has a heat map with the tokens on both axes. This works with any
     LightningModule that holds attention of the zoo. Pictures go to
-    `<folder>/probe-1-cross-layer-1.png` and so on, where newer ones replace older ones, and to
-    every logger that takes images under `attention/probe-1/cross/layer-1`. Pictures of `steps`
+    `<folder>/probe-1-cross-layer-0.png` and so on, where newer ones replace older ones, and to
+    every logger that takes images under `attention/probe-1/cross/layer-0`. Pictures of `steps`
     stay, in `<folder>/step-100` and so on. Rank zero draws, at validations, at `steps`, and at the
     end of training.
 
     Roles are `encoder` (global self-attention), `decoder` (causal self-attention) and `cross`.
-    Layers and heads count from 1, layers in the order in which the model calls them.
+    Layers and heads count from 0, layers in the order in which the model calls them.
 
     Args:
         folder: where the PNG files go; default: `figures` in the Trainer's `default_root_dir`.
@@ -129,13 +129,12 @@ class AttentionMaps(InspectionCallback):
     def draw(self, trainer: Trainer, task: Any, folder: Path) -> None:
         """Draw all probes into a folder; `paths` then holds the files."""
         self.paths = []
-        heads = None if self.heads is None else [head - 1 for head in self.heads]
         with going_on_without(folder):
             folder.mkdir(parents=True, exist_ok=True)
             for number, record in enumerate(self.records(trainer, task), start=1):
                 for role, layer in self.selected_layers(count_heads(record)):
                     path = folder / f"probe-{number}-{role}-layer-{layer}.png"
-                    draw_heatmaps(record, role, layer - 1, heads).savefig(path)
+                    draw_heatmaps(record, role, layer, self.heads).savefig(path)
                     key = f"attention/probe-{number}/{role}/layer-{layer}"
                     log_image(trainer.loggers, key, path, trainer.global_step)
                     self.paths.append(path)
@@ -156,10 +155,10 @@ class AttentionMaps(InspectionCallback):
         roles = self.roles or (["cross"] if "cross" in heads else list(heads))
         check_choices("roles", roles, list(heads))
         for role in roles:
-            numbers = range(1, len(heads[role]) + 1)
+            numbers = range(len(heads[role]))
             check_choices(f"layers of {role}", self.layers, numbers)
             for layer in self.layers or numbers:
-                check_choices(f"heads of {role}", self.heads, range(1, heads[role][layer - 1] + 1))
+                check_choices(f"heads of {role}", self.heads, range(heads[role][layer]))
                 yield role, layer
 
     def check(self, trainer: Trainer, task: Any) -> None:
@@ -168,7 +167,7 @@ class AttentionMaps(InspectionCallback):
             for record in self.records(trainer, task):
                 for role, layer in self.selected_layers(count_heads(record)):
                     try:
-                        record.weights(role, layer - 1)
+                        record.weights(role, layer)
                     except ValueError as error:
                         raise UserError(str(error)) from None
             return

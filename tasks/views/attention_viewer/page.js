@@ -5,7 +5,7 @@ const FAINTEST = 0.02; // of the largest weight: weaker lines are not drawn
 const find = (selector) => document.querySelector(selector);
 const findAll = (selector) => [...document.querySelectorAll(selector)];
 
-// The choices, as in the hash of the address; numbers count from 1.
+// The choices, as in the hash of the address. Lines and tokens count from 1, layers and heads from 0.
 let selection = Object.fromEntries(new URLSearchParams(location.hash.slice(1)));
 // The token of each side, by its index, that was pressed, and that the pointer or keyboard is at.
 let pressedTokens = {};
@@ -23,8 +23,8 @@ function createElement(name, properties = {}, ...children) {
 
 // ---- choices
 
-function numbers(count) {
-  return Array.from({ length: count }, (_, index) => String(index + 1));
+function numbers(count, first) {
+  return Array.from({ length: count }, (_, index) => String(first + index));
 }
 
 // Show the choices, and select the fallback if the current choice is not one of them.
@@ -43,7 +43,7 @@ function updateChoices(name, values, fallback, title = (value) => value) {
 
 function resolveSelection() {
   const lines = find("select");
-  if (!numbers(records.length).includes(selection.line)) selection.line = "1";
+  if (!numbers(records.length, 1).includes(selection.line)) selection.line = "1";
   lines.value = selection.line;
   const record = records[selection.line - 1];
   const names = record.roles.map((each) => each.name);
@@ -51,10 +51,10 @@ function resolveSelection() {
   updateChoices("role", names, names.includes("cross") ? "cross" : names[0], roleTitle);
   const before = role;
   role = record.roles.find((each) => each.name === selection.role);
-  updateChoices("layer", numbers(role.layers.length), String(role.layers.length));
-  layer = role.layers[selection.layer - 1];
+  updateChoices("layer", numbers(role.layers.length, 0), String(role.layers.length - 1));
+  layer = role.layers[selection.layer];
   // A single head needs no mean.
-  const heads = [...(layer.heads > 1 ? ["mean"] : []), ...numbers(layer.heads)];
+  const heads = [...(layer.heads > 1 ? ["mean"] : []), ...numbers(layer.heads, 0)];
   updateChoices("head", heads, heads[0]);
   map = headWeights(layer, selection.head);
   if (role !== before) {
@@ -81,7 +81,7 @@ function saveSelection() {
 function headWeights(layer, head) {
   const all = decodeWeights(layer);
   const size = role.queries.length * role.keys.length;
-  if (head !== "mean") return all.subarray((head - 1) * size, head * size);
+  if (head !== "mean") return all.subarray(head * size, (Number(head) + 1) * size);
   layer.mean ??= Float32Array.from({ length: size }, (_, index) => {
     let sum = 0;
     for (let each = 0; each < layer.heads; each += 1) sum += all[each * size + index];
@@ -157,18 +157,18 @@ function buildTokens() {
 
 function buildOverview() {
   const maxHeads = Math.max(...role.layers.map((each) => each.heads));
-  const heads = maxHeads > 1 ? ["mean", ...numbers(maxHeads)] : ["1"];
+  const heads = maxHeads > 1 ? ["mean", ...numbers(maxHeads, 0)] : ["0"];
   const named = (head) => (head === "mean" ? "mean of heads" : `head ${head}`);
   const titles = heads.map((head) => createElement("th", { scope: "col" }, head === "mean" ? head : named(head)));
   const top = createElement("tr", {}, createElement("td"), ...titles);
   const rows = role.layers.map((each, index) => {
-    const cells = heads.filter((head) => head === "mean" || head <= each.heads).map((head) => {
-      const title = `layer ${index + 1}, ${named(head)}`;
+    const cells = heads.filter((head) => head === "mean" || head < each.heads).map((head) => {
+      const title = `layer ${index}, ${named(head)}`;
       const button = createElement("button", { type: "button", title, ariaLabel: title }, createElement("canvas"));
-      Object.assign(button.dataset, { layer: index + 1, head });
+      Object.assign(button.dataset, { layer: index, head });
       return createElement("td", {}, button);
     });
-    return createElement("tr", {}, createElement("th", { scope: "row" }, `layer ${index + 1}`), ...cells);
+    return createElement("tr", {}, createElement("th", { scope: "row" }, `layer ${index}`), ...cells);
   });
   find("#overview").replaceChildren(top, ...rows);
 }
@@ -225,7 +225,7 @@ function drawOverview() {
   const shape = role.keys.length / role.queries.length;
   const [width, height] = shape > 1 ? [76, 76 / shape] : [76 * shape, 76];
   for (const button of findAll("#overview button")) {
-    const each = role.layers[button.dataset.layer - 1];
+    const each = role.layers[button.dataset.layer];
     const canvas = button.firstChild;
     Object.assign(canvas.style, { width: `${Math.max(6, width)}px`, height: `${Math.max(6, height)}px` });
     paint(canvas, headWeights(each, button.dataset.head), largestWeight(each));

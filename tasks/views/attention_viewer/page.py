@@ -53,7 +53,7 @@ def encode_role(record: AttentionRecord, role: str) -> dict[str, Any]:
         weights = record.weights(role, layer)
         if not weights.isfinite().all():
             raise UserError(
-                f"attention must be finite to be shown, but layer {layer + 1} of the {role} gives "
+                f"attention must be finite to be shown, but layer {layer} of the {role} gives "
                 "weights that are not: has the training diverged?"
             )
         layers.append(encode_weights(weights))

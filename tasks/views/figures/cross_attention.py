@@ -13,7 +13,7 @@ from torch.nn.functional import one_hot
 
 from attention_zoo.errors import UserError
 from attention_zoo.tasks.data.tokenizers import Tokenizer
-from attention_zoo.tasks.views.attention_record import AttentionRecord
+from attention_zoo.tasks.views.attention_record import AttentionRecord, name_layer
 from attention_zoo.tasks.views.figures import style
 
 # A mark at the edge of a word is a word; a mark within one, as in 12:30, is a part of it.
@@ -68,7 +68,7 @@ def draw_cross_attention(task: Any, line: str) -> Figure:
     axis.set_ylabel("target words (queries)", fontsize=style.LABEL_SIZE)
     heads = len(layers[layer])
     averaged = f"mean of {heads} heads" if heads > 1 else "1 head"
-    title = f"Cross-attention, layer {layer + 1} of {len(layers)}, {averaged}"
+    title = f"Cross-attention, {name_layer(layer, len(layers))}, {averaged}"
     figure.suptitle(title, fontsize=style.HEADING_SIZE)
     figure.colorbar(image, label="attention weight", pad=0.02)
     return figure

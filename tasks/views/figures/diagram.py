@@ -54,6 +54,10 @@ class ModuleSummary(NamedTuple):
     facts: tuple[str, ...] = ()
 
 
+# Of a layer: whose keys and values its self-attention reads, and its cross-attention.
+KVSources = tuple[int | None, int | None]
+
+
 class SublayerSummary(NamedTuple):
     """A sublayer: the modules inside its residual connection and those after it, in order."""
 
@@ -154,7 +158,7 @@ class _StackDrawing:
 
         single = group.first == group.last
         numbers = f"layer {group.first}" if single else f"layers {group.first}–{group.last}"
-        number = f"× {group.last}" if is_only else numbers
+        number = f"× {group.last + 1}" if is_only else numbers
         size = style.HEADING_SIZE if is_only else style.LABEL_SIZE
         x = self.x + self.outer * (_HALF_FRAME + 0.1)
         options: style.Options = {"x": x, "ha": "left" if self.outer > 0 else "right"}
@@ -251,30 +255,34 @@ def summarize_stack(
 def group_layers(stack: Encoder | Decoder) -> tuple[LayerGroup, ...]:
     """Group consecutive layers of a stack that have the same modules."""
     layers = []
-    for number, layer in enumerate(cast(Sequence[TransformerLayer], stack.layers), start=1):
+    for number, layer in enumerate(cast(Sequence[TransformerLayer], stack.layers)):
         sublayers = [x for x in layer.children() if isinstance(x, Sublayer)]
+        sources = stack.kv_sources[number]
         summaries = (
-            [summarize_parallel(*sublayers)]
+            [summarize_parallel(sublayers[0], sublayers[1], sources)]
             if layer.is_parallel
-            else [summarize_sublayer(x) for x in sublayers]
+            else [summarize_sublayer(x, sources) for x in sublayers]
         )
         layers.append(LayerGroup(number, number, count_parameters(layer), tuple(summaries)))
     groups = [list(group) for _, group in groupby(layers, key=lambda layer: layer[2:])]
     return tuple(group[0]._replace(last=group[-1].last) for group in groups)
 
 
-def summarize_sublayer(sublayer: Sublayer) -> SublayerSummary:
+def summarize_sublayer(sublayer: Sublayer, kv_sources: KVSources) -> SublayerSummary:
     """Summarize a sublayer, with its norm where the model has it."""
     if isinstance(sublayer, AttentionSublayer):
-        module, reads_memory = summarize_attention(sublayer.branches), sublayer.role == "cross"
+        reads_memory = sublayer.role == "cross"
+        module = summarize_attention(sublayer.branches, kv_sources[reads_memory])
     else:
         module, reads_memory = summarize_feed_forward(cast(FeedForward, sublayer)), False
     return surround_by_norms(sublayer, module, reads_memory=reads_memory)
 
 
-def summarize_parallel(attention: Sublayer, feed_forward: Sublayer) -> SublayerSummary:
+def summarize_parallel(
+    attention: Sublayer, feed_forward: Sublayer, kv_sources: KVSources
+) -> SublayerSummary:
     """Summarize attention and feed-forward that read the same norm, as one sublayer."""
-    first = summarize_attention(cast(AttentionSublayer, attention).branches)
+    first = summarize_attention(cast(AttentionSublayer, attention).branches, kv_sources[0])
     second = summarize_feed_forward(cast(FeedForward, feed_forward))
     both = ModuleSummary(
         first.kind, f"{first.title} + {second.title}", (*first.facts, *second.facts)
@@ -296,11 +304,14 @@ def surround_by_norms(
     return SublayerSummary(*orders[sublayer.norm_order], reads_memory)
 
 
-def summarize_attention(branches: Sequence[Attention]) -> ModuleSummary:
+def summarize_attention(branches: Sequence[Attention], kv_source: int | None) -> ModuleSummary:
     """Summarize the attention of a layer, or several mechanisms that stand side by side."""
     role = branches[0].role
     title = "cross-attention" if role == "cross" else f"{role} self-attention"
-    return ModuleSummary("attention", title, (*chain(*map(attention_facts, branches)),))
+    facts = [*chain(*map(attention_facts, branches))]
+    if branches[0].reads_kv:
+        facts.append(f"reads keys and values of layer {kv_source}")
+    return ModuleSummary("attention", title, tuple(facts))
 
 
 def attention_facts(attention: Attention) -> list[str]:
@@ -315,7 +326,7 @@ def attention_facts(attention: Attention) -> list[str]:
         size = pluralize(convolutions[0].kernel_size, "token")
         facts.append(f"projections convolved over {size}")
     if any(projection.mixing is not None for projection in token_projections(attention)):
-        facts.append("mixes values of layer 1")
+        facts.append("mixes values of layer 0")
     if sites := position_sites(attention):
         acts_on = " and ".join(SITES[site] for site in sites)
         facts.append(f"{attention.position.card.name} on {acts_on}")

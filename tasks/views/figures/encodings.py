@@ -90,10 +90,10 @@ def draw_image(axis: Axes, title: str, values: Tensor, **options: Any) -> None:
 def draw_alibi(image: Axes, curve: Axes) -> None:
     """Draw the bias of one head as an image, and that of all heads by distance."""
     bias = alibi_bias()
-    title = f"ALiBi\nadded to scores (head {HEADS // 2 + 1})"
+    title = f"ALiBi\nadded to scores (head {HEADS // 2})"
     draw_image(image, title, bias[HEADS // 2], cmap=style.SEQUENTIAL)
     image.set(xlabel="key", ylabel="query")
     curve.plot(bias[:, 0].T.numpy(), color=style.BLUE, linewidth=1.6)
-    style.draw_text(curve, 4, -14.5, "head 1", ha="left", va="baseline")
-    style.draw_text(curve, MAX_DISTANCE, 0.4, f"head {HEADS}", ha="right", va="bottom")
+    style.draw_text(curve, 4, -14.5, "head 0", ha="left", va="baseline")
+    style.draw_text(curve, MAX_DISTANCE, 0.4, f"head {HEADS - 1}", ha="right", va="bottom")
     curve.set(ylim=(-16, 2.4), ylabel="added to the score")

@@ -78,12 +78,12 @@ def draw_multi_head() -> Figure:
         for index, (name, matrix) in enumerate(projections):
             left = x_split + index * (narrow + GAP)
             draw_shaded(axis, matrix.chunk(HEADS, dim=1)[head], left, top, colour)
-            style.draw_text(axis, left + narrow / 2, top + 0.13, f"{name}{'₁₂₃'[head]}")
+            style.draw_text(axis, left + narrow / 2, top + 0.13, f"{name}{'₀₁₂'[head]}")
         weights = steps.weights[head].tolist()
         style.draw_matrix(axis, weights, (x_weights, top), CELL, style.SEQUENTIAL)
         draw_shaded(axis, steps.head_outputs[head], x_outputs, top, colour)
         options = {"color": colour, "fontweight": "bold"}
-        style.draw_text(axis, x_weights + square / 2, top + 0.13, f"head {head + 1}", **options)
+        style.draw_text(axis, x_weights + square / 2, top + 0.13, f"head {head}", **options)
     draw_heads(axis, steps.concatenated, x_joined, 3.05)
     draw_shaded(axis, steps.output, x_joined, 1.3, style.BLACK)
     style.draw_text(axis, x_joined + wide / 2, 1.43, f"output  [{TOKENS} × {DIM}]")
@@ -141,7 +141,7 @@ def draw_two_heads(task: Any, line: str) -> Figure:
     figure = style.new_figure(9.4, 0.34 * len(tokens) + 1.0)
     for axis, head, colour in zip(figure.subplots(1, 2), heads, COLOURS, strict=False):
         draw_lines(axis, layers[layer][head], tokens, colour)
-        title = f"encoder, layer {layer + 1}, head {head + 1}"
+        title = f"encoder, layer {layer}, head {head}"
         axis.set_title(title, fontsize=style.TITLE_SIZE)
     return figure
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from attention_zoo.tasks.views.attention_record import ROLES, AttentionRecord
+from attention_zoo.tasks.views.attention_record import ROLES, AttentionRecord, name_layer
 from attention_zoo.tasks.views.figures import style
 
 
@@ -25,7 +25,7 @@ def draw_heatmaps(
     """
     panels = _named_panels(record.weights(role, layer), heads)
     title, queries_side, keys_side = ROLES[role]
-    heading = f"{title}, layer {layer + 1} of {len(record.maps[role])}"
+    heading = f"{title}, {name_layer(layer, len(record.maps[role]))}"
     labels = _TokenLabels(*record.tokens(role))
     columns = _num_columns(len(panels), labels.width / labels.height)
     rows = math.ceil(len(panels) / columns)
@@ -66,7 +66,7 @@ def _named_panels(weights: Tensor, heads: Sequence[int] | None) -> list[tuple[st
     if unknown := [head for head in heads or () if head not in available]:
         raise ValueError(f"heads must lie between 0 and {available[-1]}, got {unknown}.")
     chosen = available if heads is None else heads
-    panels = [(f"head {head + 1}", weights[head]) for head in chosen]
+    panels = [(f"head {head}", weights[head]) for head in chosen]
     # The mean of a single head is that head.
     if heads is None and len(panels) > 1:
         panels.insert(0, ("mean of heads", weights.mean(0)))

@@ -153,7 +153,7 @@ def bias_thumbnails() -> list[Thumbnail]:
         bias = bias.masked_fill(~causal | (bias < _HIDING), torch.nan)[:2]
         limit = bias.nan_to_num().abs().max().item()
         family = entry_family(POSITION[card.name])
-        for head, values in enumerate(bias, start=1):
+        for head, values in enumerate(bias):
             notes = f"head {head}, up to ±{limit:.2g}", ", ".join(kinds)
             thumbnails.append(Thumbnail(family, card.name, notes, values, limit or 1.0))
     return sorted(thumbnails, key=attrgetter("family"))

@@ -131,7 +131,7 @@ def test_symbols_are_words() -> None:
     assert tokenizer.tokens([1, 5, 7]) == ["<bos>", "k2", "|"]
     again = tokenizer_from_state(json.loads(json.dumps(tokenizer.state())))
     assert again.encode("k1 |") == [4, 7]
-    with pytest.raises(BadInput, match=r"no symbol 'k3'. Did you mean k2 or k1\?.* k1, k2, v1, \|"):
+    with pytest.raises(BadInput, match=r"no symbol 'k3'. Choices: k1, k2, v1, \|"):
         tokenizer.encode("k1 k3")
     many = SymbolTokenizer.train([str(number) for number in range(9000)])
     with pytest.raises(BadInput, match=r"Choices: 0, 1, .*9, …, 8990, .*8999\.$"):
