@@ -19,6 +19,7 @@ from attention_zoo.tasks.analysis.report.documents import (
     report_markdown,
     report_page,
 )
+from attention_zoo.tasks.analysis.report.report_run import log_report
 from attention_zoo.tasks.analysis.report.runs import Run, find_runs
 from attention_zoo.tasks.analysis.report.significance import run_tests
 from attention_zoo.tasks.analysis.report.tables import csv_rows
@@ -75,6 +76,9 @@ def answer(
     print_report(console, comparisons, runs)
     for name in files:
         print_line(console, str(folder / name))
+    if any((run.config.get("logger") or {}).get("wandb") for run in runs):
+        page = files["report.html"]
+        log_report(title, page, comparisons, charts, runs, folder, folder)
     if config.scoreboard is not None:
         choices = config.hydra.runtime.choices
         benchmark = config.benchmark or choices.get("experiment") or choices["data"]

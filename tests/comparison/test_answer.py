@@ -27,7 +27,7 @@ def candidate(name, width=64, losses=LOSSES, later=None, label=None):
     return found
 
 
-def write_runs(folder, candidates, skills):
+def write_runs(folder, candidates, skills, **changes):
     for number, (each, skill) in enumerate(zip(candidates, skills, strict=True)):
         for seed in (2, 3, 4):
             run = folder / "confirm" / f"{10 * number + seed}"
@@ -51,8 +51,8 @@ def write_runs(folder, candidates, skills):
 def answered(tmp_path):
     """What is printed, and what the folder has then."""
 
-    def run(candidates, skills, **options):
-        write_runs(tmp_path, candidates, skills)
+    def run(candidates, skills, logger=None, **options):
+        write_runs(tmp_path, candidates, skills, logger=logger)
         console = Console(file=io.StringIO(), width=120)
         config = {"reference": None, "scoreboard": None, "benchmark": None} | options
         config["hydra"] = {"runtime": {"choices": {"data": "phrases"}}}
@@ -133,3 +133,11 @@ def test_an_interval_is_that_of_student(answered, tmp_path):
     half = 4.3027 * stdev(values) / math.sqrt(3)
     (cell,) = [row[1] for row in score_table(read_scores(board)).rows if row[0] == "gated"]
     assert cell == f"{fmean(values):.2f} ± {half:.2f}"
+
+
+@pytest.mark.slow
+def test_the_answer_is_a_run_of_wandb_where_its_runs_are(answered, tmp_path, monkeypatch):
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    logger = {"wandb": {"project": "attention-zoo"}}
+    answered([candidate("linear"), candidate("gated")], [0.5, 0.7], logger=logger)
+    assert len(list((tmp_path / "report" / "wandb").glob("offline-run-*"))) == 1

@@ -45,8 +45,8 @@ class TitansAttention(InnerLoopAttention):
         kernel_size: number of tokens that a convolution mixes, including the token itself.
         memory_layers: number of layers of the memory f: 1 is a matrix, more are an MLP with GELU,
             whose hidden layers are four times as wide as a head. Large values can make an MLP
-            diverge, as its gradient grows with its weights, and the paper does not bound it. The
-            norm and the residual that bound an MLP are those of TTT: see `ttt_mlp`.
+            diverge, as its gradient grows with its weights and nothing here bounds it; the memory
+            of `ttt_mlp` has a layer norm.
     """
 
     convolves_qkv = True
