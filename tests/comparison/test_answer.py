@@ -44,6 +44,7 @@ def write_runs(folder, candidates, skills, **changes):
                 lr=lr,
                 model=model,
                 figures=figures,
+                **changes,
             )
 
 
@@ -52,7 +53,8 @@ def answered(tmp_path):
     """What is printed, and what the folder has then."""
 
     def run(candidates, skills, logger=None, **options):
-        write_runs(tmp_path, candidates, skills, logger=logger)
+        changes = {} if logger is None else {"logger": logger}
+        write_runs(tmp_path, candidates, skills, **changes)
         console = Console(file=io.StringIO(), width=120)
         config = {"reference": None, "scoreboard": None, "benchmark": None} | options
         config["hydra"] = {"runtime": {"choices": {"data": "phrases"}}}
