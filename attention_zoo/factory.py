@@ -1,15 +1,19 @@
 """Build entries of the zoo by name."""
 
+import functools
 import inspect
 import math
+from collections.abc import Callable
 from numbers import Integral, Real
 from types import NoneType, UnionType
-from typing import Any, Union, get_args, get_origin
+from typing import Any, TypeVar, Union, cast, get_args, get_origin
 
 from attention_zoo.attention.base import Attention
 from attention_zoo.errors import UserError, short_repr
 from attention_zoo.position.base import PositionalEncoding
 from attention_zoo.zoo import ATTENTION, POSITION, Role, check_acts_inside
+
+Constructor = TypeVar("Constructor", bound=Callable[..., None])
 
 # What stands for a declared type, and its name in a refusal.
 OPTION_TYPES: dict[type, tuple[type, str]] = {
@@ -91,13 +95,28 @@ def check_type(option: str, value: object, annotation: Any) -> None:
     is_union = get_origin(annotation) in (Union, UnionType)
     types = get_args(annotation) if is_union else (annotation,)
     declared = [kind for kind in OPTION_TYPES if kind in types]
+    takes_others = not {*types} <= {*declared, NoneType}
     if value is None:
         fits = NoneType in types
     else:
-        fits = not declared or any(is_of_type(value, kind) for kind in declared)
+        fits = takes_others or any(is_of_type(value, kind) for kind in declared)
     if not fits:
         words = " or ".join(OPTION_TYPES[kind][1] for kind in declared) or "given"
         raise UserError(f"{option} must be {words}, got {short_repr(value)}.")
+
+
+def typed_options(init: Constructor) -> Constructor:
+    """Let a constructor refuse options of another type than it declares; see `check_type`."""
+    declared = inspect.signature(init).parameters
+
+    @functools.wraps(init)
+    def checked(self: Any, *args: Any, **options: Any) -> None:
+        for option, value in options.items():
+            if option in declared:
+                check_type(option, value, declared[option].annotation)
+        init(self, *args, **options)
+
+    return cast(Constructor, checked)
 
 
 def is_of_type(value: object, kind: type) -> bool:

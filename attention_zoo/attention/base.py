@@ -449,7 +449,7 @@ class Attention(nn.Module):
     ) -> None:
         """Refuse inputs that fit neither this attention nor one another."""
         for name, part in (("x", x), ("context", context)):
-            if part is not None:
+            if part is not None or name == "x":
                 check_features(part, name, self.dim)
                 check_matches_weights(part, name, self)
         if context is not None and len(context) != len(x):

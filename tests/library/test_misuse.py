@@ -520,7 +520,7 @@ MISUSE: dict[str, tuple[Callable[[], Any], type[UserError], str]] = {
     "temperature of 0": (
         lambda: soft_lookup({"a": 1}, "a", {"a": [1.0]}, temperature=0.0),
         UserError,
-        "temperature must be above 0",
+        "temperature must be a number above 0",
     ),
 }
 
