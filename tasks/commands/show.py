@@ -13,6 +13,7 @@ from rich.console import Console
 from attention_zoo import card
 from attention_zoo.errors import UserError
 from attention_zoo.tasks.commands.arguments import parse_arguments
+from attention_zoo.tasks.commands.help import HELP_FLAGS, command_help
 from attention_zoo.tasks.run_folder import refuse_unwritable
 from attention_zoo.tasks.views.tables import Table, print_table
 from attention_zoo.zoo import ATTENTION, POSITION, unknown_name_message
@@ -66,6 +67,11 @@ def show_stack(arguments: list[str]) -> None:
     from attention_zoo.tasks.configuration.build import build_model, parameter_counts
     from attention_zoo.tasks.configuration.stacks import kv_sources_by_role, layers_by_role
 
+    if HELP_FLAGS & {*arguments}:
+        print(command_help("show", {}))
+        return
+    if wrong := [x for x in arguments if x.startswith("-") or "=" not in x]:
+        raise UserError(f"show stack=NAME takes options of the form name=value, got {wrong[0]!r}.")
     output = [x.partition("=")[2] for x in arguments if x.startswith("output=")]
     if len(output) > 1:
         raise UserError(f"output takes one value, output=…; got {' '.join(output)}.")
