@@ -81,9 +81,7 @@ def complete(arguments: list[str]) -> None:
         run_composed("train", ["-sc", *arguments])
         return
     if "COMP_LINE" not in os.environ:
-        raise UserError(
-            "query= is for the shell, which sets COMP_LINE; install it: -sc install=bash"
-        )
+        raise UserError("query= is for a shell, which sets COMP_LINE; set it up: -sc install=bash")
     program, *words = os.environ["COMP_LINE"].split(" ")
     if len(words) < 2:
         print(*(name for name in COMMANDS if name.startswith("".join(words))))

@@ -50,6 +50,9 @@ def run(config: dict[str, Any], invocation: Invocation) -> None:
     lengths.check_lengths(config)
     silence_libraries()
     check_trainer(config)
+    limit = "limit_test_batches" if config["split"] == "test" else "limit_val_batches"
+    if config["trainer"].get(limit) == 0:
+        raise UserError(f"trainer.{limit} must be above 0, got 0: it would score nothing.")
     check_seed(config["seed"])
     check_loggers(config)
     seed_everything(config["seed"], workers=True, verbose=False)

@@ -16,9 +16,7 @@ def read_lines(arguments: Sequence[str], path: str | None) -> Iterator[str]:
     if arguments:
         return iter(arguments)
     if path in ("", "-"):
-        raise UserError(
-            f"input must name a file, got {path!r}; without it, standard input is read."
-        )
+        raise UserError(f"input must name a file, got {path!r}; leave it out for standard input.")
     if path is not None:
         file = Path(path)
         # A pipe is no regular file, and is read once here.
