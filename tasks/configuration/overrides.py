@@ -30,6 +30,7 @@ UNUSED = (
 )
 UNUSED_IN_EVALUATION = (
     *UNUSED,
+    *("task.label_smoothing", "task.non_finite"),
     *("trainer.max_steps", "trainer.max_epochs", "trainer.max_time", "trainer.min_steps"),
     *("trainer.min_epochs", "trainer.val_check_interval", "trainer.check_val_every_n_epoch"),
     *("trainer.accumulate_grad_batches", "trainer.gradient_clip_val", "trainer.overfit_batches"),

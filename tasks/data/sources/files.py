@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from attention_zoo.errors import BadInput, UserError
+from attention_zoo.factory import typed_options
 from attention_zoo.tasks.data.sources.base import SPLITS, Source, Split
 
 Item = TypeVar("Item")
@@ -30,6 +31,7 @@ class SplitFiles(Source[Split]):
 
     forms: str  # of `train`, for messages
 
+    @typed_options
     def __init__(
         self,
         *,
