@@ -180,8 +180,6 @@ logger=wandb logger.wandb.artifacts=[foo] | config
 logger=wandb logger.wandb.init_timeout=-1 | logger.wandb.init_timeout must be at least 0
 logger=wandb logger.wandb.finish_timeout=-1 | logger.wandb.finish_timeout must be at least 0
 logger=tensorboard +logger.tensorboard.flush_secs=-1 | flush_secs must be at least 0
-data=parallel_files | data.source.train is missing
-data=parallel_files data.source.valid=a.tsv | data.source.train is missing
 logger=csv logger.csv.foo=5 | no option 'logger.csv.foo'
 compile=foo | compile must be
 compile={mode:foo} | max-autotune
@@ -336,6 +334,11 @@ position=learned position.max_length=8 | lower data.context_length
 position=learned lengths=[9999] | at most 512 tokens
 data=recall tokenizer=symbols position=learned position.max_length=4 | lower data.source.length
 """
+# What only files have.
+FILES = """
+data=parallel_files | data.source.train is missing
+data=parallel_files data.source.valid=a.tsv | data.source.train is missing
+"""
 # {} is a checkpoint of a translation.
 OTHERS = """
 nonsense | Choices: train
@@ -477,6 +480,7 @@ def run(monkeypatch, capsys, folder, arguments):
     [
         *rows(TRAINING, ["train", *TRAIN]),
         *rows(LANGUAGE, ["train", "task=language_modeling", "data=python_docs", *LANGUAGE_TRAIN]),
+        *rows(FILES, ["train", *LANGUAGE_TRAIN]),
         *rows(OTHERS),
     ],
     ids=lambda x: " ".join(y for y in x if y not in TRAIN) if isinstance(x, list) else "",
