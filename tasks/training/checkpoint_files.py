@@ -48,9 +48,11 @@ def guard_own_files(strategy: Strategy) -> None:
     """
     save = strategy.save_checkpoint
 
-    def save_checkpoint(checkpoint: dict[str, Any], filepath: Any, *options: Any) -> None:
+    def save_checkpoint(
+        checkpoint: dict[str, Any], filepath: str | Path, storage_options: Any = None
+    ) -> None:
         try:
-            save(checkpoint, filepath, *options)
+            save(checkpoint, filepath, storage_options)
         except (Exception, CheckpointException) as error:
             warn_of_unwritten(Path(filepath), checkpoint, error)
             if strategy.is_global_zero:
