@@ -185,6 +185,14 @@ class LayeredCache(Cache):
                     cache.reorder(index)
 
 
+def check_layered_cache(cache: object) -> None:
+    """Refuse what is no cache of a model."""
+    if not isinstance(cache, LayeredCache | None):
+        raise UserError(
+            f"cache must come from new_cache() of the model, got {type(cache).__name__}."
+        )
+
+
 def check_cache(cache: Any, attention: object, batch: int) -> None:
     """Refuse what is no cache, one of another attention, and one of another number of rows."""
     if getattr(cache, "owner", None) != id(attention):
@@ -227,5 +235,7 @@ def check_rows(index: Tensor, batch: int | None) -> None:
     """Refuse what is not an index [n] of rows."""
     if not isinstance(index, Tensor) or index.dtype not in (torch.int32, torch.int64):
         raise UserError(f"index must be a tensor [n] of integers, got {describe(index)}.")
+    if index.ndim != 1:
+        raise UserError(f"index must have the shape [n], got {list(index.shape)}.")
     if batch is not None:
         check_range(index, "index", batch)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from attention_zoo.attention.base import Attention
-from attention_zoo.errors import Unsupported, UserError
+from attention_zoo.errors import Unsupported, UserError, short_repr
 from attention_zoo.zoo import Role
 
 Maps = dict[str, list[Tensor]]
@@ -47,6 +47,8 @@ def capture_attention(module: nn.Module) -> Iterator[list[CapturedAttention]]:
     >>> [(name, role, tuple(weights.shape)) for name, role, weights in captured]
     [('0', 'causal', (1, 2, 5, 5))]
     """
+    if not isinstance(module, nn.Module):
+        raise UserError(f"attention is captured in a module, got {short_repr(module)}.")
     parts = {name: x for name, x in module.named_modules() if isinstance(x, Attention)}
     if not parts:
         raise UserError(

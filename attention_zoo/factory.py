@@ -1,15 +1,19 @@
 """Build entries of the zoo by name."""
 
+import functools
 import inspect
 import math
+from collections.abc import Callable
 from numbers import Integral, Real
 from types import NoneType, UnionType
-from typing import Any, Union, get_args, get_origin
+from typing import Any, TypeVar, Union, cast, get_args, get_origin
 
 from attention_zoo.attention.base import Attention
 from attention_zoo.errors import UserError, short_repr
 from attention_zoo.position.base import PositionalEncoding
 from attention_zoo.zoo import ATTENTION, POSITION, Role, check_acts_inside
+
+Constructor = TypeVar("Constructor", bound=Callable[..., Any])
 
 # What stands for a declared type, and its name in a refusal.
 OPTION_TYPES: dict[type, tuple[type, str]] = {
@@ -85,19 +89,41 @@ def construct(entry: type, name: str, **options: Any) -> Any:
 
 
 def check_type(option: str, value: object, annotation: Any) -> None:
-    """Refuse null, and a number, a truth value or a word, where an option is declared otherwise."""
+    """Refuse null, and a value of another class, where an option is declared otherwise."""
     if isinstance(annotation, str) or annotation in (Any, inspect.Parameter.empty):
         return
     is_union = get_origin(annotation) in (Union, UnionType)
     types = get_args(annotation) if is_union else (annotation,)
     declared = [kind for kind in OPTION_TYPES if kind in types]
+    others = [kind for kind in types if kind not in (*declared, NoneType)]
     if value is None:
         fits = NoneType in types
+    elif any(get_origin(kind) or not isinstance(kind, type) for kind in others):
+        fits = True  # What a list holds, or a factory takes, its reader has to check.
     else:
-        fits = not declared or any(is_of_type(value, kind) for kind in declared)
+        fits = any(is_of_type(value, kind) for kind in declared) or isinstance(value, (*others,))
     if not fits:
-        words = " or ".join(OPTION_TYPES[kind][1] for kind in declared) or "given"
+        names = [OPTION_TYPES[kind][1] for kind in declared]
+        names += [f"a {kind.__name__}" for kind in others if isinstance(kind, type)]
+        words = " or ".join(names) or "given"
         raise UserError(f"{option} must be {words}, got {short_repr(value)}.")
+
+
+def typed_options(init: Constructor) -> Constructor:
+    """Let a constructor, or a function, refuse options of another type than it declares.
+
+    These are the arguments that are given by name; see `check_type`.
+    """
+    declared = inspect.signature(init).parameters
+
+    @functools.wraps(init)
+    def checked(*args: Any, **options: Any) -> Any:
+        for option, value in options.items():
+            if option in declared:
+                check_type(option, value, declared[option].annotation)
+        return init(*args, **options)
+
+    return cast(Constructor, checked)
 
 
 def is_of_type(value: object, kind: type) -> bool:

@@ -1,12 +1,13 @@
 """Attention in its smallest form: a dictionary that answers any query with a mixture."""
 
 from collections.abc import Hashable, Mapping, Sequence
+from numbers import Real
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from attention_zoo.errors import UserError
+from attention_zoo.errors import UserError, short_repr
 
 Meaning = Tensor | Sequence[float]
 
@@ -68,8 +69,8 @@ def soft_lookup(
     """
     if not entries:
         raise UserError("a look-up needs at least one entry, got an empty dictionary.")
-    if not temperature > 0:
-        raise UserError(f"temperature must be above 0, got {temperature}.")
+    if not isinstance(temperature, Real) or not temperature > 0:
+        raise UserError(f"temperature must be a number above 0, got {short_repr(temperature)}.")
     if missing := [word for word in (query, *entries) if word not in meanings]:
         raise UserError(
             f"every word needs a meaning, got none of {missing[0]!r}; "

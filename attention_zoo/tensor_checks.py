@@ -7,17 +7,17 @@ from attention_zoo.errors import UserError
 from attention_zoo.precision import is_autocast_enabled
 
 
-def check_key_mask(key_mask: Tensor) -> None:
+def check_key_mask(key_mask: Tensor, name: str = "key_mask") -> None:
     """Refuse what is not [b k] bool: numbers would be added to scores, or be taken for columns."""
     if not isinstance(key_mask, Tensor):
-        raise UserError(f"key_mask must be a tensor [b k] bool, got {describe(key_mask)}.")
+        raise UserError(f"{name} must be a tensor [b k] bool, got {describe(key_mask)}.")
     if key_mask.dtype != torch.bool:
         raise UserError(
-            "key_mask must be boolean, True at real keys and False at padding, got "
+            f"{name} must be boolean, True at real keys and False at padding, got "
             f"{key_mask.dtype}. Convert a 0/1 mask in which 1 is a real key by mask.bool()."
         )
     if key_mask.ndim != 2:
-        raise UserError(f"key_mask must have the shape [b k], got {list(key_mask.shape)}.")
+        raise UserError(f"{name} must have the shape [b k], got {list(key_mask.shape)}.")
 
 
 def check_integers(x: Tensor, name: str, shape: str) -> None:
@@ -120,12 +120,19 @@ def check_indices(indices: Tensor, name: str, x: Tensor) -> None:
 
 
 def check_range(numbers: Tensor, name: str, count: int) -> None:
-    """Refuse a mask, and numbers that are not from 0 to count − 1.
+    """Refuse a mask, narrow integers, and numbers that are not from 0 to count − 1.
+
+    PyTorch looks up by integers of 32 or 64 bits alone.
 
     Values are looked at on a CPU alone: elsewhere they would have to be waited for.
     """
     if numbers.dtype == torch.bool:
         raise UserError(f"{name} must be integers, got a mask (torch.bool).")
+    if numbers.dtype not in (torch.int32, torch.int64):
+        raise UserError(
+            f"{name} must be integers of 32 or 64 bits, got {numbers.dtype}. Convert them by "
+            ".long()."
+        )
     if is_readable(numbers) and numbers.device.type == "cpu" and numbers.numel():
         for end in map(int, numbers.aminmax()):
             if not 0 <= end < count:

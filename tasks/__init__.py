@@ -3,6 +3,8 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from attention_zoo.errors import BadInput
+
 if TYPE_CHECKING:
     from attention_zoo.tasks.training.task import Task
 
@@ -16,6 +18,8 @@ def load(path: str | Path) -> "Task":
     Raises:
         BadInput: no such file, or not a checkpoint of this project.
     """
+    if not isinstance(path, str | Path) or not str(path):
+        raise BadInput(f"a checkpoint is named by a path, got {path!r}.")
     from attention_zoo.tasks.training.checkpoints import read_checkpoint
     from attention_zoo.tasks.training.task import load_task
 

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from attention_zoo.errors import BadInput, UserError
 
@@ -100,10 +100,16 @@ class RunFolder:
     def read_config(self) -> dict[str, Any]:
         """Return the resolved config; empty, if there is no file."""
         from omegaconf import OmegaConf
+        from omegaconf.errors import OmegaConfBaseException
+        from yaml import YAMLError
 
         if not self.config_file.exists():
             return {}
-        return OmegaConf.to_container(OmegaConf.load(self.config_file))  # type: ignore[return-value]
+        try:
+            config: Any = OmegaConf.to_container(OmegaConf.load(self.config_file))
+        except (YAMLError, OmegaConfBaseException, ValueError, OSError) as error:
+            raise unreadable(self.config_file, "a config in YAML", error) from None
+        return check_mapping(self.config_file, config)
 
     def write_config(self, config: Mapping[str, Any]) -> None:
         """Write the resolved config."""
@@ -136,7 +142,11 @@ class RunFolder:
         path = self.outputs_file()
         if not path.exists():
             return None
-        return [json.loads(x) for x in path.read_text(encoding="utf-8").split("\n") if x]
+        try:
+            lines = path.read_text(encoding="utf-8").split("\n")
+            return [check_mapping(path, json.loads(x)) for x in lines if x]
+        except (ValueError, OSError) as error:
+            raise unreadable(path, "lines of JSON", error) from None
 
     def write_outputs(
         self, split: str, lines: Sequence[tuple[str, str]], outputs: Mapping[int, str]
@@ -152,7 +162,10 @@ class RunFolder:
         """Return the record of the sweep's job; None, if there is no file."""
         entries = read_json(self.job_file)
         names = {field.name for field in fields(JobRecord)}
-        return JobRecord(**{k: x for k, x in entries.items() if k in names}) if entries else None
+        record = JobRecord(**{k: x for k, x in entries.items() if k in names}) if entries else None
+        if record and (record.outcome not in get_args(Outcome) or not is_words(record.overrides)):
+            raise unreadable(self.job_file, "the record of a job", "of another form")
+        return record
 
     def write_job(self, record: JobRecord) -> None:
         """Write the record of the sweep's job."""
@@ -162,9 +175,14 @@ class RunFolder:
 
 @contextmanager
 def refuse_unwritable(path: Path, kind: str = "FOLDER") -> Iterator[None]:
-    """Raise a `UserError` that asks for another `output` if the path cannot be written to."""
+    """Raise a `UserError` that asks for another `output` if the path cannot be written to.
+
+    A file in which a part is to be replaced has to be text.
+    """
     try:
         yield
+    except UnicodeDecodeError:
+        raise UserError(f"{path} is not UTF-8 text; name another: output={kind}.") from None
     except OSError as error:
         raise UserError(
             f"{path} cannot be written to ({error.strerror or error}); name another: output={kind}."
@@ -185,9 +203,29 @@ def read_json(path: Path) -> dict[str, Any]:
     if not path.exists():
         return {}
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise BadInput(f"{path} is not JSON ({error}); remove it, or run that job again.") from None
+        return check_mapping(path, json.loads(path.read_text(encoding="utf-8")))
+    except (ValueError, OSError) as error:
+        raise unreadable(path, "JSON", error) from None
+
+
+def check_mapping(path: Path, content: Any) -> dict[str, Any]:
+    """Return what a file holds, if that has names; raise BadInput otherwise."""
+    if not isinstance(content, dict):
+        raise unreadable(path, "an object with names", f"it holds a {type(content).__name__}")
+    return content
+
+
+def is_words(x: object) -> bool:
+    """Return whether x is a list of words."""
+    return isinstance(x, list) and all(isinstance(word, str) for word in x)
+
+
+def unreadable(path: Path, kind: str, reason: object) -> BadInput:
+    """Return the refusal of a file of a run that is not what the program has written there."""
+    if isinstance(reason, BadInput):
+        return reason
+    words = " ".join(str(reason).split())
+    return BadInput(f"{path} is not {kind} ({words}); remove it, or run that job again.")
 
 
 def replace_text(path: Path, text: str) -> None:

@@ -448,10 +448,9 @@ class Attention(nn.Module):
         self, x: Tensor, context: Tensor | None, mask: Mask, cache: Cache | SharedKV | None
     ) -> None:
         """Refuse inputs that fit neither this attention nor one another."""
-        for name, part in (("x", x), ("context", context)):
-            if part is not None:
-                check_features(part, name, self.dim)
-                check_matches_weights(part, name, self)
+        for name, part in {"x": x, **({} if context is None else {"context": context})}.items():
+            check_features(part, name, self.dim)
+            check_matches_weights(part, name, self)
         if context is not None and len(context) != len(x):
             raise UserError(
                 f"x and context must have as many rows, got {len(x)} and {len(context)}."

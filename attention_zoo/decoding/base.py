@@ -13,9 +13,11 @@ import torch
 from torch import Tensor, nn
 
 from attention_zoo.caches import LayeredCache
-from attention_zoo.errors import Unsupported, UserError
+from attention_zoo.errors import Unsupported, UserError, check_not_negative
+from attention_zoo.factory import check_type, typed_options
 from attention_zoo.models import LanguageModel, Seq2Seq
 from attention_zoo.precision import upcast
+from attention_zoo.tensor_checks import check_integers, check_key_mask
 
 log_once = functools.cache(logging.getLogger(__name__).info)
 
@@ -27,8 +29,17 @@ class Hypothesis(NamedTuple):
     score: float
 
 
-def check_eval_mode(model: nn.Module) -> None:
-    """Refuse a model in training mode: dropout would change its outputs from call to call."""
+def check_model(model: nn.Module, *, encodes: bool) -> None:
+    """Refuse a model of the other kind, or in training mode, where dropout changes the outputs.
+
+    `encodes` says whether the model has to read a source.
+    """
+    if not isinstance(model, nn.Module) or hasattr(model, "encode") != encodes:
+        needed = "Seq2Seq" if encodes else "LanguageModel"
+        raise UserError(
+            f"this decoding needs a model such as {needed}, got {type(model).__name__}; Greedy and "
+            "Beam are for translations, Sample is for language models."
+        )
     if model.training:
         raise UserError(
             "decoding needs a model in evaluation mode, got one in training mode; "
@@ -43,6 +54,22 @@ def check_finite(best: Tensor, step: int) -> None:
             f"the model's logits must be finite, but at step {step} they hold NaN or infinity; "
             "see whether the training diverged (its loss), or decode in float32."
         )
+
+
+def check_special_ids(*, eos_id: int, pad_id: int, **others: int) -> None:
+    """Refuse special ids that are no tokens, and an eos that may not be written, as pad may not."""
+    for name, value in {"eos_id": eos_id, "pad_id": pad_id, **others}.items():
+        check_type(name, value, int)
+        check_not_negative(**{name: value})
+    if eos_id == pad_id:
+        raise UserError(f"eos_id must differ from pad_id, which is never written; got {pad_id}.")
+
+
+def check_vocabulary(vocabulary: int, **special_ids: int) -> None:
+    """Refuse special ids for which the model has no logits."""
+    for name, value in special_ids.items():
+        if value >= vocabulary:
+            raise UserError(f"{name} must be from 0 to {vocabulary - 1}, got {value}.")
 
 
 def create_cache(model: LanguageModel | Seq2Seq) -> LayeredCache | None:
@@ -81,6 +108,8 @@ class IncrementalDecoder:
         """
         new = target if self.cache is None else target[:, self.cache.length :]
         logits = self.model.decode(new, self.memory, self.source_mask, cache=self.cache)[:, -1]
+        ids = {"bos_id": self.bos_id, "eos_id": self.eos_id, "pad_id": self.pad_id}
+        check_vocabulary(logits.shape[1], **ids)
         # In half precision the sums of log-probabilities would be wrong.
         scores = torch.log_softmax(upcast(logits), -1)
         scores[:, [self.bos_id, self.pad_id]] = -torch.inf
@@ -109,9 +138,11 @@ class Search(ABC):
         max_extra: see max_ratio; in tokens.
 
     Raises:
-        UserError: the limits leave no room, the model is in training mode or gives NaN logits.
+        UserError: the limits leave no room, the model is in training mode or gives NaN logits, or
+            an argument has another type.
     """
 
+    @typed_options
     def __init__(self, *, max_ratio: float = 2.0, max_extra: int = 50) -> None:
         if max_ratio < 0 or max_extra < 0 or max_ratio + max_extra == 0:
             raise UserError(
@@ -123,7 +154,14 @@ class Search(ABC):
 
     @torch.inference_mode()
     def __call__(
-        self, model: Seq2Seq, source: Tensor, source_mask: Tensor, **special_ids: int
+        self,
+        model: Seq2Seq,
+        source: Tensor,
+        source_mask: Tensor,
+        *,
+        bos_id: int,
+        eos_id: int,
+        pad_id: int,
     ) -> list[list[Hypothesis]]:
         """Translate a batch; each sentence has the outputs that it would have alone.
 
@@ -131,17 +169,27 @@ class Search(ABC):
             model: the model, in evaluation mode.
             source: token ids [b s].
             source_mask: [b s], True at real tokens.
-            special_ids: `bos_id`, which begins a target, `eos_id`, which ends it, and `pad_id`,
-                which fills up rows.
+            bos_id: the token that begins a target.
+            eos_id: the token that ends it.
+            pad_id: the token that fills up rows.
 
         Returns:
             For each sentence its hypotheses, best first.
         """
-        check_eval_mode(model)
+        check_model(model, encodes=True)
+        check_special_ids(bos_id=bos_id, eos_id=eos_id, pad_id=pad_id)
+        if bos_id == eos_id:
+            raise UserError(
+                f"eos_id must differ from bos_id, which is never written; got {eos_id}."
+            )
+        check_integers(source, "source", "[b s]")
+        check_key_mask(source_mask, "source_mask")
         limits = (source_mask.sum(1) * self.max_ratio).long() + self.max_extra
         if model.max_length is not None:
             limits = limits.clamp(max=model.max_length - 1)  # bos has a position too
-        return self.search(IncrementalDecoder(model, source, source_mask, limits, **special_ids))
+        return self.search(
+            IncrementalDecoder(model, source, source_mask, limits, bos_id, eos_id, pad_id)
+        )
 
     @abstractmethod
     def search(self, decoder: IncrementalDecoder) -> list[list[Hypothesis]]:

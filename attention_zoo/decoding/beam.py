@@ -8,6 +8,7 @@ from torch import Tensor
 
 from attention_zoo.decoding.base import Hypothesis, IncrementalDecoder, Search, check_finite
 from attention_zoo.errors import UserError, check_positive
+from attention_zoo.factory import typed_options
 
 
 class Beam(Search):
@@ -35,6 +36,7 @@ class Beam(Search):
         UserError: an option out of its range.
     """
 
+    @typed_options
     def __init__(
         self, *, width: int = 4, length_penalty: float = 0.6, n_best: int = 1, **limits: Any
     ) -> None:

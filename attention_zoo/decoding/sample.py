@@ -3,13 +3,21 @@
 import math
 from collections.abc import Iterator, Sequence
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from attention_zoo.decoding.base import check_eval_mode, check_finite, create_cache
-from attention_zoo.errors import UserError, check_positive
+from attention_zoo.decoding.base import (
+    check_finite,
+    check_model,
+    check_special_ids,
+    check_vocabulary,
+    create_cache,
+)
+from attention_zoo.errors import UserError, check_positive, short_repr
+from attention_zoo.factory import typed_options
 from attention_zoo.models import LanguageModel
 
 
@@ -31,10 +39,11 @@ class Sample:
             generator.
 
     Raises:
-        UserError: an option out of its range, an empty prompt, a model in training mode or with
-            NaN logits.
+        UserError: an option of another type or out of its range, an empty prompt, a model in
+            training mode or with NaN logits.
     """
 
+    @typed_options
     def __init__(
         self,
         *,
@@ -56,6 +65,8 @@ class Sample:
                 f"top_p must be above 0 and at most 1, or null for all tokens, got {top_p=}."
             )
         check_positive(max_tokens=max_tokens)
+        if seed is not None and not -(2**63) <= seed < 2**64:
+            raise UserError(f"seed must be a number of 64 bits, got {seed}.")
         self.temperature = temperature
         self.top_k = top_k
         self.top_p = top_p
@@ -97,12 +108,9 @@ class Sample:
             eos_id: the token that ends it.
             pad_id: the token that fills up rows.
         """
-        check_eval_mode(model)
-        if not prompts or not all(map(len, prompts)):
-            raise UserError(
-                "there must be at least one prompt, and at least one token in each; "
-                "a prompt of bos alone lets the model begin."
-            )
+        check_model(model, encodes=False)
+        check_special_ids(bos_id=bos_id, eos_id=eos_id, pad_id=pad_id)
+        check_prompts(prompts)
         device = next(model.parameters()).device
         rows = [torch.tensor(prompt, device=device) for prompt in prompts]
         pad_left = partial(pad_sequence, batch_first=True, padding_side="left")
@@ -122,6 +130,7 @@ class Sample:
             # Without a mask the model may take a faster path.
             mask = None if key_mask.all() else key_mask
             logits = model(tokens[:, cached:], key_mask=mask, cache=cache)[:, -1].float()
+            check_vocabulary(logits.shape[1], bos_id=bos_id, eos_id=eos_id, pad_id=pad_id)
             logits[:, pad_id] = -torch.inf
             check_finite(logits.amax(-1), count + 1)
             drawn = self._draw_tokens(logits, generator)
@@ -145,3 +154,21 @@ class Sample:
             before = mass.cumsum(-1) - mass
             mass = mass.masked_fill(before >= self.top_p, 0)
         return ids.gather(1, torch.multinomial(mass, 1, generator=generator)).squeeze(1)
+
+
+def is_list(x: object) -> bool:
+    """Return whether x is a list or a tuple, say, and no text."""
+    return isinstance(x, Sequence) and not isinstance(x, str | bytes)
+
+
+def check_prompts(prompts: Any) -> None:
+    """Refuse what are not prompts of at least one token each."""
+    if not is_list(prompts) or not all(map(is_list, prompts)):
+        raise UserError(
+            f"prompts must be lists of token ids, such as [[1, 5], [1]], got {short_repr(prompts)}."
+        )
+    if not prompts or not all(map(len, prompts)):
+        raise UserError(
+            "there must be at least one prompt, and at least one token in each; "
+            "a prompt of bos alone lets the model begin."
+        )

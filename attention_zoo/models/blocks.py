@@ -1,5 +1,6 @@
 """The sublayers of a Transformer, each with its residual connection and norm."""
 
+import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import repeat
@@ -110,6 +111,17 @@ def check_factory(factory: object, name: str) -> None:
             f"{name} must be a factory, as functools.partial(create_{name}, name, …), got "
             f"{short_repr(factory) if isinstance(factory, str) else type(factory).__name__}."
         )
+    sizes: tuple[str, ...] = ("dim", "role", "layer")
+    if name == "position":
+        sizes += ("heads", "head_dim")
+    try:
+        inspect.signature(factory).bind(**dict.fromkeys(sizes))
+    except TypeError as error:
+        raise UserError(
+            f"{name} must be a factory that takes {', '.join(sizes)} by name: {error}."
+        ) from None
+    except ValueError:
+        return  # It has no signature, as some that are written in C.
 
 
 class Sublayer(nn.Module):

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from attention_zoo.caches import LayeredCache
+from attention_zoo.caches import LayeredCache, check_layered_cache
 from attention_zoo.capture import Maps, capture_attention, group_by_role
 from attention_zoo.factory import check_type, construct
 from attention_zoo.masks import Mask, count_real_tokens, gather_broadcast
@@ -79,6 +79,7 @@ class LanguageModel(nn.Module):
             UserError: tokens outside the vocabulary, or inputs of another shape or type.
         """
         self.embedding.check(tokens, "tokens")
+        check_layered_cache(cache)
         start = 0 if cache is None else cache.length
         stop = start + tokens.shape[1]
         mask = Mask(key_mask=key_mask, segment_ids=segment_ids)

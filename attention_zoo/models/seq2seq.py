@@ -6,7 +6,7 @@ from typing import Any, cast
 from torch import Tensor, nn
 
 from attention_zoo.attention.inputs import resolve_positions
-from attention_zoo.caches import LayeredCache
+from attention_zoo.caches import LayeredCache, check_layered_cache
 from attention_zoo.capture import Maps, capture_attention, group_by_role
 from attention_zoo.errors import UserError
 from attention_zoo.factory import check_type, construct
@@ -65,6 +65,8 @@ class Seq2Seq(nn.Module):
         check_type("tie_embeddings", tie_embeddings, bool)
         check_type("pad_id", pad_id, int)
         self.source_embedding = TokenEmbedding(vocabulary_size, options)
+        if cross_attention is None:  # A stack without any would never see the source.
+            raise UserError("cross_attention must be a factory, or a list of them, got None.")
         if not 0 <= pad_id < vocabulary_size:
             raise UserError(
                 f"pad_id must be a token, from 0 to {vocabulary_size - 1}, got {pad_id}."
@@ -122,6 +124,7 @@ class Seq2Seq(nn.Module):
             cache: from `new_cache`; it takes the tokens in.
         """
         self.target_embedding.check(target, "target")
+        check_layered_cache(cache)
         x = self.decoder(
             self.target_embedding(target),
             memory,

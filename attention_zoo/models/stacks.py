@@ -12,6 +12,7 @@ from attention_zoo.attention.projections import FirstValues, mix_values
 from attention_zoo.attention.sharing import SharedKV
 from attention_zoo.caches import Cache, LayeredCache
 from attention_zoo.errors import Unsupported, UserError, check_positive, short_repr
+from attention_zoo.factory import check_type
 from attention_zoo.masks import Mask
 from attention_zoo.models.blocks import (
     AttentionFactory,
@@ -204,10 +205,6 @@ class Stack(nn.Module):
         cache: LayeredCache | None = None,
     ) -> Tensor:
         """Encode or decode [b t d], attending to the context [b s d] if there is any: [b t d]."""
-        if cache is not None and not isinstance(cache, LayeredCache):
-            raise UserError(
-                f"cache must come from new_cache() of the model, got {type(cache).__name__}."
-            )
         positions = self.position.map_positions(positions)
         x = self.dropout(self.position.embed(x, positions))
         shared: dict[tuple[int, int], SharedKV] = {}
@@ -258,11 +255,13 @@ def share_layers(
     """Let layers read keys and values; return the layer that has them, for all that share any."""
     if share_kv is None:
         return [None] * len(layers)
-    if len(share_kv) != len(layers):
+    if not isinstance(share_kv, Sequence) or len(share_kv) != len(layers):
         raise UserError(
-            f"{name} must have an entry for each of {len(layers)} layers, got {len(share_kv)}."
+            f"{name} must have an entry for each of {len(layers)} layers, got "
+            f"{len(share_kv) if isinstance(share_kv, Sequence) else short_repr(share_kv)}."
         )
     for index, source in enumerate(share_kv):
+        check_type(f"an entry of {name}", source, int | None)
         if source is None:
             continue
         if not 0 <= source < index or share_kv[source] is not None:

@@ -43,6 +43,8 @@ def parse_arguments(
             raise UserError(f"{name} takes one value, {name}=…; got {' '.join(arguments)}.")
         else:
             values[name] = value
+    if "" in operands:
+        raise UserError(f"{command} needs a name for each {operand}, got one that is empty.")
     if operand and not operands:
         raise UserError(f"{command} needs at least one {operand}.")
     return values, operands

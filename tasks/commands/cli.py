@@ -84,6 +84,8 @@ def complete(arguments: list[str]) -> None:
     if not any(x.startswith("query=") for x in arguments):
         run_composed("train", ["-sc", *arguments])
         return
+    if "COMP_LINE" not in os.environ:
+        raise UserError("query= is for a shell, which sets COMP_LINE; set it up: -sc install=bash")
     program, *words = os.environ["COMP_LINE"].split(" ")
     if len(words) < 2:
         print(*(name for name in COMMANDS if name.startswith("".join(words))))

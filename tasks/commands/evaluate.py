@@ -20,6 +20,7 @@ from attention_zoo.tasks.configuration.resolved_config import (
     flat_hyperparameters,
     with_choice_names,
 )
+from attention_zoo.tasks.configuration.validation import check_seed
 from attention_zoo.tasks.data.base import PreparedData
 from attention_zoo.tasks.data.tokenizers import restore_tokenizer
 from attention_zoo.tasks.run_folder import (
@@ -29,7 +30,12 @@ from attention_zoo.tasks.run_folder import (
     relative_to_cwd,
 )
 from attention_zoo.tasks.training.callbacks.progress import Progress
-from attention_zoo.tasks.training.loggers.loggers import create_loggers, finish_loggers, log_summary
+from attention_zoo.tasks.training.loggers.loggers import (
+    check_loggers,
+    create_loggers,
+    finish_loggers,
+    log_summary,
+)
 from attention_zoo.tasks.training.manifest import collect_environment
 from attention_zoo.tasks.training.task import Task, load_task, logged_metrics
 from attention_zoo.tasks.training.trainer_options import check_trainer
@@ -44,6 +50,11 @@ def run(config: dict[str, Any], invocation: Invocation) -> None:
     lengths.check_lengths(config)
     silence_libraries()
     check_trainer(config)
+    limit = "limit_test_batches" if config["split"] == "test" else "limit_val_batches"
+    if config["trainer"].get(limit) == 0:
+        raise UserError(f"trainer.{limit} must be above 0, got 0: it would score nothing.")
+    check_seed(config["seed"])
+    check_loggers(config)
     seed_everything(config["seed"], workers=True, verbose=False)
     task = load_task(checkpoint, config)
     task.generates_in_validation = True

@@ -73,7 +73,8 @@ def run(arguments: list[str]) -> None:
     elif output:
         path = Path(output)
         with refuse_unwritable(path, "FILE"):
-            path.write_text(replace_section(path.read_text(), "zoo", zoo_markdown()))
+            text = path.read_text(encoding="utf-8")
+            path.write_text(replace_section(text, "zoo", zoo_markdown()), encoding="utf-8")
     elif style == "markdown":
         print(zoo_markdown())
     else:

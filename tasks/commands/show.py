@@ -74,8 +74,10 @@ def show_stack(arguments: list[str]) -> None:
     from attention_zoo.tasks.configuration.stacks import kv_sources_by_role, layers_by_role
 
     output = [x.partition("=")[2] for x in arguments if x.startswith("output=")]
-    if output and not output[-1].endswith((".png", ".svg", ".pdf")):
-        raise UserError(f"output must be a picture, such as stack.png, got {output[-1]}.")
+    if len(output) > 1:
+        raise UserError(f"output takes one value, output=…; got {' '.join(output)}.")
+    if output and not output[0].endswith((".png", ".svg", ".pdf")):
+        raise UserError(f"output must be a picture, such as stack.png, got {output[0]!r}.")
     config = compose_training([x for x in arguments if not x.startswith("output=")])
     with torch.device("meta"):
         size = config["tokenizer"].get("vocabulary_size") or 1
@@ -91,9 +93,9 @@ def show_stack(arguments: list[str]) -> None:
     if output:
         from attention_zoo.tasks.views.figures.diagram import draw_architecture
 
-        with refuse_unwritable(Path(output[-1]), "FILE"):
-            draw_architecture(model).savefig(output[-1])
-        print(output[-1])
+        with refuse_unwritable(Path(output[0]), "FILE"):
+            draw_architecture(model).savefig(output[0])
+        print(output[0])
 
 
 def compose_training(arguments: list[str]) -> dict[str, Any]:

@@ -15,6 +15,8 @@ def read_lines(arguments: Sequence[str], path: str | None) -> Iterator[str]:
         raise UserError(f"Lines come from the command line or from input={path}, not from both.")
     if arguments:
         return iter(arguments)
+    if path in ("", "-"):
+        raise UserError(f"input must name a file, got {path!r}; leave it out for standard input.")
     if path is not None:
         file = Path(path)
         # A pipe is no regular file, and is read once here.

@@ -36,6 +36,7 @@ from attention_zoo.tasks.configuration.resolved_config import (
     with_choice_names,
 )
 from attention_zoo.tasks.configuration.validation import validate
+from attention_zoo.tasks.data.base import PreparedData
 from attention_zoo.tasks.exit_codes import exit_code
 from attention_zoo.tasks.interruption import Interrupted
 from attention_zoo.tasks.run_folder import RunFolder, going_on_without, relative_to_cwd
@@ -49,7 +50,7 @@ from attention_zoo.tasks.training.callbacks.periodic_inspection import (
 )
 from attention_zoo.tasks.training.callbacks.samples import Samples
 from attention_zoo.tasks.training.callbacks.throughput import History, Throughput
-from attention_zoo.tasks.training.checkpoint_files import WholeCheckpointIO
+from attention_zoo.tasks.training.checkpoint_files import WholeCheckpointIO, guard_own_files
 from attention_zoo.tasks.training.fine_tuning import InitialWeights, freeze_parameters
 from attention_zoo.tasks.training.loggers.loggers import (
     check_loggers,
@@ -202,6 +203,8 @@ def prepare(
     seed_everything(config["seed"], workers=True, verbose=False)
     options = {} if initial is None else {"tokenizer": initial.tokenizer}
     data = instantiate(config["data"], **options)
+    if isinstance(data, PreparedData):  # Those of others know what they need.
+        data.source.check_training()
     if max_length is not None:
         data.check_option_lengths(max_length)
     with console.status("preparing the data"):
@@ -319,7 +322,9 @@ def create_trainer(config: dict[str, Any], loggers: list[Logger]) -> tuple[Train
         enable_progress_bar=any(isinstance(x, ProgressBar) for x in callbacks),
         enable_checkpointing=any(isinstance(x, Checkpoint) for x in callbacks),
     )
-    if not isinstance(trainer.strategy, SHARDING_STRATEGIES):  # They write files of their own.
+    if isinstance(trainer.strategy, SHARDING_STRATEGIES):
+        guard_own_files(trainer.strategy)
+    else:
         trainer.strategy.checkpoint_io = WholeCheckpointIO()
     return trainer, history
 

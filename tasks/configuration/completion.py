@@ -20,6 +20,7 @@ from attention_zoo.tasks.configuration.option_checks import (
     check_own_options,
     legal_names,
 )
+from attention_zoo.tasks.configuration.overrides import refuse_unused
 
 TEXT_COMMANDS = ("translate", "generate", "attend")  # They work on lines that are given.
 
@@ -49,6 +50,8 @@ def complete_config(
             unused = () if untrusted is None else ("data",)
         built = {key: node for key, node in plain.items() if key not in unused}
         refuse_untrusted_targets(built, training_config or {})
+    if checkpoint and invocation.command != "train":
+        refuse_unused(invocation.command, invocation.overrides)
     check_own_options(config, invocation.command)
     choices = resolve_defaults(config, invocation.overrides, training_config)
     resolve_output_dir(config)

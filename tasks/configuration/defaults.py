@@ -193,7 +193,11 @@ def longest_training_sequence(data: Mapping[str, Any]) -> int | None:
 
 def resolve_output_dir(config: DictConfig) -> None:
     """Give an evaluation that writes files a folder in the run of its checkpoint."""
-    if "output" not in config or not config.ckpt_path or config.output is not None:
+    if "output" not in config or not config.ckpt_path:
+        return
+    if config.output == "":
+        raise UserError("output must not be empty; name a folder or a file, or leave it out.")
+    if config.output is not None:
         return
     if config.lengths or config.logger:
         run = RunFolder.of_checkpoint(str(config.ckpt_path))

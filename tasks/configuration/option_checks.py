@@ -272,9 +272,9 @@ def unknown_option(name: str, config: Mapping[str, Any]) -> str:
 
 
 def needed_choice(name: str) -> str | None:
-    """Return the choices of callbacks or loggers whose files list an option; None if none does."""
+    """Return the choices of a small group whose files list an option; None if none does."""
     group = name.partition(".")[0]
-    choices = list_choices(group) if group in COLLECTIONS else []
+    choices = list_choices(group) if group in (*COLLECTIONS, "decoding", "optimizer") else []
     found = [f"{group}={x}" for x in choices if name in options_in_file(group, x)]
     return " or ".join(found) or None
 

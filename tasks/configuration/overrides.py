@@ -22,6 +22,28 @@ VALUE_FLAGS |= {"--experimental-rerun"}
 SWITCHES = {"--help", "-h", "--hydra-help", "--multirun", "-m", "--run", "-r", "--resolve"}
 SWITCHES |= {"--shell-completion", "-sc"}
 
+# What a checkpoint is used without, and its config holds all the same. Options and groups, of which
+# "data=" means the choice alone.
+UNUSED = (
+    *("optimizer", "schedule", "tokenizer", "compile", "jobs", "fail_fast", "test"),
+    *("model.dropout", "attention.dropout"),
+)
+UNUSED_IN_EVALUATION = (
+    *UNUSED,
+    *("task.label_smoothing", "task.non_finite"),
+    *("trainer.max_steps", "trainer.max_epochs", "trainer.max_time", "trainer.min_steps"),
+    *("trainer.min_epochs", "trainer.val_check_interval", "trainer.check_val_every_n_epoch"),
+    *("trainer.accumulate_grad_batches", "trainer.gradient_clip_val", "trainer.overfit_batches"),
+    *("trainer.gradient_clip_algorithm", "trainer.limit_train_batches"),
+    *("trainer.num_sanity_val_steps", "trainer.reload_dataloaders_every_n_epochs"),
+)
+UNUSED_WITH_TEXT = (
+    *UNUSED,
+    *("trainer", "task", "seed", "data=", "data.source", "data.seed", "data.num_workers"),
+    *("data.root", "data.tokens_per_batch", "data.batch_size", "data.length_jitter"),
+    *("data.probes", "data.cache_dir", "paths.cache", "paths.logs"),
+)
+
 
 def split_arguments(command: str, arguments: Sequence[str]) -> tuple[list[str], list[str]]:
     """Separate what is for Hydra, flags and overrides, from lines of text.
@@ -68,6 +90,17 @@ def source_flags(arguments: Sequence[str]) -> list[str]:
 def override_values(overrides: Sequence[str]) -> dict[str, str]:
     """Return the value of each override, by name."""
     return dict(x.lstrip("+").split("=", 1) for x in overrides if "=" in x)
+
+
+def refuse_unused(command: str, overrides: Sequence[str]) -> None:
+    """Refuse options that a command which works with a checkpoint does not read."""
+    unused = UNUSED_IN_EVALUATION if command == "evaluate" else UNUSED_WITH_TEXT
+    for override in overrides:
+        name = override.lstrip("+~").partition("=")[0]
+        if any(x in (name, f"{name}=") or name.startswith(f"{x}.") for x in unused):
+            is_drawn = (command, name) == ("generate", "seed")
+            remedy = "give decoding.seed=NUMBER" if is_drawn else "leave it out"
+            raise UserError(f"{override} would have no effect on {command}; {remedy}.")
 
 
 def infer_task(overrides: Sequence[str]) -> str | None:

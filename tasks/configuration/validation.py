@@ -24,14 +24,19 @@ from attention_zoo.zoo import ATTENTION, POSITION, check_pair
 MANY_STEPS = 10**9  # for a run whose number of steps the data decide
 
 
+def check_seed(seed: int) -> None:
+    """Refuse a seed that NumPy cannot take."""
+    if not 0 <= seed < 2**32:
+        raise UserError(f"seed must lie between 0 and 2^32 - 1, got {seed}.")
+
+
 def validate(config: Mapping[str, Any]) -> Any:
     """Refuse a config whose task, data, attention, roles, position or sizes do not fit.
 
     Return its `Task` on the meta device, with the vocabulary of bytes.
     """
     refuse_renamed_keys(config)
-    if not 0 <= config["seed"] < 2**32:
-        raise UserError(f"seed must lie between 0 and 2^32 - 1, got {config['seed']}.")
+    check_seed(config["seed"])
     check_positive(**{"model.heads": config["model"]["heads"]})
     validate_data(config)
     validate_attention(config)

@@ -12,7 +12,8 @@ from typing import Any
 
 from lightning import LightningDataModule, Trainer
 
-from attention_zoo.errors import Unsupported, check_not_negative
+from attention_zoo.errors import Unsupported, UserError, check_not_negative, short_repr
+from attention_zoo.factory import typed_options
 from attention_zoo.tasks.data.batches import BatchDataset
 from attention_zoo.tasks.data.cache import function_key, get_or_build, is_plain, sha256_of_code
 from attention_zoo.tasks.data.loader import ResumableLoader
@@ -53,6 +54,7 @@ class PreparedData(LightningDataModule):
     probes: list[str]
     probe_references: list[str] | None
 
+    @typed_options
     def __init__(
         self,
         *,
@@ -65,6 +67,13 @@ class PreparedData(LightningDataModule):
         probes: Sequence[str] | None = None,
     ) -> None:
         super().__init__()
+        if not isinstance(source, Source) or not callable(tokenizer):
+            raise UserError(
+                "a data module needs a source of text and a function that makes a tokenizer, such "
+                f"as ByteTokenizer.train; got {short_repr(source)} and {short_repr(tokenizer)}."
+            )
+        if isinstance(probes, str):
+            raise UserError(f"data.probes must be a list of lines, got {short_repr(probes)}.")
         check_not_negative(**{"data.num_workers": num_workers, "data.seed": seed})
         self.source = source if root is None else source.with_root(root)
         self.tokenizer_factory = tokenizer

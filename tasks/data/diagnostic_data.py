@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from attention_zoo.errors import Unsupported, UserError, check_positive
+from attention_zoo.factory import typed_options
 from attention_zoo.tasks.data.base import EncodedSplit, PreparedData
 from attention_zoo.tasks.data.batches import IGNORE_INDEX, BatchDataset, LanguageBatch
 from attention_zoo.tasks.data.diagnostics.base import Diagnostic, QueryRows
@@ -48,6 +49,7 @@ class DiagnosticData(PreparedData):
 
     source: Diagnostic
 
+    @typed_options
     def __init__(
         self,
         *,

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from attention_zoo.errors import BadInput, UserError, check_positive
+from attention_zoo.factory import typed_options
 from attention_zoo.tasks.data.base import EncodedSplit, PreparedData
 from attention_zoo.tasks.data.batches import BlockDataset, LanguageBatch
 from attention_zoo.tasks.data.cache import ArrayWriter
@@ -47,6 +48,7 @@ class LanguageData(PreparedData):
 
     source: Source[Iterable[Document]]
 
+    @typed_options
     def __init__(
         self,
         *,

@@ -2,12 +2,13 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
+from numbers import Integral
 from typing import Any, Self
 
 from tokenizers import Tokenizer as Backend
 from tokenizers import models, pre_tokenizers, trainers
 
-from attention_zoo.errors import BadInput, Unsupported, UserError, check_positive
+from attention_zoo.errors import BadInput, Unsupported, UserError, check_positive, short_repr
 from attention_zoo.zoo import unknown_name_message
 
 PAD, BOS, EOS, UNK = 0, 1, 2, 3
@@ -19,7 +20,9 @@ VISIBLE_SPACES = str.maketrans({" ": "␣", "\n": "⏎", "\t": "⇥"})
 
 
 def check_unicode(text: str) -> None:
-    """Raise BadInput if `text` holds half of a surrogate pair, which UTF-8 cannot encode."""
+    """Raise BadInput if `text` is no text, or holds half of a surrogate pair, as UTF-8 cannot."""
+    if not isinstance(text, str):
+        raise BadInput(f"text must be a str, got {short_repr(text)}.")
     try:
         text.encode()
     except UnicodeEncodeError as error:
@@ -71,8 +74,12 @@ class Tokenizer(ABC):
 
     def check_ids(self, ids: Iterable[int]) -> list[int]:
         """Return the ids as a list. Raise BadInput for the first one that is out of range."""
+        if not isinstance(ids, Iterable):
+            raise BadInput(f"ids must be a list of token ids, got {short_repr(ids)}.")
         ids = list(ids)
         for index, token in enumerate(ids):
+            if not isinstance(token, Integral):
+                raise BadInput(f"token ids must be whole numbers, got {short_repr(token)}.")
             if not 0 <= token < self.vocabulary_size:
                 raise BadInput(
                     f"token id {token} at index {index} is out of range: the tokenizer has "

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from attention_zoo.errors import BadInput, UserError, check_not_negative
+from attention_zoo.factory import typed_options
 from attention_zoo.tasks.data.base import EncodedSplit, PreparedData
 from attention_zoo.tasks.data.batches import JaggedArray, PairDataset, TranslationBatch
 from attention_zoo.tasks.data.inspection import PairInspection
@@ -44,6 +45,7 @@ class TranslationData(PreparedData):
     valid: list[Pair]
     test: list[Pair]
 
+    @typed_options
     def __init__(
         self,
         *,

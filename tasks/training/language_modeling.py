@@ -12,7 +12,7 @@ from attention_zoo.errors import UserError
 from attention_zoo.models.language_model import LanguageModel
 from attention_zoo.tasks.data.batches import IGNORE_INDEX, LanguageBatch
 from attention_zoo.tasks.training.metrics import Accuracy, LossByPosition, TokenLoss
-from attention_zoo.tasks.training.task import Task, token_losses
+from attention_zoo.tasks.training.task import Task, check_texts, token_losses
 from attention_zoo.tasks.views.attention_record import AttentionRecord, first_example
 from attention_zoo.tasks.views.attention_viewer.page import AttentionView
 
@@ -79,6 +79,7 @@ class LanguageModelingTask(Task):
         return [[self.tokenizer.bos_id, *self.tokenizer.encode(line)] for line in lines]
 
     def generate(self, lines: list[str]) -> list[str]:
+        check_texts(lines)
         rows = self.decoding(self.model, self.prompts(lines), **self.special_ids())
         return [self.tokenizer.decode(tokens) for tokens in rows]
 

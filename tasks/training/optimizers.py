@@ -17,10 +17,12 @@ import torch
 from torch import nn
 from torch.distributed.tensor import DTensor
 
-from attention_zoo.errors import UserError
+from attention_zoo.errors import UserError, short_repr
+from attention_zoo.factory import typed_options
 from attention_zoo.tasks.training.shared_tensors import distribute_like, gather_tensors
 
 
+@typed_options
 def adamw(
     model: nn.Module,
     *,
@@ -38,11 +40,12 @@ def adamw(
     Source: Loshchilov and Hutter 2019, arXiv:1711.05101; betas and eps of Vaswani et al. 2017,
     arXiv:1706.03762 §5.3.
     """
-    _check_options(lr, weight_decay, betas)
+    _check_options(model, lr, weight_decay, betas, eps)
     groups = _adamw_groups(model, weight_decay)
     return torch.optim.AdamW(groups, lr=lr, betas=betas, eps=eps)
 
 
+@typed_options
 def muon(
     model: nn.Module,
     *,
@@ -63,7 +66,7 @@ def muon(
 
     Source: Jordan et al. 2024, https://kellerjordan.github.io/posts/muon; `torch.optim.Muon`.
     """
-    _check_options(lr, weight_decay, betas)
+    _check_options(model, lr, weight_decay, betas, eps)
     if not 0 <= momentum < 1:
         raise UserError(f"momentum must lie in [0, 1), got {momentum}.")
     matrices = _hidden_matrices(model, head)
@@ -148,7 +151,15 @@ def step_whole_matrices(muon: torch.optim.Muon) -> None:
             muon.state[parameter] = {name: distribute_like(parameter, x) for name, x in state}
 
 
-def _check_options(lr: float, weight_decay: float, betas: tuple[float, float]) -> None:
+def _check_options(
+    model: nn.Module, lr: float, weight_decay: float, betas: tuple[float, float], eps: float
+) -> None:
+    if not isinstance(model, nn.Module):
+        raise UserError(
+            f"an optimizer takes the module whose parameters it trains, got {short_repr(model)}."
+        )
+    if not 0 <= eps < math.inf:
+        raise UserError(f"eps must be at least 0 and finite, got {eps}.")
     for name, value in (("lr", lr), ("weight_decay", weight_decay)):
         if not isinstance(value, int | float):
             raise UserError(f"{name} must be a number, got {value!r}.")
@@ -156,8 +167,8 @@ def _check_options(lr: float, weight_decay: float, betas: tuple[float, float]) -
         raise UserError(f"lr must be above 0 and finite, got {lr}.")
     if not 0 <= weight_decay < math.inf:
         raise UserError(f"weight_decay must be at least 0 and finite, got {weight_decay}.")
-    if len(betas) != 2 or not all(0 <= beta < 1 for beta in betas):
-        raise UserError(f"betas must be two numbers in [0, 1), got {list(betas)}.")
+    if isinstance(betas, str) or len(betas) != 2 or not all(0 <= beta < 1 for beta in betas):
+        raise UserError(f"betas must be two numbers in [0, 1), got {short_repr(betas)}.")
 
 
 def _parameters_of(model: nn.Module, *types: type[nn.Module]) -> Iterator[nn.Parameter]:

@@ -17,11 +17,13 @@ All schedules take these arguments, and raise UserError for a value that they ca
 import math
 from collections.abc import Callable
 from functools import partial
+from numbers import Real
+from typing import Any
 
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
-from attention_zoo.errors import UserError
+from attention_zoo.errors import UserError, short_repr
 
 # From 1 to 0 as the progress of the decay goes from 0 to 1.
 DECAYS: dict[str, Callable[[float], float]] = {
@@ -45,6 +47,7 @@ def inverse_square_root(
     Vaswani et al. 2017, arXiv:1706.03762, eq. 3, is d^-0.5 min(n^-0.5, n warmup_steps^-1.5). This
     is that value divided by its peak, (d warmup_steps)^-0.5: the optimiser's rate is the peak.
     """
+    _check_numbers(warmup_steps=warmup_steps)
     if warmup_steps == 0:
         raise UserError(
             f"inverse_square_root needs warmup_steps of at least 1, got {warmup_steps}: "
@@ -108,6 +111,7 @@ def _decaying(
     decay_fraction: float | None = None,
 ) -> LambdaLR:
     """Return a schedule with a decay at the end of the run, by default from the end of warm-up."""
+    _check_numbers(total_steps=total_steps, min_lr_ratio=min_lr_ratio)
     if not 1 <= total_steps < math.inf:
         raise UserError(
             f"a schedule with a decay needs a run with an end, got total_steps={total_steps}; set "
@@ -167,6 +171,7 @@ def _warmup_and_decay(
 
 def _in_steps(warmup_steps: float, total_steps: float) -> int:
     """Return the number of warm-up steps; a number below 1 is a share of the run."""
+    _check_numbers(warmup_steps=warmup_steps, total_steps=total_steps)
     if 0 < warmup_steps < 1 and total_steps < math.inf:
         return int(warmup_steps * total_steps)
     if not 0 <= warmup_steps <= total_steps or warmup_steps != int(warmup_steps):
@@ -176,3 +181,10 @@ def _in_steps(warmup_steps: float, total_steps: float) -> int:
             "below 1 is a share of the run, or train longer."
         )
     return int(warmup_steps)
+
+
+def _check_numbers(**options: Any) -> None:
+    """Refuse options that are no numbers; those without an end are for others to refuse."""
+    for name, value in options.items():
+        if isinstance(value, bool) or not isinstance(value, Real):
+            raise UserError(f"{name} must be a number, got {short_repr(value)}.")

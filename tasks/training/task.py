@@ -1,7 +1,7 @@
 """The base of the tasks: optimisation, losses per target token, self-contained checkpoints."""
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -17,7 +17,7 @@ from torchmetrics import Metric
 
 from attention_zoo.attention.base import take_auxiliary_loss
 from attention_zoo.capture import Maps
-from attention_zoo.errors import BadInput, TrainingDiverged, UserError
+from attention_zoo.errors import BadInput, TrainingDiverged, UserError, short_repr
 from attention_zoo.precision import upcast
 from attention_zoo.tasks.configuration.build import build_task, refuse_untrusted_targets
 from attention_zoo.tasks.configuration.renamed_options import upgrade_checkpoint
@@ -474,3 +474,10 @@ def load_weights(task: Task, checkpoint: dict[str, Any]) -> None:
             "differ from those in training, such as position=yarn instead of rotary."
         )
     task.load_state_dict(checkpoint["state_dict"])
+
+
+def check_texts(lines: object) -> None:
+    """Refuse what is no list of lines: of a text alone, each letter would be one."""
+    is_list = isinstance(lines, Sequence) and not isinstance(lines, str | bytes)
+    if not is_list or not all(isinstance(line, str) for line in cast(Sequence[object], lines)):
+        raise UserError(f"lines must be a list of texts, got {short_repr(lines)}.")

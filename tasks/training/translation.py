@@ -20,7 +20,7 @@ from attention_zoo.tasks.training.metrics import (
     default_bleu_tokenizer,
 )
 from attention_zoo.tasks.training.ranks import gather_outputs
-from attention_zoo.tasks.training.task import Task
+from attention_zoo.tasks.training.task import Task, check_texts
 from attention_zoo.tasks.views.attention_record import AttentionRecord, first_example
 from attention_zoo.tasks.views.attention_viewer.page import AttentionView
 
@@ -138,6 +138,7 @@ class TranslationTask(Task):
         return troubles
 
     def generate(self, lines: list[str]) -> list[str]:
+        check_texts(lines)
         return [hypotheses[0][0] for hypotheses in self.hypotheses(lines)]
 
     def attention_maps(self, batch: TranslationBatch) -> Iterator[Maps]:

@@ -193,6 +193,9 @@ logger=wandb logger.wandb.dir=x | no option 'logger.wandb.dir'
 logger=wandb +logger.wandb.dir=x | decided by the program
 logger=wandb logger.wandb.mode=foo | auto, online, offline
 logger=wandb logger.wandb.artifacts=[foo] | config
+logger=wandb logger.wandb.init_timeout=-1 | logger.wandb.init_timeout must be at least 0
+logger=wandb logger.wandb.finish_timeout=-1 | logger.wandb.finish_timeout must be at least 0
+logger=tensorboard +logger.tensorboard.flush_secs=-1 | flush_secs must be at least 0
 logger=csv logger.csv.foo=5 | no option 'logger.csv.foo'
 compile=foo | compile must be
 compile={mode:foo} | max-autotune
@@ -347,6 +350,11 @@ position=learned position.max_length=8 | lower data.context_length
 position=learned lengths=[9999] | at most 512 tokens
 data=recall tokenizer=symbols position=learned position.max_length=4 | lower data.source.length
 """
+# What only files have.
+FILES = """
+data=parallel_files | data.source.train is missing
+data=parallel_files data.source.valid=a.tsv | data.source.train is missing
+"""
 # {} is a checkpoint of a translation.
 OTHERS = """
 nonsense | Choices: train
@@ -389,6 +397,25 @@ translate ckpt_path={} decoding=beam decoding.width=0 hello | width
 translate ckpt_path={} decoding=null hello | decoding cannot be left out
 translate ckpt_path={} model.dim=32 hello | does not fit
 translate ckpt_path={} -hello | after --
+evaluate ckpt_path={} seed=-1 | seed must lie between
+evaluate ckpt_path={} output= | output must not be empty
+evaluate ckpt_path={} +trainer.limit_test_batches=0 | score nothing
+evaluate ckpt_path={} logger=wandb logger.wandb.init_timeout=-1 | at least 0
+evaluate ckpt_path={} optimizer=muon | no effect on evaluate
+evaluate ckpt_path={} trainer.max_steps=7 | no effect on evaluate
+evaluate ckpt_path={} task.label_smoothing=0.5 | no effect on evaluate
+evaluate ckpt_path={} data=parallel_files | data.source.test is missing
+translate ckpt_path={} input= | input must name a file
+translate ckpt_path={} input=- | standard input
+translate ckpt_path={} trainer.precision=bf16-true hello | no effect on translate
+translate ckpt_path={} ~trainer.precision hello | no effect on translate
+translate ckpt_path={} +trainer.fast_dev_run=true hello | no effect on translate
+translate ckpt_path={} seed=3 hello | no effect on translate
+translate ckpt_path={} data=copy hello | no effect on translate
+translate ckpt_path={} compile=true hello | no effect on translate
+translate ckpt_path={} model.dropout=0.5 hello | no effect on translate
+translate ckpt_path={} decoding.n_best=3 hello | choose decoding=beam too
+attend ckpt_path={} optimizer.lr=1 hello | no effect on attend
 generate | needs a checkpoint
 generate ckpt_path={} hello | attention-zoo translate
 generate ckpt_path=/nonexist | no checkpoint
@@ -408,11 +435,16 @@ show | at least one NAME
 show foo | no entry 'foo'
 show rope | It is called rotary here
 show multi_head linear | one NAME
+show stack=hybrid -m | name=value
+show stack=hybrid multi_head | show stack=NAME
+show stack=hybrid output=a.png output=b.png | one value
 report | at least one FOLDER
 report /nonexist | no folder
 report . foo=1 | baseline
 report . logger=foo | wandb
 report --into x | output=FOLDER
+report '' | one that is empty
+-sc query=bash | COMP_LINE
 figures foo | name=value
 figures --into x | output=FOLDER
 figures ckpt_path=/nonexist | no checkpoint
@@ -464,6 +496,7 @@ def run(monkeypatch, capsys, folder, arguments):
     [
         *rows(TRAINING, ["train", *TRAIN]),
         *rows(LANGUAGE, ["train", "task=language_modeling", "data=python_docs", *LANGUAGE_TRAIN]),
+        *rows(FILES, ["train", *LANGUAGE_TRAIN]),
         *rows(OTHERS),
     ],
     ids=lambda x: " ".join(y for y in x if y not in TRAIN) if isinstance(x, list) else "",

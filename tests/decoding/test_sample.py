@@ -250,12 +250,12 @@ def test_a_model_with_a_max_length_sees_the_last_tokens(cached):
     "options, rule",
     [
         ({"temperature": -0.5}, "temperature must be 0 or more"),
-        ({"temperature": math.nan}, "temperature must be 0 or more"),
-        ({"temperature": math.inf}, "temperature must be 0 or more"),
+        ({"temperature": math.nan}, "temperature must be a finite number"),
+        ({"temperature": math.inf}, "temperature must be a finite number"),
         ({"top_k": 0}, "top_k must be at least 1"),
         ({"top_p": 0.0}, "top_p must be above 0 and at most 1"),
         ({"top_p": 1.5}, "top_p must be above 0 and at most 1"),
-        ({"top_p": math.nan}, "top_p must be above 0 and at most 1"),
+        ({"top_p": math.nan}, "top_p must be a finite number"),
         ({"max_tokens": 0}, "max_tokens must be at least 1"),
     ],
 )

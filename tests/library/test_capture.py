@@ -115,7 +115,7 @@ def test_nothing_is_left_behind_even_by_a_pass_that_fails():
     with capture_attention(model) as captured:
         assert len(hooks(model)) == 3
     assert not hooks(model) and not captured
-    with pytest.raises(AttributeError), capture_attention(model):
+    with pytest.raises(UserError), capture_attention(model):
         model(None, None)
     assert not hooks(model)
 

@@ -517,10 +517,56 @@ MISUSE: dict[str, tuple[Callable[[], Any], type[UserError], str]] = {
         UserError,
         "contains no attention",
     ),
+    "module of another library": (
+        lambda: capture_attention("model").__enter__(),  # type: ignore[arg-type]
+        UserError,
+        "captured in a module, got 'model'",
+    ),
+    "word as temperature": (
+        lambda: soft_lookup({"a": 1}, "a", {"a": [1.0]}, temperature="1"),  # type: ignore[arg-type]
+        UserError,
+        "temperature must be a number above 0, got '1'",
+    ),
+    "index of rows of two axes": (
+        lambda: TokenCache().reorder(torch.tensor([[0, 1]])),
+        UserError,
+        r"shape \[n\], got \[1, 2\]",
+    ),
+    "no input": (attend(None), UserError, "x must be a tensor .b t d., got NoneType"),
+    "narrow tokens": (
+        lambda: language_model()(ids([1, 2]).to(torch.uint8)),
+        UserError,
+        r"32 or 64 bits, got torch.uint8. Convert them by \.long",
+    ),
+    "truth value as cache of a model": (
+        lambda: language_model()(ids([1, 2]), cache=True),
+        UserError,
+        "new_cache.. of the model, got bool",
+    ),
+    "truth value as a layer to read from": (
+        lambda: language_model(share_kv=[None, False]),
+        UserError,
+        "an entry of share_kv must be a whole number, got False",
+    ),
+    "one layer to read from": (
+        lambda: language_model(share_kv=0),
+        UserError,
+        "an entry for each of 2 layers, got 0",
+    ),
+    "factory of another signature": (
+        lambda: language_model(attention=torch.nn.MultiheadAttention),
+        UserError,
+        "takes dim, role, layer by name: missing a required argument: 'embed_dim'",
+    ),
+    "no cross-attention": (
+        lambda: seq2seq(cross_attention=None),
+        UserError,
+        "cross_attention must be a factory",
+    ),
     "temperature of 0": (
         lambda: soft_lookup({"a": 1}, "a", {"a": [1.0]}, temperature=0.0),
         UserError,
-        "temperature must be above 0",
+        "temperature must be a number above 0",
     ),
 }
 

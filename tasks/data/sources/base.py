@@ -29,6 +29,9 @@ class Source(ABC, Generic[Split]):
     def splits(self) -> dict[str, Split]:
         """Return "train", "valid" and "test". Raise BadInput if one of them is missing."""
 
+    def check_training(self) -> None:
+        """Raise UserError if there can be no train split, before anything is read."""
+
     def cache_key(self) -> dict[str, Any] | None:
         """Return every input of `splits`, in plain types: equal keys give equal splits.
 

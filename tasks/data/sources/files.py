@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from attention_zoo.errors import BadInput, UserError
+from attention_zoo.factory import typed_options
 from attention_zoo.tasks.data.sources.base import SPLITS, Source, Split
 
 Item = TypeVar("Item")
@@ -30,6 +31,7 @@ class SplitFiles(Source[Split]):
 
     forms: str  # of `train`, for messages
 
+    @typed_options
     def __init__(
         self,
         *,
@@ -99,10 +101,14 @@ class SplitFiles(Source[Split]):
             )
         self.files, self.cut_splits, self.valid_is_test = {split: files}, [], False
 
+    def check_training(self) -> None:
+        if "train" not in self.files:
+            raise UserError(f"data.source.train is missing; give it: {self.forms}.")
+
     def splits(self) -> dict[str, Split]:
         self.notes = []
-        if "train" not in self.files and not self.for_evaluation:
-            raise UserError(f"data.source.train is missing; give it: {self.forms}.")
+        if not self.for_evaluation:
+            self.check_training()
         splits = {split: self.read_split(split) for split in self.files}
         if "train" in splits and self.cut_splits:
             splits |= self.cut_off(splits["train"])

@@ -14,6 +14,7 @@ from babel.messages.mofile import read_mo
 from babel.messages.pofile import PoFileError, read_po
 
 from attention_zoo.errors import BadInput, UserError
+from attention_zoo.factory import typed_options
 from attention_zoo.tasks.data.cache import sha256_of_file
 from attention_zoo.tasks.data.sources.base import Pair
 from attention_zoo.tasks.data.sources.columns import one_line
@@ -37,6 +38,7 @@ class GettextCatalogues(SplitFiles[list[Pair]]):
 
     forms = "data.source.catalogues=[FOLDER] or data.source.catalogues=[PACKAGE]"
 
+    @typed_options
     def __init__(
         self,
         *,
@@ -46,7 +48,9 @@ class GettextCatalogues(SplitFiles[list[Pair]]):
         valid_fraction: float = 0.05,
         seed: int = 0,
     ) -> None:
-        names = [catalogues] if isinstance(catalogues, str) else list(catalogues or ())
+        if not isinstance(catalogues, str | Sequence):
+            raise UserError(f"data.source.catalogues must be names, got {catalogues!r}.")
+        names = [catalogues] if isinstance(catalogues, str) else list(catalogues)
         if not names:
             raise UserError(f"data.source.catalogues names nothing; give it: {self.forms}.")
         super().__init__(train=names, valid_fraction=valid_fraction, seed=seed)

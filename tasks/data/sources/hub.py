@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from attention_zoo.errors import BadInput
+from attention_zoo.factory import typed_options
 from attention_zoo.tasks.data.sources.base import SPLITS, Pair, Source, Split
 from attention_zoo.tasks.data.sources.parallel_files import ParallelFiles
 from attention_zoo.tasks.data.sources.text_files import OneTextFile, TextFiles, cut_text
@@ -22,6 +23,7 @@ class HubSource(Source[Split]):
 
     file_hint: str
 
+    @typed_options
     def __init__(
         self,
         *,
@@ -93,6 +95,7 @@ class HubPairs(HubSource[list[Pair]]):
         options: of `HubSource`; `files` as in `ParallelFiles.from_patterns`.
     """
 
+    @typed_options
     def __init__(self, *, pair: Sequence[str], column: str | None = None, **options: Any) -> None:
         super().__init__(**options)
         self.pair = list(pair)
@@ -129,6 +132,7 @@ class HubTexts(HubSource[list[str]]):
 
     file_hint = "(plain or .gz)"
 
+    @typed_options
     def __init__(self, *, column: str = "text", **options: Any) -> None:
         super().__init__(**options)
         self.column = column

@@ -42,6 +42,8 @@ class ParallelFiles(SplitFiles[list[Pair]]):
 
     def __init__(self, *, columns: Sequence[str | int] | None = None, **options: Any) -> None:
         super().__init__(**options)
+        if not isinstance(columns, Sequence | None):
+            raise UserError(f"data.source.columns must be a list of two, got {columns!r}.")
         self.columns = columns
         first = next(item for items in self.files.values() for item in items) if self.files else ""
         if not isinstance(first, str):

@@ -18,6 +18,7 @@ from babel.units import UnknownUnitError, format_unit
 from num2words import num2words
 
 from attention_zoo.errors import UserError, check_positive
+from attention_zoo.factory import typed_options
 from attention_zoo.tasks.data.sources.base import Pair, Source, split_of
 
 # Called with `locale=…`, a phrase returns that locale's words.
@@ -60,6 +61,7 @@ class Phrases(Source[list[Pair]]):
         seed: of the draw.
     """
 
+    @typed_options
     def __init__(
         self,
         *,

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from attention_zoo.errors import BadInput, UserError
+from attention_zoo.factory import typed_options
 from attention_zoo.tasks.data.cache import sha256_of_file
 from attention_zoo.tasks.data.sources.base import Source
 from attention_zoo.tasks.data.sources.columns import SUFFIXES, read_columns, suffix_of
@@ -57,6 +58,7 @@ class TextFiles(SplitFiles[Iterable[str | FileText]]):
         "data.source.column=text for a table (.tsv, .csv, .jsonl, .parquet)"
     )
 
+    @typed_options
     def __init__(self, *, column: str | int | None = None, **options: Any) -> None:
         super().__init__(**options)
         self.column = column
@@ -145,6 +147,7 @@ class OneTextFile(Source[list[str]]):
         root: the folder that a relative name starts from.
     """
 
+    @typed_options
     def __init__(self, *, file: str, fractions: Sequence[float], root: str | Path = ".") -> None:
         self.root: Path = Path(root)
         if len(fractions) not in (2, 3) or min(fractions) <= 0 or abs(sum(fractions) - 1) > 1e-9:

@@ -24,7 +24,7 @@ from lightning.pytorch.loggers.csv_logs import ExperimentWriter
 from lightning.pytorch.utilities import rank_zero_only
 from PIL import Image
 
-from attention_zoo.errors import UserError
+from attention_zoo.errors import UserError, check_not_negative
 from attention_zoo.tasks.configuration.build import instantiate
 from attention_zoo.tasks.run_folder import RunFolder, going_on_without
 from attention_zoo.tasks.training.loggers.file_loggers import (
@@ -44,15 +44,20 @@ from attention_zoo.tasks.views.tables import Table, markdown_table
 # Of the loggers that have one, any of these does.
 PACKAGES = {"TensorBoardLogger": ("tensorboard", "tensorboardX"), "create_wandb": ("wandb",)}
 
+# Options of loggers that their packages accept below 0, and then wait or write as they like.
+NOT_NEGATIVE = ("init_timeout", "finish_timeout", "flush_secs", "max_queue")
+
 
 def check_loggers(config: Mapping[str, Any]) -> None:
-    """Raise UserError for a logger whose package is not installed."""
+    """Raise UserError for a logger whose package is not installed, or times that are negative."""
     for name, node in (config["logger"] or {}).items():
         packages = next(
             (x for kind, x in PACKAGES.items() if node and kind in node["_target_"]), ()
         )
         if packages and not any(map(find_spec, packages)):
             raise UserError(missing_package_message(name))
+        numbers = {f"logger.{name}.{x}": (node or {}).get(x, 0) for x in NOT_NEGATIVE}
+        check_not_negative(**numbers)
 
 
 def missing_package_message(name: str) -> str:
