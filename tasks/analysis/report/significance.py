@@ -1,171 +1,156 @@
-"""Tests of whether rows differ from their reference by more than chance."""
+"""Tests of whether rows differ by more than chance."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from itertools import combinations
 from statistics import fmean
-from typing import Any
 
 import numpy as np
 
-from attention_zoo.tasks.analysis.report.comparison import Comparison, Difference, Row
-from attention_zoo.tasks.analysis.report.measures import standard_deviation
-
-SIGNATURES = {"test/bleu": "sacrebleu_signature", "test/chrf": "chrf_signature"}
-Outputs = dict[int | None, list[dict[str, str]]]  # of the test sentences, by seed
+from attention_zoo.tasks.analysis.report.comparison import Comparison, Difference, Evidence, Row
+from attention_zoo.tasks.analysis.report.measures import Measure, standard_deviation
+from attention_zoo.tasks.analysis.report.sentences import ResampledScores, resample_row
 
 
 def run_tests(comparison: Comparison, advance: Callable[[], None]) -> None:
     """Add to a comparison the differences from the reference, in each measure that has a test.
 
-    Each test calls `advance`.
+    Holm's correction is over the differences from a reference that the user named. The best row is
+    chosen by the values that are tested; there the correction is over all pairs of rows, so that it
+    holds whichever row they choose. Each test calls `advance`.
     """
-    outputs: dict[Row, Outputs] = {
-        row: {run.seed: lines for run in row.runs if (lines := run.outputs()) is not None}
-        for row in comparison.rows
-    }
-    reference = comparison.reference
-    others = [row for row in comparison.rows if row is not reference]
-    for measure in (x for x in comparison.quality if x.test is not None):
-        differences = []
-        for row in others:
-            if measure.test == "bootstrap":
-                difference = bootstrap_rows(measure.key, row, reference, outputs)
-            else:
-                difference = welch_test(row.values(measure.key), reference.values(measure.key))
-            differences.append(difference)
-            advance()
-        corrected = holm_correction(differences)
-        comparison.differences[measure.key] = dict(zip(others, corrected, strict=True))
+    pairs = tested_pairs(comparison)
+    for measure in comparison.tested_measures:
+        corrected = holm_correction(compare_pairs(measure, comparison.rows, pairs, advance))
+        comparison.differences[measure.key] = {
+            row: difference
+            for (row, other), difference in zip(pairs, corrected, strict=True)
+            if other is comparison.reference
+        }
 
 
 def count_tests(comparison: Comparison) -> int:
     """Return how many tests `run_tests` runs."""
-    return sum(x.test is not None for x in comparison.quality) * (len(comparison.rows) - 1)
+    return len(comparison.tested_measures) * len(tested_pairs(comparison))
 
 
-def bootstrap_rows(
-    key: str, row: Row, reference: Row, outputs: Mapping[Row, Outputs]
-) -> Difference:
-    """Test two rows by bootstrap over sentences; the difference is that of the means over seeds."""
-    ours, theirs = row.mean(key), reference.mean(key)
-    if ours is None or theirs is None:
-        return Difference(None, untested_reason="no value")
-    delta = ours - theirs
-    signature, *others = {x.results.get(SIGNATURES[key]) for x in (*row.runs, *reference.runs)}
-    if others:
-        return Difference(delta, untested_reason="other sacreBLEU settings: no test")
-    if signature is None:
-        return Difference(delta, untested_reason="no sacreBLEU signature: no test")
-    resamples = count_resamples(len(outputs))
-    test = paired_bootstrap(key, signature, outputs[row], outputs[reference], resamples=resamples)
-    # The test's own difference is that of all seeds scored together.
-    return Difference(delta, test.p_value, None, test.untested_reason, test.signature)
+def tested_pairs(comparison: Comparison) -> list[tuple[Row, Row]]:
+    """Return the pairs of a row and the one that it is compared with."""
+    rows, reference = comparison.rows, comparison.reference
+    if comparison.reference_given:
+        return [(row, reference) for row in rows if row is not reference]
+    return [(row, better) for better, row in combinations(rows, 2)]
 
 
-def count_resamples(rows: int) -> int:
-    """Return how many resamples can make a p value significant after correction over the rows."""
-    return max(1000, 100 * rows)
+def compare_pairs(
+    measure: Measure,
+    rows: Sequence[Row],
+    pairs: Sequence[tuple[Row, Row]],
+    advance: Callable[[], None],
+) -> list[Difference]:
+    """Return the differences of pairs of rows in a measure, each with its test."""
+    values = {row: row.values(measure.key) for row in rows}
+    resampled = {}
+    if measure.test == "bootstrap":
+        resampled = {row: resample_row(measure.key, row) for row in rows}
+    differences = []
+    for row, other in pairs:
+        ours, theirs = values[row], values[other]
+        if resampled:
+            differences.append(score_test(ours, theirs, resampled[row], resampled[other]))
+        else:
+            differences.append(welch_test(ours, theirs))
+        advance()
+    return differences
 
 
 def welch_test(ours: Sequence[float], theirs: Sequence[float]) -> Difference:
-    """Run Welch's t-test over seeds, for two samples of unequal variances, two-sided.
+    """Test the means over seeds of two rows of unequal variances, two-sided (Welch 1947).
 
-        t = (m₁ − m₂) / √(s₁²/n₁ + s₂²/n₂),  p = I_{f/(f + t²)}(f/2, ½)
-
-    f of Welch and Satterthwaite, I the regularised incomplete beta function.
+    t = (m₁ − m₂)/√(v₁ + v₂),  vᵢ = sᵢ²/nᵢ,  freedom = (v₁ + v₂)²/Σ vᵢ²/(nᵢ − 1)
     """
     if not ours or not theirs:
         return Difference(None, untested_reason="no value")
     delta = fmean(ours) - fmean(theirs)
     if min(len(ours), len(theirs)) < 2:
         return Difference(delta, untested_reason="one seed: no test")
-    variances = [standard_deviation(x) ** 2 / len(x) for x in (ours, theirs)]  # of the means
-    if sum(variances) == 0:
-        return Difference(delta, untested_reason="no spread over seeds: no test")
-
-    from mpmath import betainc
-
-    t_squared = delta**2 / sum(variances)
-    freedom = sum(variances) ** 2 / sum(
-        variance**2 / (len(x) - 1) for variance, x in zip(variances, (ours, theirs), strict=True)
-    )
-    p_value = betainc(freedom / 2, 0.5, 0, freedom / (freedom + t_squared), regularized=True)
-    return Difference(delta, float(p_value))
+    variances = [standard_deviation(x) ** 2 / len(x) for x in (ours, theirs)]
+    freedoms = [len(x) - 1 for x in (ours, theirs)]
+    return t_test(delta, sum(variances), variances, freedoms, "seeds")
 
 
-def paired_bootstrap(
-    key: str, signature: str, ours: Outputs, theirs: Outputs, *, resamples: int = 1000
+def score_test(
+    ours: Sequence[float],
+    theirs: Sequence[float],
+    ours_resampled: ResampledScores,
+    theirs_resampled: ResampledScores,
 ) -> Difference:
-    """Run sacrebleu's paired bootstrap resampling of test sentences (Koehn 2004), two-sided.
+    """Test the means over seeds of two rows' scores, which depend on the test sentences too.
 
-    The outputs of all seeds that both rows have are scored together, by the metric of the key,
-    test/bleu or test/chrf, with the settings of sacrebleu's signature. A sentence is drawn with its
-    outputs of all seeds, which are not independent samples. No p value is lower than
-    1 / (resamples + 1).
+    The variance has two parts, as for data clustered in two ways (Cameron, Gelbach and Miller
+    2011): that of the difference on resampled sentences, which is u, and that over seeds, as far as
+    it exceeds what the choice of sentences explains, which is cᵢ and part of u.
+
+        t = (m₁ − m₂)/√V,  V = u + Σ max(0, vᵢ − cᵢ),  freedom = V²/(u²/(S − 1) + Σ vᵢ²/(nᵢ − 1))
+
+    for S sentences, with vᵢ as in Welch's test. If a row has one seed, V = u: seeds are not tested.
     """
     if not ours or not theirs:
-        return Difference(None, untested_reason="no test_outputs.jsonl: no test")
-    seeds = sorted(ours.keys() & theirs.keys(), key=str)
-    if not seeds:
-        return Difference(None, untested_reason="no seed in common: no test")
-    sides = [[outputs[seed] for seed in seeds] for outputs in (theirs, ours)]
-    sentences = [[(x["source"], x["reference"]) for x in each] for side in sides for each in side]
-    if any(each != sentences[0] for each in sentences):
-        return Difference(None, untested_reason="other test sentences: no test")
-    metric = metric_over_seeds(key, signature)
-    if metric is None:
-        reason = f"settings unknown to the report ({signature}): no test"
-        return Difference(None, untested_reason=reason)
-
-    from sacrebleu.significance import PairedTest
-
-    # Each sentence has the outputs of all seeds.
-    systems: Any = [
-        (name, list(zip(*([x["output"] for x in each] for each in side), strict=True)))
-        for name, side in zip(("reference", "row"), sides, strict=True)
-    ]
-    references = [[reference for _, reference in sentences[0]]]
-    test = PairedTest(systems, {key: metric}, references, test_type="bs", n_samples=resamples)
-    signatures, scores = test()
-    ((name, test_signature),) = signatures.items()
-    reference, row = scores[name]
-    delta = float(row.score - reference.score)  # type: ignore[union-attr]
-    # sacrebleu counts the resamples that differ by more, which are none if all outputs are equal.
-    p_value = row.p_value if delta else 1.0  # type: ignore[union-attr]
-    return Difference(delta, p_value, signature=str(test_signature))
+        return Difference(None, untested_reason="no value")
+    delta = fmean(ours) - fmean(theirs)
+    resampled = (ours_resampled, theirs_resampled)
+    if reason := refuse_pair(*resampled):
+        return Difference(delta, untested_reason=reason)
+    ours_means, theirs_means = (x.scores.mean(axis=0) for x in resampled)
+    deltas = ours_means - theirs_means
+    # Less the first, equal differences have no variance, not one of rounding errors.
+    variance = float(np.var(deltas - deltas[0], ddof=1))
+    variances, freedoms = [variance], [len(ours_resampled.test_set) - 1]
+    evidence: Evidence = "test sentences"
+    if min(len(ours), len(theirs)) > 1:
+        evidence = "seeds and test sentences"
+        for values, scores in zip((ours, theirs), resampled, strict=True):
+            over_seeds = standard_deviation(values) ** 2 / len(values)
+            variance += max(0.0, over_seeds - scores.shared_variance())
+            variances.append(over_seeds)
+            freedoms.append(len(values) - 1)
+    return t_test(delta, variance, variances, freedoms, evidence)
 
 
-def metric_over_seeds(key: str, signature: str) -> Any:
-    """Return sacrebleu's metric for sentences that have an output from each seed.
+def refuse_pair(ours: ResampledScores, theirs: ResampledScores) -> str:
+    """Return why the scores of two rows cannot be compared, or nothing."""
+    if ours.signature != theirs.signature:
+        return "other sacreBLEU settings: no test"
+    if reason := ours.untested_reason or theirs.untested_reason:
+        return reason
+    return "" if ours.test_set == theirs.test_set else "other test sentences: no test"
 
-    It has the settings of a signature; None if that has settings that are not supported here.
+
+def t_test(
+    delta: float,
+    variance: float,
+    estimates: Sequence[float],
+    freedoms: Sequence[int],
+    evidence: Evidence,
+) -> Difference:
+    """Test a difference by its variance, which is made of estimates with degrees of freedom.
+
+        p = I_{f/(f + t²)}(f/2, ½),  f = variance²/Σ estimateᵢ²/freedomᵢ
+
+    with I the regularised incomplete beta function, and f as of Satterthwaite 1946.
     """
-    from sacrebleu.metrics.bleu import BLEU
-    from sacrebleu.metrics.chrf import CHRF
+    uncertain = [(x, freedom) for x, freedom in zip(estimates, freedoms, strict=True) if x > 0]
+    if not uncertain or any(freedom < 1 for _, freedom in uncertain):
+        if delta:
+            return Difference(delta, untested_reason=f"no spread over {evidence}: no test")
+        return Difference(delta, 1.0, evidence=evidence)
 
-    settings = dict(part.split(":", 1) for part in signature.split("|"))
-    lowercase = settings.get("case") == "lc"
-    metric: Any
-    if key == "test/bleu":
-        metric = BLEU(lowercase=lowercase, tokenize=settings.get("tok"))
-    else:
-        metric = CHRF(lowercase=lowercase, word_order=int(settings.get("nw", 0)))
-    metric.num_refs = 1  # The signature states it before references have been seen.
-    supported = dict(part.split(":", 1) for part in str(metric.get_signature()).split("|"))
-    if supported | {"version": settings.get("version")} != settings:
-        return None
-    extract = metric._extract_corpus_statistics
+    from mpmath import fp
 
-    def extract_all(hypotheses: Any, references: Any) -> Any:
-        return sum(
-            np.asarray(extract(list(each), references)) for each in zip(*hypotheses, strict=True)
-        )
-
-    metric._extract_corpus_statistics = extract_all
-    metric._aggregate_and_compute = lambda stats: metric._compute_score_from_stats(
-        np.sum(stats, axis=0).tolist()
-    )
-    return metric
+    t_squared = delta**2 / variance
+    freedom = variance**2 / sum(x**2 / freedom for x, freedom in uncertain)
+    p_value = fp.betainc(freedom / 2, 0.5, 0, freedom / (freedom + t_squared), regularized=True)
+    return Difference(delta, float(p_value), evidence=evidence)
 
 
 def holm_correction(differences: Sequence[Difference]) -> list[Difference]:
