@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-SENTENCES = 40
+SENTENCES = 200
 SIGNATURE = "nrefs:1|case:mixed|eff:no|tok:13a|smooth:exp|version:2.6.0"
 CHRF_SIGNATURE = "nrefs:1|case:mixed|eff:yes|nc:6|nw:0|space:no|version:2.6.0"
 WORDS = ["the", "a", "small", "red", "old", "boat", "house", "child", "dog", "runs", "sees", "in"]

@@ -65,9 +65,16 @@ class Difference:
 
     delta: float | None  # in units of the measure; None if either row has no value
     p_value: float | None = None  # None if there is no test
-    adjusted_p_value: float | None = None  # after Holm's correction
+    adjusted_p_value: float | None = None  # corrected for the number of tests
     untested_reason: str = ""
     evidence: Evidence | None = None  # None if there is no test
+    t: float = 0.0  # without its sign
+    freedom: float = 1.0  # of t
+
+    @property
+    def tested(self) -> bool:
+        """Return whether there is a test."""
+        return self.p_value is not None
 
     @property
     def significant(self) -> bool:

@@ -191,19 +191,19 @@ def describe_correction(comparison: Comparison) -> Iterator[str]:
     """Yield how p values are corrected for the number of tests, if there are several."""
     rows = len(comparison.rows)
     tests = [x for by_row in comparison.differences.values() for x in by_row.values()]
-    if rows < 3 or all(x.p_value is None for x in tests):
+    if rows < 3 or not any(x.tested for x in tests):
         return
     if comparison.reference_given:
         yield (
-            f"The p values are corrected for the {rows - 1} comparisons with the reference (Holm's "
-            "method): if no row differed from it, the chance to call any row different would be "
-            f"at most {PERCENT}. This holds if the reference was chosen before the results were "
-            "seen."
+            f"The p values are corrected for {rows - 1} comparisons with the reference (Holm's "
+            "method): if no row differed from it, the chance to call any of them different would "
+            f"be {PERCENT}. This holds if the reference was chosen before the results were seen."
         )
     else:
         yield (
-            "The best row was chosen by the values that are tested, so luck favours it. The p "
-            f"values are therefore corrected for all {math.comb(rows, 2)} pairs of rows (Holm's "
-            "method): if no rows differed, the chance to call any row worse would be at most "
-            f"{PERCENT}. A reference that is named beforehand, baseline=LABEL, needs fewer pairs."
+            "The best row was chosen by the values that are tested, so luck favours it. Therefore "
+            f"the p values are corrected for all {math.comb(rows, 2)} pairs of rows (Dunnett's "
+            "T3): if no rows differed, the chance to call any of them worse would be "
+            f"{PERCENT}. A reference that was chosen beforehand, baseline=LABEL, needs a smaller "
+            "correction."
         )
