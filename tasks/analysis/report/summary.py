@@ -125,7 +125,8 @@ def summarize_savings(comparison: Comparison) -> Iterator[str]:
     best = comparison.best
     if comparison.reference is not best or len(comparison.rows) < 2:
         return
-    peers = [row for row in comparison.rows if (x := comparison.difference(row)) and x.similar]
+    tests = {row: comparison.difference(row) for row in comparison.rows}
+    peers = [row for row, test in tests.items() if test is not None and test.similar]
     savings = []
     for measure in (x for x in comparison.cost if x.key in CHEAPEST):
         costs = {row: x for row in [best, *peers] if (x := row.mean(measure.key)) is not None}
@@ -167,7 +168,7 @@ def describe_tests(comparison: Comparison) -> Iterator[str]:
         titles = " and ".join(x.title for x in bootstrapped)
         runs = [run for row in comparison.rows for run in row.runs]
         found = {run.results.get(SIGNATURES[x.key]) for run in runs for x in bootstrapped}
-        signatures = [f"{x}|bs:{RESAMPLES}|seed:{SEED}" for x in sorted(found - {None})]
+        signatures = sorted(f"{x}|bs:{RESAMPLES}|seed:{SEED}" for x in found if x is not None)
         yield (
             f"{titles}: Welch's t-test over seeds, with the variance that {RESAMPLES:,} bootstrap "
             "resamples of the test sentences add. It tests whether other seeds and other sentences "
@@ -197,13 +198,14 @@ def describe_correction(comparison: Comparison) -> Iterator[str]:
         yield (
             f"The p values are corrected for {rows - 1} comparisons with the reference (Holm's "
             "method): if no row differed from it, the chance to call any of them different would "
-            f"be {PERCENT}. This holds if the reference was chosen before the results were seen."
+            f"be about {PERCENT} at most. This holds if the reference was chosen before the "
+            "results were seen."
         )
     else:
         yield (
             "The best row was chosen by the values that are tested, so luck favours it. Therefore "
             f"the p values are corrected for all {math.comb(rows, 2)} pairs of rows (Dunnett's "
             "T3): if no rows differed, the chance to call any of them worse would be "
-            f"{PERCENT}. A reference that was chosen beforehand, baseline=LABEL, needs a smaller "
-            "correction."
+            f"about {PERCENT} at most. Luck does not favour a reference that was chosen "
+            "beforehand: baseline=LABEL."
         )
