@@ -22,7 +22,7 @@ def run_tests(comparison: Comparison, advance: Callable[[], None]) -> None:
     """
     rows, reference = comparison.rows, comparison.reference
     others = [row for row in rows if row is not reference]
-    for measure in comparison.tested_measures:
+    for measure in comparison.tested_measures if others else ():
         differences = compare_with_reference(measure, others, reference, advance)
         if comparison.reference_given:
             corrected = holm_correction(differences)
@@ -55,9 +55,11 @@ def compare_with_reference(
 
 
 def welch_test(ours: Sequence[float], theirs: Sequence[float]) -> Difference:
-    """Test the means over seeds of two rows of unequal variances, two-sided (Welch 1947).
+    """Test the means over seeds of two rows, two-sided (Welch 1947).
 
-    t = (m₁ − m₂)/√(v₁ + v₂),  vᵢ = sᵢ²/nᵢ,  freedom = (v₁ + v₂)²/Σ vᵢ²/(nᵢ − 1)
+    The rows may differ in variance and in their numbers of seeds:
+
+        t = (m₁ − m₂)/√(v₁ + v₂),  vᵢ = sᵢ²/nᵢ,  freedom = (v₁ + v₂)²/Σ vᵢ²/(nᵢ − 1)
     """
     if not ours or not theirs:
         return Difference(None, untested_reason="no value")
