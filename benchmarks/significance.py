@@ -207,8 +207,8 @@ def main() -> None:
     parser.add_argument("--comparisons", type=int, default=1000)
     parser.add_argument("--output", type=Path, help="write the page to this file")
     arguments = parser.parse_args()
-    count, sentences = arguments.comparisons, 100
-    scored = max(1, count // 5)
+    count, sentences = arguments.comparisons, 60
+    scored = max(1, count // 4)
     with Progress() as progress:
         bar = progress.add_task("simulating", total=3 * len(ROWS_AND_SEEDS) + 4)
         losses = tabulate_losses(count, lambda: progress.advance(bar))

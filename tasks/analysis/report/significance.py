@@ -11,7 +11,7 @@ from attention_zoo.tasks.analysis.report.comparison import Comparison, Differenc
 from attention_zoo.tasks.analysis.report.measures import Measure, standard_deviation
 from attention_zoo.tasks.analysis.report.sentences import ResampledScores, resample_row
 
-POINTS = 1000  # of numerical integration
+POINTS = 600  # of numerical integration
 
 
 def run_tests(comparison: Comparison, advance: Callable[[], None]) -> None:
