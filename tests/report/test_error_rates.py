@@ -40,7 +40,11 @@ def test_rows_that_are_equal_are_seldom_called_different(
     rows: int, seeds: int, spreads: str, count: int
 ) -> None:
     alarms = false_alarms(np.random.default_rng(0), *spreads_and_seeds(rows, seeds)[spreads], count)
-    assert max(alarms[:2]) <= LEVEL + 2.5 * deviation(LEVEL, count)
+    from_best, from_baseline, _ = alarms
+    assert from_best <= LEVEL + 2.5 * deviation(LEVEL, count)
+    # Welch's test is less exact where a row of small spread has more seeds than the others.
+    level = 2 * LEVEL if "unequal seeds" in spreads else LEVEL
+    assert from_baseline <= level + 2.5 * deviation(level, count)
 
 
 @pytest.mark.slow
