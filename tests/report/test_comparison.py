@@ -9,7 +9,11 @@ from attention_zoo.tasks.analysis.report.comparison import Comparison, compare_r
 from attention_zoo.tasks.analysis.report.conditions import find_conditions
 from attention_zoo.tasks.analysis.report.runs import find_runs
 from attention_zoo.tasks.analysis.report.significance import count_tests, run_tests
-from attention_zoo.tasks.analysis.report.summary import describe_tests, summarize
+from attention_zoo.tasks.analysis.report.summary import (
+    describe_correction,
+    describe_tests,
+    summarize,
+)
 from tests.report.folders import write_job, write_run
 
 
@@ -39,8 +43,11 @@ def test_seeds_are_one_row_and_the_best_is_first(sweep: Path) -> None:
 def test_the_winner_is_not_called_better_than_its_peers(sweep: Path) -> None:
     found = compare_folder(sweep)
     text = " ".join(summarize(found))
-    assert "Not significantly different from `gated rotary`: `latent rotary` (p = " in text
+    evidence = "`gated rotary` over seeds and test sentences"
+    alike = next(x for x in summarize(found) if x.startswith("Not significantly different"))
+    assert f"from {evidence}: " in alike and "`latent rotary` (p = " in alike
     worse = next(x for x in summarize(found) if x.startswith("Significantly worse"))
+    assert worse.startswith(f"Significantly worse than {evidence}, at the 5 % level: ")
     assert "`linear sinusoidal`" in worse and "latent" not in worse
     assert "`delta rotary` (1 of 3 diverged)" in text
     assert "The rows differ in these conditions: seeds, parameters." in text
@@ -48,9 +55,24 @@ def test_the_winner_is_not_called_better_than_its_peers(sweep: Path) -> None:
 
 def test_the_tests_are_stated(sweep: Path) -> None:
     text = " ".join(describe_tests(compare_folder(sweep)))
-    for word in ("paired bootstrap", "1,000 times", "Welch's t-test", "Holm", "5 % level"):
+    for word in ("1,000 bootstrap resamples", "Welch's t-test", "5 % level", "|bs:1000|seed:12345"):
         assert word in text
-    assert "seed:12345" in text and "flatters it" in text
+    assert "corrected for all 36 pairs of rows (Dunnett's T3)" in text
+    named = " ".join(describe_tests(compare_folder(sweep, "multi_head rotary")))
+    assert "corrected for 8 comparisons with the reference (Holm's method)" in named
+    assert "luck" in text and "luck" not in named
+
+
+def test_with_one_seed_a_verdict_says_that_seeds_were_not_tested(tmp_path: Path) -> None:
+    for number, (name, skill) in enumerate((("multi_head", 0.9), ("linear", 0.5), ("gated", 0.89))):
+        figures = {"test/bleu": 60 * skill}
+        write_run(tmp_path / str(number), attention=name, skill=skill, figures=figures)
+    found = compare_folder(tmp_path)
+    text = " ".join(summarize(found))
+    alone = "over test sentences alone (one seed: other seeds were not tested)"
+    assert f"Significantly worse than `multi_head` {alone}, at the 5 % level: `linear`." in text
+    assert f"Not significantly different from `multi_head` {alone}: `gated` (p = " in text
+    assert "one seed" in found.differences["test/bleu"][found.rows[-1]].test_result
 
 
 def test_a_baseline_is_named(sweep: Path) -> None:
@@ -59,7 +81,6 @@ def test_a_baseline_is_named(sweep: Path) -> None:
     text = " ".join(summarize(found))
     assert "The reference, `linear sinusoidal`, has " in text
     assert "Significantly better than `linear sinusoidal`" in text
-    assert "flatters" not in " ".join(describe_tests(found))
     with pytest.raises(UserError, match="baseline must be the label of a row, got 'liner'"):
         compare_runs(find_runs([sweep]), "liner")
 
@@ -71,7 +92,8 @@ def test_one_seed_gives_no_test_of_losses(tmp_path: Path) -> None:
     found = compare_folder(tmp_path)
     assert found.primary_metric.key == "test/loss"
     assert "(one seed: no test)" in " ".join(summarize(found))
-    assert count_tests(found) == 2
+    assert not list(describe_correction(found))
+    assert count_tests(found) == 4  # two losses, speed and memory
 
 
 def test_what_is_alike_in_all_rows_does_not_decide(tmp_path: Path) -> None:
@@ -81,9 +103,8 @@ def test_what_is_alike_in_all_rows_does_not_decide(tmp_path: Path) -> None:
     (tmp_path / "1" / "test_outputs.jsonl").write_text(outputs)
     found = compare_folder(tmp_path)
     assert (found.primary_metric.key, found.quality[-1].key) == ("test/chrf", "test/bleu")
-    # Though sacrebleu, which finds no resample that differs by more than nothing, has p < 0.001.
     (difference,) = found.differences["test/bleu"].values()
-    assert difference.test_result == "n.s., p = 1.000"
+    assert difference.test_result == "n.s., p = 1.000, one seed"
 
 
 def test_rows_that_share_the_best_figure_share_the_praise(tmp_path: Path) -> None:
@@ -93,6 +114,28 @@ def test_rows_that_share_the_best_figure_share_the_praise(tmp_path: Path) -> Non
         write_run(tmp_path / str(number), attention=name, **alike)
     sentence = next(iter(summarize(compare_folder(tmp_path))))
     assert sentence == "`multi_head`, `linear` have the highest BLEU: 1.00 (one seed)."
+
+
+@pytest.mark.parametrize(
+    ("speeds", "text"),
+    [
+        (([100], [105]), "`linear` trains fastest (1.05 × tokens/s, one seed)"),
+        (([100, 101, 99], [104, 105, 106]), "`linear` trains fastest (1.05 ± 0.01 × tokens/s)"),
+        (([100, 110, 90], [105, 115, 95]), None),  # The speeds of seeds differ as much.
+        (([100, 100], [105, 105]), "`linear` trains fastest (1.05 ± 0.00 × tokens/s)"),
+        (([1000], [1001]), None),
+    ],
+)
+def test_a_speed_is_called_higher_if_it_is_so_over_seeds(
+    tmp_path: Path, speeds: tuple[list[float], ...], text: str | None
+) -> None:
+    for name, skill, values in zip(("multi_head", "linear"), (0.9, 0.89), speeds, strict=True):
+        for seed, speed in enumerate(values):
+            figures = {"tokens_per_second": speed, "test/bleu": 90 * skill + seed}
+            folder = tmp_path / f"{name}{seed}"
+            write_run(folder, attention=name, seed=seed, skill=skill, figures=figures)
+    found = " ".join(summarize(compare_folder(tmp_path)))
+    assert "trains fastest" not in found if text is None else text in found
 
 
 @pytest.mark.parametrize(

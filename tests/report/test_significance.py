@@ -2,16 +2,21 @@
 
 import math
 import random
+from dataclasses import replace
 
+import numpy as np
 import pytest
 from sacrebleu.metrics import BLEU, CHRF
 from sacrebleu.significance import PairedTest
 
-from attention_zoo.tasks.analysis.report.comparison import Difference
+from attention_zoo.tasks.analysis.report.comparison import Difference, Row
 from attention_zoo.tasks.analysis.report.measures import standard_deviation
+from attention_zoo.tasks.analysis.report.sentences import ResampledScores, resample_row
 from attention_zoo.tasks.analysis.report.significance import (
     holm_correction,
-    paired_bootstrap,
+    maximum_modulus_p,
+    score_test,
+    t3_correction,
     welch_test,
 )
 from tests.report.folders import CHRF_SIGNATURE, SIGNATURE, outputs
@@ -41,6 +46,8 @@ def test_welch_of_two_and_two_is_in_closed_form() -> None:
     [
         ([1.0], [2.0, 3.0], -1.5, "one seed: no test"),
         ([1.0, 1.0], [2.0, 2.0], -1.0, "no spread over seeds: no test"),
+        # Three times 0.1 is not 0.3 in floating point, but there is no spread.
+        ([0.1] * 3, [0.7] * 3, pytest.approx(-0.6), "no spread over seeds: no test"),
         ([], [1.0], None, "no value"),
     ],
 )
@@ -57,67 +64,141 @@ def test_holm_steps_down() -> None:
     assert found[1].test_result == "n.s., p = 0.060" and found[0].test_result == "p = 0.030"
 
 
-def test_one_seed_gives_what_sacrebleu_gives() -> None:
-    ours, theirs = outputs(0.6, 1, "a"), outputs(0.8, 1, "b")
-    systems = [("b", [x["output"] for x in theirs]), ("a", [x["output"] for x in ours])]
-    references = [[x["reference"] for x in ours]]
-    metrics = {"test/bleu": (BLEU(), SIGNATURE), "test/chrf": (CHRF(), CHRF_SIGNATURE)}
-    for key, (metric, signature) in metrics.items():
-        found = paired_bootstrap(key, signature, {1: ours}, {1: theirs})
-        signatures, scores = PairedTest(systems, {"x": metric}, references, "bs", 1000)()
-        (name,) = signatures
-        base, row = scores[name]
-        assert found.p_value == row.p_value
-        assert found.delta == pytest.approx(row.score - base.score)
-        assert "bs:1000|seed:12345" in found.signature
-
-
-def test_a_sentence_is_drawn_with_all_its_seeds() -> None:
-    """So that copies of a run, which say nothing new, make no difference more certain."""
-    ours, theirs = outputs(0.60, 1, "a"), outputs(0.66, 1, "b")
-    one = paired_bootstrap("test/bleu", SIGNATURE, {1: ours}, {1: theirs})
-    many = paired_bootstrap(
-        "test/bleu", SIGNATURE, dict.fromkeys(range(9), ours), dict.fromkeys(range(9), theirs)
-    )
-    assert one.p_value is not None and 0.02 < one.p_value < 0.9
-    assert many.p_value == pytest.approx(one.p_value, abs=0.01)
-    assert many.delta == pytest.approx(one.delta)
-
-
-def test_seeds_are_paired() -> None:
-    """Only those that both have are scored, whatever the order."""
-    a, b = ({seed: outputs(0.7, seed, name) for seed in (1, 2, 3)} for name in "ab")
-    every = paired_bootstrap("test/bleu", SIGNATURE, a, b)
-    assert paired_bootstrap("test/bleu", SIGNATURE, dict(reversed(a.items())), b) == every
-    two = {seed: b[seed] for seed in (3, 1)}
-    fewer = paired_bootstrap("test/bleu", SIGNATURE, a, two)
-    assert fewer == paired_bootstrap(
-        "test/bleu", SIGNATURE, {seed: a[seed] for seed in (1, 3)}, two
-    )
-    assert fewer.p_value != every.p_value
+def test_rows_that_are_equal_in_all_seeds_do_not_differ() -> None:
+    found = holm_correction([welch_test([0.1] * 3, [0.1] * 3)])
+    assert found[0].test_result == "n.s., p = 1.000"
 
 
 @pytest.mark.parametrize(
-    ("change", "why"),
+    ("freedom", "critical"), [(1, 12.706), (3, 3.182), (10, 2.228), (120, 1.980), (1e6, 1.960)]
+)
+def test_the_maximum_of_one_has_students_distribution(freedom: float, critical: float) -> None:
+    """Compare with the tables of the t distribution, at the two-sided 5 % level."""
+    assert maximum_modulus_p(critical, freedom, 1) == pytest.approx(0.05, abs=5e-5)
+
+
+@pytest.mark.parametrize(("freedom", "count"), [(1.4, 3), (6.5, 66), (300, 300)])
+def test_the_maximum_modulus_is_that_of_draws(freedom: float, count: int) -> None:
+    generator = np.random.default_rng(0)
+    normal = np.abs(generator.standard_normal((20_000, count))).max(axis=1)
+    drawn = normal / np.sqrt(generator.chisquare(freedom, 20_000) / freedom)
+    for t in np.quantile(drawn, (0.3, 0.9, 0.97)):
+        share = (drawn > t).mean()
+        assert maximum_modulus_p(t, freedom, count) == pytest.approx(share, abs=0.01)
+
+
+def test_t3_of_many_normal_values_is_sidaks_correction() -> None:
+    difference = Difference(1.0, maximum_modulus_p(2.5, 1e7, 1), t=2.5, freedom=1e7)
+    untested = Difference(None, untested_reason="no value")
+    found, same = t3_correction([difference, untested], 6)
+    assert found.adjusted_p_value == pytest.approx(1 - (1 - 0.012419) ** 6, abs=1e-4)
+    assert same == untested
+
+
+def resampled(*seeds: list[dict[str, str]], key: str = "test/bleu") -> ResampledScores:
+    """Return the resampled scores of a row whose runs left these outputs."""
+    signature = {"test/bleu": SIGNATURE, "test/chrf": CHRF_SIGNATURE}[key]
+    return resample_row(key, row_of(*seeds, signature=signature))
+
+
+def row_of(*seeds: list[dict[str, str]] | None, signature: str | None = SIGNATURE) -> Row:
+    """Return a row whose runs have these outputs and a signature."""
+
+    class FakeRun:
+        results = {"sacrebleu_signature": signature, "chrf_signature": signature}  # noqa: RUF012
+
+        def __init__(self, lines: list[dict[str, str]] | None) -> None:
+            self.outputs = lambda: lines
+
+    return Row({}, [FakeRun(lines) for lines in seeds])  # type: ignore[misc]
+
+
+def test_sentences_are_resampled_as_sacrebleu_does() -> None:
+    ours, theirs = outputs(0.6, 1, "a"), outputs(0.65, 1, "b")
+    systems = [("b", [x["output"] for x in theirs]), ("a", [x["output"] for x in ours])]
+    references = [[x["reference"] for x in ours]]
+    for key, metric in {"test/bleu": BLEU(), "test/chrf": CHRF()}.items():
+        _, scores = PairedTest(systems, {"x": metric}, references, "bs", 1000)()
+        base, row = next(values for name, values in scores.items() if name != "System")
+        sides = resampled(ours, key=key), resampled(theirs, key=key)
+        deltas = np.subtract(*(x.scores[0] for x in sides))
+        # The p value of sacrebleu counts the resamples, of one side where a difference is large.
+        sizes, size = np.abs(deltas), abs(row.score - base.score)
+        assert row.p_value == pytest.approx((np.sum(sizes - sizes.mean() > size) + 1) / 1001)
+        # Student's, with the variance of the resamples, is close to the share of both sides.
+        found = score_test([row.score], [base.score], *sides)
+        share = np.mean(np.abs(deltas - deltas.mean()) > size)
+        assert found.p_value == pytest.approx(share, abs=0.02)
+        assert found.evidence == "test sentences"
+
+
+def test_one_seed_is_said_with_the_p_value() -> None:
+    sides = resampled(outputs(0.6, 1, "a")), resampled(outputs(0.9, 1, "b"))
+    (found,) = holm_correction([score_test([30.0], [60.0], *sides)])
+    assert found.test_result == "p < 0.001, one seed"
+
+
+def test_seeds_count_where_they_differ_by_more_than_sentences_explain() -> None:
+    """So that copies of a run, which say nothing new, make no difference more certain."""
+    ours, theirs = outputs(0.60, 1, "a"), outputs(0.63, 1, "b")
+    one = score_test([30.0], [33.0], resampled(ours), resampled(theirs))
+    copies = resampled(*[ours] * 3), resampled(*[theirs] * 3)
+    same = score_test([30.0] * 3, [33.0] * 3, *copies)
+    assert one.p_value is not None and 0.005 < one.p_value < 0.9
+    assert same.p_value == pytest.approx(one.p_value)
+    spread = score_test([20.0, 30.0, 40.0], [23.0, 33.0, 43.0], *copies)
+    assert spread.p_value is not None and spread.p_value > 1.5 * one.p_value
+    assert spread.evidence == "seeds and test sentences"
+    # This is Welch's test where sentences make no difference.
+    flat = replace(copies[0], scores=np.full((3, 9), 30.0))
+    alone = score_test([26.0, 30.0, 34.0], [29.0, 33.0, 37.0], flat, flat)
+    assert alone.p_value == welch_test([26.0, 30.0, 34.0], [29.0, 33.0, 37.0]).p_value
+
+
+def test_the_shared_variance_is_that_of_independent_sentences() -> None:
+    """Scores of runs that are independent normal values with a part in common."""
+    generator = np.random.default_rng(0)
+    scores = generator.normal(0, 3, 5000) + generator.normal(0, 2, (4, 5000))
+    assert ResampledScores(scores=scores).shared_variance() == pytest.approx(4 / 4, rel=0.05)
+    assert ResampledScores(scores=scores[:1]).shared_variance() == 0
+
+
+OURS = outputs(0.7, 1, "a")
+
+
+@pytest.mark.parametrize(
+    ("row", "why"),
     [
-        (lambda outputs: {2: outputs[1]}, "no seed in common"),
-        (lambda outputs: {}, r"no test_outputs"),
-        (lambda outputs: {1: outputs[1][1:]}, "other test sentences"),
-        (lambda outputs: {1: [{**x, "reference": "other"} for x in outputs[1]]}, "sentences"),
+        (row_of(None), r"no test_outputs"),
+        (row_of(OURS[1:]), "other test sentences"),
+        (row_of([{**x, "reference": "other"} for x in OURS]), "other test sentences"),
+        (row_of(OURS, OURS[1:]), "other test sentences"),
+        (row_of(OURS, signature=CHRF_SIGNATURE), "other sacreBLEU settings"),
     ],
 )
-def test_what_cannot_be_paired_is_not_tested(change, why) -> None:
-    ours = {1: outputs(0.7, 1, "a")}
-    found = paired_bootstrap("test/bleu", SIGNATURE, change(ours), ours)
+def test_what_cannot_be_compared_is_not_tested(row: Row, why: str) -> None:
+    sides = resample_row("test/bleu", row), resampled(OURS)
+    for found in (score_test([1.0], [2.0], *sides), score_test([1.0], [2.0], *reversed(sides))):
+        assert found.p_value is None and why in found.untested_reason
+
+
+@pytest.mark.parametrize(
+    ("signature", "why"),
+    [(None, "no sacreBLEU signature"), (SIGNATURE.replace("exp", "floor[0.10]"), "unknown to")],
+)
+def test_settings_that_a_signature_does_not_tell_are_not_guessed(
+    signature: str | None, why: str
+) -> None:
+    sides = [resample_row("test/bleu", row_of(OURS, signature=signature)) for _ in range(2)]
+    found = score_test([1.0], [2.0], *sides)
     assert found.p_value is None and why in found.untested_reason
 
 
-def test_settings_that_a_signature_does_not_tell_are_not_guessed() -> None:
-    ours = {1: outputs(0.7, 1, "a")}
-    found = paired_bootstrap("test/bleu", SIGNATURE.replace("exp", "floor[0.10]"), ours, ours)
-    assert found.p_value is None and "settings unknown" in found.untested_reason
+def test_the_settings_of_a_signature_are_obeyed() -> None:
+    shouted = [{**x, "output": x["output"].upper()} for x in OURS]
     cased = SIGNATURE.replace("mixed", "lc").replace("13a", "char")
-    assert "case:lc" in paired_bootstrap("test/bleu", cased, ours, ours).signature
+    scores = resample_row("test/bleu", row_of(shouted, OURS, signature=cased)).scores
+    assert np.array_equal(scores[0], scores[1]) and scores.min() > 0
 
 
 def test_deviation_is_that_of_a_sample() -> None:

@@ -8,7 +8,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import fmean
-from typing import Any
+from typing import Any, Literal
 
 from attention_zoo.errors import UserError
 from attention_zoo.tasks.analysis.length_report import all_lengths, length_metric, score_at
@@ -16,6 +16,9 @@ from attention_zoo.tasks.analysis.report.measures import COST, PER_TOKEN, QUALIT
 from attention_zoo.tasks.analysis.report.runs import Run
 
 Options = Mapping[str, Any]  # by flat keys; see `Run.options`
+
+# What a test draws its conclusion from: what would have to be other for another result.
+Evidence = Literal["seeds", "test sentences", "seeds and test sentences"]
 
 SIGNIFICANCE_LEVEL = 0.05
 # Labels show the values of these without the names of the options.
@@ -62,9 +65,16 @@ class Difference:
 
     delta: float | None  # in units of the measure; None if either row has no value
     p_value: float | None = None  # None if there is no test
-    adjusted_p_value: float | None = None  # after Holm's correction over the rows
+    adjusted_p_value: float | None = None  # corrected for the number of tests
     untested_reason: str = ""
-    signature: str = ""  # that of sacrebleu
+    evidence: Evidence | None = None  # None if there is no test
+    t: float = 0.0  # without its sign
+    freedom: float = 1.0  # of t
+
+    @property
+    def tested(self) -> bool:
+        """Return whether there is a test."""
+        return self.p_value is not None
 
     @property
     def significant(self) -> bool:
@@ -72,17 +82,23 @@ class Difference:
         return self.adjusted_p_value is not None and self.adjusted_p_value < SIGNIFICANCE_LEVEL
 
     @property
+    def similar(self) -> bool:
+        """Return whether a test found no significant difference."""
+        return self.adjusted_p_value is not None and not self.significant
+
+    @property
     def p_text(self) -> str:
         """Return the adjusted p value, or the reason why there is none."""
         if self.adjusted_p_value is None:
             return self.untested_reason
-        return "p < 0.001" if self.adjusted_p_value < 0.001 else f"p = {self.adjusted_p_value:.3f}"
+        p_value = self.adjusted_p_value
+        text = "p < 0.001" if p_value < 0.001 else f"p = {p_value:.3f}"
+        return f"{text}, one seed" if self.evidence == "test sentences" else text
 
     @property
     def test_result(self) -> str:
         """Return the p value, with n.s. if the difference is not significant."""
-        tested = self.adjusted_p_value is not None
-        return f"n.s., {self.p_text}" if tested and not self.significant else self.p_text
+        return f"n.s., {self.p_text}" if self.similar else self.p_text
 
 
 @dataclass
@@ -108,6 +124,11 @@ class Comparison:
     def primary_metric(self) -> Measure:
         """Return the measure that ranks the rows."""
         return self.quality[0]
+
+    @property
+    def tested_measures(self) -> list[Measure]:
+        """Return the measures of quality and cost that have a test."""
+        return [x for x in (*self.quality, *self.cost) if x.test is not None]
 
     def difference(self, row: Row, measure: Measure | None = None) -> Difference | None:
         """Return a row's difference in a measure or the primary metric; the reference has none."""

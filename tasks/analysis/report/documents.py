@@ -95,6 +95,8 @@ def print_report(console: Console, comparisons: Sequence[Comparison], runs: Sequ
         print_table(console, Table(table.title, columns, rows))
         for sentence in summary.summarize(comparison):
             console.print(Text(sentence.replace("`", "")))
+        for sentence in summary.describe_correction(comparison):
+            console.print(Text(sentence))
         for condition in find_conditions(comparison):
             if condition.equal is False:
                 console.print(Text(f"  {condition.name}: {condition.text}".replace("`", "")))

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from statistics import fmean
+from statistics import fmean, stdev
 from typing import Literal
 
 # The base of a kind of number, and the names of its powers.
@@ -21,7 +21,9 @@ class Measure:
     title: str
     better: Literal["higher", "lower"]
     number_format: int | Literal["bytes", "count"]  # an integer is a number of decimals
-    test: Literal["bootstrap", "welch"] | None = None  # None if another measure is equivalent
+    # The bootstrap adds the variance of test sentences to that of seeds. None: another measure is
+    # equivalent, or seeds do not change this one.
+    test: Literal["bootstrap", "welch"] | None = None
 
     def format(self, value: float | None) -> str:
         """Return a value as text."""
@@ -31,7 +33,7 @@ class Measure:
             return str(value)
         if isinstance(self.number_format, int):
             return f"{value:,.{self.number_format if abs(value) < 1000 else 0}f}".replace("-", "−")
-        return format_with_unit(value, self.number_format)
+        return format_with_unit(value, self.number_format).replace("-", "−")
 
     def format_mean(self, values: Sequence[float]) -> str:
         """Return mean ± standard deviation; of one value, the value."""
@@ -60,8 +62,8 @@ QUALITY = (
 # Values per token cannot be compared between tokenizers, which differ in what a token is.
 PER_TOKEN = ("test/loss", "test/perplexity", "val/loss")
 COST = (
-    Measure("tokens_per_second", "tokens/s", "higher", 0),
-    Measure("peak_memory_bytes", "peak memory", "lower", "bytes"),
+    Measure("tokens_per_second", "tokens/s", "higher", 0, "welch"),
+    Measure("peak_memory_bytes", "peak memory", "lower", "bytes", "welch"),
     Measure("parameters", "parameters", "lower", "count"),
     Measure("parameters/attention", "in attention", "lower", "count"),
     Measure("parameters/position", "in position", "lower", "count"),
@@ -73,10 +75,8 @@ COST = (
 
 def standard_deviation(values: Sequence[float]) -> float:
     """Return the sample standard deviation, √(Σ (x − mean)² / (n − 1)); 0 for fewer than two."""
-    if len(values) < 2:
-        return 0.0
-    mean = fmean(values)
-    return math.sqrt(math.fsum((x - mean) ** 2 for x in values) / (len(values) - 1))
+    # stdev calculates with fractions: equal values have no spread, not one of rounding errors.
+    return stdev(values) if len(values) > 1 else 0.0
 
 
 def split_unit(value: float, kind: Literal["bytes", "count"]) -> tuple[float, str]:

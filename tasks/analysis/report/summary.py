@@ -3,8 +3,10 @@
 Labels are quoted in backticks, as in Markdown.
 """
 
+import math
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
+from statistics import fmean
 
 from attention_zoo.tasks.analysis.report.comparison import (
     SIGNIFICANCE_LEVEL,
@@ -13,9 +15,9 @@ from attention_zoo.tasks.analysis.report.comparison import (
     quote_labels,
 )
 from attention_zoo.tasks.analysis.report.conditions import find_conditions
-from attention_zoo.tasks.analysis.report.measures import Measure
+from attention_zoo.tasks.analysis.report.measures import Measure, standard_deviation
 from attention_zoo.tasks.analysis.report.runs import Run
-from attention_zoo.tasks.analysis.report.significance import count_resamples
+from attention_zoo.tasks.analysis.report.sentences import RESAMPLES, SEED, SIGNATURES
 
 MAX_LABELS = 6  # of a sentence; more are counted
 OUTCOMES = ("trained", "refused", "diverged", "failed", "killed", "not run", "unfinished")
@@ -25,7 +27,14 @@ CHEAPEST = {
     "peak_memory_bytes": "takes the least memory",
     "decode_state_bytes": "has the smallest decode state",
 }
-LEVEL = f"{100 * SIGNIFICANCE_LEVEL:.0f} % level"
+PERCENT = f"{100 * SIGNIFICANCE_LEVEL:.0f} %"
+LEVEL = f"{PERCENT} level"
+VERDICTS = ("better", "worse", "similar", "untested")  # in the order of a summary
+EVIDENCE = {
+    "seeds": "over seeds",
+    "seeds and test sentences": "over seeds and test sentences",
+    "test sentences": "over test sentences alone (one seed: other seeds were not tested)",
+}
 
 
 def count_outcomes(runs: Sequence[Run]) -> str:
@@ -73,90 +82,130 @@ def describe_failures(row: Row) -> str:
     return f"{len(row.failed)} of {len(row.failed) + len(row.runs)} {outcomes}"
 
 
-def rows_by_outcome(comparison: Comparison) -> dict[str, list[Row]]:
-    """Group rows by their test of the primary metric: better, worse, similar, or why untested."""
-    groups: dict[str, list[Row]] = defaultdict(list)
+def summarize_tests(comparison: Comparison) -> Iterator[str]:
+    """Yield how the rows differ from the reference, and by which evidence."""
+    groups: dict[tuple[str, str], list[Row]] = defaultdict(list)
     for row in comparison.rows:
         if (difference := comparison.difference(row)) is None:  # the reference
             continue
         improved = comparison.primary_metric.improves(difference.delta or 0.0)
         outcome = ("better" if improved else "worse") if difference.significant else "similar"
-        tested = difference.adjusted_p_value is not None
-        groups[outcome if tested else difference.untested_reason].append(row)
-    return groups
-
-
-def summarize_tests(comparison: Comparison) -> Iterator[str]:
-    """Yield how the rows differ from the reference."""
-
-    def p_text(row: Row) -> str:
-        difference = comparison.difference(row)
-        return difference.p_text if difference else ""
-
-    groups = rows_by_outcome(comparison)
+        if difference.adjusted_p_value is None:
+            outcome = "untested"
+        groups[outcome, difference.evidence or difference.untested_reason].append(row)
     reference = f"`{comparison.reference.label}`"
-    for outcome in ("better", "worse"):
-        if rows := groups.pop(outcome, []):
+    for (outcome, evidence), rows in sorted(groups.items(), key=lambda x: VERDICTS.index(x[0][0])):
+        if outcome == "untested":
+            all_others = len(rows) == len(comparison.rows) - 1
+            labels = "the other rows" if all_others else quote_labels(rows, MAX_LABELS)
+            chance = "The differences may be due to chance."
+            yield f"Not tested against {reference} ({evidence}): {labels}. {chance}"
+        elif outcome == "similar":
+            labels = quote_labels(rows, MAX_LABELS, lambda row: p_text(comparison, row))
+            yield f"Not significantly different from {reference} {EVIDENCE[evidence]}: {labels}."
+        else:
             labels = quote_labels(rows, MAX_LABELS)
-            yield f"Significantly {outcome} than {reference}, at the {LEVEL}: {labels}."
-    if rows := groups.pop("similar", []):
-        labels = quote_labels(rows, MAX_LABELS, p_text)
-        yield f"Not significantly different from {reference}: {labels}."
-    for reason, rows in groups.items():
-        all_others = len(rows) == len(comparison.rows) - 1
-        labels = "the other rows" if all_others else quote_labels(rows, MAX_LABELS)
-        chance = "The differences may be due to chance."
-        yield f"Not tested against {reference} ({reason}): {labels}. {chance}"
+            yield (
+                f"Significantly {outcome} than {reference} {EVIDENCE[evidence]}, at the {LEVEL}: "
+                f"{labels}."
+            )
+
+
+def p_text(comparison: Comparison, row: Row) -> str:
+    """Return the p value of a row's difference in the primary metric."""
+    difference = comparison.difference(row)
+    return difference.p_text if difference else ""
 
 
 def summarize_savings(comparison: Comparison) -> Iterator[str]:
-    """Yield which rows cost less than the best without being significantly worse."""
+    """Yield which rows cost less than the best without being significantly worse.
+
+    A cost that varies between seeds must be significantly lower; with one seed, that is said.
+    """
     best = comparison.best
     if comparison.reference is not best or len(comparison.rows) < 2:
         return
-    candidates = [best, *rows_by_outcome(comparison)["similar"]]
+    tests = {row: comparison.difference(row) for row in comparison.rows}
+    peers = [row for row, test in tests.items() if test is not None and test.similar]
     savings = []
     for measure in (x for x in comparison.cost if x.key in CHEAPEST):
-        costs = {row.label: x for row in candidates if (x := row.mean(measure.key)) is not None}
-        if not (base := costs.get(best.label)):
+        costs = {row: x for row in [best, *peers] if (x := row.mean(measure.key)) is not None}
+        if not costs.get(best):
             continue
         cheapest = (max if measure.better == "higher" else min)(costs, key=costs.__getitem__)
-        ratio = costs[cheapest] / base
-        if abs(ratio - 1) > 0.01:
-            savings.append(f"`{cheapest}` {CHEAPEST[measure.key]} ({ratio:.2f} × {measure.title})")
+        difference = comparison.difference(cheapest, measure)
+        if difference is not None and difference.similar:
+            continue
+        if abs(costs[cheapest] / costs[best] - 1) > 0.01:
+            ratio = describe_ratio(cheapest, best, measure)
+            savings.append(f"`{cheapest.label}` {CHEAPEST[measure.key]} ({ratio})")
     if savings:
-        peers = f"Among the rows that do not differ significantly from `{best.label}`"
-        yield f"{peers}, {', '.join(savings)}."
+        peers_text = f"Among the rows that do not differ significantly from `{best.label}`"
+        yield f"{peers_text}, {', '.join(savings)}."
+
+
+def describe_ratio(row: Row, base: Row, measure: Measure) -> str:
+    """Return "1.25 ± 0.02 × tokens/s": the ratio of two means, and its deviation over seeds."""
+    values, base_values = row.values(measure.key), base.values(measure.key)
+    ratio = fmean(values) / fmean(base_values)
+    if measure.test is None:
+        return f"{ratio:.2f} × {measure.title}"
+    if min(len(values), len(base_values)) < 2:
+        return f"{ratio:.2f} × {measure.title}, one seed"
+    deviations = [standard_deviation(x) / fmean(x) for x in (values, base_values)]
+    return f"{ratio:.2f} ± {ratio * math.hypot(*deviations):.2f} × {measure.title}"
 
 
 def describe_tests(comparison: Comparison) -> Iterator[str]:
     """Yield how the differences were tested."""
-    tested = [x for x in comparison.quality if x.key in comparison.differences]
-    bootstrapped = [x.title for x in tested if x.test == "bootstrap"]
-    welch_tested = [x.title for x in tested if x.test == "welch"]
+    bootstrapped = [x for x in comparison.tested_measures if x.test == "bootstrap"]
+    welch_tested = [x.title for x in comparison.tested_measures if x.test == "welch"]
     yield (
         f"Each difference is the row's mean minus that of `{comparison.reference.label}`, the "
         f"{'reference' if comparison.reference_given else 'best row'}."
     )
     if bootstrapped:
-        tests = [x for by_row in comparison.differences.values() for x in by_row.values()]
-        signatures = "; ".join(sorted({x.signature for x in tests} - {""}))
-        settings = f" ({signatures})" if signatures else ""
+        titles = " and ".join(x.title for x in bootstrapped)
+        runs = [run for row in comparison.rows for run in row.runs]
+        found = {run.results.get(SIGNATURES[x.key]) for run in runs for x in bootstrapped}
+        signatures = sorted(f"{x}|bs:{RESAMPLES}|seed:{SEED}" for x in found if x is not None)
         yield (
-            f"{' and '.join(bootstrapped)}: sacrebleu's paired bootstrap resampling of the test "
-            f"sentences, {count_resamples(len(comparison.rows)):,} times, with the outputs of all "
-            "seeds together. It tests whether other sentences would show the difference, not "
-            f"whether other seeds would{settings}."
+            f"{titles}: Welch's t-test over seeds, with the variance that {RESAMPLES:,} bootstrap "
+            "resamples of the test sentences add. It tests whether other seeds and other sentences "
+            "would show the difference. With one seed it tests sentences alone: another seed may "
+            f"show another result ({'; '.join(signatures) or 'no signature'})."
         )
     if welch_tested:
-        titles = ", ".join(welch_tested).capitalize()
-        yield f"{titles}: Welch's t-test over seeds, which needs two seeds or more."
-    yield (
-        f"All tests are two-sided, at the {LEVEL}, with Holm's correction over the rows of a "
-        "measure. n.s. means not significant, which does not show that the rows are equal."
-    )
-    if not comparison.reference_given and len(comparison.rows) > 2:
+        titles = ", ".join(welch_tested)
         yield (
-            "The best row was chosen by the values that are tested, which flatters it. "
-            "baseline=LABEL names a reference beforehand."
+            f"{titles[0].upper()}{titles[1:]}: Welch's t-test over seeds, which needs two seeds or "
+            "more."
+        )
+    yield (
+        f"All tests are two-sided, at the {LEVEL}. n.s. means not significant, which does not show "
+        "that the rows are equal."
+    )
+    yield from describe_correction(comparison)
+
+
+def describe_correction(comparison: Comparison) -> Iterator[str]:
+    """Yield how p values are corrected for the number of tests, if there are several."""
+    rows = len(comparison.rows)
+    tests = [x for by_row in comparison.differences.values() for x in by_row.values()]
+    if rows < 3 or not any(x.tested for x in tests):
+        return
+    if comparison.reference_given:
+        yield (
+            f"The p values are corrected for {rows - 1} comparisons with the reference (Holm's "
+            "method): if no row differed from it, the chance to call any of them different would "
+            f"be about {PERCENT} at most. This holds if the reference was chosen before the "
+            "results were seen."
+        )
+    else:
+        yield (
+            "The best row was chosen by the values that are tested, so luck favours it. Therefore "
+            f"the p values are corrected for all {math.comb(rows, 2)} pairs of rows (Dunnett's "
+            "T3): if no rows differed, the chance to call any of them worse would be "
+            f"about {PERCENT} at most. Luck does not favour a reference that was chosen "
+            "beforehand: baseline=LABEL."
         )

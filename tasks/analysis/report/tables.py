@@ -71,7 +71,7 @@ def difference_cell(comparison: Comparison, row: Row, measure: Measure) -> Cell:
 
 def differences_table(comparison: Comparison) -> Table:
     """Return the differences in all measures that have a test."""
-    measures = [x for x in comparison.quality if x.key in comparison.differences]
+    measures = comparison.tested_measures
     rows = [
         [row.label, *(difference_cell(comparison, row, x) for x in measures)]
         for row in comparison.rows
