@@ -10,6 +10,7 @@ from omegaconf import OmegaConf
 
 from attention_zoo.tasks.analysis.report.comparison import compare_runs
 from attention_zoo.tasks.analysis.report.measures import QUALITY, Measure, standard_deviation
+from attention_zoo.tasks.analysis.report.power import smallest_difference
 from attention_zoo.tasks.analysis.report.runs import Run
 
 TABLE = files("attention_zoo.tasks") / "comparison/noise.yaml"
@@ -45,6 +46,24 @@ def nearest_noise(data: str, *, dim: int, steps: int) -> Noise | None:
         return abs(math.log(noise.dim / dim)) + abs(math.log(noise.steps / steps))
 
     return min((x for x in read_noise() if x.data == data), key=distance, default=None)
+
+
+def describe_power(
+    data: str, *, dim: int, steps: int, seeds: int, rows: int, named_reference: bool
+) -> str:
+    """Return what a comparison can show, by the spread that is known of its data."""
+    noise = nearest_noise(data, dim=dim, steps=steps)
+    if noise is None:
+        return f"The spread over seeds on data={data} is not known: see benchmarks/noise.py."
+    measure = noise.measure
+    difference = smallest_difference(noise.spread, seeds, rows, named_reference=named_reference)
+    other = "the reference" if named_reference else "the best"
+    return (
+        f"{seeds} seeds show a difference from {other} of {measure.format(difference)} in "
+        f"{measure.title} with a probability of 80 %, if the spread over seeds is "
+        f"{measure.format(noise.spread)}, as on {data} after {noise.steps:,} steps at width "
+        f"{noise.dim}."
+    )
 
 
 def measure_noise(runs: Sequence[Run]) -> list[Noise]:

@@ -129,8 +129,12 @@ def print_plan(
     schedule: Schedule,
     steps: int,
     seconds: float,
+    noise: str,
 ) -> None:
-    """Print what a comparison will run, and what that costs; it takes some seconds."""
+    """Print what a comparison will run, what that costs, and what it can show.
+
+    It takes some seconds; `noise` is the sentence about the latter.
+    """
     runs = [
         ["first rates and two more", str(schedule.trials), f"{steps // 4:,}"],
         ["the best of them", str(schedule.kept), f"{steps // 2:,}"],
@@ -151,6 +155,7 @@ def print_plan(
     print_table(console, Table("Cost", columns, rows))
     count = len(names) * schedule.runs
     print_line(console, f"{count} trainings, about {describe_seconds(seconds)}.")
+    print_line(console, noise)
 
 
 def describe_seconds(seconds: float) -> str:

@@ -12,6 +12,7 @@ from markupsafe import Markup
 from attention_zoo.tasks.analysis.report.charts import new_chart, row_style
 from attention_zoo.tasks.analysis.report.comparison import SIGNIFICANCE_LEVEL
 from attention_zoo.tasks.analysis.report.measures import format_with_unit
+from attention_zoo.tasks.analysis.report.power import log_critical_value
 from attention_zoo.tasks.analysis.report.runs import Run
 from attention_zoo.tasks.analysis.report.significance import holm_correction, welch_test
 from attention_zoo.tasks.views.charts import figure_svg, svg_settings
@@ -66,18 +67,8 @@ def fit_power_law(curve: Curve) -> PowerLaw:
 
 
 def t_quantile(freedom: int) -> float:
-    """Return the q of Student's t for which P(|t| > q) = I_{f/(f + q²)}(f/2, ½) = 0.05."""
-    from mpmath import fp
-
-    def excess(q: float) -> float:
-        inside = freedom / (freedom + q * q)
-        return float(fp.betainc(freedom / 2, 0.5, 0, inside, regularized=True)) - 0.05
-
-    low, high = 0.0, 20.0
-    while high - low > 1e-6:
-        middle = (low + high) / 2
-        low, high = (middle, high) if excess(middle) > 0 else (low, middle)
-    return low
+    """Return what |t| of Student exceeds with a probability of 5 %."""
+    return math.exp(log_critical_value(SIGNIFICANCE_LEVEL, freedom, pairs=1))
 
 
 def describe_scaling(curves: Mapping[str, Curve]) -> Iterator[str]:

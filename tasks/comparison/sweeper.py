@@ -22,6 +22,7 @@ from rich.console import Console
 
 from attention_zoo.errors import UserError
 from attention_zoo.tasks.comparison.candidate import Candidate
+from attention_zoo.tasks.comparison.noise import describe_power
 from attention_zoo.tasks.comparison.plan import (
     MEASURED_STEPS,
     Cost,
@@ -136,6 +137,7 @@ class ComparisonSweeper(Sweeper):
         configs = [self.compose(x) for x in combinations]
         self.seed = self.shared_value(configs, "seed")
         self.max_steps = self.shared_value(configs, "trainer.max_steps")
+        self.data = str(configs[0].hydra.runtime.choices["data"])
         if self.budget is None and (not isinstance(self.max_steps, int) or self.max_steps < 4):
             raise UserError(
                 "compare needs budget=…, or a trainer.max_steps of at least 4, got "
@@ -208,6 +210,14 @@ class ComparisonSweeper(Sweeper):
             self.schedule,
             steps,
             expected_seconds(steps, costs, self.schedule, jobs=jobs),
+            describe_power(
+                self.data,
+                dim=candidates[-1].width,
+                steps=steps,
+                seeds=self.schedule.seeds,
+                rows=len(dict.fromkeys(x.name for x in candidates)),
+                named_reference=self.config.reference is not None,
+            ),
         )
         return steps
 

@@ -38,7 +38,7 @@ def test_the_interval_is_that_of_a_regression():
 # From a table of the distribution.
 @pytest.mark.parametrize(("freedom", "expected"), [(1, 12.706), (2, 4.303), (7, 2.365), (60, 2.0)])
 def test_quantiles_of_student(freedom, expected):
-    assert t_quantile(freedom) == pytest.approx(expected, abs=1e-3)
+    assert t_quantile(freedom) == pytest.approx(expected, rel=1e-3)
 
 
 def test_a_change_of_order_is_told_with_the_sizes_it_is_between():
