@@ -35,6 +35,11 @@ class Copy(StringDiagnostic):
     def symbols(self) -> list[str]:
         return [*map(str, range(1, self.vocabulary + 1)), "|"]
 
+    @property
+    def chance_accuracy(self) -> float:
+        eos = 2 / (self.min_length + self.length + 2)  # one answer in 1 + the mean length
+        return max(eos, (1 - eos) / self.vocabulary)
+
     def transform_strings(self, strings: np.ndarray, lengths: np.ndarray) -> np.ndarray:
         """Return the answers to strings, both [n length]; the first `lengths` [n] symbols count."""
         return strings
