@@ -40,6 +40,9 @@ class InContextLanguages(Diagnostic):
     vocabulary: int = 18
     min_strings: int = 10
     max_strings: int = 19
+    size: int = 5000
+    valid: int = 250
+    test: int = 250
 
     def __post_init__(self) -> None:
         super().__post_init__()

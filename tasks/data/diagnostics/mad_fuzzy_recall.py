@@ -34,6 +34,9 @@ class MadFuzzyRecall(Diagnostic):
     vocabulary: int = 16
     key_symbols: int = 3
     value_symbols: int = 3
+    size: int = 12_800
+    valid: int = 1280
+    test: int = 1280
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -25,6 +25,9 @@ class MadMemorization(Diagnostic):
 
     length: int = 32
     vocabulary: int = 256
+    size: int = 256
+    valid: int = 1280
+    test: int = 1280
 
     def __post_init__(self) -> None:
         super().__post_init__()

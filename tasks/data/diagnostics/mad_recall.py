@@ -31,6 +31,9 @@ class MadRecall(Diagnostic):
     vocabulary: int = 16
     noise_vocabulary: int = 0
     noise_fraction: float = 0.0
+    size: int = 12_800
+    valid: int = 1280
+    test: int = 1280
 
     def __post_init__(self) -> None:
         super().__post_init__()

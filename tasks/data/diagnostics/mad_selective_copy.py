@@ -26,6 +26,9 @@ class MadSelectiveCopy(Diagnostic):
     length: int = 256
     vocabulary: int = 16
     copied: int = 16
+    size: int = 12_800
+    valid: int = 1280
+    test: int = 1280
 
     def __post_init__(self) -> None:
         super().__post_init__()
