@@ -31,9 +31,9 @@ from tests.conformance.cases import family, mark_exhaustive
 CONF = Path(attention_zoo.__file__).parent / "conf"
 FILES = sorted(path.relative_to(CONF) for path in CONF.rglob("*.yaml"))
 CHOICES = sorted(
-    (str(path.parent), path.stem)
+    (path.parts[0], "/".join(path.with_suffix("").parts[1:]))
     for path in FILES
-    if len(path.parts) == 2 and "hydra" not in path.parts
+    if len(path.parts) > 1 and "hydra" not in path.parts
 )
 # What a choice of a group needs of the others.
 FITTING = {
@@ -202,6 +202,10 @@ def test_every_experiment_trains_two_steps(group, choice, train, real):
     elif "hub" in source["_target_"]:
         name = next(name for name in FOLDERS if name in source["path"].replace("_", ""))
         overrides += [f"data.root={real(FOLDERS[name])}"]
+    elif "diagnostics" in source["_target_"]:
+        overrides += ["data.source.size=600", "data.source.valid=20", "data.source.test=20"]
+    if config["model"]["dim"] > 512:
+        overrides += ["model.layers=1"]
     run = train(*overrides)
     assert json.loads((run / "results.json").read_text())["val/loss"] > 0
 
