@@ -101,10 +101,10 @@ class MadRecall(Diagnostic):
 
         tokens = np.empty((rows, self.length), dtype=np.int64)
         tokens[:, ::2], tokens[:, 1::2] = keys, np.take_along_axis(value_of_key, keys, axis=1)
-        noise = self.keys + self.values
         if self.noise_vocabulary:
-            noise = noise + generator.integers(self.noise_vocabulary, size=tokens.shape)
-        tokens = np.where(is_noise.repeat(2, axis=1), noise, tokens)
+            noise = generator.integers(self.noise_vocabulary, size=tokens.shape)
+            is_noise_token = is_noise.repeat(2, axis=1)
+            tokens[is_noise_token] = self.keys + self.values + noise[is_noise_token]
 
         is_query = np.zeros((rows, pairs), dtype=bool)
         is_query[:, 1:] = np.take_along_axis(before, keys[:, 1:, None], axis=2)[:, :, 0]
