@@ -10,6 +10,8 @@ from attention_zoo.tasks.data.batches import IGNORE_INDEX
 from attention_zoo.tasks.data.diagnostics.base import Diagnostic, QueryRows, draw_distinct
 from attention_zoo.tasks.data.diagnostics.mad_recall import next_token_queries
 
+NO_SYMBOL = -1_000_000  # below 0 with any offset
+
 
 @dataclass(frozen=True, kw_only=True)
 class MadFuzzyRecall(Diagnostic):
@@ -122,9 +124,6 @@ class MadFuzzyRecall(Diagnostic):
         writer.append(last_key, everywhere)
         writer.append(last_value, everywhere, is_answer=everywhere)
         return writer.align_right(blank=self.keys + self.values)
-
-
-NO_SYMBOL = -1_000_000  # below 0 with any offset
 
 
 def draw_motifs(

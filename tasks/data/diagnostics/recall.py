@@ -94,6 +94,8 @@ class Recall(Diagnostic):
         return replace(self, length=length, pairs=self.pairs * length // self.length, mixture=[])
 
     def draw_rows(self, generator: np.random.Generator, rows: int) -> QueryRows:
+        if not self.mixture:
+            return self._draw_component(generator, rows, length=self.length, pairs=self.pairs)
         weights = np.array([weight for _, _, weight in self.components])
         counts = generator.multinomial(rows, weights / weights.sum())
         most = max(pairs for _, pairs, _ in self.components)
@@ -120,8 +122,11 @@ class Recall(Diagnostic):
 
         if self.random_filler:
             inputs = generator.integers(self.vocabulary - pairs, size=(rows, length))
-            for key in np.sort(keys, axis=1).T:  # skips the number of each key
-                inputs += inputs >= key[:, None]
+            # The n-th symbol that is no key is n + the number of keys k_j with k_j - j <= n.
+            row = np.arange(rows)[:, None]
+            steps = row * self.vocabulary + np.sort(keys, axis=1) - np.arange(pairs)
+            skipped = np.searchsorted(steps.ravel(), row * self.vocabulary + inputs, side="right")
+            inputs += skipped - row * pairs
         else:
             inputs = np.full((rows, length), self.vocabulary)
         inputs[:, 1:pairs_end:2], inputs[:, 2:pairs_end:2] = keys, values
