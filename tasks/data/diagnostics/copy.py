@@ -17,6 +17,8 @@ class Copy(StringDiagnostic):
     Every token from the separator on is a query for the next one. At another length all strings
     have that length.
 
+    Unlike in the authors' code, a sequence is one string; theirs are filled up with further ones.
+
     Args:
         length: of the longest strings, in symbols.
         min_length: of the shortest strings; all lengths between are equally frequent.
