@@ -95,6 +95,10 @@ class DiagnosticData(PreparedData):
             "questions": int((items.answers != IGNORE_INDEX).sum()),
         }
 
+    def inspect(self, splits: dict[str, Any], report: dict[str, Any]) -> list[str]:
+        report["chance_accuracy"] = self.source.chance_accuracy
+        return []
+
     def load_values(self, values: dict[str, Any]) -> None:
         self.rows = {
             split: QueryRows(*(values[f"{split}_{name}"] for name in QueryRows._fields))

@@ -74,6 +74,8 @@ def print_data_report(console: Console, report: Mapping[str, Any]) -> None:
         counts = report[split]
         facts = ", ".join(f"{name.replace('_', ' ')} {n:,}" for name, n in counts.items() if n)
         print_line(console, f"{split:<{width}}  {facts}")
+    if "chance_accuracy" in report:
+        print_line(console, f"chance  accuracy {format_metric(report['chance_accuracy'])}")
     for note in report["notes"]:
         print_line(console, f"note   {note}")
     for warning in report["warnings"]:

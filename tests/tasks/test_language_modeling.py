@@ -65,7 +65,11 @@ DIAGNOSTIC = [
     "kind",
     mark_exhaustive(
         (kind, "diagnostic")
-        for kind in ("recall", "copy", "reverse", "induction", "flip_flop", "parity")
+        for kind in (
+            *("recall", "copy", "reverse", "induction", "flip_flop", "parity"),
+            *("mad_recall", "mad_fuzzy_recall", "mad_selective_copy", "mad_memorization"),
+            "in_context_languages",
+        )
     ),
 )
 def test_answers_are_scored_at_every_length(train, kind):
@@ -75,6 +79,15 @@ def test_answers_are_scored_at_every_length(train, kind):
         "induction": ["data.source.length=12", "data.source.vocabulary=9"],
         "flip_flop": ["data.source.length=12", "data.source.ignore_fraction=0.3"],
         "parity": ["data.source.length=12"],
+        "mad_recall": ["data.source.length=12"],
+        "mad_fuzzy_recall": [
+            f"data.source.{option}" for option in ("length=16", "key_symbols=2", "value_symbols=2")
+        ],
+        "mad_selective_copy": ["data.source.length=12", "data.source.copied=3"],
+        "mad_memorization": ["data.source.length=12", "data.source.vocabulary=20"],
+        "in_context_languages": [
+            f"data.source.{option}" for option in ("length=4", "min_strings=2", "max_strings=4")
+        ],
     }
     size_options = sizes.get(kind, sizes["copy"])
     run = train(f"data={kind}", *DIAGNOSTIC, *size_options, "data.test_lengths=[18]")

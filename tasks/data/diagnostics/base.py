@@ -45,9 +45,18 @@ class Diagnostic(Source[QueryRows]):
     def symbols(self) -> list[str]:
         """Return the names of the symbols; symbol i has token id `FIRST_ID` + i."""
 
+    @property
+    @abstractmethod
+    def chance_accuracy(self) -> float:
+        """Return the accuracy of the best guess that ignores the input, between 0 and 1."""
+
     @abstractmethod
     def draw_rows(self, generator: np.random.Generator, rows: int) -> QueryRows:
         """Draw sequences of any split."""
+
+    def draw_training_rows(self, generator: np.random.Generator, rows: int) -> QueryRows:
+        """Draw sequences to train on; some kinds train on more tokens than they test."""
+        return self.draw_rows(generator, rows)
 
     @property
     def tokens_per_sequence(self) -> int:
@@ -67,12 +76,13 @@ class Diagnostic(Source[QueryRows]):
     def draw_split(self, split: str) -> QueryRows:
         """Draw the sequences of a split. Raise UserError if there are not enough different ones."""
         generator = np.random.default_rng([self.seed, SPLITS.index(split)])
+        draw = self.draw_training_rows if split == "train" else self.draw_rows
         option = "size" if split == "train" else split
         size = getattr(self, option)
         seen: set[bytes] = set()
         parts: list[QueryRows] = []
         while len(seen) < size:
-            drawn = QueryRows(*(x.astype("<i4") for x in self.draw_rows(generator, rows=10_000)))
+            drawn = QueryRows(*(x.astype("<i4") for x in draw(generator, 10_000)))
             new_rows = []
             for row, tokens in enumerate(drawn.inputs):
                 content = tokens.tobytes()

@@ -17,6 +17,8 @@ class Copy(StringDiagnostic):
     Every token from the separator on is a query for the next one. At another length all strings
     have that length.
 
+    Unlike in the authors' code, a sequence is one string; theirs are filled up with further ones.
+
     Args:
         length: of the longest strings, in symbols.
         min_length: of the shortest strings; all lengths between are equally frequent.
@@ -34,6 +36,11 @@ class Copy(StringDiagnostic):
     @property
     def symbols(self) -> list[str]:
         return [*map(str, range(1, self.vocabulary + 1)), "|"]
+
+    @property
+    def chance_accuracy(self) -> float:
+        eos = 2 / (self.min_length + self.length + 2)  # one answer in 1 + the mean length
+        return max(eos, (1 - eos) / self.vocabulary)
 
     def transform_strings(self, strings: np.ndarray, lengths: np.ndarray) -> np.ndarray:
         """Return the answers to strings, both [n length]; the first `lengths` [n] symbols count."""

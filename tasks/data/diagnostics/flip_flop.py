@@ -40,6 +40,10 @@ class FlipFlop(Diagnostic):
     def symbols(self) -> list[str]:
         return ["w", "i", "r", "0", "1"]
 
+    @property
+    def chance_accuracy(self) -> float:
+        return 1 / 2
+
     def draw_rows(self, generator: np.random.Generator, rows: int) -> QueryRows:
         count = self.length // 2
         probability = (1 - self.ignore_fraction) / 2

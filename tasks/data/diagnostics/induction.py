@@ -38,6 +38,10 @@ class Induction(Diagnostic):
     def symbols(self) -> list[str]:
         return [*map(str, range(1, self.vocabulary + 1))]
 
+    @property
+    def chance_accuracy(self) -> float:
+        return 1 / self.vocabulary
+
     def draw_rows(self, generator: np.random.Generator, rows: int) -> QueryRows:
         longest, shortest = self.length // 2, self.length // 4
         blocks = draw_distinct(generator, rows=rows, count=longest, choices=self.vocabulary)

@@ -27,6 +27,10 @@ class Parity(StringDiagnostic):
     def symbols(self) -> list[str]:
         return ["0", "1", "even", "odd"]
 
+    @property
+    def chance_accuracy(self) -> float:
+        return 1 / 2
+
     def draw_rows(self, generator: np.random.Generator, rows: int) -> QueryRows:
         bits = generator.integers(2, size=(rows, self.length))
         inputs = np.concatenate([np.full((rows, 1), BOS), FIRST_ID + bits], axis=1)

@@ -14,15 +14,23 @@ from attention_zoo.tasks.data.diagnostic_data import DiagnosticData
 from attention_zoo.tasks.data.diagnostics.base import Diagnostic, draw_distinct
 from attention_zoo.tasks.data.diagnostics.copy import Copy
 from attention_zoo.tasks.data.diagnostics.flip_flop import FlipFlop
+from attention_zoo.tasks.data.diagnostics.in_context_languages import InContextLanguages
 from attention_zoo.tasks.data.diagnostics.induction import Induction
+from attention_zoo.tasks.data.diagnostics.mad_fuzzy_recall import MadFuzzyRecall
+from attention_zoo.tasks.data.diagnostics.mad_memorization import MadMemorization
+from attention_zoo.tasks.data.diagnostics.mad_recall import MadRecall
+from attention_zoo.tasks.data.diagnostics.mad_selective_copy import MadSelectiveCopy
 from attention_zoo.tasks.data.diagnostics.parity import Parity
 from attention_zoo.tasks.data.diagnostics.recall import Recall
 from attention_zoo.tasks.data.diagnostics.reverse import Reverse
 from attention_zoo.tasks.data.tokenizers import FIRST_ID, ByteTokenizer, SymbolTokenizer
+from tests.tasks.data.named_rows import named_rows
 
 CONF = Path(__file__).parents[3] / "conf" / "data"
 KINDS = {"recall": Recall, "copy": Copy, "reverse": Reverse, "induction": Induction}
-KINDS |= {"flip_flop": FlipFlop, "parity": Parity}
+KINDS |= {"flip_flop": FlipFlop, "parity": Parity, "mad_recall": MadRecall}
+KINDS |= {"mad_fuzzy_recall": MadFuzzyRecall, "mad_selective_copy": MadSelectiveCopy}
+KINDS |= {"mad_memorization": MadMemorization, "in_context_languages": InContextLanguages}
 FEW: dict[str, Any] = {"size": 600, "valid": 40, "test": 40}
 SMALL = {
     "recall": Recall(length=32, pairs=4, vocabulary=40, **FEW),
@@ -31,35 +39,24 @@ SMALL = {
     "induction": Induction(length=20, vocabulary=12, **FEW),
     "flip_flop": FlipFlop(length=30, ignore_fraction=0.5, **FEW),
     "parity": Parity(length=20, min_length=3, **FEW),
+    "mad_recall": MadRecall(length=20, **FEW),
+    "mad_fuzzy_recall": MadFuzzyRecall(length=30, **FEW),
+    "mad_selective_copy": MadSelectiveCopy(length=20, copied=4, **FEW),
+    "mad_memorization": MadMemorization(length=10, vocabulary=30, **FEW),
+    "in_context_languages": InContextLanguages(length=6, min_strings=4, max_strings=6, **FEW),
 }
 each = pytest.mark.parametrize("source", SMALL.values(), ids=SMALL)
 
 
-def rows(source: Diagnostic, split: str = "train") -> list[tuple[list[str], dict[int, str]]]:
-    """Return each sequence as symbols, and the answers by their positions."""
-    names = ["<pad>", "<bos>", "<eos>", "<unk>", *source.symbols]
-    return [
-        (
-            [names[token] for token in inputs],
-            {
-                position: names[answer]
-                for position, answer in zip(positions, answers, strict=True)
-                if answer >= 0
-            },
-        )
-        for inputs, positions, answers in zip(*source.draw_split(split), strict=True)
-    ]
-
-
 @each
 def test_sequences_start_with_bos_and_have_queries(source: Diagnostic) -> None:
-    for symbols, answers in rows(source):
+    for symbols, answers in named_rows(source):
         assert symbols[0] == "<bos>" and "<bos>" not in symbols[1:] and "<unk>" not in symbols
         assert answers and max(answers) < len(symbols)
 
 
 def test_recall_asks_each_key_once_for_its_value() -> None:
-    for symbols, answers in rows(SMALL["recall"]):
+    for symbols, answers in named_rows(SMALL["recall"]):
         assert len(symbols) == 32
         pairs = dict(zip(symbols[1:9:2], symbols[2:9:2], strict=True))
         assert len(pairs) == len(set(pairs.values())) == 4
@@ -73,7 +70,7 @@ def test_recall_asks_each_key_once_for_its_value() -> None:
 def test_recall_fills_up_with_all_symbols_except_the_keys() -> None:
     source = Recall(length=16, pairs=2, vocabulary=8, size=2000)
     counts = dict.fromkeys(source.symbols, 0)
-    for symbols, answers in rows(source):
+    for symbols, answers in named_rows(source):
         for position in {*range(5, 16)} - {*answers}:
             counts[symbols[position]] += 1
     # At 9 positions with 6 symbols each, a value is drawn at its full rate, a key at half of it.
@@ -101,7 +98,7 @@ def test_the_pairs_of_recall_grow_with_the_length() -> None:
 @pytest.mark.parametrize("kind", ["copy", "reverse"])
 def test_strings_are_repeated(kind: str) -> None:
     lengths = set()
-    for symbols, answers in rows(SMALL[kind]):
+    for symbols, answers in named_rows(SMALL[kind]):
         line = " ".join(symbols).removeprefix("<bos> ").partition(" <pad>")[0]
         string, again = (part.split() for part in line.split(" | "))
         assert again == (string if kind == "copy" else string[::-1])
@@ -112,12 +109,12 @@ def test_strings_are_repeated(kind: str) -> None:
         lengths.add(len(string))
     assert lengths == {3, 4, 5, 6}
     longer = SMALL[kind].with_length(9)
-    assert {symbols.index("|") for symbols, _ in rows(longer, "test")} == {10}
+    assert {symbols.index("|") for symbols, _ in named_rows(longer, "test")} == {10}
 
 
 def test_induction_asks_for_what_followed_before() -> None:
     periods = set()
-    for symbols, answers in rows(SMALL["induction"]):
+    for symbols, answers in named_rows(SMALL["induction"]):
         assert len(symbols) == 20
         first = next(
             position for position in range(2, 20) if symbols[position] in symbols[1:position]
@@ -133,7 +130,7 @@ def test_induction_asks_for_what_followed_before() -> None:
 
 def test_flip_flop_reads_what_was_written_last() -> None:
     kinds = []
-    for symbols, answers in rows(SMALL["flip_flop"]):
+    for symbols, answers in named_rows(SMALL["flip_flop"]):
         assert len(symbols) == 30 and (symbols[1], symbols[-1]) == ("w", "r")
         memory, read = "", {}
         for position in range(1, 30, 2):
@@ -150,7 +147,7 @@ def test_flip_flop_reads_what_was_written_last() -> None:
 
 def test_parity_asks_after_every_bit_whether_the_ones_are_even() -> None:
     answered = []
-    for symbols, answers in rows(SMALL["parity"]):
+    for symbols, answers in named_rows(SMALL["parity"]):
         assert len(symbols) == 21 and {*symbols[1:]} <= {"0", "1"}
         assert sorted(answers) == list(range(3, 21))
         for position, answer in answers.items():
@@ -158,7 +155,7 @@ def test_parity_asks_after_every_bit_whether_the_ones_are_even() -> None:
             assert answer == ("odd" if ones % 2 else "even")
         answered += answers.values()
     assert answered.count("odd") / len(answered) == pytest.approx(0.5, abs=0.02)
-    longer = rows(SMALL["parity"].with_length(31), "test")
+    longer = named_rows(SMALL["parity"].with_length(31), "test")
     assert all(len(symbols) == 32 and [*answers] == [31] for symbols, answers in longer)
 
 
@@ -176,10 +173,19 @@ def test_no_sequence_is_in_two_splits_or_twice_in_one(source: Diagnostic) -> Non
     assert not set(content(other, "train")) & {*splits["valid"], *splits["test"]}
 
 
+@each
+def test_chance_is_the_best_guess_that_ignores_the_input(source: Diagnostic) -> None:
+    generator = np.random.default_rng(0)
+    first, second = (source.draw_rows(generator, 15_000).answers for _ in range(2))
+    guess = np.bincount(first[first >= 0]).argmax()
+    # The guess is made on other sequences than it is scored on.
+    assert (second[second >= 0] == guess).mean() == pytest.approx(source.chance_accuracy, rel=0.1)
+
+
 def test_more_sequences_than_there_are_are_refused() -> None:
     """There are 3 + 9 strings of up to two of three symbols."""
     everything = Copy(length=2, min_length=1, vocabulary=3, size=1, valid=1, test=1)
-    train = [symbols for symbols, _ in rows(everything)]
+    train = [symbols for symbols, _ in named_rows(everything)]
     assert len(train) == 1
     with pytest.raises(UserError, match=r"train sequences of length 2 .* data\.source\.size=13"):
         Copy(length=2, min_length=1, vocabulary=3, size=13).draw_split("train")
@@ -280,6 +286,11 @@ def test_an_example_has_the_mean_number_of_queries(tmp_path: Path) -> None:
     assert min(asked) < example.targets.shape[1] < max(asked)
 
 
+def test_the_report_has_the_accuracy_of_chance(tmp_path: Path) -> None:
+    assert diagnostic(tmp_path, "copy").report["chance_accuracy"] == pytest.approx(2 / 11)
+    assert diagnostic(tmp_path, "parity").report["chance_accuracy"] == 0.5
+
+
 def test_report_fingerprint_and_cache(tmp_path: Path) -> None:
     data = diagnostic(tmp_path, test_lengths=[64])
     assert data.report["train"] == {"sequences": 600, "tokens": 600 * 32, "questions": 2400}
@@ -292,14 +303,18 @@ def test_report_fingerprint_and_cache(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "kind, tokens",
-    [("recall", 1), ("copy", 6), ("reverse", 6), ("induction", 4), ("flip_flop", 1), ("parity", 1)],
+    [
+        *(("recall", 1), ("copy", 6), ("reverse", 6), ("induction", 4), ("flip_flop", 1)),
+        *(("parity", 1), ("mad_recall", 1), ("mad_fuzzy_recall", 3), ("mad_selective_copy", 1)),
+        *(("mad_memorization", 1), ("in_context_languages", 1)),
+    ],
 )
 def test_probes_are_first_queries(kind: str, tokens: int, tmp_path: Path) -> None:
     data = diagnostic(tmp_path, kind, answer_tokens=tokens)
     assert data.probe_references is not None
     assert len(data.probes) == len(data.probe_references) == 3
     for row, (line, answer) in enumerate(zip(data.probes, data.probe_references, strict=True)):
-        symbols, answers = rows(SMALL[kind], "valid")[row]
+        symbols, answers = named_rows(SMALL[kind], "valid")[row]
         first = min(answers)
         assert line.split() == symbols[1 : first + 1]
         written = [answers[first + i] for i in range(tokens) if first + i in answers]
@@ -333,5 +348,6 @@ def test_yaml_lists_every_option_with_its_default(kind: str) -> None:
     options = OmegaConf.to_container(OmegaConf.load(CONF / f"{kind}.yaml").source)
     assert isinstance(options, dict)
     assert options.pop("_target_").endswith(f".{kind}.{KINDS[kind].__name__}")
+    options.pop("_convert_", None)
     key = KINDS[kind]().cache_key()
     assert options == {name: key[name] for name in key if name not in ("source", "numpy")}
