@@ -16,6 +16,7 @@ from attention_zoo.tasks.analysis.report.measures import QUALITY, Measure, stand
 from attention_zoo.tasks.analysis.report.runs import Run
 from attention_zoo.tasks.analysis.report.significance import run_tests
 from attention_zoo.tasks.comparison.candidate import Candidate
+from attention_zoo.tasks.comparison.published import compare_with_published
 from attention_zoo.tasks.comparison.scaling import t_quantile
 from attention_zoo.tasks.run_folder import read_json, replace_text
 from attention_zoo.tasks.views.pages import render_page
@@ -78,14 +79,24 @@ def read_scores(folder: Path) -> dict[str, dict[str, Entry]]:
 def write_page(folder: Path) -> Path:
     """Draw the page of a scoreboard anew; return its path."""
     scores = read_scores(folder)
+    published = [compare_with_published(name, means(x)) for name, x in scores.items()]
     page = render_page(
         "analysis/report/scoreboard.html",
         title="Scoreboard",
         table=score_table(scores),
         benchmarks=benchmark_table(scores),
+        published=[x for x in published if x is not None],
     )
     replace_text(folder / PAGE, page)
     return folder / PAGE
+
+
+def means(entries: Mapping[str, Entry]) -> dict[str, float]:
+    """Return the mean of each candidate in the primary metric, so that more is better."""
+    comparison = compare_entries("", entries)
+    metric = comparison.primary_metric
+    sign = 1 if metric.better == "higher" else -1
+    return {row.label: sign * (row.mean(metric.key) or 0.0) for row in comparison.rows}
 
 
 def compare_entries(benchmark: str, entries: Mapping[str, Entry]) -> Comparison:

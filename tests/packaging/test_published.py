@@ -9,7 +9,7 @@ from omegaconf import OmegaConf
 from attention_zoo.zoo import ATTENTION, POSITION
 
 ROOT = Path(__file__).parents[2]
-FILES = sorted((ROOT / "benchmarks" / "published").glob("*.yaml"))
+FILES = sorted((ROOT / "tasks" / "comparison" / "published").glob("*.yaml"))
 NAMES = {*ATTENTION, *POSITION}
 
 
