@@ -2,7 +2,7 @@
 
 from abc import abstractmethod
 from dataclasses import asdict, dataclass, replace
-from typing import Any, NamedTuple, Self
+from typing import Any, ClassVar, NamedTuple, Self
 
 import numpy as np
 
@@ -30,6 +30,8 @@ class Diagnostic(Source[QueryRows]):
         size, valid, test: sequences in each split.
         seed: of the draw.
     """
+
+    rows_per_draw: ClassVar[int] = 10_000
 
     length: int
     size: int = 100_000
@@ -72,7 +74,8 @@ class Diagnostic(Source[QueryRows]):
         seen: set[bytes] = set()
         parts: list[QueryRows] = []
         while len(seen) < size:
-            drawn = QueryRows(*(x.astype("<i4") for x in self.draw_rows(generator, rows=10_000)))
+            draw = self.draw_rows(generator, rows=self.rows_per_draw)
+            drawn = QueryRows(*(x.astype("<i4") for x in draw))
             new_rows = []
             for row, tokens in enumerate(drawn.inputs):
                 content = tokens.tobytes()
