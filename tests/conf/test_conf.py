@@ -30,10 +30,11 @@ from tests.conformance.cases import family, mark_exhaustive
 
 CONF = Path(attention_zoo.__file__).parent / "conf"
 FILES = sorted(path.relative_to(CONF) for path in CONF.rglob("*.yaml"))
+# Experiments have a folder of small forms; one of them is experiment=small/scan.
 CHOICES = sorted(
-    (str(path.parent), path.stem)
+    (path.parts[0], "/".join(path.with_suffix("").parts[1:]))
     for path in FILES
-    if len(path.parts) == 2 and "hydra" not in path.parts
+    if len(path.parts) > 1 and "hydra" not in path.parts
 )
 # What a choice of a group needs of the others.
 FITTING = {
@@ -199,6 +200,10 @@ def test_every_experiment_trains_two_steps(group, choice, train, real):
     source = config["data"]["source"]
     if source["_target_"].endswith("Phrases"):
         overrides += ["data.source.size=100", "data.source.valid=8", "data.source.test=8"]
+    elif "diagnostics" in source["_target_"]:
+        overrides += [f"data.source.{name}=20" for name in ("size", "valid", "test")]
+        overrides += [f"data.test_variants.{x}.test=20" for x in config["data"]["test_variants"]]
+        overrides += ["data.batch_size=4", "model.dim=32", "model.heads=2"]
     elif "hub" in source["_target_"]:
         name = next(name for name in FOLDERS if name in source["path"].replace("_", ""))
         overrides += [f"data.root={real(FOLDERS[name])}"]

@@ -8,6 +8,7 @@ import numpy as np
 
 from attention_zoo.errors import UserError, check_positive
 from attention_zoo.tasks.data.sources.base import SPLITS, Source, split_of
+from attention_zoo.tasks.data.tokenizers import PAD
 
 
 class QueryRows(NamedTuple):
@@ -78,7 +79,7 @@ class Diagnostic(Source[QueryRows]):
             drawn = QueryRows(*(x.astype("<i4") for x in draw))
             new_rows = []
             for row, tokens in enumerate(drawn.inputs):
-                content = tokens.tobytes()
+                content = tokens[tokens != PAD].tobytes()  # The same at every width.
                 if len(seen) < size and content not in seen and split_of(content) == split:
                     seen.add(content)
                     new_rows.append(row)

@@ -21,8 +21,10 @@ def prompt_rows(
     The last token of an answer is no input. Shorter rows are padded at the right.
 
     Args:
-        prompts, answers: the token ids of each row.
-        prompt_width, answer_width: tokens of the longest ones that may come.
+        prompts: the token ids of each row's prompt.
+        answers: the token ids of each row's answer.
+        prompt_width: tokens of the longest prompt that may come.
+        answer_width: tokens of the longest answer that may come.
     """
     inputs = np.full((len(prompts), prompt_width + answer_width), PAD)
     inputs[:, 0] = BOS

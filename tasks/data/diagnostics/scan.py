@@ -16,7 +16,7 @@ from attention_zoo.tasks.data.tokenizers import EOS, FIRST_ID
 VERBS = ("walk", "look", "run", "jump")
 DIRECTIONS = ("left", "right")
 REPETITIONS = {"twice": 2, "thrice": 3}
-ACTIONS = tuple(f"I_{verb.upper()}" for verb in VERBS) + ("I_TURN_LEFT", "I_TURN_RIGHT")
+ACTIONS = (*(f"I_{verb.upper()}" for verb in VERBS), "I_TURN_LEFT", "I_TURN_RIGHT")
 WORDS = (*VERBS, "turn", *DIRECTIONS, "opposite", "around", *REPETITIONS, "and", "after")
 SYMBOLS = [*WORDS, "|", *ACTIONS]
 
