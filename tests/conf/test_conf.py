@@ -202,7 +202,8 @@ def test_every_experiment_trains_two_steps(group, choice, train, real):
         overrides += ["data.source.size=100", "data.source.valid=8", "data.source.test=8"]
     elif "diagnostics" in source["_target_"]:
         overrides += [f"data.source.{name}=20" for name in ("size", "valid", "test")]
-        overrides += [f"data.test_variants.{x}.test=20" for x in config["data"]["test_variants"]]
+        variants = config["data"].get("test_variants") or {}
+        overrides += [f"++data.test_variants.{name}.test=20" for name in variants]
         overrides += ["data.batch_size=4", "model.dim=32", "model.heads=2"]
     elif "hub" in source["_target_"]:
         name = next(name for name in FOLDERS if name in source["path"].replace("_", ""))
