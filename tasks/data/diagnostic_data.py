@@ -70,8 +70,8 @@ class DiagnosticData(PreparedData):
         self.batch_size = batch_size
         self.answer_tokens = answer_tokens
         self.extra_tests = {f"test@{n}": source.with_length(n) for n in test_lengths}
-        for name, options in (test_variants or {}).items():
-            self.extra_tests[f"test@{name}"] = make_variant(source, name, options)
+        for name, changes in (test_variants or {}).items():
+            self.extra_tests[f"test@{name}"] = make_variant(source, name, changes)
         self.test_names = ["test", *self.extra_tests]
         self.cache_options = {
             "others": {name: test.cache_key() for name, test in self.extra_tests.items()}
@@ -175,24 +175,24 @@ class DiagnosticData(PreparedData):
         return [self.evaluation_loader(name) for name in self.test_names]
 
 
-def make_variant(source: Diagnostic, name: str, options: Mapping[str, Any]) -> Diagnostic:
-    """Return the source of a further test. Raise UserError if it could not be told or answered."""
+def make_variant(source: Diagnostic, name: str, changes: Mapping[str, Any]) -> Diagnostic:
+    """Return a source with some options changed. Raise UserError if it cannot be a test."""
     if not name.isidentifier():
         raise UserError(
             "data.test_variants must have names of letters, digits and _, which metrics end with, "
             f"got {name!r}."
         )
     legal = [field.name for field in fields(source)]
-    unknown = [option for option in options if option not in legal]
+    unknown = [option for option in changes if option not in legal]
     if unknown:
         raise UserError(
             f"data.test_variants.{name} must hold options of {type(source).__name__} "
             f"({', '.join(legal)}), got {', '.join(unknown)}."
         )
-    variant = replace(source, **options)
+    variant = replace(source, **changes)
     if variant.symbols != source.symbols[: len(variant.symbols)]:
         raise UserError(
             f"data.test_variants.{name} must have the symbols that are trained on, got "
-            f"{dict(options)}, which makes others."
+            f"{dict(changes)}, which makes others."
         )
     return variant

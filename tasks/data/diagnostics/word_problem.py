@@ -65,7 +65,8 @@ def group_table(name: str) -> tuple[tuple[str, ...], np.ndarray]:
 
     Raise UserError for a group that there is not, or that has more than `MAX_ELEMENTS` elements.
     """
-    names, table = (("",), np.zeros((1, 1), dtype=np.int64))
+    names: tuple[str, ...] = ("",)
+    table = np.zeros((1, 1), dtype=np.int64)
     for factor in name.split("_x_"):
         factor_names, factor_table = simple_group_table(factor, name)
         size = len(factor_names)
