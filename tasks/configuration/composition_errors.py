@@ -34,7 +34,11 @@ def explain_error(error: Exception, invocation: Invocation) -> Exception:
                 f"{group}={name} needs a package that is not installed; "
                 f"pip install 'attention-zoo[{LAUNCHER_EXTRAS[name]}]'."
             )
-        return UserError(unknown_choice_message(group, name, list(error.options)))
+        choices = list(error.options)
+        if group.partition("/")[0] == "experiment":  # Hydra leaves out those in folders.
+            group, _, name = error.missing_cfg_file.partition("/")
+            choices = sorted({*choices, *list_choices(group)})
+        return UserError(unknown_choice_message(group, name, choices))
     text = " ".join(str(error).split())
     if isinstance(error, HydraException) and (message := explain_hydra_message(text, invocation)):
         return UserError(message)

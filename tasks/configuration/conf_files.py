@@ -32,8 +32,14 @@ TRAINING_LENGTH_OPTIONS = ("original_length", "max_length")
 
 
 def list_choices(group: str) -> list[str]:
-    """Return the names of all choices of a group."""
-    return sorted(Path(x.name).stem for x in (files("attention_zoo.conf") / group).iterdir())
+    """Return the names of all choices of a group, such as small/scan in a folder of it."""
+    names: list[str] = []
+    for entry in (files("attention_zoo.conf") / group).iterdir():
+        if entry.is_dir():
+            names += [f"{entry.name}/{x}" for x in list_choices(f"{group}/{entry.name}")]
+        else:
+            names.append(Path(entry.name).stem)
+    return sorted(names)
 
 
 def choice_target(group: str, choice: str) -> str | None:

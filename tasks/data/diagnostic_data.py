@@ -1,7 +1,7 @@
 """The data module of diagnostics: language modelling whose answers are right or wrong."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -37,11 +37,13 @@ class QueryDataset(BatchDataset):
 class DiagnosticData(PreparedData):
     """Sequences with queries; only their answers are predicted.
 
-    There is a test set at the training length, and one more for each of `test_lengths`.
+    There is a test set at the training length, one more for each of `test_lengths`, and one for
+    each of `test_variants`.
 
     Args:
         batch_size: sequences in a batch, on each rank.
         test_lengths: other lengths to test at, as the source counts them.
+        test_variants: more tests by name, with the options of the source that differ in each.
         answer_tokens: the most tokens of an answer, for the samples.
         options: of `PreparedData`. The tokenizer is that of the source's symbols. The default
             `probes` are prompts: valid sequences up to their first query.
@@ -55,6 +57,7 @@ class DiagnosticData(PreparedData):
         *,
         batch_size: int = 128,
         test_lengths: Sequence[int] = (),
+        test_variants: Mapping[str, Mapping[str, Any]] | None = None,
         answer_tokens: int = 1,
         **options: Any,
     ) -> None:
@@ -69,8 +72,12 @@ class DiagnosticData(PreparedData):
         self.batch_size = batch_size
         self.answer_tokens = answer_tokens
         self.extra_tests = {f"test@{n}": source.with_length(n) for n in test_lengths}
+        for name, changes in (test_variants or {}).items():
+            self.extra_tests[f"test@{name}"] = make_variant(source, name, changes)
         self.test_names = ["test", *self.extra_tests]
-        self.cache_options = {"others": [test.cache_key() for test in self.extra_tests.values()]}
+        self.cache_options = {
+            "others": {name: test.cache_key() for name, test in self.extra_tests.items()}
+        }
 
     def read_splits(self) -> dict[str, QueryRows]:
         tests = {name: source.draw_split("test") for name, source in self.extra_tests.items()}
@@ -138,7 +145,10 @@ class DiagnosticData(PreparedData):
         for name, source in {"train": self.source, **self.extra_tests}.items():
             tokens = source.tokens_per_sequence
             if tokens > max_length:
-                option = "data.test_lengths" if name in self.extra_tests else "data.source.length"
+                option = "data.source.length"
+                if name in self.extra_tests:
+                    is_length = name.removeprefix("test@").isdecimal()
+                    option = "data.test_lengths" if is_length else "data.test_variants"
                 raise UserError(
                     f"{option} must make sequences of at most the model's longest length, got "
                     f"{tokens} tokens and {max_length}; lower {option}."
@@ -169,3 +179,26 @@ class DiagnosticData(PreparedData):
 
     def test_dataloader(self) -> list[ResumableLoader]:
         return [self.evaluation_loader(name) for name in self.test_names]
+
+
+def make_variant(source: Diagnostic, name: str, changes: Mapping[str, Any]) -> Diagnostic:
+    """Return a source with some options changed. Raise UserError if it cannot be a test."""
+    if not name.isidentifier():
+        raise UserError(
+            "data.test_variants must have names of letters, digits and _, which metrics end with, "
+            f"got {name!r}."
+        )
+    legal = [field.name for field in fields(source)]
+    unknown = [option for option in changes if option not in legal]
+    if unknown:
+        raise UserError(
+            f"data.test_variants.{name} must hold options of {type(source).__name__} "
+            f"({', '.join(legal)}), got {', '.join(unknown)}."
+        )
+    variant = replace(source, **changes)
+    if variant.symbols != source.symbols[: len(variant.symbols)]:
+        raise UserError(
+            f"data.test_variants.{name} must have the symbols that are trained on, got "
+            f"{dict(changes)}, which makes others."
+        )
+    return variant

@@ -339,6 +339,8 @@ paths.run=x | hydra.run.dir=FOLDER
 hydra.sweep.subdir=x | sweep with -m
 hydra/launcher=processes | sweep with -m
 experiment=[parity,bar] | extrapolation
+experiment=small/scam | Did you mean small/scan
+experiment=scam | small/mano
 callbacks=default callbacks.attention_maps.layers=[7] | layers of cross must be some of 0
 callbacks=default callbacks.attention_maps.heads=[9] | heads of cross must be some of 1, 2
 callbacks=default callbacks.attention_maps.steps=[9] | steps must be among the 1

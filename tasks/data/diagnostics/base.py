@@ -2,12 +2,13 @@
 
 from abc import abstractmethod
 from dataclasses import asdict, dataclass, replace
-from typing import Any, NamedTuple, Self
+from typing import Any, ClassVar, NamedTuple, Self
 
 import numpy as np
 
 from attention_zoo.errors import UserError, check_positive
 from attention_zoo.tasks.data.sources.base import SPLITS, Source, split_of
+from attention_zoo.tasks.data.tokenizers import PAD
 
 
 class QueryRows(NamedTuple):
@@ -30,6 +31,8 @@ class Diagnostic(Source[QueryRows]):
         size, valid, test: sequences in each split.
         seed: of the draw.
     """
+
+    rows_per_draw: ClassVar[int] = 10_000
 
     length: int
     size: int = 100_000
@@ -82,10 +85,10 @@ class Diagnostic(Source[QueryRows]):
         seen: set[bytes] = set()
         parts: list[QueryRows] = []
         while len(seen) < size:
-            drawn = QueryRows(*(x.astype("<i4") for x in draw(generator, 10_000)))
+            drawn = QueryRows(*(x.astype("<i4") for x in draw(generator, self.rows_per_draw)))
             new_rows = []
             for row, tokens in enumerate(drawn.inputs):
-                content = tokens.tobytes()
+                content = tokens[tokens != PAD].tobytes()  # The same at every width.
                 if len(seen) < size and content not in seen and split_of(content) == split:
                     seen.add(content)
                     new_rows.append(row)
