@@ -36,7 +36,7 @@ def test_tables_are_those_of_the_cards(tmp_path: Path) -> None:
     copy = tmp_path / "zoo.md"
     copy.write_text(ZOO.read_text())
     run([f"output={copy}"])
-    assert "<!-- zoo: begin -->\n- Roles: C causal" in copy.read_text()
+    assert "<!-- zoo: begin -->\n- Also called: " in copy.read_text()
     assert copy.read_text() == ZOO.read_text(), "run: attention-zoo list output=docs/zoo.md"
 
 

@@ -26,7 +26,8 @@ from attention_zoo.tasks.data.diagnostics.scan import Scan
 from attention_zoo.tasks.data.diagnostics.sort import Sort
 from attention_zoo.tasks.data.diagnostics.sum import Sum
 from attention_zoo.tasks.data.diagnostics.word_problem import WordProblem
-from tests.tasks.data.test_diagnostics import CONF, FEW, diagnostic, rows
+from tests.tasks.data.named_rows import named_rows
+from tests.tasks.data.test_diagnostics import CONF, FEW, diagnostic
 
 KINDS: dict[str, type[Diagnostic]] = {
     "modular_arithmetic": ModularArithmetic,
@@ -55,7 +56,7 @@ each_string = pytest.mark.parametrize("kind", [kind for kind in SMALL if kind !=
 
 
 def drawn(source: Diagnostic, count: int) -> list[tuple[list[str], dict[int, str]]]:
-    """Return sequences of any split, like `rows`, with those that come again."""
+    """Return sequences of any split, like `named_rows`, with those that come again."""
     names = ["<pad>", "<bos>", "<eos>", "<unk>", *source.symbols]
     parts = source.draw_rows(np.random.default_rng(3), count)
     return [
@@ -145,20 +146,20 @@ def test_words_of_permutations_are_composed_from_the_left(group: str, size: int)
             compose(compose(p, p), compose(q, q)) for p in everything for q in everything
         }
     assert set(source.symbols) == everything and len(everything) == size
-    for symbols, answers in rows(source):
+    for symbols, answers in named_rows(source):
         assert sorted(answers) == list(range(1, 10))
         for position, answer in answers.items():
             assert answer == reduce(compose, symbols[1 : position + 1])
 
 
 def test_words_of_numbers_are_added_and_those_of_products_multiplied_by_parts() -> None:
-    for symbols, answers in rows(WordProblem(group="Z60", length=9, **FEW)):
+    for symbols, answers in named_rows(WordProblem(group="Z60", length=9, **FEW)):
         assert sorted(answers) == list(range(2, 10))
         for position, answer in answers.items():
             assert int(answer) == sum(map(int, symbols[1 : position + 1])) % 60
     source = WordProblem(group="A4_x_Z5", length=9, **FEW)
     assert len(source.symbols) == 60
-    for symbols, answers in rows(source):
+    for symbols, answers in named_rows(source):
         for position, answer in answers.items():
             parts = [symbol.split(".") for symbol in symbols[1 : position + 1]]
             permutation = reduce(compose, (part[0] for part in parts))
@@ -166,7 +167,7 @@ def test_words_of_numbers_are_added_and_those_of_products_multiplied_by_parts() 
 
 
 def test_longer_words_ask_for_the_last_product_alone() -> None:
-    longer = rows(SMALL["word_problem"].with_length(30), "test")
+    longer = named_rows(SMALL["word_problem"].with_length(30), "test")
     assert all(len(symbols) == 31 and [*answers] == [30] for symbols, answers in longer)
 
 
@@ -246,7 +247,7 @@ def test_depo_asks_for_the_node_some_hops_along_the_cycle() -> None:
 
 def test_the_longest_cycles_and_hops_can_be_tested_alone() -> None:
     source = replace(SMALL["depo"], min_length=9, min_hops=4)
-    for symbols, _ in rows(source, "test"):
+    for symbols, _ in named_rows(source, "test"):
         assert {symbol for symbol in symbols if symbol[0] == "k"} == {"k4"}
         assert symbols.index("k4") >= 1 + 2 * 9
 
@@ -264,12 +265,12 @@ def test_addition_is_what_python_computes() -> None:
 
 
 def test_sums_and_sorted_lists_are_what_python_computes() -> None:
-    for prompt, answer in prompts(rows(SMALL["sum"])):
+    for prompt, answer in prompts(named_rows(SMALL["sum"])):
         numbers = "".join(prompt).removesuffix("=").split("+")
         assert 2 <= len(numbers) <= 7 and "0" not in numbers
         assert answer == [str(sum(map(int, numbers)) % 10)]
     lengths = set()
-    for prompt, answer in prompts(rows(SMALL["sort"])):
+    for prompt, answer in prompts(named_rows(SMALL["sort"])):
         assert prompt[-1] == "|" and answer == [*sorted(prompt[:-1]), "<eos>"]
         lengths.add(len(prompt) - 1)
     assert lengths == {2, 3, 4, 5, 6, 7}
@@ -295,14 +296,14 @@ def test_scan_has_the_published_commands_and_counts() -> None:
     """There are 16,990 commands of up to 22 actions, and 3,920 longer ones."""
     source = Scan(size=16_145, valid=845, test=3920)
     for split in ("train", "valid", "test"):
-        pairs = prompts(rows(source, split))
+        pairs = prompts(named_rows(source, split))
         for prompt, answer in pairs:
             assert prompt[-1] == "|" and answer[-1] == "<eos>"
             assert interpret(" ".join(prompt[:-1])) == " ".join(answer[:-1])
         lengths = {len(answer) - 1 for _, answer in pairs}
         assert min(lengths) > 22 if split == "test" else max(lengths) == 22
     assert len({tuple(prompt) for prompt, _ in pairs}) == 3920
-    assert len(rows(Scan(train_length=25, size=1, valid=1, test=3136), "test")) == 3136
+    assert len(named_rows(Scan(train_length=25, size=1, valid=1, test=3136), "test")) == 3136
     with pytest.raises(UserError, match=r"data\.source\.test must be at most the 3,920 commands"):
         replace(source, test=3921).draw_split("test")
 
@@ -350,7 +351,7 @@ def test_the_chance_level_of_products_is_that_of_all_expressions() -> None:
 
 
 def test_the_chance_level_of_scan_is_that_of_its_test() -> None:
-    counts = Counter(token for _, answer in prompts(rows(Scan(), "test")) for token in answer)
+    counts = Counter(token for _, answer in prompts(named_rows(Scan(), "test")) for token in answer)
     expected = counts.most_common(1)[0][1] / counts.total()
     assert Scan().chance_accuracy == pytest.approx(expected)
 
