@@ -20,6 +20,7 @@ CONFIG = "config.yaml"
 RESULTS = "results.json"
 JOB_RECORD = "job.json"
 JOB_LOG = "job.log"
+PLAN = "plan.json"  # of a comparison
 CHECKPOINTS = "checkpoints"
 BEST_CHECKPOINT = "best.ckpt"
 LAST_CHECKPOINT = "last.ckpt"
@@ -91,10 +92,14 @@ class RunFolder:
         return self.path / f"{split}_outputs.jsonl"
 
     def sweep_name(self) -> str | None:
-        """Return the name of the sweep that the run, or an evaluation of it, belongs to."""
+        """Return the name of the sweep that the run, or an evaluation of it, belongs to.
+
+        The runs of a comparison are in folders of its phases.
+        """
         for folder in (self.path, *self.path.parents):
             if (folder / JOB_RECORD).exists():
-                return folder.absolute().parent.name
+                sweep = folder.absolute().parent
+                return (sweep.parent if (sweep.parent / PLAN).exists() else sweep).name
         return None
 
     def read_config(self) -> dict[str, Any]:
@@ -163,7 +168,7 @@ class RunFolder:
         entries = read_json(self.job_file)
         names = {field.name for field in fields(JobRecord)}
         record = JobRecord(**{k: x for k, x in entries.items() if k in names}) if entries else None
-        if record and (record.outcome not in get_args(Outcome) or not is_words(record.overrides)):
+        if record and not (record.outcome in get_args(Outcome) and are_words(record.overrides)):
             raise unreadable(self.job_file, "the record of a job", "of another form")
         return record
 
@@ -215,9 +220,9 @@ def check_mapping(path: Path, content: Any) -> dict[str, Any]:
     return content
 
 
-def is_words(x: object) -> bool:
-    """Return whether x is a list of words."""
-    return isinstance(x, list) and all(isinstance(word, str) for word in x)
+def are_words(x: object) -> bool:
+    """Return whether x is a list, or a tuple, of words."""
+    return isinstance(x, list | tuple) and all(isinstance(word, str) for word in x)
 
 
 def unreadable(path: Path, kind: str, reason: object) -> BadInput:

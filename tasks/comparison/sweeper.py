@@ -39,11 +39,10 @@ from attention_zoo.tasks.comparison.rates import (
     further_rates,
 )
 from attention_zoo.tasks.configuration.resolved_config import hash_config
-from attention_zoo.tasks.run_folder import JOB_LOG, RunFolder, replace_text
+from attention_zoo.tasks.run_folder import JOB_LOG, PLAN, RunFolder, replace_text
 from attention_zoo.tasks.sweeps.launcher import LAUNCH_OPTIONS, ProcessesLauncher, require_count
 from attention_zoo.tasks.views.console import print_line
 
-PLAN = "plan.json"
 # What the runs in the folders of a comparison are for.
 PHASES = {
     "cost": "What a step costs",
@@ -174,7 +173,10 @@ class ComparisonSweeper(Sweeper):
 
     def measure(self, candidates: Sequence[Candidate]) -> None:
         """Train each candidate for some steps, to know what they cost, or why they cannot be."""
-        overrides = [[*x.overrides, *length(MEASURED_STEPS)] for x in candidates]
+        overrides = [
+            [*without(x.overrides, "logger"), *length(MEASURED_STEPS), "logger=none"]
+            for x in candidates
+        ]
         for candidate, folder in zip(candidates, self.run("cost", overrides), strict=True):
             record, results = folder.read_job(), folder.read_results()
             if record is not None and record.outcome == "trained" and record.seconds is not None:

@@ -101,3 +101,16 @@ def test_a_checkpoint_leads_to_its_run(tmp_path):
     inside, moved = tmp_path / "run" / "checkpoints" / "best.ckpt", tmp_path / "mine" / "best.ckpt"
     assert RunFolder.of_checkpoint(inside).path == tmp_path / "run"
     assert RunFolder.of_checkpoint(moved).path == tmp_path / "mine"
+
+
+def test_a_run_is_of_the_sweep_or_the_comparison_that_it_is_in(tmp_path):
+    assert RunFolder(tmp_path / "run").sweep_name() is None
+    for path in ("sweep/3", "comparison/tuning/3"):
+        run = RunFolder(tmp_path / path)
+        run.path.mkdir(parents=True)
+        run.write_job(JobRecord())
+        (run.evaluations / "now").mkdir(parents=True)
+    (tmp_path / "comparison" / "plan.json").write_text("{}")
+    assert RunFolder(tmp_path / "sweep/3").sweep_name() == "sweep"
+    assert RunFolder(tmp_path / "comparison/tuning/3").sweep_name() == "comparison"
+    assert RunFolder(tmp_path / "comparison/tuning/3/evaluations/now").sweep_name() == "comparison"
