@@ -84,7 +84,7 @@ def test_the_figure_shows_the_words_and_marks_the_strongest_of_each_row():
     assert [label.get_text() for label in axis.get_xticklabels()] == SOURCE_WORDS
     assert [label.get_text() for label in axis.get_yticklabels()] == TARGET_WORDS
     assert marked_columns(axis) == expected.argmax(1).tolist()
-    assert figure.get_suptitle() == f"Cross-attention, layer {layer + 1} of 2, mean of 4 heads"
+    assert figure.get_suptitle() == f"Cross-attention, layer {layer} of 0–1, mean of 4 heads"
     assert_legible(figure)
 
 
