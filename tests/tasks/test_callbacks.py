@@ -50,10 +50,10 @@ def loggers(monkeypatch):
 def test_maps_are_drawn_for_every_probe_and_layer(tmp_path, loggers):
     maps = AttentionMaps(folder=tmp_path / "figures", probes=2)
     fit(maps, max_epochs=1)
-    names = [f"probe-{n}-cross-layer-{i}.png" for n in (1, 2) for i in (1, 2)]
+    names = [f"probe-{n}-cross-layer-{i}.png" for n in (1, 2) for i in (0, 1)]
     assert [path.name for path in maps.paths] == names
     assert all(path.read_bytes().startswith(b"\x89PNG") for path in maps.paths)
-    keys = [f"attention/probe-{n}/cross/layer-{i}" for n in (1, 2) for i in (1, 2)]
+    keys = [f"attention/probe-{n}/cross/layer-{i}" for n in (1, 2) for i in (0, 1)]
     assert loggers.images == [(key, 4) for key in keys]
 
 
