@@ -22,7 +22,6 @@ from rich.console import Console
 
 from attention_zoo.errors import UserError
 from attention_zoo.tasks.comparison.candidate import Candidate
-from attention_zoo.tasks.comparison.noise import describe_power
 from attention_zoo.tasks.comparison.plan import (
     MEASURED_STEPS,
     Cost,
@@ -188,6 +187,9 @@ class ComparisonSweeper(Sweeper):
     def plan(self, candidates: Sequence[Candidate]) -> int:
         """Return the steps at full length, those of an earlier launch if there are any."""
         path = self.folder / PLAN
+        # Imported here, as it compares runs, which takes matplotlib.
+        from attention_zoo.tasks.comparison.noise import describe_power
+
         costs = [x.cost for x in candidates if x.cost is not None]
         jobs = self.config.jobs
         options = OmegaConf.to_container(self.config, resolve=False)
