@@ -192,7 +192,7 @@ FOLDERS = {"multi30k": "multi30k/raw", "tinyshakespeare": "tinyshakespeare"}
         for pair in EXPERIMENTS
     ],
 )
-def test_every_experiment_trains_two_steps(group, choice, train, real):
+def test_every_experiment_trains_two_steps(group, choice, train, real, tmp_path):
     config = composed(f"{group}={choice}")
     overrides = [f"{group}={choice}", "trainer.max_steps=2", "logger=none", "test=false"]
     overrides += ["trainer.accelerator=cpu", "trainer.precision=32-true", "trainer.devices=1"]
@@ -208,6 +208,10 @@ def test_every_experiment_trains_two_steps(group, choice, train, real):
     elif "hub" in source["_target_"]:
         name = next(name for name in FOLDERS if name in source["path"].replace("_", ""))
         overrides += [f"data.root={real(FOLDERS[name])}"]
+    elif source["_target_"].endswith("GettextCatalogues"):
+        entries = [f'msgid "Open file {i}"\nmsgstr "Abrir o arquivo {i}"\n' for i in range(100)]
+        (tmp_path / f"{source['target']}.po").write_text("\n".join(entries))
+        overrides += [f"data.source.catalogues=[{tmp_path}]"]
     run = train(*overrides)
     assert json.loads((run / "results.json").read_text())["val/loss"] > 0
 

@@ -1,15 +1,19 @@
 """Pairs from gettext catalogues: what programs say, and its translations."""
 
 import importlib.util
+import re
 import struct
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from importlib import metadata
+from importlib.metadata import PackageNotFoundError
 from itertools import pairwise
-from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
 from babel.localedata import exists as locale_exists
+from babel.messages.catalog import Catalog
 from babel.messages.mofile import read_mo
 from babel.messages.pofile import PoFileError, read_po
 
@@ -20,16 +24,23 @@ from attention_zoo.tasks.data.sources.base import Pair
 from attention_zoo.tasks.data.sources.columns import one_line
 from attention_zoo.tasks.data.sources.files import SplitFiles
 
+READ_ERRORS = (OSError, ValueError, LookupError, PoFileError, struct.error)
+IDENTIFIER = re.compile(r"[A-Za-z0-9]+([_.][A-Za-z0-9]+)+")  # "label_save", in place of English
+# What a program fills in, as "%s", "%(name)d" or "{name}", and marks of keys, as in "&Save".
+NO_WORDS = re.compile(r"%(\(\w*\))?[-+#0-9.*$]*(h|l|ll|q|z)?[a-zA-Z]|\{[^{}]*\}|[&_]")
+
 
 class GettextCatalogues(SplitFiles[list[Pair]]):
     """The entries of `.po` and `.mo` files: original and translation, each on one line.
 
-    Left out and counted are fuzzy, obsolete, plural and untranslated entries, and pairs that stand
-    in more than one catalogue. A `.po` file is read in place of the `.mo` file that was made of it.
+    Left out and counted are fuzzy, obsolete, plural and untranslated entries, those that are the
+    same in both languages or have an identifier for an original, and pairs that stand in more than
+    one catalogue. A `.po` file is read in place of the `.mo` file that was made of it, unless it
+    is damaged. Splits share no message (see `message_key`).
 
     Args:
-        catalogues: folders and installed packages that hold catalogues, at any depth, as
-            `LOCALE/LC_MESSAGES/NAME.mo` or `LOCALE.po`.
+        catalogues: folders and installed packages, by the name for pip or for Python, that hold
+            catalogues at any depth, as `LOCALE/LC_MESSAGES/NAME.mo` or `LOCALE.po`.
         target: the locale of the translations, such as "de" or "pt_BR".
         source: the locale of the other side. The originals, which are almost always English, are
             "en"; another locale is paired through entries with the same original.
@@ -65,8 +76,8 @@ class GettextCatalogues(SplitFiles[list[Pair]]):
     def with_root(self, root: str | Path) -> "GettextCatalogues":
         raise UserError(f"gettext has no data.root, got {root}; give it: {self.forms}.")
 
-    def paths(self, split: str) -> list[Path]:
-        return [find_folder(name) for name in self.files[split]]
+    def paths(self, split: str) -> list[dict[Path, Path]]:
+        return [catalogue_files(name) for name in self.files[split]]
 
     def read_split(self, split: str) -> list[Pair]:
         left_out: Counter[str] = Counter()
@@ -83,8 +94,12 @@ class GettextCatalogues(SplitFiles[list[Pair]]):
             source = sources.get(entry, entry[-1] if self.source == "en" else None)
             if source is None:
                 left_out[f"not translated in {self.source}"] += 1
-            elif (pair := (one_line(source), one_line(target))) in pairs:
+            elif self.source == "en" and IDENTIFIER.fullmatch(source):
+                left_out["identifiers"] += 1
+            elif (pair := (one_line(source).strip(), one_line(target).strip())) in pairs:
                 left_out["repeated"] += 1
+            elif pair[0] == pair[1]:
+                left_out["the same in both languages"] += 1
             else:
                 pairs[pair] = None
         counts = ", ".join(f"{count:,} {name}" for name, count in sorted(left_out.items()))
@@ -97,7 +112,7 @@ class GettextCatalogues(SplitFiles[list[Pair]]):
         return list(pairs)
 
     def cut_off(self, items: list[Pair]) -> dict[str, list[Pair]]:
-        return self.draw_splits(items, key=itemgetter(0))
+        return self.draw_splits(items, key=lambda pair: message_key(pair[0]))
 
     def find_catalogues(self, locale: str) -> list[tuple[str, Path]]:
         """Return the catalogues of a locale, each with a name that its translations share.
@@ -106,17 +121,17 @@ class GettextCatalogues(SplitFiles[list[Pair]]):
         """
         found: dict[Path, tuple[str, Path]] = {}
         locales: Counter[str] = Counter()
-        for folder in self.paths("train"):
+        for collection, files in zip(self.files["train"], self.paths("train"), strict=True):
             # ".po" comes after ".mo", and replaces it.
-            for path in sorted(p for p in folder.rglob("*.[mp]o") if p.is_file()):
-                parts = path.relative_to(folder).with_suffix("").parts
+            for relative, path in sorted(files.items()):
+                parts = relative.with_suffix("").parts
                 code = locale_of(parts)
                 if code is None:
                     continue
                 locales[normalize_locale(code)] += 1
                 if normalize_locale(code) == locale:
                     name = "/".join(part for part in parts if part != code)
-                    found[path.with_suffix("")] = (f"{folder}/{name}", path)
+                    found[path.with_suffix("")] = (f"{collection}/{name}", path)
         if not found and locale != "en":
             listing = (
                 ", ".join(code for code, _ in locales.most_common(12)) or "no catalogue at all"
@@ -138,17 +153,32 @@ class GettextCatalogues(SplitFiles[list[Pair]]):
         return f"{split}, pair {index + 1} after the split"
 
 
-def find_folder(name: str) -> Path:
-    """Return a folder, or that of an installed package. Raise BadInput if it is neither."""
-    if Path(name).is_dir():
-        return Path(name)
+def catalogue_files(name: str) -> dict[Path, Path]:
+    """Return the catalogues of a folder or an installed package, by their relative paths.
+
+    Raise BadInput if the name is neither.
+    """
+    folder = Path(name)
+    if not folder.is_dir():
+        with suppress(PackageNotFoundError, ValueError):
+            # Some packages install catalogues outside of their folder.
+            installed = [x for x in metadata.files(name) or () if x.suffix in (".mo", ".po")]
+            if installed:
+                return {Path(file): Path(str(file.locate())) for file in installed}
+        folder = package_folder(name)
+    files = (path for path in folder.rglob("*.[mp]o") if path.is_file())
+    return {path.relative_to(folder): path for path in files}
+
+
+def package_folder(name: str) -> Path:
+    """Return the folder of a package that can be imported. Raise BadInput if there is none."""
     if name.isidentifier():
         spec = importlib.util.find_spec(name)
         if spec is not None and spec.submodule_search_locations:
             return Path(next(iter(spec.submodule_search_locations)))
     raise BadInput(
         f"{name} is no folder and no installed package; name one that holds catalogues, such as "
-        "/usr/share/locale or sphinx."
+        "/usr/share/locale, or install those of PyPI: pip install 'attention-zoo[text]'."
     )
 
 
@@ -171,9 +201,8 @@ def normalize_locale(code: str) -> str:
 def read_entries(path: Path, left_out: Counter[str]) -> Iterator[tuple[tuple[str, str], str]]:
     """Yield ((context, original), translation) of a catalogue, and count what is left out."""
     try:
-        with path.open("rb") as file:
-            read = read_po(file, abort_invalid=True) if path.suffix == ".po" else read_mo(file)
-    except (OSError, ValueError, LookupError, PoFileError, struct.error) as error:
+        read = read_catalogue(path)
+    except READ_ERRORS as error:
         reason = (str(error) or type(error).__name__).splitlines()[0]
         left_out[f"in catalogues that cannot be read, such as {path} ({reason})"] += 1
         return
@@ -190,3 +219,26 @@ def read_entries(path: Path, left_out: Counter[str]) -> Iterator[tuple[tuple[str
             left_out["untranslated"] += 1
         else:
             yield (message.context or "", message.id), message.string
+
+
+def read_catalogue(path: Path) -> Catalog:
+    """Return a catalogue; of a `.po` file that Babel cannot read, the `.mo` file beside it."""
+    try:
+        with path.open("rb") as file:
+            if path.suffix == ".mo":
+                return read_mo(file)
+            # Babel takes an obsolete entry's former original ("#~| msgid") for a fault.
+            return read_po((line for line in file if line[:3] != b"#~|"), abort_invalid=True)
+    except READ_ERRORS:
+        compiled = path.with_suffix(".mo")
+        if path.suffix == ".mo" or not compiled.is_file():
+            raise
+        return read_catalogue(compiled)
+
+
+def message_key(message: str) -> str:
+    """Return the words of a message: "&Save %s…" and "save" have the same ones.
+
+    A message without words is its own key.
+    """
+    return " ".join(re.findall(r"\w+", NO_WORDS.sub("", message).casefold())) or message

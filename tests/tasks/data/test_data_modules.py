@@ -79,7 +79,8 @@ def test_every_yaml_makes_its_data_module(name: str, tmp_path: Path) -> None:
     }
     data = composed(name, tmp_path, **required.get(name, {}))
     assert data.seed == 3
-    assert isinstance(data.source.cache_key() if name in ("phrases", "python_docs") else {}, dict)
+    embedded = name in ("phrases", "python_docs", "python_source")
+    assert isinstance(data.source.cache_key() if embedded else {}, dict)
 
 
 @pytest.mark.parametrize("tokenizer", TOKENIZERS)

@@ -7,7 +7,7 @@ from babel.messages.catalog import Catalog
 from babel.messages.mofile import write_mo
 
 from attention_zoo.errors import BadInput, UserError
-from attention_zoo.tasks.data.sources.gettext_catalogues import GettextCatalogues
+from attention_zoo.tasks.data.sources.gettext_catalogues import GettextCatalogues, message_key
 
 HEADER = 'msgid ""\nmsgstr ""\n"Content-Type: text/plain; charset=UTF-8\\n"\n\n'
 GERMAN = HEADER + (
@@ -91,6 +91,95 @@ def test_an_installed_package_is_a_folder(folder: Path, monkeypatch: pytest.Monk
     monkeypatch.setattr(sys, "path", [str(folder), *sys.path])
     source = GettextCatalogues(catalogues=["somepackage"], target="fr")
     assert ("Red", "Rouge") in all_pairs(source)
+
+
+def test_an_installed_distribution_may_have_catalogues_outside_of_its_package(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    info = folder / "some.package-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: some.package\nVersion: 1.0\n")
+    (info / "RECORD").write_text("some.package-1.0.dist-info/METADATA,,\npo/fr.po,,\n")
+    monkeypatch.setattr(sys, "path", [str(folder), *sys.path])
+    source = GettextCatalogues(catalogues=["some-package"], target="fr")
+    assert all_pairs(source) == [("Red", "Rouge"), ("Save", "Enregistrer")]
+
+
+def test_names_and_copies_are_left_out(tmp_path: Path) -> None:
+    entries = {"label_save": "Speichern", "Blue": "Blau", "Linux": "Linux", "core.tab": "Reiter"}
+    (tmp_path / "de.mo").write_bytes(compiled(**entries))
+    (tmp_path / "fr.mo").write_bytes(compiled(label_save="Enregistrer"))
+    source = GettextCatalogues(catalogues=str(tmp_path), target="de")
+    assert all_pairs(source) == [("Blue", "Blau")]
+    assert "2 identifiers" in source.notes[0]
+    assert "1 the same in both languages" in source.notes[0]
+    # Between two translations, an identifier is as good a link as any other original.
+    source = GettextCatalogues(catalogues=str(tmp_path), source="fr", target="de")
+    assert all_pairs(source) == [("Enregistrer", "Speichern")]
+
+
+FORMER = (
+    'msgid "Red"\nmsgstr "Rot"\n\n#, fuzzy\n#~| msgid "Old"\n#~ msgid "Older"\n#~ msgstr "Alt"\n'
+)
+THREE_FORMS = (
+    'msgid "Red"\nmsgstr "Rot"\n\n'
+    'msgid "%d file"\nmsgid_plural "%d files"\nmsgstr[0] "a"\nmsgstr[1] "b"\nmsgstr[2] "c"\n'
+)
+
+
+def test_a_former_original_is_no_fault(tmp_path: Path) -> None:
+    (tmp_path / "de.po").write_text(HEADER + FORMER)
+    source = GettextCatalogues(catalogues=str(tmp_path), target="de")
+    assert all_pairs(source) == [("Red", "Rot")]
+    assert "1 obsolete" in source.notes[0] and "cannot be read" not in source.notes[0]
+
+
+def test_the_mo_file_stands_in_for_a_damaged_po_file(tmp_path: Path) -> None:
+    (tmp_path / "de.po").write_text(HEADER + THREE_FORMS)
+    source = GettextCatalogues(catalogues=str(tmp_path), target="de")
+    with pytest.raises(BadInput, match="no entry is translated"):
+        all_pairs(source)
+    (tmp_path / "de.mo").write_bytes(compiled(Red="Rot"))
+    source = GettextCatalogues(catalogues=str(tmp_path), target="de")
+    assert all_pairs(source) == [("Red", "Rot")]
+    assert "cannot be read" not in source.notes[0]
+
+
+@pytest.mark.parametrize(
+    ("message", "other"),
+    [
+        ("Save", "&Save…"),
+        ("Save as", "Save  _as:"),
+        ("Cannot open %s", "cannot open %(path)r."),
+        ("%-20s of {count}", "{} OF"),
+        ("No file\nwas found", "No file was found!"),
+    ],
+)
+def test_messages_with_the_same_words_are_one_message(message: str, other: str) -> None:
+    assert message_key(message) == message_key(other)
+
+
+def test_messages_with_other_words_differ() -> None:
+    messages = ["Save", "Save all", "%s", "...", "", "100%", "10%", "{name}"]
+    assert len({message_key(message) for message in messages}) == len(messages)
+
+
+def test_no_message_is_in_two_splits(tmp_path: Path) -> None:
+    forms = ("{}", "&{}", "{}…", "{}: %s", "{}:\n%(name)s", "%d {}.")
+    for number, form in enumerate(forms):
+        entries = {form.format(f"Open file {i}"): f"Datei {i} öffnen {number}" for i in range(60)}
+        (tmp_path / f"{number}").mkdir()
+        (tmp_path / f"{number}/de.mo").write_bytes(compiled(**entries))
+    source = GettextCatalogues(catalogues=str(tmp_path), target="de", valid_fraction=0.2)
+    splits = source.splits()
+    numbers = {split: {text.split()[1] for _, text in pairs} for split, pairs in splits.items()}
+    assert sum(map(len, splits.values())) == 60 * len(forms)
+    assert {split: len(found) for split, found in numbers.items()} == {
+        "train": 36,
+        "valid": 12,
+        "test": 12,
+    }
+    assert len(set().union(*numbers.values())) == 60
 
 
 def test_what_is_not_there_is_refused_in_one_line(folder: Path) -> None:

@@ -1,6 +1,6 @@
 import gzip
 import sys
-from itertools import combinations
+from itertools import combinations, permutations
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -10,6 +10,8 @@ from attention_zoo.errors import BadInput, UserError
 from attention_zoo.tasks.data.sources.hub import HubPairs, HubTexts
 from attention_zoo.tasks.data.sources.parallel_files import ParallelFiles
 from attention_zoo.tasks.data.sources.python_docs import PythonDocs
+from attention_zoo.tasks.data.sources.python_source import PythonSource, find_leaders
+from attention_zoo.tasks.data.sources.python_text import PythonText
 from attention_zoo.tasks.data.sources.text_files import OneTextFile, TextFiles, cut_text
 
 PAIR_FILES = {"train": "train", "valid": "dev", "test": "test"}
@@ -163,8 +165,9 @@ def test_cuts_keep_every_byte_and_lie_between_characters() -> None:
         OneTextFile(file="a", fractions=[0.9, 0.2])
 
 
-def test_python_docs_splits_share_no_long_paragraph() -> None:
-    source = PythonDocs()
+@pytest.mark.parametrize("source_class", [PythonDocs, PythonSource])
+def test_splits_of_python_text_share_no_long_paragraph(source_class: type[PythonText]) -> None:
+    source = source_class()
     splits = source.splits()
     size = {split: sum(map(len, texts)) for split, texts in splits.items()}
     for split in ("valid", "test"):
@@ -176,7 +179,55 @@ def test_python_docs_splits_share_no_long_paragraph() -> None:
     for one, other in combinations(paragraphs, 2):
         shared = [part for part in paragraphs[one] & paragraphs[other] if len(part) > 200]
         assert not shared
-    assert source.cache_key() == PythonDocs().cache_key()
+    key = source.cache_key()
+    assert key == source_class().cache_key()
+    assert key != source_class(valid_fraction=0.1).cache_key()
+
+
+def test_python_source_leaves_out_what_some_machines_lack(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    license_text = "# All of the license. " * 20
+    files = {
+        "ast.py": f"tree = 1\n\n{license_text}\n",
+        "bz2.py": "".join(f"x{i} = {i}\n" for i in range(60)),
+        "json/__init__.py": "",
+        "json/decoder.py": f"{license_text}\n\nparse = 2\n",
+        "unittest/mock.py": "# -*- coding: latin-1 -*-\né = 1\n",
+        "unittest/test/test_mock.py": "test = 1\n",
+        "test/test_ast.py": "test = 1\n",
+        "tkinter/__init__.py": "window = 1\n",
+        "encodings/cp1250.py": "table = 1\n",
+        "site-packages/own.py": "own = 1\n",
+        "own.py": "own = 1\n",
+    }
+    for name, content in files.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(content, "latin-1")
+    monkeypatch.setattr("sysconfig.get_path", lambda name: str(tmp_path))
+    source = PythonSource()
+    assert source.groups() == {
+        "ast": [files["ast.py"], files["json/decoder.py"]],
+        "bz2": [files["bz2.py"]],
+        "unittest": [files["unittest/mock.py"]],
+    }
+    assert source.notes == [
+        "4 files of 4 modules and packages; 1 follow another one that shares a paragraph with them"
+    ]
+    key = source.cache_key()
+    (tmp_path / "bz2.py").write_text("x = 2\n")
+    assert source.cache_key() != key
+    monkeypatch.setattr("sysconfig.get_path", lambda name: str(tmp_path / "nowhere"))
+    with pytest.raises(BadInput, match="without the source of its standard library"):
+        source.splits()
+
+
+def test_sharing_a_paragraph_is_transitive() -> None:
+    one, two = "first line of it " * 20, "second line of it " * 20
+    modules = {"c": [one], "a": [f"{one}\n\n{two}"], "b": ["x", two], "d": ["other"]}
+    for order in permutations(modules):
+        leaders = find_leaders({name: modules[name] for name in order})
+        assert leaders == {"a": "a", "b": "a", "c": "a", "d": "d"}
 
 
 def hub_pairs(**changes) -> HubPairs:
@@ -194,9 +245,12 @@ def replace_hub(monkeypatch: pytest.MonkeyPatch, load) -> None:
     monkeypatch.setitem(sys.modules, "datasets", SimpleNamespace(load_dataset=load))
 
 
-def test_a_fraction_that_leaves_no_text_to_train_on_is_refused() -> None:
+@pytest.mark.parametrize("source_class", [PythonDocs, PythonSource])
+def test_a_fraction_that_leaves_no_text_to_train_on_is_refused(
+    source_class: type[PythonText],
+) -> None:
     with pytest.raises(UserError, match=r"lie between 0 and 0\.5, got 0\.7; 0\.05 is usual"):
-        PythonDocs(valid_fraction=0.7)
+        source_class(valid_fraction=0.7)
 
 
 def test_hub_pairs_are_read_by_column(monkeypatch: pytest.MonkeyPatch) -> None:
