@@ -135,11 +135,12 @@ def describe_tuning(candidates: Sequence[Candidate]) -> Iterator[str]:
     if untrained := [x for x in candidates if x.best_rate is None]:
         yield f"No rate trains: {quote_names(untrained)}."
     ranges = {f"`{x.label}`": rate_range(x) for x in candidates if x.best_rate is not None}
-    if len(ranges) > 1:
-        ordered = sorted(ranges, key=lambda name: ranges[name][1] / ranges[name][0])
-        narrowest, widest = [
-            f"{x} ({describe_range(ranges[x])})" for x in (ordered[0], ordered[-1])
-        ]
+    widths = {name: high / low for name, (low, high) in ranges.items()}
+    if len({*widths.values()}) > 1:
+        narrowest, widest = (
+            f"{name} ({describe_range(ranges[name])})"
+            for name in (min(widths, key=widths.__getitem__), max(widths, key=widths.__getitem__))
+        )
         yield (
             f"Of the rates that come within {NEARLY} nats of the best in the first trials, "
             f"{narrowest} has the narrowest range and {widest} the widest."
@@ -213,5 +214,8 @@ def draw_rates(candidates: Sequence[Candidate]) -> Markup:
             low, high = min(finite), max(finite)
             margin = 0.05 * (high - low) or 0.1
             axes.set_ylim(low - margin, high + margin)
-        axes.set(xlabel="learning rate (rings: chosen)", ylabel="nats per token")
+        axes.set(
+            xlabel="learning rate, at a quarter of the length (rings: chosen)",
+            ylabel="nats per token",
+        )
         return figure_svg(figure, "Validation loss by learning rate", [x.label for x in candidates])

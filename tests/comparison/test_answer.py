@@ -105,6 +105,7 @@ def test_the_width_of_the_range_of_good_rates_is_a_result():
     narrow = candidate("narrow", losses=LOSSES | {0.03: 1.5})
     (sentence,) = describe_tuning([narrow, candidate("wide")])
     assert "`narrow` (0.01 only) has the narrowest range and `wide` (0.01 to 0.03) the" in sentence
+    assert list(describe_tuning([candidate("one"), candidate("as wide")])) == []
 
 
 def test_a_scoreboard_keeps_the_results_of_several_comparisons(answered, tmp_path):
