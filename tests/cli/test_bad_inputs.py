@@ -438,7 +438,7 @@ show foo | no attention or position 'foo'
 show rope | It is called rotary here
 show multi_head linear | one NAME
 show stack=hybrid -m | name=value
-show stack=hybrid multi_head | show takes only NAME | stack=NAME
+show stack=hybrid multi_head | show takes only NAME
 show stack=hybrid output=a.png output=b.png | one value
 report | at least one FOLDER
 report /nonexist | no folder
