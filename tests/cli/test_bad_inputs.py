@@ -311,7 +311,7 @@ model.dim:int=3 | no name of an option
 attention@=linear | no name of an option
 @model=tiny | no name of an option
 model.dim@x=3 | Did you mean model?
-model@foo=tiny | no option 'model@foo'
+model@foo=tiny | no node foo to choose model for
 model/dim=3 | no option 'model/dim'
 model[0]=3 | name=value
 '$x=3' | no option '$x'
@@ -342,7 +342,7 @@ experiment=[parity,bar] | extrapolation
 experiment=small/scam | Did you mean small/scan
 experiment=scam | small/mano
 callbacks=default callbacks.attention_maps.layers=[7] | layers of cross must be some of 0
-callbacks=default callbacks.attention_maps.heads=[9] | heads of cross must be some of 1, 2
+callbacks=default callbacks.attention_maps.heads=[9] | heads of cross must be some of 0, 1
 callbacks=default callbacks.attention_maps.steps=[9] | steps must be among the 1
 """
 # What only a language model has.
