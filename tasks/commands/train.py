@@ -167,7 +167,9 @@ def refuse_options_without_effect(config: dict[str, Any], invocation: Invocation
     """Raise UserError for options that only others give an effect, which are missing."""
     if not config["strict"] and config["init_from"] is None:
         raise UserError("strict=false is about the weights of init_from: give init_from=FILE too.")
-    if JOB_FOLDER in os.environ:  # whose sweep has these, and which goes on as it can
+    # The sweep of a job has these, and the job goes on as it can. Of the ranks that SLURM starts,
+    # only the first has the folder.
+    if JOB_FOLDER in os.environ or "hydra.mode=RUN" in invocation.overrides:
         return
     if config["ckpt_override"] and config["ckpt_path"] is None:
         raise UserError("ckpt_override is about the training that ckpt_path names: give it too.")
