@@ -51,13 +51,15 @@ def answer(
 
     `schedule` is how all candidates were tuned and trained, for a scoreboard.
     """
+    left_out = [f"`{x.label}` ({x.reason})" for x in candidates if x.cost is None]
+    candidates = [x for x in candidates if x.cost is not None]
     runs = find_runs([folder / CONFIRM])
     comparisons = [*compare_widths(runs, candidates, config.reference)]
     for comparison in comparisons:
         run_tests(comparison, lambda: None)
-    tuning = Finding(
-        [*describe_tuning(candidates)], tuning_table(candidates), draw_rates(candidates)
-    )
+    sentences = [f"Left out: {'; '.join(left_out)}."] if left_out else []
+    sentences += describe_tuning(candidates)
+    tuning = Finding(sentences, tuning_table(candidates), draw_rates(candidates))
     scaling = find_scaling(runs, candidates)
     charts = [draw_charts(comparison) for comparison in comparisons]
     title = f"Comparison of {len(dict.fromkeys(x.name for x in candidates))} candidates"
@@ -84,8 +86,8 @@ def answer(
         benchmark = config.benchmark or choices.get("experiment") or choices["data"]
         scoreboard = Path(config.scoreboard)
         for candidate in candidates:
-            trained = [x for x in runs_of(candidate, runs) if x.outcome == "trained"]
-            add_results(scoreboard, Path(benchmark).name, candidate, trained, schedule)
+            if trained := [x for x in runs_of(candidate, runs) if x.outcome == "trained"]:
+                add_results(scoreboard, Path(benchmark).name, candidate, trained, schedule)
         print_line(console, str(write_page(scoreboard)))
 
 
@@ -95,8 +97,9 @@ def compare_widths(
     """Yield a comparison for each width."""
     widths = dict.fromkeys(x.width for x in candidates)
     for width in widths:
-        of_width = [x for x in runs if x.config.get("model", {}).get("dim") == width]
-        named = next((x for x in candidates if (x.name, x.width) == (reference, width)), None)
+        at_width = [x for x in candidates if x.width == width]
+        of_width = [run for run in runs if any(runs_of(x, [run]) for x in at_width)]
+        named = next((x for x in at_width if x.name == reference), None)
         for comparison in compare_runs(of_width, None):
             if named is not None:
                 rows = [x for x in comparison.rows if runs_of(named, x.runs)]
@@ -189,21 +192,14 @@ def tuning_table(candidates: Sequence[Candidate]) -> Table:
 def draw_rates(candidates: Sequence[Candidate]) -> Markup:
     """Draw the loss of the first trials by learning rate; a ring marks the rate that was chosen."""
     with svg_settings():
-        figure, axes = new_chart(
-            "Validation loss by learning rate, at a quarter of the length", 4.2
-        )
+        figure, axes = new_chart("Validation loss by learning rate", 4.2)
         finite = [x for each in candidates for x in each.losses.values() if math.isfinite(x)]
         for index, candidate in enumerate(candidates):
             points = sorted(candidate.losses.items())
             style = row_style(index)
             axes.plot(*zip(*points, strict=True), **style)
             if candidate.best_rate is not None:
-                ring: Any = {
-                    "marker": "o",
-                    "markersize": 12,
-                    "markerfacecolor": "none",
-                    "linestyle": "",
-                }
+                ring: Any = {"marker": "o", "markersize": 12, "markerfacecolor": "none"}
                 chosen = candidate.losses[candidate.best_rate]
                 axes.plot([candidate.best_rate], [chosen], color=style["color"], **ring)
         axes.set_xscale("log")

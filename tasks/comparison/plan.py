@@ -13,7 +13,7 @@ from attention_zoo.tasks.views.console import print_line
 from attention_zoo.tasks.views.tables import Table, print_table
 
 MEASURED_STEPS = 20
-# The shortest training at full length that is worth comparing: a quarter of it still warms up.
+# The shortest training at full length; a trial is a quarter of it.
 FEWEST_STEPS = 40
 SECONDS = {"s": 1, "sec": 1, "min": 60, "m": 60, "h": 3600, "d": 86400}
 KINDS = {"token": "tokens", "tokens": "tokens", "flop": "flops", "flops": "flops"}

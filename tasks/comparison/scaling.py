@@ -12,7 +12,7 @@ from markupsafe import Markup
 from attention_zoo.tasks.analysis.report.charts import new_chart, row_style
 from attention_zoo.tasks.analysis.report.comparison import SIGNIFICANCE_LEVEL
 from attention_zoo.tasks.analysis.report.measures import format_with_unit
-from attention_zoo.tasks.analysis.report.power import log_critical_value
+from attention_zoo.tasks.analysis.report.power import t_quantile
 from attention_zoo.tasks.analysis.report.runs import Run
 from attention_zoo.tasks.analysis.report.significance import holm_correction, welch_test
 from attention_zoo.tasks.views.charts import figure_svg, svg_settings
@@ -64,11 +64,6 @@ def fit_power_law(curve: Curve) -> PowerLaw:
     variance = ((y - slope * x - intercept) ** 2).sum() / freedom
     deviation = math.sqrt(variance / ((x - x.mean()) ** 2).sum())
     return PowerLaw(float(slope), float(intercept), t_quantile(freedom) * deviation)
-
-
-def t_quantile(freedom: int) -> float:
-    """Return what |t| of Student exceeds with a probability of 5 %."""
-    return math.exp(log_critical_value(SIGNIFICANCE_LEVEL, freedom, pairs=1))
 
 
 def describe_scaling(curves: Mapping[str, Curve]) -> Iterator[str]:

@@ -6,18 +6,18 @@ adds its rows, and the page is drawn from all of them.
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 from attention_zoo.tasks.analysis.report.comparison import Comparison, Row
-from attention_zoo.tasks.analysis.report.measures import QUALITY, Measure, standard_deviation
+from attention_zoo.tasks.analysis.report.measures import QUALITY, standard_deviation
+from attention_zoo.tasks.analysis.report.power import t_quantile
 from attention_zoo.tasks.analysis.report.runs import Run
 from attention_zoo.tasks.analysis.report.significance import run_tests
 from attention_zoo.tasks.comparison.candidate import Candidate
 from attention_zoo.tasks.comparison.published import compare_with_published
-from attention_zoo.tasks.comparison.scaling import t_quantile
 from attention_zoo.tasks.run_folder import read_json, replace_text
 from attention_zoo.tasks.views.pages import render_page
 from attention_zoo.tasks.views.tables import Cell, Table
@@ -79,21 +79,21 @@ def read_scores(folder: Path) -> dict[str, dict[str, Entry]]:
 def write_page(folder: Path) -> Path:
     """Draw the page of a scoreboard anew; return its path."""
     scores = read_scores(folder)
-    published = [compare_with_published(name, means(x)) for name, x in scores.items()]
+    comparisons = {name: compare_entries(name, entries) for name, entries in scores.items()}
+    published = [compare_with_published(name, means(x)) for name, x in comparisons.items()]
     page = render_page(
         "analysis/report/scoreboard.html",
         title="Scoreboard",
-        table=score_table(scores),
-        benchmarks=benchmark_table(scores),
+        table=score_table(scores, comparisons),
+        benchmarks=benchmark_table(scores, comparisons),
         published=[x for x in published if x is not None],
     )
     replace_text(folder / PAGE, page)
     return folder / PAGE
 
 
-def means(entries: Mapping[str, Entry]) -> dict[str, float]:
+def means(comparison: Comparison) -> dict[str, float]:
     """Return the mean of each candidate in the primary metric, so that more is better."""
-    comparison = compare_entries("", entries)
     metric = comparison.primary_metric
     sign = 1 if metric.better == "higher" else -1
     return {row.label: sign * (row.mean(metric.key) or 0.0) for row in comparison.rows}
@@ -104,7 +104,7 @@ def compare_entries(benchmark: str, entries: Mapping[str, Entry]) -> Comparison:
     every = [results for entry in entries.values() for results in entry.results]
     # Sentences are not kept, so scores are compared over seeds.
     measures = [x for x in QUALITY if x.test is not None and all(x.key in each for each in every)]
-    metric = Measure(**{**vars(measures[0]), "test": "welch"})
+    metric = replace(measures[0], test="welch")
     rows = []
     for name, entry in entries.items():
         runs = [Run(Path(name), {}, results, (), "trained", "", None) for results in entry.results]
@@ -115,9 +115,8 @@ def compare_entries(benchmark: str, entries: Mapping[str, Entry]) -> Comparison:
     return comparison
 
 
-def score_table(scores: Scores) -> Table:
+def score_table(scores: Scores, comparisons: Mapping[str, Comparison]) -> Table:
     """Return means with 95 % intervals; those that do not differ from the best are marked."""
-    comparisons = {name: compare_entries(name, entries) for name, entries in scores.items()}
     candidates = sorted({name for entries in scores.values() for name in entries})
     rows = []
     for candidate in candidates:
@@ -146,23 +145,14 @@ def score_cell(comparison: Comparison, candidate: str, entry: Entry) -> Cell:
     return Cell(text, fmean(values), "good" if is_best else "")
 
 
-def benchmark_table(scores: Scores) -> Table:
+def benchmark_table(scores: Scores, comparisons: Mapping[str, Comparison]) -> Table:
     """Return what the benchmarks measure, and how long their candidates were tuned and trained."""
     rows = []
     for name, entries in scores.items():
-        metric = compare_entries(name, entries).primary_metric
+        metric = comparisons[name].primary_metric
         schedules = [entry.schedule for entry in entries.values()]
-        texts = [
-            " and ".join(f"{x:,}" for x in sorted({each[key] for each in schedules}))
-            for key in ("steps", "trials")
-        ]
-        seeds = sorted({len(entry.results) for entry in entries.values()})
-        rows.append(
-            [
-                name,
-                f"{metric.title}, {metric.better} is better",
-                *texts,
-                " and ".join(map(str, seeds)),
-            ]
-        )
+        counts = [{each[key] for each in schedules} for key in ("steps", "trials")]
+        counts.append({len(entry.results) for entry in entries.values()})
+        texts = [" and ".join(f"{x:,}" for x in sorted(each)) for each in counts]
+        rows.append([name, f"{metric.title}, {metric.better} is better", *texts])
     return Table("Benchmarks", ["benchmark", "measure", "steps", "trials", "seeds"], rows, "llrrr")

@@ -6,7 +6,7 @@ with a comparison that was cut off.
 
 import json
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -50,6 +50,7 @@ PHASES = {
     "confirm": "The best rate, with new seeds",
 }
 RATE = "optimizer.lr"
+TRIAL = ("test=false", "lengths=[]")  # It is judged by val/loss alone.
 
 
 class ComparisonSweeper(Sweeper):
@@ -65,8 +66,10 @@ class ComparisonSweeper(Sweeper):
     config: DictConfig
     launcher: Launcher
 
-    def __init__(self, own_options: Sequence[str]) -> None:
+    def __init__(self, own_options: Sequence[str], params: Mapping[str, Any] | None = None) -> None:
         self.own_options = own_options  # which jobs do not have
+        # What the file of an experiment sweeps over, but for the rates, which are tuned here.
+        self.swept_options = [f"{k}={x}" for k, x in (params or {}).items() if k != RATE]
 
     def setup(
         self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig
@@ -94,7 +97,7 @@ class ComparisonSweeper(Sweeper):
 
     def sweep(self, arguments: list[str]) -> None:
         """Run the comparison, and write and print its answer."""
-        candidates = self.create_candidates(arguments)
+        candidates = self.create_candidates([*self.swept_options, *arguments])
         self.measure(candidates)
         trained = [x for x in candidates if x.cost is not None]
         if len(trained) < min(2, len(candidates)):
@@ -109,13 +112,13 @@ class ComparisonSweeper(Sweeper):
         from attention_zoo.tasks.comparison.answer import answer
 
         schedule = {**asdict(self.schedule), "steps": steps, "rate_factor": self.config.rate_factor}
-        answer(self.folder, trained, schedule, self.config, self.console)
+        answer(self.folder, candidates, schedule, self.config, self.console)
 
     def create_candidates(self, arguments: list[str]) -> list[Candidate]:
         """Return a candidate for each combination of what the overrides sweep over."""
         parsed = OverridesParser.create(config_loader=self.loader).parse_overrides(arguments)
         swept = [x.get_key_element() for x in parsed if x.is_sweep_override()]
-        for name in swept:
+        for name in (x.lstrip("+") for x in swept):
             if name in (RATE, "seed", *self.own_options):
                 raise UserError(
                     f"compare tunes {RATE} and repeats seeds itself, got several values of {name}; "
@@ -234,7 +237,7 @@ class ComparisonSweeper(Sweeper):
         rates = [further_rates(x.losses, factor) for x in candidates]
         self.run_trials("tuning", candidates, rates, steps // 4)
         rates = [best_rates(x.losses, self.schedule.kept) for x in candidates]
-        self.run_trials("halving", candidates, rates, steps // 2, later=True)
+        self.run_trials("halving", candidates, rates, steps // 2)
 
     def run_trials(
         self,
@@ -242,14 +245,10 @@ class ComparisonSweeper(Sweeper):
         candidates: Sequence[Candidate],
         rates: Sequence[Sequence[float]],
         steps: int,
-        *,
-        later: bool = False,
     ) -> None:
         """Train candidates at rates, and add their losses; a run without a loss has infinity."""
         trials = [(x, rate) for x, each in zip(candidates, rates, strict=True) for rate in each]
-        overrides = [
-            [*x.overrides, *length(steps), *TUNING, f"{RATE}={rate}"] for x, rate in trials
-        ]
+        overrides = [[*x.overrides, *length(steps), *TRIAL, f"{RATE}={rate}"] for x, rate in trials]
         for (candidate, rate), folder in zip(trials, self.run(phase, overrides), strict=True):
             record = folder.read_job()
             if record is None or record.outcome not in ("trained", "diverged"):
@@ -259,7 +258,7 @@ class ComparisonSweeper(Sweeper):
                     f"hydra.sweep.dir={self.folder}: it goes on."
                 )
             loss = folder.read_results().get("val/loss")
-            losses = candidate.later_losses if later else candidate.losses
+            losses = candidate.later_losses if phase == "halving" else candidate.losses
             losses[rate] = math.inf if loss is None else loss
 
     def confirm(self, candidates: Sequence[Candidate], steps: int) -> None:
@@ -289,14 +288,14 @@ class ComparisonSweeper(Sweeper):
         return [RunFolder(self.folder / phase / str(number)) for number in numbers]
 
 
-# Trials are judged by val/loss alone.
-TUNING = ("test=false", "lengths=[]")
-
-
 def length(steps: int) -> list[str]:
     """Return the overrides of a training of a number of steps, validated four times."""
-    interval = max(1, steps // 4)
-    return [f"trainer.max_steps={steps}", f"trainer.val_check_interval={interval}"]
+    return [
+        f"trainer.max_steps={steps}",
+        "trainer.max_epochs=-1",
+        f"trainer.val_check_interval={max(1, steps // 4)}",
+        "trainer.check_val_every_n_epoch=null",  # The interval is that of all steps.
+    ]
 
 
 def at_widths(overrides: Sequence[str], config: DictConfig, sizes: int) -> list[list[str]]:

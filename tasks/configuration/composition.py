@@ -29,6 +29,7 @@ from attention_zoo.tasks.configuration.overrides import (
     expand_seeds,
     infer_task,
     override_values,
+    refuse_options_of_sweeps,
     source_flags,
     split_arguments,
     train_yaml,
@@ -98,6 +99,7 @@ def parse_command(command: str, arguments: Sequence[str]) -> Invocation:
     if lines and command in ("train", "compare", "evaluate"):
         raise UserError(f"{command} takes options of the form name=value, got {lines[0]!r}.")
     if command == "compare":
+        refuse_options_of_sweeps(overrides)
         task = infer_task(overrides)
         overrides = overrides if task is None else [*overrides, task]
         overrides = complete_overrides(store_comparison_config(), overrides)
@@ -146,7 +148,8 @@ def register_plugins(command: str, flags: Sequence[str] = ()) -> None:
     register_launcher("train" if command == "compare" else command, flags)
     register_plugin(TrialsSweeper, "hydra/sweeper", "trials")
     own_options = [x for x in compare_yaml() if x != "hydra"]
-    register_plugin(ComparisonSweeper, "hydra/sweeper", COMPARISON, own_options=own_options)
+    options = {"own_options": own_options, "params": None}
+    register_plugin(ComparisonSweeper, "hydra/sweeper", COMPARISON, **options)
 
 
 def compare_yaml() -> Any:

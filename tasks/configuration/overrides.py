@@ -103,6 +103,17 @@ def refuse_unused(command: str, overrides: Sequence[str]) -> None:
             raise UserError(f"{override} would have no effect on {command}; {remedy}.")
 
 
+def refuse_options_of_sweeps(overrides: Sequence[str]) -> None:
+    """Refuse options that would take the place of what `compare` does itself."""
+    values = override_values(overrides)
+    for name in ("hparams_search", "hydra/sweeper", "ckpt_path"):
+        if values.get(name, "null") != "null":
+            raise UserError(
+                "compare searches by itself, and every training of it is new, got "
+                f"{name}={values[name]}; leave it out."
+            )
+
+
 def infer_task(overrides: Sequence[str]) -> str | None:
     """Return the override for the task that the chosen data need; None if the task stays."""
     values = override_values(overrides)

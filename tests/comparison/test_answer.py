@@ -11,7 +11,8 @@ from rich.console import Console
 
 from attention_zoo.tasks.comparison.answer import answer, describe_tuning
 from attention_zoo.tasks.comparison.candidate import Candidate
-from attention_zoo.tasks.comparison.scoreboard import read_scores, score_table
+from attention_zoo.tasks.comparison.plan import Cost
+from attention_zoo.tasks.comparison.scoreboard import compare_entries, read_scores, score_table
 from tests.report.folders import write_job, write_run
 
 LOSSES = {0.001: 2.0, 0.003: 1.5, 0.01: 1.0, 0.03: 1.05, 0.1: 3.0}
@@ -20,21 +21,22 @@ SCHEDULE = {"steps": 400, "trials": 7, "seeds": 3, "rate_factor": 3}
 
 
 def candidate(name, width=64, losses=LOSSES, later=None, label=None):
-    found = Candidate([f"attention={name}"], name, width, label or name, 0.01)
+    cost = Cost(seconds=0.1, overhead=1.0, tokens=100.0, flops=1e6)
+    found = Candidate([f"attention={name}"], name, width, label or name, 0.01, cost)
     if label is not None:
         found.overrides.append(f"model.dim={width}")
     found.losses, found.later_losses = dict(losses), dict(later or {0.01: 0.9, 0.03: 0.95})
     return found
 
 
-def write_runs(folder, candidates, skills, **changes):
+def write_runs(folder, candidates, skills, width=None, **changes):
     for number, (each, skill) in enumerate(zip(candidates, skills, strict=True)):
         for seed in (2, 3, 4):
             run = folder / "confirm" / f"{10 * number + seed}"
             lr = each.best_rate
             rate = f"optimizer.lr={lr}"
             write_job(run, *each.overrides, rate, f"seed={seed}")
-            model = {"dim": each.width}
+            model = {"dim": width or each.width}
             figures = {"training_flops_per_token": 1000.0 * each.width**2}
             write_run(
                 run,
@@ -52,13 +54,13 @@ def write_runs(folder, candidates, skills, **changes):
 def answered(tmp_path):
     """What is printed, and what the folder has then."""
 
-    def run(candidates, skills, logger=None, **options):
+    def run(candidates, skills, logger=None, width=None, more=(), **options):
         changes = {} if logger is None else {"logger": logger}
-        write_runs(tmp_path, candidates, skills, **changes)
+        write_runs(tmp_path, candidates, skills, width, **changes)
         console = Console(file=io.StringIO(), width=120)
         config = {"reference": None, "scoreboard": None, "benchmark": None} | options
         config["hydra"] = {"runtime": {"choices": {"data": "phrases"}}}
-        answer(tmp_path, candidates, SCHEDULE, OmegaConf.create(config), console)
+        answer(tmp_path, [*candidates, *more], SCHEDULE, OmegaConf.create(config), console)
         return console.file.getvalue(), tmp_path
 
     return run
@@ -91,6 +93,20 @@ def test_each_width_has_a_comparison_of_its_own(answered):
     assert "Loss by training FLOPs" in (folder / "report.html").read_text()
 
 
+def test_who_was_left_out_stands_on_the_page(answered):
+    candidates = [candidate("linear"), candidate("gated")]
+    refused = Candidate(["attention=x"], "x", 64, "x", 0.01, reason="refused: no such role")
+    text, folder = answered(candidates, [0.5, 0.7], more=[refused])
+    assert "Left out: x (refused: no such role)." in text
+    assert "refused: no such role" in (folder / "report.html").read_text()
+
+
+def test_widths_are_told_by_the_candidates_whatever_the_configs_say(answered):
+    """A fine-tuned model has the width of its checkpoint, not that of the composed config."""
+    text, _ = answered([candidate("linear", 32), candidate("gated", 32)], [0.5, 0.7], width=48)
+    assert "gated has the highest BLEU" in text
+
+
 def test_what_is_not_tuned_is_said():
     edge = candidate("edge", later={0.1: 0.5})
     sentences = list(describe_tuning([edge, candidate("good")]))
@@ -108,6 +124,11 @@ def test_the_width_of_the_range_of_good_rates_is_a_result():
     assert list(describe_tuning([candidate("one"), candidate("as wide")])) == []
 
 
+def table_of(board):
+    scores = read_scores(board)
+    return score_table(scores, {name: compare_entries(name, x) for name, x in scores.items()})
+
+
 def test_a_scoreboard_keeps_the_results_of_several_comparisons(answered, tmp_path):
     board = tmp_path / "board"
     later = {0.1: 0.5}
@@ -118,8 +139,7 @@ def test_a_scoreboard_keeps_the_results_of_several_comparisons(answered, tmp_pat
     assert sorted(x.name for x in (board / "results" / "phrases").iterdir()) == [
         *("edge", "gated", "linear")
     ]
-    scores = read_scores(board)
-    table = score_table(scores)
+    table = table_of(board)
     cells = {row[0]: row[1] for row in table.rows}
     assert table.columns == ["candidate", "phrases"]
     assert cells["edge"].endswith("(not tuned)") and " ± " in cells["linear"]
@@ -134,7 +154,7 @@ def test_an_interval_is_that_of_student(answered, tmp_path):
     results = read_scores(board)["phrases"]["gated"].results
     values = [x["test/bleu"] for x in results]
     half = 4.3027 * stdev(values) / math.sqrt(3)
-    (cell,) = [row[1] for row in score_table(read_scores(board)).rows if row[0] == "gated"]
+    (cell,) = [row[1] for row in table_of(board).rows if row[0] == "gated"]
     assert cell == f"{fmean(values):.2f} ± {half:.2f}"
 
 

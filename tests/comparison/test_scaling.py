@@ -4,13 +4,13 @@ import math
 
 import pytest
 
+from attention_zoo.tasks.analysis.report.power import t_quantile
 from attention_zoo.tasks.comparison.scaling import (
     Size,
     describe_scaling,
     draw_scaling,
     find_order_changes,
     fit_power_law,
-    t_quantile,
 )
 
 SEEDS = (-0.01, 0.0, 0.01)

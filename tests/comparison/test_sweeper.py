@@ -71,7 +71,9 @@ def compare(tmp_path, monkeypatch):
             )
             launcher = Launcher(config, **launcher_options)
             monkeypatch.setattr(Plugins.instance(), "instantiate_launcher", lambda **_: launcher)
-            sweeper = ComparisonSweeper(own_options=config.hydra.sweeper.own_options)
+            options = OmegaConf.to_container(config.hydra.sweeper, resolve=True)
+            del options["_target_"]
+            sweeper = ComparisonSweeper(**options)
             context = HydraContext(config_loader=loader, callbacks=None)
             sweeper.setup(hydra_context=context, task_function=None, config=config)
             sweeper.sweep(list(config.hydra.overrides.task))
@@ -121,7 +123,7 @@ def test_a_candidate_that_is_refused_is_left_out_with_its_reason(compare, capsys
     jobs, candidates = compare(
         "attention=multi_head,delta,linear", "trainer.max_steps=400", refused=("delta",)
     )
-    assert [x.name for x in candidates] == ["multi_head", "linear"]
+    assert [x.name for x in candidates if x.cost is not None] == ["multi_head", "linear"]
     assert "delta is left out: refused: no such role" in capsys.readouterr().out
     assert not any(x["attention"] == "delta" for x in of_phase(jobs, "tuning", "confirm"))
 
@@ -166,6 +168,10 @@ def test_widths_are_candidates_with_as_many_trials_each(compare):
     [
         (["attention=multi_head"], "two candidates or more"),
         ([*TWO, "optimizer.lr=0.1,0.2"], r"tunes optimizer.lr .* several values of optimizer.lr"),
+        ([*TWO, "++optimizer.lr=0.1,0.2"], "several values of optimizer.lr"),
+        ([*TWO, "hparams_search=optuna"], "searches by itself.*got hparams_search=optuna"),
+        ([*TWO, "hydra/sweeper=basic"], "got hydra/sweeper=basic"),
+        ([*TWO, "ckpt_path=last"], "every training of it is new, got ckpt_path=last"),
         ([*TWO, "seed=1,2"], "several values of seed"),
         ([*TWO, "trials=4"], "trials must be at least 5, got 4"),
         ([*TWO, "trials=many"], "trials must be a whole number"),
@@ -185,10 +191,24 @@ def test_what_cannot_be_compared_is_refused(compare, overrides, message):
         compare(*overrides)
 
 
+def test_the_rates_of_an_experiment_give_way_and_its_other_sweeps_are_candidates(compare):
+    jobs, candidates = compare(
+        "experiment=mad", "attention=multi_head,linear", "budget=1e8 tokens", "optimizer.lr=0.004"
+    )
+    assert {x.name for x in candidates} == {
+        *("weight_decay=0 multi_head", "weight_decay=0 linear"),
+        *("weight_decay=0.1 multi_head", "weight_decay=0.1 linear"),
+    }
+    assert len({x["optimizer.lr"] for x in of_phase(jobs, "tuning")}) > 3
+    assert {x["trainer.max_epochs"] for x in of_phase(jobs, "confirm")} == {"-1"}
+
+
 def test_no_candidate_may_be_left(compare):
     with pytest.raises(UserError, match=r"two candidates that train\. delta: refused"):
         compare("attention=multi_head,delta", refused=("delta",))
 
 
 def test_trials_are_validated_within_their_length():
-    assert module.length(3) == ["trainer.max_steps=3", "trainer.val_check_interval=1"]
+    overrides = dict(x.split("=") for x in module.length(3))
+    assert overrides["trainer.max_steps"] == "3" and overrides["trainer.max_epochs"] == "-1"
+    assert overrides["trainer.val_check_interval"] == "1"

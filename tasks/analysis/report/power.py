@@ -68,3 +68,8 @@ def log_critical_value(level: float, freedom: float, pairs: int) -> float:
         else:
             high = middle
     return high
+
+
+def t_quantile(freedom: int) -> float:
+    """Return what |t| of Student exceeds with a probability of 5 %."""
+    return math.exp(log_critical_value(SIGNIFICANCE_LEVEL, freedom, pairs=1))

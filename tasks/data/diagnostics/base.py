@@ -138,3 +138,15 @@ class StringDiagnostic(Diagnostic):
 
     def with_length(self, length: int) -> Self:
         return replace(self, length=length, min_length=length)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModularDiagnostic(StringDiagnostic):
+    """Draws expressions whose value modulo `modulus` is the answer."""
+
+    modulus: int
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.modulus < 2:
+            raise UserError(f"modulus must be at least 2, got {self.modulus}.")

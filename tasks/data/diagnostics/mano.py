@@ -7,7 +7,7 @@ from typing import Self
 import numpy as np
 
 from attention_zoo.errors import UserError
-from attention_zoo.tasks.data.diagnostics.base import QueryRows, StringDiagnostic
+from attention_zoo.tasks.data.diagnostics.base import ModularDiagnostic, QueryRows
 from attention_zoo.tasks.data.diagnostics.prompts import prompt_rows
 from attention_zoo.tasks.data.tokenizers import FIRST_ID
 
@@ -15,7 +15,7 @@ OPERATORS = ("+", "-", "*")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Mano(StringDiagnostic):
+class Mano(ModularDiagnostic):
     """Draws `n2 * - 3 8 21 =`: the value of a prefix expression modulo `modulus` is the answer.
 
     The first token tells the number of operators. Of the others, the first operand of an operator
@@ -33,11 +33,6 @@ class Mano(StringDiagnostic):
     length: int = 10
     min_length: int = 1
     modulus: int = 23
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.modulus < 2:
-            raise UserError(f"modulus must be at least 2, got {self.modulus}.")
 
     @property
     def symbols(self) -> list[str]:

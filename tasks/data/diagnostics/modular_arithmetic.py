@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from attention_zoo.errors import UserError
-from attention_zoo.tasks.data.diagnostics.base import QueryRows, StringDiagnostic
+from attention_zoo.tasks.data.diagnostics.base import ModularDiagnostic, QueryRows
 from attention_zoo.tasks.data.diagnostics.prompts import prompt_rows
 from attention_zoo.tasks.data.tokenizers import FIRST_ID
 
@@ -13,7 +13,7 @@ OPERATORS = ("+", "-", "*")
 
 
 @dataclass(frozen=True, kw_only=True)
-class ModularArithmetic(StringDiagnostic):
+class ModularArithmetic(ModularDiagnostic):
     """Draws `3 + 2 * 4 =`: the value of the expression modulo `modulus` is the answer.
 
     Numbers from 0 to `modulus` - 1 and the operators +, - and * alternate, all equally frequent.
@@ -34,8 +34,6 @@ class ModularArithmetic(StringDiagnostic):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.modulus < 2:
-            raise UserError(f"modulus must be at least 2, got {self.modulus}.")
         if self.length % 2 == 0 or self.min_length % 2 == 0:
             raise UserError(
                 "length and min_length must be odd, as operators stand between numbers, got "

@@ -5,14 +5,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from attention_zoo.errors import UserError
-from attention_zoo.tasks.data.diagnostics.base import QueryRows, StringDiagnostic
+from attention_zoo.tasks.data.diagnostics.base import ModularDiagnostic, QueryRows
 from attention_zoo.tasks.data.diagnostics.prompts import prompt_rows
 from attention_zoo.tasks.data.tokenizers import FIRST_ID
 
 
 @dataclass(frozen=True, kw_only=True)
-class ModularArithmeticBrackets(StringDiagnostic):
+class ModularArithmeticBrackets(ModularDiagnostic):
     """Draws `( ( 2 - 4 ) + ( - 3 ) ) =`: the value modulo `modulus` is the answer.
 
     An expression of up to 4 tokens is a number, with a minus, brackets or both. A longer one puts +
@@ -29,11 +28,6 @@ class ModularArithmeticBrackets(StringDiagnostic):
     length: int = 37
     min_length: int = 2
     modulus: int = 5
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.modulus < 2:
-            raise UserError(f"modulus must be at least 2, got {self.modulus}.")
 
     @property
     def symbols(self) -> list[str]:
