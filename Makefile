@@ -14,7 +14,7 @@ demo: .venv/installed ## train the default translation model, score it, show wha
 test: .venv/installed ## run the tests, without the slow and the exhaustive ones
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal -m 'not slow and not exhaustive'
 
-test-all: .venv/installed ## run all tests, as CI does
+test-all: .venv/installed ## run all tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal
 
 lint: .venv/installed ## check style and format

@@ -132,9 +132,10 @@ class ComparisonSweeper(Sweeper):
                 "compare needs two candidates or more, such as attention=multi_head,linear, got "
                 f"{' '.join(arguments) or 'no option with several values'}."
             )
-        combinations = [
-            sized for x in combinations for sized in at_widths(x, self.compose(x), self.sizes)
-        ]
+        if self.sizes > 1:
+            combinations = [
+                sized for x in combinations for sized in at_widths(x, self.compose(x), self.sizes)
+            ]
         configs = [self.compose(x) for x in combinations]
         self.seed = self.shared_value(configs, "seed")
         self.max_steps = self.shared_value(configs, "trainer.max_steps")
@@ -279,7 +280,7 @@ class ComparisonSweeper(Sweeper):
         print_line(self.console, f"{PHASES[phase]}: {len(overrides)} runs")
         subdir = f"{phase}/${{hydra.job.num}}"
         # As if the user had chosen it: launchers compose jobs and their folders anew.
-        override = f"hydra.sweep.subdir='{subdir}'".replace("$", r"\$")
+        override = f"hydra.sweep.subdir='{subdir}'"
         with open_dict(self.config):
             self.config.hydra.sweep.subdir = subdir
             self.config.hydra.overrides.hydra = [*self.hydra_overrides, override]
@@ -303,8 +304,6 @@ def at_widths(overrides: Sequence[str], config: DictConfig, sizes: int) -> list[
 
     The config's own width is the middle one, or that after the middle.
     """
-    if sizes == 1:
-        return [[*overrides]]
     model, sized = config.model, []
     for power in range(-(sizes // 2), sizes - sizes // 2):
         widths = {"dim": model.dim * 2.0**power}

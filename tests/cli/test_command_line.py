@@ -72,7 +72,7 @@ WRONG = [
     ),
     (["train", "task=translation", "data=python_docs"], 3, "Data for it: gettext, iwslt14"),
     (["train", "task=translation", "data=recall"], 3, "Data for it: gettext, iwslt14"),
-    (["train", "task=language_modeling", "data=phrases"], 3, "copy, enwik8, flip_flop"),
+    (["train", "task=language_modeling", "data=phrases"], 3, "copy, depo, enwik8"),
     (["train", "data=recall", "tokenizer=bpe"], 3, "Tokenizers for it: symbols"),
     (["train", "data=recall", "data.source.pairs=40"], 2, "pairs=40 and length=64"),
     (["train", "optimizer.lr=abc"], 2, "lr must be a number"),

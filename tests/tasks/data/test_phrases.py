@@ -110,6 +110,7 @@ def test_numbers_avoid_the_faulty_variants() -> None:
     assert not any("num2words" in note for note in Phrases(target="fr_CH", **SMALL).notes)
 
 
+@pytest.mark.slow
 def test_every_process_draws_the_same_lines() -> None:
     script = (
         "import json; from attention_zoo.tasks.data.sources.phrases import Phrases;"

@@ -1,0 +1,37 @@
+"""A whole comparison, by the program: tiny models and few steps."""
+
+import pytest
+
+from tests.cli.conftest import SMALL
+
+TINY = [*SMALL, "data.source.size=60", "data.source.valid=8", "data.source.test=8"]
+TINY += ["callbacks=minimal", "logger=none", "decoding.max_extra=2", "decoding.max_ratio=0.1"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "launcher",
+    [
+        ["jobs=2"],
+        pytest.param(
+            ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2"], marks=pytest.mark.exhaustive
+        ),
+    ],
+    ids=["ours", "joblib"],
+)
+def test_a_comparison_answers_and_is_not_trained_again(program, launcher):
+    if "joblib" in launcher[0]:
+        pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
+    sweep = program.folder / "sweep"
+    command = ["compare", *TINY, "attention=multi_head,linear", "trainer.max_steps=8", "trials=5"]
+    command += [*launcher, f"hydra.sweep.dir={sweep}", f"scoreboard={program.folder / 'board'}"]
+    printed = program(*command).stdout
+    counts = {"cost": 2, "tuning": 10, "halving": 4, "confirm": 6}
+    results = sorted(sweep.glob("*/*/results.json"))
+    assert {x: len(list(sweep.glob(f"{x}/*/results.json"))) for x in counts} == counts
+    assert "Comparison of 2 candidates" in (sweep / "report.html").read_text()
+    assert "20 trainings" in printed
+    assert len(list((program.folder / "board/results/phrases").glob("*/*.json"))) == 6
+    times = [x.stat().st_mtime_ns for x in results]
+    program(*command)
+    assert [x.stat().st_mtime_ns for x in results] == times
