@@ -28,7 +28,7 @@ def project_steps(attention: Attention, x: Tensor) -> Steps:
 
 def run_tokens(steps: Steps) -> Tensor:
     """Compute S_t = exp(g_t) S_{t−1} + k_t (v_t − S_{t−1}ᵀ p_t)ᵀ and S_tᵀ q_t, token by token."""
-    q, k, v, p, _, g, _ = steps
+    q, k, v, p, _, g, *_ = steps
     state, outputs = torch.zeros(*k.shape[:2], k.shape[3], v.shape[3]), []
     for t in range(k.shape[2]):
         read = (p[:, :, t, :, None] * state).sum(dim=2)

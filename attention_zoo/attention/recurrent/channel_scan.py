@@ -13,7 +13,7 @@ def channel_scan(steps: Steps, state: Tensor | None = None) -> tuple[Tensor, Ten
     chunks take their tokens at the same time, one after the other, and are then put together: each
     number is read a few times, where `decayed_product` reads it at every halving.
     """
-    q, k, v, _, _, decay, _ = steps.split_chunks()
+    q, k, v, _, _, decay, *_ = steps.split_chunks()
     assert decay is not None
     # Unbound: each index in a loop would have a gradient as large as all tokens.
     local = torch.zeros_like(k[..., 0, :])

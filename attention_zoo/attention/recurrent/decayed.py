@@ -17,6 +17,7 @@ from attention_zoo.attention.recurrent import kernels
 from attention_zoo.attention.recurrent.base import RecurrentAttention
 from attention_zoo.attention.recurrent.convolution import ConvolutionRunner
 from attention_zoo.attention.recurrent.naive import read_states, run_states
+from attention_zoo.attention.recurrent.signed_decay import fold_signs, run_signed
 from attention_zoo.attention.recurrent.steps import Steps, sum_after
 from attention_zoo.masks import TokenSpan
 from attention_zoo.precision import autocast_disabled, upcast
@@ -56,15 +57,17 @@ class DecayedAttention(RecurrentAttention):
 
     def recurrence(self, steps: Steps, state: Tensor | None) -> tuple[Tensor, Tensor]:
         product = kernels.decayed_product if self.backend == "fla" else decayed_product
-        return product(steps, state)
+        return run_signed(product, steps, state)
 
     def implied_weights(self, steps: Steps, x: Tensor, span: TokenSpan) -> Tensor:
         """Compute Σ_c q_ic k_jc Π_m a_mc over the m after j, up to i, that i sees.
 
         Work grows with length²; one query is computed at a time.
         """
-        q, k, _, _, _, decay, _ = steps
+        q, k, _, _, _, decay, *_ = steps
         assert decay is not None
+        if steps.sign is not None:
+            q, k, *_ = fold_signs(steps.apply_mask(span))[0]
         columns = torch.arange(x.shape[1], device=x.device)[None, None]
         visible = span.mask.gather(columns, columns, x.shape[1])
         is_after = torch.ones(2 * k.shape[2:3], dtype=decay.dtype, device=x.device).triu(1)
@@ -107,7 +110,7 @@ def decayed_product(steps: Steps, state: Tensor | None = None) -> tuple[Tensor, 
     None for zeros; that after the last token is returned with the outputs [b h t e]. Work and
     memory grow with the length. Sums are in the type of the arguments.
     """
-    q, k, v, _, _, decay, _ = steps.split_chunks()
+    q, k, v, _, _, decay, *_ = steps.split_chunks()
     assert decay is not None
     sums = decay.cumsum(dim=-2)
     additions = (k * sum_after(decay).exp()).transpose(-2, -1) @ v

@@ -87,7 +87,7 @@ class DeltaProductAttention(DeltaRuleAttention):
 
     def unroll_steps(self, steps: Steps) -> Steps:
         """Return a step for each key: [b g (t n) …]. The decay comes first, the query last."""
-        q, k, v, erase, _, decay, rate = steps
+        q, k, v, erase, _, decay, rate, _ = steps
         assert erase is not None and rate is not None
         n = self.num_householder
         k, v, erase, rate = (

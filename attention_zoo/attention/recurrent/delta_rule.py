@@ -55,7 +55,7 @@ def chunked_delta_rule(
 
     and nothing where the decay forgets everything, as it does at the start of a segment.
     """
-    q, k, v, erase, _, decay, _ = steps.split_chunks()
+    q, k, v, erase, _, decay, *_ = steps.split_chunks()
     assert erase is not None
     from_start, to_end = (None, None) if decay is None else (decay.cumsum(-2), sum_after(decay))
     to_erase = from_start
@@ -93,7 +93,7 @@ def chunked_delta_rule(
 
 def split_steps(steps: Steps) -> Steps:
     """Split each step into two: one that only erases, then one that only adds."""
-    q, k, v, erase, write, decay, _ = steps
+    q, k, v, erase, write, decay, *_ = steps
     assert erase is not None and write is not None
     zeros = torch.zeros_like(k)
     if decay is not None:

@@ -110,7 +110,7 @@ def product_decayed_by_value(steps: Steps, state: Tensor | None) -> tuple[Tensor
     The steps have a decay log a, [b h t e|1]. States and outputs are those of `decayed_product`,
     as is the way in which chunks are halved.
     """
-    q, k, v, _, _, decay, _ = steps.split_chunks()
+    q, k, v, _, _, decay, *_ = steps.split_chunks()
     assert decay is not None
     from_start = decay.cumsum(dim=-2).exp()
     additions = k.transpose(-2, -1) @ (v * sum_after(decay).exp())

@@ -60,7 +60,7 @@ def check_inputs(backend: str, mask: Mask, x: Tensor) -> None:
 
 def decayed_product(steps: Steps, state: Tensor | None) -> tuple[Tensor, Tensor]:
     """Compute what `decayed.decayed_product` does."""
-    q, k, v, _, _, decay, _ = steps
+    q, k, v, _, _, decay, *_ = steps
     assert decay is not None
     decay = decay.expand(len(q), -1, -1, -1)
     if decay.shape[-1] == 1:
@@ -70,7 +70,7 @@ def decayed_product(steps: Steps, state: Tensor | None) -> tuple[Tensor, Tensor]
 
 def delta_rule(steps: Steps, state: Tensor | None) -> tuple[Tensor, Tensor]:
     """Compute what `delta_rule.delta_rule` does, for steps that have a rate."""
-    q, _, v, k, write, decay, rate = steps
+    q, _, v, k, write, decay, rate, _ = steps
     assert write is None and k is not None and rate is not None
     rate = rate[..., 0]
     if decay is not None and decay.shape[-1] > 1:

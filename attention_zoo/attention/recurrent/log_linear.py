@@ -45,7 +45,7 @@ class LogLinearAttention(StateSpaceDualAttention):
         max_length: the largest number of tokens of a sequence; it decides the number of levels.
     """
 
-    decided_options = ("backend",)
+    decided_options = ("backend", "negative_eigenvalues")
     no_decay = ("level_scale",)
     num_states = 2
     max_length: int

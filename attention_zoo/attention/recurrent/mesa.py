@@ -87,7 +87,7 @@ class MesaAttention(DeltaRuleAttention):
 
     def recurrence(self, steps: Steps, state: Tensor | None) -> tuple[Tensor, Tensor]:
         """Solve the systems; the state is H and G side by side, [b h c c+e]."""
-        q, weighted, v, k, _, decay, _ = steps.split_chunks()
+        q, weighted, v, k, _, decay, *_ = steps.split_chunks()
         assert k is not None and decay is not None
         from_start, pairs = decay.cumsum(dim=-2).exp(), torch.cat([k, v], dim=-1)
         keys = (weighted * sum_after(decay).exp()).transpose(-2, -1)

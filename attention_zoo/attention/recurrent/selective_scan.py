@@ -20,6 +20,7 @@ from attention_zoo.attention.recurrent.channel_scan import channel_scan
 from attention_zoo.attention.recurrent.convolution import ConvolutionRunner, ShortConvolution
 from attention_zoo.attention.recurrent.decayed import add_skip, decayed_product
 from attention_zoo.attention.recurrent.naive import low_rank_linear, read_states, run_states
+from attention_zoo.attention.recurrent.signed_decay import extend_decay, run_signed
 from attention_zoo.attention.recurrent.steps import Steps
 from attention_zoo.checkpointing import checkpoint
 from attention_zoo.errors import check_positive
@@ -55,6 +56,8 @@ class SelectiveScanAttention(RecurrentAttention):
         rank: of W₂ W₁; default: dim / 16, rounded up.
         inner_norm: whether B, C and W₁ x are normalised (Lieber et al. 2024, Jamba, arXiv
             2403.19887).
+        negative_eigenvalues: whether a token multiplies the state by 2 exp(−e^A Δ) − 1, between −1
+            and 1, so that it can turn its signs (Grazzi et al. 2024, arXiv 2411.12537).
     """
 
     decided_options = ("backend", "heads", "head_dim", "bias")
@@ -70,6 +73,7 @@ class SelectiveScanAttention(RecurrentAttention):
         kernel_size: int = 4,
         rank: int | None = None,
         inner_norm: bool = False,
+        negative_eigenvalues: bool = False,
         **options: Any,
     ) -> None:
         rank = math.ceil(dim / 16) if rank is None else rank
@@ -77,6 +81,7 @@ class SelectiveScanAttention(RecurrentAttention):
         channels = expand * dim
         super().__init__(backend="torch", dim=dim, heads=channels, head_dim=state_dim, **options)
         self.value_dim = 1
+        self.negative_eigenvalues = negative_eigenvalues
         self.convolution = ShortConvolution(channels, kernel_size, bias=True)
         self.step = create_low_rank_linear(channels, rank, channels, bias=True)
         self.step[1].bias = nn.Parameter(draw_step_bias(channels))
@@ -103,7 +108,8 @@ class SelectiveScanAttention(RecurrentAttention):
         down, up = self.step
         sizes = softplus(self.split_heads(up(self.step_norm(down(mixed)))))
         decay = -upcast(self.rate).exp()[:, None] * sizes
-        return Steps(q, k * sizes, self.split_heads(mixed), decay=decay)
+        decay, sign = extend_decay(decay) if self.negative_eigenvalues else (decay, None)
+        return Steps(q, k * sizes, self.split_heads(mixed), decay=decay, sign=sign)
 
     def recur(
         self, steps: Steps, x: Tensor, span: TokenSpan, states: tuple[Tensor, ...]
@@ -113,11 +119,11 @@ class SelectiveScanAttention(RecurrentAttention):
 
     def recurrence(self, steps: Steps, state: Tensor | None) -> tuple[Tensor, Tensor]:
         """Compute the states, and compute them again in the backward pass: they are many."""
-        parts = checkpoint(scan_channels, steps.q, steps.k, steps.v, steps.decay, state)
+        parts = checkpoint(scan_channels, *steps, state)
         return parts[0], parts[1]
 
     def implied_weights(self, steps: Steps, x: Tensor, span: TokenSpan) -> Tensor:
-        return decayed_product(steps.use_unit_values().apply_mask(span))[0]
+        return run_signed(decayed_product, steps.use_unit_values().apply_mask(span), None)[0]
 
     def compute_map(self, x: Tensor, source: Tensor, mask: Mask, positions: Tensor) -> Tensor:
         weights = super().compute_map(x, source, mask, positions)
@@ -135,7 +141,10 @@ class SelectiveScanAttention(RecurrentAttention):
         steps = low_rank_linear(self.step, mixed, lambda y: naive_norm(self.step_norm, y))
         steps = torch.log(1 + torch.exp(steps))
         v, steps = (naive.split_heads(part, self.heads) for part in (mixed, steps))
-        transitions = torch.diag_embed(torch.exp(-torch.exp(self.rate)[:, None] * steps))
+        decay = torch.exp(-torch.exp(self.rate)[:, None] * steps)
+        if self.negative_eigenvalues:
+            decay = 2 * decay - 1
+        transitions = torch.diag_embed(decay)
         y = read_states(c, run_states(transitions, steps * b, v, visible))
         y = y + self.skip[:, None, None] * v * visible.diagonal(dim1=1, dim2=2)[:, None, :, None]
         y = torch.cat([*y.unbind(dim=1)], dim=-1) * silu(naive.linear(self.gate, x))
@@ -147,8 +156,7 @@ def naive_norm(norm: nn.Module, x: Tensor) -> Tensor:
     return naive.rms_norm(x, norm.weight, epsilon=1e-6) if isinstance(norm, RMSNorm) else x
 
 
-def scan_channels(
-    q: Tensor, k: Tensor, v: Tensor, decay: Tensor, state: Tensor | None
-) -> tuple[Tensor, Tensor]:
-    """Compute `channel_scan` of the parts of steps."""
-    return channel_scan(Steps(q, k, v, decay=decay), state)
+def scan_channels(*inputs: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Compute `channel_scan` of the parts of steps from a state on."""
+    *parts, state = inputs
+    return run_signed(channel_scan, Steps._make(parts), state)

@@ -1,6 +1,6 @@
 """State-space duality, the mechanism of Mamba-2 (Dao and Gu 2024)."""
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from einops import rearrange
@@ -12,6 +12,7 @@ from attention_zoo.attention.recurrent.base import draw_step_bias, register_recu
 from attention_zoo.attention.recurrent.convolution import ConvolutionRunner, ShortConvolution
 from attention_zoo.attention.recurrent.decayed import DecayedAttention, add_skip
 from attention_zoo.attention.recurrent.naive import read_states, run_states
+from attention_zoo.attention.recurrent.signed_decay import extend_decay
 from attention_zoo.attention.recurrent.steps import Steps
 from attention_zoo.backends.reference import repeat_heads
 from attention_zoo.errors import UserError, check_positive
@@ -45,9 +46,11 @@ class StateSpaceDualAttention(DecayedAttention):
         state_dim: width of B and C.
         expand: width of all values, as a multiple of dim.
         kernel_size: number of tokens that the convolution mixes, including the token itself.
+        negative_eigenvalues: whether a token multiplies the state by 2 exp(−e^A Δ) − 1, between −1
+            and 1, so that it can turn its sign (Grazzi et al. 2024, arXiv 2411.12537).
     """
 
-    decided_options = ("head_dim",)
+    decided_options: ClassVar[tuple[str, ...]] = ("head_dim",)
     convolves_qkv = True
 
     def __init__(
@@ -57,6 +60,7 @@ class StateSpaceDualAttention(DecayedAttention):
         state_dim: int = 64,
         expand: int = 2,
         kernel_size: int = 4,
+        negative_eigenvalues: bool = False,
         **options: Any,
     ) -> None:
         check_positive(groups=groups, state_dim=state_dim, expand=expand)
@@ -69,6 +73,7 @@ class StateSpaceDualAttention(DecayedAttention):
         self.set_value_dim(expand * self.dim // self.heads)
         bias = self.query.bias is not None
         self.groups = groups
+        self.negative_eigenvalues = negative_eigenvalues
         self.query = nn.Linear(self.dim, groups * state_dim, bias=bias)
         self.key = nn.Linear(self.dim, groups * state_dim, bias=bias)
         # Widths of the values, keys and queries in the convolution.
@@ -90,7 +95,9 @@ class StateSpaceDualAttention(DecayedAttention):
         q, k = self.position.rotate(q, k, positions)
         v = self.split_heads(v)
         sizes = self.split_heads(softplus(upcast(self.step(x)) + self.step_bias))
-        return Steps(q, k * sizes, v, decay=-self.rate.exp()[:, None, None] * sizes)
+        decay = -self.rate.exp()[:, None, None] * sizes
+        decay, sign = extend_decay(decay) if self.negative_eigenvalues else (decay, None)
+        return Steps(q, k * sizes, v, decay=decay, sign=sign)
 
     def recur(
         self, steps: Steps, x: Tensor, span: TokenSpan, states: tuple[Tensor, ...]
@@ -125,6 +132,8 @@ class StateSpaceDualAttention(DecayedAttention):
         steps = naive.linear_heads(self.step, x, self.heads)
         sizes = softplus(steps + self.step_bias[:, None, None])
         decay = torch.exp(-torch.exp(self.rate)[:, None, None] * sizes)
+        if self.negative_eigenvalues:
+            decay = 2 * decay - 1
         y = self.naive_sums(q, sizes * k, v, decay, x, visible)
         y = y + self.skip[:, None, None] * v * visible.diagonal(dim1=1, dim2=2)[:, None, :, None]
         y = torch.cat([*y.unbind(dim=1)], dim=-1) * silu(naive.linear(self.gate, x))

@@ -21,7 +21,7 @@ class Steps(NamedTuple):
         S_t = S' + k_t (v_t − S'ᵀ e_t)ᵀ,   S' = Diag(exp g_t) S_{t−1}.
 
     If `erase` is None, nothing is erased. DeltaNet's k is β k̂, and its e is k̂, with a unit vector
-    k̂; kernels need β as well.
+    k̂; kernels need β as well. A state with a sign decays by its sign times exp g.
     """
 
     q: Tensor  # [b h t c]
@@ -31,10 +31,11 @@ class Steps(NamedTuple):
     write: Tensor | None = None  # w, [b h t c]
     decay: Tensor | None = None  # g, log, [b|1 h|1 t c|1], at most 0; −inf forgets everything
     rate: Tensor | None = None  # β, [b h t 1], where k is β e and there is no other w
+    sign: Tensor | None = None  # of a decay that may be negative, 1 or −1, [b h t c|1]
 
     def apply_mask(self, span: TokenSpan) -> "Steps":
         """Return steps that skip padded tokens, and start from an empty state in each segment."""
-        _, k, _, _, write, decay, rate = self
+        _, k, _, _, write, decay, rate, sign = self
         if span.key_mask is not None:
             padded = ~span.key_mask[:, None, :, None]
             k = k.masked_fill(padded, 0.0)
@@ -42,11 +43,12 @@ class Steps(NamedTuple):
                 None if part is None else part.masked_fill(padded, 0.0)
                 for part in (write, decay, rate)
             )
+            sign = None if sign is None else sign.masked_fill(padded, 1.0)
         starts = span.segment_starts
         if starts is not None:
             decay = k.new_zeros(len(k), 1, k.shape[2], 1) if decay is None else decay
             decay = decay.masked_fill(starts[:, None, :, None], float("-inf"))
-        return self._replace(k=k, write=write, decay=decay, rate=rate)
+        return self._replace(k=k, write=write, decay=decay, rate=rate, sign=sign)
 
     def use_unit_values(self) -> "Steps":
         """Return steps with unit vectors as values, so that tokens read weights [b h t t]."""
@@ -59,6 +61,7 @@ class Steps(NamedTuple):
 
         The size of a chunk is a power of two, no larger than the length needs.
         """
+        assert self.sign is None, "run_signed comes first"
         length = self.q.shape[2]
         size = chunk_length(length)
         return Steps._make(

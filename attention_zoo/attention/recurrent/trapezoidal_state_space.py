@@ -61,7 +61,7 @@ class TrapezoidalStateSpaceAttention(StateSpaceDualAttention):
         rotary_fraction: share of the channels of B and C that are complex.
     """
 
-    decided_options = ("kernel_size",)
+    decided_options = ("kernel_size", "negative_eigenvalues")
     no_decay = ("query_bias", "key_bias")
     convolves_qkv = False
     num_states = 2
@@ -126,7 +126,7 @@ class TrapezoidalStateSpaceAttention(StateSpaceDualAttention):
         α_t. So no output depends on a later token. The weights are [b h t 1], and zero at padded
         tokens. The last result is what the next span has to know of this one.
         """
-        q, k, v, _, _, decay, _ = steps
+        q, k, v, _, _, decay, *_ = steps
         rate = steps.apply_mask(span).rate
         assert decay is not None and rate is not None
         now, later = rate.split(1, dim=-1)
