@@ -1,6 +1,7 @@
 """The trapezoidal state space of Mamba-3: `trapezoidal_state_space`."""
 
 import math
+from itertools import product
 
 import pytest
 import torch
@@ -11,7 +12,8 @@ from attention_zoo import UserError, create_attention
 from attention_zoo.attention.base import Attention
 from attention_zoo.attention.recurrent.trapezoidal_state_space import AngleSum, rotate_pairs
 from attention_zoo.masks import Mask, TokenSpan
-from tests.conformance.numbers import assert_same
+from tests.conformance.definition import key_mask, packed, visible
+from tests.conformance.numbers import assert_same, values_and_gradients
 
 DIM, HEADS = 16, 4
 NAME = "trapezoidal_state_space"
@@ -21,54 +23,69 @@ def causal(**options: object) -> Attention:
     return create_attention(NAME, dim=DIM, heads=HEADS, role="causal", state_dim=8, **options)
 
 
+every_rank = pytest.mark.parametrize("rank", [1, 2, 3])
+
+
 def moved(attention: Attention) -> Attention:
     """Move what starts alike, or near zero, so that an exchange would show."""
     for name in ("step_bias", "skip", "query_bias", "key_bias"):
         nn.init.normal_(attention.get_parameter(name))
     for name in ("query_norm.weight", "key_norm.weight", "angle.weight"):
         nn.init.normal_(attention.get_parameter(name))
+    if attention.rank > 1:
+        for name in ("input_scale", "gate_scale", "output_scale"):
+            nn.init.normal_(attention.get_parameter(name))
     return attention
 
 
 def run_complex(attention: Attention, x: Tensor) -> Tensor:
     """Compute the block with a state of complex numbers, one token of one row at a time."""
-    width, pairs = attention.value_dim, attention.num_pairs
+    width, pairs, ranks = attention.value_dim, attention.num_pairs, attention.rank
     outputs = torch.zeros(len(x), x.shape[1], HEADS * width)
     for row in range(len(x)):
         for h in range(HEADS):
             group = h * attention.groups // HEADS
             state = torch.zeros(8 - pairs, width, dtype=torch.complex128)
             before: Tensor = torch.zeros_like(state)
+            scales = torch.ones(3, ranks, width)
+            if ranks > 1:
+                names = ("input_scale", "gate_scale", "output_scale")
+                scales = torch.stack([attention.get_parameter(name)[h, :, 0] for name in names])
             for t, token in enumerate(x[row]):
-                vectors = []
-                for part in ("key", "query"):
-                    vector = (getattr(attention, part).weight @ token).view(-1, 8)[group]
+                vectors: dict[str, list[Tensor]] = {"key": [], "query": []}
+                for part, r in product(vectors, range(ranks)):
+                    vector = (getattr(attention, part).weight @ token).view(ranks, -1, 8)[r, group]
                     vector = vector / (vector.square().mean() + 1e-5).sqrt()
                     vector = vector * getattr(attention, f"{part}_norm").weight
-                    vector = vector + getattr(attention, f"{part}_bias")[h, 0]
+                    vector = vector + getattr(attention, f"{part}_bias")[ranks * h + r, 0]
                     # Two channels are a complex number, and those that do not turn are real.
                     turned = torch.complex(vector[0 : 2 * pairs : 2], vector[1 : 2 * pairs : 2])
-                    vectors.append(torch.cat([turned, vector[2 * pairs :].to(turned.dtype)]))
-                b, c = vectors
+                    vectors[part].append(torch.cat([turned, vector[2 * pairs :].to(turned.dtype)]))
                 size = softplus(attention.step.weight[h] @ token + attention.step_bias[h])
                 rate = -softplus(attention.decay.weight[h] @ token).clamp(min=1e-4)
                 share = torch.sigmoid(attention.share.weight[h] @ token)
                 angle = math.pi * torch.tanh(attention.angle.weight @ token)
                 angle = torch.cat([angle, torch.zeros(8 - 2 * pairs)])
                 alpha = torch.exp(size * torch.complex(rate.expand(len(angle)), -angle))[:, None]
-                v = attention.value.weight.view(HEADS, width, DIM)[h] @ token
-                addition = b[:, None] * v
+                v, z = (
+                    layer.weight.view(HEADS, width, DIM)[h] @ token
+                    for layer in (attention.value, attention.gate)
+                )
+                inputs, gates = v * scales[0], z * scales[1]
+                addition = torch.stack(vectors["key"], dim=1) @ inputs.to(state.dtype)
                 state = alpha * (state + (1 - share) * size * before) + share * size * addition
                 before = addition
-                y = (c.conj()[:, None] * state).sum(dim=0).real + attention.skip[h] * v
-                outputs[row, t, h * width : (h + 1) * width] = y
-    return attention.output(outputs * silu(attention.gate(x)))
+                y = (torch.stack(vectors["query"]).conj() @ state).real
+                y = (y + attention.skip[h] * inputs) * silu(gates) * scales[2]
+                outputs[row, t, h * width : (h + 1) * width] = y.sum(dim=0)
+    return attention.output(outputs)
 
 
+@every_rank
 @pytest.mark.parametrize("fraction", [0.5, 1.0, 0.3])
-def test_the_state_is_complex(fraction: float) -> None:
+def test_the_state_is_complex(fraction: float, rank: int) -> None:
     """Turning B and C instead is the same, in values and in gradients."""
-    attention = moved(causal(groups=2, rotary_fraction=fraction))
+    attention = moved(causal(groups=2, rotary_fraction=fraction, rank=rank))
     results = []
     for compute in (attention, lambda x: run_complex(attention, x)):
         x = torch.linspace(-1.0, 2.0, 2 * 7 * DIM).sin().view(2, 7, DIM).requires_grad_()
@@ -101,18 +118,20 @@ def test_each_token_is_mixed_with_the_one_before() -> None:
     assert_same(halved.tril(-1)[..., :-1], expected)
 
 
-def test_a_token_adds_only_what_is_known_by_then() -> None:
+@every_rank
+def test_a_token_adds_only_what_is_known_by_then(rank: int) -> None:
     """What it adds later depends on the next token, to the last digit of earlier outputs."""
-    attention = moved(causal())
+    attention = moved(causal(rank=rank))
     x = torch.randn(1, 150, DIM)
     changed = x.clone()
     changed[:, 101:] = 1e6
     assert torch.equal(attention(x)[:, :101], attention(changed)[:, :101])
 
 
+@every_rank
 @pytest.mark.parametrize("padding", [[0, 1], [5], [3, 4, 9]], ids=str)
-def test_the_token_before_is_a_real_one(padding: list[int]) -> None:
-    attention = moved(causal())
+def test_the_token_before_is_a_real_one(padding: list[int], rank: int) -> None:
+    attention = moved(causal(rank=rank))
     x = torch.randn(1, 12, DIM)
     real = torch.ones(1, 12, dtype=torch.bool)
     real[:, padding] = False
@@ -122,8 +141,9 @@ def test_the_token_before_is_a_real_one(padding: list[int]) -> None:
     assert_same(list(cache.state), list(alone.state))
 
 
-def test_the_first_token_of_a_segment_has_none_before() -> None:
-    attention = moved(causal())
+@every_rank
+def test_the_first_token_of_a_segment_has_none_before(rank: int) -> None:
+    attention = moved(causal(rank=rank))
     x = torch.randn(1, 80, DIM)
     mask = Mask(segment_ids=(torch.arange(80) >= 71).long()[None])
     assert_same(attention(x, mask=mask)[:, 71:], attention(x[:, 71:]))
@@ -183,3 +203,72 @@ def test_the_state_turns_a_value_round() -> None:
     x[0, [2, 3, 5], 0] = 1.0
     weights = attention.attention_map(x)[0, 0]
     assert weights[:, 0].sign().tolist() == [1, 1, -1, 1, 1, -1]
+
+
+# Several inputs and outputs
+
+
+@pytest.mark.parametrize(
+    "mask",
+    [
+        Mask(),
+        Mask(key_mask=key_mask("left", 2, 40)),
+        Mask(key_mask=key_mask("interior", 2, 40)),
+        Mask(segment_ids=packed([1, 36, 3], 2)),
+    ],
+    ids=["open", "left", "interior", "packed"],
+)
+def test_ranks_are_the_equation(mask: Mask) -> None:
+    """40 tokens of rank 3 are more than a chunk."""
+    attention = moved(causal(rank=3, groups=2, bias=True))
+    x = torch.randn(2, 40, DIM)
+    sees = visible(attention, mask, 2, 40, 40)
+    # What a query at padding reads inside a row has no meaning.
+    real = 1.0 if mask.key_mask is None else mask.key_mask[..., None]
+    assert_same(
+        values_and_gradients(lambda x: real * attention(x, mask=mask), attention, x),
+        values_and_gradients(
+            lambda x: real * attention.naive(x, x, sees, torch.arange(40)[None]), attention, x
+        ),
+    )
+    weights = attention.attention_map(x, mask=mask)
+    assert weights.shape == (2, HEADS * 9, 40, 40)
+    sums = weights @ attention.values(x, mask=mask)
+    assert_same(attention.project_output(sums, x), attention(x, mask=mask))
+
+
+@pytest.mark.parametrize("chunks", [[1] * 9 + [31], [23, 1, 16]], ids=str)
+def test_ranks_go_on_from_a_state(chunks: list[int]) -> None:
+    attention = moved(causal(rank=3))
+    x, cache = torch.randn(2, 40, DIM), attention.new_cache()
+    parts = [attention(part, cache=cache) for part in x.split(chunks, dim=1)]
+    assert_same(torch.cat(parts, dim=1), attention(x))
+    assert attention.decode_state(40) == sum(part[0].numel() for part in cache.state)
+
+
+def test_a_state_has_one_size_for_all_ranks() -> None:
+    """The token before has a key for each rank beside it, and its value once."""
+    one, four = (causal(rank=rank).decode_state(40) for rank in (1, 4))
+    assert four - one == HEADS * 3 * 8
+
+
+def test_ranks_start_as_their_mean() -> None:
+    """Equal keys and queries for all ranks give what rank 1 gives, as scales start at 1/R and 1."""
+    one, four = causal(rank=1), causal(rank=4)
+    weights = {
+        name: weight.repeat(4, 1) if name in ("query.weight", "key.weight") else weight
+        for name, weight in one.state_dict().items()
+    }
+    for name in ("query_bias", "key_bias"):
+        weights[name] = weights[name].repeat_interleave(4, dim=0)
+    weights["skip"] = 4.0 * weights["skip"]  # It is of inputs, which are a quarter of it.
+    missing, unexpected = four.load_state_dict(weights, strict=False)
+    assert set(missing) == {"input_scale", "gate_scale", "output_scale"} and not unexpected
+    x = torch.randn(2, 20, DIM)
+    assert_same(four(x), one(x))
+
+
+@pytest.mark.parametrize("rank", [0, -1])
+def test_ranks_below_one_are_refused(rank: int) -> None:
+    with pytest.raises(UserError, match=f"rank.*{rank}"):
+        causal(rank=rank)
