@@ -88,7 +88,7 @@ def heads_by_role(module: nn.Module) -> dict[str, list[int]]:
     The model has to call each attention once, in the order of its submodules.
     """
     parts = [(name, x) for name, x in module.named_modules() if isinstance(x, Attention)]
-    maps = [CapturedAttention(name, x.role, torch.empty(1, x.heads, 0, 0)) for name, x in parts]
+    maps = [CapturedAttention(name, x.role, torch.empty(1, x.num_maps, 0, 0)) for name, x in parts]
     return {part: [weights.shape[1] for weights in x] for part, x in group_by_role(maps).items()}
 
 

@@ -263,6 +263,11 @@ class Attention(nn.Module):
         """
         raise cannot_share(self.card.name)
 
+    @property
+    def num_maps(self) -> int:
+        """Return the number of maps that `attention_map` returns: of most mechanisms, the heads."""
+        return self.heads
+
     def attention_map(
         self,
         x: Tensor,

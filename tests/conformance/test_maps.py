@@ -16,7 +16,7 @@ def test_the_map_times_values_is_the_output(case: Case, masked: bool) -> None:
     masked = masked and case.honours("key_mask")
     mask = Mask(key_mask=key_mask("left", 2, keys)) if masked else Mask()
     weights = attention.attention_map(*inputs, mask=mask)
-    assert weights.shape == (2, attention.heads, queries, keys)
+    assert weights.shape == (2, attention.num_maps, queries, keys)
     sees = visible(attention, mask, 2, queries, keys)[:, None].expand_as(weights)
     assert (weights[~sees] == 0).all()
     attended = attention.apply_weights(weights, attention.values(*inputs, mask=mask))

@@ -232,7 +232,7 @@ def test_ranks_are_the_equation(mask: Mask) -> None:
         ),
     )
     weights = attention.attention_map(x, mask=mask)
-    assert weights.shape == (2, HEADS * 9, 40, 40)
+    assert weights.shape == (2, HEADS * 9, 40, 40) and attention.num_maps == HEADS * 9
     sums = weights @ attention.values(x, mask=mask)
     assert_same(attention.project_output(sums, x), attention(x, mask=mask))
 

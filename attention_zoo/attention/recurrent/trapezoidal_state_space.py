@@ -193,6 +193,10 @@ class TrapezoidalStateSpaceAttention(StateSpaceDualAttention):
         decay = pad(steps.decay[:, :, :, None], (0, 0, 0, self.rank - 1)).flatten(2, 3)
         return Steps(q, k, v, decay=decay)
 
+    @property
+    def num_maps(self) -> int:
+        return self.heads * self.rank**2
+
     def compute_map(self, x: Tensor, source: Tensor, mask: Mask, positions: Tensor) -> Tensor:
         """Compute the weights [b (h r s) q k] of input s for output r."""
         weights = DecayedAttention.compute_map(self, x, source, mask, positions)
