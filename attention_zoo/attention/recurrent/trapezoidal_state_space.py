@@ -147,10 +147,11 @@ class TrapezoidalStateSpaceAttention(StateSpaceDualAttention):
         with autocast_disabled(x):
             delayed, now, last = self.delay(steps, span, last)
             delayed = delayed.apply_mask(span)
-            out, state = self.recurrence(self.unroll_steps(delayed), state)
-            out = rearrange(out, "b h (t r) e -> b h r t e", r=self.rank)
             q, k, past_k = (self.split_ranks(part) for part in (steps.q, steps.k, delayed.k))
             v, past_v = self.scale_inputs(steps.v), self.scale_inputs(delayed.v)
+            assert delayed.decay is not None
+            out, state = self.recurrence(unroll_ranks(q, past_k, past_v, delayed.decay), state)
+            out = rearrange(out, "b h (t r) e -> b h r t e", r=self.rank)
             for r in range(self.rank):
                 rank = slice(r, r + 1)
                 own = now[:, :, None] * (q * k[:, :, rank]).sum(dim=-1, keepdim=True)
@@ -184,14 +185,6 @@ class TrapezoidalStateSpaceAttention(StateSpaceDualAttention):
         past_k = decay.exp() * (past_now + later) * past_k
         past_k = rearrange(past_k, "b h t (r c) -> b (h r) t c", r=self.rank)
         return steps._replace(k=past_k, v=past_v), now, last
-
-    def unroll_steps(self, steps: Steps) -> Steps:
-        """Return a step for each rank: [b h (t r) …]. The decay comes with the first."""
-        q, k = (rearrange(self.split_ranks(part), "b h r t c -> b h (t r) c") for part in steps[:2])
-        v = rearrange(self.scale_inputs(steps.v), "b h r t e -> b h (t r) e")
-        assert steps.decay is not None
-        decay = pad(steps.decay[:, :, :, None], (0, 0, 0, self.rank - 1)).flatten(2, 3)
-        return Steps(q, k, v, decay=decay)
 
     @property
     def num_maps(self) -> int:
@@ -309,6 +302,16 @@ class AngleSum(StatefulLayer):
             starts.append((starts[-1] + total).remainder(2.0 * math.pi))
         sums = chunks + torch.stack(starts[:-1], dim=1)[:, :, None]
         return sums.flatten(1, 2)[:, :length], starts[-1]
+
+
+def unroll_ranks(q: Tensor, k: Tensor, v: Tensor, decay: Tensor) -> Steps:
+    """Return a step for each rank of each token, [b h (t r) …]. The decay comes with the first.
+
+    Queries, keys and values are [b h r t …], and the decay [b h t 1].
+    """
+    decay = pad(decay[:, :, :, None], (0, 0, 0, q.shape[2] - 1)).flatten(2, 3)
+    q, k, v = (rearrange(part, "b h r t c -> b h (t r) c") for part in (q, k, v))
+    return Steps(q, k, v, decay=decay)
 
 
 def rotate_pairs(x: Tensor, angles: Tensor) -> Tensor:
