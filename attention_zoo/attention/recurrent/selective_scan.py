@@ -26,6 +26,8 @@ from attention_zoo.errors import check_positive
 from attention_zoo.masks import Mask, TokenSpan
 from attention_zoo.precision import upcast
 
+SPAN = 1024  # tokens whose states are computed at once
+
 
 @register_recurrent(
     name="selective_scan",
@@ -112,9 +114,18 @@ class SelectiveScanAttention(RecurrentAttention):
         return add_skip(out, self.skip, steps.v, span), states
 
     def recurrence(self, steps: Steps, state: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Compute the states, and compute them again in the backward pass: they are many."""
-        parts = checkpoint(scan_channels, steps.q, steps.k, steps.v, steps.decay, state)
-        return parts[0], parts[1]
+        """Compute the states of a span, and compute them again in the backward pass: they are many.
+
+        A span at a time, so that they stay in the processor's cache.
+        """
+        assert steps.decay is not None
+        outs = []
+        tokens = (x.split(SPAN, dim=2) for x in (steps.q, steps.k, steps.v, steps.decay))
+        for q, k, v, decay in zip(*tokens, strict=True):
+            out, state = checkpoint(scan_channels, q, k, v, decay, state)
+            outs.append(out)
+        assert state is not None
+        return torch.cat(outs, dim=2), state
 
     def implied_weights(self, steps: Steps, x: Tensor, span: TokenSpan) -> Tensor:
         return decayed_product(steps.use_unit_values().apply_mask(span))[0]
