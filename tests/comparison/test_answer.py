@@ -81,6 +81,7 @@ def test_a_reference_is_compared_with_the_others_whatever_its_rate(answered):
     assert "The reference, linear" in text and "Significantly better than linear" in text
 
 
+@pytest.mark.slow
 def test_each_width_has_a_comparison_of_its_own(answered):
     candidates = [
         candidate(name, width, label=f"{name} dim={width}")

@@ -188,7 +188,7 @@ FOLDERS = {"multi30k": "multi30k/raw", "tinyshakespeare": "tinyshakespeare"}
 @pytest.mark.parametrize(
     "group, choice",
     [
-        pytest.param(*pair, marks=[] if pair[0] == "debug" else [pytest.mark.slow])
+        pytest.param(*pair, marks=[] if pair[1] == "default" else [pytest.mark.slow])
         for pair in EXPERIMENTS
     ],
 )

@@ -92,6 +92,7 @@ def test_alibi_has_the_slopes_of_its_paper(biases):
     assert first.limit == second.limit == (LENGTH - 1) / 4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("draw", [patterns.draw_masks, patterns.draw_biases])
 def test_pictures_are_legible_and_name_all(draw, thumbnails, biases):
     figure = draw()

@@ -86,6 +86,7 @@ def test_inspections_happen_every_n_validations_and_once_at_the_end(tmp_path, lo
     assert len(steps) == (6 if make is AttentionMaps else 3)
 
 
+@pytest.mark.slow
 def test_inspections_do_not_disturb_training(tmp_path, loggers):
     plain = fit()
     inspected = fit(AttentionMaps(folder=tmp_path), Samples())

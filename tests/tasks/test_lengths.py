@@ -325,6 +325,7 @@ def test_training_ends_with_the_lengths(trained) -> None:
     assert "test/sliding_perplexity@32" in (trained.run / "csv" / "metrics.csv").read_text()
 
 
+@pytest.mark.slow
 def test_an_evaluation_finds_the_same_and_leaves_a_folder(trained, capsys) -> None:
     trained("evaluate", f"ckpt_path={trained.best}", "lengths=[64,32,16]", "stride=8", "logger=csv")
     shown = capsys.readouterr().out

@@ -217,7 +217,9 @@ def test_the_first_failure_can_end_all(tmp_path):
     assert refused[1].record.outcome == "trained"
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize(
+    "number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)]
+)
 def test_an_interrupt_ends_all_jobs(tmp_path, monkeypatch, number):
     """Gently first; what does not listen is killed."""
     monkeypatch.setattr("attention_zoo.tasks.sweeps.scheduling.GRACE_SECONDS", (1.0, 1.0))

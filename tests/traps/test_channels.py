@@ -7,6 +7,7 @@ from torch.nn.functional import gelu, silu, softplus
 
 from attention_zoo import UserError, create_attention
 from attention_zoo.attention.base import Attention
+from attention_zoo.attention.recurrent import selective_scan
 from attention_zoo.attention.recurrent.channel_scan import channel_scan
 from attention_zoo.attention.recurrent.decayed import decayed_product
 from attention_zoo.attention.recurrent.rg_lru import BlockDiagonalLinear
@@ -136,6 +137,15 @@ def test_states_are_computed_again_and_not_kept() -> None:
         kept = sum(memory.alive.values())
     assert out.requires_grad
     assert kept < 3.5 * 256 * 2 * DIM * 16 * 8
+
+
+def test_spans_of_tokens_give_what_one_span_gives(monkeypatch: pytest.MonkeyPatch) -> None:
+    attention = causal("selective_scan")
+    x = torch.randn(2, 150, DIM)
+    at_once = values_and_gradients(attention, attention, x)
+    monkeypatch.setattr(selective_scan, "SPAN", 70)
+    for a, b in zip(values_and_gradients(attention, attention, x), at_once, strict=True):
+        assert_same(a, b)
 
 
 @pytest.mark.parametrize("kind", list(DECAYS))

@@ -252,6 +252,7 @@ def test_no_bias_is_positive() -> None:
         assert (bias <= 0).all() and bias.isfinite().all()
 
 
+@pytest.mark.slow
 def test_near_tokens_keep_their_digits_in_a_long_sequence() -> None:
     """In float32 the difference of two sums of thousands would be off by 10⁻⁴ and more."""
     position, x = built("dynamic_bias"), torch.randn(1, 3000, DIM)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from attention_zoo import UserError, create_attention
 from attention_zoo.attention.base import Attention
-from attention_zoo.attention.recurrent import kernels
+from attention_zoo.attention.recurrent import kernels, selective_scan
 from attention_zoo.attention.recurrent.channel_scan import channel_scan
 from attention_zoo.attention.recurrent.convolution import ConvolutionRunner
 from attention_zoo.attention.recurrent.decayed import decayed_product
@@ -152,6 +152,16 @@ def test_chunks_go_on_from_a_state(name: str, chunks: list[int]) -> None:
     whole = attention.new_cache()
     attention(x, mask=Mask(key_mask=real), cache=whole)
     assert_same(list(cache.state), list(whole.state))
+
+
+def test_signs_go_on_from_span_to_span(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each span is computed again in the backward pass, from the state that the one before left."""
+    attention, x = causal("selective_scan"), torch.randn(2, 70, DIM)
+    results = []
+    for length in (16, 1024):
+        monkeypatch.setattr(selective_scan, "SPAN", length)
+        results.append(values_and_gradients(attention, attention, x))
+    assert_same(*results)
 
 
 @every_entry

@@ -27,6 +27,8 @@ from attention_zoo.errors import check_positive
 from attention_zoo.masks import Mask, TokenSpan
 from attention_zoo.precision import upcast
 
+SPAN = 1024  # tokens whose states are computed at once
+
 
 @register_recurrent(
     name="selective_scan",
@@ -118,9 +120,18 @@ class SelectiveScanAttention(RecurrentAttention):
         return add_skip(out, self.skip, steps.v, span), states
 
     def recurrence(self, steps: Steps, state: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Compute the states, and compute them again in the backward pass: they are many."""
-        parts = checkpoint(scan_channels, *steps, state)
-        return parts[0], parts[1]
+        """Compute the states of a span, and compute them again in the backward pass: they are many.
+
+        A span at a time, so that they stay in the processor's cache.
+        """
+        parts = (steps.q, steps.k, steps.v, steps.decay, steps.sign)
+        tokens = (x.split(SPAN, dim=2) for x in parts if x is not None)
+        outs = []
+        for span in zip(*tokens, strict=True):
+            out, state = checkpoint(scan_channels, state, *span)
+            outs.append(out)
+        assert state is not None
+        return torch.cat(outs, dim=2), state
 
     def implied_weights(self, steps: Steps, x: Tensor, span: TokenSpan) -> Tensor:
         return run_signed(decayed_product, steps.use_unit_values().apply_mask(span), None)[0]
@@ -156,7 +167,13 @@ def naive_norm(norm: nn.Module, x: Tensor) -> Tensor:
     return naive.rms_norm(x, norm.weight, epsilon=1e-6) if isinstance(norm, RMSNorm) else x
 
 
-def scan_channels(*inputs: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Compute `channel_scan` of the parts of steps from a state on."""
-    *parts, state = inputs
-    return run_signed(channel_scan, Steps._make(parts), state)
+def scan_channels(
+    state: Tensor | None,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    decay: Tensor,
+    sign: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Compute `channel_scan` of the parts of steps, from a state on."""
+    return run_signed(channel_scan, Steps(q, k, v, decay=decay, sign=sign), state)
