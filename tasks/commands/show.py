@@ -15,6 +15,7 @@ from attention_zoo.errors import UserError
 from attention_zoo.tasks.commands.arguments import parse_arguments
 from attention_zoo.tasks.commands.help import COMMANDS, HELP_FLAGS
 from attention_zoo.tasks.configuration.conf_files import list_choices
+from attention_zoo.tasks.configuration.overrides import refuse_unused
 from attention_zoo.tasks.run_folder import refuse_unwritable
 from attention_zoo.tasks.views.tables import Table, print_table
 from attention_zoo.zoo import ATTENTION, POSITION, unknown_name_message
@@ -78,7 +79,9 @@ def show_stack(arguments: list[str]) -> None:
         raise UserError(f"output takes one value, output=…; got {' '.join(output)}.")
     if output and not output[0].endswith((".png", ".svg", ".pdf")):
         raise UserError(f"output must be a picture, such as stack.png, got {output[0]!r}.")
-    config = compose_training([x for x in arguments if not x.startswith("output=")])
+    options = [x for x in arguments if not x.startswith("output=")]
+    refuse_unused("show", options)
+    config = compose_training(options)
     with torch.device("meta"):
         size = config["tokenizer"].get("vocabulary_size") or 1
         model = build_model(config, vocabulary_size=size, pad_id=0)
