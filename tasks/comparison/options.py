@@ -1,7 +1,7 @@
 """Check the options of a comparison, and that its candidates can be compared, before it trains."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +9,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from attention_zoo.errors import UserError
 from attention_zoo.tasks.comparison.rates import FURTHER, lowest_and_highest, round_rate
+from attention_zoo.tasks.configuration.resolved_config import flatten
 from attention_zoo.tasks.run_folder import refuse_unwritable
 from attention_zoo.tasks.sweeps.launcher import hash_job_config
 
@@ -111,21 +112,24 @@ def check_candidates(labels: Sequence[str], configs: Sequence[DictConfig]) -> No
                 f"candidates must differ in what is trained, got {same} and {label} with the same "
                 "config; leave one of them out."
             )
-    for option in ("task.name", "data._target_", "data.source"):
-        values = dict.fromkeys(describe_option(config, option) for config in configs)
+    flat = [dict(data_options(config)) for config in configs]
+    for option in dict.fromkeys(key for each in flat for key in each):
+        values = dict.fromkeys(str(each.get(option)) for each in flat)
         if len(values) > 1:
             raise UserError(
-                f"all candidates must have the same {option}, got {' and '.join(values)}; compare "
-                "on each of them by itself, or with suite=FILE."
+                f"all candidates must have the same data, got {option}={' and '.join(values)}; "
+                "compare on each by itself, or with suite=FILE."
             )
 
 
-def describe_option(config: DictConfig, option: str) -> str:
-    """Return the value of an option, as text."""
-    value = OmegaConf.select(config, option)
-    if OmegaConf.is_config(value):
-        value = OmegaConf.to_container(value, resolve=True)
-    return str(value)
+def data_options(config: DictConfig) -> Iterator[tuple[str, Any]]:
+    """Yield the options that decide which data a candidate has, and in which order."""
+    data: Any = OmegaConf.to_container(config.data, resolve=True)
+    for name in ("task", "data"):
+        yield name, config.hydra.runtime.choices.get(name)
+    yield "data.seed", data.get("seed")
+    source = data.get("source")
+    yield from flatten({"data": {"source": source}} if source else {})
 
 
 def check_configs(

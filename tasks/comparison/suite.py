@@ -88,7 +88,7 @@ def read_suite(suite: str) -> dict[str, list[str]]:
     )
     try:
         contents = OmegaConf.to_container(OmegaConf.create(file.read_text(encoding="utf-8")))
-        if not contents or not isinstance(contents, dict):
+        if not contents or not isinstance(contents, dict) or None in contents.values():
             raise UserError(f"{rule}.")
         # Quotes hold together what has blanks.
         benchmarks = {str(name): shlex.split(line) for name, line in contents.items()}

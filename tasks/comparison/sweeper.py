@@ -221,7 +221,8 @@ class ComparisonSweeper(Sweeper):
             elif results.keys() >= MEASURED:
                 candidate.cost = Cost.of_run(results, record.seconds)
             else:
-                candidate.reason = f"{folder.results_file} lacks {min(MEASURED - results.keys())}"
+                missing = min(MEASURED - results.keys())
+                candidate.reason = f"{folder.results_file} lacks {missing}; remove it, and repeat"
             if candidate.cost is None:
                 print_line(self.console, f"{candidate.label} is left out: {candidate.reason}")
 
