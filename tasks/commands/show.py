@@ -15,7 +15,6 @@ from attention_zoo.errors import UserError
 from attention_zoo.tasks.commands.arguments import parse_arguments
 from attention_zoo.tasks.commands.help import COMMANDS, HELP_FLAGS
 from attention_zoo.tasks.configuration.conf_files import list_choices
-from attention_zoo.tasks.configuration.overrides import refuse_unused
 from attention_zoo.tasks.run_folder import refuse_unwritable
 from attention_zoo.tasks.views.tables import Table, print_table
 from attention_zoo.zoo import ATTENTION, POSITION, unknown_name_message
@@ -72,6 +71,7 @@ def show_stack(arguments: list[str]) -> None:
     import torch
 
     from attention_zoo.tasks.configuration.build import build_model, parameter_counts
+    from attention_zoo.tasks.configuration.overrides import refuse_unused
     from attention_zoo.tasks.configuration.stacks import kv_sources_by_role, layers_by_role
 
     output = [x.partition("=")[2] for x in arguments if x.startswith("output=")]
