@@ -179,18 +179,19 @@ class RunFolder:
 
 
 @contextmanager
-def refuse_unwritable(path: Path, kind: str = "FOLDER") -> Iterator[None]:
-    """Raise a `UserError` that asks for another `output` if the path cannot be written to.
+def refuse_unwritable(path: Path, kind: str = "FOLDER", option: str = "output") -> Iterator[None]:
+    """Raise a `UserError` that asks for another `option` if the path cannot be written to.
 
     A file in which a part is to be replaced has to be text.
     """
     try:
         yield
     except UnicodeDecodeError:
-        raise UserError(f"{path} is not UTF-8 text; name another: output={kind}.") from None
+        raise UserError(f"{path} is not UTF-8 text; name another: {option}={kind}.") from None
     except OSError as error:
         raise UserError(
-            f"{path} cannot be written to ({error.strerror or error}); name another: output={kind}."
+            f"{path} cannot be written to ({error.strerror or error}); name another: "
+            f"{option}={kind}."
         ) from error
 
 

@@ -104,6 +104,15 @@ class PositionalEncoding(nn.Module):
         """Add positions to embeddings [b t d]."""
         return x
 
+    def check_embeddings(self, x: Tensor, positions: Tensor) -> None:
+        """Raise UserError for embeddings that are not [b t dim] of positions [b|1 t]."""
+        is_fitting = x.ndim == 3 and x.shape[2] == self.dim
+        if not is_fitting or positions.shape not in (x.shape[:2], (1, x.shape[1])):
+            raise UserError(
+                f"position={self.card.name} adds to embeddings [b t {self.dim}] at positions [b t] "
+                f"or [1 t], got {list(x.shape)} and {list(positions.shape)}."
+            )
+
     def rotate(self, q: Tensor, k: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
         """Rotate heads q [b h t c] and k [b g t c] of the same tokens. A cache keeps the result."""
         return q, k

@@ -63,14 +63,22 @@ def run_command(command: str, arguments: list[str]) -> None:
         from attention_zoo.zoo import unknown_name_message
 
         raise UserError(unknown_name_message("command", command, list(COMMANDS)))
-    elif command == "compare" and (suites := [x for x in arguments if x.startswith("suite=")]):
+    elif command == "compare" and (suite := chosen_suite(arguments)) is not None:
         from attention_zoo.tasks.comparison.suite import run_suite
 
-        run_suite(suites[-1].partition("=")[2], arguments)
+        run_suite(suite, arguments)
     elif command in COMPOSED:
         run_composed(command, arguments)
     else:
         import_module(f"attention_zoo.tasks.commands.{command}").run(arguments)
+
+
+def chosen_suite(arguments: list[str]) -> str | None:
+    """Return the suite that the arguments of `compare` name; None if there is none to run."""
+    suites = [x.partition("=")[2] for x in arguments if x.lstrip("+").startswith("suite=")]
+    if not suites or suites[-1] == "null" or HELP_FLAGS & {*arguments}:
+        return None
+    return suites[-1].strip("'\"")
 
 
 def complete(arguments: list[str]) -> None:

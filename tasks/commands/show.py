@@ -71,6 +71,7 @@ def show_stack(arguments: list[str]) -> None:
     import torch
 
     from attention_zoo.tasks.configuration.build import build_model, parameter_counts
+    from attention_zoo.tasks.configuration.overrides import refuse_unused
     from attention_zoo.tasks.configuration.stacks import kv_sources_by_role, layers_by_role
 
     output = [x.partition("=")[2] for x in arguments if x.startswith("output=")]
@@ -78,7 +79,9 @@ def show_stack(arguments: list[str]) -> None:
         raise UserError(f"output takes one value, output=…; got {' '.join(output)}.")
     if output and not output[0].endswith((".png", ".svg", ".pdf")):
         raise UserError(f"output must be a picture, such as stack.png, got {output[0]!r}.")
-    config = compose_training([x for x in arguments if not x.startswith("output=")])
+    options = [x for x in arguments if not x.startswith("output=")]
+    refuse_unused("show", options)
+    config = compose_training(options)
     with torch.device("meta"):
         size = config["tokenizer"].get("vocabulary_size") or 1
         model = build_model(config, vocabulary_size=size, pad_id=0)

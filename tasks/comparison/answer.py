@@ -101,8 +101,8 @@ def compare_widths(
         of_width = [run for run in runs if any(runs_of(x, [run]) for x in at_width)]
         named = next((x for x in at_width if x.name == reference), None)
         for comparison in compare_runs(of_width, None):
-            if named is not None:
-                rows = [x for x in comparison.rows if runs_of(named, x.runs)]
+            rows = [x for x in comparison.rows if named is not None and runs_of(named, x.runs)]
+            if rows:  # None where it trains at no rate, which the table of rates says.
                 comparison.reference, comparison.reference_given = rows[0], True
             if len(widths) > 1:
                 comparison.title += f", width {width}"

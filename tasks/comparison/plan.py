@@ -1,5 +1,6 @@
 """What a comparison runs: its candidates, and how long they train within a budget."""
 
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -87,9 +88,10 @@ def parse_budget(text: Any) -> Budget:
             amount = float(number)
         except ValueError:
             amount = 0.0
-        if amount > 0 and unit in SECONDS:
+        is_amount = 0 < amount * SECONDS.get(unit, 1) < math.inf
+        if is_amount and unit in SECONDS:
             return Budget(amount * SECONDS[unit], "seconds")
-        if amount > 0 and unit in KINDS:
+        if is_amount and unit in KINDS:
             return Budget(amount, KINDS[unit])
     raise UserError(
         "budget must be a time, a number of target tokens or of FLOPs, such as 2h, 30min, "

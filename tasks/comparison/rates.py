@@ -19,6 +19,15 @@ def first_rates(center: float, count: int, factor: float) -> list[float]:
     return [round_rate(lowest * factor**step) for step in range(count)]
 
 
+def lowest_and_highest(center: float, count: int, factor: float) -> tuple[float, float]:
+    """Return the lowest and the highest rate that may be tried, further ones included."""
+    below, above = (count - 1) // 2 + FURTHER, count - 1 - (count - 1) // 2 + FURTHER
+    try:
+        return round_rate(center / factor**below), round_rate(center * factor**above)
+    except OverflowError:
+        return 0.0, math.inf
+
+
 def further_rates(losses: Mapping[float, float], factor: float) -> list[float]:
     """Return two more rates: beyond the edge that the best rate is at, else on both sides of it."""
     rates = sorted(losses)

@@ -11,6 +11,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from attention_zoo.errors import BadInput
 from attention_zoo.tasks.analysis.report.comparison import Comparison, Row
 from attention_zoo.tasks.analysis.report.measures import QUALITY, standard_deviation
 from attention_zoo.tasks.analysis.report.power import t_quantile
@@ -24,6 +25,7 @@ from attention_zoo.tasks.views.tables import Cell, Table
 
 # Parts of results that the page does not need.
 LEFT_OUT = ("history", "lengths", "data", "versions")
+SCHEDULE = {"steps", "trials", "is_tuned"}  # what the page reads of one
 PAGE = "index.html"
 NO_RESULT = Cell("–", style="muted")
 
@@ -70,6 +72,10 @@ def read_scores(folder: Path) -> dict[str, dict[str, Entry]]:
     scores: dict[str, dict[str, Entry]] = {}
     for path in sorted((folder / "results").glob("*/*")):
         files = [read_json(x) for x in sorted(path.glob("*.json"))]
+        for file, name in zip(files, sorted(path.glob("*.json")), strict=True):
+            parts = [file.get(part) for part in ("results", "schedule")]
+            if not all(isinstance(x, dict) for x in parts) or not {*parts[1]} >= SCHEDULE:  # type: ignore[misc]
+                raise BadInput(f"{name} is no result of a scoreboard; remove it.")
         if files:
             entry = Entry([x["results"] for x in files], files[0]["schedule"])
             scores.setdefault(path.parent.name, {})[path.name] = entry
@@ -104,6 +110,11 @@ def compare_entries(benchmark: str, entries: Mapping[str, Entry]) -> Comparison:
     every = [results for entry in entries.values() for results in entry.results]
     # Sentences are not kept, so scores are compared over seeds.
     measures = [x for x in QUALITY if x.test is not None and all(x.key in each for each in every)]
+    if not measures:
+        raise BadInput(
+            f"the results of benchmark {benchmark} have no measure in common: "
+            f"{', '.join(entries)}; give another benchmark=NAME, or remove those of other data."
+        )
     metric = replace(measures[0], test="welch")
     rows = []
     for name, entry in entries.items():

@@ -1,5 +1,7 @@
 """`attention-zoo compare suite=NAME`: the same comparison on every benchmark of a suite."""
 
+import re
+import shlex
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -8,7 +10,9 @@ from importlib.resources import files
 from pathlib import Path
 
 from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
+from yaml import YAMLError
 
 from attention_zoo.errors import UserError
 from attention_zoo.tasks.configuration.overrides import override_values
@@ -33,10 +37,14 @@ def run_suite(suite: str, arguments: Sequence[str]) -> None:
     """
     benchmarks = read_suite(suite)
     options = override_values([x for x in arguments if "=" in x])
-    decided = {*DECIDED, *(name for x in benchmarks.values() for name in override_values(x))}
+    decided = {
+        *DECIDED,
+        "benchmark",
+        *(name for x in benchmarks.values() for name in override_values(x)),
+    }
     for name in sorted(decided & options.keys()):
         raise UserError(f"suite={suite} chooses {name} itself, got {name}={options[name]}.")
-    others = [x for x in arguments if x.partition("=")[0] not in ("suite", SWEEP_DIR)]
+    others = [x for x in arguments if x.lstrip("+").partition("=")[0] not in ("suite", SWEEP_DIR)]
     default = f"logs/suites/{suite}/{datetime.now():%Y-%m-%d_%H-%M-%S-%f}"
     folder = Path(options.get(SWEEP_DIR, default).strip("'\""))
     console, codes = Console(), {}
@@ -68,13 +76,26 @@ def read_suite(suite: str) -> dict[str, list[str]]:
 
     A suite is a file: one of this package, by its name, or another one, by its path.
     """
-    file = Path(suite) if suite.endswith(".yaml") else SUITES / f"{suite}.yaml"
+    is_file = suite.endswith((".yaml", ".yml"))
+    file = Path(suite) if is_file else SUITES / f"{suite}.yaml"
+    if is_file and not file.is_file():
+        raise UserError(f"{suite} is no file; name a suite ({', '.join(list_suites())}) or a file.")
     if not file.is_file():
         raise UserError(unknown_name_message("suite", suite, list_suites()))
-    contents = OmegaConf.to_container(OmegaConf.create(file.read_text(encoding="utf-8")))
-    if not isinstance(contents, dict) or not all(isinstance(x, str) for x in contents.values()):
-        raise UserError(
-            f"a suite has a name and its overrides in each line, such as `parity: "
-            f"experiment=parity`; {suite} has something else."
-        )
-    return {str(name): line.split() for name, line in contents.items()}
+    rule = (
+        "a suite has a name and its overrides in each line, such as `parity: experiment=parity`; "
+        f"{suite} has something else"
+    )
+    try:
+        contents = OmegaConf.to_container(OmegaConf.create(file.read_text(encoding="utf-8")))
+        if not contents or not isinstance(contents, dict) or None in contents.values():
+            raise UserError(f"{rule}.")
+        # Quotes hold together what has blanks.
+        benchmarks = {str(name): shlex.split(line) for name, line in contents.items()}
+    except (YAMLError, OmegaConfBaseException, ValueError, AttributeError, TypeError) as error:
+        raise UserError(f"{rule}: {' '.join(str(error).split())}.") from None
+    for name, overrides in benchmarks.items():
+        # The name is that of a folder, and of a column of a scoreboard.
+        if not re.fullmatch(r"[\w-][\w.-]*", name) or not all("=" in x for x in overrides):
+            raise UserError(f"{rule}: {name}: {contents[name]}.")
+    return benchmarks

@@ -20,8 +20,15 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf, open_dict
 from rich.console import Console
 
-from attention_zoo.errors import UserError
+from attention_zoo.errors import BadInput, UserError
 from attention_zoo.tasks.comparison.candidate import Candidate
+from attention_zoo.tasks.comparison.options import (
+    check_candidates,
+    check_comparison_options,
+    check_configs,
+    check_rates,
+    check_scoreboard,
+)
 from attention_zoo.tasks.comparison.plan import (
     MEASURED_STEPS,
     Cost,
@@ -38,8 +45,15 @@ from attention_zoo.tasks.comparison.rates import (
     further_rates,
 )
 from attention_zoo.tasks.configuration.resolved_config import hash_config
-from attention_zoo.tasks.run_folder import JOB_LOG, PLAN, RunFolder, replace_text
-from attention_zoo.tasks.sweeps.launcher import LAUNCH_OPTIONS, ProcessesLauncher, require_count
+from attention_zoo.tasks.run_folder import (
+    JOB_LOG,
+    PLAN,
+    RunFolder,
+    read_json,
+    replace_text,
+    unreadable,
+)
+from attention_zoo.tasks.sweeps.launcher import LAUNCH_OPTIONS, ProcessesLauncher
 from attention_zoo.tasks.views.console import print_line
 
 # What the runs in the folders of a comparison are for.
@@ -50,6 +64,9 @@ PHASES = {
     "confirm": "The best rate, with new seeds",
 }
 RATE = "optimizer.lr"
+# What a run must record for its cost, and options that only the answer depends on.
+MEASURED = {"tokens_seen", "tokens_per_second", "steps", "training_flops_per_token"}
+ANSWER_OPTIONS = ("dry_run", "reference", "scoreboard", "benchmark")
 TRIAL = ("test=false", "lengths=[]")  # It is judged by val/loss alone.
 
 
@@ -74,12 +91,7 @@ class ComparisonSweeper(Sweeper):
     def setup(
         self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig
     ) -> None:
-        for option, smallest in (("trials", FURTHER + 3), ("seeds", 3), ("sizes", 1), ("jobs", 1)):
-            require_count(option, config[option])
-            if config[option] < smallest:
-                raise UserError(f"{option} must be at least {smallest}, got {config[option]}.")
-        if not isinstance(config.rate_factor, int | float) or config.rate_factor <= 1:
-            raise UserError(f"rate_factor must be a number above 1, got {config.rate_factor}.")
+        check_comparison_options(config)
         self.budget = None if config.budget is None else parse_budget(config.budget)
         self.sizes = config.sizes
         self.schedule = Schedule(trials=config.trials, seeds=config.seeds)
@@ -98,15 +110,29 @@ class ComparisonSweeper(Sweeper):
     def sweep(self, arguments: list[str]) -> None:
         """Run the comparison, and write and print its answer."""
         candidates = self.create_candidates([*self.swept_options, *arguments])
+        plan = self.read_plan()
+        if self.config.scoreboard is not None:
+            check_scoreboard(Path(self.config.scoreboard))
         self.measure(candidates)
         trained = [x for x in candidates if x.cost is not None]
         if len(trained) < min(2, len(candidates)):
             reasons = "; ".join(f"{x.label}: {x.reason}" for x in candidates if x.reason)
             raise UserError(f"compare needs two candidates that train. {reasons}")
-        steps = self.plan(trained)
+        if self.config.reference not in (None, *(x.name for x in trained)):
+            raise UserError(
+                f"the reference must train, got reference={self.config.reference}, which was left "
+                "out; name another."
+            )
+        steps = self.plan(trained, plan)
         if self.config.dry_run:
             return
         self.tune(trained, steps)
+        if all(x.best_rate is None for x in trained):
+            rates = sorted({rate for x in trained for rate in x.losses})
+            raise UserError(
+                f"no candidate trains at any learning rate from {rates[0]:g} to {rates[-1]:g}: "
+                "every trial diverged; give a lower optimizer.lr."
+            )
         self.confirm(trained, steps)
         # Imported here, as pictures need matplotlib.
         from attention_zoo.tasks.comparison.answer import answer
@@ -128,11 +154,14 @@ class ComparisonSweeper(Sweeper):
         (combinations,) = BasicSweeper.split_arguments(options, None)
         # A scoreboard compares it with others.
         if len(combinations) < 2 and self.config.scoreboard is None:
+            chosen = [x for x in arguments if x.partition("=")[0] not in self.own_options]
             raise UserError(
                 "compare needs two candidates or more, such as attention=multi_head,linear, got "
-                f"{' '.join(arguments) or 'no option with several values'}."
+                f"{' '.join(chosen) or 'no option with several values'}."
             )
         if self.sizes > 1:
+            for name in {"model.dim", "model.ffn_dim"} & {x.lstrip("+") for x in swept}:
+                raise UserError(f"sizes={self.sizes} varies {name} itself; give one value of it.")
             combinations = [
                 sized for x in combinations for sized in at_widths(x, self.compose(x), self.sizes)
             ]
@@ -151,9 +180,14 @@ class ComparisonSweeper(Sweeper):
             center = OmegaConf.select(config, RATE)
             if not isinstance(center, int | float) or center <= 0:
                 raise UserError(f"compare tunes {RATE}, got {center}; give a rate above 0.")
-            name, width = " ".join(map(short_name, chosen)), config.model.dim
+            name = " ".join(map(short_name, chosen))
+            # Without sizes, all are compared with each other, also if they differ in width.
+            width = (config if self.sizes > 1 else configs[0]).model.dim
             label = name if self.sizes == 1 else f"{name} dim={width}"
+            check_rates(float(center), self.schedule.trials - FURTHER, self.config.rate_factor)
             candidates.append(Candidate(overrides, name, width, label, float(center)))
+        check_candidates([x.label for x in candidates], configs)
+        check_configs(combinations, configs, self.own_options)
         names = dict.fromkeys(x.name for x in candidates)
         if self.config.reference not in (None, *names):
             raise UserError(
@@ -182,13 +216,40 @@ class ComparisonSweeper(Sweeper):
         ]
         for candidate, folder in zip(candidates, self.run("cost", overrides), strict=True):
             record, results = folder.read_job(), folder.read_results()
-            if record is not None and record.outcome == "trained" and record.seconds is not None:
+            if record is None or record.outcome != "trained" or record.seconds is None:
+                candidate.reason = "it has no record" if record is None else str(record)
+            elif results.keys() >= MEASURED:
                 candidate.cost = Cost.of_run(results, record.seconds)
             else:
-                candidate.reason = "it has no record" if record is None else str(record)
+                missing = min(MEASURED - results.keys())
+                candidate.reason = f"{folder.results_file} lacks {missing}; remove it, and repeat"
+            if candidate.cost is None:
                 print_line(self.console, f"{candidate.label} is left out: {candidate.reason}")
 
-    def plan(self, candidates: Sequence[Candidate]) -> int:
+    def read_plan(self) -> dict[str, Any]:
+        """Return the plan of an earlier launch, empty if there is none.
+
+        Raises:
+            UserError: it was made for other options.
+            BadInput: it is damaged.
+        """
+        path = self.folder / PLAN
+        plan = read_json(path)
+        options: Any = OmegaConf.to_container(self.config, resolve=False)
+        self.made_of = hash_config(options, without=(*LAUNCH_OPTIONS, *ANSWER_OPTIONS))
+        if plan and not (isinstance(plan.get("steps"), int) and "options" in plan):
+            raise unreadable(path, "the plan of a comparison", "of another form")
+        if plan and plan["options"] != self.made_of:
+            then, now = plan.get("overrides", []), list(self.config.hydra.overrides.task)
+            raise UserError(
+                f"{path} was made for other options: it had "
+                f"{' '.join(x for x in then if x not in now) or 'the same overrides'}, and now "
+                f"{' '.join(x for x in now if x not in then) or 'other values behind them'}. "
+                "Repeat the command that began the comparison, or choose another hydra.sweep.dir."
+            )
+        return plan
+
+    def plan(self, candidates: Sequence[Candidate], earlier: Mapping[str, Any]) -> int:
         """Return the steps at full length, those of an earlier launch if there are any."""
         path = self.folder / PLAN
         # Imported here, as it compares runs, which takes matplotlib.
@@ -196,21 +257,15 @@ class ComparisonSweeper(Sweeper):
 
         costs = [x.cost for x in candidates if x.cost is not None]
         jobs = self.config.jobs
-        options = OmegaConf.to_container(self.config, resolve=False)
-        made_of = hash_config(options, without=(*LAUNCH_OPTIONS, "dry_run"))  # type: ignore[arg-type]
-        if path.exists():
-            plan = json.loads(path.read_text(encoding="utf-8"))
-            if plan["options"] != made_of:
-                raise UserError(
-                    f"{path} was made for other options. Repeat the command that began the "
-                    "comparison, or choose another hydra.sweep.dir."
-                )
-            steps = int(plan["steps"])
+        if earlier:
+            steps = int(earlier["steps"])
         elif self.budget is None:
             steps = self.max_steps
         else:
             steps = steps_within(self.budget, costs, self.schedule, jobs=jobs)
-        replace_text(path, json.dumps({"steps": steps, "options": made_of}) + "\n")
+        overrides = [*self.config.hydra.overrides.task]
+        made = {"steps": steps, "options": self.made_of, "overrides": overrides}
+        replace_text(path, json.dumps(made) + "\n")
         print_plan(
             self.console,
             [x.label for x in candidates],
@@ -258,7 +313,13 @@ class ComparisonSweeper(Sweeper):
                     f"{JOB_LOG} says, and run the command again with "
                     f"hydra.sweep.dir={self.folder}: it goes on."
                 )
-            loss = folder.read_results().get("val/loss")
+            results = folder.read_results()
+            if record.outcome == "trained" and "val/loss" not in results:
+                raise BadInput(
+                    f"{folder.results_file} has no val/loss of a trial that trained; remove "
+                    f"{folder.path}, and run the command again with hydra.sweep.dir={self.folder}."
+                )
+            loss = results.get("val/loss")
             losses = candidate.later_losses if phase == "halving" else candidate.losses
             losses[rate] = math.inf if loss is None else loss
 

@@ -103,7 +103,10 @@ def parse_command(command: str, arguments: Sequence[str]) -> Invocation:
         task = infer_task(overrides)
         overrides = overrides if task is None else [*overrides, task]
         overrides = complete_overrides(store_comparison_config(), overrides)
-        return Invocation(command, COMPARISON, ["-m", *overrides], inferred_task=task)
+        # Hydra shows a config without sweeping over it.
+        is_shown = {"--cfg", "--info", "-c", "-i"} & {x.partition("=")[0] for x in overrides}
+        mode = [] if is_shown or {"-m", "--multirun"} & {*overrides} else ["-m"]
+        return Invocation(command, COMPARISON, [*mode, *overrides], inferred_task=task)
     if command == "train":
         overrides = expand_seeds(overrides)
         checkpoint = checkpoint_of_option("init_from", overrides)

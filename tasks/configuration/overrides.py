@@ -45,6 +45,21 @@ UNUSED_WITH_TEXT = (
 )
 
 
+# A diverged trial is no failure, trainings have a length in steps, and folders are those of phases.
+DECIDED_BY_COMPARE = (
+    *("fail_fast", "overwrite", "ckpt_override"),
+    *("trainer.max_epochs", "trainer.val_check_interval", "trainer.check_val_every_n_epoch"),
+    *("hydra.mode", "hydra.run.dir", "hydra.sweep.subdir"),
+)
+# What changes no layer of a model.
+UNUSED_IN_SHOW = (
+    *("optimizer", "schedule", "decoding", "trainer", "callbacks", "logger", "paths", "hydra"),
+    *("compile", "jobs", "fail_fast", "test", "seed", "seeds", "lengths", "stride", "match"),
+    *("baseline", "hparams_search", "ckpt_path", "ckpt_override", "overwrite", "init_from"),
+    *("strict", "freeze"),
+)
+
+
 def split_arguments(command: str, arguments: Sequence[str]) -> tuple[list[str], list[str]]:
     """Separate what is for Hydra, flags and overrides, from lines of text.
 
@@ -93,8 +108,10 @@ def override_values(overrides: Sequence[str]) -> dict[str, str]:
 
 
 def refuse_unused(command: str, overrides: Sequence[str]) -> None:
-    """Refuse options that a command which works with a checkpoint does not read."""
-    unused = UNUSED_IN_EVALUATION if command == "evaluate" else UNUSED_WITH_TEXT
+    """Refuse options that a command which does not train does not read."""
+    unused = {"evaluate": UNUSED_IN_EVALUATION, "show": UNUSED_IN_SHOW}.get(
+        command, UNUSED_WITH_TEXT
+    )
     for override in overrides:
         name = override.lstrip("+~").partition("=")[0]
         if any(x in (name, f"{name}=") or name.startswith(f"{x}.") for x in unused):
@@ -106,12 +123,22 @@ def refuse_unused(command: str, overrides: Sequence[str]) -> None:
 def refuse_options_of_sweeps(overrides: Sequence[str]) -> None:
     """Refuse options that would take the place of what `compare` does itself."""
     values = override_values(overrides)
-    for name in ("hparams_search", "hydra/sweeper", "ckpt_path"):
+    for name in ("hparams_search", "hydra/sweeper", "ckpt_path", "init_from"):
         if values.get(name, "null") != "null":
             raise UserError(
                 "compare searches by itself, and every training of it is new, got "
                 f"{name}={values[name]}; leave it out."
             )
+    for override in overrides:
+        name = override.lstrip("+~").partition("=")[0]
+        if name in DECIDED_BY_COMPARE or name.startswith("hydra.sweeper."):
+            raise UserError(f"compare decides {name} itself, got {override}; leave it out.")
+    if values.get("budget", "null") != "null" and "trainer.max_steps" in values:
+        raise UserError(
+            "the budget decides trainer.max_steps, got "
+            f"budget={values['budget']} and trainer.max_steps={values['trainer.max_steps']}; "
+            "give one of them."
+        )
 
 
 def infer_task(overrides: Sequence[str]) -> str | None:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from attention_zoo.errors import BadInput, UserError, check_positive
+from attention_zoo.errors import BadInput, Unsupported, UserError, check_positive
 from attention_zoo.factory import typed_options
 from attention_zoo.tasks.data.base import EncodedSplit, PreparedData
 from attention_zoo.tasks.data.batches import BlockDataset, LanguageBatch
@@ -17,7 +17,7 @@ from attention_zoo.tasks.data.cache import ArrayWriter
 from attention_zoo.tasks.data.inspection import TextInspection
 from attention_zoo.tasks.data.loader import ResumableLoader
 from attention_zoo.tasks.data.samplers import EpochSampler, ShuffledBlockSampler
-from attention_zoo.tasks.data.sources.base import SPLITS, Source
+from attention_zoo.tasks.data.sources.base import SPLITS, Source, is_pair
 from attention_zoo.tasks.data.tokenizers import Tokenizer
 
 # No token of any tokenizer spans these: before a single space, and after a single line end, between
@@ -160,7 +160,12 @@ class LanguageData(PreparedData):
 
 
 def parts(document: Document) -> Iterable[str]:
-    """Return the parts of a document."""
+    """Return the parts of a document. Raise Unsupported for a pair of texts."""
+    if is_pair(document):
+        raise Unsupported(
+            "a language model needs a source of texts, got a pair (source, target); take a source "
+            "of texts, or task=translation."
+        )
     return [document] if isinstance(document, str) else document
 
 

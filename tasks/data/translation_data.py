@@ -7,14 +7,20 @@ from typing import Any
 import numpy as np
 import torch
 
-from attention_zoo.errors import BadInput, UserError, check_not_negative
+from attention_zoo.errors import (
+    BadInput,
+    Unsupported,
+    UserError,
+    check_not_negative,
+    short_repr,
+)
 from attention_zoo.factory import typed_options
 from attention_zoo.tasks.data.base import EncodedSplit, PreparedData
 from attention_zoo.tasks.data.batches import JaggedArray, PairDataset, TranslationBatch
 from attention_zoo.tasks.data.inspection import PairInspection
 from attention_zoo.tasks.data.loader import ResumableLoader
 from attention_zoo.tasks.data.samplers import FixedBatchSampler, TokenBudgetSampler
-from attention_zoo.tasks.data.sources.base import SPLITS, Pair, Source
+from attention_zoo.tasks.data.sources.base import SPLITS, Pair, Source, is_pair
 from attention_zoo.tasks.data.tokenizers import BOS, EOS, UNK, Tokenizer
 
 SUBWORD_MARKS = re.compile(r"\S@@(?: |$)|▁")
@@ -69,6 +75,13 @@ class TranslationData(PreparedData):
     def read_splits(self) -> dict[str, list[Pair]]:
         """Return the pairs of all splits; where train is one of subwords, with these joined."""
         splits = super().read_splits()
+        for split, items in splits.items():
+            if items and not is_pair(items[0]):
+                raise Unsupported(
+                    "a translation needs a source of pairs (source, target), got "
+                    f"{type(self.source).__name__}, whose {split} split has "
+                    f"{short_repr(items[0])}; take a source of pairs, or task=language_modeling."
+                )
         pairs = next(iter(splits.values()))
         marked = sum(bool(SUBWORD_MARKS.search(f"{source} {target}")) for source, target in pairs)
         if marked <= MIN_SUBWORDS * len(pairs):

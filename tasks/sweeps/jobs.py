@@ -54,7 +54,8 @@ class Job:
                 f"{' '.join(x for x in now if x not in then) or 'other values behind them'}. "
                 "Repeat the command that began the sweep, or choose another hydra.sweep.dir."
             )
-        if earlier.is_final:
+        # What has lost its results, such as by the user's hand, trains again or is scored again.
+        if earlier.is_final and (earlier.outcome != "trained" or self.folder.read_results()):
             self.record = earlier
 
     def start(self, command: Sequence[str], environment: Mapping[str, str], *, live: bool) -> None:

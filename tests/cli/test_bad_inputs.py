@@ -438,11 +438,33 @@ show foo | no attention or position 'foo'
 show rope | It is called rotary here
 show multi_head linear | one NAME
 show stack=hybrid -m | name=value
+show stack=hybrid ckpt_path={} | no effect on show
+show stack=hybrid init_from={} | no effect on show
+show stack=hybrid optimizer.lr=3 | no effect on show
+show stack=hybrid trainer.max_steps=3 | no effect on show
+show stack=hybrid seeds=3 | no effect on show
+show stack=hybrid hydra.run.dir=x | no effect on show
 show stack=hybrid multi_head | show takes only NAME
 show stack=hybrid output=a.png output=b.png | one value
 report | at least one FOLDER
 report /nonexist | no folder
 report . foo=1 | baseline
+report . | There is no run in .
+report --foo | name=value
+report baseline=x | at least one FOLDER
+compare | needs two candidates
+compare --dry-run | got no option with several values
+compare trial=5 attention=multi_head,linear | Did you mean trials
+compare --cfg job attention=multi_head,linear | several values
+compare suite=smal | Did you mean small
+compare suite=/nonexist.yaml | is no file
+compare +suite=smal | Did you mean small
+train suite=small | no option 'suite'
+train budget=1h | no option 'budget'
+list output=. | output=FILE
+list format= | one value
+list format=table output=x | Leave it out
+list pairs=all output=x | Leave it out
 report . logger=foo | wandb
 report --into x | output=FOLDER
 report '' | one that is empty

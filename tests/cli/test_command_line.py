@@ -310,3 +310,8 @@ def test_a_sweep_over_a_diagnostic_shows_how_much_is_right(tmp_path):
     assert "test/accuracy" not in told(losses, {})
     table = told(losses | {"test/accuracy": 0.875}, losses)
     assert "test/accuracy" in table and "0.875" in table and table.count("2.500") == 2
+
+
+def test_the_config_of_a_comparison_is_shown(program):
+    printed = program("compare", "attention=linear", "--cfg", "job").stdout
+    assert "trials: 7" in printed and "name: linear" in printed

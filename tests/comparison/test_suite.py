@@ -57,13 +57,34 @@ def test_a_suite_may_be_a_file_of_the_user(tmp_path):
     file = tmp_path / "mine.yaml"
     file.write_text("short: data=copy model=tiny\n")
     assert read_suite(str(file)) == {"short": ["data=copy", "model=tiny"]}
-    file.write_text("short: [1]\n")
-    with pytest.raises(UserError, match="a name and its overrides in each line"):
+    file.write_text("short: data=copy 'paths.logs=a b'\n")
+    assert read_suite(str(file)) == {"short": ["data=copy", "paths.logs=a b"]}
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        *(b"short: [1]", b"", b"a: [b", b"\xff\xfe\x00", b"a/b: data=copy", b"..: data=copy"),
+        *(b"- data=copy", b"short: copy", b"short: 5", b"short:", b"short: data='copy"),
+    ],
+)
+def test_a_file_that_is_no_suite_is_refused_in_a_line(tmp_path, content):
+    file = tmp_path / "mine.yaml"
+    file.write_bytes(content)
+    with pytest.raises(UserError, match="a name and its overrides in each line") as error:
         read_suite(str(file))
+    assert "\n" not in str(error.value)
+
+
+def test_a_suite_that_is_no_file_is_refused(tmp_path):
+    (tmp_path / "folder.yaml").mkdir()
+    for name in ("folder.yaml", "missing.yaml"):
+        with pytest.raises(UserError, match=r"is no file; name a suite \(small\)"):
+            read_suite(str(tmp_path / name))
 
 
 def test_what_the_benchmarks_decide_is_refused():
-    for name in ("experiment", "data", "task"):
+    for name in ("experiment", "data", "task", "benchmark"):
         with pytest.raises(UserError, match=f"suite=small chooses {name} itself, got {name}=x"):
             run_suite("small", ["suite=small", f"{name}=x"])
     with pytest.raises(UserError, match="suite"):

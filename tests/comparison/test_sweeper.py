@@ -82,7 +82,8 @@ def compare(tmp_path, monkeypatch):
     return run
 
 
-TWO = ("attention=multi_head,linear", "trainer.max_steps=400")
+PAIR = "attention=multi_head,linear"
+TWO = (PAIR, "trainer.max_steps=400")
 
 
 def of_phase(jobs, *phases):
@@ -136,7 +137,7 @@ def test_a_trial_that_was_killed_is_no_bad_rate_but_runs_again(compare):
 
 
 def test_a_plan_is_printed_without_a_trial(compare, capsys):
-    jobs, _ = compare(*TWO, "--dry-run", "budget=2e6 tokens")
+    jobs, _ = compare(PAIR, "--dry-run", "budget=2e6 tokens")
     assert {phase for phase, _ in jobs} == {"cost"}
     printed = capsys.readouterr().out
     # 2e6 / (2 candidates * 6.25 lengths * 100 tokens)
@@ -144,13 +145,66 @@ def test_a_plan_is_printed_without_a_trial(compare, capsys):
 
 
 def test_a_second_launch_goes_on_with_the_plan_of_the_first(compare, tmp_path):
-    first, _ = compare(*TWO, "budget=1h")
+    first, _ = compare(PAIR, "budget=1h")
     steps = json.loads((tmp_path / "plan.json").read_text())["steps"]
-    second, _ = compare(*TWO, "budget=1h")
-    assert first == second
+    second, _ = compare(PAIR, "budget=1h", "reference=linear")  # which only the answer needs
+    assert [x for x, _ in first] == [x for x, _ in second]
     assert {x["trainer.max_steps"] for x in of_phase(second, "confirm")} == {str(steps)}
-    with pytest.raises(UserError, match="was made for other options"):
-        compare(*TWO, "budget=2h")
+    with pytest.raises(UserError, match=r"other options: it had budget=1h.* now budget=2h"):
+        compare(PAIR, "budget=2h")
+
+
+@pytest.mark.parametrize("content", ["[1", "[]", '{"steps": "a"}', '{"steps": 5}'])
+def test_a_damaged_plan_is_refused_by_name(compare, tmp_path, content):
+    (tmp_path / "plan.json").write_text(content)
+    with pytest.raises(UserError, match=r"plan\.json is not .* remove it"):
+        compare(*TWO)
+
+
+def test_results_without_what_the_plan_needs_leave_a_candidate_out(compare, tmp_path, monkeypatch):
+    monkeypatch.setattr(RunFolder, "read_results", lambda folder: {"val/loss": 1.0})
+    with pytest.raises(UserError, match=r"train\. multi_head: .*results\.json lacks steps"):
+        compare(*TWO)
+
+
+def test_a_trial_that_trained_but_has_no_loss_is_no_bad_rate(compare, monkeypatch):
+    read = RunFolder.read_results
+    monkeypatch.setattr(
+        RunFolder,
+        "read_results",
+        lambda folder: {k: x for k, x in read(folder).items() if "tuning" not in str(folder.path)},
+    )
+    with pytest.raises(UserError, match=r"results\.json has no val/loss of a trial"):
+        compare(*TWO)
+
+
+def test_candidates_that_train_at_no_rate_are_no_answer(compare, monkeypatch):
+    monkeypatch.setattr(module.Candidate, "best_rate", None)
+    with pytest.raises(UserError, match=r"no candidate trains at any learning rate from .* lower"):
+        compare(*TWO)
+
+
+def test_a_reference_that_is_left_out_is_refused(compare):
+    three = ["attention=multi_head,delta,linear", "trainer.max_steps=400", "reference=delta"]
+    with pytest.raises(UserError, match="the reference must train, got reference=delta"):
+        compare(*three, refused=("delta",))
+
+
+def test_candidates_of_several_widths_are_compared_with_each_other(compare):
+    _, candidates = compare("attention=linear", "model.dim=64,128", "trainer.max_steps=400")
+    assert [x.name for x in candidates] == ["dim=64", "dim=128"]
+    assert len({x.width for x in candidates}) == 1
+
+
+def test_a_scoreboard_that_cannot_be_written_is_refused_before_the_training(compare, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="name another: scoreboard=FOLDER"):
+        compare(*TWO, f"scoreboard={tmp_path / 'file'}")
+    kept = tmp_path / "board" / "results" / "phrases" / "linear"
+    kept.mkdir(parents=True)
+    (kept / "1.json").write_text("{}")
+    with pytest.raises(UserError, match=r"1\.json is no result of a scoreboard; remove it"):
+        compare(*TWO, f"scoreboard={tmp_path / 'board'}")
 
 
 def test_widths_are_candidates_with_as_many_trials_each(compare):
@@ -176,14 +230,60 @@ def test_widths_are_candidates_with_as_many_trials_each(compare):
         ([*TWO, "trials=4"], "trials must be at least 5, got 4"),
         ([*TWO, "trials=many"], "trials must be a whole number"),
         ([*TWO, "seeds=1"], "seeds must be at least 3, got 1"),
-        ([*TWO, "rate_factor=1"], "rate_factor must be a number above 1, got 1"),
-        ([*TWO, "budget=5"], "budget must be a time"),
+        ([*TWO, "rate_factor=1"], "rate_factor must be a finite number above 1, got 1"),
+        *(
+            ([PAIR, f"budget={x}"], "budget must be a time")
+            for x in ("5", "0", "1x", "inf", "1e999h", "-1h", "[1h]", "''", "true")
+        ),
+        ([*TWO, "budget=1h"], r"budget decides trainer.max_steps, got .* give one of them"),
         ([*TWO, "trainer.max_steps=-1"], "needs budget=…, or a trainer.max_steps"),
         ([*TWO, "optimizer.lr=0"], "give a rate above 0"),
         ([*TWO, "reference=delta"], "reference must be one of multi_head, linear, got delta"),
         ([*TWO, "sizes=3", "model.dim=63"], "halves model.dim=63"),
-        ([*TWO, "sizes=0"], "sizes must be a whole number of at least 1"),
+        ([*TWO, "sizes=0"], "sizes must be at least 1, got 0"),
         (["attention=delta,linear", "trainer.max_steps=100,200"], "the same trainer.max_steps"),
+        *(
+            ([*TWO, f"{option}={value}"], f"{option} must be a whole number")
+            for option in ("trials", "seeds", "sizes", "jobs", "seed")
+            for value in ("null", "true", "1.5", "[3]")
+        ),
+        ([*TWO, "trials=99999999999"], "trials must be at most 1000"),
+        ([*TWO, "jobs=0"], "jobs must be at least 1, got 0"),
+        ([*TWO, "seed=-1"], "seed must be at least 0, got -1"),
+        ([*TWO, "seed=4294967294"], "seed must leave room for 3 new seeds"),
+        *(([*TWO, f"rate_factor={x}"], "a finite number above 1") for x in ("inf", "nan", "-3")),
+        ([*TWO, "rate_factor=true"], "rate_factor must be a number"),
+        ([*TWO, "rate_factor=1e300"], "finite and above 0, got 0 to inf"),
+        ([*TWO, "rate_factor=1.0001"], "differ in three digits|finite and above 0"),
+        ([*TWO, "optimizer.lr=inf"], "finite and above 0, got inf to inf"),
+        ([*TWO, "optimizer.lr=nan"], "finite and above 0, got nan to nan"),
+        ([*TWO, "dry_run=maybe"], "dry_run must be true or false"),
+        ([*TWO, "scoreboard=5"], "scoreboard must be text"),
+        ([*TWO, "scoreboard="], "scoreboard must not be empty"),
+        ([*TWO, "benchmark=x"], "give scoreboard=FOLDER too"),
+        ([*TWO, "benchmark=a/b", "scoreboard=b"], "benchmark must be a name without slashes"),
+        ([*TWO, "benchmark=..", "scoreboard=b"], "benchmark must be a name without slashes"),
+        *(
+            ([*TWO, x], f"compare decides {x.partition('=')[0]} itself, got {x}; leave it out")
+            for x in (
+                *("fail_fast=true", "overwrite=true", "trainer.max_epochs=3"),
+                *("trainer.val_check_interval=10", "hydra.mode=RUN", "hydra.run.dir=x"),
+                *("hydra.sweep.subdir=x", "hydra.sweeper.own_options=1"),
+            )
+        ),
+        ([*TWO, "init_from=x.ckpt"], "every training of it is new, got init_from=x.ckpt"),
+        ([*TWO, "trainer.max_time=1d"], "the length of its plan, got trainer.max_time=1d"),
+        ([*TWO, "trainer.fast_dev_run=true"], "got trainer.fast_dev_run=True"),
+        (["attention=linear,linear", TWO[1]], "must differ in what is trained, got linear and"),
+        ([*TWO, "logger=none,csv"], "must differ in what is trained"),
+        ([*TWO, "paths.logs=a,b"], "must differ in what is trained"),
+        ([*TWO, "data.source.size=40,60"], "same data, got data.source.size=40 and 60"),
+        ([*TWO, "data.seed=1,2"], "same data, got data.seed=1 and 2"),
+        ([*TWO, "experiment=parity,recall"], "same data, got data=parity and recall"),
+        ([*TWO, "model.dim=64,128", "sizes=2"], "sizes=2 varies model.dim itself"),
+        ([*TWO, "+foo=1"], "no option 'foo'"),
+        ([*TWO, "model.dim=abc"], "model.dim must be a whole number"),
+        ([*TWO, "compile=foo"], "compile must be true or false"),
     ],
 )
 def test_what_cannot_be_compared_is_refused(compare, overrides, message):

@@ -306,6 +306,25 @@ MISUSE: dict[str, tuple[Callable[[], Any], type[UserError], str]] = {
         Unsupported,
         "before a model's layers",
     ),
+    **{
+        f"{name} embeddings of other shapes {number}": (
+            lambda name=name, shapes=shapes: encoding(
+                name, **({"max_length": 9} if name == "learned" else {})
+            ).embed(features(*shapes[0]), torch.zeros(shapes[1], dtype=torch.long)),
+            UserError,
+            rf"position={name} adds to embeddings \[b t 8\]",
+        )
+        for name in ("sinusoidal", "learned")
+        for number, shapes in enumerate(
+            [
+                ((2, 5, 1), (1, 5)),
+                ((2, 5, 8), (5,)),
+                ((2, 5, 8), (1, 1)),
+                ((5, 8), (1, 5)),
+                ((1, 5, 8), (2, 5)),
+            ]
+        )
+    },
     "encoding of one head": (lambda: attached("alibi", heads=1), UserError, "heads=1, .* heads=2"),
     "encoding of another head width": (
         lambda: attached("rotary", head_dim=8),

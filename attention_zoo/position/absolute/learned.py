@@ -36,6 +36,7 @@ class LearnedEncoding(PositionalEncoding):
         nn.init.normal_(self.table.weight, std=0.5)
 
     def embed(self, x: Tensor, positions: Tensor) -> Tensor:
+        self.check_embeddings(x, positions)
         check_length(self, positions)
         return x + self.table(positions)
 

@@ -43,6 +43,7 @@ class SinusoidalEncoding(PositionalEncoding):
         self.layout = layout
 
     def embed(self, x: Tensor, positions: Tensor) -> Tensor:
+        self.check_embeddings(x, positions)
         waves = sinusoids(positions, self.dim, self.base, x.dtype).to(x.dtype)
         if self.layout == "half_split":
             waves = torch.cat([waves[..., 0::2], waves[..., 1::2]], dim=-1)

@@ -1,12 +1,14 @@
 """The base of the diagnostics: sequences of symbols with queries and their answers."""
 
+import math
 from abc import abstractmethod
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
+from numbers import Integral, Real
 from typing import Any, ClassVar, NamedTuple, Self
 
 import numpy as np
 
-from attention_zoo.errors import UserError, check_positive
+from attention_zoo.errors import UserError, check_not_negative, check_positive, short_repr
 from attention_zoo.tasks.data.sources.base import SPLITS, Source, split_of
 from attention_zoo.tasks.data.tokenizers import PAD
 
@@ -41,7 +43,23 @@ class Diagnostic(Source[QueryRows]):
     seed: int = 0
 
     def __post_init__(self) -> None:
+        self._check_types()
         check_positive(length=self.length, size=self.size, valid=self.valid, test=self.test)
+        check_not_negative(seed=self.seed)
+
+    def _check_types(self) -> None:
+        """Raise UserError for a value that is no number where the field is one."""
+        for field in fields(self):
+            value = getattr(self, field.name)
+            is_number = isinstance(value, Real) and not isinstance(value, bool)
+            if field.type is int and not (is_number and isinstance(value, Integral)):
+                raise UserError(f"{field.name} must be a whole number, got {short_repr(value)}.")
+            if field.type is float and not (is_number and math.isfinite(value)):
+                raise UserError(f"{field.name} must be a finite number, got {short_repr(value)}.")
+            if field.type is bool and not isinstance(value, bool):
+                raise UserError(f"{field.name} must be true or false, got {short_repr(value)}.")
+            if field.type is str and not isinstance(value, str):
+                raise UserError(f"{field.name} must be text, got {short_repr(value)}.")
 
     @property
     @abstractmethod

@@ -62,6 +62,11 @@ class Source(ABC, Generic[Split]):
         return other
 
 
+def is_pair(item: object) -> bool:
+    """Return whether an item is a pair of texts, not a document or its parts."""
+    return isinstance(item, tuple) and len(item) == 2 and all(isinstance(x, str) for x in item)
+
+
 def split_of(content: bytes) -> str:
     """Return the split of generated content by a hash: 1 in 20 is valid, 1 in 20 is test."""
     digest = hashlib.blake2b(content, digest_size=4).digest()

@@ -106,8 +106,8 @@ class GettextCatalogues(SplitFiles[list[Pair]]):
         self.notes = [*self.notes, f"entries that are left out: {counts or 'none'}"]
         if not pairs:
             raise BadInput(
-                f"no entry is translated from {self.source} to {self.target}; choose other "
-                "catalogues or locales."
+                f"no entry is translated from {self.source} to {self.target}, left out: "
+                f"{counts or 'none'}; choose other catalogues or locales."
             )
         return list(pairs)
 

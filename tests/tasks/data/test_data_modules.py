@@ -11,7 +11,7 @@ from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from omegaconf import OmegaConf
 
-from attention_zoo.errors import BadInput, UserError
+from attention_zoo.errors import BadInput, Unsupported, UserError
 from attention_zoo.tasks.configuration.conf_files import (
     SYMBOL_TOKENIZER,
     choice_target,
@@ -317,6 +317,21 @@ def test_documents_in_parts_are_those_documents(tokenizer, tmp_path: Path) -> No
         assert one.report[split] == other.report[split]
     assert one.report["train"]["empty"] == 1 and one.report["train"]["lines"] == 251
     assert one.probes == other.probes
+
+
+class Pairs(Phrases):
+    def splits(self):
+        return {split: [("a text", "ein Text")] for split in ("train", "valid", "test")}
+
+
+def test_pairs_are_no_text_and_texts_are_no_pairs(tmp_path: Path) -> None:
+    with pytest.raises(Unsupported, match=r"needs a source of texts, got a pair"):
+        language(tmp_path / "1", source=Pairs())
+    with pytest.raises(Unsupported, match=r"needs a source of pairs .*, got WholeTexts"):
+        data = TranslationData(
+            source=WholeTexts(), tokenizer=ByteTokenizer.train, cache_dir=tmp_path / "2"
+        )
+        data.prepare_data()
 
 
 def test_a_stream_stays_on_disk_also_in_workers(tmp_path: Path) -> None:

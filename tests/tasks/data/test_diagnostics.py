@@ -1,6 +1,8 @@
 """Diagnostics ask queries that have an answer, in sequences that no two splits share."""
 
-from dataclasses import replace
+from collections.abc import Iterator
+from dataclasses import fields, replace
+from inspect import isabstract
 from pathlib import Path
 from typing import Any
 
@@ -351,3 +353,26 @@ def test_yaml_lists_every_option_with_its_default(kind: str) -> None:
     options.pop("_convert_", None)
     key = KINDS[kind]().cache_key()
     assert options == {name: key[name] for name in key if name not in ("source", "numpy")}
+
+
+def concrete_kinds(kind: type = Diagnostic) -> Iterator[type]:
+    for inner in kind.__subclasses__():
+        if not isabstract(inner):
+            yield inner
+        yield from concrete_kinds(inner)
+
+
+@pytest.mark.parametrize("kind", sorted(set(concrete_kinds()), key=lambda x: x.__name__))
+def test_values_of_another_type_are_refused_by_name(kind: type) -> None:
+    wrong: dict[type, list[Any]] = {
+        int: [None, "a", True, 1.5, [1], {}, float("nan"), float("inf")],
+        float: [None, "a", True, [1], float("nan"), float("inf")],
+        bool: [None, "a", 1],
+        str: [None, 5, ["a"]],
+    }
+    for field in fields(kind):
+        for value in wrong.get(field.type, []):
+            with pytest.raises(UserError, match=f"^{field.name} must be"):
+                kind(**{field.name: value})
+    with pytest.raises(UserError, match="seed must be at least 0, got -1"):
+        kind(seed=-1)

@@ -210,3 +210,11 @@ def test_the_key_follows_the_content(folder: Path) -> None:
     assert source.cache_key() == before
     (folder / "po/fr.po").write_text(HEADER)
     assert source.cache_key() != before
+
+
+def test_damaged_catalogues_are_the_reason_where_no_pair_is_left(tmp_path: Path) -> None:
+    file = tmp_path / "de" / "LC_MESSAGES" / "a.mo"
+    file.parent.mkdir(parents=True)
+    file.write_bytes(compiled(Red="Rot")[:20])
+    with pytest.raises(BadInput, match=r"left out: 1 in catalogues that cannot be read.*a\.mo"):
+        GettextCatalogues(catalogues=[str(tmp_path)], target="de").splits()
