@@ -55,7 +55,7 @@ DECIDED_BY_COMPARE = (
 UNUSED_IN_SHOW = (
     *("optimizer", "schedule", "decoding", "trainer", "callbacks", "logger", "paths", "hydra"),
     *("compile", "jobs", "fail_fast", "test", "seed", "seeds", "lengths", "stride", "match"),
-    *("baseline", "hparams_search", "ckpt_path", "ckpt_override", "overwrite", "init_from"),
+    *("baseline", "hparams_search", "ckpt_path", "ckpt_override", "overwrite"),
     *("strict", "freeze"),
 )
 

@@ -44,7 +44,7 @@ def is_sparse(length: int, mask: Mask, name: str, role: str, **sizes: Any) -> bo
 @pytest.mark.parametrize(
     ("name", "role"),
     # The entries that learn while they read take seconds each.
-    (pytest.param(*x, marks=[pytest.mark.slow] if x[0] in SLOW else []) for x in SPARSE),
+    [pytest.param(*x, marks=[pytest.mark.slow] if x[0] in SLOW else []) for x in SPARSE],
 )
 def test_no_square_of_the_length_is_built(name: str, role: str, kind: str) -> None:
     """A window or stride of 128, or mini-batches of 256, over 8,192 tokens, with gradients."""
