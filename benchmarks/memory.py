@@ -3,7 +3,7 @@
 Each figure is the peak resident memory of the program's process, its libraries included. The text
 is random words of a fixed vocabulary. Training learns a BPE, encodes the file and takes five steps.
 
-    python benchmarks/memory.py [--output benchmarks/memory.md] [--megabytes 50 100 200 400]
+    python benchmarks/memory.py [--output benchmarks/memory.md] [--megabytes 50 200 400 2000]
 """
 
 import argparse
@@ -54,7 +54,7 @@ def main() -> None:
     """Measure both, and print or write the table."""
     parser = argparse.ArgumentParser(description="Peak memory by the size of what is read.")
     parser.add_argument("--output", type=Path, help="write the page to this file")
-    parser.add_argument("--megabytes", type=int, nargs="+", default=[50, 100, 200, 400])
+    parser.add_argument("--megabytes", type=int, nargs="+", default=[50, 200, 400, 2000])
     arguments = parser.parse_args()
     rows = []
     with tempfile.TemporaryDirectory() as name:
