@@ -439,7 +439,6 @@ show rope | It is called rotary here
 show multi_head linear | one NAME
 show stack=hybrid -m | name=value
 show stack=hybrid ckpt_path={} | no effect on show
-show stack=hybrid init_from={} | no effect on show
 show stack=hybrid optimizer.lr=3 | no effect on show
 show stack=hybrid trainer.max_steps=3 | no effect on show
 show stack=hybrid seeds=3 | no effect on show
