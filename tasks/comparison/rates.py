@@ -6,6 +6,10 @@ from collections.abc import Mapping, Sequence
 # A rate is nearly as good as the best if its loss is at most this much higher, in nats.
 NEARLY = 0.1
 FURTHER = 2  # rates that are tried after the first ones
+# Each trial has one seed, so that candidates which are equal may get rates which are not equally
+# good. This adds to the variance of a mean at most this share of the variance over seeds, whatever
+# the curve of losses by rates: benchmarks/simulated_comparisons.py.
+TUNING_VARIANCE = 0.5
 
 
 def round_rate(rate: float) -> float:
