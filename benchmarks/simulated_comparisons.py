@@ -48,7 +48,7 @@ NAMES = (
     *("mlstm", "rwkv7", "cosformer", "gated", "sliding_window", "top_k", "performer", "forgetting"),
     *("differential", "gated_linear", "gated_slot", "kimi_delta"),
 )
-ROWS_AND_SEEDS = ((2, 3), (2, 5), (5, 3), (5, 5), (20, 3), (20, 5))
+ROWS_AND_SEEDS = ((2, 3), (2, 5), (2, 10), (5, 3), (5, 5), (20, 3), (20, 5))
 
 INTRODUCTION = """# Simulated comparisons
 

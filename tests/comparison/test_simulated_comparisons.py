@@ -56,7 +56,7 @@ def test_rates_that_diverge_are_not_confirmed(simulated):
 @pytest.mark.slow
 def test_equal_candidates_are_seldom_called_different(simulated):
     """The rates are tuned with noise; tests over seeds alone would call one in six different."""
-    generator, count = np.random.default_rng(0), 300
+    generator, count = np.random.default_rng(0), 120
     alarms = np.zeros(2)
     for _ in range(count):
         launch = simulated.run([hardest_curve(simulated)] * 2, generator)
@@ -67,7 +67,7 @@ def test_equal_candidates_are_seldom_called_different(simulated):
 
 @pytest.mark.slow
 def test_the_announced_difference_is_found_as_often_as_promised(simulated):
-    count = 200
+    count = 60
     found = power(simulated, np.random.default_rng(0), count)
     assert found >= 0.8 - 2.5 * math.sqrt(0.8 * 0.2 / count)
 
@@ -75,7 +75,7 @@ def test_the_announced_difference_is_found_as_often_as_promised(simulated):
 @pytest.mark.slow
 def test_no_launch_reverses_another(simulated):
     found, confirmed, reversed_pairs, mistaken = repeat_launches(
-        simulated, np.random.default_rng(0), 100
+        simulated, np.random.default_rng(0), 20
     )
     assert found >= confirmed > 0 and reversed_pairs == 0 and mistaken <= 2
 
