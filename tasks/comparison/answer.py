@@ -24,7 +24,7 @@ from attention_zoo.tasks.analysis.report.runs import Run, find_runs
 from attention_zoo.tasks.analysis.report.significance import run_tests
 from attention_zoo.tasks.analysis.report.tables import csv_rows
 from attention_zoo.tasks.comparison.candidate import Candidate
-from attention_zoo.tasks.comparison.rates import NEARLY, good_range
+from attention_zoo.tasks.comparison.rates import NEARLY, TUNING_VARIANCE, good_range
 from attention_zoo.tasks.comparison.scaling import (
     Size,
     describe_scaling,
@@ -55,8 +55,6 @@ def answer(
     candidates = [x for x in candidates if x.cost is not None]
     runs = find_runs([folder / CONFIRM])
     comparisons = [*compare_widths(runs, candidates, config.reference)]
-    for comparison in comparisons:
-        run_tests(comparison, lambda: None)
     sentences = [f"Left out: {'; '.join(left_out)}."] if left_out else []
     sentences += describe_tuning(candidates)
     tuning = Finding(sentences, tuning_table(candidates), draw_rates(candidates))
@@ -94,7 +92,7 @@ def answer(
 def compare_widths(
     runs: Sequence[Run], candidates: Sequence[Candidate], reference: str | None
 ) -> Iterator[Comparison]:
-    """Yield a comparison for each width."""
+    """Yield a comparison for each width, with its tests."""
     widths = dict.fromkeys(x.width for x in candidates)
     for width in widths:
         at_width = [x for x in candidates if x.width == width]
@@ -106,6 +104,8 @@ def compare_widths(
                 comparison.reference, comparison.reference_given = rows[0], True
             if len(widths) > 1:
                 comparison.title += f", width {width}"
+            comparison.tuning_variance = TUNING_VARIANCE
+            run_tests(comparison, lambda: None)
             yield comparison
 
 

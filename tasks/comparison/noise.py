@@ -12,6 +12,7 @@ from attention_zoo.tasks.analysis.report.comparison import compare_runs
 from attention_zoo.tasks.analysis.report.measures import QUALITY, Measure, standard_deviation
 from attention_zoo.tasks.analysis.report.power import smallest_difference
 from attention_zoo.tasks.analysis.report.runs import Run
+from attention_zoo.tasks.comparison.rates import TUNING_VARIANCE
 
 TABLE = files("attention_zoo.tasks") / "comparison/noise.yaml"
 
@@ -56,7 +57,13 @@ def describe_power(
     if noise is None:
         return f"The spread over seeds on data={data} is not known: see benchmarks/noise.py."
     measure = noise.measure
-    difference = smallest_difference(noise.spread, seeds, rows, named_reference=named_reference)
+    difference = smallest_difference(
+        noise.spread,
+        seeds,
+        rows,
+        named_reference=named_reference,
+        tuning_variance=TUNING_VARIANCE,
+    )
     other = "the reference" if named_reference else "the best"
     return (
         f"{seeds} seeds show a difference from {other} of {measure.format(difference)} in "

@@ -15,6 +15,7 @@ from attention_zoo.tasks.analysis.report.measures import format_with_unit
 from attention_zoo.tasks.analysis.report.power import t_quantile
 from attention_zoo.tasks.analysis.report.runs import Run
 from attention_zoo.tasks.analysis.report.significance import holm_correction, welch_test
+from attention_zoo.tasks.comparison.rates import TUNING_VARIANCE
 from attention_zoo.tasks.views.charts import figure_svg, svg_settings
 from attention_zoo.tasks.views.tables import Table
 
@@ -85,7 +86,7 @@ def find_order_changes(curves: Mapping[str, Curve]) -> Iterator[str]:
         for index in range(min(len(curves[first]), len(curves[second])))
     ]
     differences = holm_correction(
-        [welch_test(curves[x][i].losses, curves[y][i].losses) for x, y, i in tests]
+        [welch_test(curves[x][i].losses, curves[y][i].losses, TUNING_VARIANCE) for x, y, i in tests]
     )
     signs: dict[tuple[str, str], dict[int, bool]] = {}
     for (first, second, index), difference in zip(tests, differences, strict=True):

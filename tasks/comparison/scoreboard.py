@@ -19,6 +19,7 @@ from attention_zoo.tasks.analysis.report.runs import Run
 from attention_zoo.tasks.analysis.report.significance import run_tests
 from attention_zoo.tasks.comparison.candidate import Candidate
 from attention_zoo.tasks.comparison.published import compare_with_published
+from attention_zoo.tasks.comparison.rates import TUNING_VARIANCE
 from attention_zoo.tasks.run_folder import read_json, replace_text
 from attention_zoo.tasks.views.pages import render_page
 from attention_zoo.tasks.views.tables import Cell, Table
@@ -122,6 +123,7 @@ def compare_entries(benchmark: str, entries: Mapping[str, Entry]) -> Comparison:
         rows.append(Row({}, runs, label=name))
     rows.sort(key=lambda row: row.mean(metric.key) or 0.0, reverse=metric.better == "higher")
     comparison = Comparison(benchmark, rows, [metric], [], rows[0], False, [], "candidate")
+    comparison.tuning_variance = TUNING_VARIANCE
     run_tests(comparison, lambda: None)
     return comparison
 

@@ -72,7 +72,8 @@ def test_it_names_the_best_with_its_rate_and_its_uncertainty(answered):
     assert "gated lr=0.03 has the highest BLEU" in text and "(3 seeds)" in text
     page = (folder / "report.html").read_text()
     assert "Validation loss by learning rate" in page and "Comparison of 2 candidates" in page
-    assert "## Learning rates" in (folder / "report.md").read_text()
+    text = (folder / "report.md").read_text()
+    assert "## Learning rates" in text and "add 0.5 of the variance over seeds" in text
     assert len((folder / "results.csv").read_text().splitlines()) == 7
 
 

@@ -116,6 +116,9 @@ def test_the_smallest_difference_follows_spread_seeds_and_rows() -> None:
     # With many seeds, the normal values of the level and of the power.
     many = smallest_difference(1.0, 2000, 2)
     assert many == pytest.approx((1.95996 + 0.84162) * math.sqrt(2 / 2000), rel=0.01)
+    # More seeds do not make up for the variance of tuning.
+    tuned = smallest_difference(1.0, 2000, 2, tuning_variance=0.5)
+    assert tuned == pytest.approx((1.95996 + 0.84162) * math.sqrt(2 * (0.5 + 1 / 2000)), rel=0.01)
 
 
 @pytest.mark.parametrize(

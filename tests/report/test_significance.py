@@ -3,18 +3,21 @@
 import math
 import random
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 from sacrebleu.metrics import BLEU, CHRF
 from sacrebleu.significance import PairedTest
 
-from attention_zoo.tasks.analysis.report.comparison import Difference, Row
-from attention_zoo.tasks.analysis.report.measures import standard_deviation
+from attention_zoo.tasks.analysis.report.comparison import Comparison, Difference, Row
+from attention_zoo.tasks.analysis.report.measures import COST, QUALITY, standard_deviation
+from attention_zoo.tasks.analysis.report.runs import Run
 from attention_zoo.tasks.analysis.report.sentences import ResampledScores, resample_row
 from attention_zoo.tasks.analysis.report.significance import (
     holm_correction,
     maximum_modulus_p,
+    run_tests,
     score_test,
     t3_correction,
     welch_test,
@@ -39,6 +42,24 @@ def test_welch_of_two_and_two_is_in_closed_form() -> None:
     ours, theirs = [1.0, 3.0], [5.0, 7.0]
     t = 4 / math.sqrt(2)
     assert welch_test(ours, theirs).p_value == pytest.approx(1 - t / math.sqrt(2 + t * t))
+    # Half of the variances over seeds, 2 each, more: V = 2 + 2, t = 2.
+    tuned = welch_test(ours, theirs, tuning_variance=0.5)
+    assert tuned.p_value == pytest.approx(1 - 2 / math.sqrt(6))
+
+
+def test_the_variance_of_tuning_is_that_of_quality_not_of_cost() -> None:
+    quality, cost = (next(x for x in y if x.test == "welch") for y in (QUALITY, COST))
+    rows = [
+        Row(
+            {}, [Run(Path(), {}, {quality.key: x, cost.key: x}, (), "trained", "", None) for x in y]
+        )
+        for y in SLEEP
+    ]
+    comparison = Comparison("", rows, [quality], [cost], rows[0], True, [], "", tuning_variance=0.5)
+    run_tests(comparison, lambda: None)
+    p_values = [comparison.difference(rows[1], x).p_value for x in (quality, cost)]
+    ours, theirs = SLEEP[::-1]
+    assert p_values == [welch_test(ours, theirs, 0.5).p_value, welch_test(ours, theirs).p_value]
 
 
 @pytest.mark.parametrize(
@@ -153,6 +174,8 @@ def test_seeds_count_where_they_differ_by_more_than_sentences_explain() -> None:
     flat = replace(copies[0], scores=np.full((3, 9), 30.0))
     alone = score_test([26.0, 30.0, 34.0], [29.0, 33.0, 37.0], flat, flat)
     assert alone.p_value == welch_test([26.0, 30.0, 34.0], [29.0, 33.0, 37.0]).p_value
+    tuned = score_test([26.0, 30.0, 34.0], [29.0, 33.0, 37.0], flat, flat, 0.5)
+    assert tuned.p_value == welch_test([26.0, 30.0, 34.0], [29.0, 33.0, 37.0], 0.5).p_value
 
 
 def test_the_shared_variance_is_that_of_independent_sentences() -> None:

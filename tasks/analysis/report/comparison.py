@@ -114,6 +114,9 @@ class Comparison:
     label_keys: list[str]  # the options that are in the labels
     label_title: str  # of a column of labels
     differences: dict[str, dict[Row, Difference]] = field(default_factory=dict)  # by measure's key
+    # What the choice of the learning rate adds to the variance of a row's mean quality, as a share
+    # of the variance over seeds; 0 where rates were not chosen by results.
+    tuning_variance: float = 0.0
 
     @property
     def best(self) -> Row:

@@ -13,17 +13,24 @@ GRID = 16  # degrees of freedom that the critical values are calculated at
 
 
 def smallest_difference(
-    spread: float, seeds: int, rows: int, power: float = 0.8, *, named_reference: bool = False
+    spread: float,
+    seeds: int,
+    rows: int,
+    power: float = 0.8,
+    *,
+    named_reference: bool = False,
+    tuning_variance: float = 0.0,
 ) -> float:
     """Return the smallest true difference that a report finds with a probability.
 
     It is that of a row from the best row or, with `named_reference`, from a reference that was
     chosen beforehand. A difference d is found if it exceeds the critical value c of t:
 
-        d + noise > c(f) √(v₁ + v₂),  noise ~ N(0, 2s²/seeds),  vᵢ ~ s² χ²/(seeds − 1)/seeds
+        d + noise > c(f) √(v₁ + v₂),  noise ~ N(0, 2s²w),  vᵢ ~ s²w χ²/(seeds − 1)
 
-    with the spread s, and f as in Welch's test. The result is the quantile at `power` of the d that
-    random draws need. For a named reference it is that of Holm's first step, which is the hardest.
+    with the spread s, w = 1/seeds + tuning_variance, and f as in Welch's test. The result is the
+    quantile at `power` of the d that random draws need. For a named reference it is that of Holm's
+    first step, which is the hardest.
 
     Args:
         spread: the standard deviation over seeds, the same in both rows.
@@ -31,6 +38,7 @@ def smallest_difference(
         rows: how many are compared.
         power: the probability to find the difference.
         named_reference: whether the correction is Holm's, not T3's for all pairs of rows.
+        tuning_variance: what tuning adds to the variance of a mean, in variances over seeds.
 
     Raises:
         UserError: there is no test with such numbers.
@@ -48,13 +56,14 @@ def smallest_difference(
     if named_reference:
         level, pairs = level / (rows - 1), 1
     generator = np.random.default_rng(0)
-    variances = generator.chisquare(seeds - 1, (2, DRAWS)) / (seeds - 1) / seeds
+    weight = 1 / seeds + tuning_variance
+    variances = weight * generator.chisquare(seeds - 1, (2, DRAWS)) / (seeds - 1)
     total = variances.sum(axis=0)
     freedoms = (seeds - 1) * total**2 / (variances**2).sum(axis=0)
     grid = np.geomspace(seeds - 1, 2 * (seeds - 1), GRID)
     logs = [log_critical_value(level, float(freedom), pairs) for freedom in grid]
     critical = np.exp(np.interp(np.log(freedoms), np.log(grid), logs))
-    noise = generator.normal(0, math.sqrt(2 / seeds), DRAWS)
+    noise = generator.normal(0, math.sqrt(2 * weight), DRAWS)
     return spread * float(np.quantile(critical * np.sqrt(total) - noise, power))
 
 

@@ -19,11 +19,13 @@ def run_tests(comparison: Comparison, advance: Callable[[], None]) -> None:
 
     Holm's correction is for a reference that the user named. The best row is chosen by the values
     that are tested; T3's correction holds whichever row they choose. Each test calls `advance`.
+    What tuning adds to the variance is added for measures of quality.
     """
     rows, reference = comparison.rows, comparison.reference
     others = [row for row in rows if row is not reference]
     for measure in comparison.tested_measures if others else ():
-        differences = compare_with_reference(measure, others, reference, advance)
+        tuning = comparison.tuning_variance if measure in comparison.quality else 0.0
+        differences = compare_with_reference(measure, others, reference, advance, tuning)
         if comparison.reference_given:
             corrected = holm_correction(differences)
         else:
@@ -37,7 +39,11 @@ def count_tests(comparison: Comparison) -> int:
 
 
 def compare_with_reference(
-    measure: Measure, rows: Sequence[Row], reference: Row, advance: Callable[[], None]
+    measure: Measure,
+    rows: Sequence[Row],
+    reference: Row,
+    advance: Callable[[], None],
+    tuning_variance: float,
 ) -> list[Difference]:
     """Return the differences of rows from the reference in a measure, each with its test."""
     theirs, differences = reference.values(measure.key), []
@@ -46,29 +52,39 @@ def compare_with_reference(
     for row in rows:
         ours = row.values(measure.key)
         if theirs_resampled is None:
-            differences.append(welch_test(ours, theirs))
+            differences.append(welch_test(ours, theirs, tuning_variance))
         else:
             ours_resampled = resample_row(measure.key, row)
-            differences.append(score_test(ours, theirs, ours_resampled, theirs_resampled))
+            resampled = (ours_resampled, theirs_resampled)
+            differences.append(score_test(ours, theirs, *resampled, tuning_variance))
         advance()
     return differences
 
 
-def welch_test(ours: Sequence[float], theirs: Sequence[float]) -> Difference:
+def welch_test(
+    ours: Sequence[float], theirs: Sequence[float], tuning_variance: float = 0.0
+) -> Difference:
     """Test the means over seeds of two rows, two-sided (Welch 1947).
 
     The rows may differ in variance and in their numbers of seeds:
 
-        t = (m₁ − m₂)/√(v₁ + v₂),  vᵢ = sᵢ²/nᵢ,  freedom = (v₁ + v₂)²/Σ vᵢ²/(nᵢ − 1)
+        t = (m₁ − m₂)/√(v₁ + v₂),  vᵢ = sᵢ²(1/nᵢ + u),  freedom = (v₁ + v₂)²/Σ vᵢ²/(nᵢ − 1)
+
+    u is the variance that tuning adds to a mean, in variances over seeds; 0 in Welch's test.
     """
     if not ours or not theirs:
         return Difference(None, untested_reason="no value")
     delta = fmean(ours) - fmean(theirs)
     if min(len(ours), len(theirs)) < 2:
         return Difference(delta, untested_reason="one seed: no test")
-    variances = [standard_deviation(x) ** 2 / len(x) for x in (ours, theirs)]
+    variances = [variance_of_mean(x, tuning_variance) for x in (ours, theirs)]
     freedoms = [len(x) - 1 for x in (ours, theirs)]
     return t_test(delta, sum(variances), variances, freedoms, "seeds")
+
+
+def variance_of_mean(values: Sequence[float], tuning_variance: float) -> float:
+    """Return the variance of a mean over seeds, with what tuning adds, in variances over seeds."""
+    return standard_deviation(values) ** 2 * (1 / len(values) + tuning_variance)
 
 
 def score_test(
@@ -76,6 +92,7 @@ def score_test(
     theirs: Sequence[float],
     ours_resampled: ResampledScores,
     theirs_resampled: ResampledScores,
+    tuning_variance: float = 0.0,
 ) -> Difference:
     """Test the means over seeds of two rows' scores, which depend on the test sentences too.
 
@@ -85,7 +102,7 @@ def score_test(
 
         t = (m₁ − m₂)/√V,  V = u + Σ max(0, vᵢ − cᵢ),  freedom = V²/(u²/(S − 1) + Σ vᵢ²/(nᵢ − 1))
 
-    for S sentences, with vᵢ as in Welch's test. If a row has one seed, V = u: seeds are not tested.
+    for S sentences, with vᵢ as in `welch_test`. If a row has one seed, V = u: seeds are not tested.
     """
     if not ours or not theirs:
         return Difference(None, untested_reason="no value")
@@ -102,7 +119,7 @@ def score_test(
     if min(len(ours), len(theirs)) > 1:
         evidence = "seeds and test sentences"
         for values, scores in zip((ours, theirs), resampled, strict=True):
-            over_seeds = standard_deviation(values) ** 2 / len(values)
+            over_seeds = variance_of_mean(values, tuning_variance)
             variance += max(0.0, over_seeds - scores.shared_variance())
             variances.append(over_seeds)
             freedoms.append(len(values) - 1)

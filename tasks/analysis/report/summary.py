@@ -181,6 +181,11 @@ def describe_tests(comparison: Comparison) -> Iterator[str]:
             f"{titles[0].upper()}{titles[1:]}: Welch's t-test over seeds, which needs two seeds or "
             "more."
         )
+    if share := comparison.tuning_variance:
+        yield (
+            "Each learning rate was chosen by trials of one seed, in part by luck. Tests of quality"
+            f" therefore add {share:g} of the variance over seeds to the variance of each mean."
+        )
     yield (
         f"All tests are two-sided, at the {LEVEL}. n.s. means not significant, which does not show "
         "that the rows are equal."

@@ -1,0 +1,86 @@
+"""Comparisons whose trainings are a formula: how often they are wrong, and what they find."""
+
+import math
+
+import numpy as np
+import pytest
+
+from attention_zoo.tasks.analysis.report.power import smallest_difference
+from attention_zoo.tasks.comparison.rates import TUNING_VARIANCE
+from benchmarks.simulated_comparisons import (
+    CENTER,
+    HARDEST,
+    Curve,
+    SimulatedComparison,
+    make_page,
+    power,
+    repeat_launches,
+)
+
+
+@pytest.fixture(scope="module")
+def simulated():
+    return SimulatedComparison(rows=2, seeds=5)
+
+
+def hardest_curve(simulated):
+    return Curve(3.0, 3 * CENTER, HARDEST * simulated.spread)
+
+
+def test_the_plan_announces_what_tests_with_the_variance_of_tuning_show(simulated):
+    expected = smallest_difference(simulated.spread, 5, 2, tuning_variance=TUNING_VARIANCE)
+    assert simulated.announced == pytest.approx(expected, abs=5e-5)
+
+
+def test_a_large_difference_is_found_with_its_sign_whatever_the_best_rates(simulated):
+    curves = [
+        Curve(3.0 + 10 * simulated.announced, CENTER / 2, 0.1),
+        Curve(3.0, 2 * CENTER, 0.05),
+    ]
+    generator = np.random.default_rng(0)
+    for _ in range(3):
+        launch = simulated.run(curves, generator)
+        for reference in (None, "multi_head"):
+            assert launch.differences(reference) == {("linear", "multi_head")}
+
+
+def test_rates_that_diverge_are_not_confirmed(simulated):
+    curves = [Curve(3.0, CENTER / 9, 0.1), Curve(3.0, CENTER, 0.1)]
+    launch = simulated.run(curves, np.random.default_rng(0))
+    first, _ = launch.candidates
+    for rate, loss in first.losses.items():
+        assert math.isinf(loss) == (rate > 10 * CENTER / 9)
+    assert {run.outcome for run in launch.runs} == {"trained"} and len(launch.runs) == 2 * 5
+
+
+@pytest.mark.slow
+def test_equal_candidates_are_seldom_called_different(simulated):
+    """The rates are tuned with noise; tests over seeds alone would call one in six different."""
+    generator, count = np.random.default_rng(0), 120
+    alarms = np.zeros(2)
+    for _ in range(count):
+        launch = simulated.run([hardest_curve(simulated)] * 2, generator)
+        alarms += [bool(launch.differences()), bool(launch.differences_of_seeds())]
+    limit = 0.05 + 2.5 * math.sqrt(0.05 * 0.95 / count)
+    assert alarms[0] / count <= limit < alarms[1] / count
+
+
+@pytest.mark.slow
+def test_the_announced_difference_is_found_as_often_as_promised(simulated):
+    count = 60
+    found = power(simulated, np.random.default_rng(0), count)
+    assert found >= 0.8 - 2.5 * math.sqrt(0.8 * 0.2 / count)
+
+
+@pytest.mark.slow
+def test_no_launch_reverses_another(simulated):
+    found, confirmed, reversed_pairs, mistaken = repeat_launches(
+        simulated, np.random.default_rng(0), 20
+    )
+    assert found >= confirmed > 0 and reversed_pairs == 0 and mistaken <= 2
+
+
+def test_the_page_has_a_line_for_each_setting():
+    lines = [[["2", "3", *["0"] * 6], ["2", "3", *["0"] * 4], ["2", "3", "0"]]] * 2
+    page = make_page(7, lines)
+    assert "--comparisons 7 " in page and page.count("| 2 | 3 |") == 6
