@@ -200,7 +200,7 @@ class SimulatedComparison:
             self.sweeper.console = Console(file=text, width=1000)
             self.candidates = self.sweeper.create_candidates([*config.hydra.overrides.task])
             self.sweeper.measure(self.candidates)
-            self.steps = self.sweeper.plan(self.candidates)
+            self.steps = self.sweeper.plan(self.candidates, self.sweeper.read_plan())
         self.sweeper.console = Console(quiet=True)
         (announced,) = re.findall(r"a difference from the best of ([\d.]+) in", text.getvalue())
         self.announced = float(announced)

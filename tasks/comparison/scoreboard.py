@@ -13,10 +13,10 @@ from typing import Any
 
 from attention_zoo.errors import BadInput
 from attention_zoo.tasks.analysis.report.comparison import Comparison, Row
-from attention_zoo.tasks.analysis.report.measures import QUALITY, standard_deviation
+from attention_zoo.tasks.analysis.report.measures import QUALITY
 from attention_zoo.tasks.analysis.report.power import t_quantile
 from attention_zoo.tasks.analysis.report.runs import Run
-from attention_zoo.tasks.analysis.report.significance import run_tests
+from attention_zoo.tasks.analysis.report.significance import run_tests, variance_of_mean
 from attention_zoo.tasks.comparison.candidate import Candidate
 from attention_zoo.tasks.comparison.published import compare_with_published
 from attention_zoo.tasks.comparison.rates import TUNING_VARIANCE
@@ -72,15 +72,21 @@ def read_scores(folder: Path) -> dict[str, dict[str, Entry]]:
     """Return all that is kept in the folder of a scoreboard."""
     scores: dict[str, dict[str, Entry]] = {}
     for path in sorted((folder / "results").glob("*/*")):
-        files = [read_json(x) for x in sorted(path.glob("*.json"))]
-        for file, name in zip(files, sorted(path.glob("*.json")), strict=True):
-            parts = [file.get(part) for part in ("results", "schedule")]
-            if not all(isinstance(x, dict) for x in parts) or not {*parts[1]} >= SCHEDULE:  # type: ignore[misc]
-                raise BadInput(f"{name} is no result of a scoreboard; remove it.")
+        files = [read_score(x) for x in sorted(path.glob("*.json"))]
         if files:
             entry = Entry([x["results"] for x in files], files[0]["schedule"])
             scores.setdefault(path.parent.name, {})[path.name] = entry
     return scores
+
+
+def read_score(path: Path) -> dict[str, Any]:
+    """Return what a scoreboard keeps of one run. Raise BadInput if the file is something else."""
+    score = read_json(path)
+    schedule = score.get("schedule")
+    is_score = isinstance(schedule, dict) and {*schedule} >= SCHEDULE
+    if not is_score or not isinstance(score.get("results"), dict):
+        raise BadInput(f"{path} is no result of a scoreboard; remove it.")
+    return score
 
 
 def write_page(folder: Path) -> Path:
@@ -150,7 +156,7 @@ def score_cell(comparison: Comparison, candidate: str, entry: Entry) -> Cell:
     values, difference = row.values(metric.key), comparison.difference(row)
     text = metric.format(fmean(values))
     if len(values) > 1:
-        half = t_quantile(len(values) - 1) * standard_deviation(values) / len(values) ** 0.5
+        half = t_quantile(len(values) - 1) * variance_of_mean(values, TUNING_VARIANCE) ** 0.5
         text += f" ± {metric.format(half)}"
     if not entry.is_tuned:
         text += " (not tuned)"

@@ -12,6 +12,7 @@ from rich.console import Console
 from attention_zoo.tasks.comparison.answer import answer, describe_tuning
 from attention_zoo.tasks.comparison.candidate import Candidate
 from attention_zoo.tasks.comparison.plan import Cost
+from attention_zoo.tasks.comparison.rates import TUNING_VARIANCE
 from attention_zoo.tasks.comparison.scoreboard import compare_entries, read_scores, score_table
 from tests.report.folders import write_job, write_run
 
@@ -150,12 +151,12 @@ def test_a_scoreboard_keeps_the_results_of_several_comparisons(answered, tmp_pat
     assert "400" in page and "BLEU, higher is better" in page
 
 
-def test_an_interval_is_that_of_student(answered, tmp_path):
+def test_an_interval_is_that_of_student_with_the_variance_of_tuning(answered, tmp_path):
     board = tmp_path / "board"
     answered([candidate("linear"), candidate("gated")], [0.5, 0.7], scoreboard=str(board))
     results = read_scores(board)["phrases"]["gated"].results
     values = [x["test/bleu"] for x in results]
-    half = 4.3027 * stdev(values) / math.sqrt(3)
+    half = 4.3027 * stdev(values) * math.sqrt(1 / 3 + TUNING_VARIANCE)
     (cell,) = [row[1] for row in table_of(board).rows if row[0] == "gated"]
     assert cell == f"{fmean(values):.2f} ± {half:.2f}"
 
