@@ -12,7 +12,7 @@ from statistics import fmean
 from typing import Any
 
 from attention_zoo.errors import BadInput
-from attention_zoo.tasks.analysis.report.comparison import Comparison, Row
+from attention_zoo.tasks.analysis.report.comparison import Comparison, Row, equal_last
 from attention_zoo.tasks.analysis.report.measures import QUALITY
 from attention_zoo.tasks.analysis.report.power import t_quantile
 from attention_zoo.tasks.analysis.report.runs import Run
@@ -122,11 +122,11 @@ def compare_entries(benchmark: str, entries: Mapping[str, Entry]) -> Comparison:
             f"the results of benchmark {benchmark} have no measure in common: "
             f"{', '.join(entries)}; give another benchmark=NAME, or remove those of other data."
         )
-    metric = replace(measures[0], test="welch")
     rows = []
     for name, entry in entries.items():
         runs = [Run(Path(name), {}, results, (), "trained", "", None) for results in entry.results]
         rows.append(Row({}, runs, label=name))
+    metric = replace(equal_last(measures, rows)[0], test="welch")
     rows.sort(key=lambda row: row.mean(metric.key) or 0.0, reverse=metric.better == "higher")
     comparison = Comparison(benchmark, rows, [metric], [], rows[0], False, [], "candidate")
     comparison.tuning_variance = TUNING_VARIANCE

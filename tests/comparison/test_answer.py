@@ -13,7 +13,12 @@ from attention_zoo.tasks.comparison.answer import answer, describe_tuning
 from attention_zoo.tasks.comparison.candidate import Candidate
 from attention_zoo.tasks.comparison.plan import Cost
 from attention_zoo.tasks.comparison.rates import TUNING_VARIANCE
-from attention_zoo.tasks.comparison.scoreboard import compare_entries, read_scores, score_table
+from attention_zoo.tasks.comparison.scoreboard import (
+    Entry,
+    compare_entries,
+    read_scores,
+    score_table,
+)
 from tests.report.folders import write_job, write_run
 
 LOSSES = {0.001: 2.0, 0.003: 1.5, 0.01: 1.0, 0.03: 1.05, 0.1: 3.0}
@@ -149,6 +154,15 @@ def test_a_scoreboard_keeps_the_results_of_several_comparisons(answered, tmp_pat
     assert cells["gated"].style == "good" and cells["linear"].style == ""
     page = (board / "index.html").read_text()
     assert "400" in page and "BLEU, higher is better" in page
+
+
+def test_a_measure_that_is_equal_for_all_does_not_stand_on_a_scoreboard():
+    entries = {
+        name: Entry([{"test/exact_match": 0.0, "test/accuracy": x} for x in values], SCHEDULE)
+        for name, values in {"linear": (0.1, 0.2, 0.3), "gated": (0.5, 0.6, 0.7)}.items()
+    }
+    comparison = compare_entries("recall", entries)
+    assert comparison.primary_metric.key == "test/accuracy" and comparison.best.label == "gated"
 
 
 def test_an_interval_is_that_of_student_with_the_variance_of_tuning(answered, tmp_path):

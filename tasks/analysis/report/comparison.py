@@ -189,7 +189,7 @@ def compare_rows(title: str, runs: Sequence[Run], baseline: str | None) -> Compa
         quality = [x for x in quality if x.key not in PER_TOKEN] or quality
     if not quality:
         return None
-    quality.sort(key=lambda measure: len({row.mean(measure.key) for row in rows}) == 1)
+    quality = equal_last(quality, rows)
     label_keys, label_title = label_rows(rows, runs)
     means = {row: row.mean(quality[0].key) for row in rows}
     sign = 1 if quality[0].better == "lower" else -1
@@ -221,6 +221,11 @@ def group_seeds(runs: Sequence[Run]) -> list[Row]:
 def available_measures(rows: Sequence[Row], measures: Sequence[Measure]) -> list[Measure]:
     """Return the measures that any row has a value of."""
     return [each for each in measures if any(row.values(each.key) for row in rows)]
+
+
+def equal_last(measures: Sequence[Measure], rows: Sequence[Row]) -> list[Measure]:
+    """Return the measures with those last whose means are equal in all rows."""
+    return sorted(measures, key=lambda measure: len({row.mean(measure.key) for row in rows}) == 1)
 
 
 def label_rows(rows: Sequence[Row], runs: Sequence[Run]) -> tuple[list[str], str]:

@@ -212,5 +212,5 @@ def describe_correction(comparison: Comparison) -> Iterator[str]:
             f"the p values are corrected for all {math.comb(rows, 2)} pairs of rows (Dunnett's "
             "T3): if no rows differed, the chance to call any of them worse would be "
             f"about {PERCENT} at most. Luck does not favour a reference that was chosen "
-            "beforehand: baseline=LABEL."
+            "beforehand, by `report baseline=LABEL` or `compare reference=NAME`."
         )
