@@ -44,7 +44,10 @@ def is_sparse(length: int, mask: Mask, name: str, role: str, **sizes: Any) -> bo
 @pytest.mark.parametrize(
     ("name", "role"),
     # The entries that learn while they read take seconds each.
-    [pytest.param(*x, marks=[pytest.mark.slow] if x[0] in SLOW else []) for x in SPARSE],
+    [
+        *mark_exhaustive((x, x[0]) for x in SPARSE if x[0] not in SLOW),
+        *(pytest.param(*x, marks=pytest.mark.slow) for x in SPARSE if x[0] in SLOW),
+    ],
 )
 def test_no_square_of_the_length_is_built(name: str, role: str, kind: str) -> None:
     """A window or stride of 128, or mini-batches of 256, over 8,192 tokens, with gradients."""
@@ -64,7 +67,7 @@ def test_no_square_of_the_length_is_built(name: str, role: str, kind: str) -> No
     assert is_sparse(LONG, masks.get(kind, Mask()), name, role, position=position, **sizes)
 
 
-@pytest.mark.parametrize("role", ["causal", "global"])
+@pytest.mark.parametrize("role", mark_exhaustive((x, "self") for x in ("causal", "global")))
 @pytest.mark.parametrize(
     ("name", "sizes", "calls"),
     [
@@ -97,7 +100,7 @@ def test_block_masks_hold_the_visible_blocks(
     assert all(0 < count <= most for count, most in zip(counts, calls, strict=True))
 
 
-@pytest.mark.parametrize("role", ["causal", "global"])
+@pytest.mark.parametrize("role", mark_exhaustive((x, "self") for x in ("causal", "global")))
 @pytest.mark.parametrize(
     ("name", "sizes"),
     [
