@@ -93,7 +93,7 @@ def write_page(folder: Path) -> Path:
     """Draw the page of a scoreboard anew; return its path."""
     scores = read_scores(folder)
     comparisons = {name: compare_entries(name, entries) for name, entries in scores.items()}
-    published = [compare_with_published(name, means(x)) for name, x in comparisons.items()]
+    published = [compare_with_published(name, x) for name, x in comparisons.items()]
     page = render_page(
         "analysis/report/scoreboard.html",
         title="Scoreboard",
@@ -103,13 +103,6 @@ def write_page(folder: Path) -> Path:
     )
     replace_text(folder / PAGE, page)
     return folder / PAGE
-
-
-def means(comparison: Comparison) -> dict[str, float]:
-    """Return the mean of each candidate in the primary metric, so that more is better."""
-    metric = comparison.primary_metric
-    sign = 1 if metric.better == "higher" else -1
-    return {row.label: sign * (row.mean(metric.key) or 0.0) for row in comparison.rows}
 
 
 def compare_entries(benchmark: str, entries: Mapping[str, Entry]) -> Comparison:

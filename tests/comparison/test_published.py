@@ -2,7 +2,16 @@
 
 import pytest
 
-from attention_zoo.tasks.comparison.published import FOLDER, agreement, compare_with_published
+from attention_zoo.tasks.analysis.report.comparison import Comparison
+from attention_zoo.tasks.comparison.published import (
+    FOLDER,
+    agreement,
+    compare_orders,
+    compare_with_published,
+    read_published,
+)
+from attention_zoo.tasks.comparison.scoreboard import Entry, compare_entries
+from attention_zoo.zoo import ATTENTION, POSITION
 
 BENCHMARKS = sorted(x.name.removesuffix(".yaml") for x in FOLDER.iterdir())
 
@@ -25,16 +34,52 @@ def test_many_mechanisms_are_compared_by_drawn_orders():
     assert (same, pairs) == (45, 45) and p_value < 0.001
 
 
+def compared(**values: tuple[float, ...]) -> Comparison:
+    """A comparison of rows with these accuracies, one for each seed."""
+    entries = {
+        name: Entry([{"test/accuracy": x} for x in each], {"steps": 40, "is_tuned": True})
+        for name, each in values.items()
+    }
+    return compare_entries("any", entries)
+
+
+def test_a_published_order_is_tested_for_each_of_its_pairs():
+    ordering = {"claim": "…", "better": ["a"], "worse": ["b", "c", "d", "missing"]}
+    source = {"source": "Paper", "orderings": [ordering], "figures": {"b": 1, "a": 9, "d": 3}}
+    near, far = (0.90, 0.91, 0.92), (0.20, 0.21, 0.22)
+    comparison = compared(a=near, b=far, c=(0.1, 0.9, 0.95), d=(0.990, 0.991, 0.992))
+    rows = list(compare_orders(source, comparison))
+    assert [row[:4] for row in rows] == [
+        ["Paper", "a > b", "0.910 and 0.210", "yes"],
+        ["Paper", "a > c", "0.910 and 0.650", "not shown"],
+        ["Paper", "a > d", "0.910 and 0.991", "no: reversed"],
+        ["Paper", "a > d > b", "2 of 3 pairs", "not shown"],
+    ]
+    assert [float(row[4]) < 0.05 for row in rows] == [True, False, True, False]
+    one_seed = list(compare_orders(source, compared(a=(0.9,), b=(0.2,))))
+    assert one_seed == [["Paper", "a > b", "0.900 and 0.200", "not tested", "one seed: no test"]]
+
+
 @pytest.mark.parametrize("benchmark", BENCHMARKS)
 def test_every_file_is_set_beside_ours(benchmark):
-    ours = {"multi_head": 0.9, "delta": 0.8, "gated_linear": 0.1, "own": 0.5}
-    published = compare_with_published(benchmark, ours)
+    names = ("multi_head", "delta", "gated_linear", "lstm", "own")
+    published = compare_with_published(benchmark, compared(**{x: (0.5, 0.6) for x in names}))
     assert published is not None and published.setting and published.sentences
-    if published.table is not None:
-        own = next(row for row in published.table.rows if row[0] == "own")
-        assert own[1] == "0.500" and set(own[2:]) == {"–"}
-        assert len({len(row) for row in published.table.rows}) == 1
+    if published.figures is not None:
+        own = next(row for row in published.figures.rows if row[0] == "own")
+        assert own[1] == "0.550" and set(own[2:]) == {"–"}
+        assert len({len(row) for row in published.figures.rows}) == 1
+
+
+@pytest.mark.parametrize("benchmark", BENCHMARKS)
+def test_what_is_better_or_worse_is_a_choice_of_the_zoo(benchmark):
+    for source in read_published(benchmark)["sources"]:
+        orderings = source.get("orderings", [])
+        labels = [x for each in orderings for x in each.get("better", []) + each.get("worse", [])]
+        for name in (*(x.partition(" ")[0] for x in labels), *source.get("figures", {})):
+            assert name in ATTENTION or name in POSITION or name == "none"
+        assert all(("better" in each) == ("worse" in each) for each in orderings)
 
 
 def test_a_benchmark_may_have_no_published_results():
-    assert compare_with_published("nothing", {"a": 1.0}) is None
+    assert compare_with_published("nothing", compared(a=(1.0, 1.0))) is None
