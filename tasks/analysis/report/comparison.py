@@ -70,6 +70,7 @@ class Difference:
     evidence: Evidence | None = None  # None if there is no test
     t: float = 0.0  # without its sign
     freedom: float = 1.0  # of t
+    is_due_to_floor: bool = False  # whether it would be significant without a floor of the variance
 
     @property
     def tested(self) -> bool:
@@ -117,6 +118,8 @@ class Comparison:
     # What the choice of the learning rate adds to the variance of a row's mean quality, as a share
     # of the variance over seeds; 0 where rates were not chosen by results.
     tuning_variance: float = 0.0
+    # The least variance over seeds that a row counts with in the tests, by the measure's key.
+    variance_floors: dict[str, float] = field(default_factory=dict)
 
     @property
     def best(self) -> Row:
