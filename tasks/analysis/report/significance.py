@@ -12,10 +12,10 @@ from attention_zoo.tasks.analysis.report.measures import Measure, standard_devia
 from attention_zoo.tasks.analysis.report.sentences import ResampledScores, resample_row
 
 POINTS = 600  # of numerical integration
-# The variance over seeds of a row counts as at least this share of the upper quartile of all rows'.
-# Chosen by simulation, with the quartile: where trainings succeed or fail by chance, it keeps errors
-# with three seeds and more at 5 %. A lower share does not; a higher one hides more. A mean in place
-# of the quartile would let one unstable row hide the differences between all others.
+# The variance over seeds of a row counts as at least this share of the upper quartile of the rows'.
+# Chosen by simulation: where trainings succeed or fail by chance, it keeps errors at 5 % with three
+# seeds and more. A lower share does not; a higher one hides more differences. A mean in place of
+# the quartile would let one unstable row hide the differences between all others.
 FLOOR_SHARE = 0.5
 
 
