@@ -1,17 +1,15 @@
 """The procedure of `attention-zoo compare` with a formula in place of training.
 
-The sweeper, its plan, its choice of rates and its tests are the real ones. A launcher that computes
-losses by a formula takes the place of training, and no page is drawn.
+The plan, the choice of rates and the tests are the real ones. Losses by a formula, kept in memory,
+take the place of jobs and their folders, and no page is drawn.
 """
 
 import copy
 import io
-import json
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 from unittest.mock import patch
@@ -21,13 +19,12 @@ from hydra import initialize_config_module
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.plugins import Plugins
 from hydra.types import HydraContext, RunMode
-from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
 from attention_zoo.tasks.analysis.report.comparison import Comparison, Row
-from attention_zoo.tasks.analysis.report.runs import Run, find_runs
+from attention_zoo.tasks.analysis.report.runs import Run
 from attention_zoo.tasks.analysis.report.significance import run_tests
-from attention_zoo.tasks.comparison.answer import CONFIRM, compare_widths
+from attention_zoo.tasks.comparison.answer import compare_widths
 from attention_zoo.tasks.comparison.candidate import Candidate
 from attention_zoo.tasks.comparison.noise import nearest_noise
 from attention_zoo.tasks.comparison.sweeper import ComparisonSweeper
@@ -77,44 +74,62 @@ class Curve:
         return float(generator.normal(0, spread))
 
 
-class SimulatedLauncher:
-    """Writes what trainings leave, with losses of curves that are set for each comparison."""
+class SimulatedFolder(RunFolder):
+    """The folder of a training that left its record and its results in memory."""
 
-    def __init__(self, config: DictConfig, spread: float) -> None:
-        self.config, self.spread = config, spread
+    def __init__(self, record: JobRecord, results: dict[str, Any]) -> None:
+        super().__init__("simulated")
+        self.record, self.results = record, results
+
+    def read_job(self) -> JobRecord:
+        """Return the record."""
+        return self.record
+
+    def read_results(self) -> dict[str, Any]:
+        """Return the results; empty, if the training diverged."""
+        return self.results
+
+    def as_run(self) -> Run:
+        """Return what a report reads of the training."""
+        options = dict(x.split("=", 1) for x in self.record.overrides)
+        config = {
+            "choices": dict(task="language_modeling", data=DATA, attention=options["attention"]),
+            "optimizer": {"lr": float(options["optimizer.lr"])},
+            "seed": int(options["seed"]),
+        }
+        overrides, outcome = self.record.overrides, self.record.outcome
+        return Run(self.path, config, self.results, overrides, outcome, "", self.record.seconds)
+
+
+class SimulatedSweeper(ComparisonSweeper):
+    """The sweeper of `compare`, whose trainings have losses of curves."""
+
+    def __init__(self, own_options: Sequence[str], spread: float) -> None:
+        super().__init__(own_options)
+        self.spread = spread
         self.curves: Mapping[str, Curve] = {name: Curve(3.0, CENTER, 1.0) for name in NAMES}
         self.generator = np.random.default_rng(0)
+        self.latest: list[SimulatedFolder] = []  # of the phase that ran last
 
-    def launch(self, job_overrides: Sequence[list[str]], initial_job_idx: int) -> None:
-        """Write a folder for each job."""
-        sweep: Any = OmegaConf.to_container(self.config.hydra.sweep, resolve=False)
-        phase = sweep["subdir"].partition("/")[0]  # phase/${hydra.job.num}
-        for number, overrides in enumerate(job_overrides, start=initial_job_idx):
-            self.write_run(RunFolder(f"{sweep['dir']}/{phase}/{number}"), overrides)
+    def run(self, phase: str, overrides: Sequence[Sequence[str]]) -> list[RunFolder]:
+        """Return the folder of each job."""
+        self.latest = [self.train([*x]) for x in overrides]
+        return [*self.latest]
 
-    def write_run(self, folder: RunFolder, overrides: list[str]) -> None:
-        """Write the record, the config and the results of a training."""
+    def train(self, overrides: list[str]) -> SimulatedFolder:
+        """Return the record and the results of a training."""
         options = dict(x.split("=", 1) for x in overrides)
         name, rate = options["attention"], float(options.get("optimizer.lr", CENTER))
         loss = self.curves[name].loss(rate)
-        folder.path.mkdir(parents=True)
         if math.isinf(loss):
-            folder.write_job(JobRecord(overrides, outcome="diverged", reason="loss is nan"))
-            return
+            return SimulatedFolder(
+                JobRecord(overrides, outcome="diverged", reason="loss is nan"), {}
+            )
         loss += self.curves[name].draw_noise(rate, self.spread, self.generator)
         steps = int(options["trainer.max_steps"])
-        folder.write_job(JobRecord(overrides, outcome="trained", seconds=60.0))
-        choices = {"task": "language_modeling", "data": DATA, "attention": name}
-        config = {
-            "choices": choices,
-            "optimizer": {"lr": rate},
-            "seed": int(options.get("seed", 1)),
-        }
-        folder.config_file.write_text(json.dumps(config))  # JSON is YAML, and quicker to write.
         cost = {"tokens_seen": 1000 * steps, "tokens_per_second": 1e4, "steps": steps}
-        cost["training_flops_per_token"] = 1e6
-        metrics = {"val/loss": loss, "test/loss": loss}
-        folder.write_results(metrics, cost)
+        results = {"val/loss": loss, "test/loss": loss, "training_flops_per_token": 1e6, **cost}
+        return SimulatedFolder(JobRecord(overrides, outcome="trained", seconds=60.0), results)
 
 
 class SimulatedComparison:
@@ -146,10 +161,9 @@ class SimulatedComparison:
                 [*invocation.overrides[1:], f"hydra.sweep.dir={folder}"],
                 run_mode=RunMode.MULTIRUN,
             )
-            self.launcher = SimulatedLauncher(config, self.spread)
-            self.sweeper = ComparisonSweeper(config.hydra.sweeper.own_options)
+            self.sweeper = SimulatedSweeper(config.hydra.sweeper.own_options, self.spread)
             context = HydraContext(config_loader=loader, callbacks=None)
-            with patch.object(Plugins, "instantiate_launcher", lambda *_, **__: self.launcher):
+            with patch.object(Plugins, "instantiate_launcher", lambda *_, **__: None):
                 self.sweeper.setup(hydra_context=context, task_function=None, config=config)
             text = io.StringIO()
             self.sweeper.console = Console(file=text, width=1000)
@@ -162,15 +176,12 @@ class SimulatedComparison:
 
     def run(self, curves: Sequence[Curve], generator: np.random.Generator) -> "Launch":
         """Tune and confirm candidates with these curves, with new noise."""
-        self.launcher.curves = dict(zip(self.names, curves, strict=True))
-        self.launcher.generator = generator
+        self.sweeper.curves = dict(zip(self.names, curves, strict=True))
+        self.sweeper.generator = generator
         candidates = copy.deepcopy(self.candidates)
-        with TemporaryDirectory() as folder:
-            self.sweeper.config.hydra.sweep.dir = folder
-            self.sweeper.folder, self.sweeper.next_number = Path(folder), 0
-            self.sweeper.tune(candidates, self.steps)
-            self.sweeper.confirm(candidates, self.steps)
-            return Launch(find_runs([Path(folder) / CONFIRM]), candidates)
+        self.sweeper.tune(candidates, self.steps)
+        self.sweeper.confirm(candidates, self.steps)
+        return Launch([x.as_run() for x in self.sweeper.latest], candidates)
 
     def random_curve(self, generator: np.random.Generator, lowest: float = 3.0) -> Curve:
         """Return a curve with a random best rate and curvature."""

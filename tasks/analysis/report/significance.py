@@ -121,10 +121,11 @@ def welch_test(
     delta = fmean(ours) - fmean(theirs)
     if min(len(ours), len(theirs)) < 2:
         return Difference(delta, untested_reason="one seed: no test")
+    # The variance of a mean that its row shows, and what the floor adds to it.
     variances = [variance_of_mean(x, tuning_variance) for x in (ours, theirs)]
-    floored = [variance_of_mean(x, tuning_variance, variance_floor) for x in (ours, theirs)]
+    floors = [variance_floor * (1 / len(x) + tuning_variance) for x in (ours, theirs)]
+    added = sum(max(0.0, floor - x) for floor, x in zip(floors, variances, strict=True))
     freedoms = [len(x) - 1 for x in (ours, theirs)]
-    added = sum(floored) - sum(variances)
     return t_test(delta, sum(variances), variances, freedoms, "seeds", added)
 
 

@@ -209,7 +209,7 @@ def describe_floor(comparison: Comparison) -> Iterator[str]:
             for x in measures
         )
         yield (
-            "Few seeds can agree by luck. In tests of quality over seeds alone, a row's variance "
+            "Few seeds can agree by chance. In tests of quality over seeds alone, a row's variance "
             f"therefore counts as at least {FLOOR_SHARE:g} of the upper quartile of the rows' "
             f"variances: the standard deviation as at least {deviations}. The word floor marks "
             "differences that would be significant without this."
