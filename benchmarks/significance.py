@@ -5,7 +5,7 @@ python benchmarks/significance.py [--comparisons 1000] [--output benchmarks/sign
 
 import argparse
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -31,6 +31,7 @@ from attention_zoo.tasks.views.tables import Table, markdown_table
 LOSS = Measure("test/loss", "test loss", "lower", 4, "welch")
 SIGNATURE = "nrefs:1|case:mixed|eff:no|tok:13a|smooth:exp|version:2.6.0"
 ROWS_AND_SEEDS = ((3, 2), (3, 3), (7, 3), (12, 3), (12, 5), (25, 10))
+TASK_ROWS_AND_SEEDS = ((2, 3), (2, 5), (5, 2), (5, 3), (5, 5), (20, 2), (20, 3), (20, 5))
 WORDS = ["the", "a", "small", "red", "old", "boat", "house", "child", "dog", "runs", "sees", "in"]
 
 INTRODUCTION = """# Significance
@@ -50,11 +51,30 @@ reference, which is to be 0.05 at most.
 - *Best as baseline* is what no report does: the row that the data chose is treated as if it had
   been named beforehand.
 
-Spreads are standard deviations over seeds; unequal ones rise from 1 to 4. Of unequal seeds, the
-rows with the smaller spreads have twice as many, which is the harder case for Welch's test.
+Spreads are standard deviations over seeds; unequal ones rise from 1 to 4, or half of the rows have
+none. Of unequal seeds, the rows with the smaller spreads have twice as many, which is the harder
+case for Welch's test.
 
 *Power* is the chance to find a certain row if all rows but the best are worse by d. d is what
-`smallest_difference` gives for a power of 0.8, in standard deviations.
+`smallest_difference` gives for a power of 0.8, in standard deviations. *One unstable* is the power
+if the last row has ten times the spread of the others.
+
+"""
+
+TASKS = """
+## Seeds that solve a task or do not
+
+The exact match of diagnostics can be near 0 or near 1, as some seeds solve the task. Few seeds then
+agree by luck, and have hardly any spread. The variance of a row's quality over seeds therefore
+counts as at least half of the upper quartile of those of all rows. {comparisons} comparisons of
+values within 0.02 of 0 or 1 for each number.
+
+- *Solves 0.5*, *0.2*, *0.8*: each training of any row solves the task with this probability. The
+  chance that any row is called different from the best one is to be 0.05 at most.
+- *No floor*: what the first of them would be without that floor, in Welch's test.
+- *Baseline*: the first of them, if a row is named.
+- *Told apart*: two rows solve the task with a probability of one half, half of the others always,
+  and the rest never. The chance that one of the latter is called different from the best row.
 
 """
 
@@ -78,9 +98,15 @@ def simulate_comparison(
     baseline: int | None = None,
 ) -> Comparison:
     """Return a tested comparison of normal losses; the baseline is the number of a row."""
+    settings = zip(means, spreads, seeds, strict=True)
+    return compare_losses([generator.normal(*x) for x in settings], baseline)
+
+
+def compare_losses(losses: Iterable[Iterable[float]], baseline: int | None = None) -> Comparison:
+    """Return a tested comparison of rows with these losses; the baseline is the number of a row."""
     rows = [
-        Row({}, [new_run(float(x)) for x in generator.normal(mean, spread, count)], label=str(i))
-        for i, (mean, spread, count) in enumerate(zip(means, spreads, seeds, strict=True))
+        Row({}, [new_run(float(x)) for x in each], label=str(number))
+        for number, each in enumerate(losses)
     ]
     ranked = sorted(rows, key=lambda row: row.mean(LOSS.key) or 0.0)
     reference = ranked[0] if baseline is None else rows[baseline]
@@ -125,16 +151,45 @@ def false_alarms(
 
 
 def power_at(
-    generator: np.random.Generator, difference: float, rows: int, seeds: int, count: int
+    generator: np.random.Generator,
+    difference: float,
+    rows: int,
+    seeds: int,
+    count: int,
+    last_spread: float = 1.0,
 ) -> float:
-    """Return how often a row is found, of rows that are equally far behind the best."""
+    """Return how often a row is found, of rows that are equally far behind the best.
+
+    The best is the second row. The last row may have another spread than the others.
+    """
     found = 0
+    means = [difference] * rows
+    means[1] = 0.0
+    spreads = [1.0] * (rows - 1) + [last_spread]
     for _ in range(count):
-        means = [difference] * (rows - 1) + [0.0]
-        comparison = simulate_comparison(generator, means, [1.0] * rows, [seeds] * rows)
+        comparison = simulate_comparison(generator, means, spreads, [seeds] * rows)
         tested = {row.label: x for row, x in comparison.differences[LOSS.key].items()}
         found += "0" in tested and tested["0"].significant
     return found / count
+
+
+def solved_by_chance(
+    generator: np.random.Generator, chances: Sequence[float], seeds: int
+) -> np.ndarray:
+    """Return values near 0 or 1 for each row and seed, with the chance of each row to be near 0.
+
+    They are losses: near 0 is a task that is solved.
+    """
+    shape = (len(chances), seeds)
+    solved = generator.random(shape) < np.array(chances)[:, None]
+    distance = generator.uniform(0, 0.02, shape)
+    return np.where(solved, distance, 1 - distance)
+
+
+def has_alarm_without_floor(comparison: Comparison) -> bool:
+    """Return what `any_significant` would if the variance had no floor."""
+    tests = comparison.differences[LOSS.key].values()
+    return any(x.significant or x.is_due_to_floor for x in tests)
 
 
 def spreads_and_seeds(rows: int, seeds: int) -> dict[str, tuple[list[float], list[int]]]:
@@ -145,6 +200,7 @@ def spreads_and_seeds(rows: int, seeds: int) -> dict[str, tuple[list[float], lis
         "equal": ([1.0] * rows, [seeds] * rows),
         "1 to 4": (rising, [seeds] * rows),
         "1 to 4, unequal seeds": (rising, twice),
+        "half 0": ([0.0] * (rows // 2) + [1.0] * (rows - rows // 2), [seeds] * rows),
     }
 
 
@@ -177,15 +233,42 @@ def tabulate_losses(count: int, advance: Callable[[], None]) -> Table:
     for rows, seeds in ROWS_AND_SEEDS:
         for name, (spreads, counts) in spreads_and_seeds(rows, seeds).items():
             alarms = false_alarms(generator, spreads, counts, count)
-            cells = ["–", "–"]
+            cells = ["–"] * 3
             if name == "equal":
                 difference = smallest_difference(1.0, seeds, rows)
-                power = power_at(generator, difference, rows, seeds, count)
-                cells = [f"{difference:.2f}", f"{power:.2f}"]
+                powers = [
+                    power_at(generator, difference, rows, seeds, count, last_spread)
+                    for last_spread in (1.0, 10.0)
+                ]
+                cells = [f"{x:.2f}" for x in (difference, *powers)]
             lines.append([str(rows), str(seeds), name, *(f"{x:.3f}" for x in alarms), *cells])
             advance()
     titles = ["rows", "seeds", "spreads", "best row", "baseline"]
-    return Table("Losses", [*titles, "best as baseline", "d", "power"], lines)
+    return Table("Losses", [*titles, "best as baseline", "d", "power", "one unstable"], lines)
+
+
+def tabulate_tasks(count: int, advance: Callable[[], None]) -> Table:
+    """Simulate comparisons of tasks that some seeds solve."""
+    generator, lines = np.random.default_rng(0), []
+    for rows, seeds in TASK_ROWS_AND_SEEDS:
+        shares = np.zeros(6)
+        others = rows - 2
+        mixed = [0.5, 0.5, *[1.0] * (others - others // 2), *[0.0] * (others // 2)]
+        for _ in range(count):
+            first, *rest = (
+                solved_by_chance(generator, [chance] * rows, seeds) for chance in (0.5, 0.2, 0.8)
+            )
+            alarms = [any_significant(compare_losses(x)) for x in (first, *rest)]
+            without = has_alarm_without_floor(compare_losses(first))
+            named = any_significant(compare_losses(first, baseline=0))
+            told = compare_losses(solved_by_chance(generator, mixed, seeds)).differences[LOSS.key]
+            last = [x.significant for row, x in told.items() if row.label == str(rows - 1)]
+            shares += [*alarms, without, named, any(last)]
+        cells = [f"{x:.3f}" for x in shares / count]
+        lines.append([str(rows), str(seeds), *cells[:-1], cells[-1] if others > 1 else "–"])
+        advance()
+    titles = ["rows", "seeds", "solves 0.5", "solves 0.2", "solves 0.8", "no floor", "baseline"]
+    return Table("Tasks", [*titles, "told apart"], lines)
 
 
 def tabulate_scores(count: int, sentences: int, advance: Callable[[], None]) -> Table:
@@ -209,11 +292,14 @@ def main() -> None:
     arguments = parser.parse_args()
     count, sentences = arguments.comparisons, 60
     scored = max(1, count // 4)
+    total = 4 * len(ROWS_AND_SEEDS) + len(TASK_ROWS_AND_SEEDS) + 4
     with Progress() as progress:
-        bar = progress.add_task("simulating", total=3 * len(ROWS_AND_SEEDS) + 4)
+        bar = progress.add_task("simulating", total=total)
         losses = tabulate_losses(count, lambda: progress.advance(bar))
+        tasks = tabulate_tasks(count, lambda: progress.advance(bar))
         scores = tabulate_scores(scored, sentences, lambda: progress.advance(bar))
     page = INTRODUCTION.format(comparisons=count) + markdown_table(losses) + "\n"
+    page += TASKS.format(comparisons=count) + markdown_table(tasks) + "\n"
     page += SCORES.format(sentences=sentences, comparisons=scored) + markdown_table(scores) + "\n"
     if arguments.output is None:
         print(page)

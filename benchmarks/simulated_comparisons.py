@@ -1,60 +1,33 @@
 """How often `attention-zoo compare` is wrong, and what it finds, in simulated comparisons.
 
-python benchmarks/simulated_comparisons.py [--comparisons 1000] [--output FILE]
+python -m benchmarks.simulated_comparisons [--comparisons 1000] [--output FILE] [--parts FOLDER]
 
-The sweeper, its plan, its choice of rates and its tests are the real ones. A launcher that computes
-losses by a formula takes the place of training, and no page is drawn.
+`benchmarks/simulated_training.py` has what is simulated.
 """
 
 import argparse
-import copy
-import io
 import json
-import math
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
-from unittest.mock import patch
 
 import numpy as np
-from hydra import initialize_config_module
-from hydra.core.global_hydra import GlobalHydra
-from hydra.core.plugins import Plugins
-from hydra.types import HydraContext, RunMode
-from omegaconf import DictConfig, OmegaConf
-from rich.console import Console
 from rich.progress import track
 
-from attention_zoo.tasks.analysis.report.comparison import Comparison, Row
-from attention_zoo.tasks.analysis.report.runs import Run, find_runs
-from attention_zoo.tasks.analysis.report.significance import run_tests
-from attention_zoo.tasks.comparison.answer import CONFIRM, compare_widths
-from attention_zoo.tasks.comparison.candidate import Candidate
 from attention_zoo.tasks.comparison.noise import nearest_noise
-from attention_zoo.tasks.comparison.sweeper import ComparisonSweeper
-from attention_zoo.tasks.configuration.composition import parse_command
-from attention_zoo.tasks.run_folder import JobRecord, RunFolder
 from attention_zoo.tasks.views.tables import Table, markdown_table
+from benchmarks.simulated_training import CENTER, DATA, DIM, STEPS, Curve, SimulatedComparison
 
-DATA, DIM, STEPS = "python_docs", 64, 300
-CENTER = 0.004  # of the rates that are tried
-NAMES = (
-    *("multi_head", "linear", "delta", "gated_delta", "retention", "taylor", "hedgehog", "hgrn2"),
-    *("mlstm", "rwkv7", "cosformer", "gated", "sliding_window", "top_k", "performer", "forgetting"),
-    *("differential", "gated_linear", "gated_slot", "kimi_delta"),
-)
 ROWS_AND_SEEDS = ((2, 3), (2, 5), (2, 10), (5, 3), (5, 5), (20, 3), (20, 5))
+FEW_ROWS = ((2, 3), (2, 5), (2, 10), (5, 5))  # for other curves
 
 INTRODUCTION = """# Simulated comparisons
 
 How often `attention-zoo compare` is wrong, and what it finds: {comparisons} simulated comparisons
 for each chance of an error, half as many for each power. This command makes the page:
-`python benchmarks/simulated_comparisons.py --comparisons {comparisons} --output
+`python -m benchmarks.simulated_comparisons --comparisons {comparisons} --output
 benchmarks/simulated_comparisons.md`
 
 The rates, the halving, the confirming runs, the plan and the tests are those of the command. Only
@@ -91,178 +64,38 @@ other sign. *Wrong sign* is the share whose sign is not that of the true differe
 launch tests differences from its own best row only, which may be another one.
 
 """
+OTHER_CURVES = """
+## Other curves and noise
+
+As *hardest curve*, for other curves of losses by rates and other noise, each with a curvature and a
+best rate of which errors are most frequent. Half of the variance over seeds, which the tests add
+for tuning, was not chosen on these. Columns are candidates x seeds.
+
+- *Quartic*: ln(rate / best rate)⁴. *Pointed*: its absolute value. *Cliff*: the loss rises 27 times
+  as fast above the best rate as below. *Steps*: it is flat within a factor of 1.35 of the best
+  rate, and rises by one step there and by another at a factor of 2.7.
+- *Heavy tails*: Student's t with 3 degrees of freedom, of the same variance. *Growing*: the spread
+  doubles with each factor of 3 away from the best rate.
+
+"""
 TASKS = """
 ## Seeds that solve a task or do not
 
 The exact match of diagnostics can be near 0 or near 1, as some seeds solve the task. Here, each
-training of any candidate solves it with a probability of one half. Three seeds that agree by luck
-have hardly any spread, so the test takes them for certain: the chance that any row is called
-different exceeds 0.05 where many candidates have few seeds.
+training of any candidate solves it with a probability of 0.5, 0.2 or 0.8. *No floor* is what 0.5
+would give if the variance over seeds had no floor: seeds that agree by luck were taken for certain.
 
 """
 HARDEST = 7.0  # curvature, in spreads over seeds
-
-
-@dataclass(frozen=True)
-class Curve:
-    """The loss that a candidate comes to at a learning rate."""
-
-    lowest: float
-    best_rate: float
-    curvature: float
-
-    def loss(self, rate: float) -> float:
-        """Return the loss without noise; infinity where training diverges."""
-        if rate > 10 * self.best_rate:
-            return math.inf
-        return self.lowest + self.curvature * math.log(rate / self.best_rate) ** 2
-
-
-class SimulatedLauncher:
-    """Writes what trainings leave, with losses of curves that are set for each comparison."""
-
-    def __init__(self, config: DictConfig, spread: float) -> None:
-        self.config, self.spread = config, spread
-        self.curves: Mapping[str, Curve] = {name: Curve(3.0, CENTER, 1.0) for name in NAMES}
-        self.generator = np.random.default_rng(0)
-        self.solves = False  # whether trainings have an exact match, near 0 or near 1
-
-    def launch(self, job_overrides: Sequence[list[str]], initial_job_idx: int) -> None:
-        """Write a folder for each job."""
-        sweep: Any = OmegaConf.to_container(self.config.hydra.sweep, resolve=False)
-        phase = sweep["subdir"].partition("/")[0]  # phase/${hydra.job.num}
-        for number, overrides in enumerate(job_overrides, start=initial_job_idx):
-            self.write_run(RunFolder(f"{sweep['dir']}/{phase}/{number}"), overrides)
-
-    def write_run(self, folder: RunFolder, overrides: list[str]) -> None:
-        """Write the record, the config and the results of a training."""
-        options = dict(x.split("=", 1) for x in overrides)
-        name, rate = options["attention"], float(options.get("optimizer.lr", CENTER))
-        loss = self.curves[name].loss(rate)
-        folder.path.mkdir(parents=True)
-        if math.isinf(loss):
-            folder.write_job(JobRecord(overrides, outcome="diverged", reason="loss is nan"))
-            return
-        loss += self.generator.normal(0, self.spread)
-        steps = int(options["trainer.max_steps"])
-        folder.write_job(JobRecord(overrides, outcome="trained", seconds=60.0))
-        choices = {"task": "language_modeling", "data": DATA, "attention": name}
-        config = {
-            "choices": choices,
-            "optimizer": {"lr": rate},
-            "seed": int(options.get("seed", 1)),
-        }
-        folder.config_file.write_text(json.dumps(config))  # JSON is YAML, and quicker to write.
-        cost = {"tokens_seen": 1000 * steps, "tokens_per_second": 1e4, "steps": steps}
-        cost["training_flops_per_token"] = 1e6
-        metrics = {"val/loss": loss, "test/loss": loss}
-        if self.solves:
-            is_solved, distance = self.generator.random() < 0.5, self.generator.uniform(0, 0.02)
-            metrics["test/exact_match"] = 1 - distance if is_solved else distance
-        folder.write_results(metrics, cost)
-
-
-class SimulatedComparison:
-    """A comparison that is planned once, and run with different curves.
-
-    Args:
-        rows: how many candidates are compared.
-        seeds: how many runs confirm the best rate of each.
-    """
-
-    def __init__(self, rows: int, seeds: int) -> None:
-        noise = nearest_noise(DATA, dim=DIM, steps=STEPS)
-        assert noise is not None
-        self.spread, self.names = noise.spread, NAMES[:rows]
-        invocation = parse_command(
-            "compare",
-            [
-                *(f"attention={','.join(self.names)}", f"data={DATA}", f"model.dim={DIM}"),
-                *(f"trainer.max_steps={STEPS}", f"seeds={seeds}", f"optimizer.lr={CENTER}"),
-            ],
-        )
-        with (
-            initialize_config_module("attention_zoo.conf", version_base="1.3"),
-            TemporaryDirectory() as folder,
-        ):
-            loader = GlobalHydra.instance().config_loader()
-            config = loader.load_configuration(
-                invocation.config_name,
-                [*invocation.overrides[1:], f"hydra.sweep.dir={folder}"],
-                run_mode=RunMode.MULTIRUN,
-            )
-            self.launcher = SimulatedLauncher(config, self.spread)
-            self.sweeper = ComparisonSweeper(config.hydra.sweeper.own_options)
-            context = HydraContext(config_loader=loader, callbacks=None)
-            with patch.object(Plugins, "instantiate_launcher", lambda *_, **__: self.launcher):
-                self.sweeper.setup(hydra_context=context, task_function=None, config=config)
-            text = io.StringIO()
-            self.sweeper.console = Console(file=text, width=1000)
-            self.candidates = self.sweeper.create_candidates([*config.hydra.overrides.task])
-            self.sweeper.measure(self.candidates)
-            self.steps = self.sweeper.plan(self.candidates, self.sweeper.read_plan())
-        self.sweeper.console = Console(quiet=True)
-        (announced,) = re.findall(r"a difference from the best of ([\d.]+) in", text.getvalue())
-        self.announced = float(announced)
-
-    def run(
-        self, curves: Sequence[Curve], generator: np.random.Generator, *, solves: bool = False
-    ) -> "Launch":
-        """Tune and confirm candidates with these curves, with new noise.
-
-        If `solves`, each training has an exact match, which is near 0 or near 1 by chance.
-        """
-        self.launcher.solves = solves
-        self.launcher.curves = dict(zip(self.names, curves, strict=True))
-        self.launcher.generator = generator
-        candidates = copy.deepcopy(self.candidates)
-        with TemporaryDirectory() as folder:
-            self.sweeper.config.hydra.sweep.dir = folder
-            self.sweeper.folder, self.sweeper.next_number = Path(folder), 0
-            self.sweeper.tune(candidates, self.steps)
-            self.sweeper.confirm(candidates, self.steps)
-            return Launch(find_runs([Path(folder) / CONFIRM]), candidates)
-
-    def random_curve(self, generator: np.random.Generator, lowest: float = 3.0) -> Curve:
-        """Return a curve with a random best rate and curvature."""
-        rate = CENTER * 3 ** generator.uniform(-1, 1)
-        return Curve(lowest, rate, self.spread * 10 ** generator.uniform(-0.3, 1.7))
-
-
-class Launch:
-    """What a comparison says, read from its runs."""
-
-    def __init__(self, runs: list[Run], candidates: list[Candidate]) -> None:
-        self.runs, self.candidates = runs, candidates
-
-    def differences(self, reference: str | None = None) -> set[tuple[str, str]]:
-        """Return the pairs that are called significantly different, the better one first."""
-        return significant_pairs(self.comparison(reference))
-
-    def differences_of_seeds(self) -> set[tuple[str, str]]:
-        """Return what `differences` would, if tests did not add the variance of tuning."""
-        comparison = self.comparison()
-        comparison.tuning_variance = 0.0
-        run_tests(comparison, lambda: None)
-        return significant_pairs(comparison)
-
-    def comparison(self, reference: str | None = None) -> Comparison:
-        """Return the tested comparison."""
-        (comparison,) = compare_widths(self.runs, self.candidates, reference)
-        return comparison
-
-
-def significant_pairs(comparison: Comparison) -> set[tuple[str, str]]:
-    """Return the names of rows that are called different from the reference, the better first."""
-
-    def name(row: Row) -> str:
-        return str(row.options["choices.attention"])
-
-    return {
-        (name(comparison.reference), name(row))[:: 1 if (test.delta or 0.0) > 0 else -1]
-        for row, test in comparison.differences[comparison.primary_metric.key].items()
-        if test.significant
-    }
+# Shape, noise, curvature in spreads, and best rate, as a power of 3 from the middle.
+CURVES = (
+    *(("quartic", "normal", 25, 1.0), ("pointed", "normal", 4, 0.0)),
+    *(("cliff", "normal", 25, 0.5), ("steps", "normal", 2, 0.5)),
+    *(("parabola", "heavy tails", 7, 0.0), ("pointed", "heavy tails", 4, 1.0)),
+    *(("parabola", "growing", 12, 0.5), ("pointed", "growing", 5, 0.5)),
+    ("steps", "growing", 5, 0.5),
+)
+CHANCES = (0.5, 0.2, 0.8)  # of a training to solve its task
 
 
 def false_alarms(
@@ -271,27 +104,36 @@ def false_alarms(
     """Return how often any row is called different, of candidates that are the same model.
 
     The values are for random curves, for a named reference, and for the hardest curve with and
-    without the variance of tuning.
+    without the variance of tuning. Then come those of tasks that are solved with each chance, and
+    of the first of them without a floor of the variance.
     """
-    alarms, rows = np.zeros(4), len(simulated.names)
+    alarms, rows = np.zeros(5 + len(CHANCES)), len(simulated.names)
     hardest = Curve(3.0, 3 * CENTER, HARDEST * simulated.spread)
     for _ in range(count):
         same = simulated.run([simulated.random_curve(generator)] * rows, generator)
         hard = simulated.run([hardest] * rows, generator)
-        found = [same.differences(), same.differences(simulated.names[0]), hard.differences()]
-        alarms += [bool(x) for x in (*found, hard.differences_of_seeds())]
+        found: list[Any] = [same.differences(), same.differences(simulated.names[0])]
+        found += [hard.differences(), hard.differences_of_seeds()]
+        for chance in CHANCES:
+            same.draw_exact_match(chance, generator)
+            found.append(same.differences())
+        same.draw_exact_match(CHANCES[0], generator)
+        found.append(same.is_any_different_without_floor())
+        alarms += [bool(x) for x in found]
     return list(alarms / count)
 
 
-def false_alarms_of_tasks(
+def false_alarms_of_curves(
     simulated: SimulatedComparison, generator: np.random.Generator, count: int
-) -> float:
-    """Return how often any row is called different, if half of the trainings solve their task."""
-    alarms = 0
-    for _ in range(count):
-        same = [simulated.random_curve(generator)] * len(simulated.names)
-        alarms += bool(simulated.run(same, generator, solves=True).differences())
-    return alarms / count
+) -> list[float]:
+    """Return how often any row is called different on each of the other curves."""
+    shares = []
+    for shape, noise, curvature, power_of_3 in CURVES:
+        rate = CENTER * 3**power_of_3
+        curve = Curve(3.0, rate, curvature * simulated.spread, shape, noise)
+        launches = (simulated.run([curve] * len(simulated.names), generator) for _ in range(count))
+        shares.append(sum(bool(x.differences()) for x in launches) / count)
+    return shares
 
 
 def power(simulated: SimulatedComparison, generator: np.random.Generator, count: int) -> float:
@@ -324,38 +166,67 @@ def repeat_launches(
     return totals.tolist()
 
 
-def simulate(setting: tuple[int, int], count: int) -> list[list[str]]:
-    """Return the lines of the three tables for numbers of candidates and of seeds."""
+def simulate(setting: tuple[int, int], count: int) -> dict[str, list[str]]:
+    """Return the line of each table for numbers of candidates and of seeds."""
     simulated, generator = SimulatedComparison(*setting), np.random.default_rng(setting)
     head = [str(x) for x in setting]
-    alarms = false_alarms(simulated, generator, count)
+    alarms = [f"{x:.3f}" for x in false_alarms(simulated, generator, count)]
     share = power(simulated, generator, count // 2)
     found, *others = repeat_launches(simulated, generator, count // 4)
-    of_tasks = false_alarms_of_tasks(simulated, generator, count)
-    return [
-        [*head, *(f"{x:.3f}" for x in alarms), f"{simulated.announced:.4f}", f"{share:.2f}"],
-        [*head, str(found), *(f"{x / max(1, found):.3f}" for x in others)],
-        [*head, f"{of_tasks:.3f}"],
-    ]
+    lines = {
+        "errors": [*head, *alarms[:4], f"{simulated.announced:.4f}", f"{share:.2f}"],
+        "launches": [*head, str(found), *(f"{x / max(1, found):.3f}" for x in others)],
+        "tasks": [*head, *alarms[4:]],
+    }
+    if setting in FEW_ROWS:
+        shares = false_alarms_of_curves(simulated, generator, count)
+        lines["curves"] = [f"{x:.3f}" for x in shares]
+    return lines
 
 
-def make_page(count: int, lines: Sequence[Sequence[list[str]]]) -> str:
+def load_or_simulate(
+    setting: tuple[int, int], count: int, parts: Path | None
+) -> dict[str, list[str]]:
+    """Return the lines of a setting, from the folder of parts where they are; else add them."""
+    if parts is None:
+        return simulate(setting, count)
+    file = parts / f"{count}-{setting[0]}x{setting[1]}.json"
+    if not file.exists():
+        lines = simulate(setting, count)
+        parts.mkdir(parents=True, exist_ok=True)
+        file.write_text(json.dumps(lines))
+    return json.loads(file.read_text())
+
+
+def make_page(count: int, lines: Mapping[tuple[int, int], Mapping[str, list[str]]]) -> str:
     """Return the page; `lines` are those of each setting."""
     noise = nearest_noise(DATA, dim=DIM, steps=STEPS)
     assert noise is not None
-    titles = [
-        ["same model", "reference", "hardest curve", "seeds alone", "announced", "power"],
-        ["found", "confirmed", "reversed", "wrong sign"],
-        ["same model"],
+    columns = {
+        "errors": ["same model", "reference", "hardest curve", "seeds alone", "announced", "power"],
+        "launches": ["found", "confirmed", "reversed", "wrong sign"],
+        "tasks": [*(f"solves {x:g}" for x in CHANCES), "no floor"],
+    }
+    tables = {
+        name: Table("", ["candidates", "seeds", *titles], [x[name] for x in lines.values()])
+        for name, titles in columns.items()
+    }
+    shares = zip(*(x["curves"] for x in lines.values() if "curves" in x), strict=True)
+    rows = [
+        [shape, noise_name, f"{curvature} spreads", *each]
+        for (shape, noise_name, curvature, _), each in zip(CURVES, shares, strict=True)
     ]
-    errors, launches, tasks = (
-        markdown_table(Table("", ["candidates", "seeds", *columns], list(rows)))
-        for columns, rows in zip(titles, zip(*lines, strict=True), strict=True)
-    )
-    introduction = INTRODUCTION.format(
-        comparisons=count, data=DATA, spread=noise.spread, hardest=HARDEST
-    )
-    return f"{introduction}{errors}\n{LAUNCHES}{launches}\n{TASKS}{tasks}\n"
+    settings = ["{} x {}".format(*x) for x in FEW_ROWS]
+    tables["curves"] = Table("", ["curve", "noise", "curvature", *settings], rows)
+    texts = {
+        "errors": INTRODUCTION.format(
+            comparisons=count, data=DATA, spread=noise.spread, hardest=HARDEST
+        ),
+        "launches": LAUNCHES,
+        "curves": OTHER_CURVES,
+        "tasks": TASKS,
+    }
+    return "".join(f"{text}{markdown_table(tables[name])}\n" for name, text in texts.items())
 
 
 def main() -> None:
@@ -363,15 +234,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--comparisons", type=int, default=1000)
     parser.add_argument("--output", type=Path, help="write the page to this file")
+    parser.add_argument("--parts", type=Path, help="keep results here, and go on from them")
     parser.add_argument("--jobs", type=int, default=2, help="processes")
     arguments = parser.parse_args()
-    count = arguments.comparisons
+    count, parts = arguments.comparisons, arguments.parts
     with ProcessPoolExecutor(arguments.jobs, get_context("spawn")) as pool:
         # The longest come first.
-        tasks = [pool.submit(simulate, x, count) for x in reversed(ROWS_AND_SEEDS)]
-        for _ in track(as_completed(tasks), "simulating", total=len(tasks)):
+        tasks = {x: pool.submit(load_or_simulate, x, count, parts) for x in ROWS_AND_SEEDS[::-1]}
+        for _ in track(as_completed(tasks.values()), "simulating", total=len(tasks)):
             pass
-        page = make_page(count, [x.result() for x in reversed(tasks)])
+        page = make_page(count, {x: tasks[x].result() for x in ROWS_AND_SEEDS})
     if arguments.output is None:
         print(page)
     else:

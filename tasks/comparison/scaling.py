@@ -3,7 +3,7 @@
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import combinations
+from itertools import combinations, zip_longest
 from statistics import fmean
 
 import numpy as np
@@ -14,7 +14,11 @@ from attention_zoo.tasks.analysis.report.comparison import SIGNIFICANCE_LEVEL
 from attention_zoo.tasks.analysis.report.measures import format_with_unit
 from attention_zoo.tasks.analysis.report.power import t_quantile
 from attention_zoo.tasks.analysis.report.runs import Run
-from attention_zoo.tasks.analysis.report.significance import holm_correction, welch_test
+from attention_zoo.tasks.analysis.report.significance import (
+    estimate_variance_floor,
+    holm_correction,
+    welch_test,
+)
 from attention_zoo.tasks.comparison.rates import TUNING_VARIANCE
 from attention_zoo.tasks.views.charts import figure_svg, svg_settings
 from attention_zoo.tasks.views.tables import Table
@@ -78,15 +82,21 @@ def describe_scaling(curves: Mapping[str, Curve]) -> Iterator[str]:
 def find_order_changes(curves: Mapping[str, Curve]) -> Iterator[str]:
     """Yield the pairs whose order is significant at two widths, and not the same.
 
-    Welch's tests over seeds, with Holm's correction over all pairs and widths.
+    Welch's tests over seeds, with a floor of the variance at each width, and Holm's correction over
+    all pairs and widths.
     """
+    widths = zip_longest(*curves.values(), fillvalue=Size(0.0, []))
+    floors = [estimate_variance_floor([size.losses for size in at_width]) for at_width in widths]
     tests = [
         (first, second, index)
         for first, second in combinations(curves, 2)
         for index in range(min(len(curves[first]), len(curves[second])))
     ]
     differences = holm_correction(
-        [welch_test(curves[x][i].losses, curves[y][i].losses, TUNING_VARIANCE) for x, y, i in tests]
+        [
+            welch_test(curves[x][i].losses, curves[y][i].losses, TUNING_VARIANCE, floors[i])
+            for x, y, i in tests
+        ]
     )
     signs: dict[tuple[str, str], dict[int, bool]] = {}
     for (first, second, index), difference in zip(tests, differences, strict=True):

@@ -149,7 +149,9 @@ def score_cell(comparison: Comparison, candidate: str, entry: Entry) -> Cell:
     values, difference = row.values(metric.key), comparison.difference(row)
     text = metric.format(fmean(values))
     if len(values) > 1:
-        half = t_quantile(len(values) - 1) * variance_of_mean(values, TUNING_VARIANCE) ** 0.5
+        floor = comparison.variance_floors.get(metric.key, 0.0)
+        variance = variance_of_mean(values, TUNING_VARIANCE, floor)
+        half = t_quantile(len(values) - 1) * variance**0.5
         text += f" ± {metric.format(half)}"
     if not entry.is_tuned:
         text += " (not tuned)"

@@ -53,6 +53,15 @@ def test_what_is_noise_is_no_change_of_order():
     assert list(describe_scaling(curves)) == ["No change of order is shown between the widths."]
 
 
+def test_seeds_that_agree_where_those_of_others_do_not_change_no_order():
+    agreeing = {"flat": curve(-0.1, 10.0), "steep": curve(-0.3, 10.0 * 4e12**0.2)}
+    stable = curve(-0.1, 0.3)
+    (sentence,) = find_order_changes({**agreeing, "stable": stable})
+    assert sentence.startswith("`flat` is better at 1 TFLOPs and `steep` at 16 TFLOPs")
+    noisy = curve(-0.1, 0.3, (-2.0, 0.0, 2.0))
+    assert list(find_order_changes({**agreeing, "noisy": noisy})) == []
+
+
 def test_a_better_candidate_at_all_widths_is_no_change_of_order():
     assert list(find_order_changes({"worse": curve(-0.1), "better": curve(-0.1, 50.0)})) == []
 

@@ -8,14 +8,16 @@ import pytest
 from attention_zoo.tasks.analysis.report.power import smallest_difference
 from attention_zoo.tasks.comparison.rates import TUNING_VARIANCE
 from benchmarks.simulated_comparisons import (
-    CENTER,
+    CURVES,
+    FEW_ROWS,
     HARDEST,
-    Curve,
-    SimulatedComparison,
+    ROWS_AND_SEEDS,
+    load_or_simulate,
     make_page,
     power,
     repeat_launches,
 )
+from benchmarks.simulated_training import CENTER, SHAPES, Curve, SimulatedComparison
 
 
 @pytest.fixture(scope="module")
@@ -80,7 +82,33 @@ def test_no_launch_reverses_another(simulated):
     assert found >= confirmed > 0 and reversed_pairs == 0 and mistaken <= 2
 
 
-def test_the_page_has_a_line_for_each_setting():
-    lines = [[["2", "3", *["0"] * 6], ["2", "3", *["0"] * 4], ["2", "3", "0"]]] * 2
+def test_curves_rise_from_the_best_rate_with_noise_of_its_spread():
+    generator = np.random.default_rng(0)
+    for shape, noise, _, _ in CURVES:
+        curve = Curve(3.0, CENTER, 0.5, shape, noise)
+        losses = [curve.loss(CENTER * 3**power) for power in (-2, -1, 0, 1, 2)]
+        assert losses[2] == 3.0 == min(losses) and losses[0] >= losses[1] > 3.0 < losses[3]
+        assert curve.loss(11 * CENTER) == math.inf
+        drawn = [curve.draw_noise(CENTER, 0.1, generator) for _ in range(20_000)]
+        assert np.std(drawn) == pytest.approx(0.1, rel=0.1)
+        far = [curve.draw_noise(CENTER * 3, 0.1, generator) for _ in range(20_000)]
+        assert np.std(far) == pytest.approx(0.2 if noise == "growing" else 0.1, rel=0.1)
+    assert {*SHAPES} == {"parabola", *(shape for shape, *_ in CURVES)}
+
+
+def test_the_page_has_a_line_for_each_setting(tmp_path):
+    lines = {
+        (rows, seeds): {
+            "errors": [str(rows), str(seeds), *["0"] * 6],
+            "launches": [str(rows), str(seeds), *["0"] * 4],
+            "tasks": [str(rows), str(seeds), *["0"] * 4],
+            **({"curves": ["0"] * len(CURVES)} if (rows, seeds) in FEW_ROWS else {}),
+        }
+        for rows, seeds in ROWS_AND_SEEDS
+    }
     page = make_page(7, lines)
-    assert "--comparisons 7 " in page and page.count("| 2 | 3 |") == 6
+    assert "--comparisons 7 " in page and page.count("| 20 | 3 |") == 3
+    assert page.count("| steps | growing |") == 1
+    # A part that was simulated before is not simulated again.
+    (tmp_path / "7-2x3.json").write_text('{"errors": []}')
+    assert load_or_simulate((2, 3), 7, tmp_path) == {"errors": []}

@@ -61,6 +61,10 @@ def test_the_tests_are_stated(sweep: Path) -> None:
     named = " ".join(describe_tests(compare_folder(sweep, "multi_head rotary")))
     assert "corrected for 8 comparisons with the reference (Holm's method)" in named
     assert "luck" in text and "luck" not in named
+    assert (
+        "counts as at least 0.5 of the upper quartile of the rows' variances" in text
+        and "(test loss)" in text
+    )
 
 
 def test_with_one_seed_a_verdict_says_that_seeds_were_not_tested(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import math
 import random
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from attention_zoo.tasks.analysis.report.measures import COST, QUALITY, standard
 from attention_zoo.tasks.analysis.report.runs import Run
 from attention_zoo.tasks.analysis.report.sentences import ResampledScores, resample_row
 from attention_zoo.tasks.analysis.report.significance import (
+    estimate_variance_floor,
     holm_correction,
     maximum_modulus_p,
     run_tests,
@@ -47,19 +49,89 @@ def test_welch_of_two_and_two_is_in_closed_form() -> None:
     assert tuned.p_value == pytest.approx(1 - 2 / math.sqrt(6))
 
 
+MATCH = next(x for x in QUALITY if x.key == "test/exact_match")
+SPEED = next(x for x in COST if x.test == "welch")
+
+
+def compare(
+    *samples: Sequence[float], reference: int | None = None, tuning_variance: float = 0.0
+) -> Comparison:
+    """Return a tested comparison of rows with these exact matches, which are their speeds too."""
+
+    def new_run(value: float) -> Run:
+        return Run(Path(), {}, {MATCH.key: value, SPEED.key: value}, (), "trained", "", None)
+
+    rows = [Row({}, [*map(new_run, x)], label=str(i)) for i, x in enumerate(samples)]
+    best = max(rows, key=lambda row: row.mean(MATCH.key) or 0.0)
+    found = Comparison(
+        "",
+        sorted(rows, key=lambda row: -(row.mean(MATCH.key) or 0.0)),
+        [MATCH],
+        [SPEED],
+        best if reference is None else rows[reference],
+        reference is not None,
+        [],
+        "",
+        tuning_variance=tuning_variance,
+    )
+    run_tests(found, lambda: None)
+    return found
+
+
 def test_the_variance_of_tuning_is_that_of_quality_not_of_cost() -> None:
-    quality, cost = (next(x for x in y if x.test == "welch") for y in (QUALITY, COST))
-    rows = [
-        Row(
-            {}, [Run(Path(), {}, {quality.key: x, cost.key: x}, (), "trained", "", None) for x in y]
-        )
-        for y in SLEEP
-    ]
-    comparison = Comparison("", rows, [quality], [cost], rows[0], True, [], "", tuning_variance=0.5)
-    run_tests(comparison, lambda: None)
-    p_values = [comparison.difference(rows[1], x).p_value for x in (quality, cost)]
-    ours, theirs = SLEEP[::-1]
+    ours, theirs = SLEEP
+    found = compare(ours, theirs, reference=1, tuning_variance=0.5)
+    (row,) = (x for x in found.rows if x is not found.reference)
+    p_values = [found.difference(row, x).p_value for x in (MATCH, SPEED)]
     assert p_values == [welch_test(ours, theirs, 0.5).p_value, welch_test(ours, theirs).p_value]
+
+
+# Seeds that solve a task or do not: of each of the outer rows, three agree.
+SOLVED = [(0.99, 1.0, 0.98), (1.0, 0.02, 0.99), (0.01, 0.98, 0.0), (0.99, 0.0, 0.97)]
+FAILED = (0.01, 0.0, 0.02)
+
+
+@pytest.mark.parametrize("reference", [None, 0])
+def test_seeds_that_agree_where_others_do_not_are_not_taken_for_certain(reference) -> None:
+    found = compare(*SOLVED, FAILED, reference=reference)
+    difference = found.difference(found.rows[-1])
+    assert difference.is_due_to_floor and not difference.significant
+    assert difference.test_result.startswith("n.s., p = 0.")
+    assert difference.test_result.endswith(", floor")
+    # Welch's test alone takes them for certain, and so does that of the speeds.
+    assert welch_test(SOLVED[0], FAILED).p_value < 1e-4
+    assert found.difference(found.rows[-1], SPEED).significant
+    # Where all rows agree over seeds, so do these.
+    certain = compare(SOLVED[0], SOLVED[0][::-1], FAILED, (0.02, 0.01, 0.0), reference=reference)
+    assert all(certain.difference(row).significant for row in certain.rows[2:])
+
+
+def test_the_floor_is_half_of_the_upper_quartile_of_the_variances() -> None:
+    samples = [[0.0, 2.0 * x] for x in (1, 2, 3, 9)]  # variances of 2x²
+    assert estimate_variance_floor(samples) == pytest.approx(0.5 * 2 * 3**2)
+    assert estimate_variance_floor(samples[:2]) == pytest.approx(0.5 * 2 * 2**2)
+    assert estimate_variance_floor([*samples, [7.0], []]) == pytest.approx(0.5 * 2 * 3**2)
+    assert estimate_variance_floor([[7.0], []]) == estimate_variance_floor([[0.1] * 3] * 2) == 0
+
+
+def test_one_unstable_row_of_four_does_not_hide_the_differences_of_others() -> None:
+    stable = [(0.50, 0.51, 0.52), (0.61, 0.60, 0.62), (0.80, 0.81, 0.82)]
+    found = compare(*stable, (0.0, 0.4, 0.8))
+    tested = {row.label: found.difference(row) for row in found.rows}
+    assert tested["0"].significant and tested["1"].significant
+
+
+def test_a_floor_makes_no_difference_more_certain() -> None:
+    """Its variance is added, and the freedom is that of Welch's test."""
+    generator = np.random.default_rng(0)
+    for ours, theirs in generator.normal(0, 1, (20, 2, 3)).tolist():
+        plain, floored = welch_test(ours, theirs), welch_test(ours, theirs, 0.0, 2.0)
+        assert floored.freedom == plain.freedom and floored.p_value >= plain.p_value
+        variances = [max(2.0, standard_deviation(x) ** 2) / 3 for x in (ours, theirs)]
+        assert floored.t == pytest.approx(abs(floored.delta) / math.sqrt(sum(variances)))
+    # Rows without any spread have the freedom of one row.
+    found = welch_test([0.0] * 3, [1.0] * 3, 0.0, 0.3)
+    assert found.freedom == 2 and found.t == pytest.approx(1 / math.sqrt(2 * 0.3 / 3))
 
 
 @pytest.mark.parametrize(

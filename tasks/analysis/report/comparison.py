@@ -70,6 +70,7 @@ class Difference:
     evidence: Evidence | None = None  # None if there is no test
     t: float = 0.0  # without its sign
     freedom: float = 1.0  # of t
+    is_due_to_floor: bool = False  # whether it is not significant because the variance has a floor
 
     @property
     def tested(self) -> bool:
@@ -88,12 +89,17 @@ class Difference:
 
     @property
     def p_text(self) -> str:
-        """Return the adjusted p value, or the reason why there is none."""
+        """Return the adjusted p value, or the reason why there is none.
+
+        "floor" follows where the difference would be significant without a floor of the variance.
+        """
         if self.adjusted_p_value is None:
             return self.untested_reason
         p_value = self.adjusted_p_value
         text = "p < 0.001" if p_value < 0.001 else f"p = {p_value:.3f}"
-        return f"{text}, one seed" if self.evidence == "test sentences" else text
+        if self.evidence == "test sentences":
+            return f"{text}, one seed"
+        return f"{text}, floor" if self.is_due_to_floor else text
 
     @property
     def test_result(self) -> str:
@@ -117,6 +123,8 @@ class Comparison:
     # What the choice of the learning rate adds to the variance of a row's mean quality, as a share
     # of the variance over seeds; 0 where rates were not chosen by results.
     tuning_variance: float = 0.0
+    # The least variance over seeds that a row counts with in the tests, by the measure's key.
+    variance_floors: dict[str, float] = field(default_factory=dict)
 
     @property
     def best(self) -> Row:

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from statistics import fmean, stdev
+from statistics import fmean
 from typing import Literal
 
 # The base of a kind of number, and the names of its powers.
@@ -75,8 +75,13 @@ COST = (
 
 def standard_deviation(values: Sequence[float]) -> float:
     """Return the sample standard deviation, √(Σ (x − mean)² / (n − 1)); 0 for fewer than two."""
-    # stdev calculates with fractions: equal values have no spread, not one of rounding errors.
-    return stdev(values) if len(values) > 1 else 0.0
+    if len(values) < 2:
+        return 0.0
+    # Less the first: equal values have no spread, not one of rounding errors. `stdev` of the
+    # standard library gives the same by fractions, in ten times the time.
+    shifted = [x - values[0] for x in values]
+    mean = fmean(shifted)
+    return math.sqrt(math.fsum((x - mean) ** 2 for x in shifted) / (len(values) - 1))
 
 
 def split_unit(value: float, kind: Literal["bytes", "count"]) -> tuple[float, str]:

@@ -6,9 +6,9 @@ import numpy as np
 
 from attention_zoo.errors import UserError
 from attention_zoo.tasks.analysis.report.comparison import SIGNIFICANCE_LEVEL
-from attention_zoo.tasks.analysis.report.significance import maximum_modulus_p
+from attention_zoo.tasks.analysis.report.significance import FLOOR_SHARE, maximum_modulus_p
 
-DRAWS = 100_000
+DRAWS = 100_000  # for up to 40 rows; fewer for more, which would need much memory
 GRID = 16  # degrees of freedom that the critical values are calculated at
 
 
@@ -26,14 +26,15 @@ def smallest_difference(
     It is that of a row from the best row or, with `named_reference`, from a reference that was
     chosen beforehand. A difference d is found if it exceeds the critical value c of t:
 
-        d + noise > c(f) √(v₁ + v₂),  noise ~ N(0, 2s²w),  vᵢ ~ s²w χ²/(seeds − 1)
+        d + noise > c(f) √(max(v₁, floor) + max(v₂, floor)),  noise ~ N(0, 2s²w),
+        vᵢ ~ s²w χ²/(seeds − 1) for each row
 
-    with the spread s, w = 1/seeds + tuning_variance, and f as in Welch's test. The result is the
-    quantile at `power` of the d that random draws need. For a named reference it is that of Holm's
-    first step, which is the hardest.
+    with the spread s, w = 1/seeds + tuning_variance, and the floor and f as in `welch_test`. The
+    result is the quantile at `power` of the d that random draws need. For a named reference it is
+    that of Holm's first step, which is the hardest.
 
     Args:
-        spread: the standard deviation over seeds, the same in both rows.
+        spread: the standard deviation over seeds, the same in all rows.
         seeds: how many each row has.
         rows: how many are compared.
         power: the probability to find the difference.
@@ -57,13 +58,16 @@ def smallest_difference(
         level, pairs = level / (rows - 1), 1
     generator = np.random.default_rng(0)
     weight = 1 / seeds + tuning_variance
-    variances = weight * generator.chisquare(seeds - 1, (2, DRAWS)) / (seeds - 1)
-    total = variances.sum(axis=0)
-    freedoms = (seeds - 1) * total**2 / (variances**2).sum(axis=0)
+    draws = min(DRAWS, 40 * DRAWS // rows)
+    of_rows = weight * generator.chisquare(seeds - 1, (rows, draws)) / (seeds - 1)
+    floors = FLOOR_SHARE * np.quantile(of_rows, 0.75, axis=0, method="inverted_cdf")
+    variances = of_rows[:2]
+    freedoms = (seeds - 1) * variances.sum(axis=0) ** 2 / (variances**2).sum(axis=0)
+    total = np.maximum(variances, floors).sum(axis=0)
     grid = np.geomspace(seeds - 1, 2 * (seeds - 1), GRID)
     logs = [log_critical_value(level, float(freedom), pairs) for freedom in grid]
     critical = np.exp(np.interp(np.log(freedoms), np.log(grid), logs))
-    noise = generator.normal(0, math.sqrt(2 * weight), DRAWS)
+    noise = generator.normal(0, math.sqrt(2 * weight), draws)
     return spread * float(np.quantile(critical * np.sqrt(total) - noise, power))
 
 

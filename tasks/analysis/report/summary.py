@@ -18,6 +18,7 @@ from attention_zoo.tasks.analysis.report.conditions import find_conditions
 from attention_zoo.tasks.analysis.report.measures import Measure, standard_deviation
 from attention_zoo.tasks.analysis.report.runs import Run
 from attention_zoo.tasks.analysis.report.sentences import RESAMPLES, SEED, SIGNATURES
+from attention_zoo.tasks.analysis.report.significance import FLOOR_SHARE
 
 MAX_LABELS = 6  # of a sentence; more are counted
 OUTCOMES = ("trained", "refused", "diverged", "failed", "killed", "not run", "unfinished")
@@ -186,11 +187,33 @@ def describe_tests(comparison: Comparison) -> Iterator[str]:
             "Each learning rate was chosen by trials of one seed, in part by luck. Tests of quality"
             f" therefore add {share:g} of the variance over seeds to the variance of each mean."
         )
+    yield from describe_floor(comparison)
     yield (
         f"All tests are two-sided, at the {LEVEL}. n.s. means not significant, which does not show "
         "that the rows are equal."
     )
     yield from describe_correction(comparison)
+
+
+def describe_floor(comparison: Comparison) -> Iterator[str]:
+    """Yield which variance over seeds the rows count with at least."""
+    measures = [
+        x
+        for x in comparison.quality
+        if comparison.variance_floors.get(x.key)
+        and any(test.tested for test in comparison.differences[x.key].values())
+    ]
+    if measures:
+        deviations = ", ".join(
+            f"{x.format(math.sqrt(comparison.variance_floors[x.key]))} ({x.title})"
+            for x in measures
+        )
+        yield (
+            "Few seeds can agree by chance. In tests of quality over seeds alone, a row's variance "
+            f"therefore counts as at least {FLOOR_SHARE:g} of the upper quartile of the rows' "
+            f"variances: the standard deviation as at least {deviations}. The word floor marks "
+            "differences that would be significant without this."
+        )
 
 
 def describe_correction(comparison: Comparison) -> Iterator[str]:
