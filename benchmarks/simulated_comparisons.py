@@ -198,10 +198,10 @@ class SimulatedComparison:
                 self.sweeper.setup(hydra_context=context, task_function=None, config=config)
             text = io.StringIO()
             self.sweeper.console = Console(file=text, width=1000)
+            self.sweeper.trainings.console = Console(quiet=True)
             self.candidates = self.sweeper.create_candidates([*config.hydra.overrides.task])
             self.sweeper.measure(self.candidates)
             self.steps = self.sweeper.plan(self.candidates, self.sweeper.read_plan())
-        self.sweeper.console = Console(quiet=True)
         (announced,) = re.findall(r"a difference from the best of ([\d.]+) in", text.getvalue())
         self.announced = float(announced)
 
@@ -218,9 +218,9 @@ class SimulatedComparison:
         candidates = copy.deepcopy(self.candidates)
         with TemporaryDirectory() as folder:
             self.sweeper.config.hydra.sweep.dir = folder
-            self.sweeper.folder, self.sweeper.next_number = Path(folder), 0
-            self.sweeper.tune(candidates, self.steps)
-            self.sweeper.confirm(candidates, self.steps)
+            self.sweeper.trainings.next_number = 0
+            self.sweeper.tuner.tune(candidates, self.steps)
+            self.sweeper.tuner.confirm(candidates, self.steps, first_seed=self.sweeper.seed + 1)
             return Launch(find_runs([Path(folder) / CONFIRM]), candidates)
 
     def random_curve(self, generator: np.random.Generator, lowest: float = 3.0) -> Curve:

@@ -19,11 +19,16 @@ from attention_zoo.tasks.comparison.scoreboard import (
     read_scores,
     score_table,
 )
+from attention_zoo.tasks.comparison.settings import Setting
 from tests.report.folders import write_job, write_run
 
 LOSSES = {0.001: 2.0, 0.003: 1.5, 0.01: 1.0, 0.03: 1.05, 0.1: 3.0}
 
-SCHEDULE = {"steps": 400, "trials": 7, "seeds": 3, "rate_factor": 3}
+SCHEDULE = {"steps": 400, "trials": 7, "option_trials": 2, "seeds": 3, "rate_factor": 3}
+
+
+def by_setting(losses):
+    return {x if isinstance(x, Setting) else Setting(x): loss for x, loss in losses.items()}
 
 
 def candidate(name, width=64, losses=LOSSES, later=None, label=None):
@@ -31,17 +36,22 @@ def candidate(name, width=64, losses=LOSSES, later=None, label=None):
     found = Candidate([f"attention={name}"], name, width, label or name, 0.01, cost)
     if label is not None:
         found.overrides.append(f"model.dim={width}")
-    found.losses, found.later_losses = dict(losses), dict(later or {0.01: 0.9, 0.03: 0.95})
+    found.losses = by_setting(losses)
+    found.later_losses = by_setting(later or {0.01: 0.9, 0.03: 0.95})
     return found
+
+
+def attention_options(name, option):
+    key, _, value = option.partition("=")
+    return {"options": {key.removeprefix("attention."): float(value)}} if option else {}
 
 
 def write_runs(folder, candidates, skills, width=None, **changes):
     for number, (each, skill) in enumerate(zip(candidates, skills, strict=True)):
         for seed in (2, 3, 4):
             run = folder / "confirm" / f"{10 * number + seed}"
-            lr = each.best_rate
-            rate = f"optimizer.lr={lr}"
-            write_job(run, *each.overrides, rate, f"seed={seed}")
+            lr, option = each.best_setting
+            write_job(run, *each.overrides, *each.best_setting.overrides, f"seed={seed}")
             model = {"dim": width or each.width}
             figures = {"training_flops_per_token": 1000.0 * each.width**2}
             write_run(
@@ -51,6 +61,7 @@ def write_runs(folder, candidates, skills, width=None, **changes):
                 skill=skill,
                 lr=lr,
                 model=model,
+                **attention_options(each.name, option),
                 figures=figures,
                 **changes,
             )
