@@ -67,6 +67,9 @@ It is drawn anew for each training. Above ten times the best rate, training dive
 comparison, the best rate is drawn within a factor of 3 of the middle of the rates that are tried,
 and the curvature between 0.5 and 50 spreads.
 
+Options that the card of a candidate names are tried, and change nothing: their trials are further
+draws at the best rate. Candidates without options get further rates.
+
 ## Errors and power
 
 - *Same model*: all candidates have the same curve. The chance that any row is called different from
