@@ -197,7 +197,7 @@ def tuning_table(candidates: Sequence[Candidate]) -> Table:
 def draw_rates(candidates: Sequence[Candidate]) -> Markup:
     """Draw the loss of the first trials by learning rate.
 
-    Crosses are trials of options; a ring marks the setting that was chosen.
+    Each × is a trial of an option; a ring marks the setting that was chosen.
     """
     with svg_settings():
         figure, axes = new_chart("Validation loss by learning rate", 4.2)
@@ -221,7 +221,7 @@ def draw_rates(candidates: Sequence[Candidate]) -> Markup:
             margin = 0.05 * (high - low) or 0.1
             axes.set_ylim(low - margin, high + margin)
         axes.set(
-            xlabel="learning rate, at a quarter of the length (crosses: options, rings: chosen)",
+            xlabel="learning rate, at ¼ of the length (×: option, ring: chosen)",
             ylabel="nats per token",
         )
         return figure_svg(figure, "Validation loss by learning rate", [x.label for x in candidates])

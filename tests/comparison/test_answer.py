@@ -110,7 +110,7 @@ def test_a_chosen_option_is_in_the_answer(answered, tmp_path):
     tried = f"Tuned besides the learning rate: `gated_linear`: attention.temperature=4.0, {option}."
     assert tried in report
     assert "Further rates, where there are fewer options to tune: `linear` (2)." in report
-    assert "(crosses: options, rings: chosen)" in (folder / "report.html").read_text()
+    assert "(×: option, ring: chosen)" in (folder / "report.html").read_text()
     (score,) = (board / "results" / "phrases" / "gated_linear").glob("2.json")
     schedule = json.loads(score.read_text())["schedule"]
     assert (schedule["rate"], schedule["option"], schedule["is_tuned"]) == (0.01, option, True)
