@@ -8,8 +8,8 @@ import importlib
 import logging
 import pkgutil
 import re
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from difflib import get_close_matches
 from functools import cache
 from importlib.metadata import entry_points
@@ -95,6 +95,12 @@ class AttentionCard(Card):
             `nonnegative` or `signed`.
         chooses: what it selects by comparing scores, if it does; no gradient passes a selection.
         cost: how the time of training grows with t tokens.
+        search_space: options that are worth tuning, each with two or three other values around its
+            default, in the order in which `compare` tries them. These are numbers that change what
+            the mechanism computes or where it starts, such as a temperature or an initial decay.
+            None changes parameters, FLOPs or the state of decoding, as candidates would no longer
+            cost the same: numbers of keys, features, slots or steps are compared as candidates. So
+            are switches, which make another variant.
     """
 
     roles: tuple[Role, ...]
@@ -104,6 +110,7 @@ class AttentionCard(Card):
     weights: Weights = "distribution"
     chooses: str = ""
     cost: Cost = "t²"
+    search_space: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -289,3 +296,8 @@ def accepts(attention: AttentionCard, position: PositionCard) -> bool:
 def join_names(words: tuple[str, ...]) -> str:
     """Return the names as an alternative: `a or b`."""
     return " or ".join(words) if words else "nothing"
+
+
+def format_search_space(space: Mapping[str, tuple[float, ...]]) -> str:
+    """Return `temperature=4.0,64.0`, as a sweep over the values is written."""
+    return " ".join(f"{option}={','.join(map(str, x))}" for option, x in space.items())

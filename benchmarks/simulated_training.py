@@ -18,7 +18,9 @@ import numpy as np
 from hydra import initialize_config_module
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.plugins import Plugins
+from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, RunMode
+from omegaconf import DictConfig
 from rich.console import Console
 
 from attention_zoo.tasks.analysis.report.comparison import Comparison, Row
@@ -28,6 +30,7 @@ from attention_zoo.tasks.comparison.answer import compare_widths
 from attention_zoo.tasks.comparison.candidate import Candidate
 from attention_zoo.tasks.comparison.noise import nearest_noise
 from attention_zoo.tasks.comparison.sweeper import ComparisonSweeper
+from attention_zoo.tasks.comparison.trainings import Trainings
 from attention_zoo.tasks.configuration.composition import parse_command
 from attention_zoo.tasks.run_folder import JobRecord, RunFolder
 
@@ -105,11 +108,11 @@ class SimulatedFolder(RunFolder):
         return Run(self.path, config, results, overrides, outcome, "", self.record.seconds)
 
 
-class SimulatedSweeper(ComparisonSweeper):
-    """The sweeper of `compare`, whose trainings have losses of curves."""
+class SimulatedTrainings(Trainings):
+    """The trainings of a comparison, whose losses are those of curves."""
 
-    def __init__(self, own_options: Sequence[str], spread: float) -> None:
-        super().__init__(own_options)
+    def __init__(self, launcher: Launcher, config: DictConfig, spread: float) -> None:
+        super().__init__(launcher, config, Console(quiet=True))
         self.spread = spread
         self.curves: Mapping[str, Curve] = {name: Curve(3.0, CENTER, 1.0) for name in NAMES}
         self.generator = np.random.default_rng(0)
@@ -165,27 +168,29 @@ class SimulatedComparison:
                 [*invocation.overrides[1:], f"hydra.sweep.dir={folder}"],
                 run_mode=RunMode.MULTIRUN,
             )
-            self.sweeper = SimulatedSweeper(config.hydra.sweeper.own_options, self.spread)
+            self.sweeper = ComparisonSweeper(config.hydra.sweeper.own_options)
             context = HydraContext(config_loader=loader, callbacks=None)
             with patch.object(Plugins, "instantiate_launcher", lambda *_, **__: None):
                 self.sweeper.setup(hydra_context=context, task_function=None, config=config)
+            launcher = self.sweeper.trainings.launcher
+            self.trainings = SimulatedTrainings(launcher, config, self.spread)
+            self.sweeper.trainings = self.sweeper.tuner.trainings = self.trainings
             text = io.StringIO()
             self.sweeper.console = Console(file=text, width=1000)
             self.candidates = self.sweeper.create_candidates([*config.hydra.overrides.task])
             self.sweeper.measure(self.candidates)
             self.steps = self.sweeper.plan(self.candidates, self.sweeper.read_plan())
-        self.sweeper.console = Console(quiet=True)
         (announced,) = re.findall(r"a difference from the best of ([\d.]+) in", text.getvalue())
         self.announced = float(announced)
 
     def run(self, curves: Sequence[Curve], generator: np.random.Generator) -> "Launch":
         """Tune and confirm candidates with these curves, with new noise."""
-        self.sweeper.curves = dict(zip(self.names, curves, strict=True))
-        self.sweeper.generator = generator
+        self.trainings.curves = dict(zip(self.names, curves, strict=True))
+        self.trainings.generator = generator
         candidates = copy.deepcopy(self.candidates)
-        self.sweeper.tune(candidates, self.steps)
-        self.sweeper.confirm(candidates, self.steps)
-        return Launch([x.as_run() for x in self.sweeper.latest], candidates)
+        self.sweeper.tuner.tune(candidates, self.steps)
+        self.sweeper.tuner.confirm(candidates, self.steps, first_seed=self.sweeper.seed + 1)
+        return Launch([x.as_run() for x in self.trainings.latest], candidates)
 
     def random_curve(self, generator: np.random.Generator, lowest: float = 3.0) -> Curve:
         """Return a curve with a random best rate and curvature."""

@@ -19,6 +19,7 @@ from attention_zoo.zoo import (
     AttentionCard,
     Role,
     check_pair,
+    format_search_space,
     unknown_name_message,
 )
 
@@ -28,10 +29,10 @@ OPTIONS = {
     "output=FILE": "Write the Markdown between the marks in this file.",
 }
 FORMATS = ("table", "markdown")
-FULL_WIDTH = 178  # characters of a line with all columns
+FULL_WIDTH = 216  # characters of a line with all columns
 # Narrower terminals lack these columns.
-WIDTH_TO_SHOW = {"paper": 116, "cache": 158, "also called": FULL_WIDTH}
-MAX_WIDTH = {"paper": 26, "cache": 40, "also called": 18}
+WIDTH_TO_SHOW = {"paper": 116, "cache": 158, "also called": 178, "tuned by compare": FULL_WIDTH}
+MAX_WIDTH = {"paper": 26, "cache": 40, "also called": 18, "tuned by compare": 38}
 # The size of the model whose cache is measured: one layer of the base model, in float32.
 DIM, HEADS, TOKENS, BYTES = 512, 8, 1024, 4
 ROLE_LETTERS = {"causal": "C", "global": "G", "cross": "X"}
@@ -47,7 +48,9 @@ LEGEND = (
     "- Time: how the time of training grows with t tokens.\n"
     "- Cache, in decoding: the bytes that a token adds where growth is linear, the bytes of a "
     f"sequence of {TOKENS:,} tokens, how these grow with the sequence, and what they hold. In one "
-    f"layer in float32, of width {DIM}, with {HEADS} heads and the options of the entry's config."
+    f"layer in float32, of width {DIM}, with {HEADS} heads and the options of the entry's config.\n"
+    "- Tuned by compare: options besides the learning rate, with the values that are tried besides "
+    "the default."
 )
 PAIRS_LEGEND = (
     "C: causal self-attention with the encoding. G: global self-attention with the encoding. "
@@ -106,7 +109,7 @@ def print_zoo() -> None:
 def attention_table() -> Table:
     """Return a table of the attention mechanisms."""
     columns = ["attention", "also called", "paper", "roles", "masks", "positions", "time"]
-    columns += ["a token", "a sequence", "growth", "cache"]
+    columns += ["a token", "a sequence", "growth", "cache", "tuned by compare"]
     rows = [
         (
             card.name,
@@ -117,10 +120,11 @@ def attention_table() -> Table:
             letters(card.positions, SITE_LETTERS),
             card.cost,
             *cache_cells(card),
+            format_search_space(card.search_space),
         )
         for card in map(ATTENTION.card, ATTENTION)
     ]
-    return Table("Attention", columns, rows, "lllllllrrll")
+    return Table("Attention", columns, rows, "lllllllrrlll")
 
 
 def position_table() -> Table:

@@ -17,7 +17,7 @@ from attention_zoo.tasks.commands.help import COMMANDS, HELP_FLAGS
 from attention_zoo.tasks.configuration.conf_files import list_choices
 from attention_zoo.tasks.run_folder import refuse_unwritable
 from attention_zoo.tasks.views.tables import Table, print_table
-from attention_zoo.zoo import ATTENTION, POSITION, unknown_name_message
+from attention_zoo.zoo import ATTENTION, POSITION, format_search_space, unknown_name_message
 
 TOKENS, BYTES = 1024, 4  # the length whose decode state is counted, in float32
 
@@ -59,10 +59,12 @@ def show_entry(arguments: list[str]) -> None:
     console.print(inspect.getdoc(entry) or "", markup=False, highlight=False, soft_wrap=True)
 
 
-def format_field(value: bool | str | tuple[str, ...]) -> str:
+def format_field(value: bool | str | tuple[str, ...] | dict[str, tuple[float, ...]]) -> str:
     """Return the value of a card's field as text."""
     if isinstance(value, bool):
         return "yes" if value else "no"
+    if isinstance(value, dict):
+        return format_search_space(value) or "none"
     return (", ".join(value) if isinstance(value, tuple) else value) or "none"
 
 

@@ -33,6 +33,7 @@ from attention_zoo.tasks.comparison.scaling import (
     size_of_runs,
 )
 from attention_zoo.tasks.comparison.scoreboard import add_results, write_page
+from attention_zoo.tasks.comparison.search_spaces import describe_option_trials
 from attention_zoo.tasks.views.charts import figure_svg, svg_settings
 from attention_zoo.tasks.views.console import print_line
 from attention_zoo.tasks.views.tables import Cell, Table, csv_text, print_table
@@ -47,7 +48,7 @@ def answer(
     config: DictConfig,
     console: Console,
 ) -> None:
-    """Compare the runs that confirm the best rates; print the answer and write it into files.
+    """Compare the runs that confirm the best settings; print the answer and write it into files.
 
     `schedule` is how all candidates were tuned and trained, for a scoreboard.
     """
@@ -57,6 +58,8 @@ def answer(
     comparisons = [*compare_widths(runs, candidates, config.reference)]
     sentences = [f"Left out: {'; '.join(left_out)}."] if left_out else []
     sentences += describe_tuning(candidates)
+    options = {x.label: x.options_tried for x in candidates}
+    sentences += describe_option_trials(options, schedule["option_trials"])
     tuning = Finding(sentences, tuning_table(candidates), draw_rates(candidates))
     scaling = find_scaling(runs, candidates)
     charts = [draw_charts(comparison) for comparison in comparisons]
@@ -157,7 +160,7 @@ def quote_names(candidates: Sequence[Candidate]) -> str:
 
 def rate_range(candidate: Candidate) -> tuple[float, float]:
     """Return the range of rates that are nearly as good as the best of the first trials."""
-    return good_range(candidate.losses)
+    return good_range(candidate.rate_losses)
 
 
 def describe_range(rates: tuple[float, float]) -> str:
@@ -167,41 +170,48 @@ def describe_range(rates: tuple[float, float]) -> str:
 
 
 def tuning_table(candidates: Sequence[Candidate]) -> Table:
-    """Return the best rate of each candidate, how good others are, and the range that was tried."""
+    """Return the best setting of each candidate, how good others are, and what was tried."""
     rows = []
     for candidate in candidates:
-        best = candidate.best_rate
+        best = candidate.best_setting
         state = Cell("at the edge: not tuned", style="bad")
         if best is None:
             state = Cell("no rate trains", style="bad")
         elif not candidate.is_at_edge:
             state = Cell("tuned", style="good")
+        rates = candidate.rate_losses
         rows.append(
             [
                 candidate.label,
-                "–" if best is None else f"{best:g}",
+                "–" if best is None else f"{best.rate:g}",
+                "–" if best is None else best.option or "defaults",
                 state,
                 "–" if best is None else describe_range(rate_range(candidate)),
-                describe_range((min(candidate.losses), max(candidate.losses))),
+                describe_range((min(rates), max(rates))),
             ]
         )
-    columns = ["candidate", "best rate", "state", f"within {NEARLY} nats", "tried"]
-    return Table("Learning rates", columns, rows, "lrlrr")
+    columns = ["candidate", "best rate", "options", "state", f"within {NEARLY} nats", "rates tried"]
+    return Table("Learning rates and options", columns, rows, "lrllrr")
 
 
 def draw_rates(candidates: Sequence[Candidate]) -> Markup:
-    """Draw the loss of the first trials by learning rate; a ring marks the rate that was chosen."""
+    """Draw the loss of the first trials by learning rate.
+
+    Each × is a trial of an option; a ring marks the setting that was chosen.
+    """
     with svg_settings():
         figure, axes = new_chart("Validation loss by learning rate", 4.2)
         finite = [x for each in candidates for x in each.losses.values() if math.isfinite(x)]
         for index, candidate in enumerate(candidates):
-            points = sorted(candidate.losses.items())
             style = row_style(index)
-            axes.plot(*zip(*points, strict=True), **style)
-            if candidate.best_rate is not None:
+            axes.plot(*zip(*sorted(candidate.rate_losses.items()), strict=True), **style)
+            marks: Any = {"color": style["color"], "linestyle": "none"}
+            options = [(x.rate, loss) for x, loss in candidate.losses.items() if x.option]
+            if options:
+                axes.plot(*zip(*options, strict=True), marker="x", **marks)
+            if (chosen := candidate.best_setting) is not None:
                 ring: Any = {"marker": "o", "markersize": 12, "markerfacecolor": "none"}
-                chosen = candidate.losses[candidate.best_rate]
-                axes.plot([candidate.best_rate], [chosen], color=style["color"], **ring)
+                axes.plot([chosen.rate], [candidate.losses[chosen]], **marks, **ring)
         axes.set_xscale("log")
         axes.xaxis.set_major_locator(LogLocator(subs=(1, 3)))
         axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
@@ -211,7 +221,7 @@ def draw_rates(candidates: Sequence[Candidate]) -> Markup:
             margin = 0.05 * (high - low) or 0.1
             axes.set_ylim(low - margin, high + margin)
         axes.set(
-            xlabel="learning rate, at a quarter of the length (rings: chosen)",
+            xlabel="learning rate, at ¼ of the length (×: option, ring: chosen)",
             ylabel="nats per token",
         )
         return figure_svg(figure, "Validation loss by learning rate", [x.label for x in candidates])

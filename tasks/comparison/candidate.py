@@ -1,10 +1,10 @@
 """A configuration that is compared with others, and what its trials have shown."""
 
-import math
 from dataclasses import dataclass, field
 
 from attention_zoo.tasks.comparison.plan import Cost
-from attention_zoo.tasks.comparison.rates import best_rate, is_at_edge
+from attention_zoo.tasks.comparison.rates import is_at_edge
+from attention_zoo.tasks.comparison.settings import Setting, best_setting
 
 
 @dataclass
@@ -18,16 +18,32 @@ class Candidate:
     center: float  # of its learning rates
     cost: Cost | None = None  # None where it was refused or failed
     reason: str = ""  # why there is no cost
-    losses: dict[float, float] = field(default_factory=dict)  # by rate, at a quarter of the length
-    later_losses: dict[float, float] = field(default_factory=dict)  # at half the length
+    search_space: list[str] = field(default_factory=list)  # overrides that its cards name to try
+    losses: dict[Setting, float] = field(default_factory=dict)  # at a quarter of the length
+    later_losses: dict[Setting, float] = field(default_factory=dict)  # at half the length
+
+    @property
+    def rate_losses(self) -> dict[float, float]:
+        """Return the losses at a quarter of the length with the default options, by rate."""
+        return {x.rate: loss for x, loss in self.losses.items() if not x.option}
+
+    @property
+    def options_tried(self) -> list[str]:
+        """Return the overrides of the trials with other options than the defaults."""
+        return [x.option for x in self.losses if x.option]
+
+    @property
+    def best_setting(self) -> Setting | None:
+        """Return the setting of the lowest loss at half the length; None if none has trained."""
+        return best_setting(self.later_losses)
 
     @property
     def best_rate(self) -> float | None:
-        """Return the rate of the lowest loss at half the length; None if none has trained."""
-        finite = {rate: loss for rate, loss in self.later_losses.items() if math.isfinite(loss)}
-        return best_rate(finite) if finite else None
+        """Return the rate of the best setting; None if none has trained."""
+        best = self.best_setting
+        return None if best is None else best.rate
 
     @property
     def is_at_edge(self) -> bool:
         """Return whether the best rate is the lowest or the highest that was tried."""
-        return self.best_rate is not None and is_at_edge(self.losses, self.best_rate)
+        return self.best_rate is not None and is_at_edge(self.rate_losses, self.best_rate)

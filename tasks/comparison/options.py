@@ -8,13 +8,15 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from attention_zoo.errors import UserError
-from attention_zoo.tasks.comparison.rates import FURTHER, lowest_and_highest, round_rate
+from attention_zoo.tasks.comparison.plan import Schedule
+from attention_zoo.tasks.comparison.rates import FURTHER, lowest_and_highest, smallest_ratio
 from attention_zoo.tasks.configuration.resolved_config import flatten
 from attention_zoo.tasks.run_folder import refuse_unwritable
 from attention_zoo.tasks.sweeps.launcher import hash_job_config
 
 TYPES: dict[str, Any] = {
     "trials": int,
+    "option_trials": int,
     "seeds": int,
     "sizes": int,
     "jobs": int,
@@ -27,7 +29,14 @@ TYPES: dict[str, Any] = {
     "dry_run": bool,
     "hydra.sweep.dir": str,
 }
-SMALLEST = {"trials": FURTHER + 3, "seeds": 3, "sizes": 1, "jobs": 1, "seed": 0}
+SMALLEST = {
+    "trials": FURTHER + 3,
+    "option_trials": 0,
+    "seeds": 3,
+    "sizes": 1,
+    "jobs": 1,
+    "seed": 0,
+}
 MOST = 1000  # trials, seeds or sizes, each of which is a training
 LARGEST_SEED = 2**32 - 1  # as NumPy takes them
 # What would end trainings at another length than that of the plan.
@@ -48,7 +57,7 @@ def check_comparison_options(config: DictConfig) -> None:
             raise UserError(f"{option} must not be empty.")
         if value is not None and value < SMALLEST.get(option, value):
             raise UserError(f"{option} must be at least {SMALLEST[option]}, got {value}.")
-    for option in ("trials", "seeds", "sizes"):
+    for option in ("trials", "option_trials", "seeds", "sizes"):
         if config[option] > MOST:
             raise UserError(f"{option} must be at most {MOST}, got {config[option]}.")
     if config.seed + config.seeds > LARGEST_SEED:
@@ -87,18 +96,22 @@ def check_scoreboard(folder: Path) -> None:
     read_scores(folder)
 
 
-def check_rates(center: float, count: int, factor: float) -> None:
+def check_rates(center: float, schedule: Schedule, factor: float) -> None:
     """Refuse a ladder of learning rates whose rates are not all different, above 0 and finite."""
-    low, high = lowest_and_highest(center, count, factor)
+    further = FURTHER + schedule.option_trials
+    low, high = lowest_and_highest(center, schedule.trials - FURTHER, factor, further)
     if not (0 < low < high < math.inf):
         raise UserError(
             f"the learning rates around optimizer.lr={center:g} must be finite and above 0, got "
-            f"{low:g} to {high:g} with trials={count + FURTHER} and rate_factor={factor:g}."
+            f"{low:g} to {high:g} with trials={schedule.trials}, option_trials="
+            f"{schedule.option_trials} and rate_factor={factor:g}."
         )
-    if round_rate(center * math.sqrt(factor)) <= round_rate(center):
+    # Rates whose ratio is larger are different when they have three digits.
+    if smallest_ratio(factor, further) <= 1.01:
         raise UserError(
-            "rate_factor must make rates that differ in three digits, such as 2, got "
-            f"rate_factor={factor:g}."
+            "the rates must differ in three digits: take a larger rate_factor, such as 3, or fewer "
+            f"option_trials, got rate_factor={factor:g} and option_trials="
+            f"{schedule.option_trials}."
         )
 
 
@@ -132,17 +145,21 @@ def data_options(config: DictConfig) -> Iterator[tuple[str, Any]]:
     yield from flatten({"data": {"source": source}} if source else {})
 
 
-def check_configs(
+def complete_configs(
     combinations: Sequence[Sequence[str]], configs: Sequence[DictConfig], own: Sequence[str]
-) -> None:
-    """Raise the refusal of the first candidate if all are refused: then an option is wrong.
+) -> list[dict[str, Any] | None]:
+    """Return the complete config of each candidate, None for one that is refused.
 
-    A single one that is refused is left out later, with its reason. `own` are the options of the
-    comparison, which its candidates do not have.
+    That one is left out later, with its reason. `own` are the options of the comparison, which its
+    candidates do not have.
+
+    Raises:
+        UserError: the refusal of the first candidate if all are refused: then an option is wrong.
     """
     from attention_zoo.tasks.configuration.completion import complete_config
     from attention_zoo.tasks.configuration.composition import Invocation
 
+    complete: list[dict[str, Any] | None] = []
     refusals: list[UserError] = []
     for overrides, config in zip(combinations, configs, strict=True):
         plain: Mapping[str, Any] = OmegaConf.to_container(config, resolve=False)  # type: ignore[assignment]
@@ -151,8 +168,12 @@ def check_configs(
         with open_dict(single):
             single.paths.run, single.seeds = "run", None
         try:
-            complete_config(single, Invocation("train", "train", list(overrides)))
+            complete.append(
+                complete_config(single, Invocation("train", "train", list(overrides)))[0]
+            )
         except UserError as error:
+            complete.append(None)
             refusals.append(error)
     if len(refusals) == len(configs):
         raise refusals[0]
+    return complete

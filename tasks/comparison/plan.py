@@ -56,27 +56,33 @@ class Schedule:
 
     Args:
         trials: rates that are tried, for a quarter of the full length.
-        kept: of them, for half the length.
-        seeds: of the best rate, at full length.
+        option_trials: options that are tried for as long, or further rates.
+        seeds: of the best setting, at full length.
     """
 
     trials: int
+    option_trials: int
     seeds: int
 
     @property
+    def settings(self) -> int:
+        """Return how many settings are tried."""
+        return self.trials + self.option_trials
+
+    @property
     def kept(self) -> int:
-        """Return how many rates go on to half the length."""
-        return self.trials // 2
+        """Return how many settings go on to half the length."""
+        return self.settings // 2
 
     @property
     def runs(self) -> int:
         """Return the number of trainings."""
-        return self.trials + self.kept + self.seeds
+        return self.settings + self.kept + self.seeds
 
     @property
     def lengths(self) -> float:
         """Return the sum of the trainings, in full lengths."""
-        return self.trials / 4 + self.kept / 2 + self.seeds
+        return self.settings / 4 + self.kept / 2 + self.seeds
 
 
 def parse_budget(text: Any) -> Budget:
@@ -139,9 +145,11 @@ def print_plan(
     """
     runs = [
         ["first rates and two more", str(schedule.trials), f"{steps // 4:,}"],
+        ["options, or further rates", str(schedule.option_trials), f"{steps // 4:,}"],
         ["the best of them", str(schedule.kept), f"{steps // 2:,}"],
         ["the best one, with new seeds", str(schedule.seeds), f"{steps:,}"],
     ]
+    runs = [row for row in runs if row[1] != "0"]
     print_table(console, Table("Each candidate", ["trainings", "number", "steps"], runs))
     rows = [
         [

@@ -59,7 +59,9 @@ def add_results(
     kept.mkdir(parents=True, exist_ok=True)
     for file in kept.glob("*.json"):
         file.unlink()
-    tuning = {**schedule, "rate": candidate.best_rate, "is_tuned": not candidate.is_at_edge}
+    assert candidate.best_setting is not None  # Its runs have it.
+    setting = candidate.best_setting._asdict()
+    tuning = {**schedule, **setting, "is_tuned": not candidate.is_at_edge}
     for run in runs:
         results = {key: x for key, x in run.results.items() if key not in LEFT_OUT}
         contents = {"schedule": tuning, "overrides": list(run.overrides), "results": results}
@@ -165,7 +167,11 @@ def benchmark_table(scores: Scores, comparisons: Mapping[str, Comparison]) -> Ta
     for name, entries in scores.items():
         metric = comparisons[name].primary_metric
         schedules = [entry.schedule for entry in entries.values()]
-        counts = [{each[key] for each in schedules} for key in ("steps", "trials")]
+        counts = [
+            {each["steps"] for each in schedules},
+            # Earlier versions tuned no options.
+            {each["trials"] + each.get("option_trials", 0) for each in schedules},
+        ]
         counts.append({len(entry.results) for entry in entries.values()})
         texts = [" and ".join(f"{x:,}" for x in sorted(each)) for each in counts]
         rows.append([name, f"{metric.title}, {metric.better} is better", *texts])

@@ -5,29 +5,26 @@ with a comparison that was cut off.
 """
 
 import json
-import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
-from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.plugins import Plugins
-from hydra.plugins.launcher import Launcher
 from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
-from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
-from attention_zoo.errors import BadInput, UserError
+from attention_zoo.errors import UserError
 from attention_zoo.tasks.comparison.candidate import Candidate
+from attention_zoo.tasks.comparison.candidate_configs import CandidateConfigs
 from attention_zoo.tasks.comparison.options import (
     check_candidates,
     check_comparison_options,
-    check_configs,
     check_rates,
     check_scoreboard,
+    complete_configs,
 )
 from attention_zoo.tasks.comparison.plan import (
     MEASURED_STEPS,
@@ -38,50 +35,32 @@ from attention_zoo.tasks.comparison.plan import (
     print_plan,
     steps_within,
 )
-from attention_zoo.tasks.comparison.rates import (
-    FURTHER,
-    best_rates,
-    first_rates,
-    further_rates,
-)
+from attention_zoo.tasks.comparison.search_spaces import describe_option_trials, search_space
+from attention_zoo.tasks.comparison.settings import RATE
+from attention_zoo.tasks.comparison.trainings import Trainings, length, without
+from attention_zoo.tasks.comparison.tuning import Tuner
 from attention_zoo.tasks.configuration.resolved_config import hash_config
-from attention_zoo.tasks.run_folder import (
-    JOB_LOG,
-    PLAN,
-    RunFolder,
-    read_json,
-    replace_text,
-    unreadable,
-)
+from attention_zoo.tasks.run_folder import PLAN, read_json, replace_text, unreadable
 from attention_zoo.tasks.sweeps.launcher import LAUNCH_OPTIONS, ProcessesLauncher
 from attention_zoo.tasks.views.console import print_line
 
-# What the runs in the folders of a comparison are for.
-PHASES = {
-    "cost": "What a step costs",
-    "tuning": "Learning rates",
-    "halving": "The better half of the rates, for twice the length",
-    "confirm": "The best rate, with new seeds",
-}
-RATE = "optimizer.lr"
 # What a run must record for its cost, and options that only the answer depends on.
 MEASURED = {"tokens_seen", "tokens_per_second", "steps", "training_flops_per_token"}
 ANSWER_OPTIONS = ("dry_run", "reference", "scoreboard", "benchmark")
-TRIAL = ("test=false", "lengths=[]")  # It is judged by val/loss alone.
 
 
 class ComparisonSweeper(Sweeper):
     """Tune each candidate with the same number of trials, and train the best ones with new seeds.
 
     The candidates are the jobs that a sweep of the same overrides would have. A short run of each
-    measures its cost. Then come trials of learning rates for a quarter of the full length, two more
-    beyond or around the best one, half of them again for half the length, and the best one at full
-    length with seeds that were not used before. All runs have a schedule of their own length, as
-    the order of rates can change when the rate decays.
+    measures its cost. Then come trials for a quarter of the full length: learning rates, two more
+    beyond or around the best one, and options that the card names at the best rate, or still more
+    rates. Half of these settings train again for half the length, and the best one at full length
+    with seeds that were not used before. All runs have a schedule of their own length, as the order
+    of rates can change when the rate decays.
     """
 
     config: DictConfig
-    launcher: Launcher
 
     def __init__(self, own_options: Sequence[str], params: Mapping[str, Any] | None = None) -> None:
         self.own_options = own_options  # which jobs do not have
@@ -93,19 +72,20 @@ class ComparisonSweeper(Sweeper):
     ) -> None:
         check_comparison_options(config)
         self.budget = None if config.budget is None else parse_budget(config.budget)
-        self.sizes = config.sizes
-        self.schedule = Schedule(trials=config.trials, seeds=config.seeds)
+        self.schedule = Schedule(
+            trials=config.trials, option_trials=config.option_trials, seeds=config.seeds
+        )
         self.loader = hydra_context.config_loader
         self.config = config
-        self.launcher = Plugins.instance().instantiate_launcher(
+        launcher = Plugins.instance().instantiate_launcher(
             hydra_context=hydra_context, task_function=task_function, config=config
         )
-        if isinstance(self.launcher, ProcessesLauncher):
-            self.launcher.is_quiet = True
-        self.hydra_overrides = [*config.hydra.overrides.hydra]
+        if isinstance(launcher, ProcessesLauncher):
+            launcher.is_quiet = True
         self.folder = Path(config.hydra.sweep.dir)
-        self.next_number = 0
         self.console = Console()
+        self.trainings = Trainings(launcher, config, self.console)
+        self.tuner = Tuner(self.trainings, self.schedule, float(config.rate_factor))
 
     def sweep(self, arguments: list[str]) -> None:
         """Run the comparison, and write and print its answer."""
@@ -126,14 +106,14 @@ class ComparisonSweeper(Sweeper):
         steps = self.plan(trained, plan)
         if self.config.dry_run:
             return
-        self.tune(trained, steps)
+        self.tuner.tune(trained, steps)
         if all(x.best_rate is None for x in trained):
-            rates = sorted({rate for x in trained for rate in x.losses})
+            rates = sorted({rate for x in trained for rate in x.rate_losses})
             raise UserError(
                 f"no candidate trains at any learning rate from {rates[0]:g} to {rates[-1]:g}: "
                 "every trial diverged; give a lower optimizer.lr."
             )
-        self.confirm(trained, steps)
+        self.tuner.confirm(trained, steps, first_seed=self.seed + 1)
         # Imported here, as pictures need matplotlib.
         from attention_zoo.tasks.comparison.answer import answer
 
@@ -142,52 +122,24 @@ class ComparisonSweeper(Sweeper):
 
     def create_candidates(self, arguments: list[str]) -> list[Candidate]:
         """Return a candidate for each combination of what the overrides sweep over."""
-        parsed = OverridesParser.create(config_loader=self.loader).parse_overrides(arguments)
-        swept = [x.get_key_element() for x in parsed if x.is_sweep_override()]
-        for name in (x.lstrip("+") for x in swept):
-            if name in (RATE, "seed", *self.own_options):
-                raise UserError(
-                    f"compare tunes {RATE} and repeats seeds itself, got several values of {name}; "
-                    "give one."
-                )
-        options = [x for x in parsed if x.get_key_element() not in self.own_options]
-        (combinations,) = BasicSweeper.split_arguments(options, None)
-        # A scoreboard compares it with others.
-        if len(combinations) < 2 and self.config.scoreboard is None:
-            chosen = [x for x in arguments if x.partition("=")[0] not in self.own_options]
-            raise UserError(
-                "compare needs two candidates or more, such as attention=multi_head,linear, got "
-                f"{' '.join(chosen) or 'no option with several values'}."
-            )
-        if self.sizes > 1:
-            for name in {"model.dim", "model.ffn_dim"} & {x.lstrip("+") for x in swept}:
-                raise UserError(f"sizes={self.sizes} varies {name} itself; give one value of it.")
-            combinations = [
-                sized for x in combinations for sized in at_widths(x, self.compose(x), self.sizes)
-            ]
-        configs = [self.compose(x) for x in combinations]
-        self.seed = self.shared_value(configs, "seed")
-        self.max_steps = self.shared_value(configs, "trainer.max_steps")
-        self.data = str(configs[0].hydra.runtime.choices["data"])
+        composed = CandidateConfigs(arguments, self.config, self.loader, self.own_options)
+        self.seed = composed.shared_value("seed")
+        self.max_steps = composed.shared_value("trainer.max_steps")
+        self.data = str(composed.configs[0].hydra.runtime.choices["data"])
         if self.budget is None and (not isinstance(self.max_steps, int) or self.max_steps < 4):
             raise UserError(
                 "compare needs budget=…, or a trainer.max_steps of at least 4, got "
                 f"{self.max_steps}."
             )
-        candidates = []
-        for overrides, config in zip(combinations, configs, strict=True):
-            chosen = [x for x in overrides if x.partition("=")[0] in swept]
-            center = OmegaConf.select(config, RATE)
-            if not isinstance(center, int | float) or center <= 0:
-                raise UserError(f"compare tunes {RATE}, got {center}; give a rate above 0.")
-            name = " ".join(map(short_name, chosen))
-            # Without sizes, all are compared with each other, also if they differ in width.
-            width = (config if self.sizes > 1 else configs[0]).model.dim
-            label = name if self.sizes == 1 else f"{name} dim={width}"
-            check_rates(float(center), self.schedule.trials - FURTHER, self.config.rate_factor)
-            candidates.append(Candidate(overrides, name, width, label, float(center)))
-        check_candidates([x.label for x in candidates], configs)
-        check_configs(combinations, configs, self.own_options)
+        candidates = composed.create_candidates()
+        for candidate in candidates:
+            check_rates(candidate.center, self.schedule, self.config.rate_factor)
+        check_candidates([x.label for x in candidates], composed.configs)
+        complete = complete_configs(composed.overrides, composed.configs, self.own_options)
+        if self.schedule.option_trials:
+            for candidate, config in zip(candidates, complete, strict=True):
+                if config is not None:
+                    candidate.search_space = search_space(config, candidate.overrides)
         names = dict.fromkeys(x.name for x in candidates)
         if self.config.reference not in (None, *names):
             raise UserError(
@@ -195,26 +147,15 @@ class ComparisonSweeper(Sweeper):
             )
         return candidates
 
-    def compose(self, overrides: Sequence[str]) -> DictConfig:
-        """Return the config of a job."""
-        return self.loader.load_sweep_config(self.config, list(overrides))
-
-    def shared_value(self, configs: Sequence[DictConfig], option: str) -> Any:
-        """Return the value of an option that must be the same for all candidates."""
-        values = dict.fromkeys(OmegaConf.select(config, option) for config in configs)
-        if len(values) > 1:
-            raise UserError(
-                f"all candidates must have the same {option}, got {', '.join(map(str, values))}."
-            )
-        return next(iter(values))
-
     def measure(self, candidates: Sequence[Candidate]) -> None:
         """Train each candidate for some steps, to know what they cost, or why they cannot be."""
         overrides = [
             [*without(x.overrides, "logger"), *length(MEASURED_STEPS), "logger=none"]
             for x in candidates
         ]
-        for candidate, folder in zip(candidates, self.run("cost", overrides), strict=True):
+        for candidate, folder in zip(
+            candidates, self.trainings.run("cost", overrides), strict=True
+        ):
             record, results = folder.read_job(), folder.read_results()
             if record is None or record.outcome != "trained" or record.seconds is None:
                 candidate.reason = "it has no record" if record is None else str(record)
@@ -282,112 +223,8 @@ class ComparisonSweeper(Sweeper):
                 named_reference=self.config.reference is not None,
             ),
         )
+        count = self.schedule.option_trials
+        options = {x.label: x.search_space[:count] for x in candidates}
+        for sentence in describe_option_trials(options, count):
+            print_line(self.console, sentence.replace("`", ""))
         return steps
-
-    def tune(self, candidates: Sequence[Candidate], steps: int) -> None:
-        """Find the best learning rate of each candidate."""
-        factor = float(self.config.rate_factor)
-        count = self.schedule.trials - FURTHER
-        rates = [first_rates(x.center, count, factor) for x in candidates]
-        self.run_trials("tuning", candidates, rates, steps // 4)
-        rates = [further_rates(x.losses, factor) for x in candidates]
-        self.run_trials("tuning", candidates, rates, steps // 4)
-        rates = [best_rates(x.losses, self.schedule.kept) for x in candidates]
-        self.run_trials("halving", candidates, rates, steps // 2)
-
-    def run_trials(
-        self,
-        phase: str,
-        candidates: Sequence[Candidate],
-        rates: Sequence[Sequence[float]],
-        steps: int,
-    ) -> None:
-        """Train candidates at rates, and add their losses; a run without a loss has infinity."""
-        trials = [(x, rate) for x, each in zip(candidates, rates, strict=True) for rate in each]
-        overrides = [[*x.overrides, *length(steps), *TRIAL, f"{RATE}={rate}"] for x, rate in trials]
-        for (candidate, rate), folder in zip(trials, self.run(phase, overrides), strict=True):
-            record = folder.read_job()
-            if record is None or record.outcome not in ("trained", "diverged"):
-                raise UserError(
-                    f"a trial has no result: {folder.path} {record or 'is missing'}. Mend what its "
-                    f"{JOB_LOG} says, and run the command again with "
-                    f"hydra.sweep.dir={self.folder}: it goes on."
-                )
-            results = folder.read_results()
-            if record.outcome == "trained" and "val/loss" not in results:
-                raise BadInput(
-                    f"{folder.results_file} has no val/loss of a trial that trained; remove "
-                    f"{folder.path}, and run the command again with hydra.sweep.dir={self.folder}."
-                )
-            loss = results.get("val/loss")
-            losses = candidate.later_losses if phase == "halving" else candidate.losses
-            losses[rate] = math.inf if loss is None else loss
-
-    def confirm(self, candidates: Sequence[Candidate], steps: int) -> None:
-        """Train each candidate at its best rate with seeds that no trial had."""
-        first = self.seed + 1
-        seeds = range(first, first + self.schedule.seeds)
-        overrides = [
-            [*without(x.overrides, "seed"), *length(steps), f"{RATE}={x.best_rate}", f"seed={seed}"]
-            for x in candidates
-            if x.best_rate is not None
-            for seed in seeds
-        ]
-        self.run("confirm", overrides)
-
-    def run(self, phase: str, overrides: Sequence[Sequence[str]]) -> list[RunFolder]:
-        """Run jobs in a folder of the comparison; return their folders."""
-        first, self.next_number = self.next_number, self.next_number + len(overrides)
-        print_line(self.console, f"{PHASES[phase]}: {len(overrides)} runs")
-        subdir = f"{phase}/${{hydra.job.num}}"
-        # As if the user had chosen it: launchers compose jobs and their folders anew.
-        override = f"hydra.sweep.subdir='{subdir}'"
-        with open_dict(self.config):
-            self.config.hydra.sweep.subdir = subdir
-            self.config.hydra.overrides.hydra = [*self.hydra_overrides, override]
-        self.launcher.launch([*map(list, overrides)], initial_job_idx=first)
-        numbers = range(first, self.next_number)
-        return [RunFolder(self.folder / phase / str(number)) for number in numbers]
-
-
-def length(steps: int) -> list[str]:
-    """Return the overrides of a training of a number of steps, validated four times."""
-    return [
-        f"trainer.max_steps={steps}",
-        "trainer.max_epochs=-1",
-        f"trainer.val_check_interval={max(1, steps // 4)}",
-        "trainer.check_val_every_n_epoch=null",  # The interval is that of all steps.
-    ]
-
-
-def at_widths(overrides: Sequence[str], config: DictConfig, sizes: int) -> list[list[str]]:
-    """Return the overrides of a candidate at several widths, each twice the one before.
-
-    The config's own width is the middle one, or that after the middle.
-    """
-    model, sized = config.model, []
-    for power in range(-(sizes // 2), sizes - sizes // 2):
-        widths = {"dim": model.dim * 2.0**power}
-        if model.get("ffn_dim") is not None:
-            widths["ffn_dim"] = model.ffn_dim * 2.0**power
-        if any(x < 1 or x != int(x) for x in widths.values()):
-            raise UserError(
-                f"sizes={sizes} halves model.dim={model.dim} and model.ffn_dim="
-                f"{model.get('ffn_dim')} {sizes // 2} times; give widths that can be."
-            )
-        kept = overrides
-        for name in widths:
-            kept = without(kept, f"model.{name}")
-        sized.append([*kept, *(f"model.{name}={int(x)}" for name, x in widths.items())])
-    return sized
-
-
-def short_name(override: str) -> str:
-    """Return what an override chooses: `linear` for attention=linear, `dim=64` for model.dim=64."""
-    key, _, value = override.partition("=")
-    return value if key in ("attention", "position", "stack") else f"{key.split('.')[-1]}={value}"
-
-
-def without(overrides: Iterable[str], name: str) -> list[str]:
-    """Return the overrides but those of an option."""
-    return [x for x in overrides if x.lstrip("+").partition("=")[0] != name]

@@ -1,6 +1,7 @@
 """A whole comparison, by the program: tiny models and few steps."""
 
 import pytest
+import yaml
 
 from tests.cli.conftest import SMALL
 
@@ -23,14 +24,21 @@ def test_a_comparison_answers_and_is_not_trained_again(program, launcher):
     if "joblib" in launcher[0]:
         pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
     sweep = program.folder / "sweep"
-    command = ["compare", *TINY, "attention=multi_head,linear", "trainer.max_steps=8", "trials=5"]
+    command = ["compare", *TINY, "attention=multi_head,cosine", "trainer.max_steps=8"]
+    command += ["trials=5", "option_trials=1"]
     command += [*launcher, f"hydra.sweep.dir={sweep}", f"scoreboard={program.folder / 'board'}"]
     printed = program(*command).stdout
-    counts = {"cost": 2, "tuning": 10, "halving": 4, "confirm": 6}
+    counts = {"cost": 2, "tuning": 12, "halving": 6, "confirm": 6}
     results = sorted(sweep.glob("*/*/results.json"))
     assert {x: len(list(sweep.glob(f"{x}/*/results.json"))) for x in counts} == counts
     assert "Comparison of 2 candidates" in (sweep / "report.html").read_text()
-    assert "20 trainings" in printed
+    assert "24 trainings" in printed
+    assert "Tuned besides the learning rate: cosine: attention.temperature=0.03." in printed
+    temperatures = [
+        yaml.safe_load(x.read_text())["attention"].get("temperature")
+        for x in sweep.glob("tuning/*/config.yaml")
+    ]
+    assert sorted(filter(None, temperatures)) == [0.03, *[0.1] * 5]
     assert len(list((program.folder / "board/results/phrases").glob("*/*.json"))) == 6
     times = [x.stat().st_mtime_ns for x in results]
     program(*command)

@@ -1,6 +1,7 @@
 """The answer of a comparison, from runs with figures made up."""
 
 import io
+import json
 import math
 import shutil
 from statistics import fmean, stdev
@@ -15,15 +16,21 @@ from attention_zoo.tasks.comparison.plan import Cost
 from attention_zoo.tasks.comparison.rates import TUNING_VARIANCE
 from attention_zoo.tasks.comparison.scoreboard import (
     Entry,
+    benchmark_table,
     compare_entries,
     read_scores,
     score_table,
 )
+from attention_zoo.tasks.comparison.settings import Setting
 from tests.report.folders import write_job, write_run
 
 LOSSES = {0.001: 2.0, 0.003: 1.5, 0.01: 1.0, 0.03: 1.05, 0.1: 3.0}
 
-SCHEDULE = {"steps": 400, "trials": 7, "seeds": 3, "rate_factor": 3}
+SCHEDULE = {"steps": 400, "trials": 7, "option_trials": 2, "seeds": 3, "rate_factor": 3}
+
+
+def by_setting(losses):
+    return {x if isinstance(x, Setting) else Setting(x): loss for x, loss in losses.items()}
 
 
 def candidate(name, width=64, losses=LOSSES, later=None, label=None):
@@ -31,17 +38,22 @@ def candidate(name, width=64, losses=LOSSES, later=None, label=None):
     found = Candidate([f"attention={name}"], name, width, label or name, 0.01, cost)
     if label is not None:
         found.overrides.append(f"model.dim={width}")
-    found.losses, found.later_losses = dict(losses), dict(later or {0.01: 0.9, 0.03: 0.95})
+    found.losses = by_setting(losses)
+    found.later_losses = by_setting(later or {0.01: 0.9, 0.03: 0.95})
     return found
+
+
+def attention_options(option):
+    key, _, value = option.removeprefix("attention.").partition("=")
+    return {key: float(value)} if option else {}
 
 
 def write_runs(folder, candidates, skills, width=None, **changes):
     for number, (each, skill) in enumerate(zip(candidates, skills, strict=True)):
         for seed in (2, 3, 4):
             run = folder / "confirm" / f"{10 * number + seed}"
-            lr = each.best_rate
-            rate = f"optimizer.lr={lr}"
-            write_job(run, *each.overrides, rate, f"seed={seed}")
+            lr, option = each.best_setting
+            write_job(run, *each.overrides, *each.best_setting.overrides, f"seed={seed}")
             model = {"dim": width or each.width}
             figures = {"training_flops_per_token": 1000.0 * each.width**2}
             write_run(
@@ -51,6 +63,7 @@ def write_runs(folder, candidates, skills, width=None, **changes):
                 skill=skill,
                 lr=lr,
                 model=model,
+                attention_options=attention_options(option),
                 figures=figures,
                 **changes,
             )
@@ -81,6 +94,36 @@ def test_it_names_the_best_with_its_rate_and_its_uncertainty(answered):
     text = (folder / "report.md").read_text()
     assert "## Learning rates" in text and "add 0.5 of the variance over seeds" in text
     assert len((folder / "results.csv").read_text().splitlines()) == 7
+
+
+def test_a_chosen_option_is_in_the_answer(answered, tmp_path):
+    option = "attention.temperature=64.0"
+    losses = LOSSES | {Setting(0.01, "attention.temperature=4.0"): 1.2, Setting(0.01, option): 0.8}
+    tuned = candidate("gated_linear", losses=losses, later={Setting(0.01, option): 0.7, 0.03: 0.9})
+    board = tmp_path / "board"
+    text, folder = answered([candidate("linear"), tuned], [0.5, 0.7], scoreboard=str(board))
+    assert "gated_linear temperature=64.0 has the highest BLEU" in text
+    report = (folder / "report.md").read_text()
+    assert "temperature=null" not in report, "linear has no such option"
+    assert f"| gated_linear | 0.01 | {option} | tuned |" in report
+    assert "| linear | 0.01 | defaults | tuned |" in report
+    tried = f"Tuned besides the learning rate: `gated_linear`: attention.temperature=4.0, {option}."
+    assert tried in report
+    assert "Further rates, where there are fewer options to tune: `linear` (2)." in report
+    assert "(×: option, ring: chosen)" in (folder / "report.html").read_text()
+    (score,) = (board / "results" / "phrases" / "gated_linear").glob("2.json")
+    schedule = json.loads(score.read_text())["schedule"]
+    assert (schedule["rate"], schedule["option"], schedule["is_tuned"]) == (0.01, option, True)
+    scores = read_scores(board)
+    compared = {name: compare_entries(name, x) for name, x in scores.items()}
+    (row,) = benchmark_table(scores, compared).rows
+    assert row[3] == "9", "trials of rates and of options"
+
+
+def test_the_edge_is_that_of_rates_whatever_the_option():
+    losses = LOSSES | {Setting(0.01, "a=1"): 0.8, Setting(0.1, "a=1"): 0.7}
+    assert not candidate("x", losses=losses, later={Setting(0.01, "a=1"): 0.5}).is_at_edge
+    assert candidate("x", losses=losses, later={Setting(0.1, "a=1"): 0.5}).is_at_edge
 
 
 def test_a_reference_is_compared_with_the_others_whatever_its_rate(answered):

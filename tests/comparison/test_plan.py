@@ -12,7 +12,7 @@ from attention_zoo.tasks.comparison.plan import (
     steps_within,
 )
 
-SCHEDULE = Schedule(trials=7, seeds=3)
+SCHEDULE = Schedule(trials=7, option_trials=2, seeds=3)
 COSTS = [Cost(0.1, 10.0, 1000.0, 1e9), Cost(0.3, 20.0, 1000.0, 2e9)]
 
 
@@ -40,12 +40,15 @@ def test_another_budget_is_refused_with_examples(text):
 
 
 def test_a_candidate_trains_as_many_lengths_as_its_schedule_says():
-    assert SCHEDULE.runs == 7 + 3 + 3
-    assert SCHEDULE.lengths == 7 / 4 + 3 / 2 + 3
+    assert SCHEDULE.runs == 9 + 4 + 3
+    assert SCHEDULE.lengths == 9 / 4 + 4 / 2 + 3
+    without_options = Schedule(trials=7, option_trials=0, seeds=3)
+    assert without_options.runs == 7 + 3 + 3
+    assert without_options.lengths == 7 / 4 + 3 / 2 + 3
 
 
 @pytest.mark.parametrize(
-    "budget", [Budget(7200, "seconds"), Budget(5e7, "tokens"), Budget(1e14, "flops")]
+    "budget", [Budget(7000, "seconds"), Budget(5e7, "tokens"), Budget(1e14, "flops")]
 )
 @pytest.mark.parametrize("jobs", [1, 2])
 def test_the_steps_use_the_budget_and_no_more(budget, jobs):
@@ -61,7 +64,7 @@ def test_the_steps_use_the_budget_and_no_more(budget, jobs):
 def test_a_budget_for_too_few_steps_is_refused_with_their_number():
     with pytest.raises(UserError, match="must allow 40 steps at full length, got 0 for 2 candid"):
         steps_within(Budget(60, "seconds"), COSTS, SCHEDULE, jobs=1)
-    with pytest.raises(UserError, match="got 16 for 2 candidates with 13 trainings each"):
+    with pytest.raises(UserError, match="got 13 for 2 candidates with 16 trainings each"):
         steps_within(Budget(2e5, "tokens"), COSTS, SCHEDULE, jobs=1)
 
 

@@ -50,7 +50,7 @@ def test_rates_that_diverge_are_not_confirmed(simulated):
     curves = [Curve(3.0, CENTER / 9, 0.1), Curve(3.0, CENTER, 0.1)]
     launch = simulated.run(curves, np.random.default_rng(0))
     first, _ = launch.candidates
-    for rate, loss in first.losses.items():
+    for rate, loss in first.rate_losses.items():
         assert math.isinf(loss) == (rate > 10 * CENTER / 9)
     assert {run.outcome for run in launch.runs} == {"trained"} and len(launch.runs) == 2 * 5
 

@@ -13,10 +13,18 @@ from omegaconf import OmegaConf
 from attention_zoo.errors import UserError
 from attention_zoo.tasks.comparison import sweeper as module
 from attention_zoo.tasks.comparison.sweeper import ComparisonSweeper
+from attention_zoo.tasks.comparison.trainings import length
 from attention_zoo.tasks.configuration.composition import parse_command
 from attention_zoo.tasks.run_folder import JobRecord, RunFolder
 
-BEST = {"multi_head": 0.004, "linear": 0.012, "delta": 1.0}  # beyond all rates that are tried
+BEST = {
+    "multi_head": 0.004,
+    "linear": 0.012,
+    "gated_linear": 0.004,
+    "delta": 100.0,  # beyond all rates that are tried
+}
+# Values of options that are better than the default.
+BETTER = ("64.0",)
 
 
 class Launcher:
@@ -44,6 +52,7 @@ class Launcher:
             steps = int(options["trainer.max_steps"])
             rate = float(options.get("optimizer.lr", 0.004))
             loss = abs(math.log(rate / BEST[name])) + 10 / steps
+            loss -= 0.1 * any(x in BETTER for x in options.values())
             if rate > 0.1 and name == "multi_head":
                 folder.write_job(JobRecord(overrides, outcome="diverged", seconds=5.0))
                 continue
@@ -84,15 +93,28 @@ def compare(tmp_path, monkeypatch):
 
 PAIR = "attention=multi_head,linear"
 TWO = (PAIR, "trainer.max_steps=400")
+CAUSAL = ("data=python_docs", "trainer.max_steps=400")
 
 
 def of_phase(jobs, *phases):
     return [options for phase, options in jobs if phase in phases]
 
 
+def trials_of(jobs, name, phase="tuning"):
+    """Return the rates of an attention's trainings, with the options that the card names."""
+    return [
+        (
+            float(options["optimizer.lr"]),
+            *(f"{x}={value}" for x, value in options.items() if x.startswith("attention.")),
+        )
+        for options in of_phase(jobs, phase)
+        if options["attention"] == name
+    ]
+
+
 def test_every_candidate_has_the_same_trials_and_tokens(compare):
     jobs, _ = compare(*TWO)
-    for phase, number, steps in [("cost", 1, 20), ("tuning", 7, 100), ("halving", 3, 200)]:
+    for phase, number, steps in [("cost", 1, 20), ("tuning", 9, 100), ("halving", 4, 200)]:
         for name in ("multi_head", "linear"):
             of_name = [x for x in of_phase(jobs, phase) if x["attention"] == name]
             assert len(of_name) == number
@@ -113,11 +135,43 @@ def test_the_best_rate_is_confirmed_with_seeds_that_no_trial_had(compare):
     assert {x["seed"] for x in of_phase(jobs, "cost", "tuning", "halving")} == {"5"}
 
 
+def test_without_option_trials_rates_alone_are_tuned(compare):
+    jobs, _ = compare(
+        "attention=multi_head,gated_linear,delta",
+        *(*CAUSAL, "trials=5", "option_trials=0"),
+    )
+    ladder = [(0.00133,), (0.004,), (0.012,)]
+    around, beyond = [(0.00231,), (0.00693,)], [(0.036,), (0.108,)]
+    for name in ("multi_head", "gated_linear"):
+        assert trials_of(jobs, name) == [*ladder, *around]
+        assert trials_of(jobs, name, "halving") == [(0.00231,), (0.004,)]
+        assert trials_of(jobs, name, "confirm") == [(0.004,)] * 3
+    assert trials_of(jobs, "delta") == [*ladder, *beyond]
+    assert trials_of(jobs, "delta", "halving") == beyond
+    assert trials_of(jobs, "delta", "confirm") == [(0.108,)] * 3
+    assert len(jobs) == 3 * (1 + 5 + 2 + 3)
+
+
+def test_options_of_the_card_are_tried_at_the_best_rate(compare, capsys):
+    jobs, candidates = compare("attention=gated_linear,multi_head", *CAUSAL)
+    options = [(0.004, f"attention.temperature={x}") for x in ("4.0", "64.0")]
+    assert trials_of(jobs, "gated_linear")[7:] == options
+    assert trials_of(jobs, "multi_head")[7:] == [(0.00304,), (0.00526,)]
+    assert options[1] in trials_of(jobs, "gated_linear", "halving")
+    assert trials_of(jobs, "gated_linear", "confirm") == [options[1]] * 3
+    assert candidates[0].best_setting == options[1] and not candidates[0].is_at_edge
+    assert candidates[0].options_tried == [x for _, x in options]
+    printed = capsys.readouterr().out
+    tried = "gated_linear: attention.temperature=4.0, attention.temperature=64.0."
+    assert f"Tuned besides the learning rate: {tried}" in printed
+    assert "where there are fewer options to tune: multi_head (2)." in printed
+
+
 def test_a_best_rate_beyond_those_tried_is_called_not_tuned(compare):
     _, candidates = compare("attention=multi_head,delta", "trainer.max_steps=400")
     assert [x.is_at_edge for x in candidates] == [False, True]
-    assert len(candidates[1].losses) == 7
-    assert max(candidates[1].losses) == candidates[1].best_rate
+    assert len(candidates[1].losses) == 9
+    assert max(candidates[1].rate_losses) == candidates[1].best_rate
 
 
 def test_a_candidate_that_is_refused_is_left_out_with_its_reason(compare, capsys):
@@ -133,15 +187,16 @@ def test_a_trial_that_was_killed_is_no_bad_rate_but_runs_again(compare):
     with pytest.raises(UserError, match=r"tuning/4 killed: signal 9. .* it goes on"):
         compare(*TWO, killed=4)
     _, candidates = compare(*TWO)
-    assert [len(x.losses) for x in candidates] == [7, 7]
+    assert [len(x.losses) for x in candidates] == [9, 9]
 
 
 def test_a_plan_is_printed_without_a_trial(compare, capsys):
     jobs, _ = compare(PAIR, "--dry-run", "budget=2e6 tokens")
     assert {phase for phase, _ in jobs} == {"cost"}
     printed = capsys.readouterr().out
-    # 2e6 / (2 candidates * 6.25 lengths * 100 tokens)
-    assert "1,600" in printed and "26 trainings" in printed
+    # 2e6 / (2 candidates * 7.25 lengths * 100 tokens)
+    assert "1,379" in printed and "32 trainings" in printed
+    assert "No candidate has an option to tune: each tries 2 further rates." in printed
 
 
 def test_a_second_launch_goes_on_with_the_plan_of_the_first(compare, tmp_path):
@@ -214,7 +269,7 @@ def test_widths_are_candidates_with_as_many_trials_each(compare):
     tuned = of_phase(jobs, "tuning")
     for dim, ffn_dim in (("32", "64"), ("64", "128"), ("128", "256")):
         of_width = [x for x in tuned if x["model.dim"] == dim]
-        assert len(of_width) == 2 * 7 and {x["model.ffn_dim"] for x in of_width} == {ffn_dim}
+        assert len(of_width) == 2 * 9 and {x["model.ffn_dim"] for x in of_width} == {ffn_dim}
 
 
 @pytest.mark.parametrize(
@@ -244,10 +299,14 @@ def test_widths_are_candidates_with_as_many_trials_each(compare):
         (["attention=delta,linear", "trainer.max_steps=100,200"], "the same trainer.max_steps"),
         *(
             ([*TWO, f"{option}={value}"], f"{option} must be a whole number")
-            for option in ("trials", "seeds", "sizes", "jobs", "seed")
+            for option in ("trials", "option_trials", "seeds", "sizes", "jobs", "seed")
             for value in ("null", "true", "1.5", "[3]")
         ),
         ([*TWO, "trials=99999999999"], "trials must be at most 1000"),
+        ([*TWO, "option_trials=-1"], "option_trials must be at least 0, got -1"),
+        ([*TWO, "option_trials=1001"], "option_trials must be at most 1000"),
+        ([*TWO, "option_trials=11"], "or fewer option_trials, got .* and option_trials=11"),
+        ([*TWO, "option_trials=1,2"], "several values of option_trials"),
         ([*TWO, "jobs=0"], "jobs must be at least 1, got 0"),
         ([*TWO, "seed=-1"], "seed must be at least 0, got -1"),
         ([*TWO, "seed=4294967294"], "seed must leave room for 3 new seeds"),
@@ -309,6 +368,6 @@ def test_no_candidate_may_be_left(compare):
 
 
 def test_trials_are_validated_within_their_length():
-    overrides = dict(x.split("=") for x in module.length(3))
+    overrides = dict(x.split("=") for x in length(3))
     assert overrides["trainer.max_steps"] == "3" and overrides["trainer.max_epochs"] == "-1"
     assert overrides["trainer.val_check_interval"] == "1"

@@ -1,6 +1,7 @@
 """The fast form is the paper's equation, in values and in gradients."""
 
 from operator import attrgetter
+from typing import Any
 
 import pytest
 import torch
@@ -21,11 +22,13 @@ from tests.conformance.numbers import assert_same, values_and_gradients
 LENGTHS = [7, *(pytest.param(length, marks=pytest.mark.exhaustive) for length in (1, 65))]
 
 
-def hold_against_naive(case: Case, queries: int, keys: int, mask: Mask = Mask()) -> None:
-    """With every backend that the entry can choose."""
+def hold_against_naive(
+    case: Case, queries: int, keys: int, mask: Mask = Mask(), **changes: Any
+) -> None:
+    """With every backend that the entry can choose; `changes` are of its options."""
     inputs = case.inputs(queries, keys)
     for backend in backends(case.name):
-        attention = case.attention(**backend)
+        attention = case.attention(**backend, **changes)
         sees = visible(attention, mask, len(inputs[0]), queries, keys)
         assert_same(
             values_and_gradients(

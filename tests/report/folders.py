@@ -18,7 +18,7 @@ def config(folder: Path, *, attention: str, position: str, seed: int, **changes:
     choices = {"task": "translation", "data": "phrases", "attention": attention}
     contents: dict[str, Any] = {
         "seed": seed,
-        "attention": {"name": attention, "heads": 4},
+        "attention": {"name": attention, "heads": 4} | changes.pop("attention_options", {}),
         "position": {"name": position},
         "data": {"seed": seed, "source": {"seed": 0}},
         "optimizer": {"lr": changes.pop("lr", 0.004)},

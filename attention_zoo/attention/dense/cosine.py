@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from attention_zoo.attention.softmax import QKV, SoftmaxAttention, register_softmax
+from attention_zoo.errors import UserError
 from attention_zoo.masks import Visibility
 from attention_zoo.precision import autocast_disabled, upcast
 
@@ -22,17 +23,23 @@ FLOOR = 0.01  # of τ
     reference="closed form",
     deviations="the bias is that of the chosen position, if any, in place of a network's",
     cache="keys of length one, and values",
+    search_space={"temperature": (0.03, 0.3)},
 )
 class CosineAttention(SoftmaxAttention):
     """softmax(cos(Q, K)/τ + bias) V: the length of a query or a key has no effect.
 
-    Every head learns a temperature τ, stored as log(1/τ). It starts at 0.1, and is 0.01 at least.
+    Every head learns a temperature τ, stored as log(1/τ), which is 0.01 at least.
+
+    Args:
+        temperature: τ at the start.
     """
 
-    def __init__(self, **options: Any) -> None:
+    def __init__(self, *, temperature: float = 0.1, **options: Any) -> None:
         super().__init__(**options)
+        if temperature < FLOOR:
+            raise UserError(f"temperature must be at least {FLOOR}, got {temperature}.")
         self.scale = 1.0
-        self.log_sharpness = nn.Parameter(torch.full((self.heads,), math.log(10.0)))
+        self.log_sharpness = nn.Parameter(torch.full((self.heads,), -math.log(temperature)))
 
     def project_query(self, x: Tensor) -> Tensor:
         """Return [b h q c], whose products with keys of length one are cos(Q, K)/τ."""

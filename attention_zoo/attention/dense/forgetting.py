@@ -23,6 +23,8 @@ from attention_zoo.precision import upcast
     roles=("causal",),
     positions=("positions", "embeddings", "heads", "width", "scores", "content"),
     cache="keys, values and forget gates",
+    # The authors' code has an option that starts with gates near 1.
+    search_space={"forget_bias": (2.0, 4.0)},
 )
 class ForgettingAttention(SoftmaxAttention):
     """Softmax attention in which every new token fades the tokens before it.
@@ -31,13 +33,17 @@ class ForgettingAttention(SoftmaxAttention):
 
     with a gate f for each head. It needs no encoding. Padded tokens fade nothing. The sums of gates
     are in float32 at least.
+
+    Args:
+        forget_bias: added to b at the start; above 0, tokens fade more slowly.
     """
 
     kv_modules = ("key", "value", "forget")
 
-    def __init__(self, **options: Any) -> None:
+    def __init__(self, *, forget_bias: float = 0.0, **options: Any) -> None:
         super().__init__(**options)
         self.forget = nn.Linear(self.dim, self.heads)
+        self.forget.bias = nn.Parameter(self.forget.bias.detach() + forget_bias)
 
     def extra_features(self, source: Tensor) -> dict[str, Tensor]:
         gates = self.forget(source).transpose(1, 2)[..., None]

@@ -16,6 +16,7 @@ from attention_zoo.errors import UserError
     equation="softmax(cap·tanh(QKᵀ/(√c·cap))) V",
     reference="transformers Gemma2Attention",
     deviations="a bias of the position is added behind the cap: the cap is for contents",
+    search_space={"cap": (15.0, 30.0)},
 )
 class SoftCappedAttention(ExplicitScoresAttention):
     """Scaled scores are bounded by ±cap, s ← cap·tanh(s/cap), before they are masked.

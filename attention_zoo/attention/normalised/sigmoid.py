@@ -18,6 +18,8 @@ from attention_zoo.precision import upcast
     deviations="n is an option, not the length at hand, so that neither decoding nor padding "
     "changes the weights; the bias is not learned; none of the norms that the paper adds",
     weights="nonnegative",
+    # Training needs weights whose sums are not large at the start, which n decides, says the paper.
+    search_space={"length": (64, 1024)},
 )
 class SigmoidAttention(ExplicitScoresAttention):
     """Each key gets its weight independently of the others.

@@ -13,6 +13,7 @@ from attention_zoo.attention.recurrent import kernels
 from attention_zoo.attention.recurrent.convolution import ConvolutionRunner, StatefulLayer
 from attention_zoo.attention.recurrent.steps import Steps
 from attention_zoo.caches import Cache, StateCache
+from attention_zoo.errors import UserError
 from attention_zoo.masks import Mask, TokenSpan
 from attention_zoo.precision import autocast_disabled, upcast
 from attention_zoo.zoo import ATTENTION
@@ -26,6 +27,13 @@ register_recurrent = partial(
     weights="signed",
     cost="t",
 )
+
+
+MIN_STEP = 0.001  # the smallest step size that `draw_step_bias` draws
+# Of a card: a state that forgets ten times more slowly at the start, or more quickly. Trained
+# models differ in how well they forget (Chen et al. 2024, arXiv 2410.07145; Lu et al. 2025, arXiv
+# 2509.19633).
+STEP_SEARCH_SPACE = {"max_step": (0.01, 1.0)}
 
 
 class RecurrentAttention(Attention):
@@ -120,11 +128,13 @@ def create_low_rank_linear(inputs: int, rank: int, outputs: int, *, bias: bool) 
     return nn.Sequential(nn.Linear(inputs, rank, bias=False), nn.Linear(rank, outputs, bias=bias))
 
 
-def draw_step_bias(number: int) -> Tensor:
-    """Draw biases that softplus maps to step sizes from 0.001 to 0.1, uniform in their logarithm.
+def draw_step_bias(number: int, max_step: float) -> Tensor:
+    """Draw biases that softplus maps to step sizes from 0.001 up, uniform in their logarithm.
 
-    As in Mamba (Gu and Dao 2023, arXiv 2312.00752): at the start, some channels forget within tens
-    of tokens, and others keep thousands.
+    As in Mamba (Gu and Dao 2023, arXiv 2312.00752), where the largest is 0.1: at the start, some
+    channels forget within tens of tokens, and others keep thousands.
     """
-    sizes = torch.empty(number).uniform_(math.log(0.001), math.log(0.1)).exp()
+    if max_step <= MIN_STEP:
+        raise UserError(f"max_step must be above {MIN_STEP}, got {max_step}.")
+    sizes = torch.empty(number).uniform_(math.log(MIN_STEP), math.log(max_step)).exp()
     return sizes + torch.log(-torch.expm1(-sizes))

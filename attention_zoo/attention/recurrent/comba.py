@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn.functional import silu
 
 from attention_zoo.attention import naive
-from attention_zoo.attention.recurrent.base import register_recurrent
+from attention_zoo.attention.recurrent.base import STEP_SEARCH_SPACE, register_recurrent
 from attention_zoo.attention.recurrent.convolution import ConvolutionRunner
 from attention_zoo.attention.recurrent.delta_rule import chunked_delta_rule, unit_vectors
 from attention_zoo.attention.recurrent.gated_delta import GatedDeltaAttention
@@ -31,6 +31,8 @@ from attention_zoo.attention.recurrent.steps import Steps
     "β, and the output correction the factor d σ(b); the paper erases with σ(b) β, and corrects "
     "with d alone, which paper_feedback=true does; values are as wide as keys",
     cache="one matrix for each head, and the last tokens of the convolutions",
+    # The authors take 0.02 for small models.
+    search_space={"correction": (0.02, 0.3), **STEP_SEARCH_SPACE},
 )
 class CombaAttention(GatedDeltaAttention):
     """Gated delta attention that erases what the state held before it decays, and corrects queries.
@@ -47,6 +49,7 @@ class CombaAttention(GatedDeltaAttention):
         correction: d at the start; the authors use 1 for large models, and 0.02 for small ones.
         paper_feedback: whether p = σ(b) k, and q is the unit vector along x − d y: the equation of
             the paper, in which b decides how much is erased.
+        max_step: as in `GatedDeltaAttention`.
     """
 
     # The kernels read the state after it decays; eigenvalues are those of the paper.

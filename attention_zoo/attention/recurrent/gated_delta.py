@@ -7,7 +7,11 @@ from torch import Tensor, nn
 from torch.nn.functional import silu, softplus
 
 from attention_zoo.attention import naive
-from attention_zoo.attention.recurrent.base import draw_step_bias, register_recurrent
+from attention_zoo.attention.recurrent.base import (
+    STEP_SEARCH_SPACE,
+    draw_step_bias,
+    register_recurrent,
+)
 from attention_zoo.attention.recurrent.convolution import ConvolutionRunner, ShortConvolution
 from attention_zoo.attention.recurrent.delta_rule import DeltaRuleAttention, unit_vectors
 from attention_zoo.attention.recurrent.naive import convolve_heads, run_delta_rule
@@ -23,6 +27,7 @@ from attention_zoo.precision import apply_rms_norm, upcast
     reference="transformers Qwen3NextGatedDeltaNet",
     deviations="values are as wide as keys, and heads do not share keys",
     cache="one matrix for each head, and the last tokens of the convolutions",
+    search_space=STEP_SEARCH_SPACE,
 )
 class GatedDeltaAttention(DeltaRuleAttention):
     """The delta rule on a state that decays first, by one number for each head.
@@ -37,6 +42,7 @@ class GatedDeltaAttention(DeltaRuleAttention):
         kernel_size: number of tokens that a convolution mixes, including the token itself.
         negative_eigenvalues: whether β = 2 σ(W x), so that a token can turn the sign of what the
             state holds under its key (Grazzi et al. 2024, arXiv 2411.12537).
+        max_step: largest softplus(b) at the start; above 0.1, states forget more quickly.
     """
 
     norm_epsilon: ClassVar[float] = 1e-6
@@ -44,10 +50,16 @@ class GatedDeltaAttention(DeltaRuleAttention):
     convolves_qkv = True
 
     def __init__(
-        self, *, kernel_size: int = 4, negative_eigenvalues: bool = False, **options: Any
+        self,
+        *,
+        kernel_size: int = 4,
+        negative_eigenvalues: bool = False,
+        max_step: float = 0.1,
+        **options: Any,
     ) -> None:
         super().__init__(**options)
         self.max_rate = 2.0 if negative_eigenvalues else 1.0
+        self.max_step = max_step
         width = self.heads * self.head_dim
         self.query_convolution = ShortConvolution(width, kernel_size)
         self.key_convolution = ShortConvolution(width, kernel_size)
@@ -55,7 +67,7 @@ class GatedDeltaAttention(DeltaRuleAttention):
         self.rate = nn.Linear(self.dim, self.heads, bias=False)
         self.decay: Any = nn.Linear(self.dim, self.heads, bias=False)
         self.log_speed = nn.Parameter(torch.empty(self.heads).uniform_(1, 16).log())
-        self.step_bias = nn.Parameter(draw_step_bias(self.heads))
+        self.step_bias = nn.Parameter(draw_step_bias(self.heads, max_step))
         self.gate: Any = nn.Linear(self.dim, width, bias=False)
         self.norm = nn.RMSNorm(self.head_dim, eps=self.norm_epsilon)
 

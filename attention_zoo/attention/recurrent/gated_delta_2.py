@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn.functional import silu
 
 from attention_zoo.attention import naive
-from attention_zoo.attention.recurrent.base import register_recurrent
+from attention_zoo.attention.recurrent.base import STEP_SEARCH_SPACE, register_recurrent
 from attention_zoo.attention.recurrent.convolution import ConvolutionRunner
 from attention_zoo.attention.recurrent.delta_rule import unit_vectors
 from attention_zoo.attention.recurrent.kimi_delta import KimiDeltaAttention
@@ -29,6 +29,7 @@ from attention_zoo.attention.recurrent.steps import Steps
     equation="S ← Diag(exp g) S;  S ← S − k ((b ⊙ k)ᵀS) + k (w ⊙ v)ᵀ;  out = Sᵀ q/√c",
     reference="flash-linear-attention naive_recurrent_gdn2",
     cache="one matrix for each head, and the last tokens of the convolutions",
+    search_space=STEP_SEARCH_SPACE,
 )
 class GatedDelta2Attention(KimiDeltaAttention):
     """Kimi delta attention whose rate β is two gates: what to erase, and what to write.
@@ -41,6 +42,7 @@ class GatedDelta2Attention(KimiDeltaAttention):
 
     Args:
         kernel_size: number of tokens that a convolution mixes, including the token itself.
+        max_step: as in `GatedDeltaAttention`.
     """
 
     # The kernels take one rate for both gates; eigenvalues are those of the paper.

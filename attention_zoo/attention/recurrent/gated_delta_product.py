@@ -7,7 +7,11 @@ from torch import Tensor, nn
 from torch.nn.functional import silu, softplus
 
 from attention_zoo.attention import naive
-from attention_zoo.attention.recurrent.base import draw_step_bias, register_recurrent
+from attention_zoo.attention.recurrent.base import (
+    STEP_SEARCH_SPACE,
+    draw_step_bias,
+    register_recurrent,
+)
 from attention_zoo.attention.recurrent.convolution import ConvolutionRunner, ShortConvolution
 from attention_zoo.attention.recurrent.delta_product import DeltaProductAttention
 from attention_zoo.precision import upcast
@@ -21,6 +25,7 @@ from attention_zoo.precision import upcast
     deviations="values are as wide as keys; each of the n keys of a state has a map of its own, as "
     "it has a value of its own",
     cache="one matrix for each state, and the last tokens of the convolutions",
+    search_space=STEP_SEARCH_SPACE,
 )
 class GatedDeltaProductAttention(DeltaProductAttention):
     """Several steps of the delta rule for each token, on a state that decays before the first.
@@ -35,11 +40,12 @@ class GatedDeltaProductAttention(DeltaProductAttention):
     Args:
         heads, num_householder, negative_eigenvalues: as in `DeltaProductAttention`.
         kernel_size: number of tokens that a convolution mixes, including the token itself.
+        max_step: as in `GatedDeltaAttention`.
     """
 
     convolves_qkv = True
 
-    def __init__(self, *, kernel_size: int = 4, **options: Any) -> None:
+    def __init__(self, *, kernel_size: int = 4, max_step: float = 0.1, **options: Any) -> None:
         super().__init__(**options)
         width, states = self.heads * self.head_dim, self.num_matrices
         self.query_convolution = ShortConvolution(states * self.head_dim, kernel_size)
@@ -48,7 +54,7 @@ class GatedDeltaProductAttention(DeltaProductAttention):
         self.rate = nn.Linear(self.dim, self.heads, bias=False)
         self.decay = nn.Linear(self.dim, states, bias=False)
         self.log_speed = nn.Parameter(torch.empty(states).uniform_(1, 16).log())
-        self.step_bias = nn.Parameter(draw_step_bias(states))
+        self.step_bias = nn.Parameter(draw_step_bias(states, max_step))
         self.gate = nn.Linear(self.dim, states * self.head_dim, bias=False)
 
     def project_qkv(self, x: Tensor, convolve: ConvolutionRunner) -> tuple[Tensor, Tensor, Tensor]:

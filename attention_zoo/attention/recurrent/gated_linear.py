@@ -23,6 +23,8 @@ from attention_zoo.errors import UserError, check_positive
     "encoding on heads: if channels that decay differently were rotated into each other, "
     "weights would no longer depend on distance",
     cache="the state",
+    # τ is an option of the authors' layers, 16 here and 8 in `gated_slot`.
+    search_space={"temperature": (4.0, 64.0)},
 )
 class GatedLinearAttention(DecayedAttention):
     """Linear attention with a forget gate for each channel of the keys, computed from the token.

@@ -26,6 +26,7 @@ from attention_zoo.precision import apply_rms_norm, autocast_disabled
     reference="flash-linear-attention naive_recurrent_gsa",
     cache="keys and values of the slots",
     weights="nonnegative",
+    search_space={"temperature": (2.0, 32.0)},
 )
 class GatedSlotAttention(RecurrentAttention):
     """Softmax attention over a fixed number of slots, each of which is a gated mean of tokens.

@@ -8,6 +8,7 @@ from torch.nn.functional import softplus
 
 from attention_zoo.attention import naive
 from attention_zoo.attention.recurrent.base import (
+    STEP_SEARCH_SPACE,
     create_low_rank_linear,
     draw_step_bias,
     register_recurrent,
@@ -24,6 +25,7 @@ from attention_zoo.precision import upcast
     equation="S ← Diag(exp g) S;  S ← S − β k (kᵀS) + β k vᵀ;  out = Sᵀ q/√c",
     reference="flash-linear-attention naive_recurrent_kda",
     cache="one matrix for each head, and the last tokens of the convolutions",
+    search_space=STEP_SEARCH_SPACE,
 )
 class KimiDeltaAttention(GatedDeltaAttention):
     """Gated delta attention in which every channel of the keys decays separately.
@@ -37,6 +39,7 @@ class KimiDeltaAttention(GatedDeltaAttention):
     Args:
         kernel_size: number of tokens that a convolution mixes, including the token itself.
         negative_eigenvalues: as in `GatedDeltaAttention`.
+        max_step: as in `GatedDeltaAttention`.
     """
 
     norm_epsilon = 1e-5
@@ -45,7 +48,7 @@ class KimiDeltaAttention(GatedDeltaAttention):
         super().__init__(**options)
         width = self.heads * self.head_dim
         self.decay = create_low_rank_linear(self.dim, self.head_dim, width, bias=False)
-        self.step_bias = nn.Parameter(draw_step_bias(width))
+        self.step_bias = nn.Parameter(draw_step_bias(width, self.max_step))
         self.gate = create_low_rank_linear(self.dim, self.head_dim, width, bias=True)
 
     def log_decay(self, x: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn.functional import pad, softplus
 
 from attention_zoo.attention import naive
-from attention_zoo.attention.recurrent.base import register_recurrent
+from attention_zoo.attention.recurrent.base import STEP_SEARCH_SPACE, register_recurrent
 from attention_zoo.attention.recurrent.state_space_dual import StateSpaceDualAttention
 from attention_zoo.attention.recurrent.steps import Steps, sum_after
 from attention_zoo.errors import check_positive
@@ -30,6 +30,7 @@ UPDATE_INTERVAL = 128
     positions=("positions", "embeddings", "heads"),
     cache="a state for each bucket, and the last tokens of the convolution",
     cost="t log t",
+    search_space=STEP_SEARCH_SPACE,
 )
 class LogLinearAttention(StateSpaceDualAttention):
     """State-space duality with a state for each bucket of a Fenwick tree, instead of one.

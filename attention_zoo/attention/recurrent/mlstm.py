@@ -27,6 +27,7 @@ from attention_zoo.precision import autocast_disabled, safe_divide, upcast
     "undoes factors of a head, so the input gate has no bias",
     positions=("positions", "embeddings", "heads"),
     cache="a matrix, a vector and a number for each head",
+    search_space={"forget_bias": (1.0, 5.0)},
 )
 class MLSTMAttention(DecayedAttention):
     """An LSTM whose memory is a matrix, with exponential input gates.
@@ -36,18 +37,23 @@ class MLSTMAttention(DecayedAttention):
 
     with i = exp(W x), f = σ(W x + b), and keys divided by √c. No state overflows: C and n are
     stored divided by e^m, for the largest logarithm m of an input gate that has decayed since.
+
+    Args:
+        forget_bias: b of f in the first head at the start; that in the last head is 3 more.
     """
 
     decided_options = ("backend",)
     num_states = 2
 
-    def __init__(self, **options: Any) -> None:
+    def __init__(self, *, forget_bias: float = 3.0, **options: Any) -> None:
         super().__init__(backend="torch", **options)
         self.gate = nn.Linear(self.dim, self.heads * self.head_dim)
         self.input_gate = nn.Linear(self.dim, self.heads, bias=False)
         self.forget_gate = nn.Linear(self.dim, self.heads)
-        # As the authors: some heads forget within tens of tokens, and others keep hundreds.
-        self.forget_gate.bias = nn.Parameter(torch.linspace(3.0, 6.0, self.heads))
+        # From 3 to 6, as the authors: some heads forget within tens of tokens, and others keep
+        # hundreds.
+        biases = torch.linspace(forget_bias, forget_bias + 3.0, self.heads)
+        self.forget_gate.bias = nn.Parameter(biases)
 
     def project_steps(self, x: Tensor, positions: Tensor, convolve: ConvolutionRunner) -> Steps:
         q, k = self.position.rotate(self.project_query(x), self.project_key_value(x)[0], positions)

@@ -19,6 +19,7 @@ from attention_zoo.masks import TokenSpan
 from attention_zoo.precision import upcast
 
 RATE = 8.0  # c of the paper
+MAX_DECAY = 0.999  # at the start
 
 
 @register_recurrent(
@@ -31,6 +32,8 @@ RATE = 8.0  # c of the paper
     "makes an exception of it",
     cache="the hidden state, and the last tokens of the convolution",
     weights="nonnegative",
+    # Tasks of long memory need decays near 1 at the start (Orvieto et al. 2023, arXiv 2303.06349).
+    search_space={"min_decay": (0.5, 0.99)},
 )
 class RGLRUAttention(RecurrentAttention):
     """A linear recurrence of each channel, with an input gate and a recurrence gate.
@@ -45,6 +48,7 @@ class RGLRUAttention(RecurrentAttention):
         width: number of channels; default: dim.
         blocks: on the diagonals of the gates' matrices, which are zero elsewhere.
         kernel_size: number of tokens that the convolution mixes, including the token itself.
+        min_decay: smallest σ(Λ)^8 at the start; the largest is 0.999.
     """
 
     decided_options = ("backend", "heads", "head_dim")
@@ -58,6 +62,7 @@ class RGLRUAttention(RecurrentAttention):
         width: int | None = None,
         blocks: int = 4,
         kernel_size: int = 4,
+        min_decay: float = 0.9,
         **options: Any,
     ) -> None:
         width = dim if width is None else width
@@ -66,12 +71,14 @@ class RGLRUAttention(RecurrentAttention):
             raise UserError(
                 f"width must be a multiple of blocks, got width={width}, blocks={blocks}."
             )
+        if not 0.0 < min_decay < MAX_DECAY:
+            raise UserError(f"min_decay must be above 0 and below {MAX_DECAY}, got {min_decay}.")
         super().__init__(backend="torch", dim=dim, heads=width, head_dim=1, **options)
         self.convolution = ShortConvolution(width, kernel_size, bias=True)
         self.recurrence_gate = BlockDiagonalLinear(width, blocks)
         self.input_gate = BlockDiagonalLinear(width, blocks)
-        # So that σ(Λ)^c is uniform from 0.9 to 0.999.
-        slowest = -torch.empty(width).uniform_(0.9, 0.999).log() / RATE
+        # So that σ(Λ)^c is uniform.
+        slowest = -torch.empty(width).uniform_(min_decay, MAX_DECAY).log() / RATE
         self.decay = nn.Parameter(-torch.log(torch.expm1(slowest)))
 
     def create_projections(self, bias: bool) -> None:

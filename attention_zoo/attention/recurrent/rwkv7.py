@@ -36,6 +36,7 @@ MIN_LOG_DECAY = -math.exp(-0.5)  # of the strongest decay
     "zeros; the gate sees the token alone, not the one before it; no value residual from the "
     "first layer, as layers do not know each other; one rank for all projections of low rank",
     cache="one matrix for each head, and the last token",
+    search_space={"decay_bias": (-8.0, -3.0)},
 )
 class RWKV7Attention(DeltaRuleAttention):
     """A delta rule that erases along one key, channel by channel, and adds under another.
@@ -50,12 +51,13 @@ class RWKV7Attention(DeltaRuleAttention):
 
     Args:
         rank: of the projections to d, a and g.
+        decay_bias: of d in the slowest channel at the start; that of the quickest is 6 more.
     """
 
     decided_options = ("backend",)
     no_decay = ("shift_shares", "removal", "replacement", "bonus", "norm_weight")
 
-    def __init__(self, *, rank: int = 32, **options: Any) -> None:
+    def __init__(self, *, rank: int = 32, decay_bias: float = -5.5, **options: Any) -> None:
         super().__init__(backend="torch", **options)
         check_positive(rank=rank)
         width = self.heads * self.head_dim
@@ -64,7 +66,7 @@ class RWKV7Attention(DeltaRuleAttention):
         self.shift_shares = nn.Parameter(torch.linspace(1, 0, self.dim).repeat(5, 1))
         decay = nn.Linear(rank, width)
         # Some channels forget within a few tokens, and others keep hundreds.
-        decay.bias = nn.Parameter(torch.linspace(-5.5, 0.5, width))
+        decay.bias = nn.Parameter(torch.linspace(decay_bias, decay_bias + 6.0, width))
         self.decay = nn.Sequential(nn.Linear(self.dim, rank, bias=False), nn.Tanh(), decay)
         self.rate = create_low_rank_linear(self.dim, rank, width, bias=True)
         self.gate = nn.Sequential(

@@ -11,6 +11,7 @@ from torch.nn.functional import silu, softplus
 from attention_zoo.attention import naive
 from attention_zoo.attention.dense.norms import RMSNorm
 from attention_zoo.attention.recurrent.base import (
+    STEP_SEARCH_SPACE,
     RecurrentAttention,
     create_low_rank_linear,
     draw_step_bias,
@@ -40,6 +41,7 @@ SPAN = 1024  # tokens whose states are computed at once
     "one kernel; padded tokens leave the state as it is",
     cache="the state, and the last tokens of the convolution",
     weights="signed",
+    search_space=STEP_SEARCH_SPACE,
 )
 class SelectiveScanAttention(RecurrentAttention):
     """A state-space model of each channel, whose step sizes and projections depend on the token.
@@ -60,6 +62,7 @@ class SelectiveScanAttention(RecurrentAttention):
             2403.19887).
         negative_eigenvalues: whether a token multiplies the state by 2 exp(−e^A Δ) − 1, between −1
             and 1, so that it can turn its signs (Grazzi et al. 2024, arXiv 2411.12537).
+        max_step: largest softplus(b) at the start; above 0.1, states forget more quickly.
     """
 
     decided_options = ("backend", "heads", "head_dim", "bias")
@@ -76,6 +79,7 @@ class SelectiveScanAttention(RecurrentAttention):
         rank: int | None = None,
         inner_norm: bool = False,
         negative_eigenvalues: bool = False,
+        max_step: float = 0.1,
         **options: Any,
     ) -> None:
         rank = math.ceil(dim / 16) if rank is None else rank
@@ -86,7 +90,7 @@ class SelectiveScanAttention(RecurrentAttention):
         self.negative_eigenvalues = negative_eigenvalues
         self.convolution = ShortConvolution(channels, kernel_size, bias=True)
         self.step = create_low_rank_linear(channels, rank, channels, bias=True)
-        self.step[1].bias = nn.Parameter(draw_step_bias(channels))
+        self.step[1].bias = nn.Parameter(draw_step_bias(channels, max_step))
         self.key_norm, self.query_norm, self.step_norm = (
             RMSNorm(width) if inner_norm else nn.Identity()
             for width in (state_dim, state_dim, rank)

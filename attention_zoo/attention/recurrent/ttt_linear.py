@@ -15,6 +15,8 @@ from attention_zoo.attention.recurrent.ttt import TTTAttention
     "queries and keys by the place in the mini-batch, and no convolutions and gate of the Mamba "
     "backbone",
     cache="two matrices for each head: the weights before the mini-batch, and its gradients",
+    # The authors chose 1 for this network, and 0.1 for the MLP.
+    search_space={"base_rate": (0.1, 3.0)},
 )
 class TTTLinearAttention(TTTAttention):
     """The state is a linear map with a layer norm, trained to map keys to values.

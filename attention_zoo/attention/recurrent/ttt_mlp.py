@@ -14,6 +14,7 @@ from attention_zoo.attention.recurrent.ttt import TTTAttention
     reference="closed form",
     deviations="those of ttt_linear",
     cache="two MLPs for each head: the weights before the mini-batch, and its gradients",
+    search_space={"base_rate": (0.03, 1.0)},
 )
 class TTTMLPAttention(TTTAttention):
     """The state is an MLP with a layer norm, trained to map keys to values.

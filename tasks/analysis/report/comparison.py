@@ -254,10 +254,20 @@ def label_rows(rows: Sequence[Row], runs: Sequence[Run]) -> tuple[list[str], str
         label = " ".join(
             str(value) if key in value_only else f"{names[key]}={format_value(value)}"
             for key, value in values.items()
+            if key in row.options or not is_of_choice(key, keys)
         )
         # A backtick would end the label where it is quoted.
         row.label = label.replace("`", "'") or "the run"
     return keys, names[keys[0]] if single_choice else "run"
+
+
+def is_of_choice(key: str, keys: Sequence[str]) -> bool:
+    """Return whether a key is an option of a group whose choice is among the keys: others lack it.
+
+    Such is `attention.temperature` beside `choices.attention`.
+    """
+    group = key.rpartition(".")[0]
+    return f"choices.{group}" in keys or f"choices.attention@{group}" in keys
 
 
 def choose_keys(rows: Sequence[Options], runs: Sequence[Run]) -> list[str]:
