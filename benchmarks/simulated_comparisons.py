@@ -68,7 +68,7 @@ OTHER_CURVES = """
 ## Other curves and noise
 
 As *hardest curve*, for other curves of losses by rates and other noise, each with a curvature and a
-best rate of which errors are most frequent. Half of the variance over seeds, which the tests add
+best rate of which errors were most frequent. Half of the variance over seeds, which the tests add
 for tuning, was not chosen on these. Columns are candidates x seeds.
 
 - *Quartic*: ln(rate / best rate)⁴. *Pointed*: its absolute value. *Cliff*: the loss rises 27 times
