@@ -38,6 +38,7 @@ from attention_zoo.tasks.configuration.resolved_config import (
 from attention_zoo.tasks.configuration.validation import validate
 from attention_zoo.tasks.data.base import PreparedData
 from attention_zoo.tasks.exit_codes import exit_code
+from attention_zoo.tasks.folder_lock import locked_folder
 from attention_zoo.tasks.interruption import Interrupted
 from attention_zoo.tasks.run_folder import RunFolder, going_on_without, relative_to_cwd
 from attention_zoo.tasks.sweeps.jobs import JOB_FOLDER
@@ -62,7 +63,7 @@ from attention_zoo.tasks.training.loggers.loggers import (
 )
 from attention_zoo.tasks.training.manifest import collect_environment
 from attention_zoo.tasks.training.memory import peak_memory_bytes, reset_peak_memory
-from attention_zoo.tasks.training.ranks import resolve_elastic_start
+from attention_zoo.tasks.training.ranks import is_first_rank, resolve_elastic_start
 from attention_zoo.tasks.training.resuming import (
     Resumed,
     check_same_data,
@@ -109,6 +110,14 @@ def run(config: dict[str, Any], invocation: Invocation) -> float | None:
     """Train what the config describes; return the validation loss, which sweepers minimise."""
     silence_libraries()
     refuse_options_without_effect(config, invocation)
+    if not is_first_rank():  # The ranks of a run share its folder.
+        return train(config, invocation)
+    with locked_folder(relative_to_cwd(Path(config["paths"]["run"])), "hydra.run.dir"):
+        return train(config, invocation)
+
+
+def train(config: dict[str, Any], invocation: Invocation) -> float | None:
+    """Check the config, train what it describes, and return the validation loss."""
     config = resolve_elastic_start(config)
     check_strategy(config)
     checked_trainer = check_training(config)

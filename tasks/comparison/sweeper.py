@@ -45,6 +45,7 @@ from attention_zoo.tasks.comparison.rates import (
     further_rates,
 )
 from attention_zoo.tasks.configuration.resolved_config import hash_config
+from attention_zoo.tasks.folder_lock import locked_folder
 from attention_zoo.tasks.run_folder import (
     JOB_LOG,
     PLAN,
@@ -108,8 +109,13 @@ class ComparisonSweeper(Sweeper):
         self.console = Console()
 
     def sweep(self, arguments: list[str]) -> None:
-        """Run the comparison, and write and print its answer."""
-        candidates = self.create_candidates([*self.swept_options, *arguments])
+        """Run the comparison in its folder, and write and print its answer."""
+        candidates = self.create_candidates(arguments)
+        with locked_folder(self.folder, "hydra.sweep.dir"):
+            self.compare(candidates)
+
+    def compare(self, candidates: Sequence[Candidate]) -> None:
+        """Measure, tune and confirm the candidates, and answer."""
         plan = self.read_plan()
         if self.config.scoreboard is not None:
             check_scoreboard(Path(self.config.scoreboard))
@@ -142,6 +148,7 @@ class ComparisonSweeper(Sweeper):
 
     def create_candidates(self, arguments: list[str]) -> list[Candidate]:
         """Return a candidate for each combination of what the overrides sweep over."""
+        arguments = [*self.swept_options, *arguments]
         parsed = OverridesParser.create(config_loader=self.loader).parse_overrides(arguments)
         swept = [x.get_key_element() for x in parsed if x.is_sweep_override()]
         for name in (x.lstrip("+") for x in swept):

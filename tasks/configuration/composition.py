@@ -35,6 +35,7 @@ from attention_zoo.tasks.configuration.overrides import (
     train_yaml,
 )
 from attention_zoo.tasks.configuration.renamed_options import refuse_renamed_options
+from attention_zoo.tasks.sweeps.grid import GridSweeper
 from attention_zoo.tasks.sweeps.launcher import register_launcher, register_plugin
 from attention_zoo.tasks.sweeps.search import TrialsSweeper
 
@@ -146,9 +147,10 @@ def checkpoint_of_option(option: str, overrides: Sequence[str]) -> dict[str, Any
 
 
 def register_plugins(command: str, flags: Sequence[str] = ()) -> None:
-    """Register with Hydra the configs of the zoo's plugins, our launcher, and our search."""
+    """Register with Hydra the configs of the zoo's plugins, our launcher, and our sweepers."""
     Plugins.instance().register(PluginConfigs)
     register_launcher("train" if command == "compare" else command, flags)
+    register_plugin(GridSweeper, "hydra/sweeper", "basic", max_batch_size=None, params=None)
     register_plugin(TrialsSweeper, "hydra/sweeper", "trials")
     own_options = [x for x in compare_yaml() if x != "hydra"]
     options = {"own_options": own_options, "params": None}

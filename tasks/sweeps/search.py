@@ -21,6 +21,7 @@ from rich.console import Console
 
 from attention_zoo.errors import UserError
 from attention_zoo.tasks.configuration.resolved_config import hash_config
+from attention_zoo.tasks.folder_lock import locked_folder
 from attention_zoo.tasks.run_folder import JOB_LOG
 from attention_zoo.tasks.sweeps.launcher import LAUNCH_OPTIONS, require_count
 from attention_zoo.tasks.task_spec import task_spec
@@ -108,6 +109,11 @@ class TrialsSweeper(Sweeper):
 
     def sweep(self, arguments: list[str]) -> Any:
         """Run trials until there are `n_trials`, first those that were cut off."""
+        with locked_folder(Path(self.config.hydra.sweep.dir), "hydra.sweep.dir"):
+            return self.search()
+
+    def search(self) -> Any:
+        """Run the trials, and return the lowest validation loss."""
         console = Console()
         study = self.open_study()
         done = sum(trial.state.is_finished() for trial in study.trials)
