@@ -4,7 +4,7 @@ import re
 import shlex
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from importlib.resources import files
 from pathlib import Path
@@ -15,7 +15,10 @@ from rich.console import Console
 from yaml import YAMLError
 
 from attention_zoo.errors import UserError
+from attention_zoo.tasks.comparison.checking import check_comparison
+from attention_zoo.tasks.configuration.override_grammar import read_flags
 from attention_zoo.tasks.configuration.overrides import override_values
+from attention_zoo.tasks.folder_lock import locked_folder
 from attention_zoo.tasks.views.console import print_line
 from attention_zoo.tasks.views.tables import Table, print_table
 from attention_zoo.zoo import unknown_name_message
@@ -47,12 +50,10 @@ def run_suite(suite: str, arguments: Sequence[str]) -> None:
     others = [x for x in arguments if x.lstrip("+").partition("=")[0] not in ("suite", SWEEP_DIR)]
     default = f"logs/suites/{suite}/{datetime.now():%Y-%m-%d_%H-%M-%S-%f}"
     folder = Path(options.get(SWEEP_DIR, default).strip("'\""))
-    console, codes = Console(), {}
-    for number, (benchmark, overrides) in enumerate(benchmarks.items(), start=1):
-        console.rule(f"{number} of {len(benchmarks)}: {benchmark}", align="left")
-        place = [f"benchmark={benchmark}", f"{SWEEP_DIR}='{folder / benchmark}'"]
-        command = [sys.executable, "-m", "attention_zoo", "compare", *overrides, *others, *place]
-        codes[benchmark] = subprocess.run(command, check=False).returncode
+    check_benchmarks(list(benchmarks.values()), others)
+    console = Console()
+    with locked_folder(folder, SWEEP_DIR):
+        codes = run_benchmarks(benchmarks, others, folder, console)
     rows = [
         [name, f"exit code {code}" if code else "done", str(folder / name)]
         for name, code in codes.items()
@@ -64,6 +65,37 @@ def run_suite(suite: str, arguments: Sequence[str]) -> None:
             f"command with {SWEEP_DIR}={folder} goes on."
         )
     print_line(console, f"Suite: {folder}")
+
+
+def run_benchmarks(
+    benchmarks: Mapping[str, Sequence[str]], others: Sequence[str], folder: Path, console: Console
+) -> dict[str, int]:
+    """Run a comparison on each benchmark; return their exit codes."""
+    codes = {}
+    for number, (benchmark, overrides) in enumerate(benchmarks.items(), start=1):
+        console.rule(f"{number} of {len(benchmarks)}: {benchmark}", align="left")
+        place = [f"benchmark={benchmark}", f"{SWEEP_DIR}='{folder / benchmark}'"]
+        command = [sys.executable, "-m", "attention_zoo", "compare", *overrides, *others, *place]
+        codes[benchmark] = subprocess.run(command, check=False).returncode
+    return codes
+
+
+def check_benchmarks(benchmarks: Sequence[Sequence[str]], others: Sequence[str]) -> None:
+    """Raise the refusal of the first benchmark if all are refused: then an option is wrong.
+
+    One that is not refused ends this, and the others are refused when it is their turn.
+    """
+    if read_flags(others).keys() & {"--config-path", "--config-name", "--cfg", "--info"}:
+        return  # Hydra itself composes from these.
+    refusals = []
+    for overrides in benchmarks:
+        try:
+            check_comparison([*overrides, *others])
+        except UserError as error:
+            refusals.append(error)
+        else:
+            return
+    raise refusals[0]
 
 
 def list_suites() -> list[str]:
