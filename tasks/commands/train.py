@@ -86,6 +86,7 @@ from attention_zoo.tasks.views.console import (
     print_run_summary,
     print_samples,
 )
+from attention_zoo.tasks.wording import pluralize
 
 
 @dataclass
@@ -234,7 +235,8 @@ def prepare(
     if frozen:
         named = dict(task.model.named_parameters())
         share = sum(named[x].numel() for x in frozen) / parameter_counts(task.model)["parameters"]
-        print_line(console, f"frozen: {len(frozen)} weights, {share:.0%} of the parameters")
+        weights = pluralize(len(frozen), "weight")
+        print_line(console, f"frozen: {weights}, {share:.0%} of the parameters")
     if task.model.max_length is not None:
         data.check_max_length(task.model.max_length)
     costs = {

@@ -21,6 +21,7 @@ from attention_zoo.tasks.configuration.overrides import override_values
 from attention_zoo.tasks.folder_lock import locked_folder
 from attention_zoo.tasks.views.console import print_line
 from attention_zoo.tasks.views.tables import Table, print_table
+from attention_zoo.tasks.wording import pluralize
 from attention_zoo.zoo import unknown_name_message
 
 SUITES = files("attention_zoo.tasks") / "comparison/suites"
@@ -61,8 +62,8 @@ def run_suite(suite: str, arguments: Sequence[str]) -> None:
     print_table(console, Table(f"Suite {suite}", ["benchmark", "outcome", "folder"], rows, "lll"))
     if failed := [name for name, code in codes.items() if code]:
         raise UserError(
-            f"{len(failed)} of {len(codes)} comparisons failed: {', '.join(failed)}. The same "
-            f"command with {SWEEP_DIR}={folder} goes on."
+            f"{len(failed)} of {pluralize(len(codes), 'comparison')} failed: {', '.join(failed)}. "
+            f"The same command with {SWEEP_DIR}={folder} goes on."
         )
     print_line(console, f"Suite: {folder}")
 

@@ -56,6 +56,7 @@ from attention_zoo.tasks.run_folder import (
 )
 from attention_zoo.tasks.sweeps.launcher import LAUNCH_OPTIONS, ProcessesLauncher
 from attention_zoo.tasks.views.console import print_line
+from attention_zoo.tasks.wording import pluralize
 
 # What the runs in the folders of a comparison are for.
 PHASES = {
@@ -345,7 +346,7 @@ class ComparisonSweeper(Sweeper):
     def run(self, phase: str, overrides: Sequence[Sequence[str]]) -> list[RunFolder]:
         """Run jobs in a folder of the comparison; return their folders."""
         first, self.next_number = self.next_number, self.next_number + len(overrides)
-        print_line(self.console, f"{PHASES[phase]}: {len(overrides)} runs")
+        print_line(self.console, f"{PHASES[phase]}: {pluralize(len(overrides), 'run')}")
         subdir = f"{phase}/${{hydra.job.num}}"
         # As if the user had chosen it: launchers compose jobs and their folders anew.
         override = f"hydra.sweep.subdir='{subdir}'"

@@ -18,6 +18,7 @@ from attention_zoo.tasks.data.base import PreparedData, data_ranks
 from attention_zoo.tasks.task_spec import DIAGNOSTIC_DATA, TRANSLATION, task_spec
 from attention_zoo.tasks.training.callbacks.periodic_inspection import InspectionCallback
 from attention_zoo.tasks.training.task import Task
+from attention_zoo.tasks.wording import pluralize
 
 # The least values of options of `lightning.Trainer` that it takes as they are.
 LEAST: dict[str, float] = {
@@ -215,6 +216,6 @@ def check_batches(trainer: Trainer, data: PreparedData) -> str | None:
     if batches % wanted == 0:
         return None
     return (
-        f"An epoch has {batches} batches in a process, so its last step accumulates "
-        f"{batches % wanted} in place of {wanted}."
+        f"An epoch has {pluralize(batches, 'batch', 'es')} in a process, so its last step "
+        f"accumulates {batches % wanted} in place of {wanted}."
     )

@@ -83,6 +83,12 @@ def test_it_names_the_best_with_its_rate_and_its_uncertainty(answered):
     assert len((folder / "results.csv").read_text().splitlines()) == 7
 
 
+def test_the_page_names_its_command_and_one_candidate_is_no_plural(answered):
+    _, folder = answered([candidate("linear")], [0.5])
+    page = (folder / "report.html").read_text()
+    assert "by attention-zoo compare." in page and "Comparison of 1 candidate<" in page
+
+
 def test_a_reference_is_compared_with_the_others_whatever_its_rate(answered):
     text, _ = answered([candidate("linear"), candidate("gated")], [0.5, 0.7], reference="linear")
     assert "The reference, linear" in text and "Significantly better than linear" in text

@@ -49,7 +49,7 @@ def test_a_comparison_that_fails_does_not_stop_the_others(launched, tmp_path):
     codes[1] = 2
     first = next(iter(read_suite("small")))
     with pytest.raises(UserError, match=f"1 of .* comparisons failed: {first}. The same command"):
-        run_suite("small", ["suite=small", "attention=multi_head,linear", f"hydra.sweep.dir={tmp_path}"])
+        run_suite("small", ["attention=multi_head,linear", f"hydra.sweep.dir={tmp_path}"])
     assert len(commands) == len(read_suite("small"))
 
 
