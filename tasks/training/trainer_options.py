@@ -206,12 +206,13 @@ def check_batches(trainer: Trainer, data: PreparedData) -> str | None:
     options = {"accumulate_grad_batches": wanted}
     if trainer.check_val_every_n_epoch is not None and isinstance(trainer.val_check_interval, int):
         options["val_check_interval"] = trainer.val_check_interval
+    size = "tokens_per_batch" if hasattr(data, "tokens_per_batch") else "batch_size"
     for name, value in options.items():
         if value > batches:
             raise UserError(
                 f"trainer.{name}={value} needs as many batches in an epoch, which has {batches} in "
-                "a process. Choose fewer, or make smaller batches, such as with "
-                "data.tokens_per_batch or data.batch_size."
+                f"a process. Choose at most {batches}, or make smaller batches with a lower "
+                f"data.{size}."
             )
     if batches % wanted == 0:
         return None
