@@ -344,3 +344,15 @@ def test_the_same_value_twice_is_one_and_a_job_may_have_what_its_sweep_adds(monk
     refuse_repeated_options("train", ["model.dim=32", "++model.dim=32"])
     monkeypatch.setenv(JOB_FOLDER, "sweep/0")
     refuse_repeated_options("train", ["overwrite=false", "overwrite=true"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["show", "stack=hybrid", "model.layers=100000"], "model.layers must be at most 1,000"),
+        (["train", "model.layers=100000"], "model.layers must be at most 1,000"),
+        (["train", "model.dim=1000000", "model.heads=1"], "parameters would take at least"),
+    ],
+)
+def test_a_model_that_no_machine_holds_is_refused(refuses, tmp_path, arguments, expected):
+    assert expected in refuses(*arguments, folder=tmp_path)
