@@ -39,7 +39,7 @@ def run(arguments: list[str]) -> None:
     run_all_tests(comparisons, console)
     title = f"Report on {', '.join(folder.resolve().name for folder in folders)}"
     charts = list(map(draw_charts, comparisons))
-    html = report_page(title, comparisons, charts, runs)
+    html = report_page(title, comparisons, charts, runs, command="report")
     files = {
         "report.html": html,
         "report.md": report_markdown(title, comparisons, runs),

@@ -38,6 +38,7 @@ from attention_zoo.tasks.configuration.resolved_config import (
 from attention_zoo.tasks.configuration.validation import validate
 from attention_zoo.tasks.data.base import PreparedData
 from attention_zoo.tasks.exit_codes import exit_code
+from attention_zoo.tasks.folder_lock import locked_folder
 from attention_zoo.tasks.interruption import Interrupted
 from attention_zoo.tasks.run_folder import RunFolder, going_on_without, relative_to_cwd
 from attention_zoo.tasks.sweeps.jobs import JOB_FOLDER
@@ -62,7 +63,7 @@ from attention_zoo.tasks.training.loggers.loggers import (
 )
 from attention_zoo.tasks.training.manifest import collect_environment
 from attention_zoo.tasks.training.memory import peak_memory_bytes, reset_peak_memory
-from attention_zoo.tasks.training.ranks import resolve_elastic_start
+from attention_zoo.tasks.training.ranks import is_first_rank, resolve_elastic_start
 from attention_zoo.tasks.training.resuming import (
     Resumed,
     check_same_data,
@@ -85,6 +86,7 @@ from attention_zoo.tasks.views.console import (
     print_run_summary,
     print_samples,
 )
+from attention_zoo.tasks.wording import pluralize
 
 
 @dataclass
@@ -109,6 +111,14 @@ def run(config: dict[str, Any], invocation: Invocation) -> float | None:
     """Train what the config describes; return the validation loss, which sweepers minimise."""
     silence_libraries()
     refuse_options_without_effect(config, invocation)
+    if not is_first_rank():  # The ranks of a run share its folder.
+        return train(config, invocation)
+    with locked_folder(relative_to_cwd(Path(config["paths"]["run"])), "hydra.run.dir"):
+        return train(config, invocation)
+
+
+def train(config: dict[str, Any], invocation: Invocation) -> float | None:
+    """Check the config, train what it describes, and return the validation loss."""
     config = resolve_elastic_start(config)
     check_strategy(config)
     checked_trainer = check_training(config)
@@ -225,7 +235,8 @@ def prepare(
     if frozen:
         named = dict(task.model.named_parameters())
         share = sum(named[x].numel() for x in frozen) / parameter_counts(task.model)["parameters"]
-        print_line(console, f"frozen: {len(frozen)} weights, {share:.0%} of the parameters")
+        weights = pluralize(len(frozen), "weight")
+        print_line(console, f"frozen: {weights}, {share:.0%} of the parameters")
     if task.model.max_length is not None:
         data.check_max_length(task.model.max_length)
     costs = {

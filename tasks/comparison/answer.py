@@ -37,6 +37,7 @@ from attention_zoo.tasks.comparison.search_spaces import describe_option_trials
 from attention_zoo.tasks.views.charts import figure_svg, svg_settings
 from attention_zoo.tasks.views.console import print_line
 from attention_zoo.tasks.views.tables import Cell, Table, csv_text, print_table
+from attention_zoo.tasks.wording import pluralize
 
 CONFIRM = "confirm"  # the folder of the runs that the answer is about
 
@@ -63,9 +64,11 @@ def answer(
     tuning = Finding(sentences, tuning_table(candidates), draw_rates(candidates))
     scaling = find_scaling(runs, candidates)
     charts = [draw_charts(comparison) for comparison in comparisons]
-    title = f"Comparison of {len(dict.fromkeys(x.name for x in candidates))} candidates"
+    title = f"Comparison of {pluralize(len({x.name for x in candidates}), 'candidate')}"
     files = {
-        "report.html": report_page(title, comparisons, charts, runs, [tuning, *scaling]),
+        "report.html": report_page(
+            title, comparisons, charts, runs, [tuning, *scaling], command="compare"
+        ),
         "report.md": report_markdown(title, comparisons, runs, [tuning, *scaling]),
         "results.csv": csv_text(csv_rows(runs)),
     }

@@ -47,4 +47,4 @@ def describe_option_trials(options: Mapping[str, Sequence[str]], count: int) -> 
         yield f"No candidate has an option to tune: each tries {count} further rates."
     elif fewer:
         numbers = ", ".join(f"`{label}` ({number})" for label, number in fewer.items())
-        yield f"Further rates, where there are fewer options to tune: {numbers}."
+        yield f"Further rates in place of options: {numbers}."

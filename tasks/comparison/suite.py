@@ -4,7 +4,7 @@ import re
 import shlex
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from importlib.resources import files
 from pathlib import Path
@@ -15,9 +15,16 @@ from rich.console import Console
 from yaml import YAMLError
 
 from attention_zoo.errors import UserError
+from attention_zoo.tasks.comparison.checking import check_comparison
+from attention_zoo.tasks.configuration.override_grammar import (
+    read_flags,
+    refuse_repeated_options,
+)
 from attention_zoo.tasks.configuration.overrides import override_values
+from attention_zoo.tasks.folder_lock import locked_folder
 from attention_zoo.tasks.views.console import print_line
 from attention_zoo.tasks.views.tables import Table, print_table
+from attention_zoo.tasks.wording import pluralize
 from attention_zoo.zoo import unknown_name_message
 
 SUITES = files("attention_zoo.tasks") / "comparison/suites"
@@ -35,6 +42,7 @@ def run_suite(suite: str, arguments: Sequence[str]) -> None:
     Raises:
         UserError: there is no such suite, an option belongs to its benchmarks, or one has failed.
     """
+    refuse_repeated_options("compare", arguments)
     benchmarks = read_suite(suite)
     options = override_values([x for x in arguments if "=" in x])
     decided = {
@@ -47,12 +55,10 @@ def run_suite(suite: str, arguments: Sequence[str]) -> None:
     others = [x for x in arguments if x.lstrip("+").partition("=")[0] not in ("suite", SWEEP_DIR)]
     default = f"logs/suites/{suite}/{datetime.now():%Y-%m-%d_%H-%M-%S-%f}"
     folder = Path(options.get(SWEEP_DIR, default).strip("'\""))
-    console, codes = Console(), {}
-    for number, (benchmark, overrides) in enumerate(benchmarks.items(), start=1):
-        console.rule(f"{number} of {len(benchmarks)}: {benchmark}", align="left")
-        place = [f"benchmark={benchmark}", f"{SWEEP_DIR}='{folder / benchmark}'"]
-        command = [sys.executable, "-m", "attention_zoo", "compare", *overrides, *others, *place]
-        codes[benchmark] = subprocess.run(command, check=False).returncode
+    check_benchmarks(list(benchmarks.values()), others)
+    console = Console()
+    with locked_folder(folder, SWEEP_DIR):
+        codes = run_benchmarks(benchmarks, others, folder, console)
     rows = [
         [name, f"exit code {code}" if code else "done", str(folder / name)]
         for name, code in codes.items()
@@ -60,10 +66,41 @@ def run_suite(suite: str, arguments: Sequence[str]) -> None:
     print_table(console, Table(f"Suite {suite}", ["benchmark", "outcome", "folder"], rows, "lll"))
     if failed := [name for name, code in codes.items() if code]:
         raise UserError(
-            f"{len(failed)} of {len(codes)} comparisons failed: {', '.join(failed)}. The same "
-            f"command with {SWEEP_DIR}={folder} goes on."
+            f"{len(failed)} of {pluralize(len(codes), 'comparison')} failed: {', '.join(failed)}. "
+            f"The same command with {SWEEP_DIR}={folder} goes on."
         )
     print_line(console, f"Suite: {folder}")
+
+
+def run_benchmarks(
+    benchmarks: Mapping[str, Sequence[str]], others: Sequence[str], folder: Path, console: Console
+) -> dict[str, int]:
+    """Run a comparison on each benchmark; return their exit codes."""
+    codes = {}
+    for number, (benchmark, overrides) in enumerate(benchmarks.items(), start=1):
+        console.rule(f"{number} of {len(benchmarks)}: {benchmark}", align="left")
+        place = [f"benchmark={benchmark}", f"{SWEEP_DIR}='{folder / benchmark}'"]
+        command = [sys.executable, "-m", "attention_zoo", "compare", *overrides, *others, *place]
+        codes[benchmark] = subprocess.run(command, check=False).returncode
+    return codes
+
+
+def check_benchmarks(benchmarks: Sequence[Sequence[str]], others: Sequence[str]) -> None:
+    """Raise the refusal of the first benchmark if all are refused: then an option is wrong.
+
+    One that is not refused ends this, and the others are refused when it is their turn.
+    """
+    if read_flags(others).keys() & {"--config-path", "--config-name", "--cfg", "--info"}:
+        return  # Hydra itself composes from these.
+    refusals = []
+    for overrides in benchmarks:
+        try:
+            check_comparison([*overrides, *others])
+        except UserError as error:
+            refusals.append(error)
+        else:
+            return
+    raise refusals[0]
 
 
 def list_suites() -> list[str]:

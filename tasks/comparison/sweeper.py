@@ -40,6 +40,7 @@ from attention_zoo.tasks.comparison.settings import RATE
 from attention_zoo.tasks.comparison.trainings import Trainings, length, without
 from attention_zoo.tasks.comparison.tuning import Tuner
 from attention_zoo.tasks.configuration.resolved_config import hash_config
+from attention_zoo.tasks.folder_lock import locked_folder
 from attention_zoo.tasks.run_folder import PLAN, read_json, replace_text, unreadable
 from attention_zoo.tasks.sweeps.launcher import LAUNCH_OPTIONS, ProcessesLauncher
 from attention_zoo.tasks.views.console import print_line
@@ -88,8 +89,13 @@ class ComparisonSweeper(Sweeper):
         self.tuner = Tuner(self.trainings, self.schedule, float(config.rate_factor))
 
     def sweep(self, arguments: list[str]) -> None:
-        """Run the comparison, and write and print its answer."""
-        candidates = self.create_candidates([*self.swept_options, *arguments])
+        """Run the comparison in its folder, and write and print its answer."""
+        candidates = self.create_candidates(arguments)
+        with locked_folder(self.folder, "hydra.sweep.dir"):
+            self.compare(candidates)
+
+    def compare(self, candidates: Sequence[Candidate]) -> None:
+        """Measure, tune and confirm the candidates, and answer."""
         plan = self.read_plan()
         if self.config.scoreboard is not None:
             check_scoreboard(Path(self.config.scoreboard))
@@ -122,7 +128,9 @@ class ComparisonSweeper(Sweeper):
 
     def create_candidates(self, arguments: list[str]) -> list[Candidate]:
         """Return a candidate for each combination of what the overrides sweep over."""
-        composed = CandidateConfigs(arguments, self.config, self.loader, self.own_options)
+        composed = CandidateConfigs(
+            [*self.swept_options, *arguments], self.config, self.loader, self.own_options
+        )
         self.seed = composed.shared_value("seed")
         self.max_steps = composed.shared_value("trainer.max_steps")
         self.data = str(composed.configs[0].hydra.runtime.choices["data"])

@@ -9,6 +9,7 @@ from rich.console import Console
 
 from attention_zoo.tasks.run_folder import RunFolder
 from attention_zoo.tasks.views.console import print_line
+from attention_zoo.tasks.wording import pluralize
 
 # What the runs in the folders of a comparison are for.
 PHASES = {
@@ -36,7 +37,7 @@ class Trainings:
     def run(self, phase: str, overrides: Sequence[Sequence[str]]) -> list[RunFolder]:
         """Run jobs in the folder of a phase; return their folders."""
         first, self.next_number = self.next_number, self.next_number + len(overrides)
-        print_line(self.console, f"{PHASES[phase]}: {len(overrides)} runs")
+        print_line(self.console, f"{PHASES[phase]}: {pluralize(len(overrides), 'run')}")
         subdir = f"{phase}/${{hydra.job.num}}"
         # As if the user had chosen it: launchers compose jobs and their folders anew.
         override = f"hydra.sweep.subdir='{subdir}'"

@@ -6,7 +6,13 @@ from collections.abc import Sequence
 from attention_zoo.errors import BadInput, UserError
 from attention_zoo.tasks.comparison.candidate import Candidate
 from attention_zoo.tasks.comparison.plan import Schedule
-from attention_zoo.tasks.comparison.rates import FURTHER, best_rate, first_rates, further_rates
+from attention_zoo.tasks.comparison.rates import (
+    FURTHER,
+    best_rate,
+    first_rates,
+    further_rates,
+    is_at_edge,
+)
 from attention_zoo.tasks.comparison.settings import Setting, best_settings
 from attention_zoo.tasks.comparison.trainings import TRIAL, Trainings, length, without
 from attention_zoo.tasks.run_folder import JOB_LOG, RunFolder
@@ -41,8 +47,8 @@ class Tuner:
         losses = candidate.rate_losses
         rate = best_rate(losses)
         untried: list[str] = []
-        # Where every rate diverges, other rates are of more use.
-        if math.isfinite(losses[rate]):
+        # Where a better rate may lie beyond the edge, or every rate diverges, rates are of more use.
+        if math.isfinite(losses[rate]) and not is_at_edge(losses, rate):
             untried = [x for x in candidate.search_space if x not in candidate.options_tried]
         options = [Setting(rate, x) for x in untried[:count]]
         rates = further_rates(losses, self.factor, count - len(options))

@@ -24,7 +24,10 @@ from attention_zoo.tasks.configuration.group_overrides import (
     complete_overrides,
     quote_equals_signs,
 )
-from attention_zoo.tasks.configuration.override_grammar import check_grammar
+from attention_zoo.tasks.configuration.override_grammar import (
+    check_grammar,
+    refuse_repeated_options,
+)
 from attention_zoo.tasks.configuration.overrides import (
     expand_seeds,
     infer_task,
@@ -35,6 +38,7 @@ from attention_zoo.tasks.configuration.overrides import (
     train_yaml,
 )
 from attention_zoo.tasks.configuration.renamed_options import refuse_renamed_options
+from attention_zoo.tasks.sweeps.grid import GridSweeper
 from attention_zoo.tasks.sweeps.launcher import register_launcher, register_plugin
 from attention_zoo.tasks.sweeps.search import TrialsSweeper
 
@@ -92,6 +96,7 @@ def parse_command(command: str, arguments: Sequence[str]) -> Invocation:
         arguments = asked or ["dry_run=true" if x == "--dry-run" else x for x in arguments]
     overrides, lines = split_arguments(command, arguments)
     refuse_renamed_options(overrides)
+    refuse_repeated_options(command, overrides)
     overrides = quote_equals_signs(overrides)
     check_grammar(overrides)
     overrides = check_group_overrides(overrides)
@@ -146,9 +151,10 @@ def checkpoint_of_option(option: str, overrides: Sequence[str]) -> dict[str, Any
 
 
 def register_plugins(command: str, flags: Sequence[str] = ()) -> None:
-    """Register with Hydra the configs of the zoo's plugins, our launcher, and our search."""
+    """Register with Hydra the configs of the zoo's plugins, our launcher, and our sweepers."""
     Plugins.instance().register(PluginConfigs)
     register_launcher("train" if command == "compare" else command, flags)
+    register_plugin(GridSweeper, "hydra/sweeper", "basic", max_batch_size=None, params=None)
     register_plugin(TrialsSweeper, "hydra/sweeper", "trials")
     own_options = [x for x in compare_yaml() if x != "hydra"]
     options = {"own_options": own_options, "params": None}

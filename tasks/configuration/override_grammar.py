@@ -1,5 +1,6 @@
 """Refuse overrides and flags that Hydra cannot read, with the rule that they break."""
 
+import os
 import re
 from collections.abc import Sequence
 
@@ -8,6 +9,7 @@ from hydra.errors import HydraException
 
 from attention_zoo.errors import UserError
 from attention_zoo.tasks.configuration.overrides import OVERRIDE, VALUE_FLAGS
+from attention_zoo.tasks.sweeps.jobs import JOB_FOLDER
 from attention_zoo.zoo import unknown_name_message
 
 # Words with dots between them, or a group of files and the node that gets the chosen one.
@@ -17,6 +19,7 @@ FLAG_VALUES = {
     "--info": ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath"),
 }
 SHORT_FLAGS = {"-c": "--cfg", "-i": "--info", "-p": "--package"}
+SHORT_FLAGS |= {"-cp": "--config-path", "-cn": "--config-name", "-cd": "--config-dir"}
 
 
 def check_grammar(arguments: Sequence[str]) -> None:
@@ -32,14 +35,45 @@ def check_grammar(arguments: Sequence[str]) -> None:
             check_override(override)
 
 
+def refuse_repeated_options(command: str, arguments: Sequence[str]) -> None:
+    """Raise UserError for an option or a group that has two values, of which Hydra takes the last.
+
+    What the program itself adds for a job or a rank may follow another value.
+    """
+    is_rank = os.environ.get("LOCAL_RANK", "0") != "0"
+    if JOB_FOLDER in os.environ or "hydra.mode=RUN" in arguments or is_rank:
+        return
+    given: dict[str, list[str]] = {}
+    for override in arguments:
+        if OVERRIDE.match(override) and not override.startswith("-"):
+            text = override.lstrip("+")
+            texts = given.setdefault(text.lstrip("~").partition("=")[0], [])
+            texts += [text] if text not in texts else []
+    for name, texts in given.items():
+        if len(texts) > 1:
+            sweep = {"train": f", or sweep over values with -m {name}=A,B"}
+            sweep["compare"] = f", or compare values with {name}=A,B"
+            raise UserError(
+                f"{name} is given several times, {' and '.join(texts)}: give it "
+                f"once{sweep.get(command, '')}."
+            )
+
+
 def read_flags(arguments: Sequence[str]) -> dict[str, str]:
-    """Return the flags among the arguments by their long names, with their values."""
-    flags, remaining = {}, iter(arguments)
+    """Return the flags among the arguments by their long names, with their values.
+
+    Raise UserError for a flag that has two values.
+    """
+    flags: dict[str, str] = {}
+    remaining = iter(arguments)
     for argument in remaining:
         flag, equals, value = argument.partition("=")
         if argument.startswith("-"):
-            is_given_apart = flag in VALUE_FLAGS and not equals
-            flags[SHORT_FLAGS.get(flag, flag)] = next(remaining, "") if is_given_apart else value
+            name = SHORT_FLAGS.get(flag, flag)
+            if flag in VALUE_FLAGS and not equals:
+                value = next(remaining, "")
+            if flags.setdefault(name, value) != value:
+                raise UserError(f"{name} takes one value, got {flags[name]} and {value}.")
     return flags
 
 

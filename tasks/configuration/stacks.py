@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 from attention_zoo.errors import UserError, check_positive
 from attention_zoo.tasks.task_spec import task_spec
 
+MOST_LAYERS = 1000
 # The option of `stack` that holds the pattern of each role.
 ROLE_PATTERNS = {
     "attention": "decoder_pattern",
@@ -174,6 +175,12 @@ def layer_count(config: Mapping[str, Any], role: str) -> int:
     name = layer_option(config, role)
     # What resolves a config reads the number before its options are checked.
     check_positive(**{f"model.{name}": config["model"][name]})
+    if config["model"][name] > MOST_LAYERS:
+        raise UserError(
+            f"model.{name} must be at most {MOST_LAYERS:,}, got {config['model'][name]:,}: each "
+            "layer takes time and memory of its own, and the deepest published Transformers have "
+            "1,000 (Wang et al. 2022, arXiv 2203.00555)."
+        )
     return int(config["model"][name])
 
 

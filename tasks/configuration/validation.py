@@ -12,15 +12,18 @@ from attention_zoo.tasks.configuration import conf_files
 from attention_zoo.tasks.configuration.build import (
     build_task,
     instantiate,
+    parameter_counts,
     refusal,
 )
 from attention_zoo.tasks.configuration.renamed_options import refuse_renamed_keys
 from attention_zoo.tasks.configuration.stacks import ROLE_PATTERNS, layers_by_role
 from attention_zoo.tasks.data.tokenizers import ByteTokenizer
+from attention_zoo.tasks.host_memory import check_memory
 from attention_zoo.tasks.task_spec import DIAGNOSTIC_DATA, TASKS, task_spec
 from attention_zoo.tasks.training.fine_tuning import freeze_parameters
 from attention_zoo.zoo import ATTENTION, POSITION, check_pair
 
+FLOAT32_BYTES = 4  # of a weight when it is made
 MANY_STEPS = 10**9  # for a run whose number of steps the data decide
 
 
@@ -44,6 +47,12 @@ def validate(config: Mapping[str, Any]) -> Any:
     with torch.device("meta"):
         task = build_task(config, ByteTokenizer())
     freeze_parameters(task.model, config.get("freeze", ()))
+    parameters = parameter_counts(task.model)["parameters"]
+    check_memory(
+        FLOAT32_BYTES * parameters,
+        f"{parameters:,} parameters",
+        "give a smaller model.dim, model.ffn_dim or model.layers, or fewer positions",
+    )
     try:
         optimizer = task.optimizer_factory(task.model)
         task.schedule_factory(optimizer, total_steps=planned_steps(config))

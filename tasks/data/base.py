@@ -23,6 +23,7 @@ from attention_zoo.tasks.data.tokenizers import Tokenizer, check_state, tokenize
 
 log = logging.getLogger(__name__)
 
+MOST_WORKERS = 1024
 # The values to cache for a split, by name, and its counts for the report.
 EncodedSplit = tuple[dict[str, Any], dict[str, int]]
 
@@ -75,6 +76,11 @@ class PreparedData(LightningDataModule):
         if isinstance(probes, str):
             raise UserError(f"data.probes must be a list of lines, got {short_repr(probes)}.")
         check_not_negative(**{"data.num_workers": num_workers, "data.seed": seed})
+        if num_workers > MOST_WORKERS:
+            raise UserError(
+                f"data.num_workers must be at most {MOST_WORKERS:,}, as each is a process, got "
+                f"{num_workers:,}."
+            )
         self.source = source if root is None else source.with_root(root)
         self.tokenizer_factory = tokenizer
         self.cache_dir = Path(cache_dir)

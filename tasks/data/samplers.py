@@ -8,12 +8,51 @@ same number of steps, and every sample is taken once.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from typing import overload
 
 import numpy as np
 from torch.utils.data import Sampler
 
 from attention_zoo.errors import UserError
+
+
+class Batches(Sequence[np.ndarray]):
+    """Batches of samples that follow each other in one order, cut when they are asked for.
+
+    A large text has millions of batches: an array each would take more memory than the order.
+
+    Args:
+        samples: the order, [n].
+        sizes: the number of samples in each batch, [m].
+    """
+
+    def __init__(self, samples: np.ndarray, sizes: Sequence[int] | np.ndarray) -> None:
+        self.samples = samples
+        self.ends = np.cumsum(sizes, dtype=np.int64)
+        self.numbers = range(len(self.ends))  # of the batches that this object gives
+
+    @overload
+    def __getitem__(self, index: int) -> np.ndarray: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> "Batches": ...
+
+    def __getitem__(self, index: int | slice) -> "np.ndarray | Batches":
+        if isinstance(index, slice):
+            part = Batches.__new__(Batches)
+            part.samples, part.ends, part.numbers = self.samples, self.ends, self.numbers[index]
+            return part
+        number = self.numbers[index]
+        start = self.ends[number - 1] if number else 0
+        return self.samples[start : self.ends[number]]
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    def sizes(self) -> np.ndarray:
+        """Return the number of samples in each batch of the order, [m]."""
+        return np.diff(self.ends, prepend=0)
 
 
 class EpochSampler(Sampler[list[int]], ABC):
@@ -26,16 +65,18 @@ class EpochSampler(Sampler[list[int]], ABC):
         self._length: int | None = None
 
     @abstractmethod
-    def draw_batches(self, generator: np.random.Generator) -> list[np.ndarray]:
+    def draw_batches(self, generator: np.random.Generator) -> Batches:
         """Draw the batches of an epoch; their number and sizes do not depend on the generator."""
 
-    def epoch_batches(self, epoch: int) -> list[np.ndarray]:
+    def epoch_batches(self, epoch: int) -> Batches:
         """Return the batches of an epoch, those of all ranks."""
         batches = self.draw_batches(np.random.default_rng([self.seed, epoch]))
         whole_steps = len(batches) - len(batches) % self.world_size
-        return batches[:whole_steps] + halve_for_ranks(batches[whole_steps:], self.world_size)
+        sizes = batches.sizes()
+        last = halve_for_ranks(sizes[whole_steps:], self.world_size)
+        return Batches(batches.samples, np.concatenate([sizes[:whole_steps], last]))
 
-    def rank_batches(self) -> list[np.ndarray]:
+    def rank_batches(self) -> Batches:
         """Return this rank's batches of the current epoch; an idle rank's last is empty."""
         return self.epoch_batches(self.epoch)[self.rank :: self.world_size]
 
@@ -63,25 +104,27 @@ class EpochSampler(Sampler[list[int]], ABC):
             yield batch.tolist() or self.epoch_batches(self.epoch)[-self.world_size][:1].tolist()
 
 
-def halve_for_ranks(batches: list[np.ndarray], world_size: int) -> list[np.ndarray]:
-    """Halve the largest batches until their number is a multiple of world_size.
+def halve_for_ranks(sizes: np.ndarray, world_size: int) -> np.ndarray:
+    """Return the sizes of batches, the largest halved until a multiple of world_size is there.
 
     The halves stay next to each other. If there are fewer samples than ranks, empty batches follow.
     """
-    for _ in range(-len(batches) % world_size):
-        largest = max(range(len(batches)), key=lambda i: len(batches[i]))
-        batch = batches[largest]
-        half = (len(batch) + 1) // 2
-        if len(batch) < 2:
-            batches = [*batches, batch[half:]]
+    for _ in range(-len(sizes) % world_size):
+        largest = sizes.argmax()
+        size = sizes[largest]
+        if size < 2:
+            sizes = np.append(sizes, 0)
         else:
-            batches = [*batches[:largest], batch[:half], batch[half:], *batches[largest + 1 :]]
-    return batches
+            sizes = np.insert(sizes, largest, (size + 1) // 2)
+            sizes[largest + 1] = size // 2
+    return sizes
 
 
-def consecutive_batches(indices: np.ndarray, batch_size: int) -> list[np.ndarray]:
-    """Cut indices into batches; the last one may be smaller."""
-    return [indices[start : start + batch_size] for start in range(0, len(indices), batch_size)]
+def consecutive_batches(samples: np.ndarray, batch_size: int) -> Batches:
+    """Cut an order into batches; the last one may be smaller."""
+    sizes = np.full(-(-len(samples) // batch_size), batch_size)
+    sizes[-1:] -= len(sizes) * batch_size - len(samples)
+    return Batches(samples, sizes)
 
 
 class FixedBatchSampler(EpochSampler):
@@ -90,16 +133,17 @@ class FixedBatchSampler(EpochSampler):
     Raise UserError if there are fewer samples than ranks.
     """
 
-    def __init__(self, batches: list[np.ndarray], **options: int) -> None:
+    def __init__(self, batches: Batches, **options: int) -> None:
         super().__init__(**options)
-        self.batches = halve_for_ranks(batches, self.world_size)
-        if not all(map(len, self.batches)):
+        sizes = halve_for_ranks(batches.sizes(), self.world_size)
+        self.batches = Batches(batches.samples, sizes)
+        if not sizes.all():
             raise UserError(
                 "a split to evaluate must have a sample for each process, got "
-                f"{sum(map(len, batches))} for {self.world_size} processes; lower trainer.devices."
+                f"{len(batches.samples)} for {self.world_size} processes; lower trainer.devices."
             )
 
-    def draw_batches(self, generator: np.random.Generator) -> list[np.ndarray]:
+    def draw_batches(self, generator: np.random.Generator) -> Batches:
         return self.batches
 
 
@@ -129,22 +173,23 @@ class TokenBudgetSampler(EpochSampler):
         self.longer = np.maximum(source_lengths, target_lengths)
         self.shorter = np.minimum(source_lengths, target_lengths)
         self.length_jitter = length_jitter
-        self.batch_ends: list[int] = []
-        start = 0
+        ends, start = [], 0
         for row, length in enumerate(np.sort(self.longer).tolist()):
             if row > start and (row + 1 - start) * length > tokens_per_batch:
-                self.batch_ends.append(row)
+                ends.append(row)
                 start = row
+        self.batch_sizes = np.diff([0, *ends, len(self.longer)])
 
-    def batches_by_length(self, noise: float | np.ndarray = 0.0) -> list[np.ndarray]:
+    def batches_by_length(self, noise: float | np.ndarray = 0.0) -> Batches:
         """Return the batches in the order of the longer sides, then of the shorter ones."""
         order = np.lexsort((self.shorter + noise, self.longer))
-        return np.split(order, self.batch_ends)
+        return Batches(order, self.batch_sizes)
 
-    def draw_batches(self, generator: np.random.Generator) -> list[np.ndarray]:
+    def draw_batches(self, generator: np.random.Generator) -> Batches:
         noise = self.length_jitter * generator.standard_normal(len(self.shorter))
         batches = self.batches_by_length(noise)
-        return [batches[i] for i in generator.permutation(len(batches))]
+        order = generator.permutation(len(batches))
+        return Batches(np.concatenate([batches[i] for i in order]), self.batch_sizes[order])
 
 
 class ShuffledBlockSampler(EpochSampler):
@@ -163,17 +208,21 @@ class ShuffledBlockSampler(EpochSampler):
         # One block less than fits, if there is more than one, leaves room for every offset.
         self.blocks = max(1, (tokens - context_length) // context_length)
 
-    def draw_batches(self, generator: np.random.Generator) -> list[np.ndarray]:
+    def draw_batches(self, generator: np.random.Generator) -> Batches:
         spare_tokens = self.tokens - self.blocks * self.context_length
         offset = generator.integers(min(self.context_length, spare_tokens))
-        starts = offset + self.context_length * generator.permutation(self.blocks)
+        # In place, and in the smallest type: a large text has as many blocks.
+        starts = np.arange(self.blocks, dtype=np.min_scalar_type(self.tokens))
+        generator.shuffle(starts)
+        starts *= self.context_length
+        starts += int(offset)
         return consecutive_batches(starts, self.batch_size)
 
 
 class RandomBlockSampler(ShuffledBlockSampler):
     """The same number of blocks, each from a random position, drawn with replacement."""
 
-    def draw_batches(self, generator: np.random.Generator) -> list[np.ndarray]:
+    def draw_batches(self, generator: np.random.Generator) -> Batches:
         starts = generator.integers(self.tokens - self.context_length, size=self.blocks)
         return consecutive_batches(starts, self.batch_size)
 
@@ -185,5 +234,5 @@ class ShuffledRowSampler(EpochSampler):
         super().__init__(**options)
         self.rows, self.batch_size = rows, batch_size
 
-    def draw_batches(self, generator: np.random.Generator) -> list[np.ndarray]:
+    def draw_batches(self, generator: np.random.Generator) -> Batches:
         return consecutive_batches(generator.permutation(self.rows), self.batch_size)

@@ -34,6 +34,7 @@ from attention_zoo.tasks.sweeps.jobs import Job
 from attention_zoo.tasks.sweeps.scheduling import DevicePool, outcome_table, run_jobs
 from attention_zoo.tasks.views.console import print_line
 from attention_zoo.tasks.views.tables import print_table
+from attention_zoo.tasks.wording import pluralize
 
 # Options that may differ when a job is run again: they do not change what it trains.
 LAUNCH_OPTIONS = ("hydra", "paths", "logger", "ckpt_path", "overwrite", "jobs", "fail_fast")
@@ -73,7 +74,7 @@ class ProcessesLauncher(Launcher):
         for job in self.compose_jobs(earlier):
             job.restore()
         if earlier:
-            done = f"{sum(job.record.is_final for job in earlier)} of {len(jobs)} jobs"
+            done = f"{sum(job.record.is_final for job in earlier)} of {pluralize(len(jobs), 'job')}"
             print_line(console, f"{done} have their result already; the others run.")
         try:
             run_jobs(
@@ -94,7 +95,7 @@ class ProcessesLauncher(Launcher):
         # A search asks for one trial after another, and a refused one is no failure of the search.
         is_search = self.config.hydra.runtime.choices["hydra/sweeper"] != "basic"
         if not is_search and all(job.record.outcome == "refused" for job in jobs):
-            raise Unsupported(f"all {len(jobs)} jobs were refused; the table says why.")
+            raise Unsupported(f"every job of {len(jobs)} was refused; the table says why.")
         return [job_return(job) for job in jobs]
 
     def print_outcome(self, jobs: Sequence[Job], console: Console) -> None:

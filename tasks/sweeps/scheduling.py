@@ -13,6 +13,7 @@ from attention_zoo.tasks.interruption import interruptible
 from attention_zoo.tasks.sweeps.jobs import Job
 from attention_zoo.tasks.views.console import print_line
 from attention_zoo.tasks.views.tables import Table
+from attention_zoo.tasks.wording import pluralize
 
 # Seconds that a job has to save its state, after Ctrl-C and after SIGTERM.
 GRACE_SECONDS = (60.0, 10.0)
@@ -124,7 +125,7 @@ def run_jobs(
 def stop_jobs(running: list[Job], console: Console) -> None:
     """Stop jobs as Ctrl-C does, so that they save their state; then with SIGTERM and SIGKILL."""
     if running:
-        print_line(console, f"stopping {len(running)} running jobs")
+        print_line(console, f"stopping {pluralize(len(running), 'running job')}")
     try:
         for number, grace in zip((signal.SIGINT, signal.SIGTERM), GRACE_SECONDS, strict=True):
             for job in running:

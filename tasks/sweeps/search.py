@@ -21,10 +21,12 @@ from rich.console import Console
 
 from attention_zoo.errors import UserError
 from attention_zoo.tasks.configuration.resolved_config import hash_config
+from attention_zoo.tasks.folder_lock import locked_folder
 from attention_zoo.tasks.run_folder import JOB_LOG
 from attention_zoo.tasks.sweeps.launcher import LAUNCH_OPTIONS, require_count
 from attention_zoo.tasks.task_spec import task_spec
 from attention_zoo.tasks.views.console import print_line
+from attention_zoo.tasks.wording import pluralize
 
 if TYPE_CHECKING:
     from optuna import Study
@@ -108,10 +110,16 @@ class TrialsSweeper(Sweeper):
 
     def sweep(self, arguments: list[str]) -> Any:
         """Run trials until there are `n_trials`, first those that were cut off."""
+        with locked_folder(Path(self.config.hydra.sweep.dir), "hydra.sweep.dir"):
+            return self.search()
+
+    def search(self) -> Any:
+        """Run the trials, and return the lowest validation loss."""
         console = Console()
         study = self.open_study()
         done = sum(trial.state.is_finished() for trial in study.trials)
-        print_line(console, f"study {study.study_name} in {self.storage}: {done} trials are done")
+        finished = pluralize(done, "finished trial")
+        print_line(console, f"study {study.study_name} in {self.storage}: {finished}")
         for numbers in self.draw_batches(study):
             overrides = [self.trial_overrides(study, number) for number in numbers]
             returns = self.launcher.launch(overrides, initial_job_idx=numbers[0])
@@ -119,13 +127,14 @@ class TrialsSweeper(Sweeper):
         count = len(study.trials)
         if not any(trial.value is not None for trial in study.trials):
             raise UserError(
-                f"none of the {count} trials has a val/loss; the reasons are in their {JOB_LOG}, "
-                f"in {self.config.hydra.sweep.dir}."
+                f"no trial of {count} has a val/loss; the reasons are in their {JOB_LOG}, in "
+                f" {self.config.hydra.sweep.dir}."
             )
         best = study.best_trial
         values = " ".join(f"{name}={value}" for name, value in best.params.items())
         score = f"val/loss {best.value:.4f}"
-        print_line(console, f"Best of {count} trials: {best.number}, {score}: {values}")
+        trials = pluralize(count, "trial")
+        print_line(console, f"Best of {trials}: {best.number}, {score}: {values}")
         return best.value
 
     def open_study(self) -> "Study":

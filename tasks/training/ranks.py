@@ -1,9 +1,11 @@
 """Compare the configs of a run's processes, and gather their outputs."""
 
+import os
 from typing import Any
 
 import torch
 from lightning import Trainer
+from lightning.pytorch.utilities import rank_zero_only
 
 from attention_zoo.errors import UserError
 from attention_zoo.tasks.configuration.resolved_config import hash_config
@@ -11,6 +13,13 @@ from attention_zoo.tasks.run_folder import RunFolder
 
 # Paths differ from rank to rank without changing the training.
 LOCAL_OPTIONS = ("paths", "logger", "callbacks")
+
+
+def is_first_rank() -> bool:
+    """Return whether this process is the first of its run, before a Trainer has joined them."""
+    # Lightning, torchrun and SLURM number processes, and the first two also machines.
+    is_first: bool = rank_zero_only.rank == 0  # type: ignore[attr-defined]
+    return is_first and os.environ.get("NODE_RANK", "0") == "0"
 
 
 def require_equal_ranks(trainer: Trainer, config: dict[str, Any]) -> None:

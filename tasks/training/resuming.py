@@ -18,6 +18,7 @@ from attention_zoo.tasks.training.checkpoints import (
     read_checkpoint,
 )
 from attention_zoo.tasks.views.console import format_override, print_line
+from attention_zoo.tasks.wording import pluralize
 
 # Options and groups of which a run may go on with other values than those in its checkpoint.
 # They do not change what is learnt, or are compared by what the prepared data are.
@@ -77,12 +78,12 @@ def checkpoint_to_resume(config: dict[str, Any], console: Console) -> Resumed | 
     check_resumable(path, checkpoint)
     obeyed = check_same_training(path, checkpoint["attention_zoo"]["config"], config)
     is_done, steps = False, checkpoint["global_step"]
-    for unit, done in (("steps", steps), ("epochs", checkpoint["epoch"])):
-        limit = config["trainer"][f"max_{unit}"]
+    for unit, done in (("step", steps), ("epoch", checkpoint["epoch"])):
+        limit = config["trainer"][f"max_{unit}s"]
         if limit is not None and 0 <= limit < done:
             raise UserError(
-                f"{path} has been trained for {done} {unit} already; set trainer.max_{unit} to "
-                f"that or more, got {limit}."
+                f"{path} has been trained for {pluralize(done, unit)} already; set "
+                f"trainer.max_{unit}s to that or more, got {limit}."
             )
         is_done |= limit == done
     start = ", with its validation" if checkpoint["attention_zoo"].get("validation_due") else ""

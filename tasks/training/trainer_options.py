@@ -18,6 +18,7 @@ from attention_zoo.tasks.data.base import PreparedData, data_ranks
 from attention_zoo.tasks.task_spec import DIAGNOSTIC_DATA, TRANSLATION, task_spec
 from attention_zoo.tasks.training.callbacks.periodic_inspection import InspectionCallback
 from attention_zoo.tasks.training.task import Task
+from attention_zoo.tasks.wording import pluralize
 
 # The least values of options of `lightning.Trainer` that it takes as they are.
 LEAST: dict[str, float] = {
@@ -205,16 +206,17 @@ def check_batches(trainer: Trainer, data: PreparedData) -> str | None:
     options = {"accumulate_grad_batches": wanted}
     if trainer.check_val_every_n_epoch is not None and isinstance(trainer.val_check_interval, int):
         options["val_check_interval"] = trainer.val_check_interval
+    size = "tokens_per_batch" if hasattr(data, "tokens_per_batch") else "batch_size"
     for name, value in options.items():
         if value > batches:
             raise UserError(
                 f"trainer.{name}={value} needs as many batches in an epoch, which has {batches} in "
-                "a process. Choose fewer, or make smaller batches, such as with "
-                "data.tokens_per_batch or data.batch_size."
+                f"a process. Choose at most {batches}, or make smaller batches with a lower "
+                f"data.{size}."
             )
     if batches % wanted == 0:
         return None
     return (
-        f"An epoch has {batches} batches in a process, so its last step accumulates "
-        f"{batches % wanted} in place of {wanted}."
+        f"An epoch has {pluralize(batches, 'batch', 'es')} in a process, so its last step "
+        f"accumulates {batches % wanted} in place of {wanted}."
     )

@@ -12,6 +12,7 @@ from rich.tree import Tree
 from attention_zoo.tasks.configuration.resolved_config import choice_name
 from attention_zoo.tasks.run_folder import to_number
 from attention_zoo.tasks.views.tables import Table, print_table
+from attention_zoo.tasks.wording import pluralize
 
 
 def print_line(console: Console, line: str | Text) -> None:
@@ -32,7 +33,7 @@ def print_run_summary(
     facts = (
         f"{manifest['parameters']:,} parameters",
         f"{manifest['tokens_seen']:,} tokens seen",
-        f"{manifest['steps']:,} steps, ended by {manifest['ended']}",
+        f"{pluralize(manifest['steps'], 'step')}, ended by {manifest['ended']}",
         f"{minutes} min {seconds} s" if minutes else f"{seconds} s",
         f"seed {manifest['seed']}",
         str(manifest["precision"]),

@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -50,7 +51,7 @@ class Program:
 
     def start(self, *arguments: str, env: dict[str, str] | None = None) -> subprocess.Popen:
         return subprocess.Popen(
-            [sys.executable, "-m", "attention_zoo", *arguments],
+            [sys.executable, "-m", "attention_zoo", *last_values(arguments)],
             cwd=self.folder,
             env=self.environment(env),
             stdout=subprocess.PIPE,
@@ -71,7 +72,7 @@ class Program:
         """Run to the end; the exit code must be `code`."""
         raw = input.encode() if isinstance(input, str) else input
         done = subprocess.run(
-            [sys.executable, "-m", "attention_zoo", *arguments],
+            [sys.executable, "-m", "attention_zoo", *last_values(arguments)],
             cwd=self.folder,
             env=self.environment(env),
             input=raw,
@@ -88,6 +89,12 @@ class Program:
 
     def runs(self, task: str = "translation") -> list[Path]:
         return sorted((self.folder / "logs" / task / "runs").glob("*"))
+
+
+def last_values(arguments: Sequence[str]) -> list[str]:
+    """The last value of each option: a test may change one of a list like `QUICK`."""
+    names = [x.lstrip("+").partition("=")[0] if "=" in x else None for x in arguments]
+    return [x for i, x in enumerate(arguments) if not names[i] or names[i] not in names[i + 1 :]]
 
 
 def one_line(errors: str, code: int) -> str:

@@ -12,8 +12,9 @@ from rich.console import Console
 
 from attention_zoo.errors import UserError
 from attention_zoo.tasks.configuration.composition import parse_command
+from attention_zoo.tasks.configuration.override_grammar import refuse_repeated_options
 from attention_zoo.tasks.run_folder import JobRecord, RunFolder
-from attention_zoo.tasks.sweeps.jobs import Job
+from attention_zoo.tasks.sweeps.jobs import JOB_FOLDER, Job
 from attention_zoo.tasks.sweeps.scheduling import outcome_table
 from attention_zoo.tasks.views.tables import print_table
 from tests.cli.conftest import ROOT, SMALL, TEXT
@@ -315,3 +316,43 @@ def test_a_sweep_over_a_diagnostic_shows_how_much_is_right(tmp_path):
 def test_the_config_of_a_comparison_is_shown(program):
     printed = program("compare", "attention=linear", "--cfg", "job").stdout
     assert "trials: 7" in printed and "name: linear" in printed
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["train", "attention=linear", "attention=multi_head"], "attention=linear and attention=m"),
+        (["train", "-m", "data=copy", "data=parity,sort"], "sweep over values with -m data=A,B"),
+        (["train", "model.dim=32", "++model.dim=64"], "model.dim=32 and model.dim=64"),
+        (["train", "~logger", "logger=csv"], "~logger and logger=csv"),
+        (["train", "hydra.run.dir=a", "hydra.run.dir=b"], "hydra.run.dir=a and hydra.run.dir=b"),
+        (["train", "-m", "seeds=2", "seeds=3"], "seeds=2 and seeds=3"),
+        (["compare", "attention=linear", "attention=multi_head"], "compare values with attention="),
+        (["compare", "suite=small", "suite=large"], "suite=small and suite=large"),
+        (["compare", "suite=small", "trials=5", "trials=7"], "trials=5 and trials=7"),
+        (["translate", "ckpt_path=a", "ckpt_path=b", "a line"], "ckpt_path=a and ckpt_path=b"),
+        (["evaluate", "split=valid", "split=test"], "split=valid and split=test: give it once."),
+        (["show", "stack=hybrid", "stack=uniform"], "stack=hybrid and stack=uniform"),
+        (["train", "--config-dir", "a", "-cd", "b"], "--config-dir takes one value, got a and b."),
+    ],
+)
+def test_an_option_has_one_value(refuses, tmp_path, arguments, expected):
+    assert expected in refuses(*arguments, folder=tmp_path)
+
+
+def test_the_same_value_twice_is_one_and_a_job_may_have_what_its_sweep_adds(monkeypatch):
+    refuse_repeated_options("train", ["model.dim=32", "++model.dim=32"])
+    monkeypatch.setenv(JOB_FOLDER, "sweep/0")
+    refuse_repeated_options("train", ["overwrite=false", "overwrite=true"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["show", "stack=hybrid", "model.layers=100000"], "model.layers must be at most 1,000"),
+        (["train", "model.layers=100000"], "model.layers must be at most 1,000"),
+        (["train", "model.dim=1000000", "model.heads=1"], "parameters would take at least"),
+    ],
+)
+def test_a_model_that_no_machine_holds_is_refused(refuses, tmp_path, arguments, expected):
+    assert expected in refuses(*arguments, folder=tmp_path)

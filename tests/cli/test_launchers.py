@@ -87,7 +87,7 @@ def test_a_search_goes_on_where_it_was_killed(program):
     search.communicate()  # Closes its pipes too.
     first = (killed.parent / "0" / "job.json").stat().st_mtime_ns
     done = program(*command)
-    assert "1 trials are done" in done.stdout and "Best of 2 trials" in done.stdout
+    assert "1 finished trial\n" in done.stdout and "Best of 2 trials" in done.stdout
     assert "ckpt_path=" in (killed / ".hydra" / "overrides.yaml").read_text()
     assert (killed.parent / "0" / "job.json").stat().st_mtime_ns == first
     storage = f"sqlite:///{program.folder / 'logs' / 'optuna.db'}"
@@ -98,7 +98,7 @@ def test_a_search_goes_on_where_it_was_killed(program):
     ]
     # One more, and nothing of the others.
     more = program(*command[:2], "hydra.sweeper.n_trials=3", *command[3:])
-    assert "2 trials are done" in more.stdout and "Best of 3 trials" in more.stdout
+    assert "2 finished trials" in more.stdout and "Best of 3 trials" in more.stdout
 
 
 def kill_all(pid: int) -> None:

@@ -79,6 +79,23 @@ def test_all_ranks_stop_within_a_validation_and_repeat_it(program, devices):
     assert same(final_state(run), final_state(whole))
 
 
+def test_a_signal_within_an_accumulated_step_waits_for_its_end(program):
+    """The validation lies between batches of one step, whose gradients are in no checkpoint."""
+    (program.folder / "stopping.py").write_text(STOPPING)
+    options = [*QUICK, "logger=none", "test=false", "callbacks=averaged", "model.dropout=0.2"]
+    options += ["data.tokens_per_batch=128", "trainer.max_steps=3", "trainer.val_check_interval=6"]
+    options += ["trainer.accumulate_grad_batches=4", "~callbacks.attention_maps"]
+    options += ["~callbacks.samples", "+callbacks.stop._target_=stopping.Stop"]
+    run, whole = (program.folder / name for name in ("run", "whole"))
+    done = program("train", *options, f"hydra.run.dir={run}", code=143, STOP="1")
+    assert "step 1  val/loss" in done.stdout
+    last = run / "checkpoints" / "last.ckpt"
+    assert torch.load(last, weights_only=True)["global_step"] == 2
+    program("train", *options, f"hydra.run.dir={run}", "ckpt_path=last")
+    program("train", *options, f"hydra.run.dir={whole}")
+    assert same(final_state(run), final_state(whole))
+
+
 def test_a_signal_before_the_training_ends_it_in_a_line(program):
     process = program.start("train", *ENDLESS)
     wait_for_line(process, "config")

@@ -109,7 +109,7 @@ def test_a_chosen_option_is_in_the_answer(answered, tmp_path):
     assert "| linear | 0.01 | defaults | tuned |" in report
     tried = f"Tuned besides the learning rate: `gated_linear`: attention.temperature=4.0, {option}."
     assert tried in report
-    assert "Further rates, where there are fewer options to tune: `linear` (2)." in report
+    assert "Further rates in place of options: `linear` (2)." in report
     assert "(×: option, ring: chosen)" in (folder / "report.html").read_text()
     (score,) = (board / "results" / "phrases" / "gated_linear").glob("2.json")
     schedule = json.loads(score.read_text())["schedule"]
@@ -124,6 +124,12 @@ def test_the_edge_is_that_of_rates_whatever_the_option():
     losses = LOSSES | {Setting(0.01, "a=1"): 0.8, Setting(0.1, "a=1"): 0.7}
     assert not candidate("x", losses=losses, later={Setting(0.01, "a=1"): 0.5}).is_at_edge
     assert candidate("x", losses=losses, later={Setting(0.1, "a=1"): 0.5}).is_at_edge
+
+
+def test_the_page_names_its_command_and_one_candidate_is_no_plural(answered):
+    _, folder = answered([candidate("linear")], [0.5])
+    page = (folder / "report.html").read_text()
+    assert "by attention-zoo compare." in page and "Comparison of 1 candidate<" in page
 
 
 def test_a_reference_is_compared_with_the_others_whatever_its_rate(answered):

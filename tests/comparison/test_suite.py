@@ -49,8 +49,33 @@ def test_a_comparison_that_fails_does_not_stop_the_others(launched, tmp_path):
     codes[1] = 2
     first = next(iter(read_suite("small")))
     with pytest.raises(UserError, match=f"1 of .* comparisons failed: {first}. The same command"):
-        run_suite("small", ["suite=small", "attention=a,b", f"hydra.sweep.dir={tmp_path}"])
+        run_suite("small", ["attention=multi_head,linear", f"hydra.sweep.dir={tmp_path}"])
     assert len(commands) == len(read_suite("small"))
+
+
+def test_what_is_wrong_in_all_benchmarks_is_refused_once(launched, tmp_path):
+    commands, _ = launched
+    file = tmp_path / "mine.yaml"
+    file.write_text("copy: experiment=small/copying\nparity: experiment=parity\n")
+    pair, place = "attention=multi_head,linear", f"hydra.sweep.dir={tmp_path / 'sweep'}"
+    for wrong, message in [
+        ("model.dims=16", "no option 'model.dims'"),
+        ("seeds=1", "seeds must be at least 3, got 1"),
+        ("attention=multi_head,linea", "no attention 'linea'"),
+        ("optimizer.lr=low", "compare tunes optimizer.lr, got low"),
+    ]:
+        with pytest.raises(UserError, match=message) as error:
+            run_suite(str(file), [pair, wrong, place][wrong.startswith("attention") :])
+        assert "\n" not in str(error.value)
+    assert not commands and not (tmp_path / "sweep").exists()
+
+
+def test_what_is_wrong_in_one_benchmark_is_left_to_it(launched, tmp_path):
+    commands, _ = launched
+    file = tmp_path / "mine.yaml"
+    file.write_text("wrong: experiment=no_such\ncopy: experiment=small/copying\n")
+    run_suite(str(file), ["attention=multi_head,linear", f"hydra.sweep.dir={tmp_path}"])
+    assert len(commands) == 2
 
 
 def test_a_suite_may_be_a_file_of_the_user(tmp_path):

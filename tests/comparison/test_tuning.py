@@ -91,11 +91,15 @@ def test_where_all_rates_diverge_lower_ones_are_tried():
     assert settings(2, dict.fromkeys(LOSSES, math.inf))[1] == [(0.001, ""), (0.01, "")]
 
 
+def test_where_the_best_rate_is_at_the_edge_rates_beyond_are_tried():
+    assert settings(2, LOSSES | {10.0: 0.05})[1] == [(100.0, ""), (1000.0, "")]
+
+
 def test_the_page_says_what_each_candidate_tries():
     sentences = list(describe_option_trials({"a": ["x=1", "x=2"], "b": ["y=1"], "c": []}, 2))
     assert sentences == [
         "Tuned besides the learning rate: `a`: x=1, x=2; `b`: y=1.",
-        "Further rates, where there are fewer options to tune: `b` (1), `c` (2).",
+        "Further rates in place of options: `b` (1), `c` (2).",
     ]
     (sentence,) = describe_option_trials({"b": [], "c": []}, 2)
     assert sentence == "No candidate has an option to tune: each tries 2 further rates."

@@ -91,6 +91,7 @@ def test_all_jobs_are_listed_as_they_are(report, sweep: Path, tmp_path: Path) ->
 def test_the_page_needs_nothing_beside_it(report, sweep: Path, tmp_path: Path) -> None:
     report(sweep, f"output={tmp_path}")
     page = Parsed((tmp_path / "report.html").read_text())
+    assert "by attention-zoo report." in page.text
     for tag, attributes in page.tags:
         assert tag not in ("img", "iframe", "object", "embed"), tag
         for name in ("src", "href", "srcset", "action"):

@@ -111,6 +111,11 @@ def test_what_is_alike_in_all_rows_does_not_decide(tmp_path: Path) -> None:
     assert difference.test_result == "n.s., p = 1.000, one seed"
 
 
+def test_one_second_is_no_plural(tmp_path: Path) -> None:
+    write_run(tmp_path / "0", figures={"seconds": 1.2})
+    assert ", 1 second." in " ".join(summarize(compare_folder(tmp_path)))
+
+
 def test_rows_that_share_the_best_figure_share_the_praise(tmp_path: Path) -> None:
     keys = ("test/bleu", "test/chrf", "test/exact_match", "test/loss", "val/loss")
     alike = {"figures": dict.fromkeys([*keys, "test/perplexity"], 1.0)}
@@ -202,7 +207,7 @@ def test_what_no_label_tells_is_among_the_conditions(tmp_path: Path) -> None:
         (
             {"hardware": {"cpu": "x", "threads": 1, "gpus": ["H100"]}},
             "hardware",
-            "H100, 1 threads: `linear`",
+            "H100, 1 thread: `linear`",
         ),
         (
             {"versions": {"torch": "2.9"}},

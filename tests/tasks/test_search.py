@@ -139,7 +139,7 @@ def test_a_search_of_nothing_is_refused(search, overrides, options, reason):
 
 
 def test_a_search_without_a_result_says_so(search):
-    with pytest.raises(UserError, match="none of the 3 trials has a val/loss"):
+    with pytest.raises(UserError, match="no trial of 3 has a val/loss"):
         search(Launcher(None, FAILED, None))
 
 

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 from attention_zoo.tasks.analysis.report.comparison import Comparison, Row, quote_labels
 from attention_zoo.tasks.analysis.report.measures import format_with_unit
 from attention_zoo.tasks.training.manifest import MATCH_TOLERANCE
+from attention_zoo.tasks.wording import pluralize
 
 MATCHED_OPTION = "model.ffn_dim"  # the width that `match` chooses
 
@@ -31,7 +32,8 @@ def find_conditions(comparison: Comparison) -> Iterator[Condition]:
         if name == "sacreBLEU" and comparison.primary_metric.test != "bootstrap":
             continue
         if missing := sum(run.results.get(key) is None for run in runs):
-            yield Condition(name, None, f"not recorded in {missing} of {len(runs)} runs")
+            of_runs = f"{missing} of {pluralize(len(runs), 'run')}"
+            yield Condition(name, None, f"not recorded in {of_runs}")
         else:
             yield Condition(name, *compare(rows, key))
     options = comparison.unlabelled_options()
@@ -125,7 +127,8 @@ def format_result(value: Any) -> str:
     """Return a result as a short text."""
     if isinstance(value, dict):  # hardware
         processor = ", ".join(value.get("gpus", [])) or value.get("cpu", "–")
-        return f"{processor}, {value.get('threads', '–')} threads"
+        threads = value.get("threads")
+        return f"{processor}, {'– threads' if threads is None else pluralize(threads, 'thread')}"
     text = str(value)
     is_hash = len(text) >= 40 and " " not in text and "|" not in text
     return f"{text[:12]}…" if is_hash else text

@@ -41,11 +41,17 @@ def report_page(
     charts: Sequence[Mapping[str, Sequence[str]]],
     runs: Sequence[Run],
     findings: Sequence[Finding] = (),
+    *,
+    command: str,
 ) -> str:
-    """Return `report.html`, one file that needs no network; it has charts by kind."""
+    """Return `report.html`, one file that needs no network, made by a command.
+
+    `charts` are by kind.
+    """
     return render_page(
         "analysis/report/page.html",
         title=title,
+        command=command,
         date=f"{datetime.now():%Y-%m-%d %H:%M}",
         comparisons=comparisons,
         charts=charts,

@@ -35,6 +35,11 @@ class Measure:
             return f"{value:,.{self.number_format if abs(value) < 1000 else 0}f}".replace("-", "−")
         return format_with_unit(value, self.number_format).replace("-", "−")
 
+    def describe(self, value: float | None) -> str:
+        """Return a value with its title: "12 seconds", but "1 second"."""
+        text = self.format(value)
+        return f"{text} {self.title.removesuffix('s') if text == '1' else self.title}"
+
     def format_mean(self, values: Sequence[float]) -> str:
         """Return mean ± standard deviation; of one value, the value."""
         text = self.format(fmean(values) if values else None)

@@ -56,7 +56,7 @@ def summarize(comparison: Comparison) -> Iterator[str]:
         yield f"The reference, `{reference.label}`, has {describe_mean(reference, metric)}."
     yield from summarize_tests(comparison)
     costs = [
-        f"{x.format(best.mean(x.key))} {x.title}"
+        x.describe(best.mean(x.key))
         for x in comparison.cost
         if x.key in COSTS and best.values(x.key)
     ]

@@ -129,7 +129,7 @@ def jobs_table(comparisons: Sequence[Comparison], runs: Sequence[Run]) -> Table:
         ]
         for run, name in zip(runs, run_names(runs), strict=True)
     ]
-    return Table(f"All {len(runs)} jobs", columns, rows, f"llp{'r' * len(metrics)}rl")
+    return Table(f"Jobs: {len(runs)}", columns, rows, f"llp{'r' * len(metrics)}rl")
 
 
 def csv_rows(runs: Sequence[Run]) -> list[dict[str, Any]]:

@@ -11,6 +11,10 @@ import numpy as np
 from attention_zoo.errors import UserError, check_not_negative, check_positive, short_repr
 from attention_zoo.tasks.data.sources.base import SPLITS, Source, split_of
 from attention_zoo.tasks.data.tokenizers import PAD
+from attention_zoo.tasks.host_memory import check_memory
+
+MOST = 1_000_000  # symbols, or tokens of a sequence
+COUNTS = ("size", "valid", "test", "seed")  # options that have other limits
 
 
 class QueryRows(NamedTuple):
@@ -46,6 +50,22 @@ class Diagnostic(Source[QueryRows]):
         self._check_types()
         check_positive(length=self.length, size=self.size, valid=self.valid, test=self.test)
         check_not_negative(seed=self.seed)
+        self._check_sizes()
+
+    def _check_sizes(self) -> None:
+        """Raise UserError for sequences or symbols that would fill the memory."""
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if field.type is int and field.name not in COUNTS and value > MOST:
+                raise UserError(f"{field.name} must be at most {MOST:,}, got {value:,}.")
+        sequences = self.size + self.valid + self.test
+        # Their tokens, and what tells that none is drawn twice; those of a draw have 8 bytes.
+        needed = sequences * (4 * self.length + 100)
+        check_memory(
+            max(needed, 8 * self.length * self.rows_per_draw),
+            f"{sequences:,} sequences of length {self.length:,}",
+            "ask for fewer (data.source.size) or shorter ones (data.source.length)",
+        )
 
     def _check_types(self) -> None:
         """Raise UserError for a value that is no number where the field is one."""

@@ -19,6 +19,7 @@ from attention_zoo.tasks.data.sources.columns import (
 from attention_zoo.tasks.data.sources.files import SplitFiles, find_file
 from attention_zoo.tasks.data.sources.text_reader import read_lines
 from attention_zoo.tasks.data.sources.translation_memories import MEMORY_SUFFIXES, read_memory
+from attention_zoo.tasks.wording import pluralize
 
 
 class ParallelFiles(SplitFiles[list[Pair]]):
@@ -171,8 +172,8 @@ def read_pairs(source: Path, target: Path) -> list[Pair]:
     if len(sources) != len(targets):
         shorter, longer = sorted((len(sources), len(targets)))
         raise BadInput(
-            f"{source} has {len(sources)} lines and {target} has {len(targets)}: lines "
-            f"{shorter + 1} to {longer} have no partner; align them, one sentence a line."
+            f"{source} has {pluralize(len(sources), 'line')} and {target} has {len(targets)}: "
+            f"lines {shorter + 1} to {longer} have no partner; align them, one sentence a line."
         )
     if not sources:
         raise BadInput(f"{source} holds no line; a split needs at least one.")

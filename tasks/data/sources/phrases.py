@@ -20,11 +20,13 @@ from num2words import num2words
 from attention_zoo.errors import UserError, check_positive
 from attention_zoo.factory import typed_options
 from attention_zoo.tasks.data.sources.base import Pair, Source, split_of
+from attention_zoo.tasks.host_memory import check_memory
 
 # Called with `locale=…`, a phrase returns that locale's words.
 Phrase = Callable[..., str]
 PhraseSampler = Callable[[random.Random], Phrase]
 
+PAIR_BYTES = 300  # that a pair of short lines takes at least, in Python
 # Fixed samples, so that each name is seen often enough to be learned.
 COUNTRIES = (
     "AO AR AT AU BE BG BO BR CA CH CL CN CO CR CU CZ DE DK EC EG ES FI FR GB GR HR HU ID IE "
@@ -75,6 +77,8 @@ class Phrases(Source[list[Pair]]):
         check_positive(
             **{"data.source.size": size, "data.source.valid": valid, "data.source.test": test}
         )
+        lines = size + valid + test
+        check_memory(PAIR_BYTES * lines, f"{lines:,} lines", "lower data.source.size")
         self.sizes = {"train": size, "valid": valid, "test": test}
         self.locales = (parse_locale(source), parse_locale(target))
         self.target_language = target

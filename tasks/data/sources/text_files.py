@@ -13,6 +13,7 @@ from attention_zoo.tasks.data.sources.base import Source
 from attention_zoo.tasks.data.sources.columns import SUFFIXES, read_columns, suffix_of
 from attention_zoo.tasks.data.sources.files import SplitFiles, find_file
 from attention_zoo.tasks.data.sources.text_reader import read_chunks, read_text
+from attention_zoo.tasks.wording import pluralize
 
 
 class FileText(Iterable[str]):
@@ -122,7 +123,7 @@ class TextFiles(SplitFiles[Iterable[str | FileText]]):
         if len({*ends}) < len(ends):
             name = "a document" if isinstance(document, str) else document.path
             raise BadInput(
-                f"{name} has {number} lines, too few to cut "
+                f"{name} has {pluralize(number, 'line')}, too few to cut "
                 f"off {' and '.join(self.cut_splits)}; give data.source.valid, or more text."
             )
         if isinstance(document, str):

@@ -20,6 +20,7 @@ from attention_zoo.models.embedding import TokenEmbedding
 from attention_zoo.models.stacks import Decoder, Encoder, TransformerLayer
 from attention_zoo.position.base import PositionalEncoding
 from attention_zoo.tasks.views.figures import style
+from attention_zoo.tasks.wording import pluralize
 from attention_zoo.zoo import BEFORE_ATTENTION, SITES, Site
 
 # All lengths are in inches.
@@ -382,8 +383,3 @@ def summarize_head(head: nn.Linear, embedding: TokenEmbedding) -> ModuleSummary:
 def count_parameters(module: nn.Module) -> int:
     """Count the learned numbers of a module; shared ones count once."""
     return sum(parameter.numel() for parameter in module.parameters())
-
-
-def pluralize(count: int, noun: str) -> str:
-    """Return `1 head` or `4 heads`."""
-    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"

@@ -1,4 +1,5 @@
 import itertools
+import tracemalloc
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -14,6 +15,7 @@ from attention_zoo.tasks.data.batches import (
 )
 from attention_zoo.tasks.data.loader import ResumableLoader
 from attention_zoo.tasks.data.samplers import (
+    Batches,
     EpochSampler,
     FixedBatchSampler,
     RandomBlockSampler,
@@ -91,7 +93,7 @@ def rows_by_step(steps: Iterator[Sequence[np.ndarray]]) -> list[list[int]]:
 def test_a_step_of_all_ranks_takes_what_one_process_accumulates(
     rows: int, world_size: int, epoch: int
 ) -> None:
-    def batches(rank: int, world_size: int) -> list[np.ndarray]:
+    def batches(rank: int, world_size: int) -> Batches:
         sampler = ShuffledRowSampler(rows, batch_size=4, rank=rank, world_size=world_size)
         sampler.set_epoch(epoch)
         return sampler.rank_batches()
@@ -125,7 +127,22 @@ def test_a_pair_beyond_the_budget_is_a_batch_of_its_own() -> None:
 
 def test_fewer_samples_to_evaluate_than_ranks_are_refused() -> None:
     with pytest.raises(UserError, match="got 2 for 3 processes"):
-        FixedBatchSampler([np.array([0, 1])], world_size=3)
+        FixedBatchSampler(consecutive_batches(np.arange(2), 2), world_size=3)
+
+
+def test_the_batches_of_a_large_text_take_little_memory() -> None:
+    blocks = 500_000
+    sampler = ShuffledBlockSampler(64 * blocks, context_length=64, batch_size=4)
+    tracemalloc.start()
+    try:
+        iterator = iter(sampler)
+        first = next(iterator)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert first == next(iter(sampler))
+    # The order, in four bytes a block, and the ends of the batches while they are made.
+    assert peak < 20 * blocks
 
 
 def jagged(*rows: list[int]) -> JaggedArray:
