@@ -192,7 +192,7 @@ class CompressedAttention(BlockSparseAttention):
         """Compress the blocks that end in x, and join their entries to the cached ones."""
         first = 0 if cache is None else cache.uncompressed.length
         length = first + x.shape[1]
-        tokens = {name: part.project(x) for name, part in self.compressors.items()}
+        tokens = self.project_blocks(x)
         tokens["positions"] = positions[..., None]
         if cache is not None:
             tokens["positions"] = tokens["positions"].expand(len(x), -1, -1)
@@ -213,6 +213,10 @@ class CompressedAttention(BlockSparseAttention):
         columns = torch.arange(first, length, device=x.device)[:, None]
         visible = (ends[:, None] <= columns) & (ends[:, None] >= starts[:, first:, None])
         return Entries(features, ends, visible[:, None])
+
+    def project_blocks(self, x: Tensor) -> dict[str, Tensor]:
+        """Project x to what each compressor makes its entries of, [b 1 t f] each."""
+        return {"keys": self.compressor.project(x)}
 
     def rotate_keys(self, k: Tensor, positions: Tensor) -> Tensor:
         """Rotate keys alone."""
