@@ -166,9 +166,7 @@ class CompressedAttention(BlockSparseAttention):
         parts = [window, self.attend_entries(x, qkv, entries, mask), self.attend_sink(window)]
         return self.rotate_back(merge_partial_softmax(parts).to(x.dtype), positions)
 
-    def attend_entries(
-        self, x: Tensor, qkv: QKV, entries: Entries, mask: Mask
-    ) -> PartialSoftmax:
+    def attend_entries(self, x: Tensor, qkv: QKV, entries: Entries, mask: Mask) -> PartialSoftmax:
         """Attend from all queries to the entries that they see, [b h q …]."""
         keys = entries.features["keys"]
         dropout = self.dropout if self.training else 0.0
@@ -315,7 +313,9 @@ class CompressedAttention(BlockSparseAttention):
         for b, i in product(range(len(x)), range(x.shape[1])):
             seen = visible[b, i].nonzero()[:, 0]
             if len(seen):
-                attended[b, :, i] = self.naive_query(x[b, seen], positions[b % len(positions), seen])
+                attended[b, :, i] = self.naive_query(
+                    x[b, seen], positions[b % len(positions), seen]
+                )
         return self.naive_output(attended, x)
 
     def naive_query(self, x: Tensor, positions: Tensor) -> Tensor:

@@ -100,7 +100,9 @@ class BlockCompressor(nn.Module):
                 # Of a token of the block before: of the first half of the channels.
                 own = channel + (self.width if self.overlap else 0)
                 pairs = [(j, own if j >= end - self.block else channel) for j in tokens]
-                z = torch.stack([gates[j, c] + self.position_bias[j % self.block, c] for j, c in pairs])
+                z = torch.stack(
+                    [gates[j, c] + self.position_bias[j % self.block, c] for j, c in pairs]
+                )
                 powers = torch.exp(z - z.max())
                 v = torch.stack([values[j, c] for j, c in pairs])
                 channels.append((powers / powers.sum()) @ v)

@@ -83,7 +83,7 @@ class CompressedSparseAttention(CompressedAttention):
         return super().project_blocks(x) | {"index": self.index_compressor.project(x.detach())}
 
     def project_index(self, x: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
-        """Project x to the queries [b j q c] of the indexer's heads, and their weights [b 1 q j]."""
+        """Project x to queries [b j q c] of the indexer, and weights [b 1 q j] of its heads."""
         x = x.detach()
         q = rearrange(self.index_query(x), "b q (j c) -> b j q c", j=self.index_heads)
         return self.position.rotate(q, q[:, :0], positions)[0], self.index_weight(x)[:, None]
