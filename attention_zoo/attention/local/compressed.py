@@ -6,6 +6,7 @@ from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import rms_norm
 
 from attention_zoo.attention import naive
 from attention_zoo.attention.dense.norms import RMSNorm
@@ -71,7 +72,8 @@ class CompressedAttention(BlockSparseAttention):
     also part of entries. All heads share keys and values.
 
     The encoding multiplies queries by Q and keys by K. As keys are values, the sums are multiplied
-    by the transpose of Q at the query. So what a value contributes depends on its distance.
+    by the transpose of Q at the query. So what a value contributes depends on its distance. An
+    encoding that multiplies scores by a factor, as YaRN does, multiplies the sums by it as well.
 
     The first h attention maps are over the tokens of the window, the last h over the entries, which
     stand at the last token of their block.
@@ -133,8 +135,7 @@ class CompressedAttention(BlockSparseAttention):
 
     def project_query(self, x: Tensor) -> Tensor:
         q = super().project_query(x)
-        wide = upcast(q)
-        return (wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + 1e-6)).to(q.dtype)
+        return rms_norm(upcast(q), (self.head_dim,), eps=1e-6).to(q.dtype)
 
     def project_key_value(self, source: Tensor) -> tuple[Tensor, Tensor]:
         shared = self.key_value_norm(self.key_value(source))[:, None]
@@ -164,7 +165,7 @@ class CompressedAttention(BlockSparseAttention):
         in_window = queries[:, :, None] - near[:, :, None] < self.sliding_window
         window = self.attend_blocks(qkv, mask, first + x.shape[1], queries, (near, in_window))
         parts = [window, self.attend_entries(x, qkv, entries, mask), self.attend_sink(window)]
-        return self.rotate_back(merge_partial_softmax(parts).to(x.dtype), positions)
+        return self.position.rotate_back(merge_partial_softmax(parts).to(x.dtype), positions)
 
     def attend_entries(self, x: Tensor, qkv: QKV, entries: Entries, mask: Mask) -> PartialSoftmax:
         """Attend from all queries to the entries that they see, [b h q …]."""
@@ -179,10 +180,6 @@ class CompressedAttention(BlockSparseAttention):
         score = self.sinks.to(part.maximum.dtype)[:, None].expand_as(part.maximum)
         maximum = score.detach()
         return PartialSoftmax(torch.zeros_like(part.numerator), (score - maximum).exp(), maximum)
-
-    def rotate_back(self, attended: Tensor, positions: Tensor) -> Tensor:
-        """Multiply sums [b h q c] by the transpose of the queries' rotation."""
-        return self.position.rotate_back(attended, positions) / self.position.magnitude**2
 
     def compress_tokens(
         self, x: Tensor, mask: Mask, positions: Tensor, cache: CompressedCache | None
@@ -305,7 +302,7 @@ class CompressedAttention(BlockSparseAttention):
     def apply_weights(self, weights: Tensor, values: Tensor) -> Tensor:
         values, positions = values.split([self.head_dim, 1], dim=-1)
         sums = (weights.to(values.dtype) @ values).unflatten(1, (2, -1)).sum(dim=1)
-        return self.rotate_back(sums.to(weights.dtype), positions[:, 0, :, 0].long())
+        return self.position.rotate_back(sums.to(weights.dtype), positions[:, 0, :, 0].long())
 
     def naive(self, x: Tensor, source: Tensor, visible: Tensor, positions: Tensor) -> Tensor:
         """Compute one query at a time from all tokens that it sees."""
@@ -337,7 +334,7 @@ class CompressedAttention(BlockSparseAttention):
             weighted = (powers / powers.sum())[:-1] @ rotated
             # Row i is Q e_i, so that this is Qᵀ times the sum.
             matrix = self.naive_rotate(torch.eye(self.head_dim).to(x), here, head, of="query")
-            rows.append(matrix @ weighted / self.position.naive_magnitude() ** 2)
+            rows.append(matrix @ weighted)
         return torch.stack(rows)
 
     def naive_choice(self, x: Tensor, positions: Tensor) -> Tensor:

@@ -11,11 +11,11 @@ from attention_zoo.attention.softmax import register_softmax
     equation="softmax over the last W tokens, C of all whole blocks, and a sink; C = norm(Σ_j "
     "softmax_j(Z_j + B_j) ⊙ V_j) over a block of m tokens, Z = x W_Z, V = x W_V",
     reference="transformers DeepseekV4Attention",
-    deviations="queries have no latent, and the output projection no groups; B and the sinks start "
-    "at 0; the encoding is one of choice. Blocks and the window are counted over the real tokens of "
-    "each packed sequence. No mask's window, which would cut blocks, and no encoding on scores. "
-    "Maps are over tokens of the window and over entries: gates differ by channel, so an entry's "
-    "weight cannot be divided among its tokens",
+    deviations="queries have no latent, and the output projection has no groups; the encoding is a "
+    "choice of its own. Blocks and the window are counted over the real tokens of each packed "
+    "sequence; no mask's window, which would cut blocks, and no encoding on scores. As gates "
+    "differ by channel, an entry's weight cannot be divided among its tokens: maps are over the "
+    "tokens of the window, and over entries, each at the last token of its block",
     roles=("causal",),
     masks=("causal", "key_mask", "segment_ids"),
     positions=("positions", "embeddings", "heads"),
