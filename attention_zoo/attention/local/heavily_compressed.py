@@ -6,7 +6,7 @@ from attention_zoo.attention.softmax import register_softmax
 
 @register_softmax(
     name="heavily_compressed",
-    also_called=("hca", "heavily_compressed_attention"),
+    also_called=("hca",),
     paper="DeepSeek-AI 2026 (DeepSeek-V4), §2.3.2, eq. 20 to 23",
     equation="softmax over the last W tokens, C of all whole blocks, and a sink; C = norm(Σ_j "
     "softmax_j(Z_j + B_j) ⊙ V_j) over a block of m tokens, Z = x W_Z, V = x W_V",

@@ -30,7 +30,7 @@ from attention_zoo.masks import Mask
 
 @register_softmax(
     name="compressed_sparse",
-    also_called=("csa", "compressed_sparse_attention"),
+    also_called=("csa",),
     paper="DeepSeek-AI 2026 (DeepSeek-V4), §2.3.1, eq. 9 to 17",
     equation="softmax over the last W tokens, C[S] of whole blocks, and a sink; S = top-k of "
     "Σ_j w_j ReLU(q_j·C_I), j over indexer heads; C, C_I = norm(Σ_j softmax_j(Z_j + B_j) ⊙ V_j) "
