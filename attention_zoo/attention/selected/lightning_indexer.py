@@ -126,7 +126,7 @@ class LightningIndexerAttention(TopKSelectionAttention):
         out = self.sum_selected(weights, qkv.v, tokens)
         if not self.training:
             return out, torch.zeros_like(out[:, 0, :, 0])
-        return out, index_divergence(weights, self.score_keys(qkv, keys[:, -1:]), seen)
+        return out, index_divergence(weights, self.score_index(qkv, keys[:, -1:]), seen)
 
     def weights(self, qkv: QKV, visible: Visibility) -> Tensor:
         tokens, seen = self.select_keys(qkv, visible)
@@ -137,14 +137,14 @@ class LightningIndexerAttention(TopKSelectionAttention):
     def select_keys(self, qkv: QKV, visible: Visibility) -> tuple[Tensor, Tensor]:
         """Return the keys that queries select [b 1 q n], and which of them are visible."""
         first, stop = visible.columns.start, visible.rows.stop
-        scores = self.score_keys(qkv, qkv.k[:, -1:, None, : stop - first])
+        scores = self.score_index(qkv, qkv.k[:, -1:, None, : stop - first])
         seen = replace(visible, columns=Columns(first, stop)).dense(scores.device)
         if seen is None:
             seen = torch.ones_like(scores[:1], dtype=torch.bool)
         tokens = select_largest(scores.masked_fill(~seen, float("-inf")), self.top_k)
         return tokens, seen.expand_as(scores).gather(3, tokens)
 
-    def score_keys(self, qkv: QKV, keys: Tensor) -> Tensor:
+    def score_index(self, qkv: QKV, keys: Tensor) -> Tensor:
         """Compute I [b 1 q n] of queries for the indexer's keys [b 1 q|1 n c]."""
         return score_index(qkv.q[:, self.heads :], qkv.features["weights"], keys)
 
