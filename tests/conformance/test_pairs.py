@@ -233,6 +233,9 @@ def test_an_encoding_acts_where_its_card_says(name: str) -> None:
         assert torch.equal(placed, positions) is ("positions" not in card.acts)
         assert torch.equal(embedded, x) is ("embeddings" not in card.acts)
         same = all(map(torch.equal, rotated, (q, k)))
+        if "width" not in card.acts:
+            back = position.rotate_back(q, positions)
+            assert torch.equal(back, q) is ("heads" not in card.acts)
         assert same is ("heads" not in card.acts and "width" not in card.acts)
         assert (rotated[0].shape == q.shape) is ("width" not in card.acts)
         assert all(map(torch.equal, turned, (q, k))) is ("length" not in card.acts)

@@ -70,7 +70,8 @@ class BlockCompressor(nn.Module):
         steps = torch.arange(1 - self.span, 1, device=ends.device)
         tokens = ends[..., None] + steps
         values, gates = gather_tokens(features, tokens).chunk(2, dim=-1)
-        gates = upcast(self.select_series(gates) + self.select_series(self.repeated_bias()))
+        bias = self.position_bias.repeat(self.span // self.block, 1)
+        gates = self.select_series(upcast(gates) + bias)
         if self.overlap:
             is_own = steps > -self.block
             exists = is_own | (tokens >= starts[..., None])
@@ -78,12 +79,8 @@ class BlockCompressor(nn.Module):
         weights = gates.softmax(dim=-2).to(values.dtype)
         return self.norm((weights * self.select_series(values)).sum(dim=-2))
 
-    def repeated_bias(self) -> Tensor:
-        """Return B for the tokens of an entry, before the choice of a series."""
-        return self.position_bias.repeat(2, 1) if self.overlap else self.position_bias
-
     def select_series(self, x: Tensor) -> Tensor:
-        """Select, of x [… 2m 2c], what the block before and the own block give: [… 2m c]."""
+        """Return the half of x [… 2m 2c] for each block, the first for the one before: [… 2m c]."""
         if not self.overlap:
             return x
         before, own = x.split(self.block, dim=-2)

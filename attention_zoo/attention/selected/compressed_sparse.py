@@ -77,7 +77,7 @@ class CompressedSparseAttention(CompressedAttention):
 
     @property
     def compressors(self) -> dict[str, BlockCompressor]:
-        return super().compressors | {"index": self.index_compressor}
+        return {"keys": self.compressor, "index": self.index_compressor}
 
     def project_blocks(self, x: Tensor) -> dict[str, Tensor]:
         return super().project_blocks(x) | {"index": self.index_compressor.project(x.detach())}

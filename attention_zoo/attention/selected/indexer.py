@@ -1,4 +1,4 @@
-"""What an indexer shares: its scores, and the loss by which it learns them."""
+"""Scores of an indexer for keys, and the loss by which it learns to score them."""
 
 import math
 import warnings
