@@ -91,7 +91,7 @@ class CompressedSparseAttention(CompressedAttention):
     def attend_entries(self, x: Tensor, qkv: QKV, entries: Entries, mask: Mask) -> PartialSoftmax:
         index, weights = self.project_index(x, qkv.q_positions)
         parts = []
-        for part in split_queries(x.shape[1], max(self.top_k, entries.ends.shape[1])):
+        for part in split_queries(x.shape[1], self.top_k):
             start, stop = part.start, part.stop
             queries = (q[:, :, start:stop] for q in (qkv.q, index, weights, entries.visible))
             parts.append(checkpoint(self.attend_selected, *queries, entries.features))
