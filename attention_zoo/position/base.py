@@ -117,6 +117,19 @@ class PositionalEncoding(nn.Module):
         """Rotate heads q [b h t c] and k [b g t c] of the same tokens. A cache keeps the result."""
         return q, k
 
+    def rotate_back(self, x: Tensor, positions: Tensor) -> Tensor:
+        """Multiply heads [b h t c] by the transpose of what `rotate` multiplies queries by.
+
+        For values that were rotated as keys: what they contribute then depends on distances, as
+        scores do. An encoding that turns pairs of channels knows a faster way.
+        """
+        if "heads" not in self.card.acts:
+            return x
+        units = torch.eye(x.shape[-1], dtype=x.dtype, device=x.device)[None, :, None]
+        units = units.expand(len(positions), -1, x.shape[2], -1)
+        columns, _ = self.rotate(units, units[:, :0], positions)
+        return torch.einsum("b i t c, b h t c -> b h t i", columns, x)
+
     def length_spans(self, q_positions: Tensor) -> list[slice]:
         """Split queries into spans of neighbours that rotate the keys alike.
 

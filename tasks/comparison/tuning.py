@@ -47,7 +47,7 @@ class Tuner:
         losses = candidate.rate_losses
         rate = best_rate(losses)
         untried: list[str] = []
-        # Where a better rate may lie beyond the edge, or every rate diverges, rates are of more use.
+        # At the edge a better rate may lie beyond, and where every rate diverges, others may not.
         if math.isfinite(losses[rate]) and not is_at_edge(losses, rate):
             untried = [x for x in candidate.search_space if x not in candidate.options_tried]
         options = [Setting(rate, x) for x in untried[:count]]

@@ -1,5 +1,7 @@
 """Every attention × encoding × role runs, or is refused with its reason and the choices."""
 
+from functools import partial
+
 import pytest
 import torch
 from torch import Tensor
@@ -8,7 +10,7 @@ from torch.nn.functional import cross_entropy
 from attention_zoo import Unsupported, create_attention, create_position
 from attention_zoo.attention.base import take_auxiliary_loss
 from attention_zoo.models import LanguageModel, Seq2Seq
-from attention_zoo.position.base import ScoreInputs
+from attention_zoo.position.base import PositionalEncoding, ScoreInputs
 from attention_zoo.tasks.commands.list import list_pairs
 from attention_zoo.zoo import ATTENTION, POSITION, ROLES, Role, check_pair
 from tests.conformance.cases import (
@@ -177,6 +179,24 @@ def test_an_encoding_sees_distances_only(case: Case) -> None:
         )
 
 
+ROTATIONS = [name for name in POSITION if POSITION.card(name).acts == ("heads",)]
+
+
+@pytest.mark.parametrize("layout", ["half_split", "interleaved"])
+@pytest.mark.parametrize("name", ROTATIONS)
+def test_rotating_back_is_the_transpose_of_rotating_a_query(name: str, layout: str) -> None:
+    """By the encoding's own way and by that of the base class; each row has its positions."""
+    sizes = {"dim": DIM, "heads": HEADS, "head_dim": 4, "role": "causal", "layer": 1}
+    position = moved(
+        create_position(name, **sizes, **small_options(name, "position") | {"layout": layout})
+    )
+    positions = torch.arange(9) + torch.tensor([[0], [30]])
+    q, y = torch.randn(2, HEADS, 9, 4), torch.randn(2, HEADS, 9, 4)
+    product = (position.rotate(q, q, positions)[0] * y).sum(dim=-1)
+    for back in (position.rotate_back, partial(PositionalEncoding.rotate_back, position)):
+        assert_same((q * back(y, positions)).sum(dim=-1), product)
+
+
 @pytest.mark.parametrize("name", list(POSITION))
 def test_an_encoding_acts_where_its_card_says(name: str) -> None:
     """Each hook of the contract is neutral, or the card names where it acts."""
@@ -213,6 +233,9 @@ def test_an_encoding_acts_where_its_card_says(name: str) -> None:
         assert torch.equal(placed, positions) is ("positions" not in card.acts)
         assert torch.equal(embedded, x) is ("embeddings" not in card.acts)
         same = all(map(torch.equal, rotated, (q, k)))
+        if "width" not in card.acts:
+            back = position.rotate_back(q, positions)
+            assert torch.equal(back, q) is ("heads" not in card.acts)
         assert same is ("heads" not in card.acts and "width" not in card.acts)
         assert (rotated[0].shape == q.shape) is ("width" not in card.acts)
         assert all(map(torch.equal, turned, (q, k))) is ("length" not in card.acts)

@@ -10,6 +10,7 @@ from attention_zoo import masks
 from attention_zoo.attention import softmax, unpadding
 from attention_zoo.attention.base import Attention
 from attention_zoo.attention.kernel import base as kernel
+from attention_zoo.attention.local.compressed import CompressedAttention, Entries
 from attention_zoo.backends import flex, reference
 from attention_zoo.masks import Mask, TokenSpan, Visibility
 from tests.conformance import (
@@ -202,3 +203,15 @@ def masks_swallowed(patch: pytest.MonkeyPatch) -> None:
         "effective_mask",
         lambda self, mask, *_: mask.intersect(causal=self.role == "causal", window=self.window),
     )
+
+
+@caught_by(test_leaks.test_no_gradient_reaches_the_future, plain("heavily_compressed"), 7, range(7))
+@caught_by(test_naive.test_forward_is_the_equation, plain("compressed_sparse"), 7)
+def blocks_seen_before_they_are_whole(patch: pytest.MonkeyPatch) -> None:
+    compress_tokens = CompressedAttention.compress_tokens
+
+    def compress_early(self: CompressedAttention, *args: Any) -> Entries:
+        entries = compress_tokens(self, *args)
+        return entries._replace(visible=entries.visible.roll(-1, dims=2))
+
+    patch.setattr(CompressedAttention, "compress_tokens", compress_early)

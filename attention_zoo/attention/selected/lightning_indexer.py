@@ -1,9 +1,6 @@
 """DeepSeek sparse attention and its lightning indexer (DeepSeek-AI 2025)."""
 
-import math
-import warnings
 from dataclasses import replace
-from functools import partial
 from itertools import product
 from typing import Any
 
@@ -12,6 +9,12 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from attention_zoo.attention.naive import linear, linear_heads, rank, rotate_heads
+from attention_zoo.attention.selected.indexer import (
+    average_real,
+    index_divergence,
+    score_index,
+    warn_if_untaken,
+)
 from attention_zoo.attention.selected.topk_selection import (
     TopKSelectionAttention,
     gather_selected,
@@ -107,15 +110,9 @@ class LightningIndexerAttention(TopKSelectionAttention):
         outputs, divergences = zip(*parts, strict=True)
         self.auxiliary_loss = None
         if self.training:
-            divergence = torch.cat(divergences, dim=1)
-            real = torch.ones_like(divergence)
-            if visible.mask.key_mask is not None:
-                real = visible.mask.key_mask[:, -queries:].to(divergence.dtype)
-            self.auxiliary_loss = (divergence * real).sum() / real.sum().clamp(min=1.0)
+            self.auxiliary_loss = average_real(torch.cat(divergences, dim=1), visible.mask)
         out = torch.cat(outputs, dim=2)
-        loss = self.auxiliary_loss
-        if loss is not None and out.requires_grad and not torch.compiler.is_compiling():
-            out.register_hook(partial(warn_of_untaken_loss, loss))
+        warn_if_untaken(out, self.auxiliary_loss, self.card.name)
         return out
 
     def attend_selected(self, qkv: QKV, tokens: Tensor, seen: Tensor) -> tuple[Tensor, Tensor]:
@@ -129,11 +126,7 @@ class LightningIndexerAttention(TopKSelectionAttention):
         out = self.sum_selected(weights, qkv.v, tokens)
         if not self.training:
             return out, torch.zeros_like(out[:, 0, :, 0])
-        target = weights.detach().mean(dim=1)
-        scores = self.score_index(qkv, keys[:, -1:])[:, 0]
-        scores = scores.masked_fill(~seen[:, 0], torch.finfo(scores.dtype).min)
-        prediction = scores.log_softmax(dim=-1)
-        return out, (torch.xlogy(target, target) - target * prediction).sum(dim=-1)
+        return out, index_divergence(weights, self.score_index(qkv, keys[:, -1:]), seen)
 
     def weights(self, qkv: QKV, visible: Visibility) -> Tensor:
         tokens, seen = self.select_keys(qkv, visible)
@@ -153,10 +146,7 @@ class LightningIndexerAttention(TopKSelectionAttention):
 
     def score_index(self, qkv: QKV, keys: Tensor) -> Tensor:
         """Compute I [b 1 q n] of queries for the indexer's keys [b 1 q|1 n c]."""
-        q, weights = qkv.q[:, self.heads :], qkv.features["weights"]
-        similarity = torch.einsum("b j q c, b e q n c -> b e q j n", q, keys).relu()
-        scores = torch.einsum("b e q j, b e q j n -> b e q n", weights, similarity)
-        return scores / math.sqrt(self.head_dim * self.index_heads)
+        return score_index(qkv.q[:, self.heads :], qkv.features["weights"], keys)
 
     def naive(self, x: Tensor, source: Tensor, visible: Tensor, positions: Tensor) -> Tensor:
         """Select keys for one query at a time, and compute attention to these alone."""
@@ -171,14 +161,3 @@ class LightningIndexerAttention(TopKSelectionAttention):
             scores = weights[b, i] @ (q[b, :, i] @ k[b, seen].T).clamp(min=0.0)
             selected[b, i, seen[rank(scores.tolist())[: self.top_k]]] = True
         return super().naive(x, source, selected, positions)
-
-
-def warn_of_untaken_loss(loss: Tensor, gradient: Tensor) -> None:
-    """Warn in a backward pass if the auxiliary loss of its forward pass was not taken."""
-    if not getattr(loss, "was_taken", False):
-        warnings.warn(
-            "The indexer of lightning_indexer does not learn: its auxiliary loss was not added to "
-            "the loss. Add take_auxiliary_loss(model), of attention_zoo.attention.base, before "
-            "backward(); under activation checkpointing choose use_reentrant=False.",
-            stacklevel=2,
-        )

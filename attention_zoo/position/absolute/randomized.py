@@ -98,6 +98,7 @@ class RandomizedEncoding(PositionalEncoding):
 
     embed = inner_hook("embed")
     rotate = inner_hook("rotate")
+    rotate_back = inner_hook("rotate_back")
     length_spans = inner_hook("length_spans")
     rotate_by_length = inner_hook("rotate_by_length")
     score_bias = inner_hook("score_bias")

@@ -58,6 +58,17 @@ class RotaryEncoding(PositionalEncoding):
         waves = self.waves(positions, self.frequencies(q))
         return self.rotate_pairs(q, *waves), self.rotate_pairs(k, *waves)
 
+    def rotate_back(self, x: Tensor, positions: Tensor) -> Tensor:
+        # The transpose of a pair's matrix is that of its mirror image, mirrored back.
+        channels = torch.arange(x.shape[-1], device=x.device)
+        if self.layout == "half_split":
+            is_second = (channels >= self.width // 2) & (channels < self.width)
+        else:
+            is_second = channels % 2 == 1
+        mirrored = torch.where(is_second, -x, x)
+        rotated, _ = self.rotate(mirrored, mirrored[:, :0], positions)
+        return torch.where(is_second, -rotated, rotated)
+
     def exponents(self, x: Tensor) -> Tensor:
         """Return 2i/c of every pair, [c/2], on the device of x, in float32 at least."""
         wide = torch.promote_types(x.dtype, torch.float32)
