@@ -33,7 +33,7 @@ from attention_zoo.tasks.comparison.scaling import (
     size_of_runs,
 )
 from attention_zoo.tasks.comparison.scoreboard import add_results, write_page
-from attention_zoo.tasks.comparison.search_spaces import describe_option_trials
+from attention_zoo.tasks.comparison.settings import describe_option_trials
 from attention_zoo.tasks.views.charts import figure_svg, svg_settings
 from attention_zoo.tasks.views.console import print_line
 from attention_zoo.tasks.views.tables import Cell, Table, csv_text, print_table

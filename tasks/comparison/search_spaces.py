@@ -1,6 +1,6 @@
 """Which options of its mechanisms are tuned of a candidate besides the learning rate."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from itertools import chain
 from typing import Any
 
@@ -30,21 +30,3 @@ def search_space(config: Mapping[str, Any], overrides: Sequence[str]) -> list[st
             if is_default and f"{path}.{option}" not in given:
                 found += [f"{path}.{option}={value}" for value in values]
     return found
-
-
-def describe_option_trials(options: Mapping[str, Sequence[str]], count: int) -> Iterator[str]:
-    """Yield which options each candidate tries, and which try further rates in their place.
-
-    Args:
-        options: overrides, by the label of the candidate.
-        count: of trials that each candidate has besides those of rates.
-    """
-    tried = [f"`{label}`: {', '.join(each)}" for label, each in options.items() if each]
-    if tried:
-        yield f"Tuned besides the learning rate: {'; '.join(tried)}."
-    fewer = {label: count - len(each) for label, each in options.items() if len(each) < count}
-    if fewer and not tried:
-        yield f"No candidate has an option to tune: each tries {count} further rates."
-    elif fewer:
-        numbers = ", ".join(f"`{label}` ({number})" for label, number in fewer.items())
-        yield f"Further rates in place of options: {numbers}."

@@ -1,7 +1,7 @@
 """What is tuned of a candidate: a learning rate, and an option of its mechanism."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 RATE = "optimizer.lr"
@@ -31,3 +31,21 @@ def best_settings(losses: Mapping[Setting, float], count: int) -> list[Setting]:
     """Return the settings of the lowest losses, without those that diverged, by ascending rate."""
     finite = [x for x in sorted(losses) if math.isfinite(losses[x])]
     return sorted(sorted(finite, key=losses.__getitem__)[:count])
+
+
+def describe_option_trials(options: Mapping[str, Sequence[str]], count: int) -> Iterator[str]:
+    """Yield which options each candidate tries, and which try further rates in their place.
+
+    Args:
+        options: overrides, by the label of the candidate.
+        count: of trials that each candidate has besides those of rates.
+    """
+    tried = [f"`{label}`: {', '.join(each)}" for label, each in options.items() if each]
+    if tried:
+        yield f"Tuned besides the learning rate: {'; '.join(tried)}."
+    fewer = {label: count - len(each) for label, each in options.items() if len(each) < count}
+    if fewer and not tried:
+        yield f"No candidate has an option to tune: each tries {count} further rates."
+    elif fewer:
+        numbers = ", ".join(f"`{label}` ({number})" for label, number in fewer.items())
+        yield f"Further rates in place of options: {numbers}."

@@ -35,8 +35,7 @@ from attention_zoo.tasks.comparison.plan import (
     print_plan,
     steps_within,
 )
-from attention_zoo.tasks.comparison.search_spaces import describe_option_trials, search_space
-from attention_zoo.tasks.comparison.settings import RATE
+from attention_zoo.tasks.comparison.settings import RATE, describe_option_trials
 from attention_zoo.tasks.comparison.trainings import Trainings, length, without
 from attention_zoo.tasks.comparison.tuning import Tuner
 from attention_zoo.tasks.configuration.resolved_config import hash_config
@@ -145,6 +144,9 @@ class ComparisonSweeper(Sweeper):
         check_candidates([x.label for x in candidates], composed.configs)
         complete = complete_configs(composed.overrides, composed.configs, self.own_options)
         if self.schedule.option_trials:
+            # Imported here, as mechanisms need torch.
+            from attention_zoo.tasks.comparison.search_spaces import search_space
+
             for candidate, config in zip(candidates, complete, strict=True):
                 if config is not None:
                     candidate.search_space = search_space(config, candidate.overrides)

@@ -5,12 +5,12 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
 from attention_zoo.tasks.commands.cli import main
+from tests.conftest import last_values
 
 ROOT = Path(__file__).parents[2]
 # The smallest model and data that a test can do with.
@@ -89,12 +89,6 @@ class Program:
 
     def runs(self, task: str = "translation") -> list[Path]:
         return sorted((self.folder / "logs" / task / "runs").glob("*"))
-
-
-def last_values(arguments: Sequence[str]) -> list[str]:
-    """The last value of each option: a test may change one of a list like `QUICK`."""
-    names = [x.lstrip("+").partition("=")[0] if "=" in x else None for x in arguments]
-    return [x for i, x in enumerate(arguments) if not names[i] or names[i] not in names[i + 1 :]]
 
 
 def one_line(errors: str, code: int) -> str:

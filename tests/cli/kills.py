@@ -16,7 +16,8 @@ from pathlib import Path
 
 import torch
 
-from tests.cli.conftest import QUICK, SMALL, last_values
+from tests.cli.conftest import QUICK, SMALL
+from tests.conftest import last_values
 
 EVERY = ["trainer.max_steps=60", "trainer.val_check_interval=7", "trainer.log_every_n_steps=4"]
 EVERY += ["callbacks=averaged", "callbacks.last_checkpoint.every_n_steps=3", "logger=none"]
@@ -104,7 +105,7 @@ def same(ours, theirs) -> bool:
 
 
 def kill_and_compare(
-    folder: Path, overrides: list[str], *, task: str, kills: int, seed: int, devices: int = 1
+    folder: Path, overrides: list[str], *, task: str, kills: int, seed: int = 0, devices: int = 1
 ) -> int:
     """Return how many of the killed trainings end as the one that was left alone."""
     draw, options = random.Random(seed), [*TRAININGS[task], *overrides]

@@ -6,8 +6,8 @@ import pytest
 
 from attention_zoo.tasks.comparison.candidate import Candidate
 from attention_zoo.tasks.comparison.plan import Schedule
-from attention_zoo.tasks.comparison.search_spaces import describe_option_trials, search_space
-from attention_zoo.tasks.comparison.settings import Setting
+from attention_zoo.tasks.comparison.search_spaces import search_space
+from attention_zoo.tasks.comparison.settings import Setting, describe_option_trials
 from attention_zoo.tasks.comparison.tuning import Tuner
 
 TEMPERATURES = ["attention.temperature=4.0", "attention.temperature=64.0"]

@@ -121,7 +121,7 @@ class CompressedAttention(BlockSparseAttention):
         return max(self.compressor.span - 1, 1)
 
     def is_visible(self, query: Any, key: Any, length: Any) -> Any:
-        return True
+        return key <= query  # as itself, or as a part of an entry
 
     def create_cache(self) -> Cache:
         return CompressedCache(self.sliding_window, self.uncompressed)

@@ -261,7 +261,7 @@ def test_the_end_of_a_text_is_cut_off_between_lines(tmp_path: Path) -> None:
     assert [len(splits[split][0]) for split in splits] == [9 * 180, 9 * 10, 9 * 10]
     assert "".join(splits[split][0] for split in splits) == content.replace("\r", "")
     write(tmp_path, "b.txt", "one line\n")
-    with pytest.raises(BadInput, match=r"b\.txt has 1 lines, too few to cut off valid and test"):
+    with pytest.raises(BadInput, match=r"b\.txt has 1 line, too few to cut off valid and test"):
         TextFiles(train="b.txt", root=tmp_path).splits()
 
 

@@ -82,7 +82,7 @@ def test_only_line_feeds_end_lines(tmp_path: Path) -> None:
 def test_unequal_line_counts_are_refused(folder: Path) -> None:
     write_pairs(folder, dev_pt=["quatro", "a mais", "a mais"])
     with pytest.raises(
-        BadInput, match=r"dev\.en has 1 lines and .*dev\.pt has 3: lines 2 to 3 .*align"
+        BadInput, match=r"dev\.en has 1 line and .*dev\.pt has 3: lines 2 to 3 .*align"
     ):
         files(folder).splits()
 
