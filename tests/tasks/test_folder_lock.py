@@ -12,6 +12,13 @@ from attention_zoo.tasks import folder_lock
 from attention_zoo.tasks.folder_lock import locked_folder
 
 
+def wait_for(file):
+    until = time.monotonic() + 30
+    while not file.exists():
+        assert time.monotonic() < until
+        time.sleep(0.01)
+
+
 def test_a_locked_folder_is_refused_with_its_owner_until_it_is_free(tmp_path):
     folder = tmp_path / "new" / "run"
     with locked_folder(folder, "hydra.run.dir"):
@@ -33,10 +40,7 @@ def test_a_killed_process_leaves_no_lock(tmp_path):
             time.sleep(60)
         os._exit(1)
     try:
-        until = time.monotonic() + 30
-        while not (tmp_path / "locked").exists():
-            assert time.monotonic() < until
-            time.sleep(0.01)
+        wait_for(tmp_path / "locked")
         refused = pytest.raises(UserError, match=f"process {child} on")
         with refused, locked_folder(tmp_path, "hydra.run.dir"):
             raise AssertionError
@@ -51,8 +55,10 @@ def test_a_worker_that_outlives_its_parent_holds_no_lock(tmp_path):
     with locked_folder(tmp_path, "hydra.run.dir"):
         worker = os.fork()
         if not worker:
+            (tmp_path / "started").touch()
             time.sleep(60)
             os._exit(1)
+        wait_for(tmp_path / "started")
     try:
         with locked_folder(tmp_path, "hydra.run.dir"):
             pass
