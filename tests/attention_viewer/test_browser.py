@@ -8,6 +8,7 @@ import torch
 from attention_zoo.tasks.views.attention_record import AttentionRecord
 from attention_zoo.tasks.views.attention_viewer.page import attention_page, notebook_frame
 from tests.browser import assert_quiet, in_browser, look, texts
+from tests.conformance.cases import mark_exhaustive
 
 pytestmark = in_browser
 
@@ -99,7 +100,12 @@ def close(values: list[float], others: torch.Tensor) -> bool:
     return torch.allclose(torch.tensor(values), others.float(), atol=0.015)
 
 
-@pytest.mark.parametrize("name", ["pair", "several", "long", "signed", "alone", "hebrew"])
+@pytest.mark.parametrize(
+    "name",
+    mark_exhaustive(
+        (name, "page") for name in ("several", "pair", "long", "signed", "alone", "hebrew")
+    ),
+)
 def test_the_console_is_quiet_and_no_host_is_asked(
     browser: Any, pages: dict[str, str], name: str
 ) -> None:
@@ -110,7 +116,13 @@ def test_the_console_is_quiet_and_no_host_is_asked(
 
 @pytest.mark.parametrize(
     "role, layer, head",
-    [("cross", 1, "mean"), ("cross", 0, "1"), ("encoder", 0, "2"), ("decoder", 1, "0")],
+    mark_exhaustive(
+        (choice, "choice")
+        for choice in (
+            *(("cross", 1, "mean"), ("cross", 0, "1")),
+            *(("encoder", 0, "2"), ("decoder", 1, "0")),
+        )
+    ),
 )
 def test_pointing_lights_what_is_attended_to(
     browser: Any, pages: dict[str, str], role: str, layer: int, head: str

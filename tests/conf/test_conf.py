@@ -216,7 +216,10 @@ def test_every_experiment_trains_two_steps(group, choice, train, real, tmp_path)
     assert json.loads((run / "results.json").read_text())["val/loss"] > 0
 
 
-@pytest.mark.parametrize("group, choice", EXPERIMENTS)
+@pytest.mark.parametrize(
+    "group, choice",
+    mark_exhaustive((pair, (pair[0], "/" in pair[1])) for pair in EXPERIMENTS),
+)
 def test_every_experiment_has_its_way(group, choice):
     """What it sets stands in the composed config, whatever the defaults are."""
     config = OmegaConf.create(composed(f"{group}={choice}"))

@@ -85,7 +85,7 @@ def test_a_pattern_longer_than_the_model_is_refused(pattern, needed):
     mark_exhaustive((task, "task") for task in TASKS),
     ids=["language_modeling", "translation"],
 )
-@pytest.mark.parametrize("name", LAYOUTS)
+@pytest.mark.parametrize("name", mark_exhaustive((name, "layout") for name in LAYOUTS))
 def test_every_layout_builds_a_model(name, task):
     config = composed(*task, f"stack={name}", "model=tiny")
     validate(config)

@@ -50,7 +50,7 @@ def test_forward_is_the_equation(case: Case, length: int) -> None:
     hold_against_naive(case, length, length)
 
 
-@over(representative_pairs(), kind=attrgetter("kind_of_any_role"))
+@over(representative_pairs(), kind=attrgetter("family_kind"))
 def test_forward_is_the_equation_with_an_encoding(case: Case) -> None:
     hold_against_naive(case, 7, 7)
 

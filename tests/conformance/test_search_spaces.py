@@ -11,22 +11,22 @@ from attention_zoo import create_attention
 from attention_zoo.attention.base import Attention
 from attention_zoo.factory import options_of
 from attention_zoo.zoo import ATTENTION
-from tests.conformance.cases import DIM, Case, small_options
+from tests.conformance.cases import DIM, Case, mark_exhaustive, small_options
 from tests.conformance.configs import options
 from tests.conformance.test_naive import hold_against_naive
 
 LENGTH = 9
 
 
-def values() -> Iterator[Any]:
-    """Every entry with each value of each option that its card names."""
+def values() -> Iterator[tuple[tuple[str, str, Any], str]]:
+    """Every entry with each value of each option that its card names; options are the kinds."""
     for name in ATTENTION:
         for option, others in ATTENTION.card(name).search_space.items():
             for value in others:
-                yield pytest.param(name, option, value, id=f"{name}-{option}={value}")
+                yield (name, option, value), option
 
 
-every_value = pytest.mark.parametrize(("name", "option", "value"), [*values()])
+every_value = pytest.mark.parametrize(("name", "option", "value"), mark_exhaustive(values()))
 
 
 def create(name: str, **changes: Any) -> Attention:

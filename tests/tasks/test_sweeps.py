@@ -139,7 +139,7 @@ def test_only_the_first_rank_records(tmp_path, monkeypatch):
     assert str(one.record) == f"failed ({FAILED}): its process recorded no reason"
 
 
-@pytest.mark.parametrize("slots", [1, 2])
+@pytest.mark.parametrize("slots", [2, pytest.param(1, marks=pytest.mark.slow)])
 def test_as_many_run_at_a_time_as_there_are_slots(tmp_path, slots):
     jobs = [job(tmp_path, number, "do=train", "seconds=0.4") for number in range(3)]
     launch(jobs, slots=slots)
