@@ -65,11 +65,18 @@ def describe_power(
         tuning_variance=TUNING_VARIANCE,
     )
     other = "the reference" if named_reference else "the best"
+    known = (
+        f"if the spread over seeds is {measure.format(noise.spread)}, as on {data} after "
+        f"{noise.steps:,} steps at width {noise.dim}"
+    )
+    if difference > measure.highest:
+        return (
+            f"{seeds} seeds are too few to show any difference from {other} in {measure.title} "
+            f"with a probability of 80 %, {known}. Take more, or fewer candidates."
+        )
     return (
         f"{seeds} seeds show a difference from {other} of {measure.format(difference)} in "
-        f"{measure.title} with a probability of 80 %, if the spread over seeds is "
-        f"{measure.format(noise.spread)}, as on {data} after {noise.steps:,} steps at width "
-        f"{noise.dim}."
+        f"{measure.title} with a probability of 80 %, {known}."
     )
 
 

@@ -39,6 +39,9 @@ def test_what_can_be_shown_is_said_beforehand(table):
     expected = smallest_difference(0.01, 3, 4, tuning_variance=TUNING_VARIANCE)
     text = describe_power("recall", dim=64, steps=400, seeds=3, rows=4, named_reference=False)
     assert f"a difference from the best of {expected:.3f} in accuracy" in text
+    # 0.5 of the accuracy
+    text = describe_power("recall", dim=512, steps=10_000, seeds=3, rows=4, named_reference=False)
+    assert text.startswith("3 seeds are too few to show any difference from the best in accuracy")
     text = describe_power("copy", dim=64, steps=400, seeds=3, rows=4, named_reference=False)
     assert text.startswith("The spread over seeds on data=copy is not known")
 

@@ -24,6 +24,7 @@ class Measure:
     # The bootstrap adds the variance of test sentences to that of seeds. None: another measure is
     # equivalent, or seeds do not change this one.
     test: Literal["bootstrap", "welch"] | None = None
+    highest: float = math.inf  # value that it can have
 
     def format(self, value: float | None) -> str:
         """Return a value as text."""
@@ -55,10 +56,10 @@ class Measure:
 # The primary metric of a comparison is the first that its rows have. Exact match and accuracy come
 # before the loss for diagnostics, which have no BLEU.
 QUALITY = (
-    Measure("test/bleu", "BLEU", "higher", 2, "bootstrap"),
-    Measure("test/chrf", "chrF", "higher", 2, "bootstrap"),
-    Measure("test/exact_match", "exact match", "higher", 3, "welch"),
-    Measure("test/accuracy", "accuracy", "higher", 3, "welch"),
+    Measure("test/bleu", "BLEU", "higher", 2, "bootstrap", highest=100),
+    Measure("test/chrf", "chrF", "higher", 2, "bootstrap", highest=100),
+    Measure("test/exact_match", "exact match", "higher", 3, "welch", highest=1),
+    Measure("test/accuracy", "accuracy", "higher", 3, "welch", highest=1),
     Measure("test/loss", "test loss", "lower", 4, "welch"),
     Measure("test/bits_per_byte", "bits per byte", "lower", 4, "welch"),
     Measure("test/perplexity", "perplexity", "lower", 2),
