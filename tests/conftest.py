@@ -8,7 +8,7 @@ import inspect
 import os
 import re
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from functools import cache, partial
 from pathlib import Path
 from time import time
@@ -101,12 +101,6 @@ def no_rank_left() -> Iterator[None]:
     assert not left, f"{', '.join(sorted(left))} left in the environment"
 
 
-def last_values(arguments: Sequence[str]) -> list[str]:
-    """The last value of each option: a test may change one of a list like `QUICK`."""
-    names = [x.lstrip("+").partition("=")[0] if "=" in x else None for x in arguments]
-    return [x for i, x in enumerate(arguments) if not names[i] or names[i] not in names[i + 1 :]]
-
-
 def train_in(folder: Path, patch: pytest.MonkeyPatch, *overrides: str) -> Path:
     """Run `attention-zoo train` in this process, in a folder; return the run's folder."""
     from attention_zoo.tasks.commands.cli import main
@@ -115,7 +109,7 @@ def train_in(folder: Path, patch: pytest.MonkeyPatch, *overrides: str) -> Path:
     patch.setenv("ATTENTION_ZOO_CACHE", str(folder / "cache"))
     patch.setenv("WANDB_MODE", "offline")
     patch.delenv("HYDRA_FULL_ERROR", raising=False)
-    patch.setattr(sys, "argv", ["attention-zoo", "train", *last_values(overrides)])
+    patch.setattr(sys, "argv", ["attention-zoo", "train", *overrides])
     try:
         main()
     finally:

@@ -22,6 +22,9 @@ from attention_zoo.tasks.exit_codes import PIPE_CLOSED, exit_code
 from attention_zoo.tasks.interruption import INTERRUPTION, Interrupted, interruptible
 from attention_zoo.tasks.sweeps.jobs import record_outcome
 
+# They print something else than a run does.
+SHOWING_FLAGS = HELP_FLAGS | {"--cfg", "-c", "--info", "-i", "--shell-completion", "-sc"}
+
 
 def main() -> None:
     """Run the command that the arguments of the program name."""
@@ -113,12 +116,18 @@ def run_composed(command: str, arguments: list[str]) -> None:
 
     from attention_zoo.tasks.configuration.composition import parse_command
     from attention_zoo.tasks.configuration.composition_errors import explain_error
+    from attention_zoo.tasks.configuration.override_grammar import describe_repeated_options
     from attention_zoo.tasks.configuration.overrides import source_flags
     from attention_zoo.tasks.sweeps import launcher
 
     program_arguments = sys.argv
     invocation = parse_command(command, arguments)
     asks_for_help = HELP_FLAGS & {*invocation.overrides}
+    if not SHOWING_FLAGS & {x.partition("=")[0] for x in arguments}:
+        # The output of these is the text itself.
+        stream = sys.stderr if command in ("translate", "generate") else sys.stdout
+        for sentence in describe_repeated_options(arguments):
+            print(sentence, file=stream, flush=True)
     help_overrides = override_help(command) if asks_for_help else []
     # Hydra reads sys.argv. Lightning starts other processes with it, and they need the command.
     sys.argv = [program_arguments[0], *invocation.overrides, *help_overrides]

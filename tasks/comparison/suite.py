@@ -16,10 +16,7 @@ from yaml import YAMLError
 
 from attention_zoo.errors import UserError
 from attention_zoo.tasks.comparison.checking import check_comparison
-from attention_zoo.tasks.configuration.override_grammar import (
-    read_flags,
-    refuse_repeated_options,
-)
+from attention_zoo.tasks.configuration.override_grammar import read_flags
 from attention_zoo.tasks.configuration.overrides import override_values
 from attention_zoo.tasks.folder_lock import locked_folder
 from attention_zoo.tasks.views.console import print_line
@@ -42,7 +39,6 @@ def run_suite(suite: str, arguments: Sequence[str]) -> None:
     Raises:
         UserError: there is no such suite, an option belongs to its benchmarks, or one has failed.
     """
-    refuse_repeated_options("compare", arguments)
     benchmarks = read_suite(suite)
     options = override_values([x for x in arguments if "=" in x])
     decided = {

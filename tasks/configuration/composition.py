@@ -24,10 +24,7 @@ from attention_zoo.tasks.configuration.group_overrides import (
     complete_overrides,
     quote_equals_signs,
 )
-from attention_zoo.tasks.configuration.override_grammar import (
-    check_grammar,
-    refuse_repeated_options,
-)
+from attention_zoo.tasks.configuration.override_grammar import check_grammar, last_values
 from attention_zoo.tasks.configuration.overrides import (
     expand_seeds,
     infer_task,
@@ -96,8 +93,7 @@ def parse_command(command: str, arguments: Sequence[str]) -> Invocation:
         arguments = asked or ["dry_run=true" if x == "--dry-run" else x for x in arguments]
     overrides, lines = split_arguments(command, arguments)
     refuse_renamed_options(overrides)
-    refuse_repeated_options(command, overrides)
-    overrides = quote_equals_signs(overrides)
+    overrides = quote_equals_signs(last_values(overrides))
     check_grammar(overrides)
     overrides = check_group_overrides(overrides)
     register_plugins(command, source_flags(overrides))

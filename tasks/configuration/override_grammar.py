@@ -2,7 +2,7 @@
 
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
@@ -35,28 +35,38 @@ def check_grammar(arguments: Sequence[str]) -> None:
             check_override(override)
 
 
-def refuse_repeated_options(command: str, arguments: Sequence[str]) -> None:
-    """Raise UserError for an option or a group that has two values, of which Hydra takes the last.
+def describe_repeated_options(arguments: Sequence[str]) -> Iterator[str]:
+    """Yield which value counts of an option or a group that is given several: Hydra takes the last.
 
-    What the program itself adds for a job or a rank may follow another value.
+    What the program itself adds for a job or a rank may follow another value, which is not said.
     """
     is_rank = os.environ.get("LOCAL_RANK", "0") != "0"
     if JOB_FOLDER in os.environ or "hydra.mode=RUN" in arguments or is_rank:
         return
-    given: dict[str, list[str]] = {}
-    for override in arguments:
-        if OVERRIDE.match(override) and not override.startswith("-"):
-            text = override.lstrip("+")
-            texts = given.setdefault(text.lstrip("~").partition("=")[0], [])
-            texts += [text] if text not in texts else []
-    for name, texts in given.items():
-        if len(texts) > 1:
-            sweep = {"train": f", or sweep over values with -m {name}=A,B"}
-            sweep["compare"] = f", or compare values with {name}=A,B"
-            raise UserError(
-                f"{name} is given several times, {' and '.join(texts)}: give it "
-                f"once{sweep.get(command, '')}."
+    names = [option_name(x) for x in arguments]
+    for name in dict.fromkeys(x for x in names if x):
+        *others, last = (
+            x.lstrip("+") for x, own in zip(arguments, names, strict=True) if own == name
+        )
+        others = [x for x in dict.fromkeys(others) if x != last]
+        if others:
+            yield (
+                f"{name} is given several times, and the last counts: {last}, not "
+                f"{' or '.join(others)}"
             )
+
+
+def last_values(arguments: Sequence[str]) -> list[str]:
+    """Return the arguments without values that a later one of the same option replaces."""
+    names = [option_name(x) for x in arguments]
+    return [x for i, x in enumerate(arguments) if not names[i] or names[i] not in names[i + 1 :]]
+
+
+def option_name(argument: str) -> str:
+    """Return the option or group of an override; empty for a flag or a text."""
+    if argument.startswith("-") or not OVERRIDE.match(argument):
+        return ""
+    return argument.lstrip("+~").partition("=")[0]
 
 
 def read_flags(arguments: Sequence[str]) -> dict[str, str]:

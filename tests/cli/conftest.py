@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 
 from attention_zoo.tasks.commands.cli import main
-from tests.conftest import last_values
 
 ROOT = Path(__file__).parents[2]
 # The smallest model and data that a test can do with.
@@ -51,7 +50,7 @@ class Program:
 
     def start(self, *arguments: str, env: dict[str, str] | None = None) -> subprocess.Popen:
         return subprocess.Popen(
-            [sys.executable, "-m", "attention_zoo", *last_values(arguments)],
+            [sys.executable, "-m", "attention_zoo", *arguments],
             cwd=self.folder,
             env=self.environment(env),
             stdout=subprocess.PIPE,
@@ -72,7 +71,7 @@ class Program:
         """Run to the end; the exit code must be `code`."""
         raw = input.encode() if isinstance(input, str) else input
         done = subprocess.run(
-            [sys.executable, "-m", "attention_zoo", *last_values(arguments)],
+            [sys.executable, "-m", "attention_zoo", *arguments],
             cwd=self.folder,
             env=self.environment(env),
             input=raw,

@@ -17,7 +17,6 @@ from pathlib import Path
 import torch
 
 from tests.cli.conftest import QUICK, SMALL
-from tests.conftest import last_values
 
 EVERY = ["trainer.max_steps=60", "trainer.val_check_interval=7", "trainer.log_every_n_steps=4"]
 EVERY += ["callbacks=averaged", "callbacks.last_checkpoint.every_n_steps=3", "logger=none"]
@@ -46,7 +45,7 @@ def start(options: list[str], folder: Path, devices: int) -> int:
 
     With one device it is a fork of this process, which spares the imports.
     """
-    arguments = ["train", *last_values(options), f"hydra.run.dir={folder}"]
+    arguments = ["train", *options, f"hydra.run.dir={folder}"]
     log = folder.with_suffix(".log").open("a")
     if devices > 1:
         command = [sys.executable, "-m", "attention_zoo", *arguments, "trainer=ddp"]

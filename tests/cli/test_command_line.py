@@ -12,7 +12,10 @@ from rich.console import Console
 
 from attention_zoo.errors import UserError
 from attention_zoo.tasks.configuration.composition import parse_command
-from attention_zoo.tasks.configuration.override_grammar import refuse_repeated_options
+from attention_zoo.tasks.configuration.override_grammar import (
+    describe_repeated_options,
+    last_values,
+)
 from attention_zoo.tasks.run_folder import JobRecord, RunFolder
 from attention_zoo.tasks.sweeps.jobs import JOB_FOLDER, Job
 from attention_zoo.tasks.sweeps.scheduling import outcome_table
@@ -321,29 +324,48 @@ def test_the_config_of_a_comparison_is_shown(program):
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        (["train", "attention=linear", "attention=multi_head"], "attention=linear and attention=m"),
-        (["train", "-m", "data=copy", "data=parity,sort"], "sweep over values with -m data=A,B"),
-        (["train", "model.dim=32", "++model.dim=64"], "model.dim=32 and model.dim=64"),
-        (["train", "~logger", "logger=csv"], "~logger and logger=csv"),
-        (["train", "hydra.run.dir=a", "hydra.run.dir=b"], "hydra.run.dir=a and hydra.run.dir=b"),
-        (["train", "-m", "seeds=2", "seeds=3"], "seeds=2 and seeds=3"),
-        (["compare", "attention=linear", "attention=multi_head"], "compare values with attention="),
-        (["compare", "suite=small", "suite=large"], "suite=small and suite=large"),
-        (["compare", "suite=small", "trials=5", "trials=7"], "trials=5 and trials=7"),
-        (["translate", "ckpt_path=a", "ckpt_path=b", "a line"], "ckpt_path=a and ckpt_path=b"),
-        (["evaluate", "split=valid", "split=test"], "split=valid and split=test: give it once."),
-        (["show", "stack=hybrid", "stack=uniform"], "stack=hybrid and stack=uniform"),
-        (["train", "--config-dir", "a", "-cd", "b"], "--config-dir takes one value, got a and b."),
+        (
+            ["attention=linear", "attention=multi_head"],
+            "attention=multi_head, not attention=linear",
+        ),
+        (["model.dim=32", "x=1", "++model.dim=64"], "counts: model.dim=64, not model.dim=32"),
+        (["~logger", "logger=csv"], "logger=csv, not ~logger"),
+        (
+            ["a=1", "a=2", "+a=3"],
+            "a is given several times, and the last counts: a=3, not a=1 or a=2",
+        ),
     ],
 )
-def test_an_option_has_one_value(refuses, tmp_path, arguments, expected):
-    assert expected in refuses(*arguments, folder=tmp_path)
+def test_of_several_values_the_last_counts_and_this_is_said(arguments, expected):
+    (sentence,) = describe_repeated_options(arguments)
+    assert expected in sentence
 
 
 def test_the_same_value_twice_is_one_and_a_job_may_have_what_its_sweep_adds(monkeypatch):
-    refuse_repeated_options("train", ["model.dim=32", "++model.dim=32"])
+    assert not [*describe_repeated_options(["model.dim=32", "++model.dim=32"])]
     monkeypatch.setenv(JOB_FOLDER, "sweep/0")
-    refuse_repeated_options("train", ["overwrite=false", "overwrite=true"])
+    assert not [*describe_repeated_options(["overwrite=false", "overwrite=true"])]
+
+
+def test_a_run_says_which_value_counts(program):
+    line = program("show", "stack=hybrid", "model.layers=4", "model.layers=5").stdout
+    assert line.startswith("model.layers is given several times, and the last counts: ")
+    dry = program("compare", *SMALL, "seed=1", "seed=2", "trials=4", code=2)
+    assert dry.stdout.startswith("seed is given several times, and the last counts: seed=2, not")
+    assert len(dry.stderr.splitlines()) == 1
+    shown = program("train", "seed=1", "seed=2", "--cfg", "job").stdout
+    assert "several" not in shown and "seed: 2" in shown
+
+
+def test_only_the_last_value_of_an_option_is_read(refuses, tmp_path):
+    again = ["init_from=first.ckpt", "seed=1", "init_from=last.ckpt"]
+    assert "last.ckpt" in refuses("train", *again, folder=tmp_path)
+    assert last_values(["~a", "-m", "b=1", "b=1", "a=2", "text"]) == ["-m", "b=1", "a=2", "text"]
+
+
+def test_a_flag_has_one_value(refuses, tmp_path):
+    line = refuses("train", "--config-dir", "a", "-cd", "b", folder=tmp_path)
+    assert "--config-dir takes one value, got a and b." in line
 
 
 @pytest.mark.parametrize(

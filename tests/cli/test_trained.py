@@ -10,7 +10,6 @@ from omegaconf import OmegaConf
 
 from attention_zoo.tasks import load
 from tests.cli.conftest import LINES, ROOT, SMALL, Program
-from tests.conftest import last_values
 
 
 @pytest.fixture(scope="module")
@@ -271,8 +270,7 @@ def test_what_cannot_be_resumed_is_refused(trained, refuses):
     last = trained.run / "checkpoints" / "last.ckpt"
     options = ["train", *SMALL, *LINES, "logger=none", f"ckpt_path={last}"]
     options += ["trainer.val_check_interval=2"]
-    wider = last_values([*options, "model.ffn_dim=48"])
-    refusal = refuses(*wider, folder=trained.folder)
+    refusal = refuses(*options, "model.ffn_dim=48", folder=trained.folder)
     assert "was trained with model.ffn_dim=32, got model.ffn_dim=48" in refusal
     refusal = refuses(*options, "trainer.max_steps=2", folder=trained.folder)
     assert "for 3 steps already" in refusal

@@ -20,7 +20,6 @@ from attention_zoo.tasks.configuration.build import build_model
 from attention_zoo.tasks.configuration.composition import parse_command
 from attention_zoo.tasks.configuration.defaults import resolve_defaults
 from attention_zoo.tasks.configuration.validation import validate
-from tests.conftest import last_values
 
 VOCABULARY, PAD = 61, 0
 DIM, HEADS, KV_HEADS, LAYERS, FFN_DIM = 32, 4, 2, 4, 48
@@ -108,7 +107,7 @@ def named_model(
 
 def build_ours(case: NamedModel) -> Any:
     """Build our model as the command line does."""
-    command = parse_command("train", last_values([*OUR_SIZES, *case.overrides, *case.sizes]))
+    command = parse_command("train", [*OUR_SIZES, *case.overrides, *case.sizes])
     with initialize_config_module("attention_zoo.conf", version_base="1.3"):
         composed = compose(command.config_name, overrides=command.overrides)
         resolve_defaults(composed, command.overrides)

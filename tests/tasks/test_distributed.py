@@ -10,7 +10,6 @@ import pytest
 import torch
 
 from benchmarks.devices import TASKS, TRAINERS, compare
-from tests.conftest import last_values
 
 pytestmark = pytest.mark.slow
 
@@ -41,7 +40,7 @@ def train(folder, *arguments):
     }
     options = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "WANDB_MODE": "offline"}
     done = subprocess.run(
-        [sys.executable, "-m", "attention_zoo", "train", *last_values([*OPTIONS, *arguments])],
+        [sys.executable, "-m", "attention_zoo", "train", *OPTIONS, *arguments],
         cwd=folder,
         env=environment | options | {"ATTENTION_ZOO_CACHE": str(folder / "cache")},
         capture_output=True,
