@@ -25,7 +25,8 @@ def test_a_comparison_answers_and_is_not_trained_again(program, launcher):
         pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
     sweep = program.folder / "sweep"
     command = ["compare", *TINY, "attention=multi_head,cosine", "trainer.max_steps=8"]
-    command += ["trials=5", "option_trials=1"]
+    # So that the best rate is not at the edge, where rates are tried in place of options.
+    command += ["trials=5", "option_trials=1", "optimizer.lr=0.4", "rate_factor=100"]
     command += [*launcher, f"hydra.sweep.dir={sweep}", f"scoreboard={program.folder / 'board'}"]
     printed = program(*command).stdout
     counts = {"cost": 2, "tuning": 12, "halving": 6, "confirm": 6}
