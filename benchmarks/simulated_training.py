@@ -156,6 +156,7 @@ class SimulatedComparison:
             [
                 *(f"attention={','.join(self.names)}", f"data={DATA}", f"model.dim={DIM}"),
                 *(f"trainer.max_steps={STEPS}", f"seeds={seeds}", f"optimizer.lr={CENTER}"),
+                "option_trials=0",
             ],
         )
         with (
