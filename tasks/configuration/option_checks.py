@@ -256,14 +256,20 @@ def options_in_file(group: str, choice: str) -> list[str]:
 def unknown_option(name: str, config: Mapping[str, Any]) -> str:
     """Return the sentence for an unknown option: the nearest names of the whole tree, then some.
 
-    An option that ends in the same word comes first, then those that end in a similar one.
+    An option that ends in the same word comes first, then those that end in nearly the same, then
+    those of other choices, and those that end in a similar word.
     """
     if choice := needed_choice(name):
         return f"There is no option {name!r} yet: choose {choice} too."
     options = [x for x in existing_options(config) if x != name]
     node = name.rpartition(".")[0]
     others = [x for x in options_of_other_choices() if x != name]
-    near = same_word(name, options) or same_word(name, others) or similar_words(name, options)
+    near = (
+        same_word(name, options)
+        or similar_words(name, options, cutoff=0.9)
+        or same_word(name, others)
+        or similar_words(name, options, cutoff=0.6)
+    )
     near = sorted(near, key=lambda x: (x.rpartition(".")[0] != node, x.count(".")))
     hint = f" Did you mean {' or '.join(near[:3])}?" if near else ""
     siblings = [x for x in options if x.rpartition(".")[0] == node]
@@ -286,10 +292,10 @@ def same_word(name: str, options: Sequence[str]) -> list[str]:
     return [x for x in options if x.rpartition(".")[2] in words]
 
 
-def similar_words(name: str, options: Sequence[str]) -> list[str]:
+def similar_words(name: str, options: Sequence[str], *, cutoff: float) -> list[str]:
     """Return the options whose last word is similar to that of a name."""
     words = {x.rpartition(".")[2]: None for x in options}
-    near = get_close_matches(name.rpartition(".")[2], words, n=3, cutoff=0.6)
+    near = get_close_matches(name.rpartition(".")[2], words, n=3, cutoff=cutoff)
     return [x for word in near for x in options if x.rpartition(".")[2] == word]
 
 

@@ -24,6 +24,7 @@ lr=0.1 | optimizer.lr
 +lr=0.1 | optimizer.lr
 ++lr=0.1 | optimizer.lr
 max_steps=5 | trainer.max_steps
+max_step=5 | trainer.max_steps
 epochs=3 | trainer.max_epochs
 batch_size=4 | data.tokens_per_batch
 precision=16 | trainer.precision
