@@ -81,7 +81,7 @@ def test_rows_that_solve_a_task_by_chance_are_seldom_called_different(
 @pytest.mark.slow
 def test_the_best_row_is_no_reference_that_was_named_beforehand() -> None:
     """Holm's correction is not enough for it; so the tests above can fail."""
-    alarms = false_alarms(np.random.default_rng(0), [1.0] * 12, [5] * 12, 500)
+    alarms = false_alarms(np.random.default_rng(0), [1.0] * 25, [10] * 25, 500)
     assert alarms[2] > LEVEL + 2.5 * deviation(LEVEL, 500) > alarms[0]
 
 
