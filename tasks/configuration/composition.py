@@ -23,6 +23,7 @@ from attention_zoo.tasks.configuration.group_overrides import (
     check_group_overrides,
     complete_overrides,
     quote_equals_signs,
+    refuse_replaced_options,
 )
 from attention_zoo.tasks.configuration.override_grammar import check_grammar, last_values
 from attention_zoo.tasks.configuration.overrides import (
@@ -95,6 +96,7 @@ def parse_command(command: str, arguments: Sequence[str]) -> Invocation:
     refuse_renamed_options(overrides)
     overrides = quote_equals_signs(last_values(overrides))
     check_grammar(overrides)
+    refuse_replaced_options(overrides)
     overrides = check_group_overrides(overrides)
     register_plugins(command, source_flags(overrides))
     if lines and command in ("train", "compare", "evaluate"):

@@ -12,6 +12,7 @@ from omegaconf import OmegaConf
 
 from attention_zoo.errors import UserError
 from attention_zoo.tasks.configuration.conf_files import COLLECTIONS, REQUIRED, list_choices, show
+from attention_zoo.tasks.configuration.override_grammar import option_name
 from attention_zoo.tasks.configuration.overrides import search_path
 
 # Groups of which several files can be chosen: each adds objects or settings of its own.
@@ -27,6 +28,22 @@ def check_group_overrides(overrides: Sequence[str]) -> list[str]:
         check_group_override(parsed) if (parsed := parse_group(x)) is not None else x
         for x in overrides
     ]
+
+
+def refuse_replaced_options(overrides: Sequence[str]) -> None:
+    """Raise UserError for an option with a value and options below it, which replace each other.
+
+    A group has a choice and options of that.
+    """
+    by_name = {option_name(x): x for x in overrides}
+    for name, override in by_name.items():
+        if not name or "=" not in override or override.partition("=")[2].startswith("{"):
+            continue
+        if parse_group(override) is not None:
+            continue
+        below = next((x for other, x in by_name.items() if other.startswith(f"{name}.")), None)
+        if below is not None:
+            raise UserError(f"{override} and {below} replace each other; give one of them.")
 
 
 def check_group_override(override: Override) -> str:

@@ -25,6 +25,8 @@ lr=0.1 | optimizer.lr
 ++lr=0.1 | optimizer.lr
 max_steps=5 | trainer.max_steps
 max_step=5 | trainer.max_steps
+baseline=x +baseline.attention=null | baseline=x and +baseline.attention=null replace each other
+baseline.attention=linear baseline=null | replace each other
 epochs=3 | trainer.max_epochs
 batch_size=4 | data.tokens_per_batch
 precision=16 | trainer.precision
@@ -64,7 +66,7 @@ baseline=foo | baseline must be a mapping
 baseline=[a] | baseline must be a mapping
 freeze={a:1} | freeze must be a list
 data.source={foo:1} | no option 'data.source.foo'
-data.source=[1] | data.source must be a mapping
+data.source=[1] | data.source=[1]
 model.dim=abc | model.dim must be a whole number
 model.dim=1.5 | model.dim must be a whole number
 model.dim=null | model.dim must be a whole number
@@ -226,7 +228,7 @@ model.value_residual=true model.layers=2 attention@encoder_attention=grouped_tie
 baseline.attention=linear | match
 data.num_workers=-1 | data.num_workers
 data.max_tokens=1 | data.max_tokens
-data.source=foo | data.source must be
+data.source=foo | data.source=foo
 data.source.target=xx | locale
 data.source.size=0 | data.source.size
 data.seed=-1 | data.seed must be at least 0
