@@ -29,11 +29,11 @@ register_recurrent = partial(
 )
 
 
-MIN_STEP = 0.001  # the smallest step size that `draw_step_bias` draws
+TIME_STEP_MIN = 0.001  # the smallest step size that `draw_step_bias` draws
 # Of a card: a state that forgets ten times more slowly at the start, or more quickly. Trained
 # models differ in how well they forget (Chen et al. 2024, arXiv 2410.07145; Lu et al. 2025, arXiv
 # 2509.19633).
-STEP_SEARCH_SPACE = {"max_step": (0.01, 1.0)}
+STEP_SEARCH_SPACE = {"time_step_max": (0.01, 1.0)}
 
 
 class RecurrentAttention(Attention):
@@ -128,13 +128,13 @@ def create_low_rank_linear(inputs: int, rank: int, outputs: int, *, bias: bool) 
     return nn.Sequential(nn.Linear(inputs, rank, bias=False), nn.Linear(rank, outputs, bias=bias))
 
 
-def draw_step_bias(number: int, max_step: float) -> Tensor:
+def draw_step_bias(number: int, time_step_max: float) -> Tensor:
     """Draw biases that softplus maps to step sizes from 0.001 up, uniform in their logarithm.
 
     As in Mamba (Gu and Dao 2023, arXiv 2312.00752), where the largest is 0.1: at the start, some
     channels forget within tens of tokens, and others keep thousands.
     """
-    if max_step <= MIN_STEP:
-        raise UserError(f"max_step must be above {MIN_STEP}, got {max_step}.")
-    sizes = torch.empty(number).uniform_(math.log(MIN_STEP), math.log(max_step)).exp()
+    if time_step_max <= TIME_STEP_MIN:
+        raise UserError(f"time_step_max must be above {TIME_STEP_MIN}, got {time_step_max}.")
+    sizes = torch.empty(number).uniform_(math.log(TIME_STEP_MIN), math.log(time_step_max)).exp()
     return sizes + torch.log(-torch.expm1(-sizes))

@@ -49,7 +49,7 @@ class CombaAttention(GatedDeltaAttention):
         correction: d at the start; the authors use 1 for large models, and 0.02 for small ones.
         paper_feedback: whether p = σ(b) k, and q is the unit vector along x − d y: the equation of
             the paper, in which b decides how much is erased.
-        max_step: as in `GatedDeltaAttention`.
+        time_step_max: as in `GatedDeltaAttention`.
     """
 
     # The kernels read the state after it decays; eigenvalues are those of the paper.

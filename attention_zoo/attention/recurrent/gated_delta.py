@@ -42,7 +42,7 @@ class GatedDeltaAttention(DeltaRuleAttention):
         kernel_size: number of tokens that a convolution mixes, including the token itself.
         negative_eigenvalues: whether β = 2 σ(W x), so that a token can turn the sign of what the
             state holds under its key (Grazzi et al. 2024, arXiv 2411.12537).
-        max_step: largest softplus(b) at the start; above 0.1, states forget more quickly.
+        time_step_max: largest softplus(b) at the start; above 0.1, states forget more quickly.
     """
 
     norm_epsilon: ClassVar[float] = 1e-6
@@ -54,12 +54,12 @@ class GatedDeltaAttention(DeltaRuleAttention):
         *,
         kernel_size: int = 4,
         negative_eigenvalues: bool = False,
-        max_step: float = 0.1,
+        time_step_max: float = 0.1,
         **options: Any,
     ) -> None:
         super().__init__(**options)
         self.max_rate = 2.0 if negative_eigenvalues else 1.0
-        self.max_step = max_step
+        self.time_step_max = time_step_max
         width = self.heads * self.head_dim
         self.query_convolution = ShortConvolution(width, kernel_size)
         self.key_convolution = ShortConvolution(width, kernel_size)
@@ -67,7 +67,7 @@ class GatedDeltaAttention(DeltaRuleAttention):
         self.rate = nn.Linear(self.dim, self.heads, bias=False)
         self.decay: Any = nn.Linear(self.dim, self.heads, bias=False)
         self.log_speed = nn.Parameter(torch.empty(self.heads).uniform_(1, 16).log())
-        self.step_bias = nn.Parameter(draw_step_bias(self.heads, max_step))
+        self.step_bias = nn.Parameter(draw_step_bias(self.heads, time_step_max))
         self.gate: Any = nn.Linear(self.dim, width, bias=False)
         self.norm = nn.RMSNorm(self.head_dim, eps=self.norm_epsilon)
 

@@ -42,7 +42,7 @@ class GatedDelta2Attention(KimiDeltaAttention):
 
     Args:
         kernel_size: number of tokens that a convolution mixes, including the token itself.
-        max_step: as in `GatedDeltaAttention`.
+        time_step_max: as in `GatedDeltaAttention`.
     """
 
     # The kernels take one rate for both gates; eigenvalues are those of the paper.

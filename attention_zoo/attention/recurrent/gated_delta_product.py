@@ -40,12 +40,12 @@ class GatedDeltaProductAttention(DeltaProductAttention):
     Args:
         heads, num_householder, negative_eigenvalues: as in `DeltaProductAttention`.
         kernel_size: number of tokens that a convolution mixes, including the token itself.
-        max_step: as in `GatedDeltaAttention`.
+        time_step_max: as in `GatedDeltaAttention`.
     """
 
     convolves_qkv = True
 
-    def __init__(self, *, kernel_size: int = 4, max_step: float = 0.1, **options: Any) -> None:
+    def __init__(self, *, kernel_size: int = 4, time_step_max: float = 0.1, **options: Any) -> None:
         super().__init__(**options)
         width, states = self.heads * self.head_dim, self.num_matrices
         self.query_convolution = ShortConvolution(states * self.head_dim, kernel_size)
@@ -54,7 +54,7 @@ class GatedDeltaProductAttention(DeltaProductAttention):
         self.rate = nn.Linear(self.dim, self.heads, bias=False)
         self.decay = nn.Linear(self.dim, states, bias=False)
         self.log_speed = nn.Parameter(torch.empty(states).uniform_(1, 16).log())
-        self.step_bias = nn.Parameter(draw_step_bias(states, max_step))
+        self.step_bias = nn.Parameter(draw_step_bias(states, time_step_max))
         self.gate = nn.Linear(self.dim, states * self.head_dim, bias=False)
 
     def project_qkv(self, x: Tensor, convolve: ConvolutionRunner) -> tuple[Tensor, Tensor, Tensor]:

@@ -39,7 +39,7 @@ class KimiDeltaAttention(GatedDeltaAttention):
     Args:
         kernel_size: number of tokens that a convolution mixes, including the token itself.
         negative_eigenvalues: as in `GatedDeltaAttention`.
-        max_step: as in `GatedDeltaAttention`.
+        time_step_max: as in `GatedDeltaAttention`.
     """
 
     norm_epsilon = 1e-5
@@ -48,7 +48,7 @@ class KimiDeltaAttention(GatedDeltaAttention):
         super().__init__(**options)
         width = self.heads * self.head_dim
         self.decay = create_low_rank_linear(self.dim, self.head_dim, width, bias=False)
-        self.step_bias = nn.Parameter(draw_step_bias(width, self.max_step))
+        self.step_bias = nn.Parameter(draw_step_bias(width, self.time_step_max))
         self.gate = create_low_rank_linear(self.dim, self.head_dim, width, bias=True)
 
     def log_decay(self, x: Tensor) -> Tensor:

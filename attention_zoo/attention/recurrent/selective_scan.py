@@ -62,7 +62,7 @@ class SelectiveScanAttention(RecurrentAttention):
             2403.19887).
         negative_eigenvalues: whether a token multiplies the state by 2 exp(−e^A Δ) − 1, between −1
             and 1, so that it can turn its signs (Grazzi et al. 2024, arXiv 2411.12537).
-        max_step: largest softplus(b) at the start; above 0.1, states forget more quickly.
+        time_step_max: largest softplus(b) at the start; above 0.1, states forget more quickly.
     """
 
     decided_options = ("backend", "heads", "head_dim", "bias")
@@ -79,7 +79,7 @@ class SelectiveScanAttention(RecurrentAttention):
         rank: int | None = None,
         inner_norm: bool = False,
         negative_eigenvalues: bool = False,
-        max_step: float = 0.1,
+        time_step_max: float = 0.1,
         **options: Any,
     ) -> None:
         rank = math.ceil(dim / 16) if rank is None else rank
@@ -90,7 +90,7 @@ class SelectiveScanAttention(RecurrentAttention):
         self.negative_eigenvalues = negative_eigenvalues
         self.convolution = ShortConvolution(channels, kernel_size, bias=True)
         self.step = create_low_rank_linear(channels, rank, channels, bias=True)
-        self.step[1].bias = nn.Parameter(draw_step_bias(channels, max_step))
+        self.step[1].bias = nn.Parameter(draw_step_bias(channels, time_step_max))
         self.key_norm, self.query_norm, self.step_norm = (
             RMSNorm(width) if inner_norm else nn.Identity()
             for width in (state_dim, state_dim, rank)

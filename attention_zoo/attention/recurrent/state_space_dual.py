@@ -53,7 +53,7 @@ class StateSpaceDualAttention(DecayedAttention):
         kernel_size: number of tokens that the convolution mixes, including the token itself.
         negative_eigenvalues: whether a token multiplies the state by 2 exp(−e^A Δ) − 1, between −1
             and 1, so that it can turn its sign (Grazzi et al. 2024, arXiv 2411.12537).
-        max_step: largest Δ of no input at the start; above 0.1, heads forget more quickly.
+        time_step_max: largest Δ of no input at the start; above 0.1, heads forget more quickly.
     """
 
     decided_options: ClassVar[tuple[str, ...]] = ("head_dim",)
@@ -67,7 +67,7 @@ class StateSpaceDualAttention(DecayedAttention):
         expand: int = 2,
         kernel_size: int = 4,
         negative_eigenvalues: bool = False,
-        max_step: float = 0.1,
+        time_step_max: float = 0.1,
         **options: Any,
     ) -> None:
         check_positive(groups=groups, state_dim=state_dim, expand=expand)
@@ -87,7 +87,7 @@ class StateSpaceDualAttention(DecayedAttention):
         self.widths = (self.heads * self.value_dim, groups * state_dim, groups * state_dim)
         self.convolution = ShortConvolution(sum(self.widths), kernel_size, bias=True)
         self.step = nn.Linear(self.dim, self.heads, bias=bias)
-        self.step_bias = nn.Parameter(draw_step_bias(self.heads, max_step))
+        self.step_bias = nn.Parameter(draw_step_bias(self.heads, time_step_max))
         self.rate = nn.Parameter(torch.empty(self.heads).uniform_(1.0, 16.0).log())
         self.skip = nn.Parameter(torch.ones(self.heads))
         self.scale = nn.Parameter(torch.ones(self.heads * self.value_dim))
