@@ -9,7 +9,7 @@ from attention_zoo import create_attention
 from attention_zoo.attention.base import Attention
 from attention_zoo.masks import Mask
 from tests.conformance.cases import moved
-from tests.conformance.definition import visible
+from tests.conformance.definition import packed, visible
 from tests.conformance.numbers import assert_same, values_and_gradients
 from tests.conformance.test_caches import decode
 
@@ -59,3 +59,15 @@ def assert_whole(attention: Attention) -> None:
 
 def rms(x: Tensor) -> Tensor:
     return x / torch.sqrt((x**2).mean(dim=-1, keepdim=True) + 1e-6)
+
+
+def assert_packed_sequences_stand_alone(attention: Attention) -> None:
+    """In one pass and in chunks that hold the end of one sequence and the start of others."""
+    x, ids = tokens(20), packed([11, 1, 8], 2)
+    out = attention(x, mask=Mask(segment_ids=ids))
+    for row, ends in enumerate([(11, 12), (1, 9)]):
+        alone = [attention(part) for part in x[row : row + 1].tensor_split(ends, dim=1)]
+        assert_same(out[row : row + 1], torch.cat(alone, dim=1))
+    for chunks in ([10, 10], [11, 2, 7], [4] * 5, [1] * 20):
+        decoded = decode(attention, attention.new_cache(), x, chunks, mask=Mask(segment_ids=ids))
+        assert_same(decoded, out)

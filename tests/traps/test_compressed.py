@@ -9,10 +9,17 @@ from attention_zoo.attention.local.compressed import CompressedAttention, Compre
 from attention_zoo.attention.selected import topk_selection
 from attention_zoo.attention.selected.compressed_sparse import CompressedSparseAttention
 from attention_zoo.masks import Mask
-from tests.conformance.definition import packed
 from tests.conformance.numbers import assert_same
 from tests.conformance.test_caches import decode
-from tests.traps.dense import DIM, HEADS, WIDTH, assert_whole, built, tokens
+from tests.traps.dense import (
+    DIM,
+    HEADS,
+    WIDTH,
+    assert_packed_sequences_stand_alone,
+    assert_whole,
+    built,
+    tokens,
+)
 from tests.traps.test_selected import Largest, gradients_by_name
 
 BLOCK, WINDOW = 3, 2
@@ -164,16 +171,7 @@ def test_padding_anywhere_takes_no_place_in_a_block(name: str, block: int) -> No
 
 @every
 def test_packed_sequences_have_blocks_of_their_own(name: str) -> None:
-    """In one pass and in chunks that hold the end of one sequence and the start of others."""
-    attention = compressed(name, position="rotary")
-    x, ids = tokens(20), packed([11, 1, 8], 2)
-    out = attention(x, mask=Mask(segment_ids=ids))
-    for row, ends in enumerate([(11, 12), (1, 9)]):
-        alone = [attention(part) for part in x[row : row + 1].tensor_split(ends, dim=1)]
-        assert_same(out[row : row + 1], torch.cat(alone, dim=1))
-    for chunks in ([10, 10], [11, 2, 7], [4] * 5, [1] * 20):
-        decoded = decode(attention, attention.new_cache(), x, chunks, mask=Mask(segment_ids=ids))
-        assert_same(decoded, out)
+    assert_packed_sequences_stand_alone(compressed(name, position="rotary"))
 
 
 @every

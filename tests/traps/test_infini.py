@@ -7,10 +7,18 @@ from torch import Tensor
 from attention_zoo.attention.base import Attention
 from attention_zoo.caches import StateCache
 from attention_zoo.masks import Mask
-from tests.conformance.definition import packed
 from tests.conformance.numbers import assert_same
 from tests.conformance.test_caches import decode
-from tests.traps.dense import DIM, HEADS, WIDTH, assert_whole, built, split, tokens
+from tests.traps.dense import (
+    DIM,
+    HEADS,
+    WIDTH,
+    assert_packed_sequences_stand_alone,
+    assert_whole,
+    built,
+    split,
+    tokens,
+)
 
 SEGMENT = 3
 
@@ -86,16 +94,7 @@ def test_segments_of_every_length_keep_the_contract(segment: int, kv_heads: int)
 
 
 def test_packed_sequences_have_memories_of_their_own() -> None:
-    """In one pass and in chunks that hold the end of one sequence and the start of others."""
-    attention = infini(position="rotary")
-    x, ids = tokens(20), packed([11, 1, 8], 2)
-    out = attention(x, mask=Mask(segment_ids=ids))
-    for row, ends in enumerate([(11, 12), (1, 9)]):
-        alone = [attention(part) for part in x[row : row + 1].tensor_split(ends, dim=1)]
-        assert_same(out[row : row + 1], torch.cat(alone, dim=1))
-    for chunks in ([10, 10], [11, 2, 7], [4] * 5, [1] * 20):
-        decoded = decode(attention, attention.new_cache(), x, chunks, mask=Mask(segment_ids=ids))
-        assert_same(decoded, out)
+    assert_packed_sequences_stand_alone(infini(position="rotary"))
 
 
 def test_padding_anywhere_takes_no_place_in_a_segment() -> None:
