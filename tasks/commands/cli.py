@@ -116,7 +116,7 @@ def run_composed(command: str, arguments: list[str]) -> None:
 
     from attention_zoo.tasks.configuration.composition import parse_command
     from attention_zoo.tasks.configuration.composition_errors import explain_error
-    from attention_zoo.tasks.configuration.override_grammar import describe_repeated_options
+    from attention_zoo.tasks.configuration.override_grammar import print_repeated_options
     from attention_zoo.tasks.configuration.overrides import source_flags
     from attention_zoo.tasks.sweeps import launcher
 
@@ -124,10 +124,9 @@ def run_composed(command: str, arguments: list[str]) -> None:
     invocation = parse_command(command, arguments)
     asks_for_help = HELP_FLAGS & {*invocation.overrides}
     if not SHOWING_FLAGS & {x.partition("=")[0] for x in arguments}:
-        # The output of these is the text itself.
-        stream = sys.stderr if command in ("translate", "generate") else sys.stdout
-        for sentence in describe_repeated_options(arguments):
-            print(sentence, file=stream, flush=True)
+        # What these write to stdout is text alone.
+        is_text = command in ("translate", "generate")
+        print_repeated_options(arguments, sys.stderr if is_text else sys.stdout)
     help_overrides = override_help(command) if asks_for_help else []
     # Hydra reads sys.argv. Lightning starts other processes with it, and they need the command.
     sys.argv = [program_arguments[0], *invocation.overrides, *help_overrides]

@@ -110,12 +110,11 @@ def compose_training(arguments: list[str]) -> dict[str, Any]:
     from attention_zoo.tasks.configuration.completion import complete_config
     from attention_zoo.tasks.configuration.composition import parse_command
     from attention_zoo.tasks.configuration.composition_errors import explain_error
-    from attention_zoo.tasks.configuration.override_grammar import describe_repeated_options
+    from attention_zoo.tasks.configuration.override_grammar import print_repeated_options
     from attention_zoo.tasks.configuration.validation import validate_attention
 
     invocation = parse_command("train", arguments)
-    for sentence in describe_repeated_options(arguments):
-        print(sentence)
+    print_repeated_options(arguments)
     try:
         with initialize_config_module("attention_zoo.conf", version_base="1.3"):
             overrides = [*invocation.overrides, "paths.run=run"]

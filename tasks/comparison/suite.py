@@ -16,7 +16,11 @@ from yaml import YAMLError
 
 from attention_zoo.errors import UserError
 from attention_zoo.tasks.comparison.checking import check_comparison
-from attention_zoo.tasks.configuration.override_grammar import read_flags
+from attention_zoo.tasks.configuration.override_grammar import (
+    last_values,
+    print_repeated_options,
+    read_flags,
+)
 from attention_zoo.tasks.configuration.overrides import override_values
 from attention_zoo.tasks.folder_lock import locked_folder
 from attention_zoo.tasks.views.console import print_line
@@ -39,6 +43,8 @@ def run_suite(suite: str, arguments: Sequence[str]) -> None:
     Raises:
         UserError: there is no such suite, an option belongs to its benchmarks, or one has failed.
     """
+    print_repeated_options(arguments)
+    arguments = last_values(arguments)
     benchmarks = read_suite(suite)
     options = override_values([x for x in arguments if "=" in x])
     decided = {

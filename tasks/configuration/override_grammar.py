@@ -1,8 +1,9 @@
-"""Refuse overrides and flags that Hydra cannot read, with the rule that they break."""
+"""Read overrides and flags as Hydra does: say what it replaces, and refuse what it cannot read."""
 
 import os
 import re
 from collections.abc import Iterator, Sequence
+from typing import TextIO
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
@@ -54,6 +55,12 @@ def describe_repeated_options(arguments: Sequence[str]) -> Iterator[str]:
                 f"{name} is given several times, and the last counts: {last}, not "
                 f"{' or '.join(others)}"
             )
+
+
+def print_repeated_options(arguments: Sequence[str], stream: TextIO | None = None) -> None:
+    """Print which value counts of options that are given several, to stdout if not elsewhere."""
+    for sentence in describe_repeated_options(arguments):
+        print(sentence, file=stream, flush=True)
 
 
 def last_values(arguments: Sequence[str]) -> list[str]:

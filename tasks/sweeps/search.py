@@ -128,7 +128,7 @@ class TrialsSweeper(Sweeper):
         if not any(trial.value is not None for trial in study.trials):
             raise UserError(
                 f"no trial of {count} has a val/loss; the reasons are in their {JOB_LOG}, in "
-                f" {self.config.hydra.sweep.dir}."
+                f"{self.config.hydra.sweep.dir}."
             )
         best = study.best_trial
         values = " ".join(f"{name}={value}" for name, value in best.params.items())

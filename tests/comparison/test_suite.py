@@ -44,6 +44,22 @@ def test_each_benchmark_is_compared_in_a_folder_of_its_own(launched, tmp_path):
         assert command == [*expected, f"hydra.sweep.dir='{tmp_path / name}'"]
 
 
+def test_of_several_values_the_last_is_passed_on_and_this_is_said_once(launched, tmp_path, capsys):
+    commands, _ = launched
+    arguments = [
+        "suite=large",
+        "suite=small",
+        "attention=multi_head,linear",
+        "trials=4",
+        "trials=5",
+    ]
+    run_suite("small", [*arguments, f"hydra.sweep.dir={tmp_path}"])
+    assert all("trials=5" in x and "trials=4" not in x for x in commands)
+    printed = capsys.readouterr().out
+    assert printed.count("the last counts: suite=small, not suite=large") == 1
+    assert printed.count("the last counts: trials=5, not trials=4") == 1
+
+
 def test_a_comparison_that_fails_does_not_stop_the_others(launched, tmp_path):
     commands, codes = launched
     codes[1] = 2
