@@ -16,6 +16,7 @@ from attention_zoo.tasks.comparison.sweeper import ComparisonSweeper
 from attention_zoo.tasks.comparison.trainings import length
 from attention_zoo.tasks.configuration.composition import parse_command
 from attention_zoo.tasks.run_folder import JobRecord, RunFolder
+from tests.conformance.cases import mark_exhaustive
 
 BEST = {
     "multi_head": 0.004,
@@ -272,78 +273,81 @@ def test_widths_are_candidates_with_as_many_trials_each(compare):
         assert len(of_width) == 2 * 9 and {x["model.ffn_dim"] for x in of_width} == {ffn_dim}
 
 
+REFUSED = [
+    (["attention=multi_head"], "two candidates or more"),
+    ([*TWO, "optimizer.lr=0.1,0.2"], r"tunes optimizer.lr .* several values of optimizer.lr"),
+    ([*TWO, "++optimizer.lr=0.1,0.2"], "several values of optimizer.lr"),
+    ([*TWO, "hparams_search=optuna"], "searches by itself.*got hparams_search=optuna"),
+    ([*TWO, "hydra/sweeper=basic"], "got hydra/sweeper=basic"),
+    ([*TWO, "ckpt_path=last"], "every training of it is new, got ckpt_path=last"),
+    ([*TWO, "seed=1,2"], "several values of seed"),
+    ([*TWO, "trials=4"], "trials must be at least 5, got 4"),
+    ([*TWO, "trials=many"], "trials must be a whole number"),
+    ([*TWO, "seeds=1"], "seeds must be at least 3, got 1"),
+    ([*TWO, "rate_factor=1"], "rate_factor must be a finite number above 1, got 1"),
+    *(
+        ([PAIR, f"budget={x}"], "budget must be a time")
+        for x in ("5", "0", "1x", "inf", "1e999h", "-1h", "[1h]", "''", "true")
+    ),
+    ([*TWO, "budget=1h"], r"budget decides trainer.max_steps, got .* give one of them"),
+    ([TWO[0], "trainer.max_steps=-1"], "needs budget=…, or a trainer.max_steps"),
+    ([*TWO, "optimizer.lr=0"], "give a rate above 0"),
+    ([*TWO, "reference=delta"], "reference must be one of multi_head, linear, got delta"),
+    ([*TWO, "sizes=3", "model.dim=63"], "halves model.dim=63"),
+    ([*TWO, "sizes=0"], "sizes must be at least 1, got 0"),
+    (["attention=delta,linear", "trainer.max_steps=100,200"], "the same trainer.max_steps"),
+    *(
+        ([*TWO, f"{option}={value}"], f"{option} must be a whole number")
+        for option in ("trials", "option_trials", "seeds", "sizes", "jobs", "seed")
+        for value in ("null", "true", "1.5", "[3]")
+    ),
+    ([*TWO, "trials=99999999999"], "trials must be at most 1000"),
+    ([*TWO, "option_trials=-1"], "option_trials must be at least 0, got -1"),
+    ([*TWO, "option_trials=1001"], "option_trials must be at most 1000"),
+    ([*TWO, "option_trials=11"], "or fewer option_trials, got .* and option_trials=11"),
+    ([*TWO, "option_trials=1,2"], "several values of option_trials"),
+    ([*TWO, "jobs=0"], "jobs must be at least 1, got 0"),
+    ([*TWO, "seed=-1"], "seed must be at least 0, got -1"),
+    ([*TWO, "seed=4294967294"], "seed must leave room for 3 new seeds"),
+    *(([*TWO, f"rate_factor={x}"], "a finite number above 1") for x in ("inf", "nan", "-3")),
+    ([*TWO, "rate_factor=true"], "rate_factor must be a number"),
+    ([*TWO, "rate_factor=1e300"], "finite and above 0, got 0 to inf"),
+    ([*TWO, "rate_factor=1.0001"], "differ in three digits|finite and above 0"),
+    ([*TWO, "optimizer.lr=inf"], "finite and above 0, got inf to inf"),
+    ([*TWO, "optimizer.lr=nan"], "finite and above 0, got nan to nan"),
+    ([*TWO, "dry_run=maybe"], "dry_run must be true or false"),
+    ([*TWO, "scoreboard=5"], "scoreboard must be text"),
+    ([*TWO, "scoreboard="], "scoreboard must not be empty"),
+    ([*TWO, "benchmark=x"], "give scoreboard=FOLDER too"),
+    ([*TWO, "benchmark=a/b", "scoreboard=b"], "benchmark must be a name without slashes"),
+    ([*TWO, "benchmark=..", "scoreboard=b"], "benchmark must be a name without slashes"),
+    *(
+        ([*TWO, x], f"compare decides {x.partition('=')[0]} itself, got {x}; leave it out")
+        for x in (
+            *("fail_fast=true", "overwrite=true", "trainer.max_epochs=3"),
+            *("trainer.val_check_interval=10", "hydra.mode=RUN", "hydra.run.dir=x"),
+            *("hydra.sweep.subdir=x", "hydra.sweeper.own_options=1"),
+        )
+    ),
+    ([*TWO, "init_from=x.ckpt"], "every training of it is new, got init_from=x.ckpt"),
+    ([*TWO, "trainer.max_time=1d"], "the length of its plan, got trainer.max_time=1d"),
+    ([*TWO, "trainer.fast_dev_run=true"], "got trainer.fast_dev_run=True"),
+    (["attention=linear,linear", TWO[1]], "must differ in what is trained, got linear and"),
+    ([*TWO, "logger=none,csv"], "must differ in what is trained"),
+    ([*TWO, "paths.logs=a,b"], "must differ in what is trained"),
+    ([*TWO, "data.source.size=40,60"], "same data, got data.source.size=40 and 60"),
+    ([*TWO, "data.seed=1,2"], "same data, got data.seed=1 and 2"),
+    ([*TWO, "experiment=parity,recall"], "same data, got data=parity and recall"),
+    ([*TWO, "model.dim=64,128", "sizes=2"], "sizes=2 varies model.dim itself"),
+    ([*TWO, "+foo=1"], "no option 'foo'"),
+    ([*TWO, "model.dim=abc"], "model.dim must be a whole number"),
+    ([*TWO, "compile=foo"], "compile must be true or false"),
+]
+
+
 @pytest.mark.parametrize(
     ("overrides", "message"),
-    [
-        (["attention=multi_head"], "two candidates or more"),
-        ([*TWO, "optimizer.lr=0.1,0.2"], r"tunes optimizer.lr .* several values of optimizer.lr"),
-        ([*TWO, "++optimizer.lr=0.1,0.2"], "several values of optimizer.lr"),
-        ([*TWO, "hparams_search=optuna"], "searches by itself.*got hparams_search=optuna"),
-        ([*TWO, "hydra/sweeper=basic"], "got hydra/sweeper=basic"),
-        ([*TWO, "ckpt_path=last"], "every training of it is new, got ckpt_path=last"),
-        ([*TWO, "seed=1,2"], "several values of seed"),
-        ([*TWO, "trials=4"], "trials must be at least 5, got 4"),
-        ([*TWO, "trials=many"], "trials must be a whole number"),
-        ([*TWO, "seeds=1"], "seeds must be at least 3, got 1"),
-        ([*TWO, "rate_factor=1"], "rate_factor must be a finite number above 1, got 1"),
-        *(
-            ([PAIR, f"budget={x}"], "budget must be a time")
-            for x in ("5", "0", "1x", "inf", "1e999h", "-1h", "[1h]", "''", "true")
-        ),
-        ([*TWO, "budget=1h"], r"budget decides trainer.max_steps, got .* give one of them"),
-        ([TWO[0], "trainer.max_steps=-1"], "needs budget=…, or a trainer.max_steps"),
-        ([*TWO, "optimizer.lr=0"], "give a rate above 0"),
-        ([*TWO, "reference=delta"], "reference must be one of multi_head, linear, got delta"),
-        ([*TWO, "sizes=3", "model.dim=63"], "halves model.dim=63"),
-        ([*TWO, "sizes=0"], "sizes must be at least 1, got 0"),
-        (["attention=delta,linear", "trainer.max_steps=100,200"], "the same trainer.max_steps"),
-        *(
-            ([*TWO, f"{option}={value}"], f"{option} must be a whole number")
-            for option in ("trials", "option_trials", "seeds", "sizes", "jobs", "seed")
-            for value in ("null", "true", "1.5", "[3]")
-        ),
-        ([*TWO, "trials=99999999999"], "trials must be at most 1000"),
-        ([*TWO, "option_trials=-1"], "option_trials must be at least 0, got -1"),
-        ([*TWO, "option_trials=1001"], "option_trials must be at most 1000"),
-        ([*TWO, "option_trials=11"], "or fewer option_trials, got .* and option_trials=11"),
-        ([*TWO, "option_trials=1,2"], "several values of option_trials"),
-        ([*TWO, "jobs=0"], "jobs must be at least 1, got 0"),
-        ([*TWO, "seed=-1"], "seed must be at least 0, got -1"),
-        ([*TWO, "seed=4294967294"], "seed must leave room for 3 new seeds"),
-        *(([*TWO, f"rate_factor={x}"], "a finite number above 1") for x in ("inf", "nan", "-3")),
-        ([*TWO, "rate_factor=true"], "rate_factor must be a number"),
-        ([*TWO, "rate_factor=1e300"], "finite and above 0, got 0 to inf"),
-        ([*TWO, "rate_factor=1.0001"], "differ in three digits|finite and above 0"),
-        ([*TWO, "optimizer.lr=inf"], "finite and above 0, got inf to inf"),
-        ([*TWO, "optimizer.lr=nan"], "finite and above 0, got nan to nan"),
-        ([*TWO, "dry_run=maybe"], "dry_run must be true or false"),
-        ([*TWO, "scoreboard=5"], "scoreboard must be text"),
-        ([*TWO, "scoreboard="], "scoreboard must not be empty"),
-        ([*TWO, "benchmark=x"], "give scoreboard=FOLDER too"),
-        ([*TWO, "benchmark=a/b", "scoreboard=b"], "benchmark must be a name without slashes"),
-        ([*TWO, "benchmark=..", "scoreboard=b"], "benchmark must be a name without slashes"),
-        *(
-            ([*TWO, x], f"compare decides {x.partition('=')[0]} itself, got {x}; leave it out")
-            for x in (
-                *("fail_fast=true", "overwrite=true", "trainer.max_epochs=3"),
-                *("trainer.val_check_interval=10", "hydra.mode=RUN", "hydra.run.dir=x"),
-                *("hydra.sweep.subdir=x", "hydra.sweeper.own_options=1"),
-            )
-        ),
-        ([*TWO, "init_from=x.ckpt"], "every training of it is new, got init_from=x.ckpt"),
-        ([*TWO, "trainer.max_time=1d"], "the length of its plan, got trainer.max_time=1d"),
-        ([*TWO, "trainer.fast_dev_run=true"], "got trainer.fast_dev_run=True"),
-        (["attention=linear,linear", TWO[1]], "must differ in what is trained, got linear and"),
-        ([*TWO, "logger=none,csv"], "must differ in what is trained"),
-        ([*TWO, "paths.logs=a,b"], "must differ in what is trained"),
-        ([*TWO, "data.source.size=40,60"], "same data, got data.source.size=40 and 60"),
-        ([*TWO, "data.seed=1,2"], "same data, got data.seed=1 and 2"),
-        ([*TWO, "experiment=parity,recall"], "same data, got data=parity and recall"),
-        ([*TWO, "model.dim=64,128", "sizes=2"], "sizes=2 varies model.dim itself"),
-        ([*TWO, "+foo=1"], "no option 'foo'"),
-        ([*TWO, "model.dim=abc"], "model.dim must be a whole number"),
-        ([*TWO, "compile=foo"], "compile must be true or false"),
-    ],
+    mark_exhaustive((row, row[0][-1].partition("=")[0]) for row in REFUSED),
 )
 def test_what_cannot_be_compared_is_refused(compare, overrides, message):
     with pytest.raises(UserError, match=message):
