@@ -13,6 +13,7 @@ from attention_zoo.tasks.configuration.conf_files import COLLECTIONS, REQUIRED, 
 from attention_zoo.tasks.configuration.overrides import train_yaml
 from attention_zoo.tasks.configuration.resolved_config import flatten
 from attention_zoo.tasks.configuration.signatures import (
+    MAX_INTEGER,
     describe,
     find_target,
     matches,
@@ -43,6 +44,8 @@ PROVIDED: dict[str, Collection[str]] = {
         "enable_checkpointing",
     ),
 }
+# Of few choices, which can be named together.
+SMALL_GROUPS = (*COLLECTIONS, "decoding", "optimizer", "schedule", "tokenizer")
 # The types of options that no signature has.
 TYPES: dict[str, Any] = {
     "seed": int,
@@ -85,7 +88,7 @@ def check_groups(config: Mapping[str, Any]) -> None:
                 f"{name} cannot be left out, got {name}={show(node)}. "
                 f"Choices: {', '.join(list_choices(name))}."
             )
-    if config["task"].get("name") not in TASKS:
+    if config["task"].get("name") not in [*TASKS]:  # a list has no hash
         raise UserError(f"task.name must be one of {', '.join(TASKS)}, as task=NAME sets it.")
     for name in ("position", *ROLES):
         node = config.get(name)
@@ -180,8 +183,13 @@ def check_value(value: Any, annotation: Any, path: str) -> None:
     """Refuse a value that does not have the annotated type."""
     if not matches(value, annotation):
         described = describe(annotation)
-        example = f"; a list is written {path}=[a,b]" if described.startswith("a list") else ""
-        raise UserError(f"{path} must be {described}, got {show(value)}{example}.")
+        hint = ""
+        numbers = value if isinstance(value, list) else [value]
+        if any(isinstance(x, int) and abs(x) > MAX_INTEGER for x in numbers):
+            hint = f"; the largest is {MAX_INTEGER}"
+        elif described.startswith("a list"):
+            hint = f"; a list is written {path}=[a,b]"
+        raise UserError(f"{path} must be {described}, got {show(value)}{hint}.")
 
 
 def node_parameters(
@@ -280,7 +288,7 @@ def unknown_option(name: str, config: Mapping[str, Any]) -> str:
 def needed_choice(name: str) -> str | None:
     """Return the choices of a small group whose files list an option; None if none does."""
     group = name.partition(".")[0]
-    choices = list_choices(group) if group in (*COLLECTIONS, "decoding", "optimizer") else []
+    choices = list_choices(group) if group in SMALL_GROUPS else []
     found = [f"{group}={x}" for x in choices if name in options_in_file(group, x)]
     return " or ".join(found) or None
 

@@ -30,6 +30,7 @@ EXPECTED: dict[Any, str] = {
     type(None): "null",
 }
 PLURALS: dict[Any, str] = {int: "whole numbers", float: "numbers", str: "words"}
+MAX_INTEGER = 2**63 - 1  # of torch, and of what else is not written in Python
 BUILT = "a mapping with a _target_"  # which builds an object of any other type
 
 
@@ -123,7 +124,7 @@ def matches(value: Any, annotation: Any) -> bool:
     if kind is float:
         return isinstance(value, int | float) and not isinstance(value, bool)
     if kind is int:
-        return isinstance(value, int) and not isinstance(value, bool)
+        return isinstance(value, int) and not isinstance(value, bool) and abs(value) <= MAX_INTEGER
     if (
         annotation is Any
         or not isinstance(kind, type)

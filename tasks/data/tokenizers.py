@@ -16,6 +16,7 @@ SPECIAL_TOKENS = ("<pad>", "<bos>", "<eos>", "<unk>")
 FIRST_ID = len(SPECIAL_TOKENS)  # of the tokens that are not special
 REPLACEMENT_CHARACTER = "\N{REPLACEMENT CHARACTER}"
 MAX_WORD_BYTES = 1000
+MOST_TOKENS = 10_000_000  # that are learnt; the backend reserves memory for them
 VISIBLE_SPACES = str.maketrans({" ": "␣", "\n": "⏎", "\t": "⇥"})
 
 
@@ -140,6 +141,10 @@ class BytePairTokenizer(Tokenizer):
             raise UserError(
                 f"vocabulary_size must be at least {min_size} (4 special tokens and 256 bytes), "
                 f"got {vocabulary_size}."
+            )
+        if vocabulary_size > MOST_TOKENS:
+            raise UserError(
+                f"vocabulary_size must be at most {MOST_TOKENS:,}, got {vocabulary_size:,}."
             )
         backend = Backend(models.BPE())
         digits = pre_tokenizers.Digits(individual_digits=True)

@@ -72,6 +72,9 @@ model.dim=1.5 | model.dim must be a whole number
 model.dim=null | model.dim must be a whole number
 model.dim= | model.dim must be a whole number
 model.dim=-4 | dim
+model.dim=99999999999999999999 | the largest is 9223372036854775807
+lengths=[99999999999999999999] | the largest is 9223372036854775807
+task.name=[a] | task.name must be one of translation
 ~jobs | cannot be left out
 hydra.job.chdir=true | leave it out
 ~seed | seed

@@ -10,7 +10,7 @@ from attention_zoo.errors import UserError
 from attention_zoo.tasks import host_memory
 from attention_zoo.tasks.data.diagnostics.copy import Copy
 from attention_zoo.tasks.data.sources.phrases import Phrases
-from attention_zoo.tasks.data.tokenizers import ByteTokenizer
+from attention_zoo.tasks.data.tokenizers import BytePairTokenizer, ByteTokenizer
 from attention_zoo.tasks.data.translation_data import TranslationData
 from attention_zoo.tasks.host_memory import check_memory
 from attention_zoo.tasks.training.trainer_options import check_batches
@@ -26,6 +26,10 @@ DATA = {"source": Phrases(), "tokenizer": ByteTokenizer.train, "cache_dir": "cac
         (partial(Copy, length=BILLION), "length must be at most 1,000,000, got 1,000,000,000"),
         (partial(Copy, vocabulary=BILLION), "vocabulary must be at most 1,000,000"),
         (partial(Phrases, size=100 * BILLION), "lower data.source.size"),
+        (
+            partial(BytePairTokenizer.train, ["a"], vocabulary_size=BILLION),
+            "vocabulary_size must be at most 10,000,000",
+        ),
         (
             partial(TranslationData, **DATA, num_workers=BILLION),
             "num_workers must be at most 1,024",
