@@ -4,6 +4,7 @@ import inspect
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from difflib import get_close_matches
 from importlib.resources import files
+from math import isnan
 from typing import Any
 
 from omegaconf import OmegaConf
@@ -109,6 +110,8 @@ def check_options(config: Mapping[str, Any], legal: Collection[str]) -> None:
     `legal` are the names of groups and options at the top. A node with a `_target_` has the options
     of what that builds; the elements of other containers are data.
     """
+    for path in find_nan(config):
+        raise UserError(f"{path} must be a number, got NaN.")
     for key, node in config.items():
         if key not in legal:
             known = {x: node for x, node in config.items() if x in legal}
@@ -206,6 +209,16 @@ def provided_options(path: str) -> Collection[str]:
     if path.startswith("stack."):
         path = "position" if path.endswith(".position") else "attention"
     return PROVIDED.get("attention" if path in ROLES else path, ())
+
+
+def find_nan(value: Any, path: str = "") -> Iterator[str]:
+    """Yield the paths of all values that are not a number: no option takes NaN."""
+    if isinstance(value, float) and isnan(value):
+        yield path
+    elif isinstance(value, Mapping | list):
+        items = value.items() if isinstance(value, Mapping) else enumerate(value)
+        for key, item in items:
+            yield from find_nan(item, f"{path}.{key}" if path else str(key))
 
 
 def find_nodes(value: Any, path: str) -> Iterator[tuple[Mapping[str, Any], str]]:

@@ -75,6 +75,9 @@ model.dim=-4 | dim
 model.dim=99999999999999999999 | the largest is 9223372036854775807
 lengths=[99999999999999999999] | the largest is 9223372036854775807
 task.name=[a] | task.name must be one of translation
+data.length_jitter=nan | data.length_jitter must be a number, got NaN
+optimizer.betas=[0.9,nan] | optimizer.betas.1 must be a number, got NaN
+callbacks.progress.refresh_seconds=nan | refresh_seconds must be a number, got NaN
 ~jobs | cannot be left out
 hydra.job.chdir=true | leave it out
 ~seed | seed
@@ -338,7 +341,7 @@ trainer.max_time=00:00:00:00 | trains nothing
 trainer.min_steps=5 | at most trainer.max_steps
 optimizer.lr=inf | finite
 optimizer.weight_decay=inf | finite
-trainer.gradient_clip_val=nan | finite
+trainer.gradient_clip_val=nan | must be a number, got NaN
 trainer.use_distributed_sampler=true | leave it out
 hydra.run.dir= | must not be empty
 paths.run=x | hydra.run.dir=FOLDER
