@@ -19,6 +19,8 @@ from attention_zoo.models import LanguageModel, Seq2Seq
 from attention_zoo.precision import upcast
 from attention_zoo.tensor_checks import check_integers, check_key_mask
 
+LARGEST_LIMIT = 1_000_000  # of an output's length
+
 log_once = functools.cache(logging.getLogger(__name__).info)
 
 
@@ -148,6 +150,11 @@ class Search(ABC):
             raise UserError(
                 "max_ratio and max_extra must not be negative, nor both 0: an output has at most "
                 f"max_ratio * source tokens + max_extra tokens; got {max_ratio=}, {max_extra=}."
+            )
+        if max(max_ratio, max_extra) > LARGEST_LIMIT:
+            raise UserError(
+                f"max_ratio and max_extra must be at most {LARGEST_LIMIT:,}, got {max_ratio=}, "
+                f"{max_extra=}."
             )
         self.max_ratio = max_ratio
         self.max_extra = max_extra

@@ -10,6 +10,8 @@ from attention_zoo.decoding.base import Hypothesis, IncrementalDecoder, Search, 
 from attention_zoo.errors import UserError, check_positive
 from attention_zoo.factory import typed_options
 
+LARGEST_PENALTY = 10  # beyond it, the powers of long outputs would leave the range of float32
+
 
 class Beam(Search):
     """Beam search with length normalisation.
@@ -50,6 +52,10 @@ class Beam(Search):
             raise UserError(
                 f"length_penalty must not be negative, got {length_penalty=}; 0 compares "
                 "log-probabilities, which favours short outputs most."
+            )
+        if length_penalty > LARGEST_PENALTY:
+            raise UserError(
+                f"length_penalty must be at most {LARGEST_PENALTY}, got {length_penalty=}."
             )
         super().__init__(**limits)
         self.width = width

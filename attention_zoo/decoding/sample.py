@@ -1,6 +1,5 @@
 """Sampling: tokens drawn at random from the model's distribution."""
 
-import math
 from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any
@@ -19,6 +18,8 @@ from attention_zoo.decoding.base import (
 from attention_zoo.errors import UserError, check_positive, short_repr
 from attention_zoo.factory import typed_options
 from attention_zoo.models import LanguageModel
+
+LOWEST_TEMPERATURE = 1e-6  # below it, logits by temperature may be infinite
 
 
 class Sample:
@@ -53,9 +54,9 @@ class Sample:
         max_tokens: int = 200,
         seed: int | None = None,
     ) -> None:
-        if not 0 <= temperature < math.inf:
+        if temperature != 0 and temperature < LOWEST_TEMPERATURE:
             raise UserError(
-                f"temperature must be 0 or more, and finite, got {temperature=}; "
+                f"temperature must be 0, or {LOWEST_TEMPERATURE} or more, got {temperature=}; "
                 "0 takes the likeliest token, 1 the model's own distribution."
             )
         if top_k is not None and top_k < 1:

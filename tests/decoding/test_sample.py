@@ -249,7 +249,8 @@ def test_a_model_with_a_max_length_sees_the_last_tokens(cached):
 @pytest.mark.parametrize(
     "options, rule",
     [
-        ({"temperature": -0.5}, "temperature must be 0 or more"),
+        ({"temperature": -0.5}, "temperature must be 0, or 1e-06 or more"),
+        ({"temperature": 1e-39}, "temperature must be 0, or 1e-06 or more"),
         ({"temperature": math.nan}, "temperature must be a finite number"),
         ({"temperature": math.inf}, "temperature must be a finite number"),
         ({"top_k": 0}, "top_k must be at least 1"),
