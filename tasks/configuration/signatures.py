@@ -22,6 +22,16 @@ EXTERNAL_DELEGATES = {
     "lightning.pytorch.loggers.wandb.WandbLogger": "wandb.init",
     "attention_zoo.tasks.training.loggers.wandb_runs.create_wandb_logger": "wandb.init",
 }
+# The types that a library does not annotate.
+EXTERNAL_TYPES: dict[str, dict[str, Any]] = {
+    "torch.utils.tensorboard.SummaryWriter": {
+        "comment": str,
+        "purge_step": int | None,
+        "max_queue": int,
+        "flush_secs": int,
+        "filename_suffix": str,
+    },
+}
 EXPECTED: dict[Any, str] = {
     int: "a whole number",
     float: "a number",
@@ -89,11 +99,14 @@ def _own_parameters(function: Callable[..., Any]) -> tuple[dict[str, inspect.Par
             break
     name = f"{function.__module__}.{function.__qualname__}"
     if name in EXTERNAL_DELEGATES:
+        target = EXTERNAL_DELEGATES[name]
         try:
-            delegate = pkgutil.resolve_name(EXTERNAL_DELEGATES[name])
+            delegated, _ = _own_parameters(pkgutil.resolve_name(target))
         except ImportError:
             return parameters, True  # What is built will say that its package is missing.
-        return _own_parameters(delegate)[0] | parameters, False
+        for option, annotation in EXTERNAL_TYPES.get(target, {}).items():
+            delegated[option] = delegated[option].replace(annotation=annotation)
+        return delegated | parameters, False
     return parameters, True
 
 

@@ -75,6 +75,8 @@ model.dim=-4 | dim
 model.dim=99999999999999999999 | the largest is 9223372036854775807
 lengths=[99999999999999999999] | the largest is 9223372036854775807
 task.name=[a] | task.name must be one of translation
+logger=tensorboard +logger.tensorboard.flush_secs=1e30 | flush_secs must be a whole number
+logger=tensorboard +logger.tensorboard.filename_suffix=0 | filename_suffix must be text
 data.length_jitter=nan | data.length_jitter must be a number, got NaN
 optimizer.betas=[0.9,nan] | optimizer.betas.1 must be a number, got NaN
 callbacks.progress.refresh_seconds=nan | refresh_seconds must be a number, got NaN
