@@ -19,6 +19,7 @@ from torch.distributed.tensor import DTensor
 
 from attention_zoo.errors import UserError, short_repr
 from attention_zoo.factory import typed_options
+from attention_zoo.tasks.training.muon import Muon
 from attention_zoo.tasks.training.shared_tensors import distribute_like, gather_tensors
 
 
@@ -76,13 +77,7 @@ def muon(
             "none. Choose optimizer=adamw."
         )
     parts: list[torch.optim.Optimizer] = [
-        torch.optim.Muon(
-            matrices,
-            lr=lr,
-            weight_decay=weight_decay,
-            momentum=momentum,
-            adjust_lr_fn="match_rms_adamw",
-        )
+        Muon(matrices, lr=lr, weight_decay=weight_decay, momentum=momentum)
     ]
     if groups := _adamw_groups(model, weight_decay, without=matrices):
         parts.append(torch.optim.AdamW(groups, lr=lr, betas=betas, eps=eps))
@@ -124,26 +119,26 @@ class MuonWithAdamW(torch.optim.Optimizer):
             with torch.enable_grad():
                 loss = closure()
         for part in self.parts:
-            if isinstance(part, torch.optim.Muon):
+            if isinstance(part, Muon):
                 step_whole_matrices(part)
             else:
                 part.step()
         return loss
 
 
-def step_whole_matrices(muon: torch.optim.Muon) -> None:
+def step_whole_matrices(muon: Muon) -> None:
     """Step Muon; a matrix that ranks share is gathered, since rounding in bfloat16 would differ."""
     if not any(isinstance(x, DTensor) for group in muon.param_groups for x in group["params"]):
         muon.step()
         return
     for group in muon.param_groups:
-        options = {name: group[name] for name in muon.defaults}
+        options = {name: group[name] for name in muon.defaults if name != "adjust_lr_fn"}
         for parameter in group["params"]:
             if parameter.grad is None:
                 continue
             whole = nn.Parameter(parameter.full_tensor())
             whole.grad = parameter.grad.full_tensor()
-            single = torch.optim.Muon([whole], **options)
+            single = Muon([whole], **options)
             single.state[whole] = gather_tensors(dict(muon.state[parameter]))
             single.step()
             parameter.copy_(distribute_like(parameter, whole.detach()))

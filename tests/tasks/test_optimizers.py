@@ -8,7 +8,7 @@ from attention_zoo import create_attention, create_position
 from attention_zoo.attention.recurrent.convolution import ShortConvolution
 from attention_zoo.errors import UserError
 from attention_zoo.tasks.configuration.conf_files import entry_options
-from attention_zoo.tasks.training import optimizers, schedules
+from attention_zoo.tasks.training import muon, optimizers, schedules
 from attention_zoo.zoo import ATTENTION, POSITION
 
 
@@ -136,7 +136,8 @@ def test_frozen_parameters_are_left_out(make):
     assert not names(net, make(net, lr=1e-3).param_groups) & {"up.weight", "up.bias"}
 
 
-def test_muon_with_adamw_equals_both_stepped_by_hand():
+def test_muon_with_adamw_equals_both_stepped_by_hand(monkeypatch):
+    monkeypatch.setattr(muon, "iteration_dtype", lambda device: torch.bfloat16)
     ours, theirs = model(), model()
     optimizer = optimizers.muon(ours, lr=1e-2)
     matrices = [p for name, p in theirs.named_parameters() if name in MATRICES]
@@ -158,6 +159,57 @@ def test_muon_with_adamw_equals_both_stepped_by_hand():
     for (name, mine), other in zip(ours.named_parameters(), theirs.parameters(), strict=True):
         # Newton-Schulz runs in bfloat16: rounding of the other parts' fused kernel shows through.
         torch.testing.assert_close(mine, other, atol=2e-3, rtol=0, msg=name)
+
+
+def matrices_and_gradients(shapes, seed):
+    draw = torch.Generator().manual_seed(seed)
+    matrices = [nn.Parameter(torch.randn(shape, generator=draw)) for shape in shapes]
+    for matrix in matrices:
+        matrix.grad = torch.randn(matrix.shape, generator=draw)
+    return matrices
+
+
+def test_in_bfloat16_muon_is_that_of_torch_bit_by_bit(monkeypatch):
+    monkeypatch.setattr(muon, "iteration_dtype", lambda device: torch.bfloat16)
+    options = {"lr": 1e-2, "weight_decay": 0.1, "momentum": 0.9}
+    ours, theirs = (matrices_and_gradients([(8, 8), (5, 12), (12, 5)], seed=0) for _ in range(2))
+    optimizers_of_both = (
+        muon.Muon(ours, **options),
+        torch.optim.Muon(theirs, adjust_lr_fn="match_rms_adamw", **options),
+    )
+    for _ in range(3):
+        for optimizer in optimizers_of_both:
+            optimizer.step()
+    for mine, other in zip(ours, theirs, strict=True):
+        assert torch.equal(mine, other)
+
+
+@pytest.mark.parametrize("shape", [(16, 16), (8, 32), (32, 8)])
+def test_orthogonalising_gives_the_singular_vectors(shape):
+    (matrix,) = matrices_and_gradients([shape], seed=1)
+    options = {"coefficients": (2.0, -1.5, 0.5), "steps": 60, "eps": 1e-7}
+    # These coefficients converge; the usual ones stay near 1.
+    found = muon.orthogonalize(matrix.grad, dtype=torch.float64, **options)
+    left, _, right = torch.linalg.svd(matrix.grad.double(), full_matrices=False)
+    torch.testing.assert_close(found, left @ right, atol=1e-9, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("device", "capabilities", "expected"),
+    [
+        ("cuda", {}, torch.bfloat16),
+        ("cpu", {"avx2": True, "avx512_bf16": False}, torch.float32),
+        ("cpu", {"avx512_bf16": True}, torch.bfloat16),
+        ("cpu", {"amx_bf16": True}, torch.bfloat16),
+        ("cpu", {"neon": True, "bf16": True}, torch.bfloat16),
+        ("cpu", {"neon": True}, torch.float32),
+    ],
+)
+def test_the_iteration_has_the_type_that_the_device_is_fast_at(
+    monkeypatch, device, capabilities, expected
+):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities, raising=False)
+    assert muon.iteration_dtype.__wrapped__(device) is expected
 
 
 def test_updates_of_both_parts_are_of_one_size():

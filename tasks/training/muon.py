@@ -1,0 +1,91 @@
+"""Muon, with the arithmetic that the device is fast at."""
+
+import math
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+# Of `torch.cpu.get_capabilities`, for x86 and ARM: instructions that multiply in bfloat16.
+BFLOAT16_INSTRUCTIONS = ("avx512_bf16", "amx_bf16", "bf16")
+
+
+class Muon(torch.optim.Muon):
+    """Muon whose Newton-Schulz iteration runs in float32 on CPUs that have no bfloat16.
+
+    `torch.optim.Muon` runs it in bfloat16 on every device, which takes such CPUs 30 times as long,
+    several times as long as the rest of a training step. On other devices this class gives the same
+    numbers. Its step is scaled by 0.2 sqrt(max(rows, columns)): Liu et al. 2025, arXiv:2502.16982.
+    """
+
+    def __init__(self, params: Any, **options: Any) -> None:
+        super().__init__(params, adjust_lr_fn="match_rms_adamw", **options)
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """Update all matrices that have a gradient, after one call of `closure`."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is not None:
+                    self._step_matrix(parameter, parameter.grad, group)
+        return loss
+
+    def _step_matrix(self, parameter: Tensor, gradient: Tensor, group: dict[str, Any]) -> None:
+        state = self.state[parameter]
+        if "momentum_buffer" not in state:
+            state["momentum_buffer"] = torch.zeros_like(gradient)
+        mean = state["momentum_buffer"]
+        mean.lerp_(gradient, 1 - group["momentum"])
+        update = gradient.lerp(mean, group["momentum"]) if group["nesterov"] else mean
+        update = orthogonalize(
+            update,
+            coefficients=group["ns_coefficients"],
+            steps=group["ns_steps"],
+            eps=group["eps"],
+            dtype=iteration_dtype(parameter.device.type),
+        )
+        parameter.mul_(1 - group["lr"] * group["weight_decay"])
+        parameter.add_(update, alpha=-0.2 * math.sqrt(max(parameter.shape)) * group["lr"])
+
+
+@cache
+def iteration_dtype(device_type: str) -> torch.dtype:
+    """Return bfloat16 where the device multiplies it by its own instructions, else float32."""
+    if device_type != "cpu":
+        return torch.bfloat16
+    # Older versions of torch do not say what a CPU can do.
+    capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
+    has_bfloat16 = any(capabilities.get(x) for x in BFLOAT16_INSTRUCTIONS)
+    return torch.bfloat16 if has_bfloat16 else torch.float32
+
+
+def orthogonalize(
+    matrix: Tensor,
+    *,
+    coefficients: tuple[float, float, float],
+    steps: int,
+    eps: float,
+    dtype: torch.dtype,
+) -> Tensor:
+    """Return a matrix [rows columns] with its singular values brought near 1, in another dtype.
+
+    Newton-Schulz: X ← a X + (b X Xᵀ + c (X Xᵀ)²) X, from X = matrix / max(‖matrix‖, eps). Five
+    steps with the usual coefficients bring all but the smallest singular values near 1.
+
+    Source: Jordan et al. 2024, https://kellerjordan.github.io/posts/muon.
+    """
+    a, b, c = coefficients
+    is_tall = matrix.shape[0] > matrix.shape[1]
+    x = matrix.to(dtype, copy=True)
+    x = x.T if is_tall else x  # so that the product below is the smaller one
+    x.div_(x.norm().clamp(min=eps))
+    for _ in range(steps):
+        gram = x @ x.T
+        x = torch.addmm(x, torch.addmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+    return x.T if is_tall else x
