@@ -15,8 +15,8 @@ BFLOAT16_INSTRUCTIONS = ("avx512_bf16", "amx_bf16", "bf16")
 class Muon(torch.optim.Muon):
     """Muon whose Newton-Schulz iteration runs in float32 on CPUs that have no bfloat16.
 
-    `torch.optim.Muon` runs it in bfloat16 on every device, which takes such CPUs 30 times as long,
-    several times as long as the rest of a training step. On other devices this class gives the same
+    `torch.optim.Muon` runs it in bfloat16 on every device, which takes such CPUs more than 20 times
+    as long, longer than the rest of a training step. On other devices this class gives the same
     numbers. Its step is scaled by 0.2 sqrt(max(rows, columns)): Liu et al. 2025, arXiv:2502.16982.
     """
 
