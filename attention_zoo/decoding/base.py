@@ -137,7 +137,7 @@ class Search(ABC):
     Args:
         max_ratio: an output has at most max_ratio * source tokens + max_extra tokens, and no more
             than fit into the model's `max_length`; an output that reaches its limit ends there.
-        max_extra: see max_ratio; in tokens.
+        max_extra: see max_ratio; in tokens. Both are at most 1,000,000.
 
     Raises:
         UserError: the limits leave no room, the model is in training mode or gives NaN logits, or

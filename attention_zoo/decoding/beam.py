@@ -10,7 +10,7 @@ from attention_zoo.decoding.base import Hypothesis, IncrementalDecoder, Search, 
 from attention_zoo.errors import UserError, check_positive
 from attention_zoo.factory import typed_options
 
-LARGEST_PENALTY = 10  # beyond it, the powers of long outputs would leave the range of float32
+LARGEST_PENALTY = 10  # up to it, the powers of 40,000 tokens are in the range of float32
 
 
 class Beam(Search):
@@ -30,7 +30,8 @@ class Beam(Search):
 
     Args:
         width: number of hypotheses that grow in parallel.
-        length_penalty: 0 compares log-probabilities; larger values favour longer outputs.
+        length_penalty: 0 compares log-probabilities; larger values, up to 10, favour longer
+            outputs.
         n_best: number of outputs for each sentence, at most width; a narrow beam may find fewer.
         limits: `max_ratio` and `max_extra`, see `Search`.
 

@@ -32,7 +32,8 @@ class Sample:
     max_length tokens.
 
     Args:
-        temperature: 0 takes the likeliest token (greedy), 1 the model's own distribution.
+        temperature: 0 takes the likeliest token (greedy), 1 the model's own distribution; else
+            at least 1e-6.
         top_k: number of tokens to draw from; None for all.
         top_p: mass to draw from, in (0, 1]; None for all.
         max_tokens: the most new tokens for each prompt.

@@ -110,7 +110,7 @@ def check_options(config: Mapping[str, Any], legal: Collection[str]) -> None:
     `legal` are the names of groups and options at the top. A node with a `_target_` has the options
     of what that builds; the elements of other containers are data.
     """
-    for path in find_nan(config):
+    if (path := next(find_nan(config), None)) is not None:
         raise UserError(f"{path} must be a number, got NaN.")
     for key, node in config.items():
         if key not in legal:

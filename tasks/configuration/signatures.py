@@ -40,7 +40,7 @@ EXPECTED: dict[Any, str] = {
     type(None): "null",
 }
 PLURALS: dict[Any, str] = {int: "whole numbers", float: "numbers", str: "words"}
-MAX_INTEGER = 2**63 - 1  # of torch, and of what else is not written in Python
+MAX_INTEGER = 2**63 - 1  # the largest that torch and other compiled libraries hold
 BUILT = "a mapping with a _target_"  # which builds an object of any other type
 
 

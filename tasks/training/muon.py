@@ -15,9 +15,9 @@ BFLOAT16_INSTRUCTIONS = ("avx512_bf16", "amx_bf16", "bf16")
 class Muon(torch.optim.Muon):
     """Muon whose Newton-Schulz iteration runs in float32 on CPUs that have no bfloat16.
 
-    `torch.optim.Muon` runs it in bfloat16 on every device, which takes such CPUs more than 20 times
-    as long, longer than the rest of a training step. On other devices this class gives the same
-    numbers. Its step is scaled by 0.2 sqrt(max(rows, columns)): Liu et al. 2025, arXiv:2502.16982.
+    `torch.optim.Muon` runs it in bfloat16 on every device, which takes such CPUs many times as long
+    as all the rest of a training step. On other devices this class gives the same numbers. Its step
+    is scaled by 0.2 sqrt(max(rows, columns)): Liu et al. 2025, arXiv:2502.16982.
     """
 
     def __init__(self, params: Any, **options: Any) -> None:
@@ -33,25 +33,28 @@ class Muon(torch.optim.Muon):
         for group in self.param_groups:
             for parameter in group["params"]:
                 if parameter.grad is not None:
-                    self._step_matrix(parameter, parameter.grad, group)
+                    step_matrix(parameter, parameter.grad, self.state[parameter], group)
         return loss
 
-    def _step_matrix(self, parameter: Tensor, gradient: Tensor, group: dict[str, Any]) -> None:
-        state = self.state[parameter]
-        if "momentum_buffer" not in state:
-            state["momentum_buffer"] = torch.zeros_like(gradient)
-        mean = state["momentum_buffer"]
-        mean.lerp_(gradient, 1 - group["momentum"])
-        update = gradient.lerp(mean, group["momentum"]) if group["nesterov"] else mean
-        update = orthogonalize(
-            update,
-            coefficients=group["ns_coefficients"],
-            steps=group["ns_steps"],
-            eps=group["eps"],
-            dtype=iteration_dtype(parameter.device.type),
-        )
-        parameter.mul_(1 - group["lr"] * group["weight_decay"])
-        parameter.add_(update, alpha=-0.2 * math.sqrt(max(parameter.shape)) * group["lr"])
+
+def step_matrix(
+    parameter: Tensor, gradient: Tensor, state: dict[str, Any], group: dict[str, Any]
+) -> None:
+    """Update a matrix and the state of its gradient, in place, by the options of its group."""
+    if "momentum_buffer" not in state:
+        state["momentum_buffer"] = torch.zeros_like(gradient)
+    mean = state["momentum_buffer"]
+    mean.lerp_(gradient, 1 - group["momentum"])
+    update = gradient.lerp(mean, group["momentum"]) if group["nesterov"] else mean
+    update = orthogonalize(
+        update,
+        coefficients=group["ns_coefficients"],
+        steps=group["ns_steps"],
+        eps=group["eps"],
+        dtype=iteration_dtype(parameter.device.type),
+    )
+    parameter.mul_(1 - group["lr"] * group["weight_decay"])
+    parameter.add_(update, alpha=-0.2 * math.sqrt(max(parameter.shape)) * group["lr"])
 
 
 @cache

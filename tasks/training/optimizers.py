@@ -19,7 +19,7 @@ from torch.distributed.tensor import DTensor
 
 from attention_zoo.errors import UserError, short_repr
 from attention_zoo.factory import typed_options
-from attention_zoo.tasks.training.muon import Muon
+from attention_zoo.tasks.training.muon import Muon, step_matrix
 from attention_zoo.tasks.training.shared_tensors import distribute_like, gather_tensors
 
 
@@ -132,18 +132,15 @@ def step_whole_matrices(muon: Muon) -> None:
         muon.step()
         return
     for group in muon.param_groups:
-        options = {name: group[name] for name in muon.defaults if name != "adjust_lr_fn"}
         for parameter in group["params"]:
             if parameter.grad is None:
                 continue
-            whole = nn.Parameter(parameter.full_tensor())
-            whole.grad = parameter.grad.full_tensor()
-            single = Muon([whole], **options)
-            single.state[whole] = gather_tensors(dict(muon.state[parameter]))
-            single.step()
-            parameter.copy_(distribute_like(parameter, whole.detach()))
-            state = single.state[whole].items()
-            muon.state[parameter] = {name: distribute_like(parameter, x) for name, x in state}
+            whole, state = parameter.full_tensor(), gather_tensors(dict(muon.state[parameter]))
+            step_matrix(whole, parameter.grad.full_tensor(), state, group)
+            parameter.copy_(distribute_like(parameter, whole))
+            muon.state[parameter] = {
+                name: distribute_like(parameter, x) for name, x in state.items()
+            }
 
 
 def _check_options(
