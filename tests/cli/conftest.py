@@ -76,7 +76,6 @@ class Program:
             env=self.environment(env),
             input=raw,
             capture_output=True,
-            timeout=280,
         )
         done.stdout, done.stderr = done.stdout.decode(), done.stderr.decode()
         assert done.returncode == code, (done.returncode, done.stdout, done.stderr)

@@ -105,12 +105,12 @@ class Slurm:
 
     def ask(self, *command: str) -> str:
         done = subprocess.run(
-            command, env=os.environ | self.environment, capture_output=True, text=True, timeout=60
+            command, env=os.environ | self.environment, capture_output=True, text=True
         )
         return done.stdout
 
     def wait(self, ready) -> None:
-        until = time.monotonic() + 30
+        until = time.monotonic() + 120
         while not ready():
             dead = [process.args[0] for process in self.processes if process.poll() is not None]
             if dead or time.monotonic() > until:
@@ -126,7 +126,7 @@ class Slurm:
         if len(self.processes) == len(DAEMONS):
             # Or their processes would outlive the daemons.
             self.ask("scancel", "--user", getpass.getuser())
-            until = time.monotonic() + 30
+            until = time.monotonic() + 120
             while self.ask("squeue", "--noheader").strip() and time.monotonic() < until:
                 time.sleep(0.2)
         for process in reversed(self.processes):

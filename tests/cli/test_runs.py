@@ -57,7 +57,7 @@ def test_ctrl_c_leaves_a_checkpoint_that_resumes(program):
     try:
         wait_for(process, "step ")
         interrupt(process)
-        out, err = process.communicate(timeout=60)
+        out, err = process.communicate()
     finally:
         process.kill()
     assert process.returncode == 130
@@ -163,6 +163,6 @@ def test_two_runs_of_one_second_do_not_share_a_folder(program):
     options = ["train", *SMALL, *LINES, "trainer.max_steps=1", "callbacks=none", "logger=none"]
     both = [program.start(*options) for _ in range(2)]
     for process in both:
-        process.communicate(timeout=200)
+        process.communicate()
     assert [process.returncode for process in both] == [0, 0]
     assert len(program.runs()) == 2

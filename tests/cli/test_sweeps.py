@@ -26,7 +26,6 @@ TRIALS = {
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)  # Fourteen trainings, each with its imports.
 def test_a_sweep_outlives_its_jobs_and_goes_on(program):
     trials = program.folder / "own" / "experiment"
     trials.mkdir(parents=True)
@@ -38,7 +37,7 @@ def test_a_sweep_outlives_its_jobs_and_goes_on(program):
     process = program.start(*command)
     victim = sweep / str(list(TRIALS).index("killed"))
     kill_after(victim / "checkpoints" / "last.ckpt", process)
-    printed, _ = process.communicate(timeout=400)
+    printed, _ = process.communicate()
     assert process.returncode == 2, printed
     outcomes = {name: record(sweep / str(n))["outcome"] for n, name in enumerate(TRIALS)}
     other = {"cannot": "refused", "bursts": "diverged", "killed": "killed"}

@@ -35,7 +35,7 @@ def test_a_job_that_is_killed_goes_on_as_the_same_run(program):
         time.sleep(1.5)  # wandb writes every second
         children = Path(f"/proc/{launched.pid}/task/{launched.pid}/children").read_text()
         os.kill(int(children.split()[0]), signal.SIGKILL)
-        launched.communicate(timeout=200)
+        launched.communicate()
     finally:
         launched.kill()
     outcomes = [json.loads((sweep / n / "job.json").read_text())["outcome"] for n in "01"]
@@ -90,7 +90,7 @@ def test_ctrl_c_reads_as_stopped(program):
             if "step " in line:
                 break
         interrupt(process)
-        process.communicate(timeout=60)
+        process.communicate()
     finally:
         process.kill()
     (run,) = program.runs()
@@ -98,10 +98,8 @@ def test_ctrl_c_reads_as_stopped(program):
     assert exit_code(written) == 255
 
 
-def wait_until(happened, seconds: float = 100) -> None:
-    until = time.monotonic() + seconds
+def wait_until(happened) -> None:
     while not happened():
-        assert time.monotonic() < until
         time.sleep(0.05)
 
 

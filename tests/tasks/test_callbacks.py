@@ -204,7 +204,6 @@ def test_two_processes_count_together_and_average_alike(tmp_path):
     done = subprocess.run(
         [sys.executable, script, repository, tmp_path],
         check=True,
-        timeout=200,
         env=environment,
         capture_output=True,
         text=True,

