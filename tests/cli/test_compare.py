@@ -7,8 +7,6 @@ from tests.cli.conftest import SMALL
 
 TINY = [*SMALL, "data.source.size=60", "data.source.valid=8", "data.source.test=8"]
 TINY += ["callbacks=minimal", "logger=none", "decoding.max_extra=2", "decoding.max_ratio=0.1"]
-
-
 COMPARE = ["compare", *TINY, "attention=multi_head,cosine", "trainer.max_steps=8"]
 
 
