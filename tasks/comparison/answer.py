@@ -1,17 +1,14 @@
 """The answer of a comparison, on the console and as a page."""
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from markupsafe import Markup
-from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 from omegaconf import DictConfig
 from rich.console import Console
 from rich.text import Text
 
-from attention_zoo.tasks.analysis.report.charts import draw_charts, new_chart, row_style
+from attention_zoo.tasks.analysis.report.charts import draw_charts
 from attention_zoo.tasks.analysis.report.comparison import Comparison, compare_runs
 from attention_zoo.tasks.analysis.report.documents import (
     Finding,
@@ -24,6 +21,7 @@ from attention_zoo.tasks.analysis.report.runs import Run, find_runs
 from attention_zoo.tasks.analysis.report.significance import run_tests
 from attention_zoo.tasks.analysis.report.tables import csv_rows
 from attention_zoo.tasks.comparison.candidate import Candidate
+from attention_zoo.tasks.comparison.rate_charts import draw_rates
 from attention_zoo.tasks.comparison.rates import NEARLY, TUNING_VARIANCE, good_range
 from attention_zoo.tasks.comparison.scaling import (
     Size,
@@ -34,7 +32,6 @@ from attention_zoo.tasks.comparison.scaling import (
 )
 from attention_zoo.tasks.comparison.scoreboard import add_results, write_page
 from attention_zoo.tasks.comparison.settings import describe_option_trials
-from attention_zoo.tasks.views.charts import figure_svg, svg_settings
 from attention_zoo.tasks.views.console import print_line
 from attention_zoo.tasks.views.tables import Cell, Table, csv_text, print_table
 from attention_zoo.tasks.wording import pluralize
@@ -61,7 +58,9 @@ def answer(
     sentences += describe_tuning(candidates)
     options = {x.label: x.options_tried for x in candidates}
     sentences += describe_option_trials(options, schedule["option_trials"])
-    tuning = Finding(sentences, tuning_table(candidates), draw_rates(candidates))
+    tuning = Finding(
+        sentences, tuning_table(candidates), draw_rates([x.trials for x in candidates])
+    )
     scaling = find_scaling(runs, candidates)
     charts = [draw_charts(comparison) for comparison in comparisons]
     title = f"Comparison of {pluralize(len({x.name for x in candidates}), 'candidate')}"
@@ -195,36 +194,3 @@ def tuning_table(candidates: Sequence[Candidate]) -> Table:
         )
     columns = ["candidate", "best rate", "options", "state", f"within {NEARLY} nats", "rates tried"]
     return Table("Learning rates and options", columns, rows, "lrllrr")
-
-
-def draw_rates(candidates: Sequence[Candidate]) -> Markup:
-    """Draw the loss of the first trials by learning rate.
-
-    Each × is a trial of an option; a ring marks the setting that was chosen.
-    """
-    with svg_settings():
-        figure, axes = new_chart("Validation loss by learning rate", 4.2)
-        finite = [x for each in candidates for x in each.losses.values() if math.isfinite(x)]
-        for index, candidate in enumerate(candidates):
-            style = row_style(index)
-            axes.plot(*zip(*sorted(candidate.rate_losses.items()), strict=True), **style)
-            marks: Any = {"color": style["color"], "linestyle": "none"}
-            options = [(x.rate, loss) for x, loss in candidate.losses.items() if x.option]
-            if options:
-                axes.plot(*zip(*options, strict=True), marker="x", **marks)
-            if (chosen := candidate.best_setting) is not None:
-                ring: Any = {"marker": "o", "markersize": 12, "markerfacecolor": "none"}
-                axes.plot([chosen.rate], [candidate.losses[chosen]], **marks, **ring)
-        axes.set_xscale("log")
-        axes.xaxis.set_major_locator(LogLocator(subs=(1, 3)))
-        axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
-        axes.xaxis.set_minor_locator(NullLocator())
-        if finite:
-            low, high = min(finite), max(finite)
-            margin = 0.05 * (high - low) or 0.1
-            axes.set_ylim(low - margin, high + margin)
-        axes.set(
-            xlabel="learning rate, at ¼ of the length (×: option, ring: chosen)",
-            ylabel="nats per token",
-        )
-        return figure_svg(figure, "Validation loss by learning rate", [x.label for x in candidates])

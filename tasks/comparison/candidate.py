@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 
 from attention_zoo.tasks.comparison.plan import Cost
 from attention_zoo.tasks.comparison.rates import is_at_edge
-from attention_zoo.tasks.comparison.settings import Setting, best_setting
+from attention_zoo.tasks.comparison.settings import Setting, Trials, best_setting
 
 
 @dataclass
@@ -23,9 +23,14 @@ class Candidate:
     later_losses: dict[Setting, float] = field(default_factory=dict)  # at half the length
 
     @property
+    def trials(self) -> Trials:
+        """Return what the first trials have shown."""
+        return Trials(self.label, self.losses, self.best_setting)
+
+    @property
     def rate_losses(self) -> dict[float, float]:
         """Return the losses at a quarter of the length with the default options, by rate."""
-        return {x.rate: loss for x, loss in self.losses.items() if not x.option}
+        return self.trials.rate_losses
 
     @property
     def options_tried(self) -> list[str]:

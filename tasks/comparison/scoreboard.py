@@ -5,6 +5,7 @@ adds its rows, and the page is drawn from all of them.
 """
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,7 +20,9 @@ from attention_zoo.tasks.analysis.report.runs import Run
 from attention_zoo.tasks.analysis.report.significance import run_tests, variance_of_mean
 from attention_zoo.tasks.comparison.candidate import Candidate
 from attention_zoo.tasks.comparison.published import compare_with_published
+from attention_zoo.tasks.comparison.rate_charts import draw_rates
 from attention_zoo.tasks.comparison.rates import TUNING_VARIANCE
+from attention_zoo.tasks.comparison.settings import Setting, Trials
 from attention_zoo.tasks.run_folder import read_json, replace_text
 from attention_zoo.tasks.views.pages import render_page
 from attention_zoo.tasks.views.tables import Cell, Table
@@ -37,6 +40,7 @@ class Entry:
 
     results: list[dict[str, Any]]  # of each seed
     schedule: dict[str, Any]  # how it was tuned and trained
+    trials: list[dict[str, Any]] | None = None  # of tuning; None if an earlier version kept it
 
     @property
     def is_tuned(self) -> bool:
@@ -62,9 +66,15 @@ def add_results(
     assert candidate.best_setting is not None  # Its runs have it.
     setting = candidate.best_setting._asdict()
     tuning = {**schedule, **setting, "is_tuned": not candidate.is_at_edge}
+    # JSON has no infinity, the loss of what diverged.
+    trials = [
+        {**x._asdict(), "loss": loss if math.isfinite(loss) else None}
+        for x, loss in candidate.losses.items()
+    ]
     for run in runs:
         results = {key: x for key, x in run.results.items() if key not in LEFT_OUT}
-        contents = {"schedule": tuning, "overrides": list(run.overrides), "results": results}
+        contents = {"schedule": tuning, "trials": trials, "overrides": list(run.overrides)}
+        contents["results"] = results
         replace_text(
             kept / f"{run.seed}.json", json.dumps(contents, indent=1, sort_keys=True) + "\n"
         )
@@ -76,7 +86,8 @@ def read_scores(folder: Path) -> dict[str, dict[str, Entry]]:
     for path in sorted((folder / "results").glob("*/*")):
         files = [read_score(x) for x in sorted(path.glob("*.json"))]
         if files:
-            entry = Entry([x["results"] for x in files], files[0]["schedule"])
+            first = files[0]
+            entry = Entry([x["results"] for x in files], first["schedule"], first.get("trials"))
             scores.setdefault(path.parent.name, {})[path.name] = entry
     return scores
 
@@ -95,16 +106,32 @@ def write_page(folder: Path) -> Path:
     """Draw the page of a scoreboard anew; return its path."""
     scores = read_scores(folder)
     comparisons = {name: compare_entries(name, entries) for name, entries in scores.items()}
+    trials = {name: read_trials(entries) for name, entries in scores.items()}
     published = [compare_with_published(name, x) for name, x in comparisons.items()]
     page = render_page(
         "analysis/report/scoreboard.html",
         title="Scoreboard",
         table=score_table(scores, comparisons),
         benchmarks=benchmark_table(scores, comparisons),
+        rates={name: draw_rates(x) for name, x in trials.items() if x},
         published=[x for x in published if x is not None],
     )
     replace_text(folder / PAGE, page)
     return folder / PAGE
+
+
+def read_trials(entries: Mapping[str, Entry]) -> list[Trials]:
+    """Return the trials of the candidates of a benchmark, by name, where they are kept."""
+    found = []
+    for name, entry in sorted(entries.items()):
+        if entry.trials is not None:
+            losses = {
+                Setting(x["rate"], x["option"]): math.inf if x["loss"] is None else x["loss"]
+                for x in entry.trials
+            }
+            chosen = Setting(entry.schedule["rate"], entry.schedule["option"])
+            found.append(Trials(name, losses, chosen))
+    return found
 
 
 def compare_entries(benchmark: str, entries: Mapping[str, Entry]) -> Comparison:

@@ -19,6 +19,19 @@ class Setting(NamedTuple):
         return [f"{RATE}={self.rate}", *([self.option] if self.option else [])]
 
 
+class Trials(NamedTuple):
+    """What the first trials of a candidate have shown."""
+
+    label: str  # of the candidate
+    losses: Mapping[Setting, float]  # at a quarter of the length; infinite where it diverged
+    chosen: Setting | None  # None if none has trained
+
+    @property
+    def rate_losses(self) -> dict[float, float]:
+        """Return the losses with the default options, by ascending rate."""
+        return {x.rate: self.losses[x] for x in sorted(self.losses) if not x.option}
+
+
 def best_setting(losses: Mapping[Setting, float]) -> Setting | None:
     """Return the setting of the lowest loss, None if all have diverged.
 

@@ -19,7 +19,9 @@ from attention_zoo.tasks.comparison.scoreboard import (
     benchmark_table,
     compare_entries,
     read_scores,
+    read_trials,
     score_table,
+    write_page,
 )
 from attention_zoo.tasks.comparison.settings import Setting
 from tests.report.folders import write_job, write_run
@@ -203,6 +205,29 @@ def test_a_scoreboard_keeps_the_results_of_several_comparisons(answered, tmp_pat
     assert cells["gated"].style == "good" and cells["linear"].style == ""
     page = (board / "index.html").read_text()
     assert "400" in page and "BLEU, higher is better" in page
+
+
+def test_a_scoreboard_shows_the_rates_of_the_trials_that_it_keeps(answered, tmp_path):
+    board = tmp_path / "board"
+    option = Setting(0.01, "attention.temperature=4.0")
+    tuned = candidate("gated_linear", losses=LOSSES | {0.1: math.inf, option: 0.8})
+    answered([candidate("linear"), tuned], [0.5, 0.7], scoreboard=str(board))
+    results = board / "results" / "phrases"
+    kept = json.loads((results / "gated_linear" / "2.json").read_text())["trials"]
+    assert kept[-2:] == [
+        {"rate": 0.1, "option": "", "loss": None},
+        {"rate": 0.01, "option": "attention.temperature=4.0", "loss": 0.8},
+    ]
+    linear, gated = sorted(read_trials(read_scores(board)["phrases"]), reverse=True)
+    assert (linear.losses, linear.chosen) == (by_setting(LOSSES), Setting(0.01))
+    assert (gated.losses, gated.chosen) == (tuned.losses, Setting(0.01))
+    page = (board / "index.html").read_text()
+    assert "<h2>Learning rates</h2>" in page and "<title>gated_linear</title>" in page
+
+    for file in results.glob("*/*.json"):  # As earlier versions kept them.
+        file.write_text(json.dumps(dict(json.loads(file.read_text()), trials=None)))
+    page = write_page(board).read_text()
+    assert "Learning rates" not in page
 
 
 def test_a_measure_that_is_equal_for_all_does_not_stand_on_a_scoreboard():
