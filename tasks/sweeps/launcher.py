@@ -74,8 +74,10 @@ class ProcessesLauncher(Launcher):
         for job in self.compose_jobs(earlier):
             job.restore()
         if earlier:
-            done = f"{sum(job.record.is_final for job in earlier)} of {pluralize(len(jobs), 'job')}"
-            print_line(console, f"{done} have their result already; the others run.")
+            final = sum(job.record.is_final for job in earlier)
+            others = "; the others run" if final < len(jobs) else ""
+            text = f"{final} of {pluralize(len(jobs), 'job')} have their result already{others}."
+            print_line(console, text)
         try:
             run_jobs(
                 self.compose_jobs(job for job in jobs if not job.record.is_final),

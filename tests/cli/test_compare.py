@@ -34,7 +34,8 @@ def test_a_comparison_answers_and_is_not_trained_again(program):
     assert sorted(filter(None, temperatures)) == [0.03, *[0.1] * 5]
     assert len(list((program.folder / "board/results/phrases").glob("*/*.json"))) == 6
     times = [x.stat().st_mtime_ns for x in results]
-    program(*command)
+    again = program(*command).stdout
+    assert "6 of 6 jobs have their result already.\n" in again
     assert [x.stat().st_mtime_ns for x in results] == times
 
 
