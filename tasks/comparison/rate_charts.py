@@ -6,7 +6,7 @@ from textwrap import fill
 from typing import Any
 
 from markupsafe import Markup
-from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+from matplotlib.ticker import FuncFormatter, NullLocator
 
 from attention_zoo.tasks.comparison.settings import Trials
 from attention_zoo.tasks.views.charts import (
@@ -25,6 +25,14 @@ PANEL_HEIGHT = 1.7  # inches
 LABEL_LENGTH = 28  # characters that fit above a panel
 
 
+def rate_ticks(low: float, high: float) -> list[float]:
+    """Return the ends of a range of rates, and powers of ten that stand apart from them."""
+    powers = [10.0**x for x in range(math.ceil(math.log10(low)), math.ceil(math.log10(high)))]
+    apart = (high / low) ** 0.25
+    between = [x for x in powers if low * apart <= x <= high / apart]
+    return [low, *between[:: 1 + len(between) // 4], high]
+
+
 def draw_rates(trials: Sequence[Trials]) -> Markup:
     """Draw the loss of the first trials by learning rate, the other candidates in grey.
 
@@ -39,6 +47,7 @@ def draw_rates(trials: Sequence[Trials]) -> Markup:
         panels = figure.subplots(rows, COLUMNS, sharex=True, sharey=True, squeeze=False).flatten()
         for index, (axes, trial) in enumerate(zip(panels, trials, strict=False)):
             style_axes(axes)
+            axes.tick_params(labelsize=8)
             title = fill(trial.label, LABEL_LENGTH, max_lines=2, placeholder="…")
             axes.set_title(title, loc="left", fontsize=9)
             for curve in curves:
@@ -55,7 +64,8 @@ def draw_rates(trials: Sequence[Trials]) -> Markup:
         for axes in panels[len(trials) :]:
             axes.set_axis_off()
         panels[0].set_xscale("log")
-        panels[0].xaxis.set_major_locator(LogLocator())
+        rates = [rate for curve in curves for rate in curve]
+        panels[0].set_xticks(rate_ticks(min(rates), max(rates)))
         panels[0].xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
         panels[0].xaxis.set_minor_locator(NullLocator())
         if finite:
