@@ -30,6 +30,7 @@ from attention_zoo.tasks.views.tables import Cell, Table
 # Parts of results that the page does not need.
 LEFT_OUT = ("history", "lengths", "data", "versions")
 SCHEDULE = {"steps", "trials", "is_tuned"}  # what the page reads of one
+TRIAL = {"rate", "option", "loss"}
 PAGE = "index.html"
 NO_RESULT = Cell("–", style="muted")
 
@@ -97,7 +98,9 @@ def read_score(path: Path) -> dict[str, Any]:
     score = read_json(path)
     schedule = score.get("schedule")
     is_score = isinstance(schedule, dict) and {*schedule} >= SCHEDULE
-    if not is_score or not isinstance(score.get("results"), dict):
+    trials = score.get("trials") or []
+    has_trials = all(isinstance(x, dict) and {*x} >= TRIAL for x in trials)
+    if not is_score or not has_trials or not isinstance(score.get("results"), dict):
         raise BadInput(f"{path} is no result of a scoreboard; remove it.")
     return score
 

@@ -258,9 +258,11 @@ def test_a_scoreboard_that_cannot_be_written_is_refused_before_the_training(comp
         compare(*TWO, f"scoreboard={tmp_path / 'file'}")
     kept = tmp_path / "board" / "results" / "phrases" / "linear"
     kept.mkdir(parents=True)
-    (kept / "1.json").write_text("{}")
-    with pytest.raises(UserError, match=r"1\.json is no result of a scoreboard; remove it"):
-        compare(*TWO, f"scoreboard={tmp_path / 'board'}")
+    schedule = {"steps": 4, "trials": 5, "is_tuned": True}
+    for damaged in ({}, {"schedule": schedule, "results": {}, "trials": [1]}):
+        (kept / "1.json").write_text(json.dumps(damaged))
+        with pytest.raises(UserError, match=r"1\.json is no result of a scoreboard; remove it"):
+            compare(*TWO, f"scoreboard={tmp_path / 'board'}")
 
 
 def test_widths_are_candidates_with_as_many_trials_each(compare):
