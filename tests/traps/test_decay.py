@@ -110,7 +110,7 @@ def test_work_grows_with_length(name: str) -> None:
         return counter.get_total_flops()
 
     # Twice the tokens are twice the work; with a bucket more, a little more than that.
-    assert work(2048) / work(1024) < (2.2 if name == "log_linear" else 2.001)
+    assert work(2048) / work(1024) < (2.2 if name == "log_linear" else 2.01)
 
 
 @every_entry

@@ -38,7 +38,7 @@ def test_work_grows_with_length(name: str) -> None:
             attention(torch.randn(1, length, DIM, requires_grad=True)).sum().backward()
         return counter.get_total_flops()
 
-    assert work(2048) / work(1024) < 2.001
+    assert work(2048) / work(1024) < 2.01
 
 
 @every_entry

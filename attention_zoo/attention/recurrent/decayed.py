@@ -1,8 +1,4 @@
-"""Attention by a state that decays, S_t = diag(a_t) S_{t−1} + k_tᵀ v_t, computed in chunks.
-
-Decays are log a ≤ 0, and only ever summed over neighbouring tokens, never subtracted: no exponent
-is positive, nothing overflows, and a weak decay after a strong one keeps its digits.
-"""
+"""Attention by a state that decays, S_t = diag(a_t) S_{t−1} + k_tᵀ v_t, computed in chunks."""
 
 import math
 from typing import Any
@@ -15,10 +11,11 @@ from torch.nn.functional import layer_norm, silu
 from attention_zoo.attention import naive
 from attention_zoo.attention.recurrent import kernels
 from attention_zoo.attention.recurrent.base import RecurrentAttention
+from attention_zoo.attention.recurrent.chunk_decay import decay_chunks
 from attention_zoo.attention.recurrent.convolution import ConvolutionRunner
 from attention_zoo.attention.recurrent.naive import read_states, run_states
 from attention_zoo.attention.recurrent.signed_decay import fold_signs, run_signed
-from attention_zoo.attention.recurrent.steps import Steps, sum_after
+from attention_zoo.attention.recurrent.steps import Steps
 from attention_zoo.masks import TokenSpan
 from attention_zoo.precision import autocast_disabled, upcast
 
@@ -112,40 +109,20 @@ def decayed_product(steps: Steps, state: Tensor | None = None) -> tuple[Tensor, 
     """
     q, k, v, _, _, decay, *_ = steps.split_chunks()
     assert decay is not None
-    sums = decay.cumsum(dim=-2)
-    additions = (k * sum_after(decay).exp()).transpose(-2, -1) @ v
-    chunk_decays = sums[..., -1:, :].exp().transpose(-2, -1)
-    states = [torch.zeros_like(additions[:, :, 0]) if state is None else state]
+    scores, rows, columns, total = decay_chunks(q, k, decay)
+    assert total is not None
     # Unbound: each index in a loop would have a gradient as large as all chunks.
-    for chunk_decay, addition in zip(chunk_decays.unbind(2), additions.unbind(2), strict=True):
-        states.append(chunk_decay * states[-1] + addition)
-    earlier = (q * sums.exp()) @ torch.stack(states[:-1], dim=2)
-    out = product_within_chunks(q, k, v, decay) + earlier
-    return out.flatten(2, 3)[:, :, : steps.q.shape[2]], states[-1]
-
-
-def product_within_chunks(q: Tensor, k: Tensor, v: Tensor, decay: Tensor) -> Tensor:
-    """Compute `decayed_product` in each chunk alone.
-
-    A chunk is halved, and halved again. One border between halves separates any two tokens, and
-    the decay between them is that after the key up to the border, times that from there up to the
-    query. So each halving is a product of matrices, whose factors do not exceed q and k.
-
-    Here q and k are [… s c], v is [… s e], and the decay [… s c|1], with s a power of two.
-    """
-    out = (q * k).sum(dim=-1, keepdim=True) * v
-    half = 1
-    while half < q.shape[-2]:
-        first, second = zip(
-            *(part.unflatten(-2, (-1, 2, half)).unbind(-3) for part in (q, k, v, decay)),
-            strict=True,
-        )
-        queries = second[0] * second[3].cumsum(dim=-2).exp()
-        keys = first[1] * sum_after(first[3]).exp()
-        product = queries @ keys.transpose(-2, -1) @ first[2]
-        out = out + torch.stack([torch.zeros_like(product), product], dim=-3).flatten(-4, -2)
-        half *= 2
-    return out
+    chunks = zip(*(x.unbind(2) for x in (scores @ v, rows, columns.mT @ v, total)), strict=True)
+    outputs = []
+    for within, reads, addition, state_decay in chunks:
+        if state is None:
+            outputs.append(within)
+            state = addition
+        else:
+            outputs.append(within + reads @ state)
+            state = torch.addcmul(addition, state_decay, state)
+    assert state is not None
+    return torch.cat(outputs, dim=2)[:, :, : steps.q.shape[2]], state
 
 
 def add_skip(out: Tensor, skip: Tensor, v: Tensor, span: TokenSpan) -> Tensor:

@@ -6,7 +6,8 @@ from torch.nn.functional import pad
 
 from attention_zoo.attention.recurrent import kernels
 from attention_zoo.attention.recurrent.base import RecurrentAttention
-from attention_zoo.attention.recurrent.steps import Steps, sum_after
+from attention_zoo.attention.recurrent.chunk_decay import decay_chunks
+from attention_zoo.attention.recurrent.steps import Steps
 from attention_zoo.masks import TokenSpan
 
 
@@ -57,37 +58,34 @@ def chunked_delta_rule(
     """
     q, k, v, erase, _, decay, *_ = steps.split_chunks()
     assert erase is not None
-    from_start, to_end = (None, None) if decay is None else (decay.cumsum(-2), sum_after(decay))
-    to_erase = from_start
-    if erase_first and decay is not None and from_start is not None:
+    if erase_first and decay is not None:
+        # What a token erases decays up to the token before it: in that token's row.
         erase = erase.masked_fill(decay.isneginf(), 0.0)
-        # Up to the token before: so is the decay of that token's row.
-        to_erase = pad(from_start[..., :-1, :], (0, 0, 1, 0))
-        rows = pad(erase[..., 1:, :], (0, 0, 0, 1))
-        scores, overlaps = decayed_scores(torch.stack([q, rows]), k, decay)
+        first, erase = erase[..., :1, :], pad(erase[..., 1:, :], (0, 0, 0, 1))
+    (scores, overlaps), (reads, readers), keys, total = decay_chunks(
+        torch.stack([q, erase]), k, decay
+    )
+    if erase_first and decay is not None:
         overlaps = pad(overlaps[..., :-1, :], (0, 0, 1, 0))
-    else:
-        scores, overlaps = decayed_scores(torch.stack([q, erase]), k, decay)
+        readers = torch.cat([first, readers[..., :-1, :]], dim=-2)
     solution = torch.linalg.solve_triangular(
-        overlaps,
-        torch.cat([v, apply_decay(erase, to_erase)], dim=-1),
-        upper=False,
-        unitriangular=True,
+        overlaps, torch.cat([v, readers], dim=-1), upper=False, unitriangular=True
     )
     values, readers = solution.split([v.shape[-1], q.shape[-1]], dim=-1)
-    keys = apply_decay(k, to_end).transpose(-2, -1)
-    parts = apply_decay(q, from_start), scores, values, readers, keys
-    decays = (
-        [None] * q.shape[2] if from_start is None else from_start[..., -1, :, None].unbind(dim=2)
-    )
+    decays = [None] * q.shape[2] if total is None else total.unbind(2)
     # Unbound: the gradient of an index into all chunks would be as large as all of them.
-    chunks = zip(*(part.unbind(dim=2) for part in parts), decays, strict=True)
-    state = q.new_zeros(*q.shape[:2], q.shape[-1], v.shape[-1]) if state is None else state
+    parts = reads, scores, values, readers, keys.mT
+    chunks = zip(*(part.unbind(2) for part in parts), decays, strict=True)
     outputs = []
-    for q_part, scores_part, values_part, readers_part, keys_part, chunk_decay in chunks:
-        written = values_part - readers_part @ state
-        outputs.append(q_part @ state + scores_part @ written)
-        state = apply_decay(state, chunk_decay) + keys_part @ written
+    for reads_part, scores_part, written, readers_part, keys_part, state_decay in chunks:
+        if state is None:
+            outputs.append(scores_part @ written)
+            state = keys_part @ written
+        else:
+            written = written - readers_part @ state
+            outputs.append(reads_part @ state + scores_part @ written)
+            state = (state if state_decay is None else state_decay * state) + keys_part @ written
+    assert state is not None
     return torch.cat(outputs, dim=2)[:, :, : steps.q.shape[2]], state
 
 
@@ -106,28 +104,3 @@ def split_steps(steps: Steps) -> Steps:
 def interleave(first: Tensor, second: Tensor) -> Tensor:
     """Interleave the tokens of [… t c] and [… t c]: [… 2t c]."""
     return torch.stack([first, second], dim=-2).flatten(-3, -2)
-
-
-def decayed_scores(rows: Tensor, columns: Tensor, decay: Tensor | None) -> Tensor:
-    """Compute the lower triangle [… s s] of Σ_c x_ic y_jc exp(Σ_{j < m ≤ i} g_mc).
-
-    The rows x and the columns y are [… s c], and the log decay g is [… s c|1]; s is a power of two.
-    The scores between the two halves of the tokens are one product, in which the decay is split
-    where the halves meet. So no exponent is ever positive, and none is a difference of large sums.
-    """
-    size = rows.shape[-2]
-    if decay is None:
-        return (rows @ columns.transpose(-2, -1)).tril()
-    if size == 1:
-        return (rows * columns).sum(dim=-1, keepdim=True)
-    rows, columns, decay = (part.unflatten(-2, (2, -1)) for part in (rows, columns, decay))
-    upper, lower = decayed_scores(rows, columns, decay).unbind(dim=-3)
-    late = apply_decay(rows[..., 1, :, :], decay[..., 1, :, :].cumsum(dim=-2))
-    early = apply_decay(columns[..., 0, :, :], sum_after(decay[..., 0, :, :]))
-    across = late @ early.transpose(-2, -1)
-    return torch.cat([pad(upper, (0, size // 2)), torch.cat([across, lower], dim=-1)], dim=-2)
-
-
-def apply_decay(x: Tensor, decay: Tensor | None) -> Tensor:
-    """Multiply x by the exponential of a log decay, if there is one."""
-    return x if decay is None else x * decay.exp()

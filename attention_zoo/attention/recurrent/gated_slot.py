@@ -9,10 +9,11 @@ from torch.nn.functional import logsigmoid, silu
 
 from attention_zoo.attention import naive
 from attention_zoo.attention.recurrent.base import RecurrentAttention, register_recurrent
+from attention_zoo.attention.recurrent.chunk_decay import join_blocks, pair_blocks
 from attention_zoo.attention.recurrent.convolution import ConvolutionRunner
 from attention_zoo.attention.recurrent.decayed import decayed_product
 from attention_zoo.attention.recurrent.naive import read_states, run_states
-from attention_zoo.attention.recurrent.steps import Steps, sum_after
+from attention_zoo.attention.recurrent.steps import Steps
 from attention_zoo.errors import UserError, check_positive
 from attention_zoo.masks import TokenSpan
 from attention_zoo.precision import apply_rms_norm, autocast_disabled
@@ -108,28 +109,33 @@ def product_decayed_by_value(steps: Steps, state: Tensor | None) -> tuple[Tensor
 
         out_ie = Σ_{j ≤ i} (q_i·k_j) v_je Π_{j < m ≤ i} a_me
 
-    The steps have a decay log a, [b h t e|1]. States and outputs are those of `decayed_product`,
-    as is the way in which chunks are halved.
+    The steps have a decay log a, [b h t e|1]. States and outputs are those of `decayed_product`.
     """
     q, k, v, _, _, decay, *_ = steps.split_chunks()
     assert decay is not None
-    from_start = decay.cumsum(dim=-2).exp()
-    additions = k.transpose(-2, -1) @ (v * sum_after(decay).exp())
-    states = [torch.zeros_like(additions[:, :, 0]) if state is None else state]
-    parts = from_start[..., -1:, :].unbind(2), additions.unbind(2)
-    for chunk_decay, addition in zip(*parts, strict=True):
-        states.append(chunk_decay * states[-1] + addition)
-    out = (q * k).sum(dim=-1, keepdim=True) * v
-    out = out + (q @ torch.stack(states[:-1], dim=2)) * from_start
-    half = 1
-    while half < q.shape[-2]:
-        first, second = zip(
-            *(part.unflatten(-2, (-1, 2, half)).unbind(-3) for part in (q, k, v, decay)),
-            strict=True,
-        )
-        values = first[2] * sum_after(first[3]).exp()
-        product = second[0] @ first[1].transpose(-2, -1) @ values
-        product = product * second[3].cumsum(dim=-2).exp()
-        out = out + torch.stack([torch.zeros_like(product), product], dim=-3).flatten(-4, -2)
-        half *= 2
-    return out.flatten(2, 3)[:, :, : steps.q.shape[2]], states[-1]
+    # As in `decay_channels`, blocks of tokens are joined. Their outputs decay as rows would.
+    factors, out = decay.exp(), (q * k).sum(dim=-1, keepdim=True) * v
+    size = 1
+    while size < q.shape[-2]:
+        log_totals = decay.unflatten(-2, (-1, 2))
+        early_total, late_total = log_totals.exp()[..., None].mT.unbind(-3)
+        early_factors, late_factors = pair_blocks(factors, size)
+        early_values, late_values = pair_blocks(v, size)
+        early_out, late_out = pair_blocks(out, size)
+        scores = pair_blocks(q, size)[1] @ pair_blocks(k, size)[0].mT
+        out = join_blocks(early_out, late_out + scores @ early_values * late_factors)
+        factors = join_blocks(early_factors, late_factors * early_total)
+        v = join_blocks(early_values * late_total, late_values)
+        decay = log_totals.sum(dim=-2)
+        size *= 2
+    chunks = zip(*(x.unbind(2) for x in (out, q, factors, k.mT @ v, decay.exp())), strict=True)
+    outputs = []
+    for within, q_part, factors_part, addition, state_decay in chunks:
+        if state is None:
+            outputs.append(within)
+            state = addition
+        else:
+            outputs.append(within + q_part @ state * factors_part)
+            state = addition + state_decay * state
+    assert state is not None
+    return torch.cat(outputs, dim=2)[:, :, : steps.q.shape[2]], state

@@ -9,19 +9,16 @@ from torch.nn.functional import logsigmoid, silu, softplus
 
 from attention_zoo.attention import naive
 from attention_zoo.attention.recurrent.base import register_recurrent
+from attention_zoo.attention.recurrent.chunk_decay import decay_triangle
 from attention_zoo.attention.recurrent.convolution import ConvolutionRunner, ShortConvolution
-from attention_zoo.attention.recurrent.delta_rule import (
-    DeltaRuleAttention,
-    decayed_scores,
-    unit_vectors,
-)
+from attention_zoo.attention.recurrent.delta_rule import DeltaRuleAttention, unit_vectors
 from attention_zoo.attention.recurrent.naive import (
     convolve_heads,
     divide_by_length,
     read_states,
     run_states,
 )
-from attention_zoo.attention.recurrent.steps import Steps, sum_after
+from attention_zoo.attention.recurrent.steps import Steps
 from attention_zoo.errors import check_positive
 from attention_zoo.precision import apply_rms_norm, autocast_disabled, safe_divide
 
@@ -89,8 +86,9 @@ class MesaAttention(DeltaRuleAttention):
         """Solve the systems; the state is H and G side by side, [b h c c+e]."""
         q, weighted, v, k, _, decay, *_ = steps.split_chunks()
         assert k is not None and decay is not None
-        from_start, pairs = decay.cumsum(dim=-2).exp(), torch.cat([k, v], dim=-1)
-        keys = (weighted * sum_after(decay).exp()).transpose(-2, -1)
+        decays, from_start = decay_triangle(decay), decay.cumsum(dim=-2).exp()
+        keys = (weighted * decays[..., -1, :, None]).mT
+        pairs = torch.cat([k, v], dim=-1)
         if state is None:
             state = q.new_zeros(*q.shape[:2], *keys.shape[-2:-1], pairs.shape[-1])
         states = []
@@ -99,8 +97,6 @@ class MesaAttention(DeltaRuleAttention):
             states.append(state)
             state = decay_part * state + keys_part @ pairs_part
         moments, cross = torch.stack(states, dim=2).split([k.shape[-1], v.shape[-1]], dim=-1)
-        ones = torch.ones_like(q[..., :1])
-        decays = decayed_scores(ones, ones, decay)
         system = System(weighted, k, decays, from_start, moments, self.full_ridge())
         solution = solve(system, q, self.iterations)
         out = (from_start * solution) @ cross

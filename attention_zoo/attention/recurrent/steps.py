@@ -8,7 +8,7 @@ from torch.nn.functional import pad
 
 from attention_zoo.masks import TokenSpan
 
-CHUNK_LENGTH = 64  # tokens computed in parallel between two updates of the state
+CHUNK_LENGTH = 32  # tokens computed in parallel between two updates of the state
 
 
 class Steps(NamedTuple):
