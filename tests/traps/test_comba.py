@@ -8,7 +8,7 @@ from torch.nn.functional import cosine_similarity
 from attention_zoo import create_attention
 from attention_zoo.attention.base import Attention
 from attention_zoo.attention.recurrent.convolution import ConvolutionRunner
-from attention_zoo.attention.recurrent.delta_rule import chunked_delta_rule
+from attention_zoo.attention.recurrent.delta_rule import delta_rule
 from attention_zoo.attention.recurrent.steps import Steps
 from attention_zoo.masks import Mask, TokenSpan
 from tests.conformance.numbers import assert_same
@@ -47,7 +47,7 @@ def test_what_is_erased_was_in_the_state_before_the_decay(paper_feedback: bool) 
     steps = project_steps(attention, x)
     expected = attention.project_output(run_tokens(steps), x)
     assert_same(attention(x), expected)
-    late, _ = chunked_delta_rule(steps, None)
+    late, _ = delta_rule(steps, None)
     assert not torch.allclose(attention.project_output(late, x), expected, rtol=1e-2)
 
 
@@ -60,7 +60,7 @@ def test_decays_of_any_strength_are_exact_in_float32(decay: float) -> None:
     g[:, :, ::7] = -0.01
     single = [part.float().requires_grad_() for part in (q, k, v, p, g)]
     double = [part.detach().double().requires_grad_() for part in single]
-    ours, _ = chunked_delta_rule(
+    ours, _ = delta_rule(
         Steps(*single[:3], erase=single[3], decay=single[4]), None, erase_first=True
     )
     theirs = run_tokens(Steps(*double[:3], erase=double[3], decay=double[4]))

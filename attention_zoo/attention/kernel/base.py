@@ -9,8 +9,10 @@ from torch import Tensor, nn
 
 from attention_zoo.attention import naive
 from attention_zoo.attention.base import Attention
+from attention_zoo.attention.recurrent.decayed import decayed_product
+from attention_zoo.attention.recurrent.steps import Steps
 from attention_zoo.caches import Cache, StateCache
-from attention_zoo.masks import Columns, Mask, TokenSpan
+from attention_zoo.masks import Columns, Mask, TokenSpan, find_segment_starts
 from attention_zoo.precision import autocast_disabled, safe_divide, upcast
 from attention_zoo.zoo import ATTENTION, ROLES, Role
 
@@ -153,9 +155,9 @@ class KernelAttention(Attention):
         mask, ones = span.mask, torch.ones_like(v[..., :1])
         if mask.causal:
             states = (None, None) if cache is None or cache.state is None else cache.state
-            segment_ids = span.segment_ids
-            numerator, kv_state = causal_product(rotated_q, rotated_k, v, states[0], segment_ids)
-            denominator, k_state = causal_product(q, k, ones, states[1], segment_ids)
+            starts = span.segment_starts
+            numerator, kv_state = causal_product(rotated_q, rotated_k, v, states[0], starts)
+            denominator, k_state = causal_product(q, k, ones, states[1], starts)
             if cache is not None:
                 cache.state = kv_state, k_state
                 cache.length += k.shape[2]
@@ -252,44 +254,29 @@ def segment_ids_or_zeros(segment_ids: Tensor | None, heads: Tensor) -> Tensor:
 def global_product(q: Tensor, k: Tensor, v: Tensor, segment_ids: Tensor | None) -> Tensor:
     """Compute Σ_j (q_i·k_j) v_j over all keys of the query's segment, as `causal_product`."""
     if segment_ids is None:
-        return q @ (k.transpose(-2, -1) @ v)
-    up_to, _ = causal_product(q, k, v, None, segment_ids)
-    reversed_from, _ = causal_product(q.flip(2), k.flip(2), v.flip(2), None, segment_ids.flip(1))
+        return q @ (k.mT @ v)
+    parts, starts = (q, k, v), find_segment_starts(segment_ids)
+    up_to, _ = causal_product(*parts, None, starts)
+    ends = find_segment_starts(segment_ids.flip(1))
+    reversed_from, _ = causal_product(*(part.flip(2) for part in parts), None, ends)
     # Both count the query's own key.
     return up_to + reversed_from.flip(2) - (q * k).sum(dim=-1, keepdim=True) * v
 
 
 def causal_product(
-    q: Tensor, k: Tensor, v: Tensor, state: Tensor | None, segment_ids: Tensor | None
+    q: Tensor, k: Tensor, v: Tensor, state: Tensor | None, segment_starts: Tensor | None
 ) -> tuple[Tensor, Tensor]:
     """Compute Σ_{j ≤ i} (q_i·k_j) v_j [b h t e] over the keys of the query's segment, in chunks.
 
     The state [b h f e] is Σ k_jᵀ v_j of the tokens before, or None at the start; that after the
-    last token is returned as well. With a state, the segment ids [b 1+t] begin with that of the
-    token before; otherwise they are [b t].
+    last token is returned as well. True in `segment_starts` [b t] stands where all earlier keys
+    are forgotten.
     """
-    first = int(state is not None)
-    state = q.new_zeros(*q.shape[:2], q.shape[3], v.shape[3]) if state is None else state
-    outputs = []
-    start = 0
-    # Split once: each slice in a loop would have a gradient as large as the whole.
-    parts = (part.split(64, dim=2) for part in (q, k, v))
-    for q_part, k_part, v_part in zip(*parts, strict=True):
-        stop = start + q_part.shape[2]
-        scores = (q_part @ k_part.transpose(-2, -1)).tril()
-        earlier = q_part @ state
-        if segment_ids is not None:
-            ids = segment_ids[:, first + start : first + stop]
-            scores = scores * (ids[:, None, :, None] == ids[:, None, None, :])
-            is_last = ids == ids[:, -1:]
-            is_continued = ids == segment_ids[:, max(first + start - 1, 0), None]
-            earlier = earlier * is_continued[:, None, :, None]
-            k_part = k_part * is_last[:, None, :, None]
-            state = state * is_continued[:, -1, None, None, None]
-        outputs.append(scores @ v_part + earlier)
-        state = state + k_part.transpose(-2, -1) @ v_part
-        start = stop
-    return torch.cat(outputs, dim=2), state
+    decay = None
+    if segment_starts is not None:
+        decay = k.new_zeros(len(k), 1, k.shape[2], 1)
+        decay = decay.masked_fill(segment_starts[:, None, :, None], float("-inf"))
+    return decayed_product(Steps(q, k, v, decay=decay), state)
 
 
 def squares(x: Tensor) -> Tensor:

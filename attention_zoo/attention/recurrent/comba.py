@@ -10,7 +10,7 @@ from torch.nn.functional import silu
 from attention_zoo.attention import naive
 from attention_zoo.attention.recurrent.base import STEP_SEARCH_SPACE, register_recurrent
 from attention_zoo.attention.recurrent.convolution import ConvolutionRunner
-from attention_zoo.attention.recurrent.delta_rule import chunked_delta_rule, unit_vectors
+from attention_zoo.attention.recurrent.delta_rule import delta_rule, unit_vectors
 from attention_zoo.attention.recurrent.gated_delta import GatedDeltaAttention
 from attention_zoo.attention.recurrent.naive import (
     convolve_heads,
@@ -79,7 +79,7 @@ class CombaAttention(GatedDeltaAttention):
         return Steps(q, beta * k, v, erase=erased, decay=self.log_decay(x), rate=beta)
 
     def recurrence(self, steps: Steps, state: Tensor | None) -> tuple[Tensor, Tensor]:
-        return chunked_delta_rule(steps, state, erase_first=True)
+        return delta_rule(steps, state, erase_first=True)
 
     def output_gate(self, x: Tensor) -> Tensor:
         return self.split_heads(self.gate(x)).sigmoid()

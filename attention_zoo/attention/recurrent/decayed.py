@@ -103,24 +103,23 @@ def decayed_product(steps: Steps, state: Tensor | None = None) -> tuple[Tensor, 
 
         out_i = Σ_{j ≤ i} (Σ_c q_ic k_jc Π_{j < m ≤ i} a_mc) v_j
 
-    The steps have a decay log a, [b|1 h t c|1]. The state [b h c e] is S before the first token, or
+    The steps have a decay log a, [b|1 h|1 t c|1], or none. The state [b h c e] is S before the first token, or
     None for zeros; that after the last token is returned with the outputs [b h t e]. Work and
     memory grow with the length. Sums are in the type of the arguments.
     """
     q, k, v, _, _, decay, *_ = steps.split_chunks()
-    assert decay is not None
     scores, rows, columns, total = decay_chunks(q, k, decay)
-    assert total is not None
+    decays = [1.0] * q.shape[2] if total is None else total.unbind(2)
     # Unbound: each index in a loop would have a gradient as large as all chunks.
-    chunks = zip(*(x.unbind(2) for x in (scores @ v, rows, columns.mT @ v, total)), strict=True)
+    parts = scores @ v, rows, columns.mT @ v
     outputs = []
-    for within, reads, addition, state_decay in chunks:
+    for within, reads, addition, state_decay in zip(*(x.unbind(2) for x in parts), decays, strict=True):
         if state is None:
             outputs.append(within)
             state = addition
         else:
             outputs.append(within + reads @ state)
-            state = torch.addcmul(addition, state_decay, state)
+            state = addition + state_decay * state
     assert state is not None
     return torch.cat(outputs, dim=2)[:, :, : steps.q.shape[2]], state
 

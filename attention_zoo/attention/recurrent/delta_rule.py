@@ -31,76 +31,68 @@ def unit_vectors(x: Tensor) -> Tensor:
     return x * torch.rsqrt(x.square().sum(dim=-1, keepdim=True) + 1e-6)
 
 
-def delta_rule(steps: Steps, state: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """Compute S_tᵀ q_t [b h t e] of the steps, and the last state [b h c e].
+def delta_rule(
+    steps: Steps, state: Tensor | None = None, *, erase_first: bool = False
+) -> tuple[Tensor, Tensor]:
+    """Compute S_tᵀ q_t [b h t e] of the steps, and the last state [b h c e], in chunks.
 
     The state before them is None for zeros. Work grows with the length.
-    """
-    if steps.write is None:
-        return chunked_delta_rule(steps, state)
-    out, state = chunked_delta_rule(split_steps(steps), state)
-    return out[:, :, 1::2], state
 
+    What e_i reads depends on what earlier tokens of its chunk erase. This is a triangular system,
+    solved for all chunks at once: the WY representation (Yang et al. 2024, arXiv 2406.06484, §3).
 
-def chunked_delta_rule(
-    steps: Steps, state: Tensor | None, *, erase_first: bool = False
-) -> tuple[Tensor, Tensor]:
-    """Compute `delta_rule` for keys that write along themselves, by the WY representation.
-
-    Key i of a chunk writes v_i minus what e_i reads, which depends on what earlier keys write. This
-    is a triangular system, solved for all chunks at once (Yang et al. 2024, arXiv 2406.06484, §3).
-
-    If `erase_first`, e_t reads the state before it decays:
+    If `erase_first`, for keys that write along themselves, e_t reads the state before it decays:
 
         S_t = Diag(exp g_t) S_{t−1} + k_t (v_t − S_{t−1}ᵀ e_t)ᵀ
 
     and nothing where the decay forgets everything, as it does at the start of a segment.
     """
-    q, k, v, erase, _, decay, *_ = steps.split_chunks()
+    q, k, v, erase, write, decay, *_ = steps.split_chunks()
     assert erase is not None
     if erase_first and decay is not None:
         # What a token erases decays up to the token before it: in that token's row.
         erase = erase.masked_fill(decay.isneginf(), 0.0)
         first, erase = erase[..., :1, :], pad(erase[..., 1:, :], (0, 0, 0, 1))
-    (scores, overlaps), (reads, readers), keys, total = decay_chunks(
-        torch.stack([q, erase]), k, decay
-    )
+    rows = torch.stack([q, erase])
+    if write is None:
+        (scores, overlaps), (reads, readers), keys, total = decay_chunks(rows, k, decay)
+        within, additions, changes = None, None, v
+    else:
+        # Rows and columns of both kinds meet.
+        products, decayed_rows, columns, total = decay_chunks(
+            rows[:, None], torch.stack([k, write]), decay
+        )
+        (of_keys, scores), (erased_keys, overlaps) = products.unbind(0)
+        (reads, readers), (keys, writes) = decayed_rows[:, 0], columns
+        within, additions = of_keys @ v, keys.mT @ v
+        keys, changes = writes, -(erased_keys.tril(-1) @ v)
     if erase_first and decay is not None:
         overlaps = pad(overlaps[..., :-1, :], (0, 0, 1, 0))
         readers = torch.cat([first, readers[..., :-1, :]], dim=-2)
     solution = torch.linalg.solve_triangular(
-        overlaps, torch.cat([v, readers], dim=-1), upper=False, unitriangular=True
+        overlaps, torch.cat([changes, readers], dim=-1), upper=False, unitriangular=True
     )
-    values, readers = solution.split([v.shape[-1], q.shape[-1]], dim=-1)
-    decays = [None] * q.shape[2] if total is None else total.unbind(2)
+    changes, readers = solution.split([v.shape[-1], q.shape[-1]], dim=-1)
     # Unbound: the gradient of an index into all chunks would be as large as all of them.
-    parts = reads, scores, values, readers, keys.mT
-    chunks = zip(*(part.unbind(2) for part in parts), decays, strict=True)
+    chunks = zip(
+        *(part.unbind(2) for part in (reads, scores, changes, readers, keys.mT)),
+        *([None] * q.shape[2] if part is None else part.unbind(2) for part in (additions, total)),
+        strict=True,
+    )
     outputs = []
-    for reads_part, scores_part, written, readers_part, keys_part, state_decay in chunks:
+    for reads_part, scores_part, change, readers_part, keys_part, addition, state_decay in chunks:
         if state is None:
-            outputs.append(scores_part @ written)
-            state = keys_part @ written
+            outputs.append(scores_part @ change)
+            state = keys_part @ change
         else:
-            written = written - readers_part @ state
-            outputs.append(reads_part @ state + scores_part @ written)
-            state = (state if state_decay is None else state_decay * state) + keys_part @ written
+            change = change - readers_part @ state
+            outputs.append(reads_part @ state + scores_part @ change)
+            state = state if state_decay is None else state_decay * state
+            state = state + keys_part @ change
+        if addition is not None:
+            state = state + addition
     assert state is not None
-    return torch.cat(outputs, dim=2)[:, :, : steps.q.shape[2]], state
-
-
-def split_steps(steps: Steps) -> Steps:
-    """Split each step into two: one that only erases, then one that only adds."""
-    q, k, v, erase, write, decay, *_ = steps
-    assert erase is not None and write is not None
-    zeros = torch.zeros_like(k)
-    if decay is not None:
-        decay = interleave(decay, torch.zeros_like(decay))
-    pairs = (zeros, q), (write, k), (torch.zeros_like(v), v), (erase, zeros)
-    q, k, v, erase = (interleave(*pair) for pair in pairs)
-    return Steps(q, k, v, erase, decay=decay)
-
-
-def interleave(first: Tensor, second: Tensor) -> Tensor:
-    """Interleave the tokens of [… t c] and [… t c]: [… 2t c]."""
-    return torch.stack([first, second], dim=-2).flatten(-3, -2)
+    out = torch.cat(outputs, dim=2)
+    if within is not None:
+        out = out + within.flatten(2, 3)
+    return out[:, :, : steps.q.shape[2]], state
