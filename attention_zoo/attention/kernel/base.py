@@ -6,6 +6,7 @@ from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import pad
 
 from attention_zoo.attention import naive
 from attention_zoo.attention.base import Attention
@@ -152,21 +153,27 @@ class KernelAttention(Attention):
     def attend(self, features: Features, span: TokenSpan, cache: StateCache | None) -> Tensor:
         """Compute the weighted means [b h q c]; the cache takes in the sums of the keys."""
         q, k, rotated_q, rotated_k, v = features
-        mask, ones = span.mask, torch.ones_like(v[..., :1])
-        if mask.causal:
-            states = (None, None) if cache is None or cache.state is None else cache.state
-            starts = span.segment_starts
-            numerator, kv_state = causal_product(rotated_q, rotated_k, v, states[0], starts)
-            denominator, k_state = causal_product(q, k, ones, states[1], starts)
-            if cache is not None:
-                cache.state = kv_state, k_state
-                cache.length += k.shape[2]
-        elif mask.query_segment_ids is not None:
+        mask = span.mask
+        if not mask.causal and mask.query_segment_ids is not None:
             return self.weights(features, mask) @ v
+        # The sum of the weights is the mean's denominator: that of values of 1.
+        if rotated_q is q and rotated_k is k:
+            sums = [(q, k, pad(v, (0, 1), value=1.0))]
         else:
-            numerator = global_product(rotated_q, rotated_k, v, mask.segment_ids)
-            denominator = global_product(q, k, ones, mask.segment_ids)
-        return safe_divide(numerator, denominator)
+            sums = [(rotated_q, rotated_k, v), (q, k, torch.ones_like(v[..., :1]))]
+        if mask.causal:
+            states = [None] * len(sums) if cache is None or cache.state is None else cache.state
+            results = [
+                causal_product(*parts, state, span.segment_starts)
+                for parts, state in zip(sums, states, strict=True)
+            ]
+            out = torch.cat([result for result, _ in results], dim=-1)
+            if cache is not None:
+                cache.state = tuple(state for _, state in results)
+                cache.length += k.shape[2]
+        else:
+            out = torch.cat([global_product(*parts, mask.segment_ids) for parts in sums], dim=-1)
+        return safe_divide(out[..., :-1], out[..., -1:])
 
     def attend_cached_context(
         self, x: Tensor, context: Tensor, mask: Mask, cache: StateCache
@@ -284,6 +291,7 @@ def squares(x: Tensor) -> Tensor:
 
     These are all products of two channels; those of different channels appear once, times √2.
     """
-    channels = x.shape[-1]
-    i, j = torch.triu_indices(channels, channels, 1, device=x.device)
-    return torch.cat([x.square(), 2**0.5 * x[..., i] * x[..., j]], dim=-1)
+    y = 2**0.5 * x
+    # By the distance of the channels: slices, whose gradients are cheaper than those of an index.
+    pairs = [y[..., :-lag] * x[..., lag:] for lag in range(1, x.shape[-1])]
+    return torch.cat([x.square(), *pairs], dim=-1)
