@@ -262,10 +262,9 @@ def global_product(q: Tensor, k: Tensor, v: Tensor, segment_ids: Tensor | None) 
     """Compute Σ_j (q_i·k_j) v_j over all keys of the query's segment, as `causal_product`."""
     if segment_ids is None:
         return q @ (k.mT @ v)
-    parts, starts = (q, k, v), find_segment_starts(segment_ids)
-    up_to, _ = causal_product(*parts, None, starts)
+    up_to, _ = causal_product(q, k, v, None, find_segment_starts(segment_ids))
     ends = find_segment_starts(segment_ids.flip(1))
-    reversed_from, _ = causal_product(*(part.flip(2) for part in parts), None, ends)
+    reversed_from, _ = causal_product(q.flip(2), k.flip(2), v.flip(2), None, ends)
     # Both count the query's own key.
     return up_to + reversed_from.flip(2) - (q * k).sum(dim=-1, keepdim=True) * v
 

@@ -103,17 +103,18 @@ def decayed_product(steps: Steps, state: Tensor | None = None) -> tuple[Tensor, 
 
         out_i = Σ_{j ≤ i} (Σ_c q_ic k_jc Π_{j < m ≤ i} a_mc) v_j
 
-    The steps have a decay log a, [b|1 h|1 t c|1], or none. The state [b h c e] is S before the first token, or
-    None for zeros; that after the last token is returned with the outputs [b h t e]. Work and
-    memory grow with the length. Sums are in the type of the arguments.
+    The steps have a decay log a, [b|1 h|1 t c|1], or none. The state [b h c e] is S before the
+    first token, or None for zeros; that after the last token is returned with the outputs
+    [b h t e]. Work and memory grow with the length. Sums are in the type of the arguments.
     """
     q, k, v, _, _, decay, *_ = steps.split_chunks()
     scores, rows, columns, total = decay_chunks(q, k, decay)
     decays = [1.0] * q.shape[2] if total is None else total.unbind(2)
     # Unbound: each index in a loop would have a gradient as large as all chunks.
     parts = scores @ v, rows, columns.mT @ v
+    chunks = zip(*(part.unbind(2) for part in parts), decays, strict=True)
     outputs = []
-    for within, reads, addition, state_decay in zip(*(x.unbind(2) for x in parts), decays, strict=True):
+    for within, reads, addition, state_decay in chunks:
         if state is None:
             outputs.append(within)
             state = addition
