@@ -175,7 +175,7 @@ def score_table(scores: Scores, comparisons: Mapping[str, Comparison]) -> Table:
 
 
 def score_cell(comparison: Comparison, candidate: str, entry: Entry) -> Cell:
-    """Return the mean of a candidate, half the width of its 95 % interval, and what it lacks."""
+    """Return the mean of a candidate, its 95 % interval within what is possible, and what it lacks."""
     metric = comparison.primary_metric
     row = next(x for x in comparison.rows if x.label == candidate)
     values, difference = row.values(metric.key), comparison.difference(row)
@@ -184,7 +184,9 @@ def score_cell(comparison: Comparison, candidate: str, entry: Entry) -> Cell:
         floor = comparison.variance_floors.get(metric.key, 0.0)
         variance = variance_of_mean(values, TUNING_VARIANCE, floor)
         half = t_quantile(len(values) - 1) * variance**0.5
-        text += f" ± {metric.format(half)}"
+        # Means of values that are not normal: the interval of few seeds may leave what is possible.
+        low, high = max(0.0, fmean(values) - half), min(metric.highest, fmean(values) + half)
+        text += f" ({metric.format(low)} to {metric.format(high)})"
     if not entry.is_tuned:
         text += " (not tuned)"
     is_best = difference is None or not difference.significant

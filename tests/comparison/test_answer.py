@@ -201,7 +201,7 @@ def test_a_scoreboard_keeps_the_results_of_several_comparisons(answered, tmp_pat
     table = table_of(board)
     cells = {row[0]: row[1] for row in table.rows}
     assert table.columns == ["candidate", "phrases"]
-    assert cells["edge"].endswith("(not tuned)") and " ± " in cells["linear"]
+    assert cells["edge"].endswith("(not tuned)") and " to " in cells["linear"]
     assert cells["gated"].style == "good" and cells["linear"].style == ""
     page = (board / "index.html").read_text()
     assert "400" in page and "BLEU, higher is better" in page
@@ -248,7 +248,17 @@ def test_an_interval_is_that_of_student_with_the_variance_of_tuning(answered, tm
     variance = max(stdev(values) ** 2, max(stdev(values), stdev(others)) ** 2 / 2)
     half = 4.3027 * math.sqrt(variance * (1 / 3 + TUNING_VARIANCE))
     (cell,) = [row[1] for row in table_of(board).rows if row[0] == "gated"]
-    assert cell == f"{fmean(values):.2f} ± {half:.2f}"
+    mean = fmean(values)
+    assert cell == f"{mean:.2f} ({mean - half:.2f} to {mean + half:.2f})"
+
+
+def test_an_interval_stays_within_what_is_possible():
+    entries = {
+        name: Entry([{"test/exact_match": x} for x in values], SCHEDULE | {"is_tuned": True})
+        for name, values in {"linear": (0.0, 1.0, 0.9), "gated": (0.98, 0.99, 1.0)}.items()
+    }
+    table = score_table({"recall": entries}, {"recall": compare_entries("recall", entries)})
+    assert table.rows[0][1] == "0.990 (0.000 to 1.000)"
 
 
 @pytest.mark.slow
