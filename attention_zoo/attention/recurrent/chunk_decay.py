@@ -42,7 +42,8 @@ def decay_chunks(rows: Tensor, columns: Tensor, decay: Tensor | None) -> Decayed
 def decay_triangle(decay: Tensor) -> Tensor:
     """Compute Π_{j < m ≤ i} a_m from log a [… s 1], zero for j > i: [… s s].
 
-    The sums over m are a product of matrices, of which each term is one decay or zero.
+    The sums over m are a product of matrices, of which each term is one decay or zero. Where a
+    device rounds the factors of products (TF32), it is no worse for these than for the scores.
     """
     size = decay.shape[-2]
     ones = torch.ones(size, size, dtype=decay.dtype, device=decay.device)
