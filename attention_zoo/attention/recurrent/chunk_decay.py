@@ -24,7 +24,7 @@ class DecayedChunks(NamedTuple):
 
 
 def decay_chunks(rows: Tensor, columns: Tensor, decay: Tensor | None) -> DecayedChunks:
-    """Let rows and columns [… s c] decay by log a [… s c|1]; the size s is a power of two."""
+    """Let rows and columns [… s c] decay by log a [… s 1], or [… s c] with s a power of two."""
     if decay is None:
         return DecayedChunks((rows @ columns.mT).tril(), rows, columns, None)
     if decay.shape[-1] > 1:

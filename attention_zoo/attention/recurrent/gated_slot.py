@@ -111,7 +111,7 @@ def product_decayed_by_value(steps: Steps, state: Tensor | None) -> tuple[Tensor
 
     The steps have a decay log a, [b h t e|1]. States and outputs are those of `decayed_product`.
     """
-    q, k, v, _, _, decay, *_ = steps.split_chunks()
+    q, k, v, _, _, decay, *_ = steps.split_chunks(power_of_two=True)
     assert decay is not None
     # As in `decay_channels`, blocks of tokens are joined. Their outputs decay as rows would.
     factors, out = decay.exp(), (q * k).sum(dim=-1, keepdim=True) * v

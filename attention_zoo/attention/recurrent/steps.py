@@ -56,14 +56,18 @@ class Steps(NamedTuple):
         values = torch.eye(length, dtype=self.q.dtype, device=self.q.device)
         return self._replace(v=values.expand(*self.q.shape[:2], -1, -1))
 
-    def split_chunks(self) -> "Steps":
+    def split_chunks(self, *, power_of_two: bool = False) -> "Steps":
         """Split all parts into chunks [b h n s c], padded at the end with steps that do nothing.
 
-        The size of a chunk is a power of two, no larger than the length needs.
+        A sequence that is no longer than a chunk is one. If `power_of_two`, or if each channel has
+        a decay of its own, the size of a chunk is a power of two.
         """
         assert self.sign is None, "run_signed comes first"
-        length = self.q.shape[2]
-        size = chunk_length(length)
+        length, size = self.q.shape[2], CHUNK_LENGTH
+        if power_of_two or (self.decay is not None and self.decay.shape[-1] > 1):
+            size = chunk_length(length)
+        elif length <= CHUNK_LENGTH:
+            return Steps._make(None if part is None else part[:, :, None] for part in self)
         return Steps._make(
             None if part is None else pad(part, (0, 0, 0, -length % size)).unflatten(2, (-1, size))
             for part in self
