@@ -7,7 +7,7 @@ over ours, forward and backward: the median over rounds, and the smallest and la
   one cumulated sum, inside chunks of 64 tokens.
 - The gated delta rule, against transformers' `torch_chunk_gated_delta_rule` (Qwen3-Next).
 
-    python benchmarks/recurrent_products.py [--rounds 15] [--output benchmarks/recurrent_products.md]
+    python benchmarks/recurrent_products.py [--rounds 15] [--output PAGE]
 """
 
 import argparse
@@ -37,7 +37,8 @@ INTRODUCTION = """# Products of recurrent attention
 Forward and backward with {heads} heads of {channels} channels, on {threads} CPU threads in float32.
 The ratio is their time over ours: above 1, ours is faster. Medians of {rounds} rounds, in which
 both take turns; the smallest and the largest in brackets. This command makes the page:
-`python benchmarks/recurrent_products.py --rounds {rounds} --output benchmarks/recurrent_products.md`
+
+    python benchmarks/recurrent_products.py --rounds {rounds} --output PAGE
 
 - *plain triangular form*: exponentials of differences of one cumulated sum, in chunks of {chunk}
   tokens. It loses the digits of weak decays after strong ones, which ours keeps.

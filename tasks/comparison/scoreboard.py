@@ -175,7 +175,7 @@ def score_table(scores: Scores, comparisons: Mapping[str, Comparison]) -> Table:
 
 
 def score_cell(comparison: Comparison, candidate: str, entry: Entry) -> Cell:
-    """Return the mean of a candidate, its 95 % interval within what is possible, and what it lacks."""
+    """Return the mean of a candidate, its 95 % interval, and what it lacks."""
     metric = comparison.primary_metric
     row = next(x for x in comparison.rows if x.label == candidate)
     values, difference = row.values(metric.key), comparison.difference(row)
