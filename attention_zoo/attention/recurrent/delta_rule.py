@@ -48,7 +48,7 @@ def delta_rule(
     and nothing where the decay forgets everything, as it does at the start of a segment.
     """
     q, k, v, erase, write, decay, *_ = steps.split_chunks()
-    assert erase is not None
+    assert erase is not None and (write is None or not erase_first)
     if erase_first and decay is not None:
         # What a token erases decays up to the token before it: in that token's row.
         erase = erase.masked_fill(decay.isneginf(), 0.0)
