@@ -47,6 +47,8 @@ def train(verb, arguments):
                 {"val/loss": None, "not_finite": {"val/loss": "nan"}}))
             raise TrainingDiverged("val/loss is nan. Try less.")
         case "fail":
+            while "after" in options and not pathlib.Path(options["after"]).exists():
+                time.sleep(0.02)
             raise UserError("no such file")
         case "crash":
             raise KeyError("lr")
@@ -56,6 +58,7 @@ def train(verb, arguments):
             os.kill(os.getpid(), signal.SIGKILL)
         case "save":
             try:
+                (run / "ready").touch()
                 time.sleep(60)
             except Interrupted:
                 (run / "saved").touch()
@@ -63,6 +66,7 @@ def train(verb, arguments):
         case "stay":
             for number in (signal.SIGINT, signal.SIGTERM):
                 signal.signal(number, signal.SIG_IGN)
+            (run / "ready").touch()
             time.sleep(60)
     (run / "ended").write_text(str(time.monotonic()))
 
@@ -208,7 +212,9 @@ def test_a_record_without_a_config_cannot_be_compared(tmp_path):
 
 
 def test_the_first_failure_can_end_all(tmp_path):
-    jobs = [job(tmp_path, 0, "do=save"), job(tmp_path, 1, "do=fail"), job(tmp_path, 2, "do=train")]
+    saving = job(tmp_path, 0, "do=save")
+    failing = job(tmp_path, 1, "do=fail", f"after={saving.folder.path / 'ready'}")
+    jobs = [saving, failing, job(tmp_path, 2, "do=train")]
     launch(jobs, fail_fast=True)
     assert (jobs[0].folder.path / "saved").exists()
     assert jobs[1].record.outcome == "failed" and jobs[2].record.outcome == "waiting"
@@ -226,9 +232,8 @@ def test_an_interrupt_ends_all_jobs(tmp_path, monkeypatch, number):
     jobs = [job(tmp_path, 0, "do=save"), job(tmp_path, 1, "do=stay")]
 
     def interrupt() -> None:
-        while not all((one.folder.path / "seen.json").exists() for one in jobs):
+        while not all((one.folder.path / "ready").exists() for one in jobs):
             time.sleep(0.02)
-        time.sleep(0.2)
         os.kill(os.getpid(), number)
 
     threading.Thread(target=interrupt).start()
