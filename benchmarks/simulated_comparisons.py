@@ -30,7 +30,7 @@ for each chance of an error, half as many for each power. This command makes the
 `python -m benchmarks.simulated_comparisons --comparisons {comparisons} --output
 benchmarks/simulated_comparisons.md`
 
-The rates, the halving, the confirming runs, the plan and the tests are those of the command, with
+The rates, the shortlist, the confirming runs, the plan and the tests are those of the command, with
 `option_trials=0`. Only the training is a formula:
 
     loss = lowest + curvature · ln(rate / best rate)² + noise

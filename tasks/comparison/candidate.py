@@ -20,7 +20,7 @@ class Candidate:
     reason: str = ""  # why there is no cost
     search_space: list[str] = field(default_factory=list)  # overrides that its cards name to try
     losses: dict[Setting, float] = field(default_factory=dict)  # at a quarter of the length
-    later_losses: dict[Setting, float] = field(default_factory=dict)  # at half the length
+    full_losses: dict[Setting, float] = field(default_factory=dict)  # at full length, of the best
 
     @property
     def trials(self) -> Trials:
@@ -39,8 +39,8 @@ class Candidate:
 
     @property
     def best_setting(self) -> Setting | None:
-        """Return the setting of the lowest loss at half the length; None if none has trained."""
-        return best_setting(self.later_losses)
+        """Return the setting of the lowest loss at full length; None if none has trained."""
+        return best_setting(self.full_losses)
 
     @property
     def best_rate(self) -> float | None:

@@ -71,8 +71,8 @@ class Schedule:
 
     @property
     def kept(self) -> int:
-        """Return how many settings go on to half the length."""
-        return self.settings // 2
+        """Return how many settings go on to full length."""
+        return max(2, self.settings // 4)
 
     @property
     def runs(self) -> int:
@@ -82,7 +82,7 @@ class Schedule:
     @property
     def lengths(self) -> float:
         """Return the sum of the trainings, in full lengths."""
-        return self.settings / 4 + self.kept / 2 + self.seeds
+        return self.settings / 4 + self.kept + self.seeds
 
 
 def parse_budget(text: Any) -> Budget:
@@ -146,7 +146,7 @@ def print_plan(
     runs = [
         ["first rates and two more", str(schedule.trials), f"{steps // 4:,}"],
         ["options, or further rates", str(schedule.option_trials), f"{steps // 4:,}"],
-        ["the best of them", str(schedule.kept), f"{steps // 2:,}"],
+        ["the best of them", str(schedule.kept), f"{steps:,}"],
         ["the best one, with new seeds", str(schedule.seeds), f"{steps:,}"],
     ]
     runs = [row for row in runs if row[1] != "0"]

@@ -15,7 +15,7 @@ from attention_zoo.tasks.wording import pluralize
 PHASES = {
     "cost": "What a step costs",
     "tuning": "Learning rates and options",
-    "halving": "The better half of the settings, for twice the length",
+    "shortlist": "The best settings so far, at full length",
     "confirm": "The best setting, with new seeds",
 }
 TRIAL = ("test=false", "lengths=[]")  # It is judged by val/loss alone.

@@ -40,7 +40,7 @@ class Tuner:
             settings = [self.option_settings(x, count) for x in candidates]
             self.run_trials("tuning", candidates, settings, steps // 4)
         settings = [best_settings(x.losses, self.schedule.kept) for x in candidates]
-        self.run_trials("halving", candidates, settings, steps // 2)
+        self.run_trials("shortlist", candidates, settings, steps)
 
     def option_settings(self, candidate: Candidate, count: int) -> list[Setting]:
         """Return untried options at the best rate, then further rates if there are too few."""
@@ -66,7 +66,7 @@ class Tuner:
         overrides = [[*x.overrides, *length(steps), *TRIAL, *y.overrides] for x, y in trials]
         folders = self.trainings.run(phase, overrides)
         for (candidate, setting), folder in zip(trials, folders, strict=True):
-            losses = candidate.later_losses if phase == "halving" else candidate.losses
+            losses = candidate.full_losses if phase == "shortlist" else candidate.losses
             losses[setting] = self.read_loss(folder)
 
     def read_loss(self, folder: RunFolder) -> float:

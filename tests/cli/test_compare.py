@@ -23,9 +23,9 @@ def test_a_comparison_answers_and_is_not_trained_again(program):
     command += ["jobs=2", f"hydra.sweep.dir={sweep}", f"scoreboard={program.folder / 'board'}"]
     printed = program(*command).stdout
     results = sorted(sweep.glob("*/*/results.json"))
-    assert trained(sweep) == {"cost": 2, "tuning": 12, "halving": 6, "confirm": 6}
+    assert trained(sweep) == {"cost": 2, "tuning": 12, "shortlist": 4, "confirm": 6}
     assert "Comparison of 2 candidates" in (sweep / "report.html").read_text()
-    assert "24 trainings" in printed
+    assert "22 trainings" in printed
     assert "Tuned besides the learning rate: cosine: attention.temperature=0.03." in printed
     temperatures = [
         yaml.safe_load(x.read_text())["attention"].get("temperature")
@@ -46,5 +46,5 @@ def test_a_comparison_can_be_launched_by_joblib(program):
     sweep = program.folder / "sweep"
     command = [*COMPARE, "trials=5", "option_trials=0", f"hydra.sweep.dir={sweep}"]
     program(*command, "hydra/launcher=joblib", "hydra.launcher.n_jobs=2")
-    assert trained(sweep) == {"cost": 2, "tuning": 10, "halving": 4, "confirm": 6}
+    assert trained(sweep) == {"cost": 2, "tuning": 10, "shortlist": 4, "confirm": 6}
     assert "Comparison of 2 candidates" in (sweep / "report.html").read_text()

@@ -41,7 +41,7 @@ def candidate(name, width=64, losses=LOSSES, later=None, label=None):
     if label is not None:
         found.overrides.append(f"model.dim={width}")
     found.losses = by_setting(losses)
-    found.later_losses = by_setting(later or {0.01: 0.9, 0.03: 0.95})
+    found.full_losses = by_setting(later or {0.01: 0.9, 0.03: 0.95})
     return found
 
 

@@ -40,11 +40,12 @@ def test_another_budget_is_refused_with_examples(text):
 
 
 def test_a_candidate_trains_as_many_lengths_as_its_schedule_says():
-    assert SCHEDULE.runs == 9 + 4 + 3
-    assert SCHEDULE.lengths == 9 / 4 + 4 / 2 + 3
+    assert SCHEDULE.runs == 9 + 2 + 3
+    assert SCHEDULE.lengths == 9 / 4 + 2 + 3
+    assert Schedule(trials=10, option_trials=2, seeds=3).kept == 3
     without_options = Schedule(trials=7, option_trials=0, seeds=3)
-    assert without_options.runs == 7 + 3 + 3
-    assert without_options.lengths == 7 / 4 + 3 / 2 + 3
+    assert without_options.runs == 7 + 2 + 3
+    assert without_options.lengths == 7 / 4 + 2 + 3
 
 
 @pytest.mark.parametrize(
@@ -64,7 +65,7 @@ def test_the_steps_use_the_budget_and_no_more(budget, jobs):
 def test_a_budget_for_too_few_steps_is_refused_with_their_number():
     with pytest.raises(UserError, match="must allow 40 steps at full length, got 0 for 2 candid"):
         steps_within(Budget(60, "seconds"), COSTS, SCHEDULE, jobs=1)
-    with pytest.raises(UserError, match="got 13 for 2 candidates with 16 trainings each"):
+    with pytest.raises(UserError, match="got 13 for 2 candidates with 14 trainings each"):
         steps_within(Budget(2e5, "tokens"), COSTS, SCHEDULE, jobs=1)
 
 

@@ -115,7 +115,7 @@ def trials_of(jobs, name, phase="tuning"):
 
 def test_every_candidate_has_the_same_trials_and_tokens(compare):
     jobs, _ = compare(*TWO)
-    for phase, number, steps in [("cost", 1, 20), ("tuning", 9, 100), ("halving", 4, 200)]:
+    for phase, number, steps in [("cost", 1, 20), ("tuning", 9, 100), ("shortlist", 2, 400)]:
         for name in ("multi_head", "linear"):
             of_name = [x for x in of_phase(jobs, phase) if x["attention"] == name]
             assert len(of_name) == number
@@ -133,7 +133,7 @@ def test_the_best_rate_is_confirmed_with_seeds_that_no_trial_had(compare):
         found = [x for x in confirmed if x["attention"] == name]
         assert [x["seed"] for x in found] == ["6", "7", "8", "9"]
         assert {x["optimizer.lr"] for x in found} == {rate}
-    assert {x["seed"] for x in of_phase(jobs, "cost", "tuning", "halving")} == {"5"}
+    assert {x["seed"] for x in of_phase(jobs, "cost", "tuning", "shortlist")} == {"5"}
 
 
 def test_without_option_trials_rates_alone_are_tuned(compare):
@@ -145,10 +145,10 @@ def test_without_option_trials_rates_alone_are_tuned(compare):
     around, beyond = [(0.00231,), (0.00693,)], [(0.036,), (0.108,)]
     for name in ("multi_head", "gated_linear"):
         assert trials_of(jobs, name) == [*ladder, *around]
-        assert trials_of(jobs, name, "halving") == [(0.00231,), (0.004,)]
+        assert trials_of(jobs, name, "shortlist") == [(0.00231,), (0.004,)]
         assert trials_of(jobs, name, "confirm") == [(0.004,)] * 3
     assert trials_of(jobs, "delta") == [*ladder, *beyond]
-    assert trials_of(jobs, "delta", "halving") == beyond
+    assert trials_of(jobs, "delta", "shortlist") == beyond
     assert trials_of(jobs, "delta", "confirm") == [(0.108,)] * 3
     assert len(jobs) == 3 * (1 + 5 + 2 + 3)
 
@@ -158,7 +158,7 @@ def test_options_of_the_card_are_tried_at_the_best_rate(compare, capsys):
     options = [(0.004, f"attention.temperature={x}") for x in ("4.0", "64.0")]
     assert trials_of(jobs, "gated_linear")[7:] == options
     assert trials_of(jobs, "multi_head")[7:] == [(0.00304,), (0.00526,)]
-    assert options[1] in trials_of(jobs, "gated_linear", "halving")
+    assert options[1] in trials_of(jobs, "gated_linear", "shortlist")
     assert trials_of(jobs, "gated_linear", "confirm") == [options[1]] * 3
     assert candidates[0].best_setting == options[1] and not candidates[0].is_at_edge
     assert candidates[0].options_tried == [x for _, x in options]
@@ -196,7 +196,7 @@ def test_a_plan_is_printed_without_a_trial(compare, capsys):
     assert {phase for phase, _ in jobs} == {"cost"}
     printed = capsys.readouterr().out
     # 2e6 / (2 candidates * 7.25 lengths * 100 tokens)
-    assert "1,379" in printed and "32 trainings" in printed
+    assert "1,379" in printed and "28 trainings" in printed
     assert "No candidate has an option to tune: each tries 2 further rates." in printed
 
 
