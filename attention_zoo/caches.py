@@ -4,6 +4,7 @@ Every cache counts its tokens (`length`), and can be reordered along its batch, 
 needs; an index that repeats rows also multiplies them.
 """
 
+from collections import defaultdict
 from typing import Any, Protocol
 
 import torch
@@ -31,6 +32,57 @@ class Cache(Protocol):
         """Keep the rows of the batch at an index [n], in its order."""
 
 
+class GrowingTensor:
+    """A buffer for tokens [b … n c] to which others are added, with room for more behind them.
+
+    So adding a token writes that token alone, where a concatenation copies all. A second buffer
+    takes turns with it when rows are reordered at every step, as new memory costs more than to
+    write it. Tokens that need a gradient, or whose type or rows change, are concatenated.
+    """
+
+    LEAST_ROOM = 64  # tokens
+
+    def __init__(self) -> None:
+        self.buffer: Tensor | None = None
+        self.spare: Tensor | None = None
+
+    def join(self, tokens: Tensor, part: Tensor) -> Tensor:
+        """Return the tokens followed by others, in the buffer."""
+        if not can_write(tokens, part):
+            return torch.cat([tokens, part], dim=-2)
+        count = tokens.shape[-2]
+        start, stop = self.find(tokens), count + part.shape[-2]
+        if start is None or self.buffer is None or start + stop > self.buffer.shape[-2]:
+            room = stop + max(self.LEAST_ROOM, stop // 4)
+            self.buffer = tokens.new_empty(*tokens.shape[:-2], room, tokens.shape[-1])
+            self.buffer.narrow(-2, 0, count).copy_(tokens)
+            self.spare, start = None, 0
+        self.buffer.narrow(-2, start + count, part.shape[-2]).copy_(part)
+        return self.buffer.narrow(-2, start, stop)
+
+    def select_rows(self, tokens: Tensor, index: Tensor) -> Tensor:
+        """Return the rows of the tokens at an index [n]; they stay in a buffer if n is as before."""
+        start = None if torch.is_grad_enabled() else self.find(tokens)
+        if start is None or self.buffer is None or len(index) != len(tokens):
+            return tokens.index_select(0, index)
+        if self.spare is None:
+            self.spare = torch.empty_like(self.buffer)
+        torch.index_select(self.buffer, 0, index, out=self.spare)
+        self.buffer, self.spare = self.spare, self.buffer
+        return self.buffer.narrow(-2, start, tokens.shape[-2])
+
+    def find(self, tokens: Tensor) -> int | None:
+        """Return where in the buffer the tokens begin; None if they are elsewhere."""
+        buffer = self.buffer
+        if (
+            buffer is None
+            or tokens.untyped_storage().data_ptr() != buffer.untyped_storage().data_ptr()
+            or tokens.stride() != buffer.stride()
+        ):
+            return None
+        return tokens.storage_offset() // buffer.stride(-2)
+
+
 class TokenCache(Cache):
     """Named features of every token, such as keys, values and positions, [b … k c] each.
 
@@ -43,6 +95,7 @@ class TokenCache(Cache):
         self.window = window
         self.length = 0
         self.tokens: dict[str, Tensor] = {}
+        self.growing: dict[str, GrowingTensor] = defaultdict(GrowingTensor)
         # Of the tokens of a pass, see `arrange`.
         self.order: Tensor | None = None
         # [b|1 n], by which the last real tokens were chosen; None for no padding.
@@ -74,7 +127,7 @@ class TokenCache(Cache):
                 name: gather_order(x, self.order[:, :start], -2) for name, x in cached.items()
             }
         joined = {
-            name: torch.cat([cached[name], part], dim=-2) if name in cached else part
+            name: self.growing[name].join(cached[name], part) if name in cached else part
             for name, part in new.items()
         }
         self.kept = self._find_kept(next(iter(joined.values())).shape[-2])
@@ -106,12 +159,16 @@ class TokenCache(Cache):
             return gather_order(part, self.kept, -2)
         if self.window is None or part.shape[-2] <= self.window:
             return part
-        # A copy: a slice would hold on to all of a long prompt.
-        return part[..., part.shape[-2] - self.window :, :].clone()
+        last = part[..., part.shape[-2] - self.window :, :]
+        # A slice would hold on to all of a long prompt, but not to more of a buffer than there is.
+        is_growing = any(x.find(part) is not None for x in self.growing.values())
+        return last if is_growing else last.clone()
 
     def reorder(self, index: Tensor) -> None:
         check_rows(index, self.batch)
-        self.tokens = {name: part.index_select(0, index) for name, part in self.tokens.items()}
+        self.tokens = {
+            name: self.growing[name].select_rows(part, index) for name, part in self.tokens.items()
+        }
         if self.key_mask is not None and len(self.key_mask) > 1:
             self.key_mask = self.key_mask.index_select(0, index)
 
@@ -179,10 +236,35 @@ class LayeredCache(Cache):
         self.length = 0
 
     def reorder(self, index: Tensor) -> None:
-        for caches in self.layers:
-            for cache in caches:
+        self.reorder_targets(index)
+        self.reorder_contexts(index)
+
+    def reorder_targets(self, index: Tensor) -> None:
+        """Keep the rows of self-attention at an index; those of a context are to remain its own."""
+        for attention, *_ in self.layers:
+            if attention is not None:
+                attention.reorder(index)
+
+    def reorder_contexts(self, index: Tensor) -> None:
+        """Keep the rows of cross-attention at an index [m]: each context has neighbouring rows."""
+        for _, *others in self.layers:
+            for cache in others:
                 if cache is not None:
                     cache.reorder(index)
+
+
+def can_write(tokens: Tensor, part: Tensor) -> bool:
+    """Return whether a copy of tokens may be written to: none has a gradient, and they are alike."""
+    return (
+        not torch.is_grad_enabled()
+        and is_readable(tokens)
+        and is_readable(part)
+        and tokens.dtype == part.dtype
+        and tokens.device == part.device
+        and len(tokens) == len(part)
+        # What was made in inference mode is not written to outside of it.
+        and tokens.is_inference() == torch.is_inference_mode_enabled()
+    )
 
 
 def check_layered_cache(cache: object) -> None:

@@ -92,8 +92,8 @@ class IncrementalDecoder:
 
     model: Seq2Seq
     source: Tensor  # [b s]
-    source_mask: Tensor  # [n s], True at real tokens
-    limits: Tensor  # [n], the most tokens of each row, eos not counted
+    source_mask: Tensor  # [b s], True at real tokens
+    limits: Tensor  # [b], the most tokens of each output, eos not counted
     bos_id: int
     eos_id: int
     pad_id: int
@@ -105,7 +105,7 @@ class IncrementalDecoder:
     def __call__(self, target: Tensor) -> Tensor:
         """Return log p(next token) [n v] after the targets so far [n t], bos first.
 
-        Tokens that may not follow have -inf: always pad and bos, and in a row at its length limit
+        A source may have several targets, which are neighbours: n is a multiple of b. Tokens that may not follow have -inf: always pad and bos, and in a row at its length limit
         everything except eos.
         """
         new = target if self.cache is None else target[:, self.cache.length :]
@@ -115,20 +115,22 @@ class IncrementalDecoder:
         # In half precision the sums of log-probabilities would be wrong.
         scores = torch.log_softmax(upcast(logits), -1)
         scores[:, [self.bos_id, self.pad_id]] = -torch.inf
-        must_end = (self.limits < target.shape[1])[:, None]  # bos is not counted
+        limits = self.limits.repeat_interleave(len(target) // len(self.limits))
+        must_end = (limits < target.shape[1])[:, None]  # bos is not counted
         is_eos = torch.arange(scores.shape[1], device=scores.device) == self.eos_id
         return scores.masked_fill_(must_end & ~is_eos, -torch.inf)
 
     def reorder(self, rows: Tensor) -> None:
-        """Continue with these rows [n]; each has the same source as the row that it replaces."""
+        """Continue with these rows [n], in this order, as many for each of the same sources."""
         if self.cache is not None:
-            self.cache.reorder(rows)
+            self.cache.reorder_targets(rows)
 
-    def select(self, rows: Tensor) -> None:
-        """Continue with these rows [m], in this order; a row may be taken several times."""
-        self.memory, self.source_mask = self.memory[rows], self.source_mask[rows]
-        self.limits = self.limits[rows]
-        self.reorder(rows)
+    def select(self, sources: Tensor) -> None:
+        """Continue with these sources [m] alone; `reorder` is for their rows."""
+        self.memory, self.source_mask = self.memory[sources], self.source_mask[sources]
+        self.limits = self.limits[sources]
+        if self.cache is not None:
+            self.cache.reorder_contexts(sources)
 
 
 class Search(ABC):

@@ -91,8 +91,7 @@ class Beam(Search):
             finished = finished.take_along_dim(best[..., None], 1)
 
             totals = totals.masked_fill(ended, -torch.inf)
-            longest = decoder.limits.unflatten(0, (-1, beams))[:, 0] + 1
-            done = totals.amax(1) / self._divisor(longest) <= finished_scores[:, -1]
+            done = totals.amax(1) / self._divisor(decoder.limits + 1) <= finished_scores[:, -1]
             rows = torch.arange(len(sentences), device=device)[:, None] * beams + parents
             if done.any():
                 for sentence, texts, values in zip(
@@ -109,11 +108,9 @@ class Beam(Search):
                 live = ~done
                 sentences, target, totals = sentences[live], target[live], totals[live]
                 finished, finished_scores = finished[live], finished_scores[live]
-                decoder.select(rows[live].flatten())
-            elif rows.shape[1] != beams:
-                decoder.select(rows.flatten())
-            else:
-                decoder.reorder(rows.flatten())
+                decoder.select(live.nonzero().squeeze(1))
+                rows = rows[live]
+            decoder.reorder(rows.flatten())
         return outputs
 
     def _divisor(self, length: int | Tensor) -> float | Tensor:

@@ -38,4 +38,5 @@ class Greedy(Search):
                 live = (~ended).nonzero().squeeze(1)
                 sentences, target, totals = sentences[live], target[live], totals[live]
                 decoder.select(live)
+                decoder.reorder(live)
         return outputs

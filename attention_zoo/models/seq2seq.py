@@ -114,17 +114,23 @@ class Seq2Seq(nn.Module):
         *,
         cache: LayeredCache | None = None,
     ) -> Tensor:
-        """Compute logits [b t v] for the token after each of `target` [b t].
+        """Compute logits [n t v] for the token after each of `target` [n t].
 
         Args:
-            target: with a cache, only the tokens that it has not seen. Filled up at the end:
-                padding there lies in every real token's future.
+            target: a row for each source, or several, which are neighbours; n is a multiple of b.
+                With a cache, only the tokens that it has not seen. Filled up at the end: padding
+                there lies in every real token's future.
             memory: [b s d] from `encode`.
             source_mask: [b s], True at real source tokens.
             cache: from `new_cache`; it takes the tokens in.
         """
         self.target_embedding.check(target, "target")
         check_layered_cache(cache)
+        if len(target) != len(memory) and (not len(memory) or len(target) % len(memory)):
+            raise UserError(
+                "target must have a row for each row of memory, or as many for each, got "
+                f"{len(target)} rows for {len(memory)}."
+            )
         x = self.decoder(
             self.target_embedding(target),
             memory,

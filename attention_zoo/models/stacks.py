@@ -98,7 +98,11 @@ class TransformerLayer(nn.Module):
             **inputs,
         )
         if self.cross_attention is not None:
-            x = self.cross_attention(x, context, mask=context_mask, **cross_inputs)
+            shape = x.shape
+            # Queries of cross-attention do not see one another, so those of one context are joined.
+            if context is not None and len(context) < len(x):
+                x = x.reshape(len(context), -1, x.shape[2])
+            x = self.cross_attention(x, context, mask=context_mask, **cross_inputs).reshape(shape)
         if self.feed_forward is None or self.is_parallel:
             return x
         return self.feed_forward(x)

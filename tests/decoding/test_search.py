@@ -49,6 +49,9 @@ class Toy(nn.Module):
             cache.length += length
             length = cache.length
         self.longest = max(self.longest, length)
+        memory, source_mask = (
+            x.repeat_interleave(len(target) // len(memory), 0) for x in (memory, source_mask)
+        )
         last = (source_mask.sum(1) - 1)[:, None, None].expand(-1, 1, memory.shape[2])
         return torch.sin(sums + memory.gather(1, last)) @ self.output
 

@@ -8,5 +8,8 @@ class ToyCache:
         self.length = 0
         self.sums: torch.Tensor | float = 0.0
 
-    def reorder(self, index: torch.Tensor) -> None:
+    def reorder_targets(self, index: torch.Tensor) -> None:
         self.sums = self.sums[index]
+
+    def reorder_contexts(self, index: torch.Tensor) -> None:
+        """Keep nothing of the contexts."""

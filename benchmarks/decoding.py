@@ -1,0 +1,213 @@
+"""Speed of decoding, against transformers' `generate`.
+
+Both models have the same shape and random weights, write the same number of tokens from the same
+inputs, and take turns in one process. The ratio is their time over ours: the median over rounds,
+and the smallest and largest. No output ends early: transformers' has no eos, and ours is one that
+the logits' bias keeps out until the limit.
+
+    python benchmarks/decoding.py [--rounds 5] [--output PAGE]
+"""
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import torch
+import transformers
+from rich.progress import track
+from transformers import GPT2Config, GPT2LMHeadModel, MarianConfig, MarianMTModel
+
+from attention_zoo import create_attention, create_position
+from attention_zoo.decoding import Beam, Greedy, Sample
+from attention_zoo.models import LanguageModel, Seq2Seq
+from attention_zoo.tasks.views.tables import Table, markdown_table
+
+LAYERS, DIM, HEADS, FFN_DIM, VOCABULARY = 6, 384, 6, 1536, 8000
+PROMPT, SOURCE, NEW = 32, 32, 64  # tokens
+PAD, BOS, EOS = 0, 1, 2
+BATCHES = (1, 32)
+NEVER = -1e4  # the bias of eos
+
+INTRODUCTION = """# Decoding
+
+`generate` of transformers {version} and ours, with {layers} layers of width {dim}, {heads} heads, a
+feed-forward of {ffn_dim} and a vocabulary of {vocabulary:,}, on {threads} CPU threads in float32.
+{new} tokens are written after a prompt, or for a source, of {prompt}. The language models are GPT-2
+and ours with learned positions, the translation models Marian and ours with sinusoidal positions.
+The ratio is their time over ours: above 1, ours is faster. Medians of {rounds} rounds, in which
+both take turns; the smallest and the largest in brackets. This command makes the page:
+
+    python benchmarks/decoding.py --rounds {rounds} --output benchmarks/decoding.md
+
+"""
+
+Run = Callable[[], object]
+
+
+def language_models() -> dict[str, Callable[[int], tuple[Run, Run]]]:
+    """Return, by the name of a search, what makes our run and theirs for a batch size."""
+    ours = LanguageModel(
+        vocabulary_size=VOCABULARY,
+        layers=LAYERS,
+        dim=DIM,
+        ffn_dim=FFN_DIM,
+        attention=partial(create_attention, "multi_head", heads=HEADS, bias=True),
+        position=partial(create_position, "learned", max_length=1024),
+        logit_bias=True,
+    ).eval()
+    theirs = GPT2LMHeadModel(
+        GPT2Config(
+            vocab_size=VOCABULARY,
+            n_embd=DIM,
+            n_layer=LAYERS,
+            n_head=HEADS,
+            n_inner=FFN_DIM,
+            bos_token_id=BOS,
+            eos_token_id=None,
+        )
+    ).eval()
+    forbid_eos(ours)
+
+    def create_runs(batch: int) -> tuple[Run, Run]:
+        prompts = torch.randint(3, VOCABULARY, (batch, PROMPT))
+        sample = Sample(temperature=0.0, max_tokens=NEW)
+        options = dict(do_sample=False, min_new_tokens=NEW, max_new_tokens=NEW, pad_token_id=PAD)
+        return (
+            partial(sample, ours, prompts.tolist(), bos_id=BOS, eos_id=EOS, pad_id=PAD),
+            partial(
+                theirs.generate,
+                prompts,
+                attention_mask=torch.ones_like(prompts),
+                eos_token_id=None,
+                **options,
+            ),
+        )
+
+    return {"language model, greedy": create_runs}
+
+
+def translation_models() -> dict[str, Callable[[int], tuple[Run, Run]]]:
+    """Return the same as `language_models`, for translation."""
+    attention = partial(create_attention, "multi_head", heads=HEADS, bias=True)
+    ours = Seq2Seq(
+        vocabulary_size=VOCABULARY,
+        pad_id=PAD,
+        layers=LAYERS,
+        dim=DIM,
+        ffn_dim=FFN_DIM,
+        encoder_attention=attention,
+        decoder_attention=attention,
+        cross_attention=attention,
+        position=partial(create_position, "sinusoidal"),
+        logit_bias=True,
+        activation="silu",
+        norm_order="post",
+    ).eval()
+    sizes = {
+        f"{side}_{name}": value
+        for side in ("encoder", "decoder")
+        for name, value in {
+            "layers": LAYERS,
+            "ffn_dim": FFN_DIM,
+            "attention_heads": HEADS,
+        }.items()
+    }
+    theirs = MarianMTModel(
+        MarianConfig(
+            vocab_size=VOCABULARY,
+            d_model=DIM,
+            activation_function="silu",
+            scale_embedding=True,
+            pad_token_id=PAD,
+            eos_token_id=None,
+            bos_token_id=BOS,
+            decoder_start_token_id=BOS,
+            forced_eos_token_id=None,
+            max_position_embeddings=512,
+            **sizes,
+        )
+    ).eval()
+    forbid_eos(ours)
+
+    def create_runs(search: Greedy | Beam, beams: int, batch: int) -> tuple[Run, Run]:
+        source = torch.randint(3, VOCABULARY, (batch, SOURCE))
+        mask = torch.ones_like(source)
+        return (
+            partial(search, ours, source, mask.bool(), bos_id=BOS, eos_id=EOS, pad_id=PAD),
+            partial(
+                theirs.generate,
+                source,
+                attention_mask=mask,
+                num_beams=beams,
+                do_sample=False,
+                min_new_tokens=NEW,
+                max_new_tokens=NEW,
+            ),
+        )
+
+    limit = {"max_ratio": 0.0, "max_extra": NEW - 1}  # Our outputs end in eos besides.
+    return {
+        "translation, greedy": partial(create_runs, Greedy(**limit), 1),
+        "translation, beam of 5": partial(create_runs, Beam(width=5, **limit), 5),
+    }
+
+
+def forbid_eos(model: LanguageModel | Seq2Seq) -> None:
+    """Keep eos from being likely before an output has to end."""
+    torch.nn.init.zeros_(model.head.bias)
+    model.head.bias.data[EOS] = NEVER
+
+
+def measure_seconds(run: Run) -> float:
+    """Return how long a run takes."""
+    started = time.perf_counter()
+    with torch.inference_mode():
+        run()
+    return time.perf_counter() - started
+
+
+def main() -> None:
+    """Measure all cases, and print or write the table."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--output", type=Path)
+    arguments = parser.parse_args()
+    torch.manual_seed(0)
+    rows = []
+    cases = {**language_models(), **translation_models()}
+    jobs = [(name, create, batch) for name, create in cases.items() for batch in BATCHES]
+    for name, create, batch in track(jobs, "Decoding"):
+        ours, theirs = create(batch)
+        times = [
+            (measure_seconds(ours), measure_seconds(theirs)) for _ in range(arguments.rounds + 1)
+        ][1:]  # The first round warms up.
+        ratios = [other / own for own, other in times]
+        speed = batch * NEW / statistics.median(own for own, _ in times)
+        spread = f"{min(ratios):.2f} to {max(ratios):.2f}"
+        ratio = f"{statistics.median(ratios):.2f} ({spread})"
+        rows.append([name, f"{batch}", f"{speed:,.0f}", ratio])
+    table = Table("", ["decoding", "batch", "tokens per second", "ratio"], rows)
+    introduction = INTRODUCTION.format(
+        version=transformers.__version__,
+        layers=LAYERS,
+        dim=DIM,
+        heads=HEADS,
+        ffn_dim=FFN_DIM,
+        vocabulary=VOCABULARY,
+        threads=torch.get_num_threads(),
+        new=NEW,
+        prompt=PROMPT,
+        rounds=arguments.rounds,
+    )
+    page = f"{introduction}{markdown_table(table)}\n"
+    if arguments.output is None:
+        print(page)
+    else:
+        arguments.output.write_text(page, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
