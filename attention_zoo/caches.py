@@ -35,16 +35,15 @@ class Cache(Protocol):
 class GrowingTensor:
     """A buffer for tokens [b … n c] to which others are added, with room for more behind them.
 
-    So adding a token writes that token alone, where a concatenation copies all. A second buffer
-    takes turns with it when rows are reordered at every step, as new memory costs more than to
-    write it. Tokens that need a gradient, or whose type or rows change, are concatenated.
+    So adding a token writes that token alone, where a concatenation copies all, and reordering
+    rows moves those that change. Tokens that need a gradient, or whose type or number of rows
+    changes, are copied.
     """
 
     LEAST_ROOM = 64  # tokens
 
     def __init__(self) -> None:
         self.buffer: Tensor | None = None
-        self.spare: Tensor | None = None
 
     def join(self, tokens: Tensor, part: Tensor) -> Tensor:
         """Return the tokens followed by others, in the buffer."""
@@ -56,20 +55,18 @@ class GrowingTensor:
             room = stop + max(self.LEAST_ROOM, stop // 4)
             self.buffer = tokens.new_empty(*tokens.shape[:-2], room, tokens.shape[-1])
             self.buffer.narrow(-2, 0, count).copy_(tokens)
-            self.spare, start = None, 0
+            start = 0
         self.buffer.narrow(-2, start + count, part.shape[-2]).copy_(part)
         return self.buffer.narrow(-2, start, stop)
 
     def select_rows(self, tokens: Tensor, index: Tensor) -> Tensor:
-        """Return the rows of the tokens at an index [n]; they stay in a buffer if n is as before."""
-        start = None if torch.is_grad_enabled() else self.find(tokens)
-        if start is None or self.buffer is None or len(index) != len(tokens):
+        """Return the rows of the tokens at an index [n], in the buffer if n is as before."""
+        if len(index) != len(tokens) or not can_write(tokens, tokens) or self.find(tokens) is None:
             return tokens.index_select(0, index)
-        if self.spare is None:
-            self.spare = torch.empty_like(self.buffer)
-        torch.index_select(self.buffer, 0, index, out=self.spare)
-        self.buffer, self.spare = self.spare, self.buffer
-        return self.buffer.narrow(-2, start, tokens.shape[-2])
+        rows = torch.arange(len(index), device=index.device)
+        if index.device.type == "cpu":  # Elsewhere the rows that change would be waited for.
+            rows = rows[index != rows]
+        return tokens.index_copy_(0, rows, tokens.index_select(0, index[rows]))
 
     def find(self, tokens: Tensor) -> int | None:
         """Return where in the buffer the tokens begin; None if they are elsewhere."""
