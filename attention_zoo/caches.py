@@ -251,7 +251,7 @@ class LayeredCache(Cache):
 
 
 def can_write(tokens: Tensor, part: Tensor) -> bool:
-    """Return whether a copy of tokens may be written to: none has a gradient, and they are alike."""
+    """Return whether tokens may be written to a buffer: they are alike and have no gradient."""
     return (
         not torch.is_grad_enabled()
         and is_readable(tokens)

@@ -105,8 +105,9 @@ class IncrementalDecoder:
     def __call__(self, target: Tensor) -> Tensor:
         """Return log p(next token) [n v] after the targets so far [n t], bos first.
 
-        A source may have several targets, which are neighbours: n is a multiple of b. Tokens that may not follow have -inf: always pad and bos, and in a row at its length limit
-        everything except eos.
+        A source may have several targets, which are neighbours: n is a multiple of b. Tokens that
+        may not follow have -inf: always pad and bos, and in a row at its length limit everything
+        except eos.
         """
         new = target if self.cache is None else target[:, self.cache.length :]
         logits = self.model.decode(new, self.memory, self.source_mask, cache=self.cache)[:, -1]

@@ -13,7 +13,9 @@ from attention_zoo.tasks.task_spec import TRANSLATION
 from attention_zoo.tasks.training.checkpoints import require_task
 from attention_zoo.tasks.training.task import load_task
 
-BATCH_SIZE = 64  # lines
+# Lines that are sorted by length, and translated, before any of them is printed. The first ones are
+# few, so that something is seen soon.
+FIRST_LINES, LINES = 64, 1024
 
 
 def run(config: dict[str, Any], invocation: Invocation) -> None:
@@ -28,7 +30,9 @@ def run(config: dict[str, Any], invocation: Invocation) -> None:
     task = load_task(checkpoint, config).to(torch.get_default_device())
     lines = check_lines(read_lines(invocation.lines, config["input"]), task)
     n_best = config["decoding"].get("n_best", 1)
-    while batch := list(islice(lines, BATCH_SIZE)):
+    count = FIRST_LINES
+    while batch := list(islice(lines, count)):
+        count = LINES
         for hypotheses in task.hypotheses(batch):
             if n_best == 1:
                 print(hypotheses[0][0])

@@ -55,9 +55,9 @@ class ComparisonSweeper(Sweeper):
     The candidates are the jobs that a sweep of the same overrides would have. A short run of each
     measures its cost. Then come trials for a quarter of the full length: learning rates, two more
     beyond or around the best one, and options that the card names at the best rate, or still more
-    rates. The best quarter of these settings, at least two, train again at full length, and the best
-    of those with seeds that were not used before. All runs have a schedule of their own length, as
-    the order of rates can change when the rate decays.
+    rates. The best quarter of these settings, at least two, train again at full length, and the
+    best of those with seeds that were not used before. All runs have a schedule of their own
+    length, as the order of rates can change when the rate decays.
     """
 
     config: DictConfig

@@ -24,6 +24,9 @@ from attention_zoo.tasks.training.task import Task, check_texts
 from attention_zoo.tasks.views.attention_record import AttentionRecord, first_example
 from attention_zoo.tasks.views.attention_viewer.page import AttentionView
 
+# The most of a batch that is decoded; tokens are those of the sources, with padding.
+DECODED_SENTENCES, DECODED_TOKENS = 64, 4096
+
 
 class TranslationTask(Task):
     """A task that trains by teacher forcing and scores translations: BLEU, chrF, exact match.
@@ -106,26 +109,24 @@ class TranslationTask(Task):
         mask = source != self.tokenizer.pad_id
         return self.decoding(self.model, source, mask, **self.special_ids())
 
-    def source_tokens(self, lines: list[str]) -> Tensor:
-        """Return lines as tokens [b s], each with eos at its end and padding after that."""
-        rows = [torch.tensor([*self.tokenizer.encode(x), self.tokenizer.eos_id]) for x in lines]
-        source = pad_sequence(rows, batch_first=True, padding_value=self.tokenizer.pad_id)
-        return source.to(self.device)
+    def source_tokens(self, line: str) -> Tensor:
+        """Return a line as tokens [s], with eos at its end."""
+        return torch.tensor([*self.tokenizer.encode(line), self.tokenizer.eos_id])
 
     def hypotheses(self, lines: list[str]) -> list[list[tuple[str, float]]]:
-        """Return texts and scores for each line, best first; of a line without text, empty ones."""
+        """Return texts and scores for each line, best first; of a line without text, empty ones.
+
+        Lines of like length are decoded together.
+        """
         empty = [("", 0.0)] * getattr(self.decoding, "n_best", 1)
-        texts = [line for line in lines if line.strip()]
-        rows = iter(self.decode(self.source_tokens(texts)) if texts else [])
-        return [
-            [
-                (self.tokenizer.decode(hypothesis.tokens), hypothesis.score)
-                for hypothesis in next(rows)
-            ]
-            if line.strip()
-            else empty
-            for line in lines
-        ]
+        found = [empty] * len(lines)
+        rows = {i: self.source_tokens(line) for i, line in enumerate(lines) if line.strip()}
+        for batch in batch_by_length({i: len(row) for i, row in rows.items()}):
+            sources = [rows[i] for i in batch]
+            padded = pad_sequence(sources, batch_first=True, padding_value=self.tokenizer.pad_id)
+            for i, hypotheses in zip(batch, self.decode(padded.to(self.device)), strict=True):
+                found[i] = [(self.tokenizer.decode(x.tokens), x.score) for x in hypotheses]
+        return found
 
     def describe_troubles(self, line: str) -> dict[str, str]:
         troubles = super().describe_troubles(line)
@@ -149,7 +150,7 @@ class TranslationTask(Task):
 
     @torch.inference_mode()
     def attend(self, line: str) -> AttentionRecord:
-        source = self.source_tokens([line])
+        source = self.source_tokens(line)[None].to(self.device)
         output = self.decode(source)[0][0].tokens
         target = torch.tensor([[self.tokenizer.bos_id, *output]], device=self.device)
         maps = self.model.attention_maps(source, target)
@@ -163,3 +164,12 @@ class TranslationTask(Task):
             target=self.tokenizer.decode(output),
             decoder_input_tokens=["<bos>", *target_tokens[:-1]],
         )
+
+
+def batch_by_length(lengths: dict[int, int]) -> Iterator[list[int]]:
+    """Yield the keys of rows to decode together, by their lengths in tokens, longest first."""
+    order = sorted(lengths, key=lambda key: -lengths[key])
+    while order:
+        count = max(1, min(DECODED_SENTENCES, DECODED_TOKENS // lengths[order[0]]))
+        yield order[:count]
+        del order[:count]

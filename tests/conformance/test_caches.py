@@ -33,6 +33,7 @@ def up_to(mask: Mask, length: int) -> Mask:
     )
 
 
+@torch.no_grad()  # as in decoding, where a cache writes to its tokens
 def decode(
     attention: Attention,
     cache: Cache,
@@ -152,6 +153,16 @@ def test_context_is_read_once(case: Case) -> None:
     rest = [attention(x[:, i : i + 1], later, mask=mask, cache=cache) for i in range(2, 5)]
     assert_same(torch.cat([first, *rest], dim=1), expected)
     assert cache.length == 9
+
+
+@cross_cases
+def test_queries_of_cross_attention_do_not_see_one_another(case: Case) -> None:
+    """So the beams of a sentence, which have one context, are queries of one row."""
+    attention = case.attention()
+    x, context = case.inputs(4, 9)
+    mask = Mask(key_mask=key_mask("right", 2, 9)) if case.honours("key_mask") else Mask()
+    single = [attention(x[:, i : i + 1], context, mask=mask) for i in range(4)]
+    assert_same(attention(x, context, mask=mask), torch.cat(single, dim=1))
 
 
 @pytest.mark.parametrize("index", [[1, 0], [0, 0, 1, 1]], ids=str)

@@ -34,6 +34,47 @@ def test_a_windowed_cache_lets_go_of_what_it_drops() -> None:
         assert kept.untyped_storage().nbytes() == 4 * kept.element_size()
 
 
+def random_tokens(count: int, *, rows: int = 3) -> torch.Tensor:
+    return torch.randn(rows, 2, count, 4)
+
+
+@pytest.mark.parametrize("window", [None, 5])
+def test_added_tokens_do_not_move_the_others(window: int | None) -> None:
+    """The memory of 300 tokens, added one by one, is changed some times alone."""
+    tokens, cache, places = random_tokens(300), TokenCache(window), []
+    with torch.no_grad():
+        for end in range(1, 301):
+            joined = cache.append(keys=tokens[:, :, end - 1 : end])["keys"]
+            first = 0 if window is None else max(0, end - 1 - window)
+            assert torch.equal(joined, tokens[:, :, first:end])
+            places.append(joined.untyped_storage().data_ptr())
+    assert len(dict.fromkeys(places)) < 10
+
+
+@pytest.mark.parametrize("window", [None, 5])
+@pytest.mark.parametrize("index", [[0, 1, 2], [2, 2, 0], [1], [0, 0, 1, 2]], ids=str)
+def test_rows_in_a_buffer_are_reordered(window: int | None, index: list[int]) -> None:
+    tokens, rows = random_tokens(12), torch.tensor(index)
+    cache, added = TokenCache(window), random_tokens(1, rows=len(index))
+    with torch.inference_mode():
+        for chunk in tokens.split(4, dim=2):
+            cache.append(keys=chunk)
+        cache.reorder(rows)
+    with torch.no_grad():  # What inference mode has made is not written to here.
+        joined = cache.append(keys=added)["keys"]
+    kept = tokens[rows] if window is None else tokens[rows, :, -window:]
+    assert torch.equal(joined, torch.cat([kept, added], dim=2))
+
+
+def test_gradients_pass_through_cached_tokens() -> None:
+    tokens, cache = random_tokens(3).requires_grad_(), TokenCache()
+    for token in tokens.split(1, dim=2):
+        joined = cache.append(keys=token)["keys"]
+    cache.reorder(torch.tensor([0, 0, 1]))
+    (joined.sum() + cache.tokens["keys"].sum()).backward()
+    assert tokens.grad is not None and tokens.grad[:, 0, 0, 0].tolist() == [3, 2, 1]
+
+
 def test_reordering_takes_positions_along() -> None:
     cache = TokenCache()
     keys = torch.arange(4.0).view(2, 1, 2, 1)

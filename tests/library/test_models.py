@@ -174,6 +174,20 @@ def test_encoder_and_decoder_can_differ_in_depth() -> None:
     assert (len(model.encoder.layers), len(model.decoder.layers)) == (3, 2)
 
 
+def test_a_source_may_have_several_targets() -> None:
+    roles = ("encoder_attention", "decoder_attention", "cross_attention")
+    model = Seq2Seq(
+        pad_id=0, position=partial(create_position, "none"), **dict.fromkeys(roles, PLAIN), **SIZES
+    ).eval()
+    source, target = torch.tensor([[3, 4, 5], [6, 2, 0]]), torch.randint(1, 7, (6, 4))
+    mask = source != 0
+    memory = model.encode(source, mask)
+    repeated = (x.repeat_interleave(3, dim=0) for x in (memory, mask))
+    torch.testing.assert_close(model.decode(target, memory, mask), model.decode(target, *repeated))
+    with pytest.raises(UserError, match=r"as many for each, got 5 rows for 2\."):
+        model.decode(target[:5], memory, mask)
+
+
 def test_dropout_acts_in_training_only() -> None:
     model = LanguageModel(
         attention=PLAIN, position=partial(create_position, "none"), dropout=0.5, **SIZES

@@ -18,6 +18,7 @@ from attention_zoo.tasks.commands import attend, translate
 from attention_zoo.tasks.commands.input_checks import check_lines
 from attention_zoo.tasks.data.batches import TranslationBatch
 from attention_zoo.tasks.data.tokenizers import ByteTokenizer, CharacterTokenizer
+from attention_zoo.tasks.training import translation
 from attention_zoo.tasks.training.translation import TranslationTask
 from tests.conformance.cases import mark_exhaustive
 
@@ -203,6 +204,20 @@ def test_a_line_without_text_has_an_empty_translation():
         assert task.hypotheses(["", " "]) == [[("", 0.0)] * n_best] * 2
 
 
+def test_lines_of_like_length_are_translated_together(monkeypatch):
+    monkeypatch.setattr(translation, "DECODED_TOKENS", 40)
+    task, shapes = new_task().eval(), []
+    task.decoding = Greedy(max_extra=5)
+    decode = task.decode
+    monkeypatch.setattr(
+        task, "decode", lambda source: shapes.append(tuple(source.shape)) or decode(source)
+    )
+    lines = ["a b", "c" * 60, "a c d", "b" * 12, "d"]
+    together = task.hypotheses(lines)
+    assert shapes == [(1, 61), (3, 13), (1, 2)]  # with eos
+    assert [x[0][0] for x in together] == [task.hypotheses([line])[0][0][0] for line in lines]
+
+
 def test_a_long_line_is_translated_up_to_a_limit_and_said():
     task = new_task().eval()
     task.decoding = Greedy(max_ratio=0, max_extra=5)
@@ -243,12 +258,13 @@ def test_lines_are_translated_before_the_input_ends(monkeypatch, capsys):
             yield f"{number}" if number % 3 else ""
 
     task.decoding = Greedy(max_ratio=0, max_extra=2)
+    monkeypatch.setattr(translate, "LINES", 100)
     monkeypatch.setattr(translate, "load_task", lambda *_: task)
     monkeypatch.setattr(translate, "require_task", lambda *_: None)
     monkeypatch.setattr(translate, "read_lines", lambda *_: lines())
     invocation = SimpleNamespace(require_checkpoint=dict, lines=[])
     translate.run({"input": None, "decoding": {}}, invocation)
-    assert printed[64] == 64 and printed[128] == 64
+    assert printed[64] == 64 and printed[164] == 100
     assert sum(printed) + len(capsys.readouterr().out.splitlines()) == 200
 
 
