@@ -22,7 +22,7 @@ def render_cards() -> str:
     discover()
     parts = [f'"sources": "{hash_sources()}"']
     for registry in (ATTENTION, POSITION):
-        entries = [x for x in map(registry.__getitem__, registry) if is_ours(x)]
+        entries: list[Any] = [x for x in map(registry.__getitem__, registry) if is_ours(x)]
         lines = ",\n".join(f'"{x.card.name}": {describe_entry(x)}' for x in entries)
         parts.append(f'"{registry.kind}": {{\n{lines}\n}}')
     return "{\n" + ",\n".join(parts) + "\n}\n"

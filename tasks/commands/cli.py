@@ -54,6 +54,7 @@ def main() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(PIPE_CLOSED)
     finally:
+        gc.unfreeze()
         gc.enable()
 
 
