@@ -1,7 +1,7 @@
 """Seconds from the start of the program to its answer, or to the first step of a training.
 
 The commands take turns in rounds. Each is a process of its own. With `--before`, another checkout
-takes its turn after ours.
+takes its turn after ours. It needs Linux, whose /proc tells the processor time of a process.
 
     python benchmarks/start_up.py [--output PAGE] [--rounds 5] [--before CHECKOUT]
 """
@@ -45,35 +45,45 @@ INTRODUCTION = """# Start-up
 Seconds from the start of the process to its exit, or to the line of the first training step:
 medians of {rounds} rounds in which the commands take turns. Trainings are on the CPU, of the
 default task where nothing else is said. Their data are in the cache, unless they are made anew.
+One core starts the program, so that on an idle machine both figures are alike; other programs that
+run at the same time make the first one larger.
 torchmetrics imports transformers {installed}.
 This command makes the page: `{command}`
 """
 
 
-def seconds(checkout: Path, arguments: Sequence[str], line: str | None, folder: Path) -> float:
-    """Start the program in a folder; return the seconds to a line of its output, or to its exit."""
+def start(
+    checkout: Path, arguments: Sequence[str], line: str | None, folder: Path
+) -> tuple[float, float]:
+    """Start the program in a folder, and wait for a line of its output, or for its exit.
+
+    Returns:
+        The seconds until then, and those of the processor.
+    """
     environment = os.environ | {"PYTHONPATH": str(checkout), "PYTHONUNBUFFERED": "1"}
     command = [sys.executable, "-m", "attention_zoo", *arguments]
     for name in ("logs", "new"):
         shutil.rmtree(folder / name, ignore_errors=True)
     with (folder / "errors").open("w+") as errors:
-        started, stopped = time.perf_counter(), None
+        started, taken = time.perf_counter(), None
         process = subprocess.Popen(
-            command,
-            cwd=folder,
-            env=environment,
-            stdout=subprocess.PIPE,
-            stderr=errors,
-            text=True,
+            command, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=errors, text=True
         )
         assert process.stdout is not None
         for printed in process.stdout:
-            if line is not None and stopped is None and printed.startswith(line):
-                stopped = time.perf_counter()
-        if process.wait() or (line is not None and stopped is None):
+            if line is not None and taken is None and printed.startswith(line):
+                taken = time.perf_counter() - started, processor_seconds(process.pid)
+        _, status, usage = os.wait4(process.pid, 0)
+        if status or (line is not None and taken is None):
             errors.seek(0)
             raise RuntimeError(f"{command} failed: {errors.read()}")
-    return (stopped or time.perf_counter()) - started
+    return taken or (time.perf_counter() - started, usage.ru_utime + usage.ru_stime)
+
+
+def processor_seconds(pid: int) -> float:
+    """Return the processor time that a process has taken so far."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def main() -> None:
@@ -84,22 +94,30 @@ def main() -> None:
     parser.add_argument("--before", type=Path, help="another checkout, to compare with")
     arguments = parser.parse_args()
     checkouts = [ROOT] if arguments.before is None else [ROOT, arguments.before.absolute()]
-    times: dict[tuple[str, Path], list[float]] = {}
+    times: dict[tuple[str, Path], list[tuple[float, float]]] = {}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        for round_ in range(arguments.rounds + 1):  # The first fills caches, and does not count.
+        start(ROOT, ONE_STEP, None, folder)  # It fills the cache.
+        for _ in range(arguments.rounds):
             for label, (command, line) in COMMANDS.items():
                 for checkout in checkouts:
-                    taken = seconds(checkout, command, line, folder)
-                    if round_:
-                        times.setdefault((label, checkout), []).append(taken)
-                    print(f"{round_} {label} {checkout.name} {taken:.2f}", flush=True)
+                    taken = start(checkout, command, line, folder)
+                    times.setdefault((label, checkout), []).append(taken)
+                    print(label, checkout, *(f"{x:.2f}" for x in taken), flush=True)
     rows = [
-        (label, *(f"{statistics.median(times[label, checkout]):.2f}" for checkout in checkouts))
+        (
+            label,
+            *(
+                f"{statistics.median(column):.2f}"
+                for checkout in checkouts
+                for column in zip(*times[label, checkout], strict=True)
+            ),
+        )
         for label in COMMANDS
     ]
-    columns = ("command", "seconds", "seconds before")[: 1 + len(checkouts)]
-    table = markdown_table(Table("Start-up", columns, rows, "lrr"[: len(columns)]))
+    columns = ["command", "seconds", "of the processor", "seconds before", "of the processor"]
+    columns = columns[: 1 + 2 * len(checkouts)]
+    table = markdown_table(Table("Start-up", columns, rows, "lrrrr"[: len(columns)]))
     print(table)
     if arguments.output is not None:
         call = f"python benchmarks/start_up.py --rounds {arguments.rounds}"
