@@ -16,6 +16,7 @@ from importlib.metadata import entry_points
 from typing import Any, Generic, Literal, TypeVar, get_args
 
 from attention_zoo.errors import Unsupported, short_repr
+from attention_zoo.stored_cards import read_stored_cards
 
 log = logging.getLogger(__name__)
 
@@ -135,7 +136,10 @@ T = TypeVar("T")
 
 
 class Registry(Generic[C]):
-    """The classes of one kind, by the names on their cards."""
+    """The classes of one kind, by the names on their cards.
+
+    Names and cards are at hand without the classes, which are imported where they are asked for.
+    """
 
     def __init__(self, kind: str, card_type: type[C]) -> None:
         self.kind = kind
@@ -162,23 +166,79 @@ class Registry(Generic[C]):
         return add_entry
 
     def __getitem__(self, name: str) -> type:
-        discover()
-        if not isinstance(name, str) or name not in self._entries:
+        if name not in self:
             message = unknown_name_message(self.kind, name, list(self))
-            raise Unsupported(" ".join([message, *discover()]))
+            failures = discover() if stored_entries() is None else ()  # No plugin, no failure.
+            raise Unsupported(" ".join([message, *failures]))
+        if name not in self._entries:
+            importlib.import_module(self._stored()[name].module)
         return self._entries[name]
 
+    def __contains__(self, name: object) -> bool:
+        return isinstance(name, str) and (name in self._stored() or name in self._entries)
+
     def __iter__(self) -> Iterator[str]:
-        discover()
-        return iter(sorted(self._entries))
+        return iter(sorted({*self._stored(), *self._entries}))
 
     def card(self, name: str) -> C:
         """Return the card of an entry."""
-        return self[name].card  # type: ignore[attr-defined]
+        if name in self._entries or name not in self._stored():
+            return self[name].card  # type: ignore[attr-defined]
+        return self._stored()[name].card  # type: ignore[return-value]
+
+    def _stored(self) -> Mapping[str, "StoredEntry"]:
+        """Return what is stored of the entries; import all of them where that does not do."""
+        if (stored := stored_entries()) is None:
+            discover()
+            return {}
+        return stored[self.kind]
 
 
 ATTENTION = Registry("attention", AttentionCard)
 POSITION = Registry("position", PositionCard)
+
+
+@dataclass(frozen=True)
+class StoredEntry:
+    """What `cards.json` says of an entry.
+
+    Args:
+        card: of the entry.
+        module: that registers the entry.
+        decode_state: the size of the cache by the number of tokens, as `list` shows it.
+    """
+
+    card: Card
+    module: str
+    decode_state: Mapping[int, int]
+
+
+@cache
+def stored_entries() -> dict[str, dict[str, StoredEntry]] | None:
+    """Return what is stored of each entry, by kind and name.
+
+    None where plugins add entries, or where the code of ours has changed since.
+    """
+    if entry_points(group="attention_zoo") or (stored := read_stored_cards()) is None:
+        return None
+    return {
+        registry.kind: {
+            name: StoredEntry(
+                registry.card_type(**{field: tuples(x) for field, x in entry["card"].items()}),
+                entry["module"],
+                {int(tokens): size for tokens, size in entry["decode_state"].items()},
+            )
+            for name, entry in stored[registry.kind].items()
+        }
+        for registry in (ATTENTION, POSITION)
+    }
+
+
+def tuples(value: Any) -> Any:
+    """Return the value of a card's field as it was before it became JSON, which has no tuples."""
+    if isinstance(value, dict):
+        return {key: tuples(x) for key, x in value.items()}
+    return tuple(value) if isinstance(value, list) else value
 
 
 @cache

@@ -3,6 +3,8 @@
 What a command needs is imported when it runs, so that help and composition answer at once.
 """
 
+import atexit
+import gc
 import os
 import sys
 from importlib import import_module
@@ -29,6 +31,10 @@ SHOWING_FLAGS = HELP_FLAGS | {"--cfg", "-c", "--info", "-i", "--shell-completion
 def main() -> None:
     """Run the command that the arguments of the program name."""
     command, arguments = (sys.argv[1] if len(sys.argv) > 1 else "--help"), sys.argv[2:]
+    # What imports make stays. To look for garbage among it takes over a second in all: while it
+    # grows, and once more at the exit.
+    gc.disable()
+    atexit.register(gc.freeze)
     try:
         with interruptible(), record_outcome():
             run_command(command, arguments)
@@ -47,6 +53,17 @@ def main() -> None:
         # The reader has all that it wants, as `head` does. Python would flush to it once more.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(PIPE_CLOSED)
+    finally:
+        gc.unfreeze()
+        gc.enable()
+
+
+def load(module: str) -> Any:
+    """Import the module that does the work; from now on, garbage is collected."""
+    loaded = import_module(f"attention_zoo.tasks.{module}")
+    gc.freeze()
+    gc.enable()
+    return loaded
 
 
 def is_first_process() -> bool:
@@ -67,13 +84,11 @@ def run_command(command: str, arguments: list[str]) -> None:
 
         raise UserError(unknown_name_message("command", command, list(COMMANDS)))
     elif command == "compare" and (suite := chosen_suite(arguments)) is not None:
-        from attention_zoo.tasks.comparison.suite import run_suite
-
-        run_suite(suite, arguments)
+        load("comparison.suite").run_suite(suite, arguments)
     elif command in COMPOSED:
         run_composed(command, arguments)
     else:
-        import_module(f"attention_zoo.tasks.commands.{command}").run(arguments)
+        load(f"commands.{command}").run(arguments)
 
 
 def chosen_suite(arguments: list[str]) -> str | None:
@@ -178,5 +193,5 @@ def run_job(config: Any, invocation: Any) -> Any:
     choices = hydra_config.runtime.choices
     choices = {group: choices[group] for group in choices if not group.startswith("hydra")}
     completed, made_choices = complete_config(config, invocation)
-    module = import_module(f"attention_zoo.tasks.commands.{invocation.command}")
+    module = load(f"commands.{invocation.command}")
     return module.run(completed | {"choices": choices | made_choices}, invocation)

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 from rich.console import Console
 
 from attention_zoo.errors import BadInput, Unsupported, UserError
+from attention_zoo.tasks.card_file import DIM, HEADS, LONG, TOKENS, decode_state
 from attention_zoo.tasks.commands.arguments import parse_arguments
 from attention_zoo.tasks.run_folder import first_sentence, refuse_unwritable
 from attention_zoo.tasks.views.tables import Table, markdown_table, print_table, replace_section
@@ -20,6 +21,7 @@ from attention_zoo.zoo import (
     Role,
     check_pair,
     format_search_space,
+    stored_entries,
     unknown_name_message,
 )
 
@@ -33,8 +35,7 @@ FULL_WIDTH = 216  # characters of a line with all columns
 # Narrower terminals lack these columns.
 WIDTH_TO_SHOW = {"paper": 116, "cache": 158, "also called": 178, "tuned by compare": FULL_WIDTH}
 MAX_WIDTH = {"paper": 26, "cache": 40, "also called": 18, "tuned by compare": 38}
-# The size of the model whose cache is measured: one layer of the base model, in float32.
-DIM, HEADS, TOKENS, BYTES = 512, 8, 1024, 4
+BYTES = 4  # of a number in float32
 ROLE_LETTERS = {"causal": "C", "global": "G", "cross": "X"}
 MASK_LETTERS = {"key_mask": "p", "segment_ids": "s", "window": "w"}
 SITE_LETTERS = dict(zip(SITES, "PEHWLSCV", strict=True))
@@ -152,22 +153,14 @@ def cache_cells(card: AttentionCard) -> tuple[str, str, str, str]:
     """Return the bytes cached for a token and for a sequence, how they grow, and what is cached."""
     if not card.cache:
         return "–", "–", "–", "no cached decoding"
-
-    import torch
-
-    from attention_zoo.factory import create_attention
-    from attention_zoo.tasks.configuration.conf_files import entry_options
-
-    role = next(role for role in card.roles if role != "global")
-    with torch.device("meta"):
-        options = entry_options("attention", card.name, heads=HEADS)
-        attention = create_attention(card.name, dim=DIM, role=role, **options)
-    sizes = {t: BYTES * attention.decode_state(t) for t in (1, TOKENS, 2**15, 2**16)}
-    if sizes[2**16] == sizes[2**15]:
-        growth = "constant" if sizes[1] == sizes[2**16] else "to a limit"
+    stored = (stored_entries() or {}).get("attention", {}).get(card.name)
+    numbers = stored.decode_state if stored else decode_state(card)
+    sizes = {tokens: BYTES * number for tokens, number in numbers.items()}
+    if sizes[2 * LONG] == sizes[LONG]:
+        growth = "constant" if sizes[1] == sizes[LONG] else "to a limit"
     else:
-        growth = "linear" if sizes[2**16] > 1.5 * sizes[2**15] else "logarithmic"
-    slope = (sizes[2**16] - sizes[2**15]) / 2**15 if growth == "linear" else 0
+        growth = "linear" if sizes[2 * LONG] > 1.5 * sizes[LONG] else "logarithmic"
+    slope = (sizes[2 * LONG] - sizes[LONG]) / LONG if growth == "linear" else 0
     return format_bytes(slope), format_bytes(sizes[TOKENS]), growth, card.cache
 
 

@@ -35,8 +35,6 @@ def run(arguments: list[str]) -> None:
 
 def show_entry(arguments: list[str]) -> None:
     """Print the card, the options and the documentation of an entry."""
-    from attention_zoo.factory import options_of
-
     _, operands = parse_arguments("show", arguments, {}, operand="NAME")
     if len(operands) > 1:
         raise UserError(f"show takes one NAME, got {' '.join(operands)}.")
@@ -46,6 +44,10 @@ def show_entry(arguments: list[str]) -> None:
         raise UserError(f"{name} is a stack: attention-zoo show stack={name} prints its layers.")
     if name not in names:
         raise UserError(unknown_name_message("attention or position", name, names))
+
+    # Imported here, as entries need torch.
+    from attention_zoo.factory import options_of
+
     entry = POSITION[name] if name in list(POSITION) else ATTENTION[name]
     fields = asdict(card(name))
     rows = [(key.replace("_", " "), format_field(value)) for key, value in fields.items()]

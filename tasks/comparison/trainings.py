@@ -19,6 +19,8 @@ PHASES = {
     "confirm": "The best setting, with new seeds",
 }
 TRIAL = ("test=false", "lengths=[]")  # It is judged by val/loss alone.
+# The report has no pictures and samples of trials.
+NO_PICTURES = ("++callbacks.attention_maps=null", "++callbacks.samples=null")
 
 
 class Trainings:
@@ -57,6 +59,12 @@ def length(steps: int) -> list[str]:
         f"trainer.val_check_interval={max(1, steps // 4)}",
         "trainer.check_val_every_n_epoch=null",  # The interval is that of all steps.
     ]
+
+
+def trial_overrides(overrides: Iterable[str]) -> tuple[str, ...]:
+    """Return what a trial leaves out: pictures and samples too, if no callbacks were given."""
+    groups = {x.lstrip("+~").partition("=")[0].partition(".")[0] for x in overrides}
+    return TRIAL if "callbacks" in groups else (*TRIAL, *NO_PICTURES)
 
 
 def without(overrides: Iterable[str], name: str) -> list[str]:

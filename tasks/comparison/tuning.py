@@ -14,7 +14,7 @@ from attention_zoo.tasks.comparison.rates import (
     is_at_edge,
 )
 from attention_zoo.tasks.comparison.settings import Setting, best_settings
-from attention_zoo.tasks.comparison.trainings import TRIAL, Trainings, length, without
+from attention_zoo.tasks.comparison.trainings import Trainings, length, trial_overrides, without
 from attention_zoo.tasks.run_folder import JOB_LOG, RunFolder
 
 
@@ -63,7 +63,10 @@ class Tuner:
     ) -> None:
         """Train candidates with settings, and add their losses; a run without one has infinity."""
         trials = [(x, y) for x, each in zip(candidates, settings, strict=True) for y in each]
-        overrides = [[*x.overrides, *length(steps), *TRIAL, *y.overrides] for x, y in trials]
+        overrides = [
+            [*x.overrides, *length(steps), *trial_overrides(x.overrides), *y.overrides]
+            for x, y in trials
+        ]
         folders = self.trainings.run(phase, overrides)
         for (candidate, setting), folder in zip(trials, folders, strict=True):
             losses = candidate.full_losses if phase == "shortlist" else candidate.losses

@@ -135,12 +135,13 @@ def complete_overrides(config_name: str, overrides: Sequence[str]) -> list[str]:
 
 
 def _is_unlisted_option(override: str, config: Any) -> bool:
-    # Imported here, as signatures need torch.
-    from attention_zoo.tasks.configuration.option_checks import node_parameters, provided_options
-
     path, _, key = override.partition("=")[0].rpartition(".")
     node: Any = OmegaConf.select(config, path) if path.split(".")[0] in config else None
     if not OmegaConf.is_dict(node) or key in node or "_target_" not in node:
         return False
+
+    # Imported here, as signatures need torch.
+    from attention_zoo.tasks.configuration.option_checks import node_parameters, provided_options
+
     parameters, takes_others = node_parameters(node, path)
     return (key in parameters or takes_others) and key not in provided_options(path)

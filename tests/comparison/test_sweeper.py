@@ -13,7 +13,7 @@ from omegaconf import OmegaConf
 from attention_zoo.errors import UserError
 from attention_zoo.tasks.comparison import sweeper as module
 from attention_zoo.tasks.comparison.sweeper import ComparisonSweeper
-from attention_zoo.tasks.comparison.trainings import length
+from attention_zoo.tasks.comparison.trainings import length, trial_overrides
 from attention_zoo.tasks.configuration.composition import parse_command
 from attention_zoo.tasks.run_folder import JobRecord, RunFolder
 from tests.conformance.cases import mark_exhaustive
@@ -120,6 +120,8 @@ def test_every_candidate_has_the_same_trials_and_tokens(compare):
             of_name = [x for x in of_phase(jobs, phase) if x["attention"] == name]
             assert len(of_name) == number
             assert {x["trainer.max_steps"] for x in of_name} == {str(steps)}
+            draws = {"++callbacks.attention_maps" not in x for x in of_name}
+            assert draws == {phase == "cost"}
             assert not any("seed" in x for x in of_name)
 
 
@@ -371,6 +373,22 @@ def test_the_rates_of_an_experiment_give_way_and_its_other_sweeps_are_candidates
 def test_no_candidate_may_be_left(compare):
     with pytest.raises(UserError, match=r"two candidates that train\. delta: refused"):
         compare("attention=multi_head,delta", refused=("delta",))
+
+
+@pytest.mark.parametrize(
+    ("given", "drawn"),
+    [
+        ("model.dim=64", False),
+        ("callbacks=default", True),
+        ("++callbacks.samples.probes=2", True),
+        ("~callbacks", True),
+    ],
+)
+def test_trials_draw_nothing_unless_callbacks_were_given(given, drawn):
+    overrides = trial_overrides(["attention=linear", given])
+    assert {"test=false", "lengths=[]"} <= {*overrides}
+    assert ("++callbacks.attention_maps=null" not in overrides) == drawn
+    assert ("++callbacks.samples=null" not in overrides) == drawn
 
 
 def test_trials_are_validated_within_their_length():

@@ -1,13 +1,15 @@
 """The registry: names, cards, plugins, and refusals that say what to do."""
 
 import sys
+from collections.abc import Callable, Iterator
 from importlib.metadata import EntryPoint, version
-from types import ModuleType
+from pathlib import Path
 
 import pytest
 
 import attention_zoo
-from attention_zoo import Unsupported, UserError, zoo
+from attention_zoo import Unsupported, UserError, stored_cards, zoo
+from attention_zoo.tasks.card_file import render_cards
 from attention_zoo.zoo import (
     ATTENTION,
     POSITION,
@@ -108,38 +110,81 @@ def test_a_name_is_registered_once() -> None:
             registry.register(**vars(CARD))(other)
 
 
-def test_a_plugin_is_found_by_its_entry_point(monkeypatch: pytest.MonkeyPatch) -> None:
-    plugin = ModuleType("a_plugin")
-    monkeypatch.setitem(sys.modules, "a_plugin", plugin)
-    point = EntryPoint(name="mine", value="a_plugin", group="attention_zoo")
-    loaded: list[str] = []
-    monkeypatch.setattr(zoo, "entry_points", lambda group: loaded.append(group) or [point])
-    zoo.discover.cache_clear()
-    try:
-        assert "multi_head" in list(ATTENTION)
-    finally:
-        monkeypatch.undo()
+@pytest.fixture
+def install(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[EntryPoint], None]]:
+    """Let an entry point be that of an installed plugin."""
+
+    def forget() -> None:
         zoo.discover.cache_clear()
-    assert loaded == ["attention_zoo"]
+        zoo.stored_entries.cache_clear()
+
+    def install_plugin(point: EntryPoint) -> None:
+        monkeypatch.setattr(zoo, "entry_points", lambda group: [point])
+        forget()
+
+    yield install_plugin
+    monkeypatch.undo()
+    forget()
+
+
+def test_a_plugin_is_found_by_its_entry_point(
+    install: Callable[[EntryPoint], None], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "a_plugin.py").write_text(
+        "from attention_zoo import ATTENTION\n\n"
+        f"@ATTENTION.register(**{vars(CARD)})\nclass Mine:\n    pass\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    install(EntryPoint(name="mine", value="a_plugin", group="attention_zoo"))
+    try:
+        assert {"multi_head", "mine"} <= {*ATTENTION}
+        assert "mine" in ATTENTION and attention_zoo.card("mine") == CARD
+    finally:
+        del ATTENTION._entries["mine"], sys.modules["a_plugin"]
 
 
 def test_a_plugin_that_cannot_be_imported_is_named_and_no_more(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    install: Callable[[EntryPoint], None], caplog: pytest.LogCaptureFixture
 ) -> None:
     """Where an entry is asked for that it may have; all others are at hand."""
-    point = EntryPoint(name="mine", value="no_such_module", group="attention_zoo")
-    monkeypatch.setattr(zoo, "entry_points", lambda group: [point])
-    zoo.discover.cache_clear()
+    install(EntryPoint(name="mine", value="no_such_module", group="attention_zoo"))
     said = "The plugin mine (no_such_module) cannot be imported: ModuleNotFoundError: No module"
-    try:
-        assert "multi_head" in list(ATTENTION) and ATTENTION["multi_head"]
-        assert [record.getMessage().startswith(said) for record in caplog.records] == [True]
-        with pytest.raises(Unsupported, match="no attention 'theirs'") as refused:
-            ATTENTION["theirs"]
-        assert said in str(refused.value) and "\n" not in str(refused.value)
-    finally:
-        monkeypatch.undo()
-        zoo.discover.cache_clear()
+    assert "multi_head" in list(ATTENTION) and ATTENTION["multi_head"]
+    assert [record.getMessage().startswith(said) for record in caplog.records] == [True]
+    with pytest.raises(Unsupported, match="no attention 'theirs'") as refused:
+        ATTENTION["theirs"]
+    assert said in str(refused.value) and "\n" not in str(refused.value)
+
+
+def test_the_stored_cards_are_those_of_the_entries() -> None:
+    renew = "run: python -m attention_zoo.tasks.card_file"
+    assert stored_cards.FILE.read_text(encoding="utf-8") == render_cards(), renew
+    stored = zoo.stored_entries()
+    assert stored is not None
+    for registry in (ATTENTION, POSITION):
+        cards = {name: entry.card for name, entry in stored[registry.kind].items()}
+        assert cards == {name: registry[name].card for name in cards}, renew  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(
+    "file", ["zoo.py", "attention/softmax.py", "conf/attention/linear.yaml", "position/new.py"]
+)
+def test_cards_are_not_read_where_their_code_has_changed(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, file: str
+) -> None:
+    for name in (*stored_cards.SOURCES, "cards.json"):
+        for source in stored_cards.PACKAGE.glob(name):
+            copy = tmp_path / source.relative_to(stored_cards.PACKAGE)
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            copy.write_bytes(source.read_bytes())
+    monkeypatch.setattr(stored_cards, "PACKAGE", tmp_path)
+    monkeypatch.setattr(stored_cards, "FILE", tmp_path / "cards.json")
+    assert stored_cards.read_stored_cards() is not None
+    with (tmp_path / file).open("a") as source:
+        source.write("# changed\n")
+    assert stored_cards.read_stored_cards() is None
+    stored_cards.FILE.unlink()
+    assert stored_cards.read_stored_cards() is None
 
 
 def test_the_version_is_that_of_the_package() -> None:

@@ -20,7 +20,7 @@ from tests.conformance.cases import mark_exhaustive
 ROOT = Path(attention_zoo.__file__).parent
 # From the bottom up: a module imports from its own layer and from those before it.
 LAYERS = (
-    {"errors", "precision", "tensor_checks", "checkpointing"},
+    {"errors", "precision", "tensor_checks", "checkpointing", "stored_cards"},
     {"zoo"},
     {"masks", "caches", "lookup"},
     {"backends"},
@@ -100,7 +100,9 @@ def test_backends_do_not_import_one_another(parts: tuple[str, ...]) -> None:
             ("--help", "torch hydra lightning wandb torchmetrics rich"),
             ("train --help", "torch lightning wandb torchmetrics matplotlib"),
             ("train --cfg job", "torch lightning wandb torchmetrics matplotlib"),
-            ("list", "lightning hydra wandb torchmetrics matplotlib"),
+            ("train --cfg job trainer.max_steps=5", "torch lightning wandb torchmetrics"),
+            ("list", "torch lightning hydra wandb torchmetrics matplotlib"),
+            ("list pairs=rotary", "torch lightning hydra wandb torchmetrics matplotlib"),
             ("figures --help", "torch lightning hydra wandb torchmetrics matplotlib"),
             ("show rotary", "lightning hydra wandb torchmetrics matplotlib"),
         )

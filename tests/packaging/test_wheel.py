@@ -61,7 +61,7 @@ def expected() -> set[str]:
     return {
         str(Path("attention_zoo", *path.relative_to(ROOT).parts[part == "attention_zoo" :]))
         for part in PACKAGES
-        for pattern in ("*.py", "*.yaml", "*.css", "*.html", "*.js", "py.typed")
+        for pattern in ("*.py", "*.yaml", "*.css", "*.html", "*.js", "py.typed", "cards.json")
         for path in (ROOT / part).rglob(pattern)
     }
 
@@ -112,3 +112,8 @@ def test_the_wheel_trains_beside_files_of_the_same_names(elsewhere: Path, tmp_pa
 
 def test_the_wheel_installs_the_command(elsewhere: Path, tmp_path: Path) -> None:
     assert "multi_head" in run(elsewhere.with_name("attention-zoo"), "list", cwd=tmp_path)
+
+
+def test_the_wheel_lists_without_torch(elsewhere: Path, tmp_path: Path) -> None:
+    (tmp_path / "torch.py").write_text("raise RuntimeError('torch was imported')\n")
+    assert "multi_head" in run(elsewhere, "-m", "attention_zoo", "list", cwd=tmp_path)

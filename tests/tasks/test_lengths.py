@@ -29,7 +29,7 @@ from attention_zoo.tasks.data.sources.text_files import TextFiles
 from attention_zoo.tasks.data.tokenizers import ByteTokenizer, SymbolTokenizer
 from attention_zoo.tasks.training.language_modeling import LanguageModelingTask
 from attention_zoo.tasks.training.metrics import LossByPosition
-from attention_zoo.zoo import POSITION
+from attention_zoo.zoo import POSITION, discover
 
 BOS = 1
 
@@ -455,7 +455,7 @@ def stretchable(monkeypatch, tmp_path_factory):
             super().__init__(**options)
             seen.append(original_length)
 
-    list(POSITION)  # All others are in.
+    discover()  # All others register before.
     monkeypatch.setattr(POSITION, "_entries", dict(POSITION._entries))
     card = {"name": "stretched", "paper": "", "equation": "", "reference": "", "acts": ("heads",)}
     POSITION.register(**card)(Stretched)
