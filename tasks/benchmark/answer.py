@@ -17,7 +17,12 @@ from attention_zoo.tasks.analysis.report.charts import new_chart, row_style
 from attention_zoo.tasks.analysis.report.documents import Finding
 from attention_zoo.tasks.analysis.report.measures import Measure
 from attention_zoo.tasks.benchmark.results import FORWARD, KEY, MEMORY, STEP, Benchmark
-from attention_zoo.tasks.run_folder import RunFolder, refuse_unwritable, relative_to_cwd
+from attention_zoo.tasks.run_folder import (
+    RunFolder,
+    first_sentence,
+    refuse_unwritable,
+    relative_to_cwd,
+)
 from attention_zoo.tasks.training.manifest import collect_environment
 from attention_zoo.tasks.views.charts import (
     figure_svg,
@@ -29,6 +34,7 @@ from attention_zoo.tasks.views.charts import (
 from attention_zoo.tasks.views.console import print_line, print_paths
 from attention_zoo.tasks.views.figures.style import new_figure
 from attention_zoo.tasks.views.tables import Table, markdown_table, print_table
+from attention_zoo.tasks.wording import pluralize
 
 GROWTH = (FORWARD, STEP, MEMORY)  # the measures whose exponents are shown
 DRAWN = (STEP, MEMORY)
@@ -84,22 +90,22 @@ def measure_table(benchmark: Benchmark, measure: Measure) -> Table:
 def describe_missing(benchmark: Benchmark) -> Iterator[str]:
     """Yield why entries are left out, and why values of others are missing."""
     for label, reason in benchmark.refused.items():
-        yield f"`{label}` is left out: {reason}"
+        yield f"`{label}` is left out: {first_sentence(reason)}."
     for entry in benchmark.entries:
         for what, reason in entry.reasons.items():
-            yield f"`{entry.label}`, {what}: {reason}"
+            yield f"`{entry.label}` has no values of {what}: {reason}"
 
 
 def describe_measures(benchmark: Benchmark) -> list[str]:
     """Return how the values were measured, in sentences."""
-    decoding = "Decoding is greedy and cached, of the last " if benchmark.decode_batch_sizes else ""
     sentences = [
         benchmark.describe(),
         "The step is that of training without its optimizer: a forward pass, the loss and a "
         "backward pass. Its peak memory is that of all tensors: weights, gradients, activations.",
     ]
-    if decoding:
-        sentences.append(f"{decoding}{benchmark.decode_tokens} tokens of each length.")
+    if benchmark.decode_batch_sizes:
+        tokens = pluralize(benchmark.decode_tokens, "token")
+        sentences.append(f"Decoding is greedy, with a cache, of the last {tokens} of each length.")
     if len(benchmark.lengths) > 1:
         sentences.append(
             "An exponent is the slope of log value over log length: 1 is linear, 2 quadratic. "

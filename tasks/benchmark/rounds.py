@@ -27,6 +27,7 @@ from attention_zoo.tasks.configuration.stacks import branches_by_role
 from attention_zoo.tasks.configuration.validation import validate_model
 from attention_zoo.tasks.training.manifest import describe_hardware
 from attention_zoo.tasks.training.trainer_options import check_compile, check_trainer
+from attention_zoo.tasks.wording import pluralize
 from attention_zoo.zoo import ATTENTION
 
 
@@ -67,7 +68,7 @@ class MeasuredEntry:
 
         What does not fit into the memory of a GPU is left out from then on, with the reason.
         """
-        at_length = f"at {length:,} tokens"
+        at_length = f"{length:,} tokens"
         if at_length in self.entry.reasons:
             return
         try:
@@ -141,7 +142,7 @@ def measure_models(
         decode_tokens=options.decode_tokens,
         decode_batch_sizes=list(options.decode_batch_sizes),
         device=(
-            f"{hardware['threads']} threads of {hardware['cpu']}"
+            f"{pluralize(hardware['threads'], 'thread')} of {hardware['cpu']}"
             if device.type == "cpu"
             else f"{device} ({torch.cuda.get_device_name(device)})"
             if device.type == "cuda"

@@ -17,6 +17,7 @@ from attention_zoo.tasks.comparison.options import complete_config_of_job
 from attention_zoo.tasks.configuration.override_grammar import last_values
 from attention_zoo.tasks.configuration.overrides import is_used_in_benchmark
 from attention_zoo.tasks.folder_lock import locked_folder
+from attention_zoo.tasks.run_folder import first_sentence
 from attention_zoo.tasks.views.console import print_line
 
 LANGUAGE_DATA = "attention_zoo.tasks.data.language_data.LanguageData"
@@ -53,7 +54,7 @@ class BenchmarkSweeper(Sweeper):
         configs, refused = self.complete(self.compose(arguments))
         check_files(self.config)
         for label, reason in refused.items():
-            print_line(self.console, f"{label} is left out: {reason}")
+            print_line(self.console, f"{label} is left out: {first_sentence(reason)}.")
         folder = Path(self.config.hydra.sweep.dir)
         with locked_folder(folder, "hydra.sweep.dir"):
             benchmark = measure_models(configs, self.config, self.console)

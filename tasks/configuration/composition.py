@@ -110,7 +110,8 @@ def parse_command(command: str, arguments: Sequence[str]) -> Invocation:
         overrides = overrides if task is None else [*overrides, task]
         return sweeping_invocation(command, overrides, inferred_task=task)
     if command == "benchmark":
-        refuse_unused_in_benchmark(overrides, [*command_yaml(command)])
+        # query= is of the shell's completion.
+        refuse_unused_in_benchmark(overrides, [*command_yaml(command), "query"])
         chosen = override_values(overrides).keys()
         if not chosen & {"task", "experiment"}:
             overrides = [*overrides, "task=language_modeling"]
@@ -181,8 +182,9 @@ def sweeping_invocation(
     primary |= OmegaConf.to_container(command_yaml(command), resolve=False)
     ConfigStore.instance().store(name=config_name, node=primary)
     overrides = complete_overrides(config_name, overrides)
-    # Hydra shows a config without sweeping over it.
-    is_shown = {"--cfg", "--info", "-c", "-i"} & {x.partition("=")[0] for x in overrides}
+    # Hydra shows a config, or completes words, without sweeping over it.
+    flags = {"--cfg", "--info", "-c", "-i", "--shell-completion", "-sc"}
+    is_shown = flags & {x.partition("=")[0] for x in overrides}
     mode = [] if is_shown or {"-m", "--multirun"} & {*overrides} else ["-m"]
     return Invocation(command, config_name, [*mode, *overrides], inferred_task=inferred_task)
 

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from attention_zoo.errors import Unsupported, UserError
 from attention_zoo.models.blocks import AttentionSublayer
+from attention_zoo.tasks import host_memory
 from attention_zoo.tasks.benchmark.measuring import MeasuredModel, tokenizer_of_size
 from attention_zoo.tasks.benchmark.peak_memory import peak_tensor_bytes
 from attention_zoo.tasks.training.trainer_options import check_trainer
@@ -83,15 +84,16 @@ def test_a_translation_has_a_source_and_a_target_of_the_length() -> None:
 
 
 def test_a_model_without_a_cache_does_not_decode() -> None:
-    model = create_model(*LANGUAGE, "attention=linformer") if False else None
-    model = create_model(*LANGUAGE)
-    model.task.model.new_cache = refuse  # type: ignore[method-assign]
-    with pytest.raises(Unsupported):
+    model = create_model(*LANGUAGE, "attention=longformer")
+    with pytest.raises(Unsupported, match="longformer has no cached decoding"):
         model.decode(1, 8, 4)
 
 
-def refuse() -> None:
-    raise Unsupported("it has no cache.")
+def test_caches_that_do_not_fit_into_memory_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(host_memory, "host_memory_bytes", lambda: 10_000)
+    model = create_model(*LANGUAGE)
+    with pytest.raises(UserError, match="the caches of 32 sequences of 20 tokens .* smaller"):
+        model.decode(32, 20, 4)
 
 
 @pytest.mark.parametrize(

@@ -55,7 +55,7 @@ def benchmark() -> Benchmark:
         device="2 threads of a processor",
         precision="32-true",
         entries=[quadratic, linear],
-        refused={"fourier": "it cannot be causal."},
+        refused={"fourier": "it cannot be causal. Choose: linear."},
         command="attention-zoo benchmark attention=multi_head,linear",
     )
 
@@ -95,7 +95,7 @@ def test_what_is_printed_fits_into_100_columns_and_says_what_is_missing(
     assert max(map(len, tables.splitlines())) <= 100
     assert "Peak memory of forward and backward\n" in tables
     assert "fourier is left out: it cannot be causal." in sentences
-    assert "multi_head, decoding: it has no cache." in sentences
+    assert "multi_head has no values of decoding: it has no cache." in sentences
 
 
 def test_the_page_has_the_command_and_every_table(benchmark: Benchmark) -> None:
@@ -126,7 +126,7 @@ def test_a_report_reads_the_results(benchmark: Benchmark, tmp_path: Path, capsys
 
     report([str(tmp_path / "benchmarks")])
     output = tmp_path / "benchmarks"
-    assert "multi_head, decoding: it has no cache." in capsys.readouterr().out
+    assert "multi_head has no values of decoding: it has no cache." in capsys.readouterr().out
     text = (output / "report.md").read_text()
     assert "| linear | 1.0 | 4.5 | 20.5 | 1.10 | t |" in text and "jobs" not in text
     page = (output / "report.html").read_text()
