@@ -33,7 +33,7 @@ from attention_zoo.tasks.views.charts import (
 )
 from attention_zoo.tasks.views.console import print_line, print_paths
 from attention_zoo.tasks.views.figures.style import new_figure
-from attention_zoo.tasks.views.tables import Table, markdown_table, print_table
+from attention_zoo.tasks.views.tables import Cell, Table, markdown_table, print_table
 from attention_zoo.tasks.wording import pluralize
 
 GROWTH = (FORWARD, STEP, MEMORY)  # the measures whose exponents are shown
@@ -79,10 +79,11 @@ def measure_table(benchmark: Benchmark, measure: Measure) -> Table:
     rows = []
     for entry in benchmark.entries:
         values = entry.values.get(measure.key, {})
-        row = [entry.label, *(measure.format(values.get(x)) for x in benchmark.lengths)]
+        numbers = [values.get(x) for x in benchmark.lengths]
+        row = [entry.label, *(Cell(measure.format(x), x) for x in numbers)]
         if has_exponent:
             exponent = entry.exponent(measure)
-            row += ["–" if exponent is None else f"{exponent:.2f}", entry.cost]
+            row += [Cell("–" if exponent is None else f"{exponent:.2f}", exponent), entry.cost]
         rows.append(row)
     return Table(measure.title, columns, rows)
 
@@ -136,8 +137,8 @@ def benchmark_page(benchmark: Benchmark) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def benchmark_findings(benchmark: Benchmark) -> list[Finding]:
-    """Return the tables and charts for a report."""
+def benchmark_findings(benchmark: Benchmark, name: str = "") -> list[Finding]:
+    """Return the tables and charts for a report; `name` is in all titles, of several benchmarks."""
     sentences = [*describe_measures(benchmark), *describe_missing(benchmark)]
     findings = []
     for number, measure in enumerate(benchmark.measures):
@@ -148,14 +149,17 @@ def benchmark_findings(benchmark: Benchmark) -> list[Finding]:
                 draw_measure(axes, benchmark, measure, row_style)
                 chart = figure_svg(figure, measure.title, [x.label for x in benchmark.entries])
         table = measure_table(benchmark, measure)
+        if name:
+            table = replace(table, title=f"{name}: {table.title}")
         findings.append(Finding(sentences if number == 0 else [], table, chart))
     return findings
 
 
-def benchmark_rows(benchmark: Benchmark) -> list[dict[str, Any]]:
+def benchmark_rows(folder: Path, benchmark: Benchmark) -> list[dict[str, Any]]:
     """Return a row of values for each entry and length, for a report's CSV."""
     return [
         {
+            "folder": str(folder),
             "entry": entry.label,
             "length": length,
             **{key: x[length] for key, x in entry.values.items() if length in x},
@@ -177,6 +181,7 @@ def draw_benchmark(benchmark: Benchmark) -> Figure:
     for axes, measure in zip(all_axes, measures, strict=True):
         style_axes(axes)
         draw_measure(axes, benchmark, measure, series_style)
+        axes.set_title(measure.title, loc="left", fontsize=11, fontweight="bold")
     handles, names = all_axes[0].get_legend_handles_labels()
     options: dict[str, Any] = {"frameon": False, "ncols": columns, "fontsize": 9}
     figure.legend(handles, names, loc="outside right center", **options)
@@ -199,4 +204,3 @@ def draw_measure(
     axes.yaxis.set_minor_locator(NullLocator())
     set_length_axis(axes, benchmark.lengths, set())
     axes.set_xlabel("length in tokens")
-    axes.set_title(measure.title, fontsize="medium")

@@ -66,10 +66,12 @@ def check_numbers(name: str, numbers: Sequence[int], least: int) -> None:
 
 
 def check_files(config: DictConfig) -> None:
-    """Refuse a folder that holds results already, and a page that cannot be written."""
+    """Refuse a folder that holds results already, and files that cannot be written."""
     folder = RunFolder(config.hydra.sweep.dir)
     if folder.holds_run:
         raise UserError(f"{folder.path} holds results already; choose another hydra.sweep.dir.")
+    with refuse_unwritable(folder.path, option="hydra.sweep.dir"):
+        folder.path.mkdir(parents=True, exist_ok=True)
     if config.output is not None:
         path = Path(config.output)
         with refuse_unwritable(path, "FILE"):

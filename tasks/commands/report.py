@@ -48,9 +48,12 @@ def run(arguments: list[str]) -> None:
     run_all_tests(comparisons, console)
     title = f"Report on {', '.join(folder.resolve().name for folder in folders)}"
     charts = list(map(draw_charts, comparisons))
-    findings = [x for each in benchmarks.values() for x in benchmark_findings(each)]
+    names = {path: path.name if len(benchmarks) > 1 else "" for path in benchmarks}
+    findings = [
+        x for path, each in benchmarks.items() for x in benchmark_findings(each, names[path])
+    ]
     html = report_page(title, comparisons, charts, runs, findings, command="report")
-    rows = [row for each in benchmarks.values() for row in benchmark_rows(each)]
+    rows = [row for item in benchmarks.items() for row in benchmark_rows(*item)]
     files = {
         "report.html": html,
         "report.md": report_markdown(title, comparisons, runs, findings),

@@ -131,7 +131,7 @@ def test_a_report_reads_the_results(benchmark: Benchmark, tmp_path: Path, capsys
     assert "| linear | 1.0 | 4.5 | 20.5 | 1.10 | t |" in text and "jobs" not in text
     page = (output / "report.html").read_text()
     assert page.count("<svg") >= 2 and "10,486" in page and "Jobs" not in page
-    assert (output / "results.csv").read_text().count("\nlinear,") == 3
+    assert (output / "results.csv").read_text().count(",linear,") == 3
 
 
 @pytest.mark.parametrize("damaged", ["[]", '{"entries": 3}', '{"entries": [{"label": "x"}]}'])
