@@ -92,7 +92,7 @@ def test_a_model_without_a_cache_does_not_decode() -> None:
 def test_caches_that_do_not_fit_into_memory_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(host_memory, "host_memory_bytes", lambda: 10_000)
     model = create_model(*LANGUAGE)
-    with pytest.raises(UserError, match="the caches of 32 sequences of 20 tokens .* smaller"):
+    with pytest.raises(UserError, match=r"the caches of 32 sequences of 20 tokens .* smaller"):
         model.decode(32, 20, 4)
 
 
