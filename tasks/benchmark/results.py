@@ -66,11 +66,9 @@ class Benchmark:
 
     def describe(self) -> str:
         """Return how it was measured, in a sentence."""
-        sequences = (
-            f"batches of {self.batch_size} sequences" if self.batch_size > 1 else "a sequence"
-        )
+        sequences = pluralize(self.batch_size, "sequence")
         return (
-            f"On {self.device} in {self.precision}, for {sequences} of random tokens: medians of "
+            f"On {self.device} in {self.precision}, with {sequences} of random tokens: medians of "
             f"{pluralize(self.rounds, 'round')}, each of which measures all entries at all lengths "
             "in turn."
         )
