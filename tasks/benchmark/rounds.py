@@ -30,6 +30,8 @@ from attention_zoo.tasks.training.trainer_options import check_compile, check_tr
 from attention_zoo.tasks.wording import pluralize
 from attention_zoo.zoo import ATTENTION
 
+TOO_LARGE = "it does not fit into the memory of the device."
+
 
 def check_model(config: Mapping[str, Any], longest: int) -> None:
     """Refuse a model that cannot be built, several devices, and a length that it cannot take."""
@@ -80,30 +82,34 @@ class MeasuredEntry:
             for batch_size in options.decode_batch_sizes:
                 self.measure_decoding(length, batch_size, options.decode_tokens)
         except torch.OutOfMemoryError:
-            self.entry.reasons[at_length] = "it does not fit into the memory of the device"
+            self.entry.reasons[at_length] = TOO_LARGE
             for values in self.values.values():
                 values.pop(length, None)
 
     def count_memory(self, length: int, batch_size: int) -> None:
         """Count the peak memory of a step, which does not vary."""
         if self.model.is_compiled and self.model.device.type == "cpu":
-            self.entry.reasons["memory"] = "compiled code does not show its tensors on the CPU"
+            self.entry.reasons["memory"] = "compiled code does not show its tensors on the CPU."
         else:
             self.values[MEMORY.key][length] = [self.model.step_bytes(batch_size, length)]
 
     def measure_decoding(self, length: int, batch_size: int, tokens: int) -> None:
         """Measure decoding at a batch size, if the model has a cache and that fits."""
-        name = f"decoding at batch {batch_size:,}"
+        name = f"decoding at batch {batch_size:,} and {length:,} tokens"
         if name in self.entry.reasons or "decoding" in self.entry.reasons:
             return
         try:
             seconds, state = self.model.decode(batch_size, length, tokens)
+        except Unsupported as error:
+            self.entry.reasons["decoding"] = str(error)
         except UserError as error:
-            name = "decoding" if isinstance(error, Unsupported) else name
             self.entry.reasons[name] = str(error)
-            return
-        self.values[decoding_measure(batch_size).key][length].append(batch_size * tokens / seconds)
-        self.values[STATE.key][length] = [state]
+        except torch.OutOfMemoryError:
+            self.entry.reasons[name] = TOO_LARGE
+        else:
+            key = decoding_measure(batch_size).key
+            self.values[key][length].append(batch_size * tokens / seconds)
+            self.values[STATE.key][length] = [state]
 
     def result(self) -> Entry:
         """Return the entry with the medians over rounds, without the first, which warms up."""

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from omegaconf import OmegaConf
 from torch import Tensor, nn
 
 from attention_zoo.errors import Unsupported, UserError
@@ -12,6 +13,7 @@ from attention_zoo.models.blocks import AttentionSublayer
 from attention_zoo.tasks import host_memory
 from attention_zoo.tasks.benchmark.measuring import MeasuredModel, tokenizer_of_size
 from attention_zoo.tasks.benchmark.peak_memory import peak_tensor_bytes
+from attention_zoo.tasks.benchmark.rounds import MeasuredEntry
 from attention_zoo.tasks.training.trainer_options import check_trainer
 from tests.conf.test_conf import composed
 
@@ -112,3 +114,34 @@ def test_a_vocabulary_of_data_is_refused() -> None:
     node = composed("task=language_modeling", "tokenizer=characters")["tokenizer"]
     with pytest.raises(UserError, match="reads no data, and CharacterTokenizer"):
         tokenizer_of_size(node)
+
+
+def test_what_does_not_fit_is_left_out_at_its_length_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    entry = MeasuredEntry("multi_head", [], composed(*LANGUAGE))
+    options = OmegaConf.create({"batch_size": 1, "decode_batch_sizes": [2], "decode_tokens": 2})
+    time_step, decode = entry.model.time_step, entry.model.decode
+
+    def raise_at(longest: int, function: Any) -> Any:
+        def measure(batch_size: int, length: int, *others: int) -> Any:
+            if length > longest:
+                raise torch.OutOfMemoryError("CUDA out of memory.")
+            return function(batch_size, length, *others)
+
+        return measure
+
+    monkeypatch.setattr(entry.model, "time_step", raise_at(16, time_step))
+    monkeypatch.setattr(entry.model, "decode", raise_at(8, decode))
+    for number in range(3):
+        for length in (8, 16, 32):
+            entry.measure(length, options, counts_memory=number == 0)
+    result = entry.result()
+    assert {*result.reasons} == {"32 tokens", "decoding at batch 2 and 16 tokens"}
+    assert {*result.values["step_milliseconds"]} == {*result.values["peak_memory_bytes"]} == {8, 16}
+    assert {*result.values["decode_tokens_per_second/2"]} == {8}
+
+
+def test_the_first_round_warms_up() -> None:
+    entry = MeasuredEntry("multi_head", [], composed(*LANGUAGE))
+    entry.values["step_milliseconds"][8] = [900.0, 1.0, 3.0, 2.0]
+    entry.values["peak_memory_bytes"][8] = [7.0]
+    assert entry.result().values == {"step_milliseconds": {8: 2.0}, "peak_memory_bytes": {8: 7.0}}
