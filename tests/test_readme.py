@@ -23,7 +23,7 @@ COMMANDS = sorted(
         command
         for document in (README, *ROOT.glob("docs/*.md"))
         for command in re.findall(
-            r"^attention-zoo (?:train|compare) .*$",
+            r"^attention-zoo (?:train|compare|benchmark) .*$",
             document.read_text().replace("\\\n", ""),
             re.MULTILINE,
         )
@@ -47,13 +47,13 @@ def options_named_in(command: str) -> frozenset[str]:
     return frozenset({*flags, re.split(r"[=.@]", words[0])[0]})
 
 
-def compose_comparison(arguments: list[str]) -> None:
-    """Compose the first candidate of a comparison, or find its suite."""
+def compose_first(command: str, arguments: list[str]) -> None:
+    """Compose the first candidate of a comparison or a benchmark, or find the suite."""
     if suites := [x.partition("=")[2] for x in arguments if x.startswith("suite=")]:
         assert suites[0].endswith(".yaml") or read_suite(suites[0])
         return
-    invocation = parse_command("compare", arguments)
-    values = [x.split(",")[0] for x in invocation.overrides if "=" in x]
+    invocation = parse_command(command, arguments)
+    values = [x if "[" in x else x.split(",")[0] for x in invocation.overrides if "=" in x]
     with initialize_config_module("attention_zoo.conf", version_base="1.3"):
         assert compose(invocation.config_name, overrides=values)
 
@@ -62,8 +62,9 @@ def compose_comparison(arguments: list[str]) -> None:
     "command", mark_exhaustive((command, options_named_in(command)) for command in COMMANDS)
 )
 def test_training_commands_compose(command: str) -> None:
-    if command.startswith("attention-zoo compare"):
-        compose_comparison(shlex.split(command, comments=True)[2:])
+    _, verb, *arguments = shlex.split(command, comments=True)
+    if verb != "train":
+        compose_first(verb, arguments)
         return
     overrides, lines = split_arguments("train", shlex.split(command, comments=True)[2:])
     assert not lines

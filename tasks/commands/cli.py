@@ -171,8 +171,9 @@ def run_composed(command: str, arguments: list[str]) -> None:
             raise failures[0]
     except Exception as error:
         explained = error if show_traceback else explain_error(error, invocation)
-        if explained is error and isinstance(error, ValueError) and not failures:
-            explained = UserError(" ".join(str(error).split()))  # of Hydra, about its flags
+        is_of_hydra = explained is error and not isinstance(error, UserError) and not failures
+        if is_of_hydra and isinstance(error, ValueError):
+            explained = UserError(" ".join(str(error).split()))  # about its flags
         if explained is error:
             raise
         raise explained from None

@@ -25,6 +25,10 @@ COMMANDS = {
         "Tune several models alike, and tell which is best and how sure that is",
         "name=value,value … [budget=2h] [name=value …] [--dry-run]",
     ),
+    "benchmark": Command(
+        "Measure time, memory and decoding of models by the length of their sequences",
+        "name=value,value … [lengths=[64,256,1024]] [name=value …]",
+    ),
     "evaluate": Command(
         "Score a checkpoint on a split of its data, also at other lengths", FROM_CHECKPOINT
     ),
@@ -42,7 +46,7 @@ COMMANDS = {
     "figures": Command("Draw the pictures that explain attention", "[name=value …]"),
 }
 # Hydra composes their configs, so they take its flags and overrides.
-COMPOSED = ("train", "compare", "evaluate", "translate", "attend", "generate")
+COMPOSED = ("train", "compare", "benchmark", "evaluate", "translate", "attend", "generate")
 
 
 def program_help() -> str:
@@ -91,6 +95,9 @@ def print_composed_help(command: str, job: Callable[[], Any]) -> None:
     hidden = set() if command in ("train", "compare") else {"task", *TRAINING_GROUPS}
     if command == "evaluate":
         hidden.remove("logger")
+    if command == "benchmark":
+        hidden -= {"task", "experiment"}
+        hidden |= {"data", "optimizer", "schedule", "decoding"}
     with redirect_stdout(StringIO()) as text, suppress(SystemExit):
         job()
     for line in text.getvalue().splitlines():

@@ -30,16 +30,13 @@ class CandidateConfigs:
         loader: ConfigLoader,
         own_options: Sequence[str],
     ) -> None:
-        parsed = OverridesParser.create(config_loader=loader).parse_overrides([*arguments])
-        self.swept = [x.get_key_element() for x in parsed if x.is_sweep_override()]
+        self.swept, overrides = combine_overrides(arguments, loader, own_options)
         for name in (x.lstrip("+") for x in self.swept):
             if name in (RATE, "seed", *own_options):
                 raise UserError(
                     f"compare tunes {RATE} and repeats seeds itself, got several values of {name}; "
                     "give one."
                 )
-        options = [x for x in parsed if x.get_key_element() not in own_options]
-        (overrides,) = BasicSweeper.split_arguments(options, None)
         # A scoreboard compares it with others.
         if len(overrides) < 2 and config.scoreboard is None:
             chosen = [x for x in arguments if x.partition("=")[0] not in own_options]
@@ -56,7 +53,7 @@ class CandidateConfigs:
             for name in {"model.dim", "model.ffn_dim"} & {x.lstrip("+") for x in self.swept}:
                 raise UserError(f"sizes={self.sizes} varies {name} itself; give one value of it.")
             overrides = [sized for x in overrides for sized in at_widths(x, compose(x), self.sizes)]
-        self.overrides = [[*x] for x in overrides]
+        self.overrides = overrides
         self.configs = [compose(x) for x in overrides]
 
     def shared_value(self, option: str) -> Any:
@@ -84,6 +81,20 @@ class CandidateConfigs:
         return candidates
 
 
+def combine_overrides(
+    arguments: Sequence[str], loader: ConfigLoader, own_options: Sequence[str]
+) -> tuple[list[str], list[list[str]]]:
+    """Return the options that have several values, and the overrides of each combination of them.
+
+    The combinations are without the options of the command itself.
+    """
+    parsed = OverridesParser.create(config_loader=loader).parse_overrides([*arguments])
+    swept = [x.get_key_element() for x in parsed if x.is_sweep_override()]
+    options = [x for x in parsed if x.get_key_element() not in own_options]
+    (combinations,) = BasicSweeper.split_arguments(options, None)
+    return swept, [[*x] for x in combinations]
+
+
 def at_widths(overrides: Sequence[str], config: DictConfig, sizes: int) -> list[list[str]]:
     """Return the overrides of a candidate at several widths, each twice the one before.
 
@@ -109,4 +120,6 @@ def at_widths(overrides: Sequence[str], config: DictConfig, sizes: int) -> list[
 def short_name(override: str) -> str:
     """Return what an override chooses: `linear` for attention=linear, `dim=64` for model.dim=64."""
     key, _, value = override.partition("=")
-    return value if key in ("attention", "position", "stack") else f"{key.split('.')[-1]}={value}"
+    if key in ("attention", "position", "stack"):
+        return value
+    return f"{key.replace('@', '.').rpartition('.')[2]}={value}"

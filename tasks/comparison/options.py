@@ -10,6 +10,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from attention_zoo.errors import UserError
 from attention_zoo.tasks.comparison.plan import Schedule
 from attention_zoo.tasks.comparison.rates import FURTHER, lowest_and_highest, smallest_ratio
+from attention_zoo.tasks.configuration.overrides import train_yaml
 from attention_zoo.tasks.configuration.resolved_config import flatten
 from attention_zoo.tasks.run_folder import refuse_unwritable
 from attention_zoo.tasks.sweeps.launcher import hash_job_config
@@ -156,24 +157,29 @@ def complete_configs(
     Raises:
         UserError: the refusal of the first candidate if all are refused: then an option is wrong.
     """
-    from attention_zoo.tasks.configuration.completion import complete_config
-    from attention_zoo.tasks.configuration.composition import Invocation
-
     complete: list[dict[str, Any] | None] = []
     refusals: list[UserError] = []
     for overrides, config in zip(combinations, configs, strict=True):
-        plain: Mapping[str, Any] = OmegaConf.to_container(config, resolve=False)  # type: ignore[assignment]
-        left_out = {"hydra", *own} - {"seeds"}
-        single = OmegaConf.create({x: y for x, y in plain.items() if x not in left_out})
-        with open_dict(single):
-            single.paths.run, single.seeds = "run", None
         try:
-            complete.append(
-                complete_config(single, Invocation("train", "train", list(overrides)))[0]
-            )
+            complete.append(complete_config_of_job(overrides, config, own))
         except UserError as error:
             complete.append(None)
             refusals.append(error)
     if len(refusals) == len(configs):
         raise refusals[0]
     return complete
+
+
+def complete_config_of_job(
+    overrides: Sequence[str], config: DictConfig, own: Sequence[str]
+) -> dict[str, Any]:
+    """Return the complete config of a training without the options `own` of another command."""
+    from attention_zoo.tasks.configuration.completion import complete_config
+    from attention_zoo.tasks.configuration.composition import Invocation
+
+    plain: Mapping[str, Any] = OmegaConf.to_container(config, resolve=False)  # type: ignore[assignment]
+    left_out = {"hydra", *own} - {*map(str, train_yaml())}
+    single = OmegaConf.create({x: y for x, y in plain.items() if x not in left_out})
+    with open_dict(single):
+        single.paths.run, single.seeds = "run", None
+    return complete_config(single, Invocation("train", "train", list(overrides)))[0]

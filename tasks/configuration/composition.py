@@ -17,6 +17,7 @@ from hydra.plugins.search_path_plugin import SearchPathPlugin
 from omegaconf import OmegaConf
 
 from attention_zoo.errors import UserError
+from attention_zoo.tasks.benchmark.sweeper import BenchmarkSweeper
 from attention_zoo.tasks.commands.help import HELP_FLAGS
 from attention_zoo.tasks.comparison.sweeper import ComparisonSweeper
 from attention_zoo.tasks.configuration.group_overrides import (
@@ -31,6 +32,7 @@ from attention_zoo.tasks.configuration.overrides import (
     infer_task,
     override_values,
     refuse_options_of_sweeps,
+    refuse_unused_in_benchmark,
     source_flags,
     split_arguments,
     train_yaml,
@@ -40,7 +42,8 @@ from attention_zoo.tasks.sweeps.grid import GridSweeper
 from attention_zoo.tasks.sweeps.launcher import register_launcher, register_plugin
 from attention_zoo.tasks.sweeps.search import TrialsSweeper
 
-COMPARISON = "comparison"  # the config and the sweeper of `compare`
+# The config and the sweeper of commands that take several values of an option, by command.
+SWEEPERS = {"compare": "comparison", "benchmark": "benchmarking"}
 # Groups and options of a training that its checkpoint is used without.
 TRAINING_GROUPS = ("callbacks", "debug", "experiment", "hparams_search", "logger")
 TRAINING_OPTIONS = (
@@ -88,10 +91,10 @@ def parse_command(command: str, arguments: Sequence[str]) -> Invocation:
     Commands that use a checkpoint compose from the config inside it, so that Hydra's overrides
     change it as they changed the training.
     """
-    if command == "compare":
-        # The help is that of one run.
-        asked = [x for x in arguments if x in HELP_FLAGS]
-        arguments = asked or ["dry_run=true" if x == "--dry-run" else x for x in arguments]
+    if command in SWEEPERS and (asked := [x for x in arguments if x in HELP_FLAGS]):
+        arguments = asked  # The help is that of one run.
+    elif command == "compare":
+        arguments = ["dry_run=true" if x == "--dry-run" else x for x in arguments]
     overrides, lines = split_arguments(command, arguments)
     refuse_renamed_options(overrides)
     overrides = quote_equals_signs(last_values(overrides))
@@ -99,17 +102,20 @@ def parse_command(command: str, arguments: Sequence[str]) -> Invocation:
     refuse_replaced_options(overrides)
     overrides = check_group_overrides(overrides)
     register_plugins(command, source_flags(overrides))
-    if lines and command in ("train", "compare", "evaluate"):
+    if lines and command in ("train", "compare", "evaluate", "benchmark"):
         raise UserError(f"{command} takes options of the form name=value, got {lines[0]!r}.")
     if command == "compare":
         refuse_options_of_sweeps(overrides)
         task = infer_task(overrides)
         overrides = overrides if task is None else [*overrides, task]
-        overrides = complete_overrides(store_comparison_config(), overrides)
-        # Hydra shows a config without sweeping over it.
-        is_shown = {"--cfg", "--info", "-c", "-i"} & {x.partition("=")[0] for x in overrides}
-        mode = [] if is_shown or {"-m", "--multirun"} & {*overrides} else ["-m"]
-        return Invocation(command, COMPARISON, [*mode, *overrides], inferred_task=task)
+        return sweeping_invocation(command, overrides, inferred_task=task)
+    if command == "benchmark":
+        # query= is of the shell's completion.
+        refuse_unused_in_benchmark(overrides, [*command_yaml(command), "query"])
+        chosen = override_values(overrides).keys()
+        if not chosen & {"task", "experiment"}:
+            overrides = [*overrides, "task=language_modeling"]
+        return sweeping_invocation(command, overrides)
     if command == "train":
         overrides = expand_seeds(overrides)
         checkpoint = checkpoint_of_option("init_from", overrides)
@@ -151,27 +157,36 @@ def checkpoint_of_option(option: str, overrides: Sequence[str]) -> dict[str, Any
 def register_plugins(command: str, flags: Sequence[str] = ()) -> None:
     """Register with Hydra the configs of the zoo's plugins, our launcher, and our sweepers."""
     Plugins.instance().register(PluginConfigs)
-    register_launcher("train" if command == "compare" else command, flags)
+    register_launcher("train" if command in SWEEPERS else command, flags)
     register_plugin(GridSweeper, "hydra/sweeper", "basic", max_batch_size=None, params=None)
     register_plugin(TrialsSweeper, "hydra/sweeper", "trials")
-    own_options = [x for x in compare_yaml() if x != "hydra"]
-    options = {"own_options": own_options, "params": None}
-    register_plugin(ComparisonSweeper, "hydra/sweeper", COMPARISON, **options)
+    for name, sweeper in (("compare", ComparisonSweeper), ("benchmark", BenchmarkSweeper)):
+        own_options = [x for x in command_yaml(name) if x != "hydra"]
+        options = {"own_options": own_options, "params": None}
+        register_plugin(sweeper, "hydra/sweeper", SWEEPERS[name], **options)
 
 
-def compare_yaml() -> Any:
-    """Return what a comparison adds to train.yaml."""
-    return OmegaConf.create(files("attention_zoo.conf").joinpath("compare.yaml").read_text())
+def command_yaml(command: str) -> Any:
+    """Return what a command adds to train.yaml."""
+    return OmegaConf.create(files("attention_zoo.conf").joinpath(f"{command}.yaml").read_text())
 
 
-def store_comparison_config() -> str:
-    """Store train.yaml with the options of a comparison; return its name."""
+def sweeping_invocation(
+    command: str, overrides: Sequence[str], inferred_task: str | None = None
+) -> Invocation:
+    """Return the invocation of a command that takes several values of an option without `-m`."""
+    config_name = SWEEPERS[command]
     # Hydra takes overrides of its own groups from the primary config alone.
     primary: Any = OmegaConf.to_container(train_yaml(), resolve=False)
-    primary["defaults"].append({"override hydra/sweeper": COMPARISON})
-    primary |= OmegaConf.to_container(compare_yaml(), resolve=False)
-    ConfigStore.instance().store(name=COMPARISON, node=primary)
-    return COMPARISON
+    primary["defaults"].append({"override hydra/sweeper": config_name})
+    primary |= OmegaConf.to_container(command_yaml(command), resolve=False)
+    ConfigStore.instance().store(name=config_name, node=primary)
+    overrides = complete_overrides(config_name, overrides)
+    # Hydra shows a config, or completes words, without sweeping over it.
+    flags = {"--cfg", "--info", "-c", "-i", "--shell-completion", "-sc"}
+    is_shown = flags & {x.partition("=")[0] for x in overrides}
+    mode = [] if is_shown or {"-m", "--multirun"} & {*overrides} else ["-m"]
+    return Invocation(command, config_name, [*mode, *overrides], inferred_task=inferred_task)
 
 
 def store_checkpoint_config(

@@ -59,6 +59,14 @@ UNUSED_IN_SHOW = (
     *("strict", "freeze"),
 )
 
+# What decides which model is measured, on which device. The rest is about data and trainings.
+USED_IN_BENCHMARK = (
+    *("attention", "encoder_attention", "decoder_attention", "cross_attention"),
+    *("position", "stack", "model", "tokenizer", "task", "experiment", "seed", "compile"),
+    *("trainer.accelerator", "trainer.precision", "paths.logs"),
+    *("hydra.sweep.dir", "hydra.searchpath", "hydra.verbose"),
+)
+
 
 def split_arguments(command: str, arguments: Sequence[str]) -> tuple[list[str], list[str]]:
     """Separate what is for Hydra, flags and overrides, from lines of text.
@@ -118,6 +126,25 @@ def refuse_unused(command: str, overrides: Sequence[str]) -> None:
             is_drawn = (command, name) == ("generate", "seed")
             remedy = "give decoding.seed=NUMBER" if is_drawn else "leave it out"
             raise UserError(f"{override} would have no effect on {command}; {remedy}.")
+
+
+def is_used_in_benchmark(override: str) -> bool:
+    """Return whether an option of a training has an effect on what `benchmark` measures."""
+    name = override.lstrip("+~").partition("=")[0].partition("@")[0]
+    if name == "task.non_finite":
+        return False
+    return name == "trainer" or any(f"{name}.".startswith(f"{x}.") for x in USED_IN_BENCHMARK)
+
+
+def refuse_unused_in_benchmark(overrides: Sequence[str], own_options: Sequence[str]) -> None:
+    """Refuse options that have no effect on what `benchmark` measures; its own ones have."""
+    for override in (x for x in overrides if OVERRIDE.match(x)):
+        name = override.lstrip("+~").partition("=")[0]
+        if name not in own_options and not is_used_in_benchmark(override):
+            raise UserError(
+                f"{override} would have no effect on benchmark, which measures forward and "
+                "backward on random tokens; leave it out."
+            )
 
 
 def refuse_options_of_sweeps(overrides: Sequence[str]) -> None:

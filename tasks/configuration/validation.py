@@ -39,9 +39,17 @@ def validate(config: Mapping[str, Any]) -> Any:
     Return its `Task` on the meta device, with the vocabulary of bytes.
     """
     refuse_renamed_keys(config)
+    validate_data(config)
+    return validate_model(config)
+
+
+def validate_model(config: Mapping[str, Any]) -> Any:
+    """Refuse a config whose attention, roles, position or sizes do not fit, whatever the data.
+
+    Return its `Task` on the meta device, with the vocabulary of bytes.
+    """
     check_seed(config["seed"])
     check_positive(**{"model.heads": config["model"]["heads"]})
-    validate_data(config)
     validate_attention(config)
     # What its options do not allow shows when a task is built. On the meta device that is cheap.
     with torch.device("meta"):

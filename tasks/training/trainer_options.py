@@ -143,12 +143,17 @@ def check_training(config: Mapping[str, Any]) -> Trainer:
             check_positive(
                 **{f"logger.{name}.flush_logs_every_n_steps": node["flush_logs_every_n_steps"]}
             )
+    check_compile(config)
+    return trainer
+
+
+def check_compile(config: Mapping[str, Any]) -> None:
+    """Refuse arguments of torch.compile that it refuses itself."""
     if isinstance(config["compile"], dict):
         try:
             torch.compile(nn.Identity(), **config["compile"])
         except (TypeError, RuntimeError, ValueError) as error:
             raise refusal("compile", error) from error
-    return trainer
 
 
 def check_callbacks(trainer: Trainer, task: Task) -> None:

@@ -70,7 +70,8 @@ def report_markdown(
     findings: Sequence[Finding] = (),
 ) -> str:
     """Return `report.md`."""
-    parts = [f"# {escape_markdown(title)}", f"{summary.count_outcomes(runs)}."]
+    parts = [f"# {escape_markdown(title)}"]
+    parts += [f"{summary.count_outcomes(runs)}."] if runs else []
     for comparison in comparisons:
         parts.append(f"## {escape_markdown(comparison.title)}")
         parts += map(escape_markdown, summary.summarize(comparison))

@@ -1,0 +1,1 @@
+"""`attention-zoo benchmark`: what models cost, by the length of their sequences."""
