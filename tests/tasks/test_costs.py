@@ -8,7 +8,12 @@ import torch
 from hydra import compose, initialize_config_module
 from omegaconf import OmegaConf
 
-from attention_zoo.tasks.analysis.costs import decode_state_bytes, training_flops_per_token
+from attention_zoo.caches import TokenCache
+from attention_zoo.tasks.analysis.costs import (
+    cache_bytes,
+    decode_state_bytes,
+    training_flops_per_token,
+)
 from attention_zoo.tasks.configuration.build import build_task, parameter_counts
 from attention_zoo.tasks.configuration.defaults import resolve_defaults
 from attention_zoo.tasks.data.batches import LanguageBatch, TranslationBatch
@@ -155,6 +160,14 @@ def test_the_decode_state_is_what_the_layers_keep(attention, numbers):
     options = ["attention.window=8"] if attention == "sliding_window" else []
     task, example = language(f"attention={attention}", "position=none", *options)
     assert decode_state_bytes(task, example) == LAYERS * numbers * 4
+
+
+def test_room_for_more_tokens_is_not_counted():
+    cache = TokenCache()
+    with torch.no_grad():
+        for _ in range(3):
+            cache.append(keys=torch.zeros(2, 1, 1, 4))
+    assert cache.growing["keys"].buffer.nbytes > cache_bytes(cache) == 2 * 3 * 4 * 4
 
 
 def test_a_translation_keeps_its_source_too():
