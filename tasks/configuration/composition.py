@@ -161,8 +161,7 @@ def register_plugins(command: str, flags: Sequence[str] = ()) -> None:
     register_plugin(GridSweeper, "hydra/sweeper", "basic", max_batch_size=None, params=None)
     register_plugin(TrialsSweeper, "hydra/sweeper", "trials")
     for name, sweeper in (("compare", ComparisonSweeper), ("benchmark", BenchmarkSweeper)):
-        own_options = [x for x in command_yaml(name) if x != "hydra"]
-        options = {"own_options": own_options, "params": None}
+        options = {"own_options": [*command_yaml(name)], "params": None}
         register_plugin(sweeper, "hydra/sweeper", SWEEPERS[name], **options)
 
 
@@ -178,6 +177,8 @@ def sweeping_invocation(
     config_name = SWEEPERS[command]
     # Hydra takes overrides of its own groups from the primary config alone.
     primary: Any = OmegaConf.to_container(train_yaml(), resolve=False)
+    hydra = primary["defaults"].index({"hydra": "default"})
+    primary["defaults"][hydra] = {"hydra": config_name}
     primary["defaults"].append({"override hydra/sweeper": config_name})
     primary |= OmegaConf.to_container(command_yaml(command), resolve=False)
     ConfigStore.instance().store(name=config_name, node=primary)

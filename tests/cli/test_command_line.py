@@ -316,6 +316,20 @@ def test_a_sweep_over_a_diagnostic_shows_how_much_is_right(tmp_path):
     assert "test/accuracy" in table and "0.875" in table and table.count("2.500") == 2
 
 
+@pytest.mark.parametrize(
+    ("command", "folder"),
+    [
+        ("train", "logs}/${task.name}/multiruns"),
+        ("compare", "logs}/${task.name}/comparisons"),
+        ("benchmark", "logs}/benchmarks"),
+    ],
+)
+def test_what_starts_several_jobs_has_a_folder_by_its_kind(program, command, folder):
+    printed = program(command, "attention=linear", "--cfg", "hydra").stdout
+    assert f"${{paths.{folder}/${{now:" in printed
+
+
+
 def test_the_config_of_a_comparison_is_shown(program):
     printed = program("compare", "attention=linear", "--cfg", "job").stdout
     assert "trials: 7" in printed and "name: linear" in printed
