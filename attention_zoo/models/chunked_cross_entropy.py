@@ -11,8 +11,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from attention_zoo.precision import upcast
+
 # Logits of a chunk of tokens. On a CPU they then stay in its cache; a GPU needs larger products.
-CPU_CHUNK_LOGITS, GPU_CHUNK_LOGITS = 2**23, 2**26
+CPU_CHUNK_LOGITS, GPU_CHUNK_LOGITS = 2**22, 2**26
 
 
 def max_logits(device: torch.device) -> int:
@@ -63,6 +65,12 @@ def chunked_cross_entropy(
     return _SumOfChunks.apply(chunk_loss, chunks, hidden, *parameters)
 
 
+def _add_gradients(loss: Tensor, inputs: list[Tensor], sums: list[Tensor]) -> None:
+    """Add the gradients of a loss with respect to its inputs to sums, in place."""
+    for total, gradient in zip(sums, torch.autograd.grad(loss, inputs), strict=True):
+        total += gradient
+
+
 class _SumOfChunks(torch.autograd.Function):
     """The sum of the losses of chunks, with gradients that are computed with the losses."""
 
@@ -74,18 +82,19 @@ class _SumOfChunks(torch.autograd.Function):
         hidden: Tensor,
         *parameters: Tensor,
     ) -> Tensor:
-        losses, of_hidden, of_parameters = [], [], [torch.zeros_like(x) for x in parameters]
-        for x, targets in chunks:
+        # All that outlives a chunk is allocated first: memory between that of two chunks would keep
+        # an allocator from using theirs again.
+        total = upcast(hidden.new_zeros(()))
+        sums = [torch.zeros_like(x) for x in (hidden, *parameters)]
+        of_hidden = sums[0].split([len(x) for x, _ in chunks])
+        for (x, targets), of_chunk in zip(chunks, of_hidden, strict=True):
             with torch.enable_grad():
                 inputs = x.detach().requires_grad_()
                 loss = chunk_loss(inputs, targets)
-            gradient, *gradients = torch.autograd.grad(loss, [inputs, *parameters])
-            losses.append(loss.detach())
-            of_hidden.append(gradient)
-            for total, part in zip(of_parameters, gradients, strict=True):
-                total += part
-        ctx.gradients = [torch.cat(of_hidden), *of_parameters]
-        return torch.stack(losses).sum()
+            total += loss.detach()
+            _add_gradients(loss, [inputs, *parameters], [of_chunk, *sums[1:]])
+        ctx.gradients = sums
+        return total
 
     @staticmethod
     @torch.autograd.function.once_differentiable
