@@ -59,13 +59,14 @@ class RMSNormFunction(torch.autograd.Function):
         return (x * scale).mul_(weight)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None]:
         x, weight, scale = ctx.saved_tensors
         if torch.is_grad_enabled():  # The gradient is to be differentiated.
             y = functional.rms_norm(x, weight.shape, weight, ctx.epsilon)
-            return *torch.autograd.grad(y, [x, weight], gradient, create_graph=True), None
+            of_x, of_weight = torch.autograd.grad(y, [x, weight], gradient, create_graph=True)
+            return of_x, of_weight, None
         normed = x * scale
-        of_weight = gradient * normed
-        mean = (of_weight @ weight)[..., None] / x.shape[-1]
+        of_elements = gradient * normed
+        mean = (of_elements @ weight)[..., None] / x.shape[-1]
         of_x = (gradient * weight).addcmul_(normed, mean, value=-1.0).mul_(scale)
-        return of_x, of_weight.sum_to_size(weight.shape), None
+        return of_x, of_elements.sum_to_size(weight.shape), None

@@ -36,8 +36,8 @@ class Muon(torch.optim.Muon):
                 loss = closure()
         for group in self.param_groups:
             for batch in batch_by_shape([x for x in group["params"] if x.grad is not None]):
-                gradients, states = [x.grad for x in batch], [self.state[x] for x in batch]
-                step_matrices(batch, gradients, states, group)
+                gradients = [x.grad for x in batch if x.grad is not None]
+                step_matrices(batch, gradients, [self.state[x] for x in batch], group)
         return loss
 
 
