@@ -13,7 +13,7 @@ from torch.nn.functional import cross_entropy
 
 from attention_zoo.precision import upcast
 
-# Logits of a chunk of tokens. On a CPU they then stay in its cache; a GPU needs larger products.
+# Logits of a chunk of tokens; a GPU needs larger products than a CPU to be busy.
 CPU_CHUNK_LOGITS, GPU_CHUNK_LOGITS = 2**22, 2**26
 
 

@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch.nn.functional import rms_norm as plain_rms_norm
 
-from attention_zoo import written_gradients
-from attention_zoo.written_gradients import relu_squared, rms_norm
+from attention_zoo import custom_gradients
+from attention_zoo.custom_gradients import relu_squared, rms_norm
 
 WIDTH, EPSILON = 7, 1e-3
 
@@ -65,7 +65,7 @@ def test_transforms(name):
 
 
 def test_half_precision_is_left_to_torch(monkeypatch):
-    monkeypatch.delattr(written_gradients, "RMSNormFunction")
+    monkeypatch.delattr(custom_gradients, "RMSNormFunction")
     x, weight = torch.randn(3, WIDTH).bfloat16(), torch.ones(WIDTH).bfloat16()
     out = rms_norm(x, weight, EPSILON)
     torch.testing.assert_close(out, plain_rms_norm(x, (WIDTH,), weight, EPSILON))
