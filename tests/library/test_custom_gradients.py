@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch.nn.functional import rms_norm as plain_rms_norm
 
-from attention_zoo import custom_gradients
-from attention_zoo.custom_gradients import relu_squared, rms_norm
+from attention_zoo.models import custom_gradients
+from attention_zoo.models.custom_gradients import relu_squared, rms_norm
 
 WIDTH, EPSILON = 7, 1e-3
 
