@@ -5,7 +5,6 @@ from functools import partial
 from typing import Any, ClassVar
 
 import torch
-from einops import rearrange
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
@@ -469,18 +468,23 @@ class Attention(nn.Module):
 
     def project_query(self, x: Tensor) -> Tensor:
         """Project inputs [b q d] to queries [b h q c]."""
-        return rearrange(self.query(x), "b q (h c) -> b h q c", h=self.heads)
+        return split_heads(self.query(x), self.heads)
 
     def project_key_value(self, source: Tensor) -> tuple[Tensor, Tensor]:
         """Project inputs [b k d] to keys and values [b g k c]."""
         return (
-            rearrange(self.key(source), "b k (g c) -> b g k c", g=self.kv_heads),
-            rearrange(self.value(source), "b k (g c) -> b g k c", g=self.kv_heads),
+            split_heads(self.key(source), self.kv_heads),
+            split_heads(self.value(source), self.kv_heads),
         )
 
     def project_output(self, attended: Tensor, x: Tensor) -> Tensor:
         """Project weighted sums of values [b h q c], of queries from x, to outputs [b q d]."""
-        return self.output(rearrange(attended, "b h q c -> b q (h c)"))
+        return self.output(attended.transpose(1, 2).flatten(2))
+
+
+def split_heads(x: Tensor, heads: int) -> Tensor:
+    """Split features into heads: [b t (h c)] -> [b h t c]."""
+    return x.unflatten(-1, (heads, -1)).transpose(1, 2)
 
 
 def take_auxiliary_loss(model: nn.Module) -> Tensor | None:

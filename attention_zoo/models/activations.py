@@ -7,6 +7,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import gelu, silu
 
+from attention_zoo.models.custom_gradients import relu_squared
+
 Activation = Literal[
     "relu", "relu_squared", "gelu", "silu", "swiglu", "geglu_tanh", "clamped_swiglu"
 ]
@@ -20,7 +22,7 @@ def clamped_swiglu(gate: Tensor, x: Tensor) -> Tensor:
 
 ACTIVATIONS: dict[Activation, Callable[[Tensor], Tensor]] = {
     "relu": torch.relu,
-    "relu_squared": lambda x: torch.relu(x).square(),
+    "relu_squared": relu_squared,
     "gelu": gelu,
     "silu": silu,
 }

@@ -16,6 +16,7 @@ from attention_zoo.caches import Cache, ConvolutionCache, ParallelCache
 from attention_zoo.errors import UserError, check_dropout, check_positive, short_repr
 from attention_zoo.masks import Mask, TokenSpan
 from attention_zoo.models.activations import ACTIVATIONS, GATED_ACTIVATIONS, Activation
+from attention_zoo.models.custom_gradients import rms_norm
 from attention_zoo.zoo import Role
 
 AttentionFactory = Callable[..., Attention]
@@ -95,13 +96,21 @@ class BlockOptions:
     def create_norm(self) -> nn.Module:
         """Create a norm of the residual stream."""
         if self.norm == "rms":
-            return nn.RMSNorm(self.dim, eps=self.norm_epsilon or 1e-6)
+            return RMSNorm(self.dim, eps=self.norm_epsilon or 1e-6)
         bias = self.norm == "layer"
         return nn.LayerNorm(self.dim, eps=self.norm_epsilon or 1e-5, bias=bias)
 
     def create_final_norm(self) -> nn.Module:
         """Create the norm at the end of a stack, where its layers leave the stream as it is."""
         return nn.Identity() if self.norm_order == "post" else self.create_norm()
+
+
+class RMSNorm(nn.RMSNorm):
+    """The norm of the residual stream, with a gradient that takes few passes on a CPU."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        assert self.eps is not None
+        return rms_norm(x, self.weight, self.eps)
 
 
 def check_factory(factory: object, name: str) -> None:

@@ -1,6 +1,6 @@
 """The decoder-only language model (Radford et al. 2018)."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -64,6 +64,7 @@ class LanguageModel(nn.Module):
         segment_ids: Tensor | None = None,
         cache: LayeredCache | None = None,
         target_positions: Tensor | None = None,
+        head: Callable[[Tensor], Tensor] | None = None,
     ) -> Tensor:
         """Compute logits [b t v] for the token after each of `tokens` [b t].
 
@@ -74,6 +75,8 @@ class LanguageModel(nn.Module):
                 within each document, and its positions start from zero.
             cache: from `new_cache`; it takes the tokens in.
             target_positions: [b a], of the tokens whose logits [b a v] are returned; default: all.
+            head: computes what is returned of the last hidden states [b t d]; default: the model's
+                own, which computes logits.
 
         Raises:
             UserError: tokens outside the vocabulary, or inputs of another shape or type.
@@ -95,7 +98,7 @@ class LanguageModel(nn.Module):
             check_indices(target_positions, "target_positions", x)
             # The head costs most where the vocabulary is large.
             x = gather_broadcast(x, target_positions[:, :, None], dim=1)
-        return self.head(x)
+        return (self.head if head is None else head)(x)
 
     def new_cache(self) -> LayeredCache:
         """Create an empty cache for decoding, or raise Unsupported if an attention has none."""

@@ -1,6 +1,6 @@
 """The encoder-decoder Transformer (Vaswani et al. 2017)."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 from torch import Tensor, nn
@@ -95,10 +95,22 @@ class Seq2Seq(nn.Module):
         # The longest sequence that encoding and attention can take, if there is a limit.
         self.max_length = shortest_limit(self.encoder.max_length, self.decoder.max_length)
 
-    def forward(self, source: Tensor, target: Tensor) -> Tensor:
-        """Compute logits [b t v] for the token after each of `target` [b t], by teacher forcing."""
+    def forward(
+        self,
+        source: Tensor,
+        target: Tensor,
+        *,
+        head: Callable[[Tensor], Tensor] | None = None,
+    ) -> Tensor:
+        """Compute logits [b t v] for the token after each of `target` [b t], by teacher forcing.
+
+        Args:
+            source: [b s], filled up by `pad_id`.
+            target: [b t], likewise.
+            head: as in `decode`.
+        """
         source_mask = source != self.pad_id
-        return self.decode(target, self.encode(source, source_mask), source_mask)
+        return self.decode(target, self.encode(source, source_mask), source_mask, head=head)
 
     def encode(self, source: Tensor, source_mask: Tensor) -> Tensor:
         """Encode source tokens [b s], True at the real ones in `source_mask`: memory [b s d]."""
@@ -113,6 +125,7 @@ class Seq2Seq(nn.Module):
         source_mask: Tensor,
         *,
         cache: LayeredCache | None = None,
+        head: Callable[[Tensor], Tensor] | None = None,
     ) -> Tensor:
         """Compute logits [n t v] for the token after each of `target` [n t].
 
@@ -123,6 +136,8 @@ class Seq2Seq(nn.Module):
             memory: [b s d] from `encode`.
             source_mask: [b s], True at real source tokens.
             cache: from `new_cache`; it takes the tokens in.
+            head: computes what is returned of the last hidden states [b t d]; default: the model's
+                own, which computes logits.
         """
         self.target_embedding.check(target, "target")
         check_layered_cache(cache)
@@ -138,7 +153,7 @@ class Seq2Seq(nn.Module):
             positions=resolve_positions(target, cache=cache),
             cache=cache,
         )
-        return self.head(x)
+        return (self.head if head is None else head)(x)
 
     def new_cache(self) -> LayeredCache:
         """Create an empty cache for decoding, or raise Unsupported if an attention has none."""

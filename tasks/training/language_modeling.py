@@ -39,11 +39,16 @@ class LanguageModelingTask(Task):
         self.position_metrics: dict[int, LossByPosition] = {}
         self.loss_by_position: dict[int, Tensor] = {}
 
-    def predict_batch(self, batch: LanguageBatch) -> tuple[Tensor, Tensor]:
-        logits = self.model(
-            batch.inputs, segment_ids=batch.segment_ids, target_positions=batch.target_positions
+    def call_model(self, batch: LanguageBatch, **options: Any) -> Tensor:
+        return self.model(
+            batch.inputs,
+            segment_ids=batch.segment_ids,
+            target_positions=batch.target_positions,
+            **options,
         )
-        return logits, batch.targets
+
+    def find_targets(self, batch: LanguageBatch) -> Tensor:
+        return batch.targets
 
     def on_test_epoch_start(self) -> None:
         self.position_metrics = {}
@@ -57,17 +62,18 @@ class LanguageModelingTask(Task):
         self.score(batch, self.trainer.datamodule.test_names[dataloader_idx])  # type: ignore[attr-defined]
 
     def score(self, batch: LanguageBatch, split: str) -> None:
-        logits, targets = self.predict_batch(batch)
-        losses, is_target = token_losses(logits, targets), targets != IGNORE_INDEX
         if batch.target_positions is None:
+            losses, targets = self.token_losses(batch)
             self.update_loss_metrics(losses, targets, split)
             windows = split.partition("@")[2]
             if windows.isdecimal():  # not sliding
                 length = int(windows)
                 if length not in self.position_metrics:
                     self.position_metrics[length] = LossByPosition(length).to(self.device)
-                self.position_metrics[length].update(losses, is_target)
+                self.position_metrics[length].update(losses, targets != IGNORE_INDEX)
             return
+        logits, targets = self.predict_batch(batch)
+        losses, is_target = token_losses(logits, targets), targets != IGNORE_INDEX
         right = logits.argmax(-1) == targets
         all_right = (right == is_target).all(-1)
         self.update_metric(TokenLoss, "loss", split, losses.sum(), is_target.sum())

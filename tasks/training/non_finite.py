@@ -27,7 +27,7 @@ def explain_non_finite(model: nn.Module, forwards: Sequence[Callable[[], Any]]) 
         return f"the output of {layer} is not finite"
     if parameter:
         return f"the gradient of {parameter} is not finite"
-    return "the loss is not finite, or a gradient of another process"
+    return "the loss or the norm of the gradients is not finite, or a gradient of another process"
 
 
 def find_output(model: nn.Module, forward: Callable[[], Any]) -> str | None:

@@ -19,7 +19,7 @@ from torch.distributed.tensor import DTensor
 
 from attention_zoo.errors import UserError, short_repr
 from attention_zoo.factory import typed_options
-from attention_zoo.tasks.training.muon import Muon, step_matrix
+from attention_zoo.tasks.training.muon import Muon, step_matrices
 from attention_zoo.tasks.training.shared_tensors import distribute_like, gather_tensors
 
 
@@ -136,7 +136,7 @@ def step_whole_matrices(muon: Muon) -> None:
             if parameter.grad is None:
                 continue
             whole, state = parameter.full_tensor(), gather_tensors(dict(muon.state[parameter]))
-            step_matrix(whole, parameter.grad.full_tensor(), state, group)
+            step_matrices([whole], [parameter.grad.full_tensor()], [state], group)
             parameter.copy_(distribute_like(parameter, whole))
             muon.state[parameter] = {
                 name: distribute_like(parameter, x) for name, x in state.items()

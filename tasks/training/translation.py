@@ -64,10 +64,12 @@ class TranslationTask(Task):
             language = getattr(source, "target_language", None)
             self.bleu = SacreBleu(tokenize=default_bleu_tokenizer(language)).to(self.device)
 
-    def predict_batch(self, batch: TranslationBatch) -> tuple[Tensor, Tensor]:
+    def call_model(self, batch: TranslationBatch, **options: Any) -> Tensor:
+        return self.model(batch.source, batch.target[:, :-1], **options)
+
+    def find_targets(self, batch: TranslationBatch) -> Tensor:
         targets = batch.target[:, 1:]
-        logits = self.model(batch.source, batch.target[:, :-1])
-        return logits, targets.masked_fill(targets == self.tokenizer.pad_id, IGNORE_INDEX)
+        return targets.masked_fill(targets == self.tokenizer.pad_id, IGNORE_INDEX)
 
     def on_validation_epoch_end(self) -> None:
         if self.generates_in_validation:

@@ -184,6 +184,25 @@ def test_in_bfloat16_muon_is_that_of_torch_bit_by_bit(monkeypatch):
         assert torch.equal(mine, other)
 
 
+def test_matrices_of_one_shape_are_stepped_as_each_alone(monkeypatch):
+    options = {"lr": 0.01, "weight_decay": 0.1, "momentum": 0.9}
+    monkeypatch.setattr(muon, "iteration_dtype", lambda device_type: torch.float64)
+    monkeypatch.setattr(muon, "MAX_BATCH", 2 * 12 * 5 + 1)
+    shapes = [(5, 12), (8, 8), (12, 5), (5, 12), (5, 12), (12, 5)]
+    together, alone = (matrices_and_gradients(shapes, seed=0) for _ in range(2))
+    alone[1].grad = together[1].grad = None
+    batches = [[x.shape for x in batch] for batch in muon.batch_by_shape(together)]
+    assert [len(x) for x in batches] == [2, 1, 1, 2]
+    optimizers_of_both = [
+        muon.Muon(together, **options),
+        *(muon.Muon([x], **options) for x in alone),
+    ]
+    for _ in range(3):
+        for optimizer in optimizers_of_both:
+            optimizer.step()
+    torch.testing.assert_close(together, alone)
+
+
 @pytest.mark.parametrize("shape", [(16, 16), (8, 32), (32, 8)])
 def test_orthogonalising_gives_the_singular_vectors(shape):
     (matrix,) = matrices_and_gradients([shape], seed=1)

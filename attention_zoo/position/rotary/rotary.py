@@ -85,14 +85,14 @@ class RotaryEncoding(PositionalEncoding):
 
     def rotate_pairs(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         """Rotate the pairs of x [b h t c] by angles with these cosines and sines, [b|1 1 t c/2]."""
+        # x ⊙ (cos, cos) + partner ⊙ (−sin, sin): whole heads in few operations.
         if self.layout == "half_split":
-            first, second = x.chunk(2, dim=-1)
+            partner = x.roll(x.shape[-1] // 2, dims=-1)
+            cos, sin = torch.cat([cos, cos], dim=-1), torch.cat([-sin, sin], dim=-1)
         else:
-            first, second = x[..., 0::2], x[..., 1::2]
-        rotated = first * cos - second * sin, second * cos + first * sin
-        if self.layout == "half_split":
-            return torch.cat(rotated, dim=-1).to(x.dtype)
-        return torch.stack(rotated, dim=-1).flatten(-2).to(x.dtype)
+            partner = x.unflatten(-1, (-1, 2)).flip(-1).flatten(-2)
+            cos, sin = (torch.stack(x, dim=-1).flatten(-2) for x in ((cos, cos), (-sin, sin)))
+        return torch.addcmul(x * cos, partner, sin).to(x.dtype)
 
     def naive_rotate(
         self, x: Tensor, positions: Tensor, *, head: int, length: int, of: Literal["query", "key"]

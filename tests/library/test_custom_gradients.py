@@ -1,0 +1,71 @@
+"""Functions with gradients of their own equal their parts: values, first and second gradients."""
+
+import pytest
+import torch
+from torch.nn.functional import rms_norm as plain_rms_norm
+
+from attention_zoo.models import custom_gradients
+from attention_zoo.models.custom_gradients import relu_squared, rms_norm
+
+WIDTH, EPSILON = 7, 1e-3
+
+
+def plain_relu_squared(x):
+    return x.clamp(min=0) ** 2
+
+
+def inputs(name, *shape):
+    x = torch.randn(*shape, dtype=torch.float64, requires_grad=True)
+    if name == "relu_squared":
+        return relu_squared, plain_relu_squared, [x]
+    weight = torch.randn(WIDTH, dtype=torch.float64, requires_grad=True)
+
+    def own(x, weight):
+        return rms_norm(x, weight, EPSILON)
+
+    def plain(x, weight):
+        return x / (x.square().mean(-1, keepdim=True) + EPSILON).sqrt() * weight
+
+    return own, plain, [x, weight]
+
+
+@pytest.mark.parametrize("shape", [(3, 5, WIDTH), (WIDTH,), (0, WIDTH)], ids=str)
+@pytest.mark.parametrize("name", ["relu_squared", "rms_norm"])
+def test_values_and_gradients(name, shape):
+    own, plain, arguments = inputs(name, *shape)
+    out, expected = own(*arguments), plain(*arguments)
+    assert (
+        "Backward" in type(out.grad_fn).__name__ and out.grad_fn.name() != expected.grad_fn.name()
+    )
+    torch.testing.assert_close(out, expected)
+    upstream = torch.randn_like(out)
+    gradients = [torch.autograd.grad(y, arguments, upstream) for y in (out, expected)]
+    torch.testing.assert_close(*gradients)
+
+
+@pytest.mark.parametrize("name", ["relu_squared", "rms_norm"])
+def test_second_gradients(name):
+    own, plain, arguments = inputs(name, 3, WIDTH)
+    second = []
+    for function in (own, plain):
+        y = function(*arguments)
+        first = torch.autograd.grad(y.square().sum(), arguments, create_graph=True)
+        second.append(torch.autograd.grad(sum(x.square().sum() for x in first), arguments))
+    torch.testing.assert_close(*second)
+
+
+@pytest.mark.parametrize("name", ["relu_squared", "rms_norm"])
+def test_transforms(name):
+    own, plain, (x, *weights) = inputs(name, 3, WIDTH)
+    results = [
+        torch.func.vmap(torch.func.grad(lambda row, f=function: f(row, *weights).square().sum()))(x)
+        for function in (own, plain)
+    ]
+    torch.testing.assert_close(*results)
+
+
+def test_half_precision_is_left_to_torch(monkeypatch):
+    monkeypatch.delattr(custom_gradients, "RMSNormFunction")
+    x, weight = torch.randn(3, WIDTH).bfloat16(), torch.ones(WIDTH).bfloat16()
+    out = rms_norm(x, weight, EPSILON)
+    torch.testing.assert_close(out, plain_rms_norm(x, (WIDTH,), weight, EPSILON))
