@@ -329,7 +329,6 @@ def test_what_starts_several_jobs_has_a_folder_by_its_kind(program, command, fol
     assert f"${{paths.{folder}/${{now:" in printed
 
 
-
 def test_the_config_of_a_comparison_is_shown(program):
     printed = program("compare", "attention=linear", "--cfg", "job").stdout
     assert "trials: 7" in printed and "name: linear" in printed
