@@ -38,7 +38,8 @@ feed-forward of {ffn_dim} and a vocabulary of {vocabulary:,}, on {threads} CPU t
 {new} tokens are written after a prompt, or for a source, of {prompt}. The language models are GPT-2
 and ours with learned positions, the translation models Marian and ours with sinusoidal positions.
 The ratio is their time over ours: above 1, ours is faster. Medians of {rounds} rounds, in which
-both take turns; the smallest and the largest in brackets. This command makes the page:
+both take turns; the smallest and the largest in brackets. What ours loses at batch 1 is time in
+Python: checks, masks and modules, for a token as for a whole sentence. This command makes the page:
 
     python benchmarks/decoding.py --rounds {rounds} --output benchmarks/decoding.md
 
