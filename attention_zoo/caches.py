@@ -51,7 +51,7 @@ class GrowingTensor:
             return torch.cat([tokens, part], dim=-2)
         count = tokens.shape[-2]
         start, stop = self.find(tokens), count + part.shape[-2]
-        if start is None or self.buffer is None or start + stop > self.buffer.shape[-2]:
+        if start is None or self.buffer is None or start + stop > self.room:
             room = stop + max(self.LEAST_ROOM, stop // 4)
             self.buffer = tokens.new_empty(*tokens.shape[:-2], room, tokens.shape[-1])
             self.buffer.narrow(-2, 0, count).copy_(tokens)
@@ -67,6 +67,11 @@ class GrowingTensor:
         if index.device.type == "cpu":  # Elsewhere the rows that change would be waited for.
             rows = rows[index != rows]
         return tokens.index_copy_(0, rows, tokens.index_select(0, index[rows]))
+
+    @property
+    def room(self) -> int:
+        """Return how many tokens the buffer has room for in all."""
+        return 0 if self.buffer is None else self.buffer.shape[-2]
 
     def find(self, tokens: Tensor) -> int | None:
         """Return where in the buffer the tokens begin; None if they are elsewhere."""
@@ -157,9 +162,12 @@ class TokenCache(Cache):
         if self.window is None or part.shape[-2] <= self.window:
             return part
         last = part[..., part.shape[-2] - self.window :, :]
-        # A slice would hold on to all of a long prompt, but not to more of a buffer than there is.
-        is_growing = any(x.find(part) is not None for x in self.growing.values())
-        return last if is_growing else last.clone()
+        # A slice holds on to all of what it is a slice of: to a buffer, or to a long prompt.
+        few = 2 * (self.window + GrowingTensor.LEAST_ROOM)
+        is_in_small_buffer = any(
+            x.find(part) is not None and x.room <= few for x in self.growing.values()
+        )
+        return last if is_in_small_buffer else last.clone()
 
     def reorder(self, index: Tensor) -> None:
         check_rows(index, self.batch)

@@ -32,6 +32,12 @@ def test_a_windowed_cache_lets_go_of_what_it_drops() -> None:
     cache.append(**numbered(0, 1000))
     for kept in cache.tokens.values():
         assert kept.untyped_storage().nbytes() == 4 * kept.element_size()
+    with torch.no_grad():  # where tokens are added in a buffer
+        for start, stop in ((1000, 1001), (1001, 2000)):
+            tokens = cache.append(**numbered(start, stop))
+    assert tokens["positions"].flatten().tolist() == list(range(997, 2000))
+    for kept in cache.tokens.values():
+        assert kept.untyped_storage().nbytes() == 4 * kept.element_size()
 
 
 def random_tokens(count: int, *, rows: int = 3) -> torch.Tensor:
