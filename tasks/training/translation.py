@@ -111,9 +111,11 @@ class TranslationTask(Task):
         mask = source != self.tokenizer.pad_id
         return self.decoding(self.model, source, mask, **self.special_ids())
 
-    def source_tokens(self, line: str) -> Tensor:
-        """Return a line as tokens [s], with eos at its end."""
-        return torch.tensor([*self.tokenizer.encode(line), self.tokenizer.eos_id])
+    def source_tokens(self, lines: list[str]) -> Tensor:
+        """Return lines as tokens [b s], each with eos at its end and padding after that."""
+        rows = [torch.tensor([*self.tokenizer.encode(x), self.tokenizer.eos_id]) for x in lines]
+        source = pad_sequence(rows, batch_first=True, padding_value=self.tokenizer.pad_id)
+        return source.to(self.device)
 
     def hypotheses(self, lines: list[str]) -> list[list[tuple[str, float]]]:
         """Return texts and scores for each line, best first; of a line without text, empty ones.
@@ -122,12 +124,17 @@ class TranslationTask(Task):
         """
         empty = [("", 0.0)] * getattr(self.decoding, "n_best", 1)
         found = [empty] * len(lines)
-        rows = {i: self.source_tokens(line) for i, line in enumerate(lines) if line.strip()}
-        for batch in batch_by_length({i: len(row) for i, row in rows.items()}):
-            sources = [rows[i] for i in batch]
-            padded = pad_sequence(sources, batch_first=True, padding_value=self.tokenizer.pad_id)
-            for i, hypotheses in zip(batch, self.decode(padded.to(self.device)), strict=True):
-                found[i] = [(self.tokenizer.decode(x.tokens), x.score) for x in hypotheses]
+        numbers = [number for number, line in enumerate(lines) if line.strip()]
+        if not numbers:
+            return found
+        source = self.source_tokens([lines[number] for number in numbers])
+        lengths = (source != self.tokenizer.pad_id).sum(1).tolist()
+        for rows in batch_by_length(lengths):
+            decoded = self.decode(source[rows, : lengths[rows[0]]])
+            for row, hypotheses in zip(rows, decoded, strict=True):
+                found[numbers[row]] = [
+                    (self.tokenizer.decode(x.tokens), x.score) for x in hypotheses
+                ]
         return found
 
     def describe_troubles(self, line: str) -> dict[str, str]:
@@ -152,7 +159,7 @@ class TranslationTask(Task):
 
     @torch.inference_mode()
     def attend(self, line: str) -> AttentionRecord:
-        source = self.source_tokens(line)[None].to(self.device)
+        source = self.source_tokens([line])
         output = self.decode(source)[0][0].tokens
         target = torch.tensor([[self.tokenizer.bos_id, *output]], device=self.device)
         maps = self.model.attention_maps(source, target)
@@ -168,9 +175,9 @@ class TranslationTask(Task):
         )
 
 
-def batch_by_length(lengths: dict[int, int]) -> Iterator[list[int]]:
-    """Yield the keys of rows to decode together, by their lengths in tokens, longest first."""
-    order = sorted(lengths, key=lambda key: -lengths[key])
+def batch_by_length(lengths: list[int]) -> Iterator[list[int]]:
+    """Yield the rows to decode together, by their lengths in tokens, longest first."""
+    order = sorted(range(len(lengths)), key=lambda row: -lengths[row])
     while order:
         count = max(1, min(DECODED_SENTENCES, DECODED_TOKENS // lengths[order[0]]))
         yield order[:count]
