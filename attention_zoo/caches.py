@@ -245,13 +245,13 @@ class LayeredCache(Cache):
         self.reorder_contexts(index)
 
     def reorder_targets(self, index: Tensor) -> None:
-        """Keep the rows of self-attention at an index; those of a context are to remain its own."""
+        """Keep the rows of self-attention at an index; each goes on with the same context."""
         for attention, *_ in self.layers:
             if attention is not None:
                 attention.reorder(index)
 
     def reorder_contexts(self, index: Tensor) -> None:
-        """Keep the rows of cross-attention at an index [m]: each context has neighbouring rows."""
+        """Keep the rows of cross-attention, one for each context, at an index [m]."""
         for _, *others in self.layers:
             for cache in others:
                 if cache is not None:
