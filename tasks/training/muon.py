@@ -20,8 +20,9 @@ class Muon(torch.optim.Muon):
     """Muon whose Newton-Schulz iteration runs in float32 on CPUs that have no bfloat16.
 
     `torch.optim.Muon` runs it in bfloat16 on every device, which takes such CPUs many times as long
-    as all the rest of a training step. On other devices this class gives the same numbers. Its step
-    is scaled by 0.2 sqrt(max(rows, columns)): Liu et al. 2025, arXiv:2502.16982.
+    as all the rest of a training step. On other devices this class gives the same numbers, except
+    that matrices in float64 stay in it. Its step is scaled by 0.2 sqrt(max(rows, columns)): Liu et
+    al. 2025, arXiv:2502.16982.
     """
 
     def __init__(self, params: Any, **options: Any) -> None:
@@ -74,7 +75,7 @@ def step_matrices(
         coefficients=group["ns_coefficients"],
         steps=group["ns_steps"],
         eps=group["eps"],
-        dtype=iteration_dtype(parameters[0].device.type),
+        dtype=iteration_dtype(parameters[0].device.type, parameters[0].dtype),
     )
     rate = -0.2 * math.sqrt(max(parameters[0].shape)) * group["lr"]
     for parameter, update in zip(
@@ -85,8 +86,10 @@ def step_matrices(
 
 
 @cache
-def iteration_dtype(device_type: str) -> torch.dtype:
-    """Return bfloat16 where the device multiplies it by its own instructions, else float32."""
+def iteration_dtype(device_type: str, dtype: torch.dtype) -> torch.dtype:
+    """Return float64 for itself, bfloat16 where a device has instructions for it, else float32."""
+    if dtype == torch.float64:
+        return dtype
     if device_type != "cpu":
         return torch.bfloat16
     # Older versions of torch do not say what a CPU can do.

@@ -137,7 +137,7 @@ def test_frozen_parameters_are_left_out(make):
 
 
 def test_muon_with_adamw_equals_both_stepped_by_hand(monkeypatch):
-    monkeypatch.setattr(muon, "iteration_dtype", lambda device: torch.bfloat16)
+    monkeypatch.setattr(muon, "iteration_dtype", lambda *types: torch.bfloat16)
     ours, theirs = model(), model()
     optimizer = optimizers.muon(ours, lr=1e-2)
     matrices = [p for name, p in theirs.named_parameters() if name in MATRICES]
@@ -161,16 +161,17 @@ def test_muon_with_adamw_equals_both_stepped_by_hand(monkeypatch):
         torch.testing.assert_close(mine, other, atol=2e-3, rtol=0, msg=name)
 
 
-def matrices_and_gradients(shapes, seed):
+def matrices_and_gradients(shapes, seed, dtype=torch.float32):
     draw = torch.Generator().manual_seed(seed)
-    matrices = [nn.Parameter(torch.randn(shape, generator=draw)) for shape in shapes]
+    options = {"generator": draw, "dtype": dtype}
+    matrices = [nn.Parameter(torch.randn(shape, **options)) for shape in shapes]
     for matrix in matrices:
-        matrix.grad = torch.randn(matrix.shape, generator=draw)
+        matrix.grad = torch.randn(matrix.shape, **options)
     return matrices
 
 
 def test_in_bfloat16_muon_is_that_of_torch_bit_by_bit(monkeypatch):
-    monkeypatch.setattr(muon, "iteration_dtype", lambda device: torch.bfloat16)
+    monkeypatch.setattr(muon, "iteration_dtype", lambda *types: torch.bfloat16)
     options = {"lr": 1e-2, "weight_decay": 0.1, "momentum": 0.9}
     ours, theirs = (matrices_and_gradients([(8, 8), (5, 12), (12, 5)], seed=0) for _ in range(2))
     optimizers_of_both = (
@@ -186,10 +187,11 @@ def test_in_bfloat16_muon_is_that_of_torch_bit_by_bit(monkeypatch):
 
 def test_matrices_of_one_shape_are_stepped_as_each_alone(monkeypatch):
     options = {"lr": 0.01, "weight_decay": 0.1, "momentum": 0.9}
-    monkeypatch.setattr(muon, "iteration_dtype", lambda device_type: torch.float64)
     monkeypatch.setattr(muon, "MAX_BATCH", 2 * 12 * 5 + 1)
     shapes = [(5, 12), (8, 8), (12, 5), (5, 12), (5, 12), (12, 5)]
-    together, alone = (matrices_and_gradients(shapes, seed=0) for _ in range(2))
+    together, alone = (
+        matrices_and_gradients(shapes, seed=0, dtype=torch.float64) for _ in range(2)
+    )
     alone[1].grad = together[1].grad = None
     batches = [[x.shape for x in batch] for batch in muon.batch_by_shape(together)]
     assert [len(x) for x in batches] == [2, 1, 1, 2]
@@ -200,7 +202,7 @@ def test_matrices_of_one_shape_are_stepped_as_each_alone(monkeypatch):
     for _ in range(3):
         for optimizer in optimizers_of_both:
             optimizer.step()
-    torch.testing.assert_close(together, alone)
+    torch.testing.assert_close(together, alone, rtol=0, atol=1e-13)
 
 
 @pytest.mark.parametrize("shape", [(16, 16), (8, 32), (32, 8)])
@@ -228,7 +230,8 @@ def test_the_iteration_has_the_type_that_the_device_is_fast_at(
     monkeypatch, device, capabilities, expected
 ):
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities, raising=False)
-    assert muon.iteration_dtype.__wrapped__(device) is expected
+    assert muon.iteration_dtype.__wrapped__(device, torch.float32) is expected
+    assert muon.iteration_dtype.__wrapped__(device, torch.float64) is torch.float64
 
 
 def test_updates_of_both_parts_are_of_one_size():
