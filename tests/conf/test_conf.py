@@ -1,15 +1,22 @@
 """Every config composes, names what exists, and builds what it names."""
 
 import json
+import re
+import shlex
+from itertools import product
 from pathlib import Path
 
 import pytest
+import torch
 from hydra import compose, initialize_config_module
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.utils import get_class, get_method
 from omegaconf import OmegaConf
 
 import attention_zoo
 from attention_zoo.errors import Unsupported
+from attention_zoo.tasks.comparison.published import read_published
+from attention_zoo.tasks.comparison.suite import read_suite
 from attention_zoo.tasks.configuration.build import (
     build_model,
     instantiate,
@@ -22,6 +29,7 @@ from attention_zoo.tasks.configuration.conf_files import (
     data_task,
 )
 from attention_zoo.tasks.configuration.defaults import resolve_defaults
+from attention_zoo.tasks.configuration.group_overrides import complete_overrides
 from attention_zoo.tasks.configuration.resolved_config import find_targets
 from attention_zoo.tasks.configuration.validation import validate
 from attention_zoo.tasks.training.trainer_options import check_training
@@ -66,6 +74,32 @@ def overrides_of(group, choice):
     if choice_target(group, choice) == SYMBOL_TOKENIZER:
         task = ["task=language_modeling", "data=recall"]
     return [*task, *FITTING.get((group, choice), []), f"{group}={choice}"]
+
+
+def commands_in(experiment):
+    """Return the commands in the comments of an experiment, each as its overrides."""
+    lines = (CONF / "experiment" / f"{experiment}.yaml").read_text().splitlines()
+    text = "\n".join(line.removeprefix("#") for line in lines if line.startswith("#"))
+    # A line that is indented further goes on with the one before.
+    text = re.sub(r"\n {4,}(?=\S)(?!attention-zoo)", " ", text)
+    commands = re.findall(r"^ +attention-zoo train (.*)$", text, re.MULTILINE)
+    return [shlex.split(command, comments=True) for command in commands]
+
+
+def jobs_of(overrides):
+    """Return the overrides of each job that a command starts."""
+    values = [x for x in overrides if "=" in x]
+    if "-m" not in overrides:
+        return [values]
+    with initialize_config_module("attention_zoo.conf", version_base="1.3"):
+        sweeps = OverridesParser.create().parse_overrides(values)
+    choices = [
+        [f"{x.key_or_group}={value}" for value in x.sweep_string_iterator()]
+        if x.is_sweep_override()
+        else [x.input_line]
+        for x in sweeps
+    ]
+    return [list(job) for job in product(*choices)]
 
 
 def kind_of_choice(group, choice):
@@ -227,6 +261,37 @@ def test_every_experiment_has_its_way(group, choice):
     del own["defaults"]
     own.pop("hydra", None)  # No part of a job's config; a sweep shows it.
     assert OmegaConf.merge(config, own) == config
+
+
+@pytest.mark.parametrize(
+    "experiment",
+    mark_exhaustive((x, "/" in x) for group, x in EXPERIMENTS if group == "experiment"),
+)
+def test_commands_of_experiments_build(experiment):
+    for command in commands_in(experiment):
+        for job in jobs_of(command):
+            job = [x.replace("=FOLDER", "=.") for x in job]
+            config = composed(*complete_overrides("train", job))
+            validate(config)
+            with torch.device("meta"):
+                build_model(config, vocabulary_size=40, pad_id=0)
+
+
+@pytest.mark.parametrize("benchmark", read_suite("small"))
+def test_the_small_suite_takes_the_mechanisms_with_published_results(benchmark):
+    published = read_published(benchmark)
+    names = set()
+    for source in [] if published is None else published["sources"]:
+        names |= source.get("figures", {}).keys()
+        for ordering in source.get("orderings", []):
+            names |= {*ordering.get("better", []), *ordering.get("worse", [])}
+    for name in sorted(names):
+        choice, *options = name.split()
+        group = "attention" if choice in ATTENTION else "position"
+        job = [*read_suite("small")[benchmark], f"{group}={choice}"]
+        config = composed(*job, *(f"{group}.{option}" for option in options))
+        validate(config)
+        build_model(config, vocabulary_size=5, pad_id=0)
 
 
 @pytest.mark.slow
