@@ -38,6 +38,11 @@ def is_readable(x: Tensor) -> bool:
     return not (torch.compiler.is_compiling() or x.is_meta or is_transformed(x))
 
 
+def is_eager_cpu(x: Tensor) -> bool:
+    """Return whether operations on x run one by one on a CPU."""
+    return x.device.type == "cpu" and is_readable(x)
+
+
 def is_transformed(x: Tensor) -> bool:
     """Return whether a transform of torch.func works on a tensor, such as vmap or grad."""
     if torch.compiler.is_compiling():

@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 from transformers.models.qwen3_next.modeling_qwen3_next import torch_chunk_gated_delta_rule
 
-from attention_zoo.attention.recurrent.decayed import decayed_product
+from attention_zoo.attention.recurrent.decayed_product import decayed_product
 from attention_zoo.attention.recurrent.delta_rule import delta_rule
 from attention_zoo.attention.recurrent.steps import Steps
 from attention_zoo.tasks.views.tables import Table, markdown_table

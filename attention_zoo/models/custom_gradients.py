@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from attention_zoo.tensor_checks import is_readable
+from attention_zoo.precision import autocast_disabled
+from attention_zoo.tensor_checks import is_eager_cpu
 
 
 def relu_squared(x: Tensor) -> Tensor:
@@ -23,11 +24,6 @@ def rms_norm(x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
     if is_eager_cpu(x) and x.dtype == weight.dtype and x.dtype in (torch.float32, torch.float64):
         return RMSNormFunction.apply(x, weight, epsilon)
     return functional.rms_norm(x, weight.shape, weight, epsilon)
-
-
-def is_eager_cpu(x: Tensor) -> bool:
-    """Return whether operations on x run one by one on a CPU."""
-    return x.device.type == "cpu" and is_readable(x)
 
 
 class ReluSquared(torch.autograd.Function):
@@ -67,6 +63,7 @@ class RMSNormFunction(torch.autograd.Function):
             return of_x, of_weight, None
         normed = x * scale
         of_elements = gradient * normed
-        mean = (of_elements @ weight)[..., None] / x.shape[-1]
+        with autocast_disabled(x):  # Who calls backward may have it on.
+            mean = (of_elements @ weight)[..., None] / x.shape[-1]
         of_x = (gradient * weight).addcmul_(normed, mean, value=-1.0).mul_(scale)
         return of_x, of_elements.sum_to_size(weight.shape), None

@@ -64,6 +64,17 @@ def test_transforms(name):
     torch.testing.assert_close(*results)
 
 
+def test_autocast_does_not_reach_the_gradient():
+    options = {"dtype": torch.float32, "requires_grad": True}
+    x, weight = (torch.randn(*shape, **options) for shape in [(3, WIDTH), (WIDTH,)])
+    out = rms_norm(x, weight, EPSILON)
+    upstream = torch.randn_like(out)
+    expected = torch.autograd.grad(out, [x, weight], upstream, retain_graph=True)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = torch.autograd.grad(out, [x, weight], upstream)
+    torch.testing.assert_close(found, expected, rtol=0, atol=0)
+
+
 def test_half_precision_is_left_to_torch(monkeypatch):
     monkeypatch.delattr(custom_gradients, "RMSNormFunction")
     x, weight = torch.randn(3, WIDTH).bfloat16(), torch.ones(WIDTH).bfloat16()

@@ -9,7 +9,7 @@ from attention_zoo import UserError, create_attention
 from attention_zoo.attention.base import Attention
 from attention_zoo.attention.recurrent import selective_scan
 from attention_zoo.attention.recurrent.channel_scan import channel_scan
-from attention_zoo.attention.recurrent.decayed import decayed_product
+from attention_zoo.attention.recurrent.decayed_product import decayed_product
 from attention_zoo.attention.recurrent.rg_lru import BlockDiagonalLinear
 from attention_zoo.attention.recurrent.steps import Steps
 from attention_zoo.masks import Mask, TokenSpan

@@ -12,7 +12,7 @@ from attention_zoo.attention.base import Attention
 from attention_zoo.attention.recurrent import kernels, selective_scan
 from attention_zoo.attention.recurrent.channel_scan import channel_scan
 from attention_zoo.attention.recurrent.convolution import ConvolutionRunner
-from attention_zoo.attention.recurrent.decayed import decayed_product
+from attention_zoo.attention.recurrent.decayed_product import decayed_product
 from attention_zoo.attention.recurrent.signed_decay import extend_decay, run_signed
 from attention_zoo.attention.recurrent.steps import Steps
 from attention_zoo.masks import Mask, TokenSpan

@@ -10,7 +10,7 @@ from torch.nn.functional import pad
 
 from attention_zoo.attention import naive
 from attention_zoo.attention.base import Attention
-from attention_zoo.attention.recurrent.decayed import decayed_product
+from attention_zoo.attention.recurrent.decayed_product import decayed_product
 from attention_zoo.attention.recurrent.steps import Steps
 from attention_zoo.caches import Cache, StateCache
 from attention_zoo.masks import Columns, Mask, TokenSpan, find_segment_starts

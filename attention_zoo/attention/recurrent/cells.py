@@ -11,7 +11,7 @@ from torch.nn.functional import linear
 
 from attention_zoo.attention import naive
 from attention_zoo.attention.recurrent.base import RecurrentAttention
-from attention_zoo.attention.recurrent.decayed import decayed_product
+from attention_zoo.attention.recurrent.decayed_product import decayed_product
 from attention_zoo.attention.recurrent.steps import Steps
 from attention_zoo.caches import Cache, StateCache
 from attention_zoo.masks import Mask, TokenSpan

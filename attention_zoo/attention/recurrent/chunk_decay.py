@@ -48,7 +48,8 @@ def decay_triangle(decay: Tensor) -> Tensor:
     size = decay.shape[-2]
     ones = torch.ones(size, size, dtype=decay.dtype, device=decay.device)
     later = torch.full_like(ones, float("-inf")).triu(1)
-    return (ones.tril() @ (decay.clamp(min=LOG_ZERO) * ones.tril(-1)) + later).exp()
+    sums = ones.tril() @ (decay.clamp(min=LOG_ZERO) * ones.tril(-1))
+    return sums.add_(later).exp_()
 
 
 def decay_channels(rows: Tensor, columns: Tensor, decay: Tensor) -> DecayedChunks:

@@ -11,8 +11,8 @@ from torch.nn.functional import layer_norm, silu
 from attention_zoo.attention import naive
 from attention_zoo.attention.recurrent import kernels
 from attention_zoo.attention.recurrent.base import RecurrentAttention
-from attention_zoo.attention.recurrent.chunk_decay import decay_chunks
 from attention_zoo.attention.recurrent.convolution import ConvolutionRunner
+from attention_zoo.attention.recurrent.decayed_product import decayed_product
 from attention_zoo.attention.recurrent.naive import read_states, run_states
 from attention_zoo.attention.recurrent.signed_decay import fold_signs, run_signed
 from attention_zoo.attention.recurrent.steps import Steps
@@ -96,33 +96,6 @@ class DecayedAttention(RecurrentAttention):
     def naive_decay(self, x: Tensor) -> Tensor:
         """Return a, [b|1 h t c]."""
         raise NotImplementedError
-
-
-def decayed_product(steps: Steps, state: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """Compute q_t S_t for S_t = diag(a_t) S_{t−1} + k_tᵀ v_t.
-
-        out_i = Σ_{j ≤ i} (Σ_c q_ic k_jc Π_{j < m ≤ i} a_mc) v_j
-
-    The steps have a decay log a, [b|1 h|1 t c|1], or none. The state [b h c e] is S before the
-    first token, or None for zeros; that after the last token is returned with the outputs
-    [b h t e]. Work and memory grow with the length. Sums are in the type of the arguments.
-    """
-    q, k, v, _, _, decay, *_ = steps.split_chunks()
-    scores, rows, columns, total = decay_chunks(q, k, decay)
-    decays = [1.0] * q.shape[2] if total is None else total.unbind(2)
-    # Unbound: each index in a loop would have a gradient as large as all chunks.
-    parts = scores @ v, rows, columns.mT @ v
-    chunks = zip(*(part.unbind(2) for part in parts), decays, strict=True)
-    outputs = []
-    for within, reads, addition, state_decay in chunks:
-        if state is None:
-            outputs.append(within)
-            state = addition
-        else:
-            outputs.append(within + reads @ state)
-            state = addition + state_decay * state
-    assert state is not None
-    return torch.cat(outputs, dim=2)[:, :, : steps.q.shape[2]], state
 
 
 def add_skip(out: Tensor, skip: Tensor, v: Tensor, span: TokenSpan) -> Tensor:

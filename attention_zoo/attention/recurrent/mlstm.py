@@ -9,7 +9,8 @@ from torch.nn.functional import logsigmoid, pad
 from attention_zoo.attention import naive
 from attention_zoo.attention.recurrent.base import register_recurrent
 from attention_zoo.attention.recurrent.convolution import ConvolutionRunner
-from attention_zoo.attention.recurrent.decayed import DecayedAttention, decayed_product
+from attention_zoo.attention.recurrent.decayed import DecayedAttention
+from attention_zoo.attention.recurrent.decayed_product import decayed_product
 from attention_zoo.attention.recurrent.naive import read_states, run_states
 from attention_zoo.attention.recurrent.steps import Steps
 from attention_zoo.masks import TokenSpan

@@ -11,7 +11,7 @@ from attention_zoo.attention import naive
 from attention_zoo.attention.recurrent.base import RecurrentAttention, register_recurrent
 from attention_zoo.attention.recurrent.channel_scan import channel_scan
 from attention_zoo.attention.recurrent.convolution import ConvolutionRunner, ShortConvolution
-from attention_zoo.attention.recurrent.decayed import decayed_product
+from attention_zoo.attention.recurrent.decayed_product import decayed_product
 from attention_zoo.attention.recurrent.naive import run_states
 from attention_zoo.attention.recurrent.steps import Steps
 from attention_zoo.errors import UserError, check_positive

@@ -19,7 +19,8 @@ from attention_zoo.attention.recurrent.base import (
 )
 from attention_zoo.attention.recurrent.channel_scan import channel_scan
 from attention_zoo.attention.recurrent.convolution import ConvolutionRunner, ShortConvolution
-from attention_zoo.attention.recurrent.decayed import add_skip, decayed_product
+from attention_zoo.attention.recurrent.decayed import add_skip
+from attention_zoo.attention.recurrent.decayed_product import decayed_product
 from attention_zoo.attention.recurrent.naive import low_rank_linear, read_states, run_states
 from attention_zoo.attention.recurrent.signed_decay import extend_decay, run_signed
 from attention_zoo.attention.recurrent.steps import Steps

@@ -9,6 +9,7 @@ from torch.nn.functional import pad
 from attention_zoo.masks import TokenSpan
 
 CHUNK_LENGTH = 32  # tokens computed in parallel between two updates of the state
+SINGLE_CHUNK_LENGTH = 64  # of a sequence that is one chunk: then it reads no state
 
 
 class Steps(NamedTuple):
@@ -59,14 +60,14 @@ class Steps(NamedTuple):
     def split_chunks(self, *, power_of_two: bool = False) -> "Steps":
         """Split all parts into chunks [b h n s c], padded at the end with steps that do nothing.
 
-        A sequence that is no longer than a chunk is one. If `power_of_two`, or if each channel has
+        A short sequence is one chunk. If `power_of_two`, or if each channel has
         a decay of its own, the size of a chunk is a power of two.
         """
         assert self.sign is None, "run_signed comes first"
         length, size = self.q.shape[2], CHUNK_LENGTH
         if power_of_two or (self.decay is not None and self.decay.shape[-1] > 1):
             size = chunk_length(length)
-        elif length <= CHUNK_LENGTH:
+        elif length <= SINGLE_CHUNK_LENGTH:
             return Steps._make(None if part is None else part[:, :, None] for part in self)
         return Steps._make(
             None if part is None else pad(part, (0, 0, 0, -length % size)).unflatten(2, (-1, size))
