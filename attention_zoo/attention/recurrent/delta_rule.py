@@ -69,10 +69,18 @@ def delta_rule(
     if erase_first and decay is not None:
         overlaps = pad(overlaps[..., :-1, :], (0, 0, 1, 0))
         readers = torch.cat([first, readers[..., :-1, :]], dim=-2)
+    # No state is read in a single chunk that starts with zeros.
+    has_readers = state is not None or q.shape[2] > 1
     solution = torch.linalg.solve_triangular(
-        overlaps, torch.cat([changes, readers], dim=-1), upper=False, unitriangular=True
+        overlaps,
+        torch.cat([changes, readers], dim=-1) if has_readers else changes,
+        upper=False,
+        unitriangular=True,
     )
-    changes, readers = solution.split([v.shape[-1], q.shape[-1]], dim=-1)
+    if has_readers:
+        changes, readers = solution.split([v.shape[-1], q.shape[-1]], dim=-1)
+    else:
+        changes = solution
     # Unbound: the gradient of an index into all chunks would be as large as all of them.
     chunks = zip(
         *(part.unbind(2) for part in (reads, scores, changes, readers, keys.mT)),
