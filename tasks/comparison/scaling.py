@@ -8,6 +8,7 @@ from statistics import fmean
 
 import numpy as np
 from markupsafe import Markup
+from matplotlib.ticker import AutoLocator, EngFormatter, LogLocator, NullLocator
 
 from attention_zoo.tasks.analysis.report.charts import new_chart, row_style
 from attention_zoo.tasks.analysis.report.comparison import SIGNIFICANCE_LEVEL
@@ -20,7 +21,7 @@ from attention_zoo.tasks.analysis.report.significance import (
     welch_test,
 )
 from attention_zoo.tasks.comparison.rates import TUNING_VARIANCE
-from attention_zoo.tasks.views.charts import figure_svg, svg_settings
+from attention_zoo.tasks.views.charts import figure_svg, svg_settings, write_numbers_in_full
 from attention_zoo.tasks.views.tables import Table
 
 
@@ -144,5 +145,11 @@ def draw_scaling(curves: Mapping[str, Curve]) -> Markup:
             axes.plot(ends, [law.at(x) for x in ends], **style | {"marker": ""})
         axes.set_xscale("log")
         axes.set_yscale("log")
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.xaxis.set_major_formatter(EngFormatter())
+        axes.yaxis.set_major_locator(AutoLocator())
+        write_numbers_in_full(axes.yaxis)
+        for axis in (axes.xaxis, axes.yaxis):
+            axis.set_minor_locator(NullLocator())
         axes.set(xlabel="training FLOPs", ylabel="nats per token")
         return figure_svg(figure, "Loss by training FLOPs", list(curves))

@@ -10,6 +10,7 @@ from typing import Any
 from markupsafe import Markup, escape
 from matplotlib import rc_context
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter, NullLocator, StrMethodFormatter
 from matplotlib.transforms import Bbox
@@ -45,8 +46,16 @@ def style_axes(axes: Axes) -> None:
     axes.set_axisbelow(True)
     despine(axes)
     for axis in (axes.xaxis, axes.yaxis):
-        axis.set_major_formatter(StrMethodFormatter("{x:,.10g}"))
-        axis.set_minor_formatter(NullFormatter())
+        write_numbers_in_full(axis)
+
+
+def write_numbers_in_full(axis: Axis) -> None:
+    """Write the numbers of an axis as they are.
+
+    A logarithmic scale brings a format of its own, of powers in mathematical notation.
+    """
+    axis.set_major_formatter(StrMethodFormatter("{x:,.10g}"))
+    axis.set_minor_formatter(NullFormatter())
 
 
 def set_length_axis(axes: Axes, lengths: Sequence[int], trained_at: Set[int | None]) -> None:

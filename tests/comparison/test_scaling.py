@@ -69,3 +69,4 @@ def test_a_better_candidate_at_all_widths_is_no_change_of_order():
 def test_every_candidate_is_drawn():
     svg = draw_scaling({"one": curve(-0.1), "two": curve(-0.2)})
     assert "one" in svg and "two" in svg
+    assert ">1 T<" in svg and "mathdefault" not in svg

@@ -27,6 +27,7 @@ from attention_zoo.tasks.views.charts import (
     shorten,
     style_axes,
     svg_settings,
+    write_numbers_in_full,
 )
 from attention_zoo.tasks.views.figures.style import COLOURS, GREY, new_figure
 
@@ -197,6 +198,7 @@ def set_cost_axis(axes: Axes, cost: Measure, low: float, high: float) -> float:
     if low > 0 and high / low > LOG_RATIO:
         base, steps = (2, (1,)) if cost.number_format == "bytes" else (10, (1, 2, 5))
         axes.set_xscale("log", base=base)
+        write_numbers_in_full(axes.xaxis)
         axes.xaxis.set_major_locator(LogLocator(base=base, subs=steps))
         axes.xaxis.set_minor_locator(NullLocator())
     better = "right" if cost.better == "higher" else "left"
