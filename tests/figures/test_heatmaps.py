@@ -1,11 +1,14 @@
 import io
 import itertools
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from attention_zoo.tasks.views.attention_record import AttentionRecord
-from attention_zoo.tasks.views.figures.heatmaps import draw_heatmaps
+from attention_zoo.tasks.views.figures.heatmaps import draw_heatmaps, draw_layers
+from attention_zoo.tasks.views.figures.style import save_png
 
 SOURCE = ["Wed", "nesday", ",", " March", " 4", ",", " 2026", "⟨eos⟩"]
 TARGET = ["⟨bos⟩", "quarta", "-feira", ",", " 4", " de", " mar", "ço", " de", " 2026"]
@@ -51,6 +54,50 @@ def test_chosen_heads_are_drawn_alone():
         assert torch.equal(torch.tensor(values(axis)), record.maps["cross"][1][head])
     with pytest.raises(ValueError, match=r"heads must lie between 0 and 3, got \[4\]"):
         draw_heatmaps(record, "cross", 1, heads=[0, 4])
+
+
+def save(figure):
+    file = io.BytesIO()
+    save_png(figure, file)
+    return np.asarray(Image.open(file))
+
+
+def titles_are_apart(figure):
+    lowest = figure._suptitle.get_window_extent().y0
+    return all(axis.title.get_window_extent().y1 <= lowest for axis in panels(figure))
+
+
+def test_layers_that_share_a_figure_are_drawn_as_each_alone():
+    record = create_record(layers=5)
+    record.maps["cross"][1] = record.maps["cross"][1][:2]  # fewer heads
+    record.maps["cross"][3] = record.maps["cross"][3] - 10.0  # wider numbers at the bar
+    seen = []
+    for layer, figure in enumerate(draw_layers(record, "cross", range(5))):
+        save(figure)
+        alone = draw_heatmaps(record, "cross", layer)
+        assert figure.get_suptitle() == alone.get_suptitle()
+        for axis, expected in zip(panels(figure), panels(alone), strict=True):
+            assert np.array_equal(values(axis), values(expected))
+            image, other = axis.images[0], expected.images[0]
+            assert (image.get_clim(), image.cmap) == (other.get_clim(), other.cmap)
+        # The name of the bar is to the right of its numbers, of those that it shows.
+        bar, (low, high) = figure.axes[-1], image.get_clim()
+        numbers = [x for x in bar.get_yticklabels() if low <= x.get_position()[1] <= high]
+        name = bar.yaxis.label.get_window_extent()
+        assert max(x.get_window_extent().x1 for x in numbers) <= name.x0
+        assert name.x1 <= figure.bbox.x1
+        assert titles_are_apart(figure)
+        seen.append(figure)
+    assert [seen.index(figure) for figure in seen] == [0, 1, 2, 2, 2]
+
+
+def test_a_picture_is_that_of_matplotlib():
+    figure = draw_heatmaps(create_record(), "cross", 0)
+    file = io.BytesIO()
+    figure.savefig(file)
+    assert np.array_equal(
+        save(draw_heatmaps(create_record(), "cross", 0)), np.asarray(Image.open(file))
+    )
 
 
 def test_all_panels_share_one_scale():

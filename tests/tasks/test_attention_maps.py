@@ -78,19 +78,18 @@ class TinyEncoderDecoder(TinyModel):
         return self.cross(x, memory)
 
 
-class FigureCalls(list):
-    """The arguments of all calls of `draw_heatmaps`: records, roles, layers and heads."""
-
-    def __call__(self, *arguments):
-        self.append(arguments)
-        return types.SimpleNamespace(savefig=Image.new("L", (1, 1)).save)
-
-
 @pytest.fixture
 def figure_calls(monkeypatch):
-    """Record the calls of `draw_heatmaps` instead of drawing."""
-    calls = FigureCalls()
-    monkeypatch.setattr(attention_maps, "draw_heatmaps", calls)
+    """Record what `draw_layers` is to draw instead: records, roles, layers and heads."""
+    calls = []
+
+    def draw_layers(record, role, layers, heads):
+        for layer in layers:
+            calls.append((record, role, layer, heads))
+            yield Image.new("L", (1, 1))
+
+    monkeypatch.setattr(attention_maps, "draw_layers", draw_layers)
+    monkeypatch.setattr(attention_maps, "save_png", lambda figure, path: figure.save(path))
     return calls
 
 

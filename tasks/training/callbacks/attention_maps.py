@@ -18,7 +18,8 @@ from attention_zoo.tasks.training.callbacks.periodic_inspection import (
 )
 from attention_zoo.tasks.training.loggers.loggers import log_image
 from attention_zoo.tasks.views.attention_record import ROLES, AttentionRecord, first_example
-from attention_zoo.tasks.views.figures.heatmaps import draw_heatmaps
+from attention_zoo.tasks.views.figures.heatmaps import draw_layers
+from attention_zoo.tasks.views.figures.style import save_png
 
 
 class Probe(NamedTuple):
@@ -115,7 +116,7 @@ class AttentionMaps(InspectionCallback):
             self.check_steps(trainer.max_steps)
         # Models of others may call an attention more than once.
         if isinstance(self.probes, int) and type(task.model).__module__.startswith("attention_zoo"):
-            list(self.selected_layers(heads_by_role(task.model)))
+            self.selected_layers(heads_by_role(task.model))
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         before, self._last_step = self._last_step, trainer.global_step
@@ -132,12 +133,14 @@ class AttentionMaps(InspectionCallback):
         with going_on_without(folder):
             folder.mkdir(parents=True, exist_ok=True)
             for number, record in enumerate(self.records(trainer, task), start=1):
-                for role, layer in self.selected_layers(count_heads(record)):
-                    path = folder / f"probe-{number}-{role}-layer-{layer}.png"
-                    draw_heatmaps(record, role, layer, self.heads).savefig(path)
-                    key = f"attention/probe-{number}/{role}/layer-{layer}"
-                    log_image(trainer.loggers, key, path, trainer.global_step)
-                    self.paths.append(path)
+                for role, layers in self.selected_layers(count_heads(record)).items():
+                    figures = draw_layers(record, role, layers, self.heads)
+                    for layer, figure in zip(layers, figures, strict=True):
+                        path = folder / f"probe-{number}-{role}-layer-{layer}.png"
+                        save_png(figure, path)
+                        key = f"attention/probe-{number}/{role}/layer-{layer}"
+                        log_image(trainer.loggers, key, path, trainer.global_step)
+                        self.paths.append(path)
 
     def records(self, trainer: Trainer, task: Any) -> Iterator[AttentionRecord]:
         """Return the attention over each probe."""
@@ -146,30 +149,33 @@ class AttentionMaps(InspectionCallback):
             return (task.attend(line) for line in lines)
         return (record_probe(trainer, task, probe) for probe in self.probes)
 
-    def selected_layers(self, heads: Mapping[str, list[int]]) -> Iterator[tuple[str, int]]:
-        """Yield the roles and layers to draw, of the layers with these numbers of heads.
+    def selected_layers(self, heads: Mapping[str, list[int]]) -> dict[str, list[int]]:
+        """Return the layers to draw by role, of the layers with these numbers of heads.
 
         Raises:
             UserError: there are no such layers, or not the heads.
         """
         roles = self.roles or (["cross"] if "cross" in heads else list(heads))
         check_choices("roles", roles, list(heads))
+        selected: dict[str, list[int]] = {}
         for role in roles:
             numbers = range(len(heads[role]))
             check_choices(f"layers of {role}", self.layers, numbers)
-            for layer in self.layers or numbers:
+            selected[role] = [*(self.layers or numbers)]
+            for layer in selected[role]:
                 check_choices(f"heads of {role}", self.heads, range(heads[role][layer]))
-                yield role, layer
+        return selected
 
     def check(self, trainer: Trainer, task: Any) -> None:
         """Refuse probes, roles, layers and heads that cannot be drawn."""
         if not isinstance(self.probes, int):
             for record in self.records(trainer, task):
-                for role, layer in self.selected_layers(count_heads(record)):
-                    try:
-                        record.weights(role, layer)
-                    except ValueError as error:
-                        raise UserError(str(error)) from None
+                for role, layers in self.selected_layers(count_heads(record)).items():
+                    for layer in layers:
+                        try:
+                            record.weights(role, layer)
+                        except ValueError as error:
+                            raise UserError(str(error)) from None
             return
         data = trainer.datamodule  # type: ignore[attr-defined]
         for owner, attribute in ((data, "probes"), (task, "attend")):
@@ -182,7 +188,7 @@ class AttentionMaps(InspectionCallback):
         if any(numbers is not None for numbers in (self.roles, self.layers, self.heads)):
             # One line is enough to know the roles, layers and heads of the model.
             for record in islice(self.records(trainer, task), 1):
-                list(self.selected_layers(count_heads(record)))
+                self.selected_layers(count_heads(record))
 
     def _folder(self, trainer: Trainer) -> Path:
         return self.folder or RunFolder(trainer.default_root_dir).figures

@@ -1,8 +1,10 @@
 """Heat maps of attention weights: every head of a layer."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
+import numpy as np
+from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from torch import Tensor
 
@@ -23,41 +25,79 @@ def draw_heatmaps(
         layer: index of the layer, from 0.
         heads: indices of the heads to draw, from 0, without their mean; all, if not given.
     """
-    panels = _named_panels(record.weights(role, layer), heads)
-    title, queries_side, keys_side = ROLES[role]
-    heading = f"{title}, {name_layer(layer, len(record.maps[role]))}"
-    labels = _TokenLabels(*record.tokens(role))
-    columns = _num_columns(len(panels), labels.width / labels.height)
-    rows = math.ceil(len(panels) / columns)
-    width = columns * (labels.width + 0.25) + labels.margin + 1.4
-    height = rows * (labels.height + 0.4) + labels.margin + 1.0
-    # With few tokens, the heading needs more width than the panels.
-    figure = style.new_figure(max(width, _text_width(heading, style.HEADING_SIZE)), height)
-    axes = figure.subplots(rows, columns, squeeze=False).flatten()
-    low = min(weights.min().item() for _, weights in panels)
-    high = max(weights.max().item() for _, weights in panels)
-    if low >= 0:
-        options: style.Options = {"cmap": style.SEQUENTIAL, "vmin": 0, "vmax": high}
-    else:
-        limit = max(high, -low)
-        options = {"cmap": style.DIVERGING, "vmin": -limit, "vmax": limit}
-    for index, (axis, (name, weights)) in enumerate(zip(axes, panels, strict=False)):
-        image = axis.imshow(weights.numpy(), aspect="auto", interpolation="none", **options)
-        weight = "bold" if name.startswith("mean") else None
-        axis.set_title(name, fontsize=style.LABEL_SIZE, fontweight=weight)
-        keys = labels.keys if index + columns >= len(panels) else []  # at the bottom
-        queries = labels.queries if index % columns == 0 else []  # at the left
-        style.label_cells(axis, keys, queries, stride=labels.stride, rotation=labels.rotation)
-        axis.tick_params(length=2, labelsize=labels.size)
-    for axis in axes[len(panels) :]:
-        axis.remove()
-    figure.suptitle(heading, fontsize=style.HEADING_SIZE)
-    figure.supxlabel(f"{keys_side} tokens (keys)", fontsize=style.TITLE_SIZE)
-    figure.supylabel(f"{queries_side} tokens (queries)", fontsize=style.TITLE_SIZE)
-    # The aspect keeps the bar of a tall grid short and wide enough.
-    options = {"label": "attention weight", "aspect": 20 * rows, "pad": 0.01}
-    figure.colorbar(image, ax=list(axes[: len(panels)]), **options)
-    return figure
+    return next(draw_layers(record, role, [layer], heads))
+
+
+def draw_layers(
+    record: AttentionRecord,
+    role: str,
+    layers: Sequence[int],
+    heads: Sequence[int] | None = None,
+) -> Iterator[Figure]:
+    """Yield what `draw_heatmaps` returns for each layer.
+
+    Layers with as many heads share a figure, which is to be saved before the next one is asked for:
+    most of the time goes into labels and their layout.
+    """
+    grid = None
+    for layer in layers:
+        panels = _named_panels(record.weights(role, layer), heads)
+        heading = f"{ROLES[role][0]}, {name_layer(layer, len(record.maps[role]))}"
+        if grid is None or len(grid.images) != len(panels):
+            grid = _Grid(record, role, [name for name, _ in panels], heading)
+        grid.show([weights for _, weights in panels], heading)
+        yield grid.figure
+
+
+class _Grid:
+    """A figure with a heat map for each of some panels, which weights fill."""
+
+    def __init__(
+        self, record: AttentionRecord, role: str, names: Sequence[str], heading: str
+    ) -> None:
+        _, queries_side, keys_side = ROLES[role]
+        labels = _TokenLabels(*record.tokens(role))
+        columns = _num_columns(len(names), labels.width / labels.height)
+        rows = math.ceil(len(names) / columns)
+        width = columns * (labels.width + 0.25) + labels.margin + 1.4
+        height = rows * (labels.height + 0.4) + labels.margin + 1.0
+        # With few tokens, the heading needs more width than the panels.
+        self.figure = style.new_figure(max(width, _text_width(heading, style.HEADING_SIZE)), height)
+        self.title = self.figure.suptitle(heading, fontsize=style.HEADING_SIZE)
+        axes = self.figure.subplots(rows, columns, squeeze=False).flatten()
+        self.norm, self.images = Normalize(0, 1), []
+        options: style.Options = {"aspect": "auto", "interpolation": "none", "norm": self.norm}
+        for index, (axis, name) in enumerate(zip(axes, names, strict=False)):
+            empty = np.zeros((len(labels.queries), len(labels.keys)))
+            self.images.append(axis.imshow(empty, **options))
+            weight = "bold" if name.startswith("mean") else None
+            axis.set_title(name, fontsize=style.LABEL_SIZE, fontweight=weight)
+            keys = labels.keys if index + columns >= len(names) else []  # at the bottom
+            queries = labels.queries if index % columns == 0 else []  # at the left
+            style.label_cells(axis, keys, queries, stride=labels.stride, rotation=labels.rotation)
+            axis.tick_params(length=2, labelsize=labels.size)
+        for axis in axes[len(names) :]:
+            axis.remove()
+        self.figure.supxlabel(f"{keys_side} tokens (keys)", fontsize=style.TITLE_SIZE)
+        self.figure.supylabel(f"{queries_side} tokens (queries)", fontsize=style.TITLE_SIZE)
+        # The aspect keeps the bar of a tall grid short and wide enough.
+        options = {"label": "attention weight", "aspect": 20 * rows, "pad": 0.01}
+        shown = list(axes[: len(names)])
+        self.bar = self.figure.colorbar(self.images[0], ax=shown, **options)
+        self.bar_width = 0  # characters of the widest number for which there is room at the bar
+
+    def show(self, weights: Sequence[Tensor], heading: str) -> None:
+        """Fill the panels with weights [q k], on one colour scale."""
+        low, high = min(x.min().item() for x in weights), max(x.max().item() for x in weights)
+        limits = (0.0, high) if low >= 0 else (-max(high, -low), max(high, -low))
+        self.norm.vmin, self.norm.vmax = limits
+        for image, values in zip(self.images, weights, strict=True):
+            image.set_data(values.numpy())
+            image.set_cmap(style.SEQUENTIAL if low >= 0 else style.DIVERGING)
+        self.title.set_text(heading)
+        width = max(len(label.get_text()) for label in self.bar.ax.get_yticklabels())
+        self.figure.set_layout_engine("constrained" if width > self.bar_width else "none")
+        self.bar_width = max(width, self.bar_width)
 
 
 def _named_panels(weights: Tensor, heads: Sequence[int] | None) -> list[tuple[str, Tensor]]:

@@ -1,6 +1,7 @@
 """The one style of all pictures: colours, fonts, sizes, and how a figure is made."""
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 from matplotlib import colormaps
@@ -46,6 +47,11 @@ def new_canvas(width: float, height: float) -> tuple[Figure, Axes]:
     axis = figure.add_axes((0, 0, 1, 1), xlim=(0, width), ylim=(0, height))
     axis.set_axis_off()
     return figure, axis
+
+
+def save_png(figure: Figure, path: Path) -> None:
+    """Save a figure as it is; `Figure.savefig` draws everything twice."""
+    FigureCanvasAgg(figure).print_png(path)
 
 
 def despine(axis: Axes) -> None:
