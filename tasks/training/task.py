@@ -133,6 +133,9 @@ class Task(LightningModule):
         self.step_tokens: Tensor = nn.Buffer(torch.zeros(()), persistent=False)
         # Sums of loss, auxiliary loss and target tokens since the last log.
         self.running_sums: Tensor = nn.Buffer(torch.zeros(3), persistent=False)
+        # What the gradients of this step are multiplied by, and their norm before that.
+        self.scale: Tensor
+        self.gradient_norm: Tensor | None = None
         self.has_auxiliary_loss = False
         # The batches of the optimizer step so far, with what each adds to `running_sums`.
         self.step_batches: list[tuple[Any, Tensor]] = []
@@ -290,7 +293,7 @@ class Task(LightningModule):
     def training_step(self, batch: Any, _: int) -> Tensor:
         """Return the loss summed over the batch's tokens; `last_step` reports it to callbacks.
 
-        `on_before_optimizer_step` makes the gradients those of a mean. An auxiliary loss of the
+        `configure_gradient_clipping` makes the gradients those of a mean. An auxiliary loss of the
         attention, a mean over tokens, has the same weight as the task's.
         """
         loss, targets = self.training_loss(batch)
@@ -305,15 +308,12 @@ class Task(LightningModule):
         return loss + weighted
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        """Divide the gradients by the target tokens of all ranks and micro-batches of the step.
+        """Find what `configure_gradient_clipping` is to multiply the gradients by.
 
         Every `log_every_n_steps`, log the mean losses since the last time. A step that is not
         finite is dealt with as `non_finite` says.
         """
-        scale = self.gradient_scale()
-        for parameter in self.model.parameters():
-            if parameter.grad is not None:
-                parameter.grad.mul_(scale)
+        self.scale = self.gradient_scale()
         self.step_tokens.zero_()
         is_finite = self.is_step_finite()
         if not is_finite:
@@ -336,9 +336,11 @@ class Task(LightningModule):
         values = [sums[:2].sum() for _, sums in self.step_batches]
         # A scaler of float16 makes infinite gradients now and then, and skips their steps itself.
         if getattr(self.trainer.precision_plugin, "scaler", None) is None:
-            gradients = [x.grad for x in self.model.parameters() if x.grad is not None]
             # On a CPU the largest of absolute values takes eight times as long as this norm.
-            values.append(gather_tensors(get_total_norm(gradients)))
+            norm = get_total_norm(self.gradients())
+            values.append(gather_tensors(norm))
+            # Strategies that divide gradients clip them by a norm of their own.
+            self.gradient_norm = None if isinstance(norm, DTensor) else norm
         is_finite = torch.stack([value.isfinite().to(self.device) for value in values]).all()
         return not self.sum_over_ranks((~is_finite).float())
 
@@ -362,6 +364,31 @@ class Task(LightningModule):
             self.zero_grad(set_to_none=True)
         elif not self.non_finite_in_a_row:
             self.print(f"{reason}: training goes on")
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: torch.optim.Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Divide the gradients by the target tokens of all ranks and micro-batches, and clip them.
+
+        The norm of all gradients, which the check of the step has found, serves the clipping too.
+        """
+        limit, factor, norm = gradient_clip_val or 0.0, self.scale, self.gradient_norm
+        self.gradient_norm = None
+        if limit > 0.0 and norm is not None and gradient_clip_algorithm != "value":
+            # As in torch.nn.utils.clip_grad_norm_.
+            factor = factor * (limit / (norm * factor + 1e-6)).clamp(max=1.0)
+            limit = 0.0
+        for gradient in self.gradients():
+            gradient.mul_(factor)
+        if limit > 0.0:
+            self.clip_gradients(optimizer, limit, gradient_clip_algorithm)
+
+    def gradients(self) -> list[Tensor]:
+        """Return the gradients of all parameters that have one."""
+        return [x.grad for x in self.model.parameters() if x.grad is not None]
 
     def gradient_scale(self) -> Tensor:
         """Return the factor that makes the gradients of this step those of a mean over tokens."""
