@@ -1,41 +1,57 @@
-"""The product with gradients of its own equals its formula: values, first and second gradients."""
+"""Products with gradients of their own equal their formulas: values, first and second gradients."""
 
 import pytest
 import torch
 
-from attention_zoo.attention.recurrent import decayed_product as module
-from attention_zoo.attention.recurrent.decayed_product import decayed_product
+from attention_zoo.attention.recurrent import channel_scan, decayed_product
 from attention_zoo.attention.recurrent.steps import Steps
 
 BATCH, HEADS, CHANNELS, VALUES = 2, 3, 4, 5
-DECAYS = {"none": None, "by head": (BATCH, HEADS), "of all rows": (1, HEADS), "of all": (1, 1)}
+# By what a state decays: the shape of a token's decay, if it has one.
+DECAYS = {
+    "nothing": None,
+    "a number of the head": (BATCH, HEADS, 1),
+    "a number of all rows": (1, HEADS, 1),
+    "a number of all": (1, 1, 1),
+    "a number of the channel": (BATCH, HEADS, CHANNELS),
+}
+ONE_VALUE = "a number of the channel"  # whose values are single numbers
+
+
+def product(decay):
+    """Return the module and the function that multiply by a state."""
+    module = channel_scan if decay == ONE_VALUE else decayed_product
+    return module, vars(module)[module.__name__.rpartition(".")[2]]
 
 
 def draw(length, decay, has_state):
     """Return q, k, v, log a and the state, in float64; some decays forget everything."""
     options = {"dtype": torch.float64, "requires_grad": True}
+    values = 1 if decay == ONE_VALUE else VALUES
     q, k = (torch.randn(BATCH, HEADS, length, CHANNELS, **options) for _ in range(2))
-    v = torch.randn(BATCH, HEADS, length, VALUES, **options)
+    v = torch.randn(BATCH, HEADS, length, values, **options)
     log_decay = state = None
     if DECAYS[decay] is not None:
-        log_decay = 2.0 * torch.rand(*DECAYS[decay], length, 1, dtype=torch.float64).log()
+        *rows, channels = DECAYS[decay]
+        log_decay = 2.0 * torch.rand(*rows, length, channels, dtype=torch.float64).log()
         log_decay[:, :, length // 3 :: 29] = float("-inf")
         log_decay.requires_grad_()
     if has_state:
-        state = torch.randn(BATCH, HEADS, CHANNELS, VALUES, **options)
+        state = torch.randn(BATCH, HEADS, CHANNELS, values, **options)
     return q, k, v, log_decay, state
 
 
-def own_and_plain(monkeypatch, inputs):
+def own_and_plain(monkeypatch, decay, inputs):
     """Return the results with gradients of their own, and those of the formula."""
-    q, k, v, decay, state = inputs
-    steps = Steps(q, k, v, decay=decay)
-    own = decayed_product(steps, state)
-    assert any("DecayedProduct" in name for name in names_of_graph(own[1]))
+    q, k, v, log_decay, state = inputs
+    steps = Steps(q, k, v, decay=log_decay)
+    module, function = product(decay)
+    own = function(steps, state)
+    assert names_of_graph(own[1]) & {"DecayedProductBackward", "ChannelScanBackward"}
     with monkeypatch.context() as patch:
         patch.setattr(module, "is_eager_cpu", lambda x: False)
-        plain = decayed_product(steps, state)
-    assert not any("DecayedProduct" in name for name in names_of_graph(plain[1]))
+        plain = function(steps, state)
+    assert not names_of_graph(plain[1]) & {"DecayedProductBackward", "ChannelScanBackward"}
     return own, plain
 
 
@@ -55,7 +71,7 @@ def names_of_graph(x):
 def test_values_and_gradients(monkeypatch, length, decay, has_state):
     inputs = draw(length, decay, has_state)
     given = [x for x in inputs if x is not None]
-    own, plain = own_and_plain(monkeypatch, inputs)
+    own, plain = own_and_plain(monkeypatch, decay, inputs)
     torch.testing.assert_close(own, plain)
     upstream = [torch.randn_like(x) for x in own]
     for outputs in (slice(0, 1), slice(1, 2), slice(0, 2)):
@@ -75,7 +91,7 @@ def test_second_gradients(monkeypatch, length, decay, has_state):
     inputs = draw(length, decay, has_state)
     given = [x for x in inputs if x is not None]
     second = []
-    for out, state in own_and_plain(monkeypatch, inputs):
+    for out, state in own_and_plain(monkeypatch, decay, inputs):
         first = torch.autograd.grad(
             out.square().sum() + state.pow(3).sum(), given, create_graph=True
         )
@@ -83,31 +99,49 @@ def test_second_gradients(monkeypatch, length, decay, has_state):
     torch.testing.assert_close(*second)
 
 
+BOTH = pytest.mark.parametrize("decay", ["a number of the head", ONE_VALUE])
+
+
+@BOTH
 @pytest.mark.parametrize("frozen", range(5))
-def test_inputs_without_a_gradient(monkeypatch, frozen):
-    inputs = draw(70, "by head", has_state=True)
+def test_inputs_without_a_gradient(monkeypatch, decay, frozen):
+    inputs = draw(70, decay, has_state=True)
     inputs[frozen].requires_grad_(False)
     given = [x for x in inputs if x.requires_grad]
-    own, plain = own_and_plain(monkeypatch, inputs)
+    own, plain = own_and_plain(monkeypatch, decay, inputs)
     gradients = [torch.autograd.grad(sum(x.sum() for x in y), given) for y in (own, plain)]
     torch.testing.assert_close(*gradients)
 
 
-def test_autocast_does_not_reach_the_gradients():
-    inputs = [x.detach().float().requires_grad_() for x in draw(70, "by head", has_state=True)]
-    q, k, v, decay, state = inputs
-    out, _ = decayed_product(Steps(q, k, v, decay=decay), state)
+@BOTH
+def test_queries_that_heads_share(monkeypatch, decay):
+    inputs = draw(70, decay, has_state=False)
+    shared = torch.randn(BATCH, 1, 70, CHANNELS, dtype=torch.float64, requires_grad=True)
+    inputs = (shared.expand_as(inputs[0]), *inputs[1:])
+    gradients = [
+        torch.autograd.grad(out.square().sum(), shared)
+        for out, _ in own_and_plain(monkeypatch, decay, inputs)
+    ]
+    torch.testing.assert_close(*gradients)
+
+
+@BOTH
+def test_autocast_does_not_reach_the_gradients(decay):
+    inputs = [x.detach().float().requires_grad_() for x in draw(70, decay, has_state=True)]
+    q, k, v, log_decay, state = inputs
+    out, _ = product(decay)[1](Steps(q, k, v, decay=log_decay), state)
     expected = torch.autograd.grad(out.sum(), inputs, retain_graph=True)
     with torch.autocast("cpu", torch.bfloat16):
         found = torch.autograd.grad(out.sum(), inputs)
     torch.testing.assert_close(found, expected, rtol=0, atol=0)
 
 
-def test_transforms():
-    inputs = [x.detach() for x in draw(40, "by head", has_state=True)]
+@BOTH
+def test_transforms(decay):
+    inputs = [x.detach() for x in draw(40, decay, has_state=True)]
 
-    def loss(q, k, v, decay, state):
-        return decayed_product(Steps(q, k, v, decay=decay), state)[0].square().sum()
+    def loss(q, k, v, log_decay, state):
+        return product(decay)[1](Steps(q, k, v, decay=log_decay), state)[0].square().sum()
 
     found = torch.func.grad(loss, argnums=(0, 1, 2, 3, 4))(*inputs)
     leaves = [x.requires_grad_() for x in inputs]
