@@ -37,10 +37,16 @@ def attend(
     if bias is not None:
         bias = bias.to(q.dtype)
         attn_mask = bias if attn_mask is None else bias.masked_fill(~attn_mask, float("-inf"))
+    value_dim = v.shape[-1]
+    if q.device.type == "cpu" and q.shape[-1] != value_dim:
+        # A CPU's kernel takes queries, keys and values of one width; all else takes many times as
+        # long.
+        width = max(q.shape[-1], value_dim)
+        q, k, v = (pad(x, (0, width - x.shape[-1])) for x in (q, k, v))
     # Under vmap PyTorch chooses a kernel without a gradient for the mask, though it needs one.
     hides_gradient = bias is not None and is_transformed(bias)
     with sdpa_kernel(SDPBackend.MATH) if hides_gradient else nullcontext():
-        return scaled_dot_product_attention(
+        out = scaled_dot_product_attention(
             q,
             k,
             v,
@@ -50,6 +56,7 @@ def attend(
             scale=scale,
             enable_gqa=k.shape[1] != q.shape[1],
         )
+    return out if out.shape[-1] == value_dim else out[..., :value_dim]
 
 
 def attend_padded(

@@ -50,6 +50,31 @@ def test_five_frames_lead_from_forward_to_the_kernel(monkeypatch: pytest.MonkeyP
     assert stacks == [["forward", "attend_tokens", "attend_shared", "attend", "attend"]]
 
 
+@pytest.mark.parametrize("name", ["multi_head", "multi_head_latent", "grouped_latent"])
+def test_a_cpu_computes_no_weights_whatever_the_widths(name: str) -> None:
+    """Its kernel takes one width; the other way makes all weights of a head [q k]."""
+    attention = build(name)
+    with torch.profiler.profile() as profile:
+        attention(torch.randn(2, 40, 16)).sum().backward()
+    called = {event.key for event in profile.key_averages()}
+    assert "aten::_scaled_dot_product_flash_attention_for_cpu" in called
+    assert "aten::_scaled_dot_product_attention_math" not in called
+
+
+@pytest.mark.parametrize("widths", [(4, 7), (7, 4)])
+@pytest.mark.parametrize("causal", [False, True])
+def test_values_of_another_width(widths: tuple[int, int], causal: bool) -> None:
+    q, k = (torch.randn(2, 3, 5, widths[0], requires_grad=True) for _ in range(2))
+    v = torch.randn(2, 3, 5, widths[1], requires_grad=True)
+    visible = Visibility(mask=Mask(causal=causal), rows=range(5), columns=range(5))
+    results = []
+    for backend in (sdpa, reference):
+        out = backend.attend(q, k, v, visible=visible, scale=0.3)
+        results.append((out, *torch.autograd.grad(out.square().sum(), (q, k, v))))
+    for ours, expected in zip(*results, strict=True):
+        assert_same(ours, expected)
+
+
 def test_a_backend_that_cannot_serve_is_refused() -> None:
     with pytest.raises(Unsupported, match=r"backend 'sdpa'.* Choices: auto, blocks, flex"):
         build("strided_sparse", stride=3, backend="sdpa")
