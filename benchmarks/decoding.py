@@ -5,15 +5,12 @@ inputs, and take turns in one process. The ratio is their time over ours: the me
 and the smallest and largest. No output ends early: transformers' has no eos, and ours is one that
 the logits' bias keeps out until the limit.
 
-    python benchmarks/decoding.py [--rounds 5] [--output PAGE]
+    python -m benchmarks.decoding [--rounds 5] [--threads 2] [--output PAGE]
 """
 
-import argparse
 import statistics
-import time
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 
 import torch
 import transformers
@@ -24,6 +21,7 @@ from attention_zoo import create_attention, create_position
 from attention_zoo.decoding import Beam, Greedy, Sample
 from attention_zoo.models import LanguageModel, Seq2Seq
 from attention_zoo.tasks.views.tables import Table, markdown_table
+from benchmarks.measuring import CLOCKS, create_parser, describe_ratios, write_page
 
 LAYERS, DIM, HEADS, FFN_DIM, VOCABULARY = 6, 384, 6, 1536, 8000
 PROMPT, SOURCE, NEW = 32, 32, 64  # tokens
@@ -34,14 +32,16 @@ NEVER = -1e4  # the bias of eos
 INTRODUCTION = """# Decoding
 
 `generate` of transformers {version} and ours, with {layers} layers of width {dim}, {heads} heads, a
-feed-forward of {ffn_dim} and a vocabulary of {vocabulary:,}, on {threads} CPU threads in float32.
+feed-forward of {ffn_dim} and a vocabulary of {vocabulary:,} in float32, in {clock} seconds with
+{threads} threads.
 {new} tokens are written after a prompt, or for a source, of {prompt}. The language models are GPT-2
 and ours with learned positions, the translation models Marian and ours with sinusoidal positions.
 The ratio is their time over ours: above 1, ours is faster. Medians of {rounds} rounds, in which
 both take turns; the smallest and the largest in brackets. What ours loses at batch 1 is time in
 Python: checks, masks and modules, for a token as for a whole sentence. This command makes the page:
 
-    python benchmarks/decoding.py --rounds {rounds} --output benchmarks/decoding.md
+    python -m benchmarks.decoding --rounds {rounds} --threads {threads} --clock {clock} \\
+        --output PAGE
 
 """
 
@@ -162,20 +162,19 @@ def forbid_eos(model: LanguageModel | Seq2Seq) -> None:
     model.head.bias.data[EOS] = NEVER
 
 
-def measure_seconds(run: Run) -> float:
+def measure_seconds(run: Run, clock: Callable[[], float]) -> float:
     """Return how long a run takes."""
-    started = time.perf_counter()
+    started = clock()
     with torch.inference_mode():
         run()
-    return time.perf_counter() - started
+    return clock() - started
 
 
 def main() -> None:
     """Measure all cases, and print or write the table."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--output", type=Path)
-    arguments = parser.parse_args()
+    arguments = create_parser(__doc__, rounds=5).parse_args()
+    clock = CLOCKS[arguments.clock]
+    torch.set_num_threads(arguments.threads)
     torch.manual_seed(0)
     rows = []
     cases = {**language_models(), **translation_models()}
@@ -183,13 +182,12 @@ def main() -> None:
     for name, create, batch in track(jobs, "Decoding"):
         ours, theirs = create(batch)
         times = [
-            (measure_seconds(ours), measure_seconds(theirs)) for _ in range(arguments.rounds + 1)
+            (measure_seconds(ours, clock), measure_seconds(theirs, clock))
+            for _ in range(arguments.rounds + 1)
         ][1:]  # The first round warms up.
         ratios = [other / own for own, other in times]
         speed = batch * NEW / statistics.median(own for own, _ in times)
-        spread = f"{min(ratios):.2f} to {max(ratios):.2f}"
-        ratio = f"{statistics.median(ratios):.2f} ({spread})"
-        rows.append([name, f"{batch}", f"{speed:,.0f}", ratio])
+        rows.append([name, f"{batch}", f"{speed:,.0f}", describe_ratios(ratios)])
     table = Table("", ["decoding", "batch", "tokens per second", "ratio"], rows)
     introduction = INTRODUCTION.format(
         version=transformers.__version__,
@@ -198,16 +196,13 @@ def main() -> None:
         heads=HEADS,
         ffn_dim=FFN_DIM,
         vocabulary=VOCABULARY,
-        threads=torch.get_num_threads(),
+        threads=arguments.threads,
+        clock=arguments.clock,
         new=NEW,
         prompt=PROMPT,
         rounds=arguments.rounds,
     )
-    page = f"{introduction}{markdown_table(table)}\n"
-    if arguments.output is None:
-        print(page)
-    else:
-        arguments.output.write_text(page, encoding="utf-8")
+    write_page(f"{introduction}{markdown_table(table)}\n", arguments.output)
 
 
 if __name__ == "__main__":

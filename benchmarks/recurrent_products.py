@@ -7,14 +7,10 @@ over ours, forward and backward: the median over rounds, and the smallest and la
   one cumulated sum, inside chunks of 64 tokens.
 - The gated delta rule, against transformers' `torch_chunk_gated_delta_rule` (Qwen3-Next).
 
-    python benchmarks/recurrent_products.py [--rounds 15] [--output PAGE]
+    python -m benchmarks.recurrent_products [--rounds 15] [--threads 2] [--output PAGE]
 """
 
-import argparse
-import statistics
-import time
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
 import transformers
@@ -27,6 +23,7 @@ from attention_zoo.attention.recurrent.decayed_product import decayed_product
 from attention_zoo.attention.recurrent.delta_rule import delta_rule
 from attention_zoo.attention.recurrent.steps import Steps
 from attention_zoo.tasks.views.tables import Table, markdown_table
+from benchmarks.measuring import CLOCKS, create_parser, describe_ratios, write_page
 
 HEADS, CHANNELS = 4, 64
 SHAPES = ((8, 64), (8, 1024), (2, 4096))  # batch size and length
@@ -34,11 +31,13 @@ CHUNK = 64  # of the plain form
 
 INTRODUCTION = """# Products of recurrent attention
 
-Forward and backward with {heads} heads of {channels} channels, on {threads} CPU threads in float32.
-The ratio is their time over ours: above 1, ours is faster. Medians of {rounds} rounds, in which
-both take turns; the smallest and the largest in brackets. This command makes the page:
+Forward and backward with {heads} heads of {channels} channels in float32. The ratio is their time
+over ours: above 1, ours is faster. Times are {clock} seconds with {threads} threads; medians of
+{rounds} rounds, in which both take turns, the smallest and the largest in brackets. This command
+makes the page:
 
-    python benchmarks/recurrent_products.py --rounds {rounds} --output PAGE
+    python -m benchmarks.recurrent_products --rounds {rounds} --threads {threads} --clock {clock} \\
+        --output PAGE
 
 - *plain triangular form*: exponentials of differences of one cumulated sum, in chunks of {chunk}
   tokens. It loses the digits of weak decays after strong ones, which ours keeps.
@@ -47,6 +46,7 @@ both take turns; the smallest and the largest in brackets. This command makes th
 """
 
 Product = Callable[..., Tensor]
+Clock = Callable[[], float]
 
 
 def plain_decayed_product(q: Tensor, k: Tensor, v: Tensor, decay: Tensor) -> Tensor:
@@ -103,53 +103,48 @@ def draw_inputs(batch: int, length: int, has_rate: bool) -> list[Tensor]:
     return [x.requires_grad_() for x in inputs]
 
 
-def measure_seconds(product: Product, inputs: list[Tensor], weights: Tensor) -> float:
+def measure_seconds(product: Product, inputs: list[Tensor], weights: Tensor, clock: Clock) -> float:
     """Return the time of forward and backward."""
-    started = time.perf_counter()
+    started = clock()
     torch.autograd.grad(product(*inputs), inputs, weights)
-    return time.perf_counter() - started
+    return clock() - started
 
 
-def compare(ours: Product, theirs: Product, inputs: list[Tensor], rounds: int) -> list[float]:
+def compare(
+    ours: Product, theirs: Product, inputs: list[Tensor], rounds: int, clock: Clock
+) -> list[float]:
     """Return the ratios of all rounds; raise AssertionError if the results differ."""
     weights = torch.randn_like(inputs[2])
     torch.testing.assert_close(ours(*inputs), theirs(*inputs), rtol=1e-4, atol=1e-4)
     ratios = []
     for _ in range(rounds):
-        ours_first = measure_seconds(ours, inputs, weights)
-        ratios.append(measure_seconds(theirs, inputs, weights) / ours_first)
+        ours_first = measure_seconds(ours, inputs, weights, clock)
+        ratios.append(measure_seconds(theirs, inputs, weights, clock) / ours_first)
     return ratios
 
 
 def main() -> None:
     """Measure all cases, and print or write the table."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--output", type=Path)
-    arguments = parser.parse_args()
+    arguments = create_parser(__doc__, rounds=15).parse_args()
+    torch.set_num_threads(arguments.threads)
     torch.manual_seed(0)
     rows = []
     jobs = [(label, *case, shape) for label, case in CASES.items() for shape in SHAPES]
     for label, ours, theirs, has_rate, (batch, length) in track(jobs, "Products"):
         inputs = draw_inputs(batch, length, has_rate)
-        ratios = compare(ours, theirs, inputs, arguments.rounds)
-        spread = f"{min(ratios):.2f} to {max(ratios):.2f}"
-        row = [label, f"{batch}", f"{length:,}", f"{statistics.median(ratios):.2f} ({spread})"]
-        rows.append(row)
+        ratios = compare(ours, theirs, inputs, arguments.rounds, CLOCKS[arguments.clock])
+        rows.append([label, f"{batch}", f"{length:,}", describe_ratios(ratios)])
     table = Table("", ["product", "batch", "tokens", "ratio"], rows)
     introduction = INTRODUCTION.format(
         heads=HEADS,
         channels=CHANNELS,
-        threads=torch.get_num_threads(),
+        threads=arguments.threads,
+        clock=arguments.clock,
         rounds=arguments.rounds,
         chunk=CHUNK,
         version=transformers.__version__,
     )
-    page = f"{introduction}{markdown_table(table)}\n"
-    if arguments.output is None:
-        print(page)
-    else:
-        arguments.output.write_text(page)
+    write_page(f"{introduction}{markdown_table(table)}\n", arguments.output)
 
 
 if __name__ == "__main__":

@@ -4,14 +4,12 @@ Both train the same model, from the same weights, on the same batches, with the 
 gradient clipping. Only the first uses the Trainer, its callbacks and a logger. They take turns in
 one process. The result is the median of the ratios of all rounds.
 
-    python benchmarks/training_speed.py [--rounds 9] [--steps 60] [overrides of train …]
+    python -m benchmarks.training_speed [--rounds 9] [--steps 60] [overrides of train …]
 """
 
-import argparse
 import copy
-import statistics
 import tempfile
-import time
+from collections.abc import Callable
 from functools import partial
 from itertools import chain, count, islice
 from typing import Any
@@ -20,7 +18,6 @@ import torch
 from hydra import compose, initialize_config_module
 from lightning import Callback, Trainer, seed_everything
 from omegaconf import OmegaConf
-from rich.console import Console
 from rich.progress import track
 from torch.nn.functional import cross_entropy
 
@@ -31,22 +28,41 @@ from attention_zoo.tasks.configuration.defaults import resolve_defaults
 from attention_zoo.tasks.data.batches import IGNORE_INDEX
 from attention_zoo.tasks.training.loggers.loggers import create_loggers, finish_loggers
 from attention_zoo.tasks.training.task import Task
-from attention_zoo.tasks.views.tables import Table, print_table
+from attention_zoo.tasks.views.tables import Table, markdown_table
+from benchmarks.measuring import CLOCKS, create_parser, describe_ratios, write_page
 
 CASES = {
     "translation (default)": [],
     "language modelling": ["task=language_modeling", "tokenizer=characters", "model.layers=4"],
 }
 WARM_UP = 5  # steps before the clock starts
+INTRODUCTION = """# Training through the Trainer
+
+`attention-zoo train` with its callbacks and a logger, against a bare loop of the same model, data
+and optimiser: forward, loss, backward, clip, step. The ratio is the time of the bare loop over
+ours: at 1, all else costs nothing. Times of {steps} steps are {clock} seconds with {threads}
+threads; medians of {rounds} rounds, in which both take turns, the smallest and the largest in
+brackets. Attention maps and samples are drawn at validations, which are not counted. This command
+makes the page:
+
+    python -m benchmarks.training_speed --rounds {rounds} --steps {steps} --threads {threads} \\
+        --clock {clock} --output PAGE
+
+"""
+
+Clock = Callable[[], float]
 
 
 class Stopwatch(Callback):
     """Measure the seconds from the end of the warm-up to the end of the last step."""
 
+    def __init__(self, clock: Clock) -> None:
+        self.clock = clock
+
     def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
         if trainer.global_step == WARM_UP:
-            self.started = time.perf_counter()
-        self.stopped = time.perf_counter()
+            self.started = self.clock()
+        self.stopped = self.clock()
 
 
 def compose_config(overrides: list[str], run: str, steps: int) -> dict[str, Any]:
@@ -60,7 +76,7 @@ def compose_config(overrides: list[str], run: str, steps: int) -> dict[str, Any]
     return plain | {"choices": {}}
 
 
-def bare_seconds(task: Task, data: Any, config: dict[str, Any], steps: int) -> float:
+def bare_seconds(task: Task, data: Any, config: dict[str, Any], steps: int, clock: Clock) -> float:
     """Return the time of a bare loop: forward, loss, backward, clip, step."""
     model = task.model.train()
     optimizer = task.optimizer_factory(model)
@@ -79,13 +95,13 @@ def bare_seconds(task: Task, data: Any, config: dict[str, Any], steps: int) -> f
         torch.nn.utils.clip_grad_norm_(model.parameters(), config["trainer"]["gradient_clip_val"])
         optimizer.step()
         if step == WARM_UP:
-            started = time.perf_counter()
-    return time.perf_counter() - started
+            started = clock()
+    return clock() - started
 
 
-def trainer_seconds(task: Task, data: Any, config: dict[str, Any]) -> float:
+def trainer_seconds(task: Task, data: Any, config: dict[str, Any], clock: Clock) -> float:
     """Return the time of the Trainer, with callbacks and logger as in `attention-zoo train`."""
-    stopwatch = Stopwatch()
+    stopwatch = Stopwatch(clock)
     loggers = create_loggers(config, job_type="train")
     callbacks = [instantiate(node) for node in config["callbacks"].values()]
     trainer = instantiate(config["trainer"], logger=loggers, callbacks=[*callbacks, stopwatch])
@@ -94,7 +110,7 @@ def trainer_seconds(task: Task, data: Any, config: dict[str, Any]) -> float:
     return stopwatch.stopped - stopwatch.started
 
 
-def measure(overrides: list[str], rounds: int, steps: int, label: str) -> list[float]:
+def measure(overrides: list[str], rounds: int, steps: int, label: str, clock: Clock) -> list[float]:
     """Return bare seconds over the Trainer's, of each round: 1 is as fast, less is slower."""
     ratios = []
     with tempfile.TemporaryDirectory() as run:
@@ -106,8 +122,8 @@ def measure(overrides: list[str], rounds: int, steps: int, label: str) -> list[f
         start = build_task(config, data.tokenizer)
         for number in track(range(rounds), description=label):
             runs = {
-                "bare": partial(bare_seconds, copy.deepcopy(start), data, config, steps),
-                "trainer": partial(trainer_seconds, copy.deepcopy(start), data, config),
+                "bare": partial(bare_seconds, copy.deepcopy(start), data, config, steps, clock),
+                "trainer": partial(trainer_seconds, copy.deepcopy(start), data, config, clock),
             }
             order = ("bare", "trainer") if number % 2 else ("trainer", "bare")
             seconds = {name: runs[name]() for name in order}
@@ -116,20 +132,20 @@ def measure(overrides: list[str], rounds: int, steps: int, label: str) -> list[f
 
 
 def main() -> None:
-    """Measure all cases, and print the table."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--rounds", type=int, default=9)
+    """Measure all cases, and print or write the table."""
+    parser = create_parser(__doc__, rounds=9)
     parser.add_argument("--steps", type=int, default=60)
     arguments, overrides = parser.parse_known_args()
+    torch.set_num_threads(arguments.threads)
     silence_libraries()
     register_plugins("train")
     rows = []
     for label, case in CASES.items():
-        ratios = measure([*case, *overrides], arguments.rounds, arguments.steps, label)
-        median = statistics.median(ratios)
-        rows.append((label, f"{median:.3f}", f"{min(ratios):.3f} … {max(ratios):.3f}"))
-    columns = ["case", "tokens/s, Trainer over bare", "rounds from … to"]
-    print_table(Console(), Table("", columns, rows))
+        options = arguments.rounds, arguments.steps, label, CLOCKS[arguments.clock]
+        rows.append((label, describe_ratios(measure([*case, *overrides], *options))))
+    settings = {x: getattr(arguments, x) for x in ("rounds", "steps", "threads", "clock")}
+    table = markdown_table(Table("", ["case", "ratio"], rows))
+    write_page(f"{INTRODUCTION.format(**settings)}{table}\n", arguments.output)
 
 
 if __name__ == "__main__":

@@ -5,20 +5,17 @@ with dropout off. All models take the same batches of random tokens, and take tu
 Their ratio is their time over ours: the median over rounds. The peak memory of a step with a large
 vocabulary is that of a process each.
 
-    python benchmarks/training_step.py [--rounds 9] [--output PAGE]
+    python -m benchmarks.training_step [--rounds 9] [--threads 2] [--output PAGE]
 """
 
-import argparse
 import json
 import statistics
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from functools import partial
 from importlib.metadata import version
 from importlib.util import find_spec
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -31,8 +28,8 @@ from attention_zoo.models import LanguageModel
 from attention_zoo.models.chunked_cross_entropy import chunked_cross_entropy, max_logits
 from attention_zoo.tasks.training.memory import peak_resident_bytes, reset_peak_memory
 from attention_zoo.tasks.views.tables import Table, markdown_table
+from benchmarks.measuring import CLOCKS, create_parser, describe_ratios, write_page
 
-CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 STEPS = 2  # of each model in a round
 
 
@@ -61,7 +58,7 @@ The ratio is their time over that of *ours*: above 1, ours is faster. Times are 
 {threads} threads; medians of {rounds} rounds, the smallest and the largest in brackets. This
 command makes the page:
 
-    python benchmarks/training_step.py --rounds {rounds} --threads {threads} --clock {clock} \\
+    python -m benchmarks.training_step --rounds {rounds} --threads {threads} --clock {clock} \\
         --output PAGE
 
 Of a machine that others use too, `--threads 1 --clock cpu` gives steadier ratios than `wall`.
@@ -303,8 +300,7 @@ def compare_times(shape: Shape, rounds: int, clock: Callable[[], float]) -> list
     rows = []
     for name, times in seconds.items():
         ratios = [x / ours for x, ours in zip(times, seconds["ours"], strict=True)]
-        spread = f"{min(ratios):.2f} to {max(ratios):.2f}"
-        ratio = "" if name == "ours" else f"{statistics.median(ratios):.2f} ({spread})"
+        ratio = "" if name == "ours" else describe_ratios(ratios)
         milliseconds = f"{1000 * statistics.median(times):.1f}"
         rows.append((name, f"{trainings[name].parameters:,}", milliseconds, ratio))
     return rows
@@ -326,7 +322,7 @@ def compare_peaks() -> list[tuple[str, ...]]:
     """Return a row for each model: its peak memory, in a process of its own."""
     peaks: dict[str, tuple[int, int]] = {}
     for name in track(installed_models(), description=str(LARGE_VOCABULARY)):
-        command = [sys.executable, __file__, "--peak", name]
+        command = [sys.executable, "-m", "benchmarks.training_step", "--peak", name]
         peaks[name] = json.loads(subprocess.check_output(command, text=True).splitlines()[-1])
     of_ours = peaks["ours"][0] - peaks["ours"][1]
     return [
@@ -342,11 +338,7 @@ def compare_peaks() -> list[tuple[str, ...]]:
 
 def main() -> None:
     """Measure times and peaks, and print or write the page."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--rounds", type=int, default=9)
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--clock", choices=CLOCKS, default="wall")
-    parser.add_argument("--output", type=Path)
+    parser = create_parser(__doc__, rounds=9)
     parser.add_argument("--peak", metavar="MODEL", help="print the peak memory of a model alone")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
@@ -373,10 +365,7 @@ def main() -> None:
     columns = ["model", "peak of the process", "without what it held before", "ours over theirs"]
     table = Table("", columns, compare_peaks())
     page += f"\n## Memory\n{MEMORY}\n{markdown_table(table)}\n"
-    if arguments.output is None:
-        print(page)
-    else:
-        arguments.output.write_text(page)
+    write_page(page, arguments.output)
 
 
 if __name__ == "__main__":

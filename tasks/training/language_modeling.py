@@ -11,8 +11,9 @@ from attention_zoo.decoding import Sample
 from attention_zoo.errors import UserError
 from attention_zoo.models.language_model import LanguageModel
 from attention_zoo.tasks.data.batches import IGNORE_INDEX, LanguageBatch
+from attention_zoo.tasks.training.losses import token_losses
 from attention_zoo.tasks.training.metrics import Accuracy, LossByPosition, TokenLoss
-from attention_zoo.tasks.training.task import Task, check_texts, token_losses
+from attention_zoo.tasks.training.task import Task, check_texts
 from attention_zoo.tasks.views.attention_record import AttentionRecord, first_example
 from attention_zoo.tasks.views.attention_viewer.page import AttentionView
 
