@@ -66,6 +66,11 @@ def describe_source(source: Mapping[str, Any]) -> Iterator[str]:
     yield from (f"{name}: {ordering['claim']}" for ordering in source.get("orderings", []))
 
 
+def format_p(p_value: float) -> str:
+    """Return a p value in three decimals, or that it is smaller."""
+    return "< 0.001" if p_value < 0.001 else f"{p_value:.3f}"
+
+
 def figures_table(
     benchmark: str, sources: Sequence[Mapping[str, Any]], comparison: Comparison
 ) -> Table | None:
@@ -104,7 +109,7 @@ def compare_orders(source: Mapping[str, Any], comparison: Comparison) -> Iterato
         same, pairs, p_value = agreement(shared, ours)
         order = " > ".join(sorted(shared, key=shared.__getitem__, reverse=True))
         agrees = "yes" if p_value < SIGNIFICANCE_LEVEL else "not shown"
-        yield [name, order, f"{same} of {pairs} pairs", agrees, f"{p_value:.3f}"]
+        yield [name, order, f"{same} of {pairs} pairs", agrees, format_p(p_value)]
 
 
 def compare_pair(better: Row, worse: Row, comparison: Comparison) -> list[str]:
@@ -121,7 +126,7 @@ def compare_pair(better: Row, worse: Row, comparison: Comparison) -> list[str]:
     else:
         is_better = (difference.delta > 0) == (metric.better == "higher")
         agrees = "yes" if is_better else "no: reversed"
-    return [means, agrees, f"{difference.p_value:.3f}"]
+    return [means, agrees, format_p(difference.p_value)]
 
 
 def agreement(theirs: Mapping[str, float], ours: Mapping[str, float]) -> tuple[int, int, float]:
