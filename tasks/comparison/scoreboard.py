@@ -6,6 +6,7 @@ adds its rows, and the page is drawn from all of them.
 
 import json
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -60,7 +61,7 @@ def add_results(
     schedule: Mapping[str, Any],
 ) -> None:
     """Keep the results of a candidate on a benchmark, in place of earlier ones."""
-    kept = folder / "results" / benchmark / candidate.label.replace("/", "_")
+    kept = folder / "results" / benchmark / name_row(candidate).replace("/", "_")
     kept.mkdir(parents=True, exist_ok=True)
     for file in kept.glob("*.json"):
         file.unlink()
@@ -79,6 +80,17 @@ def add_results(
         replace_text(
             kept / f"{run.seed}.json", json.dumps(contents, indent=1, sort_keys=True) + "\n"
         )
+
+
+def name_row(candidate: Candidate) -> str:
+    """Return the name of a candidate beside those of other comparisons, with its mechanism.
+
+    Its label lacks a mechanism that all candidates of its comparison have.
+    """
+    label = re.sub(r"(?<==)(True|False)\b", lambda value: value[0].lower(), candidate.label)
+    name = "attention="
+    chosen = [x.removeprefix(name) for x in candidate.overrides if x.startswith(name)]
+    return label if not chosen or chosen[-1] in label.split() else f"{chosen[-1]} {label}"
 
 
 def read_scores(folder: Path) -> dict[str, dict[str, Entry]]:

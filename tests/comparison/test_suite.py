@@ -6,6 +6,8 @@ import pytest
 from hydra import compose, initialize_config_module
 
 from attention_zoo.errors import UserError
+from attention_zoo.tasks.comparison.candidate import Candidate
+from attention_zoo.tasks.comparison.scoreboard import name_row
 from attention_zoo.tasks.comparison.suite import list_suites, read_suite, run_suite
 from attention_zoo.tasks.configuration.composition import register_plugins
 
@@ -130,3 +132,19 @@ def test_what_the_benchmarks_decide_is_refused():
             run_suite("small", ["suite=small", f"{name}=x"])
     with pytest.raises(UserError, match="suite"):
         run_suite("smal", ["suite=smal"])
+
+
+@pytest.mark.parametrize(
+    ("label", "overrides", "expected"),
+    [
+        ("delta", ["attention=delta"], "delta"),
+        (
+            "negative_eigenvalues=True",
+            ["attention=delta", "attention.negative_eigenvalues=True"],
+            "delta negative_eigenvalues=true",
+        ),
+        ("rotary", ["position=rotary"], "rotary"),
+    ],
+)
+def test_a_row_of_the_scoreboard_names_its_mechanism(label, overrides, expected):
+    assert name_row(Candidate(overrides, label, 64, label, 0.01)) == expected
