@@ -268,7 +268,9 @@ def test_every_experiment_has_its_way(group, choice):
     mark_exhaustive((x, "/" in x) for group, x in EXPERIMENTS if group == "experiment"),
 )
 def test_commands_of_experiments_build(experiment):
-    for command in commands_in(experiment):
+    commands = commands_in(experiment)
+    assert commands
+    for command in commands:
         for job in jobs_of(command):
             job = [x.replace("=FOLDER", "=.") for x in job]
             config = composed(*complete_overrides("train", job))

@@ -5,9 +5,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from attention_zoo.attention.recurrent.own_gradients import allows_own_gradients, differentiate
 from attention_zoo.attention.recurrent.steps import Steps
-from attention_zoo.precision import autocast_disabled, is_autocast_enabled
-from attention_zoo.tensor_checks import is_eager_cpu
+from attention_zoo.precision import autocast_disabled
 
 
 def channel_scan(steps: Steps, state: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -17,28 +17,29 @@ def channel_scan(steps: Steps, state: Tensor | None = None) -> tuple[Tensor, Ten
     """
     q, k, v, _, _, decay, *_ = steps
     assert decay is not None
-    types = {x.dtype for x in (q, k, v, decay, state) if x is not None}
-    if len(types) == 1 and is_eager_cpu(q) and not is_autocast_enabled(q):
-        return ChannelScan.apply(q, k, v, decay.expand_as(k), state)
-    return scan_chunks(steps, state)
+    inputs = q, k, v, decay.expand_as(k), state
+    return ChannelScan.apply(*inputs) if allows_own_gradients(*inputs) else scan_chunks(*inputs)
 
 
-def scan_chunks(steps: Steps, state: Tensor | None) -> tuple[Tensor, Tensor]:
+def scan_chunks(
+    q: Tensor, k: Tensor, v: Tensor, decay: Tensor, state: Tensor | None
+) -> tuple[Tensor, Tensor]:
     """Compute `channel_scan` in few operations, on a device that takes long to begin each.
 
     All chunks take their tokens at the same time, one after the other, and are then put together:
     each number is read a few times, where `decayed_product` reads it at every halving.
     """
-    q, k, v, _, _, decay, *_ = steps.split_chunks()
-    assert decay is not None
+    length = q.shape[2]
+    q, k, v, _, _, chunk_decay, *_ = Steps(q, k, v, decay=decay).split_chunks()
+    assert chunk_decay is not None
     # Unbound: each index in a loop would have a gradient as large as all tokens.
     local = torch.zeros_like(k[..., 0, :])
     within = []
-    tokens = zip(decay.exp().unbind(-2), (k * v).unbind(-2), strict=True)
+    tokens = zip(chunk_decay.exp().unbind(-2), (k * v).unbind(-2), strict=True)
     for factor, addition in tokens:
         local = factor * local + addition
         within.append(local)
-    from_start = decay.cumsum(dim=-2).exp()
+    from_start = chunk_decay.cumsum(dim=-2).exp()
     before = torch.zeros_like(local[:, :, 0]) if state is None else state[..., 0]
     starts = []
     for factor, addition in zip(from_start[..., -1, :].unbind(2), local.unbind(2), strict=True):
@@ -46,7 +47,7 @@ def scan_chunks(steps: Steps, state: Tensor | None) -> tuple[Tensor, Tensor]:
         before = factor * before + addition
     states = torch.stack(within, dim=-2) + from_start * torch.stack(starts, dim=2)[..., None, :]
     out = (q * states).sum(dim=-1, keepdim=True)
-    return out.flatten(2, 3)[:, :, : steps.q.shape[2]], before[..., None]
+    return out.flatten(2, 3)[:, :, :length], before[..., None]
 
 
 class ChannelScan(torch.autograd.Function):
@@ -75,14 +76,8 @@ class ChannelScan(torch.autograd.Function):
         q, k, v, decay, state, factors, states = ctx.saved_tensors
         with autocast_disabled(q):  # Who calls backward may have it on.
             if torch.is_grad_enabled():  # The gradients are to be differentiated.
-                inputs = [q, k, v, decay, state]
-                wanted = [
-                    x for x, needed in zip(inputs, ctx.needs_input_grad, strict=True) if needed
-                ]
-                outputs = scan_chunks(Steps(q, k, v, decay=decay), state)
-                of_outputs = of_out, of_last
-                found = iter(torch.autograd.grad(outputs, wanted, of_outputs, create_graph=True))
-                return tuple(next(found) if needed else None for needed in ctx.needs_input_grad)
+                inputs, of_outputs = (q, k, v, decay, state), (of_out, of_last)
+                return differentiate(scan_chunks, inputs, of_outputs, ctx.needs_input_grad)
             of_out = of_out.movedim(2, 0)
             of_states = torch.empty_like(factors)
             torch.mul(of_out, q.movedim(2, 0), out=of_states)

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from attention_zoo.attention.recurrent.chunk_decay import LOG_ZERO, decay_chunks, decay_triangle
+from attention_zoo.attention.recurrent.own_gradients import allows_own_gradients, differentiate
 from attention_zoo.attention.recurrent.steps import Steps
-from attention_zoo.precision import autocast_disabled, is_autocast_enabled
-from attention_zoo.tensor_checks import is_eager_cpu
+from attention_zoo.precision import autocast_disabled
 
 
 def decayed_product(steps: Steps, state: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -23,23 +23,12 @@ def decayed_product(steps: Steps, state: Tensor | None = None) -> tuple[Tensor, 
     [b h t e]. Work and memory grow with the length. Sums are in the type of the arguments.
     """
     q, k, v, _, _, decay, *_ = steps.split_chunks()
-    if has_own_gradients(q, k, v, decay, state):
+    by_head = decay is None or decay.shape[-1] == 1
+    if by_head and allows_own_gradients(q, k, v, decay, state):
         out, state = DecayedProduct.apply(q, k, v, decay, state)
     else:
         out, state = multiply_chunks(q, k, v, decay, state)
     return out.flatten(2, 3)[:, :, : steps.q.shape[2]], state
-
-
-def has_own_gradients(*inputs: Tensor | None) -> bool:
-    """Return whether `DecayedProduct` takes q, k, v, a decay and a state.
-
-    It writes in place, so that all must be of one type.
-    """
-    q, decay = inputs[0], inputs[3]
-    assert q is not None
-    by_head = decay is None or decay.shape[-1] == 1
-    types = {x.dtype for x in inputs if x is not None}
-    return by_head and len(types) == 1 and is_eager_cpu(q) and not is_autocast_enabled(q)
 
 
 def multiply_chunks(
@@ -104,7 +93,7 @@ class DecayedProduct(torch.autograd.Function):
         inputs = ctx.saved_tensors[:5]
         with autocast_disabled(inputs[0]):  # Who calls backward may have it on.
             if torch.is_grad_enabled():  # The gradients are to be differentiated.
-                return differentiate(inputs, of_outputs, ctx.needs_input_grad)
+                return differentiate(multiply_chunks, inputs, of_outputs, ctx.needs_input_grad)
             return compute_gradients(*ctx.saved_tensors, *of_outputs)
 
 
@@ -157,19 +146,6 @@ def compute_gradients(
         of_decay,
         None if state is None else of_state,
     )
-
-
-def differentiate(
-    inputs: Sequence[Any],
-    of_outputs: Sequence[Tensor | None],
-    needed: Sequence[bool],
-) -> tuple[Tensor | None, ...]:
-    """Return the gradients of `multiply_chunks`, which can be differentiated themselves."""
-    outputs = zip(multiply_chunks(*inputs), of_outputs, strict=True)
-    used, of_used = zip(*((x, of_x) for x, of_x in outputs if of_x is not None), strict=True)
-    wanted = [x for x, is_needed in zip(inputs, needed, strict=True) if is_needed]
-    found = iter(torch.autograd.grad(used, wanted, of_used, create_graph=True, allow_unused=True))
-    return tuple(next(found) if is_needed else None for is_needed in needed)
 
 
 def scan_states(

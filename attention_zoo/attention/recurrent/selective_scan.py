@@ -38,8 +38,8 @@ SPAN = 1024  # tokens whose states are computed at once
     paper="Gu and Dao 2023, arXiv 2312.00752, §3",
     equation="S_t = exp(−e^A Δ_t) ⊙ S_{t−1} + Δ_t B_tᵀx_t, y_t = C_t S_t + D x_t",
     reference="transformers MambaMixer",
-    deviations="states are computed in chunks, and again in the backward pass, not by a scan in "
-    "one kernel; padded tokens leave the state as it is",
+    deviations="states are computed token by token or in chunks, and again in the backward pass, "
+    "not by a scan in one kernel; padded tokens leave the state as it is",
     cache="the state, and the last tokens of the convolution",
     weights="signed",
     search_space=STEP_SEARCH_SPACE,
