@@ -137,6 +137,20 @@ def test_autocast_does_not_reach_the_gradients(decay):
 
 
 @BOTH
+def test_checkpointing(decay):
+    """Saved tensors are there for one reading where they are computed again."""
+    inputs = draw(70, decay, has_state=True)
+
+    def loss(*inputs):
+        out, state = product(decay)[1](Steps(*inputs[:3], decay=inputs[3]), inputs[4])
+        return out.square().sum() + state.sum()
+
+    again = torch.utils.checkpoint.checkpoint(loss, *inputs, use_reentrant=False)
+    found = torch.autograd.grad(again, inputs)
+    torch.testing.assert_close(found, torch.autograd.grad(loss(*inputs), inputs))
+
+
+@BOTH
 def test_transforms(decay):
     inputs = [x.detach() for x in draw(40, decay, has_state=True)]
 

@@ -30,7 +30,9 @@ def scan_chunks(
     each number is read a few times, where `decayed_product` reads it at every halving.
     """
     length = q.shape[2]
-    q, k, v, _, _, chunk_decay, *_ = Steps(q, k, v, decay=decay).split_chunks()
+    # Python loops over the tokens of a chunk: another number of them would be another graph.
+    steps = Steps(q, k, v, decay=decay).split_chunks(power_of_two=True)
+    q, k, v, _, _, chunk_decay, *_ = steps
     assert chunk_decay is not None
     # Unbound: each index in a loop would have a gradient as large as all tokens.
     local = torch.zeros_like(k[..., 0, :])

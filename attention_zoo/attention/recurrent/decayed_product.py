@@ -90,11 +90,12 @@ class DecayedProduct(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *of_outputs: Tensor | None) -> tuple[Tensor | None, ...]:
-        inputs = ctx.saved_tensors[:5]
+        saved = ctx.saved_tensors  # Read once: checkpointing keeps them for one reading.
+        inputs = saved[:5]
         with autocast_disabled(inputs[0]):  # Who calls backward may have it on.
             if torch.is_grad_enabled():  # The gradients are to be differentiated.
                 return differentiate(multiply_chunks, inputs, of_outputs, ctx.needs_input_grad)
-            return compute_gradients(*ctx.saved_tensors, *of_outputs)
+            return compute_gradients(*saved, *of_outputs)
 
 
 def compute_gradients(
