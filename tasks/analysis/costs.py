@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from attention_zoo.attention.base import take_auxiliary_loss
@@ -23,6 +22,12 @@ if TYPE_CHECKING:
     from attention_zoo.tasks.training.task import Task
 
 T = TypeVar("T")
+KERNELS = (  # of scaled dot product attention, by their names among the operators
+    "_scaled_dot_product_flash_attention_for_cpu",
+    "_scaled_dot_product_flash_attention",
+    "_scaled_dot_product_efficient_attention",
+    "_scaled_dot_product_cudnn_attention",
+)
 
 
 def training_flops_per_token(task: "Task", data: PreparedData) -> float:
@@ -40,15 +45,37 @@ def training_flops_per_token(task: "Task", data: PreparedData) -> float:
     """
 
     def count(task: "Task") -> float:
-        task.train()
-        with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-            logits, targets = task.predict_batch(data.example_batch())
+        batch = data.example_batch()
+
+        def step() -> None:
+            logits = task.train().call_model(batch)
             auxiliary = take_auxiliary_loss(task.model)
             loss = logits.sum()
             (loss if auxiliary is None else loss + auxiliary).backward()
-        return counter.get_total_flops() / targets.numel()
+
+        return count_flops(step) / task.find_targets(batch).numel()
 
     return count_on_copy(task, count)
+
+
+def count_flops(step: Callable[[], None]) -> int:
+    """Count the FLOPs of what a function computes, as `training_flops_per_token` says."""
+    aten = torch.ops.aten
+    forward = {getattr(aten, name): attention_flops for name in KERNELS}
+    backward = {getattr(aten, f"{name}_backward"): attention_backward_flops for name in KERNELS}
+    with FlopCounterMode(display=False, custom_mapping=forward | backward) as counter:
+        step()
+    return counter.get_total_flops()
+
+
+def attention_flops(q: torch.Size, k: torch.Size, v: torch.Size, *_: Any, **__: Any) -> int:
+    """Count two products, from the shapes of queries [… h q c], keys and values [… k c]."""
+    return 2 * q[:-1].numel() * k[-2] * (q[-1] + v[-1])
+
+
+def attention_backward_flops(_: torch.Size, *inputs: Any, **__: Any) -> int:
+    """Count four products: a kernel that computes the scores again does what others need not."""
+    return 2 * attention_flops(*inputs)
 
 
 def decode_state_bytes(task: "Task", data: PreparedData) -> int | None:

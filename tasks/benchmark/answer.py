@@ -102,8 +102,11 @@ def describe_measures(benchmark: Benchmark) -> list[str]:
     sentences = [
         benchmark.describe(),
         "The step is that of training without its optimizer: a forward pass, the loss and a "
-        "backward pass. Its peak memory is that of all tensors: weights, gradients, activations.",
+        "backward pass. Its peak memory is that of all tensors: weights, gradients, activations. "
+        "Its FLOPs are those of all matrix products and convolutions.",
     ]
+    if len(benchmark.entries) > 1:
+        sentences.append("A ratio is that of two times of the same round.")
     if benchmark.decode_batch_sizes:
         tokens = pluralize(benchmark.decode_tokens, "token")
         sentences.append(f"Decoding is greedy, with a cache, of the last {tokens} of each length.")

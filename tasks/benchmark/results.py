@@ -14,8 +14,14 @@ from attention_zoo.tasks.wording import pluralize
 KEY = "benchmark"  # of `results.json`
 FORWARD = Measure("forward_milliseconds", "Forward, ms", "lower", 1)
 STEP = Measure("step_milliseconds", "Forward and backward, ms", "lower", 1)
+FLOPS = Measure("step_flops", "FLOPs of forward and backward", "lower", "count")
 MEMORY = Measure("peak_memory_bytes", "Peak memory of forward and backward", "lower", "bytes")
 STATE = Measure("decode_state_bytes", "State of decoding, of a sequence", "lower", "bytes")
+
+
+def ratio_measure(reference: str) -> Measure:
+    """Return the measure of the time of a step, over that of the entry of this label."""
+    return Measure("step_ratio", f"Forward and backward, over those of {reference}", "lower", 2)
 
 
 def decoding_measure(batch_size: int) -> Measure:
@@ -61,7 +67,8 @@ class Benchmark:
     def measures(self) -> list[Measure]:
         """Return the measures that any entry has a value of."""
         decoding = map(decoding_measure, self.decode_batch_sizes)
-        measures = (FORWARD, STEP, MEMORY, *decoding, STATE)
+        ratio = ratio_measure(self.entries[0].label)
+        measures = (FORWARD, STEP, ratio, FLOPS, MEMORY, *decoding, STATE)
         return [x for x in measures if any(x.key in entry.values for entry in self.entries)]
 
     def describe(self) -> str:

@@ -14,6 +14,7 @@ from rich.progress import Progress
 from attention_zoo.errors import Unsupported, UserError
 from attention_zoo.tasks.benchmark.measuring import MeasuredModel, tokenizer_of_size
 from attention_zoo.tasks.benchmark.results import (
+    FLOPS,
     FORWARD,
     MEMORY,
     STATE,
@@ -21,6 +22,7 @@ from attention_zoo.tasks.benchmark.results import (
     Benchmark,
     Entry,
     decoding_measure,
+    ratio_measure,
 )
 from attention_zoo.tasks.configuration.build import parameter_counts
 from attention_zoo.tasks.configuration.stacks import branches_by_role
@@ -65,7 +67,7 @@ class MeasuredEntry:
         self.entry = Entry(label, [*overrides], ", ".join(costs), parameters)
         self.values: dict[str, dict[int, list[float]]] = defaultdict(lambda: defaultdict(list))
 
-    def measure(self, length: int, options: DictConfig, *, counts_memory: bool) -> None:
+    def measure(self, length: int, options: DictConfig, *, is_first: bool) -> None:
         """Measure the model at a length once.
 
         What does not fit into the memory of a GPU is left out from then on, with the reason.
@@ -77,7 +79,8 @@ class MeasuredEntry:
             forward, step = self.model.time_step(options.batch_size, length)
             self.values[FORWARD.key][length].append(1000 * forward)
             self.values[STEP.key][length].append(1000 * step)
-            if counts_memory:
+            if is_first:
+                self.count_flops(length, options.batch_size)
                 self.count_memory(length, options.batch_size)
             for batch_size in options.decode_batch_sizes:
                 self.measure_decoding(length, batch_size, options.decode_tokens)
@@ -85,6 +88,13 @@ class MeasuredEntry:
             self.entry.reasons[at_length] = TOO_LARGE
             for values in self.values.values():
                 values.pop(length, None)
+
+    def count_flops(self, length: int, batch_size: int) -> None:
+        """Count the FLOPs of a step, which do not vary."""
+        if self.model.is_compiled:
+            self.entry.reasons["FLOPs"] = "compiled code does not show its operations."
+        else:
+            self.values[FLOPS.key][length] = [self.model.step_flops(batch_size, length)]
 
     def count_memory(self, length: int, batch_size: int) -> None:
         """Count the peak memory of a step, which does not vary."""
@@ -110,6 +120,14 @@ class MeasuredEntry:
             key = decoding_measure(batch_size).key
             self.values[key][length].append(batch_size * tokens / seconds)
             self.values[STATE.key][length] = [state]
+
+    def divide_by(self, reference: "MeasuredEntry") -> None:
+        """Divide the time of each step by that of the reference in the same round."""
+        ratios, of_reference = ratio_measure(reference.entry.label), reference.values[STEP.key]
+        for length, times in self.values[STEP.key].items():
+            pairs = zip(times, of_reference.get(length, ()), strict=False)
+            if quotients := [x / y for x, y in pairs]:
+                self.values[ratios.key][length] = quotients
 
     def result(self) -> Entry:
         """Return the entry with the medians over rounds, without the first, which warms up."""
@@ -138,8 +156,10 @@ def measure_models(
         for number, length, entry in product(rounds, lengths, entries):
             where = "warm-up" if number == 0 else f"round {number}"
             progress.update(bar, description=f"{where}, {length:,} tokens, {entry.entry.label}")
-            entry.measure(length, options, counts_memory=number == 0)
+            entry.measure(length, options, is_first=number == 0)
             progress.advance(bar)
+    for entry in entries if len(entries) > 1 else ():
+        entry.divide_by(entries[0])
     device, hardware = entries[0].model.device, describe_hardware()
     return Benchmark(
         lengths=lengths,

@@ -133,10 +133,11 @@ def test_what_does_not_fit_is_left_out_at_its_length_alone(monkeypatch: pytest.M
     monkeypatch.setattr(entry.model, "decode", raise_at(8, decode))
     for number in range(3):
         for length in (8, 16, 32):
-            entry.measure(length, options, counts_memory=number == 0)
+            entry.measure(length, options, is_first=number == 0)
     result = entry.result()
     assert {*result.reasons} == {"32 tokens", "decoding at batch 2 and 16 tokens"}
     assert {*result.values["step_milliseconds"]} == {*result.values["peak_memory_bytes"]} == {8, 16}
+    assert {*result.values["step_flops"]} == {8, 16}
     assert {*result.values["decode_tokens_per_second/2"]} == {8}
 
 

@@ -26,6 +26,11 @@ def test_entries_are_measured_together_and_a_report_reads_them(program):
         assert all(x > 0 for by_length in values.values() for x in by_length.values())
         assert ("decode_tokens_per_second/2" in values) == can_decode
         assert {"step_milliseconds", "peak_memory_bytes"} <= {*measured["exponents"]}
+    flops, ratios = (
+        [x["values"].get(key) for x in contents["entries"]] for key in ("step_flops", "step_ratio")
+    )
+    assert flops[0]["16"] > 2 * flops[0]["8"] > 0 and flops[1] != flops[0]
+    assert ratios[0] == {"8": 1.0, "16": 1.0} and {*ratios[1]} == {*ratios[2]} == {"8", "16"}
     states = [x["values"].get("decode_state_bytes") for x in contents["entries"]]
     multi_head, linear, longformer = states
     assert longformer is None
@@ -37,7 +42,9 @@ def test_entries_are_measured_together_and_a_report_reads_them(program):
     )
 
     printed = program("report", "measured").stdout
-    assert "Forward and backward, ms" in printed and "measured/report.html" in printed
+    assert "Forward and backward, ms" in printed
+    assert "Forward and backward, over those of multi_head" in printed
+    assert "FLOPs of forward and backward" in printed and "measured/report.html" in printed
     assert "holds results already" in program.refuses(
         "benchmark", entries, *TINY, "hydra.sweep.dir=measured"
     )
