@@ -3,8 +3,7 @@
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
-from torch import Tensor, nn
-from torch.nn.functional import rms_norm
+from torch import Tensor
 
 
 def autocast_disabled(x: Tensor) -> AbstractContextManager[object]:
@@ -20,11 +19,6 @@ def is_autocast_enabled(x: Tensor) -> bool:
 def upcast(x: Tensor) -> Tensor:
     """Convert x to float32, unless its type is wider."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
-
-
-def apply_rms_norm(norm: nn.RMSNorm, x: Tensor) -> Tensor:
-    """Apply a norm in the type of x, which may be wider than that of the parameters."""
-    return rms_norm(x, norm.normalized_shape, norm.weight.to(x.dtype), norm.eps)
 
 
 def safe_divide(numerator: Tensor, denominator: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import gelu, silu
 
-from attention_zoo.models.custom_gradients import relu_squared
+from attention_zoo.custom_gradients import relu_squared
 
 Activation = Literal[
     "relu", "relu_squared", "gelu", "silu", "swiglu", "geglu_tanh", "clamped_swiglu"

@@ -13,10 +13,10 @@ from attention_zoo.attention.base import Attention
 from attention_zoo.attention.projections import convolve_qkv, projection_convolutions
 from attention_zoo.attention.recurrent.convolution import ShortConvolution
 from attention_zoo.caches import Cache, ConvolutionCache, ParallelCache
+from attention_zoo.custom_gradients import rms_norm
 from attention_zoo.errors import UserError, check_dropout, check_positive, short_repr
 from attention_zoo.masks import Mask, TokenSpan
 from attention_zoo.models.activations import ACTIVATIONS, GATED_ACTIVATIONS, Activation
-from attention_zoo.models.custom_gradients import rms_norm
 from attention_zoo.zoo import Role
 
 AttentionFactory = Callable[..., Attention]

@@ -49,7 +49,7 @@ def own_and_plain(monkeypatch, decay, inputs):
     own = function(steps, state)
     assert names_of_graph(own[1]) & {"DecayedProductBackward", "ChannelScanBackward"}
     with monkeypatch.context() as patch:
-        patch.setattr(module, "allows_own_gradients", lambda *inputs: False)
+        patch.setattr(module, "allows_custom_gradients", lambda *inputs: False)
         plain = function(steps, state)
     assert not names_of_graph(plain[1]) & {"DecayedProductBackward", "ChannelScanBackward"}
     return own, plain

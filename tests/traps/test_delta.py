@@ -10,8 +10,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from attention_zoo import Unsupported, create_attention
 from attention_zoo.attention.base import Attention
 from attention_zoo.attention.recurrent.convolution import ConvolutionRunner
-from attention_zoo.attention.recurrent.delta_rule import delta_rule, unit_vectors
+from attention_zoo.attention.recurrent.delta_rule import delta_rule
 from attention_zoo.attention.recurrent.steps import Steps
+from attention_zoo.custom_gradients import unit_vectors
 from attention_zoo.masks import Mask, TokenSpan
 from tests.conformance.cases import mark_exhaustive
 from tests.conformance.numbers import assert_same, default_dtype

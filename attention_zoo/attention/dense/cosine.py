@@ -5,9 +5,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import normalize
 
 from attention_zoo.attention.softmax import QKV, SoftmaxAttention, register_softmax
+from attention_zoo.custom_gradients import unit_vectors
 from attention_zoo.errors import UserError
 from attention_zoo.masks import Visibility
 from attention_zoo.precision import autocast_disabled, upcast
@@ -44,11 +44,11 @@ class CosineAttention(SoftmaxAttention):
     def project_query(self, x: Tensor) -> Tensor:
         """Return [b h q c], whose products with keys of length one are cos(Q, K)/τ."""
         sharpness = self.log_sharpness.clamp(max=-math.log(FLOOR)).exp()
-        return normalize(upcast(super().project_query(x)), dim=-1) * sharpness[:, None, None]
+        return unit_vectors(super().project_query(x), epsilon=1e-24) * sharpness[:, None, None]
 
     def project_key_value(self, source: Tensor) -> tuple[Tensor, Tensor]:
         k, v = super().project_key_value(source)
-        return normalize(upcast(k), dim=-1).to(k.dtype), v
+        return unit_vectors(k, epsilon=1e-24).to(k.dtype), v
 
     def attend(self, qkv: QKV, visible: Visibility) -> Tensor:
         with autocast_disabled(qkv.v):

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from attention_zoo.attention import naive
 from attention_zoo.attention.softmax import QKV, SoftmaxAttention, register_softmax
+from attention_zoo.custom_gradients import rms_norm
 from attention_zoo.errors import UserError
 from attention_zoo.masks import Visibility
 from attention_zoo.precision import upcast
@@ -90,9 +91,8 @@ class DifferentialAttention(SoftmaxAttention):
         return first - self.mix() * second
 
     def project_output(self, attended: Tensor, x: Tensor) -> Tensor:
-        wide = upcast(attended)
-        normed = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + 1e-5)
-        return super().project_output((normed * (1.0 - self.initial_mix)).to(attended.dtype), x)
+        normed = rms_norm(upcast(attended), 1.0 - self.initial_mix, 1e-5)
+        return super().project_output(normed.to(attended.dtype), x)
 
     def naive(self, x: Tensor, source: Tensor, visible: Tensor, positions: Tensor) -> Tensor:
         """Compute the paper's equation with both maps in full."""

@@ -5,13 +5,12 @@ from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import normalize
 
 from attention_zoo.attention import naive
 from attention_zoo.attention.dense.norms import RMSNorm
 from attention_zoo.attention.softmax import SoftmaxAttention, register_softmax
+from attention_zoo.custom_gradients import unit_vectors
 from attention_zoo.errors import UserError
-from attention_zoo.precision import upcast
 
 QKNorm = Literal["none", "l2", "rms_per_head", "rms_shared", "rms_full"]
 
@@ -24,7 +23,7 @@ class L2Norm(nn.Module):
         self.scale = None if start is None else nn.Parameter(torch.tensor(start))
 
     def forward(self, x: Tensor) -> Tensor:
-        unit = normalize(upcast(x), dim=-1)
+        unit = unit_vectors(x, epsilon=1e-24)
         return (unit if self.scale is None else unit * self.scale).to(x.dtype)
 
 

@@ -5,8 +5,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from attention_zoo.attention.recurrent.own_gradients import allows_own_gradients, differentiate
 from attention_zoo.attention.recurrent.steps import Steps
+from attention_zoo.custom_gradients import allows_custom_gradients, differentiate
 from attention_zoo.precision import autocast_disabled
 
 
@@ -18,7 +18,7 @@ def channel_scan(steps: Steps, state: Tensor | None = None) -> tuple[Tensor, Ten
     q, k, v, _, _, decay, *_ = steps
     assert decay is not None
     inputs = q, k, v, decay.expand_as(k), state
-    return ChannelScan.apply(*inputs) if allows_own_gradients(*inputs) else scan_chunks(*inputs)
+    return ChannelScan.apply(*inputs) if allows_custom_gradients(*inputs) else scan_chunks(*inputs)
 
 
 def scan_chunks(

@@ -10,7 +10,7 @@ from torch.nn.functional import silu
 from attention_zoo.attention import naive
 from attention_zoo.attention.recurrent.base import STEP_SEARCH_SPACE, register_recurrent
 from attention_zoo.attention.recurrent.convolution import ConvolutionRunner
-from attention_zoo.attention.recurrent.delta_rule import delta_rule, unit_vectors
+from attention_zoo.attention.recurrent.delta_rule import delta_rule
 from attention_zoo.attention.recurrent.gated_delta import GatedDeltaAttention
 from attention_zoo.attention.recurrent.naive import (
     convolve_heads,
@@ -20,6 +20,7 @@ from attention_zoo.attention.recurrent.naive import (
     run_states,
 )
 from attention_zoo.attention.recurrent.steps import Steps
+from attention_zoo.custom_gradients import unit_vectors
 
 
 @register_recurrent(
@@ -74,7 +75,7 @@ class CombaAttention(GatedDeltaAttention):
             erased, corrected = share * k, q - correction * key
         else:
             erased, corrected = unit_vectors(share * key), q - correction * share * key
-        q = unit_vectors(corrected) * self.head_dim**-0.5
+        q = unit_vectors(corrected, length=self.head_dim**-0.5)
         beta = self.split_heads(self.rate(x)).sigmoid()
         return Steps(q, beta * k, v, erase=erased, decay=self.log_decay(x), rate=beta)
 

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from attention_zoo.attention.recurrent.chunk_decay import LOG_ZERO, decay_chunks, decay_triangle
-from attention_zoo.attention.recurrent.own_gradients import allows_own_gradients, differentiate
 from attention_zoo.attention.recurrent.steps import Steps
+from attention_zoo.custom_gradients import allows_custom_gradients, differentiate
 from attention_zoo.precision import autocast_disabled
 
 
@@ -24,7 +24,7 @@ def decayed_product(steps: Steps, state: Tensor | None = None) -> tuple[Tensor, 
     """
     q, k, v, _, _, decay, *_ = steps.split_chunks()
     by_head = decay is None or decay.shape[-1] == 1
-    if by_head and allows_own_gradients(q, k, v, decay, state):
+    if by_head and allows_custom_gradients(q, k, v, decay, state):
         out, state = DecayedProduct.apply(q, k, v, decay, state)
     else:
         out, state = multiply_chunks(q, k, v, decay, state)

@@ -9,10 +9,10 @@ from torch.nn.functional import silu
 from attention_zoo.attention import naive
 from attention_zoo.attention.recurrent.base import register_recurrent
 from attention_zoo.attention.recurrent.convolution import ConvolutionRunner
-from attention_zoo.attention.recurrent.delta_rule import DeltaRuleAttention, unit_vectors
+from attention_zoo.attention.recurrent.delta_rule import DeltaRuleAttention
 from attention_zoo.attention.recurrent.naive import run_delta_rule
 from attention_zoo.attention.recurrent.steps import Steps
-from attention_zoo.precision import apply_rms_norm
+from attention_zoo.custom_gradients import apply_rms_norm, unit_vectors
 
 
 @register_recurrent(

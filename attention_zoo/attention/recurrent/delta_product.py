@@ -10,7 +10,7 @@ from torch.nn.functional import pad, silu
 from attention_zoo.attention import naive
 from attention_zoo.attention.recurrent.base import register_recurrent
 from attention_zoo.attention.recurrent.convolution import ConvolutionRunner
-from attention_zoo.attention.recurrent.delta_rule import DeltaRuleAttention, unit_vectors
+from attention_zoo.attention.recurrent.delta_rule import DeltaRuleAttention
 from attention_zoo.attention.recurrent.naive import (
     divide_by_length,
     outer,
@@ -18,9 +18,10 @@ from attention_zoo.attention.recurrent.naive import (
     run_additions,
 )
 from attention_zoo.attention.recurrent.steps import Steps
+from attention_zoo.custom_gradients import apply_rms_norm, unit_vectors
 from attention_zoo.errors import check_positive
 from attention_zoo.masks import TokenSpan
-from attention_zoo.precision import apply_rms_norm, upcast
+from attention_zoo.precision import upcast
 
 
 @register_recurrent(
@@ -68,7 +69,7 @@ class DeltaProductAttention(DeltaRuleAttention):
 
     def project_steps(self, x: Tensor, positions: Tensor, convolve: ConvolutionRunner) -> Steps:
         q, k, v = self.project_qkv(x, convolve)
-        q, k = unit_vectors(q) * self.head_dim**-0.5, unit_vectors(k)
+        q, k = unit_vectors(q, length=self.head_dim**-0.5), unit_vectors(k)
         beta = self.max_rate * self.split_heads(self.rate(x)).sigmoid()
         return Steps(q, beta * k, v, erase=k, decay=self.log_decay(x), rate=beta)
 

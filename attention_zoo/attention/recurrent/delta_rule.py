@@ -26,11 +26,6 @@ class DeltaRuleAttention(RecurrentAttention):
         return self.recurrence(steps.use_unit_values().apply_mask(span), None)[0]
 
 
-def unit_vectors(x: Tensor) -> Tensor:
-    """Scale vectors [… c] to the length 1; zeros stay zeros."""
-    return x * torch.rsqrt(x.square().sum(dim=-1, keepdim=True) + 1e-6)
-
-
 def delta_rule(
     steps: Steps, state: Tensor | None = None, *, erase_first: bool = False
 ) -> tuple[Tensor, Tensor]:

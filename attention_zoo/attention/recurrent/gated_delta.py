@@ -13,10 +13,11 @@ from attention_zoo.attention.recurrent.base import (
     register_recurrent,
 )
 from attention_zoo.attention.recurrent.convolution import ConvolutionRunner, ShortConvolution
-from attention_zoo.attention.recurrent.delta_rule import DeltaRuleAttention, unit_vectors
+from attention_zoo.attention.recurrent.delta_rule import DeltaRuleAttention
 from attention_zoo.attention.recurrent.naive import convolve_heads, run_delta_rule
 from attention_zoo.attention.recurrent.steps import Steps
-from attention_zoo.precision import apply_rms_norm, upcast
+from attention_zoo.custom_gradients import apply_rms_norm, unit_vectors
+from attention_zoo.precision import upcast
 
 
 @register_recurrent(
@@ -75,7 +76,7 @@ class GatedDeltaAttention(DeltaRuleAttention):
         q = silu(self.split_heads(convolve(self.query_convolution, self.query(x))))
         k = silu(self.split_heads(convolve(self.key_convolution, self.key(x))))
         v = silu(self.split_heads(convolve(self.value_convolution, self.value(x))))
-        q, k = unit_vectors(q) * self.head_dim**-0.5, unit_vectors(k)
+        q, k = unit_vectors(q, length=self.head_dim**-0.5), unit_vectors(k)
         beta = self.max_rate * self.split_heads(self.rate(x)).sigmoid()
         return Steps(q, beta * k, v, erase=k, decay=self.log_decay(x), rate=beta)
 

@@ -10,7 +10,6 @@ from torch.nn.functional import silu
 from attention_zoo.attention import naive
 from attention_zoo.attention.recurrent.base import STEP_SEARCH_SPACE, register_recurrent
 from attention_zoo.attention.recurrent.convolution import ConvolutionRunner
-from attention_zoo.attention.recurrent.delta_rule import unit_vectors
 from attention_zoo.attention.recurrent.kimi_delta import KimiDeltaAttention
 from attention_zoo.attention.recurrent.naive import (
     convolve_heads,
@@ -20,6 +19,7 @@ from attention_zoo.attention.recurrent.naive import (
     run_states,
 )
 from attention_zoo.attention.recurrent.steps import Steps
+from attention_zoo.custom_gradients import unit_vectors
 
 
 @register_recurrent(
@@ -59,7 +59,7 @@ class GatedDelta2Attention(KimiDeltaAttention):
         q = silu(self.split_heads(convolve(self.query_convolution, self.query(x))))
         k = silu(self.split_heads(convolve(self.key_convolution, self.key(x))))
         v = silu(self.split_heads(convolve(self.value_convolution, self.value(x))))
-        q, k = unit_vectors(q) * self.head_dim**-0.5, unit_vectors(k)
+        q, k = unit_vectors(q, length=self.head_dim**-0.5), unit_vectors(k)
         erase, write = (self.split_heads(gate(x)).sigmoid() for gate in (self.erase, self.write))
         return Steps(q, k, write * v, erase=erase * k, decay=self.log_decay(x))
 

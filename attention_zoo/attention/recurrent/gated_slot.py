@@ -14,9 +14,10 @@ from attention_zoo.attention.recurrent.convolution import ConvolutionRunner
 from attention_zoo.attention.recurrent.decayed_product import decayed_product
 from attention_zoo.attention.recurrent.naive import read_states, run_states
 from attention_zoo.attention.recurrent.steps import Steps
+from attention_zoo.custom_gradients import apply_rms_norm
 from attention_zoo.errors import UserError, check_positive
 from attention_zoo.masks import TokenSpan
-from attention_zoo.precision import apply_rms_norm, autocast_disabled
+from attention_zoo.precision import autocast_disabled
 
 
 @register_recurrent(

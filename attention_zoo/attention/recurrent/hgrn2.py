@@ -14,7 +14,8 @@ from attention_zoo.attention.recurrent.convolution import ConvolutionRunner
 from attention_zoo.attention.recurrent.decayed import DecayedAttention
 from attention_zoo.attention.recurrent.naive import read_states, run_states
 from attention_zoo.attention.recurrent.steps import Steps
-from attention_zoo.precision import apply_rms_norm, upcast
+from attention_zoo.custom_gradients import apply_rms_norm
+from attention_zoo.precision import upcast
 
 
 @register_recurrent(

@@ -13,8 +13,8 @@ from attention_zoo.attention.recurrent.convolution import ConvolutionRunner
 from attention_zoo.attention.recurrent.decayed import DecayedAttention
 from attention_zoo.attention.recurrent.naive import read_states, run_states
 from attention_zoo.attention.recurrent.steps import Steps
+from attention_zoo.custom_gradients import apply_rms_norm
 from attention_zoo.errors import UserError
-from attention_zoo.precision import apply_rms_norm
 
 # Of the decay of the last layer, as a share of that of the first: it is not quite zero.
 MIN_SHARE = 1e-5

@@ -11,7 +11,7 @@ from attention_zoo.attention import naive
 from attention_zoo.attention.recurrent.base import register_recurrent
 from attention_zoo.attention.recurrent.chunk_decay import decay_triangle
 from attention_zoo.attention.recurrent.convolution import ConvolutionRunner, ShortConvolution
-from attention_zoo.attention.recurrent.delta_rule import DeltaRuleAttention, unit_vectors
+from attention_zoo.attention.recurrent.delta_rule import DeltaRuleAttention
 from attention_zoo.attention.recurrent.naive import (
     convolve_heads,
     divide_by_length,
@@ -19,8 +19,9 @@ from attention_zoo.attention.recurrent.naive import (
     run_states,
 )
 from attention_zoo.attention.recurrent.steps import Steps
+from attention_zoo.custom_gradients import apply_rms_norm, unit_vectors
 from attention_zoo.errors import check_positive
-from attention_zoo.precision import apply_rms_norm, autocast_disabled, safe_divide
+from attention_zoo.precision import autocast_disabled, safe_divide
 
 MIN_RIDGE = 0.25
 

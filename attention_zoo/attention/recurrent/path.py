@@ -13,11 +13,11 @@ from attention_zoo.attention.recurrent.convolution import ConvolutionRunner, Sho
 from attention_zoo.attention.recurrent.delta_rule import (
     DeltaRuleAttention,
     delta_rule,
-    unit_vectors,
 )
 from attention_zoo.attention.recurrent.naive import divide_by_length, low_rank_linear
 from attention_zoo.attention.recurrent.steps import Steps
 from attention_zoo.backends.reference import masked_softmax
+from attention_zoo.custom_gradients import unit_vectors
 from attention_zoo.errors import check_dropout, check_positive
 from attention_zoo.masks import Columns, Mask, TokenSpan
 from attention_zoo.precision import autocast_disabled

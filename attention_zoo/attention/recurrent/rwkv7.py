@@ -11,7 +11,7 @@ from torch.nn.functional import layer_norm
 from attention_zoo.attention import naive
 from attention_zoo.attention.recurrent.base import create_low_rank_linear, register_recurrent
 from attention_zoo.attention.recurrent.convolution import ConvolutionRunner, TokenShift
-from attention_zoo.attention.recurrent.delta_rule import DeltaRuleAttention, unit_vectors
+from attention_zoo.attention.recurrent.delta_rule import DeltaRuleAttention
 from attention_zoo.attention.recurrent.naive import (
     divide_by_length,
     low_rank_linear,
@@ -20,6 +20,7 @@ from attention_zoo.attention.recurrent.naive import (
     run_states,
 )
 from attention_zoo.attention.recurrent.steps import Steps
+from attention_zoo.custom_gradients import unit_vectors
 from attention_zoo.errors import check_positive
 
 MIN_LOG_DECAY = -math.exp(-0.5)  # of the strongest decay

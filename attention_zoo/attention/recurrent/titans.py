@@ -9,13 +9,12 @@ from torch.nn.functional import logsigmoid, silu
 from attention_zoo.attention import naive
 from attention_zoo.attention.recurrent.base import register_recurrent
 from attention_zoo.attention.recurrent.convolution import ConvolutionRunner, ShortConvolution
-from attention_zoo.attention.recurrent.delta_rule import unit_vectors
 from attention_zoo.attention.recurrent.inner_loop import InnerLoopAttention, Schedule
 from attention_zoo.attention.recurrent.mini_batches import MiniBatches, Parts, States
 from attention_zoo.attention.recurrent.naive import convolve_heads, divide_by_length
 from attention_zoo.attention.recurrent.steps import Steps
+from attention_zoo.custom_gradients import apply_rms_norm, unit_vectors
 from attention_zoo.errors import check_positive
-from attention_zoo.precision import apply_rms_norm
 
 HIDDEN_RATIO = 4  # width of the memory's hidden layers, in widths of a head
 
