@@ -2,12 +2,14 @@
 
 from contextlib import nullcontext
 from dataclasses import replace
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import pad, scaled_dot_product_attention
 
+from attention_zoo.custom_gradients import differentiate
 from attention_zoo.masks import Visibility
 from attention_zoo.precision import is_autocast_enabled
 from attention_zoo.tensor_checks import is_transformed
@@ -103,3 +105,53 @@ def attend_padded(
     seen = visible.dense(q.device)
     assert seen is not None
     return out[..., : v.shape[-1]].masked_fill(~seen.any(-1, keepdim=True), 0.0)
+
+
+def attend_with_sinks(q: Tensor, k: Tensor, v: Tensor, *, sinks: Tensor, scale: float) -> Tensor:
+    """Attend to earlier keys on a CPU, with a term exp(s) of each head [h] in the denominator.
+
+    All are float32 or float64, and heads have one width.
+    """
+    return cast(Tensor, SinkAttention.apply(q, k, v, sinks, scale))
+
+
+class SinkAttention(torch.autograd.Function):
+    """The kernel's softmax attention times exp(lse − l), where l = log(exp(lse) + exp(s)).
+
+    Weights are exp(score − l), and the sink has the value 0. So the kernel's backward pass, given l
+    and these outputs, has the gradients of queries, keys and values.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, sinks: Tensor, scale: float) -> Tensor:
+        kernel = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+        out, of_keys = kernel(q, k, v, 0.0, True, scale=scale)
+        total = torch.logaddexp(of_keys, sinks[:, None])
+        out = out * (of_keys - total).exp_()[..., None]
+        ctx.save_for_backward(q, k, v, sinks, out, total)
+        ctx.scale = scale
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        q, k, v, sinks, out, total = ctx.saved_tensors
+        if torch.is_grad_enabled():  # The gradient is to be differentiated.
+            inputs = q, k, v, sinks, ctx.scale
+            return differentiate(
+                lambda *x: (weigh_with_sinks(*x),), inputs, (gradient,), ctx.needs_input_grad
+            )
+        kernel = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
+        of_inputs = kernel(gradient, q, k, v, out, total, 0.0, True, scale=ctx.scale)
+        of_sinks = None
+        if ctx.needs_input_grad[3]:
+            weights = (sinks[:, None] - total).exp_()
+            of_sinks = -(weights * (gradient * out).sum(dim=-1)).sum((0, 2))
+        return *of_inputs, of_sinks, None
+
+
+def weigh_with_sinks(q: Tensor, k: Tensor, v: Tensor, sinks: Tensor, scale: float) -> Tensor:
+    """Compute `attend_with_sinks` by way of the weights."""
+    later = torch.ones(q.shape[2], k.shape[2], dtype=torch.bool, device=q.device).triu(1)
+    scores = (q @ k.mT * scale).masked_fill(later, float("-inf"))
+    total = torch.logaddexp(scores.logsumexp(dim=-1), sinks[:, None])
+    return (scores - total[..., None]).exp() @ v

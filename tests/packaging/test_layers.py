@@ -20,7 +20,7 @@ from tests.conformance.cases import mark_exhaustive
 ROOT = Path(attention_zoo.__file__).parent
 # From the bottom up: a module imports from its own layer and from those before it.
 LAYERS = (
-    {"errors", "precision", "tensor_checks", "checkpointing", "stored_cards"},
+    {"errors", "precision", "tensor_checks", "checkpointing", "custom_gradients", "stored_cards"},
     {"zoo"},
     {"masks", "caches", "lookup"},
     {"backends"},

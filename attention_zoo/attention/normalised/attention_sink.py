@@ -32,6 +32,9 @@ class AttentionSink(OffByOneAttention):
         super().__init__(**options)
         self.sinks = nn.Parameter(torch.zeros(self.heads))
 
+    def sink_scores(self, q: Tensor) -> Tensor:
+        return self.sinks.to(q.dtype)
+
     def kernel_inputs(self, qkv: QKV, visible: Visibility) -> tuple[QKV, Visibility, Tensor | None]:
         """Give the score of the head to the queries, in a channel that only the sink's key has."""
         qkv, visible, bias = super().kernel_inputs(qkv, visible)

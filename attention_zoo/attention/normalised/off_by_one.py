@@ -7,6 +7,8 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from attention_zoo.attention.softmax import QKV, SoftmaxAttention, register_softmax
+from attention_zoo.backends.sdpa import attend_with_sinks
+from attention_zoo.custom_gradients import allows_custom_gradients
 from attention_zoo.masks import Visibility
 
 
@@ -26,6 +28,26 @@ class OffByOneAttention(SoftmaxAttention):
     That is softmax over one more key, the sink: every query sees it with the score 0, and its value
     is 0. So any kernel for softmax attention serves.
     """
+
+    def sink_scores(self, q: Tensor) -> Tensor:
+        """Return the score of each head's sink, [h]."""
+        return q.new_zeros(self.heads)
+
+    def attend(self, qkv: QKV, visible: Visibility) -> Tensor:
+        q, k, v = qkv.q, qkv.k, qkv.v
+        drops = self.dropout > 0.0 and self.training
+        acts_on_scores = {"scores", "content"} & {*self.position.card.acts}
+        if (
+            self.backend == "sdpa"
+            and visible.is_causal_square
+            and not drops
+            and not acts_on_scores
+            and q.shape == k.shape == v.shape
+            and q.dtype in (torch.float32, torch.float64)
+            and allows_custom_gradients(q, k, v)
+        ):
+            return attend_with_sinks(q, k, v, sinks=self.sink_scores(q), scale=self.scale)
+        return super().attend(qkv, visible)
 
     def kernel_inputs(self, qkv: QKV, visible: Visibility) -> tuple[QKV, Visibility, Tensor | None]:
         """Put the sink before the keys: zeros as its key, its value and its bias."""

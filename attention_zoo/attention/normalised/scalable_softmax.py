@@ -33,15 +33,22 @@ class ScalableSoftmaxAttention(SoftmaxAttention):
     def kernel_inputs(self, qkv: QKV, visible: Visibility) -> tuple[QKV, Visibility, Tensor | None]:
         """Multiply the queries and the bias by s log n, so that any kernel for softmax serves."""
         qkv, visible, bias = super().kernel_inputs(qkv, visible)
-        seen = visible.dense(qkv.q.device)
-        count = torch.full((), qkv.k.shape[2], device=qkv.q.device)
-        if seen is not None:
-            count = seen.sum(dim=-1, keepdim=True).clamp(min=1)
+        count = self.count_keys(qkv, visible)
         # In half precision neighbouring counts would be one.
         wide = torch.promote_types(self.sharpness.dtype, torch.float32)
         factor = self.sharpness[:, None, None] * count.to(wide).log()
         qkv = qkv._replace(q=qkv.q * factor.to(qkv.q.dtype))
         return qkv, visible, None if bias is None else bias * factor
+
+    def count_keys(self, qkv: QKV, visible: Visibility) -> Tensor:
+        """Return how many keys each query sees, at least 1, as a number, [q 1] or [b|1 1 q 1]."""
+        keys, device = qkv.k.shape[2], qkv.q.device
+        if visible.is_causal_square:
+            return torch.arange(1, keys + 1, device=device)[:, None]
+        seen = visible.dense(device)
+        if seen is None:
+            return torch.full((), keys, device=device)
+        return seen.sum(dim=-1, keepdim=True).clamp(min=1)
 
     def naive_weights(self, head: int, scores: Tensor) -> Tensor:
         powers = len(scores) ** (self.sharpness[head] * (scores - scores.max()))
