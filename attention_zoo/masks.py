@@ -1,9 +1,10 @@
 """Which keys a query may attend to, described once as predicates, and rendered by each backend."""
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, replace
 from functools import reduce
 from operator import and_
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,6 +16,7 @@ from attention_zoo.tensor_checks import check_integers, check_key_mask, is_reada
 # Whether a query may attend to a key, elementwise: of row b of the batch, and columns i and j.
 Predicate = Callable[[Tensor, Tensor, Tensor], Tensor]
 TENSOR_FIELDS = ("key_mask", "segment_ids", "query_segment_ids")
+FIELDS = ("causal", "window", *TENSOR_FIELDS)
 
 
 @dataclass(frozen=True)
@@ -66,6 +68,10 @@ class Mask:
     key_mask: Tensor | None = None
     segment_ids: Tensor | None = None
     query_segment_ids: Tensor | None = None
+    # What was rendered last, for the next layer that asks the same. Compiled code renders anew.
+    rendered: dict[Any, Tensor | None] = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
 
     def __post_init__(self) -> None:
         if not isinstance(self.causal, bool):
@@ -98,7 +104,7 @@ class Mask:
     @property
     def names(self) -> tuple[str, ...]:
         """Return the names of the fields that are set."""
-        values = ((field.name, getattr(self, field.name)) for field in fields(self))
+        values = ((name, getattr(self, name)) for name in FIELDS)
         return tuple(name for name, value in values if value is not None and value is not False)
 
     @property
@@ -126,7 +132,10 @@ class Mask:
     def intersect(self, *, causal: bool = False, window: int | None = None) -> "Mask":
         """Return this mask, narrowed to causal or windowed attention."""
         windows = [w for w in (self.window, window) if w is not None]
-        return replace(self, causal=self.causal or causal, window=min(windows) if windows else None)
+        narrowed = self.causal or causal, min(windows) if windows else None
+        if narrowed == (self.causal, self.window):
+            return self
+        return replace(self, causal=narrowed[0], window=narrowed[1])
 
     def predicates(self, batch: int, rows: Columns, columns: Columns) -> Iterator[Predicate]:
         """Yield the predicate of each field that can hide a key from a query.
@@ -228,6 +237,19 @@ class Visibility:
 
     def dense(self, device: torch.device) -> Tensor | None:
         """Render as a tensor [b|1 1 q|1 k], or None where every query sees every key."""
+        if torch.compiler.is_compiling() or self.pattern is not None:
+            return self.render(device)
+        # Gradients cannot be computed through what inference mode has made.
+        key = self.rows, self.columns, self.sinks, device, torch.is_inference_mode_enabled()
+        last = self.mask.rendered
+        if key not in last:
+            visible = self.render(device)
+            last.clear()  # A mask may be kept for sequences of all lengths.
+            last[key] = visible
+        return last[key]
+
+    def render(self, device: torch.device) -> Tensor | None:
+        """Compute `dense`."""
         batch = 1 if self.mask.batch is None else self.mask.batch
         predicate = self.predicate(batch)
         if predicate is None:

@@ -21,6 +21,7 @@ from attention_zoo.models.stacks import (
     Positions,
     shortest_limit,
 )
+from attention_zoo.tensor_checks import is_eager_cpu
 
 
 class Seq2Seq(nn.Module):
@@ -146,10 +147,13 @@ class Seq2Seq(nn.Module):
                 "target must have a row for each row of memory, or as many for each, got "
                 f"{len(target)} rows for {len(memory)}."
             )
+        # A step of decoding is short: it takes no mask if no source has padding.
+        decodes = cache is not None and is_eager_cpu(source_mask)
+        is_whole = decodes and bool(source_mask.all())
         x = self.decoder(
             self.target_embedding(target),
             memory,
-            context_mask=Mask(key_mask=source_mask),
+            context_mask=Mask() if is_whole else Mask(key_mask=source_mask),
             positions=resolve_positions(target, cache=cache),
             cache=cache,
         )
