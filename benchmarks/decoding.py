@@ -38,7 +38,7 @@ feed-forward of {ffn_dim} and a vocabulary of {vocabulary:,} in float32, in {clo
 and ours with learned positions, the translation models Marian and ours with sinusoidal positions.
 The ratio is their time over ours: above 1, ours is faster. Medians of {rounds} rounds, in which
 both take turns; the smallest and the largest in brackets. What ours loses at batch 1 is time in
-Python: checks, masks and modules, for a token as for a whole sentence. This command makes the page:
+Python: checks and modules, for a token as for a whole sentence. This command makes the page:
 
     python -m benchmarks.decoding --rounds {rounds} --threads {threads} --clock {clock} \\
         --output PAGE
