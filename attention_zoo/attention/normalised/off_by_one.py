@@ -31,7 +31,7 @@ class OffByOneAttention(SoftmaxAttention):
 
     def sink_scores(self, q: Tensor) -> Tensor:
         """Return the score of each head's sink, [h]."""
-        return q.new_zeros(self.heads)
+        return q.new_zeros(q.shape[1])
 
     def attend(self, qkv: QKV, visible: Visibility) -> Tensor:
         q, k, v = qkv.q, qkv.k, qkv.v

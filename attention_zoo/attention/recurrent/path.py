@@ -10,10 +10,7 @@ from torch.nn.functional import pad, silu
 from attention_zoo.attention import naive
 from attention_zoo.attention.recurrent.base import create_low_rank_linear, register_recurrent
 from attention_zoo.attention.recurrent.convolution import ConvolutionRunner, ShortConvolution
-from attention_zoo.attention.recurrent.delta_rule import (
-    DeltaRuleAttention,
-    delta_rule,
-)
+from attention_zoo.attention.recurrent.delta_rule import DeltaRuleAttention, delta_rule
 from attention_zoo.attention.recurrent.naive import divide_by_length, low_rank_linear
 from attention_zoo.attention.recurrent.steps import Steps
 from attention_zoo.backends.reference import masked_softmax
