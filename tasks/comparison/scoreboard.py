@@ -83,14 +83,15 @@ def add_results(
 
 
 def name_row(candidate: Candidate) -> str:
-    """Return the name of a candidate beside those of other comparisons, with its mechanism.
+    """Return the name of a candidate beside those of other comparisons: its mechanism first.
 
     Its label lacks a mechanism that all candidates of its comparison have.
     """
     label = re.sub(r"(?<==)(True|False)\b", lambda value: value[0].lower(), candidate.label)
     name = "attention="
     chosen = [x.removeprefix(name) for x in candidate.overrides if x.startswith(name)]
-    return label if not chosen or chosen[-1] in label.split() else f"{chosen[-1]} {label}"
+    mechanism = chosen[-1:]
+    return " ".join([*mechanism, *(x for x in label.split() if x not in mechanism)])
 
 
 def read_scores(folder: Path) -> dict[str, dict[str, Entry]]:

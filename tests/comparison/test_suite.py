@@ -143,6 +143,11 @@ def test_what_the_benchmarks_decide_is_refused():
             ["attention=delta", "attention.negative_eigenvalues=True"],
             "delta negative_eigenvalues=true",
         ),
+        (
+            "input_convolution=3 delta",
+            ["model.input_convolution=3", "attention=delta"],
+            "delta input_convolution=3",
+        ),
         ("rotary", ["position=rotary"], "rotary"),
     ],
 )
