@@ -12,7 +12,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from attention_zoo.precision import autocast_disabled, is_autocast_enabled, upcast
-from attention_zoo.tensor_checks import is_eager_cpu
+from attention_zoo.tensor_checks import is_eager_cpu, is_transformed
+
+# The square of a length that counts as none: in float32, gradients at zero vectors stay finite.
+NO_LENGTH = 1e-20
 
 
 def allows_custom_gradients(*inputs: Tensor | None) -> bool:
@@ -33,17 +36,31 @@ def differentiate(
 ) -> tuple[Tensor | None, ...]:
     """Return the gradients of a formula's inputs, which can be differentiated themselves.
 
+    The first input is a tensor.
+
     Args:
         formula: computes the outputs of the inputs by operations of PyTorch.
         inputs: its arguments; None for one that is not given.
         of_outputs: the gradients of its outputs; None for an output that is not used.
         needed: which inputs need a gradient.
     """
-    outputs = zip(formula(*inputs), of_outputs, strict=True)
-    used, of_used = zip(*((x, of_x) for x, of_x in outputs if of_x is not None), strict=True)
-    wanted = [x for x, is_needed in zip(inputs, needed, strict=True) if is_needed]
-    found = iter(torch.autograd.grad(used, wanted, of_used, create_graph=True, allow_unused=True))
+    with torch.enable_grad(), autocast_disabled(inputs[0]):  # Who calls backward may have it on.
+        # Views: one input may be computed from another, whose gradient is that of its own place.
+        inputs = [x.view_as(x) if isinstance(x, Tensor) else x for x in inputs]
+        outputs = zip(formula(*inputs), of_outputs, strict=True)
+        used, of_used = zip(*((x, of_x) for x, of_x in outputs if of_x is not None), strict=True)
+        wanted = [x for x, is_needed in zip(inputs, needed, strict=True) if is_needed]
+        gradients = torch.autograd.grad(used, wanted, of_used, create_graph=True, allow_unused=True)
+    found = iter(gradients)
     return tuple(next(found) if is_needed else None for is_needed in needed)
+
+
+def needs_formula(*gradients: Tensor | None) -> bool:
+    """Return whether a backward pass has to differentiate its formula, by `differentiate`.
+
+    That is so where gradients are to be differentiated themselves, or are a batch of several.
+    """
+    return torch.is_grad_enabled() or any(is_transformed(x) for x in gradients if x is not None)
 
 
 def relu_squared(x: Tensor) -> Tensor:
@@ -90,7 +107,7 @@ class ReluSquared(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Tensor:
         (x,) = ctx.saved_tensors
-        if torch.is_grad_enabled():  # The gradient is to be differentiated.
+        if needs_formula(gradient):
             return 2.0 * torch.relu(x) * gradient
         return torch.relu(x).mul_(gradient).mul_(2.0)
 
@@ -112,7 +129,7 @@ class RMSNormFunction(torch.autograd.Function):
         x, weight, scale = ctx.saved_tensors
         if weight is None:
             weight = ctx.number
-        if torch.is_grad_enabled():  # The gradient is to be differentiated.
+        if needs_formula(gradient):
             inputs = x, weight, ctx.epsilon
             return differentiate(
                 lambda *y: (scale_to_rms(*y),), inputs, (gradient,), ctx.needs_input_grad

@@ -1,10 +1,9 @@
 """Which keys a query may attend to, described once as predicates, and rendered by each backend."""
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import reduce
 from operator import and_
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -68,10 +67,6 @@ class Mask:
     key_mask: Tensor | None = None
     segment_ids: Tensor | None = None
     query_segment_ids: Tensor | None = None
-    # What was rendered last, for the next layer that asks the same. Compiled code renders anew.
-    rendered: dict[Any, Tensor | None] = field(
-        default_factory=dict, init=False, repr=False, compare=False
-    )
 
     def __post_init__(self) -> None:
         if not isinstance(self.causal, bool):
@@ -237,19 +232,6 @@ class Visibility:
 
     def dense(self, device: torch.device) -> Tensor | None:
         """Render as a tensor [b|1 1 q|1 k], or None where every query sees every key."""
-        if torch.compiler.is_compiling() or self.pattern is not None:
-            return self.render(device)
-        # Gradients cannot be computed through what inference mode has made.
-        key = self.rows, self.columns, self.sinks, device, torch.is_inference_mode_enabled()
-        last = self.mask.rendered
-        if key not in last:
-            visible = self.render(device)
-            last.clear()  # A mask may be kept for sequences of all lengths.
-            last[key] = visible
-        return last[key]
-
-    def render(self, device: torch.device) -> Tensor | None:
-        """Compute `dense`."""
         batch = 1 if self.mask.batch is None else self.mask.batch
         predicate = self.predicate(batch)
         if predicate is None:

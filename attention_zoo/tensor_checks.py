@@ -2,6 +2,7 @@
 
 import torch
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 
 from attention_zoo.errors import UserError
 from attention_zoo.precision import is_autocast_enabled
@@ -39,15 +40,19 @@ def is_readable(x: Tensor) -> bool:
 
 
 def is_eager_cpu(x: Tensor) -> bool:
-    """Return whether operations on x run one by one on a CPU."""
-    return x.device.type == "cpu" and is_readable(x)
+    """Return whether operations on x run one by one on a CPU, without derivatives forward."""
+    return x.device.type == "cpu" and is_readable(x) and forward_ad._current_level < 0
 
 
 def is_transformed(x: Tensor) -> bool:
-    """Return whether a transform of torch.func works on a tensor, such as vmap or grad."""
+    """Return whether a transform of torch.func works on a tensor, such as vmap or grad.
+
+    A batch of gradients, as by `torch.autograd.grad(…, is_grads_batched=True)`, is one as well.
+    """
     if torch.compiler.is_compiling():
         return False
-    return torch._C._functorch.is_functorch_wrapped_tensor(x)
+    functorch = torch._C._functorch
+    return functorch.is_functorch_wrapped_tensor(x) or functorch.is_legacy_batchedtensor(x)
 
 
 def describe(x: object) -> str:

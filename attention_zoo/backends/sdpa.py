@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import pad, scaled_dot_product_attention
 
-from attention_zoo.custom_gradients import differentiate
+from attention_zoo.custom_gradients import differentiate, needs_formula
 from attention_zoo.masks import Visibility
 from attention_zoo.precision import is_autocast_enabled
 from attention_zoo.tensor_checks import is_transformed
@@ -110,8 +110,10 @@ def attend_padded(
 def attend_with_sinks(q: Tensor, k: Tensor, v: Tensor, *, sinks: Tensor, scale: float) -> Tensor:
     """Attend to earlier keys on a CPU, with a term exp(s) of each head [h] in the denominator.
 
-    All are float32 or float64, and heads have one width.
+    All are float32 or float64, heads have one width, and there is a query.
     """
+    # The kernel reads channels as neighbours.
+    q, k, v = (x if x.stride(-1) == 1 else x.contiguous() for x in (q, k, v))
     return cast(Tensor, SinkAttention.apply(q, k, v, sinks, scale))
 
 
@@ -135,7 +137,7 @@ class SinkAttention(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         q, k, v, sinks, out, total = ctx.saved_tensors
-        if torch.is_grad_enabled():  # The gradient is to be differentiated.
+        if needs_formula(gradient):
             inputs = q, k, v, sinks, ctx.scale
             return differentiate(
                 lambda *x: (weigh_with_sinks(*x),), inputs, (gradient,), ctx.needs_input_grad

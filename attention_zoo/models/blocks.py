@@ -158,7 +158,9 @@ class Sublayer(nn.Module):
 
     def drop(self, x: Tensor) -> Tensor:
         """Apply dropout where it has an effect: a call takes as long as a small product."""
-        return self.dropout(x) if self.dropout.training and self.dropout.p > 0.0 else x
+        dropout = self.dropout
+        is_idle = isinstance(dropout, nn.Dropout) and not (dropout.training and dropout.p)
+        return x if is_idle else dropout(x)
 
 
 class ParallelAttention(nn.Module):

@@ -147,13 +147,15 @@ class Seq2Seq(nn.Module):
                 "target must have a row for each row of memory, or as many for each, got "
                 f"{len(target)} rows for {len(memory)}."
             )
+        context_mask = Mask(key_mask=source_mask)
         # A step of decoding is short: it takes no mask if no source has padding.
-        decodes = cache is not None and is_eager_cpu(source_mask)
-        is_whole = decodes and bool(source_mask.all())
+        if cache is not None and source_mask is not None and is_eager_cpu(source_mask):
+            context_mask.check_shape(batch=len(memory), queries=0, keys=memory.shape[1])
+            context_mask = Mask() if source_mask.all() else context_mask
         x = self.decoder(
             self.target_embedding(target),
             memory,
-            context_mask=Mask() if is_whole else Mask(key_mask=source_mask),
+            context_mask=context_mask,
             positions=resolve_positions(target, cache=cache),
             cache=cache,
         )

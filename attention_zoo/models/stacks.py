@@ -209,8 +209,6 @@ class Stack(nn.Module):
         cache: LayeredCache | None = None,
     ) -> Tensor:
         """Encode or decode [b t d], attending to the context [b s d] if there is any: [b t d]."""
-        # Once, so that layers share what they render.
-        mask = mask.intersect(causal=self.role == "causal")
         positions = self.position.map_positions(positions)
         x = self.dropout(self.position.embed(x, positions))
         shared: dict[tuple[int, int], SharedKV] = {}

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from attention_zoo.errors import UserError
 from attention_zoo.models import Seq2Seq
-from attention_zoo.tasks.analysis.costs import cache_bytes, count_flops
+from attention_zoo.tasks.analysis.costs import cache_bytes, copy_task, count_flops
 from attention_zoo.tasks.benchmark.peak_memory import peak_tensor_bytes
 from attention_zoo.tasks.configuration.build import build_task
 from attention_zoo.tasks.data.batches import LanguageBatch, TranslationBatch
@@ -106,9 +106,15 @@ class MeasuredModel:
 
     def step_flops(self, batch_size: int, length: int) -> int:
         """Return the FLOPs of forward and backward passes, as `count_flops` counts them."""
-        self.task.train().zero_grad(set_to_none=True)
+        task = copy_task(self.task, device=None).train()
         batch = self.random_batch(batch_size, length)
-        return count_flops(lambda: self.compute_loss(batch).backward())
+
+        def step() -> None:
+            with self.precision.forward_context():
+                loss = task.training_step(batch, 0)
+            loss.backward()
+
+        return count_flops(step)
 
     @torch.inference_mode()
     def decode(self, batch_size: int, length: int, tokens: int) -> tuple[float, int]:

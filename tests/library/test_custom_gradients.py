@@ -4,15 +4,23 @@ from functools import partial
 
 import pytest
 import torch
+from torch.autograd import forward_ad
 from torch.nn.functional import pad
 from torch.nn.functional import rms_norm as plain_rms_norm
 
 from attention_zoo import custom_gradients
 from attention_zoo.attention.recurrent.convolution import convolve
-from attention_zoo.custom_gradients import relu_squared, rms_norm, unit_vectors
+from attention_zoo.custom_gradients import (
+    NO_LENGTH,
+    relu_squared,
+    rms_norm,
+    scale_to_rms,
+    unit_vectors,
+)
 
 NAMES = ["relu_squared", "rms_norm", "unit_vectors", "convolution"]
 WIDTH, EPSILON = 7, 1e-3
+SHAPES = [(3, WIDTH), (WIDTH,)]  # of inputs and a weight
 
 
 def plain_relu_squared(x):
@@ -90,9 +98,64 @@ def test_transforms(name):
     torch.testing.assert_close(*results)
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_batches_of_gradients(name):
+    own, plain, arguments = inputs(name, 3, WIDTH)
+    upstream = torch.randn(4, 3, WIDTH, dtype=torch.float64)
+    gradients = [
+        torch.autograd.grad(function(*arguments), arguments, upstream, is_grads_batched=True)
+        for function in (own, plain)
+    ]
+    torch.testing.assert_close(*gradients)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_forward_derivatives(name):
+    own, plain, arguments = inputs(name, 3, WIDTH)
+    tangents = [torch.randn_like(x) for x in arguments]
+    with forward_ad.dual_level():
+        duals = [forward_ad.make_dual(*pair) for pair in zip(arguments, tangents, strict=True)]
+        found, expected = (forward_ad.unpack_dual(f(*duals)).tangent for f in (own, plain))
+    torch.testing.assert_close(found, expected)
+
+
+def test_inputs_that_depend_on_one_another():
+    """The gradient of each is that of its own place, and not of what is computed from it."""
+    x = torch.randn(3, WIDTH, dtype=torch.float64, requires_grad=True)
+    gradients = []
+    for function in (rms_norm, scale_to_rms):
+        y = x.square()
+        out = function(y, y[0], EPSILON).sin().sum()
+        gradients.append(torch.autograd.grad(out, x, create_graph=True)[0])
+    torch.testing.assert_close(*gradients)
+
+
+@pytest.mark.parametrize("width", [8, 128])
+def test_a_vector_without_length_has_finite_gradients(width):
+    x = torch.zeros(2, width, dtype=torch.float32)
+    gradient = torch.func.grad(lambda x: unit_vectors(x, epsilon=NO_LENGTH).sum())(x)
+    assert gradient.isfinite().all()
+    x.requires_grad_()
+    out = unit_vectors(x, epsilon=NO_LENGTH)
+    for create_graph in (False, True):
+        (gradient,) = torch.autograd.grad(
+            out.sum(), x, retain_graph=True, create_graph=create_graph
+        )
+        assert gradient.isfinite().all()
+
+
+def test_autocast_does_not_reach_gradients_that_are_differentiated():
+    x, weight = (torch.randn(*shape, dtype=torch.float32, requires_grad=True) for shape in SHAPES)
+    out = rms_norm(x, weight, EPSILON)
+    expected = torch.autograd.grad(out.sum(), [x, weight], create_graph=True)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = torch.autograd.grad(out.sum(), [x, weight], create_graph=True)
+    torch.testing.assert_close(found, expected)
+
+
 def test_autocast_does_not_reach_the_gradient():
     options = {"dtype": torch.float32, "requires_grad": True}
-    x, weight = (torch.randn(*shape, **options) for shape in [(3, WIDTH), (WIDTH,)])
+    x, weight = (torch.randn(*shape, **options) for shape in SHAPES)
     out = rms_norm(x, weight, EPSILON)
     upstream = torch.randn_like(out)
     expected = torch.autograd.grad(out, [x, weight], upstream, retain_graph=True)

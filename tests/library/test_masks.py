@@ -1,15 +1,13 @@
 """`Mask` is rendered as its docstring says, for any part of it."""
 
-from functools import partial
 from itertools import product
 from types import SimpleNamespace
 
 import pytest
 import torch
 
-from attention_zoo import UserError, create_attention, create_position
-from attention_zoo.masks import Mask, Visibility
-from attention_zoo.models import LanguageModel
+from attention_zoo import UserError
+from attention_zoo.masks import Mask
 from tests.conformance.definition import key_mask, packed, visible
 
 CPU = torch.device("cpu")
@@ -49,44 +47,6 @@ def test_nothing_is_rendered_where_everything_is_visible() -> None:
     assert Mask(causal=True).dense(range(3, 4), range(4), device=CPU) is None
     assert Mask(causal=True, window=4).dense(range(3, 4), range(4), device=CPU) is None
     assert Mask(causal=True, window=3).dense(range(3, 4), range(4), device=CPU) is not None
-
-
-def test_layers_share_what_a_mask_renders(monkeypatch: pytest.MonkeyPatch) -> None:
-    rendered, render = [], Visibility.render
-
-    def count(visible: Visibility, device: torch.device) -> torch.Tensor | None:
-        rendered.append(visible)
-        return render(visible, device)
-
-    monkeypatch.setattr(Visibility, "render", count)
-    model = LanguageModel(
-        vocabulary_size=11,
-        layers=3,
-        dim=8,
-        ffn_dim=8,
-        attention=partial(create_attention, "multi_head", heads=2),
-        position=partial(create_position, "sinusoidal"),
-    )
-    tokens = torch.randint(11, (2, 5))
-    model(tokens, key_mask=key_mask("left", 2, 5))
-    assert len(rendered) == 1
-
-
-def test_a_mask_keeps_one_rendering() -> None:
-    mask = Mask(causal=True)
-    for length in (3, 4, 4, 5):
-        visible = mask.dense(range(length), range(length), device=CPU)
-        assert torch.equal(visible[0, 0], torch.ones(length, length).tril().bool())
-    assert len(mask.rendered) == 1
-
-
-def test_a_rendering_of_inference_mode_is_not_trained_with() -> None:
-    mask = Mask(causal=True)
-    attention = create_attention("multi_head", role="causal", dim=8, heads=2, backend="reference")
-    x = torch.randn(1, 4, 8)
-    with torch.inference_mode():
-        attention(x, mask=mask)
-    attention(x, mask=mask).sum().backward()
 
 
 def test_names_are_the_fields_that_are_set() -> None:

@@ -56,3 +56,19 @@ def test_checkpointing():
     again = torch.utils.checkpoint.checkpoint(own, *inputs, use_reentrant=False)
     found = torch.autograd.grad(again.sum(), inputs)
     torch.testing.assert_close(found, torch.autograd.grad(own(*inputs).sum(), inputs))
+
+
+def test_inputs_that_depend_on_one_another():
+    x, *_, sinks = draw()
+    gradients = []
+    for function in (own, plain):
+        y = x.sin()
+        out = function(y, y, y.cos(), sinks)
+        gradients.append(torch.autograd.grad(out.square().sum(), x, create_graph=True)[0])
+    torch.testing.assert_close(*gradients)
+
+
+def test_channels_that_are_no_neighbours():
+    inputs = draw()
+    turned = [x.mT.contiguous().mT for x in inputs[:3]]
+    torch.testing.assert_close(own(*turned, inputs[3]), plain(*inputs))

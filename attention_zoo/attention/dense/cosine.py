@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from attention_zoo.attention.softmax import QKV, SoftmaxAttention, register_softmax
-from attention_zoo.custom_gradients import unit_vectors
+from attention_zoo.custom_gradients import NO_LENGTH, unit_vectors
 from attention_zoo.errors import UserError
 from attention_zoo.masks import Visibility
 from attention_zoo.precision import autocast_disabled, upcast
@@ -44,11 +44,11 @@ class CosineAttention(SoftmaxAttention):
     def project_query(self, x: Tensor) -> Tensor:
         """Return [b h q c], whose products with keys of length one are cos(Q, K)/τ."""
         sharpness = self.log_sharpness.clamp(max=-math.log(FLOOR)).exp()
-        return unit_vectors(super().project_query(x), epsilon=1e-24) * sharpness[:, None, None]
+        return unit_vectors(super().project_query(x), epsilon=NO_LENGTH) * sharpness[:, None, None]
 
     def project_key_value(self, source: Tensor) -> tuple[Tensor, Tensor]:
         k, v = super().project_key_value(source)
-        return unit_vectors(k, epsilon=1e-24).to(k.dtype), v
+        return unit_vectors(k, epsilon=NO_LENGTH).to(k.dtype), v
 
     def attend(self, qkv: QKV, visible: Visibility) -> Tensor:
         with autocast_disabled(qkv.v):

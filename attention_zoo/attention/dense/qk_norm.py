@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from attention_zoo.attention import naive
 from attention_zoo.attention.dense.norms import RMSNorm
 from attention_zoo.attention.softmax import SoftmaxAttention, register_softmax
-from attention_zoo.custom_gradients import unit_vectors
+from attention_zoo.custom_gradients import NO_LENGTH, unit_vectors
 from attention_zoo.errors import UserError
 
 QKNorm = Literal["none", "l2", "rms_per_head", "rms_shared", "rms_full"]
@@ -23,7 +23,7 @@ class L2Norm(nn.Module):
         self.scale = None if start is None else nn.Parameter(torch.tensor(start))
 
     def forward(self, x: Tensor) -> Tensor:
-        unit = unit_vectors(x, epsilon=1e-24)
+        unit = unit_vectors(x, epsilon=NO_LENGTH)
         return (unit if self.scale is None else unit * self.scale).to(x.dtype)
 
 

@@ -43,6 +43,7 @@ class OffByOneAttention(SoftmaxAttention):
             and not drops
             and not acts_on_scores
             and q.shape == k.shape == v.shape
+            and q.numel()
             and q.dtype in (torch.float32, torch.float64)
             and allows_custom_gradients(q, k, v)
         ):

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from attention_zoo.attention.recurrent.steps import Steps
-from attention_zoo.custom_gradients import allows_custom_gradients, differentiate
+from attention_zoo.custom_gradients import allows_custom_gradients, differentiate, needs_formula
 from attention_zoo.precision import autocast_disabled
 
 
@@ -76,10 +76,10 @@ class ChannelScan(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, of_out: Tensor, of_last: Tensor) -> tuple[Tensor | None, ...]:
         q, k, v, decay, state, factors, states = ctx.saved_tensors
+        if needs_formula(of_out, of_last):
+            inputs, of_outputs = (q, k, v, decay, state), (of_out, of_last)
+            return differentiate(scan_chunks, inputs, of_outputs, ctx.needs_input_grad)
         with autocast_disabled(q):  # Who calls backward may have it on.
-            if torch.is_grad_enabled():  # The gradients are to be differentiated.
-                inputs, of_outputs = (q, k, v, decay, state), (of_out, of_last)
-                return differentiate(scan_chunks, inputs, of_outputs, ctx.needs_input_grad)
             of_out = of_out.movedim(2, 0)
             of_states = torch.empty_like(factors)
             torch.mul(of_out, q.movedim(2, 0), out=of_states)

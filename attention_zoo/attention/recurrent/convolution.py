@@ -7,7 +7,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from attention_zoo.custom_gradients import allows_custom_gradients, differentiate
+from attention_zoo.custom_gradients import allows_custom_gradients, differentiate, needs_formula
 from attention_zoo.errors import check_positive
 from attention_zoo.masks import TokenSpan, gather_broadcast, order_real_first
 
@@ -168,7 +168,7 @@ class Convolution(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         tokens, taps = ctx.saved_tensors
-        if torch.is_grad_enabled():  # The gradient is to be differentiated.
+        if needs_formula(gradient):
             return differentiate(
                 lambda *x: (sum_taps(*x),), (tokens, taps), (gradient,), ctx.needs_input_grad
             )

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from attention_zoo.attention.recurrent.chunk_decay import LOG_ZERO, decay_chunks, decay_triangle
 from attention_zoo.attention.recurrent.steps import Steps
-from attention_zoo.custom_gradients import allows_custom_gradients, differentiate
+from attention_zoo.custom_gradients import allows_custom_gradients, differentiate, needs_formula
 from attention_zoo.precision import autocast_disabled
 
 
@@ -92,9 +92,9 @@ class DecayedProduct(torch.autograd.Function):
     def backward(ctx: Any, *of_outputs: Tensor | None) -> tuple[Tensor | None, ...]:
         saved = ctx.saved_tensors  # Read once: checkpointing keeps them for one reading.
         inputs = saved[:5]
+        if needs_formula(*of_outputs):
+            return differentiate(multiply_chunks, inputs, of_outputs, ctx.needs_input_grad)
         with autocast_disabled(inputs[0]):  # Who calls backward may have it on.
-            if torch.is_grad_enabled():  # The gradients are to be differentiated.
-                return differentiate(multiply_chunks, inputs, of_outputs, ctx.needs_input_grad)
             return compute_gradients(*saved, *of_outputs)
 
 

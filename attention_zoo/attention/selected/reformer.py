@@ -19,7 +19,7 @@ from attention_zoo.attention.online_softmax import (
 )
 from attention_zoo.backends.reference import masked_softmax
 from attention_zoo.caches import Cache
-from attention_zoo.custom_gradients import unit_vectors
+from attention_zoo.custom_gradients import NO_LENGTH, unit_vectors
 from attention_zoo.errors import UserError, check_positive
 from attention_zoo.masks import Mask, find_segment_starts
 from attention_zoo.precision import autocast_disabled, upcast
@@ -114,7 +114,7 @@ class ReformerAttention(Attention):
     def project_qkv(self, x: Tensor, positions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Project to queries, keys and values, [b h n c] each; keys are queries of length 1."""
         q = self.project_query(x)
-        k = unit_vectors(q, epsilon=1e-24).to(q.dtype)
+        k = unit_vectors(q, epsilon=NO_LENGTH).to(q.dtype)
         q, k = self.position.rotate(q, k, positions)
         return q, k, rearrange(self.value(x), "b n (h c) -> b h n c", h=self.heads)
 
