@@ -188,6 +188,29 @@ def test_a_source_may_have_several_targets() -> None:
         model.decode(target[:5], memory, mask)
 
 
+@pytest.mark.parametrize(
+    ("mask", "message"),
+    [
+        (torch.ones(2, 3), "must be boolean"),
+        (torch.ones(2, 4, dtype=torch.bool), "a column for each of 3 tokens, got 4"),
+        (torch.ones(3, 3, dtype=torch.bool), "a row for each of 2 sequences"),
+        ([[True] * 3] * 2, "must be a tensor"),
+    ],
+)
+def test_the_mask_of_whole_sources_is_looked_at(mask: torch.Tensor, message: str) -> None:
+    roles = ("encoder_attention", "decoder_attention", "cross_attention")
+    model = Seq2Seq(
+        pad_id=0, position=partial(create_position, "none"), **dict.fromkeys(roles, PLAIN), **SIZES
+    ).eval()
+    source, target = torch.tensor([[3, 4, 5], [6, 2, 1]]), torch.randint(1, 7, (2, 4))
+    memory = model.encode(source, source != 0)
+    with pytest.raises(UserError, match=message):
+        model.decode(target, memory, mask, cache=model.new_cache())
+    decoded = model.decode(target, memory, source != 0, cache=model.new_cache())
+    assert_same(decoded, model.decode(target, memory, None, cache=model.new_cache()))
+    assert_same(decoded, model.decode(target, memory, source != 0))
+
+
 def test_dropout_acts_in_training_only() -> None:
     model = LanguageModel(
         attention=PLAIN, position=partial(create_position, "none"), dropout=0.5, **SIZES
@@ -195,7 +218,13 @@ def test_dropout_acts_in_training_only() -> None:
     tokens = torch.randint(7, (2, 9))
     assert not torch.equal(model(tokens), model(tokens))
     model.eval()
-    assert torch.equal(model(tokens), model(tokens))
+    expected = model(tokens)
+    assert torch.equal(model(tokens), expected)
+    model.train()
+    for module in [*model.modules()]:
+        if isinstance(getattr(module, "dropout", None), torch.nn.Module):
+            module.dropout = torch.nn.Identity()
+    assert_same(model(tokens), expected)
 
 
 def test_logits_are_given_at_the_places_that_are_asked_for() -> None:
