@@ -1,7 +1,7 @@
 """Which keys a query may attend to, described once as predicates, and rendered by each backend."""
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import reduce
 from operator import and_
 
@@ -15,7 +15,6 @@ from attention_zoo.tensor_checks import check_integers, check_key_mask, is_reada
 # Whether a query may attend to a key, elementwise: of row b of the batch, and columns i and j.
 Predicate = Callable[[Tensor, Tensor, Tensor], Tensor]
 TENSOR_FIELDS = ("key_mask", "segment_ids", "query_segment_ids")
-FIELDS = ("causal", "window", *TENSOR_FIELDS)
 
 
 @dataclass(frozen=True)
@@ -180,6 +179,9 @@ class Mask:
         for predicate in self.predicates(batch, Columns(0, length), Columns(0, length)):
             visible = visible & predicate(b, i, j)
         return visible.expand(*visible.shape[:-2], queries.shape[-1], -1)
+
+
+FIELDS = tuple(field.name for field in fields(Mask))
 
 
 @dataclass(frozen=True, kw_only=True)

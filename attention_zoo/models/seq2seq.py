@@ -123,7 +123,7 @@ class Seq2Seq(nn.Module):
         self,
         target: Tensor,
         memory: Tensor,
-        source_mask: Tensor,
+        source_mask: Tensor | None,
         *,
         cache: LayeredCache | None = None,
         head: Callable[[Tensor], Tensor] | None = None,
@@ -135,7 +135,7 @@ class Seq2Seq(nn.Module):
                 With a cache, only the tokens that it has not seen. Filled up at the end: padding
                 there lies in every real token's future.
             memory: [b s d] from `encode`.
-            source_mask: [b s], True at real source tokens.
+            source_mask: [b s], True at real source tokens; None: all are real.
             cache: from `new_cache`; it takes the tokens in.
             head: computes what is returned of the last hidden states [b t d]; default: the model's
                 own, which computes logits.

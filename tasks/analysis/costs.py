@@ -45,27 +45,23 @@ def training_flops_per_token(task: "Task", data: PreparedData) -> float:
     """
 
     def count(task: "Task") -> float:
-        batch = data.example_batch()
-
-        def step() -> None:
-            logits = task.train().call_model(batch)
+        task.train()
+        with count_flops() as counter:
+            logits, targets = task.predict_batch(data.example_batch())
             auxiliary = take_auxiliary_loss(task.model)
             loss = logits.sum()
             (loss if auxiliary is None else loss + auxiliary).backward()
-
-        return count_flops(step) / task.find_targets(batch).numel()
+        return counter.get_total_flops() / targets.numel()
 
     return count_on_copy(task, count)
 
 
-def count_flops(step: Callable[[], None]) -> int:
-    """Count the FLOPs of what a function computes, as `training_flops_per_token` says."""
+def count_flops() -> FlopCounterMode:
+    """Return a context that counts FLOPs as `training_flops_per_token` says."""
     aten = torch.ops.aten
     forward = {getattr(aten, name): attention_flops for name in KERNELS}
     backward = {getattr(aten, f"{name}_backward"): attention_backward_flops for name in KERNELS}
-    with FlopCounterMode(display=False, custom_mapping=forward | backward) as counter:
-        step()
-    return counter.get_total_flops()
+    return FlopCounterMode(display=False, custom_mapping=forward | backward)
 
 
 def attention_flops(q: torch.Size, k: torch.Size, v: torch.Size, *_: Any, **__: Any) -> int:

@@ -105,16 +105,17 @@ class MeasuredModel:
         return peak_tensor_bytes(lambda: self.compute_loss(batch).backward(), existing, self.device)
 
     def step_flops(self, batch_size: int, length: int) -> int:
-        """Return the FLOPs of forward and backward passes, as `count_flops` counts them."""
+        """Return the FLOPs of forward and backward passes, as `count_flops` counts them.
+
+        They are those of a copy of the model, with backends that show their operations.
+        """
         task = copy_task(self.task, device=None).train()
         batch = self.random_batch(batch_size, length)
-
-        def step() -> None:
+        with count_flops() as counter:
             with self.precision.forward_context():
                 loss = task.training_step(batch, 0)
             loss.backward()
-
-        return count_flops(step)
+        return counter.get_total_flops()
 
     @torch.inference_mode()
     def decode(self, batch_size: int, length: int, tokens: int) -> tuple[float, int]:

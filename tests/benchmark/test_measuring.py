@@ -57,6 +57,14 @@ def test_the_memory_of_a_step_has_weights_and_gradients() -> None:
     assert model.step_bytes(2, 16) == short
 
 
+def test_backends_of_gpus_have_the_flops_of_their_plain_form() -> None:
+    plain, flex = (
+        create_model(*LANGUAGE, f"attention.backend={name}").step_flops(2, 16)
+        for name in ("sdpa", "flex")
+    )
+    assert plain == flex > 0
+
+
 def test_a_step_is_one_of_training() -> None:
     model = create_model(*LANGUAGE)
     forward, step = model.time_step(2, 8)

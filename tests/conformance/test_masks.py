@@ -1,5 +1,6 @@
 """Every field of the mask is obeyed if the card declares it, and refused if it does not."""
 
+from dataclasses import fields
 from itertools import product
 from operator import attrgetter
 
@@ -7,7 +8,7 @@ import pytest
 import torch
 
 from attention_zoo import UserError
-from attention_zoo.masks import FIELDS, Mask
+from attention_zoo.masks import Mask
 from tests.conformance.cases import (
     Case,
     backends,
@@ -41,8 +42,8 @@ def field(name: str, case: Case, length: int) -> dict[str, object]:
 @pytest.mark.parametrize(
     "case,name",
     mark_exhaustive(
-        ((case, name), (case.kind_of_any_role, name, case.honours(name)))
-        for case, name in product(plain_cases(), FIELDS)
+        ((case, field.name), (case.kind_of_any_role, field.name, case.honours(field.name)))
+        for case, field in product(plain_cases(), fields(Mask))
     ),
     ids=str,
 )
@@ -69,7 +70,7 @@ def test_all_fields_at_once_over_blocks(case: Case) -> None:
 
 
 def hold_under_all_fields(case: Case, length: int) -> None:
-    names = [name for name in FIELDS if case.honours(name)]
+    names = [field.name for field in fields(Mask) if case.honours(field.name)]
     mask = Mask(**{k: v for name in names for k, v in field(name, case, length).items()})
     hold_against_naive(case, length, length, mask)
 

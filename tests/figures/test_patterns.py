@@ -1,12 +1,14 @@
 """Test the thumbnails of masks and biases: all are there, and have the right values."""
 
+from dataclasses import fields
+
 import pytest
 import torch
 
 from attention_zoo import create_attention
 from attention_zoo.attention.base import Attention
 from attention_zoo.attention.local.compressed import CompressedAttention
-from attention_zoo.masks import FIELDS, Mask
+from attention_zoo.masks import Mask
 from attention_zoo.tasks.views.figures import patterns
 from attention_zoo.zoo import ATTENTION, POSITION
 from tests.conformance.cases import small_options
@@ -32,8 +34,8 @@ def select(thumbnails, name):
 
 def test_every_field_of_a_mask_is_shown():
     texts = {text for one in patterns.mask_thumbnails() for text in (one.name, *one.notes)}
-    for name in FIELDS:
-        assert {name, f"+ {name}"} & texts, name
+    for field in fields(Mask):
+        assert {field.name, f"+ {field.name}"} & texts, field.name
 
 
 @pytest.mark.parametrize("name", [*ATTENTION])

@@ -72,3 +72,12 @@ def test_channels_that_are_no_neighbours():
     inputs = draw()
     turned = [x.mT.contiguous().mT for x in inputs[:3]]
     torch.testing.assert_close(own(*turned, inputs[3]), plain(*inputs))
+
+
+def test_autocast_does_not_reach_gradients_that_are_differentiated():
+    inputs = [x.detach().float().requires_grad_() for x in draw()]
+    out = own(*inputs)
+    expected = torch.autograd.grad(out.sum(), inputs, create_graph=True)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = torch.autograd.grad(out.sum(), inputs, create_graph=True)
+    torch.testing.assert_close(found, expected)

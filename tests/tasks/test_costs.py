@@ -19,6 +19,7 @@ from attention_zoo.tasks.configuration.defaults import resolve_defaults
 from attention_zoo.tasks.data.batches import LanguageBatch, TranslationBatch
 from attention_zoo.tasks.data.tokenizers import ByteTokenizer
 from attention_zoo.tasks.sweeps.launcher import register_launcher
+from attention_zoo.tasks.training.language_modeling import LanguageModelingTask
 from attention_zoo.zoo import ATTENTION
 from tests.conformance.cases import family, mark_exhaustive
 
@@ -119,6 +120,23 @@ def test_what_has_to_be_computed_costs_what_is_only_counted():
         for count in (training_flops_per_token, decode_state_bytes)
     ]
     assert counted[:2] == counted[2:]
+
+
+class OtherTask(LanguageModelingTask):
+    """A task that defines `predict_batch`, in place of what that is made of."""
+
+    def call_model(self, batch, **options):
+        raise NotImplementedError
+
+    def predict_batch(self, batch):
+        return self.model(batch.inputs), batch.targets
+
+
+def test_a_task_of_a_users_own_is_counted():
+    task, example = language()
+    expected = training_flops_per_token(task, example)
+    task.__class__ = OtherTask
+    assert training_flops_per_token(task, example) == expected
 
 
 @pytest.mark.parametrize("attention", ["multi_head", "sliding_window"])
