@@ -1,9 +1,10 @@
-"""Peak memory of training on text files, and of translating standard input, by their size.
+"""Peak memory of training and evaluation on text files, and of translating standard input.
 
 Each figure is the peak resident memory of the program's process, its libraries included. The text
-is random words of a fixed vocabulary. Training learns a BPE, encodes the file and takes five steps.
+is random words of a fixed vocabulary. Training learns a BPE, encodes the file and takes five steps;
+evaluation takes all of its file.
 
-    python benchmarks/memory.py [--output benchmarks/memory.md] [--megabytes 50 200 400 2000]
+    python -m benchmarks.memory [--output benchmarks/memory.md] [--megabytes 50 200 400 2000]
 """
 
 import argparse
@@ -18,13 +19,15 @@ from attention_zoo.tasks.views.tables import Table, markdown_table
 
 MODEL = ["model=tiny", "model.dim=16", "model.heads=2", "model.layers=1", "model.ffn_dim=32"]
 QUIET = ["logger=none", "callbacks=minimal", "test=false", "trainer.max_steps=5"]
+EVALUATED_MEGABYTES = (1, 4, 16)
 LINES = (1_000, 10_000, 100_000)
 INTRODUCTION = """# Peak memory
 
 The peak resident memory of the program's process, its libraries included, by the size of what it
 reads: a text file that a language model is trained on for five steps, after its BPE was learnt and
-the file was encoded; and lines of standard input that `translate` reads. This command makes the
-page: `python benchmarks/memory.py --output benchmarks/memory.md`
+the file was encoded; a text file that such a model is evaluated on; and lines of standard input
+that `translate` reads. This command makes the page:
+`python -m benchmarks.memory --output benchmarks/memory.md`
 """
 
 
@@ -51,7 +54,7 @@ def peak_megabytes(folder: Path, *arguments: str, stdin: Path | None = None) -> 
 
 
 def main() -> None:
-    """Measure both, and print or write the table."""
+    """Measure all three, and print or write the table."""
     parser = argparse.ArgumentParser(description="Peak memory by the size of what is read.")
     parser.add_argument("--output", type=Path, help="write the page to this file")
     parser.add_argument("--megabytes", type=int, nargs="+", default=[50, 200, 400, 2000])
@@ -64,8 +67,15 @@ def main() -> None:
             write_words(folder / "train.txt", megabytes * 10**6)
             options = ["task=language_modeling", "data=text_files", "paths.cache=cache"]
             options += ["data.source.train=train.txt", "data.source.valid=valid.txt"]
+            options.append("hydra.run.dir=language_model")
             peak = peak_megabytes(folder, "train", *MODEL, *QUIET, *options)
             rows.append(("train", f"{megabytes} MB", f"{peak:,} MB"))
+            print(*rows[-1], flush=True)
+        checkpoint = "ckpt_path=language_model/checkpoints/last.ckpt"
+        for megabytes in EVALUATED_MEGABYTES:
+            write_words(folder / "test.txt", megabytes * 10**6)
+            peak = peak_megabytes(folder, "evaluate", checkpoint, "data.source.test=test.txt")
+            rows.append(("evaluate", f"{megabytes} MB", f"{peak:,} MB"))
             print(*rows[-1], flush=True)
         options = ["data.source.size=60", "data.source.valid=8", "data.source.test=8"]
         peak_megabytes(folder, "train", *MODEL, *QUIET, *options, "hydra.run.dir=translation")

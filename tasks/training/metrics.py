@@ -212,22 +212,35 @@ class Accuracy(Metric):
         return torch.tensor(int(self.correct) / int(self.total), device=self.device)
 
 
+def add_exactly(total: Tensor, value: Tensor) -> Tensor:
+    """Add [...] to [2 ...]: a sum, and what rounding has taken from it (Knuth's TwoSum).
+
+    Double precision would do, but not all devices have it. A list of what is added would grow, and
+    break up the memory that batches take.
+    """
+    before, lost = total
+    after = before + value
+    added = after - before
+    error = (before - (after - added)) + (value - added)
+    return torch.stack([after, lost + error.where(after.isfinite(), 0)])
+
+
 class TokenLoss(Metric):
     """Mean negative log-likelihood of a target token, in nats: sum nll / number of tokens."""
 
     higher_is_better = False
-    nll: list[Tensor]
+    nll: Tensor
     count: Tensor
 
     def __init__(self) -> None:
         super().__init__()
-        # The sum of every batch, since one running sum in float32 would lose digits.
-        self.add_state("nll", default=[], dist_reduce_fx="cat")
+        # Processes are added in double precision, by `mean_nll`.
+        self.add_state("nll", default=torch.zeros(2), dist_reduce_fx=None)
         self.add_state("count", default=torch.tensor(0), dist_reduce_fx="sum")
 
     def update(self, nll: Tensor, count: int | Tensor) -> None:
         """Add a batch: the sum of -log p over its target tokens [], and their number."""
-        self.nll.append(upcast(nll.detach()).reshape(1))
+        self.nll = add_exactly(self.nll, upcast(nll.detach()))
         self.count += count
 
     def compute(self) -> Tensor:
@@ -235,12 +248,12 @@ class TokenLoss(Metric):
 
     def as_tensor(self, value: float) -> Tensor:
         """Return a value in the precision of the losses."""
-        return torch.tensor(value, dtype=dim_zero_cat(self.nll).dtype, device=self.device)
+        return torch.tensor(value, dtype=self.nll.dtype, device=self.device)
 
     def mean_nll(self) -> float:
         """Return sum nll / count in double precision."""
         require_data(self, self.count, "target token")
-        return float(dim_zero_cat(self.nll).cpu().double().sum()) / int(self.count)
+        return float(self.nll.cpu().double().sum()) / int(self.count)
 
 
 class Perplexity(TokenLoss):
@@ -264,20 +277,20 @@ class BitsPerByte(TokenLoss):
 class LossByPosition(Metric):
     """Negative log-likelihood of the targets at each position of a window, and their numbers."""
 
-    nll: list[Tensor]
+    nll: Tensor
     count: Tensor
 
     def __init__(self, length: int) -> None:
         super().__init__()
-        # The sum of every batch, as in TokenLoss.
-        self.add_state("nll", default=[], dist_reduce_fx="cat")
+        self.add_state("nll", default=torch.zeros(2, length), dist_reduce_fx=None)
         self.add_state("count", default=torch.zeros(length, dtype=torch.long), dist_reduce_fx="sum")
 
     def update(self, nll: Tensor, is_target: Tensor) -> None:
         """Add a batch: -log p of targets [b t], zero where `is_target` [b t] is False."""
-        self.nll.append(upcast(nll.detach()).sum(0, keepdim=True))
+        self.nll = add_exactly(self.nll, upcast(nll.detach()).sum(0))
         self.count += is_target.sum(0)
 
     def compute(self) -> Tensor:
         """Return the sums of -log p, in nats, and the numbers of targets: [2 t] in float64."""
-        return torch.stack([dim_zero_cat(self.nll).cpu().double().sum(0), self.count.cpu()])
+        nll = self.nll.cpu().double().reshape(-1, len(self.count)).sum(0)
+        return torch.stack([nll, self.count.cpu()])

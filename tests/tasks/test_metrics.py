@@ -6,6 +6,7 @@ import gzip
 import json
 import math
 import os
+import pickle
 import subprocess
 import sys
 from pathlib import Path
@@ -314,9 +315,34 @@ def test_many_small_batches_lose_no_digits():
     assert loss.compute().item() == pytest.approx(0.1, rel=1e-7)
 
 
+def test_sums_in_single_precision_lose_no_digits():
+    total = torch.zeros(2, 3, dtype=torch.float32)
+    values = torch.tensor([0.1, 3e-5, 7.0], dtype=torch.float32)
+    total = metrics.add_exactly(total, torch.full((3,), 2.0**25, dtype=torch.float32))
+    for _ in range(1000):
+        total = metrics.add_exactly(total, values)
+    assert total.dtype == torch.float32
+    expected = 2.0**25 + 1000 * values.double()
+    torch.testing.assert_close(total.double().sum(0), expected, rtol=1e-10, atol=0)
+
+
+def test_losses_take_no_more_memory_with_each_batch():
+    nll, is_target = torch.rand(4, 6), torch.ones(4, 6, dtype=torch.bool)
+    token_losses = [TokenLoss(), Perplexity(), BitsPerByte()]
+    by_position = metrics.LossByPosition(6)
+    sizes = []
+    for _ in range(20):
+        for metric in token_losses:
+            metric.update(nll.sum(), is_target.sum())
+        by_position.update(nll, is_target)
+        sizes.append(len(pickle.dumps([*token_losses, by_position])))
+    assert len(set(sizes[1:])) == 1
+
+
 def test_a_diverged_model_has_an_infinite_perplexity():
     perplexity = Perplexity()
     perplexity.update(torch.tensor(5000.0), 2)
+    perplexity.update(torch.tensor(1.0), 2)
     assert perplexity.compute().item() == math.inf
 
 
