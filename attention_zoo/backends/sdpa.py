@@ -11,8 +11,12 @@ from torch.nn.functional import pad, scaled_dot_product_attention
 
 from attention_zoo.custom_gradients import differentiate, needs_formula
 from attention_zoo.masks import Visibility
-from attention_zoo.precision import is_autocast_enabled
+from attention_zoo.precision import autocast_disabled, is_autocast_enabled
 from attention_zoo.tensor_checks import is_transformed
+
+# Tokens. At 64, half precision takes four times as long as float32 to differentiate, at 256 as
+# long, and beyond less.
+LONGEST_WITH_SLOW_GRADIENT = 128
 
 
 def attend(
@@ -26,12 +30,18 @@ def attend(
     dropout: float = 0.0,
 ) -> Tensor:
     """Compute what `reference.attend` computes."""
+    options: dict[str, Any] = {"visible": visible, "scale": scale, "dropout": dropout}
+    if has_slow_gradient(q, k, v):
+        dtype = torch.get_autocast_dtype("cpu") if is_autocast_enabled(q) else q.dtype
+        with autocast_disabled(q):
+            q, k, v = (x.to(dtype).float() for x in (q, k, v))
+            return attend(q, k, v, bias=bias, **options).to(dtype)
     mask = visible.mask
     padding_only = mask.key_mask is not None and mask.segment_ids is None and not visible.pattern
     # In a type of a small range the channel of `attend_padded` would not lower scores enough.
     wide = torch.finfo(q.dtype).max > 1e30
     if bias is not None and len(bias) == 1 and padding_only and wide:
-        return attend_padded(q, k, v, visible=visible, bias=bias, scale=scale, dropout=dropout)
+        return attend_padded(q, k, v, bias=bias, **options)
     # A plain triangle is left to the kernel, which then skips the half that is not visible. A mask
     # beside `is_causal` is combined by some kernels and refused by others.
     triangle = visible.is_causal_square and bias is None
@@ -59,6 +69,18 @@ def attend(
             enable_gqa=k.shape[1] != q.shape[1],
         )
     return out if out.shape[-1] == value_dim else out[..., :value_dim]
+
+
+def has_slow_gradient(q: Tensor, k: Tensor, v: Tensor) -> bool:
+    """Return whether a CPU's kernel has gradients to compute in half precision for a short length.
+
+    Its backward pass then takes several times as long as in float32, whatever the length is; its
+    forward pass takes as long.
+    """
+    if q.device.type != "cpu" or max(q.shape[2], k.shape[2]) > LONGEST_WITH_SLOW_GRADIENT:
+        return False
+    is_half = is_autocast_enabled(q) or torch.finfo(q.dtype).bits == 16
+    return is_half and torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v))
 
 
 def attend_padded(

@@ -17,6 +17,7 @@ from attention_zoo.custom_gradients import rms_norm
 from attention_zoo.errors import UserError, check_dropout, check_positive, short_repr
 from attention_zoo.masks import Mask, TokenSpan
 from attention_zoo.models.activations import ACTIVATIONS, GATED_ACTIVATIONS, Activation
+from attention_zoo.models.dropout import Dropout
 from attention_zoo.zoo import Role
 
 AttentionFactory = Callable[..., Attention]
@@ -142,7 +143,7 @@ class Sublayer(nn.Module):
         self.norm = options.create_norm()
         if self.norm_order == "sandwich":
             self.output_norm: nn.Module = options.create_norm()
-        self.dropout = nn.Dropout(options.dropout)
+        self.dropout = Dropout(options.dropout)
 
     def residual(self, x: Tensor, f: Callable[[Tensor], Tensor]) -> Tensor:
         """Apply f with norm, dropout and residual connection."""

@@ -21,6 +21,7 @@ from attention_zoo.models.blocks import (
     FeedForward,
     check_factory,
 )
+from attention_zoo.models.dropout import Dropout
 from attention_zoo.position.base import PositionalEncoding
 from attention_zoo.zoo import BEFORE_ATTENTION, PositionCard, Role, join_names
 
@@ -192,7 +193,7 @@ class Stack(nn.Module):
         for encoding in of_some:
             refuse_before_some(encoding.card)
         self.layer_positions = nn.ModuleList(of_some)
-        self.dropout = nn.Dropout(options.dropout)
+        self.dropout = Dropout(options.dropout)
         self.norm = options.create_final_norm()
         # The longest sequence that encodings and attention can take, if there is a limit.
         parts = [x for x in self.modules() if isinstance(x, Attention | PositionalEncoding)]
