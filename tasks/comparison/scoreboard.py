@@ -20,7 +20,7 @@ from attention_zoo.tasks.analysis.report.power import t_quantile
 from attention_zoo.tasks.analysis.report.runs import Run
 from attention_zoo.tasks.analysis.report.significance import run_tests, variance_of_mean
 from attention_zoo.tasks.comparison.candidate import Candidate
-from attention_zoo.tasks.comparison.published import compare_with_published
+from attention_zoo.tasks.comparison.published import compare_with_published, read_published
 from attention_zoo.tasks.comparison.rate_charts import draw_rates
 from attention_zoo.tasks.comparison.rates import TUNING_VARIANCE
 from attention_zoo.tasks.comparison.settings import Setting, Trials
@@ -151,7 +151,10 @@ def read_trials(entries: Mapping[str, Entry]) -> list[Trials]:
 
 
 def compare_entries(benchmark: str, entries: Mapping[str, Entry]) -> Comparison:
-    """Return the comparison of the candidates on a benchmark, the best first, with its tests."""
+    """Return the comparison of the candidates on a benchmark, the best first, with its tests.
+
+    The measure is the one that others report on it, if that is known.
+    """
     every = [results for entry in entries.values() for results in entry.results]
     # Sentences are not kept, so scores are compared over seeds.
     measures = [x for x in QUALITY if x.test is not None and all(x.key in each for each in every)]
@@ -160,6 +163,8 @@ def compare_entries(benchmark: str, entries: Mapping[str, Entry]) -> Comparison:
             f"the results of benchmark {benchmark} have no measure in common: "
             f"{', '.join(entries)}; give another benchmark=NAME, or remove those of other data."
         )
+    published = read_published(benchmark) or {}
+    measures.sort(key=lambda x: x.key != published.get("measure"))
     rows = []
     for name, entry in entries.items():
         runs = [Run(Path(name), {}, results, (), "trained", "", None) for results in entry.results]

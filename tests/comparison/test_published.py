@@ -72,3 +72,15 @@ def test_every_file_is_set_beside_ours(benchmark):
 
 def test_a_benchmark_may_have_no_published_results():
     assert compare_with_published("nothing", compared(a=(1.0, 1.0))) is None
+
+
+def test_a_scoreboard_has_the_measure_that_others_report():
+    results = {"test/exact_match": 0.02, "test/accuracy": 0.4}
+    entry = {
+        name: Entry([results, {x: y + 0.01 for x, y in results.items()}], {"is_tuned": True})
+        for name in ("a", "b")
+    }
+    entry["b"].results[0]["test/exact_match"] = 0.03
+    entry["b"].results[0]["test/accuracy"] = 0.5
+    assert compare_entries("mad_recall", entry).primary_metric.key == "test/accuracy"
+    assert compare_entries("copy", entry).primary_metric.key == "test/exact_match"

@@ -75,6 +75,33 @@ def test_values_of_another_width(widths: tuple[int, int], causal: bool) -> None:
         assert_same(ours, expected)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("autocast", [False, True])
+@pytest.mark.parametrize("length, is_wide", [(20, True), (300, False)])
+def test_a_cpu_differentiates_short_attention_in_float32(
+    dtype: torch.dtype, autocast: bool, length: int, is_wide: bool
+) -> None:
+    """In half precision the kernel's backward pass takes several times as long."""
+    inputs = [torch.randn(2, 3, length, 16, dtype=torch.float32).to(dtype) for _ in range(3)]
+    wide = [x.float().requires_grad_() for x in inputs]
+    given = [(x.float() if autocast else x.clone()).requires_grad_() for x in inputs]
+    visible = Visibility(mask=Mask(causal=True), rows=range(length), columns=range(length))
+    with torch.autocast("cpu", dtype=dtype, enabled=autocast):
+        out = sdpa.attend(*given, visible=visible, scale=0.25)
+    assert out.dtype == dtype
+    expected = sdpa.attend(*wide, visible=visible, scale=0.25)
+    of_out = torch.randn(out.shape, dtype=torch.float32).to(dtype)
+    gradients = torch.autograd.grad(out, given, of_out)
+    of_wide = torch.autograd.grad(expected, wide, of_out.float())
+    same = [
+        torch.equal(x.to(dtype), y.to(dtype))
+        for x, y in zip((out, *gradients), (expected, *of_wide), strict=True)
+    ]
+    assert all(same) == is_wide
+    with torch.no_grad():  # Without a gradient, half precision is as fast, and takes less memory.
+        assert torch.equal(sdpa.attend(*inputs, visible=visible, scale=0.25), out) != is_wide
+
+
 def test_a_backend_that_cannot_serve_is_refused() -> None:
     with pytest.raises(Unsupported, match=r"backend 'sdpa'.* Choices: auto, blocks, flex"):
         build("strided_sparse", stride=3, backend="sdpa")
