@@ -7,6 +7,7 @@
 
 from importlib import import_module
 from importlib.metadata import version
+from typing import TYPE_CHECKING
 
 from attention_zoo.errors import BadInput, Unsupported, UserError
 from attention_zoo.zoo import (
@@ -17,6 +18,14 @@ from attention_zoo.zoo import (
     PositionCard,
     unknown_name_message,
 )
+
+# These need torch, whose import takes over a second; light commands do without it.
+if TYPE_CHECKING:
+    from attention_zoo.factory import create_attention, create_position
+    from attention_zoo.lookup import soft_lookup
+    from attention_zoo.masks import Mask
+
+    __version__: str
 
 __all__ = [
     "ATTENTION",
@@ -63,8 +72,11 @@ def card(name: str) -> Card:
 def __getattr__(name: str) -> object:
     if name == "__version__":
         return version("attention-zoo")
-    # These need torch, whose import takes over a second; light commands do without it.
     if name in __all__:
         module = {"Mask": "masks", "soft_lookup": "lookup"}.get(name, "factory")
         return getattr(import_module(f"{__name__}.{module}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__, "__version__"})
