@@ -56,8 +56,10 @@ def list_position() -> list[str]:
     return list(POSITION)
 
 
-def card(name: str) -> Card:
+def card(name: str) -> AttentionCard | PositionCard:
     """Return the card of an attention mechanism or a positional encoding.
+
+    `ATTENTION.card` and `POSITION.card` return those of one kind.
 
     Raises:
         Unsupported: an unknown name.

@@ -117,3 +117,17 @@ def test_the_wheel_installs_the_command(elsewhere: Path, tmp_path: Path) -> None
 def test_the_wheel_lists_without_torch(elsewhere: Path, tmp_path: Path) -> None:
     (tmp_path / "torch.py").write_text("raise RuntimeError('torch was imported')\n")
     assert "multi_head" in run(elsewhere, "-m", "attention_zoo", "list", cwd=tmp_path)
+
+
+@pytest.mark.parametrize(
+    "checker",
+    [
+        ["mypy", "--strict", "--python-executable"],
+        ["basedpyright", "--level", "error", "--pythonpath"],
+    ],
+    ids=lambda checker: checker[0],
+)
+def test_type_checkers_see_the_library(checker: list[str], elsewhere: Path, tmp_path: Path) -> None:
+    shutil.copy(Path(__file__).with_name("typed_user.py"), tmp_path)
+    program, *options = checker
+    run(Path(sys.executable).with_name(program), *options, elsewhere, "typed_user.py", cwd=tmp_path)
