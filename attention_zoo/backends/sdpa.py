@@ -79,7 +79,9 @@ def has_slow_gradient(q: Tensor, k: Tensor, v: Tensor) -> bool:
     """
     if q.device.type != "cpu" or max(q.shape[2], k.shape[2]) > LONGEST_WITH_SLOW_GRADIENT:
         return False
-    is_half = is_autocast_enabled(q) or torch.finfo(q.dtype).bits == 16
+    # Autocast leaves float64 alone.
+    is_cast = q.dtype == torch.float32 and is_autocast_enabled(q)
+    is_half = is_cast or torch.finfo(q.dtype).bits == 16
     return is_half and torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v))
 
 

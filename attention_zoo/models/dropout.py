@@ -20,8 +20,8 @@ class Dropout(nn.Dropout):
         kept = round((1.0 - self.p) * VALUES)
         # With a p near 0 or 1, to round it would change it too much. Subclasses of tensors draw
         # random numbers of their own.
-        has_own = self.training and 0.01 <= self.p <= 0.99 and type(x) is Tensor
-        if not (has_own and is_eager_cpu(x)):
+        has_own = 0.01 <= self.p <= 0.99 and type(x) is Tensor and not self.inplace
+        if not (has_own and self.training and is_eager_cpu(x)):
             return super().forward(x)
         quarters = torch.empty((x.numel() + 3) // 4, dtype=torch.int64)
         numbers = quarters.random_(-(2**63), None).view(torch.int16)[: x.numel()].view(x.shape)

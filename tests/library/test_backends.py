@@ -102,6 +102,14 @@ def test_a_cpu_differentiates_short_attention_in_float32(
         assert torch.equal(sdpa.attend(*inputs, visible=visible, scale=0.25), out) != is_wide
 
 
+def test_autocast_leaves_double_precision_alone() -> None:
+    q, k, v = (torch.randn(2, 3, 5, 4, dtype=torch.float64, requires_grad=True) for _ in range(3))
+    visible = Visibility(mask=Mask(causal=True), rows=range(5), columns=range(5))
+    with torch.autocast("cpu"):
+        out = sdpa.attend(q, k, v, visible=visible, scale=0.5)
+    assert_same(out, sdpa.attend(q, k, v, visible=visible, scale=0.5))
+
+
 def test_a_backend_that_cannot_serve_is_refused() -> None:
     with pytest.raises(Unsupported, match=r"backend 'sdpa'.* Choices: auto, blocks, flex"):
         build("strided_sparse", stride=3, backend="sdpa")

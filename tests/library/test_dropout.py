@@ -60,6 +60,12 @@ def test_probabilities_near_0_and_1_are_those_of_pytorch(probability):
     assert torch.equal(out, nn.Dropout(probability)(x))
 
 
+def test_in_place_is_in_place():
+    x = torch.randn(64, 64)
+    assert Dropout(0.5, inplace=True)(x) is x
+    assert (x == 0).any()
+
+
 def test_evaluation_drops_nothing():
     x = torch.randn(4, 4)
     assert torch.equal(Dropout(0.5).eval()(x), x)
